@@ -1,0 +1,40 @@
+"""Errors, split by whose fault they are.
+
+A peer's bytes never raise: the protocol answers them with a `DropReason`. Everything else raises one of these, and its
+text names the value, what was expected and the remedy.
+"""
+
+from collections.abc import Sequence
+
+
+class OxidizeError(Exception):
+    """The base of every error that this project raises on purpose."""
+
+
+class DecodeError(OxidizeError):
+    """Bytes from outside do not have the form that their specification gives them."""
+
+
+class StateError(OxidizeError):
+    """This process broke a rule of its own: a bug, or a limit of ours that was reached."""
+
+
+class SnapshotError(OxidizeError):
+    """A predecessor's state cannot be read; the text says which part and why."""
+
+
+class ConfigError(OxidizeError):
+    """The operator's configuration cannot be used; `problems` has one complete line for each mistake."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class TakeoverError(OxidizeError):
+    """A takeover ended without a change of owner; `phase` is the step that it reached."""
+
+    def __init__(self, phase: str, reason: str) -> None:
+        super().__init__(f"{phase}: {reason}")
+        self.phase = phase
+        self.reason = reason

@@ -1,0 +1,56 @@
+"""Constants of the WireGuard protocol, apart from our own limits.
+
+Source: J. A. Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel" (the paper), sections 5 and 6.
+All times are seconds, all sizes bytes.
+"""
+
+# --- Section 5.4: labels of the Noise construction ---
+CONSTRUCTION = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
+IDENTIFIER = b"WireGuard v1 zx2c4 Jason@zx2c4.com"
+LABEL_MAC1 = b"mac1----"
+LABEL_COOKIE = b"cookie--"
+
+# --- Section 5.4: message types and sizes ---
+TYPE_INITIATION = 1
+TYPE_RESPONSE = 2
+TYPE_COOKIE_REPLY = 3
+TYPE_DATA = 4
+
+KEY_SIZE = 32
+HASH_SIZE = 32
+TAG_SIZE = 16
+MAC_SIZE = 16
+COOKIE_SIZE = 16
+COOKIE_NONCE_SIZE = 24
+TIMESTAMP_SIZE = 12  # TAI64N
+
+INITIATION_SIZE = 148
+RESPONSE_SIZE = 92
+COOKIE_REPLY_SIZE = 64
+DATA_HEADER_SIZE = 16
+DATA_OVERHEAD = DATA_HEADER_SIZE + TAG_SIZE  # a keepalive is exactly this long
+PADDING_MULTIPLE = 16
+
+# --- Section 6.1: timers and counters ---
+REKEY_AFTER_MESSAGES = 1 << 60
+REJECT_AFTER_MESSAGES = (1 << 64) - (1 << 13) - 1
+REKEY_AFTER_TIME = 120.0
+REJECT_AFTER_TIME = 180.0
+REKEY_ATTEMPT_TIME = 90.0
+REKEY_TIMEOUT = 5.0
+KEEPALIVE_TIMEOUT = 10.0
+
+# --- Section 5.4.7: cookies ---
+COOKIE_SECRET_MAX_AGE = 120.0  # "every two minutes"
+COOKIE_MAX_AGE = 120.0
+
+# --- From the reference implementations, where the paper gives no number ---
+REKEY_TIMEOUT_JITTER_MAX = 0.334  # added to every retry, uniformly
+INITIATION_INTERVAL_MIN = 0.02  # initiations of one peer closer than this are ignored
+ZERO_KEYS_AFTER_TIME = REJECT_AFTER_TIME * 3  # section 6.3: forget all ephemeral keys
+STAGED_PACKETS_MAX = 128  # packets kept for one peer while it has no session; the oldest goes first
+
+# --- Our own limits ---
+BATCH_PACKETS_MAX = 64  # packets read before they are written: what a crash may lose
+PEERS_MAX = 20_000
+INNER_MTU_MAX = 65_535 - 80  # an inner packet that still fits an outer IPv6 datagram

@@ -1,0 +1,143 @@
+"""The layout of the device's counters: 64-bit words in one sequence.
+
+In life the sequence is the arena, a shared mapping that outlives the process; in tests it is an array. The live objects
+read and write the words directly, so at every instant at which the process may die the counters are right. Words are
+named by their number and another release reads them: numbers are only ever added, never moved or used again.
+
+The first `TOTALS_SLOTS` slots hold the totals; every other slot belongs to one peer or to one keypair.
+"""
+
+from collections.abc import MutableSequence
+from enum import IntEnum, unique
+from typing import Protocol
+
+from oxidize.errors import StateError
+
+Words = MutableSequence[int] | memoryview
+SLOT_WORDS = 64
+TOTALS_SLOTS = 4
+TOTALS_WORDS = SLOT_WORDS * TOTALS_SLOTS
+
+# --- A keypair's slot ---
+SEND_COUNTER = 0  # the next counter to seal with; bumped before sealing
+RECEIVE_NEXT = 1  # one more than the highest counter received; 0 before the first
+REPLAY_BITMAP = 2
+REPLAY_WORDS = SLOT_WORDS - REPLAY_BITMAP
+
+# --- A peer's slot; times are nanoseconds of the device's monotonic clock, 0 for never ---
+RECEIVED_BYTES = 0  # outer bytes of authenticated messages, as `wg show transfer` counts
+SENT_BYTES = 1
+RECEIVED_PACKETS = 2  # inner packets
+SENT_PACKETS = 3
+LAST_RECEIVED_NS = 4  # any authenticated message
+LAST_DATA_RECEIVED_NS = 5  # an authenticated message with a packet in it
+LAST_SENT_NS = 6  # any authenticated message
+FIRST_UNANSWERED_NS = 7  # the first packet sent since the last authenticated message came
+
+
+@unique
+class Total(IntEnum):
+    """Totals of the whole device, by their word; they run on across generations."""
+
+    RECEIVED_DATAGRAMS = 0
+    RECEIVED_BYTES = 1  # UDP payload
+    SENT_DATAGRAMS = 2
+    SENT_BYTES = 3
+    RECEIVED_PACKETS = 4  # inner packets delivered
+    SENT_PACKETS = 5  # inner packets sealed
+    RECEIVED_PACKET_BYTES = 6
+    SENT_PACKET_BYTES = 7
+    RECEIVED_KEEPALIVES = 8
+    SENT_KEEPALIVES = 9
+    INITIATIONS_SENT = 10
+    INITIATIONS_RECEIVED = 11  # authenticated ones
+    HANDSHAKES_INITIATOR = 12  # completed, by our role
+    HANDSHAKES_RESPONDER = 13
+    COOKIE_REPLIES_SENT = 14
+    COOKIE_REPLIES_RECEIVED = 15
+    ENDPOINT_MOVES = 16
+    # The shell's own, kept here because they run on as well.
+    TAKEOVERS_SUCCEEDED = 32
+    TAKEOVERS_FAILED = 33
+    RESTORES_AFTER_CRASH = 34
+    BLACKOUT_NS_LAST = 35
+    BLACKOUT_NS_SUM = 36
+    BLACKOUT_NS_MAX = 37
+    SESSIONS_RESTORED = 38
+    SESSIONS_REFUSED = 39
+
+
+DROPS_WORD = 128  # DropReason r is counted in word DROPS_WORD + r
+
+
+@unique
+class DropReason(IntEnum):
+    """Why a datagram or a packet went no further."""
+
+    MALFORMED = 0  # no message of the protocol has this type or length
+    MAC1_INVALID = 1
+    COOKIE_REQUIRED = 2  # under load without a valid mac2: a cookie reply was sent instead
+    RATE_LIMITED = 3  # under load, and this address sends too many handshakes
+    UNKNOWN_INDEX = 4  # no session or handshake of ours has this index
+    AUTHENTICATION_FAILED = 5
+    REPLAYED_COUNTER = 6  # seen before, or too old for the window
+    REPLAYED_TIMESTAMP = 7  # an initiation not newer than the last one
+    INITIATION_FLOOD = 8  # closer to the last one than INITIATION_INTERVAL_MIN
+    UNKNOWN_PEER = 9  # a static key that is not configured
+    KEYPAIR_EXPIRED = 10  # past REJECT_AFTER_TIME or REJECT_AFTER_MESSAGES
+    SOURCE_NOT_ALLOWED = 11  # the inner source is not among the peer's allowed IPs
+    INNER_MALFORMED = 12  # what was inside is no IP packet
+    DRAINING = 13  # no new handshakes while draining
+    NO_ROUTE = 14  # outgoing: no peer has this address among its allowed IPs
+    NO_ENDPOINT = 15  # outgoing: nobody knows yet where this peer is
+    STAGED_OVERFLOW = 16  # outgoing: more than STAGED_PACKETS_MAX waited for a session
+    HANDSHAKE_TIMED_OUT = 17  # outgoing: no session after REKEY_ATTEMPT_TIME
+    # The shell's own.
+    SEND_FAILED = 32  # the kernel refused an outer datagram
+    NETWORK_WRITE_FAILED = 33  # the kernel refused an inner packet
+    ROUTE_UNSUPPORTED = 34  # userspace network: nothing there answers this packet
+    TRUNCATED = 35  # a datagram longer than the receive buffer
+
+
+class Slots(Protocol):
+    """The store of words: allocates slots of SLOT_WORDS words, named by the index of their first word."""
+
+    words: Words
+
+    def allocate(self) -> int:
+        """Return a free slot, all its words zero; raises StateError when none is left."""
+
+    def claim(self, slot: int) -> None:
+        """Mark a slot that a predecessor allocated as used, its words as they are; idempotent."""
+
+    def release(self, slot: int) -> None:
+        """Zero a slot and make it free; the record that named it must have been retired before."""
+
+
+class ArraySlots:
+    """Slots in a plain array: for clients without a successor, and for tests."""
+
+    def __init__(self, slot_count: int = 64) -> None:
+        self.words: Words = memoryview(
+            bytearray(8 * SLOT_WORDS * (TOTALS_SLOTS + slot_count))
+        ).cast("Q")
+        self._free = [SLOT_WORDS * (TOTALS_SLOTS + i) for i in reversed(range(slot_count))]
+
+    def allocate(self) -> int:
+        """Return a free slot, all its words zero; raises StateError when none is left."""
+        if not self._free:
+            raise StateError(
+                f"all slots are in use; expected at most {len(self.words) // SLOT_WORDS - TOTALS_SLOTS}"
+            )
+        return self._free.pop()
+
+    def claim(self, slot: int) -> None:
+        """Mark a slot as used; idempotent."""
+        if slot in self._free:
+            self._free.remove(slot)
+
+    def release(self, slot: int) -> None:
+        """Zero a slot and make it free."""
+        for word in range(slot, slot + SLOT_WORDS):
+            self.words[word] = 0
+        self._free.append(slot)
