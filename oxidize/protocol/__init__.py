@@ -1,0 +1,1 @@
+"""The WireGuard protocol, pure: bytes, time and randomness go in, results come out."""

@@ -33,10 +33,6 @@ class PeerSeen:
     peer: bytes
     slot: int
 
-    @property
-    def key(self) -> tuple[str, bytes]:
-        return ("peer", self.peer)
-
 
 @dataclass(frozen=True, slots=True)
 class PeerKeypairs:
@@ -48,10 +44,6 @@ class PeerKeypairs:
     next: KeypairState | None
     last_handshake_unix: float
 
-    @property
-    def key(self) -> tuple[str, bytes]:
-        return ("keypairs", self.peer)
-
 
 @dataclass(frozen=True, slots=True)
 class PeerEndpoint:
@@ -59,10 +51,6 @@ class PeerEndpoint:
 
     peer: bytes
     endpoint: Endpoint
-
-    @property
-    def key(self) -> tuple[str, bytes]:
-        return ("endpoint", self.peer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +60,6 @@ class PeerTimestamp:
     peer: bytes
     timestamp: bytes
     received_at: float
-
-    @property
-    def key(self) -> tuple[str, bytes]:
-        return ("timestamp", self.peer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +80,6 @@ class PeerHandshake:
     sent_at: float
     retry_at: float
 
-    @property
-    def key(self) -> tuple[str, bytes]:
-        return ("handshake", self.peer)
-
 
 @dataclass(frozen=True, slots=True)
 class PeerCookie:
@@ -109,10 +89,6 @@ class PeerCookie:
     cookie: bytes = field(repr=False)
     received_at: float
 
-    @property
-    def key(self) -> tuple[str, bytes]:
-        return ("cookie", self.peer)
-
 
 @dataclass(frozen=True, slots=True)
 class PeerStaged:
@@ -121,20 +97,12 @@ class PeerStaged:
     peer: bytes
     packets: tuple[bytes, ...] = field(repr=False)
 
-    @property
-    def key(self) -> tuple[str, bytes]:
-        return ("staged", self.peer)
-
 
 @dataclass(frozen=True, slots=True)
 class PeerRemoved:
     """A peer left the configuration: everything known of it is dead."""
 
     peer: bytes
-
-    @property
-    def key(self) -> tuple[str, bytes]:
-        return ("removed", self.peer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +111,6 @@ class CookieSecret:
 
     secret: bytes = field(repr=False)
     created_at: float
-
-    @property
-    def key(self) -> tuple[str, bytes]:
-        return ("cookie_secret", b"")
 
 
 Change = (
@@ -160,3 +124,20 @@ Change = (
     | PeerRemoved
     | CookieSecret
 )
+
+_KINDS: dict[type, str] = {
+    PeerSeen: "peer",
+    PeerKeypairs: "keypairs",
+    PeerEndpoint: "endpoint",
+    PeerTimestamp: "timestamp",
+    PeerHandshake: "handshake",
+    PeerCookie: "cookie",
+    PeerStaged: "staged",
+    PeerRemoved: "removed",
+    CookieSecret: "cookie_secret",
+}
+
+
+def change_key(change: Change) -> tuple[str, bytes]:
+    """Return what the change sets: its kind, and the public key of the peer or nothing."""
+    return _KINDS[type(change)], getattr(change, "peer", b"")

@@ -118,17 +118,13 @@ class ArraySlots:
     """Slots in a plain array: for clients without a successor, and for tests."""
 
     def __init__(self, slot_count: int = 64) -> None:
-        self.words: Words = memoryview(
-            bytearray(8 * SLOT_WORDS * (TOTALS_SLOTS + slot_count))
-        ).cast("Q")
+        self.words: Words = memoryview(bytearray(8 * SLOT_WORDS * (TOTALS_SLOTS + slot_count))).cast("Q")
         self._free = [SLOT_WORDS * (TOTALS_SLOTS + i) for i in reversed(range(slot_count))]
 
     def allocate(self) -> int:
         """Return a free slot, all its words zero; raises StateError when none is left."""
         if not self._free:
-            raise StateError(
-                f"all slots are in use; expected at most {len(self.words) // SLOT_WORDS - TOTALS_SLOTS}"
-            )
+            raise StateError(f"all slots are in use; expected at most {len(self.words) // SLOT_WORDS - TOTALS_SLOTS}")
         return self._free.pop()
 
     def claim(self, slot: int) -> None:

@@ -1,0 +1,1 @@
+"""The shell: sockets, devices, the loop and the two daemons."""

@@ -1,0 +1,1 @@
+"""Session state that outlives its process: the journal and the counter arena."""
