@@ -7,13 +7,13 @@ named by their number and another release reads them: numbers are only ever adde
 The first `TOTALS_SLOTS` slots hold the totals; every other slot belongs to one peer or to one keypair.
 """
 
-from collections.abc import MutableSequence
 from enum import IntEnum, unique
 from typing import Protocol
 
 from oxidize.errors import StateError
 
-Words = MutableSequence[int] | memoryview
+Words = memoryview  # of format "Q"
+
 SLOT_WORDS = 64
 TOTALS_SLOTS = 4
 TOTALS_WORDS = SLOT_WORDS * TOTALS_SLOTS
@@ -99,19 +99,26 @@ class DropReason(IntEnum):
     TRUNCATED = 35  # a datagram longer than the receive buffer
 
 
+_ZERO_SLOT = memoryview(bytes(8 * SLOT_WORDS)).cast("Q")
+
+
 class Slots(Protocol):
     """The store of words: allocates slots of SLOT_WORDS words, named by the index of their first word."""
 
     words: Words
 
     def allocate(self) -> int:
-        """Return a free slot, all its words zero; raises StateError when none is left."""
+        """Return a free slot, zeroed by this call; raises StateError when none is left."""
 
     def claim(self, slot: int) -> None:
         """Mark a slot that a predecessor allocated as used, its words as they are; idempotent."""
 
     def release(self, slot: int) -> None:
-        """Zero a slot and make it free; the record that named it must have been retired before."""
+        """Make a slot free, its words as they are; idempotent.
+
+        The record that named it must have been retired before. Releasing does not zero: a thawing predecessor releases
+        slots that its successor may have given to another keypair, whose counter must stand.
+        """
 
 
 class ArraySlots:
@@ -122,10 +129,12 @@ class ArraySlots:
         self._free = [SLOT_WORDS * (TOTALS_SLOTS + i) for i in reversed(range(slot_count))]
 
     def allocate(self) -> int:
-        """Return a free slot, all its words zero; raises StateError when none is left."""
+        """Return a free slot, zeroed by this call; raises StateError when none is left."""
         if not self._free:
             raise StateError(f"all slots are in use; expected at most {len(self.words) // SLOT_WORDS - TOTALS_SLOTS}")
-        return self._free.pop()
+        slot = self._free.pop()
+        self.words[slot : slot + SLOT_WORDS] = _ZERO_SLOT
+        return slot
 
     def claim(self, slot: int) -> None:
         """Mark a slot as used; idempotent."""
@@ -133,7 +142,6 @@ class ArraySlots:
             self._free.remove(slot)
 
     def release(self, slot: int) -> None:
-        """Zero a slot and make it free."""
-        for word in range(slot, slot + SLOT_WORDS):
-            self.words[word] = 0
-        self._free.append(slot)
+        """Make a slot free; idempotent."""
+        if slot not in self._free:
+            self._free.append(slot)
