@@ -1,0 +1,58 @@
+"""What every test may count on: a skip says what it lacked, and where CI runs as root a skip is a failure.
+
+Markers: `root` (namespaces and TUN), `needs("wg", ...)` (programs that must be installed), `handoff` (a process is
+replaced under traffic: `make test-handoff`).
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+TUN = Path("/dev/net/tun")
+
+# A shared machine stalls for longer than any deadline on one example; how long the whole takes is seen in `make check`.
+settings.register_profile("oxidize", deadline=None, print_blob=True)
+settings.load_profile("oxidize")
+
+
+def _lacking(item: pytest.Item) -> str | None:
+    """What this machine or user lacks to run `item`, in words for the report; None where it lacks nothing."""
+    if item.get_closest_marker("root"):
+        if os.geteuid() != 0:
+            return "lacks root: network namespaces and TUN need it"
+        if not TUN.exists():
+            return f"lacks {TUN}: load the kernel's tun module"
+    programs = {name for marker in item.iter_markers("needs") for name in marker.args}
+    missing = sorted(name for name in programs if shutil.which(name) is None)
+    if missing:
+        return f"lacks the programs {', '.join(missing)}: `make test` installs them"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        reason = _lacking(item)
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _forbidden_skips(config: pytest.Config) -> int:
+    """How many tests were skipped although nothing may be: CI as root has everything that a test can ask for."""
+    if not os.environ.get("CI") or os.geteuid() != 0:
+        return 0
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return len(reporter.stats.get("skipped", [])) if reporter is not None else 0
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.exitstatus == pytest.ExitCode.OK and _forbidden_skips(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    skipped = _forbidden_skips(config)
+    if skipped:
+        terminalreporter.write_line(f"FAILED: {skipped} skipped; CI as root skips nothing (reasons below)", red=True)
