@@ -1,0 +1,135 @@
+"""Cryptokey routing: which peer an inner address belongs to.
+
+The rule (paper, section 2): an outgoing packet goes to the peer whose allowed IPs hold its destination by the longest
+prefix; an incoming one is accepted only when its source leads to the peer that sent it. The IP headers that decide this
+are those of RFC 791 and RFC 8200; bytes that are no IP packet lead nowhere.
+"""
+
+from collections.abc import Iterator
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Final, Generic, TypeVar
+
+Buffer = bytes | bytearray | memoryview
+Network = IPv4Network | IPv6Network
+
+T = TypeVar("T")
+
+IPV4_HEADER_SIZE = 20  # without options
+IPV6_HEADER_SIZE = 40  # without extension headers
+
+# Addresses whose answer is remembered, both families together. A peer with a wide allowed range chooses the addresses
+# that are looked up, so the memory is bounded; when it is full it is emptied, and the tables answer again.
+CACHED_ADDRESSES_MAX = 4096
+
+
+class AllowedIPs(Generic[T]):
+    """A table of networks with a value each, asked by address for the longest prefix that holds it.
+
+    One dict for each prefix length in use, tried from the longest to the shortest.
+    """
+
+    def __init__(self) -> None:
+        # For each family, by the number of address bits that a prefix leaves open: the values by prefix. The fewer open
+        # bits, the longer the prefix.
+        self._ipv4: dict[int, dict[int, T]] = {}
+        self._ipv6: dict[int, dict[int, T]] = {}
+        self._cache: dict[bytes, T | None] = {}
+
+    def insert(self, network: Network, value: T) -> None:
+        """Give `network` this value; a value that exactly this network had is replaced."""
+        tables = self._ipv4 if network.version == 4 else self._ipv6
+        open_bits = network.max_prefixlen - network.prefixlen
+        if open_bits not in tables:
+            tables[open_bits] = {}
+            for key in sorted(tables):  # lookups rely on the order of insertion
+                tables[key] = tables.pop(key)
+        tables[open_bits][int(network.network_address) >> open_bits] = value
+        self._cache.clear()
+
+    def remove_value(self, value: T) -> None:
+        """Remove every network whose value equals this one."""
+        for tables in (self._ipv4, self._ipv6):
+            for open_bits, table in list(tables.items()):
+                kept = {prefix: held for prefix, held in table.items() if held != value}
+                if kept:
+                    tables[open_bits] = kept
+                else:
+                    del tables[open_bits]
+        self._cache.clear()
+
+    def items(self) -> Iterator[tuple[Network, T]]:
+        """Iterate over networks and their values: IPv4 first, longer prefixes before shorter ones."""
+        for tables, address_size in ((self._ipv4, 4), (self._ipv6, 16)):
+            for open_bits, table in tables.items():
+                for prefix, value in table.items():
+                    address = (prefix << open_bits).to_bytes(address_size, "big")
+                    yield ip_network((address, 8 * address_size - open_bits)), value
+
+    def lookup(self, address: bytes) -> T | None:
+        """Return the value of the longest prefix that holds `address`, 4 or 16 bytes; None when none does."""
+        found = self._cache.get(address, _NOT_CACHED)
+        return self._search(address) if isinstance(found, _NotCached) else found
+
+    def lookup_packet_destination(self, packet: Buffer) -> T | None:
+        """Return the value of an IP packet's destination; None when it has none, or the packet has no IP header.
+
+        Only the addresses are read: `inner_length` judges the rest of the header.
+        """
+        version = packet[0] >> 4 if packet else 0
+        if version == 4:
+            return self.lookup(bytes(packet[16:20])) if len(packet) >= IPV4_HEADER_SIZE else None
+        if version == 6:
+            return self.lookup(bytes(packet[24:40])) if len(packet) >= IPV6_HEADER_SIZE else None
+        return None
+
+    def lookup_packet_source(self, packet: Buffer) -> T | None:
+        """Return the value of an IP packet's source; None when it has none, or the packet has no IP header.
+
+        Only the addresses are read: `inner_length` judges the rest of the header.
+        """
+        version = packet[0] >> 4 if packet else 0
+        if version == 4:
+            return self.lookup(bytes(packet[12:16])) if len(packet) >= IPV4_HEADER_SIZE else None
+        if version == 6:
+            return self.lookup(bytes(packet[8:24])) if len(packet) >= IPV6_HEADER_SIZE else None
+        return None
+
+    def _search(self, address: bytes) -> T | None:
+        tables = self._ipv4 if len(address) == 4 else self._ipv6 if len(address) == 16 else {}
+        number = int.from_bytes(address, "big")
+        found: T | None = None
+        for open_bits, table in tables.items():
+            prefix = number >> open_bits
+            if prefix in table:
+                found = table[prefix]
+                break
+        if len(self._cache) >= CACHED_ADDRESSES_MAX:
+            self._cache.clear()
+        self._cache[address] = found
+        return found
+
+
+class _NotCached:
+    """The type of the mark for an address that was not asked for before: None is an answer."""
+
+
+_NOT_CACHED: Final = _NotCached()
+
+
+def inner_length(packet: Buffer) -> int:
+    """Return the length of an IP packet by its own header, in bytes; what follows is padding (paper, section 5.4.6).
+
+    0 when the bytes are no IP packet, or the header claims more than there is.
+    """
+    size = len(packet)
+    if size < IPV4_HEADER_SIZE:
+        return 0
+    version = packet[0] >> 4
+    if version == 4:
+        header_size = (packet[0] & 0x0F) * 4
+        length = packet[2] << 8 | packet[3]
+        return length if IPV4_HEADER_SIZE <= header_size <= length <= size else 0
+    if version == 6:
+        length = IPV6_HEADER_SIZE + (packet[4] << 8 | packet[5])
+        return length if length <= size else 0
+    return 0
