@@ -30,9 +30,9 @@ SENT_BYTES = 1
 RECEIVED_PACKETS = 2  # inner packets
 SENT_PACKETS = 3
 LAST_RECEIVED_NS = 4  # any authenticated message
-LAST_DATA_RECEIVED_NS = 5  # an authenticated message with a packet in it
+KEEPALIVE_OWED_NS = 5  # the first packet received since our last authenticated message; 0: none
 LAST_SENT_NS = 6  # any authenticated message
-FIRST_UNANSWERED_NS = 7  # the first packet sent since the last authenticated message came
+FIRST_UNANSWERED_NS = 7  # the first packet sent since the peer's last authenticated message; 0: none
 
 
 @unique

@@ -1,0 +1,359 @@
+"""The device: everything that speaks WireGuard, behind one façade.
+
+It is driven by exactly four calls - `receive_datagrams`, `send_packets`, `handle_timeout` when `next_deadline` has
+come, and `take_transmits` after each of them - and never reads a clock, a socket or a random source by itself. A peer's
+bytes never raise: what cannot be used is counted under a `DropReason`.
+
+Source: J. A. Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel", sections 2, 5 and 6.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from heapq import heappop, heappush
+from itertools import count
+from math import inf
+
+from oxidize.errors import StateError
+from oxidize.protocol import timers
+from oxidize.protocol.allowed_ips import AllowedIPs, inner_length
+from oxidize.protocol.changes import Change, CookieSecret, PeerRemoved, PeerStaged
+from oxidize.protocol.constants import (
+    BATCH_PACKETS_MAX,
+    DATA_OVERHEAD,
+    PEERS_MAX,
+    REKEY_ATTEMPT_TIME,
+    STAGED_PACKETS_MAX,
+    TYPE_DATA,
+)
+from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.handshake import LocalIdentity, RemoteIdentity
+from oxidize.protocol.handshaking import Handshaker
+from oxidize.protocol.keypair import Keypair
+from oxidize.protocol.load import UNDER_LOAD_HANDSHAKES_PER_SECOND, LoadMeter
+from oxidize.protocol.messages import message_type, read_data_header
+from oxidize.protocol.peer import Peer, PeerSettings
+from oxidize.protocol.restoring import RestoreReport, restore_change
+from oxidize.protocol.session_table import SessionTable, Transmit
+from oxidize.protocol.words import (
+    FIRST_UNANSWERED_NS,
+    KEEPALIVE_OWED_NS,
+    LAST_SENT_NS,
+    RECEIVED_BYTES,
+    RECEIVED_PACKETS,
+    SENT_PACKETS,
+    DropReason,
+    Slots,
+    Total,
+)
+
+_KEEPALIVE = b""
+
+
+class Device:
+    """One WireGuard interface with its peers.
+
+    private_key: 32 bytes. slots: the words of its counters. random_bytes: count -> bytes. unix_time: () -> seconds, for
+    timestamps. record: takes every change before its effect can be seen. mtu: of the tunnel, bytes; messages are not
+    padded beyond it. Raises StateError for more than PEERS_MAX peers.
+
+    `now` is everywhere a time in seconds of one monotonic clock that goes on across generations (CLOCK_BOOTTIME).
+    """
+
+    def __init__(
+        self,
+        private_key: bytes,
+        peers: Iterable[PeerSettings],
+        slots: Slots,
+        random_bytes: Callable[[int], bytes],
+        unix_time: Callable[[], float],
+        record: Callable[[Change], None],
+        *,
+        mtu: int = 1420,
+        under_load_handshakes: int = UNDER_LOAD_HANDSHAKES_PER_SECOND,
+    ) -> None:
+        self.identity = LocalIdentity(private_key)
+        self.mtu = mtu
+        self._table = SessionTable(slots, record, random_bytes)
+        self._words = self._table.words
+        load = LoadMeter(under_load_handshakes)
+        self._handshaker = Handshaker(self.identity, self._table, unix_time, self._on_session, self._schedule, load)
+        self._routes: AllowedIPs[Peer] = AllowedIPs()
+        self._due: list[tuple[float, int, Peer]] = []
+        self._order = count()
+        self._waiting: set[Peer] = set()  # peers with staged packets
+        self._strangers: set[bytes] = set()  # peers that a predecessor knew and we do not
+        for settings in peers:
+            self._add_peer(settings)
+
+    def _add_peer(self, settings: PeerSettings) -> None:
+        if len(self._table.peers) >= PEERS_MAX:
+            raise StateError(
+                f"peer {len(self._table.peers) + 1}: expected at most {PEERS_MAX} peers; use another server"
+            )
+        peer = Peer(settings, RemoteIdentity(self.identity, settings.public_key, settings.preshared_key))
+        self._table.peers[settings.public_key] = peer
+        for network in settings.allowed_ips:
+            self._routes.insert(network, peer)
+
+    # --- What the outside may look at ---
+
+    @property
+    def peers(self) -> dict[bytes, Peer]:
+        """The peers by public key; to be read, not changed."""
+        return self._table.peers
+
+    def live_sessions(self, now: float) -> int:
+        """Return the number of peers that have a keypair which is not expired."""
+        return sum(peer.has_session(now) for peer in self._table.peers.values())
+
+    @property
+    def accepting(self) -> bool:
+        """Whether new handshakes are answered; set it to False to drain."""
+        return self._handshaker.accepting
+
+    @accepting.setter
+    def accepting(self, value: bool) -> None:
+        self._handshaker.accepting = value
+
+    def take_transmits(self) -> list[Transmit]:
+        """Return the datagrams that are to leave now, in order, and forget them."""
+        transmits, self._table.transmits = self._table.transmits, []
+        return transmits
+
+    # --- From the network: outer datagrams in, inner packets out ---
+
+    def receive_datagrams(self, datagrams: Sequence[bytes | memoryview], endpoint: Endpoint, now: float) -> list[bytes]:
+        """Take datagrams that came from one endpoint; return the packets to deliver, in order.
+
+        At most BATCH_PACKETS_MAX at a time: that is what a crash may lose.
+        """
+        words, table = self._words, self._table
+        words[Total.RECEIVED_DATAGRAMS] += len(datagrams)
+        words[Total.RECEIVED_BYTES] += sum(map(len, datagrams))
+        packets: list[bytes] = []
+        heard: set[Peer] = set()
+        for datagram in datagrams:
+            view = memoryview(datagram)
+            kind = message_type(view)
+            if kind != TYPE_DATA:
+                dropped = self._handshaker.receive(kind, view, endpoint, now)
+            else:
+                dropped = self._receive_data(view, endpoint, now, packets, heard)
+            if dropped is not None:
+                table.drop(dropped)
+        for peer in heard:
+            self._schedule(peer)
+        if packets:
+            words[Total.RECEIVED_PACKETS] += len(packets)
+            words[Total.RECEIVED_PACKET_BYTES] += sum(map(len, packets))
+        return packets
+
+    def _receive_data(
+        self, message: memoryview, endpoint: Endpoint, now: float, packets: list[bytes], heard: set[Peer]
+    ) -> DropReason | None:
+        if len(message) < DATA_OVERHEAD:
+            return DropReason.MALFORMED
+        index, counter = read_data_header(message)
+        keypair = self._table.indices.get(index)
+        if not isinstance(keypair, Keypair):
+            return DropReason.UNKNOWN_INDEX
+        if keypair.is_expired(now):
+            return DropReason.KEYPAIR_EXPIRED
+        plaintext = keypair.open(counter, message)
+        if isinstance(plaintext, DropReason):
+            return plaintext
+        peer, words = keypair.peer, self._words
+        heard.add(peer)
+        if peer.endpoint != endpoint:
+            self._table.move_endpoint(peer, endpoint)
+        if keypair is peer.next:
+            self._handshaker.confirm(peer, now)
+        words[peer.slot + RECEIVED_BYTES] += len(message)
+        timers.any_authenticated_received(peer, words, now)
+        if timers.receiving_wants_rekey(keypair, now) and keypair is peer.current:
+            self._handshaker.initiate(peer, now)
+        if not plaintext:
+            words[Total.RECEIVED_KEEPALIVES] += 1
+            return None
+        return self._deliver(peer, plaintext, now, packets)
+
+    def _deliver(self, peer: Peer, plaintext: bytes, now: float, packets: list[bytes]) -> DropReason | None:
+        timers.data_received(peer, self._words, now)
+        length = inner_length(plaintext)
+        if not length:
+            return DropReason.INNER_MALFORMED
+        if self._routes.lookup_packet_source(plaintext) is not peer:
+            return DropReason.SOURCE_NOT_ALLOWED
+        self._words[peer.slot + RECEIVED_PACKETS] += 1
+        packets.append(plaintext if length == len(plaintext) else plaintext[:length])
+        return None
+
+    # --- To the network: inner packets in, outer datagrams queued ---
+
+    def send_packets(self, packets: Sequence[bytes | memoryview], now: float) -> None:
+        """Take packets from the tunnel's side, at most BATCH_PACKETS_MAX, and queue what they become.
+
+        Packets for a peer without a session are kept, STAGED_PACKETS_MAX at most, and a handshake begins.
+        """
+        run: list[bytes | memoryview] = []
+        owner: Peer | None = None
+        for packet in packets:
+            peer = self._routes.lookup_packet_destination(packet)
+            if peer is not owner:
+                if owner is not None:
+                    self._send_to(owner, run, now)
+                run, owner = [], peer
+            if peer is None:
+                self._table.drop(DropReason.NO_ROUTE)
+            else:
+                run.append(packet)
+        if owner is not None:
+            self._send_to(owner, run, now)
+
+    def _send_to(self, peer: Peer, packets: Sequence[bytes | memoryview], now: float) -> None:
+        keypair = peer.current
+        if keypair is None or keypair.is_expired(now) or peer.endpoint is None:
+            self._stage(peer, packets, now)
+            return
+        self._seal(peer, keypair, peer.endpoint, packets, now)
+        timers.data_sent(peer, self._words, now)
+        if timers.sending_wants_rekey(keypair, now):
+            self._handshaker.initiate(peer, now)
+        self._schedule(peer)
+
+    def _seal(
+        self, peer: Peer, keypair: Keypair, endpoint: Endpoint, packets: Sequence[bytes | memoryview], now: float
+    ) -> None:
+        words = self._words
+        self._table.transmit(peer, endpoint, keypair.seal(packets, self.mtu), now)
+        words[peer.slot + SENT_PACKETS] += len(packets)
+        words[Total.SENT_PACKETS] += len(packets)
+        words[Total.SENT_PACKET_BYTES] += sum(map(len, packets))
+
+    def _stage(self, peer: Peer, packets: Sequence[bytes | memoryview], now: float) -> None:
+        if peer.endpoint is None:
+            self._table.drop(DropReason.NO_ENDPOINT, len(packets))
+            return
+        overflow = len(peer.staged) + len(packets) - STAGED_PACKETS_MAX
+        if overflow > 0:
+            self._table.drop(DropReason.STAGED_OVERFLOW, overflow)
+        peer.staged.extend(map(bytes, packets))
+        self._waiting.add(peer)
+        self._handshaker.initiate(peer, now)
+        self._schedule(peer)
+
+    def _send_keepalive(self, peer: Peer, now: float) -> bool:
+        keypair = peer.current
+        if keypair is None or keypair.is_expired(now) or peer.endpoint is None:
+            return False
+        self._table.transmit(peer, peer.endpoint, keypair.seal([_KEEPALIVE], self.mtu), now)
+        self._words[Total.SENT_KEEPALIVES] += 1
+        return True
+
+    def _on_session(self, peer: Peer, now: float) -> None:
+        """Send what waited for this session; an initiator with nothing to say confirms it by a keepalive."""
+        staged = list(peer.staged)
+        peer.staged.clear()
+        self._waiting.discard(peer)
+        for first in range(0, len(staged), BATCH_PACKETS_MAX):
+            self._send_to(peer, staged[first : first + BATCH_PACKETS_MAX], now)
+        if not staged and peer.current is not None and peer.current.state.is_initiator:
+            self._send_keepalive(peer, now)
+        self._schedule(peer)
+
+    # --- Timers ---
+
+    def next_deadline(self) -> float | None:
+        """Return when `handle_timeout` is due, or None; it may turn out that nothing had to be done."""
+        return self._due[0][0] if self._due else None
+
+    def handle_timeout(self, now: float) -> None:
+        """Do what is due: retries, keepalives, forgetting keys."""
+        while self._due and self._due[0][0] <= now:
+            due_at, _, peer = heappop(self._due)
+            if due_at != peer.due_at:
+                continue  # an earlier look was scheduled, and this entry is its stale rest
+            peer.due_at = inf
+            self._run_timers(peer, now)
+            self._schedule(peer)
+
+    def _run_timers(self, peer: Peer, now: float) -> None:
+        words = self._words
+        if timers.zero_keys_at(peer) <= now:
+            self._table.forget_keys(peer)
+        if peer.handshake is not None and peer.handshake.retry_at <= now:
+            if now - peer.handshake.started_at >= REKEY_ATTEMPT_TIME:
+                self._table.end_handshake(peer)
+                self._drop_staged(peer)
+            else:
+                self._handshaker.retry(peer, now)
+        elif peer.handshake_wanted_at <= now:
+            self._handshaker.initiate(peer, now)
+        if timers.unanswered_at(peer, words) <= now:
+            words[peer.slot + FIRST_UNANSWERED_NS] = 0
+            self._handshaker.initiate(peer, now)
+        if timers.keepalive_at(peer, words) <= now:
+            words[peer.slot + KEEPALIVE_OWED_NS] = 0
+            self._send_keepalive(peer, now)
+        if timers.persistent_keepalive_at(peer, words) <= now:
+            self._table.give_slot(peer)
+            words[peer.slot + LAST_SENT_NS] = int(now * 1e9)
+            if not self._send_keepalive(peer, now):
+                self._handshaker.initiate(peer, now)
+
+    def _drop_staged(self, peer: Peer) -> None:
+        if peer.staged:
+            self._table.drop(DropReason.HANDSHAKE_TIMED_OUT, len(peer.staged))
+            peer.staged.clear()
+            self._waiting.discard(peer)
+
+    def _schedule(self, peer: Peer) -> None:
+        due_at = timers.deadline(peer, self._words)
+        if due_at < peer.due_at:
+            peer.due_at = due_at
+            heappush(self._due, (due_at, next(self._order), peer))
+
+    # --- Taking over from a predecessor, and being taken over ---
+
+    def restore(self, changes: Iterable[Change], now: float) -> RestoreReport:
+        """Set what `changes` say, in their order, recording and sending nothing; call it again with what came later.
+
+        Expired keypairs are left out. What belongs to peers that are not configured is left alone until `own`.
+        """
+        report = RestoreReport()
+        touched: set[Peer] = set()
+        for change in changes:
+            peer = restore_change(self._table, self._handshaker.cookie_checker, change, now)
+            if peer is not None:
+                touched.add(peer)
+            elif isinstance(change, PeerRemoved):
+                self._strangers.discard(change.peer)
+            elif not isinstance(change, CookieSecret):
+                self._strangers.add(change.peer)
+            report.applied += 1
+        for peer in touched:
+            (self._waiting.add if peer.staged else self._waiting.discard)(peer)
+            self._schedule(peer)
+        report.strangers = len(self._strangers)
+        return report
+
+    def prepare(self) -> None:
+        """Schedule the peers that no restored state spoke of; after the last `restore` that is not urgent."""
+        for peer in self._table.peers.values():
+            self._schedule(peer)
+
+    def own(self) -> None:
+        """Begin to own the words and the journal: from here this device may seal, open and record."""
+        for peer in self._waiting:
+            # They are in this process's hand from now on: whoever restores after us must not send them as well.
+            self._table.record(PeerStaged(peer.public_key, ()))
+
+    def forget_strangers(self) -> None:
+        """Declare dead what a predecessor knew of peers that are not configured any more."""
+        for public_key in self._strangers:
+            self._table.record(PeerRemoved(public_key))
+        self._strangers.clear()
+
+    def freeze(self) -> None:
+        """Record what only this process knows, the packets that wait for a session; the next owner sends them."""
+        for peer in self._waiting:
+            self._table.record(PeerStaged(peer.public_key, tuple(peer.staged)))

@@ -1,0 +1,223 @@
+"""Handshakes of a device, both roles: who may start one, what is answered, what becomes of it.
+
+The rule (paper, sections 5.1, 5.3 and 5.4): nothing is allocated and nothing is answered before a message has passed
+the check that is cheapest for us - mac1, then under load mac2 and the rate of its source, then its authenticity, then
+its timestamp. A message that fails is counted and forgotten.
+"""
+
+from collections.abc import Callable
+from math import inf
+
+from oxidize.errors import DecodeError
+from oxidize.protocol.changes import CookieSecret, PeerCookie, PeerTimestamp
+from oxidize.protocol.constants import (
+    INITIATION_INTERVAL_MIN,
+    REKEY_TIMEOUT,
+    REKEY_TIMEOUT_JITTER_MAX,
+    TYPE_COOKIE_REPLY,
+    TYPE_INITIATION,
+    TYPE_RESPONSE,
+)
+from oxidize.protocol.cookie import CookieChecker
+from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.handshake import (
+    LocalIdentity,
+    RemoteIdentity,
+    consume_initiation,
+    consume_response,
+    create_initiation,
+    create_response,
+    tai64n,
+)
+from oxidize.protocol.load import LoadMeter
+from oxidize.protocol.messages import CookieReply, Initiation, Response
+from oxidize.protocol.peer import Peer, PendingHandshake
+from oxidize.protocol.rate_limiter import RateLimiter
+from oxidize.protocol.session_table import SessionTable
+from oxidize.protocol.timers import any_authenticated_received
+from oxidize.protocol.words import FIRST_UNANSWERED_NS, RECEIVED_BYTES, DropReason, Total
+
+
+class Handshaker:
+    """Starts and answers handshakes on a device's session table.
+
+    unix_time: () -> seconds; it is called only for timestamps. on_session: called with a peer that can be sent to from
+    now on. on_timers: called with a peer whose timers changed. load: decides when cookies are asked for.
+    """
+
+    def __init__(
+        self,
+        identity: LocalIdentity,
+        table: SessionTable,
+        unix_time: Callable[[], float],
+        on_session: Callable[[Peer, float], None],
+        on_timers: Callable[[Peer], None],
+        load: LoadMeter,
+    ) -> None:
+        self.identity = identity
+        self.accepting = True  # False while draining: initiations are refused
+        self.cookie_checker = CookieChecker(identity.public_key, table.random_bytes)
+        self._table = table
+        self._unix_time = unix_time
+        self._on_session = on_session
+        self._on_timers = on_timers
+        self._load = load
+        self._limiter = RateLimiter()
+
+    # --- Our own initiations ---
+
+    def initiate(self, peer: Peer, now: float) -> None:
+        """Start a handshake, unless one is in flight, or as soon as REKEY_TIMEOUT allows one."""
+        if peer.handshake is not None:
+            return
+        if now - peer.initiation_sent_at < REKEY_TIMEOUT:
+            peer.handshake_wanted_at = peer.initiation_sent_at + REKEY_TIMEOUT
+            self._on_timers(peer)
+            return
+        self._send_initiation(peer, now, now)
+
+    def retry(self, peer: Peer, now: float) -> None:
+        """Send the initiation of the handshake in flight once more, made anew (section 6.4).
+
+        It may leave from another address of ours than before: the route may have changed.
+        """
+        if peer.handshake is not None:
+            if peer.endpoint is not None:
+                peer.endpoint = peer.endpoint._replace(local_address=b"", local_interface=0)
+            self._send_initiation(peer, peer.handshake.started_at, now)
+
+    def _send_initiation(self, peer: Peer, started_at: float, now: float) -> None:
+        table = self._table
+        peer.handshake_wanted_at = inf
+        if peer.endpoint is None or peer.remote.static_shared is None:
+            table.end_handshake(peer)
+            return
+        table.give_slot(peer)
+        index = table.indices.new(None, table.random_bytes)
+        timestamp = tai64n(self._unix_time())
+        state, message = create_initiation(self.identity, peer.remote, index, timestamp, table.random_bytes)
+        stamped = peer.cookie_jar.stamp(message, now)
+        peer.jitter = self._draw_jitter()
+        pending = PendingHandshake(peer, state, started_at, now, now + REKEY_TIMEOUT + peer.jitter)
+        peer.initiation_sent_at = now
+        table.begin_handshake(pending, peer.cookie_jar.last_mac1)
+        table.words[peer.slot + FIRST_UNANSWERED_NS] = 0
+        table.count(Total.INITIATIONS_SENT)
+        table.transmit(peer, peer.endpoint, [stamped], now)
+        self._on_timers(peer)
+
+    def _draw_jitter(self) -> float:
+        return int.from_bytes(self._table.random_bytes(2), "big") / 65536 * REKEY_TIMEOUT_JITTER_MAX
+
+    # --- What comes in ---
+
+    def receive(self, kind: int, data: memoryview, endpoint: Endpoint, now: float) -> DropReason | None:
+        """Take one message that is not data; return why it was dropped, or None."""
+        message = bytes(data)
+        try:
+            if kind == TYPE_INITIATION:
+                return self._receive_initiation(Initiation.decode(message), message, endpoint, now)
+            if kind == TYPE_RESPONSE:
+                return self._receive_response(Response.decode(message), message, endpoint, now)
+            if kind == TYPE_COOKIE_REPLY:
+                return self._receive_cookie_reply(CookieReply.decode(message), now)
+        except DecodeError:
+            pass
+        return DropReason.MALFORMED
+
+    def _refuse_early(self, message: bytes, sender_index: int, endpoint: Endpoint, now: float) -> DropReason | None:
+        """Check what can be checked without a Diffie-Hellman: mac1, and under load mac2 and the source's rate."""
+        if not self.cookie_checker.check_mac1(message):
+            return DropReason.MAC1_INVALID
+        if not self._load.note(now):
+            return None
+        source = endpoint.identity
+        if not self.cookie_checker.check_mac2(message, source, now):
+            if self.cookie_checker.refresh(now):
+                secret = self.cookie_checker.secret
+                self._table.record(CookieSecret(secret, self.cookie_checker.secret_created_at))
+            reply = self.cookie_checker.create_reply(message, sender_index, source, now)
+            self._table.count(Total.COOKIE_REPLIES_SENT)
+            self._table.transmit_unaccounted(endpoint, [reply])
+            return DropReason.COOKIE_REQUIRED
+        return None if self._limiter.allow(endpoint.address, now) else DropReason.RATE_LIMITED
+
+    def _find_remote(self, public_key: bytes) -> RemoteIdentity | None:
+        peer = self._table.peers.get(public_key)
+        return peer.remote if peer is not None else None
+
+    def _receive_initiation(self, message: Initiation, raw: bytes, endpoint: Endpoint, now: float) -> DropReason | None:
+        if (refused := self._refuse_early(raw, message.sender_index, endpoint, now)) is not None:
+            return refused
+        if not self.accepting:
+            return DropReason.DRAINING
+        received = consume_initiation(self.identity, message, self._find_remote)
+        if isinstance(received, DropReason):
+            return received
+        peer = self._table.peers[received.remote.public_key]
+        if received.timestamp <= peer.last_timestamp:
+            return DropReason.REPLAYED_TIMESTAMP
+        if now - peer.initiation_received_at < INITIATION_INTERVAL_MIN:
+            return DropReason.INITIATION_FLOOD
+        table = self._table
+        table.give_slot(peer)
+        index = table.indices.new(None, table.random_bytes)
+        answer = create_response(received, index, table.random_bytes)
+        if answer is None:
+            table.indices.release(index)
+            return DropReason.AUTHENTICATION_FAILED
+        response, keys = answer
+        table.record(PeerTimestamp(peer.public_key, received.timestamp, now))
+        peer.last_timestamp, peer.initiation_received_at = received.timestamp, now
+        keypair = table.create_keypair(peer, keys, (index, received.sender_index), False, now)
+        table.rotate(peer, lambda: peer.rotate_as_responder(keypair))
+        self._note_received(peer, endpoint, len(raw), now)
+        table.count(Total.INITIATIONS_RECEIVED)
+        table.transmit(peer, endpoint, [peer.cookie_jar.stamp(response, now)], now)
+        self._on_timers(peer)
+        return None
+
+    def _receive_response(self, message: Response, raw: bytes, endpoint: Endpoint, now: float) -> DropReason | None:
+        if (refused := self._refuse_early(raw, message.sender_index, endpoint, now)) is not None:
+            return refused
+        table = self._table
+        pending = table.indices.get(message.receiver_index)
+        if not isinstance(pending, PendingHandshake):
+            return DropReason.UNKNOWN_INDEX
+        peer = pending.peer
+        keys = consume_response(self.identity, peer.remote, pending.state, message)
+        if keys is None:
+            return DropReason.AUTHENTICATION_FAILED
+        indices = (pending.state.local_index, message.sender_index)
+        keypair = table.create_keypair(peer, keys, indices, True, now)
+        peer.last_handshake_unix = self._unix_time()
+        table.rotate(peer, lambda: peer.rotate_as_initiator(keypair))
+        table.end_handshake(peer)
+        self._note_received(peer, endpoint, len(raw), now)
+        table.count(Total.HANDSHAKES_INITIATOR)
+        self._on_session(peer, now)
+        return None
+
+    def _receive_cookie_reply(self, message: CookieReply, now: float) -> DropReason | None:
+        entry = self._table.indices.get(message.receiver_index)
+        if entry is None:
+            return DropReason.UNKNOWN_INDEX
+        jar = entry.peer.cookie_jar
+        if not jar.consume_reply(message, now):
+            return DropReason.AUTHENTICATION_FAILED
+        self._table.record(PeerCookie(entry.peer.public_key, jar.cookie, jar.received_at))
+        self._table.count(Total.COOKIE_REPLIES_RECEIVED)
+        return None
+
+    def _note_received(self, peer: Peer, endpoint: Endpoint, size: int, now: float) -> None:
+        table = self._table
+        table.move_endpoint(peer, endpoint)
+        table.words[peer.slot + RECEIVED_BYTES] += size
+        any_authenticated_received(peer, table.words, now)
+
+    def confirm(self, peer: Peer, now: float) -> None:
+        """Take the next keypair into use: the initiator has just shown that it has it."""
+        peer.last_handshake_unix = self._unix_time()
+        self._table.rotate(peer, peer.promote_next)
+        self._table.count(Total.HANDSHAKES_RESPONDER)
+        self._on_session(peer, now)

@@ -1,0 +1,99 @@
+"""Transport keypairs: sealing and opening data messages (paper, sections 5.4.5 and 5.4.6).
+
+The rule: no counter is ever sealed twice and no counter is ever accepted twice, whichever process holds the keypair and
+wherever it was killed. Both counters are words that outlive the process, and they change before the act they guard: the
+send counter is bumped before sealing, the replay window is marked before delivery.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from oxidize.protocol.changes import KeypairState
+from oxidize.protocol.constants import (
+    PADDING_MULTIPLE,
+    REJECT_AFTER_MESSAGES,
+    REJECT_AFTER_TIME,
+    REKEY_AFTER_MESSAGES,
+    TYPE_DATA,
+)
+from oxidize.protocol.messages import DATA_HEADER
+from oxidize.protocol.replay import is_fresh, mark
+from oxidize.protocol.words import SEND_COUNTER, DropReason, Words
+
+if TYPE_CHECKING:
+    from oxidize.protocol.peer import Peer
+
+_NONCE_PREFIX = bytes(4)
+_ZEROS = bytes(PADDING_MULTIPLE)
+
+
+class Keypair:
+    """One direction pair of keys that two peers agreed on; its counters live in the words of its slot."""
+
+    __slots__ = ("_decrypt", "_encrypt", "_words", "peer", "state")
+
+    def __init__(self, state: KeypairState, peer: "Peer", words: Words) -> None:
+        self.state = state
+        self.peer = peer
+        self._words = words
+        self._encrypt = ChaCha20Poly1305(state.send_key).encrypt
+        self._decrypt = ChaCha20Poly1305(state.receive_key).decrypt
+
+    @property
+    def send_counter(self) -> int:
+        """The counter that the next message will be sealed with."""
+        return self._words[self.state.slot + SEND_COUNTER]
+
+    def age(self, now: float) -> float:
+        """Seconds since the handshake that made this keypair."""
+        return now - self.state.created_at
+
+    def is_expired(self, now: float) -> bool:
+        """Tell whether nothing may be sealed or opened any more (paper, section 6.2)."""
+        return (
+            now - self.state.created_at >= REJECT_AFTER_TIME
+            or self._words[self.state.slot + SEND_COUNTER] >= REJECT_AFTER_MESSAGES
+        )
+
+    def wants_rekey(self) -> bool:
+        """Tell whether REKEY_AFTER_MESSAGES were sealed."""
+        return self._words[self.state.slot + SEND_COUNTER] >= REKEY_AFTER_MESSAGES
+
+    def seal(self, packets: Sequence[bytes | memoryview], mtu: int) -> list[bytes]:
+        """Return one data message for each packet, in order; an empty packet makes a keepalive.
+
+        Packets are padded to a multiple of 16 bytes, but not beyond `mtu` (section 5.4.6). The caller has checked
+        `is_expired` for a batch of at most BATCH_PACKETS_MAX, which REJECT_AFTER_MESSAGES leaves room for.
+        """
+        word = self.state.slot + SEND_COUNTER
+        first = self._words[word]
+        self._words[word] = first + len(packets)
+        encrypt, index, pack = self._encrypt, self.state.remote_index, DATA_HEADER.pack
+        messages = []
+        for counter, packet in enumerate(packets, first):
+            header = pack(TYPE_DATA, index, counter)
+            size = len(packet)
+            if (padding := -size % PADDING_MULTIPLE) and (padding := min(padding, mtu - size)) > 0:
+                packet = b"".join((packet, _ZEROS[:padding]))  # noqa: PLW2901
+            messages.append(header + encrypt(_NONCE_PREFIX + header[8:], packet, None))
+        return messages
+
+    def open(self, counter: int, message: memoryview) -> bytes | DropReason:
+        """Return what a data message carries, padding included, and mark its counter as seen.
+
+        Nothing changes unless the message is authentic and its counter was not seen before.
+        """
+        if counter >= REJECT_AFTER_MESSAGES:
+            return DropReason.KEYPAIR_EXPIRED
+        words, slot = self._words, self.state.slot
+        if not is_fresh(words, slot, counter):
+            return DropReason.REPLAYED_COUNTER
+        try:
+            plaintext = self._decrypt(_NONCE_PREFIX + message[8:16], message[16:], None)
+        except InvalidTag:
+            return DropReason.AUTHENTICATION_FAILED
+        mark(words, slot, counter)
+        return plaintext

@@ -1,0 +1,139 @@
+"""One peer: who it is, where it is, and the keypairs we share with it.
+
+The rule of rotation (paper, section 5.4, and the reference implementations): the initiator may use a new keypair at
+once, so it becomes current; the responder must not send with it before the initiator has proved that it has the keys,
+so it waits as next and becomes current with the first message that it opens.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+from math import inf
+
+from oxidize.protocol.changes import PeerHandshake, PeerKeypairs
+from oxidize.protocol.constants import STAGED_PACKETS_MAX, TIMESTAMP_SIZE
+from oxidize.protocol.cookie import CookieJar
+from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.handshake import InitiatorState, RemoteIdentity
+from oxidize.protocol.keypair import Keypair
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSettings:
+    """What the operator says of a peer; keys are 32 bytes, `persistent_keepalive` seconds (0: off)."""
+
+    public_key: bytes
+    preshared_key: bytes = field(default=bytes(32), repr=False)
+    allowed_ips: tuple[IPv4Network | IPv6Network, ...] = ()
+    endpoint: Endpoint | None = None
+    persistent_keepalive: float = 0.0
+    name: str = ""
+
+
+@dataclass(slots=True)
+class PendingHandshake:
+    """An initiation of ours that is not answered yet; times as in `changes.PeerHandshake`."""
+
+    peer: "Peer"
+    state: InitiatorState
+    started_at: float
+    sent_at: float
+    retry_at: float
+
+    def change(self, mac1: bytes) -> PeerHandshake:
+        """Return this handshake as a change for the journal."""
+        state = self.state
+        return PeerHandshake(
+            self.peer.public_key,
+            state.local_index,
+            state.ephemeral_private,
+            state.chaining_key,
+            state.hash,
+            mac1,
+            self.started_at,
+            self.sent_at,
+            self.retry_at,
+        )
+
+
+def no_handshake(peer: bytes) -> PeerHandshake:
+    """Return the change that says that no handshake of ours is in flight."""
+    return PeerHandshake(peer, 0, b"", b"", b"", b"", 0.0, 0.0, 0.0)
+
+
+class Peer:
+    """The state that we share with one peer; `SessionTable` keeps the tables around it in step."""
+
+    __slots__ = (
+        "cookie_jar",
+        "current",
+        "due_at",
+        "endpoint",
+        "handshake",
+        "handshake_wanted_at",
+        "initiation_received_at",
+        "initiation_sent_at",
+        "jitter",
+        "last_handshake_unix",
+        "last_timestamp",
+        "next",
+        "previous",
+        "public_key",
+        "remote",
+        "settings",
+        "slot",
+        "staged",
+    )
+
+    def __init__(self, settings: PeerSettings, remote: RemoteIdentity) -> None:
+        self.settings = settings
+        self.public_key = settings.public_key
+        self.remote = remote
+        self.cookie_jar = CookieJar(settings.public_key)
+        self.endpoint = settings.endpoint
+        self.slot = 0  # 0: none yet; slot 0 holds totals
+        self.previous: Keypair | None = None
+        self.current: Keypair | None = None
+        self.next: Keypair | None = None
+        self.handshake: PendingHandshake | None = None
+        self.handshake_wanted_at = inf  # an initiation held back because the last one was too recent
+        self.initiation_sent_at = -inf
+        self.initiation_received_at = -inf
+        self.last_timestamp = bytes(TIMESTAMP_SIZE)
+        self.last_handshake_unix = 0.0
+        self.jitter = 0.0
+        self.staged: deque[bytes] = deque(maxlen=STAGED_PACKETS_MAX)
+        self.due_at = inf  # when the device looks at this peer's timers next
+
+    @property
+    def keypairs(self) -> tuple[Keypair, ...]:
+        """The keypairs that exist, oldest role first."""
+        return tuple(keypair for keypair in (self.previous, self.current, self.next) if keypair is not None)
+
+    def has_session(self, now: float) -> bool:
+        """Tell whether the peer can be sent to without a handshake, or has just asked for that."""
+        return any(not keypair.is_expired(now) for keypair in (self.current, self.next) if keypair is not None)
+
+    def rotate_as_initiator(self, keypair: Keypair) -> None:
+        """Install a keypair that we asked for: ours to use at once."""
+        self.previous = self.next if self.next is not None else self.current
+        self.next = None
+        self.current = keypair
+
+    def rotate_as_responder(self, keypair: Keypair) -> None:
+        """Install a keypair that the peer asked for: unused until the peer has shown that it has it."""
+        self.previous = None
+        self.next = keypair
+
+    def promote_next(self) -> None:
+        """Take the next keypair into use: its first message has come (key confirmation)."""
+        self.previous = self.current
+        self.current = self.next
+        self.next = None
+
+    def keypairs_change(self) -> PeerKeypairs:
+        """Return the keypairs as a change for the journal."""
+        previous, current, following = (
+            keypair.state if keypair is not None else None for keypair in (self.previous, self.current, self.next)
+        )
+        return PeerKeypairs(self.public_key, previous, current, following, self.last_handshake_unix)
