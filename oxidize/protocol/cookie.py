@@ -1,0 +1,140 @@
+"""The two macs of a handshake message, and the cookies that let a loaded responder ask for proof of address.
+
+Rule: nothing is answered without a valid mac1, so whoever does not know our public key cannot tell that we are here;
+and under load no Diffie-Hellman is computed without a valid mac2, so whoever cannot receive at his address cannot make
+us work. All comparisons take the same time whether they fail early or late.
+
+Source: the paper, sections 5.3, 5.4.4 and 5.4.7.
+"""
+
+from hmac import compare_digest
+
+from oxidize.errors import StateError
+from oxidize.protocol.constants import (
+    COOKIE_MAX_AGE,
+    COOKIE_NONCE_SIZE,
+    COOKIE_SECRET_MAX_AGE,
+    LABEL_COOKIE,
+    LABEL_MAC1,
+    MAC_SIZE,
+)
+from oxidize.protocol.crypto import Buffer, RandomBytes, blake2s, mac, seal_x, unseal_x
+from oxidize.protocol.messages import MACS_SIZE, CookieReply, split_macs
+
+_SECRET_SIZE = 32  # the paper's R_m, of which it only says that it is random; a whole BLAKE2s key
+_NO_MAC2 = bytes(MAC_SIZE)
+
+
+def mac1_key(public_key: bytes) -> bytes:
+    """Return the 32-byte key of mac1 in messages *to* the owner of this static key."""
+    return blake2s(LABEL_MAC1, public_key)
+
+
+def cookie_key(public_key: bytes) -> bytes:
+    """Return the 32-byte key under which the owner of this static key sends its cookies."""
+    return blake2s(LABEL_COOKIE, public_key)
+
+
+class CookieChecker:
+    """Our side of handshake messages that come to us: judges their macs and gives out cookies.
+
+    secret: what our cookies are made of, 32 bytes, or empty before the first `refresh`; secret_created_at: seconds.
+    Both are set from outside when a predecessor's are restored, so that its cookies stay good.
+    """
+
+    __slots__ = ("_cookie_key", "_mac1_key", "_random_bytes", "secret", "secret_created_at")
+
+    def __init__(self, local_public_key: bytes, random_bytes: RandomBytes) -> None:
+        self._mac1_key = mac1_key(local_public_key)
+        self._cookie_key = cookie_key(local_public_key)
+        self._random_bytes = random_bytes
+        self.secret: bytes = b""
+        self.secret_created_at: float = 0.0
+
+    def refresh(self, now: float) -> bool:
+        """Make a new secret when there is none or it is two minutes old; return whether it changed.
+
+        A change must be recorded before the first cookie made of it is sent.
+        """
+        if self._is_fresh(now):
+            return False
+        self.secret = self._random_bytes(_SECRET_SIZE)
+        self.secret_created_at = now
+        return True
+
+    def check_mac1(self, data: Buffer) -> bool:
+        """Return whether the sender of this handshake message knows our public key; False for too few bytes."""
+        if len(data) < MACS_SIZE:
+            return False
+        covered, mac1, _, _ = split_macs(data)
+        return compare_digest(mac1, mac(self._mac1_key, covered))
+
+    def check_mac2(self, data: Buffer, source: bytes, now: float) -> bool:
+        """Return whether the sender of this handshake message had a cookie of ours at this address.
+
+        source: `Endpoint.identity` of where the message came from.
+        """
+        if len(data) < MACS_SIZE or not self._is_fresh(now):
+            return False
+        _, _, covered, mac2 = split_macs(data)
+        return compare_digest(mac2, mac(self._cookie(source), covered))
+
+    def create_reply(self, data: Buffer, sender_index: int, source: bytes, now: float) -> bytes:
+        """Return the cookie reply to a handshake message, 64 bytes (section 5.4.7).
+
+        data: a message whose mac1 is valid. sender_index: that it carries. source: `Endpoint.identity` of where it came
+        from. Raises StateError without a fresh secret: call `refresh` with the same `now` before.
+        """
+        if not self._is_fresh(now):
+            raise StateError(
+                f"cookie secret of {self.secret_created_at} s is stale at {now} s; call refresh(now) first"
+            )
+        _, mac1, _, _ = split_macs(data)
+        nonce = self._random_bytes(COOKIE_NONCE_SIZE)
+        return CookieReply(sender_index, nonce, seal_x(self._cookie_key, nonce, self._cookie(source), mac1)).encode()
+
+    def _cookie(self, source: bytes) -> bytes:
+        return mac(self.secret, source)
+
+    def _is_fresh(self, now: float) -> bool:
+        return self.secret != b"" and now - self.secret_created_at < COOKIE_SECRET_MAX_AGE
+
+
+class CookieJar:
+    """Our side of handshake messages that go to one peer: puts macs on them and keeps the cookie that it gave us.
+
+    cookie: 16 bytes, or empty; received_at: seconds. last_mac1: of the latest message that no reply came to, or empty;
+    a reply must answer to it. All three are set from outside when they are restored.
+    """
+
+    __slots__ = ("_cookie_key", "_mac1_key", "cookie", "last_mac1", "received_at")
+
+    def __init__(self, remote_public_key: bytes) -> None:
+        self._mac1_key = mac1_key(remote_public_key)
+        self._cookie_key = cookie_key(remote_public_key)
+        self.cookie: bytes = b""
+        self.received_at: float = 0.0
+        self.last_mac1: bytes = b""
+
+    def stamp(self, message: bytes, now: float) -> bytes:
+        """Return a handshake message with its mac1, and with its mac2 or, without a fresh cookie, zeros (5.4.4)."""
+        mac1 = mac(self._mac1_key, message)
+        self.last_mac1 = mac1
+        if not self.cookie or now - self.received_at >= COOKIE_MAX_AGE:
+            return message + mac1 + _NO_MAC2
+        return message + mac1 + mac(self.cookie, message, mac1)
+
+    def consume_reply(self, reply: CookieReply, now: float) -> bool:
+        """Keep the cookie of an authentic reply to our latest message; return whether it was one.
+
+        One message takes one reply, as in the reference implementation: a replay cannot make a cookie look younger.
+        """
+        if not self.last_mac1:
+            return False
+        cookie = unseal_x(self._cookie_key, reply.nonce, reply.encrypted_cookie, self.last_mac1)
+        if cookie is None:
+            return False
+        self.cookie = cookie
+        self.received_at = now
+        self.last_mac1 = b""
+        return True

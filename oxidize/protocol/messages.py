@@ -1,0 +1,135 @@
+"""The four messages on the wire: fixed layouts, little-endian, with no options and no versions.
+
+Rule: a message decodes only when its length and its whole first word, the type with its three reserved zero bytes, are
+right; every other sequence of bytes raises DecodeError and nothing else. What a message says is not judged here.
+
+Source: the paper, sections 5.4.2 (initiation), 5.4.3 (response), 5.4.4 (macs), 5.4.6 (data), 5.4.7 (cookie reply).
+"""
+
+import struct
+from typing import NamedTuple, Self
+
+from oxidize.errors import DecodeError
+from oxidize.protocol.constants import (
+    COOKIE_REPLY_SIZE,
+    DATA_OVERHEAD,
+    INITIATION_SIZE,
+    MAC_SIZE,
+    RESPONSE_SIZE,
+    TYPE_COOKIE_REPLY,
+    TYPE_DATA,
+    TYPE_INITIATION,
+    TYPE_RESPONSE,
+)
+from oxidize.protocol.crypto import Buffer
+
+MACS_SIZE = 2 * MAC_SIZE
+
+DATA_HEADER = struct.Struct("<IIQ")  # type, receiver index, counter
+
+_TYPE = struct.Struct("<I")
+_INITIATION_HEADER = struct.Struct("<II")  # type, sender index
+_INITIATION = struct.Struct(f"<4xI32s48s28s{MACS_SIZE}x")
+_RESPONSE_HEADER = struct.Struct("<III")  # type, sender index, receiver index
+_RESPONSE = struct.Struct(f"<4xII32s16s{MACS_SIZE}x")
+_COOKIE_REPLY_HEADER = struct.Struct("<II")  # type, receiver index
+_COOKIE_REPLY = struct.Struct("<4xI24s32s")
+
+
+class Initiation(NamedTuple):
+    """The first message of a handshake; sizes in bytes: ephemeral 32, encrypted_static 48, encrypted_timestamp 28."""
+
+    sender_index: int
+    ephemeral: bytes
+    encrypted_static: bytes
+    encrypted_timestamp: bytes
+
+    @classmethod
+    def decode(cls, data: Buffer) -> Self:
+        """Read a datagram of 148 bytes, its macs unchecked; raises DecodeError for anything else."""
+        _expect(data, TYPE_INITIATION, INITIATION_SIZE, "handshake initiation")
+        return cls(*_INITIATION.unpack(data))
+
+    def encode(self) -> bytes:
+        """Return the first 116 bytes of the message: all but its macs."""
+        header = _INITIATION_HEADER.pack(TYPE_INITIATION, self.sender_index)
+        return header + self.ephemeral + self.encrypted_static + self.encrypted_timestamp
+
+
+class Response(NamedTuple):
+    """The second message of a handshake; sizes in bytes: ephemeral 32, encrypted_nothing 16."""
+
+    sender_index: int
+    receiver_index: int
+    ephemeral: bytes
+    encrypted_nothing: bytes
+
+    @classmethod
+    def decode(cls, data: Buffer) -> Self:
+        """Read a datagram of 92 bytes, its macs unchecked; raises DecodeError for anything else."""
+        _expect(data, TYPE_RESPONSE, RESPONSE_SIZE, "handshake response")
+        return cls(*_RESPONSE.unpack(data))
+
+    def encode(self) -> bytes:
+        """Return the first 60 bytes of the message: all but its macs."""
+        header = _RESPONSE_HEADER.pack(TYPE_RESPONSE, self.sender_index, self.receiver_index)
+        return header + self.ephemeral + self.encrypted_nothing
+
+
+class CookieReply(NamedTuple):
+    """What a peer under load answers to a handshake message; sizes in bytes: nonce 24, encrypted_cookie 32."""
+
+    receiver_index: int
+    nonce: bytes
+    encrypted_cookie: bytes
+
+    @classmethod
+    def decode(cls, data: Buffer) -> Self:
+        """Read a datagram of 64 bytes; raises DecodeError for anything else."""
+        _expect(data, TYPE_COOKIE_REPLY, COOKIE_REPLY_SIZE, "cookie reply")
+        return cls(*_COOKIE_REPLY.unpack(data))
+
+    def encode(self) -> bytes:
+        """Return the message, 64 bytes."""
+        header = _COOKIE_REPLY_HEADER.pack(TYPE_COOKIE_REPLY, self.receiver_index)
+        return header + self.nonce + self.encrypted_cookie
+
+
+def message_type(data: Buffer) -> int:
+    """Return the type of a message, 1 to 4, or 0 when its first word is none; the length is not looked at."""
+    if len(data) < _TYPE.size:
+        return 0
+    word: int = _TYPE.unpack_from(data)[0]
+    return word if TYPE_INITIATION <= word <= TYPE_DATA else 0
+
+
+def read_data_header(data: Buffer) -> tuple[int, int]:
+    """Return the receiver index and the counter of a data message, unauthenticated.
+
+    Raises DecodeError for another type, or for less than the 32 bytes of a keepalive.
+    """
+    if len(data) < DATA_OVERHEAD:
+        raise DecodeError(f"data message of {len(data)} bytes; expected at least {DATA_OVERHEAD}")
+    word, receiver_index, counter = DATA_HEADER.unpack_from(data)
+    if word != TYPE_DATA:
+        raise DecodeError(f"data message with first word {word:#010x}; expected {TYPE_DATA:#010x}")
+    return receiver_index, counter
+
+
+def split_macs(data: Buffer) -> tuple[memoryview, bytes, memoryview, bytes]:
+    """Return what mac1 covers, mac1, what mac2 covers, and mac2 of a handshake message (section 5.4.4).
+
+    Raises DecodeError for bytes that are shorter than the two macs.
+    """
+    if len(data) < MACS_SIZE:
+        raise DecodeError(f"handshake message of {len(data)} bytes; expected at least the {MACS_SIZE} of its macs")
+    view = memoryview(data)
+    return view[:-MACS_SIZE], bytes(view[-MACS_SIZE:-MAC_SIZE]), view[:-MAC_SIZE], bytes(view[-MAC_SIZE:])
+
+
+def _expect(data: Buffer, type_: int, size: int, name: str) -> None:
+    if len(data) != size:
+        raise DecodeError(f"{name} of {len(data)} bytes; expected {size}")
+    word = _TYPE.unpack_from(data)[0]
+    if word != type_:
+        raise DecodeError(f"{name} with first word {word:#010x}; expected {type_:#010x}")
