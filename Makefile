@@ -105,4 +105,4 @@ lock: | packages ## lock the dependencies of pyproject.toml anew (newest version
 
 clean: ## remove everything that was made here, the virtual environment too
 	@rm -rf .venv .stamps build dist oxidize.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-*.html
-	@find oxidize tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
+	@find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
