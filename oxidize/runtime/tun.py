@@ -1,0 +1,173 @@
+"""The TUN device: inner packets out of the kernel and back into it.
+
+The rule: a device's flags belong to its open file description, which predecessor and successor share. `adopt` checks
+them and changes nothing; only `create` sets them. The interface lives as long as anybody (a generation, or systemd's fd
+store) holds the description, and packets that come meanwhile wait in its queue.
+
+Source: Linux Documentation/networking/tuntap.rst and linux/if_tun.h. Each read is one packet; with IFF_VNET_HDR a
+struct virtio_net_hdr stands before it, in both directions.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from oxidize.errors import ConfigError, OxidizeError
+
+# --- linux/if_tun.h ---
+TUNSETIFF = 0x4004_54CA
+TUNGETIFF = 0x8004_54D2
+IFF_TUN = 0x0001
+IFF_NO_PI = 0x1000
+IFF_VNET_HDR = 0x4000
+_FRAMING_FLAGS = 0x0003 | IFF_NO_PI | IFF_VNET_HDR  # the flags that say how bytes are framed; 0x3: TUN or TAP
+
+# --- linux/virtio_net.h: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset ---
+VNET_HEADER_SIZE = 10
+_PLAIN_VNET_HEADER = bytes(VNET_HEADER_SIZE)  # one packet, nothing left for the kernel to do
+
+# --- linux/if.h ---
+INTERFACE_NAME_MAX = 15  # bytes: IFNAMSIZ without the final NUL
+_INTERFACE_NAME = re.compile(rb"[^\s/:%]{1,15}")  # the kernel's dev_valid_name; "%d" would be a template
+
+PACKET_BYTES_MAX = 65_535  # the longest IPv4 packet: an interface's MTU never lets a longer one through
+
+_DEVICE = Path("/dev/net/tun")
+_IFREQ = struct.Struct("=16sH22x")  # struct ifreq: name, flags
+
+
+class TunDevice:
+    """One TUN interface's queue of packets. Made by `create` or `adopt`, read and written by the loop alone."""
+
+    def __init__(self, descriptor: int, name: str, header_size: int) -> None:
+        """Hold a descriptor that is attached to `name`; `header_size` bytes stand before each packet (0 or 10)."""
+        self.name = name
+        self._descriptor = descriptor
+        self._header_size = header_size
+
+    @classmethod
+    def create(cls, name: str, *, vnet_header: bool = False) -> Self:
+        """Make the interface `name`, or attach to it where it is there and nobody holds it.
+
+        Raises ConfigError with the reason and the remedy.
+        """
+        encoded = os.fsencode(name)
+        if not _INTERFACE_NAME.fullmatch(encoded) or name in (".", ".."):
+            limit = f"1 to {INTERFACE_NAME_MAX} bytes without spaces, '/', ':' and '%'"
+            raise ConfigError([f"interface {name!r}: is no interface name; expected {limit}"])
+        try:
+            descriptor = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise ConfigError([f"interface {name}: {_open_problem(error)}"]) from error
+        flags = IFF_TUN | IFF_NO_PI | (IFF_VNET_HDR if vnet_header else 0)
+        try:
+            fcntl.ioctl(descriptor, TUNSETIFF, _IFREQ.pack(encoded, flags))
+        except OSError as error:
+            os.close(descriptor)
+            raise ConfigError([f"interface {name}: {_attach_problem(error)}"]) from error
+        return cls(descriptor, name, VNET_HEADER_SIZE if vnet_header else 0)
+
+    @classmethod
+    def adopt(cls, descriptor: int, framing: Mapping[str, object]) -> Self:
+        """Take over a descriptor that came with this framing, changing nothing of it.
+
+        Raises OxidizeError when it is something else; the caller still owns the descriptor then.
+        """
+        try:
+            raw_name, flags = _IFREQ.unpack(fcntl.ioctl(descriptor, TUNGETIFF, bytes(_IFREQ.size)))
+        except OSError as error:
+            problem = (
+                "its interface was removed" if error.errno == errno.EBADFD else "it is not attached to a TUN device"
+            )
+            raise OxidizeError(f"descriptor {descriptor} passed as TUN device: {problem} ({error.strerror})") from error
+        name = os.fsdecode(raw_name.rstrip(b"\0"))
+        vnet_header = bool(flags & IFF_VNET_HDR)
+        expected = IFF_TUN | IFF_NO_PI | (IFF_VNET_HDR if framing.get("vnet_header", False) else 0)
+        if name != framing.get("name") or flags & _FRAMING_FLAGS != expected:
+            raise OxidizeError(
+                f"descriptor {descriptor} passed as TUN device: is {name!r} with flags {flags & _FRAMING_FLAGS:#06x}; "
+                f"expected {framing.get('name')!r} with {expected:#06x}: stop the service once to have it made anew"
+            )
+        return cls(descriptor, name, VNET_HEADER_SIZE if vnet_header else 0)
+
+    @property
+    def vnet_header(self) -> bool:
+        """Whether a virtio header stands before each packet."""
+        return self._header_size != 0
+
+    def framing(self) -> dict[str, object]:
+        """Return how packets come out of this device, for the OFFER of a takeover and for `adopt`."""
+        return {"name": self.name, "vnet_header": self.vnet_header}
+
+    def read_packets(self, limit: int) -> list[bytes]:
+        """Take up to `limit` packets; fewer mean that the queue is empty. Raises OxidizeError if the interface is gone.
+
+        Each packet is a copy of its own: measured, a read into fixed slots gains nothing as long as packets are
+        looked at one by one.
+        """
+        header_size = self._header_size
+        size = header_size + PACKET_BYTES_MAX
+        descriptor = self._descriptor
+        packets: list[bytes] = []
+        try:
+            for _ in range(limit):
+                packets.append(os.read(descriptor, size))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if not packets:
+                raise OxidizeError(self._gone(error)) from error
+        # What was read counts: an error that lasts comes again with the next call.
+        return [packet[header_size:] for packet in packets] if header_size else packets
+
+    def write_packets(self, packets: Sequence[bytes | bytearray | memoryview]) -> int:
+        """Give packets to the kernel in their order; return how many it refused."""
+        descriptor = self._descriptor
+        header = _PLAIN_VNET_HEADER[: self._header_size]
+        failures = 0
+        for packet in packets:
+            try:
+                if header:
+                    os.writev(descriptor, (header, packet))
+                else:
+                    os.write(descriptor, packet)
+            except OSError:
+                failures += 1
+        return failures
+
+    def fileno(self) -> int:
+        """Return the file descriptor, -1 after `close`."""
+        return self._descriptor
+
+    def close(self) -> None:
+        """Close this process's hold on the device; idempotent."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _gone(self, error: OSError) -> str:
+        if error.errno == errno.EBADFD:
+            return f"interface {self.name}: was removed while in use; restart the service to have it made anew"
+        return f"interface {self.name}: cannot be read ({error.strerror})"
+
+
+def _open_problem(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return f"{_DEVICE} cannot be opened; run as root, or give the unit DeviceAllow={_DEVICE} rw"
+    remedy = "load the module tun, or set network = 'userspace'"
+    return f"{_DEVICE} cannot be opened ({error.strerror}); {remedy}"
+
+
+def _attach_problem(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "making a TUN device needs CAP_NET_ADMIN; run as root, or set network = 'userspace'"
+    if error.errno == errno.EBUSY:
+        return "another process holds it; stop that one, replace it with `oxidize reload`, or choose another name"
+    if error.errno == errno.EINVAL:
+        return "an interface of this name is there and is no TUN device of this form; choose another name"
+    return f"cannot be made ({error.strerror})"
