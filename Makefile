@@ -28,6 +28,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 BUILD_TOOLS := setuptools|wheel|packaging
 HASHED := --quiet --require-hashes --no-build-isolation --use-pep517
 
+# A second make in the same tree waits: pip and apt-get do not mind finding their work done, but do mind sharing it.
+ALONE := exec 9> .stamps/busy; flock 9
+
 # The version of the tool that writes the locks: another one may order or annotate them differently.
 UV_VERSION := 0.13.9
 LOCK := .stamps/lock/bin/uv --quiet pip compile --universal --python-version 3.11 --generate-hashes --no-header \
@@ -66,14 +69,14 @@ venv: $(SETUP) ## only the set-up: packages and .venv
 $(SETUP): requirements.lock requirements-dev.lock pyproject.toml | packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), Python 3.11 or later is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@echo "setting up .venv"
-	@mkdir -p .stamps
-	@$(PYTHON) -m venv .venv
-	@awk '/^($(BUILD_TOOLS))==/ { p = 1 } p { print } !/\\$$/ { p = 0 }' requirements-dev.lock > .stamps/build-tools.lock
-	@$(PIP) install $(HASHED) --no-deps -r .stamps/build-tools.lock
-	@$(PIP) install $(HASHED) -r requirements-dev.lock
-	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
-	@touch $@
+	@set -e; mkdir -p .stamps; $(ALONE); \
+	echo "setting up .venv"; \
+	$(PYTHON) -m venv .venv; \
+	awk '/^($(BUILD_TOOLS))==/ { p = 1 } p { print } !/\\$$/ { p = 0 }' requirements-dev.lock > .stamps/build-tools.lock; \
+	$(PIP) install $(HASHED) --no-deps -r .stamps/build-tools.lock; \
+	$(PIP) install $(HASHED) -r requirements-dev.lock; \
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .; \
+	touch $@
 
 # Elsewhere than on Debian (no dpkg-query) the packages have other names: the compiler then says what is missing.
 packages:
@@ -91,7 +94,7 @@ packages:
 		exit 1; \
 	fi; \
 	echo "installing Debian packages:$$missing"; \
-	mkdir -p .stamps; \
+	mkdir -p .stamps; $(ALONE); \
 	export DEBIAN_FRONTEND=noninteractive; \
 	{ apt-get update && apt-get install -y --no-install-recommends$$missing; } > .stamps/apt.log 2>&1 < /dev/null \
 		|| { tail -n 20 .stamps/apt.log >&2; exit 1; }
