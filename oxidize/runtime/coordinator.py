@@ -1,0 +1,153 @@
+"""`oxidize reload`: start the successor, tell the service manager, say what came of it.
+
+The rule: until the successor has been told GO nothing is changed, and after that whoever is left serving is what the
+service manager is told. The successor is forked twice, so that it is no child of ours when it becomes the main process:
+it outlives us, and the service manager can follow it.
+
+Source: systemd.service(5), ExecReload= and NotifyAccess=exec.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from oxidize.errors import TakeoverError
+from oxidize.runtime import systemd
+from oxidize.runtime.control import Report, receive, send
+
+PREPARE_TIMEOUT_SECS = 30.0  # the successor imports, reads and restores: tens of milliseconds for most
+TAKE_TIMEOUT_SECS = 15.0  # from GO to DONE
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadResult:
+    """What a reload came to: report of the successor, and the seconds from start to end."""
+
+    report: Report
+    seconds: float
+
+
+def reload(role: str, config_path: Path, predecessor_pid: int) -> ReloadResult:
+    """Replace the process `predecessor_pid` by a fresh one; raises TakeoverError with the successor's reason.
+
+    role: the subcommand that the successor runs, "server" or "client".
+    """
+    started = time.monotonic()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "oxidize",
+        role,
+        "-c",
+        str(config_path),
+        "--control-fd",
+        str(theirs.fileno()),
+    ]
+    with ours:
+        with theirs:
+            pid = _start_detached(command, theirs.fileno())
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            pidfd = -1  # it ended already; the link says why
+        try:
+            report = _coordinate(ours, pid, predecessor_pid)
+        except TakeoverError:
+            if _is_alive(predecessor_pid):  # else the successor may be all that serves
+                _kill(pidfd)
+            raise
+        finally:
+            if pidfd >= 0:
+                os.close(pidfd)
+    return ReloadResult(report, time.monotonic() - started)
+
+
+def _coordinate(link: socket.socket, pid: int, predecessor_pid: int) -> Report:
+    _expect(link, "prepared", PREPARE_TIMEOUT_SECS)
+    managed = systemd.is_managed()
+    if managed and not _set_main_pid(pid):
+        _set_main_pid(predecessor_pid)
+        raise TakeoverError("prepared", f"the service manager did not accept MAINPID={pid} in time")
+    try:
+        send(link, {"event": "go"})
+        return _expect(link, "done", TAKE_TIMEOUT_SECS)
+    except (OSError, TakeoverError) as error:
+        if managed and _is_alive(predecessor_pid):
+            _set_main_pid(predecessor_pid)
+        if isinstance(error, TakeoverError):
+            raise
+        raise TakeoverError("go", f"the successor is gone: {error}") from error
+
+
+def _expect(link: socket.socket, event: str, timeout_secs: float) -> Report:
+    link.settimeout(timeout_secs)
+    try:
+        message = receive(link)
+    except TimeoutError:
+        raise TakeoverError(event, f"the successor did not get there within {timeout_secs:.0f} s") from None
+    if message is None:
+        raise TakeoverError(event, "the successor ended without a reason; see its log")
+    if message.get("event") != event:
+        raise TakeoverError(event, str(message.get("reason", "the successor gave no reason; see its log")))
+    return message
+
+
+def _set_main_pid(pid: int) -> bool:
+    systemd.notify(f"MAINPID={pid}")
+    return systemd.barrier()
+
+
+def _start_detached(command: Sequence[str], inherited_fd: int) -> int:
+    """Start `command` in a session of its own, as nobody's child, and return its pid."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        # Between fork and exec nothing may go wrong quietly, and nothing may return to the caller's code.
+        try:
+            os.setsid()
+            if (grandchild := os.fork()) != 0:
+                os.write(write_end, str(grandchild).encode())
+                os._exit(0)
+            _become(command, inherited_fd)
+        finally:
+            os._exit(127)
+    os.close(write_end)
+    os.waitpid(child, 0)
+    with os.fdopen(read_end, "rb") as pipe:
+        text = pipe.read()
+    if not text:
+        raise TakeoverError("start", f"cannot start {command[0]}: no process could be made")
+    return int(text)
+
+
+def _become(command: Sequence[str], inherited_fd: int) -> None:
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.set_inheritable(inherited_fd, True)
+    os.execv(command[0], command)  # noqa: S606  # a shell is what we do not want
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        return not select.select([pidfd], [], [], 0)[0]
+    finally:
+        os.close(pidfd)
+
+
+def _kill(pidfd: int) -> None:
+    if pidfd >= 0:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)

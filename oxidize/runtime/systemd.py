@@ -1,0 +1,97 @@
+"""The service manager: sockets and stored files from it, state and files to it.
+
+It may be systemd or anything that speaks as it does. Plain messages go through `sdnotify`; messages that carry files,
+and LISTEN_FDS with names, through `systemd` (PyPI: systemd-python). Where a manager is there and the package is not,
+that is an error: a server whose state is not stored would lose its sessions with the first crash.
+
+Sources: sd_notify(3), sd_listen_fds(3), systemd.service(5) on FileDescriptorStoreMax=.
+"""
+
+import os
+import select
+from collections.abc import Sequence
+
+import sdnotify
+
+from oxidize.errors import ConfigError
+
+BARRIER_TIMEOUT_SECS = 5.0
+STORED_NAMES = ("journal", "arena", "tun")
+
+
+def is_managed() -> bool:
+    """Tell whether a service manager listens to us."""
+    return bool(os.environ.get("NOTIFY_SOCKET"))
+
+
+def notify(*assignments: str) -> None:
+    """Send assignments such as `READY=1` to the service manager, if there is one."""
+    if is_managed():
+        sdnotify.SystemdNotifier().notify("\n".join(assignments))
+
+
+def store_fd(name: str, fd: int) -> None:
+    """Put a file into the manager's store, from which it comes back with LISTEN_FDS after a crash or restart."""
+    if is_managed():
+        # FDPOLL=0: systemd would otherwise drop the file at the first EPOLLHUP or EPOLLERR, which a TUN may report.
+        _daemon().notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fds=[fd])
+
+
+def barrier() -> bool:
+    """Wait until the manager has processed everything that this process sent; False if it did not in time."""
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    try:
+        _daemon().notify("BARRIER=1", fds=[write_end])
+    finally:
+        os.close(write_end)
+    try:
+        poller = select.poll()
+        poller.register(read_end, 0)  # EPOLLHUP comes when the manager closes its copy
+        return bool(poller.poll(BARRIER_TIMEOUT_SECS * 1000))
+    finally:
+        os.close(read_end)
+
+
+def listen_fds() -> dict[str, list[int]]:
+    """Return the file descriptors that the manager passed to this process, by their names.
+
+    They are close-on-exec from here on, and the environment no longer speaks of them.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return {}
+    passed: dict[str, list[int]] = {}
+    for fd, name in _daemon().listen_fds_with_names(unset_environment=True).items():
+        os.set_inheritable(fd, False)
+        passed.setdefault(name, []).append(fd)
+    return passed
+
+
+def single(passed: dict[str, list[int]], names: Sequence[str]) -> dict[str, int]:
+    """Return the one file of each name; raises ConfigError where the manager passed several."""
+    several = [name for name in names if len(passed.get(name, [])) > 1]
+    if several:
+        raise ConfigError(
+            [
+                (
+                    f"LISTEN_FDS: {len(passed[name])} files are named {name!r}: expected one; "
+                    f"give each socket unit its own FileDescriptorName= and one Listen...= line"
+                )
+                for name in several
+            ]
+        )
+    return {name: passed[name][0] for name in names if passed.get(name)}
+
+
+def _daemon():  # type: ignore[no-untyped-def]  # the package has no type information
+    try:
+        from systemd import daemon  # noqa: PLC0415  # an extra: only where a manager is
+    except ImportError as error:
+        raise ConfigError(
+            [
+                (
+                    "NOTIFY_SOCKET or LISTEN_FDS is set, but the Python package systemd-python is not installed: "
+                    "install it with `pip install 'oxidize[systemd]'`"
+                )
+            ]
+        ) from error
+    return daemon
