@@ -65,13 +65,13 @@ bench: $(SETUP) ## measure the data path and the takeover on this machine
 
 venv: $(SETUP) ## only the set-up: packages and .venv
 
-# The environment is updated in place, never cleared: a server may be running from it.
+# An environment that works is updated in place and not cleared: a server may be running from it.
 $(SETUP): requirements.lock requirements-dev.lock pyproject.toml | packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), Python 3.11 or later is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@set -e; mkdir -p .stamps; $(ALONE); \
 	echo "setting up .venv"; \
-	$(PYTHON) -m venv .venv; \
+	$(PIP) --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv; \
 	awk '/^($(BUILD_TOOLS))==/ { p = 1 } p { print } !/\\$$/ { p = 0 }' requirements-dev.lock > .stamps/build-tools.lock; \
 	$(PIP) install $(HASHED) --no-deps -r .stamps/build-tools.lock; \
 	$(PIP) install $(HASHED) -r requirements-dev.lock; \
