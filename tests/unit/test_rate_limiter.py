@@ -1,0 +1,95 @@
+"""Handshakes by source address: 20 a second, 5 at once, as the reference implementations have it."""
+
+import random
+from ipaddress import ip_address
+
+import pytest
+
+from oxidize.protocol import rate_limiter
+from oxidize.protocol.rate_limiter import HANDSHAKES_BURST, HANDSHAKES_PER_SECOND, RateLimiter
+
+A = ip_address("192.0.2.1").packed
+B = ip_address("192.0.2.2").packed
+
+
+def test_the_numbers_are_those_of_the_reference_implementations() -> None:
+    assert (HANDSHAKES_PER_SECOND, HANDSHAKES_BURST) == (20, 5)
+
+
+@pytest.mark.parametrize("now", [0.0, 1.0, 12_345.678, 1e8 + 1 / 3])
+def test_a_burst_is_allowed_and_then_the_rate(now: float) -> None:
+    limiter = RateLimiter()
+    assert [limiter.allow(A, now) for _ in range(7)] == [True] * 5 + [False] * 2
+    assert not limiter.allow(A, now + 0.049)
+    assert limiter.allow(A, now + 0.051)
+    assert not limiter.allow(A, now + 0.052)
+    assert [limiter.allow(A, now + 10) for _ in range(7)] == [True] * 5 + [False] * 2
+
+
+def test_a_source_that_keeps_to_the_rate_is_never_denied() -> None:
+    limiter = RateLimiter()
+    for _ in range(5):
+        assert limiter.allow(A, 100.0)
+    for step in range(1, 1000):
+        assert limiter.allow(A, 100.0 + step * 0.05)
+
+
+def test_denials_cost_nothing() -> None:
+    limiter = RateLimiter()
+    allowed = sum(limiter.allow(A, 5.0 + step / 1000) for step in range(1000))  # 50 times the rate, for a second
+    assert allowed == 5 + 19
+
+
+def test_sources_do_not_share() -> None:
+    limiter = RateLimiter()
+    for _ in range(6):
+        limiter.allow(A, 1.0)
+    assert not limiter.allow(A, 1.0)
+    assert limiter.allow(B, 1.0)
+
+
+def test_an_ipv6_source_is_its_64() -> None:
+    limiter = RateLimiter()
+    for host in range(5):
+        assert limiter.allow(ip_address(f"2001:db8::{host:x}").packed, 1.0)
+    assert not limiter.allow(ip_address("2001:db8::ffff:ffff:ffff:ffff").packed, 1.0)
+    assert limiter.allow(ip_address("2001:db8:0:1::").packed, 1.0)
+    assert limiter.allow(ip_address("32.1.13.184").packed, 1.0)  # the same first four bytes
+
+
+def test_what_it_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_limiter, "SOURCES_MAX", 100)
+    limiter = RateLimiter()
+    for number in range(1000):
+        source = number.to_bytes(4, "big")
+        for _ in range(5):
+            assert limiter.allow(source, 1.0)
+        assert not limiter.allow(source, 1.0)  # the newest is not the one that is forgotten
+        assert len(limiter) <= 100
+    assert not limiter.allow((901).to_bytes(4, "big"), 1.0)
+    assert limiter.allow((899).to_bytes(4, "big"), 1.0)  # the oldest is
+
+
+def test_sources_that_are_gone_are_forgotten() -> None:
+    limiter = RateLimiter()
+    for number in range(1000):
+        limiter.allow(number.to_bytes(4, "big"), 1.0)
+    for _ in range(600):
+        limiter.allow(A, 2.0)
+    assert len(limiter) == 1
+
+
+def test_forgetting_changes_no_answer() -> None:
+    """Against a bucket for each source that is never forgotten."""
+    source = random.Random(3)
+    limiter = RateLimiter()
+    buckets: dict[int, tuple[float, int]] = {}
+    now_ms = 0
+    for _ in range(5000):
+        now_ms += source.choice([0, 0, 0, 1, 5, 20])
+        number = source.randrange(12)
+        tokens, at_ms = buckets.get(number, (5.0, 0))
+        tokens = min(5.0, tokens + (now_ms - at_ms) / 50)
+        expected = tokens >= 1 - 1e-9
+        buckets[number] = (tokens - expected, now_ms)
+        assert limiter.allow(number.to_bytes(4, "big"), now_ms / 1000) == expected
