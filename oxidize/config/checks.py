@@ -1,0 +1,105 @@
+"""What the tables of a configuration must be to one another, beyond each value being right by itself.
+
+The rule: every public key, every name and every address belongs to one peer only, and none of them to the server.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from oxidize.config.overlap import Claim, find_overlaps
+from oxidize.config.report import Report
+from oxidize.config.schema import MTU_IPV6_MIN, Checked, PeerTable, ServerTable, TableT, check_table
+from oxidize.config.values import is_peer_name
+from oxidize.protocol.constants import PEERS_MAX
+
+
+def check_peers(given: object, report: Report) -> list[Checked[PeerTable]]:
+    """Validate all tables [[peer]]; a peer is called by its name in reports, or by its number, counted from 1."""
+    if not isinstance(given, list) or not all(isinstance(peer, dict) for peer in given):
+        report.wrong("peer", given, "tables [[peer]], one for each peer", "write [[peer]] with two brackets")
+        return []
+    if len(given) > PEERS_MAX:
+        report.excess("peer", f"{len(given)} tables", f"at most {PEERS_MAX}", "give the rest to a second server")
+    peers = []
+    names: set[str] = set()
+    for number, table in enumerate(given, start=1):
+        name = table.get("name")
+        is_clear = is_peer_name(name) and name not in names
+        peers.append(check_table(PeerTable, table, f"peer.{name}" if is_clear else f"peer[{number}]", report))
+        names.add(str(name))
+    return peers
+
+
+def check_mtu(table: Checked[TableT], report: Report) -> None:
+    """Report an MTU that is too small for the IPv6 addresses of the interface."""
+    mtu = table.valid.get("mtu", MTU_IPV6_MIN)
+    ipv6 = [str(address) for address in table.valid.get("address", ()) if address.version == 6]
+    if ipv6 and mtu < MTU_IPV6_MIN:
+        expected = f"at least {MTU_IPV6_MIN}, which IPv6 needs ({table.prefix}.address has {ipv6[0]})"
+        report.wrong(f"{table.prefix}.mtu", mtu, expected, "remove the line, or the IPv6 address")
+
+
+def check_addresses(table: Checked[TableT], report: Report) -> None:
+    """Report an address that is listed twice."""
+    seen = set()
+    for address in table.valid.get("address", ()):
+        if address.ip in seen:
+            report.wrong(f"{table.prefix}.address", str(address), "every address once", "remove one of them")
+        seen.add(address.ip)
+
+
+def check_unique(peers: Sequence[Checked[PeerTable]], name: str, report: Report) -> None:
+    """Report every peer whose field `name` is the same as an earlier peer's."""
+    first: dict[Any, str] = {}
+    for peer in peers:
+        if name not in peer.valid:
+            continue
+        owner = first.setdefault(peer.valid[name], peer.prefix)
+        if owner != peer.prefix:
+            field = name.replace("_", " ")
+            remedy = f"remove one of the two, or give it its own {field}"
+            report.wrong(f"{peer.prefix}.{name}", peer.given[name], f"a {field} of its own, but {owner} has it", remedy)
+
+
+def check_foreign(tables: Sequence[Checked[TableT]], name: str, own_public_key: bytes, report: Report) -> None:
+    """Report every table whose public key is that of our own private key."""
+    for table in tables:
+        if own_public_key and table.valid.get(name) == own_public_key:
+            report.wrong(
+                f"{table.prefix}.{name}",
+                table.given[name],
+                "the other side's public key, but it is the one of our own private_key_file",
+                "run `oxidize pubkey` with the other side's private key",
+            )
+
+
+def check_overlaps(tables: Sequence[Checked[TableT]], report: Report) -> None:
+    """Report every network in `allowed_ips` that lies within one of another table, or stands twice in its own."""
+    claims = [
+        Claim(network, owner) for owner, table in enumerate(tables) for network in table.valid.get("allowed_ips", ())
+    ]
+    for inner, outer in find_overlaps(claims):
+        key = f"{tables[inner.owner].prefix}.allowed_ips"
+        if inner.owner == outer.owner:
+            report.wrong(key, str(inner.network), "every network once", "remove one of them")
+            continue
+        report.wrong(
+            key,
+            str(inner.network),
+            f"no overlap with another peer, but {tables[outer.owner].prefix}.allowed_ips has {outer.network}",
+            "give every address to one peer only",
+        )
+
+
+def warn_of_peers(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable]], report: Report) -> None:
+    """Warn of what is legal but leaves a peer, or everybody, without service."""
+    if not peers:
+        report.warn("peer", "there is no table [[peer]], so nobody can connect")
+    own: Mapping[Any, str] = {address.ip: str(address) for address in server.valid.get("address", ())}
+    for peer in peers:
+        networks = peer.valid.get("allowed_ips", (None,))
+        if not networks:
+            report.warn(f"{peer.prefix}.allowed_ips", "the list is empty, so every packet of this peer is dropped")
+        for network in networks:
+            if network is not None and network.prefixlen == network.max_prefixlen and network[0] in own:
+                report.warn(f"{peer.prefix}.allowed_ips", f"{network} is the server's own address {own[network[0]]}")

@@ -1,0 +1,91 @@
+"""What a loaded configuration is: frozen values, parsed and checked, with the keys read in.
+
+The rule: whoever holds one of these need not check it again, and printing it shows no secret.
+"""
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from pathlib import Path
+from typing import Literal
+
+InterfaceAddress = IPv4Interface | IPv6Interface
+Network = IPv4Network | IPv6Network
+NetworkKind = Literal["tun", "userspace"]
+HostPort = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerConfig:
+    """One peer.
+
+    public_key, preshared_key: 32 bytes; without a pre-shared key these are zeros, as in the paper, section 5.2.
+    endpoint: "host:port" as text, host being an address or a name; None where only the peer knows where it is.
+    persistent_keepalive: seconds, 0 for off.
+    """
+
+    name: str
+    public_key: bytes
+    preshared_key: bytes = field(repr=False)
+    allowed_ips: tuple[Network, ...]
+    endpoint: str | None
+    persistent_keepalive: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """The configuration of `oxidize server`.
+
+    source: the file it came from. listen: literal address and port, used where no socket was passed. metrics_listen:
+    the same for HTTP, None for off. private_key, public_key: 32 bytes. warnings: what is legal but hardly meant.
+    """
+
+    source: Path
+    listen: HostPort
+    interface: str
+    addresses: tuple[InterfaceAddress, ...]
+    mtu: int
+    private_key: bytes = field(repr=False)
+    public_key: bytes
+    metrics_listen: HostPort | None
+    drain_timeout_secs: float
+    takeover_socket: Path
+    network: NetworkKind
+    peers: tuple[PeerConfig, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConfig:
+    """The configuration of `oxidize client`: as a server with one peer, which it always knows where to find.
+
+    server: "host:port" as text. The other fields are as in ServerConfig and PeerConfig.
+    """
+
+    source: Path
+    server: str
+    server_public_key: bytes
+    interface: str
+    addresses: tuple[InterfaceAddress, ...]
+    mtu: int
+    private_key: bytes = field(repr=False)
+    public_key: bytes
+    preshared_key: bytes = field(repr=False)
+    allowed_ips: tuple[Network, ...]
+    persistent_keepalive: int
+    metrics_listen: HostPort | None
+    takeover_socket: Path
+    network: NetworkKind
+    warnings: tuple[str, ...]
+
+    @property
+    def peers(self) -> tuple[PeerConfig, ...]:
+        """The server as this client's only peer."""
+        server = PeerConfig(
+            name="server",
+            public_key=self.server_public_key,
+            preshared_key=self.preshared_key,
+            allowed_ips=self.allowed_ips,
+            endpoint=self.server,
+            persistent_keepalive=self.persistent_keepalive,
+        )
+        return (server,)

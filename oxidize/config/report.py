@@ -1,0 +1,84 @@
+"""The mistakes found in one configuration file, as lines for its operator.
+
+The rule: one line for each mistake, and never key material in one, whatever the operator wrote where.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from oxidize.errors import ConfigError
+
+VALUE_CHARS_MAX = 60  # more of a value than this is not shown
+INT_BITS_SHOWN_MAX = 64  # a longer whole number is described, not shown
+
+# What may be a key in base64 or in hexadecimal, whole or cut short by a character or two.
+_KEY_LIKE = re.compile(r"(?![/.])[A-Za-z0-9+/]{40,44}={0,2}")
+_KEY_WITHIN = re.compile(r"[A-Za-z0-9+/]{43}=|[0-9A-Fa-f]{64}")
+_SECRET_NAME = re.compile(r"key|secret|psk|private", re.IGNORECASE)
+HIDDEN = "(not shown)"
+
+
+@dataclass
+class Report:
+    """Collects problems and warnings of the file `source`."""
+
+    source: str
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def wrong(self, key: str, value: object, expected: str, remedy: str) -> None:
+        """Add a problem with a value that is there."""
+        self.problems.append(f"{self.source}: {_name(key)} = {show(key, value)}: expected {expected}; {remedy}")
+
+    def missing(self, key: str, expected: str, remedy: str) -> None:
+        """Add a problem with a value that is not there."""
+        self.problems.append(f"{self.source}: {key} is missing: expected {expected}; {remedy}")
+
+    def excess(self, key: str, found: str, expected: str, remedy: str) -> None:
+        """Add a problem with how many there are of something."""
+        self.problems.append(f"{self.source}: {key}: {found}: expected {expected}; {remedy}")
+
+    def warn(self, key: str, text: str) -> None:
+        """Add a warning."""
+        self.warnings.append(f"{self.source}: {key}: {text}")
+
+    def fail(self, text: str) -> NoReturn:
+        """Raise ConfigError for a file of which nothing can be read."""
+        raise ConfigError([f"{self.source}: {text}"])
+
+    def check(self) -> None:
+        """Raise ConfigError with all problems, if there are any."""
+        if self.problems:
+            raise ConfigError(self.problems)
+
+
+def _name(key: str) -> str:
+    """Return a key on one line, whatever is in it."""
+    return key if key.isprintable() else json.dumps(key)
+
+
+def show(key: str, value: object) -> str:
+    """Return a value as TOML would write it, on one line, shortened, and hidden where it may be a secret."""
+    name = key.rpartition(".")[2].lower().replace("_", "")
+    if "public" not in name and not name.endswith("file") and _SECRET_NAME.search(name):
+        return HIDDEN
+    shown = _toml(value, is_public="public" in name)
+    return shown if len(shown) <= VALUE_CHARS_MAX else shown[: VALUE_CHARS_MAX - 1] + "…"
+
+
+def _toml(value: object, *, is_public: bool) -> str:
+    if isinstance(value, str):
+        if not is_public and (_KEY_LIKE.fullmatch(value.strip()) or _KEY_WITHIN.search(value)):
+            return HIDDEN
+        return json.dumps(value, ensure_ascii=not value.isprintable())
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and value.bit_length() > INT_BITS_SHOWN_MAX:
+        return f"(a number of {value.bit_length()} bits)"
+    if isinstance(value, (list, tuple)):
+        # Nested ones are cut off: they are as deep as the operator likes.
+        items = ("[…]" if isinstance(item, (list, tuple)) else _toml(item, is_public=is_public) for item in value)
+        return f"[{', '.join(items)}]"
+    return "{…}" if isinstance(value, dict) else str(value)

@@ -1,0 +1,200 @@
+"""Single values of a configuration file: text in, parsed value out.
+
+The rule: a value that can be read in two ways is refused, with the text that was probably meant. Sources: RFC 4632 and
+RFC 4291 for networks, RFC 1123 section 2.1 for host names, RFC 3986 section 3.2.2 for `[address]:port`, wg(8) for keys.
+"""
+
+import base64
+import binascii
+import re
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
+from typing import TypeGuard
+
+from oxidize.config.model import HostPort, InterfaceAddress, Network
+from oxidize.protocol.constants import KEY_SIZE
+
+INTERFACE_NAME_MAX = 15  # IFNAMSIZ without its NUL
+PEER_NAME_MAX = 64  # our own: it is a column of `oxidize status` and a field of every log line
+PORT_MAX = 65_535
+HOST_NAME_MAX = 253  # RFC 1035 section 2.3.4, without the root's dot
+SOCKET_PATH_BYTES_MAX = 107  # unix(7): sun_path without its NUL
+
+_HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\]\[]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
+_HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_INTERFACE_NAME = re.compile(rf"[A-Za-z0-9_=+.-]{{1,{INTERFACE_NAME_MAX}}}")
+_PEER_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.@-]{{0,{PEER_NAME_MAX - 1}}}")
+
+# The points of small order of Curve25519 (RFC 7748 section 6.1): with them every shared secret is zero, so they are no
+# one's public key. The top bit of a key is ignored, hence the mask below.
+_SMALL_ORDER = frozenset(
+    bytes.fromhex(point)
+    for point in (
+        "00" * 32,
+        "01" + "00" * 31,
+        "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+        "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+        "ec" + "ff" * 30 + "7f",
+        "ed" + "ff" * 30 + "7f",
+        "ee" + "ff" * 30 + "7f",
+    )
+)
+
+
+class InvalidValueError(ValueError):
+    """A value is not what it should be: `expected` says what is, `remedy` what to do (None: the field's usual one)."""
+
+    def __init__(self, expected: str, remedy: str | None = None) -> None:
+        super().__init__(expected)
+        self.expected = expected
+        self.remedy = remedy
+
+
+def text(value: object, expected: str) -> str:
+    """Return the value if it is a string that is not empty; raises InvalidValueError."""
+    if not isinstance(value, str) or not value:
+        raise InvalidValueError(expected)
+    return value
+
+
+def parse_key(encoded: str) -> bytes | None:
+    """Return the 32 bytes of a key in the one base64 form that wg writes, or None."""
+    try:
+        key = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return key if len(key) == KEY_SIZE and base64.b64encode(key).decode() == encoded else None
+
+
+def public_key(value: object) -> bytes:
+    """Parse a public key in base64; raises InvalidValueError."""
+    expected = "a public key: 44 characters of base64 for 32 bytes"
+    key = parse_key(text(value, expected))
+    if key is None:
+        raise InvalidValueError(expected)
+    if key[:-1] + bytes([key[-1] & 0x7F]) in _SMALL_ORDER:
+        raise InvalidValueError("a public key that some private key has; this is a point of small order")
+    return key
+
+
+def interface_address(value: object) -> InterfaceAddress:
+    """Parse an address of our own with the length of its network's prefix; raises InvalidValueError."""
+    expected = 'an address with the length of its network\'s prefix, such as "10.0.0.1/24" or "fd00::1/64"'
+    given = text(value, expected)
+    address, slash, prefix = given.partition("/")
+    if slash and not _is_number(prefix):
+        raise InvalidValueError(expected)
+    try:
+        parsed = ip_interface(given)
+    except ValueError:
+        raise InvalidValueError(expected) from None
+    if not slash:
+        raise InvalidValueError(expected, f'write "{address}/{parsed.max_prefixlen}" if it has no network')
+    if parsed.ip.is_unspecified or parsed.ip.is_multicast or "%" in given:
+        raise InvalidValueError("an address that one machine can have, without a zone")
+    return parsed
+
+
+def network(value: object) -> Network:
+    """Parse a network in CIDR notation, or one address for the network of only that; raises InvalidValueError."""
+    expected = 'a network in CIDR notation, such as "10.0.0.2/32" or "fd00:1::/64"'
+    given = text(value, expected)
+    _, slash, prefix = given.partition("/")
+    if (slash and not _is_number(prefix)) or "%" in given:
+        raise InvalidValueError(expected)
+    try:
+        parsed = ip_network(given, strict=False)
+    except ValueError:
+        raise InvalidValueError(expected) from None
+    if slash and parsed.network_address != ip_interface(given).ip:
+        host = f"{ip_interface(given).ip}/{parsed.max_prefixlen}"
+        raise InvalidValueError(
+            f"a network without host bits after its prefix of {parsed.prefixlen}",
+            f'write "{parsed}" for the network, or "{host}" for the one address',
+        )
+    return parsed
+
+
+def listen_address(value: object) -> HostPort:
+    """Parse "address:port", a literal address to bind; port 0 lets the kernel choose; raises InvalidValueError."""
+    expected = '"address:port" or "[IPv6 address]:port", with a literal address and a port from 0 to 65535'
+    host, port, is_v6 = _split_host_port(text(value, expected), expected)
+    if _literal(host, is_v6) is None:
+        raise InvalidValueError(expected)
+    return host, port
+
+
+def endpoint(value: object) -> str:
+    """Check "host:port", where host is an address or a name that is looked up later; raises InvalidValueError."""
+    expected = '"host:port" or "[IPv6 address]:port", with a port from 1 to 65535'
+    given = text(value, expected)
+    host, port, is_v6 = _split_host_port(given, expected)
+    literal = _literal(host, is_v6)
+    if port == 0 or (literal is None and (is_v6 or not _is_host_name(host))):
+        raise InvalidValueError(expected)
+    if literal is not None and (literal.is_unspecified or literal.is_multicast):
+        raise InvalidValueError("the address of one machine")
+    return given
+
+
+def interface_name(value: object) -> str:
+    """Check the name of a network interface; raises InvalidValueError."""
+    expected = f"1 to {INTERFACE_NAME_MAX} of letters, digits and _ = + . -"
+    given = text(value, expected)
+    if not _INTERFACE_NAME.fullmatch(given) or given in {".", ".."}:
+        raise InvalidValueError(expected)
+    return given
+
+
+def is_peer_name(value: object) -> TypeGuard[str]:
+    """Return whether this can be the name of a peer."""
+    return isinstance(value, str) and _PEER_NAME.fullmatch(value) is not None
+
+
+def peer_name(value: object) -> str:
+    """Check the name of a peer; raises InvalidValueError."""
+    expected = f"1 to {PEER_NAME_MAX} of letters, digits and _ . @ -, beginning with a letter or a digit"
+    if not is_peer_name(value):
+        raise InvalidValueError(expected)
+    return value
+
+
+def file_path(value: object) -> str:
+    """Check the path of a file; raises InvalidValueError."""
+    expected = "the path of a file, relative to the folder of this configuration"
+    given = text(value, expected)
+    if "\0" in given:
+        raise InvalidValueError(expected)
+    return given
+
+
+def _is_number(digits: str) -> bool:
+    return digits.isascii() and digits.isdigit()
+
+
+def _split_host_port(given: str, expected: str) -> tuple[str, int, bool]:
+    match = _HOST_PORT.fullmatch(given)
+    if match is None or int(match["port"]) > PORT_MAX:
+        raise InvalidValueError(expected, _bracket_remedy(given))
+    return match["v6"] or match["host"], int(match["port"]), match["v6"] is not None
+
+
+def _bracket_remedy(given: str) -> str | None:
+    """Return what was meant where an IPv6 address lacks its brackets."""
+    host, _, port = given.rpartition(":")
+    if _literal(host, is_v6=True) is None or not _is_number(port):
+        return None
+    return f'write "[{host}]:{port}"'
+
+
+def _literal(host: str, is_v6: bool) -> IPv4Address | IPv6Address | None:
+    try:
+        parsed = ip_address(host)
+    except ValueError:
+        return None
+    return parsed if isinstance(parsed, IPv6Address) == is_v6 else None
+
+
+def _is_host_name(host: str) -> bool:
+    labels = host.removesuffix(".").split(".")
+    # A name whose last label is a number would be a mistyped address (RFC 1123 section 2.1).
+    return len(host) <= HOST_NAME_MAX and all(map(_HOST_LABEL.fullmatch, labels)) and not _is_number(labels[-1])

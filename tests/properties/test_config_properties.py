@@ -1,0 +1,145 @@
+"""Whatever stands in the file, loading gives a configuration or a ConfigError of one line for each mistake."""
+
+import base64
+import json
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oxidize.config import load_client, load_server
+from oxidize.config.overlap import Claim, find_overlaps
+from oxidize.config.schema import ClientTable, PeerTable, ServerTable
+from oxidize.errors import ConfigError
+
+PRIVATE = base64.b64encode(bytes(range(32))).decode()
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("config")
+    key = folder / "server.key"
+    key.write_text(PRIVATE)
+    key.chmod(0o600)
+    return folder / "oxidize.toml"
+
+
+def load(path: Path, content: bytes, loader):
+    """Load, and check the form of the error if there is one."""
+    path.write_bytes(content)
+    try:
+        return loader(path, {})
+    except ConfigError as error:
+        problems, text = error.problems, str(error)
+    assert problems
+    assert text.splitlines() == list(problems)
+    for line in problems:
+        assert line.startswith(f"{path}: ")
+        assert "expected" in line
+        assert PRIVATE not in line
+    return None
+
+
+loaders = st.sampled_from([load_server, load_client])
+
+
+@given(content=st.binary(max_size=200), loader=loaders)
+def test_bytes(config_file, content, loader):
+    load(config_file, content, loader)
+
+
+# A file of known and unknown keys with values of every kind: written as JSON, of which TOML shares the scalars.
+texts = st.one_of(
+    st.sampled_from(
+        [PRIVATE, "server.key", "10.0.0.1/24", "10.0.0.0/24", "::/0", "::1", "[::1]:1", "tun", "a:1", "x\0"]
+    ),
+    st.text(st.characters(codec="utf-8"), max_size=20),
+)
+scalars = st.one_of(texts, st.booleans(), st.integers(-(2**70), 2**70), st.integers(0, 70_000))
+items = st.one_of(scalars, st.lists(scalars, max_size=3))
+KEYS = [*ServerTable.model_fields, *ClientTable.model_fields, *PeerTable.model_fields, "private_key", "PublicKey"]
+tables = st.dictionaries(
+    st.one_of(st.sampled_from(KEYS), st.text(st.characters(codec="utf-8"), max_size=8)), items, max_size=6
+)
+
+
+def toml(value: object) -> str:
+    """Write a value as TOML: JSON, but for the escape of characters beyond the basic plane and of DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def body(table: dict) -> str:
+    return "".join(f"{toml(key)} = {toml(value)}\n" for key, value in table.items())
+
+
+@given(header=st.sampled_from(["server", "client"]), table=tables, peers=st.lists(tables, max_size=3), loader=loaders)
+def test_values_of_every_kind(config_file, header, table, peers, loader):
+    text = f"[{header}]\n{body(table)}" + "".join(f"[[peer]]\n{body(peer)}" for peer in peers)
+    load(config_file, text.encode(), loader)
+
+
+hosts = st.one_of(st.integers(1, 2**32 - 2).map(IPv4Address), st.integers(2, 2**120).map(IPv6Address))
+
+
+@given(
+    addresses=st.lists(hosts, min_size=1, max_size=6, unique=True),
+    mtu=st.integers(1280, 65_455),
+    port=st.integers(0, 65_535),
+    keepalive=st.integers(0, 65_535),
+)
+def test_what_is_right_is_loaded_as_written(config_file, addresses, mtu, port, keepalive):
+    peers = "".join(
+        f'[[peer]]\nname = "peer-{i}"\npublic_key = "{base64.b64encode(bytes([9, i]) * 16).decode()}"\n'
+        f'allowed_ips = ["{address}/{address.max_prefixlen}"]\npersistent_keepalive = {keepalive}\n'
+        for i, address in enumerate(addresses)
+    )
+    text = f'[server]\naddress = "fd00::1/64"\nprivate_key_file = "server.key"\nmtu = {mtu}\nlisten = "[::]:{port}"\n{peers}'
+    config = load(config_file, text.encode(), load_server)
+    assert config is not None
+    assert (config.mtu, config.listen) == (mtu, ("::", port))
+    assert [peer.allowed_ips for peer in config.peers] == [(ip_network(address),) for address in addresses]
+    assert [peer.name for peer in config.peers] == [f"peer-{i}" for i in range(len(addresses))]
+    assert {peer.persistent_keepalive for peer in config.peers} == {keepalive}
+
+
+# --- Overlaps, against the definition ---
+
+# Few bits, so that networks nest often; both families share them, so that their numbers coincide.
+networks = st.builds(
+    lambda version, bits, length: ip_network(
+        (bits << 28, length) if version == 4 else (bits << 124, length), strict=False
+    ),
+    st.sampled_from([4, 6]),
+    st.integers(0, 15),
+    st.integers(0, 4),
+)
+claims = st.lists(st.builds(Claim, networks, st.integers(0, 3)), max_size=12, unique=True)
+
+
+@given(claims)
+def test_every_overlap_of_two_owners_is_found(claims):
+    def within(inner: Claim, outer: Claim) -> bool:
+        same_family = inner.network.version == outer.network.version
+        return same_family and inner.network.subnet_of(outer.network) and inner.owner != outer.owner
+
+    found = find_overlaps(claims)
+    assert all(within(inner, outer) for inner, outer in found)
+    # Of two equal networks one is reported: the one of the later owner.
+    expected = {
+        inner
+        for inner, outer in product(claims, claims)
+        if within(inner, outer) and (inner.network != outer.network or inner.owner > outer.owner)
+    }
+    assert {inner for inner, _ in found} == expected
+    assert len(found) == len(expected)
+
+
+@given(claims, st.data())
+def test_a_network_that_its_owner_repeats_is_found(claims, data):
+    if claims:
+        claims = [Claim(claim.network, 0) for claim in set(claims)]
+        repeated = data.draw(st.sampled_from(claims))
+        assert (repeated, repeated) in find_overlaps([*claims, repeated])
