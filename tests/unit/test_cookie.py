@@ -126,10 +126,12 @@ class TestSecret:
         assert checker.secret != first
 
     def test_nothing_is_valid_before_the_first(self) -> None:
-        """An empty secret would be a key that everybody knows."""
+        """An empty secret would be a key that everybody knows, and just after boot it does not look old either."""
         checker, jar = CookieChecker(RESPONDER, random.Random(7).randbytes), CookieJar(RESPONDER)
-        jar.cookie, jar.received_at = mac(b"", SOURCE), T0
-        assert not checker.check_mac2(jar.stamp(MESSAGE, T0), SOURCE, T0)
+        just_booted = 10.0
+        jar.cookie, jar.received_at = mac(b"", SOURCE), just_booted
+        assert not checker.check_mac2(jar.stamp(MESSAGE, just_booted), SOURCE, just_booted)
+        assert checker.refresh(just_booted)
 
     @pytest.mark.parametrize("now", [T0 + COOKIE_SECRET_MAX_AGE, T0 + 10_000])
     def test_a_reply_needs_a_fresh_one(self, now: float) -> None:
