@@ -48,6 +48,8 @@ SEND_WAIT_MS = 10  # one wait for room in the send buffer ...
 SEND_WAITS_MAX = 5  # ... and how many there may be in one transmit: 50 ms in all
 QUEUED_ERRORS_MAX = 16  # errors taken from the socket in one receive before the loop gets its turn again
 
+PORT_MAX = 65_535
+
 # Room for the segment size, both kinds of packet info, and whatever else a unit file may have switched on.
 _CONTROL_BYTES = 256
 
@@ -139,18 +141,22 @@ class UdpSocket:
 
     def _raise_buffer(self, option: int, forced_option: int, wanted: int) -> None:
         current = self._socket.getsockopt(SOL_SOCKET, option)
-        if current >= 2 * wanted:
+        if current >= 2 * wanted or self._force_buffer(forced_option, wanted):
             return
+        # Without CAP_NET_ADMIN the kernel cuts the figure to its limit, which may be less than systemd set for us: try
+        # on a socket of no account first.
+        with socket.socket(self._family, socket.SOCK_DGRAM) as trial:
+            trial.setsockopt(SOL_SOCKET, option, wanted)
+            granted = trial.getsockopt(SOL_SOCKET, option)
+        if granted > current:
+            self._socket.setsockopt(SOL_SOCKET, option, wanted)
+
+    def _force_buffer(self, forced_option: int, wanted: int) -> bool:
         try:
             self._socket.setsockopt(SOL_SOCKET, forced_option, wanted)
         except PermissionError:
-            # Without CAP_NET_ADMIN the kernel cuts the figure to its limit, which may be less than systemd set for us:
-            # try on a socket of no account first.
-            with socket.socket(self._family, socket.SOCK_DGRAM) as trial:
-                trial.setsockopt(SOL_SOCKET, option, wanted)
-                granted = trial.getsockopt(SOL_SOCKET, option)
-            if granted > current:
-                self._socket.setsockopt(SOL_SOCKET, option, wanted)
+            return False
+        return True
 
     @property
     def receive_buffer(self) -> int:
@@ -324,6 +330,8 @@ def bind_udp(host: str | IPv4Address | IPv6Address, port: int) -> socket.socket:
 
     SO_REUSEADDR stays off: with it set on both, another process could bind the same port and take all packets.
     """
+    if not 0 <= port <= PORT_MAX:  # getaddrinfo would take it modulo 65536
+        raise ConfigError([f"listen address {host} port {port}: expected a port from 0 (any) to {PORT_MAX}"])
     try:
         info = socket.getaddrinfo(str(host), port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
         family, _, _, _, address = info[0]
@@ -335,7 +343,7 @@ def bind_udp(host: str | IPv4Address | IPv6Address, port: int) -> socket.socket:
         except BaseException:
             bound.close()
             raise
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ConfigError([f"listen address {host} port {port}: {_bind_problem(error)}"]) from error
     return bound
 
@@ -348,9 +356,9 @@ _BIND_REMEDIES = {
 }
 
 
-def _bind_problem(error: Exception) -> str:
-    if isinstance(error, socket.gaierror) or not isinstance(error, OSError):
-        return f"expected an IPv4 or IPv6 address and a port up to 65535 ({error})"
+def _bind_problem(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return f"expected an IPv4 or IPv6 address, not a name ({error.strerror})"
     return _BIND_REMEDIES.get(error.errno or 0, f"cannot be bound ({error.strerror})")
 
 
