@@ -1,0 +1,329 @@
+"""The state of a server's sessions: the journal of what happened and the arena of what is counted, as one thing.
+
+Rules:
+- A change is recorded before any effect of it can be seen outside, so that every crash restores what peers know.
+- A takeover, a restart and a crash restore by the same code: `open`, `changes`, then `sync` for what came since.
+- State is good for one boot (its times are CLOCK_BOOTTIME) and for one identity (a session belongs to a static key).
+- It holds keys: it lives in two memory files and never on a disk.
+
+Nothing here knows who owns the sockets: the caller says when this process may write (`become_writer`), must not any
+more (`stop_writing`), and when nothing may be compacted (`hold`, from OFFER to TAKEN).
+"""
+
+import contextlib
+import os
+from typing import Any, Self
+
+from oxidize.errors import SnapshotError, StateError
+from oxidize.protocol.changes import Change, KeypairState, PeerKeypairs, PeerRemoved, PeerSeen, PeerStaged
+from oxidize.protocol.words import REPLAY_WORDS, SLOT_WORDS, TOTALS_SLOTS
+from oxidize.state.arena import Arena
+from oxidize.state.journal import Journal
+from oxidize.state.records import FORMAT, MIN_READER, Unknown, decode_change, encode_change
+from oxidize.state.stream import ENVELOPE, REMEDY, RETIRE_OWN, Record, fold
+
+TAKEOVERS_MAX = 16  # remembered
+# A time of the state that lies further ahead than this was taken by another clock (time_namespaces(7)).
+CLOCK_AHEAD_SECS_MAX = 60.0
+
+_TAKEOVER = "takeover"
+
+
+class SessionState:
+    """A journal and an arena, with the schema of the protocol's changes.
+
+    Made by `create` for a first generation, or by `open` for every other. `arena` holds the device's words; `record` is
+    the device's recorder.
+    """
+
+    def __init__(self, journal: Journal, arena: Arena) -> None:
+        self.journal = journal
+        self.arena = arena
+        self._unknown = Unknown()
+        self._opened: list[Change] | None = None  # what `open` decoded, until something newer is known
+        # Kept beside the journal, so that nothing on the way to the hand-off has to search it.
+        self._peers_with_session: set[bytes] = set()
+        self._peers_with_staged: set[bytes] = set()
+        self._takeovers: dict[int, dict[str, Any]] = {}  # by a running number, oldest first
+
+    @classmethod
+    def create(cls, release: str, generation: int, boot_id: str, public_key: bytes) -> Self:
+        """Make an empty state, and become its writer.
+
+        boot_id: of /proc/sys/kernel/random/boot_id. public_key: our static public key, 32 bytes. Raises OSError when
+        the kernel refuses the memory files.
+        """
+        envelope = _envelope(release, generation, boot_id, public_key, MIN_READER)
+        arena = Arena.create()
+        try:
+            journal = Journal.create(envelope, reader=FORMAT)
+        except BaseException:
+            arena.close()
+            raise
+        return cls(journal, arena)
+
+    @classmethod
+    def open(cls, journal_fd: int, arena_fd: int, *, boot_id: str, public_key: bytes, now: float) -> Self:
+        """Read a predecessor's state, writing nothing; both descriptors are the state's, and closed where this fails.
+
+        Raises SnapshotError when the state cannot be read, wants a newer release, or is of another boot, clock or
+        identity.
+        """
+        with contextlib.ExitStack() as undo:
+            undo.callback(_close, journal_fd)
+            undo.callback(_close, arena_fd)
+            journal = Journal.open(journal_fd, reader=FORMAT)
+            arena = Arena.open(arena_fd)
+            undo.pop_all()
+            undo.callback(journal.close)
+            undo.callback(arena.close)
+            state = cls(journal, arena)
+            records = journal.sync()
+            state._check_identity(boot_id, public_key)
+            state._opened = state._decode_whole(fold(records))
+            _check_clock(state._opened, now)
+            undo.pop_all()
+        return state
+
+    def close(self) -> None:
+        """Give up both files; they live on while anyone else holds them. Idempotent."""
+        self.journal.close()
+        self.arena.close()
+
+    # --- What it is ---
+
+    @property
+    def fds(self) -> dict[str, int]:
+        """The descriptors that a successor needs, by their names."""
+        return {"journal": self.journal.fd, "arena": self.arena.fd}
+
+    @property
+    def generation(self) -> int:
+        """The generation that wrote the newest envelope."""
+        generation: int = self.journal.envelope["generation"]
+        return generation
+
+    @property
+    def release(self) -> str:
+        """The release that wrote the newest envelope."""
+        return str(self.journal.envelope.get("release", ""))
+
+    @property
+    def end(self) -> int:
+        """The journal's length as this process knows it: COMMIT carries it, and the successor must reach it."""
+        return self.journal.end
+
+    @property
+    def sessions(self) -> int:
+        """The number of peers that have a keypair."""
+        return len(self._peers_with_session)
+
+    @property
+    def unknown_fields(self) -> int:
+        """Fields that were passed over, because a newer release wrote them."""
+        return self._unknown.fields
+
+    @property
+    def unknown_types(self) -> int:
+        """Records that were passed over, because a newer release wrote them."""
+        return self._unknown.types
+
+    # --- Reading ---
+
+    def changes(self) -> list[Change]:
+        """Return the whole state as changes, one for each thing known, a peer's PeerSeen before all else of it.
+
+        Raises SnapshotError when the journal cannot be read.
+        """
+        if self._opened is None:
+            return self._decode_whole(self.journal.live_records())
+        return list(self._opened)
+
+    def sync(self) -> list[Change]:
+        """Return what another process recorded since this one last read or wrote, in its order.
+
+        Raises SnapshotError when it cannot be read; the state is then good for nothing but `close`.
+        """
+        records = self.journal.sync()
+        if records:
+            self._opened = None
+        return self._decode(records)
+
+    def _decode_whole(self, records: list[Record]) -> list[Change]:
+        self._unknown = Unknown()
+        return self._decode(sorted(records, key=lambda record: record["type"] != "peer"))
+
+    def _decode(self, records: list[Record]) -> list[Change]:
+        changes = []
+        for record in records:
+            kind = record["type"]
+            if kind == _TAKEOVER:
+                self._note_takeover(record)
+            elif kind != ENVELOPE and (change := decode_change(record, self._unknown)) is not None:
+                for slot in _slots_of(change):
+                    if not self.arena.holds(slot):
+                        raise SnapshotError(f"journal: record {kind!r} names slot {slot}, not in the arena; {REMEDY}")
+                self._note(change)
+                changes.append(change)
+        return changes
+
+    def _note(self, change: Change) -> None:
+        match change:
+            case PeerKeypairs(peer=peer):
+                has_session = change.previous or change.current or change.next
+                (self._peers_with_session.add if has_session else self._peers_with_session.discard)(peer)
+            case PeerStaged(peer=peer):
+                (self._peers_with_staged.add if change.packets else self._peers_with_staged.discard)(peer)
+            case PeerRemoved(peer=peer):
+                self._peers_with_session.discard(peer)
+                self._peers_with_staged.discard(peer)
+
+    def _note_takeover(self, record: Record) -> None:
+        number = int.from_bytes(record["key"], "big")
+        entry = record.get("entry")
+        if record.get("retire") is not None:
+            self._takeovers.pop(number, None)
+        elif type(entry) is dict:
+            self._takeovers[number] = entry
+
+    def _check_identity(self, boot_id: str, public_key: bytes) -> None:
+        envelope = self.journal.envelope
+        if type(envelope.get("generation")) is not int:
+            raise SnapshotError(f"journal: its envelope names no generation; {REMEDY}")
+        if envelope.get("boot_id") != boot_id:
+            raise SnapshotError(
+                f"journal: written in boot {envelope.get('boot_id')!r}, expected this boot, {boot_id!r}: its times "
+                "mean nothing here; start without it"
+            )
+        if envelope.get("public_key") != public_key:
+            raise SnapshotError(
+                "journal: its sessions belong to another private key than the configured one; expected the same key: "
+                "configure the key it was made with, or start without it"
+            )
+
+    # --- Writing ---
+
+    def record(self, change: Change) -> None:
+        """Append a change: what a device's recorder is.
+
+        Raises StateError when this process is not the writer or a limit of the journal is reached.
+        """
+        self.journal.append(encode_change(change))
+        self._opened = None
+        self._note(change)
+
+    def become_writer(self) -> None:
+        """Take over the writing, with everything read; staged packets are from here on in this process's hands.
+
+        Their records are retired, so that no later generation sends them a second time. To be called when
+        `changes` and `sync` have returned everything, else it raises StateError. Idempotent.
+        """
+        self.journal.become_writer()
+        if self._peers_with_staged:
+            retired = [PeerStaged(peer, ()) for peer in self._peers_with_staged]
+            self.journal.append(*map(encode_change, retired))
+            self._opened = None
+            self._peers_with_staged.clear()
+
+    def stop_writing(self) -> None:
+        """Leave the writing to another process. Idempotent."""
+        self.journal.stop_writing()
+
+    def begin_generation(self, release: str, generation: int) -> None:
+        """Write the envelope of a generation that now owns this state.
+
+        Raises StateError when it is no later than the last one, or as `record` does.
+        """
+        envelope = self.journal.envelope
+        if generation <= self.generation:
+            raise StateError(f"generation {generation} after {self.generation}; expected a later one: a bug")
+        # Never lowered: what an earlier, newer release wrote may still be in there.
+        min_reader = max(MIN_READER, envelope["min_reader"])
+        self.journal.append_envelope(
+            _envelope(release, generation, envelope["boot_id"], envelope["public_key"], min_reader)
+        )
+
+    # --- The history of takeovers ---
+
+    def record_takeover(self, entry: dict[str, Any]) -> None:
+        """Remember a takeover, whatever came of it: string keys, plain values. Raises as `record` does."""
+        number = max(self._takeovers, default=0) + 1
+        oldest = sorted(self._takeovers)[: max(0, len(self._takeovers) + 1 - TAKEOVERS_MAX)]
+        retired = [{"type": _TAKEOVER, "key": _number_key(old), "retire": RETIRE_OWN} for old in oldest]
+        self.journal.append({"type": _TAKEOVER, "key": _number_key(number), "entry": entry}, *retired)
+        self._takeovers[number] = dict(entry)
+        for old in oldest:
+            del self._takeovers[old]
+
+    def takeovers(self) -> list[dict[str, Any]]:
+        """Return the last takeovers, at most TAKEOVERS_MAX, oldest first."""
+        return [self._takeovers[number] for number in sorted(self._takeovers)]
+
+    # --- Compaction ---
+
+    def hold(self) -> None:
+        """Let the journal only grow, from OFFER to TAKEN."""
+        self.journal.hold()
+
+    def unhold(self) -> None:
+        """Allow compaction again."""
+        self.journal.unhold()
+
+    def maintain(self, keys_max: int = 64) -> bool:
+        """Do one bounded step of compaction if any is due; return whether more is to be done.
+
+        For between two batches. Raises StateError when the memory file cannot be written; nothing is lost by that.
+        """
+        if self.journal.is_compacting or self.journal.needs_compaction:
+            return self.journal.compact_step(keys_max)
+        return False
+
+
+def _envelope(release: str, generation: int, boot_id: str, public_key: bytes, min_reader: int) -> Record:
+    return {
+        "format": FORMAT,
+        "min_reader": min_reader,
+        "release": release,
+        "generation": generation,
+        "boot_id": boot_id,
+        "public_key": public_key,
+        # The arena's layout, for who reads the journal alone; the arena's own header is what is checked.
+        "slot_words": SLOT_WORDS,
+        "totals_slots": TOTALS_SLOTS,
+        "replay_words": REPLAY_WORDS,
+    }
+
+
+def _close(fd: int) -> None:
+    with contextlib.suppress(OSError):  # it may never have been open
+        os.close(fd)
+
+
+def _number_key(number: int) -> bytes:
+    return number.to_bytes(8, "big")
+
+
+def _check_clock(changes: list[Change], now: float) -> None:
+    """Refuse times that this clock has not reached: boot_id is the same in every time namespace."""
+    for change in changes:
+        if isinstance(change, PeerKeypairs):
+            for keypair in _keypairs_of(change):
+                if keypair.created_at > now + CLOCK_AHEAD_SECS_MAX:
+                    raise SnapshotError(
+                        f"journal: a keypair was made at {keypair.created_at:.0f} s, expected no later than now, "
+                        f"{now:.0f} s of CLOCK_BOOTTIME: another time namespace wrote it; start without it"
+                    )
+
+
+def _keypairs_of(change: PeerKeypairs) -> list[KeypairState]:
+    return [keypair for keypair in (change.previous, change.current, change.next) if keypair is not None]
+
+
+def _slots_of(change: Change) -> list[int]:
+    match change:
+        case PeerSeen(slot=slot):
+            return [slot]
+        case PeerKeypairs():
+            return [keypair.slot for keypair in _keypairs_of(change)]
+        case _:
+            return []
