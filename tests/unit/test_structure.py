@@ -11,6 +11,7 @@ import sys
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -59,7 +60,7 @@ class Module:
 
     @property
     def tree(self) -> ast.Module:
-        return ast.parse(self.source, self.name)
+        return parse(self.source)
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ class Import:
     def target(self, known: frozenset[str]) -> str:
         """The module of ours that is meant."""
         return self.name if self.name in known else self.module
+
+
+@cache
+def parse(source: str) -> ast.Module:
+    return ast.parse(source)
 
 
 def part_of(name: str) -> str:
