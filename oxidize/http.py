@@ -1,0 +1,300 @@
+"""A small HTTP/1.1 server without a thread, for /health and /metrics, in somebody else's epoll loop.
+
+The rule: it never waits and never takes long, since the data path runs in the same loop; everything that a client can
+make it hold is bounded; and a client's bytes never raise. The listener is shared with the next generation (they have
+one file description between them), so nothing is ever changed on it: pausing means only that this process stops
+looking.
+Sources: RFC 9112 by way of h11, RFC 9110; epoll(7).
+"""
+
+import errno
+import json
+import select
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from typing import Literal
+
+import h11
+
+CONNECTIONS_MAX = 64  # the oldest idle one goes when another comes
+CONNECTION_SECS_MAX = 5.0  # from accept to close, whatever the client does
+ACCEPTS_PER_WAKEUP_MAX = 16  # then packets get their turn
+ACCEPT_RETRY_SECS = 1.0  # after the process or the system ran out of descriptors or memory
+REQUEST_HEAD_BYTES_MAX = 8192
+REQUEST_BODY_BYTES_MAX = 65_536  # no request here needs one; it is read and forgotten
+RECEIVE_BYTES_MAX = 16_384  # one read
+
+# accept(2): these concern the connection that was to be accepted, and it is gone.
+_ACCEPT_GONE = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH}
+
+Register = Callable[[int, int, Callable[[], None]], None]  # (descriptor, epoll events, callback)
+Unregister = Callable[[int], None]
+State = Literal["starting", "healthy", "draining"]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What to answer a request with; the length, and that the connection closes, are added."""
+
+    status: int
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+Respond = Callable[[str, str], Response]  # (method, path) -> response; the method is GET or HEAD
+
+
+def health_response(state: State) -> Response:
+    """Return the answer of /health: 200 when healthy, else 503, with the state as JSON."""
+    is_ready = state == "healthy"
+    body = json.dumps({"status": state, "ready": is_ready}, separators=(",", ":")).encode()
+    status = HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE
+    return Response(status, body, "application/json", (("Cache-Control", "no-store"),))
+
+
+def make_respond(state: Callable[[], State], render_metrics: Callable[[], tuple[bytes, str]]) -> Respond:
+    """Return the function that answers /health, /metrics, and 404 for any other path.
+
+    render_metrics returns the body and its content type.
+    """
+
+    def respond(method: str, path: str) -> Response:  # noqa: ARG001
+        if path == "/health":
+            return health_response(state())
+        if path == "/metrics":
+            body, content_type = render_metrics()
+            return Response(HTTPStatus.OK, body, content_type)
+        return Response(HTTPStatus.NOT_FOUND, b"Not found. There are /health and /metrics here.\n")
+
+    return respond
+
+
+class HttpServer:
+    """Answers requests that come to a listening socket, one for each connection.
+
+    Its owner drives it only through: the callbacks that it registers (a second registration of a descriptor replaces
+    the first); `handle_timeout` when `next_deadline` has come; `pause`, `resume` and `close`. The listener is the
+    owner's: it must be non-blocking, and is never closed here.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        respond: Respond,
+        register: Register,
+        unregister: Unregister,
+        clock: Callable[[], float],
+    ) -> None:
+        self._listener = listener
+        self._respond = respond
+        self._register = register
+        self._unregister = unregister
+        self._clock = clock
+        self._connections: dict[int, _Connection] = {}  # by descriptor; the oldest first
+        self._is_listening = False
+        self._retry_at: float | None = None
+        self.resume()
+
+    @property
+    def busy(self) -> int:
+        """How many connections are open."""
+        return len(self._connections)
+
+    def pause(self) -> None:
+        """Accept no more connections; those that are open are served on. Idempotent."""
+        self._retry_at = None
+        self._listen(False)
+
+    def resume(self) -> None:
+        """Accept connections again. Idempotent."""
+        self._retry_at = None
+        self._listen(True)
+
+    def close(self) -> None:
+        """Pause, and close every connection. Idempotent."""
+        self.pause()
+        for connection in list(self._connections.values()):
+            self._drop(connection)
+
+    def next_deadline(self) -> float | None:
+        """Return when `handle_timeout` is to be called next, on the scale of the clock, or None."""
+        deadlines = [connection.deadline for connection in list(self._connections.values())[:1]]
+        if self._retry_at is not None:
+            deadlines.append(self._retry_at)
+        return min(deadlines, default=None)
+
+    def handle_timeout(self, now: float) -> None:
+        """Close every connection whose time is over, and accept again after a shortage."""
+        for connection in list(self._connections.values()):
+            if connection.deadline > now:
+                break  # all have the same time, so the oldest end first
+            self._drop(connection)
+        if self._retry_at is not None and self._retry_at <= now:
+            self.resume()
+
+    def _listen(self, is_listening: bool) -> None:
+        if is_listening == self._is_listening:
+            return
+        self._is_listening = is_listening
+        if is_listening:
+            self._register(self._listener.fileno(), select.EPOLLIN, self._on_acceptable)
+        else:
+            self._unregister(self._listener.fileno())
+
+    def _on_acceptable(self) -> None:
+        for _ in range(ACCEPTS_PER_WAKEUP_MAX):
+            if not self._is_listening:
+                return
+            try:
+                accepted, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno not in _ACCEPT_GONE:
+                    # Out of descriptors or memory: the connection waits in the kernel, and to ask again at once would
+                    # only keep the processor busy.
+                    self._listen(False)
+                    self._retry_at = self._clock() + ACCEPT_RETRY_SECS
+                    return
+                continue
+            self._admit(accepted)
+
+    def _admit(self, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        if len(self._connections) >= CONNECTIONS_MAX:
+            oldest_first = list(self._connections.values())
+            self._drop(next((connection for connection in oldest_first if connection.is_idle), oldest_first[0]))
+        connection = _Connection(accepted, self._respond, self._clock() + CONNECTION_SECS_MAX)
+        descriptor = accepted.fileno()
+        self._connections[descriptor] = connection
+        self._register(descriptor, connection.events, partial(self._on_ready, connection))
+
+    def _on_ready(self, connection: "_Connection") -> None:
+        wanted = connection.events
+        try:
+            is_open = connection.advance()
+        except BaseException:
+            # A bug of the responder's: its exception is for the top of the loop, but the client need not wait for it.
+            self._drop(connection)
+            raise
+        if not is_open:
+            self._drop(connection)
+        elif connection.events != wanted:
+            self._register(connection.socket.fileno(), connection.events, partial(self._on_ready, connection))
+
+    def _drop(self, connection: "_Connection") -> None:
+        descriptor = connection.socket.fileno()
+        del self._connections[descriptor]
+        self._unregister(descriptor)
+        connection.socket.close()
+
+
+class _Connection:
+    """One connection: reads one request, writes one response, and lets the client close first where that matters."""
+
+    __slots__ = ("_body_bytes", "_is_lingering", "_outgoing", "_protocol", "_request", "_respond", "deadline", "socket")
+
+    def __init__(self, accepted: socket.socket, respond: Respond, deadline: float) -> None:
+        self.socket = accepted
+        self.deadline = deadline
+        self._respond = respond
+        self._protocol = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_HEAD_BYTES_MAX)
+        self._request: h11.Request | None = None
+        self._body_bytes = 0
+        self._outgoing = memoryview(b"")
+        self._is_lingering = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no response is on its way."""
+        return not self._outgoing
+
+    @property
+    def events(self) -> int:
+        """The epoll events that it waits for."""
+        return select.EPOLLOUT if self._outgoing else select.EPOLLIN
+
+    def advance(self) -> bool:
+        """Do what is possible now; return whether the connection is still open."""
+        try:
+            return self._send() if self._outgoing else self._receive()
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False  # reset by the client
+
+    def _receive(self) -> bool:
+        data = self.socket.recv(RECEIVE_BYTES_MAX)
+        if self._is_lingering:
+            return bool(data)
+        try:
+            self._protocol.receive_data(data)
+            answer = self._next_response()
+        except h11.RemoteProtocolError as error:
+            answer = _refusal(HTTPStatus(error.error_status_hint))
+        if answer is None:
+            return bool(data)
+        self._outgoing = memoryview(self._encode(answer))
+        return self._send()
+
+    def _next_response(self) -> Response | None:
+        """Take what the client has sent so far; return the response as soon as it can be told.
+
+        Raises h11.RemoteProtocolError when what was sent is no HTTP.
+        """
+        while True:
+            event = self._protocol.next_event()
+            if isinstance(event, h11.Request):
+                self._request = event
+                if event.method not in {b"GET", b"HEAD"}:
+                    return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, (("Allow", "GET, HEAD"),))
+            elif isinstance(event, h11.Data):
+                self._body_bytes += len(event.data)
+                if self._body_bytes > REQUEST_BODY_BYTES_MAX:
+                    return _refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            elif isinstance(event, h11.EndOfMessage) and self._request is not None:
+                return self._respond(self._request.method.decode("ascii"), _path(self._request.target))
+            else:
+                return None  # more is needed, or the client went away
+
+    def _encode(self, response: Response) -> bytes:
+        headers = [
+            *response.headers,
+            ("Content-Type", response.content_type),
+            ("Content-Length", str(len(response.body))),
+            ("Connection", "close"),
+        ]
+        status = HTTPStatus(response.status)
+        head = self._protocol.send(h11.Response(status_code=status, reason=status.phrase, headers=headers)) or b""
+        is_head = self._request is not None and self._request.method == b"HEAD"
+        body = b"" if is_head else self._protocol.send(h11.Data(data=response.body)) or b""
+        return head + body
+
+    def _send(self) -> bool:
+        sent = self.socket.send(self._outgoing, socket.MSG_NOSIGNAL)
+        self._outgoing = self._outgoing[sent:]
+        if self._outgoing:
+            return True
+        if self._protocol.their_state not in {h11.SEND_BODY, h11.ERROR}:
+            return False
+        # More of the request is on its way. To close now would reset the connection, and the client might lose the
+        # response before it has read it (RFC 9112 section 9.6).
+        self.socket.shutdown(socket.SHUT_WR)
+        self._is_lingering = True
+        return True
+
+
+def _refusal(status: HTTPStatus, headers: tuple[tuple[str, str], ...] = ()) -> Response:
+    return Response(status, f"{status.phrase}.\n".encode(), headers=headers)
+
+
+def _path(target: bytes) -> str:
+    """Return the path of a request's target, which may be a whole URI (RFC 9112 section 3.2.2)."""
+    text = target.decode("ascii", "replace").partition("?")[0]
+    if text.lower().startswith(("http://", "https://")):
+        text = "/" + text.partition("//")[2].partition("/")[2]
+    return text
