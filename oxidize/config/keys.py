@@ -5,6 +5,7 @@ of a message. Mode and contents are read through one descriptor, so that both ar
 systemd.exec(5), section "Credentials".
 """
 
+import base64
 import os
 import shlex
 import stat
@@ -71,7 +72,9 @@ def read_key(key: str, given: str, folder: Path, report: Report, environ: Mappin
             f'run "chmod 600 {shlex.quote(str(path))}"',
         )
     decoded = parse_key(content.decode("latin-1").strip(" \t\r\n"))
-    if decoded is None:
+    if decoded is not None:
+        report.secrets.add(base64.b64encode(decoded).decode())
+    else:
         command = "genpsk" if "preshared" in key else "genkey"
         report.wrong(
             key,

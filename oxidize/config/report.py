@@ -17,16 +17,18 @@ INT_BITS_SHOWN_MAX = 64  # a longer whole number is described, not shown
 _KEY_LIKE = re.compile(r"(?![/.])[A-Za-z0-9+/]{40,44}={0,2}")
 _KEY_WITHIN = re.compile(r"[A-Za-z0-9+/]{43}=|[0-9A-Fa-f]{64}")
 _SECRET_NAME = re.compile(r"key|secret|psk|private", re.IGNORECASE)
+_PUBLIC_NAMES = {"public_key", "server_public_key"}
 HIDDEN = "(not shown)"
 
 
 @dataclass
 class Report:
-    """Collects problems and warnings of the file `source`."""
+    """Collects problems and warnings of the file `source`; no problem will show one of `secrets`, keys in base64."""
 
     source: str
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    secrets: set[str] = field(default_factory=set, repr=False)
 
     def wrong(self, key: str, value: object, expected: str, remedy: str) -> None:
         """Add a problem with a value that is there."""
@@ -51,7 +53,11 @@ class Report:
     def check(self) -> None:
         """Raise ConfigError with all problems, if there are any."""
         if self.problems:
-            raise ConfigError(self.problems)
+            raise ConfigError([_KEY_WITHIN.sub(self._hide_secret, problem) for problem in self.problems])
+
+    def _hide_secret(self, key: re.Match[str]) -> str:
+        # Our private key can stand where a public key belongs, and those are shown.
+        return HIDDEN if key[0] in self.secrets else key[0]
 
 
 def _name(key: str) -> str:
@@ -61,10 +67,11 @@ def _name(key: str) -> str:
 
 def show(key: str, value: object) -> str:
     """Return a value as TOML would write it, on one line, shortened, and hidden where it may be a secret."""
-    name = key.rpartition(".")[2].lower().replace("_", "")
-    if "public" not in name and not name.endswith("file") and _SECRET_NAME.search(name):
+    name = key.rpartition(".")[2]
+    is_public = name in _PUBLIC_NAMES
+    if not is_public and not name.endswith("_file") and _SECRET_NAME.search(name):
         return HIDDEN
-    shown = _toml(value, is_public="public" in name)
+    shown = _toml(value, is_public=is_public)
     return shown if len(shown) <= VALUE_CHARS_MAX else shown[: VALUE_CHARS_MAX - 1] + "…"
 
 

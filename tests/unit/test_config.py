@@ -528,6 +528,11 @@ def test_a_key_in_the_wrong_place_is_not_shown(folder):
     assert PRESHARED[:10] not in problem(folder, SERVER + peer(more=f'preshared_key = "{PRESHARED}"'))
 
 
+def test_our_private_key_as_a_peers_public_key_is_not_shown(folder):
+    lines = problems(folder, SERVER + peer(key=PRIVATE) + peer("bob", PRIVATE, '"10.0.0.3/32"'))
+    assert f'peer.bob.public_key = "{HIDDEN}": expected a public key of its own' in lines[0]
+
+
 def test_a_loaded_configuration_prints_no_secret(folder):
     server = load(folder, SERVER + peer(more='preshared_key_file = "alice.psk"'))
     client = load(folder, CLIENT + 'allowed_ips = ["10.0.0.0/24"]\npreshared_key_file = "alice.psk"', load_client)
