@@ -1,0 +1,234 @@
+"""One connection of a takeover: messages and file descriptors over a Unix socket, and the process at its other end.
+
+The rule: nothing here blocks but `connect`, and no descriptor is ever lost. Whatever arrives is close-on-exec from its
+first instant (MSG_CMSG_CLOEXEC), belongs to whoever received it, and is closed here where its message is not delivered.
+The peer is known by its pidfd, never by its number, which may be used again.
+
+Sources: unix(7) SCM_RIGHTS and SO_PEERCRED, cmsg(3), recvmsg(2), pidfd_open(2), pidfd_send_signal(2). SOCK_SEQPACKET
+keeps the bounds of messages and says when the other end was closed.
+"""
+
+import array
+import contextlib
+import errno
+import os
+import select
+import signal
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from oxidize.errors import DecodeError, StateError, TakeoverError
+from oxidize.takeover.messages import MESSAGE_BYTES_MAX, Message, decode, encode
+
+FDS_PER_MESSAGE_MAX = 253  # SCM_MAX_FD
+LOOK_MESSAGES_MAX = 1_024  # more than a send buffer can hold: a dead peer's words are all read, a flood is not
+SO_PEERPIDFD = 77  # Linux 6.5; not in the socket module of Python 3.11
+
+_INT_SIZE = array.array("i").itemsize
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_TIMEVAL = struct.Struct("@ll")
+
+
+def close_fds(fds: Iterable[int]) -> None:
+    """Close every descriptor, whatever the others do."""
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+class PeerProcess:
+    """The process that connected, or that listens: its number and user for the eye, its pidfd for everything else."""
+
+    def __init__(self, pid: int, uid: int, pidfd: int) -> None:
+        self.pid = pid
+        self.uid = uid
+        self._pidfd = pidfd
+
+    @classmethod
+    def of(cls, connection: socket.socket) -> Self:
+        """Identify the other end of a connection; raises TakeoverError where its process cannot be watched."""
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid, uid, _gid = _CREDENTIALS.unpack(credentials)
+        try:
+            pidfd = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+        except OSError as error:
+            if error.errno != errno.ENOPROTOOPT:
+                raise TakeoverError("CONNECT", f"process {pid} ended before it could be watched: {error}") from error
+            try:
+                pidfd = os.pidfd_open(pid)
+            except (OSError, ValueError) as unknown:
+                reason = f"process {pid} cannot be watched ({unknown}); expected one that lives in this pid namespace"
+                raise TakeoverError("CONNECT", reason) from unknown
+        os.set_inheritable(pidfd, False)
+        return cls(pid, uid, pidfd)
+
+    def fileno(self) -> int:
+        """Return the pidfd, readable once the process is dead."""
+        return self._pidfd
+
+    def is_dead(self) -> bool:
+        """Whether every thread of the process has certainly ended."""
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def may_be_killed(self) -> bool:
+        """Whether SIGKILL would reach the process: same user, and visible in this pid namespace."""
+        return self._signal(0)
+
+    def kill(self) -> bool:
+        """Send SIGKILL; return whether it was sent or the process was gone already. Its end comes later."""
+        return self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> bool:
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the pidfd; idempotent."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message and the descriptors that came with it, which now belong to the receiver."""
+
+    message: Message
+    fds: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Look:
+    """All that a channel held at one moment; `violation` says what broke the protocol after `received`, or is empty."""
+
+    received: list[Received] = field(default_factory=list)
+    closed: bool = False
+    violation: str = ""
+
+
+class Channel:
+    """A connection to a peer, non-blocking. It owns its socket and the peer's pidfd."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        """Take over the socket, which is closed where this raises TakeoverError."""
+        try:
+            connection.setblocking(False)
+            self.peer = PeerProcess.of(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._socket = connection
+        self._is_closed = False
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, -1 once closed."""
+        return self._socket.fileno()
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send one message with at most FDS_PER_MESSAGE_MAX descriptors, of which copies go.
+
+        Raises StateError where it cannot be encoded, OSError where the peer closed its end or does not read.
+        """
+        if len(fds) > FDS_PER_MESSAGE_MAX:
+            raise StateError(f"{len(fds)} descriptors in a message; expected at most {FDS_PER_MESSAGE_MAX}: send more")
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        self._socket.sendmsg([encode(message)], rights, socket.MSG_NOSIGNAL)
+
+    def receive(self) -> Received | None:
+        """Return the next message, or None where the peer closed its end.
+
+        Raises BlockingIOError where there is nothing yet, and DecodeError for what is no message.
+        """
+        try:
+            return self._receive()
+        except ConnectionResetError:
+            # The peer closed with unread messages in its queue (unix(7)). The kernel says so once, *before* it hands
+            # over what the peer had still sent, and one of these may be WITHDRAWN.
+            return self._receive()
+
+    def look(self) -> Look:
+        """Read until there is nothing more, or LOOK_MESSAGES_MAX."""
+        look = Look(closed=self._is_closed)
+        while not look.closed and len(look.received) < LOOK_MESSAGES_MAX:
+            try:
+                received = self.receive()
+            except BlockingIOError:
+                return look
+            except DecodeError as error:
+                # Nothing after it can be trusted, but the end of the connection would still be worth knowing: the
+                # caller looks again when the socket is readable again.
+                look.violation = str(error)
+                return look
+            except OSError:
+                received = None
+            if received is None:
+                look.closed = True
+            else:
+                look.received.append(received)
+        return look
+
+    def close(self) -> None:
+        """Close socket and pidfd; idempotent."""
+        self._is_closed = True
+        self._socket.close()
+        self.peer.close()
+
+    def _receive(self) -> Received | None:
+        space = socket.CMSG_SPACE(FDS_PER_MESSAGE_MAX * _INT_SIZE)
+        data, ancillary, flags, _ = self._socket.recvmsg(MESSAGE_BYTES_MAX, space, socket.MSG_CMSG_CLOEXEC)
+        fds = array.array("i")
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(payload[: len(payload) - len(payload) % _INT_SIZE])
+        try:
+            if flags & socket.MSG_CTRUNC:
+                raise DecodeError(f"only {len(fds)} descriptors of a message arrived: raise the limit of open files")
+            if flags & socket.MSG_TRUNC:
+                raise DecodeError(f"a message of more than {MESSAGE_BYTES_MAX} bytes")
+            if not data:  # the end, or an empty datagram, which nobody who speaks this protocol sends
+                close_fds(fds)
+                return None
+            return Received(decode(data), tuple(fds))
+        except DecodeError:
+            close_fds(fds)
+            raise
+
+
+def connect(path: Path, timeout: float) -> Channel | None:
+    """Connect to the process that listens at a path, or return None where nobody does.
+
+    It blocks while that process's backlog is full, for `timeout` seconds at most. Raises TakeoverError where there is
+    somebody who cannot be reached or watched.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        connection.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(timeout), int(timeout % 1 * 1e6) or 1)
+        )
+        connection.connect(os.fspath(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        return None
+    except BlockingIOError as error:
+        connection.close()
+        raise TakeoverError("CONNECT", f"{path} accepts no connection within {timeout:g} s: does it hang?") from error
+    except OSError as error:
+        connection.close()
+        raise TakeoverError("CONNECT", f"{path}: {error}; expected a takeover socket of this user") from error
+    return Channel(connection)
+
+
+def is_authorised(peer_uid: int, own_uid: int) -> bool:
+    """Whether a process of that user may take the sockets of this one: the same user, or root."""
+    return peer_uid in {own_uid, 0}

@@ -1,0 +1,463 @@
+"""Who owns the sockets: both roles of a takeover as transition tables, pure.
+
+The rule: at every instant at most one side owns. The predecessor gives ownership up before it says COMMIT and takes it
+back only when the successor is certainly dead (its pidfd says so, pidfd_open(2)); the successor owns from COMMIT, or
+from the certain death of a predecessor that made an offer and never withdrew it. A closed connection proves neither.
+
+A shell looks at the world and hands over what it saw (`observe`); each machine answers with actions to carry out in
+order. A shell must ask whether its peer is dead *before* it empties the channel: then what it reads is all that the
+peer ever said. Messages count before death, and both before a deadline, so a side that was itself stopped for a while
+never mistakes its own pause for its peer's.
+
+All times are seconds of one clock.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto, unique
+
+from oxidize.errors import StateError
+
+# --- The predecessor's deadlines ---
+HELLO_TIMEOUT = 5.0  # from accept to HELLO or a query
+RESTORE_TIMEOUT = 30.0  # from OFFER to READY; systemd's TimeoutStartSec of the unit is the same
+TAKEN_TIMEOUT = 5.0  # from COMMIT to TAKEN: nobody reads for longer than this, whatever the successor does
+KILL_TIMEOUT = 5.0  # from one SIGKILL to the next
+EXIT_GRACE = 1.0  # for a successor that failed after COMMIT: it is ending, and wants to tell the operator why
+WITHDRAWN_EXIT_TIMEOUT = 5.0  # for a successor whose offer was withdrawn; afterwards it hangs, and holds our keys
+
+# --- The successor's deadlines ---
+OFFER_TIMEOUT = 5.0  # from connecting to OFFER
+COMMIT_TIMEOUT = 10.0  # from READY to COMMIT: one iteration of the predecessor's loop, on a loaded machine
+DEATH_TIMEOUT = 5.0  # the kernel closes a dying process's files a little before its pidfd reports the death
+PREDECESSOR_EXIT_TIMEOUT = 60.0  # from TAKEN to the predecessor's end; longer than any drain
+
+CONNECT_ATTEMPTS_MAX = 5  # connections lost before OFFER: whom we reached had just handed over to somebody else
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Every deadline of a takeover, in seconds; tests make them short."""
+
+    hello: float = HELLO_TIMEOUT
+    restore: float = RESTORE_TIMEOUT
+    taken: float = TAKEN_TIMEOUT
+    kill: float = KILL_TIMEOUT
+    exit_grace: float = EXIT_GRACE
+    withdrawn_exit: float = WITHDRAWN_EXIT_TIMEOUT
+    offer: float = OFFER_TIMEOUT
+    commit: float = COMMIT_TIMEOUT
+    death: float = DEATH_TIMEOUT
+    predecessor_exit: float = PREDECESSOR_EXIT_TIMEOUT
+
+
+DEFAULT_TIMEOUTS = Timeouts()
+
+
+@unique
+class Event(Enum):
+    """What can happen to either side; the second group only its own process does."""
+
+    HELLO = auto()
+    OFFER = auto()
+    BUSY = auto()
+    REFUSED = auto()
+    WITHDRAWN = auto()
+    READY = auto()
+    FAILED = auto()
+    COMMIT = auto()
+    TAKEN = auto()
+    VIOLATION = auto()  # bytes that are no message, or a message that has no place in this state
+    CLOSED = auto()  # the connection ended; its process may live
+    GONE = auto()  # the process is certainly dead
+    DEADLINE = auto()
+
+    CONNECTED = auto()
+    NOBODY = auto()  # nobody listens
+    EXHAUSTED = auto()  # CLOSED or GONE before OFFER, once too often
+    WITHDRAW = auto()
+    FROZEN = auto()
+    FREEZE_FAILED = auto()
+    RESTORED = auto()
+    FAIL = auto()
+    TAKE = auto()
+
+
+# A peer that says one of these where the table has no place for it breaks the protocol; any other event is our bug.
+_FROM_PEER = frozenset(
+    {Event.HELLO, Event.OFFER, Event.BUSY, Event.REFUSED, Event.WITHDRAWN, Event.READY, Event.FAILED, Event.COMMIT}
+    | {Event.TAKEN}
+)
+
+
+@unique
+class Do(Enum):
+    """What a machine tells its shell to do."""
+
+    # The predecessor
+    SEND_OFFER = auto()
+    SEND_BUSY = auto()
+    FREEZE = auto()  # then report `frozen` or `freeze_failed`
+    SEND_COMMIT = auto()
+    SEND_WITHDRAWN = auto()
+    FORGET_OFFER = auto()  # the successor will never own; serving went on all the while
+    THAW = auto()
+    KILL_SUCCESSOR = auto()
+    RELEASE = auto()  # close the connection, be free for another successor
+    FINISH = auto()  # the successor owns: exit
+    # The successor
+    CONNECT = auto()  # then report `connected` or `nobody_listens`
+    SEND_HELLO = auto()
+    SEND_READY = auto()
+    SEND_FAILED = auto()
+    OWN = auto()  # by COMMIT
+    INHERIT = auto()  # by the predecessor's death: there is no COMMIT
+    SEND_TAKEN = auto()
+    KILL_PREDECESSOR = auto()
+    FAIL = auto()
+    DONE = auto()  # the predecessor has ended
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One thing to do, and why where it is a failure."""
+
+    do: Do
+    reason: str = ""
+
+
+@unique
+class PredecessorState(Enum):
+    """Where the predecessor stands."""
+
+    LISTENING = auto()  # serves; no successor
+    RESTORING = auto()  # serves; the successor has the offer
+    WITHDRAWING = auto()  # serves; the successor was told so, its end is awaited
+    FREEZING = auto()  # stops serving; COMMIT not sent
+    COMMITTED = auto()  # the successor owns, or is about to
+    ENDING = auto()  # the successor failed after COMMIT, its end is awaited
+    KILLING = auto()  # the successor was killed after COMMIT, its end is awaited
+    DONE = auto()  # the successor owns for good
+
+
+@unique
+class SuccessorState(Enum):
+    """Where the successor stands."""
+
+    CONNECTING = auto()
+    HELLO_SENT = auto()
+    RESTORING = auto()  # has the offer; the predecessor serves
+    INHERITING = auto()  # as RESTORING, but the predecessor is dead
+    READY_SENT = auto()
+    LOST = auto()  # the connection broke without a word: is the predecessor dead?
+    OWNING = auto()
+    TAKEN_SENT = auto()  # owns; the predecessor is about to exit
+    DONE = auto()  # owns alone
+    ABSENT = auto()  # nobody listened: there is nothing to take over
+    FAILED = auto()  # never owns
+
+
+_P, _S, _E = PredecessorState, SuccessorState, Event
+
+PREDECESSOR_TABLE: Mapping[tuple[PredecessorState, Event], tuple[PredecessorState, tuple[Do, ...]]] = {
+    (_P.LISTENING, _E.HELLO): (_P.RESTORING, (Do.SEND_OFFER,)),
+    (_P.RESTORING, _E.READY): (_P.FREEZING, (Do.FREEZE,)),
+    (_P.RESTORING, _E.FAILED): (_P.LISTENING, (Do.FORGET_OFFER, Do.RELEASE)),
+    (_P.RESTORING, _E.CLOSED): (_P.LISTENING, (Do.FORGET_OFFER, Do.RELEASE)),
+    (_P.RESTORING, _E.GONE): (_P.LISTENING, (Do.FORGET_OFFER, Do.RELEASE)),
+    # WITHDRAWN goes first: once the offer is forgotten, the state may change under whoever still believes in it.
+    (_P.RESTORING, _E.VIOLATION): (_P.WITHDRAWING, (Do.SEND_WITHDRAWN, Do.FORGET_OFFER)),
+    (_P.RESTORING, _E.DEADLINE): (_P.WITHDRAWING, (Do.SEND_WITHDRAWN, Do.FORGET_OFFER)),
+    (_P.RESTORING, _E.WITHDRAW): (_P.WITHDRAWING, (Do.SEND_WITHDRAWN, Do.FORGET_OFFER)),
+    (_P.WITHDRAWING, _E.FAILED): (_P.LISTENING, (Do.RELEASE,)),
+    (_P.WITHDRAWING, _E.CLOSED): (_P.LISTENING, (Do.RELEASE,)),
+    (_P.WITHDRAWING, _E.GONE): (_P.LISTENING, (Do.RELEASE,)),
+    (_P.WITHDRAWING, _E.READY): (_P.WITHDRAWING, ()),  # it crossed WITHDRAWN on the way
+    (_P.WITHDRAWING, _E.VIOLATION): (_P.WITHDRAWING, ()),
+    (_P.WITHDRAWING, _E.WITHDRAW): (_P.WITHDRAWING, ()),
+    (_P.WITHDRAWING, _E.DEADLINE): (_P.WITHDRAWING, (Do.KILL_SUCCESSOR,)),
+    (_P.FREEZING, _E.FROZEN): (_P.COMMITTED, (Do.SEND_COMMIT,)),
+    # THAW goes first: if it raises and ends this process, a successor without WITHDRAWN inherits.
+    (_P.FREEZING, _E.FREEZE_FAILED): (_P.WITHDRAWING, (Do.THAW, Do.SEND_WITHDRAWN)),
+    (_P.COMMITTED, _E.TAKEN): (_P.DONE, (Do.FINISH,)),
+    (_P.COMMITTED, _E.FAILED): (_P.ENDING, ()),
+    (_P.COMMITTED, _E.CLOSED): (_P.ENDING, ()),
+    (_P.COMMITTED, _E.VIOLATION): (_P.ENDING, ()),
+    (_P.COMMITTED, _E.GONE): (_P.LISTENING, (Do.THAW, Do.RELEASE)),
+    (_P.COMMITTED, _E.DEADLINE): (_P.KILLING, (Do.KILL_SUCCESSOR,)),
+    (_P.ENDING, _E.CLOSED): (_P.ENDING, ()),
+    (_P.ENDING, _E.FAILED): (_P.ENDING, ()),
+    (_P.ENDING, _E.TAKEN): (_P.ENDING, ()),  # it failed and owns at once: not to be believed either way
+    (_P.ENDING, _E.VIOLATION): (_P.ENDING, ()),
+    (_P.ENDING, _E.GONE): (_P.LISTENING, (Do.THAW, Do.RELEASE)),
+    (_P.ENDING, _E.DEADLINE): (_P.KILLING, (Do.KILL_SUCCESSOR,)),
+    (_P.KILLING, _E.CLOSED): (_P.KILLING, ()),
+    (_P.KILLING, _E.FAILED): (_P.KILLING, ()),
+    (_P.KILLING, _E.TAKEN): (_P.KILLING, ()),  # too late: the signal cannot be called back
+    (_P.KILLING, _E.VIOLATION): (_P.KILLING, ()),
+    (_P.KILLING, _E.GONE): (_P.LISTENING, (Do.THAW, Do.RELEASE)),
+    (_P.KILLING, _E.DEADLINE): (_P.KILLING, (Do.KILL_SUCCESSOR,)),
+    (_P.DONE, _E.CLOSED): (_P.DONE, ()),
+    (_P.DONE, _E.GONE): (_P.DONE, ()),  # after TAKEN a dead successor is the supervisor's to restart
+    (_P.DONE, _E.VIOLATION): (_P.DONE, ()),
+}
+
+SUCCESSOR_TABLE: Mapping[tuple[SuccessorState, Event], tuple[SuccessorState, tuple[Do, ...]]] = {
+    (_S.CONNECTING, _E.CONNECTED): (_S.HELLO_SENT, (Do.SEND_HELLO,)),
+    (_S.CONNECTING, _E.NOBODY): (_S.ABSENT, ()),
+    (_S.CONNECTING, _E.FAIL): (_S.FAILED, (Do.FAIL,)),
+    (_S.HELLO_SENT, _E.OFFER): (_S.RESTORING, ()),
+    (_S.HELLO_SENT, _E.BUSY): (_S.FAILED, (Do.FAIL,)),
+    (_S.HELLO_SENT, _E.REFUSED): (_S.FAILED, (Do.FAIL,)),
+    (_S.HELLO_SENT, _E.WITHDRAWN): (_S.FAILED, (Do.FAIL,)),  # its descriptors could not all be sent
+    (_S.HELLO_SENT, _E.CLOSED): (_S.CONNECTING, (Do.CONNECT,)),
+    (_S.HELLO_SENT, _E.GONE): (_S.CONNECTING, (Do.CONNECT,)),
+    (_S.HELLO_SENT, _E.EXHAUSTED): (_S.FAILED, (Do.FAIL,)),
+    (_S.HELLO_SENT, _E.VIOLATION): (_S.FAILED, (Do.SEND_FAILED, Do.FAIL)),
+    (_S.HELLO_SENT, _E.DEADLINE): (_S.FAILED, (Do.SEND_FAILED, Do.FAIL)),
+    (_S.HELLO_SENT, _E.FAIL): (_S.FAILED, (Do.SEND_FAILED, Do.FAIL)),
+    (_S.RESTORING, _E.RESTORED): (_S.READY_SENT, (Do.SEND_READY,)),
+    (_S.RESTORING, _E.WITHDRAWN): (_S.FAILED, (Do.FAIL,)),
+    (_S.RESTORING, _E.GONE): (_S.INHERITING, ()),
+    (_S.RESTORING, _E.CLOSED): (_S.RESTORING, ()),  # seen again, and judged, once READY is to be said
+    (_S.RESTORING, _E.VIOLATION): (_S.FAILED, (Do.SEND_FAILED, Do.FAIL)),
+    (_S.RESTORING, _E.FAIL): (_S.FAILED, (Do.SEND_FAILED, Do.FAIL)),
+    (_S.INHERITING, _E.RESTORED): (_S.OWNING, (Do.INHERIT,)),
+    (_S.INHERITING, _E.GONE): (_S.INHERITING, ()),
+    (_S.INHERITING, _E.FAIL): (_S.FAILED, (Do.FAIL,)),
+    (_S.READY_SENT, _E.COMMIT): (_S.OWNING, (Do.OWN,)),
+    (_S.READY_SENT, _E.GONE): (_S.OWNING, (Do.INHERIT,)),
+    (_S.READY_SENT, _E.WITHDRAWN): (_S.FAILED, (Do.FAIL,)),
+    (_S.READY_SENT, _E.CLOSED): (_S.LOST, ()),
+    (_S.READY_SENT, _E.VIOLATION): (_S.FAILED, (Do.SEND_FAILED, Do.FAIL)),
+    (_S.READY_SENT, _E.DEADLINE): (_S.FAILED, (Do.SEND_FAILED, Do.FAIL)),
+    (_S.READY_SENT, _E.FAIL): (_S.FAILED, (Do.SEND_FAILED, Do.FAIL)),
+    (_S.LOST, _E.CLOSED): (_S.LOST, ()),
+    (_S.LOST, _E.GONE): (_S.OWNING, (Do.INHERIT,)),
+    (_S.LOST, _E.DEADLINE): (_S.FAILED, (Do.FAIL,)),
+    (_S.LOST, _E.FAIL): (_S.FAILED, (Do.FAIL,)),
+    (_S.OWNING, _E.TAKE): (_S.TAKEN_SENT, (Do.SEND_TAKEN,)),
+    (_S.OWNING, _E.FAIL): (_S.FAILED, (Do.SEND_FAILED, Do.FAIL)),  # the predecessor thaws at our end
+    (_S.OWNING, _E.CLOSED): (_S.OWNING, ()),
+    (_S.OWNING, _E.GONE): (_S.OWNING, ()),
+    (_S.OWNING, _E.VIOLATION): (_S.OWNING, ()),
+    (_S.TAKEN_SENT, _E.CLOSED): (_S.TAKEN_SENT, ()),
+    (_S.TAKEN_SENT, _E.VIOLATION): (_S.TAKEN_SENT, ()),
+    (_S.TAKEN_SENT, _E.GONE): (_S.DONE, (Do.DONE,)),
+    # Safe: while this process lives, a predecessor that said COMMIT does not thaw.
+    (_S.TAKEN_SENT, _E.DEADLINE): (_S.TAKEN_SENT, (Do.KILL_PREDECESSOR,)),
+    (_S.DONE, _E.CLOSED): (_S.DONE, ()),
+    (_S.DONE, _E.GONE): (_S.DONE, ()),
+    (_S.FAILED, _E.CLOSED): (_S.FAILED, ()),
+    (_S.FAILED, _E.GONE): (_S.FAILED, ()),
+    (_S.FAILED, _E.FAIL): (_S.FAILED, ()),
+    # A failed successor was told, or has said, that it never owns: what crossed on the way, even COMMIT, is void.
+    **{(_S.FAILED, event): (_S.FAILED, ()) for event in (*_FROM_PEER, _E.VIOLATION)},
+}
+
+_PREDECESSOR_TIMEOUTS: Mapping[PredecessorState, Callable[[Timeouts], float]] = {
+    _P.RESTORING: lambda timeouts: timeouts.restore,
+    _P.WITHDRAWING: lambda timeouts: timeouts.withdrawn_exit,
+    _P.COMMITTED: lambda timeouts: timeouts.taken,
+    _P.ENDING: lambda timeouts: timeouts.exit_grace,
+    _P.KILLING: lambda timeouts: timeouts.kill,
+}
+
+_SUCCESSOR_TIMEOUTS: Mapping[SuccessorState, Callable[[Timeouts], float]] = {
+    _S.HELLO_SENT: lambda timeouts: timeouts.offer,
+    _S.READY_SENT: lambda timeouts: timeouts.commit,
+    _S.LOST: lambda timeouts: timeouts.death,
+    _S.TAKEN_SENT: lambda timeouts: timeouts.predecessor_exit,
+}
+
+Seen = tuple[Event, str]  # a message as an event, and the reason that came with it or ""
+
+
+class PredecessorMachine:
+    """The side that serves now. Its shell calls `hello`, `observe`, `withdraw`, `frozen` and `freeze_failed`."""
+
+    def __init__(self, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
+        self.state = PredecessorState.LISTENING
+        self._timeouts = timeouts
+        self._deadline: float | None = None
+        self._reason = ""  # the first thing that went wrong: what follows from it explains less
+
+    @property
+    def owns(self) -> bool:
+        """Whether this process reads the sockets, seals and opens packets."""
+        return self.state in {_P.LISTENING, _P.RESTORING, _P.WITHDRAWING}
+
+    def is_engaged(self) -> bool:
+        """Whether there is a successor."""
+        return self.state is not _P.LISTENING
+
+    def next_deadline(self) -> float | None:
+        """Return when `observe` must be called although nothing was seen, or None."""
+        return self._deadline
+
+    def hello(self, now: float) -> tuple[Action, ...]:
+        """Take a successor that is welcome, or answer it SEND_BUSY when there is one already."""
+        if self.is_engaged():
+            return (Action(Do.SEND_BUSY, f"another successor is being served ({self.state.name.lower()})"),)
+        return self._step(Event.HELLO, now)
+
+    def observe(self, seen: Iterable[Seen], *, closed: bool, gone: bool, now: float) -> tuple[Action, ...]:
+        """Apply what one look at the successor showed: its messages in order, its connection's end, its own end."""
+        seen = list(seen)
+        if not self.is_engaged():
+            return ()
+        if gone:
+            # Whatever a dead process was ready for or had taken, we live: only its reason still counts.
+            seen = [(event, reason) for event, reason in seen if event is Event.FAILED]
+        elif closed or any(event is Event.FAILED for event, _ in seen):
+            seen = [(event, reason) for event, reason in seen if event is not Event.READY]
+        actions: list[Action] = []
+        for event, reason in seen:
+            actions += self._step(event, now, reason)
+            if not self.is_engaged():
+                return tuple(actions)
+        if gone:
+            actions += self._step(Event.GONE, now)
+        elif closed:
+            actions += self._step(Event.CLOSED, now)
+        if self._deadline is not None and now >= self._deadline:
+            actions += self._step(Event.DEADLINE, now)
+        return tuple(actions)
+
+    def withdraw(self, reason: str, now: float) -> tuple[Action, ...]:
+        """Take the offer back; raises StateError unless an offer is open and COMMIT not sent."""
+        return self._step(Event.WITHDRAW, now, reason)
+
+    def frozen(self, now: float) -> tuple[Action, ...]:
+        """Report that FREEZE was carried out: this process does not own any more."""
+        return self._step(Event.FROZEN, now)
+
+    def freeze_failed(self, reason: str, now: float) -> tuple[Action, ...]:
+        """Report that FREEZE could not be carried out."""
+        return self._step(Event.FREEZE_FAILED, now, reason)
+
+    def _step(self, event: Event, now: float, reason: str = "") -> tuple[Action, ...]:
+        """Pass one event through the table: the only place where the state changes."""
+        before = self.state
+        entry = PREDECESSOR_TABLE.get((before, event))
+        if entry is None and event in _FROM_PEER:
+            event, reason = Event.VIOLATION, f"the successor said {event.name} while {_words(before)}"
+            entry = PREDECESSOR_TABLE.get((before, event))
+        if entry is None:
+            raise StateError(f"{event.name} has no place in state {before.name} of a predecessor; this is a bug")
+        self._reason = self._reason or reason or self._explain(event)
+        self.state, to_do = entry
+        actions = tuple(Action(do, self._reason) for do in to_do)
+        if self.state is not before or event is Event.DEADLINE:
+            timeout = _PREDECESSOR_TIMEOUTS.get(self.state)
+            self._deadline = None if timeout is None else now + timeout(self._timeouts)
+        if self.state in {_P.LISTENING, _P.RESTORING}:
+            self._reason = ""
+        return actions
+
+    def _explain(self, event: Event) -> str:
+        where = _words(self.state)
+        match event:
+            case Event.CLOSED:
+                return f"the successor closed the connection while {where}"
+            case Event.GONE:
+                return f"the successor ended while {where}"
+            case Event.DEADLINE if self.state is _P.RESTORING:
+                return f"the successor did not say READY within {self._timeouts.restore:g} s"
+            case Event.DEADLINE if self.state is _P.COMMITTED:
+                return f"the successor did not say TAKEN within {self._timeouts.taken:g} s of COMMIT, and was killed"
+            case _:
+                return ""
+
+
+class SuccessorMachine:
+    """The side that wants to serve. Its shell calls `observe` and the methods named for what its process did."""
+
+    def __init__(self, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
+        self.state = SuccessorState.CONNECTING
+        self.phase = self.state.name  # the last step that was reached before a failure
+        self.reason = ""
+        self._timeouts = timeouts
+        self._deadline: float | None = None
+        self._attempts = 0
+
+    @property
+    def owns(self) -> bool:
+        """Whether this process reads the sockets, seals and opens packets."""
+        return self.state in {_S.OWNING, _S.TAKEN_SENT, _S.DONE}
+
+    def next_deadline(self) -> float | None:
+        """Return when `observe` must be called although nothing was seen, or None."""
+        return self._deadline
+
+    def connected(self, now: float) -> tuple[Action, ...]:
+        """Report that CONNECT reached somebody."""
+        self._attempts += 1
+        return self._step(Event.CONNECTED, now)
+
+    def nobody_listens(self, now: float) -> tuple[Action, ...]:
+        """Report that CONNECT found nobody."""
+        return self._step(Event.NOBODY, now)
+
+    def restored(self, now: float) -> tuple[Action, ...]:
+        """Report that the state is restored; raises StateError in any state but RESTORING or INHERITING."""
+        return self._step(Event.RESTORED, now)
+
+    def take(self, now: float) -> tuple[Action, ...]:
+        """Report that the first iteration of the owner's loop is done; raises StateError unless this process owns."""
+        return self._step(Event.TAKE, now)
+
+    def fail(self, reason: str, now: float) -> tuple[Action, ...]:
+        """Give up, before TAKEN; raises StateError afterwards."""
+        return self._step(Event.FAIL, now, reason)
+
+    def observe(self, seen: Sequence[Seen], *, closed: bool, gone: bool, now: float) -> tuple[Action, ...]:
+        """Apply what one look at the predecessor showed: its messages in order, its connection's end, its own end."""
+        actions: list[Action] = []
+        for event, reason in seen:
+            actions += self._step(event, now, reason)
+        if gone or closed:
+            event = Event.GONE if gone else Event.CLOSED
+            if self.state is _S.HELLO_SENT and self._attempts >= CONNECT_ATTEMPTS_MAX:
+                event = Event.EXHAUSTED
+            if (self.state, event) in SUCCESSOR_TABLE:  # not so where a message above ended it, or before CONNECTED
+                actions += self._step(event, now)
+        if self._deadline is not None and now >= self._deadline:
+            actions += self._step(Event.DEADLINE, now)
+        return tuple(actions)
+
+    def _step(self, event: Event, now: float, reason: str = "") -> tuple[Action, ...]:
+        """Pass one event through the table: the only place where the state changes."""
+        before = self.state
+        entry = SUCCESSOR_TABLE.get((before, event))
+        if entry is None and event in _FROM_PEER:
+            event, reason = Event.VIOLATION, f"the predecessor said {event.name} while {_words(before)}"
+            entry = SUCCESSOR_TABLE.get((before, event))
+        if entry is None:
+            raise StateError(f"{event.name} has no place in state {before.name} of a successor; this is a bug")
+        self.state, to_do = entry
+        if self.state is _S.FAILED and before is not _S.FAILED:
+            self.reason = reason or self._explain(event)
+        elif self.state is not _S.FAILED:
+            self.phase = self.state.name
+        if self.state is not before or event is Event.DEADLINE:
+            timeout = _SUCCESSOR_TIMEOUTS.get(self.state)
+            self._deadline = None if timeout is None else now + timeout(self._timeouts)
+        return tuple(Action(do, self.reason) for do in to_do)
+
+    def _explain(self, event: Event) -> str:
+        match event, self.phase:
+            case Event.EXHAUSTED, _:
+                return f"the predecessor closed the connection before OFFER, {self._attempts} times"
+            case Event.DEADLINE, "HELLO_SENT":
+                return f"the predecessor made no OFFER within {self._timeouts.offer:g} s: does it hang?"
+            case Event.DEADLINE, "READY_SENT":
+                return f"the predecessor did not COMMIT within {self._timeouts.commit:g} s: does it hang?"
+            case Event.DEADLINE, "LOST":
+                return "the predecessor closed the connection and lives: it serves on"
+            case _:
+                return f"{event.name.lower()} while {_words(self.state)}"
+
+
+def _words(state: PredecessorState | SuccessorState) -> str:
+    return state.name.lower().replace("_", " ")

@@ -1,0 +1,303 @@
+"""The side that serves now: plugs a server into takeovers from within its own loop.
+
+The rule: nothing here waits. The loop says when a descriptor is readable or a deadline has passed; every look at the
+successor goes through the machine, whose actions are carried out in order. Whatever fails before COMMIT leaves the host
+serving; after COMMIT the host serves again only once the machine knows that the successor is dead.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from oxidize.errors import StateError
+from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, Look, close_fds
+from oxidize.takeover.host import Offer, TakeoverHost, reason_of
+from oxidize.takeover.listener import Listener
+from oxidize.takeover.machine import DEFAULT_TIMEOUTS, Action, Do, Event, PredecessorMachine, Seen, Timeouts
+from oxidize.takeover.messages import (
+    FDS_MAX,
+    Busy,
+    CommitMessage,
+    Failed,
+    FdEntry,
+    Hello,
+    MoreFds,
+    OfferMessage,
+    Ready,
+    Refused,
+    Taken,
+    Withdrawn,
+    encode,
+)
+from oxidize.takeover.reception import Reception, Register, Unregister
+
+logger = logging.getLogger(__name__)
+
+_EVENTS: Mapping[type, Event] = {
+    Hello: Event.HELLO,
+    Ready: Event.READY,
+    Taken: Event.TAKEN,
+    Failed: Event.FAILED,
+}
+
+
+class Predecessor:
+    """The server's side of a takeover. Its drivers: readable descriptors, `handle_timeout`, `close`.
+
+    register(fd, on_readable) and unregister(fd) are the loop's, level-triggered. clock: seconds, of the clock that the
+    successor uses too. held: a HELLO waits for `release`, because the host's own predecessor has not ended yet; at most
+    two generations exist.
+    """
+
+    def __init__(
+        self,
+        listener: Listener,
+        host: TakeoverHost,
+        *,
+        release: str,
+        register: Register,
+        unregister: Unregister,
+        clock: Callable[[], float],
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        held: bool = False,
+    ) -> None:
+        self._host = host
+        self._release = release
+        self._register = register
+        self._unregister = unregister
+        self._clock = clock
+        self._machine = PredecessorMachine(timeouts)
+        self._successor: Channel | None = None
+        self._watched: set[int] = set()  # descriptors of the successor that are registered
+        self._offer: tuple[OfferMessage, list[int]] | None = None
+        self._commit: CommitMessage | None = None
+        self._report: dict[str, Any] = {}
+        self._taken: dict[str, Any] = {}
+        self._reception = Reception(
+            listener,
+            admit=self._admit,
+            answer=host.answer,
+            register=register,
+            unregister=unregister,
+            clock=clock,
+            timeout=timeouts.hello,
+            held=held,
+        )
+
+    @property
+    def owns(self) -> bool:
+        """Whether this process is the one that reads and sends."""
+        return self._machine.owns
+
+    @property
+    def state(self) -> str:
+        """The step of a takeover that goes on, or "listening"; for people."""
+        return self._machine.state.name.lower()
+
+    @property
+    def successor_pid(self) -> int | None:
+        """The process that is about to take over, or None."""
+        return None if self._successor is None else self._successor.peer.pid
+
+    def next_deadline(self) -> float | None:
+        """Return when `handle_timeout` is due, or None."""
+        deadlines = (self._machine.next_deadline(), self._reception.next_deadline())
+        return min((each for each in deadlines if each is not None), default=None)
+
+    def handle_timeout(self) -> None:
+        """Act on every deadline that has passed; early calls do no harm."""
+        now = self._clock()
+        self._reception.handle_timeout(now)
+        deadline = self._machine.next_deadline()
+        if deadline is not None and now >= deadline:
+            self._look(self._successor)
+
+    def release(self) -> None:
+        """Stop holding HELLO back; whoever waits is served now."""
+        self._reception.release()
+
+    def withdraw(self, reason: str) -> None:
+        """Take an open offer back; without effect where there is none, or where COMMIT was sent."""
+        if self._machine.is_engaged() and self._machine.owns:
+            self._run(self._machine.withdraw(reason, self._clock()))
+
+    def close(self) -> None:
+        """Leave the loop: withdraw an open offer, stop listening; idempotent.
+
+        After COMMIT the successor's connection is closed without a word: it owns, or inherits at this process's end.
+        """
+        self.withdraw("the server is stopping")
+        self._reception.close("the server is stopping")
+        self._drop_successor()
+
+    # --- The successor ---
+
+    def _admit(self, channel: Channel, hello: Hello) -> Busy | Refused | None:
+        pid = channel.peer.pid
+        if self._machine.is_engaged():
+            (busy,) = self._machine.hello(self._clock())
+            return Busy(busy.reason)
+        try:
+            offer = self._host.offer(hello)
+            try:
+                self._offer = _pack(offer, self._release)
+            except StateError as error:
+                self._forget_offer(str(error))
+                raise
+        except Exception as error:  # noqa: BLE001 - the boundary: a failed offer must leave the host serving
+            logger.warning("takeover: refused pid %d, release %s: %s", pid, hello.release, reason_of(error))
+            return Refused(reason_of(error))
+        logger.info("takeover: pid %d, release %s, is the successor", pid, hello.release)
+        self._successor = channel
+        self._report, self._taken = {}, {}
+        for fd in (channel.fileno(), channel.peer.fileno()):
+            self._watched.add(fd)
+            self._register(fd, lambda: self._look(channel))
+        self._run(self._machine.hello(self._clock()))
+        return None
+
+    def _look(self, channel: Channel | None) -> None:
+        """Pass all that the successor did to the machine."""
+        if channel is None or channel is not self._successor:
+            return  # a late event of the batch in which it was dropped
+        gone = channel.peer.is_dead()  # before the channel is emptied: what is read is then all that it ever said
+        look = channel.look()
+        if look.closed:
+            self._stop_watching(channel.fileno())  # its end would wake the loop for ever; the pidfd stays
+        self._run(self._machine.observe(self._translate(look), closed=look.closed, gone=gone, now=self._clock()))
+
+    def _translate(self, look: Look) -> list[Seen]:
+        seen: list[Seen] = []
+        for received in look.received:
+            close_fds(received.fds)
+            message = received.message
+            event = _EVENTS.get(type(message), Event.VIOLATION)
+            reason = f"the successor said {type(message).__name__}" if event is Event.VIOLATION else ""
+            match message:
+                case Failed(text):
+                    reason = text or "the successor failed and gave no reason"
+                case Ready(report):
+                    self._report = report
+                case Taken(info):
+                    self._taken = info
+            seen.append((event, reason))
+        if look.violation:
+            seen.append((Event.VIOLATION, f"the successor sent what is no message: {look.violation}"))
+        return seen
+
+    def _run(self, actions: Sequence[Action]) -> None:
+        todo = deque(actions)
+        while todo:
+            todo.extend(self._carry_out(todo.popleft()))
+
+    def _carry_out(self, action: Action) -> Sequence[Action]:
+        """Do one thing; return what the machine wants because of how it went."""
+        match action.do:
+            case Do.SEND_OFFER:
+                return self._send_offer()
+            case Do.FREEZE:
+                return self._freeze()
+            case Do.SEND_COMMIT:
+                return self._send_commit()
+            case Do.SEND_WITHDRAWN:
+                self._send_withdrawn(action.reason)
+            case Do.FORGET_OFFER:
+                logger.warning("takeover: given up, serving on: %s", action.reason)
+                self._forget_offer(action.reason)
+            case Do.THAW:
+                logger.error("takeover: given up after the freeze, serving again: %s", action.reason)
+                self._host.thaw(action.reason)
+                self._reception.ensure_bound()
+            case Do.KILL_SUCCESSOR:
+                sent = self._successor is not None and self._successor.peer.kill()
+                logger.error("takeover: %s the successor: %s", "killed" if sent else "cannot kill", action.reason)
+            case Do.RELEASE:
+                self._drop_successor()
+            case Do.FINISH:
+                self._finish()
+            case other:
+                raise StateError(f"{other.name} is nothing that a predecessor does; this is a bug")
+        return ()
+
+    def _send_offer(self) -> Sequence[Action]:
+        if self._offer is None or self._successor is None:
+            raise StateError("SEND_OFFER without an offer; this is a bug")
+        message, fds = self._offer
+        self._offer = None
+        try:
+            self._successor.send(message, fds[:FDS_PER_MESSAGE_MAX])
+            for start in range(FDS_PER_MESSAGE_MAX, len(fds), FDS_PER_MESSAGE_MAX):
+                self._successor.send(MoreFds(), fds[start : start + FDS_PER_MESSAGE_MAX])
+        except OSError as error:
+            return self._machine.withdraw(f"the offer could not be sent: {error}", self._clock())
+        return ()
+
+    def _freeze(self) -> Sequence[Action]:
+        frozen_at = self._clock()
+        try:
+            self._commit = CommitMessage(frozen_at, self._host.freeze(self._report))
+            encode(self._commit)  # while failing is still harmless
+        except Exception as error:  # noqa: BLE001 - the boundary: a failed freeze must leave the host serving
+            return self._machine.freeze_failed(f"the freeze failed: {reason_of(error)}", self._clock())
+        return self._machine.frozen(self._clock())
+
+    def _send_commit(self) -> Sequence[Action]:
+        if self._commit is None or self._successor is None:
+            raise StateError("SEND_COMMIT without a freeze; this is a bug")
+        try:
+            self._successor.send(self._commit)
+        except OSError:
+            # It closed its end, so it never owns while this process lives; its own end settles the rest.
+            return self._machine.observe((), closed=True, gone=False, now=self._clock())
+        return ()
+
+    def _send_withdrawn(self, reason: str) -> None:
+        if self._successor is None:
+            return
+        try:
+            self._successor.send(Withdrawn(reason))
+        except BlockingIOError:
+            # Whoever cannot be told that the offer is void must not live to believe in it.
+            self._successor.peer.kill()
+        except OSError:
+            pass  # it closed its end: it has given up itself
+
+    def _forget_offer(self, reason: str) -> None:
+        self._offer = None
+        try:
+            self._host.offer_withdrawn(reason)
+        except Exception:
+            logger.exception("takeover: the host could not withdraw its offer")
+
+    def _finish(self) -> None:
+        # The connection stays open until this process ends, so that its end means just that.
+        for fd in list(self._watched):
+            self._stop_watching(fd)
+        self._reception.close(None)  # whoever waits there finds the new owner when it tries again
+        self._host.finish(self._taken)
+
+    def _stop_watching(self, fd: int) -> None:
+        if fd in self._watched:
+            self._watched.remove(fd)
+            self._unregister(fd)
+
+    def _drop_successor(self) -> None:
+        for fd in list(self._watched):
+            self._stop_watching(fd)
+        if self._successor is not None:
+            self._successor.close()
+            self._successor = None
+
+
+def _pack(offer: Offer, release: str) -> tuple[OfferMessage, list[int]]:
+    """Return what is sent of an offer; raises StateError where it cannot be."""
+    if len(offer.fds) > FDS_MAX:
+        raise StateError(f"an offer of {len(offer.fds)} descriptors; expected at most {FDS_MAX}")
+    names = [each.name for each in offer.fds]
+    if len(set(names)) < len(names):
+        raise StateError(f"an offer with two descriptors of one name: {sorted(names)}; expected each once")
+    entries = tuple(FdEntry(each.name, each.kind, each.options) for each in offer.fds)
+    message = OfferMessage(offer.generation, release, entries, offer.state)
+    encode(message)
+    return message, [each.fd for each in offer.fds]

@@ -1,0 +1,235 @@
+"""Whoever connects to the takeover socket, until it is the successor or has its answer.
+
+The rule: everybody gets an answer or the end of the connection by a deadline, and nobody can make the server wait or
+run out of descriptors. Queries are answered at any time; a HELLO is passed on, one at a time.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+
+from oxidize.errors import DecodeError, StateError, TakeoverError
+from oxidize.takeover.channel import Channel, close_fds, is_authorised
+from oxidize.takeover.host import reason_of
+from oxidize.takeover.listener import Listener
+from oxidize.takeover.messages import PROTOCOL, PROTOCOL_MIN, Busy, Hello, Message, Query, Refused, Reply
+
+logger = logging.getLogger(__name__)
+
+CONNECTIONS_MAX = 16  # at once
+ACCEPT_PAUSE = 1.0  # seconds without accepting, when there is no descriptor left to accept with
+ANSWER_BYTES_MAX = 64 << 20  # of a query; the status of 20,000 peers takes under 8 MB
+
+Register = Callable[[int, Callable[[], None]], None]
+Unregister = Callable[[int], None]
+
+
+class _Guest:
+    """One connection. `hello`: what it said, where that is held back."""
+
+    def __init__(self, channel: Channel, deadline: float) -> None:
+        self.channel = channel
+        self.deadline = deadline
+        self.hello: Hello | None = None
+
+
+class Reception:
+    """Accepts, checks and answers. `admit` gets each acceptable HELLO and returns a refusal, or keeps the channel."""
+
+    def __init__(
+        self,
+        listener: Listener,
+        *,
+        admit: Callable[[Channel, Hello], Busy | Refused | None],
+        answer: Callable[[str], bytes],
+        register: Register,
+        unregister: Unregister,
+        clock: Callable[[], float],
+        timeout: float,
+        held: bool,
+    ) -> None:
+        self._listener = listener
+        self._admit = admit
+        self._answer = answer
+        self._register = register
+        self._unregister = unregister
+        self._clock = clock
+        self._timeout = timeout
+        self._held = held
+        self._guests: dict[int, _Guest] = {}  # by descriptor
+        self._paused_until: float | None = None
+        self._closed = False
+        register(listener.fileno(), self._accept)
+
+    def next_deadline(self) -> float | None:
+        """Return when `handle_timeout` is due, or None."""
+        deadlines = [each.deadline for each in self._guests.values()]
+        if self._paused_until is not None:
+            deadlines.append(self._paused_until)
+        return min(deadlines, default=None)
+
+    def handle_timeout(self, now: float) -> None:
+        """Act on every deadline that has passed."""
+        if self._paused_until is not None and now >= self._paused_until:
+            self._paused_until = None
+            self._register(self._listener.fileno(), self._accept)
+        for guest in [each for each in self._guests.values() if now >= each.deadline]:
+            held = "the predecessor of this process has not ended yet: try again"
+            silent = f"no HELLO and no query within {self._timeout:g} s"
+            self._dismiss(guest, Refused(held if guest.hello else silent))
+
+    def release(self) -> None:
+        """Stop holding HELLO back; whoever waits is served now."""
+        self._held = False
+        for guest in list(self._guests.values()):
+            if guest.hello is not None:
+                self._pass_on(guest, guest.hello)
+
+    def ensure_bound(self) -> None:
+        """Bind again where the path leads elsewhere: to a successor that listened already, and died."""
+        if self._closed or self._listener.is_bound():
+            return
+        try:
+            renewed = Listener(self._listener.path)
+        except TakeoverError as error:
+            logger.error("takeover: serving, but nobody can take over: %s", error)
+            return
+        self._stop_listening()
+        self._listener = renewed
+        self._register(renewed.fileno(), self._accept)
+
+    def close(self, reason: str | None) -> None:
+        """Stop listening and dismiss everybody, without a word where `reason` is None: they try again; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._stop_listening()
+        for guest in list(self._guests.values()):
+            self._dismiss(guest, None if reason is None else Refused(reason))
+
+    def _stop_listening(self) -> None:
+        if self._paused_until is None:
+            self._unregister(self._listener.fileno())
+        self._paused_until = None
+        self._listener.close()
+
+    def _accept(self) -> None:
+        for _ in range(CONNECTIONS_MAX):
+            if self._closed or self._paused_until is not None:
+                return
+            try:
+                channel = self._listener.accept()
+            except TakeoverError as error:
+                logger.warning("takeover: a connection was dropped: %s", error)
+                continue
+            except OSError as error:
+                # Level-triggered: what cannot be accepted would wake the loop for ever.
+                logger.error("takeover: cannot accept, pausing for %g s: %s", ACCEPT_PAUSE, error)
+                self._unregister(self._listener.fileno())
+                self._paused_until = self._clock() + ACCEPT_PAUSE
+                return
+            if channel is None:
+                return
+            self._receive(channel)
+
+    def _receive(self, channel: Channel) -> None:
+        uid, own_uid = channel.peer.uid, os.geteuid()
+        refusal: Message | None = None
+        if not is_authorised(uid, own_uid):
+            refusal = Refused(f"uid {uid} may not ask; expected uid {own_uid} or root")
+        elif len(self._guests) >= CONNECTIONS_MAX:
+            refusal = Busy(f"{CONNECTIONS_MAX} connections are open already: try again")
+        guest = _Guest(channel, self._clock() + self._timeout)
+        self._guests[channel.fileno()] = guest
+        self._register(channel.fileno(), lambda: self._look(guest))
+        if refusal:
+            self._dismiss(guest, refusal)
+
+    def _look(self, guest: _Guest) -> None:
+        if self._guests.get(guest.channel.fileno()) is not guest:
+            return  # a late event of the batch in which it was dismissed
+        try:
+            received = guest.channel.receive()
+        except BlockingIOError:
+            return
+        except DecodeError as error:
+            self._dismiss(guest, Refused(str(error)))
+            return
+        except OSError:
+            received = None
+        if received is None:
+            self._dismiss(guest, None)
+            return
+        close_fds(received.fds)
+        match received.message:
+            case Query(name):
+                self._reply(guest, name)
+            case Hello() as hello if guest.hello is None:
+                self._greet(guest, hello)
+            case other:
+                self._dismiss(guest, Refused(f"expected HELLO or a query, got {type(other).__name__}"))
+
+    def _reply(self, guest: _Guest, query: str) -> None:
+        try:
+            answer = self._answer(query)
+            if len(answer) > ANSWER_BYTES_MAX:
+                raise StateError(f"the answer has {len(answer)} bytes; expected at most {ANSWER_BYTES_MAX}")
+            memfd = _store(answer)
+        except Exception as error:  # noqa: BLE001 - the boundary: a question must not end the server
+            self._dismiss(guest, Refused(reason_of(error)))
+            return
+        try:
+            self._dismiss(guest, Reply(), [memfd])
+        finally:
+            os.close(memfd)
+
+    def _greet(self, guest: _Guest, hello: Hello) -> None:
+        peer = guest.channel.peer
+        if hello.protocol < PROTOCOL_MIN or hello.protocol_min > PROTOCOL:
+            theirs = f"takeover protocol {hello.protocol_min} to {hello.protocol}"
+            self._dismiss(guest, Refused(f"{theirs}; expected {PROTOCOL_MIN} to {PROTOCOL}: update one side first"))
+        elif not peer.may_be_killed():
+            # Were it to hang after COMMIT, nobody could ever serve again.
+            theirs = f"pid {peer.pid} of uid {peer.uid} cannot be ended if it hangs"
+            self._dismiss(guest, Refused(f"{theirs}; expected uid {os.geteuid()} in this pid namespace"))
+        elif not self._held:
+            self._pass_on(guest, hello)
+        elif any(each.hello for each in self._guests.values()):
+            self._dismiss(guest, Busy("another successor waits already"))
+        else:
+            guest.hello = hello
+
+    def _pass_on(self, guest: _Guest, hello: Hello) -> None:
+        fd = guest.channel.fileno()
+        del self._guests[fd]
+        self._unregister(fd)
+        refusal = self._admit(guest.channel, hello)
+        if refusal is not None:
+            _say_and_close(guest.channel, refusal)
+
+    def _dismiss(self, guest: _Guest, message: Message | None, fds: Sequence[int] = ()) -> None:
+        fd = guest.channel.fileno()
+        del self._guests[fd]
+        self._unregister(fd)
+        _say_and_close(guest.channel, message, fds)
+
+
+def _say_and_close(channel: Channel, message: Message | None, fds: Sequence[int] = ()) -> None:
+    with contextlib.suppress(OSError):  # gone already
+        if message is not None:
+            channel.send(message, fds)
+    channel.close()
+
+
+def _store(answer: bytes) -> int:
+    """Return a new memfd that holds the answer; raises OSError."""
+    memfd = os.memfd_create("takeover-reply")
+    try:
+        written = 0
+        while written < len(answer):
+            written += os.write(memfd, memoryview(answer)[written:])
+    except BaseException:
+        os.close(memfd)
+        raise
+    return memfd

@@ -1,0 +1,336 @@
+"""The side that wants to serve: connects, restores, waits for COMMIT, owns.
+
+The rule: until it owns this side waits, each time with a deadline, for it has nothing else to do; once it owns it never
+waits. Every failure is a TakeoverError that names the step and gives the reason, and leaves the predecessor serving.
+
+    successor = Successor(path, release=..., snapshot_versions=[...], clock=...)
+    offer = successor.connect()             # None: nobody serves, start afresh
+    ...                                     # restore; read nothing from the descriptors, change nothing about them
+    commit = successor.ready({...})         # here the predecessor stops, or turns out to have died
+    ...                                     # apply the last of the state, serve
+    successor.taken({...})                  # after the first iteration of the loop
+    ...                                     # `has_predecessor_ended` when `predecessor_fd` is readable
+"""
+
+import logging
+import os
+import select
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from oxidize.errors import StateError, TakeoverError
+from oxidize.takeover.channel import Channel, Look, Received, close_fds, connect, is_authorised
+from oxidize.takeover.host import NamedFd, Offer
+from oxidize.takeover.machine import (
+    DEFAULT_TIMEOUTS,
+    Action,
+    Do,
+    Event,
+    Seen,
+    SuccessorMachine,
+    SuccessorState,
+    Timeouts,
+)
+from oxidize.takeover.messages import (
+    Busy,
+    CommitMessage,
+    Failed,
+    Hello,
+    Message,
+    MoreFds,
+    OfferMessage,
+    Ready,
+    Refused,
+    Taken,
+    Withdrawn,
+    encode,
+)
+
+logger = logging.getLogger(__name__)
+
+RETRY_DELAY = 0.05  # seconds before connecting again: a new owner listens before the old one stops
+
+_EVENTS: Mapping[type, Event] = {
+    Busy: Event.BUSY,
+    Refused: Event.REFUSED,
+    Withdrawn: Event.WITHDRAWN,
+    CommitMessage: Event.COMMIT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The moment of ownership. `frozen_at`: since when nobody reads, None where the predecessor died instead."""
+
+    info: dict[str, Any] = field(default_factory=dict)
+    frozen_at: float | None = None
+    predecessor_died: bool = False
+
+
+class Successor:
+    """One attempt to take over. The process that calls `connect` must be the one that goes on to serve.
+
+    clock: seconds, of the clock that the predecessor uses too. snapshot_versions: those of the state that this release
+    reads.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        release: str,
+        snapshot_versions: Sequence[int],
+        clock: Callable[[], float],
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    ) -> None:
+        self._path = path
+        self._hello = Hello(release, os.getpid(), tuple(snapshot_versions))
+        self._clock = clock
+        self._timeouts = timeouts
+        self._machine = SuccessorMachine(timeouts)
+        self._channel: Channel | None = None
+        self._is_channel_closed = False  # by the other side
+        self._offer_message: OfferMessage | None = None
+        self._fds: list[int] = []  # until they are handed to the host
+        self._commit = Commit()
+        self._report: dict[str, Any] = {}
+        self._info: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def owns(self) -> bool:
+        """Whether this process is the one that reads and sends."""
+        return self._machine.owns
+
+    @property
+    def predecessor_fd(self) -> int:
+        """The predecessor's pidfd: readable once it is dead. Valid from `connect` to `close`."""
+        return self._connected().peer.fileno()
+
+    def fileno(self) -> int:
+        """Return the connection's descriptor, readable when `check` has something to learn."""
+        return self._connected().fileno()
+
+    def connect(self) -> Offer | None:
+        """Return the offer, whose descriptors are the caller's from now on, or None where nobody listens.
+
+        Raises TakeoverError where there is somebody who makes no offer.
+        """
+        self._reach()
+        while self._machine.state is SuccessorState.HELLO_SENT:
+            self._wait()
+            self._look()
+        self._raise_if_failed()
+        if self._machine.state is SuccessorState.ABSENT or self._offer_message is None:
+            return None
+        fds, self._fds = self._fds, []
+        message = self._offer_message
+        named = (NamedFd(each.name, fd, each.kind, each.options) for each, fd in zip(message.fds, fds, strict=True))
+        pid = self._connected().peer.pid
+        return Offer(message.generation, tuple(named), message.state, message.release, pid)
+
+    def check(self) -> bool:
+        """Return whether the predecessor lives, without waiting; for restores that take long, before `ready`.
+
+        Raises TakeoverError where it has withdrawn its offer.
+        """
+        self._look()
+        self._raise_if_failed()
+        return self._machine.state is not SuccessorState.INHERITING
+
+    def ready(self, report: dict[str, Any]) -> Commit:
+        """Say that the state is restored and wait until this process owns.
+
+        Raises TakeoverError where it never will: the predecessor serves on, and this process must end. Raises
+        StateError, and has said nothing, where the report cannot be encoded or where this is a fork of who connected.
+        """
+        if os.getpid() != self._hello.pid:
+            raise StateError(
+                f"ready() in process {os.getpid()}; expected {self._hello.pid}, which is the one it watches"
+            )
+        encode(Ready(report))
+        self._report = report
+        self._look()
+        self._raise_if_failed()
+        self._run(self._machine.restored(self._clock()))
+        while self._machine.state in {SuccessorState.READY_SENT, SuccessorState.LOST}:
+            self._wait()
+            self._look()
+        self._raise_if_failed()
+        return self._commit
+
+    def taken(self, info: dict[str, Any]) -> None:
+        """Say that this process serves, so that the predecessor exits. Does not wait."""
+        encode(Taken(info))
+        self._info = info
+        self._run(self._machine.take(self._clock()))
+
+    def failed(self, reason: str) -> None:
+        """Give up, and tell the predecessor why; idempotent.
+
+        After `ready` the predecessor serves again only when this process has ended. Raises StateError after `taken`.
+        """
+        self._run(self._machine.fail(reason, self._clock()))
+
+    def next_deadline(self) -> float | None:
+        """Return when `has_predecessor_ended` must be called, though nothing is readable, or None."""
+        return self._machine.next_deadline()
+
+    def has_predecessor_ended(self) -> bool:
+        """Return whether the predecessor is gone, without waiting; after `taken`. One that will not go is killed."""
+        if self._machine.owns and self._machine.state is not SuccessorState.DONE:
+            self._look()
+        return self._machine.state is SuccessorState.DONE
+
+    def close(self) -> None:
+        """Close the connection and every descriptor that no `connect` returned; idempotent."""
+        self._drop()
+
+    def _connected(self) -> Channel:
+        if self._channel is None:
+            raise StateError("there is no connection; expected connect() before, and close() after")
+        return self._channel
+
+    def _raise_if_failed(self) -> None:
+        if self._machine.state is SuccessorState.FAILED:
+            raise TakeoverError(self._machine.phase, self._machine.reason)
+
+    def _drop(self) -> None:
+        close_fds(self._fds)
+        self._fds = []
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    # --- One look at the predecessor ---
+
+    def _wait(self) -> None:
+        """Block until there is something to see, or the deadline."""
+        channel = self._connected()
+        poll = select.poll()
+        poll.register(channel.peer.fileno(), select.POLLIN)
+        if not self._is_channel_closed:
+            poll.register(channel.fileno(), select.POLLIN)
+        deadline = self._machine.next_deadline()
+        if deadline is None:
+            raise StateError(f"waiting in {self._machine.state.name} without a deadline; this is a bug")
+        poll.poll(max(0.0, deadline - self._clock()) * 1000 + 1)
+
+    def _look(self) -> None:
+        channel = self._channel
+        if channel is None:
+            return
+        gone = channel.peer.is_dead()  # before the channel is emptied: what is read is then all that it ever said
+        look = channel.look()
+        self._is_channel_closed = look.closed
+        self._run(self._machine.observe(self._translate(look), closed=look.closed, gone=gone, now=self._clock()))
+
+    def _translate(self, look: Look) -> list[Seen]:
+        seen: list[Seen] = []
+        for received in look.received:
+            message = received.message
+            if isinstance(message, OfferMessage | MoreFds):
+                seen += self._collect(message, received)
+                continue
+            close_fds(received.fds)
+            if isinstance(message, CommitMessage):
+                self._commit = Commit(message.info, message.frozen_at)
+            seen.append(_event_of(message))
+        if look.violation:
+            seen.append((Event.VIOLATION, f"the predecessor sent what is no message: {look.violation}"))
+        return seen
+
+    def _collect(self, message: OfferMessage | MoreFds, received: Received) -> list[Seen]:
+        """Gather the descriptors of an offer; it counts once all are here."""
+        is_first = isinstance(message, OfferMessage)
+        if self._machine.state is not SuccessorState.HELLO_SENT or is_first is (self._offer_message is not None):
+            close_fds(received.fds)
+            return [(Event.VIOLATION, "the predecessor sent a second offer, or descriptors without one")]
+        self._fds += received.fds
+        if isinstance(message, OfferMessage):
+            self._offer_message = message
+        expected = 0 if self._offer_message is None else len(self._offer_message.fds)
+        if len(self._fds) > expected:
+            return [(Event.VIOLATION, f"the offer came with {len(self._fds)} descriptors; expected {expected}")]
+        return [(Event.OFFER, "")] if len(self._fds) == expected else []
+
+    # --- Carrying out ---
+
+    def _run(self, actions: Sequence[Action]) -> None:
+        todo = deque(actions)
+        while todo:
+            todo.extend(self._carry_out(todo.popleft()))
+
+    def _carry_out(self, action: Action) -> Sequence[Action]:
+        """Do one thing; return what the machine wants because of how it went."""
+        match action.do:
+            case Do.CONNECT:
+                self._drop()
+                self._offer_message = None
+                select.select([], [], [], RETRY_DELAY)
+                self._reach()
+            case Do.SEND_HELLO:
+                self._send(self._hello)
+            case Do.SEND_READY:
+                self._send(Ready(self._report))
+            case Do.SEND_FAILED:
+                self._send(Failed(action.reason))
+            case Do.SEND_TAKEN:
+                self._send(Taken(self._info))
+            case Do.INHERIT:
+                self._commit = Commit(predecessor_died=True)
+            case Do.KILL_PREDECESSOR:
+                sent = self._connected().peer.kill()
+                logger.error("takeover: the predecessor does not exit; %s", "killed" if sent else "cannot kill it")
+            case Do.FAIL:
+                self._drop()
+            case Do.OWN | Do.DONE:
+                pass
+            case other:
+                raise StateError(f"{other.name} is nothing that a successor does; this is a bug")
+        return ()
+
+    def _reach(self) -> None:
+        try:
+            self._channel = connect(self._path, self._timeouts.offer)
+        except TakeoverError as error:
+            self._run(self._machine.fail(error.reason, self._clock()))
+            return
+        self._is_channel_closed = False
+        if self._channel is None:
+            self._run(self._machine.nobody_listens(self._clock()))
+            return
+        peer = self._channel.peer
+        if not is_authorised(peer.uid, os.geteuid()):
+            reason = (
+                f"pid {peer.pid} at {self._path} is of uid {peer.uid}; expected uid {os.geteuid()}: start it as that"
+            )
+            self._run(self._machine.fail(reason, self._clock()))
+            return
+        self._run(self._machine.connected(self._clock()))
+
+    def _send(self, message: Message) -> None:
+        try:
+            self._connected().send(message)
+        except OSError as error:
+            # The next look says what became of the other side.
+            logger.debug("takeover: %s could not be sent: %s", type(message).__name__, error)
+
+
+def _event_of(message: Message) -> Seen:
+    event = _EVENTS.get(type(message))
+    if event is None:
+        return Event.VIOLATION, f"the predecessor said {type(message).__name__}"
+    match message:
+        case Busy(reason) | Refused(reason) | Withdrawn(reason):
+            return event, reason or f"the predecessor said {event.name} and gave no reason"
+        case _:
+            return event, ""
