@@ -1,0 +1,157 @@
+"""The metrics that Prometheus collects, computed anew from the device's words for every scrape.
+
+The rule: nothing is counted here. Totals are read from the words, which outlive the process, so that they run on across
+generations; what is live is asked for. Names follow the conventions of Prometheus: base units, the unit as a suffix,
+`_total` for what only grows. Sources: prometheus.io/docs/practices/naming; docs/concepts/metric_types.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from oxidize.protocol.words import DROPS_WORD, DropReason, Total, Words
+
+NS_PER_SEC = 1_000_000_000
+
+STATES = ("starting", "healthy", "draining")
+
+# Counters without labels: a word, the name without `_total`, the help.
+_COUNTERS = (
+    (Total.RECEIVED_DATAGRAMS, "oxidize_received_datagrams", "UDP datagrams received."),
+    (Total.RECEIVED_BYTES, "oxidize_received_bytes", "Bytes of UDP payload received."),
+    (Total.SENT_DATAGRAMS, "oxidize_sent_datagrams", "UDP datagrams sent."),
+    (Total.SENT_BYTES, "oxidize_sent_bytes", "Bytes of UDP payload sent."),
+    (Total.RECEIVED_PACKETS, "oxidize_tunnel_received_packets", "Inner packets that came through tunnels."),
+    (Total.RECEIVED_PACKET_BYTES, "oxidize_tunnel_received_bytes", "Bytes of inner packets that came through tunnels."),
+    (Total.SENT_PACKETS, "oxidize_tunnel_sent_packets", "Inner packets sent into tunnels."),
+    (Total.SENT_PACKET_BYTES, "oxidize_tunnel_sent_bytes", "Bytes of inner packets sent into tunnels."),
+    (Total.RECEIVED_KEEPALIVES, "oxidize_received_keepalives", "Authenticated keepalives received."),
+    (Total.SENT_KEEPALIVES, "oxidize_sent_keepalives", "Keepalives sent."),
+    (Total.INITIATIONS_SENT, "oxidize_initiations_sent", "Handshake initiations sent, retries included."),
+    (Total.INITIATIONS_RECEIVED, "oxidize_initiations_received", "Authenticated handshake initiations received."),
+    (Total.COOKIE_REPLIES_SENT, "oxidize_cookie_replies_sent", "Cookie replies sent because of load."),
+    (Total.COOKIE_REPLIES_RECEIVED, "oxidize_cookie_replies_received", "Authenticated cookie replies received."),
+    (Total.ENDPOINT_MOVES, "oxidize_endpoint_moves", "Times that a peer was found at another endpoint than before."),
+    (
+        Total.RESTORES_AFTER_CRASH,
+        "oxidize_restores_after_crash",
+        "Generations that took the state of a predecessor that was gone.",
+    ),
+    (Total.SESSIONS_RESTORED, "oxidize_sessions_restored", "Sessions that a generation took from its predecessor."),
+    (Total.SESSIONS_REFUSED, "oxidize_sessions_refused", "Sessions that a generation could not take."),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """What only the running process knows; every field is called once for each scrape.
+
+    connections_active: peers with a session that is alive. peers: those configured. kernel_drops: datagrams that the
+    kernel dropped because the UDP socket's queue was full, since the socket was made (socket(7) SO_MEMINFO).
+    generation: its number. state: one of STATES.
+    """
+
+    connections_active: Callable[[], int]
+    peers: Callable[[], int]
+    kernel_drops: Callable[[], int]
+    generation: Callable[[], int]
+    state: Callable[[], str]
+
+
+class Metrics:
+    """Renders all metrics: those of the words, those of `live`, and those of the process from /proc."""
+
+    def __init__(self, words: Words, live: Live, *, release: str) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_WordsCollector(words, live, release))
+        ProcessCollector(registry=self._registry)
+
+    def render(self) -> tuple[bytes, str]:
+        """Return the text of one scrape and its content type."""
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+
+class _WordsCollector(Collector):
+    def __init__(self, words: Words, live: Live, release: str) -> None:
+        self._words = words
+        self._live = live
+        self._release = release
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric with its present value."""
+        yield from self._collect_live()
+        for word, name, text in _COUNTERS:
+            yield CounterMetricFamily(name, text, value=self._words[word])
+        yield self._labelled(
+            "oxidize_handshakes",
+            "Handshakes completed, by our role.",
+            "role",
+            {"initiator": Total.HANDSHAKES_INITIATOR, "responder": Total.HANDSHAKES_RESPONDER},
+        )
+        yield self._labelled(
+            "oxidize_dropped_packets",
+            "Datagrams and packets that went no further, by reason.",
+            "reason",
+            {reason.name.lower(): DROPS_WORD + reason for reason in DropReason},
+        )
+        yield from self._collect_takeovers()
+
+    def _collect_live(self) -> Iterator[Metric]:
+        live = self._live
+        yield GaugeMetricFamily(
+            "oxidize_connections_active", "Peers with a session that is alive.", value=live.connections_active()
+        )
+        yield GaugeMetricFamily("oxidize_peers", "Peers that are configured.", value=live.peers())
+        yield CounterMetricFamily(
+            "oxidize_socket_drops",
+            "Datagrams that the kernel dropped because the queue of the UDP socket was full.",
+            value=live.kernel_drops(),
+        )
+        yield GaugeMetricFamily(
+            "oxidize_generation",
+            "The number of this generation; it grows with every replacement.",
+            value=live.generation(),
+        )
+        state = GaugeMetricFamily("oxidize_state", "1 for the state that the process is in.", labels=["state"])
+        now = live.state()
+        for name in STATES:
+            state.add_metric([name], float(name == now))
+        yield state
+        info = GaugeMetricFamily("oxidize_info", "Always 1; the label tells the release.", labels=["release"])
+        info.add_metric([self._release], 1.0)
+        yield info
+
+    def _collect_takeovers(self) -> Iterator[Metric]:
+        words = self._words
+        yield self._labelled(
+            "oxidize_takeovers",
+            "Takeovers, by result; after a failure the predecessor serves on.",
+            "result",
+            {"success": Total.TAKEOVERS_SUCCEEDED, "failure": Total.TAKEOVERS_FAILED},
+        )
+        yield SummaryMetricFamily(
+            "oxidize_takeover_blackout_seconds",
+            "Time without a reader of the sockets, over all takeovers that succeeded.",
+            count_value=words[Total.TAKEOVERS_SUCCEEDED],
+            sum_value=words[Total.BLACKOUT_NS_SUM] / NS_PER_SEC,
+        )
+        yield GaugeMetricFamily(
+            "oxidize_takeover_blackout_last_seconds",
+            "Time without a reader of the sockets in the latest takeover.",
+            value=words[Total.BLACKOUT_NS_LAST] / NS_PER_SEC,
+        )
+        yield GaugeMetricFamily(
+            "oxidize_takeover_blackout_max_seconds",
+            "The longest time without a reader of the sockets in any takeover.",
+            value=words[Total.BLACKOUT_NS_MAX] / NS_PER_SEC,
+        )
+
+    def _labelled(self, name: str, text: str, label: str, words: dict[str, int]) -> Metric:
+        family = CounterMetricFamily(name, text, labels=[label])
+        for value, word in words.items():
+            family.add_metric([value], self._words[word])
+        return family

@@ -1,0 +1,139 @@
+"""Totals come from the words alone, and names keep the conventions of Prometheus."""
+
+import re
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from oxidize.metrics import STATES, Live, Metrics
+from oxidize.protocol.words import DROPS_WORD, TOTALS_WORDS, DropReason, Total
+
+BASE_UNITS = ("seconds", "bytes")
+NOT_BASE_UNITS = ("ms", "milliseconds", "us", "microseconds", "ns", "nanoseconds", "minutes", "kb", "kilobytes", "bits")
+
+
+def live(**changes) -> Live:
+    values = {"connections_active": 2, "peers": 3, "kernel_drops": 5, "generation": 7, "state": "healthy"} | changes
+    return Live(**{name: (lambda value=value: value) for name, value in values.items()})
+
+
+@pytest.fixture
+def words():
+    return memoryview(bytearray(8 * TOTALS_WORDS)).cast("Q")
+
+
+@pytest.fixture
+def metrics(words):
+    return Metrics(words, live(), release="0.1.0")
+
+
+def samples(metrics: Metrics) -> dict:
+    """Every sample of a scrape: a number by its name and labels."""
+    body, _ = metrics.render()
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+    }
+
+
+def test_live_values(metrics):
+    found = samples(metrics)
+    assert found["oxidize_connections_active",] == 2
+    assert found["oxidize_peers",] == 3
+    assert found["oxidize_socket_drops_total",] == 5
+    assert found["oxidize_generation",] == 7
+    assert found["oxidize_info", "0.1.0"] == 1
+    assert [found["oxidize_state", state] for state in STATES] == [0, 1, 0]
+    assert found["process_start_time_seconds",] > 1e9
+    assert found["process_open_fds",] > 0
+
+
+def test_every_total_is_shown_from_its_own_word(words, metrics):
+    before = samples(metrics)
+    seen = set()
+    for total in Total:
+        words[total] = 3_000_000_000
+        after = samples(metrics)
+        changed = {name for name in after if name[0].startswith("oxidize_") and after[name] != before[name]}
+        assert changed, total.name
+        assert not changed & seen, total.name
+        for name in changed:
+            assert after[name] == (3.0 if "seconds" in name[0] and "count" not in name[0] else 3e9)
+        seen |= changed
+        before = after
+
+
+def test_the_names_that_dashboards_rely_on(words, metrics):
+    for number, total in enumerate(Total, start=1):
+        words[total] = number
+    found = samples(metrics)
+    assert found["oxidize_received_bytes_total",] == words[Total.RECEIVED_BYTES]
+    assert found["oxidize_sent_bytes_total",] == words[Total.SENT_BYTES]
+    assert found["oxidize_received_datagrams_total",] == words[Total.RECEIVED_DATAGRAMS]
+    assert found["oxidize_tunnel_received_packets_total",] == words[Total.RECEIVED_PACKETS]
+    assert found["oxidize_tunnel_sent_bytes_total",] == words[Total.SENT_PACKET_BYTES]
+    assert found["oxidize_handshakes_total", "initiator"] == words[Total.HANDSHAKES_INITIATOR]
+    assert found["oxidize_handshakes_total", "responder"] == words[Total.HANDSHAKES_RESPONDER]
+    assert found["oxidize_takeovers_total", "success"] == words[Total.TAKEOVERS_SUCCEEDED]
+    assert found["oxidize_takeovers_total", "failure"] == words[Total.TAKEOVERS_FAILED]
+    assert found["oxidize_sessions_restored_total",] == words[Total.SESSIONS_RESTORED]
+
+
+def test_every_drop_reason_is_there_from_the_start(words, metrics):
+    found = samples(metrics)
+    for reason in DropReason:
+        assert found["oxidize_dropped_packets_total", reason.name.lower()] == 0
+    words[DROPS_WORD + DropReason.REPLAYED_COUNTER] = 4
+    assert samples(metrics)["oxidize_dropped_packets_total", "replayed_counter"] == 4
+
+
+def test_blackouts_are_a_summary_in_seconds(words, metrics):
+    words[Total.TAKEOVERS_SUCCEEDED] = 3
+    words[Total.BLACKOUT_NS_SUM] = 12_000_000
+    words[Total.BLACKOUT_NS_LAST] = 2_500_000
+    words[Total.BLACKOUT_NS_MAX] = 7_000_000
+    found = samples(metrics)
+    assert found["oxidize_takeover_blackout_seconds_count",] == 3
+    assert found["oxidize_takeover_blackout_seconds_sum",] == pytest.approx(0.012)
+    assert found["oxidize_takeover_blackout_last_seconds",] == pytest.approx(0.0025)
+    assert found["oxidize_takeover_blackout_max_seconds",] == pytest.approx(0.007)
+
+
+def test_a_successor_goes_on_where_its_predecessor_was(words, metrics):
+    words[Total.RECEIVED_BYTES] = 1000
+    samples(metrics)
+    successor = Metrics(words, live(generation=8), release="0.2.0")
+    words[Total.RECEIVED_BYTES] += 1
+    found = samples(successor)
+    assert found["oxidize_received_bytes_total",] == 1001
+    assert found["oxidize_generation",] == 8
+
+
+def test_words_at_their_end_are_shown(words, metrics):
+    for number in range(TOTALS_WORDS):
+        words[number] = 2**64 - 1
+    assert samples(metrics)["oxidize_received_bytes_total",] == float(2**64 - 1)
+
+
+def test_the_content_type_is_that_of_prometheus(metrics):
+    body, content_type = metrics.render()
+    assert content_type.startswith("text/plain; version=")
+    assert body.endswith(b"\n")
+
+
+def test_names_keep_the_conventions(metrics):
+    families = list(text_string_to_metric_families(metrics.render()[0].decode()))
+    assert len({family.name for family in families}) == len(families)
+    for family in families:
+        assert re.fullmatch(r"(oxidize|process)_[a-z]+(_[a-z]+)*", family.name), family.name
+        assert family.documentation.endswith("."), family.name
+        assert family.samples, family.name
+        words = family.name.split("_")
+        assert not set(words) & set(NOT_BASE_UNITS), family.name
+        assert set(words[:-1]).isdisjoint(BASE_UNITS), f"{family.name}: the unit stands last"
+        assert family.type in {"counter", "gauge", "summary"}, family.name
+        for sample in family.samples:
+            # The parser takes `_total` off a counter's name; nothing but a counter may have it.
+            assert sample.name.endswith("_total") == (family.type == "counter"), sample.name
+            assert set(sample.labels) <= {"reason", "role", "result", "state", "release"}, sample.name
