@@ -147,7 +147,7 @@ def _read_document(path: Path, tables: list[str], report: Report) -> dict[str, A
         report.fail("a number too long or lists nested too deep: expected TOML as in examples/; simplify the value")
     for name, value in document.items():
         if name not in tables:
-            unknown_key(name, value, tables, report)
+            unknown_key("", name, value, tables, report)
     return document
 
 

@@ -30,9 +30,10 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     secrets: set[str] = field(default_factory=set, repr=False)
 
-    def wrong(self, key: str, value: object, expected: str, remedy: str) -> None:
-        """Add a problem with a value that is there."""
-        self.problems.append(f"{self.source}: {_name(key)} = {show(key, value)}: expected {expected}; {remedy}")
+    def wrong(self, key: str, value: object, expected: str, remedy: str, *, name: str | None = None) -> None:
+        """Add a problem with a value that is there; `name` is the last part of `key`, where that may have dots in it."""
+        shown = show(key.rpartition(".")[2] if name is None else name, value)
+        self.problems.append(f"{self.source}: {_printable(key)} = {shown}: expected {expected}; {remedy}")
 
     def missing(self, key: str, expected: str, remedy: str) -> None:
         """Add a problem with a value that is not there."""
@@ -60,14 +61,13 @@ class Report:
         return HIDDEN if key[0] in self.secrets else key[0]
 
 
-def _name(key: str) -> str:
+def _printable(key: str) -> str:
     """Return a key on one line, whatever is in it."""
     return key if key.isprintable() else json.dumps(key)
 
 
-def show(key: str, value: object) -> str:
-    """Return a value as TOML would write it, on one line, shortened, and hidden where it may be a secret."""
-    name = key.rpartition(".")[2]
+def show(name: str, value: object) -> str:
+    """Return the value of a key as TOML would write it, on one line, shortened, and hidden where it may be a secret."""
     is_public = name in _PUBLIC_NAMES
     if not is_public and not name.endswith("_file") and _SECRET_NAME.search(name):
         return HIDDEN

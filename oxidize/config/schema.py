@@ -212,7 +212,7 @@ def _report_detail(
     name = str(location[0])
     key = f"{prefix}.{name}"
     if kind == "extra_forbidden":
-        unknown_key(key, value, list(model.model_fields), report)
+        unknown_key(prefix, name, value, list(model.model_fields), report)
         return
     field = model.model_fields[name]
     if kind == "missing":
@@ -227,18 +227,18 @@ def _report_detail(
     elif field.default is None:
         remedy = "correct it, or remove the line"
     else:
-        remedy = f"remove the line for the default {show(key, field.default)}"
+        remedy = f"remove the line for the default {show(name, field.default)}"
     report.wrong(key, value, expected, remedy)
 
 
-def unknown_key(key: str, value: object, known: list[str], report: Report) -> None:
-    """Report a key that does not exist, with the one that was probably meant."""
-    table, _, name = key.rpartition(".")
+def unknown_key(table: str, name: str, value: object, known: list[str], report: Report) -> None:
+    """Report a key that does not exist in `table` ("": the file itself), with the one that was probably meant."""
     spelled = {candidate.replace("_", ""): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower().replace("_", "").replace("-", ""), spelled, 1, SUGGESTION_CUTOFF)
     place = f"a key of {table}" if table else "a table of this file"
     remedy = f"did you mean {spelled[close[0]]}?" if close else "remove it"
-    report.wrong(key, value, f"{place} ({', '.join(sorted(known))})", remedy)
+    key = f"{table}.{name}" if table else name
+    report.wrong(key, value, f"{place} ({', '.join(sorted(known))})", remedy, name=name)
 
 
 def _example(name: str, examples: list[Any] | None) -> str:

@@ -246,6 +246,9 @@ BAD_SERVER_VALUES = [
     ("ListenPort = 1", "did you mean listen?"),
     ("PrivateKeyFile = 1", "did you mean private_key_file?"),
     ("zzzzzz = 1", "; remove it"),
+    ('"a.b" = 1', "server.a.b = 1: expected a key of server ("),
+    ('"my.secret" = "x"', f"server.my.secret = {HIDDEN}: expected a key of server ("),
+    ('"secret.mine" = "x"', f"server.secret.mine = {HIDDEN}: expected a key of server ("),
     ('"new\\nline" = "a\\nb"', '"server.new\\nline" = "a\\nb": expected a key of server'),
 ]
 
@@ -543,5 +546,5 @@ def test_a_loaded_configuration_prints_no_secret(folder):
 
 
 def test_long_values_are_shortened():
-    assert show("server.interface", "x y " * 100) == '"' + ("x y " * 100)[:58] + "…"
-    assert show("server.interface", "\u202eevil") == '"\\u202eevil"'
+    assert show("interface", "x y " * 100) == '"' + ("x y " * 100)[:58] + "…"
+    assert show("interface", "\u202eevil") == '"\\u202eevil"'
