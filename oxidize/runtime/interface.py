@@ -27,7 +27,7 @@ from oxidize.errors import OxidizeError
 Interface = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
 
-# Packets that wait in the TUN device while nobody reads; with the kernel's 500 a TCP stream retransmits a thousandfold.
+# Packets that wait in the TUN device while nobody reads; the kernel's 500 overflow under one fast TCP stream.
 TRANSMIT_QUEUE_PACKETS = 2_000
 # Marks routes as ours (rtm_protocol): a number that neither rtnetlink.h nor iproute2's rt_protos gives to anybody.
 ROUTE_PROTOCOL = 151

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
-from socket import IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP, MSG_CTRUNC, MSG_DONTWAIT, MSG_TRUNC, SOL_SOCKET
+from socket import IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP, SOL_SOCKET
 from typing import NamedTuple
 
 from oxidize.errors import ConfigError
@@ -52,6 +52,11 @@ PORT_MAX = 65_535
 
 # Room for the segment size, both kinds of packet info, and whatever else a unit file may have switched on.
 _CONTROL_BYTES = 256
+
+# As plain integers: the flags of the socket module are enumerations, whose operators cost a microsecond each.
+_DONTWAIT = int(socket.MSG_DONTWAIT)
+_CONTROL_CUT = int(socket.MSG_CTRUNC)
+_CUT = int(socket.MSG_TRUNC) | _CONTROL_CUT
 
 # What ICMP tells a socket about an earlier send: ip(7), "Error handling". It says nothing about the next datagram.
 _QUEUED_ERRORS = frozenset(
@@ -213,7 +218,7 @@ class UdpSocket:
         """
         for _ in range(QUEUED_ERRORS_MAX):
             try:
-                size, control, flags, address = self._socket.recvmsg_into(self._buffers, _CONTROL_BYTES, MSG_DONTWAIT)
+                size, control, flags, address = self._socket.recvmsg_into(self._buffers, _CONTROL_BYTES, _DONTWAIT)
                 break
             except BlockingIOError:
                 return None
@@ -228,9 +233,9 @@ class UdpSocket:
         key = (address, packet_info)
         endpoint = self._endpoints.get(key) or self._learn_endpoint(key)
         datagrams = self._cut(size, segment_size) if 0 < segment_size < size else [self._buffer[:size]]
-        if flags & (MSG_TRUNC | MSG_CTRUNC):
+        if flags & _CUT:
             # Without its control message a batch has lost the size of its segments: nothing in it can be told apart.
-            return ReceivedBatch(endpoint, [] if flags & MSG_CTRUNC else datagrams[:-1], True)
+            return ReceivedBatch(endpoint, [] if flags & _CONTROL_CUT else datagrams[:-1], True)
         return ReceivedBatch(endpoint, datagrams, False)
 
     def _cut(self, size: int, segment_size: int) -> list[memoryview]:
@@ -267,7 +272,9 @@ class UdpSocket:
         taken = 0
         if path is not None:
             self._waits_left = SEND_WAITS_MAX
-            if count == 1 or not self._segmentation:
+            if count == 1:
+                taken = self._send(path, datagrams)
+            elif not self._segmentation:
                 taken = self._send_singly(path, datagrams)
             else:
                 for start, end in split_runs([len(datagram) for datagram in datagrams]):
@@ -290,31 +297,35 @@ class UdpSocket:
 
     def _send(self, path: tuple[SocketAddress, list[ControlMessage]], run: Sequence[Datagram]) -> int:
         """Send one run in one call, by lesser means where the kernel refuses; return how many datagrams it took."""
-        address, source = path
-        segments = [segment_message(len(run[0]))] if len(run) > 1 else []
+        address, control = path
+        from_address = bool(control)
+        segmented = len(run) > 1
+        if segmented:
+            control = [*control, segment_message(len(run[0]))]
         while True:
             try:
-                self._sendmsg(run, source + segments, address)
+                self._sendmsg(run, control, address)
             except OSError as error:
                 code = error.errno
             else:
                 return len(run)
             if code in _NO_ROOM and self._wait_for_room():
                 continue
-            if segments and code in _SEGMENTATION_REFUSED:
+            if segmented and code in _SEGMENTATION_REFUSED:
                 if code in _SEGMENTATION_UNSUPPORTED:
                     _log.info("the kernel does not segment here (%s): datagrams are sent singly", errno.errorcode[code])
                     self._segmentation = False
                 return self._send_singly(path, run)
-            if source and code in _SOURCE_GONE:
+            if from_address and code in _SOURCE_GONE:
                 # A reply from another address of ours beats none: the peer follows authenticated packets.
-                source = []
+                from_address = False
+                control = control[1:]
                 continue
             _log.debug("%d datagrams to %s: %s", len(run), address, errno.errorcode.get(code or 0, code))
             return 0
 
     def _sendmsg(self, run: Sequence[Datagram], control: list[ControlMessage], address: SocketAddress) -> None:
-        self._socket.sendmsg(run, control, MSG_DONTWAIT, address)
+        self._socket.sendmsg(run, control, _DONTWAIT, address)
 
     def _wait_for_room(self) -> bool:
         """Wait until the send buffer has room; False when this transmit has waited long enough."""

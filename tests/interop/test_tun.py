@@ -24,6 +24,8 @@ from oxidize.runtime.tun import TunDevice
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces and TUN devices needs root")
 CLONE_NEWNET = 0x4000_0000
+IFA_F_NODAD = 0x02
+IFA_F_TENTATIVE = 0x40
 WAIT_MS = 5_000
 
 ADDRESSES = [ip_interface("10.9.0.1/24"), ip_interface("fd00:9::1/64")]
@@ -279,9 +281,10 @@ def test_an_interface_is_brought_to_its_state_once() -> None:
     }
     assert configure_interface("ox0", ADDRESSES, MTU, routes) == []
     assert state_of("ox0") == state
-    # Usable at once: no duplicate address detection keeps it tentative.
-    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as inside:
-        inside.bind(("fd00:9::1", 0))
+    with IPRoute() as netlink:
+        flags = {a.get("address"): a.get("flags") for a in netlink.get_addr(index=socket.if_nametoindex("ox0"))}
+    assert flags["fd00:9::1"] & IFA_F_NODAD
+    assert not flags["fd00:9::1"] & IFA_F_TENTATIVE
     device.close()
 
 

@@ -1,0 +1,92 @@
+"""What the UDP socket and the TUN device cost per packet: run as `python benchmarks/bench_udp.py` (TUN parts as root).
+
+Compare rows of one run only: absolute figures drift by a third on a shared machine.
+"""
+
+import ctypes
+import os
+import socket
+import statistics
+import struct
+import time
+from collections.abc import Callable
+from ipaddress import ip_interface
+
+from oxidize.protocol.endpoint import Endpoint
+from oxidize.runtime.interface import configure_interface
+from oxidize.runtime.tun import TunDevice
+from oxidize.runtime.udp import UdpSocket, bind_udp
+
+ROUNDS = 200
+SIZE = 1452
+BATCH = 45
+CLONE_NEWNET = 0x4000_0000
+
+
+def report(name: str, microseconds: list[float]) -> None:
+    print(f"{name:44s} {statistics.median(microseconds):7.3f} us/packet")
+
+
+def timed(action: Callable[[], int]) -> float:
+    start = time.perf_counter()
+    count = action()
+    return (time.perf_counter() - start) * 1e6 / count
+
+
+def drain(receiver: UdpSocket) -> int:
+    count = 0
+    while (batch := receiver.receive()) is not None:
+        count += len(batch.datagrams)
+    return count
+
+
+def bench_udp(host: str) -> None:
+    sender, receiver = UdpSocket(bind_udp(host, 0)), UdpSocket(bind_udp(host, 0))
+    for wrapped in (sender, receiver):
+        wrapped.take_ownership()
+    address = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+    endpoint = Endpoint(address, int(receiver.local_address.rpartition(":")[2]), 0, address)
+    batch = [bytes(SIZE)] * BATCH
+    for name, size in (("batch of 45", BATCH), ("single datagrams", 1)):
+        sends, receives = [], []
+        for _ in range(ROUNDS):
+            sends.append(timed(lambda n=size: sum(sender.transmit(endpoint, batch[:n]) for _ in range(BATCH // n))))
+            receives.append(timed(lambda: drain(receiver)))
+        report(f"udp {host} {name}: transmit", sends)
+        report(f"udp {host} {name}: receive", receives)
+    sender.close()
+    receiver.close()
+
+
+def bench_tun() -> None:
+    if ctypes.CDLL(None).unshare(CLONE_NEWNET) != 0:
+        raise SystemExit("unshare failed")
+    for vnet_header in (False, True):
+        device = TunDevice.create("ox0", vnet_header=vnet_header)
+        start = time.perf_counter()
+        configure_interface("ox0", [ip_interface("10.9.0.1/24")], 1420, [])
+        print(f"configure_interface: {(time.perf_counter() - start) * 1e3:.1f} ms, the import of pyroute2 included")
+        start = time.perf_counter()
+        configure_interface("ox0", [ip_interface("10.9.0.1/24")], 1420, [])
+        print(f"configure_interface, nothing to change: {(time.perf_counter() - start) * 1e3:.1f} ms")
+        inside = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        reads, writes = [], []
+        for _ in range(ROUNDS):
+            segments = [(17, 103, struct.pack("=H", 1392))]
+            inside.sendmsg([bytes(1392 * BATCH)], segments, 0, ("10.9.0.2", 9))
+            packets: list[bytes] = []
+            reads.append(timed(lambda got=packets, tun=device: got.extend(tun.read_packets(64)) or len(got)))
+            echoed = [p[:12] + p[16:20] + p[12:16] + p[20:] for p in packets]
+            writes.append(timed(lambda back=echoed, tun=device: len(back) - tun.write_packets(back)))
+        name = "tun with vnet header" if vnet_header else "tun"
+        report(f"{name}: read_packets", reads)
+        report(f"{name}: write_packets", writes)
+        inside.close()
+        device.close()
+
+
+if __name__ == "__main__":
+    for each in ("127.0.0.1", "::1"):
+        bench_udp(each)
+    if os.geteuid() == 0:
+        bench_tun()
