@@ -1,0 +1,239 @@
+"""Structured logs: a message that never varies, and fields that do, by `logging`.
+
+The rule: no key material in any line, whoever wrote it and by whatever way. Bytes are never printed, a field whose name
+speaks of a key is hidden, and so is what looks like a key anywhere in a message, a field or a traceback; public keys
+are passed as the field `public_key` and shortened. One event is one line, whatever a peer's name or address holds.
+Sources: systemd.exec(5) for JOURNAL_STREAM, systemd.journal-fields(7), sd_journal_print(3).
+"""
+
+import base64
+import importlib
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, MutableMapping
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+from oxidize.errors import ConfigError
+
+IDENTIFIER = "oxidize"
+LEVELS = ("debug", "info", "warning", "error", "critical")
+HIDDEN = "(hidden)"
+JOURNAL_FIELD_CHARS_MAX = 64  # systemd.journal-fields(7)
+NESTING_MAX = 4  # containers within containers are shown to this depth
+
+_FIELDS = "oxidize_fields"  # the attribute of a record that holds its fields
+_IS_REDACTED = "oxidize_is_redacted"
+_OURS = "_is_oxidize_handler"  # marks the handler that configure() replaces
+_RESERVED = frozenset({"exc_info", "stack_info", "stacklevel", "extra"})  # what Logger.log() itself takes
+
+_SECRET_NAME = re.compile(r"key|secret|psk|cookie|password|token", re.IGNORECASE)
+_PUBLIC_NAME = re.compile(r"(\w+_)?public_key", re.IGNORECASE)
+# Not part of a longer word: a path, or a longer hash, is none.
+_KEY_LIKE = re.compile(r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{43}=|(?<![0-9A-Za-z])[0-9A-Fa-f]{64}(?![0-9A-Za-z])")
+_BYTES_LITERAL = re.compile(r"""(?<![A-Za-z0-9_])(bytearray\()?b('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\)?""")
+_PLAIN_VALUE = re.compile(r"[^\s\"'=\\]+")
+
+JournalSend = Callable[..., None]
+
+
+class Log(logging.LoggerAdapter[logging.Logger]):
+    """A logger whose methods take fields by keyword: `log.info("session restored", peer="alice", sessions=3)`."""
+
+    def process(self, msg: object, kwargs: MutableMapping[str, Any]) -> tuple[object, MutableMapping[str, Any]]:
+        """Move the fields to where the formatter finds them."""
+        fields = {name: value for name, value in kwargs.items() if name not in _RESERVED}
+        passed_on = {name: value for name, value in kwargs.items() if name in _RESERVED}
+        passed_on["extra"] = {**(passed_on.get("extra") or {}), _FIELDS: fields}
+        return msg, passed_on
+
+
+def get(name: str) -> Log:
+    """Return the log of the module `name`."""
+    return Log(logging.getLogger(name))
+
+
+def configure(
+    level: str = "info",
+    *,
+    stream: TextIO | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+    """Send all logs of this process to the journal when systemd started it, else to `stream` (default: stderr).
+
+    A second call replaces what the first one set up. Raises ConfigError for an unknown level, and where systemd started
+    this process but the package for it is missing.
+    """
+    if level.lower() not in LEVELS:
+        raise ConfigError([f"log level {level!r}: expected one of {', '.join(LEVELS)}; correct --log-level"])
+    stream = sys.stderr if stream is None else stream
+    is_journal = _is_journal(stream, environ)
+    handler = _journal_handler() if is_journal else logging.StreamHandler(stream)
+    if environ.get("NOTIFY_SOCKET") and not is_journal:
+        _import_journal()  # needed later for sure: better now than in the middle of a takeover
+    handler.setFormatter(_Formatter(with_header=not is_journal))
+    setattr(handler, _OURS, True)
+    root = logging.getLogger()
+    for old in [old for old in root.handlers if getattr(old, _OURS, False)]:
+        root.removeHandler(old)
+        old.close()
+    # What cannot be logged is not worth an exception, and logging's report of it would print the arguments as they are.
+    logging.raiseExceptions = False
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+
+
+# --- Redaction ---
+
+
+def redact_text(text: str) -> str:
+    """Return a text without what looks like a key or like the contents of bytes, on one line."""
+    text = _KEY_LIKE.sub(HIDDEN, _BYTES_LITERAL.sub("(bytes)", text))
+    return text if text.isprintable() else json.dumps(text, ensure_ascii=False)[1:-1].replace("\x7f", "\\u007f")
+
+
+def redact_field(name: str, value: object) -> str:
+    """Return the value of a field as text that may be printed."""
+    if _PUBLIC_NAME.fullmatch(name):
+        return _short_public_key(value)
+    # A number that fits a word is a count or an index, such as `keypairs=3`.
+    is_number = value is None or isinstance(value, bool | float) or (isinstance(value, int) and value < 1 << 64)
+    if _SECRET_NAME.search(name) and not is_number:
+        return HIDDEN
+    return redact_text(_text(value, NESTING_MAX))
+
+
+def _short_public_key(value: object) -> str:
+    """Return enough of a public key to know it by: its first and last four characters, as wireguard-go logs it."""
+    encoded = base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+    encoded = encoded.rstrip("=")
+    return f"{encoded[:4]}…{encoded[-4:]}" if _KEY_LIKE.fullmatch(encoded + "=") else redact_text(encoded)
+
+
+def _text(value: object, depth: int) -> str:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"({memoryview(value).nbytes} bytes)"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    has_own_text = type(value).__str__ is not object.__str__ and not isinstance(value, dict)
+    if has_own_text or not isinstance(value, list | tuple | set | frozenset | dict):
+        return str(value)
+    if depth == 0:
+        return "…"
+    if isinstance(value, dict):
+        items = ", ".join(f"{_text(key, 0)}: {redact_field(str(key), item)}" for key, item in value.items())
+        return f"{{{items}}}"
+    return f"[{', '.join(_text(item, depth - 1) for item in value)}]"
+
+
+def _redact_record(record: logging.LogRecord) -> None:
+    """Make a record safe to be shown by anybody; the same record may come again, by way of another handler."""
+    if getattr(record, _IS_REDACTED, False):
+        return
+    arguments = record.args
+    if isinstance(arguments, Mapping):
+        record.args = {name: _safe_argument(value) for name, value in arguments.items()}
+    elif arguments:
+        record.args = tuple(map(_safe_argument, arguments))
+    try:
+        message = record.getMessage()
+    except (TypeError, ValueError, KeyError):
+        message = f"{record.msg} (its arguments do not fit)"
+    record.msg = redact_text(message)
+    record.args = None
+    fields: Mapping[str, object] = getattr(record, _FIELDS, {})
+    setattr(record, _FIELDS, {name: redact_field(name, value) for name, value in fields.items()})
+    setattr(record, _IS_REDACTED, True)
+
+
+def _safe_argument(value: object) -> object:
+    """Leave numbers to formats such as %d, and make bytes harmless."""
+    return _text(value, NESTING_MAX) if isinstance(value, bytes | bytearray | memoryview) else value
+
+
+# --- Formats ---
+
+
+class _Formatter(logging.Formatter):
+    """`2026-01-01T00:00:00.000Z INFO oxidize.server message key=value key="with space"`, and redacts before that.
+
+    Without the header where the journal has its own. A handler formats before it reads anything else of a record.
+    """
+
+    def __init__(self, *, with_header: bool) -> None:
+        super().__init__()
+        self._with_header = with_header
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Redact the record, and return its line, followed by those of its traceback."""
+        _redact_record(record)
+        fields: Mapping[str, str] = getattr(record, _FIELDS, {})
+        parts = [record.getMessage(), *(f"{name}={_quoted(value)}" for name, value in fields.items())]
+        if self._with_header:
+            moment = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3]
+            parts = [f"{moment}Z {record.levelname} {record.name}", *parts]
+        line = " ".join(parts)
+        if record.exc_info:
+            record.exc_text = self.formatException(record.exc_info)
+            line = f"{line}\n{record.exc_text}"
+        return line
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """Return the traceback, without secrets; its lines are indented, so that they are no events of their own."""
+        return "\n".join(f"    {redact_text(line)}" for line in super().formatException(ei).splitlines())
+
+
+def _quoted(value: str) -> str:
+    return value if _PLAIN_VALUE.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+
+
+# --- The journal ---
+
+
+def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Return whether systemd connected the stream to the journal; an inherited variable alone does not tell."""
+    try:
+        found = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False  # not a file at all
+    return environ.get("JOURNAL_STREAM", "") == f"{found.st_dev}:{found.st_ino}"
+
+
+def _import_journal() -> Any:
+    try:
+        return importlib.import_module("systemd.journal")  # an extra: only needed under systemd
+    except ImportError:
+        problem = (
+            "the Python package systemd is missing: expected under systemd, for sockets, fd store and journal; "
+            'run "pip install oxidize[systemd]"'
+        )
+        raise ConfigError([problem]) from None
+
+
+def _journal_handler() -> logging.Handler:
+    journal = _import_journal()
+    handler: logging.Handler = journal.JournalHandler(
+        SYSLOG_IDENTIFIER=IDENTIFIER, sender_function=journal_sender(journal.send)
+    )
+    return handler
+
+
+def journal_sender(send: JournalSend) -> JournalSend:
+    """Return what JournalHandler is to send with: our fields as fields of the journal, and nothing unredacted.
+
+    The handler passes on every attribute of a record, arguments and exceptions among them.
+    """
+
+    def sender(message: str, /, **attributes: Any) -> None:
+        fields = {name: value for name, value in attributes.items() if name.isupper() and name != "EXCEPTION_INFO"}
+        for name, value in attributes.get(_FIELDS, {}).items():
+            field = re.sub(r"[^A-Z0-9_]", "_", name.upper()).lstrip("_0123456789")
+            if field in fields or field in {"", "MESSAGE", "MESSAGE_ID"}:
+                field = f"{IDENTIFIER.upper()}_{field}"
+            fields[field[:JOURNAL_FIELD_CHARS_MAX]] = value
+        send(message, **fields)
+
+    return sender
