@@ -31,7 +31,7 @@ class Report:
     secrets: set[str] = field(default_factory=set, repr=False)
 
     def wrong(self, key: str, value: object, expected: str, remedy: str, *, name: str | None = None) -> None:
-        """Add a problem with a value that is there; `name` is the last part of `key`, where that may have dots in it."""
+        """Add a problem with a value that is there; `name` is the last part of `key` if that has dots in it."""
         shown = show(key.rpartition(".")[2] if name is None else name, value)
         self.problems.append(f"{self.source}: {_printable(key)} = {shown}: expected {expected}; {remedy}")
 
