@@ -67,7 +67,7 @@ class _Process:
     pidfd: int
     started_at: float
     deadline: float | None = None  # of a control process: killed when it is still there
-    ready: bool = False  # of a main process: it said READY=1
+    ready_at: float | None = None  # of a main process: when it said READY=1
 
 
 class Holder:
@@ -80,7 +80,9 @@ class Holder:
     def __init__(self, server_argv: Sequence[str], directory: Path, env: Mapping[str, str] | None = None) -> None:
         self._argv = list(server_argv)
         self.log_path = directory / "server.log"
-        self._output_path = directory / "control.log"
+        self._directory = directory
+        self._controls = 0
+        self._output_path = directory
         notify_path = str(directory / "notify")
         self._env = {**(os.environ if env is None else env), "NOTIFY_SOCKET": notify_path}
         self._udp, self._http, self.receive_buffer_bytes = _bind_sockets()
@@ -119,7 +121,13 @@ class Holder:
     def ready(self) -> bool:
         """Whether the main process has said READY=1."""
         with self._changed:
-            return self._main is not None and self._main.ready
+            return self._main is not None and self._main.ready_at is not None
+
+    @property
+    def ready_at(self) -> float | None:
+        """When the main process said READY=1."""
+        with self._changed:
+            return self._main.ready_at if self._main else None
 
     @property
     def failure(self) -> str | None:
@@ -209,7 +217,10 @@ class Holder:
             self._control_result = None
             now = clock()
             main_pid = {"MAINPID": str(self._main.pid)} if self._main else {}
-            output = os.open(self._output_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            # A file of its own: what it starts may go on writing here for long. Not a pipe, which would fill.
+            self._controls += 1
+            self._output_path = self._directory / f"control-{self._controls}.log"
+            output = os.open(self._output_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
                 pid = children.spawn(argv, {**self._env, **main_pid, **(env or {})}, output)
             finally:
@@ -302,10 +313,10 @@ class Holder:
             self._on_ready(self._main)
 
     def _on_ready(self, main: _Process) -> None:
-        main.ready = True
+        main.ready_at = clock()
         self._failed_starts = 0
         if self._restarts and self._restarts[-1].pid == main.pid and self._restarts[-1].ready_at is None:
-            self._restarts[-1] = replace(self._restarts[-1], ready_at=clock())
+            self._restarts[-1] = replace(self._restarts[-1], ready_at=main.ready_at)
 
     def _set_main(self, pid: int) -> None:
         """Follow another process; the one before is only watched until it ends."""

@@ -26,6 +26,7 @@ class Kind(IntEnum):
     UNREACHABLE = 5  # the kernel reported ICMP port unreachable: nobody held the server's port
     STARTED = 6  # every client has its session, the schedule starts at `at`
     FINISHED = 7  # the last request was sent and the wait for its reply is over
+    DROPPED = 8  # number: the protocol.words.DropReason for which a client's device refused what the server sent
 
 
 class Record(NamedTuple):
@@ -58,4 +59,4 @@ class RecordDecoder:
             try:
                 yield Record(Kind(kind), client, number, at, sent_at)
             except ValueError:
-                raise DecodeError(f"record of kind {kind}; expected 1 to {max(Kind)}: not a client's stream") from None
+                raise DecodeError(f"record of kind {kind}: expected 1 to {len(Kind)}; not a client's stream") from None

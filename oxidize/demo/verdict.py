@@ -6,6 +6,8 @@ client shook hands again although no rekey was due (WireGuard paper, section 6.2
 only loss that passes is the one batch in the hand of a process killed by SIGKILL (design: the promise, 4).
 """
 
+from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, unique
@@ -13,6 +15,7 @@ from itertools import pairwise
 
 from oxidize.demo.records import Kind, Record
 from oxidize.protocol.constants import BATCH_PACKETS_MAX, REKEY_AFTER_TIME
+from oxidize.protocol.words import DropReason
 
 OVERDUE_SECS = 1.0  # while running, a request without a reply for this long is shown as lost so far
 
@@ -40,7 +43,8 @@ class Replacement:
     """One thing done to the server, from `started_at` until the server was serving again at `ended_at`.
 
     succeeded: it ended as intended; for a release that cannot start that means refused, the old process serving on.
-    blackout_ms: as the server reports it, None where it reports none. detail: one line for the reader.
+    blackout_ms: as the server reports it, None where it reports none. detail: one line for the reader. serving_at: when
+    the process that answers since then said that it was ready; None where none took over.
     """
 
     action: Action
@@ -49,8 +53,7 @@ class Replacement:
     succeeded: bool
     blackout_ms: float | None
     detail: str
-    generation: int | None = None
-    pid: int | None = None
+    serving_at: float | None = None
 
 
 class Tally:
@@ -63,6 +66,7 @@ class Tally:
         self.reordered = 0
         self.corrupted = 0
         self.unreachable = 0
+        self.dropped: Counter[DropReason] = Counter()  # datagrams that the clients' devices refused
         self.started_at: float | None = None
         self.finished_at: float | None = None
         self.waiting: dict[tuple[int, int], float] = {}  # (client, number) -> sent at, oldest first
@@ -87,6 +91,8 @@ class Tally:
                     self.corrupted += 1
                 case Kind.HANDSHAKE:
                     self.handshakes.setdefault(record.client, []).append(record.at)
+                case Kind.DROPPED:
+                    self._add_drop(record.number)
                 case Kind.UNREACHABLE:
                     self.unreachable += 1
                 case Kind.STARTED:
@@ -108,6 +114,12 @@ class Tally:
             self.reordered += 1
         else:
             self._highest[record.client] = record.number
+
+    def _add_drop(self, reason: int) -> None:
+        if reason == DropReason.REPLAYED_COUNTER:
+            self.duplicated += 1  # sealed twice with one counter: it never reached the inside, but it was sent
+        else:
+            self.dropped[DropReason(reason)] += 1
 
     @property
     def handshakes_total(self) -> int:
@@ -160,15 +172,16 @@ class Verdict:
 
 def longest_gap(received_at: Sequence[float], begin: float, end: float) -> float:
     """Return the longest time in seconds without a reply between `begin` and `end`; `received_at` is sorted."""
-    longest, last = 0.0, begin
-    for at in received_at:
-        if at < begin:
-            continue
-        if at > end:
-            break
-        longest = max(longest, at - last)
-        last = at
-    return max(longest, end - last)
+    inside = received_at[bisect_left(received_at, begin) : bisect_right(received_at, end)]
+    return max(later - earlier for earlier, later in pairwise([begin, *inside, max(begin, end)]))
+
+
+def silence_ms(received_at: Sequence[float], replacement: Replacement) -> float:
+    """Return the longest silence that the clients heard around a replacement, ms; `received_at` is sorted."""
+    # The end of the run is no silence: behind the last reply nothing was asked for.
+    last_reply = received_at[-1] if received_at else 0.0
+    end = min(replacement.ended_at + GAP_AFTER_SECS, max(last_reply, replacement.ended_at))
+    return longest_gap(received_at, replacement.started_at - GAP_BEFORE_SECS, end) * 1e3
 
 
 def early_handshakes(times: Sequence[float]) -> int:
@@ -180,16 +193,12 @@ def judge(tally: Tally, replacements: Sequence[Replacement], clients: int, plann
     """Return the verdict on a finished run with `clients` clients and `planned` things to be done to the server."""
     received = sorted(tally.received_at)
     lost_at = sorted(tally.waiting.values())
-    last_reply = received[-1] if received else 0.0
     judged: list[Judged] = []
     excused: set[int] = set()
     for replacement in replacements:
         in_hand = _lost_in_hand(replacement, lost_at) - excused
         excused |= in_hand
-        begin = replacement.started_at - GAP_BEFORE_SECS
-        end = min(replacement.ended_at + GAP_AFTER_SECS, max(last_reply, replacement.ended_at))
-        gap_ms = longest_gap(received, begin, end) * 1e3
-        judged.append(Judged(replacement, gap_ms, len(in_hand)))
+        judged.append(Judged(replacement, silence_ms(received, replacement), len(in_hand)))
     latencies = sorted((r - s) * 1e3 for r, s in zip(tally.received_at, tally.sent_at, strict=True))
     sessions_lost = sum(map(early_handshakes, tally.handshakes.values()))
     return Verdict(
@@ -232,6 +241,8 @@ def _reasons(
         reasons.append(f"{tally.duplicated} replies came twice: expected none")
     if tally.corrupted:
         reasons.append(f"{tally.corrupted} packets came that no request explains: expected none")
+    for drop, count in tally.dropped.items():
+        reasons.append(f"clients refused {count} datagrams ({drop.name.lower()}): expected none")
     if sessions_lost:
         reasons.append(f"{sessions_lost} sessions lost, their clients shook hands again: expected none")
     if len(tally.handshakes) < clients:

@@ -1,0 +1,55 @@
+"""When what is done to the server, and what its commands answered. Pure.
+
+Rule: the schedule is fixed before the run; what a command printed is shown as it was, and only the blackout is read
+out of it.
+"""
+
+import re
+from dataclasses import dataclass
+
+from oxidize.demo.verdict import Action
+
+_BLACKOUT = re.compile(r"blackout (\d+(?:\.\d+)?) ms")
+_GENERATION = re.compile(r"generation (\d+)")
+_PREFIX = "oxidize: "
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to do, `at` seconds after the clients' schedule began."""
+
+    at: float
+    action: Action
+
+
+def plan(seconds: float, reloads: int) -> list[Step]:
+    """Spread so many reloads, one refused release and one kill evenly over the run.
+
+    The refused release and the kill stand among the reloads, so that each is followed by a planned replacement.
+    """
+    actions = [Action.RELOAD] * reloads
+    actions.insert((reloads + 1) // 3, Action.REFUSED)
+    actions.insert((2 * reloads + 2) // 3 + 1, Action.KILL)
+    interval = seconds / (len(actions) + 1)
+    return [Step(interval * (i + 1), action) for i, action in enumerate(actions)]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What `oxidize reload` printed: its last line, and what stands in it."""
+
+    line: str
+    blackout_ms: float | None
+    generation: int | None
+
+
+def read_answer(output: str) -> Answer:
+    """Pick the command's own answer out of what it and its successor wrote.
+
+    The successor logs to the same file; the command's lines begin with "reloaded:" or, for a failure, "oxidize:".
+    """
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    own = [line for line in lines if line.startswith(("reloaded:", _PREFIX))] or lines or ["it printed nothing"]
+    line = own[-1].removeprefix(_PREFIX)
+    blackout, generation = _BLACKOUT.search(line), _GENERATION.search(line)
+    return Answer(line, float(blackout[1]) if blackout else None, int(generation[1]) if generation else None)
