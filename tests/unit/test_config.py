@@ -14,20 +14,23 @@ from oxidize.config.report import HIDDEN, show
 from oxidize.config.values import _SMALL_ORDER
 from oxidize.errors import ConfigError
 from oxidize.protocol.constants import PEERS_MAX
+from tests.config_files import (
+    ALICE,
+    BOB,
+    CLIENT,
+    OWN_PUBLIC,
+    PRESHARED,
+    PRIVATE,
+    SERVER,
+    b64,
+    load,
+    peer,
+    problem,
+    problems,
+    secret,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-def b64(number: int) -> str:
-    return base64.b64encode(number.to_bytes(32, "big")).decode()
-
-
-PRIVATE = b64(0x11 << 200 | 7)
-PRESHARED = b64(0x22 << 200 | 9)
-OWN_PUBLIC = base64.b64encode(
-    X25519PrivateKey.from_private_bytes(base64.b64decode(PRIVATE)).public_key().public_bytes_raw()
-).decode()
-ALICE, BOB = b64(0xA11CE << 100), b64(0xB0B << 100)
 
 
 @pytest.fixture(autouse=True)
@@ -41,47 +44,6 @@ def folder(tmp_path):
     secret(tmp_path / "server.key", PRIVATE + "\n")
     secret(tmp_path / "alice.psk", PRESHARED + "\n")
     return tmp_path
-
-
-def secret(path: Path, text: str, mode: int = 0o600) -> Path:
-    path.write_text(text)
-    path.chmod(mode)
-    return path
-
-
-SERVER = '[server]\naddress = "10.0.0.1/24"\nprivate_key_file = "server.key"\n'
-CLIENT = (
-    '[client]\nserver = "vpn.example.org:51820"\nprivate_key_file = "server.key"\n'
-    f'server_public_key = "{ALICE}"\naddress = "10.0.0.2/24"\n'
-)
-
-
-def peer(name: str = "alice", key: str = ALICE, ips: str = '"10.0.0.2/32"', more: str = "") -> str:
-    return f'[[peer]]\nname = "{name}"\npublic_key = "{key}"\nallowed_ips = [{ips}]\n{more}\n'
-
-
-def load(folder: Path, text: str, loader=load_server):
-    path = folder / "oxidize.toml"
-    path.write_text(text)
-    return loader(path)
-
-
-def problems(folder: Path, text: str, loader=load_server) -> list[str]:
-    """Load a configuration with mistakes; return its lines without the folder of this test."""
-    with pytest.raises(ConfigError) as caught:
-        load(folder, text, loader)
-    lines = list(caught.value.problems)
-    assert str(caught.value).splitlines() == lines  # one line each
-    for line in lines:
-        assert line.startswith(f"{folder}/oxidize.toml: ")
-        assert PRIVATE not in line
-        assert PRESHARED not in line
-    return [line.replace(f"{folder}/", "") for line in lines]
-
-
-def problem(folder: Path, text: str, loader=load_server) -> str:
-    (line,) = problems(folder, text, loader)
-    return line
 
 
 # --- What loads ---
@@ -471,78 +433,6 @@ def test_the_points_of_small_order_are_those_that_every_shared_secret_of_is_zero
     for point in _SMALL_ORDER:
         with pytest.raises(ValueError, match="computing shared key"):
             private.exchange(X25519PublicKey.from_public_bytes(point))
-
-
-# --- Key files ---
-
-
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644, 0o610])
-def test_a_key_that_others_can_read_is_refused(folder, mode):
-    (folder / "server.key").chmod(mode)
-    assert problem(folder, SERVER + peer()) == (
-        'oxidize.toml: server.private_key_file = "server.key": expected a file that only its owner can read, '
-        f'but its mode is {mode:04o}; run "chmod 600 server.key"'
-    )
-
-
-@pytest.mark.parametrize(
-    "content", ["", "\n", "not a key", PRIVATE[:-1], PRIVATE + PRIVATE, PRIVATE[:-4], "\xff\xfe", "x" * 10_000]
-)
-def test_a_file_without_one_key_is_refused(folder, content):
-    secret(folder / "server.key", content)
-    line = problem(folder, SERVER + peer())
-    assert (
-        'expected a file with one key: 44 characters of base64 for 32 bytes; write the key to it as "oxidize genkey"'
-        in line
-    )
-    secret(folder / "server.key", PRIVATE)
-    secret(folder / "alice.psk", content)
-    line = problem(folder, SERVER + peer(more='preshared_key_file = "alice.psk"'))
-    assert 'peer.alice.preshared_key_file = "alice.psk"' in line
-    assert '"oxidize genpsk" prints it' in line
-
-
-def test_a_key_file_must_be_a_file(folder):
-    (folder / "server.key").unlink()
-    assert "No such file or directory; correct the path" in problem(folder, SERVER + peer())
-    (folder / "server.key").mkdir()
-    assert "expected a regular file" in problem(folder, SERVER + peer())
-    (folder / "server.key").rmdir()
-    os.mkfifo(folder / "server.key")
-    assert "expected a regular file" in problem(folder, SERVER + peer())
-
-
-def test_a_key_in_the_wrong_place_is_not_shown(folder):
-    start = '[server]\naddress = "10.0.0.1/24"\n'
-    for line in (
-        f'private_key_file = "{PRIVATE}"',
-        f'private_key_file = "{PRIVATE[:-2]}"',
-        f'private_key_file = "server.key"\nprivate_key = "{PRIVATE}"',
-        'private_key_file = "server.key"\nsecret = "short"',
-        f'private_key_file = "server.key"\nnetwork = "{PRIVATE}"',
-        f'private_key_file = "server.key"\ninterface = ["{PRIVATE}"]',
-        f'private_key_file = "server.key"\ninterface = "{base64.b64decode(PRIVATE).hex()}"',
-    ):
-        shown = problem(folder, f"{start}{line}\n{peer()}")
-        assert HIDDEN in shown
-        assert PRIVATE[:10] not in shown
-        assert "short" not in shown
-    assert "did you mean private_key_file?" in problem(folder, f'{SERVER}private_key = "{PRIVATE}"\n{peer()}')
-    assert PRESHARED[:10] not in problem(folder, SERVER + peer(more=f'preshared_key = "{PRESHARED}"'))
-
-
-def test_our_private_key_as_a_peers_public_key_is_not_shown(folder):
-    lines = problems(folder, SERVER + peer(key=PRIVATE) + peer("bob", PRIVATE, '"10.0.0.3/32"'))
-    assert f'peer.bob.public_key = "{HIDDEN}": expected a public key of its own' in lines[0]
-
-
-def test_a_loaded_configuration_prints_no_secret(folder):
-    server = load(folder, SERVER + peer(more='preshared_key_file = "alice.psk"'))
-    client = load(folder, CLIENT + 'allowed_ips = ["10.0.0.0/24"]\npreshared_key_file = "alice.psk"', load_client)
-    for shown in (repr(server), repr(client), repr(client.peers)):
-        for key in (PRIVATE, PRESHARED):
-            assert key not in shown
-            assert repr(base64.b64decode(key)) not in shown
 
 
 def test_long_values_are_shortened():
