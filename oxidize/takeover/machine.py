@@ -177,8 +177,7 @@ PREDECESSOR_TABLE: Mapping[tuple[PredecessorState, Event], tuple[PredecessorStat
     (_P.WITHDRAWING, _E.WITHDRAW): (_P.WITHDRAWING, ()),
     (_P.WITHDRAWING, _E.DEADLINE): (_P.WITHDRAWING, (Do.KILL_SUCCESSOR,)),
     (_P.FREEZING, _E.FROZEN): (_P.COMMITTED, (Do.SEND_COMMIT,)),
-    # THAW goes first: if it raises and ends this process, a successor without WITHDRAWN inherits.
-    (_P.FREEZING, _E.FREEZE_FAILED): (_P.WITHDRAWING, (Do.THAW, Do.SEND_WITHDRAWN)),
+    (_P.FREEZING, _E.FREEZE_FAILED): (_P.WITHDRAWING, (Do.SEND_WITHDRAWN, Do.THAW)),
     (_P.COMMITTED, _E.TAKEN): (_P.DONE, (Do.FINISH,)),
     (_P.COMMITTED, _E.FAILED): (_P.ENDING, ()),
     (_P.COMMITTED, _E.CLOSED): (_P.ENDING, ()),

@@ -1,0 +1,371 @@
+"""A world in which processes take over from one another, and are killed and stopped on the way.
+
+It is seeded, and runs both machines as processes. Each point between two actions is a point at which a process may be
+killed or stopped. As in the kernel, what was sent can be read at once and survives its sender, a connection ends a
+little before its process is reported dead, and SIGKILL takes a while to end even a process that runs.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+
+from oxidize.takeover.machine import (
+    Action,
+    Do,
+    Event,
+    PredecessorMachine,
+    Seen,
+    SuccessorMachine,
+    SuccessorState,
+)
+
+FOREVER = 1e9
+HORIZON = 600.0  # seconds after which every deadline has passed several times
+STEPS_MAX = 5_000
+HANGS = (0.5, 3.0, 7.0, 12.0, 40.0, 120.0, FOREVER)
+
+
+@dataclass
+class Wait:
+    """A process sleeps until there is something to see, or the deadline; without both it only yields."""
+
+    has_work: Callable[[], bool] = lambda: True
+    deadline: float | None = None
+
+
+@dataclass
+class Connection:
+    successor: "Process"
+    server: "Process"
+    to_server: deque[Seen] = field(default_factory=deque)
+    to_successor: deque[Seen] = field(default_factory=deque)
+    closed_by_server: bool = False
+    closed_by_successor: bool = False
+
+    def is_closed_for(self, who: "Process") -> bool:
+        if who is self.server:
+            return self.closed_by_successor or not self.successor.runs
+        return self.closed_by_server or not self.server.runs
+
+
+class Process:
+    def __init__(self, world: "World", name: str) -> None:
+        self.world = world
+        self.name = name
+        self.program: Generator[Wait, None, None] | None = None
+        self.wait = Wait()
+        self.runs = True
+        self.gone_at = FOREVER  # when its pidfd tells
+        self.hung_until = 0.0
+        self.kill_at = FOREVER
+        self.serves = False
+        self.has_exited = False  # by itself
+        self.points = 0
+        self.faults: dict[int, float] = {}  # point -> hang in seconds, 0 to crash
+        self.connections: list[Connection] = []
+        self.void_for: set[Process] = set()  # successors whose offer was forgotten
+
+    def end(self) -> None:
+        if self.runs:
+            self.runs = False
+            self.serves = False
+            self.gone_at = self.world.now + self.world.random.choice((0.0, 0.001, 0.2))
+
+    def is_gone(self) -> bool:
+        return not self.runs and self.world.now >= self.gone_at
+
+    def kill(self) -> None:
+        self.kill_at = min(self.kill_at, self.world.now + self.world.random.choice((0.0, 0.01, 0.4)))
+
+    def is_runnable(self) -> bool:
+        if not self.runs or self.world.now < self.hung_until:
+            return False
+        deadline = self.wait.deadline
+        return self.wait.has_work() or (deadline is not None and self.world.now >= deadline)
+
+
+class World:
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.now = 1000.0
+        self.processes: list[Process] = []
+        self.spawns: list[tuple[float, Process]] = []
+        self.listener: Process | None = None
+        self.trace: list[str] = []
+        self.refuses_freeze = False
+        self.lingering = 0.0  # how long a failed successor takes to end
+
+    def spawn(self, name: str, program: Callable[[Process], Generator[Wait, None, None]], at: float = 0.0) -> Process:
+        process = Process(self, name)
+        process.program = program(process)
+        self.spawns.append((self.now + at, process))
+        return process
+
+    def note(self, process: Process, what: str) -> None:
+        self.trace.append(f"{self.now:9.3f} {process.name} {what}")
+
+    def check(self) -> None:
+        owners = [each.name for each in self.processes if each.serves]
+        assert len(owners) <= 1, f"two owners: {owners}"
+
+    def run(self) -> None:
+        until = self.now + HORIZON
+        for _ in range(STEPS_MAX):
+            self._apply_time()
+            self.check()
+            runnable = [each for each in self.processes if each.is_runnable()]
+            if runnable:
+                self._step(self.random.choice(runnable))
+                self.now += self.random.choice((0.0, 0.0001, 0.001))
+            else:
+                following = min(self._instants(), default=FOREVER)
+                if following >= until:
+                    return
+                self.now = following
+        raise AssertionError(f"no rest after {STEPS_MAX} steps: somebody spins")
+
+    def _apply_time(self) -> None:
+        for at, process in [each for each in self.spawns if each[0] <= self.now]:
+            self.spawns.remove((at, process))
+            self.processes.append(process)
+        for process in self.processes:
+            if process.runs and self.now >= process.kill_at:
+                self.note(process, "is killed")
+                process.end()
+
+    def _instants(self) -> Iterator[float]:
+        yield from (at for at, _ in self.spawns)
+        for process in self.processes:
+            if process.runs:
+                waits_until = FOREVER if process.wait.deadline is None else process.wait.deadline
+                yield from (each for each in (process.kill_at, waits_until, process.hung_until) if each > self.now)
+            elif process.gone_at > self.now:
+                yield process.gone_at
+
+    def _step(self, process: Process) -> None:
+        process.points += 1
+        fault = process.faults.pop(process.points, None)
+        if fault == 0:
+            self.note(process, f"crashes at point {process.points}")
+            process.end()
+        elif fault is not None:
+            self.note(process, f"hangs at point {process.points} for {fault:g} s")
+            process.hung_until = self.now + fault
+        else:
+            assert process.program is not None
+            try:
+                process.wait = next(process.program)
+            except StopIteration:
+                self.note(process, "exits")
+                process.has_exited = True
+                process.end()
+
+
+def serve(me: Process, *, first: bool = True) -> Generator[Wait, None, None]:
+    """A server from its first generation on: what predecessor.py does, with a point before every action."""
+    world = me.world
+    machine = PredecessorMachine()
+    current: Connection | None = None
+    closed_seen = False
+    if first:
+        me.serves, world.listener = True, me
+
+    def has_work() -> bool:
+        if any(each.to_server for each in me.connections):
+            return True
+        if current is None:
+            return False
+        return (current.is_closed_for(me) and not closed_seen) or current.successor.is_gone()
+
+    while True:
+        yield Wait(has_work, machine.next_deadline())
+        todo: deque[Action] = deque()
+        for guest in [each for each in me.connections if each is not current and each.to_server]:
+            guest.to_server.popleft()  # HELLO
+            actions = machine.hello(world.now)
+            if actions[0].do is Do.SEND_BUSY:
+                guest.to_successor.append((Event.BUSY, "busy"))
+                guest.closed_by_server = True
+                me.connections.remove(guest)
+            else:
+                current, closed_seen = guest, False
+                todo += actions
+        if current is not None and not todo:
+            gone = current.successor.is_gone()
+            closed = closed_seen = current.is_closed_for(me)
+            seen = list(current.to_server)
+            current.to_server.clear()
+            todo += machine.observe(seen, closed=closed, gone=gone, now=world.now)
+        while todo:
+            yield Wait()
+            action = todo.popleft()
+            world.note(me, f"{action.do.name} {action.reason}")
+            assert current is not None
+            match action.do:
+                case Do.SEND_OFFER:
+                    if not current.is_closed_for(me):
+                        current.to_successor.append((Event.OFFER, ""))
+                case Do.FREEZE:
+                    me.serves = False
+                    yield Wait()
+                    todo += (
+                        machine.freeze_failed("it raised", world.now)
+                        if world.refuses_freeze
+                        else machine.frozen(world.now)
+                    )
+                case Do.SEND_COMMIT if current.is_closed_for(me):
+                    todo += machine.observe((), closed=True, gone=False, now=world.now)
+                case Do.SEND_COMMIT:
+                    current.to_successor.append((Event.COMMIT, ""))
+                case Do.SEND_WITHDRAWN:
+                    if not current.is_closed_for(me):
+                        current.to_successor.append((Event.WITHDRAWN, action.reason))
+                case Do.FORGET_OFFER:
+                    me.void_for.add(current.successor)
+                case Do.THAW:
+                    me.serves, world.listener = True, me
+                    me.void_for.add(current.successor)
+                case Do.KILL_SUCCESSOR:
+                    current.successor.kill()
+                case Do.RELEASE:
+                    current.closed_by_server = True
+                    me.connections.remove(current)
+                    current = None
+                    assert not todo
+                case Do.FINISH:
+                    assert current.successor.kill_at == FOREVER, "leaves everything to one that it has killed"
+                    return
+                case other:
+                    raise AssertionError(other)
+
+
+def take_over(
+    me: Process, *, restore_points: int = 3, fails_at: SuccessorState | None = None, hangs_up: bool = False
+) -> Generator[Wait, None, None]:
+    """A successor: what successor.py and its host do, with a point before every action."""
+    world = me.world
+    machine = SuccessorMachine()
+    link: list[Connection] = []
+
+    def has_work() -> bool:
+        if not link:
+            return False
+        connection = link[-1]
+        closed = connection.is_closed_for(me) and machine.state is not SuccessorState.LOST
+        return bool(connection.to_successor) or closed or connection.server.is_gone()
+
+    def look() -> tuple[Action, ...]:
+        connection = link[-1]
+        gone, closed = connection.server.is_gone(), connection.is_closed_for(me)
+        seen = list(connection.to_successor)
+        connection.to_successor.clear()
+        return machine.observe(seen, closed=closed, gone=gone, now=world.now)
+
+    def carry_out(actions: tuple[Action, ...]) -> Generator[Wait, None, None]:
+        todo = deque(actions)
+        while todo:
+            yield Wait()
+            action = todo.popleft()
+            world.note(me, f"{action.do.name} {action.reason}")
+            match action.do:
+                case Do.CONNECT:
+                    todo += connect()
+                case Do.SEND_HELLO:
+                    say(Event.HELLO)
+                case Do.SEND_READY:
+                    say(Event.READY)
+                case Do.SEND_FAILED:
+                    say(Event.FAILED, action.reason)
+                case Do.SEND_TAKEN:
+                    say(Event.TAKEN)
+                case Do.OWN:
+                    me.serves = True
+                case Do.INHERIT:
+                    assert me not in link[-1].server.void_for, "inherited what had been withdrawn"
+                    me.serves = True
+                case Do.KILL_PREDECESSOR:
+                    link[-1].server.kill()
+                case Do.FAIL:
+                    me.serves = False
+                    link[-1].closed_by_successor = True
+                case Do.DONE:
+                    pass
+                case other:
+                    raise AssertionError(other)
+
+    def connect() -> tuple[Action, ...]:
+        server = world.listener
+        if server is None or not server.runs:
+            return machine.nobody_listens(world.now)
+        link.append(Connection(me, server))
+        server.connections.append(link[-1])
+        return machine.connected(world.now)
+
+    def say(event: Event, reason: str = "") -> None:
+        if not link[-1].is_closed_for(me):
+            link[-1].to_server.append((event, reason))
+
+    yield from carry_out(connect())
+    while machine.state is SuccessorState.HELLO_SENT:
+        yield Wait(has_work, machine.next_deadline())
+        yield from carry_out(look())
+    if machine.state is SuccessorState.ABSENT:
+        # A fresh start: it cannot bind the port while another process has it (or systemd restarts none that runs).
+        me.serves = not any(each.runs for each in world.processes if each is not me)
+        if me.serves:
+            yield from serve(me)
+        return
+    for _ in range(restore_points):
+        if machine.state is SuccessorState.RESTORING:
+            yield Wait()
+    if machine.state is SuccessorState.RESTORING:
+        yield from carry_out(look())
+    if machine.state is not SuccessorState.FAILED and fails_at is SuccessorState.RESTORING:
+        yield from carry_out(machine.fail("it cannot restore", world.now))
+    if machine.state in {SuccessorState.RESTORING, SuccessorState.INHERITING}:
+        yield from carry_out(machine.restored(world.now))
+    while machine.state in {SuccessorState.READY_SENT, SuccessorState.LOST}:
+        yield Wait(has_work, machine.next_deadline())
+        yield from carry_out(look())
+    if machine.state is SuccessorState.OWNING and fails_at is SuccessorState.OWNING:
+        yield from carry_out(machine.fail("the tail makes no sense", world.now))
+    if machine.state is SuccessorState.FAILED:
+        end = world.now + world.lingering
+        yield Wait(lambda: world.now >= end, end)
+        return
+    if hangs_up:  # against the rules, while it owns
+        link[-1].closed_by_successor = True
+        yield Wait(lambda: False, world.now + 20.0)
+    world.listener = me
+    yield from carry_out(machine.take(world.now))
+    while machine.state is not SuccessorState.DONE:
+        yield Wait(has_work_of_owner(link[-1]), machine.next_deadline())
+        yield from carry_out(look())
+    yield from serve(me, first=False)
+
+
+def has_work_of_owner(connection: Connection) -> Callable[[], bool]:
+    return connection.server.is_gone
+
+
+def start(seed: int, **options: object) -> tuple[World, Process, Process]:
+    world = World(seed)
+    first = world.spawn("P", serve)
+    second = world.spawn("S", lambda me: take_over(me, **options), at=0.1)  # type: ignore[arg-type]
+    return world, first, second
+
+
+def run(world: World, what: str) -> None:
+    try:
+        world.run()
+    except BaseException as error:
+        raise AssertionError("\n".join([what, *world.trace, f"{type(error).__name__}: {error}"])) from error
+
+
+def assert_settled(world: World, what: str) -> None:
+    """Exactly one owner, unless nobody is left who could be it."""
+    world.check()
+    able = [each for each in world.processes if each.runs and each.hung_until < world.now]
+    owners = [each.name for each in world.processes if each.serves]
+    assert owners or not able, "\n".join([what, *world.trace, "nobody serves"])
