@@ -268,11 +268,13 @@ class Device:
 
     def handle_timeout(self, now: float) -> None:
         """Do what is due: retries, keepalives, forgetting keys."""
+        due: list[Peer] = []
         while self._due and self._due[0][0] <= now:
             due_at, _, peer = heappop(self._due)
-            if due_at != peer.due_at:
-                continue  # an earlier look was scheduled, and this entry is its stale rest
-            peer.due_at = inf
+            if due_at == peer.due_at:  # else an earlier look was scheduled, and this entry is its stale rest
+                peer.due_at = inf
+                due.append(peer)
+        for peer in due:
             self._run_timers(peer, now)
             self._schedule(peer)
 

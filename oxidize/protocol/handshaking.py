@@ -70,7 +70,7 @@ class Handshaker:
         """Start a handshake, unless one is in flight, or as soon as REKEY_TIMEOUT allows one."""
         if peer.handshake is not None:
             return
-        if now - peer.initiation_sent_at < REKEY_TIMEOUT:
+        if now < peer.initiation_sent_at + REKEY_TIMEOUT:
             peer.handshake_wanted_at = peer.initiation_sent_at + REKEY_TIMEOUT
             self._on_timers(peer)
             return

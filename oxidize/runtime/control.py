@@ -1,7 +1,8 @@
 """The link between a coordinator (`oxidize reload`) and the successor that it started.
 
 PREPARED says that everything slow is done; the coordinator answers GO when the service manager knows the new main
-process; DONE or FAILED ends it. A successor whose coordinator is gone before GO gives up: nobody could tell the operator.
+process; DONE or FAILED ends it. A successor whose coordinator is gone before GO gives up: nobody would tell the
+operator.
 """
 
 import contextlib

@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,7 +105,7 @@ def _set_main_pid(pid: int) -> bool:
     return systemd.barrier()
 
 
-def _start_detached(command: Sequence[str], inherited_fd: int) -> int:
+def _start_detached(command: list[str], inherited_fd: int) -> int:
     """Start `command` in a session of its own, as nobody's child, and return its pid."""
     read_end, write_end = os.pipe()
     child = os.fork()
@@ -129,7 +128,7 @@ def _start_detached(command: Sequence[str], inherited_fd: int) -> int:
     return int(text)
 
 
-def _become(command: Sequence[str], inherited_fd: int) -> None:
+def _become(command: list[str], inherited_fd: int) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.set_inheritable(inherited_fd, True)

@@ -10,6 +10,7 @@ Sources: sd_notify(3), sd_listen_fds(3), systemd.service(5) on FileDescriptorSto
 import os
 import select
 from collections.abc import Sequence
+from typing import Any
 
 import sdnotify
 
@@ -82,9 +83,9 @@ def single(passed: dict[str, list[int]], names: Sequence[str]) -> dict[str, int]
     return {name: passed[name][0] for name in names if passed.get(name)}
 
 
-def _daemon():  # type: ignore[no-untyped-def]  # the package has no type information
+def _daemon() -> Any:
     try:
-        from systemd import daemon  # noqa: PLC0415  # an extra: only where a manager is
+        from systemd import daemon  # type: ignore[attr-defined] # noqa: PLC0415  # an extra: only where a manager is
     except ImportError as error:
         raise ConfigError(
             [

@@ -1,0 +1,166 @@
+"""A network in memory: hosts with real devices, joined by calls, with a clock that only tests move.
+
+Everything is drawn from one seed. `World.exchange` carries datagrams until nobody has more to say, `World.run` lets time
+pass and timers end. A filter may drop, duplicate or delay what is on the wire.
+"""
+
+from collections.abc import Callable, Iterable
+from ipaddress import ip_network
+from math import inf
+from random import Random
+
+from oxidize.protocol.changes import Change, change_key
+from oxidize.protocol.crypto import public_key
+from oxidize.protocol.device import Device
+from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.peer import Peer, PeerSettings
+from oxidize.protocol.words import DROPS_WORD, SEND_COUNTER, ArraySlots, DropReason, Total
+
+EPOCH = 1_700_000_000.0
+Wire = Callable[[Endpoint, Endpoint, bytes], Iterable[bytes]]
+
+
+def packet(source: str, destination: str, payload: bytes = b"ping") -> bytes:
+    """Return an IPv4 packet of protocol 253 (RFC 3692: for experiments)."""
+    length = (20 + len(payload)).to_bytes(2, "big")
+    addresses = b"".join(bytes(map(int, address.split("."))) for address in (source, destination))
+    return b"\x45\x00" + length + bytes(4) + b"\x40\xfd\x00\x00" + addresses + payload
+
+
+class Host:
+    """One device with an address, and all that its process would keep outside itself."""
+
+    def __init__(self, world: "World", number: int, **options: int) -> None:
+        self.world = world
+        self.options = options
+        self.private_key = world.random.randbytes(32)
+        self.public_key = public_key(self.private_key)
+        self.inner = f"10.0.0.{number}"
+        self.endpoint = Endpoint(bytes([192, 0, 2, number]), 51820)
+        self.peers: list[PeerSettings] = []
+        self.slots = ArraySlots(256)
+        self.journal: list[Change] = []
+        self.delivered: list[bytes] = []
+        self.device: Device
+
+    def know(self, other: "Host", *, reachable: bool = True, keepalive: float = 0.0, psk: bytes = bytes(32)) -> None:
+        """Put a peer into the configuration."""
+        endpoint = other.endpoint if reachable else None
+        networks = (ip_network(f"{other.inner}/32"),)
+        self.peers.append(PeerSettings(other.public_key, psk, networks, endpoint, keepalive))
+
+    def start(self) -> None:
+        """Make a device that knows nothing."""
+        world = self.world
+        self.device = Device(
+            self.private_key,
+            self.peers,
+            self.slots,
+            world.random.randbytes,
+            lambda: EPOCH + world.now,
+            self.journal.append,
+            **self.options,
+        )
+        self.device.prepare()
+
+    def folded(self) -> list[Change]:
+        """Return the journal with every change that another one replaced left out."""
+        return list({change_key(change): change for change in self.journal}.values())
+
+    def replace(self) -> None:
+        """Let a successor take over by the journal and the words alone, as after a kill."""
+        self.start()
+        self.device.restore(self.folded(), self.world.now)
+        self.device.own()
+
+    def peer(self, other: "Host") -> Peer:
+        return self.device.peers[other.public_key]
+
+    def send(self, other: "Host", payload: bytes = b"ping", count: int = 1) -> None:
+        self.device.send_packets([packet(self.inner, other.inner, payload)] * count, self.world.now)
+
+    def total(self, total: Total) -> int:
+        return self.slots.words[total]
+
+    def dropped(self, reason: DropReason) -> int:
+        return self.slots.words[DROPS_WORD + reason]
+
+    def drops(self) -> dict[str, int]:
+        return {reason.name: self.dropped(reason) for reason in DropReason if self.dropped(reason)}
+
+    def send_counter(self, other: "Host") -> int:
+        current = self.peer(other).current
+        assert current is not None
+        return self.slots.words[current.state.slot + SEND_COUNTER]
+
+
+class World:
+    """Hosts on one network, and its clock in seconds."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.random = Random(seed)  # noqa: S311  # seeded on purpose
+        self.now = 1000.0
+        self.hosts: dict[Endpoint, Host] = {}
+        self.log: list[tuple[Endpoint, Endpoint, bytes]] = []
+
+    def host(self, **options: int) -> Host:
+        """Add a host; its device is made by `start`."""
+        host = Host(self, len(self.hosts) + 1, **options)
+        self.hosts[host.endpoint] = host
+        return host
+
+    def pair(self, **options: float) -> tuple[Host, Host]:
+        """Return a client, which knows where the server is, and the server, which does not know the client's place."""
+        client, server = self.host(), self.host()
+        client.know(server, **options)  # type: ignore[arg-type]
+        server.know(client, reachable=False)
+        client.start()
+        server.start()
+        return client, server
+
+    def move(self, host: Host, endpoint: Endpoint) -> None:
+        """Give a host another address (roaming)."""
+        del self.hosts[host.endpoint]
+        host.endpoint = endpoint
+        self.hosts[endpoint] = host
+
+    def carry(self, wire: Wire | None = None) -> int:
+        """Carry what every device has queued, once; return how many datagrams left."""
+        sent = 0
+        queued = [(host, host.device.take_transmits()) for host in list(self.hosts.values())]
+        for host, transmits in queued:
+            for transmit in transmits:
+                target = self.hosts.get(transmit.endpoint._replace(local_address=b"", local_interface=0))
+                for datagram in transmit.datagrams:
+                    sent += 1
+                    self.log.append((host.endpoint, transmit.endpoint, datagram))
+                    for arriving in [datagram] if wire is None else wire(host.endpoint, transmit.endpoint, datagram):
+                        if target is not None:
+                            target.delivered += target.device.receive_datagrams([arriving], host.endpoint, self.now)
+        return sent
+
+    def exchange(self, wire: Wire | None = None) -> None:
+        """Carry datagrams until all is quiet."""
+        for _ in range(50):
+            if not self.carry(wire):
+                return
+        raise AssertionError("the hosts talk for ever")
+
+    def run(self, seconds: float, wire: Wire | None = None) -> None:
+        """Let time pass; every timer ends when it is due."""
+        end = self.now + seconds
+        while True:
+            deadlines = [due for host in self.hosts.values() if (due := host.device.next_deadline()) is not None]
+            due = min(deadlines, default=inf)
+            if due > end:
+                break
+            self.now = max(self.now, due)
+            for host in list(self.hosts.values()):
+                host.device.handle_timeout(self.now)
+            self.exchange(wire)
+        self.now = end
+
+
+def lose_everything(source: Endpoint, destination: Endpoint, datagram: bytes) -> Iterable[bytes]:
+    """Drop whatever is on the wire."""
+    return []
