@@ -1,0 +1,178 @@
+"""Round trips of every message, and bytes that are none."""
+
+from dataclasses import fields
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oxidize.errors import DecodeError, StateError
+from oxidize.takeover import messages
+from oxidize.takeover.messages import (
+    DEPTH_MAX,
+    FDS_MAX,
+    MESSAGE_BYTES_MAX,
+    REASON_CHARS_MAX,
+    Busy,
+    CommitMessage,
+    Failed,
+    FdEntry,
+    Hello,
+    MoreFds,
+    OfferMessage,
+    Query,
+    Ready,
+    Refused,
+    Reply,
+    Taken,
+    Withdrawn,
+    decode,
+    encode,
+)
+
+HELLO = Hello("0.1.0", 4711, (1, 2))
+OFFER = OfferMessage(
+    generation=3,
+    release="0.1.0",
+    fds=(FdEntry("udp", "udp", {"gro": True, "buffer_bytes": 8 << 20}), FdEntry("journal", "memfd")),
+    state={"watchdog_secs": 10.0, "nested": {"list": [1, None, b"raw"]}},
+)
+EVERY = [
+    HELLO,
+    OFFER,
+    MoreFds(),
+    Ready({"restored": 20, "refused": [{"peer": "a", "why": "expired"}]}),
+    CommitMessage(123.25, {"journal_bytes": 1 << 40}),
+    Taken({"blackout_ms": 1.5}),
+    Busy("b"),
+    Refused("r"),
+    Withdrawn("w"),
+    Failed("Fehler: größer"),
+    Query("status"),
+    Reply(),
+]
+
+
+def test_every_kind_of_message_is_tried_here() -> None:
+    assert {type(each) for each in EVERY} == set(messages.Message.__args__)
+
+
+@pytest.mark.parametrize("message", EVERY, ids=lambda message: type(message).__name__)
+def test_round_trip(message: messages.Message) -> None:
+    assert decode(encode(message)) == message
+
+
+@pytest.mark.parametrize("message", EVERY, ids=lambda message: type(message).__name__)
+def test_unknown_fields_of_a_newer_release_are_ignored(message: messages.Message) -> None:
+    wire = msgpack.unpackb(encode(message))
+    assert decode(msgpack.packb({**wire, "invented_later": [1, 2, {"x": b"y"}]})) == message
+
+
+@pytest.mark.parametrize("message", [HELLO, OFFER, EVERY[3], EVERY[4], EVERY[5], EVERY[6], EVERY[10]], ids=repr)
+def test_a_missing_or_mistyped_field_is_named(message: messages.Message) -> None:
+    wire = msgpack.unpackb(encode(message))
+    for each in fields(message):
+        for broken in ({k: v for k, v in wire.items() if k != each.name}, {**wire, each.name: b"\x00"}):
+            with pytest.raises(DecodeError, match=each.name):
+                decode(msgpack.packb(broken))
+
+
+@pytest.mark.parametrize(
+    ("wire", "says"),
+    [
+        (b"", "no msgpack"),
+        (b"\xc1", "no msgpack"),
+        (encode(HELLO)[:-1], "no msgpack"),
+        (encode(HELLO) + b"\x00", "no msgpack"),
+        (msgpack.packb([1]), "a list; expected a map"),
+        (msgpack.packb(None), "expected a map"),
+        (msgpack.packb({1: 2}), "no msgpack map"),
+        (msgpack.packb({b"type": "reply"}), "a key is b'type'"),
+        (msgpack.packb({}), "type None"),
+        (msgpack.packb({"type": ["reply"]}), "of type"),
+        (msgpack.packb({"type": "surprise"}), "'surprise'"),
+        (msgpack.packb({"type": "reply", "x": msgpack.ExtType(4, b"")}), "ExtType"),
+        (msgpack.packb({"type": "reply", "x": msgpack.Timestamp(1)}), "Timestamp"),
+        (b"\x81\xa4type\xa2\xff\xfe", "no msgpack"),
+        (b"\x82\xa4type\xa5reply\xa1x" + b"\x91" * 900 + b"\xc0", "deep"),
+        (b"\x91" * 60_000, "no msgpack"),
+        (b"\x00" * (MESSAGE_BYTES_MAX + 1), "expected at most"),
+        (msgpack.packb({"type": "query", "name": "x" * 300}), "300 characters"),
+        (msgpack.packb({**msgpack.unpackb(encode(HELLO)), "pid": -1}), "non-negative"),
+        (msgpack.packb({**msgpack.unpackb(encode(HELLO)), "pid": True}), "non-negative"),
+        (msgpack.packb({**msgpack.unpackb(encode(HELLO)), "snapshot_versions": ["1"]}), "integers"),
+        (msgpack.packb({**msgpack.unpackb(encode(OFFER)), "fds": [1]}), "expected maps"),
+        (msgpack.packb({**msgpack.unpackb(encode(OFFER)), "fds": [{}] * (FDS_MAX + 1)}), "descriptors"),
+    ],
+)
+def test_bytes_that_are_no_message_say_why(wire: bytes, says: str) -> None:
+    with pytest.raises(DecodeError, match=says):
+        decode(wire)
+
+
+def decode_quietly(wire: bytes) -> messages.Message | None:
+    try:
+        return decode(wire)
+    except DecodeError:
+        return None
+
+
+@given(st.binary(max_size=400))
+def test_random_bytes_raise_nothing_else(wire: bytes) -> None:
+    decode_quietly(wire)
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+NAMES = st.sampled_from([*(msgpack.unpackb(encode(each))["type"] for each in EVERY), "x"])
+KEYS = st.sampled_from(sorted({each.name for message in EVERY for each in fields(message)}))
+
+
+@given(NAMES, st.dictionaries(KEYS, PLAIN))
+def test_well_formed_maps_of_any_content_raise_nothing_else(name: str, content: dict[str, object]) -> None:
+    message = decode_quietly(msgpack.packb({"type": name, **content}))
+    if message is not None and "nan" not in repr(message):
+        assert decode(encode(message)) == message
+
+
+@given(st.sampled_from(EVERY), st.data())
+def test_flipped_bytes_raise_nothing_else(message: messages.Message, data: st.DataObject) -> None:
+    wire = bytearray(encode(message))
+    for _ in range(data.draw(st.integers(1, 3))):
+        wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
+    decode_quietly(bytes(wire))
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        (Ready({"x": object()}), "object"),
+        (Ready({"x": {1: 2}}), "a key is 1"),
+        (Ready({"x": 1 << 64}), "ready"),
+        (Ready({"x": b"x" * MESSAGE_BYTES_MAX}), "shorten"),
+        (Taken({"x": "\udcff"}), "taken"),
+        (Taken({"x": {1, 2}}), "set"),
+    ],
+)
+def test_what_cannot_be_encoded_is_our_mistake(message: messages.Message, says: str) -> None:
+    with pytest.raises(StateError, match=says):
+        encode(message)
+
+
+def test_nesting_has_the_same_limit_both_ways() -> None:
+    value: object = 0
+    for _ in range(DEPTH_MAX - 2):
+        value = [value]
+    assert decode(encode(Ready({"x": value}))) == Ready({"x": value})
+    with pytest.raises(StateError, match="deep"):
+        encode(Ready({"x": [[[value]]]}))
+
+
+def test_a_reason_can_always_be_sent() -> None:
+    sent = decode(encode(Failed("é" * 9_000 + "\udcff")))
+    assert sent == Failed("é" * REASON_CHARS_MAX)
+    assert decode(encode(Failed("\udcff"))) == Failed("?")
