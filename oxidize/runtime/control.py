@@ -22,6 +22,8 @@ Report = dict[str, Any]
 class Control:
     """The successor's end of the link; one that was not started by a coordinator has none and uses `NoControl`."""
 
+    is_coordinated = True
+
     def __init__(self, fd: int) -> None:
         os.set_inheritable(fd, False)
         self._socket = socket.socket(fileno=fd)
@@ -54,6 +56,8 @@ class Control:
 
 class NoControl(Control):
     """The link of a process that nobody coordinates: every step is allowed."""
+
+    is_coordinated = False
 
     def __init__(self) -> None:
         pass

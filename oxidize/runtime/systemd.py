@@ -38,6 +38,12 @@ def store_fd(name: str, fd: int) -> None:
         _daemon().notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fds=[fd])
 
 
+def forget_fds(*names: str) -> None:
+    """Take files out of the manager's store."""
+    for name in names:
+        notify("FDSTOREREMOVE=1", f"FDNAME={name}")
+
+
 def barrier() -> bool:
     """Wait until the manager has processed everything that this process sent; False if it did not in time."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC)

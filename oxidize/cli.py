@@ -1,0 +1,209 @@
+"""The command line: `oxidize`, and `oxidize-server` and `oxidize-client` as names of its two main subcommands.
+
+The rule: an error is one line for each problem on standard error, without a traceback; exit status 2 for what the
+operator can mend in the configuration or the command, 1 for what failed, 0 otherwise.
+"""
+
+import base64
+import json
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+import oxidize
+from oxidize import config
+from oxidize.errors import ConfigError, OxidizeError
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+KEY_SIZE = 32
+SERVER_CONFIG = Path("/etc/oxidize/server.toml")
+CLIENT_CONFIG = Path("/etc/oxidize/client.toml")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@contextmanager
+def _errors_as_lines() -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        _fail(2, *error.problems)
+    except OxidizeError as error:
+        _fail(1, str(error))
+
+
+def _fail(status: int, *lines: str) -> NoReturn:
+    for line in lines:
+        click.echo(f"oxidize: {line}", err=True)
+    sys.exit(status)
+
+
+def _config_option(default: Path) -> Callable[[_Function], _Function]:
+    return click.option(
+        "-c",
+        "--config",
+        "config_path",
+        type=click.Path(dir_okay=False, path_type=Path),
+        default=default,
+        show_default=True,
+        help="The configuration file.",
+    )
+
+
+_control_option = click.option("--control-fd", type=int, hidden=True, help="The link to the coordinator of a reload.")
+_log_level_option = click.option(
+    "--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True, help="Log this and what is worse."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(oxidize.__version__, prog_name="oxidize")
+def main() -> None:
+    """Relay WireGuard tunnels by a process that can be replaced under traffic."""
+
+
+@main.command()
+@_config_option(SERVER_CONFIG)
+@_log_level_option
+@_control_option
+def server(config_path: Path, log_level: str, control_fd: int | None) -> None:
+    """Run a server in the foreground.
+
+    Where another server with the same takeover socket runs already, this one takes over from it: its sockets, its
+    sessions, every packet.
+    """
+    from oxidize.runtime.daemon import run  # noqa: PLC0415  # the other commands need none of it
+
+    with _errors_as_lines():
+        sys.exit(run("server", config_path, log_level, control_fd))
+
+
+@main.command()
+@_config_option(CLIENT_CONFIG)
+@_log_level_option
+@_control_option
+def client(config_path: Path, log_level: str, control_fd: int | None) -> None:
+    """Run a client in the foreground; one that runs already hands over to it, as servers do."""
+    from oxidize.runtime.daemon import run  # noqa: PLC0415  # the other commands need none of it
+
+    with _errors_as_lines():
+        sys.exit(run("client", config_path, log_level, control_fd))
+
+
+@main.command()
+@_config_option(SERVER_CONFIG)
+@click.option("--client", "is_client", is_flag=True, help="The file is a client's.")
+def check(config_path: Path, is_client: bool) -> None:
+    """Check a configuration, and do nothing else."""
+    with _errors_as_lines():
+        loaded = _load(config_path, is_client)
+        for warning in loaded.warnings:
+            click.echo(f"oxidize: warning: {warning}", err=True)
+        click.echo(f"{config_path}: good: {len(loaded.peers)} {'peer' if len(loaded.peers) == 1 else 'peers'}")
+
+
+@main.command()
+@_config_option(SERVER_CONFIG)
+@click.option("--client", "is_client", is_flag=True, help="Reload a client instead of a server.")
+def reload(config_path: Path, is_client: bool) -> None:
+    """Replace the running process by a fresh one: new code, new configuration, the same sessions.
+
+    Exit status 1, with the reason, if the new process could not take over; then the old one serves as before.
+    """
+    from oxidize.runtime.coordinator import reload as run_reload  # noqa: PLC0415
+    from oxidize.runtime.status import fetch  # noqa: PLC0415
+
+    with _errors_as_lines():
+        loaded = _load(config_path, is_client)
+        predecessor = fetch(loaded.takeover_socket)
+        result = run_reload("client" if is_client else "server", config_path, predecessor["pid"])
+        report = result.report
+        click.echo(
+            f"reloaded: generation {report['generation']}, pid {report['pid']}: "
+            f"{report['sessions']} {'session' if report['sessions'] == 1 else 'sessions'} moved, "
+            f"blackout {report['blackout_ms']:.1f} ms, {result.seconds:.2f} s in all"
+        )
+        for reason, refused in report["refused"].items():
+            click.echo(f"not moved: {refused} of {reason}", err=True)
+
+
+@main.command()
+@_config_option(SERVER_CONFIG)
+@click.option("--client", "is_client", is_flag=True, help="Ask a client instead of a server.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def status(config_path: Path, is_client: bool, as_json: bool) -> None:
+    """Show the running process, its peers and its last takeovers."""
+    from oxidize.runtime.status import fetch, render  # noqa: PLC0415
+
+    with _errors_as_lines():
+        loaded = _load(config_path, is_client)
+        answer = fetch(loaded.takeover_socket)
+        if as_json:
+            click.echo(json.dumps(answer, indent=2))
+        else:
+            render(answer)
+
+
+@main.command()
+def genkey() -> None:
+    """Print a new private key, as `wg genkey` does."""
+    from oxidize.protocol.crypto import generate_private_key  # noqa: PLC0415
+
+    _warn_of_readable_output()
+    click.echo(base64.b64encode(generate_private_key(secrets.token_bytes)).decode())
+
+
+@main.command()
+def genpsk() -> None:
+    """Print a new pre-shared key, as `wg genpsk` does."""
+    _warn_of_readable_output()
+    click.echo(base64.b64encode(secrets.token_bytes(KEY_SIZE)).decode())
+
+
+@main.command()
+def pubkey() -> None:
+    """Read a private key on standard input and print its public key, as `wg pubkey` does."""
+    from oxidize.protocol.crypto import public_key  # noqa: PLC0415
+
+    text = sys.stdin.read(4096).strip()
+    try:
+        private = base64.b64decode(text, validate=True)
+    except ValueError:
+        private = b""
+    if len(private) != KEY_SIZE:
+        _fail(1, f"standard input: expected a key of 44 base64 characters, as `oxidize genkey` prints, not {len(text)}")
+    click.echo(base64.b64encode(public_key(private)).decode())
+
+
+def _warn_of_readable_output() -> None:
+    """Do as wg does: a key that goes to a file which others can read deserves a word."""
+    mode = _regular_file_mode(sys.stdout.fileno())
+    if mode is not None and mode & 0o077:
+        click.echo("oxidize: warning: others can read the file that this goes to; `umask 077` first", err=True)
+
+
+def _regular_file_mode(fd: int) -> int | None:
+    import os  # noqa: PLC0415
+    import stat  # noqa: PLC0415
+
+    found = os.fstat(fd).st_mode
+    return found if stat.S_ISREG(found) else None
+
+
+def _load(config_path: Path, is_client: bool) -> config.ServerConfig | config.ClientConfig:
+    return config.load_client(config_path) if is_client else config.load_server(config_path)
+
+
+def server_main() -> None:
+    """Run `oxidize server`."""
+    server(prog_name="oxidize-server")
+
+
+def client_main() -> None:
+    """Run `oxidize client`."""
+    client(prog_name="oxidize-client")

@@ -1,0 +1,54 @@
+"""The process of `oxidize server` and `oxidize client`: from the command line to the exit status."""
+
+import signal
+from pathlib import Path
+from typing import Literal
+
+from oxidize import config, logs
+from oxidize.errors import ConfigError, OxidizeError
+from oxidize.runtime.control import Control, NoControl
+from oxidize.runtime.loop import Loop
+from oxidize.runtime.settings import NodeSettings
+from oxidize.runtime.startup import start
+
+log = logs.get(__name__)
+
+
+def run(role: Literal["server", "client"], config_path: Path, log_level: str, control_fd: int | None) -> int:
+    """Run until the end of service or until a successor has taken over; return the exit status.
+
+    Raises ConfigError and other OxidizeErrors for what keeps it from serving; the coordinator has been told by then.
+    """
+    control = Control(control_fd) if control_fd is not None else NoControl()
+    loop = Loop()
+    try:
+        logs.configure(log_level)
+        node = start(_load(role, config_path), loop, control)
+    except ConfigError as error:
+        control.failed("\n".join(error.problems))
+        raise
+    except OxidizeError as error:
+        control.failed(str(error))
+        raise
+    except Exception as error:
+        # The boundary of a takeover: whatever it was, the coordinator must hear of it before this process ends.
+        control.failed(f"{type(error).__name__}: {error}")
+        log.exception("cannot start")
+        return 1
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.on_signal(number, node.handle_termination)
+    loop.on_signal(signal.SIGHUP, lambda: log.warning("SIGHUP changes nothing: use `oxidize reload`"))
+    try:
+        loop.run()
+    finally:
+        node.close()
+    return node.exit_status
+
+
+def _load(role: Literal["server", "client"], config_path: Path) -> NodeSettings:
+    loaded = config.load_server(config_path) if role == "server" else config.load_client(config_path)
+    for warning in loaded.warnings:
+        log.warning(warning)
+    if isinstance(loaded, config.ServerConfig):
+        return NodeSettings.of_server(loaded)
+    return NodeSettings.of_client(loaded)

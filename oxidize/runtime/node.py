@@ -1,0 +1,278 @@
+"""One generation: a device with its sockets in a loop, from the moment it owns them until it has handed them over.
+
+The rule: this process reads, sends and records only between `serve` and `freeze` (or the end). All that a successor
+needs is at all times in the journal, the arena and the descriptors, so a freeze has nothing to save but the packets
+that wait for a session.
+"""
+
+import os
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import oxidize
+from oxidize import http, logs
+from oxidize.errors import OxidizeError, SnapshotError, TakeoverError
+from oxidize.metrics import Live, Metrics
+from oxidize.protocol.device import Device
+from oxidize.protocol.words import DropReason, Total
+from oxidize.runtime import systemd
+from oxidize.runtime.data_path import DataPath, Network
+from oxidize.runtime.drain import Drain
+from oxidize.runtime.loop import READABLE, Loop, boot_time
+from oxidize.runtime.settings import NodeSettings
+from oxidize.runtime.status import describe
+from oxidize.runtime.tun import TunDevice
+from oxidize.runtime.udp import UdpSocket
+from oxidize.runtime.upkeep import Upkeep
+from oxidize.runtime.userspace import UserspaceNetwork
+from oxidize.state.records import FORMAT
+from oxidize.state.session_state import SessionState
+from oxidize.takeover.host import NamedFd, Offer
+from oxidize.takeover.listener import Listener
+from oxidize.takeover.messages import Hello
+from oxidize.takeover.predecessor import Predecessor
+
+LINGER_SECS = 1.0  # for HTTP requests that were accepted before the hand-off
+
+log = logs.get(__name__)
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a generation is made of, however it came by it."""
+
+    settings: NodeSettings
+    generation: int
+    state: SessionState
+    device: Device
+    udp: UdpSocket
+    network: Network
+    http_listener: socket.socket | None
+
+
+class Node:
+    """A server or a client that serves; the host of the takeover by which it will be replaced.
+
+    state_name: "starting", "healthy" or "draining". exit_status: what the process ends with, once the loop has stopped.
+    """
+
+    def __init__(self, parts: Parts, loop: Loop) -> None:
+        self.settings = parts.settings
+        self.generation = parts.generation
+        self.session_state = parts.state
+        self.device = parts.device
+        self.udp = parts.udp
+        self.network = parts.network
+        self.started_at = boot_time()
+        self.started_unix = time.time()
+        self.state_name: http.State = "starting"
+        self.exit_status = 0
+        self._loop = loop
+        self._http_listener = parts.http_listener
+        self._http: http.HttpServer | None = None
+        self._predecessor: Predecessor | None = None
+        self._serving = False
+        is_userspace = isinstance(parts.network, UserspaceNetwork)
+        refusal = DropReason.ROUTE_UNSUPPORTED if is_userspace else DropReason.NETWORK_WRITE_FAILED
+        words = parts.state.arena.words
+        self.words = words
+        self._data_path = DataPath(parts.device, parts.udp, parts.network, words, boot_time, refusal)
+        self._upkeep = Upkeep(parts.state, boot_time)
+        self._drain = Drain(self, loop)
+        self.metrics = Metrics(words, self._live(), release=oxidize.__version__)
+
+    def _live(self) -> Live:
+        return Live(
+            connections_active=lambda: self.device.live_sessions(boot_time()),
+            peers=lambda: len(self.device.peers),
+            kernel_drops=self.udp.kernel_drops,
+            generation=lambda: self.generation,
+            state=lambda: self.state_name,
+        )
+
+    # --- Serving ---
+
+    def open_http(self) -> None:
+        """Answer /health and /metrics from now on, whatever the state."""
+        if self._http_listener is not None and self._http is None:
+            respond = http.make_respond(lambda: self.state_name, self.metrics.render)
+            loop = self._loop
+            self._http = http.HttpServer(self._http_listener, respond, loop.register, loop.unregister, boot_time)
+            loop.add_timed(self._http)
+
+    def serve(self) -> None:
+        """Read and send from now on; only the owner may call this."""
+        self.udp.take_ownership()
+        self._loop.register(self.udp.fileno(), READABLE, self._data_path.from_udp)
+        tunnel = self.network.fileno()
+        if tunnel is not None:
+            self._loop.register(tunnel, READABLE, self._data_path.from_network)
+        self._loop.add_timed(self._data_path)
+        self._serving = True
+        if self.state_name == "starting":
+            self.state_name = "healthy"
+
+    def open_takeover(self, *, held: bool) -> Predecessor:
+        """Listen for a successor; `held`: not before our own predecessor has ended."""
+        loop = self._loop
+        self._predecessor = Predecessor(
+            Listener(self.settings.takeover_socket),
+            self,
+            release=oxidize.__version__,
+            register=lambda fd, callback: loop.register(fd, READABLE, callback),
+            unregister=loop.unregister,
+            clock=boot_time,
+            held=held,
+        )
+        loop.add_timed(_Deadlines(self._predecessor))
+        loop.add_timed(self._upkeep)
+        return self._predecessor
+
+    def _stop_serving(self) -> None:
+        self._serving = False
+        self._loop.unregister(self.udp.fileno())
+        tunnel = self.network.fileno()
+        if tunnel is not None:
+            self._loop.unregister(tunnel)
+        self._loop.remove_timed(self._data_path)
+        if self._http is not None:
+            self._http.pause()
+
+    # --- Being taken over (`takeover.host.TakeoverHost`) ---
+
+    def offer(self, hello: Hello) -> Offer:
+        """Return all descriptors, and hold compaction; raises TakeoverError for a release too old for our state."""
+        if max(hello.snapshot_versions, default=0) < self.session_state.journal.envelope["min_reader"]:
+            needed = self.session_state.journal.envelope["min_reader"]
+            raise TakeoverError(
+                "HELLO",
+                f"release {hello.release} reads state of formats {list(hello.snapshot_versions)}; expected {needed} or "
+                f"later: use a release of that format",
+            )
+        self.session_state.hold()
+        fds = [NamedFd("udp", self.udp.fileno(), "socket", self.udp.framing())]
+        fds += [NamedFd(name, fd, "memfd") for name, fd in self.session_state.fds.items()]
+        if self._http_listener is not None:
+            fds.append(NamedFd("http", self._http_listener.fileno(), "socket"))
+        if isinstance(self.network, TunDevice):
+            fds.append(NamedFd("tun", self.network.fileno(), "tun", self.network.framing()))
+        if "JOURNAL_STREAM" not in os.environ:
+            fds.append(NamedFd("stderr", sys.stderr.fileno(), "log"))
+        return Offer(self.generation, tuple(fds), {"format": FORMAT, "interface": interface_of(self.settings)})
+
+    def offer_withdrawn(self, reason: str) -> None:
+        """Note that the successor will not own; serving went on."""
+        self.session_state.unhold()
+        self._note_failure(reason)
+
+    def freeze(self, report: dict[str, Any]) -> dict[str, Any]:
+        """Stop reading and sending, and record what only this process knows."""
+        self._stop_serving()
+        self._data_path.flush()
+        self.device.freeze()
+        self.session_state.stop_writing()
+        return {"journal_end": self.session_state.end}
+
+    def thaw(self, reason: str) -> None:
+        """Serve again: read what a successor that is now dead has recorded, then go on where it ended."""
+        changes = self.session_state.sync()
+        self.session_state.become_writer()
+        self.session_state.unhold()
+        self.device.restore(changes, boot_time())
+        self._note_failure(reason)
+        self.serve()
+        if self._http is not None:
+            self._http.resume()
+
+    def finish(self, taken: dict[str, Any]) -> None:
+        """End: the successor owns. HTTP requests that are under way get their answers first."""
+        log.info("handed over", generation=self.generation + 1, **taken)
+        self._loop.add_timed(_Linger(self._http, self._loop))
+
+    def answer(self, query: str) -> bytes:
+        """Answer `status`; raises OxidizeError for any other query."""
+        if query == "status":
+            return describe(self)
+        raise OxidizeError(f"query {query!r}: expected 'status'")
+
+    def _note_failure(self, reason: str) -> None:
+        self.words[Total.TAKEOVERS_FAILED] += 1
+        self.session_state.record_takeover(
+            {"at_unix": time.time(), "result": "failure", "generation": self.generation, "reason": reason}
+        )
+
+    # --- Ending ---
+
+    def handle_termination(self) -> None:
+        """Drain on the first request to end, end at once on the second."""
+        if not self._serving or self.state_name == "draining":
+            log.info("ends at once", generation=self.generation)
+            self._loop.stop()
+        else:
+            self.state_name = "draining"
+            self._drain.begin(self.settings.drain_timeout_secs)
+
+    def close(self) -> None:
+        """Close what this generation held; idempotent."""
+        if self._predecessor is not None:
+            self._predecessor.close()
+        if self._http is not None:
+            self._http.close()
+        if self._http_listener is not None:
+            self._http_listener.close()
+        self.udp.close()
+        if isinstance(self.network, TunDevice):
+            self.network.close()
+        self.session_state.close()
+
+    def check_journal(self, commit: dict[str, Any]) -> None:
+        """Raise SnapshotError unless the journal was read up to where the predecessor said that it ends."""
+        expected = commit.get("journal_end", 0)
+        if self.session_state.end < expected:
+            raise SnapshotError(f"journal: read up to {self.session_state.end}, expected {expected} as COMMIT says")
+
+
+def interface_of(settings: NodeSettings) -> dict[str, Any]:
+    """Return what the interface is set to, for a successor to compare with its own settings."""
+    return {
+        "addresses": [str(address) for address in settings.addresses],
+        "routes": sorted(str(route) for route in settings.routes),
+        "mtu": settings.mtu,
+    }
+
+
+def say_ready(node: Node) -> None:
+    """Tell the service manager that this generation serves."""
+    status = f"generation {node.generation}, release {oxidize.__version__}, {len(node.device.peers)} peers"
+    systemd.notify("READY=1", f"STATUS={status}")
+
+
+class _Deadlines:
+    """A predecessor's deadlines as the loop wants them: it reads the clock itself."""
+
+    def __init__(self, predecessor: Predecessor) -> None:
+        self.next_deadline = predecessor.next_deadline
+        self._handle_timeout = predecessor.handle_timeout
+
+    def handle_timeout(self, now: float) -> None:
+        self._handle_timeout()
+
+
+class _Linger:
+    """Stops the loop once no HTTP connection is open, or after LINGER_SECS."""
+
+    def __init__(self, server: http.HttpServer | None, loop: Loop) -> None:
+        self._is_busy = partial(getattr, server, "busy", 0)
+        self._loop = loop
+        self._ends_at = boot_time() + LINGER_SECS
+
+    def next_deadline(self) -> float:
+        return min(self._ends_at, boot_time() + 0.02) if self._is_busy() else 0.0
+
+    def handle_timeout(self, now: float) -> None:
+        if not self._is_busy() or now >= self._ends_at:
+            self._loop.stop()
