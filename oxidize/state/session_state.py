@@ -135,9 +135,9 @@ class SessionState:
 
         Raises SnapshotError when the journal cannot be read.
         """
-        if self._opened is None:
-            return self._decode_whole(self.journal.live_records())
-        return list(self._opened)
+        # Handed out once, not kept: dropping so many objects at the hand-off would be a part of the blackout.
+        opened, self._opened = self._opened, None
+        return self._decode_whole(self.journal.live_records()) if opened is None else opened
 
     def sync(self) -> list[Change]:
         """Return what another process recorded since this one last read or wrote, in its order.
@@ -269,7 +269,7 @@ class SessionState:
         """Allow compaction again."""
         self.journal.unhold()
 
-    def maintain(self, keys_max: int = 64) -> bool:
+    def maintain(self, keys_max: int = 16) -> bool:
         """Do one bounded step of compaction if any is due; return whether more is to be done.
 
         For between two batches. Raises StateError when the memory file cannot be written; nothing is lost by that.

@@ -105,7 +105,7 @@ def perform(journal: Recorded, observer: Journal, seen: Model, operation: tuple[
         journal.compact_step(argument)
     elif name == "hold":
         journal.hold()
-        assert not journal.is_compacting
+        assert not journal.compact_step(1)
     elif name == "unhold":
         journal.unhold()
     elif name == "observe":

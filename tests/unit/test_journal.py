@@ -323,11 +323,12 @@ def test_nothing_is_compacted_while_held_and_what_had_begun_is_given_up(journal:
         journal.append(record("a", b"%d" % i, i))
     assert journal.compact_step(2)
     journal.hold()
-    assert not journal.is_compacting
-    before = content(journal)
+    other_region = content(journal)[HEADER_BYTES + REGION_BYTES :]
+    journal.append(record("a", b"0", 0))
     assert not journal.compact_step(2)
-    assert content(journal) == before
+    assert content(journal)[HEADER_BYTES + REGION_BYTES :] == other_region
     journal.unhold()
+    compact(journal)  # frees what was given up
     compact(journal)
     assert word(content(journal), ACTIVATIONS) == 1
     assert len(values(journal.live_records())) == 6
@@ -354,7 +355,6 @@ def test_a_compaction_that_fails_leaves_the_journal_as_it_was() -> None:
     journal.append(record("a", b"1", 1))
     with pytest.raises(StateError, match="no space"):
         journal.compact_step(10)
-    assert not journal.is_compacting
     journal.append(record("a", b"2", 2))
     assert values(journal.live_records()) == {("a", b"1"): 1, ("a", b"2"): 2}
     journal.close()
