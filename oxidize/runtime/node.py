@@ -162,7 +162,8 @@ class Node:
             fds.append(NamedFd("tun", self.network.fileno(), "tun", self.network.framing()))
         if "JOURNAL_STREAM" not in os.environ:
             fds.append(NamedFd("stderr", sys.stderr.fileno(), "log"))
-        return Offer(self.generation, tuple(fds), {"format": FORMAT, "interface": interface_of(self.settings)})
+        # Not our own number: a successor that died after COMMIT may have written a later one.
+        return Offer(self.session_state.generation, tuple(fds), {"format": FORMAT, "interface": interface_of(self.settings)})
 
     def offer_withdrawn(self, reason: str) -> None:
         """Note that the successor will not own; serving went on."""
