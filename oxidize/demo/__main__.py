@@ -66,20 +66,32 @@ def main(seconds: float, clients: int, rate: float, reloads: int, report: Path, 
     sys.exit(0 if passed else 1)
 
 
+def _introduce(console: Console, demonstration: Demonstration) -> None:
+    options, burst = demonstration.options, demonstration.burst
+    text = (
+        f"{options.clients} clients send {options.rate:,.0f} numbered echo requests a second through their tunnels; "
+        f"the server is replaced {options.reloads} times, refuses a broken release once, and is killed once."
+    )
+    if burst > 1:
+        text += (
+            f" Each client sends {burst} at once: the server's socket may hold no more than "
+            f"{demonstration.holder.receive_buffer_bytes:,} bytes (net.core.rmem_max) while a killed server restarts."
+        )
+    console.print(text, highlight=False, soft_wrap=not console.is_terminal)
+
+
 def _run(console: Console, options: Options, report: Path, *, table: bool) -> bool:
     """Make one run and write its report; return whether it passed."""
     demonstration = Demonstration(options)
     try:
-        console.print(
-            f"{options.clients} clients send {options.rate:,.0f} numbered echo requests a second through their "
-            f"tunnels; the server is replaced {options.reloads} times, refuses a broken release once, is killed once.",
-            highlight=False,
-        )
+        _introduce(console, demonstration)
         screen = make_screen(console, table=table)
         try:
             verdict = demonstration.run(screen)
         finally:
             screen.close()
+        if not verdict.ok:
+            click.echo(demonstration.server_log(), err=True)
         drops, buffer_bytes = demonstration.holder.udp_drops, demonstration.holder.receive_buffer_bytes
     except OxidizeError:
         click.echo(demonstration.server_log(), err=True)

@@ -6,12 +6,14 @@ on a schedule fixed beforehand: a server that answers late does not make them se
 ends when its schedule does, or when standard input closes.
 """
 
+import contextlib
 import gc
 import json
 import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -34,6 +36,9 @@ TIMER_INTERVAL_SECS = 0.01
 START_DELAY_SECS = 0.05  # from the last warm-up reply to the first request of the schedule
 RECEIVE_BUFFER_BYTES = 1 << 20
 DATAGRAM_BYTES_MAX = 2048
+LATE_BURSTS_MAX = 32  # sent without a look at the replies, when we are late
+_UDP_SEGMENT = 103  # linux/udp.h
+_SEGMENT = struct.Struct("H")
 SLOTS_PER_CLIENT = 16  # a peer and its keypairs, and a few to spare
 
 
@@ -57,6 +62,7 @@ class FleetSettings:
     clients: tuple[ClientSettings, ...]
     packets_per_second: float  # of all clients together
     seconds: float
+    burst: int = 1  # requests that a client sends at once; the rate stays the same
 
     def to_json(self) -> str:
         """Return it as one line of text."""
@@ -103,13 +109,14 @@ class Client:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         self.socket.connect((fleet.server_host, fleet.server_port))  # so that the kernel reports an unreachable port
 
-    def send_next(self) -> None:
-        """Send the next request."""
+    def send_next(self, count: int) -> None:
+        """Send the next `count` requests at once."""
         sent_ns = _clock_ns()
-        self.records.append(Record(Kind.SENT, self.index, self._number, sent_ns / 1e9))
-        self._device.send_packets([self._path.request(self._number, sent_ns)], sent_ns / 1e9)
-        self.waiting.add(self._number)
-        self._number += 1
+        numbers = range(self._number, self._number + count)
+        self._number += count
+        self.records += [Record(Kind.SENT, self.index, number, sent_ns / 1e9) for number in numbers]
+        self.waiting.update(numbers)
+        self._device.send_packets([self._path.request(number, sent_ns) for number in numbers], sent_ns / 1e9)
         self._transmit()
 
     def receive(self) -> None:
@@ -145,19 +152,22 @@ class Client:
 
     def _transmit(self) -> None:
         for transmit in self._device.take_transmits():
-            for datagram in transmit.datagrams:
-                try:
-                    self.socket.send(datagram)
-                except ConnectionRefusedError:
-                    # The error of an earlier datagram; this one was not sent and the device will not repeat it.
-                    self._note_unreachable()
-                    self._send_again(datagram)
+            datagrams = transmit.datagrams
+            if len(datagrams) > 1 and len(set(map(len, datagrams))) == 1:
+                # UDP_SEGMENT (udp(7)): one call, and one buffer of the kernel's at the receiver, for all of them.
+                self._send(b"".join(datagrams), [(socket.IPPROTO_UDP, _UDP_SEGMENT, _SEGMENT.pack(len(datagrams[0])))])
+            else:
+                for datagram in datagrams:
+                    self._send(datagram, [])
 
-    def _send_again(self, datagram: bytes) -> None:
+    def _send(self, data: bytes, control: list[tuple[int, int, bytes]]) -> None:
         try:
-            self.socket.send(datagram)
+            self.socket.sendmsg([data], control)
         except ConnectionRefusedError:
+            # That is about a datagram sent before, and nothing was sent now, and the device will not repeat it.
             self._note_unreachable()
+            with contextlib.suppress(ConnectionRefusedError):
+                self.socket.sendmsg([data], control)
 
     def _note_unreachable(self) -> None:
         self.records.append(Record(Kind.UNREACHABLE, self.index, 0, _clock_ns() / 1e9))
@@ -206,15 +216,16 @@ class Fleet:
         self._by_fd = {client.socket.fileno(): client for client in self._clients}
         self._control_fd = control_fd
         self._reporter = Reporter(report_fd)
-        self._interval = 1 / settings.packets_per_second
-        self._planned = round(settings.seconds * settings.packets_per_second)
+        self._burst = settings.burst
+        self._interval = settings.burst / settings.packets_per_second
+        self._planned = round(settings.seconds / self._interval)  # bursts
         self._next_report = self._next_timers = 0.0
         self._stopped = False
 
     def run(self) -> None:
         """Shake hands, send the schedule, wait for the last replies; returns early when told to stop."""
         for client in self._clients:
-            client.send_next()
+            client.send_next(1)
         self._wait_for_replies(WARM_UP_SECS_MAX)  # where one never comes, the verdict will say so
         self._send_all()
         self._wait_for_replies(LINGER_SECS)
@@ -230,9 +241,9 @@ class Fleet:
         while not self._stopped and done < self._planned:
             now = _clock_ns() / 1e9
             due = min(self._planned, int((now - start) / self._interval) + 1) if now >= start else 0
-            # One batch at a time, however late we are: replies must be read meanwhile.
-            for number in range(done, min(due, done + BATCH_PACKETS_MAX)):
-                self._clients[number % len(self._clients)].send_next()
+            # A few at a time, however late we are: replies must be read meanwhile.
+            for number in range(done, min(due, done + LATE_BURSTS_MAX)):
+                self._clients[number % len(self._clients)].send_next(self._burst)
                 done = number + 1
             self._turn(max(0.0, start + done * self._interval - _clock_ns() / 1e9))
 

@@ -57,12 +57,14 @@ $chart
 <div class="card">
 <h2>What was done to the server</h2>
 <table>
-<thead><tr><th>what</th><th class="n">at</th><th class="n">took</th><th class="n">blackout, by the server</th>
-<th class="n">longest silence, by the clients</th><th class="n">lost</th><th>it said</th></tr></thead>
+<thead><tr><th>what</th><th class="n">at</th><th class="n">took</th><th class="n">blackout</th>
+<th class="n">longest silence</th><th class="n">lost</th><th>it said</th></tr></thead>
 <tbody>$rows</tbody>
 </table>
 </div>
-<footer>Everything but the blackout column is computed from what the clients saw. Oxidize $version.</footer>
+<footer>Everything but the blackout is computed from what the clients saw. The blackout, the longest time with no
+reader, is the server's own figure; after a kill the holder's, from the signal until the new process was ready.
+Oxidize $version.</footer>
 </main>
 </body>
 </html>

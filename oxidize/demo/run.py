@@ -7,17 +7,18 @@ commands and restarts run in the holder, and are looked at in passing.
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from oxidize.demo.broken import make_broken_release
 from oxidize.demo.fleet import FleetProcess
 from oxidize.demo.holder import Holder, clock
-from oxidize.demo.plan import Step, plan, read_answer
+from oxidize.demo.plan import Step, choose_burst, plan, read_answer
 from oxidize.demo.screen import REFRESH_PER_SECOND, Screen, View
 from oxidize.demo.verdict import GAP_AFTER_SECS, Action, Judged, Replacement, Tally, Verdict, judge, silence_ms
 from oxidize.demo.workspace import Workspace
 from oxidize.errors import StateError
+from oxidize.runtime.status import fetch
 
 READY_TIMEOUT_SECS = 30.0
 COMMAND_TIMEOUT_SECS = 60.0
@@ -67,6 +68,11 @@ class Demonstration:
         self.holder = Holder([*self._command, "server", *self._config_arguments], self._workspace.directory)
 
     @property
+    def burst(self) -> int:
+        """How many requests each client sends at once."""
+        return choose_burst(self.holder.receive_buffer_bytes, self.options.rate)
+
+    @property
     def origin(self) -> float:
         """When the clients' schedule began, or now where it has not yet."""
         return clock() if self.tally.started_at is None else self.tally.started_at
@@ -77,9 +83,11 @@ class Demonstration:
         settings = self._workspace.write(
             self.holder.udp_address, self.holder.http_address, options.clients, options.rate, options.seconds
         )
+        settings = replace(settings, burst=self.burst)
         self._broken = make_broken_release(self._workspace.directory / "broken-release")
         self.holder.start()
         self.holder.wait_ready(READY_TIMEOUT_SECS)
+        self._generation = self._ask_generation()
         self._fleet = FleetProcess(settings, self._workspace.directory / "clients.log")
         self.holder.exclude(self._fleet.pid)
         pending = list(self.steps)
@@ -159,9 +167,13 @@ class Demonstration:
             return Replacement(doing.action, doing.started_at, clock(), False, None, detail)
         stored = " and ".join(self.holder.stored_names) or "nothing"
         detail = f"{restarts[-1].reason}; started again by the holder with {stored} from its store"
-        if self._generation is not None:
-            self._generation += 1
-        return Replacement(doing.action, doing.started_at, ready_at, len(restarts) == 1, None, detail, ready_at)
+        self._generation = self._ask_generation()
+        # The dead process cannot tell and the new one does not know: the holder's figure, from the kill to READY=1.
+        blackout_ms = (ready_at - doing.started_at) * 1e3
+        return Replacement(doing.action, doing.started_at, ready_at, len(restarts) == 1, blackout_ms, detail, ready_at)
+
+    def _ask_generation(self) -> int:
+        return int(fetch(self._workspace.takeover_socket)["generation"])
 
     # --- What is shown ---
 
@@ -194,7 +206,7 @@ class Demonstration:
         for replacement in self.replacements[len(self._events) :]:
             if now < replacement.ended_at + 2 * GAP_AFTER_SECS and self.tally.finished_at is None:
                 return
-            gap_ms = silence_ms(sorted(self.tally.received_at), replacement)
+            gap_ms = silence_ms(sorted(self.tally.received_at), replacement, self.tally.last_sent_at)
             self._events.append((replacement.started_at - self.origin, Judged(replacement, gap_ms, 0)))
 
 

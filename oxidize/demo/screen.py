@@ -77,7 +77,8 @@ class PlainScreen:
     def show(self, view: View) -> None:
         """Print what is new."""
         for at, judged in view.events[self._shown :]:
-            self._console.print(f"{at:6.1f} s  {event_text(judged)}", highlight=False, soft_wrap=True)
+            text = f"{view.elapsed:6.1f} s  at {at:.1f} s: {event_text(judged)}"
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
         self._shown = len(view.events)
         if view.elapsed >= self._next_at:
             self._next_at = view.elapsed + PLAIN_INTERVAL_SECS

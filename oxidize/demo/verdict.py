@@ -1,9 +1,10 @@
 """The verdict: pure arithmetic on what the clients saw.
 
-Rule: no number here comes from the server, except the blackout that it reports itself, which decides nothing. A request
-is lost when no reply ever came; a reply is duplicated when its request was answered before; a session is lost when a
-client shook hands again although no rekey was due (WireGuard paper, section 6.2: after REKEY_AFTER_TIME). The
-only loss that passes is the one batch in the hand of a process killed by SIGKILL (design: the promise, 4).
+Rule: no number here comes from the server, except the blackout that it reports itself, and that decides nothing. A
+request is lost when no reply ever came; a reply is duplicated when its request was answered before, or when it was
+sealed with a counter that was used before; a session is lost when a client shook hands again although no rekey was due
+(WireGuard paper, section 6.2: after REKEY_AFTER_TIME). The only loss that passes is the one batch in the hand of a
+process killed by SIGKILL (design: the promise, 4).
 """
 
 from bisect import bisect_left, bisect_right
@@ -43,8 +44,8 @@ class Replacement:
     """One thing done to the server, from `started_at` until the server was serving again at `ended_at`.
 
     succeeded: it ended as intended; for a release that cannot start that means refused, the old process serving on.
-    blackout_ms: as the server reports it, None where it reports none. detail: one line for the reader. serving_at: when
-    the process that answers since then said that it was ready; None where none took over.
+    blackout_ms: as the server or the holder reports it, None where there was none. detail: one line for the reader.
+    serving_at: when the process that answers since then said that it was ready; None where none took over.
     """
 
     action: Action
@@ -69,6 +70,7 @@ class Tally:
         self.dropped: Counter[DropReason] = Counter()  # datagrams that the clients' devices refused
         self.started_at: float | None = None
         self.finished_at: float | None = None
+        self.last_sent_at = 0.0
         self.waiting: dict[tuple[int, int], float] = {}  # (client, number) -> sent at, oldest first
         self.handshakes: dict[int, list[float]] = {}  # by client, when each was seen complete
         self.received_at: list[float] = []  # of every first reply, with
@@ -82,6 +84,7 @@ class Tally:
             match record.kind:
                 case Kind.SENT:
                     self.sent += 1
+                    self.last_sent_at = max(self.last_sent_at, record.at)
                     key = record.client, record.number
                     if key not in self._answered:
                         self.waiting[key] = record.at
@@ -176,11 +179,10 @@ def longest_gap(received_at: Sequence[float], begin: float, end: float) -> float
     return max(later - earlier for earlier, later in pairwise([begin, *inside, max(begin, end)]))
 
 
-def silence_ms(received_at: Sequence[float], replacement: Replacement) -> float:
+def silence_ms(received_at: Sequence[float], replacement: Replacement, last_sent_at: float) -> float:
     """Return the longest silence that the clients heard around a replacement, ms; `received_at` is sorted."""
-    # The end of the run is no silence: behind the last reply nothing was asked for.
-    last_reply = received_at[-1] if received_at else 0.0
-    end = min(replacement.ended_at + GAP_AFTER_SECS, max(last_reply, replacement.ended_at))
+    # The end of the run is no silence: nothing more was asked for.
+    end = min(replacement.ended_at + GAP_AFTER_SECS, max([last_sent_at, *received_at[-1:]]))
     return longest_gap(received_at, replacement.started_at - GAP_BEFORE_SECS, end) * 1e3
 
 
@@ -198,7 +200,7 @@ def judge(tally: Tally, replacements: Sequence[Replacement], clients: int, plann
     for replacement in replacements:
         in_hand = _lost_in_hand(replacement, lost_at) - excused
         excused |= in_hand
-        judged.append(Judged(replacement, silence_ms(received, replacement), len(in_hand)))
+        judged.append(Judged(replacement, silence_ms(received, replacement, tally.last_sent_at), len(in_hand)))
     latencies = sorted((r - s) * 1e3 for r, s in zip(tally.received_at, tally.sent_at, strict=True))
     sessions_lost = sum(map(early_handshakes, tally.handshakes.values()))
     return Verdict(

@@ -43,6 +43,7 @@ class Workspace:
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="oxidize-demo-"))  # mode 0700
         self.config_path = self.directory / "server.toml"
+        self.takeover_socket = self.directory / "takeover.sock"
 
     def write(
         self, udp: tuple[str, int], http: tuple[str, int], clients: int, rate: float, seconds: float

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
 from operator import xor
 from pathlib import Path
@@ -122,6 +123,16 @@ def test_a_perfect_server_passes(server: SmallServer) -> None:
     started = next(record.at for record in records if record.kind is Kind.STARTED)
     schedule = sorted(record.at for record in records if record.kind is Kind.SENT and record.number)
     assert all(at >= started + i / RATE - 1e-6 for i, at in enumerate(schedule))
+
+
+def test_bursts_arrive_whole_and_at_the_same_rate(server: SmallServer) -> None:
+    server.settings = replace(server.settings, burst=4)
+    records, verdict = run(server)
+    assert verdict.reasons == ()
+    assert (verdict.sent, verdict.replies) == (PLANNED, PLANNED)
+    started = next(record.at for record in records if record.kind is Kind.STARTED)
+    schedule = sorted(record.at for record in records if record.kind is Kind.SENT and record.number)
+    assert all(at >= started + i // 4 * 4 / RATE - 1e-6 for i, at in enumerate(schedule))
 
 
 def every_tenth(server: SmallServer, action: str) -> None:

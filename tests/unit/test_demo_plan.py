@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from oxidize.demo.plan import plan, read_answer
+from oxidize.demo.plan import BURSTS, choose_burst, plan, read_answer
 from oxidize.demo.verdict import Action
 
 
@@ -46,3 +46,11 @@ def test_the_answer_of_a_refusal() -> None:
 @pytest.mark.parametrize(("output", "line"), [("", "it printed nothing"), ("Traceback\nKeyError: 1\n", "KeyError: 1")])
 def test_an_answer_of_another_kind_is_shown_as_it_is(output: str, line: str) -> None:
     assert read_answer(output).line == line
+
+
+@pytest.mark.parametrize(
+    ("buffer_bytes", "rate", "burst"),
+    [(8 << 20, 2000.0, 1), (2 * 212_992, 2000.0, 8), (2 * 212_992, 200.0, 1), (2 * 212_992, 20_000.0, BURSTS[-1])],
+)
+def test_bursts_only_where_the_buffer_is_small(buffer_bytes: int, rate: float, burst: int) -> None:
+    assert choose_burst(buffer_bytes, rate) == burst

@@ -106,7 +106,7 @@ def test_plain_lines_come_once_a_second_and_once_for_each_event() -> None:
     lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
     assert len(lines) == 3
     assert lines[1] == "1.1 s 2,000 sent/s 2,000 replies/s 1 lost generation 3 pid 4711"
-    assert lines[2] == "2.0 s reload, blackout 3.1 ms, longest silence 4.8 ms: 20 sessions moved"
+    assert lines[2] == "1.2 s at 2.0 s: reload, blackout 3.1 ms, longest silence 4.8 ms: 20 sessions moved"
 
 
 def test_the_live_table_shows_what_is_being_done() -> None:
