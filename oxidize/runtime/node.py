@@ -5,6 +5,7 @@ needs is at all times in the journal, the arena and the descriptors, so a freeze
 that wait for a session.
 """
 
+import hashlib
 import os
 import socket
 import sys
@@ -163,7 +164,9 @@ class Node:
         if "JOURNAL_STREAM" not in os.environ:
             fds.append(NamedFd("stderr", sys.stderr.fileno(), "log"))
         # Not our own number: a successor that died after COMMIT may have written a later one.
-        return Offer(self.session_state.generation, tuple(fds), {"format": FORMAT, "interface": interface_of(self.settings)})
+        return Offer(
+            self.session_state.generation, tuple(fds), {"format": FORMAT, "interface": interface_of(self.settings)}
+        )
 
     def offer_withdrawn(self, reason: str) -> None:
         """Note that the successor will not own; serving went on."""
@@ -237,13 +240,14 @@ class Node:
             raise SnapshotError(f"journal: read up to {self.session_state.end}, expected {expected} as COMMIT says")
 
 
-def interface_of(settings: NodeSettings) -> dict[str, Any]:
-    """Return what the interface is set to, for a successor to compare with its own settings."""
-    return {
-        "addresses": [str(address) for address in settings.addresses],
-        "routes": sorted(str(route) for route in settings.routes),
-        "mtu": settings.mtu,
-    }
+def interface_of(settings: NodeSettings) -> str:
+    """Return a digest of what the interface is set to, for a successor to compare with that of its own settings.
+
+    A digest, since the routes of thousands of peers would not fit into the OFFER.
+    """
+    addresses = sorted(map(str, settings.addresses))
+    text = "\n".join([*addresses, *sorted(map(str, settings.routes)), str(settings.mtu)])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def say_ready(node: Node) -> None:
