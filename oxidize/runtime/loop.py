@@ -1,7 +1,7 @@
 """The event loop: one thread, one epoll, and the only reader of clocks.
 
-The rule: a callback that was unregistered is never called again, not even for an event of the same poll. After a
-hand-off that is what keeps a predecessor off the sockets that are its successor's now.
+The rule: a callback that was unregistered is never called again, not even for an event of the same poll, nor is what
+was timed and removed. After a hand-off that is what keeps a predecessor off the sockets that are its successor's now.
 
 Sources: epoll(7); clock_gettime(2) for CLOCK_BOOTTIME, which goes on across generations and through a suspend.
 """
@@ -92,7 +92,7 @@ class Loop:
         now = self.now()
         for timed in tuple(self._timed):
             due = timed.next_deadline()
-            if due is not None and due <= now:
+            if due is not None and due <= now and timed in self._timed:  # else another one's timeout removed it
                 timed.handle_timeout(now)
 
     def run(self) -> None:
