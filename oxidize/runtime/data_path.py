@@ -58,6 +58,8 @@ class DataPath:
             batch = self.udp.receive()
             if batch is None:
                 return
+            if batch.truncated:
+                self._words[DROPS_WORD + DropReason.TRUNCATED] += 1
             packets = device.receive_datagrams(batch.datagrams, batch.endpoint, self._now())
             if packets:
                 refused = network.write_packets(packets)
