@@ -267,7 +267,7 @@ class Predecessor:
         self._offer = None
         try:
             self._host.offer_withdrawn(reason)
-        except Exception:  # noqa: BLE001 - the boundary: serving goes on, whatever the host makes of the news
+        except Exception:  # the boundary: serving goes on, whatever the host makes of the news
             logger.exception("takeover: the host could not withdraw its offer")
 
     def _finish(self) -> None:
