@@ -1,0 +1,43 @@
+"""Twenty generations of one server under the traffic of ordinary users' clients: nothing lost, nothing sealed twice."""
+
+from pathlib import Path
+
+import pytest
+
+from oxidize.protocol.words import Total
+from tests.traffic.clients import EchoClient, Traffic
+from tests.traffic.server import Footprint, Lab, Server, is_gone
+from tests.traffic.wire import assert_no_nonce_twice
+
+pytestmark = pytest.mark.handoff
+
+GENERATIONS = 20
+PACKETS_PER_SECOND = 500.0
+
+
+def test_twenty_generations_lose_nothing_and_use_no_nonce_twice(tmp_path: Path) -> None:
+    clients = [EchoClient(number) for number in range(2, 7)]
+    with Lab(tmp_path) as lab:
+        server = Server(lab, [client.table() for client in clients], metrics_listen="127.0.0.1:0")
+        pids = [server.start()]
+        footprints: list[Footprint] = []
+        with Traffic(server, clients, PACKETS_PER_SECOND) as traffic:
+            for _ in range(GENERATIONS):
+                pids.append(server.replace()["pid"])
+                traffic.wait_for_more()
+                footprints.append(Footprint.of(pids[-1]))
+            traffic.assert_unharmed()
+            status = server.status()
+            received = sum(len(client.datagrams) for client in clients)
+            pairs = traffic.pairs()
+            sent = sum(client.sent for client in clients)
+
+        assert_no_nonce_twice(pairs, at_least=sent)
+        # Nothing that the server sent escaped the clients' eyes: its own count says so.
+        assert received == status["totals"][Total.SENT_DATAGRAMS.name.lower()]
+        assert status["generation"] == GENERATIONS + 1
+        assert status["sessions"] == len(clients)
+        assert status["totals"]["takeovers_succeeded"] == GENERATIONS
+        footprints[-1].assert_no_larger_than(footprints[0])
+        assert all(is_gone(pid) for pid in pids[:-1])
+        assert server.processes() == {pids[-1]}
