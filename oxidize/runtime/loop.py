@@ -69,8 +69,9 @@ class Loop:
             self._epoll.unregister(fd)
 
     def add_timed(self, timed: Timed) -> None:
-        """Watch the deadlines of `timed` from now on."""
-        self._timed.append(timed)
+        """Watch the deadlines of `timed` from now on; a no-op where they are watched already."""
+        if timed not in self._timed:
+            self._timed.append(timed)
 
     def remove_timed(self, timed: Timed) -> None:
         """Watch them no longer; a no-op where they were not watched."""

@@ -10,22 +10,23 @@ import gc
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import oxidize
-from oxidize import logs
-from oxidize.errors import ConfigError, SnapshotError
+from oxidize import http, logs
+from oxidize.errors import ConfigError, OxidizeError, SnapshotError
 from oxidize.protocol.device import Device
-from oxidize.protocol.words import Slots, Total
+from oxidize.protocol.peer import PeerSettings
+from oxidize.protocol.words import Total
 from oxidize.runtime import systemd
 from oxidize.runtime.control import Control
 from oxidize.runtime.data_path import Network
 from oxidize.runtime.interface import configure_interface
 from oxidize.runtime.loop import READABLE, Loop, boot_time, unix_time
-from oxidize.runtime.node import Node, Parts, interface_of, say_ready
+from oxidize.runtime.node import Node, Parts, interface_of, say_ready, serve_http
 from oxidize.runtime.settings import NodeSettings
 from oxidize.runtime.tun import TunDevice
 from oxidize.runtime.udp import UdpSocket, bind_udp
@@ -38,8 +39,11 @@ from oxidize.takeover.successor import Commit, Successor
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 HTTP_BACKLOG = 128
+ITEMS_BETWEEN_ANSWERS = 100  # peers or changes: some 10 ms
 
 log = logs.get(__name__)
+
+_Item = TypeVar("_Item")
 
 
 def start(settings: NodeSettings, loop: Loop, control: Control) -> Node:
@@ -47,7 +51,7 @@ def start(settings: NodeSettings, loop: Loop, control: Control) -> Node:
 
     Raises ConfigError for sockets that cannot be had, TakeoverError when a predecessor serves on instead.
     """
-    settings.takeover_socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_folder(settings.takeover_socket)
     successor = Successor(
         settings.takeover_socket, release=oxidize.__version__, snapshot_versions=[FORMAT], clock=boot_time
     )
@@ -74,6 +78,7 @@ class _Takeover:
     control: Control
     successor: Successor
     offer: Offer
+    is_network_new: bool = False
 
     def run(self) -> Node:
         try:
@@ -103,11 +108,12 @@ class _Takeover:
             public_key=settings.public_key,
             now=boot_time(),
         )
-        device = _make_device(settings, state, state.arena)
+        device = _make_device(settings, state, settings.peers)
         device.restore(state.changes(), boot_time())
         device.prepare()
         listener = socket.socket(fileno=fds["http"]) if "http" in fds else _bind_http(settings)
-        network = _adopt_network(settings, next((named for named in offer.fds if named.name == "tun"), None))
+        tun = next((named for named in offer.fds if named.name == "tun"), None)
+        network, self.is_network_new = _adopt_network(settings, tun)
         udp = UdpSocket(socket.socket(fileno=offer.find("udp").fd))
         parts = Parts(settings, offer.generation + 1, state, device, udp, network, listener)
         node = Node(parts, self.loop)
@@ -121,6 +127,8 @@ class _Takeover:
         node.device.restore(state.sync(), boot_time())
         node.check_journal(commit.info)
         state.become_writer()
+        # Until the predecessor has ended, not only until TAKEN: it may cross a SIGKILL, and then it thaws from here.
+        state.hold()
         state.begin_generation(oxidize.__version__, node.generation)
         node.device.own()
         node.serve()
@@ -149,11 +157,14 @@ class _Takeover:
         self.control.done({"generation": node.generation, **summary, "blackout_ms": blackout_ms or 0.0})
         log.info("took over", generation=node.generation, sessions=summary["sessions"], blackout_ms=blackout_ms)
         self._reconcile_interface(node)
+        if self.is_network_new:
+            _store_network(node)
         node.device.forget_strangers()
-        _PredecessorEnd(self.loop, self.successor, predecessor).watch()
+        _PredecessorEnd(self.loop, self.successor, predecessor, node.session_state).watch()
 
     def _reconcile_interface(self, node: Node) -> None:
-        if isinstance(node.network, TunDevice) and self.offer.state.get("interface") != interface_of(self.settings):
+        is_changed = self.offer.state.get("interface") != interface_of(self.settings)
+        if isinstance(node.network, TunDevice) and (is_changed or self.is_network_new):
             _configure(self.settings)
 
     def _take_log(self) -> None:
@@ -170,10 +181,11 @@ class _Takeover:
 class _PredecessorEnd:
     """Waits for the predecessor's end, after which a further successor is welcome."""
 
-    def __init__(self, loop: Loop, successor: Successor, predecessor: Predecessor) -> None:
+    def __init__(self, loop: Loop, successor: Successor, predecessor: Predecessor, state: SessionState) -> None:
         self._loop = loop
         self._successor = successor
         self._held = predecessor
+        self._state = state
 
     def watch(self) -> None:
         self._loop.register(self._successor.predecessor_fd, READABLE, self._look)
@@ -191,6 +203,7 @@ class _PredecessorEnd:
             self._loop.unregister(self._successor.predecessor_fd)
             self._loop.remove_timed(self)
             self._successor.close()
+            self._state.unhold()
             self._held.release()
 
 
@@ -211,26 +224,29 @@ def _count_takeover(node: Node, blackout: float | None, summary: Mapping[str, An
 def _start_alone(settings: NodeSettings, loop: Loop, control: Control, passed: dict[str, list[int]]) -> Node:
     fds = systemd.single(passed, ("udp", "http", *systemd.STORED_NAMES))
     _close_unknown(passed, fds)
+    listener = socket.socket(fileno=fds["http"]) if "http" in fds else _bind_http(settings)
+    front = _Front(loop)
+    if listener is not None:
+        listener.setblocking(False)
+        front.open(listener)
     restored = _open_stored(settings, fds)
     is_restored = restored is not None
     generation = restored.generation + 1 if restored is not None else 1
     state = restored or SessionState.create(oxidize.__version__, generation, _boot_id(), settings.public_key)
     udp = UdpSocket(socket.socket(fileno=fds["udp"]) if "udp" in fds else bind_udp(*settings.listen))
-    listener = socket.socket(fileno=fds["http"]) if "http" in fds else _bind_http(settings)
-    if listener is not None:
-        listener.setblocking(False)
     tun = (
         NamedFd("tun", fds["tun"], "tun", {"name": settings.interface, "vnet_header": False}) if "tun" in fds else None
     )
-    network = _adopt_network(settings, tun)
-    device = _make_device(settings, state, state.arena)
-    node = Node(Parts(settings, generation, state, device, udp, network, listener), loop)
-    node.open_http()
-    loop.run_once(0)
+    network, is_network_new = _adopt_network(settings, tun)
+    device = _make_device(settings, state, front.between(settings.peers))
+    node = Node(Parts(settings, generation, state, device, udp, network, listener, front.server), loop)
+    front.node = node
     if restored is not None:
-        _restore_stored(node, restored, generation)
+        _restore_stored(node, restored, generation, front)
     else:
-        _store(node)
+        _store_state(node)
+    if is_network_new:
+        _store_network(node)
     device.prepare()
     if isinstance(network, TunDevice):
         _configure(settings)
@@ -247,6 +263,34 @@ def _start_alone(settings: NodeSettings, loop: Loop, control: Control, passed: d
     return node
 
 
+class _Front:
+    """What answers HTTP while a generation starts alone: "starting", until there is a node to ask.
+
+    Nothing but HTTP is in the loop by then, so that a loop's turn in the middle of the work is harmless.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self.node: Node | None = None
+        self.server: http.HttpServer | None = None
+        self._loop = loop
+
+    def open(self, listener: socket.socket) -> None:
+        """Begin to answer."""
+        self.server = serve_http(listener, self._respond, self._loop)
+
+    def between(self, items: Iterable[_Item]) -> Iterator[_Item]:
+        """Yield the items of a long piece of work, answering what has come between some of them."""
+        for number, item in enumerate(items):
+            if number % ITEMS_BETWEEN_ANSWERS == 0:
+                self._loop.run_once(0)
+            yield item
+
+    def _respond(self, method: str, path: str) -> http.Response:
+        if self.node is not None:
+            return self.node.respond(method, path)
+        return http.health_response("starting")  # of /metrics too: there is nothing to measure yet
+
+
 def _open_stored(settings: NodeSettings, fds: dict[str, int]) -> SessionState | None:
     """Return the state from the store, or None where there is none that can be used."""
     if "journal" not in fds or "arena" not in fds:
@@ -261,9 +305,9 @@ def _open_stored(settings: NodeSettings, fds: dict[str, int]) -> SessionState | 
         return None
 
 
-def _restore_stored(node: Node, state: SessionState, generation: int) -> None:
+def _restore_stored(node: Node, state: SessionState, generation: int, front: "_Front") -> None:
     now = boot_time()
-    node.device.restore(state.changes(), now)
+    node.device.restore(front.between(state.changes()), now)
     state.become_writer()
     state.begin_generation(oxidize.__version__, generation)
     node.device.own()
@@ -283,10 +327,15 @@ def _restore_stored(node: Node, state: SessionState, generation: int) -> None:
     )
 
 
-def _store(node: Node) -> None:
+def _store_state(node: Node) -> None:
     """Put the state where it survives this process, before the first packet."""
     for name, fd in node.session_state.fds.items():
         systemd.store_fd(name, fd)
+
+
+def _store_network(node: Node) -> None:
+    """Put the TUN device where the state is, instead of the one that is used no longer."""
+    systemd.forget_fds("tun")
     if isinstance(node.network, TunDevice):
         systemd.store_fd("tun", node.network.fileno())
 
@@ -302,22 +351,39 @@ def _close_unknown(passed: dict[str, list[int]], used: dict[str, int]) -> None:
 # --- Parts ---
 
 
-def _make_device(settings: NodeSettings, state: SessionState, slots: Slots) -> Device:
-    return Device(settings.private_key, settings.peers, slots, os.urandom, unix_time, state.record, mtu=settings.mtu)
+def _make_folder(takeover_socket: Path) -> None:
+    try:
+        takeover_socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            [
+                (
+                    f"takeover_socket = {takeover_socket}: its folder cannot be made: {error.strerror}: expected a "
+                    "place where this user may write; set takeover_socket, or XDG_RUNTIME_DIR"
+                )
+            ]
+        ) from error
 
 
-def _adopt_network(settings: NodeSettings, tun: NamedFd | None) -> Network:
-    """Return the tunnel's inside; a TUN device that is passed and has our interface's name is used on."""
-    if settings.network == "userspace":
-        if tun is not None:
-            os.close(tun.fd)
-        return UserspaceNetwork(settings.addresses)
-    if tun is None:
-        return TunDevice.create(settings.interface)
-    if tun.options.get("name") != settings.interface:
+def _make_device(settings: NodeSettings, state: SessionState, peers: Iterable[PeerSettings]) -> Device:
+    return Device(settings.private_key, peers, state.arena, os.urandom, unix_time, state.record, mtu=settings.mtu)
+
+
+def _adopt_network(settings: NodeSettings, tun: NamedFd | None) -> tuple[Network, bool]:
+    """Return the tunnel's inside, and whether it is another one than before.
+
+    A TUN device that is passed and is our interface is used on.
+    """
+    if tun is not None and settings.network == "tun" and tun.options.get("name") == settings.interface:
+        try:
+            return TunDevice.adopt(tun.fd, tun.options), False
+        except OxidizeError as error:
+            log.warning("the passed TUN device is not used", reason=str(error))
+    if tun is not None:
         os.close(tun.fd)
-        return TunDevice.create(settings.interface)
-    return TunDevice.adopt(tun.fd, tun.options)
+    if settings.network == "userspace":
+        return UserspaceNetwork(settings.addresses), tun is not None
+    return TunDevice.create(settings.interface), True
 
 
 def _configure(settings: NodeSettings) -> None:
@@ -338,7 +404,12 @@ def _bind_http(settings: NodeSettings) -> socket.socket | None:
             listener.bind((host, port))
         except OSError as error:
             raise ConfigError(
-                [f"metrics_listen = {host}:{port}: {error.strerror}: expected a free address of ours"]
+                [
+                    (
+                        f"metrics_listen = {host}:{port}: {error.strerror}: expected a free address of this machine; "
+                        'choose another one, or "" for none'
+                    )
+                ]
             ) from error
         listener.listen(HTTP_BACKLOG)
         undo.pop_all()
