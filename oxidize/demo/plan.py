@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from oxidize.demo.verdict import Action
 
-_BLACKOUT = re.compile(r"blackout (\d+(?:\.\d+)?) ms")
+_BLACKOUT = re.compile(r", blackout (\d+(?:\.\d+)?) ms")
 _GENERATION = re.compile(r"generation (\d+)")
-_PREFIX = "oxidize: "
+_SUCCESS, _FAILURE = "reloaded: ", "oxidize: "
 
 BURSTS = (1, 2, 4, 8, 16, 32)
 RESTART_ALLOWANCE_SECS = 1.0  # what a restart may take on a slow machine; it takes a third of that on a good one
@@ -57,7 +57,7 @@ def choose_burst(buffer_bytes: int, rate: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What `oxidize reload` printed: its last line, and what stands in it."""
+    """What `oxidize reload` printed: its last line, without what is shown elsewhere, and what stands in it."""
 
     line: str
     blackout_ms: float | None
@@ -70,7 +70,9 @@ def read_answer(output: str) -> Answer:
     The successor logs to the same file; the command's lines begin with "reloaded:" or, for a failure, "oxidize:".
     """
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    own = [line for line in lines if line.startswith(("reloaded:", _PREFIX))] or lines or ["it printed nothing"]
-    line = own[-1].removeprefix(_PREFIX)
+    own = [line for line in lines if line.startswith((_SUCCESS, _FAILURE))] or lines or ["it printed nothing"]
+    line = own[-1].removeprefix(_SUCCESS).removeprefix(_FAILURE)
     blackout, generation = _BLACKOUT.search(line), _GENERATION.search(line)
-    return Answer(line, float(blackout[1]) if blackout else None, int(generation[1]) if generation else None)
+    return Answer(
+        _BLACKOUT.sub("", line), float(blackout[1]) if blackout else None, int(generation[1]) if generation else None
+    )

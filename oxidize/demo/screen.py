@@ -130,30 +130,27 @@ def _live_table(view: View) -> RenderableType:
     )
     head.add_row(*(Text(name, style="dim") for name in names))
     head.add_row(*(Text(value, style="bold red" if _is_bad(n, value) else "bold") for n, value in enumerate(values)))
-    events = Table.grid(padding=(0, 2))
-    events.add_column(justify="right", style="dim")
-    events.add_column(no_wrap=True)
-    events.add_column(overflow="ellipsis", no_wrap=True)
+    events = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim", expand=True)
+    events.add_column("at", justify="right", no_wrap=True, min_width=7)
+    events.add_column("what", no_wrap=True, min_width=15)
+    for name in ("blackout", "longest silence"):
+        events.add_column(name, justify="right", no_wrap=True)
+    events.add_column("", overflow="ellipsis", no_wrap=True, ratio=1)
     for at, judged in view.events:
         replacement = judged.replacement
         mark = Text(replacement.action.value, style=_ACTION_STYLES[replacement.action])
         if not replacement.succeeded:
             mark.append(" FAILED", style="bold red")
-        events.add_row(f"{at:.1f} s", mark, _measured(judged))
+        blackout = "none" if replacement.blackout_ms is None else f"{replacement.blackout_ms:.1f} ms"
+        events.add_row(f"{at:.1f} s", mark, blackout, f"{judged.gap_ms:.1f} ms", Text(replacement.detail))
     if view.doing:
-        events.add_row(f"{view.elapsed:.1f} s", Text(f"{view.doing} ...", style="italic"), "")
+        events.add_row(f"{view.elapsed:.1f} s", Text(f"{view.doing} ...", style="italic"), "", "", "")
     bar = ProgressBar(total=view.seconds, completed=min(max(view.elapsed, 0.0), view.seconds), width=60)
     return Group(Text("A WireGuard server, replaced under traffic", style="bold"), bar, Text(), head, Text(), events)
 
 
 def _is_bad(column: int, value: str) -> bool:
     return column in (4, 5) and value != "0"
-
-
-def _measured(judged: Judged) -> str:
-    replacement = judged.replacement
-    blackout = "" if replacement.blackout_ms is None else f"blackout {replacement.blackout_ms:.1f} ms, "
-    return f"{blackout}longest silence {judged.gap_ms:.1f} ms: {replacement.detail}"
 
 
 def print_verdict(console: Console, verdict: Verdict, origin: float) -> None:

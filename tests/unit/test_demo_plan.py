@@ -33,7 +33,7 @@ def test_the_answer_of_a_reload() -> None:
         "INFO serving\n"
     )
     answer = read_answer(output)
-    assert answer.line == "reloaded: generation 12, pid 4711: 20 sessions moved, blackout 3.1 ms, 0.41 s in all"
+    assert answer.line == "generation 12, pid 4711: 20 sessions moved, 0.41 s in all"
     assert (answer.blackout_ms, answer.generation) == (3.1, 12)
 
 
