@@ -30,8 +30,7 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
     except OxidizeError as error:
         control.failed(str(error))
         raise
-    except Exception as error:
-        # The boundary of a takeover: whatever it was, the coordinator must hear of it before this process ends.
+    except Exception as error:  # the boundary of a takeover: whatever it was, the coordinator must hear of it
         control.failed(f"{type(error).__name__}: {error}")
         log.exception("cannot start")
         return 1
@@ -40,8 +39,14 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
     loop.on_signal(signal.SIGHUP, lambda: log.warning("SIGHUP changes nothing: use `oxidize reload`"))
     try:
         loop.run()
+    except OxidizeError:
+        raise
+    except Exception:  # the top of the loop: what is thrown here is a bug, and must not be printed with its secrets
+        log.exception("ends because of a bug")
+        return 1
     finally:
         node.close()
+        loop.close()
     return node.exit_status
 
 
