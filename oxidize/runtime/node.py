@@ -44,7 +44,7 @@ log = logs.get(__name__)
 
 @dataclass(slots=True)
 class Parts:
-    """What a generation is made of, however it came by it."""
+    """What a generation is made of, however it came by it. `http_server`: one that answers for it already."""
 
     settings: NodeSettings
     generation: int
@@ -53,6 +53,7 @@ class Parts:
     udp: UdpSocket
     network: Network
     http_listener: socket.socket | None
+    http_server: http.HttpServer | None = None
 
 
 class Node:
@@ -74,7 +75,7 @@ class Node:
         self.exit_status = 0
         self._loop = loop
         self._http_listener = parts.http_listener
-        self._http: http.HttpServer | None = None
+        self._http = parts.http_server
         self._predecessor: Predecessor | None = None
         self._serving = False
         is_userspace = isinstance(parts.network, UserspaceNetwork)
@@ -84,7 +85,9 @@ class Node:
         self._data_path = DataPath(parts.device, parts.udp, parts.network, words, boot_time, refusal)
         self._upkeep = Upkeep(parts.state, boot_time)
         self._drain = Drain(self, loop)
-        self.metrics = Metrics(words, self._live(), release=oxidize.__version__)
+        self._respond = http.make_respond(
+            lambda: self.state_name, Metrics(words, self._live(), release=oxidize.__version__).render
+        )
 
     def _live(self) -> Live:
         return Live(
@@ -98,12 +101,13 @@ class Node:
     # --- Serving ---
 
     def open_http(self) -> None:
-        """Answer /health and /metrics from now on, whatever the state."""
+        """Answer /health and /metrics from now on, whatever the state; a no-op where they are answered already."""
         if self._http_listener is not None and self._http is None:
-            respond = http.make_respond(lambda: self.state_name, self.metrics.render)
-            loop = self._loop
-            self._http = http.HttpServer(self._http_listener, respond, loop.register, loop.unregister, boot_time)
-            loop.add_timed(self._http)
+            self._http = serve_http(self._http_listener, self.respond, self._loop)
+
+    def respond(self, method: str, path: str) -> http.Response:
+        """Answer an HTTP request."""
+        return self._respond(method, path)
 
     def serve(self) -> None:
         """Read and send from now on; only the owner may call this."""
@@ -248,6 +252,13 @@ def interface_of(settings: NodeSettings) -> str:
     addresses = sorted(map(str, settings.addresses))
     text = "\n".join([*addresses, *sorted(map(str, settings.routes)), str(settings.mtu)])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def serve_http(listener: socket.socket, respond: http.Respond, loop: Loop) -> http.HttpServer:
+    """Answer HTTP at `listener`, which must not block, from the loop."""
+    server = http.HttpServer(listener, respond, loop.register, loop.unregister, boot_time)
+    loop.add_timed(server)
+    return server
 
 
 def say_ready(node: Node) -> None:
