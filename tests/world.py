@@ -1,7 +1,7 @@
 """A network in memory: hosts with real devices, joined by calls, with a clock that only tests move.
 
-Everything is drawn from one seed. `World.exchange` carries datagrams until nobody has more to say, `World.run` lets time
-pass and timers end. A filter may drop, duplicate or delay what is on the wire.
+Everything is drawn from one seed. `World.exchange` carries datagrams until nobody has more to say, `World.run` lets
+time pass and timers end. A filter may drop, duplicate or delay what is on the wire.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,11 +9,12 @@ from ipaddress import ip_network
 from math import inf
 from random import Random
 
-from oxidize.protocol.changes import Change, change_key
+from oxidize.protocol.changes import Change, PeerRemoved, change_key
 from oxidize.protocol.crypto import public_key
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.peer import Peer, PeerSettings
+from oxidize.protocol.session_table import Transmit
 from oxidize.protocol.words import DROPS_WORD, SEND_COUNTER, ArraySlots, DropReason, Total
 
 EPOCH = 1_700_000_000.0
@@ -25,6 +26,17 @@ def packet(source: str, destination: str, payload: bytes = b"ping") -> bytes:
     length = (20 + len(payload)).to_bytes(2, "big")
     addresses = b"".join(bytes(map(int, address.split("."))) for address in (source, destination))
     return b"\x45\x00" + length + bytes(4) + b"\x40\xfd\x00\x00" + addresses + payload
+
+
+def fold(journal: Iterable[Change]) -> list[Change]:
+    """Return a journal with every change that another one replaced, or that is of a removed peer, left out."""
+    live: dict[tuple[str, bytes], Change] = {}
+    for change in journal:
+        if isinstance(change, PeerRemoved):
+            live = {key: kept for key, kept in live.items() if key[1] != change.peer}
+        else:
+            live[change_key(change)] = change
+    return list(live.values())
 
 
 class Host:
@@ -40,6 +52,8 @@ class Host:
         self.peers: list[PeerSettings] = []
         self.slots = ArraySlots(256)
         self.journal: list[Change] = []
+        self.frozen_at = 0  # how much of the journal a frozen predecessor knows
+        self.flushed: list[Transmit] = []  # what left last, before the process changed
         self.delivered: list[bytes] = []
         self.device: Device
 
@@ -49,29 +63,61 @@ class Host:
         networks = (ip_network(f"{other.inner}/32"),)
         self.peers.append(PeerSettings(other.public_key, psk, networks, endpoint, keepalive))
 
-    def start(self) -> None:
-        """Make a device that knows nothing."""
+    def make_device(self) -> Device:
+        """Return the device of another process: it shares journal and words, and knows nothing yet."""
         world = self.world
-        self.device = Device(
+        slots = ArraySlots(256)
+        slots.words = self.slots.words
+        device = Device(
             self.private_key,
             self.peers,
-            self.slots,
+            slots,
             world.random.randbytes,
             lambda: EPOCH + world.now,
-            self.journal.append,
+            self.record,
             **self.options,
         )
-        self.device.prepare()
+        device.prepare()
+        return device
+
+    def record(self, change: Change) -> None:
+        self.journal.append(change)
+
+    def start(self) -> None:
+        """Make a device that knows nothing."""
+        self.device = self.make_device()
 
     def folded(self) -> list[Change]:
-        """Return the journal with every change that another one replaced left out."""
-        return list({change_key(change): change for change in self.journal}.values())
+        return fold(self.journal)
 
     def replace(self) -> None:
         """Let a successor take over by the journal and the words alone, as after a kill."""
         self.start()
         self.device.restore(self.folded(), self.world.now)
         self.device.own()
+
+    def hand_over(self) -> Device:
+        """Let a successor take over as planned; return the predecessor, which may thaw."""
+        predecessor, successor = self.device, self.make_device()
+        successor.restore(self.folded(), self.world.now)
+        read = len(self.journal)
+        self.flushed += predecessor.take_transmits()
+        predecessor.freeze()
+        self.frozen_at = len(self.journal)
+        successor.restore(self.journal[read:], self.world.now)
+        successor.own()
+        self.device = successor
+        return predecessor
+
+    def thaw(self, predecessor: Device) -> None:
+        """Let the successor die, and the predecessor go on from what it left."""
+        predecessor.restore(self.journal[self.frozen_at :], self.world.now)
+        predecessor.own()
+        self.device = predecessor
+
+    def take_transmits(self) -> list[Transmit]:
+        flushed, self.flushed = self.flushed, []
+        return flushed + self.device.take_transmits()
 
     def peer(self, other: "Host") -> Peer:
         return self.device.peers[other.public_key]
@@ -98,7 +144,7 @@ class World:
     """Hosts on one network, and its clock in seconds."""
 
     def __init__(self, seed: int = 0) -> None:
-        self.random = Random(seed)  # noqa: S311  # seeded on purpose
+        self.random = Random(seed)
         self.now = 1000.0
         self.hosts: dict[Endpoint, Host] = {}
         self.log: list[tuple[Endpoint, Endpoint, bytes]] = []
@@ -127,7 +173,7 @@ class World:
     def carry(self, wire: Wire | None = None) -> int:
         """Carry what every device has queued, once; return how many datagrams left."""
         sent = 0
-        queued = [(host, host.device.take_transmits()) for host in list(self.hosts.values())]
+        queued = [(host, host.take_transmits()) for host in list(self.hosts.values())]
         for host, transmits in queued:
             for transmit in transmits:
                 target = self.hosts.get(transmit.endpoint._replace(local_address=b"", local_interface=0))

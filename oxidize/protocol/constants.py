@@ -52,5 +52,7 @@ STAGED_PACKETS_MAX = 128  # packets kept for one peer while it has no session; t
 
 # --- Our own limits ---
 BATCH_PACKETS_MAX = 64  # packets read before they are written: what a crash may lose
+STAGED_BYTES_MAX = 64 << 20  # of all peers together: a hand-off writes them down, and a scan of a network fills them
+ENDPOINT_RECORD_INTERVAL = 1.0  # between two records of one peer's place: paths may alternate with every packet
 PEERS_MAX = 20_000
 INNER_MTU_MAX = 65_535 - 80  # an inner packet that still fits an outer IPv6 datagram

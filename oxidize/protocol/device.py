@@ -15,12 +15,13 @@ from math import inf
 from oxidize.errors import StateError
 from oxidize.protocol import timers
 from oxidize.protocol.allowed_ips import AllowedIPs, inner_length
-from oxidize.protocol.changes import Change, CookieSecret, PeerRemoved, PeerStaged
+from oxidize.protocol.changes import Change, PeerRemoved, PeerStaged
 from oxidize.protocol.constants import (
     BATCH_PACKETS_MAX,
     DATA_OVERHEAD,
     PEERS_MAX,
     REKEY_ATTEMPT_TIME,
+    STAGED_BYTES_MAX,
     STAGED_PACKETS_MAX,
     TYPE_DATA,
 )
@@ -80,7 +81,8 @@ class Device:
         self._due: list[tuple[float, int, Peer]] = []
         self._order = count()
         self._waiting: set[Peer] = set()  # peers with staged packets
-        self._strangers: set[bytes] = set()  # peers that a predecessor knew and we do not
+        self._written_down: set[Peer] = set()  # peers whose staged packets the records hold
+        self._staged_bytes = 0
         for settings in peers:
             self._add_peer(settings)
 
@@ -164,7 +166,7 @@ class Device:
         peer, words = keypair.peer, self._words
         heard.add(peer)
         if peer.endpoint != endpoint:
-            self._table.move_endpoint(peer, endpoint)
+            self._table.move_endpoint(peer, endpoint, now)
         if keypair is peer.next:
             self._handshaker.confirm(peer, now)
         words[peer.slot + RECEIVED_BYTES] += len(message)
@@ -233,13 +235,36 @@ class Device:
         if peer.endpoint is None:
             self._table.drop(DropReason.NO_ENDPOINT, len(packets))
             return
-        overflow = len(peer.staged) + len(packets) - STAGED_PACKETS_MAX
-        if overflow > 0:
-            self._table.drop(DropReason.STAGED_OVERFLOW, overflow)
-        peer.staged.extend(map(bytes, packets))
+        dropped = 0
+        for packet in packets:
+            if len(peer.staged) == STAGED_PACKETS_MAX:
+                self._staged_bytes -= len(peer.staged.popleft())
+                dropped += 1
+            if self._staged_bytes + len(packet) > STAGED_BYTES_MAX:
+                dropped += 1
+                continue
+            peer.staged.append(bytes(packet))
+            self._staged_bytes += len(packet)
+        if dropped:
+            self._table.drop(DropReason.STAGED_OVERFLOW, dropped)
         self._waiting.add(peer)
         self._handshaker.initiate(peer, now)
         self._schedule(peer)
+
+    def _take_staged(self, peer: Peer) -> list[bytes]:
+        """Return what waits for a session, and forget it.
+
+        It leaves the records first: whoever restores after us must not send it as well. No sooner than that, though: as
+        long as we have sent nothing of it, they may.
+        """
+        if peer in self._written_down:
+            self._table.record(PeerStaged(peer.public_key, ()))
+            self._written_down.discard(peer)
+        staged = list(peer.staged)
+        peer.staged.clear()
+        self._waiting.discard(peer)
+        self._staged_bytes -= sum(map(len, staged))
+        return staged
 
     def _send_keepalive(self, peer: Peer, now: float) -> bool:
         keypair = peer.current
@@ -247,13 +272,14 @@ class Device:
             return False
         self._table.transmit(peer, peer.endpoint, keypair.seal([_KEEPALIVE], self.mtu), now)
         self._words[Total.SENT_KEEPALIVES] += 1
+        if timers.sending_wants_rekey(keypair, now):
+            self._handshaker.initiate(peer, now)
         return True
 
     def _on_session(self, peer: Peer, now: float) -> None:
         """Send what waited for this session; an initiator with nothing to say confirms it by a keepalive."""
-        staged = list(peer.staged)
-        peer.staged.clear()
-        self._waiting.discard(peer)
+        peer.handshake_wanted_at = inf
+        staged = self._take_staged(peer)
         for first in range(0, len(staged), BATCH_PACKETS_MAX):
             self._send_to(peer, staged[first : first + BATCH_PACKETS_MAX], now)
         if not staged and peer.current is not None and peer.current.state.is_initiator:
@@ -270,16 +296,17 @@ class Device:
         """Do what is due: retries, keepalives, forgetting keys."""
         due: list[Peer] = []
         while self._due and self._due[0][0] <= now:
-            due_at, _, peer = heappop(self._due)
-            if due_at == peer.due_at:  # else an earlier look was scheduled, and this entry is its stale rest
-                peer.due_at = inf
-                due.append(peer)
-        for peer in due:
+            _, _, peer = heappop(self._due)
+            peer.deadlines.pop()
+            due.append(peer)
+        for peer in dict.fromkeys(due):
             self._run_timers(peer, now)
             self._schedule(peer)
 
     def _run_timers(self, peer: Peer, now: float) -> None:
         words = self._words
+        if peer.endpoint_record_at <= now:
+            self._table.record_endpoint(peer, now)
         if timers.zero_keys_at(peer) <= now:
             self._table.forget_keys(peer)
         if peer.handshake is not None and peer.handshake.retry_at <= now:
@@ -289,9 +316,13 @@ class Device:
             else:
                 self._handshaker.retry(peer, now)
         elif peer.handshake_wanted_at <= now:
-            self._handshaker.initiate(peer, now)
+            if peer.staged and peer.can_send(now):
+                self._on_session(peer, now)
+            else:
+                self._handshaker.initiate(peer, now)
         if timers.unanswered_at(peer, words) <= now:
             words[peer.slot + FIRST_UNANSWERED_NS] = 0
+            self._table.clear_source(peer, now)
             self._handshaker.initiate(peer, now)
         if timers.keepalive_at(peer, words) <= now:
             words[peer.slot + KEEPALIVE_OWED_NS] = 0
@@ -303,40 +334,49 @@ class Device:
                 self._handshaker.initiate(peer, now)
 
     def _drop_staged(self, peer: Peer) -> None:
-        if peer.staged:
-            self._table.drop(DropReason.HANDSHAKE_TIMED_OUT, len(peer.staged))
-            peer.staged.clear()
-            self._waiting.discard(peer)
+        if dropped := len(self._take_staged(peer)):
+            self._table.drop(DropReason.HANDSHAKE_TIMED_OUT, dropped)
 
     def _schedule(self, peer: Peer) -> None:
-        due_at = timers.deadline(peer, self._words)
-        if due_at < peer.due_at:
-            peer.due_at = due_at
-            heappush(self._due, (due_at, next(self._order), peer))
+        # A look that is due earlier anyway will schedule the next one. So a peer's looks are falling in the order in
+        # which they were scheduled, and few: no entry is ever stale, nor does one replace another.
+        deadline, deadlines = timers.deadline(peer, self._words), peer.deadlines
+        if deadline < (deadlines[-1] if deadlines else inf):
+            deadlines.append(deadline)
+            heappush(self._due, (deadline, next(self._order), peer))
 
     # --- Taking over from a predecessor, and being taken over ---
 
     def restore(self, changes: Iterable[Change], now: float) -> RestoreReport:
         """Set what `changes` say, in their order, recording and sending nothing; call it again with what came later.
 
-        Expired keypairs are left out. What belongs to peers that are not configured is left alone until `own`.
+        What belongs to peers that are not configured is left alone until `forget_strangers`.
         """
         report = RestoreReport()
         touched: set[Peer] = set()
+        restaged: set[Peer] = set()
         for change in changes:
-            peer = restore_change(self._table, self._handshaker.cookie_checker, change, now)
+            peer = restore_change(self._table, self._handshaker.cookie_checker, change)
             if peer is not None:
                 touched.add(peer)
-            elif isinstance(change, PeerRemoved):
-                self._strangers.discard(change.peer)
-            elif not isinstance(change, CookieSecret):
-                self._strangers.add(change.peer)
+                if isinstance(change, PeerStaged | PeerRemoved):
+                    restaged.add(peer)
             report.applied += 1
+        for peer in restaged:
+            for peers in (self._waiting, self._written_down):
+                (peers.add if peer.staged else peers.discard)(peer)
+        self._staged_bytes = sum(len(packet) for peer in self._waiting for packet in peer.staged)
         for peer in touched:
-            (self._waiting.add if peer.staged else self._waiting.discard)(peer)
+            if peer.staged and peer.handshake is None:
+                peer.handshake_wanted_at = now  # what was to send these packets may have died with who recorded them
             self._schedule(peer)
-        report.strangers = len(self._strangers)
+        report.strangers = len(self._table.strangers)
         return report
+
+    def _restore_staged(self, peer: Peer, written_down: bool) -> None:
+        (self._waiting.add if peer.staged else self._waiting.discard)(peer)
+        (self._written_down.add if peer.staged else self._written_down.discard)(peer)
+        self._staged_bytes = sum(len(packet) for waiting in self._waiting for packet in waiting.staged)
 
     def prepare(self) -> None:
         """Schedule the peers that no restored state spoke of; after the last `restore` that is not urgent."""
@@ -345,17 +385,17 @@ class Device:
 
     def own(self) -> None:
         """Begin to own the words and the journal: from here this device may seal, open and record."""
-        for peer in self._waiting:
-            # They are in this process's hand from now on: whoever restores after us must not send them as well.
-            self._table.record(PeerStaged(peer.public_key, ()))
+        self._table.record_answered()
 
     def forget_strangers(self) -> None:
         """Declare dead what a predecessor knew of peers that are not configured any more."""
-        for public_key in self._strangers:
+        for public_key in list(self._table.strangers):
             self._table.record(PeerRemoved(public_key))
-        self._strangers.clear()
+            self._table.forget_stranger(public_key)
 
     def freeze(self) -> None:
-        """Record what only this process knows, the packets that wait for a session; the next owner sends them."""
+        """Record what only this process knows: the packets that wait for a session, which the next owner sends."""
+        self._table.record_moved()
         for peer in self._waiting:
             self._table.record(PeerStaged(peer.public_key, tuple(peer.staged)))
+            self._written_down.add(peer)

@@ -25,6 +25,11 @@ class Endpoint(NamedTuple):
     local_interface: int = 0
 
     @property
+    def remote(self) -> tuple[bytes, int, int]:
+        """Where the peer is, whichever way its packets come: address, port, scope."""
+        return self[:3]
+
+    @property
     def host(self) -> IPv4Address | IPv6Address:
         """The peer's outer address as an object of the ipaddress module."""
         return ip_address(self.address)

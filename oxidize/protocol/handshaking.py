@@ -67,8 +67,9 @@ class Handshaker:
     # --- Our own initiations ---
 
     def initiate(self, peer: Peer, now: float) -> None:
-        """Start a handshake, unless one is in flight, or as soon as REKEY_TIMEOUT allows one."""
+        """Start a handshake, as soon as REKEY_TIMEOUT allows one; one that is in flight goes on for longer (6.4)."""
         if peer.handshake is not None:
+            peer.handshake.started_at = now
             return
         if now < peer.initiation_sent_at + REKEY_TIMEOUT:
             peer.handshake_wanted_at = peer.initiation_sent_at + REKEY_TIMEOUT
@@ -82,8 +83,7 @@ class Handshaker:
         It may leave from another address of ours than before: the route may have changed.
         """
         if peer.handshake is not None:
-            if peer.endpoint is not None:
-                peer.endpoint = peer.endpoint._replace(local_address=b"", local_interface=0)
+            self._table.clear_source(peer, now)
             self._send_initiation(peer, peer.handshake.started_at, now)
 
     def _send_initiation(self, peer: Peer, started_at: float, now: float) -> None:
@@ -211,7 +211,7 @@ class Handshaker:
 
     def _note_received(self, peer: Peer, endpoint: Endpoint, size: int, now: float) -> None:
         table = self._table
-        table.move_endpoint(peer, endpoint)
+        table.move_endpoint(peer, endpoint, now)
         table.words[peer.slot + RECEIVED_BYTES] += size
         any_authenticated_received(peer, table.words, now)
 

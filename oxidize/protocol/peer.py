@@ -67,8 +67,10 @@ class Peer:
     __slots__ = (
         "cookie_jar",
         "current",
-        "due_at",
+        "deadlines",
         "endpoint",
+        "endpoint_record_at",
+        "endpoint_recorded_at",
         "handshake",
         "handshake_wanted_at",
         "initiation_received_at",
@@ -91,6 +93,8 @@ class Peer:
         self.remote = remote
         self.cookie_jar = CookieJar(settings.public_key)
         self.endpoint = settings.endpoint
+        self.endpoint_recorded_at = -inf
+        self.endpoint_record_at = inf  # when the record of a move that was held back is due
         self.slot = 0  # 0: none yet; slot 0 holds totals
         self.previous: Keypair | None = None
         self.current: Keypair | None = None
@@ -103,7 +107,7 @@ class Peer:
         self.last_handshake_unix = 0.0
         self.jitter = 0.0
         self.staged: deque[bytes] = deque(maxlen=STAGED_PACKETS_MAX)
-        self.due_at = inf  # when the device looks at this peer's timers next
+        self.deadlines: list[float] = []  # when the device looks at this peer's timers; falling, the next one last
 
     @property
     def keypairs(self) -> tuple[Keypair, ...]:
@@ -113,6 +117,10 @@ class Peer:
     def has_session(self, now: float) -> bool:
         """Tell whether the peer can be sent to without a handshake, or has just asked for that."""
         return any(not keypair.is_expired(now) for keypair in (self.current, self.next) if keypair is not None)
+
+    def can_send(self, now: float) -> bool:
+        """Tell whether the peer can be sent to without a handshake."""
+        return self.endpoint is not None and self.current is not None and not self.current.is_expired(now)
 
     def rotate_as_initiator(self, keypair: Keypair) -> None:
         """Install a keypair that we asked for: ours to use at once."""

@@ -32,22 +32,26 @@ class RestoreReport:
     strangers: int = 0
 
 
-def restore_change(table: SessionTable, cookies: CookieChecker, change: Change, now: float) -> Peer | None:
+def restore_change(table: SessionTable, cookies: CookieChecker, change: Change) -> Peer | None:
     """Set one change; return the peer that it is about, or None for the device's own and for a peer we do not know."""
     if isinstance(change, CookieSecret):
         cookies.secret, cookies.secret_created_at = change.secret, change.created_at
         return None
     peer = table.peers.get(change.peer)
     if peer is None:
+        if isinstance(change, PeerRemoved):
+            table.forget_stranger(change.peer)
+        else:
+            table.restore_stranger(change.peer, change)
         return None
     match change:
         case PeerSeen(slot=slot):
             table.restore_slot(peer, slot)
         case PeerKeypairs():
-            table.restore_keypairs(peer, (change.previous, change.current, change.next), now)
+            table.restore_keypairs(peer, (change.previous, change.current, change.next))
             peer.last_handshake_unix = change.last_handshake_unix
         case PeerEndpoint(endpoint=endpoint):
-            peer.endpoint = endpoint
+            table.restore_endpoint(peer, endpoint)
         case PeerTimestamp():
             peer.last_timestamp, peer.initiation_received_at = change.timestamp, change.received_at
         case PeerHandshake():
@@ -58,7 +62,7 @@ def restore_change(table: SessionTable, cookies: CookieChecker, change: Change, 
             peer.staged.clear()
             peer.staged.extend(packets)
         case PeerRemoved():
-            pass  # the predecessor's configuration did not have this peer; ours does, and it starts afresh
+            table.restore_removal(peer)
     return peer
 
 

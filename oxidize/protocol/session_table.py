@@ -6,10 +6,11 @@ that named it has been replaced. So whoever restores from the records never meet
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import NamedTuple
 
-from oxidize.protocol.changes import Change, KeypairState, PeerEndpoint, PeerSeen
-from oxidize.protocol.constants import BATCH_PACKETS_MAX
+from oxidize.protocol.changes import Change, KeypairState, PeerEndpoint, PeerKeypairs, PeerSeen
+from oxidize.protocol.constants import BATCH_PACKETS_MAX, ENDPOINT_RECORD_INTERVAL
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.handshake import TransportKeys
 from oxidize.protocol.index_table import IndexTable
@@ -26,6 +27,13 @@ class Transmit(NamedTuple):
     datagrams: list[bytes]
 
 
+@dataclass(slots=True, eq=False)
+class Stranger:
+    """A peer that a predecessor knew and we do not: until it is declared dead, its slots are not ours to give away."""
+
+    slots: dict[str, set[int]] = field(default_factory=dict)  # by the kind of change that named them
+
+
 @dataclass(slots=True)
 class SessionTable:
     """The device's memory: what the handshakes and the data path share.
@@ -37,10 +45,13 @@ class SessionTable:
     record: Callable[[Change], None]
     random_bytes: Callable[[int], bytes]
     peers: dict[bytes, Peer] = field(default_factory=dict)
+    strangers: dict[bytes, Stranger] = field(default_factory=dict)
     indices: IndexTable[Keypair | PendingHandshake | None] = field(default_factory=IndexTable)
     transmits: list[Transmit] = field(default_factory=list)
+    moved: set[Peer] = field(default_factory=set)  # whose new endpoint is still to be recorded
     words: Words = field(init=False)
-    _slot_owners: dict[int, Keypair] = field(default_factory=dict)
+    _slot_owners: dict[int, Keypair | Peer | Stranger] = field(default_factory=dict)
+    _answered: set[Peer] = field(default_factory=set)  # whose handshake the records still call unanswered
 
     def __post_init__(self) -> None:
         self.words = self.slots.words
@@ -76,16 +87,42 @@ class SessionTable:
         if not peer.slot:
             slot = self.slots.allocate()
             self.record(PeerSeen(peer.public_key, slot))
+            self._slot_owners[slot] = peer
             peer.slot = slot
 
-    def move_endpoint(self, peer: Peer, endpoint: Endpoint) -> None:
-        """Take the endpoint at which a peer was just authenticated as its own (roaming, section 2.1)."""
+    def move_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
+        """Take the endpoint at which a peer was just authenticated as its own (roaming, section 2.1).
+
+        A peer that moves to and fro is recorded once in ENDPOINT_RECORD_INTERVAL. A crash in between costs no more than
+        that its packets go to a place where it was a moment ago, until the next one that it sends.
+        """
         if peer.endpoint == endpoint:
             return
-        if peer.endpoint is not None:
+        if peer.endpoint is not None and peer.endpoint.remote != endpoint.remote:
             self.words[Total.ENDPOINT_MOVES] += 1
-        self.record(PeerEndpoint(peer.public_key, endpoint))
         peer.endpoint = endpoint
+        if now < peer.endpoint_recorded_at + ENDPOINT_RECORD_INTERVAL:
+            peer.endpoint_record_at = peer.endpoint_recorded_at + ENDPOINT_RECORD_INTERVAL
+            self.moved.add(peer)
+        else:
+            self.record_endpoint(peer, now)
+
+    def record_endpoint(self, peer: Peer, now: float) -> None:
+        """Record where a peer is."""
+        if peer.endpoint is not None:
+            self.record(PeerEndpoint(peer.public_key, peer.endpoint))
+        peer.endpoint_recorded_at, peer.endpoint_record_at = now, inf
+        self.moved.discard(peer)
+
+    def record_moved(self) -> None:
+        """Record at once what `move_endpoint` held back."""
+        for peer in list(self.moved):
+            self.record_endpoint(peer, peer.endpoint_record_at)
+
+    def clear_source(self, peer: Peer, now: float) -> None:
+        """Leave it to the kernel which address of ours messages to a peer leave from: the route may have changed."""
+        if peer.endpoint is not None:
+            self.move_endpoint(peer, Endpoint(*peer.endpoint.remote), now)
 
     # --- Keypairs ---
 
@@ -124,9 +161,12 @@ class SessionTable:
         """Free what a keypair held, unless it is another's by now: a successor may have given its slot away."""
         if self.indices.get(keypair.state.local_index) is keypair:
             self.indices.release(keypair.state.local_index)
-        if self._slot_owners.get(keypair.state.slot) is keypair:
-            del self._slot_owners[keypair.state.slot]
-            self.slots.release(keypair.state.slot)
+        self._release_slot(keypair.state.slot, keypair)
+
+    def _release_slot(self, slot: int, owner: Keypair | Peer | Stranger) -> None:
+        if self._slot_owners.get(slot) is owner:
+            del self._slot_owners[slot]
+            self.slots.release(slot)
 
     # --- Handshakes of ours ---
 
@@ -152,13 +192,27 @@ class SessionTable:
 
     # --- Restoring: the same tables, set from records and never recorded again ---
 
+    def restore_endpoint(self, peer: Peer, endpoint: Endpoint | None) -> None:
+        """Take over where a peer is."""
+        peer.endpoint, peer.endpoint_record_at = endpoint, inf
+        self.moved.discard(peer)
+
+    def _claim_slot(self, slot: int, owner: Keypair | Peer | Stranger) -> None:
+        self.slots.claim(slot)
+        self._slot_owners[slot] = owner
+
     def restore_slot(self, peer: Peer, slot: int) -> None:
         """Take over a peer's words."""
-        self.slots.claim(slot)
+        if peer.slot != slot:
+            self._release_slot(peer.slot, peer)
+        self._claim_slot(slot, peer)
         peer.slot = slot
 
-    def restore_keypairs(self, peer: Peer, states: Sequence[KeypairState | None], now: float) -> None:
-        """Take over `states`: previous, current and next. Expired ones are left out, their slots free."""
+    def restore_keypairs(self, peer: Peer, states: Sequence[KeypairState | None]) -> None:
+        """Take over `states`: previous, current and next.
+
+        Expired ones as well: the records name their slots, and the peer's timers will forget them.
+        """
         before = {keypair.state.local_index: keypair for keypair in peer.keypairs}
         restored: list[Keypair | None] = []
         for state in states:
@@ -166,21 +220,73 @@ class SessionTable:
                 restored.append(None)
                 continue
             known = before.get(state.local_index)
-            keypair = known if known is not None and known.state == state else Keypair(state, peer, self.words)
-            restored.append(None if keypair.is_expired(now) else keypair)
+            restored.append(known if known is not None and known.state == state else Keypair(state, peer, self.words))
+            if state.is_initiator:  # we had sent the initiation by then
+                peer.initiation_sent_at = max(peer.initiation_sent_at, state.created_at)
         peer.previous, peer.current, peer.next = restored
         for keypair in before.values():
             if keypair not in restored:
                 self._let_go(keypair)
         for keypair in peer.keypairs:
-            self.slots.claim(keypair.state.slot)
-            self._slot_owners[keypair.state.slot] = keypair
+            self._claim_slot(keypair.state.slot, keypair)
             self.indices.claim(keypair.state.local_index, keypair)
+        self._forget_if_answered(peer)
 
     def restore_handshake(self, peer: Peer, pending: PendingHandshake | None) -> None:
         """Take over the handshake in flight, or that there is none."""
         self._release_handshake(peer)
         peer.handshake = pending
         if pending is not None:
-            self.indices.claim(pending.state.local_index, pending)
             peer.initiation_sent_at = max(peer.initiation_sent_at, pending.sent_at)
+            self._forget_if_answered(peer)
+        if peer.handshake is not None:
+            peer.handshake_wanted_at = inf
+            self.indices.claim(peer.handshake.state.local_index, peer.handshake)
+
+    def _forget_if_answered(self, peer: Peer) -> None:
+        """Forget a handshake whose index is a keypair's: its recorder died between the two records of the answer."""
+        pending = peer.handshake
+        if pending is not None and any(k.state.local_index == pending.state.local_index for k in peer.keypairs):
+            peer.handshake = None
+            self._answered.add(peer)
+
+    def record_answered(self) -> None:
+        """Record what `_forget_if_answered` found."""
+        for peer in self._answered:
+            if peer.handshake is None:
+                self.record(no_handshake(peer.public_key))
+        self._answered.clear()
+
+    def restore_removal(self, peer: Peer) -> None:
+        """Let a peer start afresh: another generation did not have it, and may have given its slots away."""
+        self.restore_handshake(peer, None)
+        self.restore_keypairs(peer, (None, None, None))
+        self._release_slot(peer.slot, peer)
+        peer.slot = 0
+        self.restore_endpoint(peer, peer.settings.endpoint)
+        peer.staged.clear()
+
+    # --- Peers that are not configured ---
+
+    def restore_stranger(self, public_key: bytes, change: Change) -> None:
+        """Keep the slots that a change of a stranger names; they replace those that the last one of its kind named."""
+        stranger = self.strangers.setdefault(public_key, Stranger())
+        if isinstance(change, PeerSeen):
+            self._rename_slots(stranger, "peer", {change.slot})
+        elif isinstance(change, PeerKeypairs):
+            states = (change.previous, change.current, change.next)
+            self._rename_slots(stranger, "keypairs", {state.slot for state in states if state is not None})
+
+    def forget_stranger(self, public_key: bytes) -> None:
+        """Free what a stranger held; where we are the recorder, its removal must have been recorded before."""
+        stranger = self.strangers.pop(public_key, None)
+        if stranger is not None:
+            for kind in stranger.slots:
+                self._rename_slots(stranger, kind, set())
+
+    def _rename_slots(self, stranger: Stranger, kind: str, slots: set[int]) -> None:
+        for slot in stranger.slots.get(kind, set()) - slots:
+            self._release_slot(slot, stranger)
+        for slot in slots:
+            self._claim_slot(slot, stranger)
+        stranger.slots[kind] = slots

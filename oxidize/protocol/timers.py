@@ -102,4 +102,5 @@ def deadline(peer: Peer, words: Words) -> float:
         unanswered_at(peer, words),
         persistent_keepalive_at(peer, words),
         zero_keys_at(peer),
+        peer.endpoint_record_at,
     )
