@@ -3,7 +3,7 @@
 Rule: they know nothing of the server but its address and key, and report only what they saw themselves. Requests leave
 on a schedule fixed beforehand: a server that answers late does not make them send less. Run as
 `python -m oxidize.demo.clients`: settings as JSON on standard input, records (`demo.records`) on standard output; it
-ends when its schedule does, or when standard input closes.
+ends when its schedule does, or at once when standard input closes.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.peer import PeerSettings
 from oxidize.protocol.words import DROPS_WORD, TOTALS_WORDS, ArraySlots, Total
 
+FINISH = b"finish\n"  # on standard input
 WARM_UP_SECS_MAX = 15.0  # for every client's first handshake: two retries
 LINGER_SECS = 1.0  # for the last replies, where any is missing
 LAST_LOOK_SECS = 0.1  # for what comes after the last reply: a duplicate
@@ -63,6 +64,7 @@ class FleetSettings:
     packets_per_second: float  # of all clients together
     seconds: float
     burst: int = 1  # requests that a client sends at once; the rate stays the same
+    until_told: bool = False  # go on after `seconds` until FINISH comes
 
     def to_json(self) -> str:
         """Return it as one line of text."""
@@ -221,6 +223,7 @@ class Fleet:
         self._planned = round(settings.seconds / self._interval)  # bursts
         self._next_report = self._next_timers = 0.0
         self._stopped = False
+        self._open_ended = settings.until_told
 
     def run(self) -> None:
         """Shake hands, send the schedule, wait for the last replies; returns early when told to stop."""
@@ -238,9 +241,11 @@ class Fleet:
         start = _clock_ns() / 1e9 + START_DELAY_SECS
         self._reporter.add([Record(Kind.STARTED, 0, 0, start)])
         done = 0
-        while not self._stopped and done < self._planned:
+        while not self._stopped and (done < self._planned or self._open_ended):
             now = _clock_ns() / 1e9
-            due = min(self._planned, int((now - start) / self._interval) + 1) if now >= start else 0
+            due = int((now - start) / self._interval) + 1 if now >= start else 0
+            if not self._open_ended:
+                due = min(due, max(done, self._planned))
             # A few at a time, however late we are: replies must be read meanwhile.
             for number in range(done, min(due, done + LATE_BURSTS_MAX)):
                 self._clients[number % len(self._clients)].send_next(self._burst)
@@ -262,6 +267,7 @@ class Fleet:
         readable, _, _ = select.select([*self._by_fd, self._control_fd], [], [], timeout)
         for ready in readable:
             if ready == self._control_fd:
+                self._open_ended = False  # it is FINISH, or the end of file
                 self._stopped = not os.read(self._control_fd, 4096)
             else:
                 self._by_fd[ready].receive()

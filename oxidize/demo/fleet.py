@@ -3,12 +3,13 @@
 Rule: reading never waits, and the process ends with us: it watches the pipe that only we hold open.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from oxidize.demo.clients import FleetSettings
+from oxidize.demo.clients import FINISH, FleetSettings
 from oxidize.demo.records import Record, RecordDecoder
 from oxidize.errors import StateError
 
@@ -51,11 +52,18 @@ class FleetProcess:
             records += self._decoder.feed(data)
         return records
 
+    def finish(self) -> None:
+        """Tell clients that were started with `until_told` that their schedule may end."""
+        with contextlib.suppress(BrokenPipeError):  # they ended already: `ended` says so
+            self._control.write(FINISH)
+            self._control.flush()
+
     def close(self) -> None:
         """End the process: it is asked first and killed when that does not help."""
         if self._process.returncode is not None:
             return
-        self._control.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._control.close()
         self._reports.close()
         try:
             self._process.wait(END_TIMEOUT_SECS)

@@ -23,6 +23,7 @@ from oxidize.runtime.status import fetch
 READY_TIMEOUT_SECS = 30.0
 COMMAND_TIMEOUT_SECS = 60.0
 RESTART_TIMEOUT_SECS = 30.0
+OVERTIME_SECS = 60.0  # how much longer than planned the clients send, where commands take longer than planned
 STOP_TIMEOUT_SECS = 3.0
 TURN_SECS = 0.02
 RATE_WINDOW_SECS = 1.0
@@ -83,7 +84,7 @@ class Demonstration:
         settings = self._workspace.write(
             self.holder.udp_address, self.holder.http_address, options.clients, options.rate, options.seconds
         )
-        settings = replace(settings, burst=self.burst)
+        settings = replace(settings, burst=self.burst, until_told=True)
         self._broken = make_broken_release(self._workspace.directory / "broken-release")
         self.holder.start()
         self.holder.wait_ready(READY_TIMEOUT_SECS)
@@ -91,10 +92,13 @@ class Demonstration:
         self._fleet = FleetProcess(settings, self._workspace.directory / "clients.log")
         self.holder.exclude(self._fleet.pid)
         pending = list(self.steps)
-        next_show = 0.0
+        next_show, told = 0.0, False
         while not self._fleet.ended:
             self.tally.add(self._fleet.read())
             self._advance(pending)
+            if not told and self._is_over(pending):
+                told = True
+                self._fleet.finish()
             if clock() >= next_show:
                 next_show = clock() + 1 / REFRESH_PER_SECOND
                 screen.show(self._view())
@@ -118,6 +122,14 @@ class Demonstration:
     def server_log(self) -> str:
         """Return the end of what the server wrote."""
         return _tail(self.holder.log_path)
+
+    def _is_over(self, pending: Sequence[Step]) -> bool:
+        """Say whether the clients may end: all that was planned is done, or a slow machine had time enough for it."""
+        if self.tally.started_at is None:
+            return False
+        elapsed = clock() - self.tally.started_at - self.options.seconds
+        done = not pending and self._doing is None
+        return elapsed > (0 if done else OVERTIME_SECS)
 
     # --- What is done to the server ---
 

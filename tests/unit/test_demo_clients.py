@@ -135,6 +135,26 @@ def test_bursts_arrive_whole_and_at_the_same_rate(server: SmallServer) -> None:
     assert all(at >= started + i // 4 * 4 / RATE - 1e-6 for i, at in enumerate(schedule))
 
 
+def test_clients_go_on_until_they_are_told(server: SmallServer) -> None:
+    server.start()
+    settings = replace(server.settings, until_told=True, seconds=0.01)
+    fleet = FleetProcess(settings, server.workspace.directory / "clients.log")
+    tally = Tally()
+    try:
+        while tally.sent < PLANNED:
+            assert not fleet.ended
+            tally.add(fleet.read())
+            time.sleep(0.005)
+        fleet.finish()
+        while not fleet.ended:
+            tally.add(fleet.read())
+            time.sleep(0.005)
+        fleet.finish()  # too late, and no error
+    finally:
+        fleet.close()
+    assert judge(tally, [], CLIENTS, 0).ok
+
+
 def every_tenth(server: SmallServer, action: str) -> None:
     def send(datagram: bytes, address: tuple[str, int]) -> None:
         server.replies += 1
