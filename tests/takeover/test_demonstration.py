@@ -1,0 +1,25 @@
+"""The demonstration as a test: twenty clients, five reloads, a refused release and a kill -9, judged by the clients."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from oxidize.demo.run import Demonstration, Options
+from oxidize.demo.screen import PlainScreen
+
+OPTIONS = Options(seconds=14.0, clients=20, rate=2000.0, reloads=5)
+
+
+@pytest.mark.handoff
+def test_the_clients_of_the_demonstration_notice_nothing():
+    shown = io.StringIO()
+    demonstration = Demonstration(OPTIONS)
+    try:
+        verdict = demonstration.run(PlainScreen(Console(file=shown, width=160)))
+        log = demonstration.server_log()
+    finally:
+        demonstration.close()
+    assert verdict.ok, "\n".join([*verdict.reasons, shown.getvalue(), log])
+    assert verdict.sent >= OPTIONS.seconds * OPTIONS.rate * 0.9, "the clients sent too little to show anything"
+    assert len(verdict.replacements) == OPTIONS.reloads + 2, shown.getvalue()
