@@ -11,13 +11,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import click
 
 import oxidize
 from oxidize import config
-from oxidize.errors import ConfigError, OxidizeError
+from oxidize.errors import ConfigError, OxidizeError, TakeoverError
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -48,7 +48,7 @@ def _config_option(default: Path) -> Callable[[_Function], _Function]:
         "-c",
         "--config",
         "config_path",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=click.Path(path_type=Path),
         default=default,
         show_default=True,
         help="The configuration file.",
@@ -67,7 +67,7 @@ def main() -> None:
     """Relay WireGuard tunnels by a process that can be replaced under traffic."""
 
 
-@main.command()
+@main.command(short_help="Run a server in the foreground.")
 @_config_option(SERVER_CONFIG)
 @_log_level_option
 @_control_option
@@ -83,12 +83,15 @@ def server(config_path: Path, log_level: str, control_fd: int | None) -> None:
         sys.exit(run("server", config_path, log_level, control_fd))
 
 
-@main.command()
+@main.command(short_help="Run a client in the foreground.")
 @_config_option(CLIENT_CONFIG)
 @_log_level_option
 @_control_option
 def client(config_path: Path, log_level: str, control_fd: int | None) -> None:
-    """Run a client in the foreground; one that runs already hands over to it, as servers do."""
+    """Run a client in the foreground.
+
+    Where another client with the same takeover socket runs already, this one takes over from it.
+    """
     from oxidize.runtime.daemon import run  # noqa: PLC0415  # the other commands need none of it
 
     with _errors_as_lines():
@@ -107,7 +110,7 @@ def check(config_path: Path, is_client: bool) -> None:
         click.echo(f"{config_path}: good: {len(loaded.peers)} {'peer' if len(loaded.peers) == 1 else 'peers'}")
 
 
-@main.command()
+@main.command(short_help="Replace the running process by a fresh one.")
 @_config_option(SERVER_CONFIG)
 @click.option("--client", "is_client", is_flag=True, help="Reload a client instead of a server.")
 def reload(config_path: Path, is_client: bool) -> None:
@@ -116,33 +119,41 @@ def reload(config_path: Path, is_client: bool) -> None:
     Exit status 1, with the reason, if the new process could not take over; then the old one serves as before.
     """
     from oxidize.runtime.coordinator import reload as run_reload  # noqa: PLC0415
-    from oxidize.runtime.status import fetch  # noqa: PLC0415
+    from oxidize.runtime.status import IDENTITY, counted, fetch  # noqa: PLC0415
 
+    role = _role(is_client)
     with _errors_as_lines():
-        loaded = _load(config_path, is_client)
-        predecessor = fetch(loaded.takeover_socket)
-        result = run_reload("client" if is_client else "server", config_path, predecessor["pid"])
+        try:
+            loaded = _load(config_path, is_client)
+            predecessor = fetch(loaded.takeover_socket, IDENTITY)
+            result = run_reload(role, config_path, predecessor["pid"])
+        except ConfigError as error:
+            _fail(2, *error.problems, *_who_serves(config_path, role))
+        except TakeoverError as error:
+            _fail(1, str(error), *_who_serves(config_path, role))
         report = result.report
         click.echo(
             f"reloaded: generation {report['generation']}, pid {report['pid']}: "
-            f"{report['sessions']} {'session' if report['sessions'] == 1 else 'sessions'} moved, "
+            f"{counted(report['sessions'], 'session')} moved, "
             f"blackout {report['blackout_ms']:.1f} ms, {result.seconds:.2f} s in all"
         )
         for reason, refused in report["refused"].items():
-            click.echo(f"not moved: {refused} of {reason}", err=True)
+            click.echo(f"oxidize: {counted(refused, 'peer')} not moved: {reason}", err=True)
 
 
-@main.command()
+@main.command(short_help="Show the running process, its peers and last takeovers.")
 @_config_option(SERVER_CONFIG)
 @click.option("--client", "is_client", is_flag=True, help="Ask a client instead of a server.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(config_path: Path, is_client: bool, as_json: bool) -> None:
-    """Show the running process, its peers and its last takeovers."""
+    """Show the running process, its peers and its last takeovers.
+
+    It is found also where the configuration has been broken since it was started.
+    """
     from oxidize.runtime.status import fetch, render  # noqa: PLC0415
 
     with _errors_as_lines():
-        loaded = _load(config_path, is_client)
-        answer = fetch(loaded.takeover_socket)
+        answer = fetch(config.takeover_socket_of(config_path, _role(is_client)))
         if as_json:
             click.echo(json.dumps(answer, indent=2))
         else:
@@ -165,7 +176,7 @@ def genpsk() -> None:
     click.echo(base64.b64encode(secrets.token_bytes(KEY_SIZE)).decode())
 
 
-@main.command()
+@main.command(short_help="Print the public key of a private key.")
 def pubkey() -> None:
     """Read a private key on standard input and print its public key, as `wg pubkey` does."""
     from oxidize.protocol.crypto import public_key  # noqa: PLC0415
@@ -197,6 +208,21 @@ def _regular_file_mode(fd: int) -> int | None:
 
 def _load(config_path: Path, is_client: bool) -> config.ServerConfig | config.ClientConfig:
     return config.load_client(config_path) if is_client else config.load_server(config_path)
+
+
+def _who_serves(config_path: Path, role: Literal["server", "client"]) -> list[str]:
+    """Return a line about the process that serves although a reload failed; none where nobody answers."""
+    from oxidize.runtime.status import IDENTITY, fetch  # noqa: PLC0415
+
+    try:
+        found = fetch(config.takeover_socket_of(config_path, role), IDENTITY)
+    except OxidizeError:
+        return []
+    return [f"not reloaded: generation {found['generation']}, pid {found['pid']}, serves as before"]
+
+
+def _role(is_client: bool) -> Literal["server", "client"]:
+    return "client" if is_client else "server"
 
 
 def server_main() -> None:

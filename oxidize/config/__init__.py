@@ -6,6 +6,7 @@ pre-shared key. Sources: TOML 1.0; wg(8) for the meaning of a peer's keys; syste
 """
 
 from oxidize.config.load import load_client, load_server
+from oxidize.config.locate import takeover_socket_of
 from oxidize.config.model import ClientConfig, InterfaceAddress, Network, PeerConfig, ServerConfig
 from oxidize.config.schema import default_takeover_socket
 
@@ -18,4 +19,5 @@ __all__ = [
     "default_takeover_socket",
     "load_client",
     "load_server",
+    "takeover_socket_of",
 ]

@@ -20,12 +20,11 @@ from oxidize.errors import OxidizeError, SnapshotError, TakeoverError
 from oxidize.metrics import Live, Metrics
 from oxidize.protocol.device import Device
 from oxidize.protocol.words import DropReason, Total
-from oxidize.runtime import systemd
+from oxidize.runtime import status, systemd
 from oxidize.runtime.data_path import DataPath, Network
 from oxidize.runtime.drain import Drain
 from oxidize.runtime.loop import READABLE, Loop, boot_time
 from oxidize.runtime.settings import NodeSettings
-from oxidize.runtime.status import describe
 from oxidize.runtime.tun import TunDevice
 from oxidize.runtime.udp import UdpSocket
 from oxidize.runtime.upkeep import Upkeep
@@ -202,10 +201,12 @@ class Node:
         self._loop.add_timed(_Linger(self._http, self._loop))
 
     def answer(self, query: str) -> bytes:
-        """Answer `status`; raises OxidizeError for any other query."""
-        if query == "status":
-            return describe(self)
-        raise OxidizeError(f"query {query!r}: expected 'status'")
+        """Answer `status` or `identity`; raises OxidizeError for any other query."""
+        if query == status.STATUS:
+            return status.describe(self)
+        if query == status.IDENTITY:
+            return status.describe_process(self)
+        raise OxidizeError(f"query {query!r}: expected {status.STATUS!r} or {status.IDENTITY!r}")
 
     def _note_failure(self, reason: str) -> None:
         self.words[Total.TAKEOVERS_FAILED] += 1
@@ -263,8 +264,8 @@ def serve_http(listener: socket.socket, respond: http.Respond, loop: Loop) -> ht
 
 def say_ready(node: Node) -> None:
     """Tell the service manager that this generation serves."""
-    status = f"generation {node.generation}, release {oxidize.__version__}, {len(node.device.peers)} peers"
-    systemd.notify("READY=1", f"STATUS={status}")
+    peers = status.counted(len(node.device.peers), "peer")
+    systemd.notify("READY=1", f"STATUS=generation {node.generation}, release {oxidize.__version__}, {peers}")
 
 
 class _Deadlines:

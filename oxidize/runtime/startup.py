@@ -85,7 +85,7 @@ class _Takeover:
             node = self._restore()
             now = boot_time()
             sessions, report = node.device.live_sessions(now), node.device.restore(node.session_state.sync(), now)
-            refused = {"peers that are not configured any more": report.strangers} if report.strangers else {}
+            refused = {"not configured any more": report.strangers} if report.strangers else {}
             summary = {"sessions": sessions, "refused": refused}
             self.control.prepared(summary)
             node.device.restore(node.session_state.sync(), boot_time())

@@ -4,11 +4,12 @@ import base64
 import json
 import os
 import time
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 import oxidize
 from oxidize.errors import OxidizeError
@@ -29,7 +30,13 @@ from oxidize.takeover.query import query
 if TYPE_CHECKING:
     from oxidize.runtime.node import Node
 
+# What a process can be asked for at its takeover socket.
+STATUS = "status"
+IDENTITY = "identity"
+
 TAKEOVERS_SHOWN = 5
+PEER_HEADINGS = ("peer", "endpoint", "last handshake", "received", "sent")
+TAKEOVER_HEADINGS = ("takeover", "result", "generation", "sessions", "blackout", "")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -82,9 +89,25 @@ def _base64(key: bytes) -> str:
     return base64.b64encode(key).decode()
 
 
-def fetch(takeover_socket: Path) -> dict[str, Any]:
-    """Return the status of the process that listens there; raises OxidizeError where none does."""
-    answer = query(takeover_socket, "status", clock=boot_time)
+def describe_process(node: "Node") -> bytes:
+    """Return what tells one process from another, as JSON: little work, however many peers there are."""
+    return json.dumps(
+        {
+            "role": node.settings.role,
+            "state": node.state_name,
+            "generation": node.generation,
+            "release": oxidize.__version__,
+            "pid": os.getpid(),
+        }
+    ).encode()
+
+
+def fetch(takeover_socket: Path, what: str = STATUS) -> dict[str, Any]:
+    """Return the STATUS, or the IDENTITY alone, of the process that listens there.
+
+    Raises OxidizeError where none does.
+    """
+    answer = query(takeover_socket, what, clock=boot_time)
     if answer is None:
         raise OxidizeError(
             f"nothing runs: nobody listens at {takeover_socket}; start it with `oxidize server`, "
@@ -94,65 +117,80 @@ def fetch(takeover_socket: Path) -> dict[str, Any]:
     return status
 
 
+# --- For people ---
+
+
 def render(status: dict[str, Any]) -> None:
-    """Print a status for people."""
-    console = Console()
-    head = Table.grid(padding=(0, 2))
-    sessions = f"{status['sessions']} of {len(status['peers'])} peers"
-    uptime = _duration(status["uptime_secs"])
-    for name, value in (
+    """Print a status for people: in 80 columns where the values allow it, and never cut."""
+    console = Console(highlight=False)
+    for line in _lines(status):
+        console.print(line, soft_wrap=True)
+
+
+def _lines(status: dict[str, Any]) -> Iterator[Text]:
+    interface = f"interface {status['interface']}" if status["network"] == "tun" else "userspace network"
+    head = [
         (status["role"], f"{status['state']}, generation {status['generation']}, release {status['release']}"),
-        ("process", f"pid {status['pid']}, up {uptime}"),
-        ("listening", f"{status['listen']}, {status['network']} {status['interface']}"),
+        ("process", f"pid {status['pid']}, up {_duration(status['uptime_secs'])}"),
+        ("listening", f"{status['listen']}, {interface}"),
         ("public key", status["public_key"]),
-        ("sessions", sessions),
+        ("sessions", f"{status['sessions']} of {counted(len(status['peers']), 'peer')}"),
         ("dropped", _drops(status)),
-    ):
-        head.add_row(f"[bold]{name}[/bold]", value)
-    console.print(head)
+    ]
+    width = max(len(name) for name, _ in head)
+    for name, value in head:
+        yield Text.assemble((name.ljust(width), "bold"), "  ", value)
     if status["peers"]:
-        console.print(_peers_table(status["peers"]))
+        yield Text()
+        yield from _table(PEER_HEADINGS, [_peer_row(peer) for peer in status["peers"]], right={3, 4})
     if status["takeovers"]:
-        console.print(_takeovers_table(status["takeovers"][-TAKEOVERS_SHOWN:]))
+        yield Text()
+        shown = status["takeovers"][-TAKEOVERS_SHOWN:]
+        yield from _table(TAKEOVER_HEADINGS, [_takeover_row(entry) for entry in shown], right={2, 3, 4})
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Set[int]) -> Iterator[Text]:
+    """Yield aligned lines; the columns whose numbers are in `right` are aligned there."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    for number, row in enumerate([headings, *rows]):
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield Text("  ".join(cells).rstrip(), style="" if number else "bold")
+
+
+def _peer_row(peer: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        peer["name"] or peer["public_key"][:10] + "...",
+        peer["endpoint"] or "-",
+        _ago(peer["last_handshake_unix"]),
+        _bytes(peer["received_bytes"]),
+        _bytes(peer["sent_bytes"]),
+    )
+
+
+def _takeover_row(entry: dict[str, Any]) -> tuple[str, ...]:
+    blackout = entry.get("blackout_ms")
+    return (
+        _ago(entry["at_unix"]),
+        entry["result"],
+        str(entry["generation"]),
+        str(entry.get("sessions", "-")),
+        f"{blackout:.1f} ms" if blackout is not None else "-",
+        " ".join(str(entry.get("reason", entry.get("way", ""))).split()),
+    )
 
 
 def _drops(status: dict[str, Any]) -> str:
-    counted = {reason: number for reason, number in status["drops"].items() if number}
-    counted |= {"kernel queue": status["kernel_drops"]} if status["kernel_drops"] else {}
-    return ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in counted.items()) or "nothing"
+    numbers = {reason: number for reason, number in status["drops"].items() if number}
+    numbers |= {"kernel queue": status["kernel_drops"]} if status["kernel_drops"] else {}
+    return ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in numbers.items()) or "nothing"
 
 
-def _peers_table(peers: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("peer", "endpoint", "allowed IPs", "last handshake", "received", "sent"):
-        table.add_column(heading, justify="right" if heading in {"received", "sent"} else "left", no_wrap=True)
-    for peer in peers:
-        table.add_row(
-            peer["name"] or peer["public_key"][:10] + "...",
-            peer["endpoint"] or "-",
-            ", ".join(peer["allowed_ips"]),
-            _ago(peer["last_handshake_unix"]),
-            _bytes(peer["received_bytes"]),
-            _bytes(peer["sent_bytes"]),
-        )
-    return table
-
-
-def _takeovers_table(takeovers: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("takeover", "result", "generation", "sessions", "blackout", ""):
-        table.add_column(heading)
-    for entry in takeovers:
-        blackout = entry.get("blackout_ms")
-        table.add_row(
-            _ago(entry["at_unix"]),
-            entry["result"],
-            str(entry["generation"]),
-            str(entry.get("sessions", "-")),
-            f"{blackout:.1f} ms" if blackout is not None else "-",
-            entry.get("reason", entry.get("way", "")),
-        )
-    return table
+def counted(number: int, noun: str) -> str:
+    """Return "1 peer" or "2 peers"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _ago(unix: float) -> str:

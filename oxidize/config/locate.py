@@ -1,0 +1,62 @@
+"""Where a process listens, told from a configuration that may be broken.
+
+The rule: whoever broke a configuration must still be able to ask the process that runs with the one before. So nothing
+but takeover_socket is looked at, no key is read, and what cannot be parsed is passed over. Source: TOML 1.0.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from oxidize.config.load import FILE_BYTES_MAX
+from oxidize.config.report import Report
+from oxidize.config.schema import default_takeover_socket
+
+_LINE = re.compile(r"^\s*takeover_socket\s*=.*$", re.MULTILINE)
+_DEFAULT_NAMES = {"server": "takeover.sock", "client": "client-takeover.sock"}
+
+
+def takeover_socket_of(
+    path: str | Path, role: Literal["server", "client"], environ: Mapping[str, str] = os.environ
+) -> Path:
+    """Return the takeover socket that a configuration names, or the default one where it names none that can be read.
+
+    Raises ConfigError only where the file itself cannot be read. environ: XDG_RUNTIME_DIR is used.
+    """
+    source = Path(path)
+    try:
+        with source.open("rb") as file:
+            text = file.read(FILE_BYTES_MAX).decode(errors="replace")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no file has such a name"
+        Report(str(path)).fail(
+            f"{reason}: expected a readable configuration file; correct the path, or who may read it"
+        )
+    given = _given(text, role)
+    if given is None:
+        return default_takeover_socket(_DEFAULT_NAMES[role], environ)
+    return Path(source.parent / given).absolute()
+
+
+def _given(text: str, role: str) -> str | None:
+    table = _parse(text).get(role)
+    if isinstance(table, dict):
+        return _path_in(table)
+    # The file is no TOML, but this line of it may be.
+    line = _LINE.search(text)
+    return _path_in(_parse(line[0])) if line else None
+
+
+def _path_in(table: dict[str, Any]) -> str | None:
+    value = table.get("takeover_socket")
+    return value if isinstance(value, str) and value and "\0" not in value else None
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError):
+        return {}
