@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from ipaddress import IPv4Address, ip_network
-from types import TracebackType
 from typing import Self
 
 from oxidize.demo.echo import EchoPath
@@ -150,9 +149,7 @@ class Traffic:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
         for client in self.clients:
             client.socket.close()

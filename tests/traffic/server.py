@@ -1,6 +1,6 @@
 """A server as an operator runs it, replaced by the commands that an operator has.
 
-Rule: whatever a test starts here, and whatever that starts in turn, has ended when `Lab` is left, however the test went.
+Rule: whatever a test starts here, and whatever that starts in turn, has ended when `Lab` is left, however it is left.
 """
 
 import base64
@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from oxidize.demo.children import Subreaper, children, end_children, reap, spawn
@@ -61,9 +60,7 @@ class Lab:
         self.stack.callback(lambda: end_children(spared))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stack.close()
 
     def spawn(self, command: Sequence[str], name: str, env: Mapping[str, str] | None = None) -> int:
@@ -245,7 +242,11 @@ class Server:
         """Run another command of `oxidize` on this configuration."""
         with self._inside():
             done = subprocess.run(
-                [*OXIDIZE, *arguments, "-c", str(self.config_path)], capture_output=True, text=True, timeout=WAIT_SECS
+                [*OXIDIZE, *arguments, "-c", str(self.config_path)],
+                capture_output=True,
+                check=False,
+                text=True,
+                timeout=WAIT_SECS,
             )
         return Outcome(done.returncode, done.stdout, done.stderr)
 

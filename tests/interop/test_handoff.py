@@ -1,0 +1,95 @@
+"""Twenty reloads under unmodified wireguard-go clients, kernel ping and TCP: the issue's promise on real traffic."""
+
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+
+from tests.traffic.capture import Capture
+from tests.traffic.ping import Ping, ping
+from tests.traffic.server import Footprint, is_gone, wait_for
+from tests.traffic.site import PORT, Client, Site
+from tests.traffic.transfer import Transfer
+from tests.traffic.wire import assert_no_nonce_twice, transport_pairs
+
+pytestmark = [pytest.mark.handoff, pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping")]
+
+GENERATIONS = 20
+TCP_GAP_SECS_MAX = 5.0  # generous: a stall is longer, retransmission on a loaded machine is not
+
+
+def connect_all(site: Site) -> list[Client]:
+    """Return two clients with sessions, one of them over IPv6 outside and with a preshared key."""
+    clients = [site.add_client(), site.add_client(preshared_key=bytes(range(32)))]
+    site.server.start()
+    for client, ipv6 in zip(clients, (False, True), strict=True):
+        client.connect(ipv6=ipv6)
+        ping(site.lab, client.namespace, Site.SERVER4, 2)
+    return clients
+
+
+def knock_at_a_closed_port(client: Client) -> None:
+    """Send what must be answered by port unreachable, in both families: the captures can tell."""
+    for family, address in ((socket.AF_INET, client.server4), (socket.AF_INET6, client.server6)):
+        with client.namespace.entered(), socket.socket(family, socket.SOCK_DGRAM) as knocking:
+            knocking.sendto(b"?", (address, PORT + 1))
+
+
+def test_twenty_reloads_under_kernel_traffic(site: Site, record_property: Callable[[str, object], None]) -> None:
+    clients = connect_all(site)
+    first, second = clients
+    server = site.server
+    pids, footprints = [server.status()["pid"]], []
+    sent_before = server.status()["totals"]["sent_datagrams"]
+    with ExitStack() as stack:
+        captures = [stack.enter_context(Capture(client.namespace, client.link, PORT)) for client in clients]
+        pings = [
+            Ping(site.lab, client.namespace, target, f"ping-{client.number}-{target}")
+            for client in clients
+            for target in (Site.SERVER4, Site.SERVER6)
+        ]
+        up = stack.enter_context(Transfer(first.namespace, site.namespace, Site.SERVER4))
+        down = stack.enter_context(Transfer(site.namespace, second.namespace, second.inner6))
+        handshakes = [client.wireguard.latest_handshake() for client in clients]
+        assert all(handshakes)
+        for pinging in pings:
+            pinging.wait_for_replies(10)
+        for _ in range(GENERATIONS):
+            pids.append(server.replace()["pid"])
+            for pinging in pings:
+                pinging.wait_for_replies(5)
+            footprints.append(Footprint.of(pids[-1]))
+        for pinging in pings:
+            pinging.wait_for_replies(50)
+        up.assert_intact()
+        down.assert_intact()
+        results = [pinging.stop() for pinging in pings]
+        assert [client.wireguard.latest_handshake() for client in clients] == handshakes
+
+        def all_seen() -> bool:
+            sent = server.status()["totals"]["sent_datagrams"] - sent_before
+            return sum(len(capture.datagrams) for capture in captures) == sent
+
+        wait_for("the captures to have seen all that the server says it sent", all_seen)
+        assert [capture.port_unreachables for capture in captures] == [0, 0]
+        for client in clients:
+            knock_at_a_closed_port(client)
+        for capture in captures:
+            capture.stop()
+
+    for result in results:
+        assert (result.lost, result.duplicated, result.errors) == ((), (), ())
+    pairs = [pair for capture in captures for pair in transport_pairs(capture.datagrams)]
+    assert_no_nonce_twice(pairs, at_least=sum(result.transmitted for result in results))
+    assert [capture.port_unreachables for capture in captures] == [2, 2]
+    for name, transfer in (("up", up), ("down", down)):
+        record_property(f"tcp_{name}_bytes", transfer.sent_bytes)
+        record_property(f"tcp_{name}_longest_gap_ms", round(transfer.longest_gap_secs * 1000))
+        assert transfer.longest_gap_secs < TCP_GAP_SECS_MAX
+    footprints[-1].assert_no_larger_than(footprints[0])
+    assert all(is_gone(pid) for pid in pids[:-1])
+    assert server.processes() == {pids[-1]}
+    totals = server.status()["totals"]
+    assert totals["takeovers_succeeded"] == GENERATIONS
+    assert totals["handshakes_responder"] == len(clients)
