@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from ipaddress import ip_network
 from math import inf
 from random import Random
+from typing import TypeVar
 
 from oxidize.protocol.changes import Change, PeerRemoved, change_key
 from oxidize.protocol.crypto import public_key
@@ -18,6 +19,7 @@ from oxidize.protocol.session_table import Transmit
 from oxidize.protocol.words import DROPS_WORD, SEND_COUNTER, ArraySlots, DropReason, Total
 
 EPOCH = 1_700_000_000.0
+AnyHost = TypeVar("AnyHost", bound="Host")
 Wire = Callable[[Endpoint, Endpoint, bytes], Iterable[bytes]]
 
 
@@ -26,17 +28,6 @@ def packet(source: str, destination: str, payload: bytes = b"ping") -> bytes:
     length = (20 + len(payload)).to_bytes(2, "big")
     addresses = b"".join(bytes(map(int, address.split("."))) for address in (source, destination))
     return b"\x45\x00" + length + bytes(4) + b"\x40\xfd\x00\x00" + addresses + payload
-
-
-def fold(journal: Iterable[Change]) -> list[Change]:
-    """Return a journal with every change that another one replaced, or that is of a removed peer, left out."""
-    live: dict[tuple[str, bytes], Change] = {}
-    for change in journal:
-        if isinstance(change, PeerRemoved):
-            live = {key: kept for key, kept in live.items() if key[1] != change.peer}
-        else:
-            live[change_key(change)] = change
-    return list(live.values())
 
 
 class Host:
@@ -52,10 +43,13 @@ class Host:
         self.peers: list[PeerSettings] = []
         self.slots = ArraySlots(256)
         self.journal: list[Change] = []
-        self.frozen_at = 0  # how much of the journal a frozen predecessor knows
+        self.live: dict[tuple[str, bytes], Change] = {}
+        # How much of the journal a successor that restores, and a frozen predecessor, know.
+        self.offered_at = self.frozen_at = 0
         self.flushed: list[Transmit] = []  # what left last, before the process changed
         self.delivered: list[bytes] = []
         self.device: Device
+        self.successor: Device
 
     def know(self, other: "Host", *, reachable: bool = True, keepalive: float = 0.0, psk: bytes = bytes(32)) -> None:
         """Put a peer into the configuration."""
@@ -66,12 +60,10 @@ class Host:
     def make_device(self) -> Device:
         """Return the device of another process: it shares journal and words, and knows nothing yet."""
         world = self.world
-        slots = ArraySlots(256)
-        slots.words = self.slots.words
         device = Device(
             self.private_key,
             self.peers,
-            slots,
+            self.make_slots(),
             world.random.randbytes,
             lambda: EPOCH + world.now,
             self.record,
@@ -80,15 +72,34 @@ class Host:
         device.prepare()
         return device
 
+    def make_slots(self) -> ArraySlots:
+        slots = ArraySlots(256)
+        slots.words = self.slots.words
+        return slots
+
     def record(self, change: Change) -> None:
         self.journal.append(change)
+        if isinstance(change, PeerRemoved):
+            for key in [key for key in self.live if key[1] == change.peer]:
+                del self.live[key]
+        else:
+            self.live[change_key(change)] = change
 
     def start(self) -> None:
         """Make a device that knows nothing."""
         self.device = self.make_device()
 
     def folded(self) -> list[Change]:
-        return fold(self.journal)
+        """Return the journal with every change that another one replaced, or that is of a removed peer, left out."""
+        return list(self.live.values())
+
+    def cut_journal(self, length: int) -> None:
+        """Let the process have died after so many records."""
+        kept = self.journal[:length]
+        self.journal.clear()
+        self.live.clear()
+        for change in kept:
+            Host.record(self, change)
 
     def replace(self) -> None:
         """Let a successor take over by the journal and the words alone, as after a kill."""
@@ -96,24 +107,43 @@ class Host:
         self.device.restore(self.folded(), self.world.now)
         self.device.own()
 
-    def hand_over(self) -> Device:
-        """Let a successor take over as planned; return the predecessor, which may thaw."""
-        predecessor, successor = self.device, self.make_device()
-        successor.restore(self.folded(), self.world.now)
-        read = len(self.journal)
-        self.flushed += predecessor.take_transmits()
-        predecessor.freeze()
+    def offer(self) -> None:
+        """Let a successor restore, while this process serves on."""
+        self.successor = self.make_device()
+        self.successor.restore(self.folded(), self.world.now)
+        self.offered_at = len(self.journal)
+
+    def freeze(self) -> None:
+        """Stop serving."""
+        self.flushed += self.device.take_transmits()
+        self.device.freeze()
         self.frozen_at = len(self.journal)
-        successor.restore(self.journal[read:], self.world.now)
+
+    def commit(self) -> Device:
+        """Let the successor own; return the predecessor, frozen or dead."""
+        predecessor, successor = self.device, self.successor
+        successor.restore(self.journal[self.offered_at :], self.world.now)
         successor.own()
         self.device = successor
         return predecessor
+
+    def hand_over(self) -> Device:
+        """Let a successor take over as planned; return the predecessor, which may thaw."""
+        self.offer()
+        self.freeze()
+        return self.commit()
 
     def thaw(self, predecessor: Device) -> None:
         """Let the successor die, and the predecessor go on from what it left."""
         predecessor.restore(self.journal[self.frozen_at :], self.world.now)
         predecessor.own()
         self.device = predecessor
+
+    def receive(self, datagrams: list[bytes], source: Endpoint) -> None:
+        self.delivered += self.device.receive_datagrams(datagrams, source, self.world.now)
+
+    def handle_timeout(self) -> None:
+        self.device.handle_timeout(self.world.now)
 
     def take_transmits(self) -> list[Transmit]:
         flushed, self.flushed = self.flushed, []
@@ -151,7 +181,9 @@ class World:
 
     def host(self, **options: int) -> Host:
         """Add a host; its device is made by `start`."""
-        host = Host(self, len(self.hosts) + 1, **options)
+        return self.add(Host(self, len(self.hosts) + 1, **options))
+
+    def add(self, host: "AnyHost") -> "AnyHost":
         self.hosts[host.endpoint] = host
         return host
 
@@ -182,7 +214,7 @@ class World:
                     self.log.append((host.endpoint, transmit.endpoint, datagram))
                     for arriving in [datagram] if wire is None else wire(host.endpoint, transmit.endpoint, datagram):
                         if target is not None:
-                            target.delivered += target.device.receive_datagrams([arriving], host.endpoint, self.now)
+                            target.receive([arriving], host.endpoint)
         return sent
 
     def exchange(self, wire: Wire | None = None) -> None:
@@ -202,7 +234,7 @@ class World:
                 break
             self.now = max(self.now, due)
             for host in list(self.hosts.values()):
-                host.device.handle_timeout(self.now)
+                host.handle_timeout()
             self.exchange(wire)
         self.now = end
 

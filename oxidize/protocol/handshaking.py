@@ -216,8 +216,12 @@ class Handshaker:
         any_authenticated_received(peer, table.words, now)
 
     def confirm(self, peer: Peer, now: float) -> None:
-        """Take the next keypair into use: the initiator has just shown that it has it."""
+        """Take the next keypair into use: the initiator has just shown that it has it.
+
+        A handshake of ours that is in flight has become needless: both sides began one at once.
+        """
         peer.last_handshake_unix = self._unix_time()
         self._table.rotate(peer, peer.promote_next)
+        self._table.end_handshake(peer)
         self._table.count(Total.HANDSHAKES_RESPONDER)
         self._on_session(peer, now)

@@ -98,3 +98,20 @@ def test_staged_packets_of_all_peers_have_one_limit(monkeypatch):
     client.peer(servers[0]).current = None
     client.send(servers[0], bytes(980), count=3)
     assert client.dropped(DropReason.STAGED_OVERFLOW) == 1
+
+
+def test_of_two_handshakes_that_began_at_once_neither_is_repeated():
+    world = World()
+    client, server = world.host(), world.host()
+    client.know(server)
+    server.know(client)
+    client.start()
+    server.start()
+    client.send(server)
+    server.send(client)
+    world.carry()
+    world.carry(lambda source, _, datagram: [datagram] if source == server.endpoint else [])  # one response is lost
+    world.exchange()
+    world.run(REKEY_TIMEOUT + 1)
+    assert initiations(world) == 2
+    assert len(server.delivered) == len(client.delivered) == 1

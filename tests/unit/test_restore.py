@@ -154,7 +154,7 @@ def test_a_kill_between_the_two_records_of_an_answer_leaves_the_session_usable()
     world.exchange()
     answered = next(i for i, c in reversed(list(enumerate(client.journal))) if isinstance(c, PeerHandshake))
     assert client.journal[answered].local_index == 0
-    del client.journal[answered:]
+    client.cut_journal(answered)
     client.replace()
     assert client.peer(server).handshake is None
     assert client.journal[-1] == PeerHandshake(server.public_key, 0, b"", b"", b"", b"", 0.0, 0.0, 0.0)
@@ -230,7 +230,7 @@ def test_staged_packets_leave_though_the_successor_died_between_the_session_and_
     journal = len(client.journal)
     client.device.receive_datagrams(server.device.take_transmits()[0].datagrams, server.endpoint, world.now)
     rotated = next(i for i in range(journal, len(client.journal)) if isinstance(client.journal[i], PeerKeypairs))
-    del client.journal[rotated + 1 :]  # it was killed there, having sent nothing
+    client.cut_journal(rotated + 1)  # it was killed there, having sent nothing
     client.thaw(predecessor)
     world.run(0.1)
     assert server.delivered == [packet(client.inner, server.inner, b"staged")]
