@@ -6,7 +6,9 @@ operator can mend in the configuration or the command, 1 for what failed, 0 othe
 
 import base64
 import json
+import os
 import secrets
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,19 +24,21 @@ from oxidize.errors import ConfigError, OxidizeError, TakeoverError
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 KEY_SIZE = 32
+KEY_INPUT_BYTES_MAX = 4096
 SERVER_CONFIG = Path("/etc/oxidize/server.toml")
 CLIENT_CONFIG = Path("/etc/oxidize/client.toml")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @contextmanager
-def _errors_as_lines() -> Iterator[None]:
+def _errors_as_lines(*, is_coordinated: bool = False) -> Iterator[None]:
+    """Print errors and exit. Whoever is coordinated has told its coordinator, which prints them."""
     try:
         yield
     except ConfigError as error:
-        _fail(2, *error.problems)
+        _fail(2, *(() if is_coordinated else error.problems))
     except OxidizeError as error:
-        _fail(1, str(error))
+        _fail(1, *(() if is_coordinated else [str(error)]))
 
 
 def _fail(status: int, *lines: str) -> NoReturn:
@@ -79,7 +83,7 @@ def server(config_path: Path, log_level: str, control_fd: int | None) -> None:
     """
     from oxidize.runtime.daemon import run  # noqa: PLC0415  # the other commands need none of it
 
-    with _errors_as_lines():
+    with _errors_as_lines(is_coordinated=control_fd is not None):
         sys.exit(run("server", config_path, log_level, control_fd))
 
 
@@ -94,7 +98,7 @@ def client(config_path: Path, log_level: str, control_fd: int | None) -> None:
     """
     from oxidize.runtime.daemon import run  # noqa: PLC0415  # the other commands need none of it
 
-    with _errors_as_lines():
+    with _errors_as_lines(is_coordinated=control_fd is not None):
         sys.exit(run("client", config_path, log_level, control_fd))
 
 
@@ -113,7 +117,8 @@ def check(config_path: Path, is_client: bool) -> None:
 @main.command(short_help="Replace the running process by a fresh one.")
 @_config_option(SERVER_CONFIG)
 @click.option("--client", "is_client", is_flag=True, help="Reload a client instead of a server.")
-def reload(config_path: Path, is_client: bool) -> None:
+@click.option("--log-level", type=click.Choice(LOG_LEVELS), help="As of `oxidize server`.  [default: as before]")
+def reload(config_path: Path, is_client: bool, log_level: str | None) -> None:
     """Replace the running process by a fresh one: new code, new configuration, the same sessions.
 
     Exit status 1, with the reason, if the new process could not take over; then the old one serves as before.
@@ -126,7 +131,7 @@ def reload(config_path: Path, is_client: bool) -> None:
         try:
             loaded = _load(config_path, is_client)
             predecessor = fetch(loaded.takeover_socket, IDENTITY)
-            result = run_reload(role, config_path, predecessor["pid"])
+            result = run_reload(role, config_path, log_level or predecessor["log_level"], predecessor["pid"])
         except ConfigError as error:
             _fail(2, *error.problems, *_who_serves(config_path, role))
         except TakeoverError as error:
@@ -179,31 +184,22 @@ def genpsk() -> None:
 @main.command(short_help="Print the public key of a private key.")
 def pubkey() -> None:
     """Read a private key on standard input and print its public key, as `wg pubkey` does."""
+    from oxidize.config.values import parse_key  # noqa: PLC0415
     from oxidize.protocol.crypto import public_key  # noqa: PLC0415
 
-    text = sys.stdin.read(4096).strip()
-    try:
-        private = base64.b64decode(text, validate=True)
-    except ValueError:
-        private = b""
-    if len(private) != KEY_SIZE:
-        _fail(1, f"standard input: expected a key of 44 base64 characters, as `oxidize genkey` prints, not {len(text)}")
+    private = parse_key(sys.stdin.buffer.read(KEY_INPUT_BYTES_MAX).decode("latin-1").strip(" \t\r\n"))
+    if private is None:
+        _fail(
+            1, "standard input: expected one key, 44 characters of base64 for 32 bytes, as `oxidize genkey` prints it"
+        )
     click.echo(base64.b64encode(public_key(private)).decode())
 
 
 def _warn_of_readable_output() -> None:
     """Do as wg does: a key that goes to a file which others can read deserves a word."""
-    mode = _regular_file_mode(sys.stdout.fileno())
-    if mode is not None and mode & 0o077:
+    found = os.fstat(1).st_mode
+    if stat.S_ISREG(found) and found & 0o077:
         click.echo("oxidize: warning: others can read the file that this goes to; `umask 077` first", err=True)
-
-
-def _regular_file_mode(fd: int) -> int | None:
-    import os  # noqa: PLC0415
-    import stat  # noqa: PLC0415
-
-    found = os.fstat(fd).st_mode
-    return found if stat.S_ISREG(found) else None
 
 
 def _load(config_path: Path, is_client: bool) -> config.ServerConfig | config.ClientConfig:

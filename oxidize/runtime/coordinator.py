@@ -33,10 +33,10 @@ class ReloadResult:
     seconds: float
 
 
-def reload(role: str, config_path: Path, predecessor_pid: int) -> ReloadResult:
+def reload(role: str, config_path: Path, log_level: str, predecessor_pid: int) -> ReloadResult:
     """Replace the process `predecessor_pid` by a fresh one; raises TakeoverError with the successor's reason.
 
-    role: the subcommand that the successor runs, "server" or "client".
+    role: the subcommand that the successor runs, "server" or "client"; log_level: as on its command line.
     """
     started = time.monotonic()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -48,6 +48,8 @@ def reload(role: str, config_path: Path, predecessor_pid: int) -> ReloadResult:
         role,
         "-c",
         str(config_path),
+        "--log-level",
+        log_level,
         "--control-fd",
         str(theirs.fileno()),
     ]
@@ -131,6 +133,9 @@ def _start_detached(command: list[str], inherited_fd: int) -> int:
 def _become(command: list[str], inherited_fd: int) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
+    # What the operator's shell left open here would stay so for as long as the successor lives: a pipe without an end.
+    os.closerange(3, inherited_fd)
+    os.closerange(inherited_fd + 1, os.sysconf("SC_OPEN_MAX"))
     os.set_inheritable(inherited_fd, True)
     os.execv(command[0], command)  # noqa: S606  # a shell is what we do not want
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence, Set
@@ -98,6 +99,7 @@ def describe_process(node: "Node") -> bytes:
             "generation": node.generation,
             "release": oxidize.__version__,
             "pid": os.getpid(),
+            "log_level": logging.getLevelName(logging.getLogger().level).lower(),
         }
     ).encode()
 
