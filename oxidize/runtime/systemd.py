@@ -28,7 +28,10 @@ def is_managed() -> bool:
 def notify(*assignments: str) -> None:
     """Send assignments such as `READY=1` to the service manager, if there is one."""
     if is_managed():
-        sdnotify.SystemdNotifier().notify("\n".join(assignments))
+        notifier = sdnotify.SystemdNotifier()
+        notifier.notify("\n".join(assignments))
+        if notifier.socket is not None:  # where the manager is gone there is none, and nothing to tell
+            notifier.socket.close()
 
 
 def store_fd(name: str, fd: int) -> None:
