@@ -1,0 +1,90 @@
+"""Settings: either configuration makes the same kind of value, and names are resolved all at once."""
+
+import socket
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from oxidize.config import load_client, load_server
+from oxidize.errors import ConfigError
+from oxidize.protocol.endpoint import Endpoint
+from oxidize.runtime.settings import NodeSettings, resolve
+from tests.config_files import ALICE, BOB, CLIENT, PRESHARED, PRIVATE, SERVER, load, peer, secret
+
+V6 = Endpoint(socket.inet_pton(socket.AF_INET6, "2001:db8::1"), 51820)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    secret(tmp_path / "server.key", PRIVATE)
+    secret(tmp_path / "psk", PRESHARED)
+    return tmp_path
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Names that resolve; every other one does not."""
+    known: dict[str, str] = {}
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host, port, *arguments, **options):
+        if host not in known and not any(c in host for c in ":0123456789"):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return real(known.get(host, host), port, *arguments, **options, flags=socket.AI_NUMERICHOST)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return known
+
+
+def test_a_server(folder: Path, resolver: dict[str, str]) -> None:
+    resolver["bob.example"] = "192.0.2.7"
+    more = 'endpoint = "bob.example:7"\npreshared_key_file = "psk"\npersistent_keepalive = 25\n'
+    text = SERVER + peer() + peer("bob", BOB, '"10.0.0.3/32", "fd00::3/128"', more)
+    settings = NodeSettings.of_server(load(folder, text, load_server))
+    assert settings.role == "server"
+    assert settings.listen == ("::", 51820)
+    assert settings.routes == tuple(map(ip_network, ("10.0.0.2/32", "10.0.0.3/32", "fd00::3/128")))
+    alice, bob = settings.peers
+    assert (alice.name, alice.endpoint, alice.preshared_key) == ("alice", None, bytes(32))
+    assert (bob.name, bob.endpoint) == ("bob", Endpoint(bytes([192, 0, 2, 7]), 7))
+    assert bob.persistent_keepalive == 25.0
+    assert bob.preshared_key != bytes(32)
+
+
+def test_a_client_listens_at_any_port_and_knows_one_peer(folder: Path, resolver: dict[str, str]) -> None:
+    resolver["vpn.example.org"] = "2001:db8::1"
+    settings = NodeSettings.of_client(load(folder, CLIENT + 'allowed_ips = ["10.0.0.0/24"]\n', load_client))
+    assert settings.role == "client"
+    assert settings.listen == ("::", 0)
+    assert [(each.name, each.endpoint) for each in settings.peers] == [("server", V6)]
+    assert settings.drain_timeout_secs == 0.0
+
+
+def test_no_secret_is_shown(folder: Path, resolver: dict[str, str]) -> None:
+    settings = NodeSettings.of_server(load(folder, SERVER + peer(more='preshared_key_file = "psk"\n'), load_server))
+    shown = repr(settings)
+    assert repr(settings.private_key) not in shown
+    assert repr(settings.peers[0].preshared_key) not in shown
+
+
+def test_every_name_that_does_not_resolve_is_reported(folder: Path, resolver: dict[str, str]) -> None:
+    text = SERVER + peer(more='endpoint = "a.example:1"\n') + peer("bob", BOB, '"10.0.0.3/32"', 'endpoint = "b.x:2"\n')
+    with pytest.raises(ConfigError) as caught:
+        NodeSettings.of_server(load(folder, text, load_server))
+    first, second = caught.value.problems
+    assert first.startswith(f"{folder}/oxidize.toml: endpoint of alice = 'a.example:1': expected a name that resolves")
+    assert "endpoint of bob = 'b.x:2'" in second
+    assert ALICE not in first + second
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("192.0.2.1:51820", Endpoint(bytes([192, 0, 2, 1]), 51820)),
+        ("[2001:db8::1]:51820", V6),
+        ("[::ffff:192.0.2.1]:9", Endpoint(bytes([192, 0, 2, 1]), 9)),
+    ],
+)
+def test_endpoints_in_digits(text: str, expected: Endpoint) -> None:
+    assert resolve(text) == expected
