@@ -38,7 +38,7 @@ def store_fd(name: str, fd: int) -> None:
     """Put a file into the manager's store, from which it comes back with LISTEN_FDS after a crash or restart."""
     if is_managed():
         # FDPOLL=0: systemd would otherwise drop the file at the first EPOLLHUP or EPOLLERR, which a TUN may report.
-        _daemon().notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fds=[fd])
+        _send_fd(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fd)
 
 
 def forget_fds(*names: str) -> None:
@@ -51,7 +51,7 @@ def barrier() -> bool:
     """Wait until the manager has processed everything that this process sent; False if it did not in time."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     try:
-        _daemon().notify("BARRIER=1", fds=[write_end])
+        _send_fd("BARRIER=1", write_end)
     finally:
         os.close(write_end)
     try:
@@ -60,6 +60,21 @@ def barrier() -> bool:
         return bool(poller.poll(BARRIER_TIMEOUT_SECS * 1000))
     finally:
         os.close(read_end)
+
+
+def _send_fd(message: str, fd: int) -> None:
+    try:
+        _daemon().notify(message, fds=[fd])
+    except OSError as error:
+        where = os.environ.get("NOTIFY_SOCKET")
+        raise ConfigError(
+            [
+                (
+                    f"NOTIFY_SOCKET = {where}: {error.strerror}: expected a service manager that listens there; "
+                    f"unset it where there is none"
+                )
+            ]
+        ) from error
 
 
 def listen_fds() -> dict[str, list[int]]:
