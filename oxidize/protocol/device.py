@@ -9,7 +9,7 @@ Source: J. A. Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel", sec
 
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
-from itertools import count
+from itertools import count, groupby
 from math import inf
 
 from oxidize.errors import StateError
@@ -23,14 +23,13 @@ from oxidize.protocol.constants import (
     REKEY_ATTEMPT_TIME,
     STAGED_BYTES_MAX,
     STAGED_PACKETS_MAX,
-    TYPE_DATA,
 )
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.handshake import LocalIdentity, RemoteIdentity
 from oxidize.protocol.handshaking import Handshaker
 from oxidize.protocol.keypair import Keypair
 from oxidize.protocol.load import UNDER_LOAD_HANDSHAKES_PER_SECOND, LoadMeter
-from oxidize.protocol.messages import message_type, read_data_header
+from oxidize.protocol.messages import data_receiver
 from oxidize.protocol.peer import Peer, PeerSettings
 from oxidize.protocol.restoring import RestoreReport, restore_change
 from oxidize.protocol.session_table import SessionTable, Transmit
@@ -132,62 +131,64 @@ class Device:
         words[Total.RECEIVED_DATAGRAMS] += len(datagrams)
         words[Total.RECEIVED_BYTES] += sum(map(len, datagrams))
         packets: list[bytes] = []
-        heard: set[Peer] = set()
-        for datagram in datagrams:
-            view = memoryview(datagram)
-            kind = message_type(view)
-            if kind != TYPE_DATA:
-                dropped = self._handshaker.receive(kind, view, endpoint, now)
-            else:
-                dropped = self._receive_data(view, endpoint, now, packets, heard)
-            if dropped is not None:
-                table.drop(dropped)
-        for peer in heard:
-            self._schedule(peer)
+        for receiver, run in groupby(datagrams, key=data_receiver):
+            if receiver is not None:
+                packets += self._receive_data(receiver, list(run), endpoint, now)
+                continue
+            for datagram in run:
+                dropped = self._handshaker.receive(datagram, endpoint, now)
+                if dropped is not None:
+                    table.drop(dropped)
         if packets:
             words[Total.RECEIVED_PACKETS] += len(packets)
             words[Total.RECEIVED_PACKET_BYTES] += sum(map(len, packets))
         return packets
 
     def _receive_data(
-        self, message: memoryview, endpoint: Endpoint, now: float, packets: list[bytes], heard: set[Peer]
-    ) -> DropReason | None:
-        if len(message) < DATA_OVERHEAD:
-            return DropReason.MALFORMED
-        index, counter = read_data_header(message)
-        keypair = self._table.indices.get(index)
+        self, receiver: int, messages: Sequence[bytes | memoryview], endpoint: Endpoint, now: float
+    ) -> list[bytes]:
+        """Take data messages to one keypair; return the packets to deliver."""
+        table, words = self._table, self._words
+        keypair = table.indices.get(receiver)
         if not isinstance(keypair, Keypair):
-            return DropReason.UNKNOWN_INDEX
+            table.drop(DropReason.UNKNOWN_INDEX, len(messages))
+            return []
         if keypair.is_expired(now):
-            return DropReason.KEYPAIR_EXPIRED
-        plaintext = keypair.open(counter, message)
-        if isinstance(plaintext, DropReason):
-            return plaintext
-        peer, words = keypair.peer, self._words
-        heard.add(peer)
-        if peer.endpoint != endpoint:
-            self._table.move_endpoint(peer, endpoint, now)
+            table.drop(DropReason.KEYPAIR_EXPIRED, len(messages))
+            return []
+        plaintexts, drops = keypair.open(messages)
+        for reason in drops:
+            table.drop(reason)
+        if not plaintexts:
+            return []
+        peer = keypair.peer
+        table.move_endpoint(peer, endpoint, now)
         if keypair is peer.next:
             self._handshaker.confirm(peer, now)
-        words[peer.slot + RECEIVED_BYTES] += len(message)
+        words[peer.slot + RECEIVED_BYTES] += sum(map(len, plaintexts)) + DATA_OVERHEAD * len(plaintexts)
         timers.any_authenticated_received(peer, words, now)
         if timers.receiving_wants_rekey(keypair, now) and keypair is peer.current:
             self._handshaker.initiate(peer, now)
-        if not plaintext:
-            words[Total.RECEIVED_KEEPALIVES] += 1
-            return None
-        return self._deliver(peer, plaintext, now, packets)
+        if any(plaintexts):
+            timers.data_received(peer, words, now)
+        self._schedule(peer)
+        return self._unwrap(peer, plaintexts)
 
-    def _deliver(self, peer: Peer, plaintext: bytes, now: float, packets: list[bytes]) -> DropReason | None:
-        timers.data_received(peer, self._words, now)
-        length = inner_length(plaintext)
-        if not length:
-            return DropReason.INNER_MALFORMED
-        if self._routes.lookup_packet_source(plaintext) is not peer:
-            return DropReason.SOURCE_NOT_ALLOWED
-        self._words[peer.slot + RECEIVED_PACKETS] += 1
-        packets.append(plaintext if length == len(plaintext) else plaintext[:length])
-        return None
+    def _unwrap(self, peer: Peer, plaintexts: Sequence[bytes]) -> list[bytes]:
+        """Return what a peer may send of what it sent, without padding."""
+        drop, lookup = self._table.drop, self._routes.lookup_packet_source
+        packets = []
+        for plaintext in plaintexts:
+            if not plaintext:
+                self._words[Total.RECEIVED_KEEPALIVES] += 1
+            elif not (length := inner_length(plaintext)):
+                drop(DropReason.INNER_MALFORMED)
+            elif lookup(plaintext) is not peer:
+                drop(DropReason.SOURCE_NOT_ALLOWED)
+            else:
+                packets.append(plaintext if length == len(plaintext) else plaintext[:length])
+        self._words[peer.slot + RECEIVED_PACKETS] += len(packets)
+        return packets
 
     # --- To the network: inner packets in, outer datagrams queued ---
 
@@ -196,20 +197,11 @@ class Device:
 
         Packets for a peer without a session are kept, STAGED_PACKETS_MAX at most, and a handshake begins.
         """
-        run: list[bytes | memoryview] = []
-        owner: Peer | None = None
-        for packet in packets:
-            peer = self._routes.lookup_packet_destination(packet)
-            if peer is not owner:
-                if owner is not None:
-                    self._send_to(owner, run, now)
-                run, owner = [], peer
-            if peer is None:
-                self._table.drop(DropReason.NO_ROUTE)
+        for peer, run in groupby(packets, key=self._routes.lookup_packet_destination):
+            if peer is not None:
+                self._send_to(peer, list(run), now)
             else:
-                run.append(packet)
-        if owner is not None:
-            self._send_to(owner, run, now)
+                self._table.drop(DropReason.NO_ROUTE, len(list(run)))
 
     def _send_to(self, peer: Peer, packets: Sequence[bytes | memoryview], now: float) -> None:
         keypair = peer.current

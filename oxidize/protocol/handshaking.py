@@ -12,6 +12,7 @@ from oxidize.errors import DecodeError
 from oxidize.protocol.changes import CookieSecret, PeerCookie, PeerTimestamp
 from oxidize.protocol.constants import (
     INITIATION_INTERVAL_MIN,
+    INITIATION_SIZE,
     REKEY_TIMEOUT,
     REKEY_TIMEOUT_JITTER_MAX,
     TYPE_COOKIE_REPLY,
@@ -30,7 +31,7 @@ from oxidize.protocol.handshake import (
     tai64n,
 )
 from oxidize.protocol.load import LoadMeter
-from oxidize.protocol.messages import CookieReply, Initiation, Response
+from oxidize.protocol.messages import CookieReply, Initiation, Response, message_type
 from oxidize.protocol.peer import Peer, PendingHandshake
 from oxidize.protocol.rate_limiter import RateLimiter
 from oxidize.protocol.session_table import SessionTable
@@ -111,8 +112,11 @@ class Handshaker:
 
     # --- What comes in ---
 
-    def receive(self, kind: int, data: memoryview, endpoint: Endpoint, now: float) -> DropReason | None:
-        """Take one message that is not data; return why it was dropped, or None."""
+    def receive(self, data: bytes | memoryview, endpoint: Endpoint, now: float) -> DropReason | None:
+        """Take one datagram that is not a data message; return why it was dropped, or None."""
+        kind = message_type(data)
+        if kind == 0 or len(data) > INITIATION_SIZE:
+            return DropReason.MALFORMED
         message = bytes(data)
         try:
             if kind == TYPE_INITIATION:

@@ -5,7 +5,7 @@ wherever it was killed. Both counters are words that outlive the process, and th
 send counter is bumped before sealing, the replay window is marked before delivery.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidTag
@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from oxidize.protocol.changes import KeypairState
 from oxidize.protocol.constants import (
+    DATA_HEADER_SIZE,
     PADDING_MULTIPLE,
     REJECT_AFTER_MESSAGES,
     REJECT_AFTER_TIME,
@@ -20,8 +21,8 @@ from oxidize.protocol.constants import (
     TYPE_DATA,
 )
 from oxidize.protocol.messages import DATA_HEADER
-from oxidize.protocol.replay import is_fresh, mark
-from oxidize.protocol.words import SEND_COUNTER, DropReason, Words
+from oxidize.protocol.replay import is_fresh, mark, mark_run
+from oxidize.protocol.words import RECEIVE_NEXT, SEND_COUNTER, DropReason, Words
 
 if TYPE_CHECKING:
     from oxidize.protocol.peer import Peer
@@ -81,19 +82,43 @@ class Keypair:
             messages.append(header + encrypt(_NONCE_PREFIX + header[8:], packet, None))
         return messages
 
-    def open(self, counter: int, message: memoryview) -> bytes | DropReason:
-        """Return what a data message carries, padding included, and mark its counter as seen.
+    def open(self, messages: Iterable[bytes | memoryview]) -> tuple[list[bytes], list[DropReason]]:
+        """Return what data messages to this keypair carry, in order, padding included; and why others were dropped.
 
-        Nothing changes unless the message is authentic and its counter was not seen before.
+        The counters of those that are returned are marked as seen, and nothing else changes.
         """
-        if counter >= REJECT_AFTER_MESSAGES:
-            return DropReason.KEYPAIR_EXPIRED
+        words, slot, decrypt = self._words, self.state.slot, self._decrypt
+        receive_next = words[slot + RECEIVE_NEXT]
+        plaintexts: list[bytes] = []
+        counters: list[int] = []
+        drops: list[DropReason] = []
+        for message in messages:
+            _, _, counter = DATA_HEADER.unpack_from(message)
+            if counter >= REJECT_AFTER_MESSAGES:
+                drops.append(DropReason.KEYPAIR_EXPIRED)
+            elif counter < receive_next and not is_fresh(words, slot, counter):
+                drops.append(DropReason.REPLAYED_COUNTER)
+            else:
+                try:
+                    plaintexts.append(decrypt(_NONCE_PREFIX + message[8:16], message[DATA_HEADER_SIZE:], None))
+                    counters.append(counter)
+                except InvalidTag:
+                    drops.append(DropReason.AUTHENTICATION_FAILED)
+        return self._mark(counters, plaintexts, drops), drops
+
+    def _mark(self, counters: list[int], plaintexts: list[bytes], drops: list[DropReason]) -> list[bytes]:
+        """Mark counters of authentic messages; return the plaintexts of those that were not seen before."""
         words, slot = self._words, self.state.slot
-        if not is_fresh(words, slot, counter):
-            return DropReason.REPLAYED_COUNTER
-        try:
-            plaintext = self._decrypt(_NONCE_PREFIX + message[8:16], message[16:], None)
-        except InvalidTag:
-            return DropReason.AUTHENTICATION_FAILED
-        mark(words, slot, counter)
-        return plaintext
+        if not counters:
+            return plaintexts
+        first = counters[0]
+        if first >= words[slot + RECEIVE_NEXT] and counters == list(range(first, first + len(counters))):
+            mark_run(words, slot, first, len(counters))
+            return plaintexts
+        marked = []
+        for counter, plaintext in zip(counters, plaintexts, strict=True):
+            if mark(words, slot, counter):
+                marked.append(plaintext)
+            else:  # it came twice at once
+                drops.append(DropReason.REPLAYED_COUNTER)
+        return marked

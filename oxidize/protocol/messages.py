@@ -27,6 +27,8 @@ MACS_SIZE = 2 * MAC_SIZE
 
 DATA_HEADER = struct.Struct("<IIQ")  # type, receiver index, counter
 
+_DATA_RECEIVER = struct.Struct("<II")  # the first two of these
+
 _TYPE = struct.Struct("<I")
 _INITIATION_HEADER = struct.Struct("<II")  # type, sender index
 _INITIATION = struct.Struct(f"<4xI32s48s28s{MACS_SIZE}x")
@@ -101,6 +103,14 @@ def message_type(data: Buffer) -> int:
         return 0
     word: int = _TYPE.unpack_from(data)[0]
     return word if TYPE_INITIATION <= word <= TYPE_DATA else 0
+
+
+def data_receiver(data: Buffer) -> int | None:
+    """Return the receiver index of a data message, unauthenticated; None for every other datagram."""
+    if len(data) < DATA_OVERHEAD:
+        return None
+    word, receiver_index = _DATA_RECEIVER.unpack_from(data)
+    return receiver_index if word == TYPE_DATA else None
 
 
 def read_data_header(data: Buffer) -> tuple[int, int]:
