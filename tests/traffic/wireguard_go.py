@@ -36,7 +36,7 @@ class WireguardGo:
         self._start()
 
     def _start(self) -> None:
-        env = {**os.environ, "WG_PROCESS_FOREGROUND": "1", "LOG_LEVEL": "verbose"}
+        env = {**os.environ, "WG_PROCESS_FOREGROUND": "1", "LOG_LEVEL": "verbose", "GOMAXPROCS": "2"}
         with self.namespace.entered():
             self.pid = self.lab.spawn(("/usr/bin/wireguard-go", "-f", self.name), self.name, env)
 
