@@ -26,7 +26,7 @@ from oxidize.runtime.control import Control
 from oxidize.runtime.data_path import Network
 from oxidize.runtime.interface import configure_interface
 from oxidize.runtime.loop import READABLE, Loop, boot_time, unix_time
-from oxidize.runtime.node import Node, Parts, interface_of, say_ready, serve_http
+from oxidize.runtime.node import Node, Parts, say_ready, serve_http
 from oxidize.runtime.settings import NodeSettings
 from oxidize.runtime.tun import TunDevice
 from oxidize.runtime.udp import UdpSocket, bind_udp
@@ -163,7 +163,7 @@ class _Takeover:
         _PredecessorEnd(self.loop, self.successor, predecessor, node.session_state).watch()
 
     def _reconcile_interface(self, node: Node) -> None:
-        is_changed = self.offer.state.get("interface") != interface_of(self.settings)
+        is_changed = self.offer.state.get("interface") != node.interface
         if isinstance(node.network, TunDevice) and (is_changed or self.is_network_new):
             _configure(self.settings)
 
