@@ -1,0 +1,232 @@
+"""How long nobody reads while a server is replaced, by the number of its sessions.
+
+The rule that this checks: the blackout does not grow with the number of sessions. Servers are started from stored state
+with made-up sessions, as a service manager starts one after a crash, and then replaced by `oxidize reload` under the
+traffic of one real client. Compare rows of one run only.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+import oxidize
+from oxidize.demo import children
+from oxidize.demo.clients import ClientSettings, FleetSettings
+from oxidize.demo.fleet import FleetProcess
+from oxidize.demo.records import Kind
+from oxidize.protocol.changes import KeypairState, PeerEndpoint, PeerKeypairs, PeerSeen, PeerTimestamp
+from oxidize.protocol.endpoint import Endpoint
+from oxidize.runtime.status import IDENTITY, fetch
+from oxidize.state.session_state import SessionState
+
+SESSIONS = (10, 1_000, 10_000)
+RELOADS = 5
+START_SECS_MAX = 60.0
+ECHOES_PER_SECOND = 500.0
+CLIENT_SECS_MAX = 120.0  # it is ended when the reloads are done
+SERVER_ADDRESS = IPv4Address("10.64.0.1")
+FIRST_ADDRESS = IPv4Address("10.64.0.2")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+CONFIG = """\
+[server]
+listen = "{udp}"
+address = ["{address}/10"]
+private_key_file = "server.key"
+takeover_socket = "takeover.sock"
+network = "userspace"
+metrics_listen = "{http}"
+"""
+PEER = '[[peer]]\nname = "p{number}"\npublic_key = "{key}"\nallowed_ips = ["{address}/32"]\n'
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of one number of sessions."""
+
+    sessions: int
+    start_secs: float  # from the first instruction to /health that says healthy
+    health_ms_max: float  # the slowest answer of /health while the sessions were restored
+    reload_secs: float
+    blackouts_ms: list[float]
+    echo_ms_max: float  # the slowest reply that a real client got while the server was replaced
+
+    def print(self, base: float) -> None:
+        median = statistics.median(self.blackouts_ms)
+        print(
+            f"{self.sessions:8d}  {self.start_secs:6.2f} s  {self.health_ms_max:8.1f} ms  {self.reload_secs:6.2f} s  "
+            f"{median:8.2f} ms  {max(self.blackouts_ms):8.2f} ms  {median / base:5.2f}  {self.echo_ms_max:9.1f} ms"
+        )
+
+
+HEADINGS = "sessions     start  slowest health   reload     blackout      largest  ratio  slowest echo"
+
+
+def stored_state(public_key: bytes, peers: list[bytes]) -> SessionState:
+    """Return the state of a server to which every peer has just shaken hands."""
+    state = SessionState.create(oxidize.__version__, 1, BOOT_ID.read_text().strip(), public_key)
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    for number, peer in enumerate(peers, 1):
+        state.record(PeerSeen(peer, state.arena.allocate()))
+        state.record(PeerTimestamp(peer, bytes(12), now))
+        state.record(PeerEndpoint(peer, Endpoint(bytes([127, 0, 0, 1]), 1024 + number)))
+        keys = (os.urandom(32), os.urandom(32))
+        keypair = KeypairState(number, number, *keys, now, False, state.arena.allocate())
+        state.record(PeerKeypairs(peer, None, keypair, None, time.time()))
+    return state
+
+
+class Server:
+    """A server that is started from the state of `sessions` sessions, and has one peer more: a real client."""
+
+    def __init__(self, directory: Path, sessions: int) -> None:
+        self.config = directory / "server.toml"
+        self.log = directory / "server.log"
+        self._takeover_socket = directory / "takeover.sock"
+        self._key, self._client_key = X25519PrivateKey.generate(), X25519PrivateKey.generate()
+        self._peers = [os.urandom(32) for _ in range(sessions)]
+        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._http = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        for bound in (self._udp, self._http):
+            bound.bind(("127.0.0.1", 0))
+        self._http.listen()
+        self._write_config(directory)
+        state = stored_state(self._key.public_key().public_bytes_raw(), self._peers)
+        fds = [("udp", self._udp.fileno()), ("http", self._http.fileno()), *state.fds.items()]
+        with self.log.open("wb") as log:
+            self.pid = children.spawn(self._command("server"), os.environ, log.fileno(), fds)
+        state.close()
+
+    def _write_config(self, directory: Path) -> None:
+        udp, http = (f"127.0.0.1:{bound.getsockname()[1]}" for bound in (self._udp, self._http))
+        text = CONFIG.format(udp=udp, http=http, address=SERVER_ADDRESS)
+        keys = [self._client_key.public_key().public_bytes_raw(), *self._peers]
+        for number, key in enumerate(keys):
+            text += PEER.format(number=number, key=b64encode(key).decode(), address=FIRST_ADDRESS + number)
+        self.config.write_text(text)
+        key_file = directory / "server.key"
+        key_file.touch(0o600)
+        key_file.write_bytes(b64encode(self._key.private_bytes_raw()) + b"\n")
+
+    def _command(self, name: str) -> list[str]:
+        return [sys.executable, "-P", "-m", "oxidize", name, "-c", str(self.config)]
+
+    def health(self) -> str:
+        with socket.create_connection(self._http.getsockname(), START_SECS_MAX) as link:
+            link.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = b"".join(iter(lambda: link.recv(4096), b""))
+        return str(json.loads(answer.partition(b"\r\n\r\n")[2])["status"])
+
+    def wait_healthy(self) -> float:
+        """Return the longest time that an answer of /health took, in ms, once the first one had come."""
+        slowest = 0.0
+        state = self.health()  # this one waits for the interpreter
+        while state != "healthy":
+            asked = time.perf_counter()
+            state = self.health()
+            slowest = max(slowest, time.perf_counter() - asked)
+            time.sleep(0.002)
+        return slowest * 1e3
+
+    def clients(self) -> FleetSettings:
+        """Return what the real client needs to know."""
+        host, port = self._udp.getsockname()
+        client = ClientSettings(self._client_key.private_bytes_raw().hex(), bytes(32).hex(), str(FIRST_ADDRESS))
+        key = self._key.public_key().public_bytes_raw().hex()
+        return FleetSettings(host, port, key, str(SERVER_ADDRESS), (client,), ECHOES_PER_SECOND, CLIENT_SECS_MAX)
+
+    def reload(self) -> float:
+        """Replace the process; return the blackout in ms."""
+        done = subprocess.run(self._command("reload"), capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise SystemExit(done.stderr)
+        identity = fetch(self._takeover_socket, IDENTITY)
+        self.pid = identity["pid"]
+        return float(done.stdout.partition("blackout ")[2].split()[0])
+
+    def blackouts_ms(self) -> list[float]:
+        status = fetch(self._takeover_socket)
+        return [entry["blackout_ms"] for entry in status["takeovers"][-RELOADS:]]
+
+    def sessions(self) -> int:
+        return int(fetch(self._takeover_socket)["sessions"])
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        self._udp.close()
+        self._http.close()
+
+
+@contextlib.contextmanager
+def running(sessions: int) -> Iterator[Server]:
+    with tempfile.TemporaryDirectory(prefix="oxidize-bench-") as directory:
+        server = Server(Path(directory), sessions)
+        try:
+            yield server
+        except BaseException:
+            print(server.log.read_text(), file=sys.stderr)
+            raise
+        finally:
+            server.close()
+
+
+@contextlib.contextmanager
+def echoing(server: Server) -> Iterator[list[float]]:
+    """Let a real client send echo requests meanwhile; at the end the list has every reply's latency in ms."""
+    latencies: list[float] = []
+    fleet = FleetProcess(server.clients(), server.log.with_name("client.log"))
+    try:
+        started = False
+        while not started:
+            started = any(record.kind is Kind.STARTED for record in fleet.read())
+            time.sleep(0.01)
+        yield latencies
+        latencies += [(record.at - record.sent_at) * 1e3 for record in fleet.read() if record.kind is Kind.REPLY]
+    finally:
+        fleet.close()
+
+
+def measure(sessions: int) -> Row:
+    began = time.perf_counter()
+    with running(sessions) as server:
+        health_ms_max = server.wait_healthy()
+        start_secs = time.perf_counter() - began
+        reload_secs = []
+        with echoing(server) as latencies:
+            for _ in range(RELOADS):
+                began = time.perf_counter()
+                server.reload()
+                reload_secs.append(time.perf_counter() - began)
+            time.sleep(0.2)  # for the last replies
+        if server.sessions() != sessions + 1:
+            raise SystemExit(f"{server.sessions()} sessions after {RELOADS} reloads; expected {sessions + 1}")
+        blackouts = server.blackouts_ms()
+        return Row(sessions, start_secs, health_ms_max, statistics.median(reload_secs), blackouts, max(latencies))
+
+
+def main() -> None:
+    print(HEADINGS)
+    base = 0.0
+    for sessions in SESSIONS:
+        row = measure(sessions)
+        base = base or statistics.median(row.blackouts_ms)
+        row.print(base)
+
+
+if __name__ == "__main__":
+    main()
