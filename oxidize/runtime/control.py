@@ -8,6 +8,7 @@ operator.
 import contextlib
 import json
 import os
+import signal
 import socket
 from typing import Any
 
@@ -38,6 +39,7 @@ class Control:
             answer = None
         if answer is None or answer.get("event") != "go":
             raise TakeoverError("prepared", "the coordinator is gone: expected its GO; run `oxidize reload` again")
+        signal.alarm(0)  # the coordinator's; from here on the predecessor watches over us
 
     def done(self, report: Report) -> None:
         """Say that this process serves."""

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oxidize.errors import TakeoverError
-from oxidize.runtime import systemd
+from oxidize.runtime import systemd, unit
 from oxidize.runtime.control import Report, receive, send
 
 PREPARE_TIMEOUT_SECS = 30.0  # the successor imports, reads and restores: tens of milliseconds for most
 TAKE_TIMEOUT_SECS = 15.0  # from GO to DONE
+LIFE_WITHOUT_OWNERSHIP_SECS = 60  # of a successor; beyond both of the above
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +75,22 @@ def reload(role: str, config_path: Path, log_level: str, predecessor_pid: int) -
 
 def _coordinate(link: socket.socket, pid: int, predecessor_pid: int) -> Report:
     _expect(link, "prepared", PREPARE_TIMEOUT_SECS)
-    managed = systemd.is_managed()
-    if managed and not _set_main_pid(pid):
-        _set_main_pid(predecessor_pid)
-        raise TakeoverError("prepared", f"the service manager did not accept MAINPID={pid} in time")
     try:
+        _set_main_pid(pid)
         send(link, {"event": "go"})
         return _expect(link, "done", TAKE_TIMEOUT_SECS)
     except (OSError, TakeoverError) as error:
-        if managed and _is_alive(predecessor_pid):
-            _set_main_pid(predecessor_pid)
+        if _is_alive(predecessor_pid):
+            _put_back(predecessor_pid)
         if isinstance(error, TakeoverError):
             raise
         raise TakeoverError("go", f"the successor is gone: {error}") from error
+
+
+def _put_back(predecessor_pid: int) -> None:
+    """Make the predecessor the main process again; what hinders that is less than why it had to be."""
+    with contextlib.suppress(TakeoverError):
+        _set_main_pid(predecessor_pid)
 
 
 def _expect(link: socket.socket, event: str, timeout_secs: float) -> Report:
@@ -102,9 +106,23 @@ def _expect(link: socket.socket, event: str, timeout_secs: float) -> Report:
     return message
 
 
-def _set_main_pid(pid: int) -> bool:
+def _set_main_pid(pid: int) -> None:
+    """Tell the service manager of a new main process, if there is one; raises TakeoverError if it does not take it.
+
+    A barrier that is passed only means that the message was read: what came of it is asked for. Not to get an answer is
+    no failure, another answer is.
+    """
+    if not systemd.is_managed():
+        return
     systemd.notify(f"MAINPID={pid}")
-    return systemd.barrier()
+    if not systemd.barrier():
+        raise TakeoverError("MAINPID", f"the service manager did not read MAINPID={pid} in time: does it hang?")
+    accepted = unit.main_pid()
+    if accepted not in {None, pid}:
+        raise TakeoverError(
+            "MAINPID",
+            f"the service manager has {accepted} as main process; expected {pid}: set NotifyAccess=exec in the unit",
+        )
 
 
 def _start_detached(command: list[str], inherited_fd: int) -> int:
@@ -133,6 +151,8 @@ def _start_detached(command: list[str], inherited_fd: int) -> int:
 def _become(command: list[str], inherited_fd: int) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
+    # It survives the exec: a successor that hangs ends even where its coordinator was killed and nobody else knows it.
+    signal.alarm(LIFE_WITHOUT_OWNERSHIP_SECS)
     # What the operator's shell left open here would stay so for as long as the successor lives: a pipe without an end.
     os.closerange(3, inherited_fd)
     os.closerange(inherited_fd + 1, os.sysconf("SC_OPEN_MAX"))
