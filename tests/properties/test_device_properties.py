@@ -26,6 +26,8 @@ from tests.world import Host, World, packet
 EXAMPLES = 300  # batches, of half BATCH_PACKETS_MAX at least
 DATAGRAMS_MIN = 10_000
 
+LENGTHS = st.integers(1, BATCH_PACKETS_MAX)
+
 # What a datagram that was not dropped is counted as.
 ACCEPTED = [
     Total.RECEIVED_PACKETS,
@@ -190,6 +192,10 @@ def check_nothing_happens(world: World, host: Host, batch: list[bytes | memoryvi
     assert dropped == len(batch)
 
 
+def runs() -> st.SearchStrategy[list[int]]:
+    return st.builds(lambda first, length: list(range(first, min(300, first + length))), st.integers(0, 299), LENGTHS)
+
+
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_genuine_messages_in_any_order_and_number_are_counted_once(data: st.DataObject) -> None:
@@ -209,6 +215,25 @@ def test_genuine_messages_in_any_order_and_number_are_counted_once(data: st.Data
         host.device.receive_datagrams(chosen, source, world.now)
         received, accounted = count(host)
         assert received == accounted
+
+
+@settings(max_examples=100, deadline=None)
+@given(batches=st.lists(st.lists(st.integers(0, 299), max_size=BATCH_PACKETS_MAX) | runs(), max_size=8))
+def test_each_packet_is_delivered_when_it_comes_first_however_the_batches_fall(batches: list[list[int]]) -> None:
+    world = World()
+    client, server = world.pair()
+    client.send(server)
+    world.exchange()
+    packets = [packet(client.inner, server.inner, number.to_bytes(2, "big")) for number in range(300)]
+    for first in range(0, 300, BATCH_PACKETS_MAX):
+        client.device.send_packets(packets[first : first + BATCH_PACKETS_MAX], world.now)
+    said = [datagram for transmit in client.device.take_transmits() for datagram in transmit.datagrams]
+    seen: set[int] = set()
+    for batch in batches:
+        expected = [number for number in dict.fromkeys(batch) if number not in seen]
+        seen.update(batch)
+        delivered = server.device.receive_datagrams([said[number] for number in batch], client.endpoint, world.now)
+        assert delivered == [packets[number] for number in expected]
 
 
 @settings(max_examples=150, deadline=None)

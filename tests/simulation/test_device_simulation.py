@@ -7,6 +7,7 @@ it into SEEDS.
 
 from collections.abc import Callable
 from heapq import heappop, heappush
+from itertools import groupby
 from random import Random
 
 import pytest
@@ -106,10 +107,12 @@ class Simulation:
                             heappush(self.on_the_wire, (arrives_at, self.carried, host.endpoint, target, datagram))
 
     def let_arrive(self) -> None:
+        arrived = []
         while self.on_the_wire and self.on_the_wire[0][0] <= self.world.now:
-            _, _, source, target, datagram = heappop(self.on_the_wire)
+            arrived.append(heappop(self.on_the_wire)[2:])
+        for (source, target), batch in groupby(arrived, key=lambda arrival: arrival[:2]):
             if target in self.world.hosts:
-                self.world.hosts[target].receive([datagram], source)
+                self.world.hosts[target].receive([datagram for _, _, datagram in batch], source)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -2,6 +2,8 @@
 goes on.
 """
 
+import pytest
+
 from oxidize.protocol.changes import (
     CookieSecret,
     KeypairState,
@@ -11,6 +13,7 @@ from oxidize.protocol.changes import (
     PeerRemoved,
     PeerSeen,
     PeerStaged,
+    change_key,
 )
 from oxidize.protocol.constants import (
     ENDPOINT_RECORD_INTERVAL,
@@ -250,7 +253,8 @@ def test_staged_packets_that_are_given_up_are_dead_in_the_records():
 # --- Slots ---
 
 
-def test_a_thawing_predecessor_gives_up_a_slot_that_its_successor_gave_away():
+@pytest.mark.parametrize("order", ["as recorded", "forwards", "backwards"])
+def test_a_thawing_predecessor_gives_up_a_slot_that_its_successor_gave_away(order: str):
     world = World()
     hub, *others = hosts = [world.host() for _ in range(3)]
     for host in others:
@@ -267,7 +271,15 @@ def test_a_thawing_predecessor_gives_up_a_slot_that_its_successor_gave_away():
         for host in others:
             host.send(hub)
             world.exchange()
-    hub.thaw(predecessor)
+    if order == "as recorded":
+        hub.thaw(predecessor)
+    else:  # from a compacted journal, in any order
+        predecessor.restore(sorted(hub.folded(), key=change_key, reverse=order == "backwards"), world.now)
+        hub.device = predecessor
+    world.now += 130
+    for host in others:
+        host.send(hub)
+        world.exchange()
     slots = [hub.peer(host).slot for host in others]
     slots += [keypair.state.slot for host in others for keypair in hub.peer(host).keypairs]
     assert len(set(slots)) == len(slots)
