@@ -59,6 +59,16 @@ def _config_option(default: Path) -> Callable[[_Function], _Function]:
     )
 
 
+def _either_config_option(function: _Function) -> _Function:
+    return click.option(
+        "-c",
+        "--config",
+        "config_path",
+        type=click.Path(path_type=Path),
+        help=f"The configuration file.  [default: {SERVER_CONFIG}; with --client {CLIENT_CONFIG}]",
+    )(function)
+
+
 _control_option = click.option("--control-fd", type=int, hidden=True, help="The link to the coordinator of a reload.")
 _log_level_option = click.option(
     "--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True, help="Log this and what is worse."
@@ -103,10 +113,11 @@ def client(config_path: Path, log_level: str, control_fd: int | None) -> None:
 
 
 @main.command()
-@_config_option(SERVER_CONFIG)
+@_either_config_option
 @click.option("--client", "is_client", is_flag=True, help="The file is a client's.")
-def check(config_path: Path, is_client: bool) -> None:
+def check(config_path: Path | None, is_client: bool) -> None:
     """Check a configuration, and do nothing else."""
+    config_path = config_path or _default_config(is_client)
     with _errors_as_lines():
         loaded = _load(config_path, is_client)
         for warning in loaded.warnings:
@@ -115,10 +126,10 @@ def check(config_path: Path, is_client: bool) -> None:
 
 
 @main.command(short_help="Replace the running process by a fresh one.")
-@_config_option(SERVER_CONFIG)
+@_either_config_option
 @click.option("--client", "is_client", is_flag=True, help="Reload a client instead of a server.")
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), help="As of `oxidize server`.  [default: as before]")
-def reload(config_path: Path, is_client: bool, log_level: str | None) -> None:
+def reload(config_path: Path | None, is_client: bool, log_level: str | None) -> None:
     """Replace the running process by a fresh one: new code, new configuration, the same sessions.
 
     Exit status 1, with the reason, if the new process could not take over; then the old one serves as before.
@@ -127,6 +138,7 @@ def reload(config_path: Path, is_client: bool, log_level: str | None) -> None:
     from oxidize.runtime.status import IDENTITY, counted, fetch  # noqa: PLC0415
 
     role = _role(is_client)
+    config_path = config_path or _default_config(is_client)
     with _errors_as_lines():
         try:
             loaded = _load(config_path, is_client)
@@ -147,16 +159,17 @@ def reload(config_path: Path, is_client: bool, log_level: str | None) -> None:
 
 
 @main.command(short_help="Show the running process, its peers and last takeovers.")
-@_config_option(SERVER_CONFIG)
+@_either_config_option
 @click.option("--client", "is_client", is_flag=True, help="Ask a client instead of a server.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def status(config_path: Path, is_client: bool, as_json: bool) -> None:
+def status(config_path: Path | None, is_client: bool, as_json: bool) -> None:
     """Show the running process, its peers and its last takeovers.
 
     It is found also where the configuration has been broken since it was started.
     """
     from oxidize.runtime.status import fetch, render  # noqa: PLC0415
 
+    config_path = config_path or _default_config(is_client)
     with _errors_as_lines():
         answer = fetch(config.takeover_socket_of(config_path, _role(is_client)))
         if as_json:
@@ -215,6 +228,10 @@ def _who_serves(config_path: Path, role: Literal["server", "client"]) -> list[st
     except OxidizeError:
         return []
     return [f"not reloaded: generation {found['generation']}, pid {found['pid']}, serves as before"]
+
+
+def _default_config(is_client: bool) -> Path:
+    return CLIENT_CONFIG if is_client else SERVER_CONFIG
 
 
 def _role(is_client: bool) -> Literal["server", "client"]:

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import oxidize
-from oxidize import config
+from oxidize import cli, config
 from oxidize.cli import main
 from oxidize.errors import ConfigError, TakeoverError
 from oxidize.runtime import coordinator
@@ -148,6 +148,14 @@ def test_a_file_at_the_takeover_socket_is_one_line(path: Path) -> None:
     (path.parent / "t.sock").write_text("")
     result = run("status", "-c", path)
     assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+
+
+@pytest.mark.parametrize("command", ["check", "reload", "status"])
+def test_the_default_file_is_that_of_the_role(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "SERVER_CONFIG", tmp_path / "server.toml")
+    monkeypatch.setattr(cli, "CLIENT_CONFIG", tmp_path / "client.toml")
+    assert run(command).stderr.startswith(f"oxidize: {tmp_path}/server.toml: No such file")
+    assert run(command, "--client").stderr.startswith(f"oxidize: {tmp_path}/client.toml: No such file")
 
 
 @pytest.fixture
