@@ -7,15 +7,25 @@ PYTHON ?= python3
 BUILD_PACKAGES := python3-venv python3-dev libsystemd-dev pkg-config gcc libc6-dev
 # `wg` is what the unit tests compare our keys with.
 CHECK_PACKAGES := wireguard-tools
-# Unmodified clients and kernel ping in network namespaces: the tests that only root can run.
-ROOT_TEST_PACKAGES := wireguard-go iputils-ping iproute2 procps
+# Unmodified clients and kernel ping in network namespaces, and a systemd to boot in its own: tests that only root can run.
+ROOT_TEST_PACKAGES := wireguard-go iputils-ping iproute2 procps systemd dbus util-linux
+
+# Where `make install` puts what it installs; DESTDIR, before all of it, is for packages. The interpreter must be one
+# that the user of the service can run: not below /root or /home.
+PREFIX ?= /opt/oxidize
+DESTDIR ?=
+UNITDIR ?= /etc/systemd/system
+SYSUSERSDIR ?= /usr/lib/sysusers.d
+TMPFILESDIR ?= /usr/lib/tmpfiles.d
+CONFDIR ?= /etc/oxidize
+INSTALL_PYTHON ?= /usr/bin/python3
 
 # The packages follow from the goals as a whole, so that whoever may not install them gets one line, not one a target.
 NEEDED := $(BUILD_PACKAGES)
-ifneq ($(filter check test test-handoff,$(MAKECMDGOALS)),)
+ifneq ($(filter check test test-handoff test-systemd,$(MAKECMDGOALS)),)
 NEEDED += $(CHECK_PACKAGES)
 endif
-ifneq ($(filter test test-handoff,$(MAKECMDGOALS)),)
+ifneq ($(filter test test-handoff test-systemd,$(MAKECMDGOALS)),)
 ifeq ($(shell id -u),0)
 NEEDED += $(ROOT_TEST_PACKAGES)
 endif
@@ -26,6 +36,7 @@ SETUP := .stamps/venv
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # What builds the source distributions (wheel imports packaging). pip is not to fetch build tools of its own choice.
 BUILD_TOOLS := setuptools|wheel|packaging
+BUILD_TOOLS_LOCK := awk '/^($(BUILD_TOOLS))==/ { p = 1 } p { print } !/\\$$/ { p = 0 }' requirements-dev.lock
 HASHED := --quiet --require-hashes --no-build-isolation --use-pep517
 
 # A second make in the same tree waits: pip and apt-get do not mind finding their work done, but do mind sharing it.
@@ -40,7 +51,7 @@ LOCK := .stamps/lock/bin/uv --quiet pip compile --universal --python-version 3.1
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-handoff check bench venv packages lock clean
+.PHONY: help demo test test-handoff test-systemd check bench install uninstall venv packages lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -54,6 +65,9 @@ test: $(SETUP) ## all tests; as root also those with network namespaces and wire
 test-handoff: $(SETUP) ## only the tests that replace a process under traffic
 	@$(BIN)/python -m pytest -m handoff
 
+test-systemd: $(SETUP) ## only the tests that boot a systemd (as root)
+	@$(BIN)/python -m pytest tests/system
+
 check: $(SETUP) ## linters, types, unit and property tests: under a minute, before each commit
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
@@ -65,6 +79,18 @@ bench: $(SETUP) ## measure the data path and the takeover on this machine
 
 venv: $(SETUP) ## only the set-up: packages and .venv
 
+INSTALL := PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' UNITDIR='$(UNITDIR)' SYSUSERSDIR='$(SYSUSERSDIR)' \
+	TMPFILESDIR='$(TMPFILESDIR)' CONFDIR='$(CONFDIR)' INSTALL_PYTHON='$(INSTALL_PYTHON)' \
+	BUILD_TOOLS=.stamps/build-tools.lock sh systemd/install.sh
+
+install: | packages ## a release in PREFIX/releases (PREFIX=/opt/oxidize), PREFIX/current, units, user; as root
+	@mkdir -p .stamps
+	@$(BUILD_TOOLS_LOCK) > .stamps/build-tools.lock
+	@$(INSTALL) install
+
+uninstall: ## stop the service and remove what install put there; /etc/oxidize is kept
+	@$(INSTALL) uninstall
+
 # An environment that works is updated in place and not cleared: a server may be running from it.
 $(SETUP): requirements.lock requirements-dev.lock pyproject.toml | packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -72,7 +98,7 @@ $(SETUP): requirements.lock requirements-dev.lock pyproject.toml | packages
 	@set -e; mkdir -p .stamps; $(ALONE); \
 	echo "setting up .venv"; \
 	$(PIP) --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv; \
-	awk '/^($(BUILD_TOOLS))==/ { p = 1 } p { print } !/\\$$/ { p = 0 }' requirements-dev.lock > .stamps/build-tools.lock; \
+	$(BUILD_TOOLS_LOCK) > .stamps/build-tools.lock; \
 	$(PIP) install $(HASHED) --no-deps -r .stamps/build-tools.lock; \
 	$(PIP) install $(HASHED) -r requirements-dev.lock; \
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .; \
