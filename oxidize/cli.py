@@ -167,7 +167,8 @@ def status(config_path: Path | None, is_client: bool, as_json: bool) -> None:
 
     It is found also where the configuration has been broken since it was started.
     """
-    from oxidize.runtime.status import fetch, render  # noqa: PLC0415
+    from oxidize.runtime.status import fetch  # noqa: PLC0415
+    from oxidize.runtime.status_page import render  # noqa: PLC0415
 
     config_path = config_path or _default_config(is_client)
     with _errors_as_lines():

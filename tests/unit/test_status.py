@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from oxidize.runtime import status as status_module
-from oxidize.runtime.status import _ago, _bytes, _duration, counted, render
+from oxidize.runtime.status import counted
+from oxidize.runtime.status_page import _ago, _bytes, _duration, render
 
 NOW = 1_700_000_000.0
 
