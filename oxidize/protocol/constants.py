@@ -55,4 +55,5 @@ BATCH_PACKETS_MAX = 64  # packets read before they are written: what a crash may
 STAGED_BYTES_MAX = 64 << 20  # of all peers together: a hand-off writes them down, and a scan of a network fills them
 ENDPOINT_RECORD_INTERVAL = 1.0  # between two records of one peer's place: paths may alternate with every packet
 PEERS_MAX = 20_000
+PEERS_PER_TIMEOUT_MAX = 16  # whose timers run at once: each may begin a handshake, which takes some 0.3 ms
 INNER_MTU_MAX = 65_535 - 80  # an inner packet that still fits an outer IPv6 datagram

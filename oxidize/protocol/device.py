@@ -20,6 +20,7 @@ from oxidize.protocol.constants import (
     BATCH_PACKETS_MAX,
     DATA_OVERHEAD,
     PEERS_MAX,
+    PEERS_PER_TIMEOUT_MAX,
     REKEY_ATTEMPT_TIME,
     STAGED_BYTES_MAX,
     STAGED_PACKETS_MAX,
@@ -239,7 +240,8 @@ class Device:
             self._staged_bytes += len(packet)
         if dropped:
             self._table.drop(DropReason.STAGED_OVERFLOW, dropped)
-        self._waiting.add(peer)
+        if peer.staged:
+            self._waiting.add(peer)
         self._handshaker.initiate(peer, now)
         self._schedule(peer)
 
@@ -285,13 +287,16 @@ class Device:
         return self._due[0][0] if self._due else None
 
     def handle_timeout(self, now: float) -> None:
-        """Do what is due: retries, keepalives, forgetting keys."""
-        due: list[Peer] = []
-        while self._due and self._due[0][0] <= now:
+        """Do what is due: retries, keepalives, forgetting keys.
+
+        For PEERS_PER_TIMEOUT_MAX peers at most, so that packets need not wait for all; `next_deadline` then says so.
+        """
+        due: dict[Peer, None] = {}
+        while self._due and self._due[0][0] <= now and len(due) < PEERS_PER_TIMEOUT_MAX:
             _, _, peer = heappop(self._due)
             peer.deadlines.pop()
-            due.append(peer)
-        for peer in dict.fromkeys(due):
+            due[peer] = None
+        for peer in due:
             self._run_timers(peer, now)
             self._schedule(peer)
 

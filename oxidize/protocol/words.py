@@ -65,6 +65,8 @@ class Total(IntEnum):
     BLACKOUT_NS_MAX = 37
     SESSIONS_RESTORED = 38
     SESSIONS_REFUSED = 39
+    STARTS_IN_A_ROW = 40  # from stored state, none of which has lasted
+    ENDED_ON_PURPOSE = 41  # 1: the last generation was told to end
 
 
 DROPS_WORD = 128  # DropReason r is counted in word DROPS_WORD + r

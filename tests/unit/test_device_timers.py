@@ -2,6 +2,7 @@
 
 from oxidize.protocol.constants import (
     KEEPALIVE_TIMEOUT,
+    PEERS_PER_TIMEOUT_MAX,
     REKEY_AFTER_TIME,
     REKEY_ATTEMPT_TIME,
     REKEY_TIMEOUT,
@@ -115,3 +116,18 @@ def test_of_two_handshakes_that_began_at_once_neither_is_repeated():
     world.run(REKEY_TIMEOUT + 1)
     assert initiations(world) == 2
     assert len(server.delivered) == len(client.delivered) == 1
+
+
+def test_timers_of_many_peers_are_run_a_few_at_a_time():
+    world = World()
+    hub = world.host()
+    others = [world.host() for _ in range(PEERS_PER_TIMEOUT_MAX + 4)]
+    for other in others:
+        hub.know(other, keepalive=25.0)
+    hub.start()
+    hub.device.handle_timeout(world.now)
+    assert len(hub.device.take_transmits()) == PEERS_PER_TIMEOUT_MAX
+    assert hub.device.next_deadline() <= world.now
+    hub.device.handle_timeout(world.now)
+    assert len(hub.device.take_transmits()) == 4
+    assert hub.device.next_deadline() > world.now
