@@ -145,9 +145,9 @@ def reload(config_path: Path | None, is_client: bool, log_level: str | None) -> 
             predecessor = fetch(loaded.takeover_socket, IDENTITY)
             result = run_reload(role, config_path, log_level or predecessor["log_level"], predecessor["pid"])
         except ConfigError as error:
-            _fail(2, *error.problems, *_who_serves(config_path, role))
+            _fail(2, *error.problems, *_who_serves(config_path, role, str(error)))
         except TakeoverError as error:
-            _fail(1, str(error), *_who_serves(config_path, role))
+            _fail(1, str(error), *_who_serves(config_path, role, str(error)))
         report = result.report
         click.echo(
             f"reloaded: generation {report['generation']}, pid {report['pid']}: "
@@ -177,6 +177,27 @@ def status(config_path: Path | None, is_client: bool, as_json: bool) -> None:
             click.echo(json.dumps(answer, indent=2))
         else:
             render(answer)
+
+
+@main.command(short_help="Refuse new sessions until nobody uses the old ones.")
+@_either_config_option
+@click.option("--cancel", is_flag=True, help="Accept new sessions again.")
+def drain(config_path: Path | None, cancel: bool) -> None:
+    """Drain a server by hand, as before a reboot: no new sessions, and wait until nobody uses the old ones.
+
+    It waits for drain_timeout_secs at most. Afterwards the server still runs, and still refuses new sessions, until it
+    is stopped, reloaded, or told to accept them again (--cancel).
+    """
+    from oxidize.runtime.drain_page import watch_drain  # noqa: PLC0415
+    from oxidize.runtime.status import ACCEPT, fetch  # noqa: PLC0415
+
+    with _errors_as_lines():
+        takeover_socket = config.takeover_socket_of(config_path or SERVER_CONFIG, "server")
+        if cancel:
+            found = fetch(takeover_socket, ACCEPT)
+            click.echo(f"generation {found['generation']}, pid {found['pid']}, accepts new sessions")
+        else:
+            watch_drain(takeover_socket)
 
 
 @main.command()
@@ -220,14 +241,16 @@ def _load(config_path: Path, is_client: bool) -> config.ServerConfig | config.Cl
     return config.load_client(config_path) if is_client else config.load_server(config_path)
 
 
-def _who_serves(config_path: Path, role: Literal["server", "client"]) -> list[str]:
+def _who_serves(config_path: Path, role: Literal["server", "client"], reason: str) -> list[str]:
     """Return a line about the process that serves although a reload failed; none where nobody answers."""
+    from oxidize.runtime.coordinator import say_failure  # noqa: PLC0415
     from oxidize.runtime.status import IDENTITY, fetch  # noqa: PLC0415
 
     try:
         found = fetch(config.takeover_socket_of(config_path, role), IDENTITY)
     except OxidizeError:
         return []
+    say_failure(found["generation"], reason)
     return [f"not reloaded: generation {found['generation']}, pid {found['pid']}, serves as before"]
 
 

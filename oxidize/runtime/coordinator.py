@@ -73,6 +73,12 @@ def reload(role: str, config_path: Path, log_level: str, predecessor_pid: int) -
     return ReloadResult(report, time.monotonic() - started)
 
 
+def say_failure(generation: int, reason: str) -> None:
+    """Let the service manager's status show that a reload failed, and who serves."""
+    first_line, *_ = reason.splitlines() or [""]
+    systemd.notify(f"STATUS=generation {generation} serves on: not reloaded: {first_line}")
+
+
 def _coordinate(link: socket.socket, pid: int, predecessor_pid: int) -> Report:
     _expect(link, "prepared", PREPARE_TIMEOUT_SECS)
     try:

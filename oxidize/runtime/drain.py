@@ -3,10 +3,12 @@
 The rule: who has a session keeps it until nobody uses theirs any more or the time is up; nobody gets a new one.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from oxidize import logs
 from oxidize.protocol.words import Total
+from oxidize.runtime import systemd
 from oxidize.runtime.loop import Loop, boot_time
 
 if TYPE_CHECKING:
@@ -14,43 +16,69 @@ if TYPE_CHECKING:
 
 IDLE_SECS = 3.0  # without a packet in either direction: nobody would notice the end
 CHECK_SECS = 0.25
+PATIENCE_SECS = 10  # asked of the service manager anew with every look, so that it waits as long as the drain takes
 
 log = logs.get(__name__)
 
 
 class Drain:
-    """Watches a node's traffic once `begin` was called, and stops the loop in the end."""
+    """Watches a node's traffic once `begin` was called, and calls `then` in the end."""
 
     def __init__(self, node: "Node", loop: Loop) -> None:
         self._node = node
         self._loop = loop
-        self._ends_at = 0.0
+        self._then: Callable[[], None] = loop.stop
+        self._is_over = False
+        self._ends_at: float | None = None
         self._due_at = 0.0
         self._packets = -1
         self._moved_at = 0.0
 
-    def begin(self, timeout_secs: float) -> None:
-        """Refuse new handshakes, and end after `timeout_secs` or when every session is idle."""
+    @property
+    def left_secs(self) -> float | None:
+        """Seconds until the time is up, 0.0 when the drain has ended, None where there is none."""
+        if self._ends_at is None:
+            return None
+        return 0.0 if self._is_over else max(0.0, self._ends_at - boot_time())
+
+    def begin(self, timeout_secs: float, then: Callable[[], None]) -> None:
+        """Refuse new handshakes, and call `then` after `timeout_secs` or when every session is idle.
+
+        A drain that is under way goes on, to this end instead of its own.
+        """
+        self._then = then
+        if self._ends_at is not None:
+            return
         now = boot_time()
         self._node.device.accepting = False
         self._ends_at = now + timeout_secs
+        self._is_over = False
         self._due_at = self._moved_at = now
         self._loop.add_timed(self)
-        sessions = self._node.device.live_sessions(now)
-        log.info("draining", timeout_secs=timeout_secs, sessions=sessions)
+        log.info("draining", timeout_secs=timeout_secs, sessions=self._node.device.live_sessions(now))
 
-    def next_deadline(self) -> float:
+    def cancel(self) -> None:
+        """Accept handshakes again, and end no more; idempotent."""
+        self._node.device.accepting = True
+        self._ends_at = None
+        self._loop.remove_timed(self)
+
+    def next_deadline(self) -> float | None:
         """Return when the traffic is looked at next."""
-        return min(self._due_at, self._ends_at)
+        return None if self._ends_at is None or self._is_over else min(self._due_at, self._ends_at)
 
     def handle_timeout(self, now: float) -> None:
-        """Stop the loop if the time is up, no session is left, or nothing has moved for IDLE_SECS."""
+        """End if the time is up, no session is left, or nothing has moved for IDLE_SECS."""
+        if self._ends_at is None or self._is_over:
+            return
         self._due_at = now + CHECK_SECS
+        systemd.notify(f"EXTEND_TIMEOUT_USEC={PATIENCE_SECS * 1_000_000}")
         words = self._node.words
         packets = words[Total.RECEIVED_PACKETS] + words[Total.SENT_PACKETS]
         if packets != self._packets:
             self._packets, self._moved_at = packets, now
         sessions = self._node.device.live_sessions(now)
         if now >= self._ends_at or not sessions or now - self._moved_at >= IDLE_SECS:
+            self._is_over = True
             log.info("drained", sessions=sessions, in_time=now < self._ends_at)
-            self._loop.stop()
+            self._then()

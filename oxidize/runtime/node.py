@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +21,8 @@ from oxidize.errors import OxidizeError, SnapshotError, TakeoverError
 from oxidize.metrics import Live, Metrics
 from oxidize.protocol.device import Device
 from oxidize.protocol.words import DropReason, Total
-from oxidize.runtime import status, systemd
+from oxidize.runtime import status, systemd, unit
+from oxidize.runtime.crash_loop import Stability
 from oxidize.runtime.data_path import DataPath, Network
 from oxidize.runtime.drain import Drain
 from oxidize.runtime.loop import READABLE, Loop, boot_time
@@ -29,6 +31,7 @@ from oxidize.runtime.tun import TunDevice
 from oxidize.runtime.udp import UdpSocket
 from oxidize.runtime.upkeep import Upkeep
 from oxidize.runtime.userspace import UserspaceNetwork
+from oxidize.runtime.watchdog import Watchdog
 from oxidize.state.records import FORMAT
 from oxidize.state.session_state import SessionState
 from oxidize.takeover.host import NamedFd, Offer
@@ -58,10 +61,11 @@ class Parts:
 class Node:
     """A server or a client that serves; the host of the takeover by which it will be replaced.
 
-    state_name: "starting", "healthy" or "draining". exit_status: what the process ends with, once the loop has stopped.
+    watchdog_secs: the interval of the service manager's watchdog, 0.0 for none. state_name: "starting", "healthy" or
+    "draining". exit_status: what the process ends with, once the loop has stopped.
     """
 
-    def __init__(self, parts: Parts, loop: Loop) -> None:
+    def __init__(self, parts: Parts, loop: Loop, watchdog_secs: float = 0.0) -> None:
         self.settings = parts.settings
         self.generation = parts.generation
         self.session_state = parts.state
@@ -85,6 +89,7 @@ class Node:
         self.words = words
         self._data_path = DataPath(parts.device, parts.udp, parts.network, words, boot_time, refusal)
         self._upkeep = Upkeep(parts.state, boot_time)
+        self._watchdog = Watchdog(watchdog_secs, boot_time)
         self._drain = Drain(self, loop)
         self._respond = http.make_respond(
             lambda: self.state_name, Metrics(words, self._live(), release=oxidize.__version__).render
@@ -118,6 +123,7 @@ class Node:
         if tunnel is not None:
             self._loop.register(tunnel, READABLE, self._data_path.from_network)
         self._loop.add_timed(self._data_path)
+        self._loop.add_timed(self._watchdog)
         self._serving = True
         if self.state_name == "starting":
             self.state_name = "healthy"
@@ -136,6 +142,7 @@ class Node:
         )
         loop.add_timed(_Deadlines(self._predecessor))
         loop.add_timed(self._upkeep)
+        loop.add_timed(Stability(self.words, boot_time))
         return self._predecessor
 
     def _stop_serving(self) -> None:
@@ -145,6 +152,7 @@ class Node:
         if tunnel is not None:
             self._loop.unregister(tunnel)
         self._loop.remove_timed(self._data_path)
+        self._loop.remove_timed(self._watchdog)
         if self._http is not None:
             self._http.pause()
 
@@ -169,7 +177,11 @@ class Node:
         if "JOURNAL_STREAM" not in os.environ:
             fds.append(NamedFd("stderr", sys.stderr.fileno(), "log"))
         # Not our own number: a successor that died after COMMIT may have written a later one.
-        return Offer(self.session_state.generation, tuple(fds), {"format": FORMAT, "interface": self.interface})
+        return Offer(
+            self.session_state.generation,
+            tuple(fds),
+            {"format": FORMAT, "interface": self.interface, "watchdog_secs": self._watchdog.interval},
+        )
 
     def offer_withdrawn(self, reason: str) -> None:
         """Note that the successor will not own; serving went on."""
@@ -201,12 +213,16 @@ class Node:
         self._loop.add_timed(_Linger(self._http, self._loop))
 
     def answer(self, query: str) -> bytes:
-        """Answer `status` or `identity`; raises OxidizeError for any other query."""
+        """Answer a query of `runtime.status`, or do what it asks for; raises OxidizeError for any other."""
         if query == status.STATUS:
             return status.describe(self)
-        if query == status.IDENTITY:
-            return status.describe_process(self)
-        raise OxidizeError(f"query {query!r}: expected {status.STATUS!r} or {status.IDENTITY!r}")
+        if query == status.DRAIN:
+            self._drain_and(self._note_drained)
+        elif query == status.ACCEPT:
+            self._accept_again()
+        elif query != status.IDENTITY:
+            raise OxidizeError(f"query {query!r}: expected one of {', '.join(status.QUERIES)}")
+        return status.describe_process(self)
 
     def _note_failure(self, reason: str) -> None:
         self.words[Total.TAKEOVERS_FAILED] += 1
@@ -216,14 +232,45 @@ class Node:
 
     # --- Ending ---
 
+    @property
+    def drain_left_secs(self) -> float | None:
+        """Seconds until a drain ends at the latest, 0.0 when it has ended, None where there is none."""
+        return self._drain.left_secs
+
     def handle_termination(self) -> None:
-        """Drain on the first request to end, end at once on the second."""
+        """End: at once if the next process of this unit goes on with the sessions, else after a drain.
+
+        A second request ends at once, too.
+        """
         if not self._serving or self.state_name == "draining":
             log.info("ends at once", generation=self.generation)
-            self._loop.stop()
+            self._end()
+        elif unit.is_restarting():
+            log.info("ends for a restart: its sessions go on in the next process", generation=self.generation)
+            self._end()
         else:
-            self.state_name = "draining"
-            self._drain.begin(self.settings.drain_timeout_secs)
+            systemd.notify("STOPPING=1")
+            self._drain_and(self._end)
+
+    def _end(self) -> None:
+        if self._serving:
+            self.words[Total.ENDED_ON_PURPOSE] = 1
+        self._loop.stop()
+
+    def _drain_and(self, then: Callable[[], None]) -> None:
+        if not self._serving:
+            raise OxidizeError("a takeover is going on: ask again")
+        self.state_name = "draining"
+        self._drain.begin(self.settings.drain_timeout_secs, then)
+
+    def _note_drained(self) -> None:
+        systemd.notify("STATUS=drained: no new sessions; waits for its end")
+
+    def _accept_again(self) -> None:
+        self._drain.cancel()
+        if self.state_name == "draining":
+            self.state_name = "healthy"
+            say_ready(self)
 
     def close(self) -> None:
         """Close what this generation held; idempotent."""

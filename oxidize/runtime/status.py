@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 # What a process can be asked for at its takeover socket.
 STATUS = "status"
 IDENTITY = "identity"
+DRAIN = "drain"  # begin to drain, and end when told to
+ACCEPT = "accept"  # drain no more
+QUERIES = (STATUS, IDENTITY, DRAIN, ACCEPT)
 
 
 def describe(node: "Node") -> bytes:
@@ -90,12 +93,15 @@ def describe_process(node: "Node") -> bytes:
             "release": oxidize.__version__,
             "pid": os.getpid(),
             "log_level": logging.getLevelName(logging.getLogger().level).lower(),
+            "sessions": node.device.live_sessions(boot_time()),
+            "drain_left_secs": node.drain_left_secs,
+            "drain_timeout_secs": node.settings.drain_timeout_secs,
         }
     ).encode()
 
 
 def fetch(takeover_socket: Path, what: str = STATUS) -> dict[str, Any]:
-    """Return the STATUS, or the IDENTITY alone, of the process that listens there.
+    """Return what the process that listens there answers: its STATUS, or to any other query its IDENTITY.
 
     Raises OxidizeError where none does.
     """

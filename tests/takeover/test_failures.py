@@ -87,7 +87,7 @@ def test_a_configuration_that_breaks_after_the_check_is_the_successors_reason(be
     ("where", "do", "reason"),
     [
         ("oxidize.runtime.daemon:", "absent", "ended without a reason"),
-        ("oxidize.runtime.startup:_Takeover.run", "exit", "ended without a reason"),
+        ("oxidize.runtime.succession:Succession.run", "exit", "ended without a reason"),
         ("oxidize.runtime.daemon:start", "raise", "RuntimeError: broken on purpose"),
         ("oxidize.protocol.restoring:restore_change", "raise", "RuntimeError: broken on purpose"),
         ("oxidize.protocol.device:Device.prepare", "exit", "ended without a reason"),
@@ -117,7 +117,7 @@ STEPS = [
     pytest.param("oxidize.takeover.successor:Successor.connect", "after", id="after OFFER"),
     pytest.param("oxidize.takeover.successor:Successor.ready", "before", id="before READY"),
     pytest.param("oxidize.takeover.successor:Successor.ready", "after", id="after COMMIT"),
-    pytest.param("oxidize.runtime.startup:_Takeover._own", "after", id="after its first iteration"),
+    pytest.param("oxidize.runtime.succession:Succession._own", "after", id="after its first iteration"),
     pytest.param("oxidize.takeover.successor:Successor.taken", "before", id="before TAKEN"),
 ]
 
@@ -186,6 +186,22 @@ def test_status_answers_during_a_takeover(bench: Bench, when: str, expected: int
     successor = stalled_pid(bench.mark)
     status = bench.server.status()
     assert (status["pid"], status["generation"]) == (bench.pid, expected)
+    go_on(bench.mark)
+    assert bench.server.finish_reload(reloading).status == 0
+    assert bench.lab.wait_ended(bench.pid) == 0
+    bench.assert_served_by(successor)
+
+
+def test_nobody_reads_between_the_freeze_and_the_first_iteration_of_the_successor(bench: Bench) -> None:
+    env = fault("oxidize.takeover.successor:Successor.ready", "stall", bench.mark, "after")
+    reloading = bench.server.start_reload(env=env)
+    successor = stalled_pid(bench.mark)
+    answered = bench.traffic.replies()
+    bench.traffic.wait_for_requests()
+    assert bench.traffic.replies() - answered <= BATCH_PACKETS_MAX  # what was on its way to the clients
+    answered = bench.traffic.replies()
+    bench.traffic.wait_for_requests()
+    assert bench.traffic.replies() == answered
     go_on(bench.mark)
     assert bench.server.finish_reload(reloading).status == 0
     assert bench.lab.wait_ended(bench.pid) == 0

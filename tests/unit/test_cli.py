@@ -263,6 +263,16 @@ def test_it_agrees_with_what_a_good_configuration_says(path: Path) -> None:
 
 
 def test_every_command_is_a_command() -> None:
-    assert sorted(main.commands) == ["check", "client", "genkey", "genpsk", "pubkey", "reload", "server", "status"]
+    assert sorted(main.commands) == [
+        "check",
+        "client",
+        "drain",
+        "genkey",
+        "genpsk",
+        "pubkey",
+        "reload",
+        "server",
+        "status",
+    ]
     assert all(isinstance(command, click.Command) for command in main.commands.values())
     assert issubclass(ConfigError, Exception)

@@ -290,7 +290,7 @@ def test_persistent_keepalives_come_at_their_interval_and_bring_up_the_tunnel():
 
 def test_a_persistent_keepalive_does_not_give_up():
     world = World()
-    client, server = world.pair(keepalive=25.0)
+    client, _ = world.pair(keepalive=25.0)
     world.run(300, lose_everything)
     world.run(REKEY_TIMEOUT + 26)
     assert client.total(Total.HANDSHAKES_INITIATOR) == 1

@@ -34,7 +34,7 @@ class Draining:
         self.loop = FakeLoop()
         node = SimpleNamespace(device=self.device, words=self.words)
         self.drain = Drain(node, self.loop)  # type: ignore[arg-type]
-        self.drain.begin(TIMEOUT)
+        self.drain.begin(TIMEOUT, self.loop.stop)
 
     def run(self, traffic: bool) -> float:
         """Let time pass, by the drain's own deadlines; return when it ended."""

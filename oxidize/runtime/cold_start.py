@@ -1,0 +1,194 @@
+"""Beginning without a predecessor: with the state from the service manager's store, or afresh.
+
+The rule: a state that cannot be restored costs the sessions, never the service.
+"""
+
+import gc
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import oxidize
+from oxidize import http, logs
+from oxidize.errors import SnapshotError
+from oxidize.protocol.words import Total
+from oxidize.runtime import crash_loop, systemd, watchdog
+from oxidize.runtime.control import Control
+from oxidize.runtime.loop import Loop, boot_time
+from oxidize.runtime.node import Node, Parts, say_ready, serve_http
+from oxidize.runtime.parts import adopt_network, bind_http, boot_id, configure, make_device
+from oxidize.runtime.settings import NodeSettings
+from oxidize.runtime.tun import TunDevice
+from oxidize.runtime.udp import UdpSocket, bind_udp
+from oxidize.state.session_state import SessionState
+from oxidize.takeover.host import NamedFd
+
+ITEMS_BETWEEN_ANSWERS = 100  # peers or changes: some 10 ms
+
+log = logs.get(__name__)
+
+_Item = TypeVar("_Item")
+
+
+def start_alone(settings: NodeSettings, loop: Loop, control: Control, passed: dict[str, list[int]]) -> Node:
+    """Begin with what the service manager passed, or with nothing; raises ConfigError for sockets not to be had."""
+    fds = systemd.single(passed, ("udp", "http", *systemd.STORED_NAMES))
+    _close_unknown(passed, fds)
+    return _ColdStart(settings, loop, fds).run(control)
+
+
+class _ColdStart:
+    """One beginning without a predecessor. `fds`: what was passed, by name."""
+
+    def __init__(self, settings: NodeSettings, loop: Loop, fds: dict[str, int]) -> None:
+        self._settings = settings
+        self._loop = loop
+        self._fds = fds
+        self._listener = socket.socket(fileno=fds["http"]) if "http" in fds else bind_http(settings)
+        self._front = _Front(loop)
+        if self._listener is not None:
+            self._listener.setblocking(False)
+            self._front.open(self._listener)
+        self._udp = UdpSocket(socket.socket(fileno=fds["udp"]) if "udp" in fds else bind_udp(*settings.listen))
+        self._network, self._is_network_new = adopt_network(settings, _passed_tun(settings, fds))
+
+    def run(self, control: Control) -> Node:
+        """Return a node that serves."""
+        node = self._restore()
+        is_restored = node is not None
+        if node is None:
+            node = self._begin()
+        if self._is_network_new:
+            store_network(node)
+        node.device.prepare()
+        if isinstance(self._network, TunDevice):
+            configure(self._settings)
+        control.prepared({"sessions": 0, "refused": {}})
+        gc.collect()
+        gc.freeze()
+        node.serve()
+        node.open_takeover(held=False)
+        node.device.forget_strangers()
+        say_ready(node)
+        sessions, listen = node.device.live_sessions(boot_time()), self._udp.local_address
+        log.info("serving", generation=node.generation, listen=listen, restored=is_restored, sessions=sessions)
+        control.done({"generation": node.generation, "sessions": sessions, "refused": {}, "blackout_ms": 0.0})
+        return node
+
+    def _begin(self) -> Node:
+        """Return a node without a past, whose state is stored before the first packet."""
+        settings = self._settings
+        state = SessionState.create(oxidize.__version__, 1, boot_id(), settings.public_key)
+        node = self._make_node(state, 1)
+        for name, fd in state.fds.items():
+            systemd.store_fd(name, fd)
+        return node
+
+    def _make_node(self, state: SessionState, generation: int) -> Node:
+        settings = self._settings
+        device = make_device(settings, state, self._front.between(settings.peers))
+        parts = Parts(settings, generation, state, device, self._udp, self._network, self._listener, self._front.server)
+        self._front.node = node = Node(parts, self._loop, watchdog.interval_secs())
+        return node
+
+    def _restore(self) -> Node | None:
+        """Return a node with the stored state, or None where there is none that can be used."""
+        fds = self._fds
+        if "journal" not in fds or "arena" not in fds:
+            return None
+        try:
+            state = SessionState.open(
+                fds["journal"], fds["arena"], boot_id=boot_id(), public_key=self._settings.public_key, now=boot_time()
+            )
+            self._wait_out(crash_loop.note_start(state.arena.words))
+            return self._restore_from(state)
+        except SnapshotError as error:
+            log.error("the stored state is not used; clients will shake hands again", reason=str(error))
+        except Exception:  # a bug of ours in the restore must not keep the service down for ever
+            log.exception("the stored state is not used; clients will shake hands again")
+        self._front.node = None
+        systemd.forget_fds("journal", "arena")
+        return None
+
+    def _restore_from(self, state: SessionState) -> Node:
+        generation = state.generation + 1
+        node = self._make_node(state, generation)
+        now = boot_time()
+        node.device.restore(self._front.between(state.changes()), now)
+        state.become_writer()
+        state.begin_generation(oxidize.__version__, generation)
+        node.device.own()
+        sessions = node.device.live_sessions(now)
+        node.words[Total.RESTORES_AFTER_CRASH] += 1
+        node.words[Total.SESSIONS_RESTORED] += sessions
+        state.record_takeover(
+            {
+                "at_unix": time.time(),
+                "result": "success",
+                "way": "restored from the store",
+                "generation": generation,
+                "release": oxidize.__version__,
+                "sessions": sessions,
+                "blackout_ms": None,
+            }
+        )
+        return node
+
+    def _wait_out(self, delay_secs: float) -> None:
+        """Wait, answering /health meanwhile; the sockets hold what comes."""
+        if delay_secs:
+            log.warning("crashed again and again: waits before it serves", delay_secs=delay_secs)
+        ends_at = boot_time() + delay_secs
+        while (left := ends_at - boot_time()) > 0:
+            self._loop.run_once(left)
+
+
+class _Front:
+    """What answers HTTP while a generation starts alone: "starting", until there is a node to ask.
+
+    Nothing but HTTP is in the loop by then, so that a loop's turn in the middle of the work is harmless.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self.node: Node | None = None
+        self.server: http.HttpServer | None = None
+        self._loop = loop
+
+    def open(self, listener: socket.socket) -> None:
+        """Begin to answer."""
+        self.server = serve_http(listener, self._respond, self._loop)
+
+    def between(self, items: Iterable[_Item]) -> Iterator[_Item]:
+        """Yield the items of a long piece of work, answering what has come between some of them."""
+        for number, item in enumerate(items):
+            if number % ITEMS_BETWEEN_ANSWERS == 0:
+                self._loop.run_once(0)
+            yield item
+
+    def _respond(self, method: str, path: str) -> http.Response:
+        if self.node is not None:
+            return self.node.respond(method, path)
+        return http.health_response("starting")  # of /metrics too: there is nothing to measure yet
+
+
+def _passed_tun(settings: NodeSettings, fds: dict[str, int]) -> NamedFd | None:
+    if "tun" not in fds:
+        return None
+    return NamedFd("tun", fds["tun"], "tun", {"name": settings.interface, "vnet_header": False})
+
+
+def store_network(node: Node) -> None:
+    """Put a new TUN device into the manager's store, instead of the one that is used no longer."""
+    systemd.forget_fds("tun")
+    if isinstance(node.network, TunDevice):
+        systemd.store_fd("tun", node.network.fileno())
+
+
+def _close_unknown(passed: dict[str, list[int]], used: dict[str, int]) -> None:
+    for name, fds in passed.items():
+        if name not in used:
+            log.warning("a passed file is not used", name=name, expected="udp, http, journal, arena, tun")
+            for fd in fds:
+                os.close(fd)

@@ -1,0 +1,43 @@
+"""Crash loops: who dies again and again waits before READY, longer each time.
+
+The rule: a start limit of the service manager's would close the sockets and drop the stored state, so the unit has none
+and the count is ours. It stands in the arena, which survives the crashes; a generation that has lived for STABLE_SECS
+sets it back, and one that was told to end does not count.
+"""
+
+from collections.abc import Callable
+
+from oxidize.protocol.words import Total, Words
+
+STABLE_SECS = 10.0  # a generation that lived this long did not crash at the start
+STARTS_WITHOUT_DELAY = 5  # in a row: bad luck is no loop
+DELAY_FIRST_SECS = 0.1
+DELAY_MAX_SECS = 10.0  # well below the unit's TimeoutStartSec=
+
+
+def note_start(words: Words) -> float:
+    """Count a start that found a predecessor's state; return the seconds to wait before READY."""
+    if words[Total.ENDED_ON_PURPOSE]:
+        words[Total.ENDED_ON_PURPOSE] = 0
+        words[Total.STARTS_IN_A_ROW] = 0
+    words[Total.STARTS_IN_A_ROW] += 1
+    excess = words[Total.STARTS_IN_A_ROW] - STARTS_WITHOUT_DELAY
+    return min(DELAY_MAX_SECS, DELAY_FIRST_SECS * 2.0 ** min(excess - 1, 32)) if excess > 0 else 0.0
+
+
+class Stability:
+    """Sets the count back once a generation has served for STABLE_SECS. `now`: the loop's time."""
+
+    def __init__(self, words: Words, now: Callable[[], float]) -> None:
+        self._words = words
+        self._due_at: float | None = now() + STABLE_SECS
+
+    def next_deadline(self) -> float | None:
+        """Return when this generation counts as stable, or None once it does."""
+        return self._due_at
+
+    def handle_timeout(self, now: float) -> None:
+        """Count this generation as stable."""
+        if self._due_at is not None and now >= self._due_at:
+            self._words[Total.STARTS_IN_A_ROW] = 0
+            self._due_at = None

@@ -1,0 +1,39 @@
+"""`oxidize drain` in a terminal: what is left, until nothing is.
+
+The server drains by itself; this only looks, so that Ctrl-C changes nothing for it.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from oxidize.runtime.status import DRAIN, IDENTITY, counted, fetch
+
+LOOK_SECS = 0.25
+
+
+def watch_drain(takeover_socket: Path) -> None:
+    """Begin a drain and return when it has ended; raises OxidizeError where nobody listens, or no more."""
+    found = fetch(takeover_socket, DRAIN)
+    timeout_secs = found["drain_timeout_secs"]
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True))
+    console = Console(file=sys.stderr, highlight=False)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("draining", total=max(timeout_secs, LOOK_SECS))
+        while found["drain_left_secs"]:
+            sessions = counted(found["sessions"], "session")
+            progress.update(task, completed=timeout_secs - found["drain_left_secs"], description=f"{sessions} left")
+            time.sleep(LOOK_SECS)
+            found = fetch(takeover_socket, IDENTITY)
+        progress.update(task, completed=max(timeout_secs, LOOK_SECS), description="drained")
+    if found["drain_left_secs"] is None:
+        click.echo("oxidize: the drain was ended by a reload or by --cancel: new sessions are accepted", err=True)
+        sys.exit(1)
+    click.echo(
+        f"drained: {counted(found['sessions'], 'session')} left and not in use, or out of time; new ones are refused. "
+        f"Stop the server now, or take it back with `oxidize drain --cancel`."
+    )

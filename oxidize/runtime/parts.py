@@ -1,0 +1,102 @@
+"""The parts that a generation is made of: what every way to begin has in common.
+
+Each of them is made without touching what a predecessor uses.
+"""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+from oxidize import logs
+from oxidize.errors import ConfigError, OxidizeError
+from oxidize.protocol.device import Device
+from oxidize.protocol.peer import PeerSettings
+from oxidize.runtime.data_path import Network
+from oxidize.runtime.interface import configure_interface
+from oxidize.runtime.loop import unix_time
+from oxidize.runtime.settings import NodeSettings
+from oxidize.runtime.tun import TunDevice
+from oxidize.runtime.userspace import UserspaceNetwork
+from oxidize.state.session_state import SessionState
+from oxidize.takeover.host import NamedFd
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+HTTP_BACKLOG = 128
+
+log = logs.get(__name__)
+
+
+def make_folder(takeover_socket: Path) -> None:
+    """Make the folder of the takeover socket if it is missing; raises ConfigError."""
+    try:
+        takeover_socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            [
+                (
+                    f"takeover_socket = {takeover_socket}: its folder cannot be made: {error.strerror}: expected a "
+                    "place where this user may write; set takeover_socket, or XDG_RUNTIME_DIR"
+                )
+            ]
+        ) from error
+
+
+def make_device(settings: NodeSettings, state: SessionState, peers: Iterable[PeerSettings]) -> Device:
+    """Return a device that counts and records in `state`, with `peers` as they come."""
+    return Device(settings.private_key, peers, state.arena, os.urandom, unix_time, state.record, mtu=settings.mtu)
+
+
+def adopt_network(settings: NodeSettings, tun: NamedFd | None) -> tuple[Network, bool]:
+    """Return the tunnel's inside, and whether it is another one than before.
+
+    A TUN device that is passed and is our interface is used on.
+    """
+    if tun is not None and settings.network == "tun" and tun.options.get("name") == settings.interface:
+        try:
+            return TunDevice.adopt(tun.fd, tun.options), False
+        except OxidizeError as error:
+            log.warning("the passed TUN device is not used", reason=str(error))
+    if tun is not None:
+        os.close(tun.fd)
+    if settings.network == "userspace":
+        return UserspaceNetwork(settings.addresses), tun is not None
+    return TunDevice.create(settings.interface), True
+
+
+def configure(settings: NodeSettings) -> None:
+    """Bring the tunnel's interface to what the settings say; raises OxidizeError."""
+    for change in configure_interface(settings.interface, settings.addresses, settings.mtu, settings.routes):
+        log.info("interface", name=settings.interface, change=change)
+
+
+def bind_http(settings: NodeSettings) -> socket.socket | None:
+    """Return a listening socket for HTTP, or None where it is switched off; raises ConfigError."""
+    if settings.metrics_listen is None:
+        return None
+    host, port = settings.metrics_listen
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    with contextlib.ExitStack() as undo:
+        undo.callback(listener.close)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT of old connections, tcp(7)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                [
+                    (
+                        f"metrics_listen = {host}:{port}: {error.strerror}: expected a free address of this machine; "
+                        'choose another one, or "" for none'
+                    )
+                ]
+            ) from error
+        listener.listen(HTTP_BACKLOG)
+        undo.pop_all()
+    return listener
+
+
+def boot_id() -> str:
+    """Return the identity of this boot (random(4), /proc/sys/kernel/random/boot_id)."""
+    return BOOT_ID.read_text().strip()

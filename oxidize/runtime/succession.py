@@ -1,0 +1,181 @@
+"""The successor's side of a takeover: restore while the predecessor serves, then own.
+
+The rule: until the hand-off only reads happen, so whatever fails before it leaves the predecessor serving; between the
+predecessor's freeze and the first packet there is only what cannot be done before.
+"""
+
+import gc
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import oxidize
+from oxidize import logs
+from oxidize.protocol.words import Total
+from oxidize.runtime.cold_start import store_network
+from oxidize.runtime.control import Control
+from oxidize.runtime.loop import READABLE, Loop, boot_time
+from oxidize.runtime.node import Node, Parts, say_ready
+from oxidize.runtime.parts import adopt_network, bind_http, boot_id, configure, make_device
+from oxidize.runtime.settings import NodeSettings
+from oxidize.runtime.tun import TunDevice
+from oxidize.runtime.udp import UdpSocket
+from oxidize.state.session_state import SessionState
+from oxidize.takeover.host import Offer
+from oxidize.takeover.predecessor import Predecessor
+from oxidize.takeover.successor import Commit, Successor
+
+log = logs.get(__name__)
+
+
+@dataclass(slots=True)
+class Succession:
+    """The successor's side of one takeover."""
+
+    settings: NodeSettings
+    loop: Loop
+    control: Control
+    successor: Successor
+    offer: Offer
+    is_network_new: bool = False
+
+    def run(self) -> Node:
+        """Return a node that serves; raises TakeoverError, or what hindered it, when the predecessor serves on."""
+        try:
+            node = self._restore()
+            now = boot_time()
+            sessions, report = node.device.live_sessions(now), node.device.restore(node.session_state.sync(), now)
+            refused = {"not configured any more": report.strangers} if report.strangers else {}
+            summary = {"sessions": sessions, "refused": refused}
+            self.control.prepared(summary)
+            node.device.restore(node.session_state.sync(), boot_time())
+        except BaseException as error:
+            self.successor.failed(str(error) or type(error).__name__)
+            raise
+        commit = self.successor.ready(summary)
+        blackout = self._own(node, commit)
+        self._announce(node, commit, blackout, summary)
+        return node
+
+    def _restore(self) -> Node:
+        """Do all slow work, reading only; the predecessor serves all the while."""
+        settings, offer = self.settings, self.offer
+        fds = {named.name: named.fd for named in offer.fds}
+        state = SessionState.open(
+            offer.find("journal").fd,
+            offer.find("arena").fd,
+            boot_id=boot_id(),
+            public_key=settings.public_key,
+            now=boot_time(),
+        )
+        device = make_device(settings, state, settings.peers)
+        device.restore(state.changes(), boot_time())
+        device.prepare()
+        listener = socket.socket(fileno=fds["http"]) if "http" in fds else bind_http(settings)
+        tun = next((named for named in offer.fds if named.name == "tun"), None)
+        network, self.is_network_new = adopt_network(settings, tun)
+        udp = UdpSocket(socket.socket(fileno=offer.find("udp").fd))
+        parts = Parts(settings, offer.generation + 1, state, device, udp, network, listener)
+        node = Node(parts, self.loop, float(offer.state.get("watchdog_secs", 0.0)))
+        gc.collect()
+        gc.freeze()
+        return node
+
+    def _own(self, node: Node, commit: Commit) -> float | None:
+        """Become the owner and read the first packets; return the blackout in seconds, None after a death."""
+        state = node.session_state
+        node.device.restore(state.sync(), boot_time())
+        node.check_journal(commit.info)
+        state.become_writer()
+        # Until the predecessor has ended, not only until TAKEN: it may cross a SIGKILL, and then it thaws from here.
+        state.hold()
+        state.begin_generation(oxidize.__version__, node.generation)
+        node.device.own()
+        node.serve()
+        self.loop.run_once(0)
+        return boot_time() - commit.frozen_at if commit.frozen_at is not None else None
+
+    def _announce(self, node: Node, commit: Commit, blackout: float | None, summary: dict[str, Any]) -> None:
+        """Tell everybody: the words, the journal, the predecessor, the service manager and the coordinator."""
+        blackout_ms = blackout * 1000 if blackout is not None else None
+        _count_takeover(node, blackout, summary)
+        entry = {
+            "at_unix": time.time(),
+            "result": "success",
+            "way": "inherited: the predecessor died" if commit.predecessor_died else "taken over",
+            "generation": node.generation,
+            "release": oxidize.__version__,
+            "sessions": summary["sessions"],
+            "blackout_ms": blackout_ms,
+        }
+        node.session_state.record_takeover(entry)
+        predecessor = node.open_takeover(held=True)
+        self.successor.taken({"sessions": summary["sessions"], "blackout_ms": blackout_ms or 0.0})
+        node.open_http()
+        say_ready(node)
+        self._take_log()
+        self.control.done({"generation": node.generation, **summary, "blackout_ms": blackout_ms or 0.0})
+        log.info("took over", generation=node.generation, sessions=summary["sessions"], blackout_ms=blackout_ms)
+        self._reconcile_interface(node)
+        if self.is_network_new:
+            store_network(node)
+        node.device.forget_strangers()
+        _PredecessorEnd(self.loop, self.successor, predecessor, node.session_state).watch()
+
+    def _reconcile_interface(self, node: Node) -> None:
+        is_changed = self.offer.state.get("interface") != node.interface
+        if isinstance(node.network, TunDevice) and (is_changed or self.is_network_new):
+            configure(self.settings)
+
+    def _take_log(self) -> None:
+        """Log where the predecessor logged, if this process was started by a coordinator's terminal."""
+        named = next((named for named in self.offer.fds if named.name == "stderr"), None)
+        if named is None:
+            return
+        if self.control.is_coordinated and "JOURNAL_STREAM" not in os.environ:
+            os.dup2(named.fd, 1)
+            os.dup2(named.fd, 2)
+        os.close(named.fd)
+
+
+class _PredecessorEnd:
+    """Waits for the predecessor's end, after which a further successor is welcome."""
+
+    def __init__(self, loop: Loop, successor: Successor, predecessor: Predecessor, state: SessionState) -> None:
+        self._loop = loop
+        self._successor = successor
+        self._held = predecessor
+        self._state = state
+
+    def watch(self) -> None:
+        self._loop.register(self._successor.predecessor_fd, READABLE, self._look)
+        self._loop.add_timed(self)
+        self._look()
+
+    def next_deadline(self) -> float | None:
+        return self._successor.next_deadline()
+
+    def handle_timeout(self, now: float) -> None:
+        self._look()
+
+    def _look(self) -> None:
+        if self._successor.has_predecessor_ended():
+            self._loop.unregister(self._successor.predecessor_fd)
+            self._loop.remove_timed(self)
+            self._successor.close()
+            self._state.unhold()
+            self._held.release()
+
+
+def _count_takeover(node: Node, blackout: float | None, summary: Mapping[str, Any]) -> None:
+    words = node.words
+    words[Total.TAKEOVERS_SUCCEEDED] += 1
+    words[Total.SESSIONS_RESTORED] += summary["sessions"]
+    words[Total.SESSIONS_REFUSED] += sum(summary["refused"].values())
+    blackout_ns = int((blackout or 0.0) * 1e9)
+    words[Total.BLACKOUT_NS_LAST] = blackout_ns
+    words[Total.BLACKOUT_NS_SUM] += blackout_ns
+    words[Total.BLACKOUT_NS_MAX] = max(words[Total.BLACKOUT_NS_MAX], blackout_ns)

@@ -1,0 +1,88 @@
+"""What systemd says of our unit: it is asked only where it is our manager, and not to know is no failure."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from oxidize.runtime import unit
+
+SYSTEMCTL = """#!/bin/sh
+test -z "$NOTIFY_SOCKET" || exit 9
+cat "$ANSWER"
+"""
+
+
+@pytest.fixture
+def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, str]]:
+    """A systemctl that answers with a file, and the environment of a process of oxidize-daemon.service."""
+    program = tmp_path / "systemctl"
+    program.write_text(SYSTEMCTL)
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    cgroup = tmp_path / "cgroup"
+    cgroup.write_text("0::/system.slice/oxidize-daemon.service\n")
+    monkeypatch.setattr(unit, "CGROUP", cgroup)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    answer = tmp_path / "answer"
+    environ = {"NOTIFY_SOCKET": unit.SYSTEMD_SOCKET, "ANSWER": str(answer), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    return answer, environ
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("0::/system.slice/oxidize-daemon.service", "oxidize-daemon.service"),
+        ("4:cpu:/\n1:name=systemd:/system.slice/a.service\n0::/", "a.service"),
+        ("0::/user.slice/user-0.slice/session-1.scope", None),
+        ("4:cpu:/system.slice/a.service", None),
+    ],
+)
+def test_the_unit_is_that_of_the_cgroup(line: str, expected: str | None) -> None:
+    assert unit.name(line) == expected
+
+
+def test_the_main_process_is_read_back(systemctl: tuple[Path, dict[str, str]]) -> None:
+    answer, environ = systemctl
+    answer.write_text("4711\n")
+    assert unit.main_pid(environ) == 4711
+
+
+@pytest.mark.parametrize("text", ["0\n", "", "[not set]\n"])
+def test_no_main_process_is_unknown(systemctl: tuple[Path, dict[str, str]], text: str) -> None:
+    answer, environ = systemctl
+    answer.write_text(text)
+    assert unit.main_pid(environ) is None
+
+
+def test_a_systemctl_that_fails_or_is_missing_is_unknown(
+    systemctl: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, environ = systemctl
+    assert unit.main_pid(environ) is None  # cat fails: there is no answer
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert unit.main_pid(environ) is None
+    assert not unit.is_restarting(environ)
+
+
+def test_another_manager_is_not_asked(systemctl: tuple[Path, dict[str, str]]) -> None:
+    answer, environ = systemctl
+    answer.write_text("4711\n")
+    assert unit.main_pid({**environ, "NOTIFY_SOCKET": "/run/holder/notify"}) is None
+    del environ["NOTIFY_SOCKET"]
+    assert unit.main_pid(environ) is None
+
+
+@pytest.mark.parametrize(
+    ("jobs", "expected"),
+    [
+        ("12 oxidize-daemon.service restart running\n", True),
+        ("12 oxidize-daemon.service try-restart waiting\n", True),
+        ("12 oxidize-daemon.service stop running\n", False),
+        ("12 other.service restart running\n", False),
+        ("", False),
+    ],
+)
+def test_a_restart_is_told_from_a_stop(systemctl: tuple[Path, dict[str, str]], jobs: str, expected: bool) -> None:
+    answer, environ = systemctl
+    answer.write_text(jobs)
+    assert unit.is_restarting(environ) is expected
