@@ -121,6 +121,11 @@ class _WordsCollector(Collector):
         for name in STATES:
             state.add_metric([name], float(name == now))
         yield state
+        yield GaugeMetricFamily(
+            "oxidize_starts_in_a_row",
+            "Starts from a stored state since a generation has lasted: more than a few are a crash loop.",
+            value=self._words[Total.STARTS_IN_A_ROW],
+        )
         info = GaugeMetricFamily("oxidize_info", "Always 1; the label tells the release.", labels=["release"])
         info.add_metric([self._release], 1.0)
         yield info

@@ -66,9 +66,9 @@ class Total(IntEnum):
     SESSIONS_RESTORED = 38
     SESSIONS_REFUSED = 39
     STARTS_IN_A_ROW = 40  # from stored state, none of which has lasted
-    ENDED_ON_PURPOSE = 41  # 1: the last generation was told to end
 
 
+ENDED_ON_PURPOSE_WORD = 120  # no total: 1 while the last generation is one that was told to end
 DROPS_WORD = 128  # DropReason r is counted in word DROPS_WORD + r
 
 

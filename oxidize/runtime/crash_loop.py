@@ -7,7 +7,7 @@ sets it back, and one that was told to end does not count.
 
 from collections.abc import Callable
 
-from oxidize.protocol.words import Total, Words
+from oxidize.protocol.words import ENDED_ON_PURPOSE_WORD, Total, Words
 
 STABLE_SECS = 10.0  # a generation that lived this long did not crash at the start
 STARTS_WITHOUT_DELAY = 5  # in a row: bad luck is no loop
@@ -17,8 +17,8 @@ DELAY_MAX_SECS = 10.0  # well below the unit's TimeoutStartSec=
 
 def note_start(words: Words) -> float:
     """Count a start that found a predecessor's state; return the seconds to wait before READY."""
-    if words[Total.ENDED_ON_PURPOSE]:
-        words[Total.ENDED_ON_PURPOSE] = 0
+    if words[ENDED_ON_PURPOSE_WORD]:
+        words[ENDED_ON_PURPOSE_WORD] = 0
         words[Total.STARTS_IN_A_ROW] = 0
     words[Total.STARTS_IN_A_ROW] += 1
     excess = words[Total.STARTS_IN_A_ROW] - STARTS_WITHOUT_DELAY

@@ -20,7 +20,7 @@ from oxidize import http, logs
 from oxidize.errors import OxidizeError, SnapshotError, TakeoverError
 from oxidize.metrics import Live, Metrics
 from oxidize.protocol.device import Device
-from oxidize.protocol.words import DropReason, Total
+from oxidize.protocol.words import ENDED_ON_PURPOSE_WORD, DropReason, Total
 from oxidize.runtime import status, systemd, unit
 from oxidize.runtime.crash_loop import Stability
 from oxidize.runtime.data_path import DataPath, Network
@@ -202,6 +202,7 @@ class Node:
         self.session_state.become_writer()
         self.session_state.unhold()
         self.device.restore(changes, boot_time())
+        self.device.own()
         self._note_failure(reason)
         self.serve()
         if self._http is not None:
@@ -254,7 +255,7 @@ class Node:
 
     def _end(self) -> None:
         if self._serving:
-            self.words[Total.ENDED_ON_PURPOSE] = 1
+            self.words[ENDED_ON_PURPOSE_WORD] = 1
         self._loop.stop()
 
     def _drain_and(self, then: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ import os
 from typing import Any, Self
 
 from oxidize.errors import SnapshotError, StateError
-from oxidize.protocol.changes import Change, KeypairState, PeerKeypairs, PeerRemoved, PeerSeen, PeerStaged
+from oxidize.protocol.changes import Change, KeypairState, PeerKeypairs, PeerRemoved, PeerSeen
 from oxidize.protocol.words import REPLAY_WORDS, SLOT_WORDS, TOTALS_SLOTS
 from oxidize.state.arena import Arena
 from oxidize.state.journal import Journal
@@ -43,7 +43,6 @@ class SessionState:
         self._opened: list[Change] | None = None  # what `open` decoded, until something newer is known
         # Kept beside the journal, so that nothing on the way to the hand-off has to search it.
         self._peers_with_session: set[bytes] = set()
-        self._peers_with_staged: set[bytes] = set()
         self._takeovers: dict[int, dict[str, Any]] = {}  # by a running number, oldest first
 
     @classmethod
@@ -172,11 +171,8 @@ class SessionState:
             case PeerKeypairs(peer=peer):
                 has_session = change.previous or change.current or change.next
                 (self._peers_with_session.add if has_session else self._peers_with_session.discard)(peer)
-            case PeerStaged(peer=peer):
-                (self._peers_with_staged.add if change.packets else self._peers_with_staged.discard)(peer)
             case PeerRemoved(peer=peer):
                 self._peers_with_session.discard(peer)
-                self._peers_with_staged.discard(peer)
 
     def _note_takeover(self, record: Record) -> None:
         number = int.from_bytes(record["key"], "big")
@@ -213,17 +209,11 @@ class SessionState:
         self._note(change)
 
     def become_writer(self) -> None:
-        """Take over the writing, with everything read; staged packets are from here on in this process's hands.
+        """Take over the writing, with everything read.
 
-        Their records are retired, so that no later generation sends them a second time. To be called when
-        `changes` and `sync` have returned everything, else it raises StateError. Idempotent.
+        To be called when `changes` and `sync` have returned everything, else it raises StateError. Idempotent.
         """
         self.journal.become_writer()
-        if self._peers_with_staged:
-            retired = [PeerStaged(peer, ()) for peer in self._peers_with_staged]
-            self.journal.append(*map(encode_change, retired))
-            self._opened = None
-            self._peers_with_staged.clear()
 
     def stop_writing(self) -> None:
         """Leave the writing to another process. Idempotent."""
@@ -269,12 +259,15 @@ class SessionState:
         """Allow compaction again."""
         self.journal.unhold()
 
-    def maintain(self, keys_max: int = 16) -> bool:
+    def maintain(self, keys_max: int = 16, *, purge: bool = False) -> bool:
         """Do one bounded step of compaction if any is due; return whether more is to be done.
 
-        For between two batches. Raises StateError when the memory file cannot be written; nothing is lost by that.
+        For between two batches. purge: it is due as soon as anything is dead, however little, because dead keys are to
+        be forgotten. Raises StateError when the memory file cannot be written; nothing is lost by that.
         """
-        if self.journal.is_compacting or self.journal.needs_compaction:
+        journal = self.journal
+        is_due = journal.needs_compaction or (purge and journal.size > journal.live_bytes)
+        if journal.is_compacting or is_due:
             return self.journal.compact_step(keys_max)
         return False
 

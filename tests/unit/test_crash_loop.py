@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from oxidize.protocol.words import ArraySlots, Total
+from oxidize.protocol.words import ENDED_ON_PURPOSE_WORD, ArraySlots, Total
 from oxidize.runtime.crash_loop import DELAY_MAX_SECS, STABLE_SECS, STARTS_WITHOUT_DELAY, Stability, note_start
 
 
@@ -32,6 +32,6 @@ def test_a_generation_that_lasts_sets_the_count_back() -> None:
 def test_an_end_on_purpose_is_no_crash() -> None:
     words = ArraySlots().words
     for _ in range(20):
-        words[Total.ENDED_ON_PURPOSE] = 1
+        words[ENDED_ON_PURPOSE_WORD] = 1
         assert note_start(words) == 0.0
-        assert words[Total.ENDED_ON_PURPOSE] == 0
+        assert words[ENDED_ON_PURPOSE_WORD] == 0

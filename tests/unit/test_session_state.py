@@ -22,6 +22,7 @@ from oxidize.protocol.changes import (
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.words import SEND_COUNTER
 from oxidize.state import journal as journal_module
+from oxidize.state.journal import HEADER_BYTES
 from oxidize.state.session_state import CLOCK_AHEAD_SECS_MAX, TAKEOVERS_MAX, SessionState
 
 BOOT_ID = "6f1f2c1e-0000-4000-8000-0123456789ab"
@@ -153,28 +154,32 @@ def test_the_tail_reaches_the_successor_in_order(state: SessionState) -> None:
     successor.close()
 
 
-def test_staged_packets_are_in_the_hands_of_whoever_writes(state: SessionState) -> None:
-    """A packet that the next generation also found in the journal would be delivered twice."""
+def test_staged_packets_stay_in_the_journal_until_their_owner_retires_them(state: SessionState) -> None:
+    """Not by becoming the writer: an owner that dies before it sent them leaves them to the next one."""
     staged = PeerStaged(ALICE, (b"one", b"two"))
     state.record(staged)
     state.stop_writing()
     successor = successor_of(state)
-    assert successor.changes() == [staged]
     successor.become_writer()
+    assert successor.changes() == [staged]
+    successor.record(PeerStaged(ALICE, ()))
     assert successor.changes() == []
     assert state.sync() == [PeerStaged(ALICE, ())]
-    third = successor_of(successor)
-    assert third.changes() == []
-    third.close()
     successor.close()
 
 
-def test_a_thawing_predecessor_keeps_its_staged_packets_to_itself(state: SessionState) -> None:
-    state.record(PeerStaged(ALICE, (b"one",)))
-    state.stop_writing()
-    assert state.sync() == []
-    state.become_writer()
-    assert state.changes() == []
+def test_dead_keys_are_purged_however_few(state: SessionState) -> None:
+    state.record(PeerKeypairs(ALICE, None, keypair(state.arena.allocate()), None, 1.0))
+    state.record(PeerKeypairs(ALICE, None, None, None, 1.0))
+    secret = keypair(0).send_key
+    before = os.pread(state.journal.fd, state.journal.size, HEADER_BYTES)
+    assert secret in before
+    assert not state.maintain()
+    assert state.maintain(purge=True)
+    while state.maintain():
+        pass
+    assert secret not in os.pread(state.journal.fd, len(before), HEADER_BYTES)
+    assert not state.maintain(purge=True), "what is alive alone is no reason to compact"
 
 
 def test_a_thawing_predecessor_learns_what_its_dead_successor_did(state: SessionState) -> None:

@@ -1,13 +1,15 @@
 """Upkeep: one step at a time, soon again while there is more to do."""
 
-from oxidize.runtime.upkeep import CHECK_SECS, STEP_PAUSE_SECS, Upkeep
+from oxidize.runtime.upkeep import CHECK_SECS, PURGE_SECS, STEP_PAUSE_SECS, Upkeep
 
 
 class FakeState:
     def __init__(self, steps: int) -> None:
         self.steps = steps
+        self.purged = 0
 
-    def maintain(self) -> bool:
+    def maintain(self, *, purge: bool) -> bool:
+        self.purged += purge
         self.steps -= 1
         return self.steps > 0
 
@@ -20,3 +22,11 @@ def test_steps_follow_each_other_and_looks_are_rare() -> None:
         upkeep.handle_timeout(now)
         deadlines.append(round(upkeep.next_deadline() - now, 6))
     assert deadlines == [STEP_PAUSE_SECS, STEP_PAUSE_SECS, CHECK_SECS, CHECK_SECS]
+
+
+def test_dead_keys_are_purged_now_and_then() -> None:
+    state = FakeState(0)
+    upkeep = Upkeep(state, lambda: 100.0)  # type: ignore[arg-type]
+    for now in (101.0, 100.0 + PURGE_SECS, 101.0 + PURGE_SECS, 100.0 + 2 * PURGE_SECS):
+        upkeep.handle_timeout(now)
+    assert state.purged == 2
