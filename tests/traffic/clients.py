@@ -162,13 +162,21 @@ class Traffic:
             error, self._error = self._error, None
             raise error
 
+    def requests(self) -> int:
+        return sum(client.sent for client in self.clients)
+
+    def replies(self) -> int:
+        return sum(len(client.replies) for client in self.clients)
+
+    def wait_for_requests(self, more: int = 40) -> None:
+        """Wait until so many more requests were sent."""
+        wanted = self.requests() + more
+        wait_for("more requests", lambda: self._error is not None or self.requests() >= wanted)
+
     def wait_for_more(self, replies: int = 20) -> None:
         """Wait until so many more replies have come: the server serves."""
-        before = sum(len(client.replies) for client in self.clients)
-        wait_for(
-            "more replies",
-            lambda: self._error is not None or sum(len(client.replies) for client in self.clients) >= before + replies,
-        )
+        wanted = self.replies() + replies
+        wait_for("more replies", lambda: self._error is not None or self.replies() >= wanted)
 
     def _run(self) -> None:
         try:
@@ -211,7 +219,7 @@ class Traffic:
     def assert_unharmed(self, *, lost_at_most: int = 0) -> None:
         """Fail unless every request was answered once, by the sessions that there were at the start."""
         self.stop()
-        assert self.lost <= lost_at_most, f"{self.lost} of {sum(client.sent for client in self.clients)} lost"
+        assert self.lost <= lost_at_most, f"{self.lost} of {self.requests()} lost"
         assert sum(client.duplicated for client in self.clients) == 0
         assert sum(client.corrupted for client in self.clients) == 0
         assert [client.handshakes for client in self.clients] == self.handshakes
