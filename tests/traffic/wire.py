@@ -28,11 +28,3 @@ def assert_no_nonce_twice(pairs: list[tuple[int, int]], at_least: int) -> None:
     assert len(pairs) >= at_least, f"only {len(pairs)} transport messages were seen, expected {at_least} or more"
     again = [(pair, times) for pair, times in Counter(pairs).items() if times > 1]
     assert not again, f"{len(again)} pairs of receiver index and counter were sealed twice: {again[:5]}"
-
-
-def skipped_counters(pairs: list[tuple[int, int]]) -> dict[int, int]:
-    """Return by receiver index how many counters below the highest were not seen: sealed and not sent, or lost."""
-    by_index: dict[int, set[int]] = {}
-    for index, counter in pairs:
-        by_index.setdefault(index, set()).add(counter)
-    return {index: max(counters) + 1 - len(counters) for index, counters in by_index.items()}
