@@ -1,0 +1,30 @@
+"""What the tests on a real systemd stand on: `service`, installed and configured on a machine that has just booted."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.machine import NEEDED_PROGRAMS, install
+from tests.system.service import Service
+from tests.traffic.server import Lab
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.root)
+            item.add_marker(pytest.mark.needs(*NEEDED_PROGRAMS))
+
+
+@pytest.fixture(scope="session")
+def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The product, installed below a folder once for all tests."""
+    return Path('/tmp/oxseed')
+
+
+@pytest.fixture
+def service(tmp_path: Path, seed: Path) -> Iterator[Service]:
+    with Lab(tmp_path) as lab:
+        yield Service(lab, seed)

@@ -1,0 +1,140 @@
+"""The service as installed on a machine, with one unmodified wireguard-go as its client, and what must be true of it.
+
+Rule: all is done as an operator does it, by systemctl and files; what is asserted is asked of systemd, the kernel and
+the client, and of the server only what nobody else can tell.
+"""
+
+import ctypes
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from oxidize.runtime.udp_control import SO_RCVBUFFORCE
+from tests.system.machine import DAEMON, UNITS, Machine
+from tests.system.traffic import NumberedTraffic
+from tests.traffic.namespaces import Namespace
+from tests.traffic.ping import ping
+from tests.traffic.server import Identity, Lab, PeerTable, b64
+from tests.traffic.site import Client, Site
+
+CONFIG = "etc/oxidize/server.toml"
+OXIDIZE = "/opt/oxidize/current/bin/oxidize"
+RELEASES = "opt/oxidize/releases"
+_PIDFD_GETFD = 438
+_BUFFER_BYTES = 32 << 20
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Service:
+    """A booted machine with a configured service that does not run yet, and a client that runs.
+
+    It has what `tests.traffic.site.Client` asks of a site: lab, namespace, server.
+    """
+
+    def __init__(self, lab: Lab, seed: Path) -> None:
+        self.lab = lab
+        self.namespace = Namespace(lab.stack)
+        self.machine = Machine(lab, self.namespace, seed)
+        self.server = self
+        self.identity = Identity.make()
+        self.peers: list[PeerTable] = []
+        self.client = Client(self, 1, None)  # type: ignore[arg-type]
+        self.peers.append(self.client.table())
+        self._put_key()
+        self.write_config()
+
+    def _put_key(self) -> None:
+        key = self.machine.root / "etc/oxidize/server.key"
+        key.touch(mode=0o600)
+        key.write_text(b64(self.identity.private) + "\n")
+        self.machine.run("chown", "oxidize:", "/etc/oxidize/server.key")
+
+    def write_config(self, **options: object) -> None:
+        """Write the configuration, with these keys of [server] besides what it must have."""
+        options = {"address": [f"{Site.SERVER4}/24", f"{Site.SERVER6}/64"], "private_key_file": "server.key"} | options
+        lines = ["[server]", *(f"{key} = {json.dumps(value)}" for key, value in options.items())]
+        for peer in self.peers:
+            lines += ["", "[[peer]]", f'name = "{peer.name}"', f'public_key = "{b64(peer.public_key)}"']
+            lines.append(f"allowed_ips = {json.dumps(peer.allowed_ips)}")
+        (self.machine.root / CONFIG).write_text("\n".join(lines) + "\n")
+
+    def drop_in(self, text: str) -> None:
+        """Add settings to the service's unit."""
+        folder = self.machine.root / f"etc/systemd/system/{DAEMON}.d"
+        folder.mkdir(exist_ok=True)
+        (folder / "test.conf").write_text(text)
+        self.machine.systemctl("daemon-reload")
+
+    # --- Running ---
+
+    def start(self) -> None:
+        """Start the service and make the client's session."""
+        self.machine.systemctl("start", DAEMON)
+        self.client.connect()
+        _enlarge_buffers(self.client.wireguard.pid)
+        ping(self.lab, self.client.namespace, Site.SERVER4, 2)
+
+    def stop(self) -> None:
+        self.machine.systemctl("stop", *UNITS)
+
+    def traffic(self, name: str = "numbered") -> NumberedTraffic:
+        """Start numbered datagrams from the client to the server and back."""
+        return NumberedTraffic(self.lab, self.client.namespace, self.namespace, Site.SERVER4, name)
+
+    def status(self) -> dict[str, Any]:
+        """Return what `oxidize status` prints."""
+        found: dict[str, Any] = json.loads(self.machine.run(OXIDIZE, "status", "--json"))
+        return found
+
+    def health(self) -> tuple[int, dict[str, Any]]:
+        """Return status and body of /health."""
+        with self.namespace.entered():
+            connection = socket.create_connection(("127.0.0.1", 9090), timeout=10)
+        with connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        head, _, body = answer.partition(b"\r\n\r\n")
+        return int(head.split()[1]), json.loads(body)
+
+    def handshake(self) -> int:
+        """Return when the client last shook hands."""
+        return self.client.wireguard.latest_handshake()
+
+    # --- What must be true ---
+
+    def wait_for_main_process(self, other_than: int = 0) -> int:
+        """Wait until the service is active with one process, its main process; return its pid."""
+        found = [0]
+
+        def look() -> bool:
+            main = self.machine.main_pid()
+            found[0] = main
+            active = self.machine.show("ActiveState") == "active"
+            return active and main not in (0, other_than) and self.machine.processes() == {main}
+
+        self.machine.wait_for(f"one process, the main one, other than {other_than}", look)
+        return found[0]
+
+
+def _enlarge_buffers(pid: int) -> None:
+    """Enlarge the buffers of wireguard-go's UDP sockets from outside.
+
+    After a blackout the server sends at once what has gathered; what the client's default buffer of 212,992 bytes cannot
+    hold of that is lost by the client.
+    """
+    pidfd = os.pidfd_open(pid)
+    try:
+        for entry in Path("/proc", str(pid), "fd").iterdir():
+            if str(entry.readlink()).startswith("socket:"):
+                fd = _libc.syscall(_PIDFD_GETFD, pidfd, int(entry.name), 0)
+                if fd < 0:
+                    continue
+                with socket.socket(fileno=fd) as theirs:
+                    if theirs.type == socket.SOCK_DGRAM:
+                        theirs.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _BUFFER_BYTES)
+    finally:
+        os.close(pidfd)
+
+

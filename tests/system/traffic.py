@@ -1,0 +1,96 @@
+"""Numbered datagrams through the tunnel and back, by a process at either end, and the verdict on what became of them.
+
+Rule: both ends count for themselves, so a loss or a duplicate is of one direction. See `stage/numbered.py`.
+"""
+
+import json
+import signal
+import struct
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.traffic.namespaces import Namespace
+from tests.traffic.server import Lab, kill, wait_for
+
+PACKETS_PER_SECOND = 10_000  # each way
+PORT = 7
+NUMBERED = Path(__file__).parent / "stage" / "numbered.py"
+_PROGRESS = struct.Struct("<QQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of the datagrams. lost_runs: numbers of the first and last request of each run without a reply."""
+
+    sent: int
+    seconds: float
+    lost_up: int
+    lost_down: int
+    duplicated: int
+    reordered: int
+    longest_gap_secs: float
+    unsent: int
+    lost_runs: list[tuple[int, int]]
+
+    @property
+    def lost(self) -> int:
+        return self.lost_up + self.lost_down
+
+    def __str__(self) -> str:
+        return (
+            f"{self.sent} sent in {self.seconds:.1f} s, lost {self.lost_up} up, {self.lost_down} down "
+            f"{self.lost_runs[:5]}, duplicated {self.duplicated}, reordered {self.reordered}, unsent {self.unsent}, "
+            f"longest gap {self.longest_gap_secs * 1000:.0f} ms"
+        )
+
+
+class NumberedTraffic:
+    """Requests from one namespace to an address in another, from now until `stop`."""
+
+    def __init__(self, lab: Lab, client: Namespace, server: Namespace, address: str, name: str = "numbered") -> None:
+        self._lab = lab
+        self._files = {end: lab.folder / f"{name}-{end}.json" for end in ("echo", "send")}
+        python = (sys.executable, "-P", str(NUMBERED))
+        with server.entered():
+            self._echo = lab.spawn((*python, "echo", str(PORT), str(self._files["echo"])), f"{name}-echo")
+        wait_for("the echo to be bound", self._progress_file("echo").exists)
+        with client.entered():
+            command = ("send", address, str(PORT), str(PACKETS_PER_SECOND), str(self._files["send"]))
+            self._send = lab.spawn((*python, *command), f"{name}-send")
+        self.wait_for_replies(100)
+
+    def _progress_file(self, end: str) -> Path:
+        return self._files[end].with_name(self._files[end].name + ".progress")
+
+    def replies(self) -> int:
+        """Return how many requests have been answered so far."""
+        try:
+            return int(_PROGRESS.unpack(self._progress_file("send").read_bytes())[1])
+        except (FileNotFoundError, struct.error):
+            return 0
+
+    def wait_for_replies(self, more: int) -> None:
+        """Wait until so many more requests have been answered: the tunnel works."""
+        wanted = self.replies() + more
+        wait_for(f"{more} more replies", lambda: self.replies() >= wanted)
+
+    def stop(self) -> Verdict:
+        """End it, wait for what is on its way, and return the verdict."""
+        ends = {}
+        for end, pid in (("send", self._send), ("echo", self._echo)):
+            kill(pid, signal.SIGTERM)
+            assert self._lab.wait_ended(pid) == 0
+            ends[end] = json.loads(self._files[end].read_text())
+        send, echo = ends["send"], ends["echo"]
+        return Verdict(
+            sent=send["sent"],
+            seconds=send["seconds"],
+            lost_up=send["sent"] - echo["distinct"],
+            lost_down=echo["distinct"] - send["distinct"],
+            duplicated=send["duplicated"] + echo["duplicated"],
+            reordered=send["reordered"] + echo["reordered"],
+            longest_gap_secs=send["longest_gap_secs"],
+            unsent=send["unsent"] + echo["unsent"],
+            lost_runs=[tuple(run) for run in send["lost"]],
+        )
