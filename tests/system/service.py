@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from oxidize.runtime.udp_control import SO_RCVBUFFORCE
-from tests.system.machine import DAEMON, UNITS, Machine
+from tests.system.machine import DAEMON, UNITS, Machine, prioritize
 from tests.system.traffic import NumberedTraffic
 from tests.traffic.namespaces import Namespace
 from tests.traffic.ping import ping
@@ -73,6 +73,7 @@ class Service:
         """Start the service and make the client's session."""
         self.machine.systemctl("start", DAEMON)
         self.client.connect()
+        prioritize(self.client.wireguard.pid)
         _enlarge_buffers(self.client.wireguard.pid)
         ping(self.lab, self.client.namespace, Site.SERVER4, 2)
 

@@ -17,7 +17,7 @@ def test_twenty_reloads(service: Service) -> None:
     for _ in range(RELOADS):
         service.machine.systemctl("reload", DAEMON)
         pids.append(service.wait_for_main_process(other_than=pids[-1]))
-        traffic.wait_for_replies(1000)
+        traffic.wait_until_caught_up()
     verdict = traffic.stop()
     print(verdict)
     assert (verdict.lost, verdict.duplicated, verdict.reordered) == (0, 0, 0), str(verdict)

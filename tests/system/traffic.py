@@ -10,12 +10,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.system.machine import prioritize
 from tests.traffic.namespaces import Namespace
 from tests.traffic.server import Lab, kill, wait_for
 
 PACKETS_PER_SECOND = 10_000  # each way
 PORT = 7
 NUMBERED = Path(__file__).parent / "stage" / "numbered.py"
+WARM_UP_REPLIES = 500
+ON_THEIR_WAY_MAX = 300  # requests: 30 ms
 _PROGRESS = struct.Struct("<QQ")
 
 
@@ -58,17 +61,36 @@ class NumberedTraffic:
         with client.entered():
             command = ("send", address, str(PORT), str(PACKETS_PER_SECOND), str(self._files["send"]))
             self._send = lab.spawn((*python, *command), f"{name}-send")
+        for pid in (self._echo, self._send):
+            prioritize(pid)
         self.wait_for_replies(100)
 
     def _progress_file(self, end: str) -> Path:
         return self._files[end].with_name(self._files[end].name + ".progress")
 
+    def _progress(self) -> tuple[int, int]:
+        try:
+            sent, replies = _PROGRESS.unpack(self._progress_file("send").read_bytes())
+        except (FileNotFoundError, struct.error):
+            return 0, 0
+        return sent, replies
+
     def replies(self) -> int:
         """Return how many requests have been answered so far."""
-        try:
-            return int(_PROGRESS.unpack(self._progress_file("send").read_bytes())[1])
-        except (FileNotFoundError, struct.error):
-            return 0
+        return self._progress()[1]
+
+    def wait_until_caught_up(self, forgiven: int = 0) -> None:
+        """Wait until no backlog is left of a pause: a machine must not be asked for more than it can do.
+
+        forgiven: requests that may be lost.
+        """
+        self.wait_for_replies(WARM_UP_REPLIES)
+
+        def look() -> bool:
+            sent, replies = self._progress()
+            return sent - replies <= ON_THEIR_WAY_MAX + forgiven
+
+        wait_for("the backlog to be served", look)
 
     def wait_for_replies(self, more: int) -> None:
         """Wait until so many more requests have been answered: the tunnel works."""

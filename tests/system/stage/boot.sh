@@ -1,11 +1,11 @@
 #!/bin/sh
-# Become systemd as PID 1 of its own namespaces: boot.sh CGROUP SEED. Run by machine.py, in the network namespace that
-# the machine is to have. The rule: of this machine's files everything is seen and nothing is changed, for the root is
+# Become systemd as PID 1 of its own namespaces: boot.sh CGROUP SEED, with PRIORITY in the environment. Run by
+# machine.py, in the network namespace that the machine is to have. The rule: of this machine's files everything is seen and nothing is changed, for the root is
 # an overlay over / with its upper layer in memory, to which SEED (with etc, usr and opt) is added; and its cgroups are all below CGROUP, which exists.
 set -eu
 if [ "${1}" != inside ]; then
 	echo $$ > "$1/cgroup.procs"
-	exec setpriv --pdeathsig KILL \
+	exec nice -n "$PRIORITY" setpriv --pdeathsig KILL \
 		unshare --pid --fork --kill-child --mount --cgroup --ipc --uts --propagation private "$0" inside "$2"
 fi
 
