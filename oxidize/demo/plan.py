@@ -57,7 +57,7 @@ def choose_burst(buffer_bytes: int, rate: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What `oxidize reload` printed: its last line, without what is shown elsewhere, and what stands in it."""
+    """What `oxidize reload` printed: its first line, without what is shown elsewhere, and what stands in it."""
 
     line: str
     blackout_ms: float | None
@@ -70,8 +70,8 @@ def read_answer(output: str) -> Answer:
     The successor logs to the same file; the command's lines begin with "reloaded:" or, for a failure, "oxidize:".
     """
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    own = [line for line in lines if line.startswith((_SUCCESS, _FAILURE))] or lines or ["it printed nothing"]
-    line = own[-1].removeprefix(_SUCCESS).removeprefix(_FAILURE)
+    own = [line for line in lines if line.startswith((_SUCCESS, _FAILURE))] or lines[-1:] or ["it printed nothing"]
+    line = own[0].removeprefix(_SUCCESS).removeprefix(_FAILURE)
     blackout, generation = _BLACKOUT.search(line), _GENERATION.search(line)
     return Answer(
         _BLACKOUT.sub("", line), float(blackout[1]) if blackout else None, int(generation[1]) if generation else None
