@@ -13,7 +13,7 @@ from typing import Any
 
 from oxidize.runtime.udp_control import SO_RCVBUFFORCE
 from tests.system.machine import DAEMON, UNITS, Machine, prioritize
-from tests.system.traffic import NumberedTraffic
+from tests.system.traffic import PACKETS_PER_SECOND, NumberedTraffic
 from tests.traffic.namespaces import Namespace
 from tests.traffic.ping import ping
 from tests.traffic.server import Identity, Lab, PeerTable, b64
@@ -67,6 +67,30 @@ class Service:
         (folder / "test.conf").write_text(text)
         self.machine.systemctl("daemon-reload")
 
+    # --- Releases ---
+
+    def releases(self) -> list[str]:
+        """Return the names of the installed releases."""
+        return sorted(entry.name for entry in (self.machine.root / RELEASES).iterdir())
+
+    def add_release(self, name: str, **broken: str) -> None:
+        """Install a copy of the current release with code added at the end of modules of `oxidize.runtime`."""
+        current = self.releases()[0]
+        root = self.machine.root / RELEASES
+        self.machine.run("cp", "-a", f"/{RELEASES}/{current}", f"/{RELEASES}/{name}")
+        for path in ("bin/oxidize", "pyvenv.cfg"):
+            file = root / name / path
+            file.write_text(file.read_text().replace(current, name))
+        (package,) = (root / name / "lib").glob("python*/site-packages/oxidize/runtime")
+        for module, code in broken.items():
+            with (package / f"{module}.py").open("a") as source:
+                source.write(f"\n\n{code}\n")
+
+    def switch_to(self, release: str) -> None:
+        """Point `current` at a release, in one step as `make install` does."""
+        self.machine.run("ln", "-s", f"releases/{release}", "/opt/oxidize/current.new")
+        self.machine.run("mv", "-T", "/opt/oxidize/current.new", "/opt/oxidize/current")
+
     # --- Running ---
 
     def start(self) -> None:
@@ -80,9 +104,9 @@ class Service:
     def stop(self) -> None:
         self.machine.systemctl("stop", *UNITS)
 
-    def traffic(self, name: str = "numbered") -> NumberedTraffic:
-        """Start numbered datagrams from the client to the server and back."""
-        return NumberedTraffic(self.lab, self.client.namespace, self.namespace, Site.SERVER4, name)
+    def traffic(self, rate: int = PACKETS_PER_SECOND) -> NumberedTraffic:
+        """Start numbered datagrams from the client to the server and back, so many a second each way."""
+        return NumberedTraffic(self.lab, self.client.namespace, self.namespace, Site.SERVER4, rate)
 
     def status(self) -> dict[str, Any]:
         """Return what `oxidize status` prints."""

@@ -1,16 +1,24 @@
-"""What an operator plans: reload, restart, daemon-reexec and a change of settings lose nothing."""
+"""What an operator plans: a reload, restart or daemon-reexec loses nothing, and a stop stops."""
+
+import time
+from collections.abc import Callable
 
 import pytest
 
-from tests.system.machine import DAEMON
-from tests.system.service import Service
+from tests.system.machine import DAEMON, UNITS
+from tests.system.service import OXIDIZE, Service
+from tests.traffic.ping import ping
+from tests.traffic.server import wait_for
+from tests.traffic.site import Site
 
 pytestmark = pytest.mark.handoff
 
+Record = Callable[[str, object], None]
 RELOADS = 20
+RESTARTS = 5
 
 
-def test_twenty_reloads(service: Service) -> None:
+def test_twenty_reloads(service: Service, record_property: Record) -> None:
     service.start()
     pids = [service.machine.main_pid()]
     handshake, traffic = service.handshake(), service.traffic()
@@ -19,7 +27,105 @@ def test_twenty_reloads(service: Service) -> None:
         pids.append(service.wait_for_main_process(other_than=pids[-1]))
         traffic.wait_until_caught_up()
     verdict = traffic.stop()
-    print(verdict)
-    assert (verdict.lost, verdict.duplicated, verdict.reordered) == (0, 0, 0), str(verdict)
+    record_property("verdict", str(verdict))
+    verdict.assert_unharmed()
     assert service.handshake() == handshake
     assert len(set(pids)) == RELOADS + 1
+    assert service.status()["generation"] == RELOADS + 1
+
+
+def test_five_restarts(service: Service, record_property: Record) -> None:
+    service.start()
+    pid = service.machine.main_pid()
+    handshake, traffic = service.handshake(), service.traffic()
+    for _ in range(RESTARTS):
+        service.machine.systemctl("restart", DAEMON)
+        pid = service.wait_for_main_process(other_than=pid)
+        traffic.wait_until_caught_up()
+    verdict = traffic.stop()
+    record_property("verdict", str(verdict))
+    verdict.assert_unharmed()
+    assert service.handshake() == handshake
+    assert service.machine.show("NRestarts") == "0"
+
+
+def test_daemon_reexec(service: Service) -> None:
+    service.start()
+    pid = service.machine.main_pid()
+    handshake, traffic = service.handshake(), service.traffic()
+    service.machine.systemctl("daemon-reexec")
+    traffic.wait_until_caught_up()
+    assert service.wait_for_main_process() == pid
+    service.machine.systemctl("reload", DAEMON)
+    pid = service.wait_for_main_process(other_than=pid)
+    service.machine.systemctl("daemon-reexec")
+    service.machine.systemctl("restart", DAEMON)
+    service.wait_for_main_process(other_than=pid)
+    traffic.wait_until_caught_up()
+    traffic.stop().assert_unharmed()
+    assert service.handshake() == handshake
+
+
+def test_a_reload_takes_up_what_was_changed(service: Service) -> None:
+    service.start()
+    machine = service.machine
+    first, handshake = machine.main_pid(), service.handshake()
+    service.add_release("next")
+    service.switch_to("next")
+    service.drop_in("[Service]\nEnvironment=OXIDIZE_TEST=changed\nLimitNOFILE=4321\nWatchdogSec=7\n")
+    service.write_config(mtu=1400)
+    machine.systemctl("reload", DAEMON)
+    second = service.wait_for_main_process(other_than=first)
+    environment = machine.run("cat", f"/proc/{second}/environ").split("\0")
+    assert "OXIDIZE_TEST=changed" in environment
+    assert "4321" in machine.run("cat", f"/proc/{second}/limits")
+    assert "/releases/next/" in machine.run("cat", f"/proc/{second}/cmdline")
+    assert " mtu 1400 " in machine.run("ip", "link", "show", "oxidize0")
+    ping(service.lab, service.client.namespace, Site.SERVER4, 2)
+    assert service.handshake() == handshake
+
+
+def test_a_reload_during_a_reload(service: Service) -> None:
+    service.start()
+    pid = service.machine.main_pid()
+    handshake, traffic = service.handshake(), service.traffic()
+    reloads = [service.machine.start("systemctl", "reload", DAEMON) for _ in range(3)]
+    for reload in reloads:
+        _, errors = reload.communicate(timeout=60)
+        assert reload.returncode == 0, f"{errors}\n{service.machine.journal()}"
+    service.wait_for_main_process(other_than=pid)
+    traffic.wait_until_caught_up()
+    traffic.stop().assert_unharmed()
+    assert service.handshake() == handshake
+
+
+def test_stop_and_start(service: Service) -> None:
+    service.start()
+    first, handshake = service.machine.main_pid(), service.handshake()
+    service.stop()
+    assert service.machine.processes() == set()
+    assert [service.machine.show("ActiveState", unit) for unit in UNITS] == ["inactive"] * len(UNITS)
+    assert service.machine.show("Result") == "success"
+    assert "51820" not in service.machine.run("ss", "-Huln")
+    assert service.machine.try_run(OXIDIZE, "status").status == 1
+
+    time.sleep(1.0)  # the client shakes hands again, in another second: handshakes are told apart by it
+    service.machine.systemctl("start", DAEMON)
+    ping(service.lab, service.client.namespace, Site.SERVER4, 2, wait=30)
+    service.wait_for_main_process(other_than=first)
+    assert service.handshake() > handshake
+    assert service.status()["generation"] == 1
+
+
+def test_a_stop_drains(service: Service) -> None:
+    service.write_config(drain_timeout_secs=4)
+    service.start()
+    handshake, traffic = service.handshake(), service.traffic(rate=1000)
+    stop = service.machine.start("systemctl", "stop", *UNITS)
+    wait_for("/health to say draining", lambda: service.health() == (503, {"status": "draining", "ready": False}))
+    traffic.wait_for_replies(1000)
+    assert service.handshake() == handshake
+    traffic.stop().assert_unharmed()
+    assert stop.wait(timeout=30) == 0
+    assert service.machine.show("Result") == "success"
+    assert service.machine.processes() == set()

@@ -1,0 +1,56 @@
+"""What nobody plans: a process that is killed, or that stalls, loses no session and at most the batch in its hand."""
+
+from collections.abc import Callable
+
+import pytest
+
+from oxidize.protocol.constants import BATCH_PACKETS_MAX
+from tests.system.machine import DAEMON
+from tests.system.service import Service
+
+pytestmark = pytest.mark.handoff
+
+KILLS = 5
+# The queue of the socket must hold what comes until the watchdog bites and the next process serves.
+WATCHDOG_SECS = 2
+STALLED_PACKETS_PER_SECOND = 2_000
+
+
+def test_five_kills(service: Service, record_property: Callable[[str, object], None]) -> None:
+    service.start()
+    pid = service.machine.main_pid()
+    handshake, traffic = service.handshake(), service.traffic()
+    for kills in range(1, KILLS + 1):
+        service.machine.kill(pid)
+        pid = service.wait_for_main_process(other_than=pid)
+        traffic.wait_until_caught_up(forgiven=kills * 2 * BATCH_PACKETS_MAX)
+    verdict = traffic.stop()
+    record_property("verdict", str(verdict))
+    verdict.assert_unharmed(crashes=KILLS)
+    assert service.handshake() == handshake
+    assert service.machine.show("NRestarts") == str(KILLS)
+
+
+@pytest.mark.parametrize("reloads", [0, 2])
+def test_a_loop_that_stalls_is_killed_in_any_generation(service: Service, reloads: int) -> None:
+    service.drop_in(f"[Service]\nWatchdogSec={WATCHDOG_SECS}\n")
+    service.start()
+    for _ in range(reloads):
+        service.machine.systemctl("reload", DAEMON)
+    pid = service.wait_for_main_process()
+    handshake, traffic = service.handshake(), service.traffic(rate=STALLED_PACKETS_PER_SECOND)
+    service.machine.kill(pid, "STOP")
+    service.wait_for_main_process(other_than=pid)
+    traffic.wait_until_caught_up(forgiven=2 * BATCH_PACKETS_MAX)
+    traffic.stop().assert_unharmed(crashes=1)
+    assert service.handshake() == handshake
+    assert "Watchdog timeout" in service.machine.journal()
+
+
+def test_a_process_that_serves_is_left_alone_by_the_watchdog(service: Service) -> None:
+    service.drop_in(f"[Service]\nWatchdogSec={WATCHDOG_SECS}\n")
+    service.start()
+    service.machine.systemctl("reload", DAEMON)
+    pid = service.wait_for_main_process()
+    service.machine.run("sleep", str(1.5 * WATCHDOG_SECS))
+    assert service.wait_for_main_process() == pid

@@ -1,0 +1,94 @@
+"""Reloads that fail: the predecessor serves on, nothing is lost, and the operator gets the reason everywhere."""
+
+import pytest
+
+from tests.system.machine import DAEMON
+from tests.system.service import Service
+from tests.traffic.server import wait_for
+
+pytestmark = pytest.mark.handoff
+
+_END = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+# What is wrong with a release, by the modules of oxidize.runtime that are broken in it.
+EXITS = {"startup": "def start(*_):\n    raise SystemExit(3)"}
+RAISES = {"startup": "def start(*_):\n    raise RuntimeError('broken on purpose')"}
+HANGS = {
+    "startup": "def start(*_):\n    time.sleep(1000)",
+    "coordinator": "PREPARE_TIMEOUT_SECS = 2.0",  # and not the half minute that is right for a slow machine
+}
+KILLED_AFTER_MAINPID = {
+    "control": f"_before = Control.prepared\n\n\ndef _prepared(*a):\n    _before(*a)\n    {_END}\n\n\nControl.prepared = _prepared"
+}
+KILLED_AFTER_COMMIT = {"startup": f"def _own(*_):\n    {_END}\n\n\n_Takeover._own = _own"}
+COORDINATOR_KILLED_AFTER_MAINPID = {
+    "coordinator": f"_before = _set_main_pid\n\n\ndef _set_main_pid(pid):\n    _before(pid)\n    {_END}"
+}
+
+
+def fail_to_reload(service: Service, expected: str) -> None:
+    """Reload under traffic, which must fail, and see that nothing else happened."""
+    pid = service.machine.main_pid()
+    handshake, traffic = service.handshake(), service.traffic()
+    outcome = service.machine.try_run("systemctl", "reload", DAEMON)
+    assert outcome.status == 1, service.machine.journal()
+    assert service.wait_for_main_process() == pid
+    assert expected in service.machine.journal()
+    traffic.wait_until_caught_up()
+    service.switch_to(service.releases()[0])
+    service.write_config()
+    service.machine.systemctl("reload", DAEMON)
+    service.wait_for_main_process(other_than=pid)
+    traffic.wait_until_caught_up()
+    traffic.stop().assert_unharmed()
+    assert service.handshake() == handshake
+    assert service.machine.show("NRestarts") == "0"
+
+
+@pytest.mark.parametrize(
+    ("broken", "expected"),
+    [
+        pytest.param(EXITS, "ended without a reason", id="exits"),
+        pytest.param(RAISES, "broken on purpose", id="raises"),
+        pytest.param(HANGS, "did not get there within", id="hangs"),
+        pytest.param(KILLED_AFTER_MAINPID, "ended without a reason", id="killed after MAINPID"),
+        pytest.param(KILLED_AFTER_COMMIT, "ended without a reason", id="killed after COMMIT"),
+        pytest.param(COORDINATOR_KILLED_AFTER_MAINPID, "code=killed, status=9/KILL", id="coordinator killed"),
+    ],
+)
+def test_a_release_that(service: Service, broken: dict[str, str], expected: str) -> None:
+    service.start()
+    service.add_release("zz-broken", **broken)
+    service.switch_to("zz-broken")
+    fail_to_reload(service, expected)
+
+
+def test_a_configuration_that_is_wrong(service: Service) -> None:
+    service.start()
+    service.write_config(mtu=5)
+    fail_to_reload(service, "mtu")
+
+
+def test_the_status_tells_why_a_reload_failed(service: Service) -> None:
+    service.start()
+    service.write_config(mtu=5)
+    assert service.machine.try_run("systemctl", "reload", DAEMON).status == 1
+    status = service.machine.try_run("systemctl", "status", "--full", DAEMON).output
+    assert "not reloaded" in status
+    assert "mtu" in status
+
+
+def test_a_restart_during_a_reload(service: Service) -> None:
+    service.start()
+    pid, good = service.machine.main_pid(), service.releases()[0]
+    handshake, traffic = service.handshake(), service.traffic()
+    service.add_release("zz-broken", startup=HANGS["startup"])
+    service.switch_to("zz-broken")
+    reload = service.machine.start("systemctl", "reload", DAEMON)
+    wait_for("the successor to be there", lambda: len(service.machine.processes()) == 3)
+    service.switch_to(good)
+    service.machine.systemctl("restart", DAEMON)
+    assert reload.wait(timeout=60) != 0
+    service.wait_for_main_process(other_than=pid)
+    traffic.wait_until_caught_up()
+    traffic.stop().assert_unharmed()
+    assert service.handshake() == handshake
