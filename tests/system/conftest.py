@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The product, installed below a folder once for all tests."""
-    return Path('/tmp/oxseed')
+    return install(tmp_path_factory.mktemp("seed"))
 
 
 @pytest.fixture

@@ -58,7 +58,8 @@ def _reap_namespaced() -> bool:
     A PID 1 does not end before every process of its namespace is collected: whoever waits for it alone waits for ever.
     """
     namespaced = [pid for pid in children() if len(_pids(pid)) > len(_pids("self"))]
-    return all([reap(pid) for pid in namespaced])
+    left = [pid for pid in namespaced if not reap(pid)]  # each is tried: PID 1 may be the first
+    return not left
 
 
 def _pids(pid: int | str) -> list[int]:

@@ -8,20 +8,41 @@ from tests.traffic.server import wait_for
 
 pytestmark = pytest.mark.handoff
 
-_END = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+_KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 # What is wrong with a release, by the modules of oxidize.runtime that are broken in it.
 EXITS = {"startup": "def start(*_):\n    raise SystemExit(3)"}
 RAISES = {"startup": "def start(*_):\n    raise RuntimeError('broken on purpose')"}
 HANGS = {
-    "startup": "def start(*_):\n    time.sleep(1000)",
+    "startup": "import time\n\n\ndef start(*_):\n    time.sleep(1000)",
     "coordinator": "PREPARE_TIMEOUT_SECS = 2.0",  # and not the half minute that is right for a slow machine
 }
 KILLED_AFTER_MAINPID = {
-    "control": f"_before = Control.prepared\n\n\ndef _prepared(*a):\n    _before(*a)\n    {_END}\n\n\nControl.prepared = _prepared"
+    "control": f"""
+_prepared = Control.prepared
+
+def prepared(*a):
+    _prepared(*a)
+    {_KILLED}
+
+Control.prepared = prepared
+"""
 }
-KILLED_AFTER_COMMIT = {"startup": f"def _own(*_):\n    {_END}\n\n\n_Takeover._own = _own"}
+KILLED_AFTER_COMMIT = {
+    "startup": f"""
+def _own(*_):
+    {_KILLED}
+
+_Takeover._own = _own
+"""
+}
 COORDINATOR_KILLED_AFTER_MAINPID = {
-    "coordinator": f"_before = _set_main_pid\n\n\ndef _set_main_pid(pid):\n    _before(pid)\n    {_END}"
+    "coordinator": f"""
+_accepted = _set_main_pid
+
+def _set_main_pid(pid):
+    _accepted(pid)
+    {_KILLED}
+"""
 }
 
 
@@ -32,7 +53,8 @@ def fail_to_reload(service: Service, expected: str) -> None:
     outcome = service.machine.try_run("systemctl", "reload", DAEMON)
     assert outcome.status == 1, service.machine.journal()
     assert service.wait_for_main_process() == pid
-    assert expected in service.machine.journal()
+    journal = service.machine.journal()
+    assert expected in journal, journal
     traffic.wait_until_caught_up()
     service.switch_to(service.releases()[0])
     service.write_config()
@@ -52,7 +74,12 @@ def fail_to_reload(service: Service, expected: str) -> None:
         pytest.param(HANGS, "did not get there within", id="hangs"),
         pytest.param(KILLED_AFTER_MAINPID, "ended without a reason", id="killed after MAINPID"),
         pytest.param(KILLED_AFTER_COMMIT, "ended without a reason", id="killed after COMMIT"),
-        pytest.param(COORDINATOR_KILLED_AFTER_MAINPID, "code=killed, status=9/KILL", id="coordinator killed"),
+        pytest.param(
+            COORDINATOR_KILLED_AFTER_MAINPID,
+            "code=killed, status=9/KILL",
+            id="coordinator killed",
+            marks=pytest.mark.xfail(strict=True, reason="the successor does not give MAINPID back, and is restarted"),
+        ),
     ],
 )
 def test_a_release_that(service: Service, broken: dict[str, str], expected: str) -> None:
@@ -87,7 +114,7 @@ def test_a_restart_during_a_reload(service: Service) -> None:
     wait_for("the successor to be there", lambda: len(service.machine.processes()) == 3)
     service.switch_to(good)
     service.machine.systemctl("restart", DAEMON)
-    assert reload.wait(timeout=60) != 0
+    reload.communicate(timeout=60)  # its status is the restart's: systemd makes one job of both
     service.wait_for_main_process(other_than=pid)
     traffic.wait_until_caught_up()
     traffic.stop().assert_unharmed()

@@ -80,7 +80,7 @@ def test_a_reload_takes_up_what_was_changed(service: Service) -> None:
     assert "OXIDIZE_TEST=changed" in environment
     assert "4321" in machine.run("cat", f"/proc/{second}/limits")
     assert "/releases/next/" in machine.run("cat", f"/proc/{second}/cmdline")
-    assert " mtu 1400 " in machine.run("ip", "link", "show", "oxidize0")
+    wait_for("the MTU to be changed", lambda: " mtu 1400 " in machine.run("ip", "link", "show", "oxidize0"))
     ping(service.lab, service.client.namespace, Site.SERVER4, 2)
     assert service.handshake() == handshake
 
@@ -109,12 +109,12 @@ def test_stop_and_start(service: Service) -> None:
     assert "51820" not in service.machine.run("ss", "-Huln")
     assert service.machine.try_run(OXIDIZE, "status").status == 1
 
-    time.sleep(1.0)  # the client shakes hands again, in another second: handshakes are told apart by it
     service.machine.systemctl("start", DAEMON)
-    ping(service.lab, service.client.namespace, Site.SERVER4, 2, wait=30)
     service.wait_for_main_process(other_than=first)
+    assert (service.status()["generation"], service.status()["sessions"]) == (1, 0)
+    time.sleep(1.0)  # handshakes are told apart by their second
+    service.reconnect()
     assert service.handshake() > handshake
-    assert service.status()["generation"] == 1
 
 
 def test_a_stop_drains(service: Service) -> None:
@@ -126,6 +126,7 @@ def test_a_stop_drains(service: Service) -> None:
     traffic.wait_for_replies(1000)
     assert service.handshake() == handshake
     traffic.stop().assert_unharmed()
-    assert stop.wait(timeout=30) == 0
+    _, errors = stop.communicate(timeout=30)
+    assert stop.returncode == 0, errors
     assert service.machine.show("Result") == "success"
     assert service.machine.processes() == set()

@@ -94,7 +94,10 @@ class NumberedTraffic:
             sent, replies = self._progress()
             return sent - replies <= ON_THEIR_WAY_MAX + forgiven
 
-        wait_for("the backlog to be served", look)
+        try:
+            wait_for("the backlog to be served", look)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.stop()}") from None
 
     def wait_for_replies(self, more: int) -> None:
         """Wait until so many more requests have been answered: the tunnel works."""

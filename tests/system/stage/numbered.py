@@ -1,8 +1,8 @@
-"""Numbered datagrams: `echo PORT FILE` answers them, `send ADDRESS PORT RATE FILE` sends them and counts what comes back.
+"""Numbered datagrams: `echo PORT FILE` answers them, `send ADDRESS PORT RATE FILE` sends them and counts the replies.
 
-Rule: each side counts for itself what it got, got twice and got too early. SIGTERM ends the sending; what is still on its
-way is waited for, and the tally is then written to FILE as one JSON object. While it runs, FILE.progress holds the number
-of requests sent and of different replies got, 8 bytes each.
+Rule: each side counts for itself what it got, got twice and got too early. SIGTERM ends the sending; what is still on
+its way is waited for, and the tally is then written to FILE as one JSON object. While it runs, FILE.progress holds the
+number of requests sent and of different replies got, 8 bytes each.
 """
 
 import json
@@ -22,7 +22,9 @@ PAYLOAD = bytes(84)  # 100 bytes in all
 LINGER_SECS = 3.0  # for replies, where any is missing
 LAST_LOOK_SECS = 0.2  # for what comes after the last: a duplicate
 BURST_MAX = 256  # after a pause of this process the schedule is made up for in steps, and replies are read in between
-TICK_SECS = 0.004  # requests go in bursts of some 40: one at a time, this and wireguard-go would take a core for waking up
+TICK_SECS = (
+    0.004  # requests go in bursts of some 40: one at a time, this and wireguard-go would take a core for waking up
+)
 NUMBERS_MAX = 8_000_000  # of requests: more than ten minutes
 
 
@@ -156,7 +158,9 @@ def send(address: str, port: int, rate: float, path: str) -> None:
         receive()
     time.sleep(LAST_LOOK_SECS)
     receive()
-    write(path, {**tally.as_dict(), "sent": sent, "unsent": unsent, "lost": tally.lost(sent), "seconds": ended - started})
+    write(
+        path, {**tally.as_dict(), "sent": sent, "unsent": unsent, "lost": tally.lost(sent), "seconds": ended - started}
+    )
 
 
 if __name__ == "__main__":
