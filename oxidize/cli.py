@@ -143,7 +143,13 @@ def reload(config_path: Path | None, is_client: bool, log_level: str | None) -> 
         try:
             loaded = _load(config_path, is_client)
             predecessor = fetch(loaded.takeover_socket, IDENTITY)
-            result = run_reload(role, config_path, log_level or predecessor["log_level"], predecessor["pid"])
+            result = run_reload(
+                role,
+                config_path,
+                log_level or predecessor["log_level"],
+                loaded.takeover_socket,
+                predecessor["pid"],
+            )
         except ConfigError as error:
             _fail(2, *error.problems, *_who_serves(config_path, role, str(error)))
         except TakeoverError as error:
@@ -154,6 +160,8 @@ def reload(config_path: Path | None, is_client: bool, log_level: str | None) -> 
             f"{counted(report['sessions'], 'session')} moved, "
             f"blackout {report['blackout_ms']:.1f} ms, {result.seconds:.2f} s in all"
         )
+        for warning in report["warnings"]:
+            click.echo(f"oxidize: warning: {warning}", err=True)
         for reason, refused in report["refused"].items():
             click.echo(f"oxidize: {counted(refused, 'peer')} not moved: {reason}", err=True)
 

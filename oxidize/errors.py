@@ -19,6 +19,10 @@ class StateError(OxidizeError):
     """This process broke a rule of its own: a bug, or a limit of ours that was reached."""
 
 
+class WriterBusyError(StateError):
+    """Another process writes the state: it owns what this one was about to own."""
+
+
 class SnapshotError(OxidizeError):
     """A predecessor's state cannot be read; the text says which part and why."""
 

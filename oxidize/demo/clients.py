@@ -30,7 +30,8 @@ from oxidize.protocol.words import DROPS_WORD, TOTALS_WORDS, ArraySlots, Total
 
 FINISH = b"finish\n"  # on standard input
 WARM_UP_SECS_MAX = 15.0  # for every client's first handshake: two retries
-LINGER_SECS = 1.0  # for the last replies, where any is missing
+LINGER_SECS = 1.0  # for the last replies, where any is missing: without one for so long, none comes any more
+LINGER_SECS_MAX = 20.0  # where they keep coming: a slow machine works off what piled up
 LAST_LOOK_SECS = 0.1  # for what comes after the last reply: a duplicate
 REPORT_INTERVAL_SECS = 0.05
 TIMER_INTERVAL_SECS = 0.01
@@ -231,7 +232,7 @@ class Fleet:
             client.send_next(1)
         self._wait_for_replies(WARM_UP_SECS_MAX)  # where one never comes, the verdict will say so
         self._send_all()
-        self._wait_for_replies(LINGER_SECS)
+        self._wait_for_last_replies()
         self._wait(LAST_LOOK_SECS)
         if not self._stopped:
             self._reporter.add([*self._take_records(), Record(Kind.FINISHED, 0, 0, _clock_ns() / 1e9)])
@@ -256,6 +257,18 @@ class Fleet:
         deadline = _clock_ns() / 1e9 + timeout
         while any(client.waiting for client in self._clients) and _clock_ns() / 1e9 < deadline and not self._stopped:
             self._turn(TIMER_INTERVAL_SECS)
+
+    def _wait_for_last_replies(self) -> None:
+        """Wait for as long as replies keep coming: one that is late is not lost."""
+        deadline = _clock_ns() / 1e9 + LINGER_SECS_MAX
+        before = None
+        while before != (missing := self._missing) and _clock_ns() / 1e9 < deadline:
+            before = missing
+            self._wait_for_replies(LINGER_SECS)
+
+    @property
+    def _missing(self) -> int:
+        return sum(len(client.waiting) for client in self._clients)
 
     def _wait(self, seconds: float) -> None:
         deadline = _clock_ns() / 1e9 + seconds

@@ -7,7 +7,7 @@ bytes never raise: what cannot be used is counted under a `DropReason`.
 Source: J. A. Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel", sections 2, 5 and 6.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import count, groupby
 from math import inf
@@ -47,6 +47,7 @@ from oxidize.protocol.words import (
 )
 
 _KEEPALIVE = b""
+PEERS_PER_SLICE = 256  # scheduled at a time: less than a millisecond
 
 
 class Device:
@@ -370,15 +371,21 @@ class Device:
         report.strangers = len(self._table.strangers)
         return report
 
-    def _restore_staged(self, peer: Peer, written_down: bool) -> None:
-        (self._waiting.add if peer.staged else self._waiting.discard)(peer)
-        (self._written_down.add if peer.staged else self._written_down.discard)(peer)
-        self._staged_bytes = sum(len(packet) for waiting in self._waiting for packet in waiting.staged)
-
     def prepare(self) -> None:
-        """Schedule the peers that no restored state spoke of; after the last `restore` that is not urgent."""
-        for peer in self._table.peers.values():
+        """Schedule every peer by its words: those that no restored change spoke of too."""
+        for _ in self.prepare_in_slices():
+            pass
+
+    def prepare_in_slices(self) -> Iterator[None]:
+        """Do as `prepare`, some peers at a time.
+
+        Due once more when this device owns: what another process noted in the words after `restore`, a packet that is
+        owed an answer, has left no record behind.
+        """
+        for number, peer in enumerate(list(self._table.peers.values()), start=1):
             self._schedule(peer)
+            if number % PEERS_PER_SLICE == 0:
+                yield
 
     def own(self) -> None:
         """Begin to own the words and the journal: from here this device may seal, open and record."""

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import oxidize
 from oxidize import http, logs
-from oxidize.errors import SnapshotError
+from oxidize.errors import OxidizeError, SnapshotError, WriterBusyError
 from oxidize.protocol.words import Total
 from oxidize.runtime import crash_loop, systemd, watchdog
 from oxidize.runtime.control import Control
@@ -34,8 +34,8 @@ _Item = TypeVar("_Item")
 
 def start_alone(settings: NodeSettings, loop: Loop, control: Control, passed: dict[str, list[int]]) -> Node:
     """Begin with what the service manager passed, or with nothing; raises ConfigError for sockets not to be had."""
-    fds = systemd.single(passed, ("udp", "http", *systemd.STORED_NAMES))
-    _close_unknown(passed, fds)
+    fds = systemd.single(passed, ("udp", "http")) | _stored(passed)
+    _close_unused(passed, fds)
     return _ColdStart(settings, loop, fds).run(control)
 
 
@@ -63,7 +63,7 @@ class _ColdStart:
         if self._is_network_new:
             store_network(node)
         node.device.prepare()
-        if isinstance(self._network, TunDevice):
+        if self._is_network_new and isinstance(self._network, TunDevice):
             configure(self._settings)
         control.prepared({"sessions": 0, "refused": {}})
         gc.collect()
@@ -72,10 +72,20 @@ class _ColdStart:
         node.open_takeover(held=False)
         node.device.forget_strangers()
         say_ready(node)
+        if not self._is_network_new and isinstance(self._network, TunDevice):
+            self._configure_again()
         sessions, listen = node.device.live_sessions(boot_time()), self._udp.local_address
         log.info("serving", generation=node.generation, listen=listen, restored=is_restored, sessions=sessions)
-        control.done({"generation": node.generation, "sessions": sessions, "refused": {}, "blackout_ms": 0.0})
+        report = {"sessions": sessions, "refused": {}, "warnings": [], "blackout_ms": 0.0}
+        control.done({"generation": node.generation, **report})
         return node
+
+    def _configure_again(self) -> None:
+        """Bring an interface that outlived its process to what the settings say; it serves as it is already."""
+        try:
+            configure(self._settings)
+        except OxidizeError as error:
+            log.error("serves, but not with all of its settings", reason=str(error))
 
     def _begin(self) -> Node:
         """Return a node without a past, whose state is stored before the first packet."""
@@ -98,16 +108,21 @@ class _ColdStart:
         fds = self._fds
         if "journal" not in fds or "arena" not in fds:
             return None
+        state = None
         try:
             state = SessionState.open(
                 fds["journal"], fds["arena"], boot_id=boot_id(), public_key=self._settings.public_key, now=boot_time()
             )
             self._wait_out(crash_loop.note_start(state.arena.words))
             return self._restore_from(state)
+        except WriterBusyError:
+            raise  # the state is good and somebody serves with it: to begin beside that one would be worse than to end
         except SnapshotError as error:
             log.error("the stored state is not used; clients will shake hands again", reason=str(error))
         except Exception:  # a bug of ours in the restore must not keep the service down for ever
             log.exception("the stored state is not used; clients will shake hands again")
+        if state is not None:
+            state.close()
         self._front.node = None
         systemd.forget_fds("journal", "arena")
         return None
@@ -186,9 +201,24 @@ def store_network(node: Node) -> None:
         systemd.store_fd("tun", node.network.fileno())
 
 
-def _close_unknown(passed: dict[str, list[int]], used: dict[str, int]) -> None:
+def _stored(passed: dict[str, list[int]]) -> dict[str, int]:
+    """Return what the store held, by name: journal and arena both and once, or neither of them.
+
+    A process that was killed between storing the one and the other leaves a half, the next one would add to it.
+    """
+    once = {name: passed[name][0] for name in systemd.STORED_NAMES if len(passed.get(name, [])) == 1}
+    state = [name for name in ("journal", "arena") if name in passed]
+    if state and not {"journal", "arena"} <= once.keys():
+        log.error("the stored state is not used: expected one journal and one arena", stored=", ".join(sorted(passed)))
+        systemd.forget_fds("journal", "arena")
+        return {name: fd for name, fd in once.items() if name == "tun"}
+    return once
+
+
+def _close_unused(passed: dict[str, list[int]], used: dict[str, int]) -> None:
     for name, fds in passed.items():
-        if name not in used:
-            log.warning("a passed file is not used", name=name, expected="udp, http, journal, arena, tun")
-            for fd in fds:
-                os.close(fd)
+        unused = [fd for fd in fds if fd != used.get(name)]
+        if unused:
+            log.warning("a passed file is not used", name=name, expected="udp, http, journal, arena, tun: one of each")
+        for fd in unused:
+            os.close(fd)

@@ -15,6 +15,7 @@ from typing import Any
 from oxidize.errors import TakeoverError
 
 MESSAGE_BYTES_MAX = 65_536
+REASON_CHARACTERS_MAX = 16_384  # four bytes each at most: a reason fits into a message
 GO_TIMEOUT_SECS = 20.0
 
 Report = dict[str, Any]
@@ -31,11 +32,11 @@ class Control:
 
     def prepared(self, report: Report) -> None:
         """Say that all slow work is done and wait for GO; raises TakeoverError if it does not come."""
-        send(self._socket, {"event": "prepared", "pid": os.getpid(), **report})
         self._socket.settimeout(GO_TIMEOUT_SECS)
         try:
+            send(self._socket, {"event": "prepared", "pid": os.getpid(), **report})
             answer = receive(self._socket)
-        except TimeoutError:
+        except OSError:  # TimeoutError is one
             answer = None
         if answer is None or answer.get("event") != "go":
             raise TakeoverError("prepared", "the coordinator is gone: expected its GO; run `oxidize reload` again")
@@ -47,7 +48,7 @@ class Control:
 
     def failed(self, reason: str) -> None:
         """Say why this process does not serve."""
-        self._end({"event": "failed", "pid": os.getpid(), "reason": reason})
+        self._end({"event": "failed", "pid": os.getpid(), "reason": reason[:REASON_CHARACTERS_MAX]})
 
     def _end(self, message: Report) -> None:
         # The coordinator may be gone; what it is told then goes to the log alone.

@@ -14,16 +14,18 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from oxidize.errors import TakeoverError
+from oxidize.errors import OxidizeError, TakeoverError
 from oxidize.runtime import systemd, unit
 from oxidize.runtime.control import Report, receive, send
+from oxidize.runtime.status import IDENTITY, fetch
 
 PREPARE_TIMEOUT_SECS = 30.0  # the successor imports, reads and restores: tens of milliseconds for most
-TAKE_TIMEOUT_SECS = 15.0  # from GO to DONE
-LIFE_WITHOUT_OWNERSHIP_SECS = 60  # of a successor; beyond both of the above
+TAKE_TIMEOUT_SECS = 30.0  # from GO to DONE: twice what COMMIT and TAKEN may take
+LIFE_WITHOUT_OWNERSHIP_SECS = 90  # of a successor; beyond both of the above
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class ReloadResult:
     seconds: float
 
 
-def reload(role: str, config_path: Path, log_level: str, predecessor_pid: int) -> ReloadResult:
+def reload(role: str, config_path: Path, log_level: str, takeover_socket: Path, predecessor_pid: int) -> ReloadResult:
     """Replace the process `predecessor_pid` by a fresh one; raises TakeoverError with the successor's reason.
 
     role: the subcommand that the successor runs, "server" or "client"; log_level: as on its command line.
@@ -62,9 +64,10 @@ def reload(role: str, config_path: Path, log_level: str, predecessor_pid: int) -
         except ProcessLookupError:
             pidfd = -1  # it ended already; the link says why
         try:
-            report = _coordinate(ours, pid, predecessor_pid)
+            report = _coordinate(ours, pid, predecessor_pid, lambda: _serves(takeover_socket, pid))
         except TakeoverError:
-            if _is_alive(predecessor_pid):  # else the successor may be all that serves
+            # One that serves, or one without a predecessor to go back to, is all that there is.
+            if _is_alive(predecessor_pid) and not _serves(takeover_socket, pid):
                 _kill(pidfd)
             raise
         finally:
@@ -79,14 +82,14 @@ def say_failure(generation: int, reason: str) -> None:
     systemd.notify(f"STATUS=generation {generation} serves on: not reloaded: {first_line}")
 
 
-def _coordinate(link: socket.socket, pid: int, predecessor_pid: int) -> Report:
+def _coordinate(link: socket.socket, pid: int, predecessor_pid: int, serves: Callable[[], bool]) -> Report:
     _expect(link, "prepared", PREPARE_TIMEOUT_SECS)
     try:
         _set_main_pid(pid)
         send(link, {"event": "go"})
         return _expect(link, "done", TAKE_TIMEOUT_SECS)
     except (OSError, TakeoverError) as error:
-        if _is_alive(predecessor_pid):
+        if _is_alive(predecessor_pid) and not serves():
             _put_back(predecessor_pid)
         if isinstance(error, TakeoverError):
             raise
@@ -164,6 +167,14 @@ def _become(command: list[str], inherited_fd: int) -> None:
     os.closerange(inherited_fd + 1, os.sysconf("SC_OPEN_MAX"))
     os.set_inheritable(inherited_fd, True)
     os.execv(command[0], command)  # noqa: S606  # a shell is what we do not want
+
+
+def _serves(takeover_socket: Path, pid: int) -> bool:
+    """Tell whether it is this process that answers at the takeover socket."""
+    try:
+        return bool(fetch(takeover_socket, IDENTITY)["pid"] == pid)
+    except OxidizeError:
+        return False
 
 
 def _is_alive(pid: int) -> bool:

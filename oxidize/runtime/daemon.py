@@ -1,15 +1,18 @@
 """The process of `oxidize server` and `oxidize client`: from the command line to the exit status."""
 
-import signal
+import time
 from pathlib import Path
 from typing import Literal
 
 from oxidize import config, logs
 from oxidize.errors import ConfigError, OxidizeError
+from oxidize.runtime import systemd
 from oxidize.runtime.control import Control, NoControl
 from oxidize.runtime.loop import Loop
 from oxidize.runtime.settings import NodeSettings
 from oxidize.runtime.startup import start
+
+FAILED_START_PAUSE_SECS = 1.0
 
 log = logs.get(__name__)
 
@@ -26,28 +29,34 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
         node = start(_load(role, config_path), loop, control)
     except ConfigError as error:
         control.failed("\n".join(error.problems))
+        _pause(control)
         raise
     except OxidizeError as error:
         control.failed(str(error))
+        _pause(control)
         raise
     except Exception as error:  # the boundary of a takeover: whatever it was, the coordinator must hear of it
-        control.failed(f"{type(error).__name__}: {error}")
+        control.failed(logs.redact_text(f"{type(error).__name__}: {error}"))
         log.exception("cannot start")
+        _pause(control)
         return 1
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.on_signal(number, node.handle_termination)
-    loop.on_signal(signal.SIGHUP, lambda: log.warning("SIGHUP changes nothing: use `oxidize reload`"))
     try:
         loop.run()
     except OxidizeError:
         raise
     except Exception:  # the top of the loop: what is thrown here is a bug, and must not be printed with its secrets
+        # Nothing is closed by hand: a successor that is getting ready must see this process die, and inherit.
         log.exception("ends because of a bug")
         return 1
-    finally:
-        node.close()
-        loop.close()
-    return node.exit_status
+    node.close()
+    loop.close()
+    return 0
+
+
+def _pause(control: Control) -> None:
+    """Let a service manager that would start us again at once, and without a limit, not do so all the time."""
+    if systemd.is_managed() and not control.is_coordinated:
+        time.sleep(FAILED_START_PAUSE_SECS)
 
 
 def _load(role: Literal["server", "client"], config_path: Path) -> NodeSettings:

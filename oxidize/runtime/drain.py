@@ -48,6 +48,8 @@ class Drain:
         """
         self._then = then
         if self._ends_at is not None:
+            if self._is_over:
+                then()
             return
         now = boot_time()
         self._node.device.accepting = False

@@ -47,6 +47,11 @@ _REMEDIES = {
 }
 
 
+def preload() -> None:
+    """Import what `configure_interface` needs, where that is better done early."""
+    import pyroute2  # noqa: F401, PLC0415
+
+
 def configure_interface(name: str, addresses: Sequence[Interface], mtu: int, routes: Sequence[Network]) -> list[str]:
     """Bring an interface to this state and up, and return what was changed, a line each; empty if all was right.
 
@@ -60,11 +65,11 @@ def configure_interface(name: str, addresses: Sequence[Interface], mtu: int, rou
         reconciler = _Reconciler(netlink, name)
         reconciler.reconcile_link(mtu)
         reconciler.reconcile_addresses(addresses)
-        reconciler.reconcile_routes(_routes_needed(addresses, routes))
+        reconciler.reconcile_routes(routes_needed(addresses, routes))
         return reconciler.changes
 
 
-def _routes_needed(addresses: Iterable[Interface], routes: Iterable[Network]) -> set[Network]:
+def routes_needed(addresses: Iterable[Interface], routes: Iterable[Network]) -> set[Network]:
     """Return the routes that the networks of the interface's own addresses do not already give."""
     own = [address.network for address in addresses]
     return {route for route in routes if not any(_contains(network, route) for network in own)}

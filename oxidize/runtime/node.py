@@ -7,6 +7,7 @@ that wait for a session.
 
 import hashlib
 import os
+import signal
 import socket
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import Any
 
 import oxidize
 from oxidize import http, logs
-from oxidize.errors import OxidizeError, SnapshotError, TakeoverError
+from oxidize.errors import OxidizeError, SnapshotError, StateError, TakeoverError
 from oxidize.metrics import Live, Metrics
 from oxidize.protocol.device import Device
 from oxidize.protocol.words import ENDED_ON_PURPOSE_WORD, DropReason, Total
@@ -25,6 +26,7 @@ from oxidize.runtime import status, systemd, unit
 from oxidize.runtime.crash_loop import Stability
 from oxidize.runtime.data_path import DataPath, Network
 from oxidize.runtime.drain import Drain
+from oxidize.runtime.interface import routes_needed
 from oxidize.runtime.loop import READABLE, Loop, boot_time
 from oxidize.runtime.settings import NodeSettings
 from oxidize.runtime.tun import TunDevice
@@ -39,6 +41,7 @@ from oxidize.takeover.listener import Listener
 from oxidize.takeover.messages import Hello
 from oxidize.takeover.predecessor import Predecessor
 
+REMEMBERED_SECS = 0.25  # a rendering of the metrics
 LINGER_SECS = 1.0  # for HTTP requests that were accepted before the hand-off
 
 log = logs.get(__name__)
@@ -62,7 +65,7 @@ class Node:
     """A server or a client that serves; the host of the takeover by which it will be replaced.
 
     watchdog_secs: the interval of the service manager's watchdog, 0.0 for none. state_name: "starting", "healthy" or
-    "draining". exit_status: what the process ends with, once the loop has stopped.
+    "draining".
     """
 
     def __init__(self, parts: Parts, loop: Loop, watchdog_secs: float = 0.0) -> None:
@@ -77,12 +80,12 @@ class Node:
         self.started_at = boot_time()
         self.started_unix = time.time()
         self.state_name: http.State = "starting"
-        self.exit_status = 0
         self._loop = loop
         self._http_listener = parts.http_listener
         self._http = parts.http_server
         self._predecessor: Predecessor | None = None
         self._serving = False
+        self._is_ending = False  # told to end, and draining first
         is_userspace = isinstance(parts.network, UserspaceNetwork)
         refusal = DropReason.ROUTE_UNSUPPORTED if is_userspace else DropReason.NETWORK_WRITE_FAILED
         words = parts.state.arena.words
@@ -92,7 +95,7 @@ class Node:
         self._watchdog = Watchdog(watchdog_secs, boot_time)
         self._drain = Drain(self, loop)
         self._respond = http.make_respond(
-            lambda: self.state_name, Metrics(words, self._live(), release=oxidize.__version__).render
+            lambda: self.state_name, Remembered(Metrics(words, self._live(), release=oxidize.__version__).render)
         )
 
     def _live(self) -> Live:
@@ -112,11 +115,18 @@ class Node:
             self._http = serve_http(self._http_listener, self.respond, self._loop)
 
     def respond(self, method: str, path: str) -> http.Response:
-        """Answer an HTTP request."""
-        return self._respond(method, path)
+        """Answer an HTTP request; a bug in that ends the request and not the tunnels."""
+        try:
+            return self._respond(method, path)
+        except Exception:  # the boundary of a request: whoever may read metrics must not be able to end the service
+            log.exception("an HTTP request failed", path=path)
+            return http.Response(500, b"Internal error; see the log.\n")
 
     def serve(self) -> None:
-        """Read and send from now on; only the owner may call this."""
+        """Read and send from now on, and heed signals; only the owner may call this."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.on_signal(number, self.handle_termination)
+        self._loop.on_signal(signal.SIGHUP, lambda: log.warning("SIGHUP changes nothing: use `oxidize reload`"))
         self.udp.take_ownership()
         self._loop.register(self.udp.fileno(), READABLE, self._data_path.from_udp)
         tunnel = self.network.fileno()
@@ -124,6 +134,8 @@ class Node:
             self._loop.register(tunnel, READABLE, self._data_path.from_network)
         self._loop.add_timed(self._data_path)
         self._loop.add_timed(self._watchdog)
+        if self.drain_left_secs is not None:
+            self._loop.add_timed(self._drain)
         self._serving = True
         if self.state_name == "starting":
             self.state_name = "healthy"
@@ -153,6 +165,7 @@ class Node:
             self._loop.unregister(tunnel)
         self._loop.remove_timed(self._data_path)
         self._loop.remove_timed(self._watchdog)
+        self._loop.remove_timed(self._drain)
         if self._http is not None:
             self._http.pause()
 
@@ -167,20 +180,26 @@ class Node:
                 f"release {hello.release} reads state of formats {list(hello.snapshot_versions)}; expected {needed} or "
                 f"later: use a release of that format",
             )
-        self.session_state.hold()
         fds = [NamedFd("udp", self.udp.fileno(), "socket", self.udp.framing())]
         fds += [NamedFd(name, fd, "memfd") for name, fd in self.session_state.fds.items()]
         if self._http_listener is not None:
             fds.append(NamedFd("http", self._http_listener.fileno(), "socket"))
         if isinstance(self.network, TunDevice):
             fds.append(NamedFd("tun", self.network.fileno(), "tun", self.network.framing()))
-        if "JOURNAL_STREAM" not in os.environ:
+        if "JOURNAL_STREAM" not in os.environ and sys.stderr is not None:
             fds.append(NamedFd("stderr", sys.stderr.fileno(), "log"))
+        self.session_state.hold()
         # Not our own number: a successor that died after COMMIT may have written a later one.
         return Offer(
             self.session_state.generation,
             tuple(fds),
-            {"format": FORMAT, "interface": self.interface, "watchdog_secs": self._watchdog.interval},
+            {
+                "format": FORMAT,
+                "interface": self.interface,
+                "watchdog_secs": self._watchdog.interval,
+                "listen": list(self.settings.listen),
+                "metrics_listen": list(self.settings.metrics_listen or ()),
+            },
         )
 
     def offer_withdrawn(self, reason: str) -> None:
@@ -203,14 +222,15 @@ class Node:
         self.session_state.unhold()
         self.device.restore(changes, boot_time())
         self.device.own()
-        self._note_failure(reason)
         self.serve()
         if self._http is not None:
             self._http.resume()
+        self.device.prepare()
+        self._note_failure(reason)
 
     def finish(self, taken: dict[str, Any]) -> None:
         """End: the successor owns. HTTP requests that are under way get their answers first."""
-        log.info("handed over", generation=self.generation + 1, **taken)
+        log.info("handed over", **taken)
         self._loop.add_timed(_Linger(self._http, self._loop))
 
     def answer(self, query: str) -> bytes:
@@ -218,7 +238,7 @@ class Node:
         if query == status.STATUS:
             return status.describe(self)
         if query == status.DRAIN:
-            self._drain_and(self._note_drained)
+            self._drain_by_hand()
         elif query == status.ACCEPT:
             self._accept_again()
         elif query != status.IDENTITY:
@@ -227,9 +247,11 @@ class Node:
 
     def _note_failure(self, reason: str) -> None:
         self.words[Total.TAKEOVERS_FAILED] += 1
-        self.session_state.record_takeover(
-            {"at_unix": time.time(), "result": "failure", "generation": self.generation, "reason": reason}
-        )
+        entry = {"at_unix": time.time(), "result": "failure", "generation": self.generation, "reason": reason}
+        try:
+            self.session_state.record_takeover(entry)
+        except StateError as error:  # a full journal: to serve matters more than to remember
+            log.error("a failed takeover is not remembered", reason=str(error))
 
     # --- Ending ---
 
@@ -243,20 +265,29 @@ class Node:
 
         A second request ends at once, too.
         """
-        if not self._serving or self.state_name == "draining":
+        if not self._serving or self._is_ending:
             log.info("ends at once", generation=self.generation)
             self._end()
         elif unit.is_restarting():
             log.info("ends for a restart: its sessions go on in the next process", generation=self.generation)
             self._end()
         else:
+            self._is_ending = True
             systemd.notify("STOPPING=1")
             self._drain_and(self._end)
 
     def _end(self) -> None:
+        """Stop, with all that the next process needs written down."""
         if self._serving:
+            self._stop_serving()
+            self._data_path.flush()
+            self.device.freeze()
             self.words[ENDED_ON_PURPOSE_WORD] = 1
         self._loop.stop()
+
+    def _drain_by_hand(self) -> None:
+        if not self._is_ending:
+            self._drain_and(self._note_drained)
 
     def _drain_and(self, then: Callable[[], None]) -> None:
         if not self._serving:
@@ -268,6 +299,8 @@ class Node:
         systemd.notify("STATUS=drained: no new sessions; waits for its end")
 
     def _accept_again(self) -> None:
+        if self._is_ending:
+            raise OxidizeError("the server was told to end, and does when nobody uses it any more; start it again")
         self._drain.cancel()
         if self.state_name == "draining":
             self.state_name = "healthy"
@@ -299,7 +332,8 @@ def interface_of(settings: NodeSettings) -> str:
     A digest, since the routes of thousands of peers would not fit into the OFFER.
     """
     addresses = sorted(map(str, settings.addresses))
-    text = "\n".join([*addresses, *sorted(map(str, settings.routes)), str(settings.mtu)])
+    routes = sorted(map(str, routes_needed(settings.addresses, settings.routes)))
+    text = "\n".join([*addresses, *routes, str(settings.mtu)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -314,6 +348,22 @@ def say_ready(node: Node) -> None:
     """Tell the service manager that this generation serves."""
     peers = status.counted(len(node.device.peers), "peer")
     systemd.notify("READY=1", f"STATUS=generation {node.generation}, release {oxidize.__version__}, {peers}")
+
+
+class Remembered:
+    """Renders the metrics, at most once in REMEMBERED_SECS: whoever asks all the time must not stop the data path."""
+
+    def __init__(self, render: Callable[[], tuple[bytes, str]]) -> None:
+        self._render = render
+        self._rendered = (b"", "")
+        self._until = 0.0
+
+    def __call__(self) -> tuple[bytes, str]:
+        """Return the text and its content type."""
+        if boot_time() >= self._until:
+            self._rendered = self._render()
+            self._until = boot_time() + REMEMBERED_SECS
+        return self._rendered
 
 
 class _Deadlines:

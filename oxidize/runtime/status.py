@@ -93,8 +93,8 @@ def describe_process(node: "Node") -> bytes:
             "release": oxidize.__version__,
             "pid": os.getpid(),
             "log_level": logging.getLevelName(logging.getLogger().level).lower(),
-            "sessions": node.device.live_sessions(boot_time()),
             "drain_left_secs": node.drain_left_secs,
+            "sessions": node.device.live_sessions(boot_time()) if node.drain_left_secs is not None else None,
             "drain_timeout_secs": node.settings.drain_timeout_secs,
         }
     ).encode()

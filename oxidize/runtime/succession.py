@@ -17,6 +17,7 @@ from oxidize import logs
 from oxidize.protocol.words import Total
 from oxidize.runtime.cold_start import store_network
 from oxidize.runtime.control import Control
+from oxidize.runtime.interface import preload
 from oxidize.runtime.loop import READABLE, Loop, boot_time
 from oxidize.runtime.node import Node, Parts, say_ready
 from oxidize.runtime.parts import adopt_network, bind_http, boot_id, configure, make_device
@@ -24,9 +25,11 @@ from oxidize.runtime.settings import NodeSettings
 from oxidize.runtime.tun import TunDevice
 from oxidize.runtime.udp import UdpSocket
 from oxidize.state.session_state import SessionState
-from oxidize.takeover.host import Offer
+from oxidize.takeover.host import Offer, reason_of
 from oxidize.takeover.predecessor import Predecessor
 from oxidize.takeover.successor import Commit, Successor
+
+USED_NAMES = frozenset({"udp", "http", "tun", "journal", "arena", "stderr"})  # of an offer
 
 log = logs.get(__name__)
 
@@ -49,7 +52,7 @@ class Succession:
             now = boot_time()
             sessions, report = node.device.live_sessions(now), node.device.restore(node.session_state.sync(), now)
             refused = {"not configured any more": report.strangers} if report.strangers else {}
-            summary = {"sessions": sessions, "refused": refused}
+            summary = {"sessions": sessions, "refused": refused, "warnings": self._ignored(node)}
             self.control.prepared(summary)
             node.device.restore(node.session_state.sync(), boot_time())
         except BaseException as error:
@@ -80,6 +83,11 @@ class Succession:
         udp = UdpSocket(socket.socket(fileno=offer.find("udp").fd))
         parts = Parts(settings, offer.generation + 1, state, device, udp, network, listener)
         node = Node(parts, self.loop, float(offer.state.get("watchdog_secs", 0.0)))
+        if self._must_configure(node):
+            preload()  # it takes longer than the changes themselves
+        for named in offer.fds:
+            if named.name not in USED_NAMES:  # of a newer release
+                os.close(named.fd)
         gc.collect()
         gc.freeze()
         return node
@@ -116,19 +124,47 @@ class Succession:
         self.successor.taken({"sessions": summary["sessions"], "blackout_ms": blackout_ms or 0.0})
         node.open_http()
         say_ready(node)
+        for _ in node.device.prepare_in_slices():
+            self.loop.run_once(0)
+        warnings = [*summary["warnings"], *self._finish(node)]
         self._take_log()
-        self.control.done({"generation": node.generation, **summary, "blackout_ms": blackout_ms or 0.0})
+        for warning in warnings:
+            log.warning(warning)
         log.info("took over", generation=node.generation, sessions=summary["sessions"], blackout_ms=blackout_ms)
-        self._reconcile_interface(node)
-        if self.is_network_new:
-            store_network(node)
-        node.device.forget_strangers()
-        _PredecessorEnd(self.loop, self.successor, predecessor, node.session_state).watch()
+        done = {**summary, "warnings": warnings, "generation": node.generation, "blackout_ms": blackout_ms or 0.0}
+        self.control.done(done)
+        _PredecessorEnd(self.loop, self.successor, predecessor, node).watch()
 
-    def _reconcile_interface(self, node: Node) -> None:
+    def _finish(self, node: Node) -> list[str]:
+        """Do what may wait until this process serves; return what could not be done.
+
+        The predecessor is going, so nothing here may end this process: a tunnel without one of its routes is more than
+        no tunnel.
+        """
+        problems = []
+        try:
+            if self._must_configure(node):
+                configure(self.settings)
+            if self.is_network_new:
+                store_network(node)
+        except Exception as error:  # whatever it is: we own, and nobody else would
+            log.exception("serves, but not with all of its settings")
+            problems.append(f"it serves, but not with all of its settings: {reason_of(error)}")
+        return problems
+
+    def _must_configure(self, node: Node) -> bool:
         is_changed = self.offer.state.get("interface") != node.interface
-        if isinstance(node.network, TunDevice) and (is_changed or self.is_network_new):
-            configure(self.settings)
+        return isinstance(node.network, TunDevice) and (is_changed or self.is_network_new)
+
+    def _ignored(self, node: Node) -> list[str]:
+        """Return a line for each setting that changed and that only a start from nothing can take up."""
+        ours = {"listen": self.settings.listen, "metrics_listen": self.settings.metrics_listen or ()}
+        lines = []
+        for key, value in ours.items():
+            before = self.offer.state.get(key)
+            if before is not None and list(value) != before:
+                lines.append(f"{key} has changed, but the socket is handed over as it is: stop and start to change it")
+        return lines
 
     def _take_log(self) -> None:
         """Log where the predecessor logged, if this process was started by a coordinator's terminal."""
@@ -144,11 +180,11 @@ class Succession:
 class _PredecessorEnd:
     """Waits for the predecessor's end, after which a further successor is welcome."""
 
-    def __init__(self, loop: Loop, successor: Successor, predecessor: Predecessor, state: SessionState) -> None:
+    def __init__(self, loop: Loop, successor: Successor, predecessor: Predecessor, node: Node) -> None:
         self._loop = loop
         self._successor = successor
         self._held = predecessor
-        self._state = state
+        self._node = node
 
     def watch(self) -> None:
         self._loop.register(self._successor.predecessor_fd, READABLE, self._look)
@@ -166,7 +202,9 @@ class _PredecessorEnd:
             self._loop.unregister(self._successor.predecessor_fd)
             self._loop.remove_timed(self)
             self._successor.close()
-            self._state.unhold()
+            # Not before: a TAKEN that crosses our SIGKILL lets the predecessor thaw, with all the peers that it knows.
+            self._node.session_state.unhold()
+            self._node.device.forget_strangers()
             self._held.release()
 
 

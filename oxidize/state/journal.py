@@ -10,7 +10,7 @@ Rules:
 
 What a record is, `state.stream` says; what it is about, the journal does not know.
 
-Sources: memfd_create(2), fcntl(2) "File Sealing", pwrite(2), madvise(2) MADV_REMOVE.
+Sources: memfd_create(2), fcntl(2) "File Sealing", pwrite(2), fallocate(2), fcntl(2).
 """
 
 import fcntl
@@ -21,7 +21,8 @@ from typing import Self
 
 import msgpack
 
-from oxidize.errors import SnapshotError, StateError
+from oxidize.errors import SnapshotError, StateError, WriterBusyError
+from oxidize.state.punch import punch_hole
 from oxidize.state.stream import ENVELOPE, RECORD_BYTES_MAX, REMEDY, RETIRE_ALL, RETIRE_OWN, Record, scan
 
 ENVELOPE_MAGIC = "oxidize-journal"
@@ -118,6 +119,7 @@ class Journal:
             header[_END], header[_END + 1] = HEADER_BYTES, HEADER_BYTES + region_bytes
             os.pwrite(fd, header, 0)
             journal = cls(fd, region_bytes, reader=reader)
+            journal._lock()
             journal._writer = True
             journal.append_envelope(envelope)
         except BaseException:
@@ -267,6 +269,7 @@ class Journal:
         end = self._words[_END + (activations & 1)]
         if self._seen != (activations, end):
             raise StateError(f"the journal ends at {end}, which was not read to: call sync() before writing to it")
+        self._lock()
         self._writer = True
 
     def stop_writing(self) -> None:
@@ -274,7 +277,21 @@ class Journal:
         if self._writer:
             self._abandon_compaction()
             self._writer = False
+            fcntl.lockf(self.fd, fcntl.LOCK_UN)
             self._seen = (self._words[_ACTIVATIONS], self._active.end)
+
+    def _lock(self) -> None:
+        """Hold the file against every other process; the kernel lets go when this one ends, however it ends.
+
+        A lock of POSIX belongs to the process, not to the open file that all generations share (fcntl(2), "Advisory
+        record locking"). It would be lost with any descriptor of the file that is closed: nothing here closes one.
+        """
+        try:
+            fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise WriterBusyError(
+                f"another process writes the journal ({error.strerror}): it owns the state"
+            ) from error
 
     def append(self, *records: Record) -> None:
         """Append records, all of them or none; each must have `type` (str) and `key` (bytes).
@@ -418,9 +435,8 @@ class Journal:
             return
         length = min(PUNCH_BYTES_MAX, len(self._punch))
         try:
-            with mmap.mmap(self.fd, length, offset=self._punch.start) as mapped:
-                mapped.madvise(mmap.MADV_REMOVE)
-        except (OSError, ValueError):  # not every kernel can: then the memory waits for the next compaction
+            punch_hole(self.fd, self._punch.start, length)
+        except OSError:  # not every kernel can: then the memory waits for the next compaction
             self._punch = range(0)
         else:
             self._punch = self._punch[length:]

@@ -17,9 +17,10 @@ def test_the_clients_of_the_demonstration_notice_nothing():
     demonstration = Demonstration(OPTIONS)
     try:
         verdict = demonstration.run(PlainScreen(Console(file=shown, width=160)))
-        log = demonstration.server_log()
+        log, drops = demonstration.server_log(), demonstration.holder.udp_drops
     finally:
         demonstration.close()
-    assert verdict.ok, "\n".join([*verdict.reasons, shown.getvalue(), log])
+    dropped = f"the kernel dropped {drops} at the server's socket"
+    assert verdict.ok, "\n".join([*verdict.reasons, *map(str, verdict.replacements), dropped, shown.getvalue(), log])
     assert verdict.sent >= OPTIONS.seconds * OPTIONS.rate * 0.9, "the clients sent too little to show anything"
     assert len(verdict.replacements) == OPTIONS.reloads + 2, shown.getvalue()

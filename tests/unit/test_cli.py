@@ -190,16 +190,18 @@ def test_reload_says_what_came_of_it(path: Path, asked: list[Path], monkeypatch:
 
     def reload(*arguments: object) -> ReloadResult:
         calls.append(arguments)
-        report = {"generation": 5, "pid": 77, "sessions": 1, "blackout_ms": 1.26, "refused": {"not wanted": 2}}
+        report = {"generation": 5, "pid": 77, "sessions": 1, "blackout_ms": 1.26}
+        report |= {"refused": {"not wanted": 2}, "warnings": ["listen"]}
         return ReloadResult(report, 0.5)
 
     monkeypatch.setattr(coordinator, "reload", reload)
     result = run("reload", "-c", path)
     assert result.exit_code == 0
     assert result.stdout == "reloaded: generation 5, pid 77: 1 session moved, blackout 1.3 ms, 0.50 s in all\n"
-    assert result.stderr == "oxidize: 2 peers not moved: not wanted\n"
+    assert result.stderr == "oxidize: warning: listen\noxidize: 2 peers not moved: not wanted\n"
     assert run("reload", "-c", path, "--log-level", "error").exit_code == 0
-    assert calls == [("server", path, "debug", 4242), ("server", path, "error", 4242)]
+    found = path.parent / "t.sock"
+    assert calls == [("server", path, "debug", found, 4242), ("server", path, "error", found, 4242)]
 
 
 def test_a_reload_that_fails_says_why_and_who_serves(

@@ -82,3 +82,25 @@ def test_one_packet_in_either_direction_begins_the_wait_anew(monkeypatch) -> Non
     assert not draining.loop.stopped
     draining.drain.handle_timeout(2 * IDLE_SECS)
     assert draining.loop.stopped
+
+
+def test_a_stop_takes_over_a_drain_by_hand(monkeypatch) -> None:
+    draining = Draining(monkeypatch)
+    ends: list[str] = []
+    draining.drain.begin(TIMEOUT, lambda: ends.append("stopped"))
+    while not draining.drain._is_over:
+        draining.drain.handle_timeout(draining.drain.next_deadline())
+    assert ends == ["stopped"]
+    assert not draining.loop.stopped
+    draining.drain.begin(TIMEOUT, lambda: ends.append("at once, for it is over"))
+    assert ends == ["stopped", "at once, for it is over"]
+
+
+def test_a_drain_that_is_taken_back_accepts_again_and_never_ends(monkeypatch) -> None:
+    draining = Draining(monkeypatch)
+    draining.loop.remove_timed = draining.loop.timed.remove
+    draining.drain.cancel()
+    assert draining.device.accepting
+    assert draining.loop.timed == []
+    assert draining.drain.next_deadline() is None
+    assert draining.drain.left_secs is None

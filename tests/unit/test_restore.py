@@ -17,6 +17,7 @@ from oxidize.protocol.changes import (
 )
 from oxidize.protocol.constants import (
     ENDPOINT_RECORD_INTERVAL,
+    KEEPALIVE_TIMEOUT,
     REJECT_AFTER_TIME,
     REKEY_TIMEOUT,
     STAGED_PACKETS_MAX,
@@ -402,3 +403,26 @@ def test_a_packet_to_another_address_of_ours_is_no_move_of_the_peer():
     server.device.receive_datagrams(client.device.take_transmits()[0].datagrams, here, world.now)
     assert server.peer(client).endpoint == here
     assert server.total(Total.ENDPOINT_MOVES) == 0
+
+
+def test_a_packet_between_restore_and_hand_off_is_still_answered_by_a_keepalive():
+    """It leaves a word behind and no record: only a second look at the words shows that an answer is owed."""
+    world = World()
+    client, server = connected(world)
+    world.run(20.0)
+    predecessor = server.device
+    server.start()
+    successor = server.device
+    successor.restore(server.folded(), world.now)
+    server.device = predecessor
+    client.send(server)
+    world.exchange()
+    server.device = successor
+    successor.own()
+    successor.prepare()
+    handshakes = client.total(Total.HANDSHAKES_INITIATOR)
+    keepalives = server.total(Total.SENT_KEEPALIVES)
+    world.run(KEEPALIVE_TIMEOUT + 0.1)
+    assert server.total(Total.SENT_KEEPALIVES) == keepalives + 1
+    world.run(30.0)
+    assert client.total(Total.HANDSHAKES_INITIATOR) == handshakes
