@@ -375,7 +375,11 @@ def copied_state(pid: int, public_key: bytes) -> SessionState:
     """Read the state of a process that serves, as a successor would."""
     files = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
-        match = re.fullmatch(r"/memfd:oxidize-(journal|arena) \(deleted\)", str(entry.readlink()))
+        try:
+            target = str(entry.readlink())
+        except FileNotFoundError:  # a connection that ended since it was listed
+            continue
+        match = re.fullmatch(r"/memfd:oxidize-(journal|arena) \(deleted\)", target)
         if match:
             files[match[1]] = entry
     fds = [os.open(files[name], os.O_RDWR | os.O_CLOEXEC) for name in ("journal", "arena")]
