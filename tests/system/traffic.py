@@ -15,7 +15,9 @@ from tests.system.machine import prioritize
 from tests.traffic.namespaces import Namespace
 from tests.traffic.server import Lab, kill, wait_for
 
-PACKETS_PER_SECOND = 10_000  # each way
+# Each way, so that the server relays 10,000 a second. Twice as many pass as well on two cores that nobody else uses;
+# with less, it is the machine that loses packets, before the service does.
+PACKETS_PER_SECOND = 5_000
 PORT = 7
 NUMBERED = Path(__file__).parent / "stage" / "numbered.py"
 WARM_UP_REPLIES = 500
