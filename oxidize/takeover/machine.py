@@ -20,7 +20,7 @@ from oxidize.errors import StateError
 
 # --- The predecessor's deadlines ---
 HELLO_TIMEOUT = 5.0  # from accept to HELLO or a query
-RESTORE_TIMEOUT = 30.0  # from OFFER to READY; systemd's TimeoutStartSec of the unit is the same
+RESTORE_TIMEOUT = 30.0  # from OFFER to READY; a coordinator waits as long for the successor to be prepared
 TAKEN_TIMEOUT = 5.0  # from COMMIT to TAKEN: nobody reads for longer than this, whatever the successor does
 KILL_TIMEOUT = 5.0  # from one SIGKILL to the next
 EXIT_GRACE = 1.0  # for a successor that failed after COMMIT: it is ending, and wants to tell the operator why
