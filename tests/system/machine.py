@@ -84,8 +84,11 @@ class Machine:
         self._unshare_pid = 0
         lab.stack.callback(self._end)
         with namespace.entered():
+            stage = lab.folder / "stage"
+            stage.mkdir()
+            command = (str(BOOT), str(self.cgroup), str(seed), str(stage))
             environment = os.environ | {"PRIORITY": str(PRIORITY)}
-            self._unshare_pid = lab.spawn((str(BOOT), str(self.cgroup), str(seed)), "machine", environment)
+            self._unshare_pid = lab.spawn(command, "machine", environment)
         self.pid = wait_for("systemd to be executed", self._find_init)
         wait_for("systemd to have booted", lambda: self.try_run("systemctl", "is-active", "stage.target").status == 0)
 

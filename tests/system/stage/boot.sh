@@ -1,16 +1,17 @@
 #!/bin/sh
-# Become systemd as PID 1 of its own namespaces: boot.sh CGROUP SEED, with PRIORITY in the environment. Run by
+# Become systemd as PID 1 of its own namespaces: boot.sh CGROUP SEED STAGE, with PRIORITY in the environment. Run by
 # machine.py, in the network namespace that the machine is to have. The rule: of this machine's files everything is seen and nothing is changed, for the root is
-# an overlay over / with its upper layer in memory, to which SEED (with etc, usr and opt) is added; and its cgroups are all below CGROUP, which exists.
+# an overlay over / with its upper layer in memory, to which SEED (with etc, usr and opt) is added; and its cgroups are all below CGROUP. CGROUP and STAGE, an empty
+# folder, exist.
 set -eu
 if [ "${1}" != inside ]; then
 	echo $$ > "$1/cgroup.procs"
 	exec nice -n "$PRIORITY" setpriv --pdeathsig KILL \
-		unshare --pid --fork --kill-child --mount --cgroup --ipc --uts --propagation private "$0" inside "$2"
+		unshare --pid --fork --kill-child --mount --cgroup --ipc --uts --propagation private "$0" inside "$2" "$3"
 fi
 
 seed=$2
-stage=$(mktemp -d)
+stage=$3
 mount -t tmpfs -o mode=755 tmpfs "$stage"
 mkdir "$stage/upper" "$stage/work" "$stage/upper-opt" "$stage/work-opt" "$stage/root"
 root=$stage/root
