@@ -1,8 +1,8 @@
 #!/bin/sh
 # Become systemd as PID 1 of its own namespaces: boot.sh CGROUP SEED STAGE, with PRIORITY in the environment. Run by
-# machine.py, in the network namespace that the machine is to have. The rule: of this machine's files everything is seen and nothing is changed, for the root is
-# an overlay over / with its upper layer in memory, to which SEED (with etc, usr and opt) is added; and its cgroups are all below CGROUP. CGROUP and STAGE, an empty
-# folder, exist.
+# machine.py, in the network namespace that the machine is to have. CGROUP and STAGE, an empty folder, exist.
+# The rule: of this machine's files everything is seen and nothing is changed, for the root is an overlay over / with
+# its upper layer in memory, to which SEED (with etc, usr and opt) is added; and its cgroups are all below CGROUP.
 set -eu
 if [ "${1}" != inside ]; then
 	echo $$ > "$1/cgroup.procs"
