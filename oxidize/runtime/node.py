@@ -268,8 +268,8 @@ class Node:
         if not self._serving or self._is_ending:
             log.info("ends at once", generation=self.generation)
             self._end()
-        elif unit.is_restarting():
-            log.info("ends for a restart: its sessions go on in the next process", generation=self.generation)
+        elif unit.will_go_on():
+            log.info("ends for the next process, in which its sessions go on", generation=self.generation)
             self._end()
         else:
             self._is_ending = True

@@ -15,6 +15,7 @@ from typing import Any
 import oxidize
 from oxidize import logs
 from oxidize.protocol.words import Total
+from oxidize.runtime import systemd, unit
 from oxidize.runtime.cold_start import store_network
 from oxidize.runtime.control import Control
 from oxidize.runtime.interface import preload
@@ -57,11 +58,21 @@ class Succession:
             node.device.restore(node.session_state.sync(), boot_time())
         except BaseException as error:
             self.successor.failed(str(error) or type(error).__name__)
+            self._give_back()
             raise
         commit = self.successor.ready(summary)
         blackout = self._own(node, commit)
         self._announce(node, commit, blackout, summary)
         return node
+
+    def _give_back(self) -> None:
+        """Make the predecessor the main process again where a coordinator that is gone has made us that.
+
+        Else the service manager would take our end for the service's.
+        """
+        if systemd.is_managed() and unit.main_pid() == os.getpid():
+            systemd.notify(f"MAINPID={self.offer.pid}")
+            systemd.barrier()
 
     def _restore(self) -> Node:
         """Do all slow work, reading only; the predecessor serves all the while."""

@@ -32,12 +32,16 @@ def main_pid(environ: Mapping[str, str] = os.environ) -> int | None:
     return int(answer) if answer is not None and answer.isdecimal() and answer != "0" else None
 
 
-def is_restarting(environ: Mapping[str, str] = os.environ) -> bool:
-    """Tell whether our unit is being stopped only to be started again; False where it cannot be known."""
+def will_go_on(environ: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether systemd will start our unit again when this process ends; False where it cannot be known.
+
+    Only a stop ends a unit of Restart=always. A restart has a job of its own; and without any job systemd has seen a
+    main process die, and ends what is left of the unit to begin anew.
+    """
     answer = _ask(environ, "list-jobs", "--no-legend", "--plain", "--no-pager")
     unit = _own_unit(environ)
-    fields = [line.split() for line in (answer or "").splitlines()]
-    return any(len(row) >= 3 and row[1] == unit and "restart" in row[2] for row in fields)
+    rows = [line.split() for line in (answer or "").splitlines()]
+    return answer is not None and not any(row[1:3] == [unit, "stop"] for row in rows)
 
 
 def _own_unit(environ: Mapping[str, str]) -> str | None:

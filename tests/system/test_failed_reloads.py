@@ -98,7 +98,6 @@ def test_a_release_that_never_gets_ready(service: Service, broken: dict[str, str
             KILLED_AFTER_MAINPID,
             "ended without a reason",
             id="successor, before COMMIT",
-            marks=pytest.mark.xfail(strict=False, reason="told to end before it is started anew, the process drains"),
         ),
         pytest.param(KILLED_AFTER_COMMIT, "ended without a reason", id="successor, after COMMIT"),
         pytest.param(COORDINATOR_KILLED_AFTER_MAINPID, "code=killed, status=9/KILL", id="coordinator"),

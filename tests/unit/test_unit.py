@@ -61,7 +61,7 @@ def test_a_systemctl_that_fails_or_is_missing_is_unknown(
     assert unit.main_pid(environ) is None  # cat fails: there is no answer
     monkeypatch.setenv("PATH", "/nonexistent")
     assert unit.main_pid(environ) is None
-    assert not unit.is_restarting(environ)
+    assert not unit.will_go_on(environ)
 
 
 def test_another_manager_is_not_asked(systemctl: tuple[Path, dict[str, str]]) -> None:
@@ -78,11 +78,13 @@ def test_another_manager_is_not_asked(systemctl: tuple[Path, dict[str, str]]) ->
         ("12 oxidize-daemon.service restart running\n", True),
         ("12 oxidize-daemon.service try-restart waiting\n", True),
         ("12 oxidize-daemon.service stop running\n", False),
-        ("12 other.service restart running\n", False),
-        ("", False),
+        ("11 oxidize.socket stop waiting\n12 oxidize-daemon.service stop running\n", False),
+        ("12 other.service stop running\n", True),
+        ("", True),
+        ("No jobs running.\n", True),
     ],
 )
-def test_a_restart_is_told_from_a_stop(systemctl: tuple[Path, dict[str, str]], jobs: str, expected: bool) -> None:
+def test_a_stop_is_told_from_what_will_go_on(systemctl: tuple[Path, dict[str, str]], jobs: str, expected: bool) -> None:
     answer, environ = systemctl
     answer.write_text(jobs)
-    assert unit.is_restarting(environ) is expected
+    assert unit.will_go_on(environ) is expected
