@@ -24,7 +24,9 @@ def watch_drain(takeover_socket: Path) -> None:
     console = Console(file=sys.stderr, highlight=False)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("draining", total=max(timeout_secs, LOOK_SECS))
+        left_secs = timeout_secs
         while found["drain_left_secs"]:
+            left_secs = found["drain_left_secs"]
             sessions = counted(found["sessions"], "session")
             progress.update(task, completed=timeout_secs - found["drain_left_secs"], description=f"{sessions} left")
             time.sleep(LOOK_SECS)
@@ -34,6 +36,12 @@ def watch_drain(takeover_socket: Path) -> None:
         click.echo("oxidize: the drain was ended by a reload or by --cancel: new sessions are accepted", err=True)
         sys.exit(1)
     click.echo(
-        f"drained: {counted(found['sessions'], 'session')} left and not in use, or out of time; new ones are refused. "
+        f"drained: {_outcome(found['sessions'], is_out_of_time=left_secs <= 2 * LOOK_SECS)}; new ones are refused. "
         f"Stop the server now, or take it back with `oxidize drain --cancel`."
     )
+
+
+def _outcome(sessions: int, *, is_out_of_time: bool) -> str:
+    if not sessions:
+        return "no session is left"
+    return f"{counted(sessions, 'session')} left, {'for the time is up' if is_out_of_time else 'none of them in use'}"

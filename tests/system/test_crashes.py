@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from oxidize.protocol.constants import BATCH_PACKETS_MAX
+from oxidize.runtime.crash_loop import STARTS_WITHOUT_DELAY
 from tests.system.machine import DAEMON
 from tests.system.service import Service
 
@@ -29,6 +30,19 @@ def test_five_kills(service: Service, record_property: Callable[[str, object], N
     verdict.assert_unharmed(crashes=KILLS)
     assert service.handshake() == handshake
     assert service.machine.show("NRestarts") == str(KILLS)
+
+
+def test_a_crash_loop_waits_before_ready_and_keeps_the_sessions(service: Service) -> None:
+    service.start()
+    handshake, pid = service.handshake(), service.machine.main_pid()
+    for _ in range(STARTS_WITHOUT_DELAY + 2):
+        service.machine.kill(pid)
+        pid = service.wait_for_main_process(other_than=pid)
+    assert service.machine.journal().count("crashed again and again") == 2
+    assert service.handshake() == handshake
+    status = service.status()
+    assert (status["sessions"], status["generation"]) == (1, STARTS_WITHOUT_DELAY + 3)
+    assert service.machine.show("ActiveState") == "active"
 
 
 @pytest.mark.parametrize("reloads", [0, 2])

@@ -130,3 +130,18 @@ def test_a_stop_drains(service: Service) -> None:
     assert stop.returncode == 0, errors
     assert service.machine.show("Result") == "success"
     assert service.machine.processes() == set()
+
+
+def test_a_drain_by_hand_leaves_the_server_running_until_it_is_stopped(service: Service) -> None:
+    service.start()
+    pid, restarts = service.machine.main_pid(), service.machine.show("NRestarts")
+    drained = service.machine.run(OXIDIZE, "drain")  # nobody sends: it ends after some idle seconds
+    assert "drained" in drained
+    assert service.health() == (503, {"status": "draining", "ready": False})
+    assert (service.machine.main_pid(), service.machine.show("NRestarts")) == (pid, restarts)
+    service.machine.run(OXIDIZE, "drain", "--cancel")
+    assert service.health() == (200, {"status": "healthy", "ready": True})
+    service.machine.run(OXIDIZE, "drain")
+    service.stop()
+    assert service.machine.show("Result") == "success"
+    assert service.machine.processes() == set()

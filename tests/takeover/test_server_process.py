@@ -147,6 +147,7 @@ def stored_state(server: Server) -> tuple[SessionState, list[PeerTable]]:
         keys = (os.urandom(32), os.urandom(32))
         keypair = KeypairState(number, number, *keys, now, False, state.arena.allocate())
         state.record(PeerKeypairs(peer.public_key, None, keypair, None, time.time()))
+    state.stop_writing()
     return state, peers
 
 
