@@ -31,7 +31,7 @@ from oxidize.protocol.handshaking import Handshaker
 from oxidize.protocol.keypair import Keypair
 from oxidize.protocol.load import UNDER_LOAD_HANDSHAKES_PER_SECOND, LoadMeter
 from oxidize.protocol.messages import data_receiver
-from oxidize.protocol.peer import Peer, PeerSettings
+from oxidize.protocol.peer import Peer, PeerKeypair, PeerSettings
 from oxidize.protocol.restoring import RestoreReport, restore_change
 from oxidize.protocol.session_table import SessionTable, Transmit
 from oxidize.protocol.words import (
@@ -217,7 +217,7 @@ class Device:
         self._schedule(peer)
 
     def _seal(
-        self, peer: Peer, keypair: Keypair, endpoint: Endpoint, packets: Sequence[bytes | memoryview], now: float
+        self, peer: Peer, keypair: PeerKeypair, endpoint: Endpoint, packets: Sequence[bytes | memoryview], now: float
     ) -> None:
         words = self._words
         self._table.transmit(peer, endpoint, keypair.seal(packets, self.mtu), now)

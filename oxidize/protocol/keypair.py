@@ -6,7 +6,7 @@ send counter is bumped before sealing, the replay window is marked before delive
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -24,19 +24,17 @@ from oxidize.protocol.messages import DATA_HEADER
 from oxidize.protocol.replay import is_fresh, mark, mark_run
 from oxidize.protocol.words import RECEIVE_NEXT, SEND_COUNTER, DropReason, Words
 
-if TYPE_CHECKING:
-    from oxidize.protocol.peer import Peer
-
 _NONCE_PREFIX = bytes(4)
 _ZEROS = bytes(PADDING_MULTIPLE)
+_Owner = TypeVar("_Owner")  # whose it is; nothing here need know what that is
 
 
-class Keypair:
+class Keypair(Generic[_Owner]):
     """One direction pair of keys that two peers agreed on; its counters live in the words of its slot."""
 
     __slots__ = ("_decrypt", "_encrypt", "_words", "peer", "state")
 
-    def __init__(self, state: KeypairState, peer: "Peer", words: Words) -> None:
+    def __init__(self, state: KeypairState, peer: _Owner, words: Words) -> None:
         self.state = state
         self.peer = peer
         self._words = words

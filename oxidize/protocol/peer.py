@@ -17,6 +17,8 @@ from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.handshake import InitiatorState, RemoteIdentity
 from oxidize.protocol.keypair import Keypair
 
+PeerKeypair = Keypair["Peer"]
+
 
 @dataclass(frozen=True, slots=True)
 class PeerSettings:
@@ -96,9 +98,9 @@ class Peer:
         self.endpoint_recorded_at = -inf
         self.endpoint_record_at = inf  # when the record of a move that was held back is due
         self.slot = 0  # 0: none yet; slot 0 holds totals
-        self.previous: Keypair | None = None
-        self.current: Keypair | None = None
-        self.next: Keypair | None = None
+        self.previous: PeerKeypair | None = None
+        self.current: PeerKeypair | None = None
+        self.next: PeerKeypair | None = None
         self.handshake: PendingHandshake | None = None
         self.handshake_wanted_at = inf  # an initiation held back because the last one was too recent
         self.initiation_sent_at = -inf
@@ -110,7 +112,7 @@ class Peer:
         self.deadlines: list[float] = []  # when the device looks at this peer's timers; falling, the next one last
 
     @property
-    def keypairs(self) -> tuple[Keypair, ...]:
+    def keypairs(self) -> tuple[PeerKeypair, ...]:
         """The keypairs that exist, oldest role first."""
         return tuple(keypair for keypair in (self.previous, self.current, self.next) if keypair is not None)
 
@@ -122,13 +124,13 @@ class Peer:
         """Tell whether the peer can be sent to without a handshake."""
         return self.endpoint is not None and self.current is not None and not self.current.is_expired(now)
 
-    def rotate_as_initiator(self, keypair: Keypair) -> None:
+    def rotate_as_initiator(self, keypair: PeerKeypair) -> None:
         """Install a keypair that we asked for: ours to use at once."""
         self.previous = self.next if self.next is not None else self.current
         self.next = None
         self.current = keypair
 
-    def rotate_as_responder(self, keypair: Keypair) -> None:
+    def rotate_as_responder(self, keypair: PeerKeypair) -> None:
         """Install a keypair that the peer asked for: unused until the peer has shown that it has it."""
         self.previous = None
         self.next = keypair

@@ -15,7 +15,7 @@ from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.handshake import TransportKeys
 from oxidize.protocol.index_table import IndexTable
 from oxidize.protocol.keypair import Keypair
-from oxidize.protocol.peer import Peer, PendingHandshake, no_handshake
+from oxidize.protocol.peer import Peer, PeerKeypair, PendingHandshake, no_handshake
 from oxidize.protocol.timers import any_authenticated_sent
 from oxidize.protocol.words import DROPS_WORD, SENT_BYTES, DropReason, Slots, Total, Words
 
@@ -46,11 +46,11 @@ class SessionTable:
     random_bytes: Callable[[int], bytes]
     peers: dict[bytes, Peer] = field(default_factory=dict)
     strangers: dict[bytes, Stranger] = field(default_factory=dict)
-    indices: IndexTable[Keypair | PendingHandshake | None] = field(default_factory=IndexTable)
+    indices: IndexTable[PeerKeypair | PendingHandshake | None] = field(default_factory=IndexTable)
     transmits: list[Transmit] = field(default_factory=list)
     moved: set[Peer] = field(default_factory=set)  # whose new endpoint is still to be recorded
     words: Words = field(init=False)
-    _slot_owners: dict[int, Keypair | Peer | Stranger] = field(default_factory=dict)
+    _slot_owners: dict[int, PeerKeypair | Peer | Stranger] = field(default_factory=dict)
     _answered: set[Peer] = field(default_factory=set)  # whose handshake the records still call unanswered
 
     def __post_init__(self) -> None:
@@ -128,7 +128,7 @@ class SessionTable:
 
     def create_keypair(
         self, peer: Peer, keys: TransportKeys, indices: tuple[int, int], initiator: bool, now: float
-    ) -> Keypair:
+    ) -> PeerKeypair:
         """Return a keypair with a slot of its own, not yet installed; `indices`: ours and the peer's."""
         local, remote = indices
         slot = self.slots.allocate()
@@ -157,13 +157,13 @@ class SessionTable:
         if peer.keypairs:
             self.rotate(peer, clear)
 
-    def _let_go(self, keypair: Keypair) -> None:
+    def _let_go(self, keypair: PeerKeypair) -> None:
         """Free what a keypair held, unless it is another's by now: a successor may have given its slot away."""
         if self.indices.get(keypair.state.local_index) is keypair:
             self.indices.release(keypair.state.local_index)
         self._release_slot(keypair.state.slot, keypair)
 
-    def _release_slot(self, slot: int, owner: Keypair | Peer | Stranger) -> None:
+    def _release_slot(self, slot: int, owner: PeerKeypair | Peer | Stranger) -> None:
         if self._slot_owners.get(slot) is owner:
             del self._slot_owners[slot]
             self.slots.release(slot)
@@ -197,7 +197,7 @@ class SessionTable:
         peer.endpoint, peer.endpoint_record_at = endpoint, inf
         self.moved.discard(peer)
 
-    def _claim_slot(self, slot: int, owner: Keypair | Peer | Stranger) -> None:
+    def _claim_slot(self, slot: int, owner: PeerKeypair | Peer | Stranger) -> None:
         self.slots.claim(slot)
         self._slot_owners[slot] = owner
 
@@ -214,7 +214,7 @@ class SessionTable:
         Expired ones as well: the records name their slots, and the peer's timers will forget them.
         """
         before = {keypair.state.local_index: keypair for keypair in peer.keypairs}
-        restored: list[Keypair | None] = []
+        restored: list[PeerKeypair | None] = []
         for state in states:
             if state is None:
                 restored.append(None)

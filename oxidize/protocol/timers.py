@@ -13,8 +13,7 @@ from oxidize.protocol.constants import (
     REKEY_TIMEOUT,
     ZERO_KEYS_AFTER_TIME,
 )
-from oxidize.protocol.keypair import Keypair
-from oxidize.protocol.peer import Peer
+from oxidize.protocol.peer import Peer, PeerKeypair
 from oxidize.protocol.words import (
     FIRST_UNANSWERED_NS,
     KEEPALIVE_OWED_NS,
@@ -50,12 +49,12 @@ def data_received(peer: Peer, words: Words, now: float) -> None:
         words[peer.slot + KEEPALIVE_OWED_NS] = int(now * 1e9)
 
 
-def sending_wants_rekey(keypair: Keypair, now: float) -> bool:
+def sending_wants_rekey(keypair: PeerKeypair, now: float) -> bool:
     """Tell whether a message sent with this keypair calls for a new one (section 6.2)."""
     return (keypair.state.is_initiator and keypair.age(now) >= REKEY_AFTER_TIME) or keypair.wants_rekey()
 
 
-def receiving_wants_rekey(keypair: Keypair, now: float) -> bool:
+def receiving_wants_rekey(keypair: PeerKeypair, now: float) -> bool:
     """Tell whether a message received with this keypair calls for a new one (section 6.2).
 
     Only the initiator, and only when the keypair would die before a keepalive and a retry could save it.

@@ -4,15 +4,12 @@ The rule: who has a session keeps it until nobody uses theirs any more or the ti
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from oxidize import logs
-from oxidize.protocol.words import Total
+from oxidize.protocol.device import Device
+from oxidize.protocol.words import Total, Words
 from oxidize.runtime import systemd
 from oxidize.runtime.loop import Loop, boot_time
-
-if TYPE_CHECKING:
-    from oxidize.runtime.node import Node
 
 IDLE_SECS = 3.0  # without a packet in either direction: nobody would notice the end
 CHECK_SECS = 0.25
@@ -22,10 +19,11 @@ log = logs.get(__name__)
 
 
 class Drain:
-    """Watches a node's traffic once `begin` was called, and calls `then` in the end."""
+    """Watches a device's traffic once `begin` was called, and calls `then` in the end. `words`: its totals."""
 
-    def __init__(self, node: "Node", loop: Loop) -> None:
-        self._node = node
+    def __init__(self, device: Device, words: Words, loop: Loop) -> None:
+        self._device = device
+        self._words = words
         self._loop = loop
         self._then: Callable[[], None] = loop.stop
         self._is_over = False
@@ -52,16 +50,16 @@ class Drain:
                 then()
             return
         now = boot_time()
-        self._node.device.accepting = False
+        self._device.accepting = False
         self._ends_at = now + timeout_secs
         self._is_over = False
         self._due_at = self._moved_at = now
         self._loop.add_timed(self)
-        log.info("draining", timeout_secs=timeout_secs, sessions=self._node.device.live_sessions(now))
+        log.info("draining", timeout_secs=timeout_secs, sessions=self._device.live_sessions(now))
 
     def cancel(self) -> None:
         """Accept handshakes again, and end no more; idempotent."""
-        self._node.device.accepting = True
+        self._device.accepting = True
         self._ends_at = None
         self._loop.remove_timed(self)
 
@@ -75,11 +73,11 @@ class Drain:
             return
         self._due_at = now + CHECK_SECS
         systemd.notify(f"EXTEND_TIMEOUT_USEC={PATIENCE_SECS * 1_000_000}")
-        words = self._node.words
+        words = self._words
         packets = words[Total.RECEIVED_PACKETS] + words[Total.SENT_PACKETS]
         if packets != self._packets:
             self._packets, self._moved_at = packets, now
-        sessions = self._node.device.live_sessions(now)
+        sessions = self._device.live_sessions(now)
         if now >= self._ends_at or not sessions or now - self._moved_at >= IDLE_SECS:
             self._is_over = True
             log.info("drained", sessions=sessions, in_time=now < self._ends_at)

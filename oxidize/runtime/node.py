@@ -93,7 +93,7 @@ class Node:
         self._data_path = DataPath(parts.device, parts.udp, parts.network, words, boot_time, refusal)
         self._upkeep = Upkeep(parts.state, boot_time)
         self._watchdog = Watchdog(watchdog_secs, boot_time)
-        self._drain = Drain(self, loop)
+        self._drain = Drain(parts.device, words, loop)
         self._respond = http.make_respond(
             lambda: self.state_name, Remembered(Metrics(words, self._live(), release=oxidize.__version__).render)
         )

@@ -5,10 +5,11 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import oxidize
 from oxidize.errors import OxidizeError
+from oxidize.protocol.device import Device
 from oxidize.protocol.peer import Peer
 from oxidize.protocol.words import (
     DROPS_WORD,
@@ -21,10 +22,10 @@ from oxidize.protocol.words import (
     Words,
 )
 from oxidize.runtime.loop import boot_time
+from oxidize.runtime.settings import NodeSettings
+from oxidize.runtime.udp import UdpSocket
+from oxidize.state.session_state import SessionState
 from oxidize.takeover.query import query
-
-if TYPE_CHECKING:
-    from oxidize.runtime.node import Node
 
 # What a process can be asked for at its takeover socket.
 STATUS = "status"
@@ -34,7 +35,28 @@ ACCEPT = "accept"  # drain no more
 QUERIES = (STATUS, IDENTITY, DRAIN, ACCEPT)
 
 
-def describe(node: "Node") -> bytes:
+class Describable(Protocol):
+    """What a status is made of: a node."""
+
+    settings: NodeSettings
+    generation: int
+    device: Device
+    udp: UdpSocket
+    session_state: SessionState
+    words: Words
+    started_at: float
+    started_unix: float
+
+    @property
+    def state_name(self) -> str:
+        """What /health says."""
+
+    @property
+    def drain_left_secs(self) -> float | None:
+        """How long a drain still takes at most; None without one."""
+
+
+def describe(node: Describable) -> bytes:
     """Return the status of a node as JSON; times are seconds, `_unix` since the epoch."""
     now, words = boot_time(), node.words
     return json.dumps(
@@ -83,7 +105,7 @@ def _base64(key: bytes) -> str:
     return base64.b64encode(key).decode()
 
 
-def describe_process(node: "Node") -> bytes:
+def describe_process(node: Describable) -> bytes:
     """Return what tells one process from another, as JSON: little work, however many peers there are."""
     return json.dumps(
         {

@@ -32,8 +32,7 @@ class Draining:
         self.device = SimpleNamespace(accepting=True, live_sessions=lambda now: self.sessions)
         self.words = ArraySlots().words
         self.loop = FakeLoop()
-        node = SimpleNamespace(device=self.device, words=self.words)
-        self.drain = Drain(node, self.loop)  # type: ignore[arg-type]
+        self.drain = Drain(self.device, self.words, self.loop)  # type: ignore[arg-type]
         self.drain.begin(TIMEOUT, self.loop.stop)
 
     def run(self, traffic: bool) -> float:
