@@ -118,7 +118,7 @@ def test_a_service_manager_that_is_not_there_is_one_line(server: Server) -> None
 def test_who_may_not_make_a_tun_device_is_told_in_one_line() -> None:
     # Everything is imported before: the interpreter's folders may be closed to that user, as pytest's are.
     code = (
-        "import os, oxidize.cli, oxidize.runtime.daemon; os.setgroups([]); "
+        "import os, oxidize.cli, oxidize.runtime.daemon; 'a'.encode('idna'); os.setgroups([]); "
         f"os.setgid({NOBODY}); os.setuid({NOBODY}); oxidize.cli.main()"
     )
     with tempfile.TemporaryDirectory() as name:
