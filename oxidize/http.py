@@ -62,7 +62,7 @@ def make_respond(state: Callable[[], State], render_metrics: Callable[[], tuple[
     render_metrics returns the body and its content type.
     """
 
-    def respond(method: str, path: str) -> Response:  # noqa: ARG001
+    def respond(method: str, path: str) -> Response:  # noqa: ARG001  # GET and HEAD alike
         if path == "/health":
             return health_response(state())
         if path == "/metrics":

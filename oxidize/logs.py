@@ -181,7 +181,7 @@ class _Formatter(logging.Formatter):
             line = f"{line}\n{record.exc_text}"
         return line
 
-    def formatException(self, ei: Any) -> str:  # noqa: N802
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # the name is logging's
         """Return the traceback, without secrets; its lines are indented, so that they are no events of their own."""
         return "\n".join(f"    {redact_text(line)}" for line in super().formatException(ei).splitlines())
 

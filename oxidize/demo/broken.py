@@ -12,7 +12,7 @@ import oxidize
 _FAULTY_MODULE = Path("protocol", "restoring.py")
 _FAULT = '''
 
-def restore_change(*_arguments: object) -> None:  # noqa: F811
+def restore_change(*_arguments: object) -> None:  # noqa: F811  # it takes the place of the real one
     """Fail."""
     from oxidize.errors import SnapshotError
 

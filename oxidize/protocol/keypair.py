@@ -76,7 +76,7 @@ class Keypair(Generic[_Owner]):
             header = pack(TYPE_DATA, index, counter)
             size = len(packet)
             if (padding := -size % PADDING_MULTIPLE) and (padding := min(padding, mtu - size)) > 0:
-                packet = b"".join((packet, _ZEROS[:padding]))  # noqa: PLW2901
+                packet = b"".join((packet, _ZEROS[:padding]))  # noqa: PLW2901  # padded
             messages.append(header + encrypt(_NONCE_PREFIX + header[8:], packet, None))
         return messages
 
