@@ -9,11 +9,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from oxidize.protocol.words import DROPS_WORD, DropReason, Total, Words
+from oxidize.protocol.words import (
+    DROPS_WORD,
+    OUTAGE_BOUNDS_SECS,
+    OUTAGES_WORD,
+    DropReason,
+    LinkState,
+    Total,
+    Words,
+)
 
 NS_PER_SEC = 1_000_000_000
 
@@ -37,6 +51,20 @@ _COUNTERS = (
     (Total.COOKIE_REPLIES_RECEIVED, "oxidize_cookie_replies_received", "Authenticated cookie replies received."),
     (Total.ENDPOINT_MOVES, "oxidize_endpoint_moves", "Times that a peer was found at another endpoint than before."),
     (
+        Total.UNKNOWN_INDEX_INITIATIONS,
+        "oxidize_unknown_index_initiations",
+        "Handshakes begun because a peer used a session that this server has lost.",
+    ),
+    (Total.BUFFERED_PACKETS, "oxidize_buffered_packets", "Inner packets kept because there was no session."),
+    (Total.REPLAYED_PACKETS, "oxidize_replayed_packets", "Inner packets sent at last, out of those that were kept."),
+    (
+        Total.RESENT_PACKETS,
+        "oxidize_resent_packets",
+        "Of those that were kept: had been sent before, in a session that turned out to be dead.",
+    ),
+    (Total.OUTAGES, "oxidize_outages", "Times that the client's server could not be reached."),
+    (Total.RECONNECTS, "oxidize_reconnects", "Times that the client reached it again."),
+    (
         Total.RESTORES_AFTER_CRASH,
         "oxidize_restores_after_crash",
         "Generations that took the state of a predecessor that was gone.",
@@ -52,7 +80,7 @@ class Live:
 
     connections_active: peers with a session that is alive. peers: those configured. kernel_drops: datagrams that the
     kernel dropped because the UDP socket's queue was full, since the socket was made (socket(7) SO_MEMINFO).
-    generation: its number. state: one of STATES.
+    generation: its number. state: one of STATES. link: where a client stands with its server; None for a server.
     """
 
     connections_active: Callable[[], int]
@@ -60,6 +88,7 @@ class Live:
     kernel_drops: Callable[[], int]
     generation: Callable[[], int]
     state: Callable[[], str]
+    link: Callable[[], LinkState | None] = lambda: None
 
 
 class Metrics:
@@ -99,6 +128,8 @@ class _WordsCollector(Collector):
             {reason.name.lower(): DROPS_WORD + reason for reason in DropReason},
         )
         yield from self._collect_takeovers()
+        if (link := self._live.link()) is not None:
+            yield from self._collect_link(link)
 
     def _collect_live(self) -> Iterator[Metric]:
         live = self._live
@@ -153,6 +184,22 @@ class _WordsCollector(Collector):
             "oxidize_takeover_blackout_max_seconds",
             "The longest time without a reader of the sockets in any takeover.",
             value=words[Total.BLACKOUT_NS_MAX] / NS_PER_SEC,
+        )
+
+    def _collect_link(self, now: LinkState) -> Iterator[Metric]:
+        state = GaugeMetricFamily("oxidize_connection_state", "1 for where the client stands.", labels=["state"])
+        for link_state in LinkState:
+            state.add_metric([link_state.name.lower()], float(link_state is now))
+        yield state
+        total, buckets = 0, []
+        for number, bound in enumerate([*map(str, OUTAGE_BOUNDS_SECS), "+Inf"]):
+            total += self._words[OUTAGES_WORD + number]
+            buckets.append((bound, float(total)))
+        yield HistogramMetricFamily(
+            "oxidize_outage_seconds",
+            "How long the client's server could not be reached, over all outages that have ended.",
+            buckets=buckets,
+            sum_value=self._words[Total.OUTAGE_NS_SUM] / NS_PER_SEC,
         )
 
     def _labelled(self, name: str, text: str, label: str, words: dict[str, int]) -> Metric:

@@ -14,6 +14,7 @@ from oxidize.protocol.changes import Change, PeerRemoved, change_key
 from oxidize.protocol.crypto import public_key
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.link import LinkPolicy
 from oxidize.protocol.peer import Peer, PeerSettings
 from oxidize.protocol.session_table import Transmit
 from oxidize.protocol.words import DROPS_WORD, SEND_COUNTER, ArraySlots, DropReason, Total
@@ -51,11 +52,19 @@ class Host:
         self.device: Device
         self.successor: Device
 
-    def know(self, other: "Host", *, reachable: bool = True, keepalive: float = 0.0, psk: bytes = bytes(32)) -> None:
+    def know(
+        self,
+        other: "Host",
+        *,
+        reachable: bool = True,
+        keepalive: float = 0.0,
+        psk: bytes = bytes(32),
+        link: LinkPolicy | None = None,
+    ) -> None:
         """Put a peer into the configuration."""
         endpoint = other.endpoint if reachable else None
         networks = (ip_network(f"{other.inner}/32"),)
-        self.peers.append(PeerSettings(other.public_key, psk, networks, endpoint, keepalive))
+        self.peers.append(PeerSettings(other.public_key, psk, networks, endpoint, keepalive, link=link))
 
     def make_device(self) -> Device:
         """Return the device of another process: it shares journal and words, and knows nothing yet."""
@@ -187,7 +196,7 @@ class World:
         self.hosts[host.endpoint] = host
         return host
 
-    def pair(self, **options: float) -> tuple[Host, Host]:
+    def pair(self, **options: "float | LinkPolicy") -> tuple[Host, Host]:
         """Return a client, which knows where the server is, and the server, which does not know the client's place."""
         client, server = self.host(), self.host()
         client.know(server, **options)  # type: ignore[arg-type]

@@ -52,8 +52,15 @@ STAGED_PACKETS_MAX = 128  # packets kept for one peer while it has no session; t
 
 # --- Our own limits ---
 BATCH_PACKETS_MAX = 64  # packets read before they are written: what a crash may lose
+STAGED_PEER_BYTES_MAX = 15 << 20  # of one peer: they must fit into one record of the journal
 STAGED_BYTES_MAX = 64 << 20  # of all peers together: a hand-off writes them down, and a scan of a network fills them
 ENDPOINT_RECORD_INTERVAL = 1.0  # between two records of one peer's place: paths may alternate with every packet
 PEERS_MAX = 20_000
 PEERS_PER_TIMEOUT_MAX = 16  # whose timers run at once: each may begin a handshake, which takes some 0.3 ms
 INNER_MTU_MAX = 65_535 - 80  # an inner packet that still fits an outer IPv6 datagram
+
+# Of handshakes that we begin because a peer uses a session that we have lost: what brings them about is not
+# authenticated, so they are few.
+UNKNOWN_INDEX_INTERVAL = 1.0  # between two with one peer
+UNKNOWN_INDEX_INITIATIONS_PER_SECOND = 250  # with all peers: a quarter of what one core can do
+UNKNOWN_INDEX_BURST_SECS = 0.2  # of these that may come at once

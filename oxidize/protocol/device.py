@@ -22,18 +22,18 @@ from oxidize.protocol.constants import (
     PEERS_MAX,
     PEERS_PER_TIMEOUT_MAX,
     REKEY_ATTEMPT_TIME,
-    STAGED_BYTES_MAX,
-    STAGED_PACKETS_MAX,
 )
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.handshake import LocalIdentity, RemoteIdentity
 from oxidize.protocol.handshaking import Handshaker
 from oxidize.protocol.keypair import Keypair
+from oxidize.protocol.link_keeper import LinkKeeper
 from oxidize.protocol.load import UNDER_LOAD_HANDSHAKES_PER_SECOND, LoadMeter
 from oxidize.protocol.messages import data_receiver
 from oxidize.protocol.peer import Peer, PeerKeypair, PeerSettings
 from oxidize.protocol.restoring import RestoreReport, restore_change
 from oxidize.protocol.session_table import SessionTable, Transmit
+from oxidize.protocol.staging import Staging
 from oxidize.protocol.words import (
     FIRST_UNANSWERED_NS,
     KEEPALIVE_OWED_NS,
@@ -42,6 +42,7 @@ from oxidize.protocol.words import (
     RECEIVED_PACKETS,
     SENT_PACKETS,
     DropReason,
+    LinkState,
     Slots,
     Total,
 )
@@ -81,9 +82,10 @@ class Device:
         self._routes: AllowedIPs[Peer] = AllowedIPs()
         self._due: list[tuple[float, int, Peer]] = []
         self._order = count()
-        self._waiting: set[Peer] = set()  # peers with staged packets
-        self._written_down: set[Peer] = set()  # peers whose staged packets the records hold
-        self._staged_bytes = 0
+        self._staging = Staging(self._table)
+        self._links = LinkKeeper(
+            self._table, self._handshaker, self._staging, self._send_staged, self._send_keepalive, self._schedule
+        )
         for settings in peers:
             self._add_peer(settings)
 
@@ -94,6 +96,7 @@ class Device:
             )
         peer = Peer(settings, RemoteIdentity(self.identity, settings.public_key, settings.preshared_key))
         self._table.peers[settings.public_key] = peer
+        self._table.place(peer, settings.endpoint)
         for network in settings.allowed_ips:
             self._routes.insert(network, peer)
 
@@ -116,6 +119,10 @@ class Device:
     @accepting.setter
     def accepting(self, value: bool) -> None:
         self._handshaker.accepting = value
+
+    def link_state(self, peer: Peer) -> LinkState | None:
+        """Return where the link to a peer stands, None where we keep none up."""
+        return self._links.state(peer) if peer.link is not None else None
 
     def take_transmits(self) -> list[Transmit]:
         """Return the datagrams that are to leave now, in order, and forget them."""
@@ -154,6 +161,7 @@ class Device:
         keypair = table.indices.get(receiver)
         if not isinstance(keypair, Keypair):
             table.drop(DropReason.UNKNOWN_INDEX, len(messages))
+            self._handshaker.answer_unknown_index(endpoint, now)
             return []
         if keypair.is_expired(now):
             table.drop(DropReason.KEYPAIR_EXPIRED, len(messages))
@@ -167,6 +175,8 @@ class Device:
         table.move_endpoint(peer, endpoint, now)
         if keypair is peer.next:
             self._handshaker.confirm(peer, now)
+        if peer.link is not None:
+            self._links.note_received(peer, now)
         words[peer.slot + RECEIVED_BYTES] += sum(map(len, plaintexts)) + DATA_OVERHEAD * len(plaintexts)
         timers.any_authenticated_received(peer, words, now)
         if timers.receiving_wants_rekey(keypair, now) and keypair is peer.current:
@@ -207,11 +217,14 @@ class Device:
 
     def _send_to(self, peer: Peer, packets: Sequence[bytes | memoryview], now: float) -> None:
         keypair = peer.current
-        if keypair is None or keypair.is_expired(now) or peer.endpoint is None:
+        down = keypair is None or keypair.is_expired(now) or peer.endpoint is None or self._links.holds_back(peer)
+        if down or keypair is None or peer.endpoint is None:
             self._stage(peer, packets, now)
             return
         self._seal(peer, keypair, peer.endpoint, packets, now)
         timers.data_sent(peer, self._words, now)
+        if peer.link is not None:
+            self._links.note_sent(peer, list(map(bytes, packets)), now)
         if timers.sending_wants_rekey(keypair, now):
             self._handshaker.initiate(peer, now)
         self._schedule(peer)
@@ -226,40 +239,13 @@ class Device:
         words[Total.SENT_PACKET_BYTES] += sum(map(len, packets))
 
     def _stage(self, peer: Peer, packets: Sequence[bytes | memoryview], now: float) -> None:
-        if peer.endpoint is None:
+        if peer.endpoint is None and peer.link is None:
             self._table.drop(DropReason.NO_ENDPOINT, len(packets))
             return
-        dropped = 0
-        for packet in packets:
-            if len(peer.staged) == STAGED_PACKETS_MAX:
-                self._staged_bytes -= len(peer.staged.popleft())
-                dropped += 1
-            if self._staged_bytes + len(packet) > STAGED_BYTES_MAX:
-                dropped += 1
-                continue
-            peer.staged.append(bytes(packet))
-            self._staged_bytes += len(packet)
-        if dropped:
-            self._table.drop(DropReason.STAGED_OVERFLOW, dropped)
-        if peer.staged:
-            self._waiting.add(peer)
-        self._handshaker.initiate(peer, now)
+        self._staging.add(peer, packets)
+        if peer.link is None or peer.handshake_wanted_at == inf:  # else the next retry has its time
+            self._handshaker.initiate(peer, now)
         self._schedule(peer)
-
-    def _take_staged(self, peer: Peer) -> list[bytes]:
-        """Return what waits for a session, and forget it.
-
-        It leaves the records first: whoever restores after us must not send it as well. No sooner than that, though: as
-        long as we have sent nothing of it, they may.
-        """
-        if peer in self._written_down:
-            self._table.record(PeerStaged(peer.public_key, ()))
-            self._written_down.discard(peer)
-        staged = list(peer.staged)
-        peer.staged.clear()
-        self._waiting.discard(peer)
-        self._staged_bytes -= sum(map(len, staged))
-        return staged
 
     def _send_keepalive(self, peer: Peer, now: float) -> bool:
         keypair = peer.current
@@ -274,12 +260,20 @@ class Device:
     def _on_session(self, peer: Peer, now: float) -> None:
         """Send what waited for this session; an initiator with nothing to say confirms it by a keepalive."""
         peer.handshake_wanted_at = inf
-        staged = self._take_staged(peer)
-        for first in range(0, len(staged), BATCH_PACKETS_MAX):
-            self._send_to(peer, staged[first : first + BATCH_PACKETS_MAX], now)
-        if not staged and peer.current is not None and peer.current.state.is_initiator:
+        if peer.link is not None:
+            self._links.note_session(peer, now)
+        sent = self._send_staged(peer, now)
+        if not sent and peer.current is not None and peer.current.state.is_initiator:
             self._send_keepalive(peer, now)
         self._schedule(peer)
+
+    def _send_staged(self, peer: Peer, now: float) -> int:
+        """Send what waited for a session; return how many packets that were."""
+        staged = self._staging.take(peer)
+        self._table.count(Total.REPLAYED_PACKETS, len(staged))
+        for first in range(0, len(staged), BATCH_PACKETS_MAX):
+            self._send_to(peer, staged[first : first + BATCH_PACKETS_MAX], now)
+        return len(staged)
 
     # --- Timers ---
 
@@ -308,17 +302,14 @@ class Device:
         if timers.zero_keys_at(peer) <= now:
             self._table.forget_keys(peer)
         if peer.handshake is not None and peer.handshake.retry_at <= now:
-            if now - peer.handshake.started_at >= REKEY_ATTEMPT_TIME:
-                self._table.end_handshake(peer)
-                self._drop_staged(peer)
-            else:
-                self._handshaker.retry(peer, now)
+            self._run_retry(peer, peer.handshake.started_at, now)
         elif peer.handshake_wanted_at <= now:
-            if peer.staged and peer.can_send(now):
+            if peer.staged and peer.can_send(now) and not self._links.holds_back(peer):
                 self._on_session(peer, now)
-            else:
+            elif peer.endpoint is not None or self._links.note_unanswered_initiation(peer, now):
                 self._handshaker.initiate(peer, now)
         if timers.unanswered_at(peer, words) <= now:
+            self._links.note_silence(peer, now)
             words[peer.slot + FIRST_UNANSWERED_NS] = 0
             self._table.clear_source(peer, now)
             self._handshaker.initiate(peer, now)
@@ -330,10 +321,20 @@ class Device:
             words[peer.slot + LAST_SENT_NS] = int(now * 1e9)
             if not self._send_keepalive(peer, now):
                 self._handshaker.initiate(peer, now)
+        if peer.link is not None:
+            self._links.run_timers(peer, now)
 
-    def _drop_staged(self, peer: Peer) -> None:
-        if dropped := len(self._take_staged(peer)):
+    def _run_retry(self, peer: Peer, started_at: float, now: float) -> None:
+        """Send the initiation that was not answered once more, or give up."""
+        if peer.link is not None:
+            if self._links.note_unanswered_initiation(peer, now):
+                self._handshaker.retry(peer, now)
+        elif now - started_at >= REKEY_ATTEMPT_TIME:
+            self._table.end_handshake(peer)
+            dropped = len(self._staging.take(peer))
             self._table.drop(DropReason.HANDSHAKE_TIMED_OUT, dropped)
+        else:
+            self._handshaker.retry(peer, now)
 
     def _schedule(self, peer: Peer) -> None:
         # A look that is due earlier anyway will schedule the next one. So a peer's looks are falling in the order in
@@ -342,6 +343,32 @@ class Device:
         if deadline < (deadlines[-1] if deadlines else inf):
             deadlines.append(deadline)
             heappush(self._due, (deadline, next(self._order), peer))
+
+    # --- Links: peers that a session is kept up with at all times ---
+
+    def begin_links(self, now: float) -> None:
+        """Keep the links up from now on; for the owner."""
+        for peer in self._linked():
+            self._links.begin(peer, now)
+
+    def note_unreachable(self, remote: tuple[bytes, int, int], now: float, *, refused: bool) -> None:
+        """Take notice that the network says that it does not reach `remote` (`Endpoint.remote`).
+
+        refused: it says that nobody listens there.
+        """
+        self._links.note_unreachable(remote, now, refused=refused)
+
+    def note_network_change(self, now: float) -> None:
+        """Take notice that this machine's way to its peers has changed."""
+        for peer in self._linked():
+            self._links.note_network_change(peer, now)
+
+    def place(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
+        """Take notice that the peer of a link is to be found at `endpoint`, as the resolver says."""
+        self._links.place(peer, endpoint, now)
+
+    def _linked(self) -> list[Peer]:
+        return [peer for peer in self._table.peers.values() if peer.link is not None]
 
     # --- Taking over from a predecessor, and being taken over ---
 
@@ -360,10 +387,7 @@ class Device:
                 if isinstance(change, PeerStaged | PeerRemoved):
                     restaged.add(peer)
             report.applied += 1
-        for peer in restaged:
-            for peers in (self._waiting, self._written_down):
-                (peers.add if peer.staged else peers.discard)(peer)
-        self._staged_bytes = sum(len(packet) for peer in self._waiting for packet in peer.staged)
+        self._staging.note_restored(restaged)
         for peer in touched:
             if peer.staged and peer.handshake is None:
                 peer.handshake_wanted_at = now  # what was to send these packets may have died with who recorded them
@@ -400,6 +424,4 @@ class Device:
     def freeze(self) -> None:
         """Record what only this process knows: the packets that wait for a session, which the next owner sends."""
         self._table.record_moved()
-        for peer in self._waiting:
-            self._table.record(PeerStaged(peer.public_key, tuple(peer.staged)))
-            self._written_down.add(peer)
+        self._staging.write_down()

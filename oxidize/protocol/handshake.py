@@ -44,6 +44,7 @@ _TAI64_UNIX_EPOCH = (1 << 62) + 10
 # down to the largest power of two within a fiftieth of a second. Hence two timestamps less than 16.8 ms apart may be
 # equal, and the second initiation is refused as a replay: see INITIATION_INTERVAL_MIN.
 _TIMESTAMP_GRAIN_NS = 1 << 24
+_NS_PER_SEC = 1_000_000_000
 
 
 class LocalIdentity:
@@ -214,10 +215,24 @@ def tai64n(unix_seconds: float) -> bytes:
 
     Raises StateError for a time before 1970.
     """
+    return label_of(next_timestamp(unix_seconds, None))
+
+
+def next_timestamp(unix_seconds: float, last: int | None) -> int:
+    """Return the timestamp to use at a time, ns since the epoch: one whose label is later than that of `last`.
+
+    Raises StateError for a time before 1970.
+    """
     if not unix_seconds >= 0:
         raise StateError(f"wall clock reads {unix_seconds} s; expected a time after 1970: set the clock")
     seconds = int(unix_seconds)
-    nanoseconds = int((unix_seconds - seconds) * 1_000_000_000)
+    now = seconds * _NS_PER_SEC + int((unix_seconds - seconds) * _NS_PER_SEC)
+    return now if last is None else max(now, last + _TIMESTAMP_GRAIN_NS)
+
+
+def label_of(unix_ns: int) -> bytes:
+    """Return the TAI64N label of a time in ns since the epoch, as `tai64n` does."""
+    seconds, nanoseconds = divmod(unix_ns, _NS_PER_SEC)
     return _TAI64N.pack(_TAI64_UNIX_EPOCH + seconds, nanoseconds - nanoseconds % _TIMESTAMP_GRAIN_NS)
 
 

@@ -13,11 +13,14 @@ from oxidize.protocol.changes import CookieSecret, PeerCookie, PeerTimestamp
 from oxidize.protocol.constants import (
     INITIATION_INTERVAL_MIN,
     INITIATION_SIZE,
-    REKEY_TIMEOUT,
+    REKEY_ATTEMPT_TIME,
     REKEY_TIMEOUT_JITTER_MAX,
     TYPE_COOKIE_REPLY,
     TYPE_INITIATION,
     TYPE_RESPONSE,
+    UNKNOWN_INDEX_BURST_SECS,
+    UNKNOWN_INDEX_INITIATIONS_PER_SECOND,
+    UNKNOWN_INDEX_INTERVAL,
 )
 from oxidize.protocol.cookie import CookieChecker
 from oxidize.protocol.endpoint import Endpoint
@@ -28,15 +31,26 @@ from oxidize.protocol.handshake import (
     consume_response,
     create_initiation,
     create_response,
-    tai64n,
+    label_of,
+    next_timestamp,
 )
 from oxidize.protocol.load import LoadMeter
 from oxidize.protocol.messages import CookieReply, Initiation, Response, message_type
 from oxidize.protocol.peer import Peer, PendingHandshake
 from oxidize.protocol.rate_limiter import RateLimiter
 from oxidize.protocol.session_table import SessionTable
-from oxidize.protocol.timers import any_authenticated_received
-from oxidize.protocol.words import FIRST_UNANSWERED_NS, RECEIVED_BYTES, DropReason, Total
+from oxidize.protocol.timers import any_authenticated_received, initiation_spacing_secs, retry_secs
+from oxidize.protocol.words import (
+    FIRST_UNANSWERED_NS,
+    INITIATION_UNIX_NS,
+    RECEIVED_BYTES,
+    RETRIES,
+    ROUND_TRIP_NS,
+    DropReason,
+    Total,
+)
+
+ROUND_TRIP_WEIGHT = 8  # how many measurements a smoothed round trip consists of (RFC 6298, section 2: alpha is 1/8)
 
 
 class Handshaker:
@@ -64,16 +78,18 @@ class Handshaker:
         self._on_timers = on_timers
         self._load = load
         self._limiter = RateLimiter()
+        self._unknown_index_free_at = 0.0
 
     # --- Our own initiations ---
 
     def initiate(self, peer: Peer, now: float) -> None:
-        """Start a handshake, as soon as REKEY_TIMEOUT allows one; one that is in flight goes on for longer (6.4)."""
+        """Start a handshake, as soon as the last one is long enough ago; one that is in flight goes on (6.4)."""
         if peer.handshake is not None:
             peer.handshake.started_at = now
             return
-        if now < peer.initiation_sent_at + REKEY_TIMEOUT:
-            peer.handshake_wanted_at = peer.initiation_sent_at + REKEY_TIMEOUT
+        earliest = peer.initiation_sent_at + initiation_spacing_secs(peer)
+        if now < earliest:
+            peer.handshake_wanted_at = earliest
             self._on_timers(peer)
             return
         self._send_initiation(peer, now, now)
@@ -92,23 +108,55 @@ class Handshaker:
         peer.handshake_wanted_at = inf
         if peer.endpoint is None or peer.remote.static_shared is None:
             table.end_handshake(peer)
+            if peer.link is not None:  # its name may resolve by then
+                table.words[peer.slot + RETRIES] += 1
+                peer.handshake_wanted_at = now + retry_secs(peer, table.words, self._draw())
             return
         table.give_slot(peer)
         index = table.indices.new(None, table.random_bytes)
-        timestamp = tai64n(self._unix_time())
+        timestamp = label_of(self._next_timestamp(peer))
         state, message = create_initiation(self.identity, peer.remote, index, timestamp, table.random_bytes)
         stamped = peer.cookie_jar.stamp(message, now)
-        peer.jitter = self._draw_jitter()
-        pending = PendingHandshake(peer, state, started_at, now, now + REKEY_TIMEOUT + peer.jitter)
+        draw = self._draw()
+        peer.jitter = draw * REKEY_TIMEOUT_JITTER_MAX
+        pending = PendingHandshake(peer, state, started_at, now, now + retry_secs(peer, table.words, draw))
         peer.initiation_sent_at = now
+        table.words[peer.slot + RETRIES] += 1
         table.begin_handshake(pending, peer.cookie_jar.last_mac1)
         table.words[peer.slot + FIRST_UNANSWERED_NS] = 0
         table.count(Total.INITIATIONS_SENT)
         table.transmit(peer, peer.endpoint, [stamped], now)
         self._on_timers(peer)
 
-    def _draw_jitter(self) -> float:
-        return int.from_bytes(self._table.random_bytes(2), "big") / 65536 * REKEY_TIMEOUT_JITTER_MAX
+    def _draw(self) -> float:
+        return int.from_bytes(self._table.random_bytes(2), "big") / 65536
+
+    def _next_timestamp(self, peer: Peer) -> int:
+        """Return the timestamp of an initiation, ns since the epoch: later than the last, also when the clock is set.
+
+        A responder ignores what is not newer (section 5.1), and would for as long as the clock had been ahead.
+        """
+        word = peer.slot + INITIATION_UNIX_NS
+        timestamp = self._table.words[word] = next_timestamp(self._unix_time(), self._table.words[word])
+        return timestamp
+
+    def answer_unknown_index(self, endpoint: Endpoint, now: float) -> None:
+        """Begin a handshake with a peer that uses a session which we do not have: we have lost it, as in a reboot.
+
+        Only with a peer that was last at this endpoint and that we have no session with. The datagram may be anybody's:
+        so it brings about one initiation without retries, and there are UNKNOWN_INDEX_INTERVAL between two for a peer.
+        """
+        peer = self._table.by_remote.get(endpoint.remote)
+        if peer is None or not self.accepting or peer.handshake is not None or peer.has_session(now):
+            return
+        if now < peer.initiation_sent_at + UNKNOWN_INDEX_INTERVAL:
+            return
+        free_at = max(self._unknown_index_free_at, now - UNKNOWN_INDEX_BURST_SECS)
+        if free_at > now:
+            return
+        self._unknown_index_free_at = free_at + 1.0 / UNKNOWN_INDEX_INITIATIONS_PER_SECOND
+        self._table.count(Total.UNKNOWN_INDEX_INITIATIONS)
+        self._send_initiation(peer, max(0.0, now - REKEY_ATTEMPT_TIME), now)
 
     # --- What comes in ---
 
@@ -195,6 +243,7 @@ class Handshaker:
         indices = (pending.state.local_index, message.sender_index)
         keypair = table.create_keypair(peer, keys, indices, True, now)
         peer.last_handshake_unix = self._unix_time()
+        self._note_round_trip(peer, now - pending.sent_at)
         table.rotate(peer, lambda: peer.rotate_as_initiator(keypair))
         table.end_handshake(peer)
         self._note_received(peer, endpoint, len(raw), now)
@@ -218,6 +267,11 @@ class Handshaker:
         table.move_endpoint(peer, endpoint, now)
         table.words[peer.slot + RECEIVED_BYTES] += size
         any_authenticated_received(peer, table.words, now)
+
+    def _note_round_trip(self, peer: Peer, seconds: float) -> None:
+        word, measured = peer.slot + ROUND_TRIP_NS, int(seconds * 1e9)
+        before = self._table.words[word]
+        self._table.words[word] = before + (measured - before) // ROUND_TRIP_WEIGHT if before else measured
 
     def confirm(self, peer: Peer, now: float) -> None:
         """Take the next keypair into use: the initiator has just shown that it has it.

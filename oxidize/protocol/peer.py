@@ -16,13 +16,17 @@ from oxidize.protocol.cookie import CookieJar
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.handshake import InitiatorState, RemoteIdentity
 from oxidize.protocol.keypair import Keypair
+from oxidize.protocol.link import Link, LinkPolicy
 
 PeerKeypair = Keypair["Peer"]
 
 
 @dataclass(frozen=True, slots=True)
 class PeerSettings:
-    """What the operator says of a peer; keys are 32 bytes, `persistent_keepalive` seconds (0: off)."""
+    """What the operator says of a peer; keys are 32 bytes, `persistent_keepalive` seconds (0: off).
+
+    link: how a session with it is kept up at all times; None leaves that to the paper's timers.
+    """
 
     public_key: bytes
     preshared_key: bytes = field(default=bytes(32), repr=False)
@@ -30,6 +34,12 @@ class PeerSettings:
     endpoint: Endpoint | None = None
     persistent_keepalive: float = 0.0
     name: str = ""
+    link: LinkPolicy | None = None
+
+    @property
+    def staged_max(self) -> int:
+        """How many packets are kept while there is no session."""
+        return STAGED_PACKETS_MAX if self.link is None else self.link.buffer_packets
 
 
 @dataclass(slots=True)
@@ -80,6 +90,7 @@ class Peer:
         "jitter",
         "last_handshake_unix",
         "last_timestamp",
+        "link",
         "next",
         "previous",
         "public_key",
@@ -108,7 +119,8 @@ class Peer:
         self.last_timestamp = bytes(TIMESTAMP_SIZE)
         self.last_handshake_unix = 0.0
         self.jitter = 0.0
-        self.staged: deque[bytes] = deque(maxlen=STAGED_PACKETS_MAX)
+        self.link = Link(settings.link) if settings.link is not None else None
+        self.staged: deque[bytes] = deque(maxlen=settings.staged_max)
         self.deadlines: list[float] = []  # when the device looks at this peer's timers; falling, the next one last
 
     @property

@@ -45,6 +45,7 @@ class SessionTable:
     record: Callable[[Change], None]
     random_bytes: Callable[[int], bytes]
     peers: dict[bytes, Peer] = field(default_factory=dict)
+    by_remote: dict[tuple[bytes, int, int], Peer] = field(default_factory=dict)  # who was last at this address and port
     strangers: dict[bytes, Stranger] = field(default_factory=dict)
     indices: IndexTable[PeerKeypair | PendingHandshake | None] = field(default_factory=IndexTable)
     transmits: list[Transmit] = field(default_factory=list)
@@ -90,6 +91,14 @@ class SessionTable:
             self._slot_owners[slot] = peer
             peer.slot = slot
 
+    def place(self, peer: Peer, endpoint: Endpoint | None) -> None:
+        """Set where a peer is, or that nobody knows, recording nothing."""
+        if peer.endpoint is not None and self.by_remote.get(peer.endpoint.remote) is peer:
+            del self.by_remote[peer.endpoint.remote]
+        peer.endpoint = endpoint
+        if endpoint is not None:
+            self.by_remote[endpoint.remote] = peer
+
     def move_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
         """Take the endpoint at which a peer was just authenticated as its own (roaming, section 2.1).
 
@@ -100,7 +109,7 @@ class SessionTable:
             return
         if peer.endpoint is not None and peer.endpoint.remote != endpoint.remote:
             self.words[Total.ENDPOINT_MOVES] += 1
-        peer.endpoint = endpoint
+        self.place(peer, endpoint)
         if now < peer.endpoint_recorded_at + ENDPOINT_RECORD_INTERVAL:
             peer.endpoint_record_at = peer.endpoint_recorded_at + ENDPOINT_RECORD_INTERVAL
             self.moved.add(peer)
@@ -194,7 +203,8 @@ class SessionTable:
 
     def restore_endpoint(self, peer: Peer, endpoint: Endpoint | None) -> None:
         """Take over where a peer is."""
-        peer.endpoint, peer.endpoint_record_at = endpoint, inf
+        self.place(peer, endpoint)
+        peer.endpoint_record_at = inf
         self.moved.discard(peer)
 
     def _claim_slot(self, slot: int, owner: PeerKeypair | Peer | Stranger) -> None:

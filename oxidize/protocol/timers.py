@@ -11,7 +11,15 @@ from oxidize.protocol.constants import (
     REJECT_AFTER_TIME,
     REKEY_AFTER_TIME,
     REKEY_TIMEOUT,
+    REKEY_TIMEOUT_JITTER_MAX,
     ZERO_KEYS_AFTER_TIME,
+)
+from oxidize.protocol.link import (
+    INITIATION_SPACING_SECS,
+    PROBE_ROUND_TRIPS,
+    PROBE_SECS_MIN,
+    PROBES_ANSWERED_MAX,
+    RETRY_JITTER,
 )
 from oxidize.protocol.peer import Peer, PeerKeypair
 from oxidize.protocol.words import (
@@ -19,8 +27,14 @@ from oxidize.protocol.words import (
     KEEPALIVE_OWED_NS,
     LAST_RECEIVED_NS,
     LAST_SENT_NS,
+    PROBES_ANSWERED,
+    RETRIES,
+    ROUND_TRIP_NS,
     Words,
 )
+
+SILENCE_SECS = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT  # after which section 6.5 calls for a handshake
+DOUBLINGS_MAX = 30  # of a retry's delay: beyond any limit that can be set
 
 NANOSECOND = 1e-9
 
@@ -73,7 +87,36 @@ def unanswered_at(peer: Peer, words: Words) -> float:
     first = words[peer.slot + FIRST_UNANSWERED_NS] if peer.slot else 0
     if not first or peer.handshake is not None:
         return inf
-    return first * NANOSECOND + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + peer.jitter
+    return first * NANOSECOND + (SILENCE_SECS + peer.jitter if peer.link is None else probe_secs(peer, words))
+
+
+def prompt_secs(peer: Peer, words: Words) -> float:
+    """How long the peer of a link may take to answer, seconds: some round trips."""
+    return max(PROBE_SECS_MIN, PROBE_ROUND_TRIPS * words[peer.slot + ROUND_TRIP_NS] * NANOSECOND)
+
+
+def probe_secs(peer: Peer, words: Words) -> float:
+    """How long a link may be silent before a probe, seconds: longer for a peer that answers nothing but probes."""
+    doublings = min(words[peer.slot + PROBES_ANSWERED], PROBES_ANSWERED_MAX)
+    return min(prompt_secs(peer, words) * 2.0**doublings, SILENCE_SECS)
+
+
+def retry_secs(peer: Peer, words: Words, draw: float) -> float:
+    """How long an initiation is waited for before the next one, seconds; `draw` is random, from 0 to 1.
+
+    On a link it is never less than two round trips: a later initiation makes the response to this one worthless.
+    """
+    if peer.link is None:
+        return REKEY_TIMEOUT + draw * REKEY_TIMEOUT_JITTER_MAX
+    policy = peer.link.policy
+    doublings = min(words[peer.slot + RETRIES], DOUBLINGS_MAX)
+    delay = min(policy.retry_secs * 2.0**doublings, policy.retry_secs_max) * (1.0 - draw * RETRY_JITTER)
+    return max(delay, 2.0 * words[peer.slot + ROUND_TRIP_NS] * NANOSECOND, INITIATION_SPACING_SECS)
+
+
+def initiation_spacing_secs(peer: Peer) -> float:
+    """How long after an initiation a new handshake must wait at the least, seconds."""
+    return REKEY_TIMEOUT if peer.link is None else INITIATION_SPACING_SECS
 
 
 def persistent_keepalive_at(peer: Peer, words: Words) -> float:
@@ -102,4 +145,5 @@ def deadline(peer: Peer, words: Words) -> float:
         persistent_keepalive_at(peer, words),
         zero_keys_at(peer),
         peer.endpoint_record_at,
+        peer.link.deadline if peer.link is not None else inf,
     )

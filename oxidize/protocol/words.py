@@ -33,6 +33,14 @@ LAST_RECEIVED_NS = 4  # any authenticated message
 KEEPALIVE_OWED_NS = 5  # the first packet received since our last authenticated message; 0: none
 LAST_SENT_NS = 6  # any authenticated message
 FIRST_UNANSWERED_NS = 7  # the first packet sent since the peer's last authenticated message; 0: none
+INITIATION_UNIX_NS = 8  # the timestamp of our newest initiation, nanoseconds since the epoch
+ROUND_TRIP_NS = 9  # between an initiation of ours and its response, smoothed; 0: not known
+# Of a link (`protocol.link`):
+LINK_STATE = 10  # a LinkState
+OUTAGE_SINCE_NS = 11  # when it went down; 0: it is up, or never was
+RETRIES = 12  # initiations since a session was made, or since there was a reason to begin anew
+SUSPECTED_SINCE_NS = 13  # the probe that silence called for and nothing has answered yet; 0: none
+PROBES_ANSWERED = 14  # by how much a peer that answers probes alone is asked less often
 
 
 @unique
@@ -56,6 +64,13 @@ class Total(IntEnum):
     COOKIE_REPLIES_SENT = 14
     COOKIE_REPLIES_RECEIVED = 15
     ENDPOINT_MOVES = 16
+    BUFFERED_PACKETS = 17  # kept because there was no session
+    REPLAYED_PACKETS = 18  # sent at last, in a session that was made later than they came
+    RESENT_PACKETS = 19  # of those, sent before into a session that turned out to be dead
+    OUTAGES = 20  # times that a link went down
+    RECONNECTS = 21  # times that it came back
+    OUTAGE_NS_SUM = 22  # of those that have ended
+    UNKNOWN_INDEX_INITIATIONS = 23  # handshakes begun because a peer used a session that we do not have
     # The shell's own, kept here because they run on as well.
     TAKEOVERS_SUCCEEDED = 32
     TAKEOVERS_FAILED = 33
@@ -67,6 +82,10 @@ class Total(IntEnum):
     SESSIONS_REFUSED = 39
     STARTS_IN_A_ROW = 40  # from stored state, none of which has lasted
 
+
+# Outages that ended within OUTAGE_BOUNDS_SECS[i] are counted in word OUTAGES_WORD + i, longer ones in the word after.
+OUTAGES_WORD = 96
+OUTAGE_BOUNDS_SECS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 ENDED_ON_PURPOSE_WORD = 120  # no total: 1 while the last generation is one that was told to end
 DROPS_WORD = 128  # DropReason r is counted in word DROPS_WORD + r
@@ -99,6 +118,16 @@ class DropReason(IntEnum):
     NETWORK_WRITE_FAILED = 33  # the kernel refused an inner packet
     ROUTE_UNSUPPORTED = 34  # userspace network: nothing there answers this packet
     TRUNCATED = 35  # a datagram longer than the receive buffer
+
+
+@unique
+class LinkState(IntEnum):
+    """Where a peer stands that we keep a link up to; by the word LINK_STATE."""
+
+    CONNECTING = 0  # there has been no session yet
+    CONNECTED = 1  # as far as we know
+    RECONNECTING = 2  # it does not answer, or cannot be reached
+    FAILED = 3  # as many retries as were allowed went unanswered
 
 
 _ZERO_SLOT = memoryview(bytes(8 * SLOT_WORDS)).cast("Q")

@@ -30,10 +30,10 @@ RETIRE_ALL = "all"
 REMEDY = "restore it with the release that wrote it, or start without it"
 
 # --- Limits, with room for what later releases may write ---
-RECORD_BYTES_MAX = 16 << 20  # 128 staged packets of 64 KiB, twice over
+RECORD_BYTES_MAX = 16 << 20  # STAGED_PEER_BYTES_MAX of packets and their frames
 STRING_BYTES_MAX = 4096  # names, releases and reasons
 MAP_ENTRIES_MAX = 256
-ARRAY_ENTRIES_MAX = 1024
+ARRAY_ENTRIES_MAX = 32_768  # three times the packets that a client may be told to keep
 READ_BYTES = 1 << 20  # read at once
 
 

@@ -83,7 +83,7 @@ def test_few_looks_at_a_peer_are_scheduled_however_long_it_talks():
 
 
 def test_staged_packets_of_all_peers_have_one_limit(monkeypatch):
-    monkeypatch.setattr("oxidize.protocol.device.STAGED_BYTES_MAX", 3000)
+    monkeypatch.setattr("oxidize.protocol.staging.STAGED_BYTES_MAX", 3000)
     world = World()
     client, *servers = (world.host() for _ in range(3))
     for server in servers:

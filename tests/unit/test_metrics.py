@@ -6,14 +6,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from oxidize.metrics import STATES, Live, Metrics
-from oxidize.protocol.words import DROPS_WORD, TOTALS_WORDS, DropReason, Total
+from oxidize.protocol.words import DROPS_WORD, TOTALS_WORDS, DropReason, LinkState, Total
 
 BASE_UNITS = ("seconds", "bytes")
 NOT_BASE_UNITS = ("ms", "milliseconds", "us", "microseconds", "ns", "nanoseconds", "minutes", "kb", "kilobytes", "bits")
 
 
 def live(**changes) -> Live:
-    values = {"connections_active": 2, "peers": 3, "kernel_drops": 5, "generation": 7, "state": "healthy"} | changes
+    values = {"connections_active": 2, "peers": 3, "kernel_drops": 5, "generation": 7, "state": "healthy"}
+    values |= {"link": LinkState.CONNECTED} | changes
     return Live(**{name: (lambda value=value: value) for name, value in values.items()})
 
 
@@ -132,8 +133,8 @@ def test_names_keep_the_conventions(metrics):
         words = family.name.split("_")
         assert not set(words) & set(NOT_BASE_UNITS), family.name
         assert set(words[:-1]).isdisjoint(BASE_UNITS), f"{family.name}: the unit stands last"
-        assert family.type in {"counter", "gauge", "summary"}, family.name
+        assert family.type in {"counter", "gauge", "summary", "histogram"}, family.name
         for sample in family.samples:
             # The parser takes `_total` off a counter's name; nothing but a counter may have it.
             assert sample.name.endswith("_total") == (family.type == "counter"), sample.name
-            assert set(sample.labels) <= {"reason", "role", "result", "state", "release"}, sample.name
+            assert set(sample.labels) <= {"reason", "role", "result", "state", "release", "le"}, sample.name

@@ -1,0 +1,79 @@
+"""A link: a peer that we want a session with at all times, as a client wants one with its server.
+
+The rule: the paper's timers are made for peers that may be away; they notice a dead session after 15 seconds and give
+up after 90. On a link silence is met by a handshake, the probe that every WireGuard server answers, after a time that
+follows from the round trip, and it is never given up unless the operator says so. What is constant about it stands
+here; `link_keeper` acts on it.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from math import inf
+
+# --- Noticing ---
+PROBE_SECS_MIN = 0.2  # of silence after sending: more than most hosts take for a delayed acknowledgement (RFC 1122)
+PROBE_ROUND_TRIPS = 4
+PROBES_ANSWERED_MAX = 8  # doublings; KEEPALIVE_TIMEOUT + REKEY_TIMEOUT, as in the paper, ends them anyway
+EASE_SECS = 1.0  # between two steps back towards the shortest time
+SILENT_INITIATIONS_MAX = 3  # unanswered, with nothing else heard meanwhile: then the link is down
+# --- Retrying ---
+# The least between two initiations: responders ignore those within 20 ms, and timestamps have a grain of 17 ms.
+INITIATION_SPACING_SECS = 0.025
+RETRY_JITTER = 0.25  # of a delay, taken off at random, so that the clients of one server do not come all at once
+# --- While the link is down ---
+KNOCK_SECS = 0.05  # between two keepalives in the old session: a server that lost it answers with a handshake
+KNOCK_SECS_LATER = 0.1  # the same, once it has been down for KNOCK_EAGER_SECS
+KNOCK_EAGER_SECS = 10.0
+# Linux says once a second to each host that a port is closed (icmp(7), icmp_ratelimit). That it says so no longer means
+# that the port may be open.
+REFUSAL_GAP_SECS = 1.2
+# --- Coming back ---
+RESEND_AGE_SECS_MAX = 1.0  # of a packet that is sent again
+# Silence speaks of a dead session only where it was not silent for longer than this before: else perhaps nobody ever
+# answers.
+LIVELY_SECS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkPolicy:
+    """What the operator says of a link.
+
+    retry_secs: before the first retry; doubled with each, up to retry_secs_max. retries_max: how many may go unanswered
+    before the link has failed, 0 for any number. buffer_packets: how many are kept while there is no session. resend:
+    whether packets that were sent into a session that turns out to be dead are sent again.
+    """
+
+    retry_secs: float = 0.05
+    retry_secs_max: float = 5.0
+    retries_max: int = 0
+    buffer_packets: int = 1000
+    resend: bool = True
+
+
+class Link:
+    """What is remembered of a link besides the words of its peer; a successor does without it."""
+
+    __slots__ = (
+        "eased_at",
+        "knock_at",
+        "policy",
+        "refusals_end_at",
+        "silent_initiations",
+        "unanswered",
+        "was_lively",
+    )
+
+    def __init__(self, policy: LinkPolicy) -> None:
+        self.policy = policy
+        # When each packet was sent since the peer's last authenticated message, and what it was; oldest first.
+        self.unanswered: deque[tuple[float, bytes]] = deque(maxlen=policy.buffer_packets)
+        self.silent_initiations = 0  # of ours that nothing was heard after
+        self.was_lively = False  # when silence made us ask: until then there had been answers
+        self.knock_at = inf
+        self.refusals_end_at = inf
+        self.eased_at = -inf
+
+    @property
+    def deadline(self) -> float:
+        """When the next of its own timers ends, or inf."""
+        return min(self.knock_at, self.refusals_end_at)

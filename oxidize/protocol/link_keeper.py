@@ -1,0 +1,274 @@
+"""Keeping links up: noticing that a peer is gone, holding packets back meanwhile, and coming back.
+
+The rules: whatever is heard of the peer, if authentic, means that the link is up; silence or an error means nothing but
+that we ask. What decides stands in the peer's words, so that a successor goes on in the middle of an outage.
+The figures are those of `link`.
+
+Source: the paper, sections 6.4 and 6.5, for what is done otherwise; RFC 6298, section 5, for backing off.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable
+from itertools import repeat
+from math import inf
+
+from oxidize.protocol.constants import REKEY_AFTER_TIME
+from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.handshaking import Handshaker
+from oxidize.protocol.link import (
+    EASE_SECS,
+    INITIATION_SPACING_SECS,
+    KNOCK_EAGER_SECS,
+    KNOCK_SECS,
+    KNOCK_SECS_LATER,
+    LIVELY_SECS,
+    REFUSAL_GAP_SECS,
+    RESEND_AGE_SECS_MAX,
+    SILENT_INITIATIONS_MAX,
+    Link,
+)
+from oxidize.protocol.peer import Peer
+from oxidize.protocol.session_table import SessionTable
+from oxidize.protocol.staging import Staging
+from oxidize.protocol.timers import NANOSECOND, prompt_secs
+from oxidize.protocol.words import (
+    FIRST_UNANSWERED_NS,
+    LAST_RECEIVED_NS,
+    LINK_STATE,
+    OUTAGE_BOUNDS_SECS,
+    OUTAGE_SINCE_NS,
+    OUTAGES_WORD,
+    PROBES_ANSWERED,
+    RETRIES,
+    SUSPECTED_SINCE_NS,
+    DropReason,
+    LinkState,
+    Total,
+)
+
+
+class LinkKeeper:
+    """Keeps the links of a device; every method but `holds_back` and `state` is for peers that have one.
+
+    release: called with a peer whose staged packets may leave. knock: sends a keepalive, if there is a session to send
+    it in, and tells whether it did. on_timers: called with a peer whose timers changed.
+    """
+
+    def __init__(
+        self,
+        table: SessionTable,
+        handshaker: Handshaker,
+        staging: Staging,
+        release: Callable[[Peer, float], object],
+        knock: Callable[[Peer, float], bool],
+        on_timers: Callable[[Peer], None],
+    ) -> None:
+        self._table = table
+        self._words = table.words
+        self._handshaker = handshaker
+        self._staging = staging
+        self._release = release
+        self._knock = knock
+        self._on_timers = on_timers
+
+    def state(self, peer: Peer) -> LinkState:
+        """Return where a link stands."""
+        return LinkState(self._words[peer.slot + LINK_STATE]) if peer.slot else LinkState.CONNECTING
+
+    def holds_back(self, peer: Peer) -> bool:
+        """Tell whether packets to a peer are to wait although there may be a session."""
+        return peer.link is not None and self._words[peer.slot + LINK_STATE] != LinkState.CONNECTED
+
+    # --- What happens on a link ---
+
+    def begin(self, peer: Peer, now: float) -> None:
+        """Keep a link up from now on, wherever a predecessor left it."""
+        words, link = self._words, peer.link
+        if link is None:
+            return
+        self._table.give_slot(peer)
+        if words[peer.slot + LINK_STATE] == LinkState.FAILED:  # and it was started again
+            words[peer.slot + LINK_STATE] = LinkState.RECONNECTING
+            words[peer.slot + RETRIES] = 0
+        if words[peer.slot + LINK_STATE] == LinkState.RECONNECTING:
+            link.knock_at = now
+        if words[peer.slot + LINK_STATE] != LinkState.CONNECTED and peer.handshake is None:
+            self._handshaker.initiate(peer, now)
+        self._on_timers(peer)
+
+    def note_sent(self, peer: Peer, packets: list[bytes], now: float) -> None:
+        """Note packets that were sealed, so that they can be sent again."""
+        if peer.link is not None and peer.link.policy.resend:
+            peer.link.unanswered.extend(zip(repeat(now), packets))
+
+    def note_received(self, peer: Peer, now: float) -> None:
+        """Note that something authentic came in a session, before the timers do."""
+        words, link = self._words, peer.link
+        if link is None:
+            return
+        link.unanswered.clear()
+        link.silent_initiations = 0
+        words[peer.slot + SUSPECTED_SINCE_NS] = 0
+        if words[peer.slot + PROBES_ANSWERED]:
+            self._ease(peer, link, now)
+        if words[peer.slot + LINK_STATE] != LinkState.CONNECTED:
+            self._come_back(peer, link, now)
+            self._release(peer, now)
+
+    def note_session(self, peer: Peer, now: float) -> None:
+        """Note that a session was made; what was lost in the one before is put before what waits."""
+        words, link = self._words, peer.link
+        if link is None:
+            return
+        if words[peer.slot + LINK_STATE] != LinkState.CONNECTED:
+            self._come_back(peer, link, now)
+        elif self._was_dead(peer, link):
+            self._stage_unanswered(peer, link, now)
+        if words[peer.slot + SUSPECTED_SINCE_NS]:
+            words[peer.slot + PROBES_ANSWERED] += 1
+        link.unanswered.clear()
+        link.silent_initiations = 0
+        words[peer.slot + SUSPECTED_SINCE_NS] = words[peer.slot + RETRIES] = 0
+
+    def note_silence(self, peer: Peer, now: float) -> None:
+        """Note that a handshake is about to begin because nothing was heard since the first unanswered packet."""
+        words, link = self._words, peer.link
+        if link is not None:
+            quiet_ns = words[peer.slot + FIRST_UNANSWERED_NS] - words[peer.slot + LAST_RECEIVED_NS]
+            link.was_lively = not words[peer.slot + PROBES_ANSWERED] and quiet_ns * NANOSECOND <= LIVELY_SECS
+            words[peer.slot + SUSPECTED_SINCE_NS] = int(now * 1e9)
+
+    def note_unanswered_initiation(self, peer: Peer, now: float) -> bool:
+        """Note that an initiation was not answered in time; return whether to go on."""
+        words, link = self._words, peer.link
+        if link is None:
+            return True
+        link.silent_initiations += 1
+        state = words[peer.slot + LINK_STATE]
+        if state == LinkState.CONNECTED:
+            if link.silent_initiations >= SILENT_INITIATIONS_MAX:
+                self._go_down(peer, link, now)
+            return True
+        if link.policy.retries_max and words[peer.slot + RETRIES] >= link.policy.retries_max:
+            self._fail(peer, link)
+            return False
+        return state != LinkState.FAILED
+
+    def note_unreachable(self, remote: tuple[bytes, int, int], now: float, *, refused: bool) -> None:
+        """Note an error of the network about what we sent to an address and port.
+
+        refused: nobody listens there, but there is somebody to say so. An error is not authenticated, and so only makes
+        us ask.
+        """
+        peer = self._table.by_remote.get(remote)
+        link = peer.link if peer is not None else None
+        if peer is None or link is None:
+            return
+        if self._words[peer.slot + LINK_STATE] == LinkState.CONNECTED:
+            self._go_down(peer, link, now)
+            if peer.handshake is None:
+                peer.handshake_wanted_at = now + link.policy.retry_secs
+        if refused:
+            link.refusals_end_at = now + REFUSAL_GAP_SECS
+        self._on_timers(peer)
+
+    def note_network_change(self, peer: Peer, now: float) -> None:
+        """Note that there may be another way to a peer now, or one at last: ask it at once, by whichever way."""
+        self._table.clear_source(peer, now)
+        if self._words[peer.slot + LINK_STATE] == LinkState.CONNECTED:
+            self._handshaker.initiate(peer, now)
+        else:
+            self.hurry(peer, now)
+        self._on_timers(peer)
+
+    def hurry(self, peer: Peer, now: float) -> None:
+        """Begin anew with the retries of a link that is down: there is a reason to believe in the next one."""
+        self._words[peer.slot + RETRIES] = 0
+        pending = peer.handshake
+        if pending is None:
+            self._handshaker.initiate(peer, now)
+        elif now >= pending.sent_at + INITIATION_SPACING_SECS:
+            self._handshaker.retry(peer, now)
+        else:
+            pending.retry_at = min(pending.retry_at, pending.sent_at + INITIATION_SPACING_SECS)
+
+    def place(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
+        """Take notice of where a peer is to be found from now on."""
+        self._table.move_endpoint(peer, endpoint, now)
+        self.hurry(peer, now)
+        self._on_timers(peer)
+
+    def run_timers(self, peer: Peer, now: float) -> None:
+        """Do what is due on a link."""
+        link = peer.link
+        if link is None:
+            return
+        if link.knock_at <= now:
+            link.knock_at = self._next_knock_at(peer, now) if self._knock(peer, now) else inf
+        if link.refusals_end_at <= now:
+            link.refusals_end_at = inf
+            if self._words[peer.slot + LINK_STATE] != LinkState.CONNECTED:
+                self.hurry(peer, now)
+
+    # --- What becomes of it ---
+
+    def _ease(self, peer: Peer, link: Link, now: float) -> None:
+        """Let the next probe come sooner again: what was sent last has been answered in good time."""
+        first = self._words[peer.slot + FIRST_UNANSWERED_NS] * NANOSECOND
+        if first and now - first <= prompt_secs(peer, self._words) and now >= link.eased_at + EASE_SECS:
+            link.eased_at = now
+            self._words[peer.slot + PROBES_ANSWERED] -= 1
+
+    def _was_dead(self, peer: Peer, link: Link) -> bool:
+        """Tell whether the peer had lost the session before the one that was made right now.
+
+        If we asked for it: whether silence made us ask, of a peer that is not silent by nature. If it was the peer,
+        whether it was too early for an orderly new session.
+        """
+        if peer.current is None or peer.previous is None:
+            return False
+        if peer.current.state.is_initiator:
+            return link.was_lively and self._words[peer.slot + SUSPECTED_SINCE_NS] != 0
+        before, made_at = peer.previous.state, peer.current.state.created_at
+        return before.is_initiator or made_at - before.created_at < REKEY_AFTER_TIME
+
+    def _stage_unanswered(self, peer: Peer, link: Link, now: float) -> None:
+        again = [packet for sent_at, packet in link.unanswered if now - sent_at <= RESEND_AGE_SECS_MAX]
+        link.unanswered.clear()
+        if again:
+            self._table.count(Total.RESENT_PACKETS, len(again))
+            self._staging.put_before(peer, again)
+
+    def _go_down(self, peer: Peer, link: Link, now: float) -> None:
+        words = self._words
+        words[peer.slot + LINK_STATE] = LinkState.RECONNECTING
+        words[peer.slot + OUTAGE_SINCE_NS] = int(now * 1e9)
+        words[peer.slot + RETRIES] = words[peer.slot + SUSPECTED_SINCE_NS] = 0
+        self._table.count(Total.OUTAGES)
+        self._stage_unanswered(peer, link, now)
+        link.knock_at = now + KNOCK_SECS
+
+    def _come_back(self, peer: Peer, link: Link, now: float) -> None:
+        words = self._words
+        words[peer.slot + LINK_STATE] = LinkState.CONNECTED
+        link.knock_at = link.refusals_end_at = inf
+        since = words[peer.slot + OUTAGE_SINCE_NS]
+        if since:
+            words[peer.slot + OUTAGE_SINCE_NS] = 0
+            lasted_ns = max(0, int(now * 1e9) - since)
+            self._table.count(Total.RECONNECTS)
+            self._table.count(Total.OUTAGE_NS_SUM, lasted_ns)
+            words[OUTAGES_WORD + bisect_left(OUTAGE_BOUNDS_SECS, lasted_ns * NANOSECOND)] += 1
+
+    def _fail(self, peer: Peer, link: Link) -> None:
+        self._words[peer.slot + LINK_STATE] = LinkState.FAILED
+        link.knock_at = link.refusals_end_at = inf
+        self._table.end_handshake(peer)
+        peer.handshake_wanted_at = inf
+        dropped = len(self._staging.take(peer))
+        if dropped:
+            self._table.drop(DropReason.HANDSHAKE_TIMED_OUT, dropped)
+
+    def _next_knock_at(self, peer: Peer, now: float) -> float:
+        down_secs = now - self._words[peer.slot + OUTAGE_SINCE_NS] * NANOSECOND
+        return now + (KNOCK_SECS if down_secs < KNOCK_EAGER_SECS else KNOCK_SECS_LATER)
