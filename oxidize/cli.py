@@ -1,7 +1,8 @@
 """The command line: `oxidize`, and `oxidize-server` and `oxidize-client` as names of its two main subcommands.
 
 The rule: an error is one line for each problem on standard error, without a traceback; exit status 2 for what the
-operator can mend in the configuration or the command, 1 for what failed, 0 otherwise.
+operator can mend in the configuration or the command, 3 for a client that gave its server up, 1 for what else failed, 0
+otherwise.
 """
 
 import base64
@@ -19,11 +20,12 @@ import click
 
 import oxidize
 from oxidize import config
-from oxidize.errors import ConfigError, OxidizeError, TakeoverError
+from oxidize.errors import ConfigError, OxidizeError, TakeoverError, UnreachableError
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 KEY_SIZE = 32
+GAVE_UP_STATUS = 3  # as in RestartPreventExitStatus= of oxidize-client.service
 KEY_INPUT_BYTES_MAX = 4096
 SERVER_CONFIG = Path("/etc/oxidize/server.toml")
 CLIENT_CONFIG = Path("/etc/oxidize/client.toml")
@@ -37,6 +39,8 @@ def _errors_as_lines(*, is_coordinated: bool = False) -> Iterator[None]:
         yield
     except ConfigError as error:
         _fail(2, *(() if is_coordinated else error.problems))
+    except UnreachableError as error:
+        _fail(GAVE_UP_STATUS, f"{error}; it was allowed max_reconnect_attempts")
     except OxidizeError as error:
         _fail(1, *(() if is_coordinated else [str(error)]))
 

@@ -27,6 +27,10 @@ class SnapshotError(OxidizeError):
     """A predecessor's state cannot be read; the text says which part and why."""
 
 
+class UnreachableError(OxidizeError):
+    """A client's server did not answer, as often as the operator allowed it to be asked."""
+
+
 class ConfigError(OxidizeError):
     """The operator's configuration cannot be used; `problems` has one complete line for each mistake."""
 

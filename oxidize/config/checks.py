@@ -8,7 +8,7 @@ from typing import Any
 
 from oxidize.config.overlap import Claim, find_overlaps
 from oxidize.config.report import Report
-from oxidize.config.schema import MTU_IPV6_MIN, Checked, PeerTable, ServerTable, TableT, check_table
+from oxidize.config.schema import MTU_IPV6_MIN, Checked, ClientTable, PeerTable, ServerTable, TableT, check_table
 from oxidize.config.values import is_peer_name
 from oxidize.protocol.constants import PEERS_MAX
 
@@ -46,6 +46,15 @@ def check_addresses(table: Checked[TableT], report: Report) -> None:
         if address.ip in seen:
             report.wrong(f"{table.prefix}.address", str(address), "every address once", "remove one of them")
         seen.add(address.ip)
+
+
+def check_delays(client: Checked[ClientTable], report: Report) -> None:
+    """Report a longest delay between two attempts that is shorter than the first one."""
+    first = client.valid.get("reconnect_delay_ms", 0)
+    longest = client.valid.get("max_reconnect_delay_ms", first)
+    if longest < first:
+        expected = f"at least reconnect_delay_ms, which is {first}"
+        report.wrong(f"{client.prefix}.max_reconnect_delay_ms", longest, expected, "raise it, or lower the other one")
 
 
 def check_unique(peers: Sequence[Checked[PeerTable]], name: str, report: Report) -> None:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from oxidize.config.checks import (
     check_addresses,
+    check_delays,
     check_foreign,
     check_mtu,
     check_overlaps,
@@ -100,6 +101,7 @@ def load_client(path: str | Path, environ: Mapping[str, str] = os.environ) -> Cl
     client = check_table(ClientTable, _table(document, "client", report), "client", report)
     _check_interface(client, report)
     private_key, public_key = _private_key(client, source.parent, report, environ)
+    check_delays(client, report)
     check_foreign([client], "server_public_key", public_key, report)
     check_overlaps([client], report)
     takeover_socket = _takeover_socket(client, source.parent, "client-takeover.sock", report, environ)
@@ -118,6 +120,11 @@ def load_client(path: str | Path, environ: Mapping[str, str] = os.environ) -> Cl
         preshared_key=preshared_key,
         allowed_ips=table.allowed_ips,
         persistent_keepalive=table.persistent_keepalive,
+        reconnect_delay_ms=table.reconnect_delay_ms,
+        max_reconnect_delay_ms=table.max_reconnect_delay_ms,
+        max_reconnect_attempts=table.max_reconnect_attempts,
+        reconnect_buffer_size=table.reconnect_buffer_size,
+        resend_unanswered=table.resend_unanswered,
         metrics_listen=table.metrics_listen,
         takeover_socket=takeover_socket,
         network=table.network,

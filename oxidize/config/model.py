@@ -58,7 +58,10 @@ class ServerConfig:
 class ClientConfig:
     """The configuration of `oxidize client`: as a server with one peer, which it always knows where to find.
 
-    server: "host:port" as text. The other fields are as in ServerConfig and PeerConfig.
+    server: "host:port" as text. reconnect_delay_ms, max_reconnect_delay_ms: before the first retry, and before any.
+    max_reconnect_attempts: how many before it gives up, 0 for never. reconnect_buffer_size: packets kept meanwhile.
+    resend_unanswered: whether packets that went into a dead session are sent again. The other fields are as in
+    ServerConfig and PeerConfig.
     """
 
     source: Path
@@ -72,6 +75,11 @@ class ClientConfig:
     preshared_key: bytes = field(repr=False)
     allowed_ips: tuple[Network, ...]
     persistent_keepalive: int
+    reconnect_delay_ms: int
+    max_reconnect_delay_ms: int
+    max_reconnect_attempts: int
+    reconnect_buffer_size: int
+    resend_unanswered: bool
     metrics_listen: HostPort | None
     takeover_socket: Path
     network: NetworkKind

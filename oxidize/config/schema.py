@@ -35,6 +35,10 @@ MTU_IPV6_MIN = 1280  # RFC 8200 section 5
 MTU_DEFAULT = 1420  # an Ethernet frame less IPv6, UDP and WireGuard's own 32 bytes
 KEEPALIVE_SECS_MAX = 65_535  # as wg(8)
 DRAIN_TIMEOUT_SECS_MAX = 3600.0
+RECONNECT_DELAY_MS_MIN = 25  # servers ignore what comes sooner than 20 ms after the last initiation
+RECONNECT_DELAY_MS_MAX = 3_600_000
+RECONNECT_ATTEMPTS_MAX = 1_000_000_000
+RECONNECT_BUFFER_MAX = 10_000  # packets; with a usual MTU they are what one record of the state may hold
 SUGGESTION_CUTOFF = 0.6  # how alike a mistyped key must be to be taken for the known one
 
 SYSTEM_RUNTIME_DIRECTORY = "/run/oxidize"
@@ -95,6 +99,7 @@ _ClientNetworks = Annotated[
 ]
 
 _KEEPALIVE = f"a whole number of seconds from 0 (off) to {KEEPALIVE_SECS_MAX}"
+_RECONNECT_DELAY = f"a whole number of milliseconds from {RECONNECT_DELAY_MS_MIN} to {RECONNECT_DELAY_MS_MAX}"
 
 
 class Table(BaseModel):
@@ -160,6 +165,25 @@ class ClientTable(InterfaceTable):
         description="the networks that are behind the server, as a list", examples=[["10.0.0.0/24"]]
     )
     persistent_keepalive: int = Field(25, ge=0, le=KEEPALIVE_SECS_MAX, description=_KEEPALIVE)
+    reconnect_delay_ms: int = Field(
+        50, ge=RECONNECT_DELAY_MS_MIN, le=RECONNECT_DELAY_MS_MAX, description=_RECONNECT_DELAY
+    )
+    max_reconnect_delay_ms: int = Field(
+        5000, ge=RECONNECT_DELAY_MS_MIN, le=RECONNECT_DELAY_MS_MAX, description=_RECONNECT_DELAY
+    )
+    max_reconnect_attempts: int = Field(
+        0,
+        ge=0,
+        le=RECONNECT_ATTEMPTS_MAX,
+        description=f"a whole number from 0 (any number of attempts) to {RECONNECT_ATTEMPTS_MAX}",
+    )
+    reconnect_buffer_size: int = Field(
+        1000,
+        ge=1,
+        le=RECONNECT_BUFFER_MAX,
+        description=f"a whole number of packets from 1 to {RECONNECT_BUFFER_MAX}",
+    )
+    resend_unanswered: bool = Field(True, description="true or false")
     interface: Annotated[str, PlainValidator(values.interface_name)] = Field("oxidize1", description="a name")
     metrics_listen: Annotated[HostPort | None, PlainValidator(_listen_or_off)] = Field(
         default="", validate_default=True, description='"address:port", or "" for none'

@@ -346,6 +346,10 @@ class Device:
 
     # --- Links: peers that a session is kept up with at all times ---
 
+    def watch_links(self, notify: Callable[[Peer, LinkState, str], None]) -> None:
+        """Have `notify` called with every peer whose link changed, its state and why; it must not call the device."""
+        self._links.notify = notify
+
     def begin_links(self, now: float) -> None:
         """Keep the links up from now on; for the owner."""
         for peer in self._linked():

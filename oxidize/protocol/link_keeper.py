@@ -70,6 +70,8 @@ class LinkKeeper:
         self._release = release
         self._knock = knock
         self._on_timers = on_timers
+        # Called with a peer, the state that its link is in from now on, and why; it must not call the device.
+        self.notify: Callable[[Peer, LinkState, str], None] = lambda *_: None
 
     def state(self, peer: Peer) -> LinkState:
         """Return where a link stands."""
@@ -112,7 +114,7 @@ class LinkKeeper:
         if words[peer.slot + PROBES_ANSWERED]:
             self._ease(peer, link, now)
         if words[peer.slot + LINK_STATE] != LinkState.CONNECTED:
-            self._come_back(peer, link, now)
+            self._come_back(peer, link, now, "it answers")
             self._release(peer, now)
 
     def note_session(self, peer: Peer, now: float) -> None:
@@ -121,7 +123,7 @@ class LinkKeeper:
         if link is None:
             return
         if words[peer.slot + LINK_STATE] != LinkState.CONNECTED:
-            self._come_back(peer, link, now)
+            self._come_back(peer, link, now, "a handshake")
         elif self._was_dead(peer, link):
             self._stage_unanswered(peer, link, now)
         if words[peer.slot + SUSPECTED_SINCE_NS]:
@@ -147,7 +149,7 @@ class LinkKeeper:
         state = words[peer.slot + LINK_STATE]
         if state == LinkState.CONNECTED:
             if link.silent_initiations >= SILENT_INITIATIONS_MAX:
-                self._go_down(peer, link, now)
+                self._go_down(peer, link, now, "no answer")
             return True
         if link.policy.retries_max and words[peer.slot + RETRIES] >= link.policy.retries_max:
             self._fail(peer, link)
@@ -165,7 +167,7 @@ class LinkKeeper:
         if peer is None or link is None:
             return
         if self._words[peer.slot + LINK_STATE] == LinkState.CONNECTED:
-            self._go_down(peer, link, now)
+            self._go_down(peer, link, now, "nobody listens there" if refused else "cannot be reached")
             if peer.handshake is None:
                 peer.handshake_wanted_at = now + link.policy.retry_secs
         if refused:
@@ -239,7 +241,7 @@ class LinkKeeper:
             self._table.count(Total.RESENT_PACKETS, len(again))
             self._staging.put_before(peer, again)
 
-    def _go_down(self, peer: Peer, link: Link, now: float) -> None:
+    def _go_down(self, peer: Peer, link: Link, now: float, reason: str) -> None:
         words = self._words
         words[peer.slot + LINK_STATE] = LinkState.RECONNECTING
         words[peer.slot + OUTAGE_SINCE_NS] = int(now * 1e9)
@@ -247,8 +249,9 @@ class LinkKeeper:
         self._table.count(Total.OUTAGES)
         self._stage_unanswered(peer, link, now)
         link.knock_at = now + KNOCK_SECS
+        self.notify(peer, LinkState.RECONNECTING, reason)
 
-    def _come_back(self, peer: Peer, link: Link, now: float) -> None:
+    def _come_back(self, peer: Peer, link: Link, now: float, reason: str) -> None:
         words = self._words
         words[peer.slot + LINK_STATE] = LinkState.CONNECTED
         link.knock_at = link.refusals_end_at = inf
@@ -259,6 +262,8 @@ class LinkKeeper:
             self._table.count(Total.RECONNECTS)
             self._table.count(Total.OUTAGE_NS_SUM, lasted_ns)
             words[OUTAGES_WORD + bisect_left(OUTAGE_BOUNDS_SECS, lasted_ns * NANOSECOND)] += 1
+            reason = f"{lasted_ns * NANOSECOND:.3f} s, {reason}"
+        self.notify(peer, LinkState.CONNECTED, reason)
 
     def _fail(self, peer: Peer, link: Link) -> None:
         self._words[peer.slot + LINK_STATE] = LinkState.FAILED
@@ -268,6 +273,7 @@ class LinkKeeper:
         dropped = len(self._staging.take(peer))
         if dropped:
             self._table.drop(DropReason.HANDSHAKE_TIMED_OUT, dropped)
+        self.notify(peer, LinkState.FAILED, f"{link.policy.retries_max} retries went unanswered")
 
     def _next_knock_at(self, peer: Peer, now: float) -> float:
         down_secs = now - self._words[peer.slot + OUTAGE_SINCE_NS] * NANOSECOND

@@ -94,6 +94,8 @@ class _ColdStart:
         node = self._make_node(state, 1)
         for name, fd in state.fds.items():
             systemd.store_fd(name, fd)
+        if settings.role == "client" and "udp" not in self._fds:  # no socket unit holds it
+            systemd.store_fd("udp", self._udp.fileno())
         return node
 
     def _make_node(self, state: SessionState, generation: int) -> Node:

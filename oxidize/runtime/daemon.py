@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from oxidize import config, logs
-from oxidize.errors import ConfigError, OxidizeError
+from oxidize.errors import ConfigError, OxidizeError, UnreachableError
 from oxidize.runtime import systemd
 from oxidize.runtime.control import Control, NoControl
 from oxidize.runtime.loop import Loop
@@ -50,6 +50,8 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
         return 1
     node.close()
     loop.close()
+    if node.failure is not None:
+        raise UnreachableError(node.failure)
     return 0
 
 

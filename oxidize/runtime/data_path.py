@@ -57,6 +57,8 @@ class DataPath:
         for _ in range(BATCHES_PER_EVENT_MAX):
             batch = self.udp.receive()
             if batch is None:
+                if self.udp.unreachable:
+                    self._tell_unreachable()
                 return
             if batch.truncated:
                 self._words[DROPS_WORD + DropReason.TRUNCATED] += 1
@@ -86,6 +88,14 @@ class DataPath:
             failed = len(transmit.datagrams) - taken
             if failed:
                 self._words[DROPS_WORD + DropReason.SEND_FAILED] += failed
+        if self.udp.unreachable:
+            self._tell_unreachable()
+
+    def _tell_unreachable(self) -> None:
+        errors, self.udp.unreachable = self.udp.unreachable, []
+        now = self._now()
+        for remote, refused in dict.fromkeys(errors):
+            self.device.note_unreachable(remote, now, refused=refused)
 
     # --- What the loop asks for: the device's timers ---
 

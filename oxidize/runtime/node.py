@@ -23,11 +23,13 @@ from oxidize.metrics import Live, Metrics
 from oxidize.protocol.device import Device
 from oxidize.protocol.words import ENDED_ON_PURPOSE_WORD, DropReason, Total
 from oxidize.runtime import status, systemd, unit
+from oxidize.runtime.connection import Connection, Outside
 from oxidize.runtime.crash_loop import Stability
 from oxidize.runtime.data_path import DataPath, Network
 from oxidize.runtime.drain import Drain
 from oxidize.runtime.interface import routes_needed
 from oxidize.runtime.loop import READABLE, Loop, boot_time
+from oxidize.runtime.names import look_up
 from oxidize.runtime.settings import NodeSettings
 from oxidize.runtime.tun import TunDevice
 from oxidize.runtime.udp import UdpSocket
@@ -94,6 +96,11 @@ class Node:
         self._upkeep = Upkeep(parts.state, boot_time)
         self._watchdog = Watchdog(watchdog_secs, boot_time)
         self._drain = Drain(parts.device, words, loop)
+        self.failure: str | None = None  # why a client has given up
+        self.connection: Connection | None = None
+        if parts.settings.server is not None:
+            outside = Outside(loop, look_up, self._data_path.flush, self._give_up)
+            self.connection = Connection(parts.device, words, parts.settings.server, outside)
         self._respond = http.make_respond(
             lambda: self.state_name, Remembered(Metrics(words, self._live(), release=oxidize.__version__).render)
         )
@@ -105,6 +112,7 @@ class Node:
             kernel_drops=self.udp.kernel_drops,
             generation=lambda: self.generation,
             state=lambda: self.state_name,
+            link=lambda: self.connection.state if self.connection is not None else None,
         )
 
     # --- Serving ---
@@ -127,7 +135,7 @@ class Node:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(number, self.handle_termination)
         self._loop.on_signal(signal.SIGHUP, lambda: log.warning("SIGHUP changes nothing: use `oxidize reload`"))
-        self.udp.take_ownership()
+        self.udp.take_ownership(tells_errors=self.connection is not None)
         self._loop.register(self.udp.fileno(), READABLE, self._data_path.from_udp)
         tunnel = self.network.fileno()
         if tunnel is not None:
@@ -137,6 +145,8 @@ class Node:
         if self.drain_left_secs is not None:
             self._loop.add_timed(self._drain)
         self._serving = True
+        if self.connection is not None:
+            self.connection.start(boot_time())
         if self.state_name == "starting":
             self.state_name = "healthy"
 
@@ -159,6 +169,8 @@ class Node:
 
     def _stop_serving(self) -> None:
         self._serving = False
+        if self.connection is not None:
+            self.connection.stop()
         self._loop.unregister(self.udp.fileno())
         tunnel = self.network.fileno()
         if tunnel is not None:
@@ -199,6 +211,7 @@ class Node:
                 "watchdog_secs": self._watchdog.interval,
                 "listen": list(self.settings.listen),
                 "metrics_listen": list(self.settings.metrics_listen or ()),
+                "server": self.settings.server,
             },
         )
 
@@ -284,6 +297,10 @@ class Node:
             self.device.freeze()
             self.words[ENDED_ON_PURPOSE_WORD] = 1
         self._loop.stop()
+
+    def _give_up(self, failure: str) -> None:
+        self.failure = failure
+        self._end()
 
     def _drain_by_hand(self) -> None:
         if not self._is_ending:

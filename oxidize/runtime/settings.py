@@ -1,9 +1,9 @@
 """What a node runs with, whether it is a server or a client: one value made from either configuration.
 
-Names of endpoints are resolved here, once per generation, so that nothing behind this waits for a resolver.
+The names of a server's peers are resolved here, once per generation, so that nothing behind this waits for a resolver.
+A client's server is looked up while it runs (`connection`): there may be no network yet.
 """
 
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,16 +11,17 @@ from typing import Literal
 from oxidize.config import ClientConfig, InterfaceAddress, Network, PeerConfig, ServerConfig
 from oxidize.errors import ConfigError
 from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.link import LinkPolicy
 from oxidize.protocol.peer import PeerSettings
-
-_MAPPED_PREFIX = bytes(10) + b"\xff\xff"  # RFC 4291, section 2.5.5.2
+from oxidize.runtime.names import literal, look_up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
     """One generation's settings; see `config.ServerConfig` for the meaning of each.
 
-    listen: where to bind if no socket is passed. routes: networks that lead into the tunnel.
+    listen: where to bind if no socket is passed. routes: networks that lead into the tunnel. server: "host:port" of a
+    client's server, None for a server.
     """
 
     role: Literal["server", "client"]
@@ -36,6 +37,7 @@ class NodeSettings:
     drain_timeout_secs: float
     takeover_socket: Path
     peers: tuple[PeerSettings, ...]
+    server: str | None = None
 
     @classmethod
     def of_server(cls, config: ServerConfig) -> "NodeSettings":
@@ -58,7 +60,15 @@ class NodeSettings:
 
     @classmethod
     def of_client(cls, config: ClientConfig) -> "NodeSettings":
-        """Make settings of a client's configuration; raises ConfigError if the server's name cannot be resolved."""
+        """Make settings of a client's configuration."""
+        (peer,) = config.peers
+        link = LinkPolicy(
+            retry_secs=config.reconnect_delay_ms / 1000,
+            retry_secs_max=config.max_reconnect_delay_ms / 1000,
+            retries_max=config.max_reconnect_attempts,
+            buffer_packets=config.reconnect_buffer_size,
+            resend=config.resend_unanswered,
+        )
         return cls(
             role="client",
             private_key=config.private_key,
@@ -72,12 +82,25 @@ class NodeSettings:
             metrics_listen=config.metrics_listen,
             drain_timeout_secs=0.0,  # nobody starts handshakes with a client: there is nothing to drain
             takeover_socket=config.takeover_socket,
-            peers=_resolve_all(config.peers, config.source),
+            peers=(_peer_settings(peer, literal(config.server), link),),
+            server=config.server,
         )
 
 
 def _routes(peers: tuple[PeerConfig, ...]) -> tuple[Network, ...]:
     return tuple(network for peer in peers for network in peer.allowed_ips)
+
+
+def _peer_settings(peer: PeerConfig, endpoint: Endpoint | None, link: LinkPolicy | None = None) -> PeerSettings:
+    return PeerSettings(
+        public_key=peer.public_key,
+        preshared_key=peer.preshared_key,
+        allowed_ips=peer.allowed_ips,
+        endpoint=endpoint,
+        persistent_keepalive=float(peer.persistent_keepalive),
+        name=peer.name,
+        link=link,
+    )
 
 
 def _resolve_all(peers: tuple[PeerConfig, ...], source: Path) -> tuple[PeerSettings, ...]:
@@ -93,16 +116,7 @@ def _resolve_all(peers: tuple[PeerConfig, ...], source: Path) -> tuple[PeerSetti
                     f"{source}: endpoint of {peer.name} = {peer.endpoint!r}: expected a name that resolves, "
                     f"but: {error}; check the name and the resolver, or write the address"
                 )
-        settings.append(
-            PeerSettings(
-                public_key=peer.public_key,
-                preshared_key=peer.preshared_key,
-                allowed_ips=peer.allowed_ips,
-                endpoint=endpoint,
-                persistent_keepalive=float(peer.persistent_keepalive),
-                name=peer.name,
-            )
-        )
+        settings.append(_peer_settings(peer, endpoint))
     if problems:
         raise ConfigError(problems)
     return tuple(settings)
@@ -110,11 +124,4 @@ def _resolve_all(peers: tuple[PeerConfig, ...], source: Path) -> tuple[PeerSetti
 
 def resolve(text: str) -> Endpoint:
     """Return the endpoint that "host:port" or "[address]:port" names; raises OSError if the name does not resolve."""
-    host, _, port = text.rpartition(":")
-    found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)
-    family, _, _, _, address = found[0]
-    packed = socket.inet_pton(family, str(address[0]).partition("%")[0])
-    if packed.startswith(_MAPPED_PREFIX):
-        packed = packed[len(_MAPPED_PREFIX) :]
-    scope = int(address[3]) if len(address) == 4 else 0
-    return Endpoint(packed, int(address[1]), scope)
+    return look_up(text)[0]

@@ -21,6 +21,7 @@ from oxidize.protocol.words import (
     Total,
     Words,
 )
+from oxidize.runtime.connection import Connection
 from oxidize.runtime.loop import boot_time
 from oxidize.runtime.settings import NodeSettings
 from oxidize.runtime.udp import UdpSocket
@@ -46,6 +47,7 @@ class Describable(Protocol):
     words: Words
     started_at: float
     started_unix: float
+    connection: Connection | None
 
     @property
     def state_name(self) -> str:
@@ -72,6 +74,7 @@ def describe(node: Describable) -> bytes:
             "network": node.settings.network,
             "listen": node.udp.local_address,
             "public_key": _base64(node.settings.public_key),
+            "connection": node.connection.describe(now) if node.connection is not None else None,
             "sessions": node.device.live_sessions(now),
             "peers": [_describe_peer(peer, words, now) for peer in node.device.peers.values()],
             "takeovers": node.session_state.takeovers(),
@@ -140,6 +143,6 @@ def fetch(takeover_socket: Path, what: str = STATUS) -> dict[str, Any]:
 # --- For people ---
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str | None = None) -> str:
     """Return "1 peer" or "2 peers"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"

@@ -33,6 +33,7 @@ def _lines(status: dict[str, Any]) -> Iterator[Text]:
         ("process", f"pid {status['pid']}, up {_duration(status['uptime_secs'])}"),
         ("listening", f"{status['listen']}, {interface}"),
         ("public key", status["public_key"]),
+        *([("connection", _connection(status["connection"]))] if status.get("connection") else []),
         ("sessions", f"{status['sessions']} of {counted(len(status['peers']), 'peer')}"),
         ("dropped", _drops(status)),
     ]
@@ -79,6 +80,17 @@ def _takeover_row(entry: dict[str, Any]) -> tuple[str, ...]:
         f"{blackout:.1f} ms" if blackout is not None else "-",
         " ".join(str(entry.get("reason", entry.get("way", ""))).split()),
     )
+
+
+def _connection(connection: dict[str, Any]) -> str:
+    parts = [f"{connection['state']} to {connection['server']}"]
+    if connection["outage_secs"] is not None:
+        parts += [f"for {_duration(connection['outage_secs'])}", counted(connection["retries"], "retry", "retries")]
+    elif connection["round_trip_ms"]:
+        parts.append(f"round trip {connection['round_trip_ms']:.1f} ms")
+    if connection["waiting_packets"]:
+        parts.append(f"{counted(connection['waiting_packets'], 'packet')} waiting")
+    return ", ".join(parts)
 
 
 def _drops(status: dict[str, Any]) -> str:

@@ -135,6 +135,8 @@ class Succession:
         self.successor.taken({"sessions": summary["sessions"], "blackout_ms": blackout_ms or 0.0})
         node.open_http()
         say_ready(node)
+        if node.connection is not None and self.offer.state.get("server") != self.settings.server:
+            node.connection.move()
         for _ in node.device.prepare_in_slices():
             self.loop.run_once(0)
         warnings = [*summary["warnings"], *self._finish(node)]

@@ -24,6 +24,7 @@ from oxidize.protocol.endpoint import Endpoint
 from oxidize.runtime.udp_control import (
     IP_PKTINFO,
     MEMINFO_DROPS,
+    RECEIVE_ERRORS,
     SO_MEMINFO,
     SO_RCVBUFFORCE,
     SO_SNDBUFFORCE,
@@ -35,6 +36,7 @@ from oxidize.runtime.udp_control import (
     endpoint_from,
     path_to,
     read_control,
+    read_error,
     segment_message,
     split_runs,
 )
@@ -57,6 +59,7 @@ _CONTROL_BYTES = 256
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 _CONTROL_CUT = int(socket.MSG_CTRUNC)
 _CUT = int(socket.MSG_TRUNC) | _CONTROL_CUT
+_FROM_ERRORS = int(socket.MSG_ERRQUEUE) | _DONTWAIT
 
 # What ICMP tells a socket about an earlier send: ip(7), "Error handling". It says nothing about the next datagram.
 _QUEUED_ERRORS = frozenset(
@@ -71,6 +74,18 @@ _QUEUED_ERRORS = frozenset(
         errno.EOPNOTSUPP,
         errno.EPROTO,
         errno.EMSGSIZE,
+        errno.EACCES,
+    }
+)
+# Of these, what says that a peer cannot be reached at all.
+_UNREACHABLE = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.ENETDOWN,
+        errno.ENONET,
         errno.EACCES,
     }
 )
@@ -104,6 +119,8 @@ class UdpSocket:
     owns the socket that it is given, and closes it.
 
     receive_errors: errors of earlier sends that the socket reported. send_failures: datagrams that the kernel refused.
+    unreachable: the peers that an error said cannot be reached (`Endpoint.remote`), each with whether it was refused by
+    its host; whoever asked for them takes them out.
     """
 
     def __init__(self, bound: socket.socket) -> None:
@@ -125,12 +142,21 @@ class UdpSocket:
         self._writable = select.poll()
         self._writable.register(bound, select.POLLOUT)
         self._waits_left = 0
+        self._tells_errors = False
+        self.unreachable: list[tuple[tuple[bytes, int, int], bool]] = []
 
     # --- Options: the owner's business ---
 
-    def take_ownership(self, receive_buffer: int = SOCKET_BUFFER_BYTES, send_buffer: int = SOCKET_BUFFER_BYTES) -> None:
+    def take_ownership(
+        self,
+        receive_buffer: int = SOCKET_BUFFER_BYTES,
+        send_buffer: int = SOCKET_BUFFER_BYTES,
+        *,
+        tells_errors: bool = False,
+    ) -> None:
         """Set the options that this release wants; idempotent, for the owner only.
 
+        tells_errors: what ICMP says of our datagrams is to be noted in `unreachable`.
         Buffers are in bytes as SO_RCVBUF takes them (the kernel doubles the figure); they are raised as far as allowed
         and never lowered. `receive_buffer` and `send_buffer` then tell what came of it.
         """
@@ -141,6 +167,10 @@ class UdpSocket:
             self._socket.setsockopt(IPPROTO_IP, IP_PKTINFO, 1)
         with suppress(OSError):  # before Linux 5.0: datagrams come singly
             self._socket.setsockopt(IPPROTO_UDP, UDP_GRO, 1)
+        self._tells_errors = tells_errors
+        for level, option in RECEIVE_ERRORS:  # on a dual stack socket each is for its own family
+            with suppress(OSError):
+                self._socket.setsockopt(level, option, int(tells_errors))
         self._raise_buffer(socket.SO_RCVBUF, SO_RCVBUFFORCE, receive_buffer)
         self._raise_buffer(socket.SO_SNDBUF, SO_SNDBUFFORCE, send_buffer)
 
@@ -221,6 +251,8 @@ class UdpSocket:
                 size, control, flags, address = self._socket.recvmsg_into(self._buffers, _CONTROL_BYTES, _DONTWAIT)
                 break
             except BlockingIOError:
+                if self._tells_errors:
+                    self._take_errors()
                 return None
             except OSError as error:
                 if error.errno not in _QUEUED_ERRORS:
@@ -237,6 +269,19 @@ class UdpSocket:
             # Without its control message a batch has lost the size of its segments: nothing in it can be told apart.
             return ReceivedBatch(endpoint, [] if flags & _CONTROL_CUT else datagrams[:-1], True)
         return ReceivedBatch(endpoint, datagrams, False)
+
+    def _take_errors(self) -> None:
+        """Empty the socket's queue of errors: as long as there is one in it, the socket counts as readable."""
+        for _ in range(QUEUED_ERRORS_MAX):
+            try:
+                _, control, _, address = self._socket.recvmsg(0, _CONTROL_BYTES, _FROM_ERRORS)
+            except OSError:
+                return
+            self._note_unreachable(endpoint_from(address, b"").remote, read_error(control))
+
+    def _note_unreachable(self, remote: tuple[bytes, int, int], code: int) -> None:
+        if self._tells_errors and code in _UNREACHABLE:
+            self.unreachable.append((remote, code == errno.ECONNREFUSED))
 
     def _cut(self, size: int, segment_size: int) -> list[memoryview]:
         """Return views of the datagrams in `size` received bytes; only the last may be shorter than `segment_size`."""
@@ -300,6 +345,7 @@ class UdpSocket:
         address, control = path
         from_address = bool(control)
         segmented = len(run) > 1
+        may_be_old = self._tells_errors  # an error of an earlier send comes up at this one, which has not been tried
         if segmented:
             control = [*control, segment_message(len(run[0]))]
         while True:
@@ -310,6 +356,9 @@ class UdpSocket:
             else:
                 return len(run)
             if code in _NO_ROOM and self._wait_for_room():
+                continue
+            if may_be_old and code in _QUEUED_ERRORS:
+                may_be_old = False
                 continue
             if segmented and code in _SEGMENTATION_REFUSED:
                 if code in _SEGMENTATION_UNSUPPORTED:
@@ -322,6 +371,7 @@ class UdpSocket:
                 control = control[1:]
                 continue
             _log.debug("%d datagrams to %s: %s", len(run), address, errno.errorcode.get(code or 0, code))
+            self._note_unreachable(endpoint_from(address, b"").remote, code or 0)
             return 0
 
     def _sendmsg(self, run: Sequence[Datagram], control: list[ControlMessage], address: SocketAddress) -> None:

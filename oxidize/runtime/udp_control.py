@@ -25,6 +25,10 @@ UDP_SEGMENT = 103
 UDP_GRO = 104
 # --- linux/in.h ---
 IP_PKTINFO = 8
+IP_RECVERR = 11
+# --- linux/in6.h ---
+IPV6_RECVERR = 25
+RECEIVE_ERRORS = ((IPPROTO_IP, IP_RECVERR), (IPPROTO_IPV6, IPV6_RECVERR))
 # --- asm-generic/socket.h ---
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
@@ -43,6 +47,7 @@ SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 _MAPPED_PREFIX = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, RFC 4291 section 2.5.5.2
 _PKTINFO4 = struct.Struct("=i4s4s")  # struct in_pktinfo: interface, local address, address in the header
 _PKTINFO6 = struct.Struct("=16si")  # struct in6_pktinfo: address, interface
+_EXTENDED_ERROR = struct.Struct("=I")  # the first field of struct sock_extended_err: the errno
 _SEGMENT_SIZE = struct.Struct("=H")  # a u16 on the way out (an int32 is EINVAL) ...
 _GRO_SIZE = struct.Struct("=i")  # ... and an int32 on the way in
 
@@ -88,6 +93,15 @@ def read_control(messages: Sequence[ControlMessage]) -> tuple[int, bytes]:
             # A dual stack socket may carry both for one IPv4 packet (systemd sets both); they say the same.
             packet_info = data
     return segment_size, packet_info
+
+
+def read_error(messages: Sequence[ControlMessage]) -> int:
+    """Return the errno of a message from the queue of errors (ip(7), IP_RECVERR); 0 where it has none."""
+    for level, kind, data in messages:
+        if (level, kind) in RECEIVE_ERRORS:
+            (number,) = _EXTENDED_ERROR.unpack_from(data)
+            return int(number)
+    return 0
 
 
 def endpoint_from(address: SocketAddress, packet_info: bytes) -> Endpoint:

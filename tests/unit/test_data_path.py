@@ -18,6 +18,7 @@ class FakeUdp:
         self.log = log
         self.batches: deque[ReceivedBatch] = deque()
         self.refused = 0
+        self.unreachable: list[tuple[tuple[bytes, int, int], bool]] = []
 
     def receive(self) -> ReceivedBatch | None:
         self.log.append("receive")

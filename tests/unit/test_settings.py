@@ -9,6 +9,7 @@ import pytest
 from oxidize.config import load_client, load_server
 from oxidize.errors import ConfigError
 from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.link import LinkPolicy
 from oxidize.runtime.settings import NodeSettings, resolve
 from tests.config_files import ALICE, BOB, CLIENT, PRESHARED, PRIVATE, SERVER, load, peer, secret
 
@@ -29,6 +30,8 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     real = socket.getaddrinfo
 
     def getaddrinfo(host, port, *arguments, **options):
+        if options.get("flags", 0) & socket.AI_NUMERICHOST:
+            return real(host, port, *arguments, **options)
         if host not in known and not any(c in host for c in ":0123456789"):
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return real(known.get(host, host), port, *arguments, **options, flags=socket.AI_NUMERICHOST)
@@ -52,12 +55,14 @@ def test_a_server(folder: Path, resolver: dict[str, str]) -> None:
     assert bob.preshared_key != bytes(32)
 
 
-def test_a_client_listens_at_any_port_and_knows_one_peer(folder: Path, resolver: dict[str, str]) -> None:
-    resolver["vpn.example.org"] = "2001:db8::1"
+def test_a_client_listens_at_any_port_and_has_a_link_to_one_peer(folder: Path, resolver: dict[str, str]) -> None:
     settings = NodeSettings.of_client(load(folder, CLIENT + 'allowed_ips = ["10.0.0.0/24"]\n', load_client))
     assert settings.role == "client"
     assert settings.listen == ("::", 0)
-    assert [(each.name, each.endpoint) for each in settings.peers] == [("server", V6)]
+    assert settings.server == "vpn.example.org:51820"
+    (server,) = settings.peers
+    assert (server.name, server.endpoint) == ("server", None), "a name is looked up while it runs"
+    assert server.link == LinkPolicy()
     assert settings.drain_timeout_secs == 0.0
 
 
