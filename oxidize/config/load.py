@@ -39,13 +39,14 @@ from oxidize.errors import StateError
 from oxidize.protocol.constants import KEY_SIZE
 
 FILE_BYTES_MAX = 16 << 20  # PEERS_MAX peers of 300 bytes are 6 MB
+ENDPOINTS_FILE_NAME = "endpoints.json"
 NO_PRESHARED_KEY = bytes(KEY_SIZE)  # paper, section 5.2
 
 
 def load_server(path: str | Path, environ: Mapping[str, str] = os.environ) -> ServerConfig:
     """Load the configuration of a server; raises ConfigError with one line for every mistake in it.
 
-    environ: XDG_RUNTIME_DIR and CREDENTIALS_DIRECTORY are used.
+    environ: XDG_RUNTIME_DIR, CREDENTIALS_DIRECTORY and STATE_DIRECTORY are used.
     """
     source = Path(path)
     report = Report(str(path))
@@ -73,6 +74,7 @@ def load_server(path: str | Path, environ: Mapping[str, str] = os.environ) -> Se
         public_key=public_key,
         metrics_listen=table.metrics_listen,
         drain_timeout_secs=table.drain_timeout_secs,
+        endpoints_file=_endpoints_file(table.endpoints_file, source.parent, environ),
         takeover_socket=takeover_socket,
         network=table.network,
         peers=tuple(
@@ -202,6 +204,14 @@ def _takeover_socket(
         expected = f"a path of at most {SOCKET_PATH_BYTES_MAX} bytes, as Unix sockets have"
         report.wrong(f"{table.prefix}.takeover_socket", str(path), expected, "choose a shorter one")
     return path
+
+
+def _endpoints_file(given: str | None, folder: Path, environ: Mapping[str, str]) -> Path | None:
+    """Return where endpoints are remembered: where none is configured in systemd's state directory, if there is one."""
+    if given is not None:
+        return Path(folder / given).absolute() if given else None
+    directory = environ.get("STATE_DIRECTORY", "").partition(":")[0]  # systemd.exec(5): several are joined by colons
+    return Path(directory) / ENDPOINTS_FILE_NAME if directory else None
 
 
 def _complete(checked: Checked[TableT]) -> TableT:

@@ -36,7 +36,8 @@ class ServerConfig:
     """The configuration of `oxidize server`.
 
     source: the file it came from. listen: literal address and port, used where no socket was passed. metrics_listen:
-    the same for HTTP, None for off. private_key, public_key: 32 bytes. warnings: what is legal but hardly meant.
+    the same for HTTP, None for off. private_key, public_key: 32 bytes. endpoints_file: where the peers' endpoints are
+    remembered for a start without state, None for nowhere. warnings: what is legal but hardly meant.
     """
 
     source: Path
@@ -48,6 +49,7 @@ class ServerConfig:
     public_key: bytes
     metrics_listen: HostPort | None
     drain_timeout_secs: float
+    endpoints_file: Path | None
     takeover_socket: Path
     network: NetworkKind
     peers: tuple[PeerConfig, ...]

@@ -83,6 +83,10 @@ def _not_default_route(network: Network) -> Network:
     return network
 
 
+def _path_or_off(value: object) -> str | None:
+    return value if value is None or value == "" else values.file_path(value)
+
+
 _PublicKey = Annotated[bytes, PlainValidator(values.public_key)]
 _FilePath = Annotated[str, PlainValidator(values.file_path)]
 _Addresses = Annotated[
@@ -141,6 +145,9 @@ class ServerTable(InterfaceTable):
     interface: Annotated[str, PlainValidator(values.interface_name)] = Field("oxidize0", description="a name")
     metrics_listen: Annotated[HostPort | None, PlainValidator(_listen_or_off)] = Field(
         default="127.0.0.1:9090", validate_default=True, description='"address:port", or "" for none'
+    )
+    endpoints_file: Annotated[str | None, PlainValidator(_path_or_off)] = Field(
+        None, description='the path of a file, or "" for none'
     )
     drain_timeout_secs: float = Field(
         30.0,

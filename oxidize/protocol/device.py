@@ -107,6 +107,11 @@ class Device:
         """The peers by public key; to be read, not changed."""
         return self._table.peers
 
+    @property
+    def places(self) -> int:
+        """How often any peer was found at another endpoint than before; a number to compare with an earlier one."""
+        return self._table.places
+
     def live_sessions(self, now: float) -> int:
         """Return the number of peers that have a keypair which is not expired."""
         return sum(peer.has_session(now) for peer in self._table.peers.values())
@@ -343,6 +348,11 @@ class Device:
         if deadline < (deadlines[-1] if deadlines else inf):
             deadlines.append(deadline)
             heappush(self._due, (deadline, next(self._order), peer))
+
+    def place_remembered(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
+        """Take it that a peer may be where it was in an earlier life of ours, unless it is known to be elsewhere."""
+        if peer.endpoint is None:
+            self._table.move_endpoint(peer, endpoint, now)
 
     # --- Links: peers that a session is kept up with at all times ---
 

@@ -39,7 +39,12 @@ from oxidize.protocol.messages import CookieReply, Initiation, Response, message
 from oxidize.protocol.peer import Peer, PendingHandshake
 from oxidize.protocol.rate_limiter import RateLimiter
 from oxidize.protocol.session_table import SessionTable
-from oxidize.protocol.timers import any_authenticated_received, initiation_spacing_secs, retry_secs
+from oxidize.protocol.timers import (
+    any_authenticated_received,
+    initiation_spacing_secs,
+    retry_secs,
+    shortest_retry_secs,
+)
 from oxidize.protocol.words import (
     FIRST_UNANSWERED_NS,
     INITIATION_UNIX_NS,
@@ -103,7 +108,21 @@ class Handshaker:
             self._table.clear_source(peer, now)
             self._send_initiation(peer, peer.handshake.started_at, now)
 
-    def _send_initiation(self, peer: Peer, started_at: float, now: float) -> None:
+    def ask_between(self, peer: Peer, now: float) -> None:
+        """Send an initiation between two retries: the next one keeps its time, and this one is not counted.
+
+        Only if an answer to the last one has had its time; a later initiation makes it worthless.
+        """
+        pending, words = peer.handshake, self._table.words
+        spacing = shortest_retry_secs(peer, words)
+        if now < peer.initiation_sent_at + spacing:
+            return
+        retry_at = pending.retry_at if pending is not None else peer.handshake_wanted_at
+        started_at = pending.started_at if pending is not None else now
+        self._send_initiation(peer, started_at, now, max(retry_at, now + spacing) if retry_at < inf else None)
+
+    def _send_initiation(self, peer: Peer, started_at: float, now: float, retry_at: float | None = None) -> None:
+        """Send an initiation; `retry_at`: when the next one is due already, None where that is to be drawn."""
         table = self._table
         peer.handshake_wanted_at = inf
         if peer.endpoint is None or peer.remote.static_shared is None:
@@ -119,9 +138,11 @@ class Handshaker:
         stamped = peer.cookie_jar.stamp(message, now)
         draw = self._draw()
         peer.jitter = draw * REKEY_TIMEOUT_JITTER_MAX
-        pending = PendingHandshake(peer, state, started_at, now, now + retry_secs(peer, table.words, draw))
+        if retry_at is None:
+            retry_at = now + retry_secs(peer, table.words, draw)
+            table.words[peer.slot + RETRIES] += 1
+        pending = PendingHandshake(peer, state, started_at, now, retry_at)
         peer.initiation_sent_at = now
-        table.words[peer.slot + RETRIES] += 1
         table.begin_handshake(pending, peer.cookie_jar.last_mac1)
         table.words[peer.slot + FIRST_UNANSWERED_NS] = 0
         table.count(Total.INITIATIONS_SENT)

@@ -21,9 +21,11 @@ SILENT_INITIATIONS_MAX = 3  # unanswered, with nothing else heard meanwhile: the
 INITIATION_SPACING_SECS = 0.025
 RETRY_JITTER = 0.25  # of a delay, taken off at random, so that the clients of one server do not come all at once
 # --- While the link is down ---
-KNOCK_SECS = 0.05  # between two keepalives in the old session: a server that lost it answers with a handshake
-KNOCK_SECS_LATER = 0.1  # the same, once it has been down for KNOCK_EAGER_SECS
-KNOCK_EAGER_SECS = 10.0
+# A knock is a small message between two retries, so that a server which is back is found sooner than by a retry that
+# has backed off. It is a keepalive in the old session, which a server that lost it may answer with a handshake, and
+# costs one that does not next to nothing. Only while its host says that the port is closed it is an initiation: there
+# is nobody whom that could burden.
+KNOCK_PACES = ((10.0, 0.05), (120.0, 0.1), (inf, 1.0))  # for an outage of up to so many seconds: seconds between two
 # Linux says once a second to each host that a port is closed (icmp(7), icmp_ratelimit). That it says so no longer means
 # that the port may be open.
 REFUSAL_GAP_SECS = 1.2
@@ -72,6 +74,11 @@ class Link:
         self.knock_at = inf
         self.refusals_end_at = inf
         self.eased_at = -inf
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the peer's host says that the port is closed."""
+        return self.refusals_end_at < inf
 
     @property
     def deadline(self) -> float:

@@ -18,9 +18,7 @@ from oxidize.protocol.handshaking import Handshaker
 from oxidize.protocol.link import (
     EASE_SECS,
     INITIATION_SPACING_SECS,
-    KNOCK_EAGER_SECS,
-    KNOCK_SECS,
-    KNOCK_SECS_LATER,
+    KNOCK_PACES,
     LIVELY_SECS,
     REFUSAL_GAP_SECS,
     RESEND_AGE_SECS_MAX,
@@ -50,7 +48,7 @@ from oxidize.protocol.words import (
 class LinkKeeper:
     """Keeps the links of a device; every method but `holds_back` and `state` is for peers that have one.
 
-    release: called with a peer whose staged packets may leave. knock: sends a keepalive, if there is a session to send
+    release: called with a peer whose staged packets may leave. send_keepalive: sends one, if there is a session to send
     it in, and tells whether it did. on_timers: called with a peer whose timers changed.
     """
 
@@ -60,7 +58,7 @@ class LinkKeeper:
         handshaker: Handshaker,
         staging: Staging,
         release: Callable[[Peer, float], object],
-        knock: Callable[[Peer, float], bool],
+        send_keepalive: Callable[[Peer, float], bool],
         on_timers: Callable[[Peer], None],
     ) -> None:
         self._table = table
@@ -68,7 +66,7 @@ class LinkKeeper:
         self._handshaker = handshaker
         self._staging = staging
         self._release = release
-        self._knock = knock
+        self._send_keepalive = send_keepalive
         self._on_timers = on_timers
         # Called with a peer, the state that its link is in from now on, and why; it must not call the device.
         self.notify: Callable[[Peer, LinkState, str], None] = lambda *_: None
@@ -172,6 +170,7 @@ class LinkKeeper:
                 peer.handshake_wanted_at = now + link.policy.retry_secs
         if refused:
             link.refusals_end_at = now + REFUSAL_GAP_SECS
+            link.knock_at = min(link.knock_at, now + KNOCK_PACES[0][1])
         self._on_timers(peer)
 
     def note_network_change(self, peer: Peer, now: float) -> None:
@@ -206,7 +205,7 @@ class LinkKeeper:
         if link is None:
             return
         if link.knock_at <= now:
-            link.knock_at = self._next_knock_at(peer, now) if self._knock(peer, now) else inf
+            self._knock(peer, link, now)
         if link.refusals_end_at <= now:
             link.refusals_end_at = inf
             if self._words[peer.slot + LINK_STATE] != LinkState.CONNECTED:
@@ -248,7 +247,7 @@ class LinkKeeper:
         words[peer.slot + RETRIES] = words[peer.slot + SUSPECTED_SINCE_NS] = 0
         self._table.count(Total.OUTAGES)
         self._stage_unanswered(peer, link, now)
-        link.knock_at = now + KNOCK_SECS
+        link.knock_at = now + KNOCK_PACES[0][1]
         self.notify(peer, LinkState.RECONNECTING, reason)
 
     def _come_back(self, peer: Peer, link: Link, now: float, reason: str) -> None:
@@ -275,6 +274,11 @@ class LinkKeeper:
             self._table.drop(DropReason.HANDSHAKE_TIMED_OUT, dropped)
         self.notify(peer, LinkState.FAILED, f"{link.policy.retries_max} retries went unanswered")
 
-    def _next_knock_at(self, peer: Peer, now: float) -> float:
+    def _knock(self, peer: Peer, link: Link, now: float) -> None:
+        if link.is_refused:
+            self._handshaker.ask_between(peer, now)
+        elif not self._send_keepalive(peer, now):
+            link.knock_at = inf  # the session has expired; a refusal begins it anew
+            return
         down_secs = now - self._words[peer.slot + OUTAGE_SINCE_NS] * NANOSECOND
-        return now + (KNOCK_SECS if down_secs < KNOCK_EAGER_SECS else KNOCK_SECS_LATER)
+        link.knock_at = now + next(pace for limit, pace in KNOCK_PACES if down_secs < limit)

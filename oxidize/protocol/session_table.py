@@ -49,6 +49,7 @@ class SessionTable:
     strangers: dict[bytes, Stranger] = field(default_factory=dict)
     indices: IndexTable[PeerKeypair | PendingHandshake | None] = field(default_factory=IndexTable)
     transmits: list[Transmit] = field(default_factory=list)
+    places: int = 0  # how often any peer was found at another endpoint than before
     moved: set[Peer] = field(default_factory=set)  # whose new endpoint is still to be recorded
     words: Words = field(init=False)
     _slot_owners: dict[int, PeerKeypair | Peer | Stranger] = field(default_factory=dict)
@@ -95,6 +96,7 @@ class SessionTable:
         """Set where a peer is, or that nobody knows, recording nothing."""
         if peer.endpoint is not None and self.by_remote.get(peer.endpoint.remote) is peer:
             del self.by_remote[peer.endpoint.remote]
+        self.places += 1
         peer.endpoint = endpoint
         if endpoint is not None:
             self.by_remote[endpoint.remote] = peer

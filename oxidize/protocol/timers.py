@@ -102,16 +102,18 @@ def probe_secs(peer: Peer, words: Words) -> float:
 
 
 def retry_secs(peer: Peer, words: Words, draw: float) -> float:
-    """How long an initiation is waited for before the next one, seconds; `draw` is random, from 0 to 1.
-
-    On a link it is never less than two round trips: a later initiation makes the response to this one worthless.
-    """
+    """How long an answer to an initiation is waited for, seconds; `draw` is random, from 0 to 1."""
     if peer.link is None:
         return REKEY_TIMEOUT + draw * REKEY_TIMEOUT_JITTER_MAX
     policy = peer.link.policy
     doublings = min(words[peer.slot + RETRIES], DOUBLINGS_MAX)
     delay = min(policy.retry_secs * 2.0**doublings, policy.retry_secs_max) * (1.0 - draw * RETRY_JITTER)
-    return max(delay, 2.0 * words[peer.slot + ROUND_TRIP_NS] * NANOSECOND, INITIATION_SPACING_SECS)
+    return max(delay, shortest_retry_secs(peer, words))
+
+
+def shortest_retry_secs(peer: Peer, words: Words) -> float:
+    """How long the peer of a link must be given to answer an initiation, seconds."""
+    return max(2.0 * words[peer.slot + ROUND_TRIP_NS] * NANOSECOND, INITIATION_SPACING_SECS)
 
 
 def initiation_spacing_secs(peer: Peer) -> float:

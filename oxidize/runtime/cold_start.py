@@ -16,6 +16,7 @@ from oxidize.errors import OxidizeError, SnapshotError, WriterBusyError
 from oxidize.protocol.words import Total
 from oxidize.runtime import crash_loop, systemd, watchdog
 from oxidize.runtime.control import Control
+from oxidize.runtime.endpoint_memory import recall
 from oxidize.runtime.loop import Loop, boot_time
 from oxidize.runtime.node import Node, Parts, say_ready, serve_http
 from oxidize.runtime.parts import adopt_network, bind_http, boot_id, configure, make_device
@@ -60,6 +61,8 @@ class _ColdStart:
         is_restored = node is not None
         if node is None:
             node = self._begin()
+        if self._settings.endpoints_file is not None:
+            recall(self._settings.endpoints_file, node.device, self._front.between, boot_time())
         if self._is_network_new:
             store_network(node)
         node.device.prepare()

@@ -27,6 +27,7 @@ from oxidize.runtime.connection import Connection, Outside
 from oxidize.runtime.crash_loop import Stability
 from oxidize.runtime.data_path import DataPath, Network
 from oxidize.runtime.drain import Drain
+from oxidize.runtime.endpoint_memory import EndpointMemory
 from oxidize.runtime.interface import routes_needed
 from oxidize.runtime.loop import READABLE, Loop, boot_time
 from oxidize.runtime.names import look_up
@@ -97,6 +98,9 @@ class Node:
         self._watchdog = Watchdog(watchdog_secs, boot_time)
         self._drain = Drain(parts.device, words, loop)
         self.failure: str | None = None  # why a client has given up
+        self._endpoint_memory: EndpointMemory | None = None
+        if parts.settings.endpoints_file is not None:
+            self._endpoint_memory = EndpointMemory(parts.settings.endpoints_file, parts.device, boot_time)
         self.connection: Connection | None = None
         if parts.settings.server is not None:
             outside = Outside(loop, look_up, self._data_path.flush, self._give_up)
@@ -142,6 +146,8 @@ class Node:
             self._loop.register(tunnel, READABLE, self._data_path.from_network)
         self._loop.add_timed(self._data_path)
         self._loop.add_timed(self._watchdog)
+        if self._endpoint_memory is not None:
+            self._loop.add_timed(self._endpoint_memory)
         if self.drain_left_secs is not None:
             self._loop.add_timed(self._drain)
         self._serving = True
@@ -177,6 +183,8 @@ class Node:
             self._loop.unregister(tunnel)
         self._loop.remove_timed(self._data_path)
         self._loop.remove_timed(self._watchdog)
+        if self._endpoint_memory is not None:
+            self._loop.remove_timed(self._endpoint_memory)
         self._loop.remove_timed(self._drain)
         if self._http is not None:
             self._http.pause()
@@ -296,6 +304,8 @@ class Node:
             self._data_path.flush()
             self.device.freeze()
             self.words[ENDED_ON_PURPOSE_WORD] = 1
+            if self._endpoint_memory is not None:
+                self._endpoint_memory.write_now()
         self._loop.stop()
 
     def _give_up(self, failure: str) -> None:

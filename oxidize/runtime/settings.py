@@ -38,6 +38,7 @@ class NodeSettings:
     takeover_socket: Path
     peers: tuple[PeerSettings, ...]
     server: str | None = None
+    endpoints_file: Path | None = None
 
     @classmethod
     def of_server(cls, config: ServerConfig) -> "NodeSettings":
@@ -56,6 +57,7 @@ class NodeSettings:
             drain_timeout_secs=config.drain_timeout_secs,
             takeover_socket=config.takeover_socket,
             peers=_resolve_all(config.peers, config.source),
+            endpoints_file=config.endpoints_file,
         )
 
     @classmethod

@@ -15,7 +15,7 @@ from oxidize.protocol.constants import (
     UNKNOWN_INDEX_INTERVAL,
 )
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.link import KNOCK_SECS, PROBE_SECS_MIN, RESEND_AGE_SECS_MAX, SILENT_INITIATIONS_MAX, LinkPolicy
+from oxidize.protocol.link import KNOCK_PACES, PROBE_SECS_MIN, RESEND_AGE_SECS_MAX, SILENT_INITIATIONS_MAX, LinkPolicy
 from oxidize.protocol.messages import DATA_HEADER, message_type
 from oxidize.protocol.words import (
     OUTAGE_BOUNDS_SECS,
@@ -371,7 +371,7 @@ def test_knocks_bring_back_a_server_that_knows_our_place_at_once():
     assert state(client, server) == LinkState.RECONNECTING
     restart(server)
     server.delivered.clear()
-    world.run(KNOCK_SECS * 2 + TICK)
+    world.run(KNOCK_PACES[1][1] + TICK)
     assert state(client, server) == LinkState.CONNECTED
     assert server.total(Total.UNKNOWN_INDEX_INITIATIONS) + client.total(Total.HANDSHAKES_INITIATOR) >= 1
     assert len(server.delivered) == 1
