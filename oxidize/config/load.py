@@ -23,7 +23,7 @@ from oxidize.config.checks import (
     warn_of_peers,
 )
 from oxidize.config.keys import private_key_path, read_key
-from oxidize.config.model import ClientConfig, PeerConfig, ServerConfig
+from oxidize.config.model import ClientConfig, PeerConfig, Role, ServerConfig
 from oxidize.config.report import Report
 from oxidize.config.schema import (
     Checked,
@@ -60,7 +60,7 @@ def load_server(path: str | Path, environ: Mapping[str, str] = os.environ) -> Se
     check_foreign(peers, "public_key", public_key, report)
     check_overlaps(peers, report)
     warn_of_peers(server, peers, report)
-    takeover_socket = _takeover_socket(server, source.parent, "takeover.sock", report, environ)
+    takeover_socket = _takeover_socket(server, source.parent, "server", report, environ)
     preshared_keys = [_preshared_key(peer, source.parent, report, environ) for peer in peers]
     report.check()
     table = _complete(server)
@@ -106,7 +106,7 @@ def load_client(path: str | Path, environ: Mapping[str, str] = os.environ) -> Cl
     check_delays(client, report)
     check_foreign([client], "server_public_key", public_key, report)
     check_overlaps([client], report)
-    takeover_socket = _takeover_socket(client, source.parent, "client-takeover.sock", report, environ)
+    takeover_socket = _takeover_socket(client, source.parent, "client", report, environ)
     preshared_key = _preshared_key(client, source.parent, report, environ)
     report.check()
     table = _complete(client)
@@ -196,10 +196,10 @@ def _preshared_key(table: Checked[TableT], folder: Path, report: Report, environ
 
 
 def _takeover_socket(
-    table: Checked[TableT], folder: Path, default_name: str, report: Report, environ: Mapping[str, str]
+    table: Checked[TableT], folder: Path, role: Role, report: Report, environ: Mapping[str, str]
 ) -> Path:
     given = table.valid.get("takeover_socket")
-    path = default_takeover_socket(default_name, environ) if given is None else Path(folder / given).absolute()
+    path = default_takeover_socket(role, environ) if given is None else Path(folder / given).absolute()
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
         expected = f"a path of at most {SOCKET_PATH_BYTES_MAX} bytes, as Unix sockets have"
         report.wrong(f"{table.prefix}.takeover_socket", str(path), expected, "choose a shorter one")

@@ -9,19 +9,17 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from oxidize.config.load import FILE_BYTES_MAX
+from oxidize.config.model import Role
 from oxidize.config.report import Report
 from oxidize.config.schema import default_takeover_socket
 
 _LINE = re.compile(r"^\s*takeover_socket\s*=.*$", re.MULTILINE)
-_DEFAULT_NAMES = {"server": "takeover.sock", "client": "client-takeover.sock"}
 
 
-def takeover_socket_of(
-    path: str | Path, role: Literal["server", "client"], environ: Mapping[str, str] = os.environ
-) -> Path:
+def takeover_socket_of(path: str | Path, role: Role, environ: Mapping[str, str] = os.environ) -> Path:
     """Return the takeover socket that a configuration names, or the default one where it names none that can be read.
 
     Raises ConfigError only where the file itself cannot be read. environ: XDG_RUNTIME_DIR is used.
@@ -37,7 +35,7 @@ def takeover_socket_of(
         )
     given = _given(text, role)
     if given is None:
-        return default_takeover_socket(_DEFAULT_NAMES[role], environ)
+        return default_takeover_socket(role, environ)
     return Path(source.parent / given).absolute()
 
 

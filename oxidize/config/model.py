@@ -11,6 +11,7 @@ from typing import Literal
 InterfaceAddress = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
 NetworkKind = Literal["tun", "userspace"]
+Role = Literal["server", "client"]
 HostPort = tuple[str, int]
 
 

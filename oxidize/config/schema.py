@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from oxidize.config import values
-from oxidize.config.model import HostPort, InterfaceAddress, Network, NetworkKind
+from oxidize.config.model import HostPort, InterfaceAddress, Network, NetworkKind, Role
 from oxidize.config.report import Report, show
 from oxidize.config.values import InvalidValueError
 from oxidize.protocol.constants import INNER_MTU_MAX
@@ -41,16 +41,19 @@ RECONNECT_ATTEMPTS_MAX = 1_000_000_000
 RECONNECT_BUFFER_MAX = 10_000  # packets; with a usual MTU they are what one record of the state may hold
 SUGGESTION_CUTOFF = 0.6  # how alike a mistyped key must be to be taken for the known one
 
-SYSTEM_RUNTIME_DIRECTORY = "/run/oxidize"
+# Of the units, each its own: systemd removes it when the unit stops.
+SYSTEM_RUNTIME_DIRECTORIES = {"server": "/run/oxidize", "client": "/run/oxidize-client"}
+USER_SOCKET_NAMES = {"server": "takeover.sock", "client": "client-takeover.sock"}
 
 TableT = TypeVar("TableT", bound="Table")
 
 
-def default_takeover_socket(name: str = "takeover.sock", environ: Mapping[str, str] = os.environ) -> Path:
+def default_takeover_socket(role: Role = "server", environ: Mapping[str, str] = os.environ) -> Path:
     """Return the path of the takeover socket where none is configured: in the user's runtime directory unless root."""
     own = environ.get("XDG_RUNTIME_DIR", "")
-    directory = Path(own) / "oxidize" if own and os.geteuid() != 0 else Path(SYSTEM_RUNTIME_DIRECTORY)
-    return directory / name
+    if own and os.geteuid() != 0:
+        return Path(own) / "oxidize" / USER_SOCKET_NAMES[role]
+    return Path(SYSTEM_RUNTIME_DIRECTORIES[role]) / "takeover.sock"
 
 
 def _one_or_many(value: object) -> tuple[object, ...]:

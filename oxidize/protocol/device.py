@@ -221,9 +221,14 @@ class Device:
                 self._table.drop(DropReason.NO_ROUTE, len(list(run)))
 
     def _send_to(self, peer: Peer, packets: Sequence[bytes | memoryview], now: float) -> None:
+        if peer.link is not None and self._links.holds_back(peer):
+            self._stage(peer, packets, now)
+        else:
+            self._send_now(peer, packets, now)
+
+    def _send_now(self, peer: Peer, packets: Sequence[bytes | memoryview], now: float) -> None:
         keypair = peer.current
-        down = keypair is None or keypair.is_expired(now) or peer.endpoint is None or self._links.holds_back(peer)
-        if down or keypair is None or peer.endpoint is None:
+        if keypair is None or keypair.is_expired(now) or peer.endpoint is None:
             self._stage(peer, packets, now)
             return
         self._seal(peer, keypair, peer.endpoint, packets, now)
@@ -273,11 +278,11 @@ class Device:
         self._schedule(peer)
 
     def _send_staged(self, peer: Peer, now: float) -> int:
-        """Send what waited for a session; return how many packets that were."""
-        staged = self._staging.take(peer)
+        """Send what waited for a session, or the first burst of it; return how many packets that were."""
+        staged = self._links.take_burst(peer, now)
         self._table.count(Total.REPLAYED_PACKETS, len(staged))
         for first in range(0, len(staged), BATCH_PACKETS_MAX):
-            self._send_to(peer, staged[first : first + BATCH_PACKETS_MAX], now)
+            self._send_now(peer, staged[first : first + BATCH_PACKETS_MAX], now)
         return len(staged)
 
     # --- Timers ---

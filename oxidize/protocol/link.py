@@ -34,6 +34,9 @@ RESEND_AGE_SECS_MAX = 1.0  # of a packet that is sent again
 # Silence speaks of a dead session only where it was not silent for longer than this before: else perhaps nobody ever
 # answers.
 LIVELY_SECS = 5.0
+# What waited for a session leaves in such bursts: the kernel's default receive buffer holds 92 full packets.
+REPLAY_BURST_PACKETS = 64
+REPLAY_PAUSE_SECS = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +62,12 @@ class Link:
         "eased_at",
         "knock_at",
         "policy",
+        "presumes_loss",
         "refusals_end_at",
+        "replay_at",
+        "replay_left",
         "silent_initiations",
         "unanswered",
-        "was_lively",
     )
 
     def __init__(self, policy: LinkPolicy) -> None:
@@ -70,9 +75,11 @@ class Link:
         # When each packet was sent since the peer's last authenticated message, and what it was; oldest first.
         self.unanswered: deque[tuple[float, bytes]] = deque(maxlen=policy.buffer_packets)
         self.silent_initiations = 0  # of ours that nothing was heard after
-        self.was_lively = False  # when silence made us ask: until then there had been answers
+        self.presumes_loss = False  # of what is unanswered, should the handshake that is in flight succeed
         self.knock_at = inf
         self.refusals_end_at = inf
+        self.replay_at = inf  # when more of what waited is to leave; until then everything queues up behind it
+        self.replay_left = 0
         self.eased_at = -inf
 
     @property
@@ -83,4 +90,4 @@ class Link:
     @property
     def deadline(self) -> float:
         """When the next of its own timers ends, or inf."""
-        return min(self.knock_at, self.refusals_end_at)
+        return min(self.knock_at, self.refusals_end_at, self.replay_at)

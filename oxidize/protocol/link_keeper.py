@@ -21,6 +21,8 @@ from oxidize.protocol.link import (
     KNOCK_PACES,
     LIVELY_SECS,
     REFUSAL_GAP_SECS,
+    REPLAY_BURST_PACKETS,
+    REPLAY_PAUSE_SECS,
     RESEND_AGE_SECS_MAX,
     SILENT_INITIATIONS_MAX,
     Link,
@@ -77,7 +79,10 @@ class LinkKeeper:
 
     def holds_back(self, peer: Peer) -> bool:
         """Tell whether packets to a peer are to wait although there may be a session."""
-        return peer.link is not None and self._words[peer.slot + LINK_STATE] != LinkState.CONNECTED
+        link = peer.link
+        if link is None:
+            return False
+        return self._words[peer.slot + LINK_STATE] != LinkState.CONNECTED or link.replay_at < inf
 
     # --- What happens on a link ---
 
@@ -107,7 +112,7 @@ class LinkKeeper:
         if link is None:
             return
         link.unanswered.clear()
-        link.silent_initiations = 0
+        link.silent_initiations, link.presumes_loss = 0, False
         words[peer.slot + SUSPECTED_SINCE_NS] = 0
         if words[peer.slot + PROBES_ANSWERED]:
             self._ease(peer, link, now)
@@ -127,15 +132,29 @@ class LinkKeeper:
         if words[peer.slot + SUSPECTED_SINCE_NS]:
             words[peer.slot + PROBES_ANSWERED] += 1
         link.unanswered.clear()
-        link.silent_initiations = 0
+        link.silent_initiations, link.presumes_loss = 0, False
         words[peer.slot + SUSPECTED_SINCE_NS] = words[peer.slot + RETRIES] = 0
+
+    def take_burst(self, peer: Peer, now: float) -> list[bytes]:
+        """Return of what waits for a session as much as may leave at once; `run_timers` releases the rest."""
+        link = peer.link
+        if link is None:
+            return self._staging.take(peer)
+        if link.replay_at == inf:
+            link.replay_left = len(peer.staged)
+        link.replay_left -= REPLAY_BURST_PACKETS
+        if link.replay_left > 0:
+            link.replay_at = now + REPLAY_PAUSE_SECS
+            return self._staging.take(peer, REPLAY_BURST_PACKETS)
+        link.replay_at = inf
+        return self._staging.take(peer)  # with what came meanwhile
 
     def note_silence(self, peer: Peer, now: float) -> None:
         """Note that a handshake is about to begin because nothing was heard since the first unanswered packet."""
         words, link = self._words, peer.link
         if link is not None:
             quiet_ns = words[peer.slot + FIRST_UNANSWERED_NS] - words[peer.slot + LAST_RECEIVED_NS]
-            link.was_lively = not words[peer.slot + PROBES_ANSWERED] and quiet_ns * NANOSECOND <= LIVELY_SECS
+            link.presumes_loss = not words[peer.slot + PROBES_ANSWERED] and quiet_ns * NANOSECOND <= LIVELY_SECS
             words[peer.slot + SUSPECTED_SINCE_NS] = int(now * 1e9)
 
     def note_unanswered_initiation(self, peer: Peer, now: float) -> bool:
@@ -176,7 +195,8 @@ class LinkKeeper:
     def note_network_change(self, peer: Peer, now: float) -> None:
         """Note that there may be another way to a peer now, or one at last: ask it at once, by whichever way."""
         self._table.clear_source(peer, now)
-        if self._words[peer.slot + LINK_STATE] == LinkState.CONNECTED:
+        if self._words[peer.slot + LINK_STATE] == LinkState.CONNECTED and peer.link is not None:
+            peer.link.presumes_loss = True  # answers may have gone where we no longer are
             self._handshaker.initiate(peer, now)
         else:
             self.hurry(peer, now)
@@ -206,6 +226,8 @@ class LinkKeeper:
             return
         if link.knock_at <= now:
             self._knock(peer, link, now)
+        if link.replay_at <= now:
+            self._release(peer, now)
         if link.refusals_end_at <= now:
             link.refusals_end_at = inf
             if self._words[peer.slot + LINK_STATE] != LinkState.CONNECTED:
@@ -223,13 +245,12 @@ class LinkKeeper:
     def _was_dead(self, peer: Peer, link: Link) -> bool:
         """Tell whether the peer had lost the session before the one that was made right now.
 
-        If we asked for it: whether silence made us ask, of a peer that is not silent by nature. If it was the peer,
-        whether it was too early for an orderly new session.
+        If we asked for it: whether we had reason to. If it was the peer, whether it was too early for an orderly one.
         """
         if peer.current is None or peer.previous is None:
             return False
         if peer.current.state.is_initiator:
-            return link.was_lively and self._words[peer.slot + SUSPECTED_SINCE_NS] != 0
+            return link.presumes_loss
         before, made_at = peer.previous.state, peer.current.state.created_at
         return before.is_initiator or made_at - before.created_at < REKEY_AFTER_TIME
 
@@ -247,7 +268,7 @@ class LinkKeeper:
         words[peer.slot + RETRIES] = words[peer.slot + SUSPECTED_SINCE_NS] = 0
         self._table.count(Total.OUTAGES)
         self._stage_unanswered(peer, link, now)
-        link.knock_at = now + KNOCK_PACES[0][1]
+        link.knock_at, link.replay_at = now + KNOCK_PACES[0][1], inf
         self.notify(peer, LinkState.RECONNECTING, reason)
 
     def _come_back(self, peer: Peer, link: Link, now: float, reason: str) -> None:

@@ -54,8 +54,8 @@ class Staging:
         if peer.staged:
             self.waiting.add(peer)
 
-    def take(self, peer: Peer) -> list[bytes]:
-        """Return what waits for a session, and forget it.
+    def take(self, peer: Peer, limit: int | None = None) -> list[bytes]:
+        """Return what waits for a session, `limit` packets at most, and forget it.
 
         It leaves the records first: whoever restores after us must not send it as well. No sooner than that, though: as
         long as we have sent nothing of it, they may.
@@ -63,7 +63,11 @@ class Staging:
         if peer in self.written_down:
             self._table.record(PeerStaged(peer.public_key, ()))
             self.written_down.discard(peer)
-        return self._forget(peer)
+        if limit is None or limit >= len(peer.staged):
+            return self._forget(peer)
+        taken = [peer.staged.popleft() for _ in range(limit)]
+        self._count(peer, -sum(map(len, taken)))
+        return taken
 
     def write_down(self) -> None:
         """Record all that waits, for the next owner."""

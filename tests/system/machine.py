@@ -20,6 +20,7 @@ BOOT = Path(__file__).parent / "stage" / "boot.sh"
 NEEDED_PROGRAMS = ("systemctl", "dbus-daemon", "unshare", "nsenter", "setpriv", "wireguard-go", "wg")
 DAEMON = "oxidize-daemon.service"
 UNITS = (DAEMON, "oxidize.socket", "oxidize-http.socket")
+CLIENT = "oxidize-client.service"
 # Nice value of the machine, its client and the traffic: what else runs here must not decide how much they can do.
 PRIORITY = -10
 _CGROUP_ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))  # version 2 alone, or beside version 1
@@ -141,7 +142,7 @@ class Machine:
     def run(self, *command: str, seconds: float = 60.0) -> str:
         """Run a command inside, which must succeed, and return what it prints."""
         outcome = self.try_run(*command, seconds=seconds)
-        assert outcome.status == 0, f"{' '.join(command)}: {outcome}\n{self.journal()}"
+        assert outcome.status == 0, f"{' '.join(command)}: {outcome}\n{self.journal()}{self.journal(unit=CLIENT)}"
         return outcome.output
 
     def systemctl(self, *arguments: str) -> str:
@@ -155,22 +156,22 @@ class Machine:
 
     # --- Looking ---
 
-    def journal(self, *arguments: str) -> str:
-        """Return the log of the service."""
-        return self.try_run("journalctl", "--no-pager", "-o", "short-monotonic", "-u", DAEMON, *arguments).output
+    def journal(self, *arguments: str, unit: str = DAEMON) -> str:
+        """Return the log of a service."""
+        return self.try_run("journalctl", "--no-pager", "-o", "short-monotonic", "-u", unit, *arguments).output
 
     def show(self, name: str, unit: str = DAEMON) -> str:
         """Return a property of a unit."""
         return self.systemctl("show", "-p", name, "--value", unit).strip()
 
-    def main_pid(self) -> int:
-        """Return the main process of the service, as a pid of the machine; 0 for none."""
-        return int(self.show("MainPID"))
+    def main_pid(self, unit: str = DAEMON) -> int:
+        """Return the main process of a service, as a pid of the machine; 0 for none."""
+        return int(self.show("MainPID", unit))
 
-    def processes(self) -> set[int]:
-        """Return all processes in the service's cgroup, as pids of the machine."""
+    def processes(self, unit: str = DAEMON) -> set[int]:
+        """Return all processes in a service's cgroup, as pids of the machine."""
         found = set()
-        for folder, _, _ in os.walk(self.cgroup / "system.slice" / DAEMON):
+        for folder, _, _ in os.walk(self.cgroup / "system.slice" / unit):
             for pid in (Path(folder) / "cgroup.procs").read_text().split():
                 found.update(_pids(pid)[-1:])
         return found

@@ -4,14 +4,11 @@ Rule: all is done as an operator does it, by systemctl and files; what is assert
 the client, and of the server only what nobody else can tell.
 """
 
-import ctypes
 import json
-import os
 import socket
 from pathlib import Path
 from typing import Any
 
-from oxidize.runtime.udp_control import SO_RCVBUFFORCE
 from tests.system.machine import DAEMON, UNITS, Machine, prioritize
 from tests.system.traffic import PACKETS_PER_SECOND, NumberedTraffic
 from tests.traffic.namespaces import Namespace
@@ -22,9 +19,6 @@ from tests.traffic.site import Client, Site
 CONFIG = "etc/oxidize/server.toml"
 OXIDIZE = "/opt/oxidize/current/bin/oxidize"
 RELEASES = "opt/oxidize/releases"
-_PIDFD_GETFD = 438
-_BUFFER_BYTES = 32 << 20
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Service:
@@ -98,7 +92,7 @@ class Service:
         self.machine.systemctl("start", DAEMON)
         self.client.connect()
         prioritize(self.client.wireguard.pid)
-        _enlarge_buffers(self.client.wireguard.pid)
+        self.client.wireguard.enlarge_buffers()
         ping(self.lab, self.client.namespace, Site.SERVER4, 2)
 
     def reconnect(self) -> None:
@@ -147,23 +141,3 @@ class Service:
 
         self.machine.wait_for(f"one process, the main one, other than {other_than}", look)
         return found[0]
-
-
-def _enlarge_buffers(pid: int) -> None:
-    """Enlarge the buffers of wireguard-go's UDP sockets from outside.
-
-    After a blackout the server sends at once what has gathered; what the client's default buffer of 212,992 bytes
-    cannot hold of that is lost by the client.
-    """
-    pidfd = os.pidfd_open(pid)
-    try:
-        for entry in Path("/proc", str(pid), "fd").iterdir():
-            if str(entry.readlink()).startswith("socket:"):
-                fd = _libc.syscall(_PIDFD_GETFD, pidfd, int(entry.name), 0)
-                if fd < 0:
-                    continue
-                with socket.socket(fileno=fd) as theirs:
-                    if theirs.type == socket.SOCK_DGRAM:
-                        theirs.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _BUFFER_BYTES)
-    finally:
-        os.close(pidfd)

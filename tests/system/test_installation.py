@@ -5,19 +5,20 @@ import subprocess
 from pathlib import Path
 
 from oxidize.runtime.coordinator import PREPARE_TIMEOUT_SECS, TAKE_TIMEOUT_SECS
-from tests.system.machine import DAEMON, UNITS
+from tests.system.machine import CLIENT, DAEMON, UNITS
 from tests.system.service import RELEASES, Service
 
 EXPOSURE_MAX = 3.0
 
 
 def test_the_units_are_without_fault(service: Service) -> None:
-    outcome = service.machine.try_run("systemd-analyze", "verify", *UNITS)
+    outcome = service.machine.try_run("systemd-analyze", "verify", *UNITS, CLIENT)
     assert (outcome.status, outcome.output, outcome.errors) == (0, "", "")
 
 
-def test_the_service_is_not_exposed(service: Service) -> None:
-    service.machine.run("systemd-analyze", "security", f"--threshold={EXPOSURE_MAX * 10:.0f}", DAEMON)
+def test_the_services_are_not_exposed(service: Service) -> None:
+    for unit in (DAEMON, CLIENT):
+        service.machine.run("systemd-analyze", "security", f"--threshold={EXPOSURE_MAX * 10:.0f}", unit)
 
 
 def test_a_reload_ends_before_systemd_ends_it(service: Service) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -124,6 +125,18 @@ class OxidizeClient:
     def status(self) -> dict[str, Any]:
         """Return the status; raises OxidizeError where nobody serves."""
         return fetch(self.takeover_socket)
+
+    def metrics(self) -> dict[str, float]:
+        """Return every sample of /metrics, by its name with its labels."""
+        host, _, port = str(self._options["metrics_listen"]).rpartition(":")
+        with self._inside():
+            connection = socket.create_connection((host, int(port)), timeout=10)
+        with connection:
+            connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        lines = answer.partition(b"\r\n\r\n")[2].decode().splitlines()
+        rows = (line.rpartition(" ") for line in lines if line.startswith(("oxidize_", "process_")))
+        return {name: float(value) for name, _, value in rows}
 
     @property
     def port(self) -> int:

@@ -28,6 +28,16 @@ class PingResult:
     duplicated: tuple[int, ...]
     errors: tuple[str, ...]  # lines in which somebody says that the destination cannot be reached
 
+    def summary(self) -> str:
+        """Return it in a line, what was lost in runs."""
+        runs: list[list[int]] = []
+        for number in self.lost:
+            if runs and runs[-1][1] == number - 1:
+                runs[-1][1] = number
+            else:
+                runs.append([number, number])
+        return f"{self.transmitted} sent, lost {len(self.lost)}: {runs}, {len(self.duplicated)} twice"
+
 
 def _read(text: str, *, on_their_way: int) -> PingResult:
     summary = _SUMMARY.search(text)

@@ -185,6 +185,14 @@ class Server:
         wait_for("the server to serve", look)
         return pid
 
+    def stop(self) -> None:
+        """End the process that serves without a drain, by the second of two requests."""
+        pid = self.status()["pid"]
+        kill(pid, signal.SIGTERM)
+        wait_for("the server to drain", lambda: is_gone(pid) or self.status()["state"] == "draining")
+        kill(pid, signal.SIGTERM)
+        assert self.lab.wait_ended(pid) == 0
+
     def start_reload(self, name: str = "reload", env: Mapping[str, str] | None = None) -> int:
         """Start `oxidize reload` and return its pid; `finish_reload` says what came of it."""
         output, errors = self.lab.folder / f"{name}.out", self.lab.folder / f"{name}.err"

@@ -22,9 +22,12 @@ WINDOW_BYTES = 65_536
 
 
 class Transfer:
-    """Bytes from one namespace to an address in another, while entered."""
+    """Bytes from one namespace to an address in another, while entered.
 
-    def __init__(self, sender: Namespace, receiver: Namespace, address: str) -> None:
+    wait_secs: how long it may stand still without being given up.
+    """
+
+    def __init__(self, sender: Namespace, receiver: Namespace, address: str, wait_secs: float = WAIT_SECS) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with receiver.entered():
             self._listener = socket.socket(family, socket.SOCK_STREAM)
@@ -33,8 +36,9 @@ class Transfer:
             self._listener.listen(1)
         with sender.entered():
             self._sending = socket.socket(family, socket.SOCK_STREAM)
-        self._sending.settimeout(WAIT_SECS)
-        self._listener.settimeout(WAIT_SECS)
+        self._wait_secs = wait_secs
+        self._sending.settimeout(wait_secs)
+        self._listener.settimeout(wait_secs)
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._guard, args=(run,)) for run in (self._send, self._receive)]
         self._errors: list[BaseException] = []
@@ -90,7 +94,7 @@ class Transfer:
     def _receive(self) -> None:
         connection, _ = self._listener.accept()
         with connection:
-            connection.settimeout(WAIT_SECS)
+            connection.settimeout(self._wait_secs)
             last = time.monotonic()
             while data := connection.recv(CHUNK_BYTES):
                 now = time.monotonic()

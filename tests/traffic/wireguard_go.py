@@ -5,19 +5,25 @@ leaves there is removed. Sources: wg(8), wireguard-go's README.
 """
 
 import contextlib
+import ctypes
 import os
 import secrets
 import signal
+import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from oxidize.demo.children import reap
+from oxidize.runtime.udp_control import SO_RCVBUFFORCE
 from tests.traffic.namespaces import Namespace, set_addresses
 from tests.traffic.server import WAIT_SECS, Identity, Lab, b64, wait_for
 
 CONTROL = Path("/var/run/wireguard")
 INNER_MTU = 1420
+_PIDFD_GETFD = 438  # asm-generic/unistd.h
+_BUFFER_BYTES = 32 << 20
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class WireguardGo:
@@ -33,9 +39,10 @@ class WireguardGo:
         self.name = f"ox{secrets.token_hex(5)}"
         self.pid = 0
         lab.stack.callback(self.stop)
-        self._start()
+        self.start()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start a process, with this key and these addresses, and no peers."""
         env = {**os.environ, "WG_PROCESS_FOREGROUND": "1", "LOG_LEVEL": "verbose", "GOMAXPROCS": "2"}
         with self.namespace.entered():
             self.pid = self.lab.spawn(("/usr/bin/wireguard-go", "-f", self.name), self.name, env)
@@ -59,7 +66,7 @@ class WireguardGo:
     def restart(self) -> None:
         """End the process and start another one with the same key, without its sessions and peers."""
         self.stop()
-        self._start()
+        self.start()
 
     def stop(self) -> None:
         """End the process; idempotent."""
@@ -81,6 +88,25 @@ class WireguardGo:
             )
         assert done.returncode == 0, f"wg {' '.join(arguments)}: {done.stderr}"
         return done.stdout
+
+    def enlarge_buffers(self) -> None:
+        """Enlarge the buffers of its UDP sockets from outside.
+
+        After a pause the other side sends at once what has gathered; what the default buffer of 212,992 bytes cannot
+        hold of that is lost here, before anybody has had it.
+        """
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            for entry in Path("/proc", str(self.pid), "fd").iterdir():
+                if str(entry.readlink()).startswith("socket:"):
+                    fd = _libc.syscall(_PIDFD_GETFD, pidfd, int(entry.name), 0)
+                    if fd < 0:
+                        continue
+                    with socket.socket(fileno=fd) as theirs:
+                        if theirs.type == socket.SOCK_DGRAM:
+                            theirs.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _BUFFER_BYTES)
+        finally:
+            os.close(pidfd)
 
     def set_peer(
         self,

@@ -255,7 +255,7 @@ def test_the_takeover_socket_is_found(tmp_path: Path, text: str, expected: str |
 def test_a_client_has_another_default(tmp_path: Path) -> None:
     path = tmp_path / "client.toml"
     path.write_text("")
-    assert config.takeover_socket_of(path, "client", {}).name == "client-takeover.sock"
+    assert config.takeover_socket_of(path, "client", {}) == Path("/run/oxidize-client/takeover.sock")
 
 
 def test_it_agrees_with_what_a_good_configuration_says(path: Path) -> None:

@@ -107,7 +107,7 @@ def test_a_client_gets_its_defaults_and_is_its_servers_peer(folder):
     config = load(folder, CLIENT + 'allowed_ips = ["10.0.0.0/24"]\npreshared_key_file = "alice.psk"', load_client)
     assert config.interface == "oxidize1"
     assert config.metrics_listen is None
-    assert config.takeover_socket == Path("/run/oxidize/client-takeover.sock")
+    assert config.takeover_socket == Path("/run/oxidize-client/takeover.sock")
     (server,) = config.peers
     assert server.public_key == config.server_public_key == base64.b64decode(ALICE)
     assert server.preshared_key == base64.b64decode(PRESHARED)
@@ -152,6 +152,7 @@ def test_the_takeover_socket_of_an_ordinary_user_is_in_their_runtime_directory(m
     environ = {"XDG_RUNTIME_DIR": "/run/user/1000"}
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert default_takeover_socket(environ=environ) == Path("/run/user/1000/oxidize/takeover.sock")
+    assert default_takeover_socket("client", environ) == Path("/run/user/1000/oxidize/client-takeover.sock")
     assert default_takeover_socket(environ={}) == Path("/run/oxidize/takeover.sock")  # User= in a unit
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert default_takeover_socket(environ=environ) == Path("/run/oxidize/takeover.sock")

@@ -15,7 +15,15 @@ from oxidize.protocol.constants import (
     UNKNOWN_INDEX_INTERVAL,
 )
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.link import KNOCK_PACES, PROBE_SECS_MIN, RESEND_AGE_SECS_MAX, SILENT_INITIATIONS_MAX, LinkPolicy
+from oxidize.protocol.link import (
+    KNOCK_PACES,
+    PROBE_SECS_MIN,
+    REPLAY_BURST_PACKETS,
+    REPLAY_PAUSE_SECS,
+    RESEND_AGE_SECS_MAX,
+    SILENT_INITIATIONS_MAX,
+    LinkPolicy,
+)
 from oxidize.protocol.messages import DATA_HEADER, message_type
 from oxidize.protocol.words import (
     OUTAGE_BOUNDS_SECS,
@@ -81,9 +89,9 @@ def talk(
 
 
 def until_connected(world: World, client: Host, server: Host, seconds: float) -> None:
-    """Let time pass until the link is up, and not on to where silence is looked into."""
+    """Let time pass until the link is up and nothing waits, and not on to where silence is looked into."""
     end = world.now + seconds
-    while state(client, server) != LinkState.CONNECTED:
+    while state(client, server) != LinkState.CONNECTED or client.peer(server).staged:
         assert world.now < end
         world.run(TICK)
 
@@ -495,3 +503,42 @@ def test_a_link_that_is_up_is_no_business_of_a_successors():
     client.send(server, b"on")
     world.exchange()
     assert server.delivered == [packet(client.inner, server.inner, b"on")]
+
+
+# --- What waited leaves in bursts ---
+
+
+def test_what_waited_leaves_in_bursts_and_what_comes_meanwhile_stays_behind_it():
+    world = World()
+    client, server = linked(world)
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    for number in range(300):
+        client.send(server, number.to_bytes(4, "big"))
+    sizes = []
+    while state(client, server) != LinkState.CONNECTED or client.peer(server).staged:
+        before = len(server.delivered)
+        world.run(REPLAY_PAUSE_SECS / 5)
+        sizes.append(len(server.delivered) - before)
+        if sizes[-1]:
+            client.send(server, (300 + sum(map(bool, sizes))).to_bytes(4, "big"))
+            world.exchange()
+        assert world.now < 1010.0
+    assert max(sizes) == REPLAY_BURST_PACKETS
+    numbers = [int.from_bytes(payload, "big") for payload in payloads(server)]
+    assert numbers == sorted(numbers)
+    assert numbers[:300] == list(range(300))
+    assert len(numbers) > 300
+    assert server.drops() == {}
+
+
+def test_an_outage_in_the_middle_of_it_loses_nothing():
+    world = World()
+    client, server = linked(world)
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    for number in range(200):
+        client.send(server, number.to_bytes(4, "big"))
+    while state(client, server) != LinkState.CONNECTED:
+        world.run(TICK / 10, lambda _, __, datagram: [] if message_type(datagram) == TYPE_DATA else [datagram])
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    until_connected(world, client, server, 1.0)
+    assert [int.from_bytes(payload, "big") for payload in payloads(server)] == list(range(200))

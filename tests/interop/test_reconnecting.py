@@ -1,0 +1,170 @@
+"""A client that keeps its tunnel up through whatever happens to the server, the network and itself."""
+
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.traffic.oxidize_client import OxidizeClient
+from tests.traffic.ping import Ping, ping
+from tests.traffic.road import PORT, GoServer, OurServer, Road
+from tests.traffic.server import OXIDIZE, Lab, wait_for
+from tests.traffic.transfer import Transfer
+
+pytestmark = [pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping", "nft")]
+
+OUTAGES_SECS = (0.0, 1.0, 10.0, 60.0)
+STILL_SECS_MAX = 90.0  # of a transfer: the longest outage, and what TCP adds to it
+LOSSY_SECS = 8.0
+LINK_DOWN_SECS = 2.0
+BUFFER_PACKETS = 10_000  # what pings and transfers send in the longest outage
+Record = Callable[[str, object], None]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    with Lab(tmp_path) as made:
+        yield made
+
+
+def wait_for_state(client: OxidizeClient, state: str, seconds: float = 20.0) -> None:
+    wait_for(f"the client to be {state}", lambda: client.status()["connection"]["state"] == state, seconds)
+
+
+class Trip:
+    """A client and its server on a road of their own, with a ping and a transfer that never stop."""
+
+    def __init__(self, lab: Lab, stack: contextlib.ExitStack, name: str, server: type[GoServer] | None) -> None:
+        self.road = Road(lab)
+        self.server = GoServer(self.road) if server else OurServer(self.road, remembers=True)
+        self.client = self.road.client(self.server.public_key, name=name, reconnect_buffer_size=BUFFER_PACKETS)
+        self.server.serve(self.client.identity.public)
+        self.client.start()
+        inside = self.road.client_side
+        ping(lab, inside, Road.INNER_SERVER, 2)
+        self.ping = Ping(lab, inside, Road.INNER_SERVER, f"{name}-ping")
+        self.transfer = stack.enter_context(
+            Transfer(inside, self.road.server_side, Road.INNER_SERVER, wait_secs=STILL_SECS_MAX)
+        )
+        self.wait_until_back()
+
+    def wait_until_back(self) -> None:
+        """Wait until both ping and transfer go on."""
+        self.ping.wait_for_replies(20)
+        received = self.transfer.received_bytes
+        wait_for("the transfer to go on", lambda: self.transfer.received_bytes > received, STILL_SECS_MAX)
+        wait_for_state(self.client, "connected")
+
+
+def test_a_tunnel_survives_everything(lab: Lab, record_property: Record) -> None:
+    """Both with wireguard-go and with us as server, at the same time."""
+    with contextlib.ExitStack() as stack:
+        trips = [Trip(lab, stack, "to-go", GoServer), Trip(lab, stack, "to-us", None)]
+        for seconds in OUTAGES_SECS:  # the server is killed, its port is unbound, it starts without its sessions
+            for trip in trips:
+                trip.server.stop()
+            time.sleep(seconds)
+            for trip in trips:
+                trip.server.start()
+            for trip in trips:
+                trip.wait_until_back()
+        for trip in trips:
+            trip.road.set_link("down")
+        time.sleep(LINK_DOWN_SECS)
+        for trip in trips:
+            trip.road.set_link("up")
+        for trip in trips:
+            trip.wait_until_back()
+        for trip in trips:
+            trip.road.place_client("192.0.2.77", "2001:db8::77")
+            trip.wait_until_back()
+        for trip in trips:
+            trip.client.replace()
+            trip.wait_until_back()
+        results = [trip.ping.stop() for trip in trips]  # what is lost on a lossy road is lost
+        with contextlib.ExitStack() as losses:
+            for trip in trips:
+                losses.enter_context(trip.road.losing(30))
+            time.sleep(LOSSY_SECS)
+        for trip in trips:
+            received = trip.transfer.received_bytes
+            wait_for("the transfer to go on", lambda: trip.transfer.received_bytes > received, STILL_SECS_MAX)  # noqa: B023
+            trip.transfer.assert_intact()
+    for trip, result in zip(trips, results, strict=True):
+        totals = trip.client.status()["totals"]
+        record_property(trip.client.name, f"{result.summary()}, {totals}")
+        assert result.lost == (), result.summary()
+        assert totals["outages"] >= len(OUTAGES_SECS)
+        assert trip.client.log.count("connection connecting ") == 1
+    assert trips[1].server.server.status()["totals"]["handshakes_initiator"] >= 1, "it asked by itself"
+
+
+def test_a_server_is_found_where_its_name_says_by_then(lab: Lab) -> None:
+    road = Road(lab)
+    server = GoServer(road)
+    hosts = lab.folder / "hosts"
+    hosts.write_text(f"{Road.SERVER} vpn.example.org\n")
+    client = road.client(server.public_key, f"vpn.example.org:{PORT}")
+    server.serve(client.identity.public)
+    # Its own /etc/hosts, for the file that getaddrinfo reads is the same everywhere.
+    script = f'mount --bind {hosts} /etc/hosts && exec "$@"'
+    with road.client_side.entered():
+        command = ("/usr/bin/unshare", "--mount", "/bin/sh", "-c", script, "sh", *OXIDIZE)
+        lab.spawn((*command, "client", "-c", str(client.config_path)), client.name)
+    wait_for("the client to listen", client.takeover_socket.exists)
+    ping(lab, road.client_side, Road.INNER_SERVER, 2)
+    road.place_server("192.0.2.9", "2001:db8::9")
+    with hosts.open("w") as file:  # the same file, not another one in its place: it is mounted
+        file.write("192.0.2.9 vpn.example.org\n")
+    ping(lab, road.client_side, Road.INNER_SERVER, 2)
+    assert client.status()["peers"][0]["endpoint"] == f"192.0.2.9:{PORT}"
+    assert "the server is to be found elsewhere" in client.log
+
+
+def test_it_starts_without_a_network_and_connects_when_there_is_one(lab: Lab) -> None:
+    road = Road(lab)
+    server = GoServer(road)
+    client = road.client(server.public_key)
+    server.serve(client.identity.public)
+    road.set_link("down")
+    client.start()
+    assert client.status()["connection"]["state"] == "connecting"
+    road.set_link("up")
+    wait_for_state(client, "connected")
+    ping(lab, road.client_side, Road.INNER_SERVER, 2)
+
+
+def test_it_gives_up_where_it_is_told_to_and_says_so(lab: Lab) -> None:
+    road = Road(lab)
+    client = road.client(bytes(range(32)), max_reconnect_attempts=3, reconnect_delay_ms=30)
+    pid = client.spawn()
+    assert lab.wait_ended(pid) == 3
+    (last,) = (line for line in client.log.splitlines() if line.startswith("oxidize:"))
+    assert re.search(r"192\.0\.2\.1:51820 does not answer: 3 retries .* max_reconnect_attempts", last)
+
+
+def test_an_outage_is_seen_in_status_and_metrics(lab: Lab) -> None:
+    road = Road(lab)
+    server = GoServer(road)
+    client = road.client(server.public_key, metrics_listen="127.0.0.1:9091")
+    server.serve(client.identity.public)
+    client.start()
+    wait_for_state(client, "connected")
+    server.stop()
+    ping_pid = Ping(lab, road.client_side, Road.INNER_SERVER, "waiting")
+    wait_for_state(client, "reconnecting")
+    shown = client.command("status", "--client").output
+    assert re.search(r"connection +reconnecting to 192\.0\.2\.1:51820, for .*(retry|retries)", shown), shown
+    server.start()
+    wait_for_state(client, "connected")
+    ping_pid.stop()
+    metrics = client.metrics()
+    assert metrics["oxidize_outages_total"] == metrics["oxidize_reconnects_total"] == 1
+    assert metrics["oxidize_outage_seconds_count"] == 1
+    assert metrics['oxidize_connection_state{state="connected"}'] == 1
+    assert metrics["oxidize_buffered_packets_total"] >= metrics["oxidize_replayed_packets_total"] > 0
+    assert [word for word in ("connecting", "reconnecting") if client.log.count(f"connection {word} ") != 1] == []
+    assert client.log.count("connection connected ") == 2

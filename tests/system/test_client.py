@@ -1,0 +1,128 @@
+"""The client's service: replaced, restarted, killed and stopped like the server's, with wireguard-go as its server."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.machine import CLIENT, Machine, prioritize
+from tests.system.service import OXIDIZE
+from tests.system.traffic import NumberedTraffic
+from tests.traffic.namespaces import Namespace, join, set_addresses
+from tests.traffic.ping import ping
+from tests.traffic.server import Identity, Lab, b64, wait_for
+from tests.traffic.wireguard_go import WireguardGo
+
+RELOADS = 10
+RESTARTS = 3
+# The TUN device keeps 2,000 packets for the half second or so that a restart takes.
+RATE = 1_000
+INNER_SERVER, INNER_CLIENT, PORT = "10.9.0.1", "10.9.0.2", 51820
+INTERFACE = "oxidize1"
+
+
+class ClientService:
+    """A booted machine with a configured client that does not run yet, and a server that does."""
+
+    def __init__(self, lab: Lab, seed: Path) -> None:
+        self.lab = lab
+        self.namespace, self.server_side = Namespace(lab.stack), Namespace(lab.stack)
+        self.machine = Machine(lab, self.namespace, seed)
+        join(self.server_side, "clients0", self.namespace, "outer0")
+        set_addresses(self.server_side, "clients0", ["192.0.2.1/24"])
+        set_addresses(self.namespace, "outer0", ["192.0.2.2/24"])
+        self.identity = Identity.make()
+        self.server = WireguardGo(lab, self.server_side, [f"{INNER_SERVER}/24"])
+        self.server.set_peer(self.identity.public, f"{INNER_CLIENT}/32")
+        self.server.wg("set", self.server.name, "listen-port", str(PORT))
+        prioritize(self.server.pid)
+        self.server.enlarge_buffers()
+        self._configure()
+
+    def _configure(self) -> None:
+        folder = self.machine.root / "etc/oxidize"
+        key = folder / "client.key"
+        key.touch(mode=0o600)
+        key.write_text(b64(self.identity.private) + "\n")
+        values = {
+            "server": f"192.0.2.1:{PORT}",
+            "server_public_key": b64(self.server.identity.public),
+            "private_key_file": "client.key",
+            "address": f"{INNER_CLIENT}/24",
+            "allowed_ips": ["10.9.0.0/24"],
+        }
+        lines = ["[client]", *(f"{name} = {json.dumps(value)}" for name, value in values.items())]
+        (folder / "client.toml").write_text("\n".join(lines) + "\n")
+        self.machine.run("chown", "oxidize:", "/etc/oxidize/client.key")
+
+    def start(self) -> int:
+        self.machine.systemctl("start", CLIENT)
+        ping(self.lab, self.namespace, INNER_SERVER, 2)
+        return self.machine.main_pid(CLIENT)
+
+    def wait_for_main_process(self, other_than: int) -> int:
+        """Wait for another main process, alone and serving."""
+
+        def look() -> int | None:
+            pid = self.machine.main_pid(CLIENT)
+            settled = pid not in (0, other_than) and self.machine.processes(CLIENT) == {pid}
+            return pid if settled and self.machine.show("ActiveState", CLIENT) == "active" else None
+
+        return wait_for("another main process", look)
+
+    def traffic(self) -> NumberedTraffic:
+        return NumberedTraffic(self.lab, self.namespace, self.server_side, INNER_SERVER, RATE)
+
+
+@pytest.fixture
+def client(tmp_path: Path, seed: Path) -> Iterator[ClientService]:
+    with Lab(tmp_path) as lab:
+        yield ClientService(lab, seed)
+
+
+def test_reloads_lose_nothing(client: ClientService) -> None:
+    pid = client.start()
+    handshake, traffic = client.server.latest_handshake(), client.traffic()
+    for _ in range(RELOADS):
+        client.machine.systemctl("reload", CLIENT)
+        pid = client.wait_for_main_process(pid)
+        traffic.wait_until_caught_up()
+    traffic.stop().assert_unharmed()
+    assert client.server.latest_handshake() == handshake
+    status = json.loads(client.machine.run(OXIDIZE, "status", "--client", "--json"))
+    assert (status["generation"], status["connection"]["state"]) == (RELOADS + 1, "connected")
+
+
+def test_restarts_and_kills_lose_no_session(client: ClientService) -> None:
+    pid = client.start()
+    handshake, traffic = client.server.latest_handshake(), client.traffic()
+    for _ in range(RESTARTS):
+        client.machine.systemctl("restart", CLIENT)
+        pid = client.wait_for_main_process(pid)
+        traffic.wait_until_caught_up()
+    for number in range(1, RESTARTS + 1):
+        client.machine.kill(pid)
+        pid = client.wait_for_main_process(pid)
+        traffic.wait_until_caught_up(forgiven=64 * number)
+    traffic.stop().assert_unharmed(crashes=RESTARTS)
+    assert client.server.latest_handshake() == handshake
+
+
+def test_a_stop_leaves_nothing_behind(client: ClientService) -> None:
+    client.start()
+    client.machine.systemctl("stop", CLIENT)
+    assert client.machine.processes(CLIENT) == set()
+    assert client.machine.show("Result", CLIENT) == "success"
+    assert INTERFACE not in client.machine.run("ip", "-o", "link")
+    client.start()
+
+
+def test_it_stays_down_once_it_has_given_up(client: ClientService) -> None:
+    config = client.machine.root / "etc/oxidize/client.toml"
+    config.write_text(config.read_text() + "max_reconnect_attempts = 2\n")
+    client.server.stop()
+    client.machine.systemctl("start", CLIENT)
+    client.machine.wait_for("the client to give up", lambda: client.machine.show("ActiveState", CLIENT) == "failed")
+    assert client.machine.show("ExecMainStatus", CLIENT) == "3"
+    assert "max_reconnect_attempts" in client.machine.journal(unit=CLIENT)
