@@ -43,14 +43,17 @@ ENDPOINTS_FILE_NAME = "endpoints.json"
 NO_PRESHARED_KEY = bytes(KEY_SIZE)  # paper, section 5.2
 
 
-def load_server(path: str | Path, environ: Mapping[str, str] = os.environ) -> ServerConfig:
+def load_server(
+    path: str | Path, environ: Mapping[str, str] = os.environ, *, content: bytes | None = None
+) -> ServerConfig:
     """Load the configuration of a server; raises ConfigError with one line for every mistake in it.
 
-    environ: XDG_RUNTIME_DIR, CREDENTIALS_DIRECTORY and STATE_DIRECTORY are used.
+    environ: XDG_RUNTIME_DIR, CREDENTIALS_DIRECTORY and STATE_DIRECTORY are used. content: taken for what is in the
+    file, which then need not be there.
     """
     source = Path(path)
     report = Report(str(path))
-    document = _read_document(source, ["server", "peer"], report)
+    document = _parse_document(_read(source, report) if content is None else content, ["server", "peer"], report)
     server = check_table(ServerTable, _table(document, "server", report), "server", report)
     peers = check_peers(document.get("peer", []), report)
     _check_interface(server, report)
@@ -77,6 +80,7 @@ def load_server(path: str | Path, environ: Mapping[str, str] = os.environ) -> Se
         endpoints_file=_endpoints_file(table.endpoints_file, source.parent, environ),
         takeover_socket=takeover_socket,
         network=table.network,
+        public_endpoint=table.public_endpoint,
         peers=tuple(
             PeerConfig(
                 name=peer.name,
@@ -99,7 +103,7 @@ def load_client(path: str | Path, environ: Mapping[str, str] = os.environ) -> Cl
     """
     source = Path(path)
     report = Report(str(path))
-    document = _read_document(source, ["client"], report)
+    document = _parse_document(_read(source, report), ["client"], report)
     client = check_table(ClientTable, _table(document, "client", report), "client", report)
     _check_interface(client, report)
     private_key, public_key = _private_key(client, source.parent, report, environ)
@@ -134,14 +138,18 @@ def load_client(path: str | Path, environ: Mapping[str, str] = os.environ) -> Cl
     )
 
 
-def _read_document(path: Path, tables: list[str], report: Report) -> dict[str, Any]:
-    """Return the parsed file, its unknown tables reported; raises ConfigError when it is no TOML at all."""
+def _read(path: Path, report: Report) -> bytes:
+    """Return what is in the file; raises ConfigError where it cannot be read."""
     try:
         with path.open("rb") as file:
-            content = file.read(FILE_BYTES_MAX + 1)
+            return file.read(FILE_BYTES_MAX + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no file has such a name"
         report.fail(f"{reason}: expected a readable configuration file; correct the path, or who may read it")
+
+
+def _parse_document(content: bytes, tables: list[str], report: Report) -> dict[str, Any]:
+    """Return the parsed file, its unknown tables reported; raises ConfigError when it is no TOML at all."""
     if len(content) > FILE_BYTES_MAX:
         report.fail(f"more than {FILE_BYTES_MAX} bytes: expected a configuration file; correct the path")
     try:

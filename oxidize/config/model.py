@@ -13,6 +13,7 @@ Network = IPv4Network | IPv6Network
 NetworkKind = Literal["tun", "userspace"]
 Role = Literal["server", "client"]
 HostPort = tuple[str, int]
+PublicEndpoint = tuple[str, int | None]  # a host, an IPv6 address without brackets, and a port if one was given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,8 @@ class ServerConfig:
 
     source: the file it came from. listen: literal address and port, used where no socket was passed. metrics_listen:
     the same for HTTP, None for off. private_key, public_key: 32 bytes. endpoints_file: where the peers' endpoints are
-    remembered for a start without state, None for nowhere. warnings: what is legal but hardly meant.
+    remembered for a start without state, None for nowhere. public_endpoint: where clients are told to find us.
+    warnings: what is legal but hardly meant.
     """
 
     source: Path
@@ -53,6 +55,7 @@ class ServerConfig:
     endpoints_file: Path | None
     takeover_socket: Path
     network: NetworkKind
+    public_endpoint: PublicEndpoint | None
     peers: tuple[PeerConfig, ...]
     warnings: tuple[str, ...]
 

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from oxidize.config import values
-from oxidize.config.model import HostPort, InterfaceAddress, Network, NetworkKind, Role
+from oxidize.config.model import HostPort, InterfaceAddress, Network, NetworkKind, PublicEndpoint, Role
 from oxidize.config.report import Report, show
 from oxidize.config.values import InvalidValueError
 from oxidize.protocol.constants import INNER_MTU_MAX
@@ -151,6 +151,9 @@ class ServerTable(InterfaceTable):
     )
     endpoints_file: Annotated[str | None, PlainValidator(_path_or_off)] = Field(
         None, description='the path of a file, or "" for none'
+    )
+    public_endpoint: Annotated[PublicEndpoint, PlainValidator(values.public_endpoint)] | None = Field(
+        None, description='"host" or "host:port"'
     )
     drain_timeout_secs: float = Field(
         30.0,

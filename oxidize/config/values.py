@@ -10,7 +10,7 @@ import re
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 from typing import TypeGuard
 
-from oxidize.config.model import HostPort, InterfaceAddress, Network
+from oxidize.config.model import HostPort, InterfaceAddress, Network, PublicEndpoint
 from oxidize.protocol.constants import KEY_SIZE
 
 INTERFACE_NAME_MAX = 15  # IFNAMSIZ without its NUL
@@ -134,6 +134,22 @@ def endpoint(value: object) -> str:
     if literal is not None and (literal.is_unspecified or literal.is_multicast):
         raise InvalidValueError("the address of one machine")
     return given
+
+
+def public_endpoint(value: object) -> PublicEndpoint:
+    """Parse "host" or "host:port", an IPv6 address with or without brackets; raises InvalidValueError."""
+    expected = '"host" or "host:port", the name or the address of one machine as its clients see it'
+    given = text(value, expected)
+    bare = given.removeprefix("[").removesuffix("]")
+    is_v6 = _literal(bare, is_v6=True) is not None
+    has_port = not is_v6 and ":" in given
+    whole = given if has_port else f"[{bare}]:1" if is_v6 else f"{given}:1"
+    try:
+        endpoint(whole)
+    except InvalidValueError as error:
+        raise InvalidValueError(expected, error.remedy) from None
+    host, port, _ = _split_host_port(whole, expected)
+    return host, port if has_port else None
 
 
 def interface_name(value: object) -> str:

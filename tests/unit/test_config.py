@@ -186,6 +186,11 @@ BAD_SERVER_VALUES = [
     ("mtu = 1420.0", "server.mtu = 1420.0: expected a whole number"),
     ('mtu = "1420"', 'server.mtu = "1420": expected a whole number'),
     (f"mtu = 0x{'f' * 5000}", "server.mtu = (a number of 20000 bits): expected"),
+    ('public_endpoint = "a b"', 'public_endpoint = "a b": expected "host" or "host:port"'),
+    ('public_endpoint = "a:0"', "expected"),
+    ('public_endpoint = "2001:db8::1:"', "expected"),
+    ('public_endpoint = "[10.0.0.1]"', "expected"),
+    ('public_endpoint = "0.0.0.0"', "expected"),
     ('listen = "localhost:51820"', 'server.listen = "localhost:51820": expected "address:port"'),
     ('listen = "::1:51820"', 'write "[::1]:51820"'),
     ('listen = "0.0.0.0:65536"', "a port from 0 to 65535; remove the line for the default"),
@@ -439,3 +444,27 @@ def test_the_points_of_small_order_are_those_that_every_shared_secret_of_is_zero
 def test_long_values_are_shortened():
     assert show("interface", "x y " * 100) == '"' + ("x y " * 100)[:58] + "…"
     assert show("interface", "\u202eevil") == '"\\u202eevil"'
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("vpn.example.org", ("vpn.example.org", None)),
+        ("vpn.example.org:7", ("vpn.example.org", 7)),
+        ("192.0.2.1", ("192.0.2.1", None)),
+        ("192.0.2.1:7", ("192.0.2.1", 7)),
+        ("2001:db8::1", ("2001:db8::1", None)),
+        ("[2001:db8::1]", ("2001:db8::1", None)),
+        ("[2001:db8::1]:7", ("2001:db8::1", 7)),
+    ],
+)
+def test_a_public_endpoint_may_have_a_port(folder, given, expected):
+    assert load(folder, f'{SERVER}public_endpoint = "{given}"\n{peer()}').public_endpoint == expected
+
+
+def test_content_is_taken_for_that_of_the_file(folder):
+    path = folder / "oxidize.toml"
+    assert load_server(path, content=(SERVER + peer()).encode()).peers[0].name == "alice"
+    assert not path.exists()
+    with pytest.raises(ConfigError, match="nonsense"):
+        load_server(path, content=b"nonsense = 1")
