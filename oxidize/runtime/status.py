@@ -130,12 +130,20 @@ def fetch(takeover_socket: Path, what: str = STATUS) -> dict[str, Any]:
 
     Raises OxidizeError where none does.
     """
-    answer = query(takeover_socket, what, clock=boot_time)
-    if answer is None:
+    status = find(takeover_socket, what)
+    if status is None:
         raise OxidizeError(
             f"nothing runs: nobody listens at {takeover_socket}; start it with `oxidize server`, "
             "or check takeover_socket in the configuration"
         )
+    return status
+
+
+def find(takeover_socket: Path, what: str = STATUS) -> dict[str, Any] | None:
+    """Return the same as `fetch`, or None where nobody listens; raises OxidizeError for one that gives no answer."""
+    answer = query(takeover_socket, what, clock=boot_time)
+    if answer is None:
+        return None
     status: dict[str, Any] = json.loads(answer)
     return status
 

@@ -42,14 +42,21 @@ def _lines(status: dict[str, Any]) -> Iterator[Text]:
         yield Text.assemble((name.ljust(width), "bold"), "  ", value)
     if status["peers"]:
         yield Text()
-        yield from _table(PEER_HEADINGS, [_peer_row(peer) for peer in status["peers"]], right={3, 4})
+        yield from table(PEER_HEADINGS, [_peer_row(peer) for peer in status["peers"]], right={3, 4})
     if status["takeovers"]:
         yield Text()
         shown = status["takeovers"][-TAKEOVERS_SHOWN:]
-        yield from _table(TAKEOVER_HEADINGS, [_takeover_row(entry) for entry in shown], right={2, 3, 4})
+        yield from table(TAKEOVER_HEADINGS, [_takeover_row(entry) for entry in shown], right={2, 3, 4})
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Set[int]) -> Iterator[Text]:
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print aligned lines, never cut."""
+    console = Console(highlight=False)
+    for line in table(headings, rows, right=frozenset()):
+        console.print(line, soft_wrap=True)
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Set[int]) -> Iterator[Text]:
     """Yield aligned lines; the columns whose numbers are in `right` are aligned there."""
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     for number, row in enumerate([headings, *rows]):
@@ -64,7 +71,7 @@ def _peer_row(peer: dict[str, Any]) -> tuple[str, ...]:
     return (
         peer["name"] or peer["public_key"][:10] + "...",
         peer["endpoint"] or "-",
-        _ago(peer["last_handshake_unix"]),
+        ago(peer["last_handshake_unix"]),
         _bytes(peer["received_bytes"]),
         _bytes(peer["sent_bytes"]),
     )
@@ -73,7 +80,7 @@ def _peer_row(peer: dict[str, Any]) -> tuple[str, ...]:
 def _takeover_row(entry: dict[str, Any]) -> tuple[str, ...]:
     blackout = entry.get("blackout_ms")
     return (
-        _ago(entry["at_unix"]),
+        ago(entry["at_unix"]),
         entry["result"],
         str(entry["generation"]),
         str(entry.get("sessions", "-")),
@@ -99,7 +106,8 @@ def _drops(status: dict[str, Any]) -> str:
     return ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in numbers.items()) or "nothing"
 
 
-def _ago(unix: float) -> str:
+def ago(unix: float) -> str:
+    """Return how long a time in seconds since the epoch is ago, in words; 0 is never."""
     return f"{_duration(max(0.0, time.time() - unix))} ago" if unix else "never"
 
 

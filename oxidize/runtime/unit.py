@@ -1,4 +1,4 @@
-"""What systemd says of our own unit when it is asked: its main process, and the job that is under way.
+"""What systemd says of our own unit when it is asked: its main process, and the job that is under way. And its reload.
 
 The rule: not to know is no failure. Without D-Bus, without the right to ask, or under another manager the answer is
 None, and the caller does what is safe. NOTIFY_SOCKET is unset for the question, so that nobody takes it for ours.
@@ -11,9 +11,12 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from oxidize.errors import TakeoverError
+
 SYSTEMD_SOCKET = "/run/systemd/notify"  # of the system manager; whoever else has a NOTIFY_SOCKET is not asked
 CGROUP = Path("/proc/self/cgroup")
 QUESTION_TIMEOUT_SECS = 2.0  # it takes 3 to 7 ms
+RELOAD_TIMEOUT_SECS = 120.0  # more than TimeoutStartSec= of the unit, which bounds a reload
 
 
 def name(cgroup: str) -> str | None:
@@ -42,6 +45,42 @@ def will_go_on(environ: Mapping[str, str] = os.environ) -> bool:
     unit = _own_unit(environ)
     rows = [line.split() for line in (answer or "").splitlines()]
     return answer is not None and not any(row[1:3] == [unit, "stop"] for row in rows)
+
+
+def service_of(pid: int) -> str | None:
+    """Return the service that a process belongs to, or None where it belongs to none or cannot be known."""
+    try:
+        return name(Path("/proc", str(pid), "cgroup").read_text())
+    except OSError:
+        return None
+
+
+def reload(service: str) -> None:
+    """Reload a service and wait for the end of it; raises TakeoverError with what systemd and the service say."""
+    try:
+        done = subprocess.run(
+            ["systemctl", "reload", service],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=RELOAD_TIMEOUT_SECS,
+            check=False,
+        )
+        if done.returncode == 0:
+            return
+        status = subprocess.run(
+            ["systemctl", "show", "--property=StatusText", "--value", service],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=QUESTION_TIMEOUT_SECS,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise TakeoverError("systemctl reload", str(error)) from error
+    reason = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+    said = status.stdout.strip()
+    raise TakeoverError("systemctl reload", f"{reason} ({said})" if said else reason)
 
 
 def _own_unit(environ: Mapping[str, str]) -> str | None:

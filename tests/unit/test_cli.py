@@ -271,6 +271,8 @@ def test_every_command_is_a_command() -> None:
         "drain",
         "genkey",
         "genpsk",
+        "import",
+        "peer",
         "pubkey",
         "reload",
         "server",

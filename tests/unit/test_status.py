@@ -7,7 +7,7 @@ import pytest
 
 from oxidize.runtime import status as status_module
 from oxidize.runtime.status import counted
-from oxidize.runtime.status_page import _ago, _bytes, _duration, render
+from oxidize.runtime.status_page import _bytes, _duration, ago, render
 
 NOW = 1_700_000_000.0
 
@@ -141,10 +141,10 @@ def test_bytes(number: int, expected: str) -> None:
     assert _bytes(number) == expected
 
 
-def test_times_ago() -> None:
-    assert _ago(0.0) == "never"
-    assert _ago(NOW - 3) == "3 s ago"
-    assert _ago(NOW + 3) == "0 s ago"  # the clock was set back
+def test_timesago() -> None:
+    assert ago(0.0) == "never"
+    assert ago(NOW - 3) == "3 s ago"
+    assert ago(NOW + 3) == "0 s ago"  # the clock was set back
 
 
 def test_nouns_agree_with_their_numbers() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from oxidize.errors import TakeoverError
 from oxidize.runtime import unit
 
 SYSTEMCTL = """#!/bin/sh
@@ -88,3 +89,29 @@ def test_a_stop_is_told_from_what_will_go_on(systemctl: tuple[Path, dict[str, st
     answer, environ = systemctl
     answer.write_text(jobs)
     assert unit.will_go_on(environ) is expected
+
+
+# --- Reloading ---
+
+
+def test_a_reload_that_succeeds_says_nothing(systemctl: tuple[Path, dict[str, str]], monkeypatch) -> None:
+    answer, _ = systemctl
+    answer.write_text("")
+    monkeypatch.setenv("ANSWER", str(answer))
+    unit.reload("oxidize-daemon.service")
+
+
+def test_a_reload_that_fails_says_what_the_service_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "systemctl"
+    program.write_text('#!/bin/sh\ncase $1 in reload) echo "Job failed." >&2; exit 1;; show) echo "serves on";; esac\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(TakeoverError, match=r"systemctl reload: Job failed\. \(serves on\)"):
+        unit.reload("oxidize-daemon.service")
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(TakeoverError, match="systemctl"):
+        unit.reload("oxidize-daemon.service")
+
+
+def test_a_process_that_is_gone_belongs_to_no_service() -> None:
+    assert unit.service_of(0) is None

@@ -7,60 +7,34 @@ otherwise.
 
 import base64
 import json
-import os
 import secrets
-import stat
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
 import oxidize
 from oxidize import config
-from oxidize.errors import ConfigError, OxidizeError, TakeoverError, UnreachableError
+from oxidize.cli.common import (
+    CLIENT_CONFIG,
+    SERVER_CONFIG,
+    config_option,
+    errors_as_lines,
+    fail,
+    warn_of_readable_output,
+)
+from oxidize.cli.importing import import_wg_quick
+from oxidize.cli.peers import peer
+from oxidize.cli.reloading import replace_process, who_serves
+from oxidize.errors import ConfigError, TakeoverError
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 KEY_SIZE = 32
-GAVE_UP_STATUS = 3  # as in RestartPreventExitStatus= of oxidize-client.service
 KEY_INPUT_BYTES_MAX = 4096
-SERVER_CONFIG = Path("/etc/oxidize/server.toml")
-CLIENT_CONFIG = Path("/etc/oxidize/client.toml")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-
-
-@contextmanager
-def _errors_as_lines(*, is_coordinated: bool = False) -> Iterator[None]:
-    """Print errors and exit. Whoever is coordinated has told its coordinator, which prints them."""
-    try:
-        yield
-    except ConfigError as error:
-        _fail(2, *(() if is_coordinated else error.problems))
-    except UnreachableError as error:
-        _fail(GAVE_UP_STATUS, f"{error}; it was allowed max_reconnect_attempts")
-    except OxidizeError as error:
-        _fail(1, *(() if is_coordinated else [str(error)]))
-
-
-def _fail(status: int, *lines: str) -> NoReturn:
-    for line in lines:
-        click.echo(f"oxidize: {line}", err=True)
-    sys.exit(status)
-
-
-def _config_option(default: Path) -> Callable[[_Function], _Function]:
-    return click.option(
-        "-c",
-        "--config",
-        "config_path",
-        type=click.Path(path_type=Path),
-        default=default,
-        show_default=True,
-        help="The configuration file.",
-    )
 
 
 def _either_config_option(function: _Function) -> _Function:
@@ -86,7 +60,7 @@ def main() -> None:
 
 
 @main.command(short_help="Run a server in the foreground.")
-@_config_option(SERVER_CONFIG)
+@config_option(SERVER_CONFIG)
 @_log_level_option
 @_control_option
 def server(config_path: Path, log_level: str, control_fd: int | None) -> None:
@@ -97,12 +71,12 @@ def server(config_path: Path, log_level: str, control_fd: int | None) -> None:
     """
     from oxidize.runtime.daemon import run  # noqa: PLC0415  # the other commands need none of it
 
-    with _errors_as_lines(is_coordinated=control_fd is not None):
+    with errors_as_lines(is_coordinated=control_fd is not None):
         sys.exit(run("server", config_path, log_level, control_fd))
 
 
 @main.command(short_help="Run a client in the foreground.")
-@_config_option(CLIENT_CONFIG)
+@config_option(CLIENT_CONFIG)
 @_log_level_option
 @_control_option
 def client(config_path: Path, log_level: str, control_fd: int | None) -> None:
@@ -112,7 +86,7 @@ def client(config_path: Path, log_level: str, control_fd: int | None) -> None:
     """
     from oxidize.runtime.daemon import run  # noqa: PLC0415  # the other commands need none of it
 
-    with _errors_as_lines(is_coordinated=control_fd is not None):
+    with errors_as_lines(is_coordinated=control_fd is not None):
         sys.exit(run("client", config_path, log_level, control_fd))
 
 
@@ -122,7 +96,7 @@ def client(config_path: Path, log_level: str, control_fd: int | None) -> None:
 def check(config_path: Path | None, is_client: bool) -> None:
     """Check a configuration, and do nothing else."""
     config_path = config_path or _default_config(is_client)
-    with _errors_as_lines():
+    with errors_as_lines():
         loaded = _load(config_path, is_client)
         for warning in loaded.warnings:
             click.echo(f"oxidize: warning: {warning}", err=True)
@@ -138,36 +112,19 @@ def reload(config_path: Path | None, is_client: bool, log_level: str | None) -> 
 
     Exit status 1, with the reason, if the new process could not take over; then the old one serves as before.
     """
-    from oxidize.runtime.coordinator import reload as run_reload  # noqa: PLC0415
-    from oxidize.runtime.status import IDENTITY, counted, fetch  # noqa: PLC0415
-
     role = _role(is_client)
     config_path = config_path or _default_config(is_client)
-    with _errors_as_lines():
+    with errors_as_lines():
         try:
             loaded = _load(config_path, is_client)
-            predecessor = fetch(loaded.takeover_socket, IDENTITY)
-            result = run_reload(
-                role,
-                config_path,
-                log_level or predecessor["log_level"],
-                loaded.takeover_socket,
-                predecessor["pid"],
-            )
+            reloaded = replace_process(role, config_path, loaded.takeover_socket, log_level)
         except ConfigError as error:
-            _fail(2, *error.problems, *_who_serves(config_path, role, str(error)))
+            fail(2, *error.problems, *who_serves(config_path, role, str(error)))
         except TakeoverError as error:
-            _fail(1, str(error), *_who_serves(config_path, role, str(error)))
-        report = result.report
-        click.echo(
-            f"reloaded: generation {report['generation']}, pid {report['pid']}: "
-            f"{counted(report['sessions'], 'session')} moved, "
-            f"blackout {report['blackout_ms']:.1f} ms, {result.seconds:.2f} s in all"
-        )
-        for warning in report["warnings"]:
-            click.echo(f"oxidize: warning: {warning}", err=True)
-        for reason, refused in report["refused"].items():
-            click.echo(f"oxidize: {counted(refused, 'peer')} not moved: {reason}", err=True)
+            fail(1, str(error), *who_serves(config_path, role, str(error)))
+        click.echo(reloaded.summary)
+        for warning in reloaded.warnings:
+            click.echo(f"oxidize: {warning}", err=True)
 
 
 @main.command(short_help="Show the running process, its peers and last takeovers.")
@@ -183,7 +140,7 @@ def status(config_path: Path | None, is_client: bool, as_json: bool) -> None:
     from oxidize.runtime.status_page import render  # noqa: PLC0415
 
     config_path = config_path or _default_config(is_client)
-    with _errors_as_lines():
+    with errors_as_lines():
         answer = fetch(config.takeover_socket_of(config_path, _role(is_client)))
         if as_json:
             click.echo(json.dumps(answer, indent=2))
@@ -203,7 +160,7 @@ def drain(config_path: Path | None, cancel: bool) -> None:
     from oxidize.runtime.drain_page import watch_drain  # noqa: PLC0415
     from oxidize.runtime.status import ACCEPT, fetch  # noqa: PLC0415
 
-    with _errors_as_lines():
+    with errors_as_lines():
         takeover_socket = config.takeover_socket_of(config_path or SERVER_CONFIG, "server")
         if cancel:
             found = fetch(takeover_socket, ACCEPT)
@@ -217,14 +174,14 @@ def genkey() -> None:
     """Print a new private key, as `wg genkey` does."""
     from oxidize.protocol.crypto import generate_private_key  # noqa: PLC0415
 
-    _warn_of_readable_output()
+    warn_of_readable_output()
     click.echo(base64.b64encode(generate_private_key(secrets.token_bytes)).decode())
 
 
 @main.command()
 def genpsk() -> None:
     """Print a new pre-shared key, as `wg genpsk` does."""
-    _warn_of_readable_output()
+    warn_of_readable_output()
     click.echo(base64.b64encode(secrets.token_bytes(KEY_SIZE)).decode())
 
 
@@ -236,34 +193,16 @@ def pubkey() -> None:
 
     private = parse_key(sys.stdin.buffer.read(KEY_INPUT_BYTES_MAX).decode("latin-1").strip(" \t\r\n"))
     if private is None:
-        _fail(
-            1, "standard input: expected one key, 44 characters of base64 for 32 bytes, as `oxidize genkey` prints it"
-        )
+        fail(1, "standard input: expected one key, 44 characters of base64 for 32 bytes, as `oxidize genkey` prints it")
     click.echo(base64.b64encode(public_key(private)).decode())
 
 
-def _warn_of_readable_output() -> None:
-    """Do as wg does: a key that goes to a file which others can read deserves a word."""
-    found = os.fstat(1).st_mode
-    if stat.S_ISREG(found) and found & 0o077:
-        click.echo("oxidize: warning: others can read the file that this goes to; `umask 077` first", err=True)
+main.add_command(peer)
+main.add_command(import_wg_quick)
 
 
 def _load(config_path: Path, is_client: bool) -> config.ServerConfig | config.ClientConfig:
     return config.load_client(config_path) if is_client else config.load_server(config_path)
-
-
-def _who_serves(config_path: Path, role: Literal["server", "client"], reason: str) -> list[str]:
-    """Return a line about the process that serves although a reload failed; none where nobody answers."""
-    from oxidize.runtime.coordinator import say_failure  # noqa: PLC0415
-    from oxidize.runtime.status import IDENTITY, fetch  # noqa: PLC0415
-
-    try:
-        found = fetch(config.takeover_socket_of(config_path, role), IDENTITY)
-    except OxidizeError:
-        return []
-    say_failure(found["generation"], reason)
-    return [f"not reloaded: generation {found['generation']}, pid {found['pid']}, serves as before"]
 
 
 def _default_config(is_client: bool) -> Path:

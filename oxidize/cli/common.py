@@ -1,0 +1,73 @@
+"""What the commands share: how an error is printed, the option that names the configuration, where that lies.
+
+The rule: an error is one line for each problem on standard error, without a traceback; exit status 2 for what the
+operator can mend in the configuration or the command, 3 for a client that gave its server up, 1 for what else failed.
+"""
+
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from oxidize.errors import ConfigError, OxidizeError, UnreachableError
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+GAVE_UP_STATUS = 3  # as in RestartPreventExitStatus= of oxidize-client.service
+SERVER_CONFIG = Path("/etc/oxidize/server.toml")
+CLIENT_CONFIG = Path("/etc/oxidize/client.toml")
+
+
+@contextmanager
+def errors_as_lines(*, is_coordinated: bool = False) -> Iterator[None]:
+    """Print errors and exit. Whoever is coordinated has told its coordinator, which prints them."""
+    try:
+        yield
+    except ConfigError as error:
+        fail(2, *(() if is_coordinated else error.problems))
+    except UnreachableError as error:
+        fail(GAVE_UP_STATUS, f"{error}; it was allowed max_reconnect_attempts")
+    except OxidizeError as error:
+        fail(1, *(() if is_coordinated else [str(error)]))
+
+
+def fail(status: int, *lines: str) -> NoReturn:
+    """Print lines as errors and exit."""
+    for line in lines:
+        click.echo(f"oxidize: {line}", err=True)
+    sys.exit(status)
+
+
+def say(line: str) -> None:
+    """Print what happened to standard error, where it is in nobody's way."""
+    click.echo(line, err=True)
+
+
+def warn(line: str) -> None:
+    """Print a warning."""
+    click.echo(f"oxidize: warning: {line}", err=True)
+
+
+def config_option(default: Path) -> Callable[[_Function], _Function]:
+    """Return the option -c with this default."""
+    return click.option(
+        "-c",
+        "--config",
+        "config_path",
+        type=click.Path(path_type=Path),
+        default=default,
+        show_default=True,
+        help="The configuration file.",
+    )
+
+
+def warn_of_readable_output() -> None:
+    """Do as wg does: a key that goes to a file which others can read deserves a word."""
+    found = os.fstat(1).st_mode
+    if stat.S_ISREG(found) and found & 0o077:
+        warn("others can read the file that this goes to; `umask 077` first")

@@ -1,0 +1,299 @@
+"""`oxidize peer`: clients added to a server's configuration, listed, and removed.
+
+The rule: standard output has what the client needs and nothing else; what happened here goes to standard error. The
+client's private key is printed once and kept nowhere. A change that the running server does not take up is undone.
+"""
+
+import base64
+import json
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from ipaddress import ip_network
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from oxidize import config
+from oxidize.cli.common import SERVER_CONFIG, config_option, errors_as_lines, fail, say, warn, warn_of_readable_output
+from oxidize.cli.reloading import running_server, take_up, who_serves
+from oxidize.errors import ConfigError, OxidizeError
+
+if TYPE_CHECKING:
+    from oxidize.provision.client_files import ClientSetup
+    from oxidize.provision.config_file import ConfigFile
+
+FORMATS = ("script", "conf", "qr")
+KEY_SHOWN_CHARS = 10
+
+_no_reload_option = click.option("--no-reload", is_flag=True, help="Only change the file.")
+
+
+@click.group(short_help="Add, list and remove the clients of a server.")
+def peer() -> None:
+    """Add, list and remove the clients of a server."""
+
+
+def encoded(key: bytes) -> str:
+    """Return a key as wg writes it."""
+    return base64.b64encode(key).decode()
+
+
+@peer.command(short_help="Add a client and print its configuration.")
+@click.argument("name")
+@config_option(SERVER_CONFIG)
+@click.option("--endpoint", metavar="HOST[:PORT]", help="Where the client finds the server.")
+@click.option("--allowed-ips", metavar="NETWORKS", help="What it reaches through the tunnel.  [default: its networks]")
+@click.option("--full", "is_full", is_flag=True, help="All of its traffic: --allowed-ips 0.0.0.0/0,::/0")
+@click.option("--dns", metavar="ADDRESSES", help="Name servers that the client asks.")
+@click.option("--keepalive", type=click.IntRange(0, 65_535), default=25, show_default=True, help="Seconds; 0 for none.")
+@click.option("--public-key", metavar="KEY", help="The client made its own key; none is made here.")
+@click.option("--preshared-key", "with_preshared_key", is_flag=True, help="Make a pre-shared key as well.")
+@click.option(
+    "--format", "form", type=click.Choice(FORMATS), help="Print this alone.  [default: conf; in a terminal, all]"
+)
+@_no_reload_option
+def add(config_path: Path, form: str | None, no_reload: bool, **wishes: Any) -> None:
+    r"""Add a client: make its key, take the next free address, reload, print its configuration.
+
+    \b
+    script: shell commands that write client.toml and its keys, for `oxidize client`
+    conf:   a file for wg-quick and every other WireGuard app
+    qr:     the same as a QR code, for phones
+
+    NETWORKS and ADDRESSES are separated by commas. Without --endpoint clients are told the configuration's
+    public_endpoint.
+    """
+    from oxidize.provision.new_client import Wishes, set_up  # noqa: PLC0415
+
+    if form == "qr" and not sys.stdout.isatty():
+        fail(2, "--format qr draws in a terminal, and standard output is none: expected a terminal, or --format conf")
+    if form == "qr" and wishes["public_key"] is not None:
+        fail(2, "--format qr: expected a client without --public-key: a phone takes its private key from the code")
+    with errors_as_lines(), _locked(config_path) as file:
+        loaded = config.load_server(config_path, content=file.content)
+        running = None if no_reload else running_server(loaded.takeover_socket)
+        new = set_up(Wishes(**wishes), loaded, _port(loaded, running))
+        setup = new.setup
+        shown = _render(setup, form)
+        with _added(file, setup):
+            say(f"added {setup.name}: {', '.join(str(address.ip) for address in setup.addresses)}")
+            key = encoded(setup.public_key)
+            _take_up(file, loaded, running, no_reload, lambda keys: key in keys)
+        for warning in new.warnings:
+            warn(warning)
+        if setup.private_key is not None:
+            say("its private key is shown here once and kept nowhere on this machine")
+        if setup.private_key is not None or setup.preshared_key is not None:
+            warn_of_readable_output()
+        click.echo(shown, nl=False, color=True)
+
+
+def _port(loaded: config.ServerConfig, running: dict[str, Any] | None) -> int:
+    """Return the UDP port at which the server listens, or will."""
+    return loaded.listen[1] if running is None else int(str(running["listen"]).rpartition(":")[2])
+
+
+@peer.command("list", short_help="Show the clients, and who is connected.")
+@config_option(SERVER_CONFIG)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+def list_(config_path: Path, as_json: bool) -> None:
+    """Show the clients of the configuration, and who of them is connected now."""
+    from oxidize.runtime.status_page import ago, print_table  # noqa: PLC0415
+
+    with errors_as_lines():
+        loaded = config.load_server(config_path)
+        running = running_server(loaded.takeover_socket)
+        rows = _rows(loaded, running)
+        if as_json:
+            click.echo(json.dumps(rows, indent=2))
+            return
+        headings = ["peer", "public key", "allowed ips", "connected", "last handshake"]
+        cells = [
+            [
+                row["name"],
+                row["public_key"][:KEY_SHOWN_CHARS],
+                ", ".join(row["allowed_ips"]) or "-",
+                "yes" if row["has_session"] else "no",
+                ago(row["last_handshake_unix"]),
+            ]
+            for row in rows
+        ]
+        if running is None:  # nobody knows who is connected
+            headings, cells = headings[:3], [cell[:3] for cell in cells]
+        if rows:
+            print_table(headings, cells)
+        if running is None:
+            say("no server runs")
+        elif unloaded := [row["name"] for row in rows if not row["is_loaded"]]:
+            say(f"not in the running server yet: {', '.join(unloaded)}; reload it")
+
+
+def _rows(loaded: config.ServerConfig, running: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return what `peer list` shows of each peer; what only a running server knows is null without one."""
+    known = {found["public_key"]: found for found in running["peers"]} if running is not None else {}
+    rows = []
+    for one in loaded.peers:
+        key = encoded(one.public_key)
+        found = known.get(key, {})
+        rows.append(
+            {
+                "name": one.name,
+                "public_key": key,
+                "allowed_ips": [str(network) for network in one.allowed_ips],
+                "is_loaded": bool(found) if running is not None else None,
+                "has_session": found.get("has_session", False) if running is not None else None,
+                "endpoint": found.get("endpoint"),
+                "last_handshake_unix": found.get("last_handshake_unix", 0),
+            }
+        )
+    return rows
+
+
+@peer.command(short_help="Remove a client.")
+@click.argument("name")
+@config_option(SERVER_CONFIG)
+@_no_reload_option
+def remove(name: str, config_path: Path, no_reload: bool) -> None:
+    """Remove a client: its session ends with the reload."""
+    from oxidize.provision.peer_tables import remove_peer  # noqa: PLC0415
+
+    with errors_as_lines(), _locked(config_path) as file:
+        loaded = config.load_server(config_path, content=file.content)
+        running = None if no_reload else running_server(loaded.takeover_socket)
+        removed = remove_peer(file.content.decode(), name)
+        content = removed.text.encode()
+        config.load_server(config_path, content=content)
+        key = next(encoded(one.public_key) for one in loaded.peers if one.name == name)
+        with _changed(file, content):
+            say(f"removed {name}{' and the comment above it' if removed.with_comment else ''}")
+            _take_up(file, loaded, running, no_reload, lambda keys: key not in keys)
+        if running is not None and _has_session(running, key):
+            say("its session is cut")
+        preshared_key_file = removed.table.get("preshared_key_file")
+        others = [one.get("preshared_key_file") for one in tomllib.loads(removed.text).get("peer", [])]
+        # Only what `peer add` wrote; whatever has another name is the operator's own.
+        if preshared_key_file == f"{name}.psk" and preshared_key_file not in others:
+            (config_path.parent / preshared_key_file).unlink(missing_ok=True)
+
+
+def _has_session(running: dict[str, Any], key: str) -> bool:
+    return any(found["has_session"] for found in running["peers"] if found["public_key"] == key)
+
+
+# --- Changing the file ---
+
+
+def _locked(config_path: Path) -> "AbstractContextManager[ConfigFile]":
+    from oxidize.provision.config_file import locked  # noqa: PLC0415
+
+    return locked(config_path, lambda: say(f"waiting for another command that changes {config_path}"))
+
+
+@contextmanager
+def _added(file: "ConfigFile", setup: "ClientSetup") -> Iterator[None]:
+    """Have the peer in the file, and its pre-shared key beside it; neither where what is done meanwhile fails."""
+    from oxidize.provision.config_file import owner_of_keys, write_secret  # noqa: PLC0415
+    from oxidize.provision.peer_tables import PeerTable, add_peer  # noqa: PLC0415
+
+    text = file.content.decode()
+    table = PeerTable(
+        name=setup.name,
+        public_key=encoded(setup.public_key),
+        allowed_ips=[ip_network(address.ip) for address in setup.addresses],
+        preshared_key_file=f"{setup.name}.psk" if setup.preshared_key is not None else None,
+    )
+    content = add_peer(text, table).encode()
+    with ExitStack() as undo:
+        if setup.preshared_key is not None:
+            path = file.path.parent / f"{setup.name}.psk"
+            private_key_file = tomllib.loads(text)["server"].get("private_key_file")
+            owner = owner_of_keys(file.path.parent / private_key_file if private_key_file is not None else None)
+            write_secret(path, encoded(setup.preshared_key), owner)
+            undo.callback(path.unlink, missing_ok=True)
+        config.load_server(file.path, content=content)
+        with _changed(file, content):
+            yield
+        undo.pop_all()
+
+
+@contextmanager
+def _changed(file: "ConfigFile", content: bytes) -> Iterator[None]:
+    """Have other content in the file; what was there is put back where what is done meanwhile fails."""
+    before = file.content
+    file.replace(content)
+    try:
+        yield
+    except BaseException:
+        try:
+            file.replace(before)
+        except ConfigError as error:
+            fail(1, *error.problems, f"{file.path} keeps the change, although no server runs with it: undo it by hand")
+        say(f"oxidize: {file.path} is again as it was before")
+        raise
+
+
+def _take_up(
+    file: "ConfigFile",
+    loaded: config.ServerConfig,
+    running: dict[str, Any] | None,
+    no_reload: bool,
+    is_taken_up: Callable[[Collection[str]], bool],
+) -> None:
+    """Let the running server run with the change, if one runs; exits with the reason where that fails."""
+    if no_reload:
+        say("not reloaded: it takes effect with the next reload or start")
+        return
+    if running is None:
+        say("no server runs: it takes effect with the next start")
+        return
+    try:
+        reloaded = take_up(file.path, loaded.takeover_socket, running["pid"], is_taken_up)
+    except OxidizeError as error:
+        fail(1, str(error), *who_serves(file.path, "server", str(error)))
+    say(reloaded.summary)
+    for warning in reloaded.warnings:
+        say(f"oxidize: {warning}")
+
+
+# --- What is printed ---
+
+
+def _render(setup: "ClientSetup", form: str | None) -> str:
+    """Return what goes to standard output; exits where a QR code alone is wanted and does not fit."""
+    from oxidize.provision import client_files  # noqa: PLC0415
+
+    is_terminal = sys.stdout.isatty()
+    if form == "script":
+        return client_files.script(setup)
+    if form == "conf" or (form is None and not is_terminal):
+        return client_files.wg_quick(setup)
+    code = _draw(setup)
+    if form == "qr":
+        if not code:
+            fail(2, "--format qr: the code needs a wider terminal, and a UTF-8 locale; or take --format conf")
+        return code
+    parts = [
+        ("For `oxidize client`: paste it there as root", client_files.script(setup)),
+        (f"For wg-quick and every WireGuard app: {setup.name}.conf", client_files.wg_quick(setup)),
+    ]
+    if setup.private_key is not None:
+        parts.append(("For a phone: scan it with the WireGuard app", code or "(the terminal is too narrow for it)\n"))
+    return "".join(f"\n{click.style(heading, bold=True)}\n\n{text}" for heading, text in parts)
+
+
+def _draw(setup: "ClientSetup") -> str:
+    """Return a QR code of the client's configuration, empty where this terminal cannot show one."""
+    from oxidize.provision.client_files import wg_quick  # noqa: PLC0415
+    from oxidize.provision.qr_code import draw  # noqa: PLC0415
+
+    size = shutil.get_terminal_size()
+    lines = draw(wg_quick(setup), size.columns)
+    if lines is None or "utf" not in (sys.stdout.encoding or "").lower():
+        return ""
+    if len(lines) >= size.lines:
+        warn(f"the QR code has {len(lines)} lines: make the terminal higher than that to scan it whole")
+    return "".join(f"{line}\n" for line in lines)

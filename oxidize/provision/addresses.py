@@ -1,0 +1,107 @@
+"""The next free address in a server's networks.
+
+The rule: an address that is given out is no one's yet: not the server's, in no peer's allowed IPs, and not one with a
+meaning of its own. Sources: RFC 1122 section 3.2.1.3 (network and broadcast address), RFC 3021 (/31), RFC 4291 section
+2.6.1 (the subnet-router anycast address), RFC 6164 (/127).
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_interface
+
+from oxidize.config import InterfaceAddress, Network
+from oxidize.errors import ConfigError
+
+
+def free_addresses(own: Sequence[InterfaceAddress], taken: Iterable[Network]) -> tuple[InterfaceAddress, ...]:
+    """Return the lowest free address in each network of `own`, with the network's prefix length.
+
+    Where one host number is free in all networks it is the same in all, so that 10.9.0.7 and fd09::7 are one peer's.
+    Raises ConfigError with a line for each network that is full.
+    """
+    claimed = [*taken, *(address.network.__class__(address.ip) for address in own)]
+    spaces = [_Space(network, claimed) for network in tunnel_networks(own)]
+    full = [space.network for space in spaces if space.next_free(0) is None]
+    if full:
+        raise ConfigError(
+            [
+                f"{network}: no free address: expected one that is neither the server's nor in a peer's allowed_ips; "
+                f"give [server] address another network, or remove a peer"
+                for network in full
+            ]
+        )
+    common = _common(spaces)
+    numbers = [space.next_free(0) if common is None else common for space in spaces]
+    return tuple(space.host(number) for space, number in zip(spaces, numbers, strict=True) if number is not None)
+
+
+def tunnel_networks(own: Sequence[InterfaceAddress]) -> tuple[Network, ...]:
+    """Return the networks of the server's addresses, each once; of two that overlap the smaller one."""
+    networks = list(dict.fromkeys(address.network for address in own))
+    return tuple(
+        network
+        for network in networks
+        if not any(_contains(network, other) for other in networks if other is not network)
+    )
+
+
+class _Space:
+    """The host numbers of one network, and which ranges of them are taken."""
+
+    def __init__(self, network: Network, claimed: Iterable[Network]) -> None:
+        self.network = network
+        self._base = int(network.network_address)
+        ranges = [self._range(other) for other in claimed if _contains(network, other) or _contains(other, network)]
+        if network.max_prefixlen - network.prefixlen > 1:
+            ranges.append((0, 1))
+            if network.version == 4:
+                ranges.append((network.num_addresses - 1, network.num_addresses))
+        self._ranges = _merge(ranges)
+        self._starts = [start for start, _ in self._ranges]
+
+    def _range(self, other: Network) -> tuple[int, int]:
+        first = max(int(other.network_address) - self._base, 0)
+        return first, min(int(other.broadcast_address) - self._base + 1, self.network.num_addresses)
+
+    def next_free(self, number: int) -> int | None:
+        """Return the first free host number from `number` on, None where there is none."""
+        before = bisect_right(self._starts, number) - 1
+        if before >= 0 and number < self._ranges[before][1]:
+            number = self._ranges[before][1]
+        return number if number < self.network.num_addresses else None
+
+    def host(self, number: int) -> InterfaceAddress:
+        """Return an address by its host number."""
+        return ip_interface((self._base + number, self.network.prefixlen))
+
+
+def _common(spaces: Sequence[_Space]) -> int | None:
+    """Return the lowest host number that is free in all networks, None where there is none."""
+    number = 0
+    while True:
+        found = [space.next_free(number) for space in spaces]
+        if any(candidate is None for candidate in found):
+            return None
+        highest = max(candidate for candidate in found if candidate is not None)
+        if highest == number:
+            return number
+        number = highest
+
+
+def _merge(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the same numbers as ranges that neither touch nor overlap, in order."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _contains(outer: Network, inner: Network) -> bool:
+    return (
+        outer.version == inner.version
+        and int(outer.network_address) <= int(inner.network_address)
+        and int(inner.broadcast_address) <= int(outer.broadcast_address)
+    )

@@ -1,0 +1,319 @@
+"""What a file of wg-quick comes to as a configuration of ours.
+
+The rule: everything in the file is either in the result or named in a note with what to do instead; nothing is dropped
+in silence. What wg decides is decided as wg does: host bits are masked, an address that two peers have is the last
+one's. Sources: wg(8), wg-quick(8).
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
+from typing import TypeVar
+
+from oxidize.config import InterfaceAddress, Network, values
+from oxidize.config.overlap import Claim, find_overlaps
+from oxidize.config.report import show
+from oxidize.config.schema import KEEPALIVE_SECS_MAX, ClientTable, ServerTable
+from oxidize.config.values import PORT_MAX, InvalidValueError
+from oxidize.errors import ConfigError
+from oxidize.protocol.constants import KEY_SIZE
+from oxidize.provision.names import peer_names
+from oxidize.provision.wg_quick import Document, Section, Setting
+
+_T = TypeVar("_T")
+
+UNIT_PORT = 51820  # of systemd/oxidize.socket
+
+_MASQUERADES = re.compile(r"masquerade|\bsnat\b", re.IGNORECASE)
+_FORWARDS = re.compile(r"ip_forward|\.forwarding\b")
+_FILTERS = re.compile(r"\bforward\b", re.IGNORECASE)
+_KNOWN_COMMANDS = (_MASQUERADES, _FORWARDS, _FILTERS)
+
+# Settings that are not taken over: the values that mean nothing anyhow, and what to say of any other.
+_WITHOUT_COUNTERPART: dict[str, tuple[tuple[str, ...], str]] = {
+    "PreUp": ((), "no counterpart; let a unit of its own run it before {unit} starts"),
+    "PreDown": ((), "no counterpart; let a unit of its own run it before {unit} ends"),
+    "PostDown": ((), "no counterpart; let a unit of its own run it after {unit} has ended"),
+    "Table": (("auto",), "no counterpart; routes to the peers' allowed_ips go into the main table"),
+    "FwMark": (("0", "off"), "no counterpart; packets leave without a mark"),
+    "SaveConfig": (("false",), "the file is only changed by you, by `oxidize peer add` and by `oxidize peer remove`"),
+    "DNS": ((), "a server has no use for name servers of its own; set them for its machine"),
+}
+_DEFAULT_ROUTES = {ip_network("0.0.0.0/0"), ip_network("::/0")}
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A configuration, the key files that it names (base64 by file name), and what had no counterpart."""
+
+    toml: str
+    keys: dict[str, str] = field(repr=False)
+    notes: tuple[str, ...]
+
+
+def is_client(document: Document) -> bool:
+    """Tell whether a file is evidently a client's: one peer, which is somewhere, and everything goes there."""
+    return (
+        len(document.peers) == 1
+        and document.peers[0].last("Endpoint") is not None
+        and document.interface.last("ListenPort") is None
+        and any(
+            word.strip() in map(str, _DEFAULT_ROUTES)
+            for setting in document.peers[0].all("AllowedIPs")
+            for word in setting.value.split(",")
+        )
+    )
+
+
+def to_server(document: Document, source: str) -> Converted:
+    """Return the file as a server's configuration; raises ConfigError with a line for each mistake in it."""
+    reading = _Reading(source)
+    interface = document.interface
+    notes: list[str] = []
+    keys = {"server.key": reading.key(interface, "PrivateKey")}
+    table: dict[str, object] = {
+        "address": [str(address) for address in reading.addresses(interface)],
+        "private_key_file": "server.key",
+    }
+    port = reading.one(interface, "ListenPort", _number(PORT_MAX))
+    if port is None:
+        notes.append(f"there is no ListenPort, so wg took any; this one takes {UNIT_PORT}")
+    else:
+        table["listen"] = f"[::]:{port}"
+        if port != UNIT_PORT:
+            notes.append(
+                f"ListenPort = {port}: under systemd the port is that of oxidize.socket: "
+                f"`systemctl edit oxidize.socket`, and write [Socket], ListenDatagram= and ListenDatagram={port} "
+                f"on three lines"
+            )
+    table["mtu"] = reading.one(interface, "MTU", _number(PORT_MAX))
+    masquerades = any(_MASQUERADES.search(setting.value) for setting in interface.all("PostUp"))
+    has_nat = "nat" in ServerTable.model_fields
+    if masquerades and has_nat:
+        table["nat"] = True
+    notes += _interface_notes(interface, has_nat)
+    lines = [*_table("[server]", table)]
+    names = peer_names(document.peers)
+    claims = reading.networks(document.peers, names, notes)
+    for section, name, networks in zip(document.peers, names, claims, strict=True):
+        preshared = reading.preshared_key(section)
+        if preshared:
+            keys[f"{name}.psk"] = preshared
+        peer = {
+            "name": name,
+            "public_key": reading.public_key(section),
+            "preshared_key_file": f"{name}.psk" if preshared else None,
+            "allowed_ips": [str(network) for network in networks],
+            "endpoint": reading.one(section, "Endpoint", values.endpoint),
+            "persistent_keepalive": reading.one(section, "PersistentKeepalive", _keepalive) or None,
+        }
+        lines += ["", *_table("[[peer]]", peer)]
+    return reading.result(lines, keys, notes)
+
+
+def to_client(document: Document, source: str) -> Converted:
+    """Return the file as a client's configuration; raises ConfigError with a line for each mistake in it."""
+    reading = _Reading(source)
+    interface = document.interface
+    notes: list[str] = []
+    if len(document.peers) != 1 or document.peers[0].last("Endpoint") is None:
+        expected = "one [Peer] with an Endpoint, as clients have it"
+        raise ConfigError([f"{source}: expected {expected}; leave out --client for a server's file"])
+    (peer,) = document.peers
+    keys = {"client.key": reading.key(interface, "PrivateKey")}
+    preshared = reading.preshared_key(peer)
+    if preshared:
+        keys["client.psk"] = preshared
+    keepalive = reading.one(peer, "PersistentKeepalive", _keepalive)
+    dns = [address for setting in interface.all("DNS") for address in _name_servers(setting, notes)]
+    if dns and "dns" not in ClientTable.model_fields:
+        notes.append(f"DNS = {', '.join(dns)}: the client sets no name servers; set them by hand")
+        dns = []
+    (networks,) = reading.networks([peer], ["server"], notes)
+    table = {
+        "server": reading.one(peer, "Endpoint", values.endpoint),
+        "server_public_key": reading.public_key(peer),
+        "private_key_file": "client.key",
+        "preshared_key_file": "client.psk" if preshared else None,
+        "address": [str(address) for address in reading.addresses(interface)],
+        "allowed_ips": [str(network) for network in networks],
+        "dns": dns or None,
+        "persistent_keepalive": keepalive or 0,
+        "mtu": reading.one(interface, "MTU", _number(PORT_MAX)),
+    }
+    if interface.last("ListenPort") is not None:
+        notes.append("ListenPort: the client takes any port")
+    notes += _interface_notes(interface, has_nat=False, is_client=True)
+    return reading.result(_table("[client]", table), keys, notes)
+
+
+class _Reading:
+    """Values of one file; what is wrong with them is collected."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._problems: list[tuple[int, str]] = []
+
+    def wrong(self, line: int, text: str) -> None:
+        self._problems.append((line, f"{self._source}: line {line}: {text}"))
+
+    def result(self, lines: Sequence[str], keys: dict[str, str], notes: Sequence[str]) -> Converted:
+        """Return what was read; raises ConfigError if anything of it was wrong."""
+        if self._problems:
+            raise ConfigError([problem for _, problem in sorted(self._problems)])
+        return Converted("\n".join([*lines, ""]), keys, tuple(notes))
+
+    def parsed(self, setting: Setting, text: str, parse: Callable[[str], _T]) -> _T | None:
+        """Return a value of a setting, or report that it is none."""
+        try:
+            return parse(text)
+        except InvalidValueError as error:
+            remedy = f"; {error.remedy}" if error.remedy else "; correct it"
+            self.wrong(setting.line, f"{setting.name} = {show(setting.name, text)}: expected {error.expected}{remedy}")
+            return None
+
+    def one(self, section: Section, name: str, parse: Callable[[str], _T]) -> _T | None:
+        """Return the value of a setting that is there once at most."""
+        setting = section.last(name)
+        return None if setting is None else self.parsed(setting, "".join(setting.value.split()), parse)
+
+    def each(self, section: Section, name: str, parse: Callable[[str], _T]) -> Iterator[_T]:
+        """Yield the values of all settings of a name, in which they are separated by commas."""
+        for setting in section.all(name):
+            for word in setting.value.split(","):
+                if word.strip():
+                    value = self.parsed(setting, "".join(word.split()), parse)
+                    if value is not None:
+                        yield value
+
+    def key(self, section: Section, name: str) -> str:
+        """Return a key that must be there, in base64."""
+        if section.last(name) is None:
+            self.wrong(section.line, f"{name} is missing in this section; add it")
+        return self.one(section, name, _key) or ""
+
+    def public_key(self, section: Section) -> str:
+        if section.last("PublicKey") is None:
+            self.wrong(section.line, "PublicKey is missing in this section; add it, or remove the section")
+        key = self.one(section, "PublicKey", lambda text: (values.public_key(text), text))
+        return "" if key is None else key[1]
+
+    def preshared_key(self, section: Section) -> str | None:
+        """Return a pre-shared key in base64; zeros are none, as for wg."""
+        key = self.one(section, "PresharedKey", _key)
+        return None if key is None or values.parse_key(key) == bytes(KEY_SIZE) else key
+
+    def addresses(self, interface: Section) -> list[InterfaceAddress]:
+        found = list(dict.fromkeys(self.each(interface, "Address", _address)))
+        if not interface.all("Address"):
+            self.wrong(
+                interface.line,
+                "Address is missing: expected the addresses in the tunnel; add Address = 10.0.0.1/24 as it is set now",
+            )
+        return found
+
+    def networks(self, peers: Sequence[Section], names: Sequence[str], notes: list[str]) -> list[list[Network]]:
+        """Return the allowed IPs of each peer, none of which overlaps another's."""
+        found = [list(dict.fromkeys(self.each(section, "AllowedIPs", _network))) for section in peers]
+        owners = {network: owner for owner, networks in enumerate(found) for network in networks}
+        for owner, networks in enumerate(found):
+            for network in [network for network in networks if owners[network] != owner]:
+                networks.remove(network)
+                notes.append(f"{network} of {names[owner]} is left to {names[owners[network]]}, as wg does")
+        claims = [Claim(network, owner) for owner, networks in enumerate(found) for network in networks]
+        for inner, outer in find_overlaps(claims):
+            if inner.owner != outer.owner:
+                self.wrong(
+                    peers[inner.owner].line,
+                    f"{inner.network} of {names[inner.owner]} lies within {outer.network} of {names[outer.owner]}: "
+                    f"expected no overlap, which only wg has a meaning for; give every address to one peer",
+                )
+        return found
+
+
+def _interface_notes(interface: Section, has_nat: bool, is_client: bool = False) -> Iterator[str]:
+    """Yield a note for each setting that has no counterpart."""
+    unit = "the client" if is_client else "oxidize-daemon"
+    for setting in interface.settings:
+        shown = f"line {setting.line}: {setting.name} = {show(setting.name, setting.value)}"
+        if setting.name == "PostUp":
+            yield from (f"{shown}: {text}" for text in _command_notes(setting.value, has_nat, unit))
+        elif setting.name == "PostDown" and any(pattern.search(setting.value) for pattern in _KNOWN_COMMANDS):
+            continue  # it undoes what PostUp did
+        elif setting.name in _WITHOUT_COUNTERPART and not (setting.name == "DNS" and is_client):
+            harmless, text = _WITHOUT_COUNTERPART[setting.name]
+            if setting.value.lower() not in harmless:
+                yield f"{shown}: {text.format(unit=unit)}"
+
+
+def _command_notes(command: str, has_nat: bool, unit: str) -> Iterator[str]:
+    """Yield what to do instead of a command that wg-quick ran."""
+    known = False
+    if _MASQUERADES.search(command):
+        known = True
+        if has_nat:
+            yield "address translation is nat = true now"
+        else:
+            yield "address translation is to be set up by hand, for the interface oxidize0"
+    if _FORWARDS.search(command):
+        known = True
+        yield "forwarding is a setting of the machine: write it to /etc/sysctl.d/, for net.ipv4.ip_forward and IPv6"
+    if _FILTERS.search(command):
+        known = True
+        yield "a firewall that drops forwarded packets needs this rule for the interface oxidize0"
+    if not known:
+        yield f"no counterpart; let a unit of its own run it after {unit} has started"
+
+
+def _table(header: str, table: Mapping[str, object]) -> list[str]:
+    return [header, *(f"{key} = {json.dumps(value)}" for key, value in table.items() if value is not None)]
+
+
+def _name_servers(setting: Setting, notes: list[str]) -> Iterator[str]:
+    """Yield the addresses of DNS =, in which wg-quick allows search domains as well."""
+    for word in filter(None, map(str.strip, setting.value.split(","))):
+        try:
+            address: IPv4Address | IPv6Address = ip_address(word)
+        except ValueError:
+            notes.append(f"line {setting.line}: DNS = {show('DNS', word)}: no counterpart for a search domain")
+            continue
+        yield str(address)
+
+
+def _key(text: str) -> str:
+    if values.parse_key(text) is None:
+        raise InvalidValueError("a key: 44 characters of base64 for 32 bytes")
+    return text
+
+
+def _number(largest: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= largest):
+            raise InvalidValueError(f"a whole number from 0 to {largest}")
+        return int(text)
+
+    return parse
+
+
+def _keepalive(text: str) -> int:
+    return 0 if text.lower() == "off" else _number(KEEPALIVE_SECS_MAX)(text)
+
+
+def _address(text: str) -> InterfaceAddress:
+    try:
+        return values.interface_address(text if "/" in text else str(ip_interface(text)))
+    except InvalidValueError:
+        raise
+    except ValueError:
+        raise InvalidValueError("an address, with the length of its network's prefix, such as 10.0.0.1/24") from None
+
+
+def _network(text: str) -> Network:
+    try:
+        return values.network(str(ip_network(text, strict=False)))
+    except InvalidValueError:
+        raise
+    except ValueError:
+        raise InvalidValueError("a network, such as 10.0.0.2/32") from None

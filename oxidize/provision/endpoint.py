@@ -1,0 +1,41 @@
+"""Where clients are to find the server: as the operator says, or else as well as this machine can tell.
+
+The rule: what is guessed is said to be a guess. A machine knows the addresses of its interfaces, not what a router
+before it makes of them, nor its name.
+"""
+
+import contextlib
+import socket
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from oxidize.config.model import PublicEndpoint
+
+# Documentation addresses (RFC 5737, RFC 3849): a UDP socket that is connected there sends nothing, but has a source.
+_SOMEWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """An address of this machine; `is_public` if the internet may reach it."""
+
+    address: IPv4Address | IPv6Address
+    is_public: bool
+
+
+def guess() -> Guess | None:
+    """Return the address from which this machine reaches the internet, rather a public one and rather IPv4."""
+    found = []
+    for family, target in _SOMEWHERE:
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((target, 9))
+            address = ip_address(str(probe.getsockname()[0]).partition("%")[0])
+            if not address.is_loopback:
+                found.append(Guess(address, address.is_global))
+    return next((one for one in found if one.is_public), found[0] if found else None)
+
+
+def written(endpoint: PublicEndpoint, port: int) -> str:
+    """Return "host:port", with `port` where the endpoint names none and brackets around an IPv6 address."""
+    host, own_port = endpoint
+    return f"{f'[{host}]' if ':' in host else host}:{port if own_port is None else own_port}"

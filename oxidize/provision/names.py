@@ -1,0 +1,59 @@
+"""What to call the peers of a file that has no names for them.
+
+The rule: a name comes from a comment that is short enough to be one and holds nothing that could be a key or a setting
+put out of use; every peer gets one, and no two the same. Sources of the forms: what people and the usual installers
+write, such as "# laptop", "# Name = laptop", "### Client laptop", "### begin laptop ###".
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from oxidize.config.values import PEER_NAME_MAX
+from oxidize.provision.wg_quick import PEER_NAMES, Section
+
+_WORDS_MAX = 3  # more are a sentence
+_LABELLED = re.compile(r"(?:friendly_?)?name\s*[=:]\s*(?P<name>.+)", re.IGNORECASE)
+_INTRODUCED = re.compile(r"(?:client|peer|user|begin|begin_peer)\b[\s:=]+(?P<name>.+)", re.IGNORECASE)
+_ENDING = re.compile(r"(?:end|end_peer)\b", re.IGNORECASE)
+_SETTING = re.compile(rf"(?:{'|'.join(PEER_NAMES)}|\[)", re.IGNORECASE)
+_KEY = re.compile(r"[A-Za-z0-9+/]{40,}|[0-9A-Fa-f]{64}")
+
+
+def peer_names(peers: Sequence[Section]) -> list[str]:
+    """Return a name for each peer, in order."""
+    taken: set[str] = set()
+    names = []
+    for number, section in enumerate(peers, start=1):
+        name = _free(_from_comments(section.comments) or f"peer-{number}", taken)
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _from_comments(comments: Iterable[str]) -> str:
+    """Return the name that comments give, one with a label rather than the first; empty where none does."""
+    usable = [comment for comment in comments if not (_KEY.search(comment) or _SETTING.match(comment))]
+    labelled = [match["name"] for match in map(_LABELLED.match, usable) if match]
+    return next((name for name in map(_sanitized, [*labelled, *_short(usable)]) if name), "")
+
+
+def _short(comments: Iterable[str]) -> Iterator[str]:
+    for comment in comments:
+        introduced = _INTRODUCED.match(comment)
+        text = introduced["name"] if introduced else comment
+        if len(text.split()) <= _WORDS_MAX and not _ENDING.match(comment):
+            yield text
+
+
+def _sanitized(text: str) -> str:
+    """Return what of a text can be in a name."""
+    name = re.sub(r"[^A-Za-z0-9_.@-]+", "-", text.strip().strip("\"'"))
+    return re.sub(r"^[^A-Za-z0-9]+", "", name)[:PEER_NAME_MAX].rstrip("-")
+
+
+def _free(name: str, taken: set[str]) -> str:
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name[: PEER_NAME_MAX - len(str(number)) - 1]}-{number}"
+    return free

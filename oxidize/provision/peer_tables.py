@@ -1,0 +1,152 @@
+"""Tables [[peer]] put into the text of a server's configuration and taken out of it.
+
+The rule: not a byte changes outside of the one table, and the new text means the old one with that table more or less:
+both are parsed and compared before the new one is given out. Source: TOML 1.0.
+
+It is done on lines, not on a tree of the document: a library that keeps comments hangs those above a table on the table
+before, and so would let a removed peer take the next one's comment with it.
+"""
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from oxidize.config import Network
+from oxidize.errors import ConfigError, StateError
+
+_TRIVIA = re.compile(r"\s*(#.*)?")
+_COMMENT = re.compile(r"\s*#")
+_HEADER = re.compile(r"\s*\[")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerTable:
+    """A table [[peer]] that is to be written.
+
+    public_key: base64. preshared_key_file: a path relative to the configuration's folder. endpoint: "host:port".
+    persistent_keepalive: seconds. None, or 0, leaves the key out.
+    """
+
+    name: str
+    public_key: str
+    allowed_ips: Sequence[Network]
+    preshared_key_file: str | None = None
+    endpoint: str | None = None
+    persistent_keepalive: int = 0
+
+    def lines(self) -> list[str]:
+        """Return the table as lines of TOML."""
+        values = {
+            "name": self.name,
+            "public_key": self.public_key,
+            "allowed_ips": [str(network) for network in self.allowed_ips],
+            "preshared_key_file": self.preshared_key_file,
+            "endpoint": self.endpoint,
+            "persistent_keepalive": self.persistent_keepalive or None,
+        }
+        # What the checks of `oxidize.config` let pass is ASCII, of which JSON and TOML write strings alike.
+        return ["[[peer]]", *(f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None)]
+
+
+def add_peer(text: str, peer: PeerTable) -> str:
+    """Return the text with the table at its end; raises ConfigError where it cannot stand there."""
+    added = "\n".join([*peer.lines(), ""])
+    if text:
+        added = ("\n" if text.endswith("\n") else "\n\n") + added
+    if "\r\n" in text:
+        added = added.replace("\n", "\r\n")
+    before = _parse(text)
+    (table,) = tomllib.loads("\n".join(peer.lines()))["peer"]
+    expected = {**before, "peer": [*_peers(before), table]}
+    return _checked(text + added, expected)
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A text without one of its peers; the values of the table that is gone, and whether a comment went with it."""
+
+    text: str
+    table: dict[str, Any]
+    with_comment: bool
+
+
+def remove_peer(text: str, name: str) -> Removed:
+    """Return the text without the table of that name and the comment right above it.
+
+    Raises ConfigError where there is no such table, with the name that was probably meant.
+    """
+    before = _parse(text)
+    names = [str(peer.get("name")) for peer in _peers(before)]
+    if name not in names:
+        raise ConfigError([unknown_name(name, names)])
+    lines = re.findall(r"[^\n]*\n|[^\n]+", text)
+    header, end, table = next(block for block in list(_peer_blocks(lines)) if block[2].get("name") == name)
+    first = header
+    while first and _COMMENT.match(lines[first - 1]):
+        first -= 1
+    head, tail = lines[:first], lines[end:]
+    if not head or not head[-1].strip():
+        while tail and not tail[0].strip():
+            del tail[0]
+    if not tail:
+        while head and not head[-1].strip():
+            del head[-1]
+    peers = [peer for peer in _peers(before) if peer.get("name") != name]
+    expected = {key: value for key, value in before.items() if key != "peer"} | ({"peer": peers} if peers else {})
+    return Removed(_checked("".join(head + tail), expected), table, first < header)
+
+
+def unknown_name(name: str, names: Sequence[str]) -> str:
+    """Return what to say of a name that no peer has."""
+    close = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean {close[0]}?" if close else "`oxidize peer list` shows them"
+    return f"{name}: expected the name of a peer; {hint}"
+
+
+def _peer_blocks(lines: Sequence[str]) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Yield every table of a document: its first line, the line after its last key, and what it holds as a peer.
+
+    Raises ConfigError where peers are not written as tables.
+    """
+    start = 0
+    for number in range(len(lines) + 1):
+        if number < len(lines) and (number == start or not _HEADER.match(lines[number])):
+            continue
+        try:
+            found = tomllib.loads("".join(lines[start:number]))
+        except tomllib.TOMLDecodeError:
+            continue  # the bracket stands within a string or a list of several lines
+        end = number
+        while end > start and _TRIVIA.fullmatch(lines[end - 1].rstrip("\r\n")):
+            end -= 1
+        peers = found.get("peer")
+        if peers and not (_HEADER.match(lines[start]) and isinstance(peers, list) and len(peers) == 1):
+            raise ConfigError([_NOT_TABLES])
+        yield start, end, peers[0] if peers else {}
+        start = number
+
+
+_NOT_TABLES = "peer is one list here: expected a table [[peer]] for each peer; write it so, then this can edit the file"
+
+
+def _peers(document: dict[str, Any]) -> list[dict[str, Any]]:
+    peers: list[dict[str, Any]] = document.get("peer", [])
+    return peers
+
+
+def _parse(text: str) -> dict[str, Any]:
+    return tomllib.loads(text)
+
+
+def _checked(text: str, expected: dict[str, Any]) -> str:
+    try:
+        found = _parse(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([_NOT_TABLES]) from error
+    if found != expected:
+        raise StateError("the edited configuration would say something else than was meant; nothing is changed")
+    return text

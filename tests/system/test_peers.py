@@ -1,0 +1,65 @@
+"""`oxidize peer` and `oxidize import` where systemd runs the server: its own reload, its user's files."""
+
+from tests.system.service import OXIDIZE, Service
+from tests.traffic.server import b64
+from tests.traffic.site import Site
+
+TOML = "/etc/oxidize/server.toml"
+
+
+def test_a_peer_comes_and_goes_by_systemds_reload(service: Service) -> None:
+    machine = service.machine
+    machine.run("sh", "-c", f"chown root:oxidize {TOML} && chmod 0640 {TOML}")
+    service.start()
+    handshake = service.handshake()
+    before = machine.run("cat", TOML)
+    command = (OXIDIZE, "peer", "add", "laptop", "--preshared-key", "--endpoint", "vpn.example.org")
+    added = machine.try_run(*command)
+    assert added.status == 0, f"{added}\n{machine.journal()}"
+    assert "reloaded oxidize-daemon.service\n" in added.errors
+    assert "Endpoint = vpn.example.org:51820\n" in added.output
+    assert {peer["name"] for peer in service.status()["peers"]} == {"client-1", "laptop"}
+    modes = machine.run("stat", "-c", "%a %U %G", TOML, "/etc/oxidize/laptop.psk").splitlines()
+    assert modes == ["640 root oxidize", "600 oxidize oxidize"]
+    assert machine.run("cat", TOML).startswith(before)
+
+    removed = machine.try_run(OXIDIZE, "peer", "remove", "laptop")
+    assert removed.status == 0, removed
+    assert machine.run("cat", TOML) == before
+    assert machine.try_run("test", "-e", "/etc/oxidize/laptop.psk").status != 0
+    assert {peer["name"] for peer in service.status()["peers"]} == {"client-1"}
+    assert service.status()["generation"] == 3
+    assert service.handshake() == handshake
+    service.wait_for_main_process()
+
+
+def test_a_reload_that_fails_leaves_the_file_and_says_why(service: Service) -> None:
+    service.start()
+    service.add_release("broken", loop="raise SystemExit(3)")
+    service.switch_to("broken")
+    before = service.machine.run("cat", TOML)
+    (current,) = (name for name in service.releases() if name != "broken")
+    command = f"/opt/oxidize/releases/{current}/bin/oxidize"
+    added = service.machine.try_run(command, "peer", "add", "laptop", "--endpoint", "vpn.example.org")
+    assert (added.status, added.output) == (1, ""), added
+    assert "oxidize: systemctl reload: Job for oxidize-daemon.service failed" in added.errors
+    assert "serves as before" in added.errors
+    assert f"{TOML} is again as it was before" in added.errors
+    assert service.machine.run("cat", TOML) == before
+
+
+def test_an_imported_server_is_the_services(service: Service) -> None:
+    machine = service.machine
+    client = service.client
+    lines = ["[Interface]", f"PrivateKey = {b64(service.identity.private)}", "ListenPort = 51820"]
+    lines += [f"Address = {Site.SERVER4}/24, {Site.SERVER6}/64", "# laptop", "[Peer]"]
+    lines += [f"PublicKey = {b64(client.wireguard.identity.public)}", f"AllowedIPs = {client.inner4}, {client.inner6}"]
+    (machine.root / "etc/wg0.conf").write_text("\n".join([*lines, ""]))
+    refused = machine.try_run(OXIDIZE, "import", "/etc/wg0.conf")
+    assert refused.status == 2
+    assert f"{TOML} exists" in refused.errors
+    machine.run(OXIDIZE, "import", "/etc/wg0.conf", "--force")
+    modes = machine.run("stat", "-c", "%a %U %G", TOML, "/etc/oxidize/server.key").splitlines()
+    assert modes == ["640 root oxidize", "600 oxidize oxidize"]
+    service.start()
+    assert [peer["name"] for peer in service.status()["peers"]] == ["laptop"]

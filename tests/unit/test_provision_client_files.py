@@ -1,0 +1,133 @@
+"""What a client is handed: files that its tools load, and a code that reads as it should."""
+
+import subprocess
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
+
+import pytest
+import segno
+
+from oxidize.config import load_client
+from oxidize.protocol.crypto import public_key
+from oxidize.provision.client_files import ClientSetup, client_toml, script, wg_quick
+from oxidize.provision.endpoint import written
+from oxidize.provision.qr_code import draw
+
+PRIVATE, PRESHARED, SERVER = bytes(range(32)), bytes(range(1, 33)), public_key(bytes(range(2, 34)))
+SETUP = ClientSetup(
+    name="laptop",
+    addresses=[ip_interface("10.9.0.2/24"), ip_interface("fd09::2/64")],
+    private_key=PRIVATE,
+    public_key=public_key(PRIVATE),
+    preshared_key=None,
+    server_public_key=SERVER,
+    endpoint="vpn.example.org:51820",
+    allowed_ips=[ip_network("10.9.0.0/24"), ip_network("fd09::/64")],
+    dns=[],
+    persistent_keepalive=25,
+    mtu=1420,
+)
+
+
+def test_a_file_of_wg_quick() -> None:
+    assert wg_quick(SETUP).splitlines() == [
+        "[Interface]",
+        "PrivateKey = AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
+        "Address = 10.9.0.2/24, fd09::2/64",
+        "",
+        "[Peer]",
+        "PublicKey = q58mKMMlwUHp+yQw8QaFD2KTC8PwsS3zmpuEpJx8HRI=",
+        "Endpoint = vpn.example.org:51820",
+        "AllowedIPs = 10.9.0.0/24, fd09::/64",
+        "PersistentKeepalive = 25",
+    ]
+    more = replace(SETUP, preshared_key=PRESHARED, dns=[ip_address("10.9.0.1")], mtu=1280, persistent_keepalive=0)
+    added = set(wg_quick(more).splitlines()) - set(wg_quick(SETUP).splitlines())
+    assert added == {"DNS = 10.9.0.1", "MTU = 1280", "PresharedKey = AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA="}
+    assert "PersistentKeepalive" not in wg_quick(more)
+
+
+def test_a_client_that_has_its_own_key() -> None:
+    own = replace(SETUP, private_key=None)
+    assert "\nPrivateKey" not in wg_quick(own)
+    assert "client.key <<" not in script(own)
+    assert 'private_key_file = "client.key"' in script(own)
+
+
+@pytest.mark.parametrize("preshared_key", [None, PRESHARED])
+def test_the_script_writes_what_the_client_loads(tmp_path: Path, preshared_key: bytes | None) -> None:
+    folder = tmp_path / "etc"
+    text = script(replace(SETUP, preshared_key=preshared_key)).replace("/etc/oxidize", str(folder))
+    subprocess.run(["sh"], input=text, text=True, check=True, capture_output=True)
+    client = load_client(folder / "client.toml")
+    assert (client.private_key, client.preshared_key) == (PRIVATE, preshared_key or bytes(32))
+    assert (client.server, client.server_public_key) == ("vpn.example.org:51820", SERVER)
+    assert (client.addresses, client.allowed_ips) == (tuple(SETUP.addresses), tuple(SETUP.allowed_ips))
+    assert (client.mtu, client.persistent_keepalive) == (1420, 25)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+
+    other = text.replace("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "other")
+    done = subprocess.run(["sh"], input=other, text=True, check=False, capture_output=True)
+    assert done.returncode != 0
+    assert load_client(folder / "client.toml").private_key == PRIVATE, "a key was overwritten"
+
+
+def test_what_is_usual_is_left_out_of_the_toml() -> None:
+    keys = [line.partition(" =")[0] for line in client_toml(SETUP).splitlines()]
+    assert keys == ["[client]", "server", "server_public_key", "private_key_file", "address", "allowed_ips"]
+    assert "persistent_keepalive = 0\nmtu = 1280\n" in client_toml(replace(SETUP, persistent_keepalive=0, mtu=1280))
+
+
+def test_a_setup_shows_no_key() -> None:
+    assert str(PRIVATE) not in repr(SETUP)
+
+
+# --- The code ---
+
+
+def modules(lines: list[str]) -> list[list[bool]]:
+    """Return what a camera sees: which modules are dark."""
+    rows = []
+    for line in lines:
+        assert line.startswith("\x1b[38;5;231;48;5;16m")
+        assert line.endswith("\x1b[0m")
+        drawn = line.removeprefix("\x1b[38;5;231;48;5;16m").removesuffix("\x1b[0m")
+        rows += [[character in " ▄" for character in drawn], [character in " ▀" for character in drawn]]
+    return rows
+
+
+@pytest.mark.parametrize("border", [4, 2])
+def test_the_code_is_what_was_drawn(border: int) -> None:
+    text = wg_quick(SETUP)
+    expected = segno.make(text, error="l", boost_error=False, micro=False)
+    width, height = expected.symbol_size(border=border)
+    lines = draw(text, width if border == 2 else 80)
+    assert lines is not None
+    found = modules(lines)[:height]  # an odd last row shares its characters with the terminal's ground
+    assert found == [[bool(module) for module in row] for row in expected.matrix_iter(border=border)]
+    assert all(len(row) == width <= 80 for row in found)
+
+
+def test_no_code_where_there_is_no_room() -> None:
+    assert draw(wg_quick(SETUP), 60) is None
+    assert draw("x" * 3000, 1000) is None  # more than any code holds
+
+
+def test_all_that_is_usual_fits_into_80_columns() -> None:
+    most = replace(
+        SETUP,
+        preshared_key=PRESHARED,
+        dns=[ip_address("10.9.0.1")],
+        allowed_ips=[ip_network("0.0.0.0/0"), ip_network("::/0")],
+        endpoint="[2001:db8:1234:5678::9abc]:51820",
+    )
+    assert draw(wg_quick(most), 80) is not None
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [(("a.example", None), "a.example:7"), (("a.example", 9), "a.example:9"), (("fd09::1", None), "[fd09::1]:7")],
+)
+def test_an_endpoint_is_written_with_its_port(endpoint: tuple[str, int | None], expected: str) -> None:
+    assert written(endpoint, 7) == expected

@@ -1,0 +1,140 @@
+"""A configuration that is changed on disk: whole or not at all, by one at a time, with its owner and mode."""
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from oxidize.errors import ConfigError
+from oxidize.provision.config_file import NewFile, install, locked, write_secret
+
+
+def never() -> None:
+    raise AssertionError("nobody else holds it")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "server.toml"
+    path.write_text("old")
+    path.chmod(0o640)
+    return path
+
+
+def test_it_is_replaced_with_its_mode(path: Path) -> None:
+    before = path.stat()
+    (path.parent / "other").hardlink_to(path)
+    with locked(path, never) as file:
+        assert file.content == b"old"
+        file.replace(b"new")
+        file.replace(b"newer")
+    after = path.stat()
+    assert path.read_text() == "newer"
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert (path.parent / "other").read_text() == "old"  # the old file was not written to
+    assert sorted(path.parent.iterdir()) == [path.parent / "other", path]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="lacks root: only root gives files away")
+def test_it_keeps_its_owner(path: Path) -> None:
+    os.chown(path, 12345, 54321)
+    with locked(path, never) as file:
+        file.replace(b"new")
+    assert (path.stat().st_uid, path.stat().st_gid, path.stat().st_mode & 0o777) == (12345, 54321, 0o640)
+
+
+def test_a_link_is_followed(path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "elsewhere" / "link.toml"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    with locked(link, never) as file:
+        assert (file.path, file.target) == (link, path)
+        file.replace(b"new")
+    assert link.is_symlink()
+    assert path.read_text() == "new"
+
+
+def test_what_somebody_else_wrote_stays(path: Path) -> None:
+    with locked(path, never) as file:
+        path.write_text("theirs")
+        with pytest.raises(ConfigError, match="changed by somebody else"):
+            file.replace(b"new")
+    assert path.read_text() == "theirs"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_only_one_at_a_time(path: Path) -> None:
+    waited = []
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+
+        def say_waiting() -> None:
+            waited.append(True)
+            fcntl.flock(folder, fcntl.LOCK_UN)  # the other command ends
+
+        with locked(path, say_waiting), pytest.raises(BlockingIOError):
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(folder)
+    assert waited == [True]
+
+
+@pytest.mark.parametrize("name", ["none.toml", "a\0b", "loop"])
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ConfigError) as caught, locked(tmp_path / name, never):
+        pass
+    assert len(caught.value.problems) == 1
+
+
+def test_a_secret_is_its_owners(tmp_path: Path) -> None:
+    path = tmp_path / "a.psk"
+    write_secret(path, "KEY", None)
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("KEY\n", 0o600)
+    with pytest.raises(ConfigError, match="File exists"):
+        write_secret(path, "OTHER", None)
+    assert path.read_text() == "KEY\n"
+
+
+# --- What `oxidize import` writes ---
+
+FILES = [NewFile("server.key", "KEY\n", 0o600, None), NewFile("server.toml", "text", 0o640, None)]
+
+
+def test_files_are_installed_together(tmp_path: Path) -> None:
+    seen = []
+
+    def load(path: Path) -> None:
+        seen.append((path.read_text(), (path.parent / "server.key").read_text()))
+
+    assert install(tmp_path, FILES, load, force=False) == [tmp_path / "server.key", tmp_path / "server.toml"]
+    assert seen == [("text", "KEY\n")]
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"server.key": 0o600, "server.toml": 0o640}
+
+
+def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
+    (tmp_path / "server.key").write_text("precious")
+    with pytest.raises(ConfigError, match=r"server\.key exists: .*--force"):
+        install(tmp_path, FILES, lambda path: None, force=False)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
+    install(tmp_path, FILES, lambda path: None, force=True)
+    assert (tmp_path / "server.key").read_text() == "KEY\n"
+
+
+def test_what_does_not_load_is_not_installed(tmp_path: Path) -> None:
+    def load(path: Path) -> None:
+        raise ConfigError([f"{path}: bad", "also"])
+
+    with pytest.raises(ConfigError) as caught:
+        install(tmp_path, FILES, load, force=False)
+    assert caught.value.problems == (f"{tmp_path}/server.toml: bad", "also")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a folder"):
+        install(tmp_path / "none", FILES, lambda path: None, force=False)

@@ -1,0 +1,121 @@
+"""Tables put in and taken out: nothing else changes, not even a space."""
+
+from ipaddress import ip_network
+
+import pytest
+
+from oxidize.errors import ConfigError
+from oxidize.provision.peer_tables import PeerTable, add_peer, remove_peer
+
+LAPTOP = PeerTable(name="laptop", public_key="KEY=", allowed_ips=[ip_network("10.9.0.2/32"), ip_network("fd09::2/128")])
+LAPTOP_TEXT = '[[peer]]\nname = "laptop"\npublic_key = "KEY="\nallowed_ips = ["10.9.0.2/32", "fd09::2/128"]\n'
+
+FILE = """\
+# the machine in the cellar
+[server]
+address = "10.9.0.1/24"    # ours
+
+# --- people ---
+
+# Alice's laptop
+[[peer]]
+name   = "alice"     # she
+allowed_ips = [
+  "10.9.0.2/32",     # [[peer]] in a comment
+]
+
+[[ "peer" ]]  # Bob
+name = 'bob'
+note = '''
+[[peer]]
+name = "alice"
+'''
+
+# Carol, who has
+# two lines
+[[peer]]
+name = "carol"
+
+# the end
+"""
+
+
+def test_a_table_is_put_at_the_end() -> None:
+    assert add_peer(FILE, LAPTOP) == FILE + "\n" + LAPTOP_TEXT
+    assert add_peer("", LAPTOP) == LAPTOP_TEXT
+    assert add_peer("[server]", LAPTOP) == "[server]\n\n" + LAPTOP_TEXT
+    windows = FILE.replace("\n", "\r\n")
+    assert add_peer(windows, LAPTOP) == windows + ("\n" + LAPTOP_TEXT).replace("\n", "\r\n")
+
+
+def test_only_what_is_said_is_written() -> None:
+    table = PeerTable(
+        name="a",
+        public_key="K",
+        allowed_ips=[],
+        preshared_key_file="a.psk",
+        endpoint="h:1",
+        persistent_keepalive=9,
+    )
+    assert table.lines()[3:] == [
+        "allowed_ips = []",
+        'preshared_key_file = "a.psk"',
+        'endpoint = "h:1"',
+        "persistent_keepalive = 9",
+    ]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_what_was_put_in_is_taken_out_again(newline: str) -> None:
+    text = FILE.replace("\n", newline)
+    removed = remove_peer(add_peer(text, LAPTOP), "laptop")
+    assert removed.text == text
+    assert removed.table["public_key"] == "KEY="
+    assert not removed.with_comment
+
+
+def test_a_table_goes_with_the_comment_right_above_it() -> None:
+    start, end = FILE.index("# Alice's laptop"), FILE.index('[[ "peer" ]]')
+    removed = remove_peer(FILE, "alice")
+    assert removed.text == FILE[:start] + FILE[end:]
+    assert removed.with_comment
+
+
+def test_the_comment_above_the_next_table_stays() -> None:
+    start, end = FILE.index('[[ "peer" ]]'), FILE.index("# Carol")
+    removed = remove_peer(FILE, "bob")
+    assert removed.text == FILE[:start] + FILE[end:]
+    assert not removed.with_comment
+
+
+def test_the_last_table_leaves_what_follows_it() -> None:
+    start, end = FILE.index("# Carol"), FILE.index("# the end")
+    assert remove_peer(FILE, "carol").text == FILE[:start] + FILE[end:]
+
+
+def test_a_file_without_a_last_newline() -> None:
+    assert remove_peer('[[peer]]\nname = "a"\n[[peer]]\nname = "b"', "b").text == '[[peer]]\nname = "a"\n'
+    assert remove_peer('[[peer]]\nname = "a"\n[[peer]]\nname = "b"', "a").text == '[[peer]]\nname = "b"'
+    assert remove_peer('[[peer]]\nname = "a"', "a").text == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("alise", "did you mean alice?"), ("xyz", "`oxidize peer list` shows them"), ("", "`oxidize")]
+)
+def test_an_unknown_name(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match="expected the name of a peer") as caught:
+        remove_peer(FILE, name)
+    assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ['peer = [{name = "a"}]\n', "peer = []\n", 'peer = [\n {name = "a"},\n]\n[server]\n'])
+def test_peers_in_a_list_are_left_alone(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected a table \[\[peer\]\]"):
+        add_peer(text, LAPTOP)
+    with pytest.raises(ConfigError):
+        remove_peer(text, "a")
+
+
+def test_a_table_within_a_peer_is_left_alone() -> None:
+    with pytest.raises(ConfigError, match=r"expected a table \[\[peer\]\]"):
+        remove_peer('[[peer]]\nname = "a"\n[peer.x]\n', "a")
