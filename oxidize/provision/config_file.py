@@ -124,7 +124,8 @@ def _replace(target: Path, content: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
-            if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+            made = os.fstat(file.fileno())
+            if (before.st_uid, before.st_gid) != (made.st_uid, made.st_gid):
                 os.fchown(file.fileno(), before.st_uid, before.st_gid)
             shutil.copystat(target, name)  # the mode, and what security modules keep beside it
             os.utime(name)

@@ -9,7 +9,7 @@ import pytest
 from oxidize import config
 from tests.traffic.namespaces import set_addresses
 from tests.traffic.ping import Ping, ping
-from tests.traffic.server import OXIDIZE, Outcome, b64
+from tests.traffic.server import OXIDIZE, WAIT_SECS, Outcome, b64, wait_for
 from tests.traffic.site import PORT, Client, Site
 from tests.traffic.wireguard_go import INNER_MTU
 
@@ -138,3 +138,24 @@ def test_a_server_of_wg_quick_serves_its_clients_after_the_import(site: Site, tm
         client.connect()
         for address in (Site.SERVER4, Site.SERVER6):
             ping(site.lab, client.namespace, address, 2)
+
+
+def test_the_script_sets_up_our_own_client(site: Site, tmp_path: Path) -> None:
+    site.server.start()
+    client = newcomer(site)
+    client.wireguard.stop()  # its place is ours
+    added = site.server.command(
+        *("peer", "add", "laptop", "--preshared-key", "--format", "script", "--endpoint", client.server4)
+    )
+    assert added.status == 0, added
+    folder = tmp_path / "laptop"
+    script = added.output.replace("/etc/oxidize", str(folder))
+    subprocess.run(["sh"], input=script, text=True, check=True, timeout=WAIT_SECS)
+    config_path = folder / "client.toml"
+    config_path.write_text(config_path.read_text() + 'takeover_socket = "takeover.sock"\n')
+    with client.namespace.entered():
+        site.lab.spawn((*OXIDIZE, "client", "-c", str(config_path)), "laptop")
+    wait_for("our client to listen", (folder / "takeover.sock").exists)
+    for target in (Site.SERVER4, Site.SERVER6):
+        ping(site.lab, client.namespace, target, 2)
+    assert sessions(site) == {"laptop": True}
