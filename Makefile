@@ -22,10 +22,10 @@ INSTALL_PYTHON ?= /usr/bin/python3
 
 # The packages follow from the goals as a whole, so that whoever may not install them gets one line, not one a target.
 NEEDED := $(BUILD_PACKAGES)
-ifneq ($(filter check test test-handoff test-systemd,$(MAKECMDGOALS)),)
+ifneq ($(filter check test test-handoff test-systemd bench bench-reconnect,$(MAKECMDGOALS)),)
 NEEDED += $(CHECK_PACKAGES)
 endif
-ifneq ($(filter test test-handoff test-systemd,$(MAKECMDGOALS)),)
+ifneq ($(filter test test-handoff test-systemd bench bench-reconnect,$(MAKECMDGOALS)),)
 ifeq ($(shell id -u),0)
 NEEDED += $(ROOT_TEST_PACKAGES)
 endif
@@ -51,7 +51,7 @@ LOCK := .stamps/lock/bin/uv --quiet pip compile --universal --python-version 3.1
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-handoff test-systemd check bench install uninstall venv packages lock clean
+.PHONY: help demo test test-handoff test-systemd check bench bench-reconnect install uninstall venv packages lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -76,6 +76,9 @@ check: $(SETUP) ## linters, types, unit and property tests: under a minute, befo
 
 bench: $(SETUP) ## measure the data path and the takeover on this machine
 	@$(BIN)/python -m benchmarks
+
+bench-reconnect: $(SETUP) ## measure how soon a client is back, beside wireguard-go as client (as root)
+	@$(BIN)/python -m benchmarks reconnect
 
 venv: $(SETUP) ## only the set-up: packages and .venv
 

@@ -29,6 +29,18 @@ if TYPE_CHECKING:
 FORMATS = ("script", "conf", "qr")
 KEY_SHOWN_CHARS = 10
 
+# "\b" keeps click from filling the lines after it.
+ADD_HELP = """Add a client: make its key, take the next free address, reload, print its configuration.
+
+\b
+script: shell commands that write client.toml and its keys,
+        for `oxidize client`
+conf:   a file for wg-quick and every other WireGuard app
+qr:     the same as a QR code, for phones
+
+NETWORKS and ADDRESSES are separated by commas. Without --endpoint clients are told the configuration's public_endpoint.
+"""
+
 _no_reload_option = click.option("--no-reload", is_flag=True, help="Only change the file.")
 
 
@@ -42,7 +54,7 @@ def encoded(key: bytes) -> str:
     return base64.b64encode(key).decode()
 
 
-@peer.command(short_help="Add a client and print its configuration.")
+@peer.command(short_help="Add a client and print its configuration.", help=ADD_HELP)
 @click.argument("name")
 @config_option(SERVER_CONFIG)
 @click.option("--endpoint", metavar="HOST[:PORT]", help="Where the client finds the server.")
@@ -57,16 +69,7 @@ def encoded(key: bytes) -> str:
 )
 @_no_reload_option
 def add(config_path: Path, form: str | None, no_reload: bool, **wishes: Any) -> None:
-    r"""Add a client: make its key, take the next free address, reload, print its configuration.
-
-    \b
-    script: shell commands that write client.toml and its keys, for `oxidize client`
-    conf:   a file for wg-quick and every other WireGuard app
-    qr:     the same as a QR code, for phones
-
-    NETWORKS and ADDRESSES are separated by commas. Without --endpoint clients are told the configuration's
-    public_endpoint.
-    """
+    """Add a client; ADD_HELP says to its user how."""
     from oxidize.provision.new_client import Wishes, set_up  # noqa: PLC0415
 
     if form == "qr" and not sys.stdout.isatty():

@@ -53,11 +53,13 @@ def _read(text: str, *, on_their_way: int) -> PingResult:
 class Ping:
     """Requests every INTERVAL_SECS until `stop`."""
 
+    OPTIONS: tuple[str, ...] = ()
+
     def __init__(self, lab: Lab, namespace: Namespace, target: str, name: str) -> None:
         self._lab = lab
         self._log: Path = lab.folder / f"{name}.log"
         with namespace.entered():
-            self._pid = lab.spawn(("/usr/bin/ping", "-n", "-O", "-i", str(INTERVAL_SECS), target), name)
+            self._pid = lab.spawn(("/usr/bin/ping", "-n", "-O", *self.OPTIONS, "-i", str(INTERVAL_SECS), target), name)
         self._read_to = self._replies = 0
 
     def replies(self) -> int:

@@ -8,6 +8,7 @@ namespace, which drops in both directions what goes to or comes from the server'
 import contextlib
 import secrets
 import subprocess
+import time
 from collections.abc import Iterator
 
 from tests.traffic.namespaces import Namespace, join, set_addresses
@@ -107,6 +108,7 @@ class GoServer:
 
     def _configure(self) -> None:
         self.wireguard.set_peer(self._client_key, f"{Road.INNER_CLIENT}/32")
+        self.serves_since = time.time()  # seconds since the epoch
         self.wireguard.wg("set", self.wireguard.name, "listen-port", str(PORT))
         self.wireguard.enlarge_buffers()
 

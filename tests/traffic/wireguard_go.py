@@ -98,7 +98,10 @@ class WireguardGo:
         pidfd = os.pidfd_open(self.pid)
         try:
             for entry in Path("/proc", str(self.pid), "fd").iterdir():
-                if str(entry.readlink()).startswith("socket:"):
+                target = ""
+                with contextlib.suppress(FileNotFoundError):  # it is its process's, to close as it likes
+                    target = str(entry.readlink())
+                if target.startswith("socket:"):
                     fd = _libc.syscall(_PIDFD_GETFD, pidfd, int(entry.name), 0)
                     if fd < 0:
                         continue

@@ -1,0 +1,153 @@
+"""How soon a tunnel works again after its server was away: our client beside wireguard-go as client, in one run.
+
+Both clients are on roads of their own, each with a server of the same kind, and what happens to the servers happens at
+the same time. The server ends, its port is unbound for some seconds, and it starts without its sessions. Measured is
+the time from the moment at which it serves again to the first reply to a ping through the tunnel; a ping is sent every
+20 ms all the while. Compare rows of one run only. As root: it needs network namespaces.
+"""
+
+import os
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from tests.traffic.namespaces import Namespace
+from tests.traffic.ping import Ping, ping
+from tests.traffic.road import PORT, GoServer, OurServer, Road
+from tests.traffic.server import Lab, wait_for
+from tests.traffic.wireguard_go import WireguardGo
+
+OUTAGES_SECS = (1.0, 10.0)
+RUNS = 3
+BACK_SECS_MAX = 60.0
+_SERVING = re.compile(r"^(\S+)Z INFO \S+ serving ", re.MULTILINE)
+_REPLY = re.compile(r"^\[(\d+\.\d+)\] \d+ bytes from", re.MULTILINE)
+SERVERS: dict[str, Callable[[Road], GoServer | OurServer]] = {
+    "oxidize": lambda road: OurServer(road, remembers=True),
+    "oxidize, endpoints_file off": lambda road: OurServer(road, remembers=False),
+    "wireguard-go": GoServer,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Times from the server's return to the first packet through, seconds, of both clients."""
+
+    server: str
+    outage_secs: float
+    ours: list[float]
+    theirs: list[float]
+
+    def __str__(self) -> str:
+        ours, theirs = statistics.median(self.ours) * 1000, statistics.median(self.theirs) * 1000
+        worst = max(self.ours) * 1000
+        return (
+            f"{self.server:28} {self.outage_secs:6.0f} s {ours:9.0f} {worst:9.0f} {theirs:12.0f} {theirs / ours:8.0f}"
+        )
+
+
+class Place:
+    """A road with a server and a client on it, and a ping that never stops."""
+
+    def __init__(self, lab: Lab, name: str, make_server: Callable[[Road], GoServer | OurServer]) -> None:
+        self.road = Road(lab)
+        self.server = make_server(self.road)
+        self._connect(name)
+        ping(lab, self.road.client_side, Road.INNER_SERVER, 2)
+        self._ping = StampedPing(lab, self.road.client_side, Road.INNER_SERVER, f"{name}-ping")
+        self._ping.wait_for_replies(5)
+
+    def _connect(self, name: str) -> None:
+        client = self.road.client(self.server.public_key, name=name, reconnect_buffer_size=1000)
+        self.server.serve(client.identity.public)
+        client.start()
+
+    def leave(self) -> None:
+        """End the server."""
+        self.server.stop()
+
+    def come_back(self) -> float:
+        """Start the server again; return when it served, in seconds since the epoch."""
+        if isinstance(self.server, OurServer):
+            self.server.start()
+            stamp = _SERVING.findall(self.server.server.log_path.read_text())[-1]
+            return datetime.fromisoformat(f"{stamp}+00:00").timestamp()
+        self.server.start()
+        return self.server.serves_since
+
+    def wait_for_reply_since(self, since: float) -> float:
+        """Return the seconds from `since` to the first reply after it."""
+        return wait_for("a reply", lambda: self._ping.first_reply_since(since), BACK_SECS_MAX) - since
+
+    def settle(self) -> None:
+        """Wait until pings are answered as they are sent."""
+        self._ping.wait_for_replies(50)
+
+
+class GoPlace(Place):
+    """The same with wireguard-go as client."""
+
+    def _connect(self, name: str) -> None:
+        client = WireguardGo(self.road.lab, self.road.client_side, [f"{Road.INNER_CLIENT}/24"])
+        self.server.serve(client.identity.public)
+        client.set_peer(self.server.public_key, "10.9.0.0/24", endpoint=f"{Road.SERVER}:{PORT}", keepalive=25)
+
+
+class StampedPing(Ping):
+    """A ping that tells when each reply came."""
+
+    OPTIONS = ("-D",)
+
+    def __init__(self, lab: Lab, namespace: Namespace, target: str, name: str) -> None:
+        super().__init__(lab, namespace, target, name)
+        self._path = lab.folder / f"{name}.log"
+
+    def first_reply_since(self, since: float) -> float | None:
+        """Return when the first reply after `since` came, seconds since the epoch."""
+        stamps = (float(stamp) for stamp in _REPLY.findall(self._path.read_text()))
+        return next((stamp for stamp in stamps if stamp >= since), None)
+
+
+def measure(server: str) -> list[Row]:
+    """Measure all outages with one kind of server."""
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second, ExitStack() as stack:
+        lab = stack.enter_context(Lab(Path(first)))
+        other = Lab(Path(second))  # files of its own; its processes end with those of the first
+        stack.callback(other.stack.close)
+        places = [Place(lab, "ours", SERVERS[server]), GoPlace(other, "theirs", SERVERS[server])]
+        rows = []
+        for outage in OUTAGES_SECS:
+            times: list[list[float]] = [[], []]
+            for _ in range(RUNS):
+                for place in places:
+                    place.leave()
+                time.sleep(outage)
+                since = [place.come_back() for place in places]
+                for found, place, moment in zip(times, places, since, strict=True):
+                    found.append(place.wait_for_reply_since(moment))
+                for place in places:
+                    place.settle()
+            rows.append(Row(server, outage, *times))
+        return rows
+
+
+def main() -> None:
+    """Print a row for each kind of server and length of outage."""
+    if os.geteuid() != 0:
+        print("left out: it needs root, for network namespaces: sudo make bench-reconnect")
+        return
+    print("from the server's return to the first packet through; ms, medians and the worst of ours")
+    print(f"{'server':28} {'outage':>8} {'ours':>9} {'(worst)':>9} {'wireguard-go':>12} {'ratio':>8}")
+    for server in SERVERS:
+        for row in measure(server):
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
