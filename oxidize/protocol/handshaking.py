@@ -266,7 +266,7 @@ class Handshaker:
         peer.last_handshake_unix = self._unix_time()
         self._note_round_trip(peer, now - pending.sent_at)
         table.rotate(peer, lambda: peer.rotate_as_initiator(keypair))
-        table.end_handshake(peer)
+        table.answer_handshake(pending)
         self._note_received(peer, endpoint, len(raw), now)
         table.count(Total.HANDSHAKES_INITIATOR)
         self._on_session(peer, now)

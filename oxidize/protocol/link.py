@@ -19,6 +19,7 @@ SILENT_INITIATIONS_MAX = 3  # unanswered, with nothing else heard meanwhile: the
 # --- Retrying ---
 # The least between two initiations: responders ignore those within 20 ms, and timestamps have a grain of 17 ms.
 INITIATION_SPACING_SECS = 0.025
+SUPERSEDED_MAX = 32  # initiations whose responses are welcome although there is a later one
 RETRY_JITTER = 0.25  # of a delay, taken off at random, so that the clients of one server do not come all at once
 # --- While the link is down ---
 # A knock is a small message between two retries, so that a server which is back is found sooner than by a retry that

@@ -98,6 +98,7 @@ class Peer:
         "settings",
         "slot",
         "staged",
+        "superseded",
     )
 
     def __init__(self, settings: PeerSettings, remote: RemoteIdentity) -> None:
@@ -113,6 +114,7 @@ class Peer:
         self.current: PeerKeypair | None = None
         self.next: PeerKeypair | None = None
         self.handshake: PendingHandshake | None = None
+        self.superseded: tuple[PendingHandshake, ...] = ()  # earlier ones whose responses are welcome, oldest first
         self.handshake_wanted_at = inf  # an initiation held back because the last one was too recent
         self.initiation_sent_at = -inf
         self.initiation_received_at = -inf

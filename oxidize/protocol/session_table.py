@@ -15,6 +15,7 @@ from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.handshake import TransportKeys
 from oxidize.protocol.index_table import IndexTable
 from oxidize.protocol.keypair import Keypair
+from oxidize.protocol.link import SUPERSEDED_MAX
 from oxidize.protocol.peer import Peer, PeerKeypair, PendingHandshake, no_handshake
 from oxidize.protocol.timers import any_authenticated_sent
 from oxidize.protocol.words import DROPS_WORD, SENT_BYTES, DropReason, Slots, Total, Words
@@ -184,7 +185,7 @@ class SessionTable:
     def begin_handshake(self, pending: PendingHandshake, mac1: bytes) -> None:
         """Make an initiation of ours the one that a response may answer."""
         peer = pending.peer
-        self._release_handshake(peer)
+        self._supersede_handshake(peer)
         self.record(pending.change(mac1))
         peer.handshake = pending
         self.indices.claim(pending.state.local_index, pending)
@@ -195,10 +196,44 @@ class SessionTable:
             self.record(no_handshake(peer.public_key))
             self._release_handshake(peer)
 
+    def answer_handshake(self, pending: PendingHandshake) -> None:
+        """Forget a handshake that was answered, and those before it.
+
+        Of those after it the responses are welcome, for the peer may have answered them as well, and then what it made
+        of the last one is all that it knows.
+        """
+        peer = pending.peer
+        if peer.handshake is not None:
+            self.record(no_handshake(peer.public_key))
+            self._supersede_handshake(peer)
+        if pending in peer.superseded:
+            place = peer.superseded.index(pending) + 1
+            for earlier in peer.superseded[:place]:
+                self._release_index(earlier)
+            peer.superseded = peer.superseded[place:]
+
+    def _supersede_handshake(self, peer: Peer) -> None:
+        """Let the handshake in flight give way to a newer one; on a link its response is welcome all the same.
+
+        A server that was away for a moment finds all initiations of that time in its queue, and answers the first.
+        """
+        pending, peer.handshake = peer.handshake, None
+        if pending is None:
+            return
+        welcome = (*peer.superseded, pending)
+        kept = welcome[-SUPERSEDED_MAX:] if peer.link is not None else ()
+        for forgotten in welcome[: len(welcome) - len(kept)]:
+            self._release_index(forgotten)
+        peer.superseded = kept
+
     def _release_handshake(self, peer: Peer) -> None:
-        pending = peer.handshake
-        peer.handshake = None
-        if pending is not None and self.indices.get(pending.state.local_index) is pending:
+        self._supersede_handshake(peer)
+        for pending in peer.superseded:
+            self._release_index(pending)
+        peer.superseded = ()
+
+    def _release_index(self, pending: PendingHandshake) -> None:
+        if self.indices.get(pending.state.local_index) is pending:
             self.indices.release(pending.state.local_index)
 
     # --- Restoring: the same tables, set from records and never recorded again ---

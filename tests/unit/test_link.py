@@ -12,6 +12,7 @@ from oxidize.protocol.constants import (
     REKEY_TIMEOUT,
     TYPE_DATA,
     TYPE_INITIATION,
+    TYPE_RESPONSE,
     UNKNOWN_INDEX_INTERVAL,
 )
 from oxidize.protocol.endpoint import Endpoint
@@ -22,6 +23,7 @@ from oxidize.protocol.link import (
     REPLAY_PAUSE_SECS,
     RESEND_AGE_SECS_MAX,
     SILENT_INITIATIONS_MAX,
+    SUPERSEDED_MAX,
     LinkPolicy,
 )
 from oxidize.protocol.messages import DATA_HEADER, message_type
@@ -542,3 +544,75 @@ def test_an_outage_in_the_middle_of_it_loses_nothing():
     client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
     until_connected(world, client, server, 1.0)
     assert [int.from_bytes(payload, "big") for payload in payloads(server)] == list(range(200))
+
+
+# --- Several initiations at once ---
+
+
+def hold(kind: int, held: list[bytes]):
+    """Return a wire that holds messages of a kind back."""
+
+    def wire(source: Endpoint, destination: Endpoint, datagram: bytes) -> list[bytes]:
+        if message_type(datagram) != kind:
+            return [datagram]
+        held.append(datagram)
+        return []
+
+    return wire
+
+
+def test_a_response_to_an_earlier_initiation_is_as_good():
+    world = World()
+    client, server = world.host(), world.host()
+    client.know(server, link=LinkPolicy())
+    server.know(client, reachable=False)
+    client.start()
+    server.start()
+    client.device.begin_links(world.now)
+    held: list[bytes] = []
+    world.exchange(hold(TYPE_INITIATION, held))
+    world.run(1.0, hold(TYPE_INITIATION, held))
+    assert len(held) >= 4
+    server.receive(held, client.endpoint)  # all at once: it answers the first and calls the others a flood
+    world.exchange()
+    assert state(client, server) == LinkState.CONNECTED
+    assert server.total(Total.INITIATIONS_RECEIVED) == 1
+    client.send(server, b"at once")
+    world.exchange()
+    assert payloads(server) == [b"at once"]
+    assert client.peer(server).handshake is None
+
+
+def test_of_two_answered_initiations_the_session_of_the_later_one_stays():
+    world = World()
+    client, server = linked(world)
+    held: list[bytes] = []
+    world.run(1.0)
+    client.device.note_network_change(world.now)
+    world.exchange(hold(TYPE_INITIATION, held))
+    world.run(0.5, hold(TYPE_INITIATION, held))
+    responses: list[bytes] = []
+    for initiation in held[:2]:
+        world.run(1.0, lose_everything)
+        server.receive([initiation], client.endpoint)
+        world.exchange(hold(TYPE_RESPONSE, responses))
+    assert len(responses) == 2
+    for response in responses:
+        client.receive([response], server.endpoint)
+    client.send(server, b"still")
+    world.exchange()
+    assert b"still" in payloads(server)
+    assert server.dropped(DropReason.UNKNOWN_INDEX) <= 1, "the confirmation of the first"
+
+
+def test_indices_of_forgotten_initiations_are_released():
+    world = World()
+    client, server = linked(world)
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+    for _ in range(100):
+        client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+        world.run(0.5, lose_everything)
+    assert sent(world, client, TYPE_INITIATION) > 2 * SUPERSEDED_MAX
+    assert len(client.device._table.indices) <= SUPERSEDED_MAX + 3
+    until_connected(world, client, server, 6.0)
+    assert len(client.device._table.indices) <= 2
