@@ -57,6 +57,13 @@ def check_delays(client: Checked[ClientTable], report: Report) -> None:
         report.wrong(f"{client.prefix}.max_reconnect_delay_ms", longest, expected, "raise it, or lower the other one")
 
 
+def check_nat(server: Checked[ServerTable], report: Report) -> None:
+    """Report address translation where the kernel has no packets to translate."""
+    if server.valid.get("nat") and server.valid.get("network") == "userspace":
+        expected = 'false, as network = "userspace" hands no packet to the kernel'
+        report.wrong("server.nat", True, expected, 'remove the line, or set network = "tun"')
+
+
 def check_unique(peers: Sequence[Checked[PeerTable]], name: str, report: Report) -> None:
     """Report every peer whose field `name` is the same as an earlier peer's."""
     first: dict[Any, str] = {}
@@ -112,3 +119,17 @@ def warn_of_peers(server: Checked[ServerTable], peers: Sequence[Checked[PeerTabl
         for network in networks:
             if network is not None and network.prefixlen == network.max_prefixlen and network[0] in own:
                 report.warn(f"{peer.prefix}.allowed_ips", f"{network} is the server's own address {own[network[0]]}")
+
+
+def warn_of_nat(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable]], report: Report) -> None:
+    """Warn of address translation from which no peer has anything."""
+    if not server.valid.get("nat"):
+        return
+    own = [address.network for address in server.valid.get("address", ())]
+    networks = [network for peer in peers for network in peer.valid.get("allowed_ips", ())]
+    if networks and own and not any(inner.overlaps(outer) for inner in networks for outer in own):
+        report.warn(
+            "server.nat",
+            f"translates only what comes from the networks of address ({', '.join(map(str, own))}), "
+            "and no peer's allowed_ips lie in them",
+        )

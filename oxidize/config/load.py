@@ -17,9 +17,11 @@ from oxidize.config.checks import (
     check_delays,
     check_foreign,
     check_mtu,
+    check_nat,
     check_overlaps,
     check_peers,
     check_unique,
+    warn_of_nat,
     warn_of_peers,
 )
 from oxidize.config.keys import private_key_path, read_key
@@ -62,7 +64,9 @@ def load_server(
     check_unique(peers, "public_key", report)
     check_foreign(peers, "public_key", public_key, report)
     check_overlaps(peers, report)
+    check_nat(server, report)
     warn_of_peers(server, peers, report)
+    warn_of_nat(server, peers, report)
     takeover_socket = _takeover_socket(server, source.parent, "server", report, environ)
     preshared_keys = [_preshared_key(peer, source.parent, report, environ) for peer in peers]
     report.check()
@@ -80,6 +84,7 @@ def load_server(
         endpoints_file=_endpoints_file(table.endpoints_file, source.parent, environ),
         takeover_socket=takeover_socket,
         network=table.network,
+        nat=table.nat,
         public_endpoint=table.public_endpoint,
         peers=tuple(
             PeerConfig(

@@ -39,8 +39,9 @@ class ServerConfig:
 
     source: the file it came from. listen: literal address and port, used where no socket was passed. metrics_listen:
     the same for HTTP, None for off. private_key, public_key: 32 bytes. endpoints_file: where the peers' endpoints are
-    remembered for a start without state, None for nowhere. public_endpoint: where clients are told to find us.
-    warnings: what is legal but hardly meant.
+    remembered for a start without state, None for nowhere. nat: whether the networks of `addresses` are masqueraded
+    where they lead elsewhere. public_endpoint: where clients are told to find us. warnings: what is legal but hardly
+    meant.
     """
 
     source: Path
@@ -55,6 +56,7 @@ class ServerConfig:
     endpoints_file: Path | None
     takeover_socket: Path
     network: NetworkKind
+    nat: bool
     public_endpoint: PublicEndpoint | None
     peers: tuple[PeerConfig, ...]
     warnings: tuple[str, ...]

@@ -152,6 +152,7 @@ class ServerTable(InterfaceTable):
     endpoints_file: Annotated[str | None, PlainValidator(_path_or_off)] = Field(
         None, description='the path of a file, or "" for none'
     )
+    nat: bool = Field(default=False, description="true or false")
     public_endpoint: Annotated[PublicEndpoint, PlainValidator(values.public_endpoint)] | None = Field(
         None, description='"host" or "host:port"'
     )

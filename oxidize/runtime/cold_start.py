@@ -7,7 +7,8 @@ import gc
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TypeVar
 
 import oxidize
@@ -18,8 +19,9 @@ from oxidize.runtime import crash_loop, systemd, watchdog
 from oxidize.runtime.control import Control
 from oxidize.runtime.endpoint_memory import recall
 from oxidize.runtime.loop import Loop, boot_time
+from oxidize.runtime.nat import Nat
 from oxidize.runtime.node import Node, Parts, say_ready, serve_http
-from oxidize.runtime.parts import adopt_network, bind_http, boot_id, configure, make_device
+from oxidize.runtime.parts import adopt_nat, adopt_network, bind_http, boot_id, configure, make_device
 from oxidize.runtime.settings import NodeSettings
 from oxidize.runtime.tun import TunDevice
 from oxidize.runtime.udp import UdpSocket, bind_udp
@@ -54,6 +56,9 @@ class _ColdStart:
             self._front.open(self._listener)
         self._udp = UdpSocket(socket.socket(fileno=fds["udp"]) if "udp" in fds else bind_udp(*settings.listen))
         self._network, self._is_network_new = adopt_network(settings, _passed_tun(settings, fds))
+        self._nat = adopt_nat(settings, fds.get("nat"))
+        if self._is_network_new:
+            check_nat(self._nat)  # before anything is stored: the next start would take that for a service that ran
 
     def run(self, control: Control) -> Node:
         """Return a node that serves."""
@@ -64,6 +69,7 @@ class _ColdStart:
         if self._settings.endpoints_file is not None:
             recall(self._settings.endpoints_file, node.device, self._front.between, boot_time())
         if self._is_network_new:
+            apply_nat(node)
             store_network(node)
         node.device.prepare()
         if self._is_network_new and isinstance(self._network, TunDevice):
@@ -75,20 +81,24 @@ class _ColdStart:
         node.open_takeover(held=False)
         node.device.forget_strangers()
         say_ready(node)
-        if not self._is_network_new and isinstance(self._network, TunDevice):
-            self._configure_again()
+        if not self._is_network_new:
+            self._configure_again(node)
         sessions, listen = node.device.live_sessions(boot_time()), self._udp.local_address
         log.info("serving", generation=node.generation, listen=listen, restored=is_restored, sessions=sessions)
         report = {"sessions": sessions, "refused": {}, "warnings": [], "blackout_ms": 0.0}
         control.done({"generation": node.generation, **report})
         return node
 
-    def _configure_again(self) -> None:
-        """Bring an interface that outlived its process to what the settings say; it serves as it is already."""
-        try:
-            configure(self._settings)
-        except OxidizeError as error:
-            log.error("serves, but not with all of its settings", reason=str(error))
+    def _configure_again(self, node: Node) -> None:
+        """Bring what outlived its process to what the settings say; it serves as it is already."""
+        steps: list[Callable[[], None]] = [partial(check_nat, self._nat), partial(apply_nat, node)]
+        if isinstance(self._network, TunDevice):
+            steps.insert(0, partial(configure, self._settings))
+        for step in steps:
+            try:
+                step()
+            except OxidizeError as error:
+                log.error("serves, but not with all of its settings", reason=str(error))
 
     def _begin(self) -> Node:
         """Return a node without a past, whose state is stored before the first packet."""
@@ -104,7 +114,10 @@ class _ColdStart:
     def _make_node(self, state: SessionState, generation: int) -> Node:
         settings = self._settings
         device = make_device(settings, state, self._front.between(settings.peers))
-        parts = Parts(settings, generation, state, device, self._udp, self._network, self._listener, self._front.server)
+        http_server = self._front.server
+        parts = Parts(
+            settings, generation, state, device, self._udp, self._network, self._nat, self._listener, http_server
+        )
         self._front.node = node = Node(parts, self._loop, watchdog.interval_secs())
         return node
 
@@ -206,6 +219,27 @@ def store_network(node: Node) -> None:
         systemd.store_fd("tun", node.network.fileno())
 
 
+def check_nat(nat: Nat) -> None:
+    """Raise ConfigError for what would hinder `apply_nat`; a table that the manager's store may hold does not."""
+    nat.check(may_be_freed=systemd.is_managed())
+
+
+def apply_nat(node: Node) -> None:
+    """Bring the nftables table to what the settings say, and keep the socket that owns it in the manager's store."""
+    nat = node.nat
+    if nat.is_on and nat.is_new:
+        # A release in between that knew nothing of it has left its copy there, and the table with it.
+        systemd.forget_fds("nat")
+        if systemd.is_managed():
+            systemd.barrier()
+    nat.apply()
+    descriptor = nat.fileno()
+    if descriptor is None:
+        systemd.forget_fds("nat")
+    elif nat.is_new:
+        systemd.store_fd("nat", descriptor)
+
+
 def _stored(passed: dict[str, list[int]]) -> dict[str, int]:
     """Return what the store held, by name: journal and arena both and once, or neither of them.
 
@@ -216,7 +250,7 @@ def _stored(passed: dict[str, list[int]]) -> dict[str, int]:
     if state and not {"journal", "arena"} <= once.keys():
         log.error("the stored state is not used: expected one journal and one arena", stored=", ".join(sorted(passed)))
         systemd.forget_fds("journal", "arena")
-        return {name: fd for name, fd in once.items() if name == "tun"}
+        return {name: fd for name, fd in once.items() if name in ("tun", "nat")}
     return once
 
 
@@ -224,6 +258,7 @@ def _close_unused(passed: dict[str, list[int]], used: dict[str, int]) -> None:
     for name, fds in passed.items():
         unused = [fd for fd in fds if fd != used.get(name)]
         if unused:
-            log.warning("a passed file is not used", name=name, expected="udp, http, journal, arena, tun: one of each")
+            expected = ", ".join(("udp", "http", *systemd.STORED_NAMES)) + ": one of each"
+            log.warning("a passed file is not used", name=name, expected=expected)
         for fd in unused:
             os.close(fd)

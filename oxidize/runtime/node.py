@@ -31,6 +31,7 @@ from oxidize.runtime.endpoint_memory import EndpointMemory
 from oxidize.runtime.interface import routes_needed
 from oxidize.runtime.loop import READABLE, Loop, boot_time
 from oxidize.runtime.names import look_up
+from oxidize.runtime.nat import Nat
 from oxidize.runtime.settings import NodeSettings
 from oxidize.runtime.tun import TunDevice
 from oxidize.runtime.udp import UdpSocket
@@ -60,6 +61,7 @@ class Parts:
     device: Device
     udp: UdpSocket
     network: Network
+    nat: Nat
     http_listener: socket.socket | None
     http_server: http.HttpServer | None = None
 
@@ -78,6 +80,7 @@ class Node:
         self.device = parts.device
         self.udp = parts.udp
         self.network = parts.network
+        self.nat = parts.nat
         # Not when it is asked for, in the middle of serving: with ten thousand routes it takes 15 ms.
         self.interface = interface_of(parts.settings)
         self.started_at = boot_time()
@@ -206,6 +209,9 @@ class Node:
             fds.append(NamedFd("http", self._http_listener.fileno(), "socket"))
         if isinstance(self.network, TunDevice):
             fds.append(NamedFd("tun", self.network.fileno(), "tun", self.network.framing()))
+        nat = self.nat.fileno()
+        if nat is not None:
+            fds.append(NamedFd("nat", nat, "nftables"))
         if "JOURNAL_STREAM" not in os.environ and sys.stderr is not None:
             fds.append(NamedFd("stderr", sys.stderr.fileno(), "log"))
         self.session_state.hold()
@@ -247,7 +253,15 @@ class Node:
         if self._http is not None:
             self._http.resume()
         self.device.prepare()
+        self._renew_nat()
         self._note_failure(reason)
+
+    def _renew_nat(self) -> None:
+        """Make the table ours again: a successor that got as far as TAKEN may have given it rules of its own."""
+        try:
+            self.nat.apply()
+        except OxidizeError as error:
+            log.error("serves, but not with all of its settings", reason=str(error))
 
     def finish(self, taken: dict[str, Any]) -> None:
         """End: the successor owns. HTTP requests that are under way get their answers first."""
@@ -344,6 +358,7 @@ class Node:
         self.udp.close()
         if isinstance(self.network, TunDevice):
             self.network.close()
+        self.nat.close()
         self.session_state.close()
 
     def check_journal(self, commit: dict[str, Any]) -> None:

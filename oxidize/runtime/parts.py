@@ -16,6 +16,7 @@ from oxidize.protocol.peer import PeerSettings
 from oxidize.runtime.data_path import Network
 from oxidize.runtime.interface import configure_interface
 from oxidize.runtime.loop import unix_time
+from oxidize.runtime.nat import Nat
 from oxidize.runtime.settings import NodeSettings
 from oxidize.runtime.tun import TunDevice
 from oxidize.runtime.userspace import UserspaceNetwork
@@ -63,6 +64,20 @@ def adopt_network(settings: NodeSettings, tun: NamedFd | None) -> tuple[Network,
     if settings.network == "userspace":
         return UserspaceNetwork(settings.addresses), tun is not None
     return TunDevice.create(settings.interface), True
+
+
+def adopt_nat(settings: NodeSettings, descriptor: int | None) -> Nat:
+    """Return the address translation that the settings ask for, with the socket that was passed, or one of its own.
+
+    Raises ConfigError where it cannot be had at all. Nothing is changed yet.
+    """
+    try:
+        return Nat(settings.interface, settings.addresses, is_on=settings.nat, passed=descriptor)
+    except OxidizeError as error:
+        if descriptor is None:
+            raise
+        log.warning("the passed nftables socket is not used", reason=str(error))
+    return Nat(settings.interface, settings.addresses, is_on=settings.nat, passed=None)
 
 
 def configure(settings: NodeSettings) -> None:

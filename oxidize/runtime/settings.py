@@ -33,6 +33,7 @@ class NodeSettings:
     routes: tuple[Network, ...]
     mtu: int
     network: Literal["tun", "userspace"]
+    nat: bool
     metrics_listen: tuple[str, int] | None
     drain_timeout_secs: float
     takeover_socket: Path
@@ -53,6 +54,7 @@ class NodeSettings:
             routes=_routes(config.peers),
             mtu=config.mtu,
             network=config.network,
+            nat=config.nat,
             metrics_listen=config.metrics_listen,
             drain_timeout_secs=config.drain_timeout_secs,
             takeover_socket=config.takeover_socket,
@@ -81,6 +83,7 @@ class NodeSettings:
             routes=_routes(config.peers),
             mtu=config.mtu,
             network=config.network,
+            nat=False,
             metrics_listen=config.metrics_listen,
             drain_timeout_secs=0.0,  # nobody starts handshakes with a client: there is nothing to drain
             takeover_socket=config.takeover_socket,

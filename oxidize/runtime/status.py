@@ -72,6 +72,7 @@ def describe(node: Describable) -> bytes:
             "started_unix": node.started_unix,
             "interface": node.settings.interface,
             "network": node.settings.network,
+            "nat": node.settings.nat,
             "listen": node.udp.local_address,
             "public_key": _base64(node.settings.public_key),
             "connection": node.connection.describe(now) if node.connection is not None else None,

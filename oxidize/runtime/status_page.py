@@ -28,6 +28,7 @@ def render(status: dict[str, Any]) -> None:
 
 def _lines(status: dict[str, Any]) -> Iterator[Text]:
     interface = f"interface {status['interface']}" if status["network"] == "tun" else "userspace network"
+    interface += ", nat" if status.get("nat") else ""
     head = [
         (status["role"], f"{status['state']}, generation {status['generation']}, release {status['release']}"),
         ("process", f"pid {status['pid']}, up {_duration(status['uptime_secs'])}"),

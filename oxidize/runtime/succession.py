@@ -8,20 +8,21 @@ import gc
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import oxidize
 from oxidize import logs
 from oxidize.protocol.words import Total
 from oxidize.runtime import systemd, unit
-from oxidize.runtime.cold_start import store_network
+from oxidize.runtime.cold_start import apply_nat, check_nat, store_network
 from oxidize.runtime.control import Control
 from oxidize.runtime.interface import preload
 from oxidize.runtime.loop import READABLE, Loop, boot_time
 from oxidize.runtime.node import Node, Parts, say_ready
-from oxidize.runtime.parts import adopt_network, bind_http, boot_id, configure, make_device
+from oxidize.runtime.parts import adopt_nat, adopt_network, bind_http, boot_id, configure, make_device
 from oxidize.runtime.settings import NodeSettings
 from oxidize.runtime.tun import TunDevice
 from oxidize.runtime.udp import UdpSocket
@@ -30,7 +31,7 @@ from oxidize.takeover.host import Offer, reason_of
 from oxidize.takeover.predecessor import Predecessor
 from oxidize.takeover.successor import Commit, Successor
 
-USED_NAMES = frozenset({"udp", "http", "tun", "journal", "arena", "stderr"})  # of an offer
+USED_NAMES = frozenset({"udp", "http", "tun", "nat", "journal", "arena", "stderr"})  # of an offer
 
 log = logs.get(__name__)
 
@@ -92,7 +93,9 @@ class Succession:
         tun = next((named for named in offer.fds if named.name == "tun"), None)
         network, self.is_network_new = adopt_network(settings, tun)
         udp = UdpSocket(socket.socket(fileno=offer.find("udp").fd))
-        parts = Parts(settings, offer.generation + 1, state, device, udp, network, listener)
+        nat = adopt_nat(settings, fds.get("nat"))
+        check_nat(nat)
+        parts = Parts(settings, offer.generation + 1, state, device, udp, network, nat, listener)
         node = Node(parts, self.loop, float(offer.state.get("watchdog_secs", 0.0)))
         if self._must_configure(node):
             preload()  # it takes longer than the changes themselves
@@ -154,15 +157,18 @@ class Succession:
         The predecessor is going, so nothing here may end this process: a tunnel without one of its routes is more than
         no tunnel.
         """
+        steps: list[Callable[[], None]] = [partial(apply_nat, node)]
+        if self.is_network_new:
+            steps.append(partial(store_network, node))
+        if self._must_configure(node):
+            steps.append(partial(configure, self.settings))
         problems = []
-        try:
-            if self._must_configure(node):
-                configure(self.settings)
-            if self.is_network_new:
-                store_network(node)
-        except Exception as error:  # whatever it is: we own, and nobody else would
-            log.exception("serves, but not with all of its settings")
-            problems.append(f"it serves, but not with all of its settings: {reason_of(error)}")
+        for step in steps:
+            try:
+                step()
+            except Exception as error:  # whatever it is: we own, and nobody else would
+                log.exception("serves, but not with all of its settings")
+                problems.append(f"it serves, but not with all of its settings: {reason_of(error)}")
         return problems
 
     def _must_configure(self, node: Node) -> bool:

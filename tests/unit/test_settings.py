@@ -43,10 +43,11 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def test_a_server(folder: Path, resolver: dict[str, str]) -> None:
     resolver["bob.example"] = "192.0.2.7"
     more = 'endpoint = "bob.example:7"\npreshared_key_file = "psk"\npersistent_keepalive = 25\n'
-    text = SERVER + peer() + peer("bob", BOB, '"10.0.0.3/32", "fd00::3/128"', more)
+    text = SERVER + "nat = true\n" + peer() + peer("bob", BOB, '"10.0.0.3/32", "fd00::3/128"', more)
     settings = NodeSettings.of_server(load(folder, text, load_server))
     assert settings.role == "server"
     assert settings.listen == ("::", 51820)
+    assert settings.nat is True
     assert settings.routes == tuple(map(ip_network, ("10.0.0.2/32", "10.0.0.3/32", "fd00::3/128")))
     alice, bob = settings.peers
     assert (alice.name, alice.endpoint, alice.preshared_key) == ("alice", None, bytes(32))
@@ -59,6 +60,7 @@ def test_a_client_listens_at_any_port_and_has_a_link_to_one_peer(folder: Path, r
     settings = NodeSettings.of_client(load(folder, CLIENT + 'allowed_ips = ["10.0.0.0/24"]\n', load_client))
     assert settings.role == "client"
     assert settings.listen == ("::", 0)
+    assert settings.nat is False
     assert settings.server == "vpn.example.org:51820"
     (server,) = settings.peers
     assert (server.name, server.endpoint) == ("server", None), "a name is looked up while it runs"

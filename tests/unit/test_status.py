@@ -79,6 +79,10 @@ def test_the_whole(capsys) -> None:
     ]
 
 
+def test_nat_is_shown(capsys) -> None:
+    assert printed(capsys, nat=True)[2] == "listening   [::]:51820, interface oxidize0, nat"
+
+
 def test_what_is_usual_fits_into_80_columns(capsys) -> None:
     widest = peer("a-name-of-16-cha", endpoint="[2001:db8::1234]:51820", last_handshake_unix=NOW - 86_399 * 9)
     lines = printed(
