@@ -17,6 +17,7 @@ DESTDIR ?=
 UNITDIR ?= /etc/systemd/system
 SYSUSERSDIR ?= /usr/lib/sysusers.d
 TMPFILESDIR ?= /usr/lib/tmpfiles.d
+SYSCTLDIR ?= /usr/lib/sysctl.d
 CONFDIR ?= /etc/oxidize
 INSTALL_PYTHON ?= /usr/bin/python3
 
@@ -83,7 +84,7 @@ bench-reconnect: $(SETUP) ## measure how soon a client is back, beside wireguard
 venv: $(SETUP) ## only the set-up: packages and .venv
 
 INSTALL := PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' UNITDIR='$(UNITDIR)' SYSUSERSDIR='$(SYSUSERSDIR)' \
-	TMPFILESDIR='$(TMPFILESDIR)' CONFDIR='$(CONFDIR)' INSTALL_PYTHON='$(INSTALL_PYTHON)' \
+	TMPFILESDIR='$(TMPFILESDIR)' SYSCTLDIR='$(SYSCTLDIR)' CONFDIR='$(CONFDIR)' INSTALL_PYTHON='$(INSTALL_PYTHON)' \
 	BUILD_TOOLS=.stamps/build-tools.lock sh systemd/install.sh
 
 install: | packages ## a release in PREFIX/releases (PREFIX=/opt/oxidize), PREFIX/current, units, user; as root

@@ -16,7 +16,7 @@ from tests.traffic.server import Lab, kill, wait_for
 _REPLY = re.compile(r"icmp_seq=(\d+) (?:ttl|hlim)=")
 _SUMMARY = re.compile(r"^(\d+) packets transmitted, (\d+) received", re.MULTILINE)
 INTERVAL_SECS = 0.02  # at 10 ms and below ping spins, and takes the processor from those whom it measures
-ON_THEIR_WAY_MAX = 15  # requests: 300 ms
+ON_THEIR_WAY_SECS = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +51,18 @@ def _read(text: str, *, on_their_way: int) -> PingResult:
 
 
 class Ping:
-    """Requests every INTERVAL_SECS until `stop`."""
+    """Requests every `interval` seconds until `stop`."""
 
     OPTIONS: tuple[str, ...] = ()
 
-    def __init__(self, lab: Lab, namespace: Namespace, target: str, name: str) -> None:
+    def __init__(
+        self, lab: Lab, namespace: Namespace, target: str, name: str, *, interval: float = INTERVAL_SECS
+    ) -> None:
         self._lab = lab
+        self._interval = interval
         self._log: Path = lab.folder / f"{name}.log"
         with namespace.entered():
-            self._pid = lab.spawn(("/usr/bin/ping", "-n", "-O", *self.OPTIONS, "-i", str(INTERVAL_SECS), target), name)
+            self._pid = lab.spawn(("/usr/bin/ping", "-n", "-O", *self.OPTIONS, "-i", str(interval), target), name)
         self._read_to = self._replies = 0
 
     def replies(self) -> int:
@@ -79,7 +82,7 @@ class Ping:
         """End it and return what it saw."""
         kill(self._pid, signal.SIGINT)
         self._lab.wait_ended(self._pid)
-        return _read(self._log.read_text(), on_their_way=ON_THEIR_WAY_MAX)
+        return _read(self._log.read_text(), on_their_way=round(ON_THEIR_WAY_SECS / self._interval))
 
 
 def ping(
