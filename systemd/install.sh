@@ -3,9 +3,9 @@
 # give systemd its units. The rule: a release is never changed once it is there, so a process that runs from it loads
 # no other code than it began with, and to go back is to point `current` at the release before.
 #
-# The environment: PREFIX, DESTDIR (put before every path, for packages), UNITDIR, SYSUSERSDIR, TMPFILESDIR, CONFDIR,
-# INSTALL_PYTHON, BUILD_TOOLS (the lock of what builds source distributions). Sources: hier(7), sysusers.d(5),
-# tmpfiles.d(5).
+# The environment: PREFIX, DESTDIR (put before every path, for packages), UNITDIR, SYSUSERSDIR, TMPFILESDIR, SYSCTLDIR,
+# CONFDIR, INSTALL_PYTHON, BUILD_TOOLS (the lock of what builds source distributions). Sources: hier(7), sysusers.d(5),
+# tmpfiles.d(5), sysctl.d(5).
 set -eu
 umask 022
 cd "$(dirname "$0")/.."
@@ -59,6 +59,27 @@ put() { # SOURCE TARGET: with the paths of this installation in it
 	mv "$DESTDIR$2.new" "$DESTDIR$2"
 }
 
+# The interfaces whose default route the kernel has from a router's advertisement, and would forget as it forwards.
+advertised() {
+	is_live && command -v ip > /dev/null || return 0
+	for name in $(ip -6 route show default proto ra | sed -n 's/.* dev \([^ ]*\).*/\1/p' | sort -u); do
+		# With 0 another program heeds the advertisements, and goes on with it.
+		test "$(cat "/proc/sys/net/ipv6/conf/$name/accept_ra")" = 0 || echo "$name"
+	done
+}
+
+put_sysctls() {
+	target=$SYSCTLDIR/60-oxidize.conf
+	put systemd/sysctl.conf "$target"
+	for name in $(advertised); do
+		# Before the lines that switch forwarding on.
+		sed -i "/^net.ipv4.ip_forward/i net/ipv6/conf/$name/accept_ra = 2" "$DESTDIR$target"
+	done
+	# This file alone: what an operator has changed by hand stays. By its name, so that one in /etc/sysctl.d counts.
+	has_systemd || return 0
+	/lib/systemd/systemd-sysctl 60-oxidize.conf || echo "$target could not be applied: nat = true will say so" >&2
+}
+
 install_all() {
 	name=$(version)-$(date -u +%Y%m%dT%H%M%SZ)-$(revision)
 	test ! -e "$DESTDIR$PREFIX/releases/$name" || { echo "$PREFIX/releases/$name exists: wait a second" >&2; exit 1; }
@@ -66,6 +87,7 @@ install_all() {
 	for unit in $UNITS; do put "systemd/$unit" "$UNITDIR/$unit"; done
 	put systemd/sysusers.conf "$SYSUSERSDIR/oxidize.conf"
 	put systemd/tmpfiles.conf "$TMPFILESDIR/oxidize.conf"
+	put_sysctls
 	mkdir -p "$DESTDIR$CONFDIR"
 	chmod 0750 "$DESTDIR$CONFDIR"
 	if ! test -e "$DESTDIR$CONFDIR/server.toml"; then
@@ -87,6 +109,7 @@ uninstall_all() {
 	fi
 	for unit in $UNITS; do rm -f "$DESTDIR$UNITDIR/$unit"; done
 	rm -f "$DESTDIR$SYSUSERSDIR/oxidize.conf" "$DESTDIR$TMPFILESDIR/oxidize.conf" "$DESTDIR$PREFIX/current"
+	rm -f "$DESTDIR$SYSCTLDIR/60-oxidize.conf"
 	rm -rf "$DESTDIR$PREFIX/releases"
 	rmdir "$DESTDIR$PREFIX" 2> /dev/null || true
 	has_systemd && systemctl daemon-reload

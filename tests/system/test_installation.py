@@ -48,6 +48,12 @@ def test_only_the_service_reads_the_configuration(service: Service) -> None:
     assert modes == ["750 root oxidize", "640 root oxidize"]
 
 
+def test_the_sysctls_for_nat_are_installed_and_no_other(seed: Path) -> None:
+    text = (seed / "usr/lib/sysctl.d/60-oxidize.conf").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert lines == ["net.ipv4.ip_forward = 1", "net.ipv6.conf.all.forwarding = 1"]
+
+
 def test_uninstall_keeps_the_configuration(tmp_path: Path, seed: Path) -> None:
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-a", str(seed), str(copy)], check=True)
