@@ -15,7 +15,7 @@ from typing import TypeVar
 from oxidize.config import InterfaceAddress, Network, values
 from oxidize.config.overlap import Claim, find_overlaps
 from oxidize.config.report import show
-from oxidize.config.schema import KEEPALIVE_SECS_MAX, ClientTable, ServerTable
+from oxidize.config.schema import KEEPALIVE_SECS_MAX, ClientTable
 from oxidize.config.values import PORT_MAX, InvalidValueError
 from oxidize.errors import ConfigError
 from oxidize.protocol.constants import KEY_SIZE
@@ -89,11 +89,9 @@ def to_server(document: Document, source: str) -> Converted:
                 f"on three lines"
             )
     table["mtu"] = reading.one(interface, "MTU", _number(PORT_MAX))
-    masquerades = any(_MASQUERADES.search(setting.value) for setting in interface.all("PostUp"))
-    has_nat = "nat" in ServerTable.model_fields
-    if masquerades and has_nat:
+    if any(_MASQUERADES.search(setting.value) for setting in interface.all("PostUp")):
         table["nat"] = True
-    notes += _interface_notes(interface, has_nat)
+    notes += _interface_notes(interface, has_nat=True)
     lines = [*_table("[server]", table)]
     names = peer_names(document.peers)
     claims = reading.networks(document.peers, names, notes)
