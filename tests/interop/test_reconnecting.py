@@ -41,7 +41,8 @@ class Trip:
     def __init__(self, lab: Lab, stack: contextlib.ExitStack, name: str, server: type[GoServer] | None) -> None:
         self.road = Road(lab)
         self.server = GoServer(self.road) if server else OurServer(self.road, remembers=True)
-        self.client = self.road.client(self.server.public_key, name=name, reconnect_buffer_size=BUFFER_PACKETS)
+        place = f"{Road.SERVER}:{PORT}" if server else f"[{Road.SERVER6}]:{PORT}"
+        self.client = self.road.client(self.server.public_key, place, name=name, reconnect_buffer_size=BUFFER_PACKETS)
         self.server.serve(self.client.identity.public)
         self.client.start()
         inside = self.road.client_side
@@ -61,7 +62,7 @@ class Trip:
 
 
 def test_a_tunnel_survives_everything(lab: Lab, record_property: Record) -> None:
-    """Both with wireguard-go and with us as server, at the same time."""
+    """Both with wireguard-go as server, over IPv4, and with us, over IPv6; at the same time."""
     with contextlib.ExitStack() as stack:
         trips = [Trip(lab, stack, "to-go", GoServer), Trip(lab, stack, "to-us", None)]
         for seconds in OUTAGES_SECS:  # the server is killed, its port is unbound, it starts without its sessions
