@@ -9,7 +9,7 @@ from typing import Any
 from oxidize.config.overlap import Claim, find_overlaps
 from oxidize.config.report import Report
 from oxidize.config.schema import MTU_IPV6_MIN, Checked, ClientTable, PeerTable, ServerTable, TableT, check_table
-from oxidize.config.values import is_peer_name
+from oxidize.config.values import host_address, is_peer_name
 from oxidize.protocol.constants import PEERS_MAX
 
 
@@ -133,3 +133,39 @@ def warn_of_nat(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable]
             f"translates only what comes from the networks of address ({', '.join(map(str, own))}), "
             "and no peer's allowed_ips lie in them",
         )
+
+
+def check_client_network(client: Checked[ClientTable], report: Report) -> None:
+    """Report what only a kernel's interface can have where there is none, and name servers without one."""
+    valid = client.valid
+    servers = [entry for entry in valid.get("dns", ()) if not isinstance(entry, str)]
+    if valid.get("dns") and not servers:
+        expected = "the address of one name server or more beside the domains"
+        report.wrong("client.dns", client.given["dns"], expected, "add one, or remove the line")
+    if valid.get("network") != "userspace":
+        return
+    remedy = 'remove it, or set network = "tun"'
+    for network in valid.get("allowed_ips", ()):
+        if network.prefixlen == 0:
+            expected = 'no default route with network = "userspace", which routes nothing of this machine'
+            report.wrong("client.allowed_ips", str(network), expected, remedy)
+    if servers:
+        expected = 'no name servers with network = "userspace", through which this machine can ask nobody'
+        report.wrong("client.dns", client.given["dns"], expected, remedy)
+
+
+def warn_of_client_routes(client: Checked[ClientTable], report: Report) -> None:
+    """Warn of routes that lead the tunnel's own packets, or questions to its name servers, where they hardly belong."""
+    networks = client.valid.get("allowed_ips", ())
+    server = host_address(client.valid.get("server", ""))
+    for network in networks:
+        if server is not None and network.prefixlen > 0 and server in network:
+            report.warn(
+                "client.allowed_ips",
+                f"{network} has the server's own address in it, so the tunnel's packets would go into the tunnel "
+                f"unless a longer route leads to {server}; 0.0.0.0/0 and ::/0 need none",
+            )
+    reached = [*networks, *(address.network for address in client.valid.get("address", ()))]
+    for entry in client.valid.get("dns", ()):
+        if not isinstance(entry, str) and not any(entry in network for network in reached):
+            report.warn("client.dns", f"{entry} is in none of allowed_ips, so it is asked outside of the tunnel")

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from oxidize.config.checks import (
     check_addresses,
+    check_client_network,
     check_delays,
     check_foreign,
     check_mtu,
@@ -21,11 +22,12 @@ from oxidize.config.checks import (
     check_overlaps,
     check_peers,
     check_unique,
+    warn_of_client_routes,
     warn_of_nat,
     warn_of_peers,
 )
 from oxidize.config.keys import private_key_path, read_key
-from oxidize.config.model import ClientConfig, PeerConfig, Role, ServerConfig
+from oxidize.config.model import ClientConfig, NameServers, PeerConfig, Role, ServerConfig
 from oxidize.config.report import Report
 from oxidize.config.schema import (
     Checked,
@@ -115,6 +117,8 @@ def load_client(path: str | Path, environ: Mapping[str, str] = os.environ) -> Cl
     check_delays(client, report)
     check_foreign([client], "server_public_key", public_key, report)
     check_overlaps([client], report)
+    check_client_network(client, report)
+    warn_of_client_routes(client, report)
     takeover_socket = _takeover_socket(client, source.parent, "client", report, environ)
     preshared_key = _preshared_key(client, source.parent, report, environ)
     report.check()
@@ -136,11 +140,32 @@ def load_client(path: str | Path, environ: Mapping[str, str] = os.environ) -> Cl
         max_reconnect_attempts=table.max_reconnect_attempts,
         reconnect_buffer_size=table.reconnect_buffer_size,
         resend_unanswered=table.resend_unanswered,
+        name_servers=_name_servers(table),
+        fwmark=table.fwmark,
         metrics_listen=table.metrics_listen,
         takeover_socket=takeover_socket,
         network=table.network,
         warnings=tuple(report.warnings),
     )
+
+
+def load_name_servers(path: str | Path) -> NameServers:
+    """Load only what a client's configuration says of name servers; raises ConfigError for mistakes in its table.
+
+    No key file is read: this is for a root process beside the client, which needs none of them.
+    """
+    report = Report(str(path))
+    document = _parse_document(_read(Path(path), report), ["client"], report)
+    client = check_table(ClientTable, _table(document, "client", report), "client", report)
+    check_client_network(client, report)
+    report.check()
+    return _name_servers(_complete(client))
+
+
+def _name_servers(table: ClientTable) -> NameServers:
+    servers = tuple(entry for entry in table.dns if not isinstance(entry, str))
+    domains = tuple(entry for entry in table.dns if isinstance(entry, str))
+    return NameServers(table.interface, servers, domains)
 
 
 def _read(path: Path, report: Report) -> bytes:

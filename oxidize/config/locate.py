@@ -1,7 +1,8 @@
-"""Where a process listens, told from a configuration that may be broken.
+"""Where a process listens and what its interface is called, told from a configuration that may be broken.
 
-The rule: whoever broke a configuration must still be able to ask the process that runs with the one before. So nothing
-but takeover_socket is looked at, no key is read, and what cannot be parsed is passed over. Source: TOML 1.0.
+The rule: whoever broke a configuration must still be able to ask the process that runs with the one before, and what it
+set must still be removed. So nothing but these keys is looked at, no key file is read, and what cannot be parsed is
+passed over. Source: TOML 1.0.
 """
 
 import os
@@ -14,7 +15,8 @@ from typing import Any
 from oxidize.config.load import FILE_BYTES_MAX
 from oxidize.config.model import Role
 from oxidize.config.report import Report
-from oxidize.config.schema import default_takeover_socket
+from oxidize.config.schema import CLIENT_INTERFACE, default_takeover_socket
+from oxidize.config.values import InvalidValueError, interface_name
 
 _LINE = re.compile(r"^\s*takeover_socket\s*=.*$", re.MULTILINE)
 
@@ -25,18 +27,33 @@ def takeover_socket_of(path: str | Path, role: Role, environ: Mapping[str, str] 
     Raises ConfigError only where the file itself cannot be read. environ: XDG_RUNTIME_DIR is used.
     """
     source = Path(path)
-    try:
-        with source.open("rb") as file:
-            text = file.read(FILE_BYTES_MAX).decode(errors="replace")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no file has such a name"
-        Report(str(path)).fail(
-            f"{reason}: expected a readable configuration file; correct the path, or who may read it"
-        )
-    given = _given(text, role)
+    given = _given(_read(source), role)
     if given is None:
         return default_takeover_socket(role, environ)
     return Path(source.parent / given).absolute()
+
+
+def client_interface_of(path: str | Path) -> str:
+    """Return the name of a client's interface, or the default one where none is named that can be read.
+
+    Raises ConfigError only where the file itself cannot be read.
+    """
+    table = _parse(_read(Path(path))).get("client")
+    try:
+        return interface_name(table.get("interface") if isinstance(table, dict) else None)
+    except InvalidValueError:
+        return CLIENT_INTERFACE
+
+
+def _read(source: Path) -> str:
+    try:
+        with source.open("rb") as file:
+            return file.read(FILE_BYTES_MAX).decode(errors="replace")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no file has such a name"
+        Report(str(source)).fail(
+            f"{reason}: expected a readable configuration file; correct the path, or who may read it"
+        )
 
 
 def _given(text: str, role: str) -> str | None:

@@ -4,7 +4,7 @@ The rule: whoever holds one of these need not check it again, and printing it sh
 """
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ InterfaceAddress = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
 NetworkKind = Literal["tun", "userspace"]
 Role = Literal["server", "client"]
+HostAddress = IPv4Address | IPv6Address
 HostPort = tuple[str, int]
 PublicEndpoint = tuple[str, int | None]  # a host, an IPv6 address without brackets, and a port if one was given
 
@@ -31,6 +32,18 @@ class PeerConfig:
     allowed_ips: tuple[Network, ...]
     endpoint: str | None
     persistent_keepalive: int
+
+
+@dataclass(frozen=True, slots=True)
+class NameServers:
+    """Whom to ask for names while the tunnel of `interface` is up, nobody in particular where `servers` is empty.
+
+    domains: completed with, one after the other, where a name is not found as it stands.
+    """
+
+    interface: str
+    servers: tuple[HostAddress, ...]
+    domains: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +81,8 @@ class ClientConfig:
 
     server: "host:port" as text. reconnect_delay_ms, max_reconnect_delay_ms: before the first retry, and before any.
     max_reconnect_attempts: how many before it gives up, 0 for never. reconnect_buffer_size: packets kept meanwhile.
-    resend_unanswered: whether packets that went into a dead session are sent again. The other fields are as in
-    ServerConfig and PeerConfig.
+    resend_unanswered: whether packets that went into a dead session are sent again. fwmark: of this client's sockets,
+    and the number of the table with its default routes. The other fields are as in ServerConfig and PeerConfig.
     """
 
     source: Path
@@ -88,6 +101,8 @@ class ClientConfig:
     max_reconnect_attempts: int
     reconnect_buffer_size: int
     resend_unanswered: bool
+    name_servers: NameServers
+    fwmark: int
     metrics_listen: HostPort | None
     takeover_socket: Path
     network: NetworkKind

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from oxidize.config import values
-from oxidize.config.model import HostPort, InterfaceAddress, Network, NetworkKind, PublicEndpoint, Role
+from oxidize.config.model import HostAddress, HostPort, InterfaceAddress, Network, NetworkKind, PublicEndpoint, Role
 from oxidize.config.report import Report, show
 from oxidize.config.values import InvalidValueError
 from oxidize.protocol.constants import INNER_MTU_MAX
@@ -34,6 +34,10 @@ MTU_MIN = 576  # RFC 791: what every IPv4 host accepts
 MTU_IPV6_MIN = 1280  # RFC 8200 section 5
 MTU_DEFAULT = 1420  # an Ethernet frame less IPv6, UDP and WireGuard's own 32 bytes
 KEEPALIVE_SECS_MAX = 65_535  # as wg(8)
+CLIENT_INTERFACE = "oxidize1"
+FWMARK_DEFAULT = 0x6F78  # "ox"; wg-quick(8) begins at 0xca6c
+FWMARK_MIN = 256  # it is the number of a routing table too, and the kernel's own are below
+FWMARK_MAX = 0xFFFF_FFFF
 DRAIN_TIMEOUT_SECS_MAX = 3600.0
 RECONNECT_DELAY_MS_MIN = 25  # servers ignore what comes sooner than 20 ms after the last initiation
 RECONNECT_DELAY_MS_MAX = 3_600_000
@@ -77,13 +81,8 @@ def _listen_or_off(value: object) -> HostPort | None:
         raise InvalidValueError(f'{error.expected}, or "" for none', error.remedy) from None
 
 
-def _not_default_route(network: Network) -> Network:
-    if network.prefixlen == 0:
-        raise InvalidValueError(
-            "a network smaller than a default route, which this release of the client does not support",
-            "list the networks that are behind the server",
-        )
-    return network
+def _one_or_many_names(value: object) -> tuple[object, ...]:
+    return tuple(value) if isinstance(value, list) else (value,)
 
 
 def _path_or_off(value: object) -> str | None:
@@ -100,9 +99,9 @@ _Networks = Annotated[
     tuple[Annotated[Network, PlainValidator(values.network)], ...],
     BeforeValidator(_many),
 ]
-_ClientNetworks = Annotated[
-    tuple[Annotated[Network, PlainValidator(lambda value: _not_default_route(values.network(value)))], ...],
-    BeforeValidator(_many),
+_NameServers = Annotated[
+    tuple[Annotated[HostAddress | str, PlainValidator(values.name_server)], ...],
+    BeforeValidator(_one_or_many_names),
 ]
 
 _KEEPALIVE = f"a whole number of seconds from 0 (off) to {KEEPALIVE_SECS_MAX}"
@@ -175,7 +174,7 @@ class ClientTable(InterfaceTable):
         description="the server's public key in base64", examples=["(what `oxidize pubkey` prints on the server)"]
     )
     preshared_key_file: _FilePath | None = Field(None, description="the path of a file")
-    allowed_ips: _ClientNetworks = Field(
+    allowed_ips: _Networks = Field(
         description="the networks that are behind the server, as a list", examples=[["10.0.0.0/24"]]
     )
     persistent_keepalive: int = Field(25, ge=0, le=KEEPALIVE_SECS_MAX, description=_KEEPALIVE)
@@ -198,7 +197,18 @@ class ClientTable(InterfaceTable):
         description=f"a whole number of packets from 1 to {RECONNECT_BUFFER_MAX}",
     )
     resend_unanswered: bool = Field(True, description="true or false")
-    interface: Annotated[str, PlainValidator(values.interface_name)] = Field("oxidize1", description="a name")
+    dns: _NameServers = Field(
+        default=[],
+        validate_default=True,
+        description="a list of name servers' addresses and of domains to search in",
+    )
+    fwmark: int = Field(
+        FWMARK_DEFAULT,
+        ge=FWMARK_MIN,
+        le=FWMARK_MAX,
+        description=f"a whole number from {FWMARK_MIN} to {FWMARK_MAX}, which no firewall or other tunnel uses",
+    )
+    interface: Annotated[str, PlainValidator(values.interface_name)] = Field(CLIENT_INTERFACE, description="a name")
     metrics_listen: Annotated[HostPort | None, PlainValidator(_listen_or_off)] = Field(
         default="", validate_default=True, description='"address:port", or "" for none'
     )

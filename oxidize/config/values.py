@@ -10,7 +10,7 @@ import re
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 from typing import TypeGuard
 
-from oxidize.config.model import HostPort, InterfaceAddress, Network, PublicEndpoint
+from oxidize.config.model import HostAddress, HostPort, InterfaceAddress, Network, PublicEndpoint
 from oxidize.protocol.constants import KEY_SIZE
 
 INTERFACE_NAME_MAX = 15  # IFNAMSIZ without its NUL
@@ -150,6 +150,27 @@ def public_endpoint(value: object) -> PublicEndpoint:
         raise InvalidValueError(expected, error.remedy) from None
     host, port, _ = _split_host_port(whole, expected)
     return host, port if has_port else None
+
+
+def host_address(endpoint: str) -> HostAddress | None:
+    """Return the address in a "host:port" that passed `endpoint`, or None for a name."""
+    host = endpoint.rpartition(":")[0]
+    return _literal(host.strip("[]"), is_v6=host.startswith("["))
+
+
+def name_server(value: object) -> HostAddress | str:
+    """Parse the address of a name server, or a domain to search in; raises InvalidValueError."""
+    expected = 'the address of a name server, such as "10.0.0.1", or a domain to search in'
+    given = text(value, expected)
+    try:
+        parsed = ip_address(given)
+    except ValueError:
+        if not _is_host_name(given):
+            raise InvalidValueError(expected) from None
+        return given.removesuffix(".")
+    if parsed.is_unspecified or parsed.is_multicast or "%" in given:
+        raise InvalidValueError("an address that one machine can have, without a zone")
+    return parsed
 
 
 def interface_name(value: object) -> str:
