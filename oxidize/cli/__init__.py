@@ -17,6 +17,7 @@ import click
 
 import oxidize
 from oxidize import config
+from oxidize.cli.client_hooks import clean_up, name_servers
 from oxidize.cli.common import (
     CLIENT_CONFIG,
     SERVER_CONFIG,
@@ -199,6 +200,8 @@ def pubkey() -> None:
 
 main.add_command(peer)
 main.add_command(import_wg_quick)
+main.add_command(clean_up)
+main.add_command(name_servers)
 
 
 def _load(config_path: Path, is_client: bool) -> config.ServerConfig | config.ClientConfig:

@@ -23,6 +23,7 @@ from oxidize.runtime.nat import Nat
 from oxidize.runtime.node import Node, Parts, say_ready, serve_http
 from oxidize.runtime.parts import adopt_nat, adopt_network, bind_http, boot_id, configure, make_device
 from oxidize.runtime.settings import NodeSettings
+from oxidize.runtime.surroundings import check_surroundings
 from oxidize.runtime.tun import TunDevice
 from oxidize.runtime.udp import UdpSocket, bind_udp
 from oxidize.state.session_state import SessionState
@@ -37,6 +38,7 @@ _Item = TypeVar("_Item")
 
 def start_alone(settings: NodeSettings, loop: Loop, control: Control, passed: dict[str, list[int]]) -> Node:
     """Begin with what the service manager passed, or with nothing; raises ConfigError for sockets not to be had."""
+    check_surroundings(settings)
     fds = systemd.single(passed, ("udp", "http")) | _stored(passed)
     _close_unused(passed, fds)
     return _ColdStart(settings, loop, fds).run(control)
@@ -74,6 +76,8 @@ class _ColdStart:
         node.device.prepare()
         if self._is_network_new and isinstance(self._network, TunDevice):
             configure(self._settings)
+            if node.surroundings is not None:
+                node.surroundings.establish({})
         control.prepared({"sessions": 0, "refused": {}})
         gc.collect()
         gc.freeze()
@@ -94,6 +98,8 @@ class _ColdStart:
         steps: list[Callable[[], None]] = [partial(check_nat, self._nat), partial(apply_nat, node)]
         if isinstance(self._network, TunDevice):
             steps.insert(0, partial(configure, self._settings))
+        if node.surroundings is not None:
+            steps.append(partial(node.surroundings.establish, {}, loop=self._loop))
         for step in steps:
             try:
                 step()

@@ -33,6 +33,7 @@ from oxidize.runtime.loop import READABLE, Loop, boot_time
 from oxidize.runtime.names import look_up
 from oxidize.runtime.nat import Nat
 from oxidize.runtime.settings import NodeSettings
+from oxidize.runtime.surroundings import Surroundings, has_surroundings
 from oxidize.runtime.tun import TunDevice
 from oxidize.runtime.udp import UdpSocket
 from oxidize.runtime.upkeep import Upkeep
@@ -53,7 +54,10 @@ log = logs.get(__name__)
 
 @dataclass(slots=True)
 class Parts:
-    """What a generation is made of, however it came by it. `http_server`: one that answers for it already."""
+    """What a generation is made of, however it came by it.
+
+    http_server: one that answers for it already. guard_fd: of `Surroundings`, from a predecessor.
+    """
 
     settings: NodeSettings
     generation: int
@@ -64,6 +68,7 @@ class Parts:
     nat: Nat
     http_listener: socket.socket | None
     http_server: http.HttpServer | None = None
+    guard_fd: int | None = None
 
 
 class Node:
@@ -83,6 +88,7 @@ class Node:
         self.nat = parts.nat
         # Not when it is asked for, in the middle of serving: with ten thousand routes it takes 15 ms.
         self.interface = interface_of(parts.settings)
+        self.surroundings = surroundings_of(parts)
         self.started_at = boot_time()
         self.started_unix = time.time()
         self.state_name: http.State = "starting"
@@ -106,7 +112,8 @@ class Node:
             self._endpoint_memory = EndpointMemory(parts.settings.endpoints_file, parts.device, boot_time)
         self.connection: Connection | None = None
         if parts.settings.server is not None:
-            outside = Outside(loop, look_up, self._data_path.flush, self._give_up)
+            mark = parts.settings.fwmark if parts.settings.default_routes else None
+            outside = Outside(loop, look_up, self._data_path.flush, self._give_up, mark)
             self.connection = Connection(parts.device, words, parts.settings.server, outside)
         self._respond = http.make_respond(
             lambda: self.state_name, Remembered(Metrics(words, self._live(), release=oxidize.__version__).render)
@@ -142,7 +149,7 @@ class Node:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(number, self.handle_termination)
         self._loop.on_signal(signal.SIGHUP, lambda: log.warning("SIGHUP changes nothing: use `oxidize reload`"))
-        self.udp.take_ownership(tells_errors=self.connection is not None)
+        self.udp.take_ownership(tells_errors=self.connection is not None, fwmark=self.settings.fwmark)
         self._loop.register(self.udp.fileno(), READABLE, self._data_path.from_udp)
         tunnel = self.network.fileno()
         if tunnel is not None:
@@ -212,6 +219,9 @@ class Node:
         nat = self.nat.fileno()
         if nat is not None:
             fds.append(NamedFd("nat", nat, "nftables"))
+        surroundings = self.surroundings
+        if surroundings is not None and surroundings.guard_fd is not None:
+            fds.append(NamedFd("guard", surroundings.guard_fd, "pipe"))
         if "JOURNAL_STREAM" not in os.environ and sys.stderr is not None:
             fds.append(NamedFd("stderr", sys.stderr.fileno(), "log"))
         self.session_state.hold()
@@ -222,6 +232,7 @@ class Node:
             {
                 "format": FORMAT,
                 "interface": self.interface,
+                "name_servers": surroundings.established if surroundings is not None else {},
                 "watchdog_secs": self._watchdog.interval,
                 "listen": list(self.settings.listen),
                 "metrics_listen": list(self.settings.metrics_listen or ()),
@@ -302,14 +313,21 @@ class Node:
         """
         if not self._serving or self._is_ending:
             log.info("ends at once", generation=self.generation)
-            self._end()
+            # One that does not serve may be about to have a successor, which goes on with what is set.
+            self._end_service() if self._serving else self._end()
         elif unit.will_go_on():
             log.info("ends for the next process, in which its sessions go on", generation=self.generation)
             self._end()
         else:
             self._is_ending = True
             systemd.notify("STOPPING=1")
-            self._drain_and(self._end)
+            self._drain_and(self._end_service)
+
+    def _end_service(self) -> None:
+        """Stop for good: what was set outside of this process goes as well."""
+        if self.surroundings is not None:
+            self.surroundings.remove()
+        self._end()
 
     def _end(self) -> None:
         """Stop, with all that the next process needs written down."""
@@ -324,7 +342,7 @@ class Node:
 
     def _give_up(self, failure: str) -> None:
         self.failure = failure
-        self._end()
+        self._end_service()
 
     def _drain_by_hand(self) -> None:
         if not self._is_ending:
@@ -359,6 +377,8 @@ class Node:
         if isinstance(self.network, TunDevice):
             self.network.close()
         self.nat.close()
+        if self.surroundings is not None:
+            self.surroundings.close()
         self.session_state.close()
 
     def check_journal(self, commit: dict[str, Any]) -> None:
@@ -377,6 +397,16 @@ def interface_of(settings: NodeSettings) -> str:
     routes = sorted(map(str, routes_needed(settings.addresses, settings.routes)))
     text = "\n".join([*addresses, *routes, str(settings.mtu)])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def surroundings_of(parts: Parts) -> Surroundings | None:
+    """Return what is set outside of the interface, for a client that has one."""
+    if not has_surroundings(parts.settings):
+        if parts.guard_fd is not None:
+            os.close(parts.guard_fd)
+        return None
+    port = int(parts.udp.local_address.rpartition(":")[2])
+    return Surroundings(parts.settings, port, parts.guard_fd)
 
 
 def serve_http(listener: socket.socket, respond: http.Respond, loop: Loop) -> http.HttpServer:

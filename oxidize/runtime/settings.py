@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from oxidize.config import ClientConfig, InterfaceAddress, Network, PeerConfig, ServerConfig
+from oxidize.config import ClientConfig, InterfaceAddress, NameServers, Network, PeerConfig, ServerConfig
 from oxidize.errors import ConfigError
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.link import LinkPolicy
@@ -20,8 +20,10 @@ from oxidize.runtime.names import literal, look_up
 class NodeSettings:
     """One generation's settings; see `config.ServerConfig` for the meaning of each.
 
-    listen: where to bind if no socket is passed. routes: networks that lead into the tunnel. server: "host:port" of a
-    client's server, None for a server.
+    listen: where to bind if no socket is passed. server: "host:port" of a client's server, None for a server. routes:
+    networks that lead into the tunnel by the main table; default_routes: those of a client, which need rules. fwmark:
+    of all sockets whose packets must stay out of the tunnel, 0 for none. name_servers: None to leave the system's
+    alone.
     """
 
     role: Literal["server", "client"]
@@ -40,6 +42,9 @@ class NodeSettings:
     peers: tuple[PeerSettings, ...]
     server: str | None = None
     endpoints_file: Path | None = None
+    default_routes: tuple[Network, ...] = ()
+    fwmark: int = 0
+    name_servers: NameServers | None = None
 
     @classmethod
     def of_server(cls, config: ServerConfig) -> "NodeSettings":
@@ -73,6 +78,7 @@ class NodeSettings:
             buffer_packets=config.reconnect_buffer_size,
             resend=config.resend_unanswered,
         )
+        has_interface = config.network == "tun"
         return cls(
             role="client",
             private_key=config.private_key,
@@ -80,7 +86,7 @@ class NodeSettings:
             listen=("::", 0),
             interface=config.interface,
             addresses=config.addresses,
-            routes=_routes(config.peers),
+            routes=tuple(network for network in config.allowed_ips if network.prefixlen > 0),
             mtu=config.mtu,
             network=config.network,
             nat=False,
@@ -89,6 +95,9 @@ class NodeSettings:
             takeover_socket=config.takeover_socket,
             peers=(_peer_settings(peer, literal(config.server), link),),
             server=config.server,
+            default_routes=tuple(network for network in config.allowed_ips if network.prefixlen == 0),
+            fwmark=config.fwmark if has_interface else 0,
+            name_servers=config.name_servers if has_interface and config.name_servers.servers else None,
         )
 
 

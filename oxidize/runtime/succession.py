@@ -24,6 +24,7 @@ from oxidize.runtime.loop import READABLE, Loop, boot_time
 from oxidize.runtime.node import Node, Parts, say_ready
 from oxidize.runtime.parts import adopt_nat, adopt_network, bind_http, boot_id, configure, make_device
 from oxidize.runtime.settings import NodeSettings
+from oxidize.runtime.surroundings import check_surroundings, take_back
 from oxidize.runtime.tun import TunDevice
 from oxidize.runtime.udp import UdpSocket
 from oxidize.state.session_state import SessionState
@@ -31,7 +32,7 @@ from oxidize.takeover.host import Offer, reason_of
 from oxidize.takeover.predecessor import Predecessor
 from oxidize.takeover.successor import Commit, Successor
 
-USED_NAMES = frozenset({"udp", "http", "tun", "nat", "journal", "arena", "stderr"})  # of an offer
+USED_NAMES = frozenset({"udp", "http", "tun", "nat", "journal", "arena", "stderr", "guard"})  # of an offer
 
 log = logs.get(__name__)
 
@@ -79,6 +80,7 @@ class Succession:
         """Do all slow work, reading only; the predecessor serves all the while."""
         settings, offer = self.settings, self.offer
         fds = {named.name: named.fd for named in offer.fds}
+        check_surroundings(settings, self._interfaces_before())
         state = SessionState.open(
             offer.find("journal").fd,
             offer.find("arena").fd,
@@ -95,9 +97,10 @@ class Succession:
         udp = UdpSocket(socket.socket(fileno=offer.find("udp").fd))
         nat = adopt_nat(settings, fds.get("nat"))
         check_nat(nat)
-        parts = Parts(settings, offer.generation + 1, state, device, udp, network, nat, listener)
+        generation, guard_fd = offer.generation + 1, fds.get("guard")
+        parts = Parts(settings, generation, state, device, udp, network, nat, listener, guard_fd=guard_fd)
         node = Node(parts, self.loop, float(offer.state.get("watchdog_secs", 0.0)))
-        if self._must_configure(node):
+        if self._must_configure(node) or node.surroundings is not None:
             preload()  # it takes longer than the changes themselves
         for named in offer.fds:
             if named.name not in USED_NAMES:  # of a newer release
@@ -162,6 +165,8 @@ class Succession:
             steps.append(partial(store_network, node))
         if self._must_configure(node):
             steps.append(partial(configure, self.settings))
+        if self.settings.role == "client":
+            steps.append(partial(self._settle, node))
         problems = []
         for step in steps:
             try:
@@ -171,9 +176,20 @@ class Succession:
                 problems.append(f"it serves, but not with all of its settings: {reason_of(error)}")
         return problems
 
+    def _settle(self, node: Node) -> None:
+        """Bring the surroundings of a client to what the settings say, or take the predecessor's back."""
+        before, interfaces = self.offer.state.get("name_servers", {}), self._interfaces_before()
+        if node.surroundings is not None:
+            node.surroundings.establish(before, interfaces, self.loop)
+        elif interfaces:
+            take_back(before, interfaces, self.loop)
+
     def _must_configure(self, node: Node) -> bool:
         is_changed = self.offer.state.get("interface") != node.interface
         return isinstance(node.network, TunDevice) and (is_changed or self.is_network_new)
+
+    def _interfaces_before(self) -> list[str]:
+        return [str(named.options.get("name")) for named in self.offer.fds if named.name == "tun"]
 
     def _ignored(self, node: Node) -> list[str]:
         """Return a line for each setting that changed and that only a start from nothing can take up."""

@@ -412,6 +412,43 @@ def test_without_the_capability_buffers_are_raised_to_the_common_limit(
 
 
 @pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mark a socket")
+def test_only_the_owner_marks_what_it_sends(ours: Ours) -> None:
+    wrapped = ours("::")
+    assert mark_of(wrapped) == 0
+    wrapped.take_ownership(fwmark=0x6F78)
+    successors = UdpSocket(wrapped._socket.dup())
+    assert mark_of(successors) == 0x6F78
+    successors.take_ownership(fwmark=7)
+    successors.close()
+    assert mark_of(wrapped) == 7
+    wrapped.take_ownership()
+    assert mark_of(wrapped) == 7
+
+
+def test_without_the_capability_a_mark_is_a_warning_and_no_end(ours: Ours, caplog: pytest.LogCaptureFixture) -> None:
+    wrapped = ours("127.0.0.1")
+    real = wrapped._socket
+
+    class Unprivileged(socket.socket):
+        def setsockopt(self, level: int, option: int, *value: object) -> None:  # type: ignore[override]
+            if option == socket.SO_MARK:
+                raise PermissionError(errno.EPERM, "Operation not permitted")
+            super().setsockopt(level, option, *value)  # type: ignore[arg-type]
+
+    wrapped._socket = Unprivileged(fileno=real.detach())
+    try:
+        wrapped.take_ownership(fwmark=7)
+    finally:
+        wrapped.close()
+    assert "the UDP socket is not marked: that needs CAP_NET_ADMIN" in caplog.text
+
+
+def mark_of(wrapped: UdpSocket) -> int:
+    return wrapped._socket.getsockopt(socket.SOL_SOCKET, socket.SO_MARK)
+
+
+@pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a buffer larger than the common limit")
 def test_without_the_capability_a_larger_buffer_of_systemd_stays(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
     wrapped = ours("127.0.0.1")

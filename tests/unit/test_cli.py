@@ -267,11 +267,13 @@ def test_it_agrees_with_what_a_good_configuration_says(path: Path) -> None:
 def test_every_command_is_a_command() -> None:
     assert sorted(main.commands) == [
         "check",
+        "clean-up",
         "client",
         "drain",
         "genkey",
         "genpsk",
         "import",
+        "name-servers",
         "peer",
         "pubkey",
         "reload",

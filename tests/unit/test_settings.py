@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from oxidize.config import load_client, load_server
+from oxidize.config.schema import FWMARK_DEFAULT
 from oxidize.errors import ConfigError
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.link import LinkPolicy
@@ -66,6 +67,24 @@ def test_a_client_listens_at_any_port_and_has_a_link_to_one_peer(folder: Path, r
     assert (server.name, server.endpoint) == ("server", None), "a name is looked up while it runs"
     assert server.link == LinkPolicy()
     assert settings.drain_timeout_secs == 0.0
+
+
+def test_default_routes_of_a_client_are_not_for_the_main_table(folder: Path, resolver: dict[str, str]) -> None:
+    resolver["vpn.example.org"] = "2001:db8::1"
+    text = CLIENT + 'allowed_ips = ["10.0.0.0/24", "0.0.0.0/0", "::/0"]\ndns = ["10.0.0.1"]\n'
+    settings = NodeSettings.of_client(load(folder, text, load_client))
+    assert settings.routes == (ip_network("10.0.0.0/24"),)
+    assert settings.default_routes == (ip_network("0.0.0.0/0"), ip_network("::/0"))
+    assert settings.peers[0].allowed_ips == (*settings.routes, *settings.default_routes)
+    assert settings.fwmark == FWMARK_DEFAULT
+    assert settings.name_servers is not None
+
+
+def test_a_client_without_an_interface_marks_nothing(folder: Path, resolver: dict[str, str]) -> None:
+    resolver["vpn.example.org"] = "2001:db8::1"
+    text = CLIENT + 'allowed_ips = ["10.0.0.0/24"]\nnetwork = "userspace"\n'
+    settings = NodeSettings.of_client(load(folder, text, load_client))
+    assert (settings.fwmark, settings.name_servers) == (0, None)
 
 
 def test_no_secret_is_shown(folder: Path, resolver: dict[str, str]) -> None:

@@ -1,0 +1,505 @@
+"""A client that routes everything through its tunnel, against Debian's wireguard-go: what goes where, what is left.
+
+The client's link leads to a router, which is the server's namespace. The server's outer addresses are behind it, off
+the link, so the tunnel's own packets need the default route of the main table. A second link has a neighbour.
+"""
+
+import os
+import secrets
+import signal
+import socket
+import stat
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from pyroute2 import IPRoute
+
+from oxidize.config.schema import FWMARK_DEFAULT
+from oxidize.runtime.interface import ROUTE_PROTOCOL
+from oxidize.runtime.policy_routing import RULE_PRIORITY
+from tests.traffic.namespaces import Namespace, join, set_addresses
+from tests.traffic.oxidize_client import OxidizeClient
+from tests.traffic.ping import ping
+from tests.traffic.server import Lab, is_gone, wait_for
+from tests.traffic.wireguard_go import WireguardGo
+
+pytestmark = [pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping", "ip")]
+
+SERVER4, SERVER6 = "198.51.100.1", "2001:db8:5::1"  # outer, off the client's link
+FAR4, FAR6 = "203.0.113.9", "2001:db8:99::9"  # behind the tunnel
+NEAR4, NEAR6 = "192.168.7.1", "fd07::1"  # on the client's other link
+PORT = 51_820
+EVERYTHING = ("0.0.0.0/0", "::/0")
+ETH_P_ALL, ETH_P_IP, ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
+ICMPV6 = 58
+NEIGHBOUR_DISCOVERY = range(133, 138)  # RFC 4861
+
+
+class Place:
+    """The namespaces, the wireguard-go and the client."""
+
+    def __init__(self, lab: Lab, *, ipv6: bool = False, **options: object) -> None:
+        self.lab = lab
+        self.router, self.here, self.near = (Namespace(lab.stack) for _ in range(3))
+        join(self.router, "down0", self.here, "up0")
+        join(self.near, "near0", self.here, "lan0")
+        set_addresses(self.router, "down0", ["192.0.2.1/30", "2001:db8:1::1/64"])
+        set_addresses(self.router, "lo", [f"{SERVER4}/32", f"{SERVER6}/128", "127.0.0.1/8", "::1/128"], 65_536)
+        set_addresses(self.here, "up0", ["192.0.2.2/30", "2001:db8:1::2/64"])
+        set_addresses(self.near, "near0", [f"{NEAR4}/24", f"{NEAR6}/64"])
+        set_addresses(self.here, "lan0", ["192.168.7.2/24", "fd07::2/64"])
+        self.ip("route", "add", "default", "via", "192.0.2.1")
+        self.ip("-6", "route", "add", "default", "via", "2001:db8:1::1")
+        self.server = WireguardGo(lab, self.router, [f"{FAR4}/32", f"{FAR6}/128", "10.9.0.1/24", "fd09::1/64"])
+        self.server.wg("set", self.server.name, "listen-port", str(PORT))
+        self.interface = f"ox{secrets.token_hex(5)}"
+        options = {"allowed_ips": EVERYTHING, "interface": self.interface, **options}
+        self.client = OxidizeClient(
+            lab,
+            f"[{SERVER6}]:{PORT}" if ipv6 else f"{SERVER4}:{PORT}",
+            self.server.identity.public,
+            address=["10.9.0.2/24", "fd09::2/64"],
+            inside=self.here.entered,
+            **options,  # type: ignore[arg-type]
+        )
+        self.server.set_peer(self.client.identity.public, "10.9.0.2/32,fd09::2/128")
+
+    def ip(self, *arguments: str) -> str:
+        """Run ip(8) where the client is and return what it prints."""
+        with self.here.entered():
+            done = subprocess.run(["ip", *arguments], capture_output=True, check=True, text=True)
+        return done.stdout
+
+    def rules(self, version: int = 4) -> list[str]:
+        """Return the rules but for the kernel's own."""
+        lines = [line.split(":", 1)[1].strip() for line in self.ip(f"-{version}", "rule").splitlines()]
+        kernels = ("from all lookup local", "from all lookup main", "from all lookup default")
+        return [line for line in lines if line not in kernels]
+
+    def our_rules(self, version: int = 4) -> list[str]:
+        """Return the rules of a full tunnel."""
+        return [
+            *([f"from all ipproto udp nop proto {ROUTE_PROTOCOL}"] if version == 4 else []),
+            f"from all iif lo ipproto udp sport {self.client.port} lookup main proto {ROUTE_PROTOCOL}",
+            f"from all lookup main suppress_prefixlength 0 proto {ROUTE_PROTOCOL}",
+            f"not from all fwmark {FWMARK_DEFAULT:#x} lookup {FWMARK_DEFAULT} proto {ROUTE_PROTOCOL}",
+        ]
+
+    def assert_full(self) -> None:
+        assert (self.rules(4), self.rules(6)) == (self.our_rules(4), self.our_rules(6))
+
+    def wait_bare(self) -> None:
+        """Wait until no rule is left, and see that no route is."""
+        wait_for("the rules to be gone", lambda: self.rules(4) == self.rules(6) == [])
+        for version in (4, 6):
+            assert self.ip(f"-{version}", "route", "show", "table", "all", "proto", str(ROUTE_PROTOCOL)) == ""
+
+    def guards(self) -> set[int]:
+        """Return the guards in the client's namespace."""
+        with self.here.entered():
+            ours = Path("/proc/thread-self/ns/net").readlink()
+        found = set()
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and b"oxidize.runtime.routing_guard" in (entry / "cmdline").read_bytes():
+                    found |= {int(entry.name)} if (entry / "ns/net").readlink() == ours else set()
+            except OSError:
+                continue
+        return found
+
+    def sysctl(self, name: str, value: int) -> None:
+        with self.here.entered():
+            Path("/proc/sys/net", name).write_text(str(value))
+
+
+class Seen:
+    """Every IP packet that passed an interface: (IP protocol, source, destination), and how many there were."""
+
+    def __init__(self) -> None:
+        self.packets: list[tuple[int, str, str]] = []
+
+    def look(self, protocol: int, packet: bytes) -> None:
+        if protocol == ETH_P_IP:
+            addresses = (socket.inet_ntop(socket.AF_INET, packet[at : at + 4]) for at in (12, 16))
+            self.packets.append((packet[9], *addresses))
+        elif protocol == ETH_P_IPV6 and not (packet[6] == ICMPV6 and packet[40] in NEIGHBOUR_DISCOVERY):
+            addresses = (socket.inet_ntop(socket.AF_INET6, packet[at : at + 16]) for at in (8, 24))
+            if not packet[24:40].startswith(b"\xff"):  # multicast: reports of listeners, which the kernel sends
+                self.packets.append((packet[6], *addresses))
+
+    def conversations(self) -> set[tuple[int, frozenset[str]]]:
+        return {(protocol, frozenset((source, destination))) for protocol, source, destination in self.packets}
+
+
+@contextmanager
+def watching(namespace: Namespace, name: str) -> Iterator[Seen]:
+    """Look at all packets of an interface while entered."""
+    seen, ending = Seen(), threading.Event()
+    with namespace.entered():
+        watcher = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+        watcher.bind((name, ETH_P_ALL))
+    watcher.settimeout(0.1)
+
+    def run() -> None:
+        while True:
+            try:
+                packet, address = watcher.recvfrom(2_000)
+            except TimeoutError:
+                if ending.is_set():
+                    return
+                continue
+            seen.look(address[1], packet)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ending.set()
+        thread.join()
+        watcher.close()
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    with Lab(tmp_path) as lab:
+        yield lab
+
+
+# --- What goes where ---
+
+
+@pytest.mark.parametrize("ipv6", [False, True], ids=["over IPv4", "over IPv6"])
+@pytest.mark.parametrize("rp_filter", [0, 1], ids=["no rp_filter", "strict rp_filter"])
+def test_everything_but_the_server_goes_through_the_tunnel(lab: Lab, ipv6: bool, rp_filter: int) -> None:
+    place = Place(lab, ipv6=ipv6)
+    for name in ("all", "up0"):
+        place.sysctl(f"ipv4/conf/{name}/rp_filter", rp_filter)
+    place.client.start()
+    place.assert_full()
+    with watching(place.here, "up0") as up, watching(place.here, "lan0") as lan:
+        for target in (FAR4, FAR6):
+            ping(lab, place.here, target, 10)
+        for target in (NEAR4, NEAR6):
+            ping(lab, place.here, target, 2)
+        ping(lab, place.here, "192.0.2.1", 2)  # the router, which is on the link
+    outer = (17, frozenset(("2001:db8:1::2", SERVER6) if ipv6 else ("192.0.2.2", SERVER4)))
+    assert up.conversations() == {outer, (1, frozenset(("192.0.2.1", "192.0.2.2")))}
+    assert lan.conversations() == {(1, frozenset((NEAR4, "192.168.7.2"))), (ICMPV6, frozenset((NEAR6, "fd07::2")))}
+    # No loop: 20 requests and their replies, a handshake and a few keepalives.
+    assert len([packet for packet in up.packets if packet[0] == 17]) < 60
+    assert place.client.status()["totals"]["sent_datagrams"] < 30
+    place.client.stop()
+
+
+def test_only_the_family_with_a_default_route_is_rerouted(lab: Lab) -> None:
+    place = Place(lab, allowed_ips=["0.0.0.0/0", "fd09::/64"])
+    place.client.start()
+    assert (place.rules(4), place.rules(6)) == (place.our_rules(), [])
+    with watching(place.here, "up0") as up:
+        ping(lab, place.here, FAR4, 2)
+        ping(lab, place.here, SERVER6, 2)
+    assert up.conversations() == {
+        (17, frozenset(("192.0.2.2", SERVER4))),
+        (ICMPV6, frozenset(("2001:db8:1::2", SERVER6))),
+    }
+
+
+def test_what_is_forwarded_goes_through_the_tunnel_whatever_its_port(lab: Lab) -> None:
+    place = Place(lab)
+    place.client.start()
+    ping(lab, place.here, FAR4, 2)
+    place.sysctl("ipv4/ip_forward", 1)
+    with place.near.entered():
+        subprocess.run(["ip", "route", "add", "default", "via", "192.168.7.2"], check=True)
+    before = place.client.status()["totals"]["sent_packets"]
+    with watching(place.here, "up0") as up, place.near.entered(), socket.socket(type=socket.SOCK_DGRAM) as neighbour:
+        neighbour.bind(("", place.client.port))
+        for _ in range(5):
+            neighbour.sendto(b"?", (FAR4, 9))
+        wait_for("all of it", lambda: place.client.status()["totals"]["sent_packets"] >= before + 5)
+    assert up.conversations() == {(17, frozenset(("192.0.2.2", SERVER4)))}
+
+
+# --- When it ends ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
+def test_nothing_is_left_behind(lab: Lab, number: signal.Signals) -> None:
+    place = Place(lab)
+    place.client.start()
+    place.assert_full()
+    (guard,) = place.guards()
+    place.client.stop(number)
+    if number != signal.SIGKILL:
+        assert place.rules(4) == place.rules(6) == []  # at once: not by the guard
+    place.wait_bare()
+    wait_for("the guard to end", lambda: is_gone(guard) or lab.wait_ended(guard) == 0)
+    ping(lab, place.here, SERVER4, 2)
+
+
+def test_a_guard_outlives_the_generation_that_started_it(lab: Lab) -> None:
+    place = Place(lab)
+    place.client.start()
+    ping(lab, place.here, FAR4, 2)
+    rules, guards = place.rules(), place.guards()
+    with watching(place.here, "up0") as up:
+        for _ in range(2):
+            place.client.replace()
+            assert place.rules() == rules
+            ping(lab, place.here, FAR4, 3)
+    assert up.conversations() == {(17, frozenset(("192.0.2.2", SERVER4)))}
+    assert place.guards() == guards
+    assert "change=" not in place.client.log.split("took over")[-1]
+    place.client.kill()
+    place.wait_bare()
+    wait_for("the guard to end", lambda: not place.guards())
+
+
+def test_a_guard_leaves_alone_what_the_next_client_has_adopted(lab: Lab) -> None:
+    place = Place(lab)
+    place.client.start()
+    (guard,) = place.guards()
+    os.kill(guard, signal.SIGSTOP)
+    place.client.kill()
+    assert len(place.rules()) == 4  # nobody has removed them
+    place.client.start()
+    place.assert_full()
+    os.kill(guard, signal.SIGCONT)
+    assert lab.wait_ended(guard) == 0
+    place.assert_full()
+    ping(lab, place.here, FAR4, 2)
+    place.client.stop()
+    place.wait_bare()
+
+
+def test_leftovers_of_ours_are_adopted_or_removed(lab: Lab) -> None:
+    place = Place(lab)
+    proto = ("proto", str(ROUTE_PROTOCOL))
+    for family in ("-4", "-6"):
+        main = ("lookup", "main", "suppress_prefixlength", "0", "pref", str(RULE_PRIORITY + 2), *proto)
+        place.ip(family, "rule", "add", *main)
+        place.ip(family, "rule", "add", "not", "fwmark", "4711", "lookup", "4711", "pref", "30003", *proto)
+    place.client.start()
+    place.assert_full()
+    place.client.stop()
+    place.wait_bare()
+
+
+# --- Reloads ---
+
+
+def test_the_rules_follow_a_reload(lab: Lab) -> None:
+    place = Place(lab, allowed_ips=["10.9.0.0/24", FAR4])
+    place.client.start()
+    assert place.rules(4) == place.rules(6) == []
+    assert place.guards() == set()
+    ping(lab, place.here, FAR4, 2)
+
+    place.client.write_config(allowed_ips=EVERYTHING)
+    place.client.replace()
+    place.assert_full()
+    ping(lab, place.here, FAR6, 2)
+
+    place.client.write_config(allowed_ips=EVERYTHING, fwmark=4711)
+    with watching(place.here, "up0") as up:
+        place.client.replace()
+        ping(lab, place.here, FAR6, 2)
+    assert len(up.packets) < 20
+    assert place.rules(6) == [*place.our_rules(6)[:2], "not from all fwmark 0x1267 lookup 4711 proto 151"]
+
+    other = f"ox{secrets.token_hex(5)}"
+    place.client.write_config(allowed_ips=EVERYTHING, interface=other)
+    place.client.replace()
+    place.assert_full()
+    assert f"default dev {other} proto" in place.ip("route", "show", "table", str(FWMARK_DEFAULT))
+    ping(lab, place.here, FAR4, 2)
+
+    place.client.write_config(allowed_ips=["::/0"], interface=other)
+    place.client.replace()
+    assert (place.rules(4), place.rules(6)) == ([], place.our_rules(6))
+    place.client.write_config(network="userspace", allowed_ips=["10.9.0.1/32"])
+    place.client.replace()
+    place.wait_bare()
+
+
+def test_a_failed_reload_leaves_everything_as_it_was(lab: Lab) -> None:
+    place = Place(lab, allowed_ips=["0.0.0.0/0"])
+    place.client.start()
+    rules = place.rules()
+    foreign = ("not", "fwmark", "51820", "lookup", "51820")
+    place.ip("-6", "rule", "add", *foreign)
+    place.client.write_config(allowed_ips=EVERYTHING)
+    outcome = place.client.reload()
+    assert outcome.status == 1
+    assert "IPv6: another program sends everything into a tunnel of its own" in outcome.errors
+    assert "serves as before" in outcome.errors
+    assert place.rules() == rules
+    ping(lab, place.here, FAR4, 2)
+    place.client.write_config(allowed_ips=["0.0.0.0/0"])
+    place.client.replace()
+    place.client.stop()
+    assert (place.rules(4), place.rules(6)) == ([], ["not from all fwmark 0xca6c lookup 51820"])
+
+
+# --- Other programs ---
+
+
+def test_what_others_have_set_is_left_alone(lab: Lab) -> None:
+    place = Place(lab)
+    place.ip("rule", "add", "from", "10.77.0.0/16", "lookup", "77")
+    place.ip("route", "add", "10.78.0.0/16", "dev", "lan0", "table", "77")
+    theirs = place.rules()
+    place.client.start()
+    place.client.replace()
+    assert place.rules() == [*place.our_rules(), *theirs]
+    place.client.kill()
+    wait_for("our rules to be gone", lambda: place.rules() == theirs)
+    assert "10.78.0.0/16" in place.ip("route", "show", "table", "77")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("rule", "add", "not", "fwmark", "51820", "lookup", "51820"), "end that tunnel (wg-quick down)"),
+        (("rule", "add", "fwmark", str(FWMARK_DEFAULT), "lookup", "main"), "choose another fwmark"),
+        (
+            ("route", "add", "default", "dev", "lan0", "table", str(FWMARK_DEFAULT)),
+            "interface lan0 has a route in table",
+        ),
+    ],
+    ids=["a full tunnel", "the mark", "the table"],
+)
+def test_another_programs_routing_is_an_error_before_anything_is_changed(
+    lab: Lab, command: tuple[str, ...], said: str
+) -> None:
+    place = Place(lab)
+    place.ip(*command)
+    rules = place.rules()
+    assert said in place.client.start_in_vain()
+    assert place.rules() == rules
+    assert place.interface not in place.ip("link")
+    place.client.write_config(allowed_ips=["10.9.0.0/24"])
+    place.client.start()  # nothing of that matters without a default route
+    place.client.stop()
+    assert place.rules() == rules
+
+
+def test_a_second_client_may_not_have_everything_too(lab: Lab) -> None:
+    place = Place(lab)
+    place.client.start()
+    second = OxidizeClient(
+        lab,
+        f"{SERVER4}:{PORT}",
+        place.server.identity.public,
+        address=["10.8.0.2/24"],
+        allowed_ips=["0.0.0.0/0"],
+        name="second",
+        inside=place.here.entered,
+        interface=f"ox{secrets.token_hex(5)}",
+    )
+    assert "by another client" in second.start_in_vain()
+    second.write_config(allowed_ips=["10.8.0.0/24"])
+    second.start()
+    second.stop()
+    place.assert_full()
+    ping(lab, place.here, FAR4, 2)
+
+
+# --- Name servers, through a double of the system's program ---
+
+RESOLVCONF = """#!/bin/sh
+{ echo "resolvconf $*"; test "$1" = -d || cat; } >> "$0.log"
+test ! -e "$0.fails" || { echo "no such luck" >&2; exit 3; }
+"""
+
+
+class Double:
+    """A folder that stands for PATH, with a `resolvconf` that writes down what it is told."""
+
+    def __init__(self, folder: Path, *, there: bool = True) -> None:
+        folder.mkdir()
+        self.env = {**os.environ, "PATH": str(folder)}
+        self._program = folder / "resolvconf"
+        for name in ("sh", "cat"):
+            (folder / name).symlink_to(f"/bin/{name}")
+        if there:
+            self._program.write_text(RESOLVCONF)
+            self._program.chmod(self._program.stat().st_mode | stat.S_IXUSR)
+
+    def fail(self) -> None:
+        self._program.with_suffix(".fails").touch()
+
+    def told(self) -> list[str]:
+        """Return what it was told since the last time."""
+        log = self._program.with_suffix(".log")
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return lines
+
+
+def index_of(place: Place) -> int:
+    with place.here.entered(), IPRoute() as netlink:
+        (index,) = netlink.link_lookup(ifname=place.interface)
+    return int(index)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_name_servers_are_set_and_taken_back(lab: Lab, tmp_path: Path, number: signal.Signals) -> None:
+    double = Double(tmp_path / "bin")
+    place = Place(lab, allowed_ips=["10.9.0.0/24"], dns=["10.9.0.1", "fd09::1", "corp.example", "example.org"])
+    place.client.start(double.env)
+    record = f"tun.{place.interface}.{index_of(place)}"
+    added = [f"resolvconf -a {record} -m 0 -x", "nameserver 10.9.0.1"]
+    assert double.told() == [*added, "nameserver fd09::1", "search corp.example example.org"]
+    place.client.replace(double.env)
+    assert double.told() == []
+    place.client.write_config(dns="10.9.0.1")
+    place.client.replace(double.env)
+    assert double.told() == added
+    place.client.stop(number)
+    wait_for("the name servers to be taken back", lambda: double.told() == [f"resolvconf -d {record} -f"])
+
+
+def test_name_servers_go_with_a_reload(lab: Lab, tmp_path: Path) -> None:
+    double = Double(tmp_path / "bin")
+    place = Place(lab, dns=["10.9.0.1"])
+    place.client.start(double.env)
+    record = f"tun.{place.interface}.{index_of(place)}"
+    double.told()
+    place.client.write_config(dns=None)
+    place.client.replace(double.env)
+    assert double.told() == [f"resolvconf -d {record} -f"]
+    place.client.stop()
+    assert double.told() == []
+
+
+def test_without_dns_nobody_is_told(lab: Lab, tmp_path: Path) -> None:
+    double = Double(tmp_path / "bin")
+    place = Place(lab)
+    place.client.start(double.env)
+    place.client.stop()
+    wait_for("the guard to end", lambda: not place.guards())
+    assert double.told() == []
+
+
+def test_nobody_to_tell_is_an_error_before_anything_is_changed(lab: Lab, tmp_path: Path) -> None:
+    double = Double(tmp_path / "bin", there=False)
+    place = Place(lab, dns=["10.9.0.1"])
+    assert "client.dns is set, but this system has nobody to tell" in place.client.start_in_vain(double.env)
+    assert (place.rules(4), place.rules(6)) == ([], [])
+    assert place.interface not in place.ip("link")
+
+
+def test_a_program_that_fails_ends_the_start_and_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
+    double = Double(tmp_path / "bin")
+    double.fail()
+    place = Place(lab, dns=["10.9.0.1"])
+    said = place.client.start_in_vain(double.env)
+    assert "exit status 3: no such luck" in said
+    place.wait_bare()
+    wait_for("the guard to end", lambda: not place.guards())

@@ -1,0 +1,194 @@
+"""A client under systemd, as an unprivileged user: its rules and name servers go with the unit, not with a process.
+
+The unit stands here, so that what is tested are the hooks and the lines that they need.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from oxidize.config.schema import CLIENT_INTERFACE
+from oxidize.runtime.interface import ROUTE_PROTOCOL
+from tests.system.machine import Machine
+from tests.traffic.namespaces import Namespace, join, set_addresses
+from tests.traffic.server import Identity, Lab, b64, wait_for
+
+OXIDIZE = "/opt/oxidize/current/bin/oxidize"
+CONFIG = "/etc/oxidize/client.toml"
+NAME = "client-under-test.service"
+UNIT = f"""
+[Unit]
+StartLimitIntervalSec=0
+[Service]
+Type=notify
+NotifyAccess=exec
+ExecStart={OXIDIZE} client -c {CONFIG}
+ExecStartPost=+{OXIDIZE} name-servers set -c {CONFIG}
+ExecReload={OXIDIZE} reload --client -c {CONFIG}
+ExecReload=+{OXIDIZE} name-servers set -c {CONFIG}
+ExecStopPost={OXIDIZE} clean-up -c {CONFIG}
+ExecStopPost=+{OXIDIZE} name-servers remove -c {CONFIG}
+Restart=always
+RestartPreventExitStatus=3
+RestartSec=0
+KillMode=mixed
+TimeoutStopSec=2
+FileDescriptorStoreMax=16
+RuntimeDirectory=oxidize-client
+RuntimeDirectoryPreserve=restart
+User=oxidize
+AmbientCapabilities=CAP_NET_ADMIN
+CapabilityBoundingSet=CAP_NET_ADMIN
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectKernelTunables=yes
+DevicePolicy=closed
+DeviceAllow=/dev/net/tun rw
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+"""
+RESOLVCONF = '#!/bin/sh\n{ echo "resolvconf $*"; test "$1" = -d || cat; } >> /run/resolvconf.log\n'
+ADDED = [f"resolvconf -a tun.{CLIENT_INTERFACE} -m 0 -x", "nameserver 10.9.0.1"]
+
+
+class Client:
+    """The unit on a booted machine."""
+
+    def __init__(self, lab: Lab, seed: Path) -> None:
+        namespace, outside = Namespace(lab.stack), Namespace(lab.stack)
+        join(outside, "out0", namespace, "up0")
+        set_addresses(outside, "out0", ["192.0.2.1/30"])
+        set_addresses(namespace, "up0", ["192.0.2.2/30"])
+        self.machine = Machine(lab, namespace, seed)
+        self._put("/usr/local/bin/resolvconf", RESOLVCONF, "0755")
+        self._put("/etc/oxidize/client.key", b64(Identity.make().private), "0400")
+        self.machine.run("chown", "oxidize:", "/etc/oxidize/client.key")
+        self.write_config(dns=["10.9.0.1"])
+        self.put_unit(UNIT)
+
+    def put_unit(self, text: str) -> None:
+        self._put(f"/etc/systemd/system/{NAME}", text)
+        self.machine.systemctl("daemon-reload")
+
+    def _put(self, path: str, text: str, mode: str = "0644") -> None:
+        target = self.machine.root / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+        self.machine.run("chmod", mode, path)
+
+    def write_config(self, *, dns: list[str], attempts: int = 0) -> None:
+        text = f"""[client]
+            server = "192.0.2.1:51820"
+            server_public_key = "{b64(Identity.make().public)}"
+            private_key_file = "client.key"
+            address = "10.9.0.2/24"
+            allowed_ips = ["0.0.0.0/0", "::/0"]
+            dns = {dns}
+            max_reconnect_attempts = {attempts}
+        """
+        self._put(CONFIG, text)
+
+    def systemctl(self, command: str) -> None:
+        """Start, reload, restart or stop the unit, which must succeed."""
+        outcome = self.machine.try_run("systemctl", command, NAME)
+        assert outcome.status == 0, f"{outcome}\n{self.machine.journal('-u', NAME)}"
+
+    def rules(self) -> list[str]:
+        lines = (self.machine.run("ip", f"-{version}", "rule") for version in (4, 6))
+        return [line for text in lines for line in text.splitlines() if f"proto {ROUTE_PROTOCOL}" in line]
+
+    def told(self) -> list[str]:
+        """Return what resolvconf was told since the last time."""
+        log = self.machine.root / "run/resolvconf.log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return lines
+
+    def main_pid(self) -> int:
+        return int(self.machine.show("MainPID", NAME))
+
+    def wait_for_another(self, pid: int) -> int:
+        def look() -> int:
+            active = self.machine.show("ActiveState", NAME) == "active"
+            return self.main_pid() if active and self.main_pid() not in (0, pid) else 0
+
+        return wait_for("the next process", look) or 0
+
+
+@contextmanager
+def watched_rules(client: Client) -> Iterator[list[list[str]]]:
+    """Look at the rules again and again while entered; what was seen is filled in at the end."""
+    seen: list[list[str]] = []
+    ending = threading.Event()
+
+    def run() -> None:
+        while not ending.is_set():
+            seen.append(client.rules())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ending.set()
+        thread.join()
+
+
+@pytest.fixture
+def client(tmp_path: Path, seed: Path) -> Iterator[Client]:
+    with Lab(tmp_path) as lab:
+        yield Client(lab, seed)
+
+
+def test_rules_and_name_servers_stay_while_the_unit_goes_on_and_go_with_it(client: Client) -> None:
+    machine = client.machine
+    client.systemctl("start")
+    rules = client.rules()
+    assert len(rules) == 7
+    assert client.told() == ADDED
+
+    pid = client.main_pid()
+    client.systemctl("reload")
+    assert client.wait_for_another(pid) != pid
+    assert (client.rules(), client.told()) == (rules, ADDED)
+
+    client.write_config(dns=[])
+    client.systemctl("reload")
+    assert client.told() == [f"resolvconf -d tun.{CLIENT_INTERFACE} -f"]
+    client.write_config(dns=["10.9.0.1"])
+
+    for number in ("KILL", "TERM"):
+        pid = client.main_pid()
+        with watched_rules(client) as seen:
+            machine.kill(pid, number)
+            client.wait_for_another(pid)
+        assert min(map(len, seen)) >= 7
+        assert client.told() == ADDED
+        wait_for("the port's rule to be the new process's", lambda: len(client.rules()) == 7)
+
+    with watched_rules(client) as seen:
+        client.systemctl("restart")
+    assert min(map(len, seen)) >= 7
+
+    client.systemctl("stop")
+    assert client.rules() == []
+    assert client.told()[-1] == f"resolvconf -d tun.{CLIENT_INTERFACE} -f"
+
+
+def test_a_process_that_is_killed_to_stop_the_unit_leaves_nothing(client: Client) -> None:
+    client.put_unit(UNIT + "KillSignal=SIGKILL\n")
+    client.systemctl("start")
+    assert len(client.rules()) == 7
+    client.systemctl("stop")
+    assert client.rules() == []
+    assert client.told()[-1] == f"resolvconf -d tun.{CLIENT_INTERFACE} -f"
+
+
+def test_a_client_that_gives_up_leaves_nothing(client: Client) -> None:
+    client.write_config(dns=["10.9.0.1"], attempts=4)
+    client.systemctl("start")
+    wait_for("the unit to end", lambda: client.machine.show("ActiveState", NAME) == "failed")
+    assert client.rules() == []
+    assert client.told() == [*ADDED, f"resolvconf -d tun.{CLIENT_INTERFACE} -f"]
