@@ -109,7 +109,7 @@ uninstall_all() {
 	fi
 	for unit in $UNITS; do rm -f "$DESTDIR$UNITDIR/$unit"; done
 	rm -f "$DESTDIR$SYSUSERSDIR/oxidize.conf" "$DESTDIR$TMPFILESDIR/oxidize.conf" "$DESTDIR$PREFIX/current"
-	rm -f "$DESTDIR$SYSCTLDIR/60-oxidize.conf"
+	rm -f "$DESTDIR$SYSCTLDIR/60-oxidize.conf" "$DESTDIR/var/lib/oxidize/endpoints.json"
 	rm -rf "$DESTDIR$PREFIX/releases"
 	rmdir "$DESTDIR$PREFIX" 2> /dev/null || true
 	has_systemd && systemctl daemon-reload

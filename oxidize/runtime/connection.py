@@ -5,8 +5,9 @@ server, another address of it - and tells the operator of each state once. (Erro
 by way of `data_path`.)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from oxidize import logs
@@ -16,8 +17,9 @@ from oxidize.protocol.peer import Peer
 from oxidize.protocol.words import OUTAGE_SINCE_NS, RETRIES, ROUND_TRIP_NS, LinkState, Words
 from oxidize.runtime import systemd
 from oxidize.runtime.loop import Loop, boot_time
-from oxidize.runtime.names import Lookup, Resolver, literal
+from oxidize.runtime.names import Lookup, Resolver, literal, look_up, look_up_past_tunnel, nameservers_now
 from oxidize.runtime.network_watch import NetworkWatch, way_to
+from oxidize.runtime.settings import NodeSettings
 
 LOOKUP_PAUSE_SECS = 1.0  # between the first two lookups of an outage; doubled with each
 LOOKUP_PAUSE_SECS_MAX = 30.0
@@ -30,23 +32,32 @@ class Outside:
     """What a connection uses of the process. flush: sends what the device has queued. fail: ends the process."""
 
     loop: Loop
-    lookup: Lookup
     flush: Callable[[], None]
     fail: Callable[[str], None]
-    mark: int | None = None
 
 
 class Connection:
-    """The link of a client to its one server. server: "host:port" as configured."""
+    """The link of a client to its one server.
 
-    def __init__(self, device: Device, words: Words, server: str, outside: Outside) -> None:
+    nameservers: those of this machine without the tunnel, where a predecessor knew them; empty to find out.
+    """
+
+    def __init__(
+        self, settings: NodeSettings, device: Device, words: Words, outside: Outside, nameservers: Sequence[str]
+    ) -> None:
         (self._peer,) = device.peers.values()
+        server = settings.server or ""
         self._device = device
         self._words = words
         self._server = server
         self._outside = outside
         self._watch = NetworkWatch(outside.loop, self._look)
-        self._resolver = Resolver(server, outside.lookup, outside.loop, self._note_lookup)
+        self._mark = settings.fwmark if settings.default_routes else None
+        self.nameservers = nameservers or _nameservers_without_tunnel(settings)
+        lookup: Lookup = look_up
+        if self._mark is not None:
+            lookup = partial(look_up_past_tunnel, mark=self._mark, nameservers=self.nameservers)
+        self._resolver = Resolver(server, lookup, outside.loop, self._note_lookup)
         self._is_name = literal(server) is None
         self._way: bytes | None = None
         self._lookup_at: float | None = None
@@ -149,7 +160,7 @@ class Connection:
         self._outside.flush()
 
     def _way_now(self) -> bytes | None:
-        return way_to(self._peer.endpoint, self._outside.mark) if self._peer.endpoint is not None else None
+        return way_to(self._peer.endpoint, self._mark) if self._peer.endpoint is not None else None
 
     def _begin_lookups(self, now: float) -> None:
         if self._is_name:
@@ -176,3 +187,9 @@ class Connection:
             self._device.place(self._peer, endpoint, boot_time())
             self._way = self._way_now()
             self._outside.flush()
+
+
+def _nameservers_without_tunnel(settings: NodeSettings) -> list[str]:
+    """Return this machine's name servers, less those that a process before us may have set for the tunnel."""
+    ours = {str(server) for server in settings.name_servers.servers} if settings.name_servers is not None else set()
+    return [server for server in nameservers_now() if server not in ours]

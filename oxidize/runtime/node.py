@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,7 +30,6 @@ from oxidize.runtime.drain import Drain
 from oxidize.runtime.endpoint_memory import EndpointMemory
 from oxidize.runtime.interface import routes_needed
 from oxidize.runtime.loop import READABLE, Loop, boot_time
-from oxidize.runtime.names import look_up
 from oxidize.runtime.nat import Nat
 from oxidize.runtime.settings import NodeSettings
 from oxidize.runtime.surroundings import Surroundings, has_surroundings
@@ -56,7 +55,8 @@ log = logs.get(__name__)
 class Parts:
     """What a generation is made of, however it came by it.
 
-    http_server: one that answers for it already. guard_fd: of `Surroundings`, from a predecessor.
+    http_server: one that answers for it already. guard_fd: of `Surroundings`, nameservers: of `Connection`, both from a
+    predecessor.
     """
 
     settings: NodeSettings
@@ -69,6 +69,7 @@ class Parts:
     http_listener: socket.socket | None
     http_server: http.HttpServer | None = None
     guard_fd: int | None = None
+    nameservers: Sequence[str] = ()
 
 
 class Node:
@@ -112,9 +113,8 @@ class Node:
             self._endpoint_memory = EndpointMemory(parts.settings.endpoints_file, parts.device, boot_time)
         self.connection: Connection | None = None
         if parts.settings.server is not None:
-            mark = parts.settings.fwmark if parts.settings.default_routes else None
-            outside = Outside(loop, look_up, self._data_path.flush, self._give_up, mark)
-            self.connection = Connection(parts.device, words, parts.settings.server, outside)
+            outside = Outside(loop, self._data_path.flush, self._give_up)
+            self.connection = Connection(parts.settings, parts.device, words, outside, parts.nameservers)
         self._respond = http.make_respond(
             lambda: self.state_name, Remembered(Metrics(words, self._live(), release=oxidize.__version__).render)
         )
@@ -237,6 +237,7 @@ class Node:
                 "listen": list(self.settings.listen),
                 "metrics_listen": list(self.settings.metrics_listen or ()),
                 "server": self.settings.server,
+                "nameservers": list(self.connection.nameservers) if self.connection is not None else [],
             },
         )
 

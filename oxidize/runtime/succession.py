@@ -97,8 +97,10 @@ class Succession:
         udp = UdpSocket(socket.socket(fileno=offer.find("udp").fd))
         nat = adopt_nat(settings, fds.get("nat"))
         check_nat(nat)
-        generation, guard_fd = offer.generation + 1, fds.get("guard")
-        parts = Parts(settings, generation, state, device, udp, network, nat, listener, guard_fd=guard_fd)
+        generation = offer.generation + 1
+        nameservers = [str(server) for server in offer.state.get("nameservers", [])]
+        parts = Parts(settings, generation, state, device, udp, network, nat, listener)
+        parts.guard_fd, parts.nameservers = fds.get("guard"), nameservers
         node = Node(parts, self.loop, float(offer.state.get("watchdog_secs", 0.0)))
         if self._must_configure(node) or node.surroundings is not None:
             preload()  # it takes longer than the changes themselves

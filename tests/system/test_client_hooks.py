@@ -1,7 +1,4 @@
-"""A client under systemd, as an unprivileged user: its rules and name servers go with the unit, not with a process.
-
-The unit stands here, so that what is tested are the hooks and the lines that they need.
-"""
+"""A client under systemd, as an unprivileged user: its rules and name servers go with the unit, not with a process."""
 
 import threading
 from collections.abc import Iterator
@@ -12,43 +9,13 @@ import pytest
 
 from oxidize.config.schema import CLIENT_INTERFACE
 from oxidize.runtime.interface import ROUTE_PROTOCOL
+from tests.system.machine import CLIENT as NAME
 from tests.system.machine import Machine
 from tests.traffic.namespaces import Namespace, join, set_addresses
 from tests.traffic.server import Identity, Lab, b64, wait_for
 
 OXIDIZE = "/opt/oxidize/current/bin/oxidize"
 CONFIG = "/etc/oxidize/client.toml"
-NAME = "client-under-test.service"
-UNIT = f"""
-[Unit]
-StartLimitIntervalSec=0
-[Service]
-Type=notify
-NotifyAccess=exec
-ExecStart={OXIDIZE} client -c {CONFIG}
-ExecStartPost=+{OXIDIZE} name-servers set -c {CONFIG}
-ExecReload={OXIDIZE} reload --client -c {CONFIG}
-ExecReload=+{OXIDIZE} name-servers set -c {CONFIG}
-ExecStopPost={OXIDIZE} clean-up -c {CONFIG}
-ExecStopPost=+{OXIDIZE} name-servers remove -c {CONFIG}
-Restart=always
-RestartPreventExitStatus=3
-RestartSec=0
-KillMode=mixed
-TimeoutStopSec=2
-FileDescriptorStoreMax=16
-RuntimeDirectory=oxidize-client
-RuntimeDirectoryPreserve=restart
-User=oxidize
-AmbientCapabilities=CAP_NET_ADMIN
-CapabilityBoundingSet=CAP_NET_ADMIN
-NoNewPrivileges=yes
-ProtectSystem=strict
-ProtectKernelTunables=yes
-DevicePolicy=closed
-DeviceAllow=/dev/net/tun rw
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
-"""
 RESOLVCONF = '#!/bin/sh\n{ echo "resolvconf $*"; test "$1" = -d || cat; } >> /run/resolvconf.log\n'
 ADDED = [f"resolvconf -a tun.{CLIENT_INTERFACE} -m 0 -x", "nameserver 10.9.0.1"]
 
@@ -66,10 +33,10 @@ class Client:
         self._put("/etc/oxidize/client.key", b64(Identity.make().private), "0400")
         self.machine.run("chown", "oxidize:", "/etc/oxidize/client.key")
         self.write_config(dns=["10.9.0.1"])
-        self.put_unit(UNIT)
 
-    def put_unit(self, text: str) -> None:
-        self._put(f"/etc/systemd/system/{NAME}", text)
+    def drop_in(self, text: str) -> None:
+        """Add settings to the unit."""
+        self._put(f"/etc/systemd/system/{NAME}.d/test.conf", text)
         self.machine.systemctl("daemon-reload")
 
     def _put(self, path: str, text: str, mode: str = "0644") -> None:
@@ -178,7 +145,7 @@ def test_rules_and_name_servers_stay_while_the_unit_goes_on_and_go_with_it(clien
 
 
 def test_a_process_that_is_killed_to_stop_the_unit_leaves_nothing(client: Client) -> None:
-    client.put_unit(UNIT + "KillSignal=SIGKILL\n")
+    client.drop_in("[Service]\nKillSignal=SIGKILL\n")
     client.systemctl("start")
     assert len(client.rules()) == 7
     client.systemctl("stop")
