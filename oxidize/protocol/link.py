@@ -32,6 +32,7 @@ KNOCK_PACES = ((10.0, 0.05), (120.0, 0.1), (inf, 1.0))  # for an outage of up to
 REFUSAL_GAP_SECS = 1.2
 # --- Coming back ---
 RESEND_AGE_SECS_MAX = 1.0  # of a packet that is sent again
+ON_ITS_WAY_ROUND_TRIPS = 2  # how long a packet may have been on its way when one before it was answered
 # Silence speaks of a dead session only where it was not silent for longer than this before: else perhaps nobody ever
 # answers.
 LIVELY_SECS = 5.0
@@ -73,7 +74,8 @@ class Link:
 
     def __init__(self, policy: LinkPolicy) -> None:
         self.policy = policy
-        # When each packet was sent since the peer's last authenticated message, and what it was; oldest first.
+        # When each packet was sent that no authenticated message of the peer has followed in time, and what it was;
+        # oldest first.
         self.unanswered: deque[tuple[float, bytes]] = deque(maxlen=policy.buffer_packets)
         self.silent_initiations = 0  # of ours that nothing was heard after
         self.presumes_loss = False  # of what is unanswered, should the handshake that is in flight succeed

@@ -20,6 +20,7 @@ from oxidize.protocol.link import (
     INITIATION_SPACING_SECS,
     KNOCK_PACES,
     LIVELY_SECS,
+    ON_ITS_WAY_ROUND_TRIPS,
     REFUSAL_GAP_SECS,
     REPLAY_BURST_PACKETS,
     REPLAY_PAUSE_SECS,
@@ -40,6 +41,7 @@ from oxidize.protocol.words import (
     OUTAGES_WORD,
     PROBES_ANSWERED,
     RETRIES,
+    ROUND_TRIP_NS,
     SUSPECTED_SINCE_NS,
     DropReason,
     LinkState,
@@ -111,7 +113,7 @@ class LinkKeeper:
         words, link = self._words, peer.link
         if link is None:
             return
-        link.unanswered.clear()
+        self._forget_answered(peer, link, now)
         link.silent_initiations, link.presumes_loss = 0, False
         words[peer.slot + SUSPECTED_SINCE_NS] = 0
         if words[peer.slot + PROBES_ANSWERED]:
@@ -234,6 +236,18 @@ class LinkKeeper:
                 self.hurry(peer, now)
 
     # --- What becomes of it ---
+
+    def _forget_answered(self, peer: Peer, link: Link, now: float) -> None:
+        """Forget what was sent so long ago that whoever sent what has come right now had it by then.
+
+        What is younger may still be on its way to a peer that has ended meanwhile.
+        """
+        on_its_way_secs = ON_ITS_WAY_ROUND_TRIPS * self._words[peer.slot + ROUND_TRIP_NS] * NANOSECOND
+        horizon, unanswered = now - on_its_way_secs, link.unanswered
+        if unanswered and unanswered[-1][0] <= horizon:
+            unanswered.clear()
+        while unanswered and unanswered[0][0] <= horizon:
+            unanswered.popleft()
 
     def _ease(self, peer: Peer, link: Link, now: float) -> None:
         """Let the next probe come sooner again: what was sent last has been answered in good time."""

@@ -31,6 +31,7 @@ from oxidize.protocol.words import (
     OUTAGE_BOUNDS_SECS,
     OUTAGES_WORD,
     PROBES_ANSWERED,
+    ROUND_TRIP_NS,
     DropReason,
     LinkState,
     Total,
@@ -616,3 +617,20 @@ def test_indices_of_forgotten_initiations_are_released():
     assert len(client.device._table.indices) <= SUPERSEDED_MAX + 3
     until_connected(world, client, server, 6.0)
     assert len(client.device._table.indices) <= 2
+
+
+def test_what_was_on_its_way_when_the_last_answer_came_is_sent_again():
+    world = World()
+    client, server = linked(world)
+    client.slots.words[client.peer(server).slot + ROUND_TRIP_NS] = 50_000_000
+    client.send(server, b"answered")
+    world.exchange()
+    world.run(0.07)
+    client.send(server, b"on its way")  # and then the server ends
+    world.exchange(lose_everything)
+    world.run(0.05, lose_everything)
+    server.send(client)  # what it had said before
+    world.exchange()
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+    until_connected(world, client, server, 1.0)
+    assert payloads(server) == [b"answered", b"on its way"]
