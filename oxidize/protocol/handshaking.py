@@ -14,6 +14,7 @@ from oxidize.protocol.constants import (
     INITIATION_INTERVAL_MIN,
     INITIATION_SIZE,
     REKEY_ATTEMPT_TIME,
+    REKEY_TIMEOUT,
     REKEY_TIMEOUT_JITTER_MAX,
     TYPE_COOKIE_REPLY,
     TYPE_INITIATION,
@@ -56,6 +57,9 @@ from oxidize.protocol.words import (
 )
 
 ROUND_TRIP_WEIGHT = 8  # how many measurements a smoothed round trip consists of (RFC 6298, section 2: alpha is 1/8)
+# What is longer is no round trip: a response that waited while this machine was suspended. So no retry is later than
+# the paper's.
+ROUND_TRIP_SECS_MAX = REKEY_TIMEOUT / 2
 
 
 class Handshaker:
@@ -290,7 +294,8 @@ class Handshaker:
         any_authenticated_received(peer, table.words, now)
 
     def _note_round_trip(self, peer: Peer, seconds: float) -> None:
-        word, measured = peer.slot + ROUND_TRIP_NS, int(seconds * 1e9)
+        # Less than nothing: a predecessor's clock was ahead of ours.
+        word, measured = peer.slot + ROUND_TRIP_NS, int(min(max(seconds, 0.0), ROUND_TRIP_SECS_MAX) * 1e9)
         before = self._table.words[word]
         self._table.words[word] = before + (measured - before) // ROUND_TRIP_WEIGHT if before else measured
 
