@@ -170,10 +170,10 @@ class LinkKeeper:
             if link.silent_initiations >= SILENT_INITIATIONS_MAX:
                 self._go_down(peer, link, now, "no answer")
             return True
-        if link.policy.retries_max and words[peer.slot + RETRIES] >= link.policy.retries_max:
+        if state == LinkState.FAILED or 0 < link.policy.retries_max <= words[peer.slot + RETRIES]:
             self._fail(peer, link)
             return False
-        return state != LinkState.FAILED
+        return True
 
     def note_unreachable(self, remote: tuple[bytes, int, int], now: float, *, refused: bool) -> None:
         """Note an error of the network about what we sent to an address and port.
@@ -183,7 +183,7 @@ class LinkKeeper:
         """
         peer = self._table.by_remote.get(remote)
         link = peer.link if peer is not None else None
-        if peer is None or link is None:
+        if peer is None or link is None or self._words[peer.slot + LINK_STATE] == LinkState.FAILED:
             return
         if self._words[peer.slot + LINK_STATE] == LinkState.CONNECTED:
             self._go_down(peer, link, now, "nobody listens there" if refused else "cannot be reached")
@@ -300,6 +300,7 @@ class LinkKeeper:
         self.notify(peer, LinkState.CONNECTED, reason)
 
     def _fail(self, peer: Peer, link: Link) -> None:
+        has_failed_before = self._words[peer.slot + LINK_STATE] == LinkState.FAILED
         self._words[peer.slot + LINK_STATE] = LinkState.FAILED
         link.knock_at = link.refusals_end_at = inf
         self._table.end_handshake(peer)
@@ -307,7 +308,8 @@ class LinkKeeper:
         dropped = len(self._staging.take(peer))
         if dropped:
             self._table.drop(DropReason.HANDSHAKE_TIMED_OUT, dropped)
-        self.notify(peer, LinkState.FAILED, f"{link.policy.retries_max} retries went unanswered")
+        if not has_failed_before:
+            self.notify(peer, LinkState.FAILED, f"{link.policy.retries_max} retries went unanswered")
 
     def _knock(self, peer: Peer, link: Link, now: float) -> None:
         if link.is_refused:

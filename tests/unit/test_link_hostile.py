@@ -3,10 +3,11 @@
 import pytest
 
 from oxidize.protocol.constants import REKEY_TIMEOUT
+from oxidize.protocol.link import LinkPolicy
 from oxidize.protocol.timers import shortest_retry_secs
 from oxidize.protocol.words import ROUND_TRIP_NS, LinkState
 from tests.unit.test_link import linked, state
-from tests.world import Host, World
+from tests.world import Host, World, lose_everything
 
 HOUR = 3600.0
 
@@ -44,3 +45,32 @@ def test_an_initiation_that_a_predecessors_clock_says_is_still_to_come_can_be_an
     client.receive(response, server.endpoint)
     assert peer.handshake is None
     assert client.slots.words[peer.slot + ROUND_TRIP_NS] <= known_ns
+
+
+# --- After the end ---
+
+
+@pytest.mark.parametrize("event", ["network change", "error", "packet"])
+def test_a_link_that_has_failed_comes_to_rest_whatever_happens(event: str):
+    world = World()
+    client, server = linked(world, LinkPolicy(retries_max=2))
+    notes: list[LinkState] = []
+    client.device.watch_links(lambda _, new, reason: notes.append(new))
+    client.send(server)
+    world.exchange(lose_everything)
+    world.run(60.0, lose_everything)
+    if event == "network change":
+        client.device.note_network_change(world.now)
+    elif event == "error":
+        client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+    else:
+        client.send(server)
+    looks = 0
+    while (due := client.device.next_deadline()) is not None and due < world.now + 60.0:
+        world.now = max(world.now, due)
+        client.handle_timeout()
+        client.take_transmits()
+        looks += 1
+        assert looks < 100, "it never rests"
+    assert notes == [LinkState.RECONNECTING, LinkState.FAILED]
+    assert not client.peer(server).staged
