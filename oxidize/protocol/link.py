@@ -13,6 +13,10 @@ from math import inf
 # --- Noticing ---
 PROBE_SECS_MIN = 0.2  # of silence after sending: more than most hosts take for a delayed acknowledgement (RFC 1122)
 PROBE_ROUND_TRIPS = 4
+# Errors of the network that end a link that is up: one in so many seconds, and so many seconds' worth of them at once.
+# Whoever forges more gets no more. A real one comes again, and silence tells as well.
+ERROR_INTERVAL_SECS = 1.0
+ERROR_BURST_SECS = 2.0
 PROBES_ANSWERED_MAX = 8  # doublings; KEEPALIVE_TIMEOUT + REKEY_TIMEOUT, as in the paper, ends them anyway
 EASE_SECS = 1.0  # between two steps back towards the shortest time
 SILENT_INITIATIONS_MAX = 3  # unanswered, with nothing else heard meanwhile: then the link is down
@@ -62,6 +66,8 @@ class Link:
 
     __slots__ = (
         "eased_at",
+        "errors_free_at",
+        "first_sent",
         "knock_at",
         "policy",
         "presumes_loss",
@@ -77,6 +83,8 @@ class Link:
         # When each packet was sent that no authenticated message of the peer has followed in time, and what it was;
         # oldest first.
         self.unanswered: deque[tuple[float, bytes]] = deque(maxlen=policy.buffer_packets)
+        # Of packets that are to be sent again: when they were first, so that what is too old then is let go.
+        self.first_sent: dict[bytes, float] = {}
         self.silent_initiations = 0  # of ours that nothing was heard after
         self.presumes_loss = False  # of what is unanswered, should the handshake that is in flight succeed
         self.knock_at = inf
@@ -84,6 +92,7 @@ class Link:
         self.replay_at = inf  # when more of what waited is to leave; until then everything queues up behind it
         self.replay_left = 0
         self.eased_at = -inf
+        self.errors_free_at = -inf
 
     @property
     def is_refused(self) -> bool:

@@ -17,6 +17,8 @@ from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.handshaking import Handshaker
 from oxidize.protocol.link import (
     EASE_SECS,
+    ERROR_BURST_SECS,
+    ERROR_INTERVAL_SECS,
     INITIATION_SPACING_SECS,
     KNOCK_PACES,
     LIVELY_SECS,
@@ -105,8 +107,13 @@ class LinkKeeper:
 
     def note_sent(self, peer: Peer, packets: list[bytes], now: float) -> None:
         """Note packets that were sealed, so that they can be sent again."""
-        if peer.link is not None and peer.link.policy.resend:
-            peer.link.unanswered.extend(zip(repeat(now), packets))
+        link = peer.link
+        if link is None or not link.policy.resend:
+            return
+        if not link.first_sent:
+            link.unanswered.extend(zip(repeat(now), packets))
+        else:
+            link.unanswered.extend((link.first_sent.pop(packet, now), packet) for packet in packets)
 
     def note_received(self, peer: Peer, now: float) -> None:
         """Note that something authentic came in a session, before the timers do."""
@@ -121,6 +128,7 @@ class LinkKeeper:
         if words[peer.slot + LINK_STATE] != LinkState.CONNECTED:
             self._come_back(peer, link, now, "it answers")
             self._release(peer, now)
+        link.first_sent.clear()  # whatever was to be sent again has been, or went no further
 
     def note_session(self, peer: Peer, now: float) -> None:
         """Note that a session was made; what was lost in the one before is put before what waits."""
@@ -186,6 +194,10 @@ class LinkKeeper:
         if peer is None or link is None or self._words[peer.slot + LINK_STATE] == LinkState.FAILED:
             return
         if self._words[peer.slot + LINK_STATE] == LinkState.CONNECTED:
+            free_at = max(link.errors_free_at, now - ERROR_BURST_SECS)
+            if free_at > now:
+                return
+            link.errors_free_at = free_at + ERROR_INTERVAL_SECS
             self._go_down(peer, link, now, "nobody listens there" if refused else "cannot be reached")
             if peer.handshake is None:
                 peer.handshake_wanted_at = now + link.policy.retry_secs
@@ -269,11 +281,12 @@ class LinkKeeper:
         return before.is_initiator or made_at - before.created_at < REKEY_AFTER_TIME
 
     def _stage_unanswered(self, peer: Peer, link: Link, now: float) -> None:
-        again = [packet for sent_at, packet in link.unanswered if now - sent_at <= RESEND_AGE_SECS_MAX]
+        again = [(packet, sent_at) for sent_at, packet in link.unanswered if now - sent_at <= RESEND_AGE_SECS_MAX]
         link.unanswered.clear()
+        link.first_sent = dict(again)
         if again:
             self._table.count(Total.RESENT_PACKETS, len(again))
-            self._staging.put_before(peer, again)
+            self._staging.put_before(peer, [packet for packet, _ in again])
 
     def _go_down(self, peer: Peer, link: Link, now: float, reason: str) -> None:
         words = self._words
