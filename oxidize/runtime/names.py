@@ -20,6 +20,7 @@ from oxidize.runtime.loop import READABLE, Loop
 
 LOOKUP_SECS_MAX = 5.0  # of a query by ourselves, all name servers together
 HOSTS_SECS_MAX = 2.0
+PORT_MAX = 65_535
 _MAPPED_PREFIX = bytes(10) + b"\xff\xff"  # RFC 4291, section 2.5.5.2
 # systemd-resolved's stub would ask through the tunnel; this file has the servers that it asks itself.
 _RESOLV_CONFS = (Path("/run/systemd/resolve/resolv.conf"), Path("/etc/resolv.conf"))
@@ -34,13 +35,13 @@ def split(text: str) -> tuple[str, int]:
 
 
 def literal(text: str) -> Endpoint | None:
-    """Return the endpoint that "address:port" names without any looking up; None for a name."""
-    host, port = split(text)
+    """Return the endpoint that "address:port" names without any looking up; None for a name, or whatever else."""
     try:
+        host, port = split(text)
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
-    except socket.gaierror:
+    except (OSError, ValueError, OverflowError):
         return None
-    return _endpoint(found[0][4])
+    return _endpoint(found[0][4]) if 0 < port <= PORT_MAX else None  # getaddrinfo takes it modulo 65536
 
 
 def look_up(text: str) -> list[Endpoint]:
@@ -94,13 +95,13 @@ def _query(host: str, mark: int, nameservers: Sequence[str]) -> list[str]:
     for server in nameservers:
         family = socket.AF_INET6 if ":" in server else socket.AF_INET
         for kind in (dns.rdatatype.AAAA, dns.rdatatype.A):
-            query = dns.message.make_query(host, kind)
             try:
+                query = dns.message.make_query(host, kind)
                 with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as marked:
                     marked.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
                     timeout = LOOKUP_SECS_MAX / 2 / len(nameservers)
                     answer = dns.query.udp(query, server, timeout=timeout, sock=marked)
-            except (OSError, dns.exception.DNSException):
+            except (OSError, ValueError, dns.exception.DNSException):  # ValueError: the server's address is none
                 continue
             addresses += [item.address for section in answer.answer for item in section if section.rdtype == kind]
         if addresses:
@@ -134,10 +135,17 @@ class Resolver:
         """Begin a lookup; a no-op while one is under way."""
         if self._pipe_end is not None:
             return
-        self._pipe_end, write_end = os.pipe2(os.O_CLOEXEC)
+        try:
+            self._pipe_end, write_end = os.pipe2(os.O_CLOEXEC)
+        except OSError as error:  # no descriptor is left: an outage may last, a client may not end of it
+            self._done(error)
+            return
         outcome: list[list[Endpoint] | OSError] = []
         self._loop.register(self._pipe_end, READABLE, lambda: self._finish(outcome))
-        threading.Thread(target=self._run, args=(write_end, outcome), name="resolver", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, args=(write_end, outcome), name="resolver", daemon=True).start()
+        except RuntimeError:  # no thread is left
+            os.close(write_end)
 
     def stop(self) -> None:
         """Forget a lookup that is under way: its outcome is not told."""
