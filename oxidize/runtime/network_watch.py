@@ -19,6 +19,7 @@ _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 QUIET_SECS = 0.02  # without a further message, before a look
 PUT_OFF_SECS_MAX = 0.2  # of a look in all
 MESSAGE_BYTES = 65_536
+MESSAGES_MAX = 256  # read before the other sources have their turn
 
 
 def way_to(endpoint: Endpoint, mark: int | None = None) -> bytes | None:
@@ -66,7 +67,9 @@ class NetworkWatch:
             self._socket = None
 
     def _listen(self) -> None:
-        while self._socket is not None:
+        if self._socket is None:
+            return
+        for _ in range(MESSAGES_MAX):
             try:
                 self._socket.recv(MESSAGE_BYTES)
             except BlockingIOError:
