@@ -63,6 +63,7 @@ class Connection:
         self._lookup_at: float | None = None
         self._lookup_pause = LOOKUP_PAUSE_SECS
         self._lookups = 0  # in this outage
+        self._is_moving = False  # the configuration names another server, which is still to be found
         self._failure: str | None = None
         device.watch_links(self._note_link)
 
@@ -97,8 +98,8 @@ class Connection:
         if endpoint is not None:
             self._place(endpoint)
         else:
-            self._lookups = 0
-            self._resolver.ask()
+            self._is_moving = True
+            self._begin_lookups(boot_time())
 
     def describe(self, now: float) -> dict[str, Any]:
         """Return what `oxidize status` shows of it."""
@@ -124,7 +125,11 @@ class Connection:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             self._outside.fail(failure)
-        elif self._lookup_at is not None and now >= self._lookup_at:
+        elif self._lookup_at is None or now < self._lookup_at:
+            return
+        elif not self._is_looked_for:
+            self._lookup_at = None
+        else:
             self._lookup_at = now + self._lookup_pause
             self._lookup_pause = min(2 * self._lookup_pause, LOOKUP_PAUSE_SECS_MAX)
             self._resolver.ask()
@@ -135,7 +140,6 @@ class Connection:
         """Tell of a state. The device is in the middle of its work: what it is told of comes later, from the loop."""
         name = state.name.lower()
         if state == LinkState.CONNECTED:
-            self._lookup_at = None
             log.info(name, server=self._server, endpoint=str(peer.endpoint), after=reason)
         elif state == LinkState.RECONNECTING:
             self._begin_lookups(boot_time())
@@ -166,6 +170,10 @@ class Connection:
         if self._is_name:
             self._lookup_at, self._lookup_pause, self._lookups = now, LOOKUP_PAUSE_SECS, 0
 
+    @property
+    def _is_looked_for(self) -> bool:
+        return self._is_moving or self.state != LinkState.CONNECTED
+
     def _note_lookup(self, outcome: list[Endpoint] | OSError) -> None:
         self._lookups += 1
         if isinstance(outcome, OSError):
@@ -174,6 +182,9 @@ class Connection:
                     "the server's name cannot be looked up: tries again", server=self._server, reason=str(outcome)
                 )
             return
+        if not self._is_looked_for:  # it was found in another way meanwhile, perhaps where its name does not say
+            return
+        self._is_moving = False
         current = self._peer.endpoint
         remotes = [endpoint.remote for endpoint in outcome]
         if current is None or current.remote not in remotes:
