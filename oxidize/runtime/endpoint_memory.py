@@ -44,7 +44,8 @@ def recall(path: Path, device: Device, between: Callable[[Iterable[Peer]], Itera
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        with path.open("rb") as file:
+        # A pipe without a writer would be waited for.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             document = json.loads(file.read(FILE_BYTES_MAX))
         if document["format"] > FORMAT or not isinstance(document["endpoints"], dict):
             raise ValueError(f"expected format {FORMAT} and a table of endpoints")
