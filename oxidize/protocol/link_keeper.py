@@ -96,11 +96,15 @@ class LinkKeeper:
         if link is None:
             return
         self._table.give_slot(peer)
+        since = words[peer.slot + OUTAGE_SINCE_NS]
         if words[peer.slot + LINK_STATE] == LinkState.FAILED:  # and it was started again
-            words[peer.slot + LINK_STATE] = LinkState.RECONNECTING
+            words[peer.slot + LINK_STATE] = LinkState.RECONNECTING if since else LinkState.CONNECTING
             words[peer.slot + RETRIES] = 0
         if words[peer.slot + LINK_STATE] == LinkState.RECONNECTING:
+            words[peer.slot + OUTAGE_SINCE_NS] = since or int(now * 1e9)  # a predecessor was killed between these words
             link.knock_at = now
+        elif since:
+            words[peer.slot + OUTAGE_SINCE_NS] = 0
         if words[peer.slot + LINK_STATE] != LinkState.CONNECTED and peer.handshake is None:
             self._handshaker.initiate(peer, now)
         self._on_timers(peer)
@@ -290,8 +294,8 @@ class LinkKeeper:
 
     def _go_down(self, peer: Peer, link: Link, now: float, reason: str) -> None:
         words = self._words
-        words[peer.slot + LINK_STATE] = LinkState.RECONNECTING
         words[peer.slot + OUTAGE_SINCE_NS] = int(now * 1e9)
+        words[peer.slot + LINK_STATE] = LinkState.RECONNECTING
         words[peer.slot + RETRIES] = words[peer.slot + SUSPECTED_SINCE_NS] = 0
         self._table.count(Total.OUTAGES)
         self._stage_unanswered(peer, link, now)
@@ -300,11 +304,11 @@ class LinkKeeper:
 
     def _come_back(self, peer: Peer, link: Link, now: float, reason: str) -> None:
         words = self._words
+        since = words[peer.slot + OUTAGE_SINCE_NS]
+        words[peer.slot + OUTAGE_SINCE_NS] = 0
         words[peer.slot + LINK_STATE] = LinkState.CONNECTED
         link.knock_at = link.refusals_end_at = inf
-        since = words[peer.slot + OUTAGE_SINCE_NS]
         if since:
-            words[peer.slot + OUTAGE_SINCE_NS] = 0
             lasted_ns = max(0, int(now * 1e9) - since)
             self._table.count(Total.RECONNECTS)
             self._table.count(Total.OUTAGE_NS_SUM, lasted_ns)
