@@ -1,4 +1,4 @@
-"""Staging: what waits leaves in order, is never too much, and is in the records exactly as long as nobody has sent it."""
+"""Staging: what waits leaves in order, is never too much, and is in the records as long as nobody has sent it."""
 
 from collections.abc import Iterable
 
