@@ -35,6 +35,10 @@ class FakeDevice:
     def __init__(self) -> None:
         self.queued: list[Transmit] = []
         self.timeouts: list[float] = []
+        self.unreachable: list[tuple[tuple[bytes, int, int], float, bool]] = []
+
+    def note_unreachable(self, remote, now, *, refused):
+        self.unreachable.append((remote, now, refused))
 
     def receive_datagrams(self, datagrams, endpoint, now):
         assert endpoint == HERE
@@ -145,3 +149,17 @@ def test_what_a_timeout_makes_the_device_say_leaves_at_once() -> None:
     assert parts.device.timeouts == [7.5]
     assert parts.log == ["transmit 1"]
     assert parts.device.queued == []
+
+
+def test_what_cannot_be_reached_is_told_once_a_turn_however_often_it_was_said() -> None:
+    parts = make()
+    other = (bytes([192, 0, 2, 9]), 1, 0)
+    parts.udp.unreachable = [(HERE.remote, True)] * 1000 + [(other, False), (HERE.remote, False)]
+    parts.path.from_udp()
+    assert parts.device.unreachable == [(HERE.remote, 5.0, True), (other, 5.0, False), (HERE.remote, 5.0, False)]
+    assert parts.udp.unreachable == []
+    parts.udp.unreachable = [(HERE.remote, True)]
+    parts.path.flush()
+    assert len(parts.device.unreachable) == 4
+    parts.path.flush()
+    assert len(parts.device.unreachable) == 4

@@ -157,3 +157,43 @@ def test_nouns_agree_with_their_numbers() -> None:
 
 def test_queries_have_names_that_stay() -> None:
     assert (status_module.STATUS, status_module.IDENTITY) == ("status", "identity")
+
+
+# --- A client's connection ---
+
+
+def connection(**more: object) -> dict[str, Any]:
+    return {
+        "state": "connected",
+        "server": "vpn.example:51820",
+        "outage_secs": None,
+        "retries": 0,
+        "round_trip_ms": 12.34,
+        "waiting_packets": 0,
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, "connected to vpn.example:51820, round trip 12.3 ms"),
+        ({"round_trip_ms": 0.0}, "connected to vpn.example:51820"),
+        ({"state": "connecting", "round_trip_ms": 0.0}, "connecting to vpn.example:51820"),
+        (
+            {"state": "reconnecting", "outage_secs": 61.5, "retries": 1, "waiting_packets": 1},
+            "reconnecting to vpn.example:51820, for 1 min 1 s, 1 retry, 1 packet waiting",
+        ),
+        (
+            {"state": "reconnecting", "outage_secs": 0.0, "retries": 7, "waiting_packets": 1000},
+            "reconnecting to vpn.example:51820, for 0 s, 7 retries, 1000 packets waiting",
+        ),
+    ],
+)
+def test_a_client_shows_its_connection(capsys, more: dict[str, object], expected: str) -> None:
+    assert f"connection  {expected}" in printed(capsys, role="client", connection=connection(**more))
+
+
+@pytest.mark.parametrize("absent", [{}, {"connection": None}])
+def test_a_server_or_an_older_client_shows_none(capsys, absent: dict[str, object]) -> None:
+    assert not any(line.startswith("connection") for line in printed(capsys, **absent))

@@ -1,0 +1,202 @@
+"""What ICMP says of our datagrams, on real loopback sockets: told where it is asked for, and in nobody's way."""
+
+import errno
+import os
+import select
+import socket
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+import pytest
+
+from oxidize.protocol.endpoint import Endpoint
+from oxidize.runtime.udp import QUEUED_ERRORS_MAX, UdpSocket, bind_udp
+from oxidize.runtime.udp_control import RECEIVE_ERRORS
+
+WAIT_MS = 5_000  # loopback answers at once; a test that waits this long has failed
+
+# (what we bind, where the peer is)
+FAMILIES = {
+    "ipv4": ("127.0.0.1", "127.0.0.1"),
+    "ipv6": ("::1", "::1"),
+    "mapped": ("::", "127.0.0.1"),
+    "dual": ("::", "::1"),
+}
+
+Closing = list[UdpSocket | socket.socket]
+
+
+@pytest.fixture
+def closing() -> Iterator[Closing]:
+    opened: Closing = []
+    yield opened
+    for item in opened:
+        item.close()
+
+
+def make(closing: Closing, host: str, *, tells_errors: bool) -> UdpSocket:
+    wrapped = UdpSocket(bind_udp(host, 0))
+    closing.append(wrapped)
+    wrapped.take_ownership(tells_errors=tells_errors)
+    return wrapped
+
+
+def listen(closing: Closing, host: str, port: int = 0) -> socket.socket:
+    plain = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+    closing.append(plain)
+    plain.bind((host, port))
+    plain.settimeout(WAIT_MS / 1000)
+    return plain
+
+
+def closed_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as plain:
+        plain.bind((host, 0))
+        return int(plain.getsockname()[1])
+
+
+def endpoint(host: str, port: int) -> Endpoint:
+    return Endpoint(ip_address(host).packed, port)
+
+
+def is_ready(wrapped: UdpSocket, wait_ms: int = 0) -> bool:
+    """Tell whether epoll says anything of a socket that is registered as the loop registers it."""
+    with select.epoll() as epoll:
+        epoll.register(wrapped.fileno(), select.EPOLLIN)
+        return bool(epoll.poll(wait_ms / 1000))
+
+
+def drain(wrapped: UdpSocket) -> None:
+    """Do as the loop does, until nothing is to be read; a socket that stays ready for ever fails."""
+    for _ in range(1000):
+        if not is_ready(wrapped):
+            return
+        wrapped.receive()
+    raise AssertionError("it is always ready: the loop would spin")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_closed_port_is_told_and_the_socket_comes_to_rest(family: str, closing: Closing) -> None:
+    ours, theirs = FAMILIES[family]
+    wrapped, gone = make(closing, ours, tells_errors=True), endpoint(theirs, closed_port(theirs))
+    assert wrapped.transmit(gone, [b"hello"]) == 1
+    assert is_ready(wrapped, WAIT_MS)
+    drain(wrapped)
+    assert set(wrapped.unreachable) == {(gone.remote, True)}
+    wrapped.unreachable.clear()
+    assert wrapped.receive() is None
+    assert wrapped.unreachable == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_datagram_that_meets_an_old_error_is_sent_all_the_same(family: str, closing: Closing) -> None:
+    ours, theirs = FAMILIES[family]
+    wrapped, gone = make(closing, ours, tells_errors=True), endpoint(theirs, closed_port(theirs))
+    alive = listen(closing, theirs)
+    for batch in ([b"one"], [b"two", b"three"], [b"x" * 1000] * 10):
+        wrapped.transmit(gone, [b"hello"])
+        assert is_ready(wrapped, WAIT_MS)
+        assert wrapped.transmit(endpoint(theirs, alive.getsockname()[1]), batch) == len(batch)
+        assert [alive.recv(2000) for _ in batch] == batch
+    assert wrapped.send_failures == 0
+
+
+def test_many_errors_are_taken_in_turns_and_none_is_left(closing: Closing) -> None:
+    wrapped = make(closing, "127.0.0.1", tells_errors=True)
+    gone = [endpoint("127.0.0.1", closed_port("127.0.0.1")) for _ in range(3 * QUEUED_ERRORS_MAX)]
+    for peer in gone:
+        wrapped.transmit(peer, [b"hello"])
+    assert is_ready(wrapped, WAIT_MS)
+    drain(wrapped)
+    assert {remote for remote, refused in wrapped.unreachable} <= {peer.remote for peer in gone}
+    assert len({remote for remote, refused in wrapped.unreachable}) > QUEUED_ERRORS_MAX
+
+
+def test_datagrams_come_through_between_errors(closing: Closing) -> None:
+    wrapped = make(closing, "127.0.0.1", tells_errors=True)
+    port = int(wrapped.local_address.rpartition(":")[2])
+    alive, gone = listen(closing, "127.0.0.1"), endpoint("127.0.0.1", closed_port("127.0.0.1"))
+    received = []
+    for number in range(20):
+        wrapped.transmit(gone, [b"hello"])
+        alive.sendto(bytes([number]), ("127.0.0.1", port))
+        for _ in range(100):
+            if (batch := wrapped.receive()) is not None:
+                received += [bytes(datagram) for datagram in batch.datagrams]
+            if not is_ready(wrapped):
+                break
+    assert received == [bytes([number]) for number in range(20)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_who_does_not_ask_is_told_nothing(family: str, closing: Closing) -> None:
+    ours, theirs = FAMILIES[family]
+    wrapped, gone = make(closing, ours, tells_errors=False), endpoint(theirs, closed_port(theirs))
+    wrapped.transmit(gone, [b"hello"])
+    wrapped.transmit(gone, [b"hello"])
+    drain(wrapped)
+    assert wrapped.unreachable == []
+    assert wrapped.send_failures == 0
+
+
+def test_an_owner_that_does_not_ask_takes_back_what_another_asked_for(closing: Closing) -> None:
+    wrapped = make(closing, "::", tells_errors=True)
+    successor = UdpSocket(socket.socket(fileno=os.dup(wrapped.fileno())))
+    closing.append(successor)
+    successor.take_ownership()
+    for level, option in RECEIVE_ERRORS:
+        assert successor._socket.getsockopt(level, option) == 0
+    successor.transmit(endpoint("127.0.0.1", closed_port("127.0.0.1")), [b"hello"])
+    drain(successor)
+    assert successor.unreachable == []
+
+
+def test_errors_that_a_predecessor_left_are_a_successors_to_hear(closing: Closing) -> None:
+    wrapped = make(closing, "::", tells_errors=True)
+    gone = endpoint("127.0.0.1", closed_port("127.0.0.1"))
+    wrapped.transmit(gone, [b"hello"])
+    assert is_ready(wrapped, WAIT_MS)
+    successor = UdpSocket(socket.socket(fileno=os.dup(wrapped.fileno())))
+    closing.append(successor)
+    successor.take_ownership(tells_errors=True)
+    drain(successor)
+    assert set(successor.unreachable) == {(gone.remote, True)}
+
+
+class Failing(UdpSocket):
+    """A socket whose kernel refuses each send; `refuse`: with what."""
+
+    refuse = 0
+    calls = 0
+
+    def _sendmsg(self, run, control, address):  # type: ignore[no-untyped-def]
+        self.calls += 1
+        raise OSError(self.refuse, os.strerror(self.refuse))
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (errno.ENETUNREACH, [False]),
+        (errno.EHOSTUNREACH, [False]),
+        (errno.ENETDOWN, [False]),
+        (errno.ECONNREFUSED, [True]),
+        (errno.EACCES, [False]),
+        (errno.EMSGSIZE, []),
+        (errno.EPERM, []),
+        (errno.EINVAL, []),
+    ],
+)
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_send_that_fails_twice_is_told_by_what_it_says(
+    code: int, told: list[bool], asked: bool, closing: Closing
+) -> None:
+    wrapped = Failing(bind_udp("127.0.0.1", 0))
+    closing.append(wrapped)
+    wrapped.take_ownership(tells_errors=asked)
+    wrapped.refuse = code
+    peer = endpoint("192.0.2.1", 9)
+    assert wrapped.transmit(peer, [b"hello"]) == 0
+    assert wrapped.calls <= 2
+    assert wrapped.send_failures == 1
+    assert wrapped.unreachable == ([(peer.remote, refused) for refused in told] if asked else [])
