@@ -2,6 +2,8 @@
 
 import itertools
 from collections.abc import Callable
+from ipaddress import ip_address, ip_network
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +12,7 @@ from oxidize.protocol.link import LinkPolicy
 from oxidize.protocol.words import LinkState
 from oxidize.runtime import connection as connection_module
 from oxidize.runtime.connection import LOOKUP_PAUSE_SECS, LOOKUP_PAUSE_SECS_MAX, Connection, Outside
+from oxidize.runtime.settings import NodeSettings
 from tests.world import Host, World, lose_everything
 
 ELSEWHERE = Endpoint(bytes([203, 0, 113, 9]), 51820)
@@ -69,6 +72,12 @@ class FakeLog:
         return [event for _, event, _ in self.lines]
 
 
+def settings_of(server: str, **more: object) -> NodeSettings:
+    """Return what a connection uses of a client's settings."""
+    settings = {"server": server, "fwmark": 51820, "default_routes": (), "name_servers": None, **more}
+    return SimpleNamespace(**settings)  # type: ignore[return-value]
+
+
 class Scene:
     """A client with a connection, its server, and all that is outside of them."""
 
@@ -93,8 +102,9 @@ class Scene:
             connection_module, "Resolver", lambda text, lookup, loop, done: FakeResolver(done, lambda: self.world.now)
         )
         self.loop = FakeLoop()
-        outside = Outside(self.loop, lambda text: [], lambda: None, self.failures.append)  # type: ignore[arg-type]
-        self.connection = Connection(self.client.device, self.client.slots.words, server, outside)
+        outside = Outside(self.loop, lambda: None, self.failures.append)  # type: ignore[arg-type]
+        settings = settings_of(server)
+        self.connection = Connection(settings, self.client.device, self.client.slots.words, outside, ["192.0.2.53"])
         self.resolver: FakeResolver = self.connection._resolver  # type: ignore[assignment]
         self.watch: FakeWatch = self.connection._watch  # type: ignore[assignment]
         self.connection.start(self.world.now)
@@ -185,7 +195,8 @@ def test_before_it_has_begun_there_is_a_status_too(make: Make) -> None:
     fresh.know(scene.server, link=LinkPolicy())
     fresh.start()
     outside = scene.connection._outside
-    described = Connection(fresh.device, fresh.slots.words, LITERAL, outside).describe(5.0)
+    connection = Connection(settings_of(LITERAL), fresh.device, fresh.slots.words, outside, [])
+    described = connection.describe(5.0)
     assert (described["state"], described["outage_secs"], described["retries"]) == ("connecting", None, 0)
 
 
@@ -370,3 +381,29 @@ def test_a_change_before_the_server_was_found_looks_it_up(make: Make) -> None:
     scene.look()
     scene.run(0.0)
     assert len(scene.resolver.asked) == 1
+
+
+# --- Past the tunnel ---
+
+
+def test_under_a_default_route_names_are_asked_for_with_the_mark_of_the_servers_that_were_there(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = make()
+    lookups = []
+    monkeypatch.setattr(
+        connection_module, "Resolver", lambda text, lookup, loop, done: lookups.append(lookup) or scene.resolver
+    )
+    monkeypatch.setattr(connection_module, "nameservers_now", lambda: ["192.0.2.53", "10.0.0.1"])
+    dns = SimpleNamespace(servers=(ip_address("10.0.0.1"),))
+    settings = settings_of(NAME, default_routes=(ip_network("0.0.0.0/0"),), name_servers=dns)
+    device, words, outside = scene.client.device, scene.client.slots.words, scene.connection._outside
+    first = Connection(settings, device, words, outside, [])
+    assert first.nameservers == ["192.0.2.53"], "the tunnel's own would be asked through the tunnel"
+    Connection(settings, device, words, outside, ["198.51.100.53"])
+    Connection(settings_of(NAME), device, words, outside, [])
+    assert [getattr(lookup, "keywords", None) for lookup in lookups] == [
+        {"mark": 51820, "nameservers": ["192.0.2.53"]},
+        {"mark": 51820, "nameservers": ["198.51.100.53"]},
+        None,
+    ]
