@@ -22,7 +22,7 @@ from oxidize.protocol.link import ERROR_BURST_SECS, ERROR_INTERVAL_SECS, RESEND_
 from oxidize.protocol.messages import DATA_HEADER, message_type
 from oxidize.protocol.peer import PeerSettings
 from oxidize.protocol.timers import shortest_retry_secs
-from oxidize.protocol.words import ROUND_TRIP_NS, DropReason, LinkState, Total
+from oxidize.protocol.words import LINK_STATE, OUTAGE_SINCE_NS, ROUND_TRIP_NS, DropReason, LinkState, Total
 from tests.unit.test_link import TICK, linked, payloads, restart, sent, state, until_connected
 from tests.world import Host, World, lose_everything
 
@@ -62,6 +62,33 @@ def test_an_initiation_that_a_predecessors_clock_says_is_still_to_come_can_be_an
     client.receive(response, server.endpoint)
     assert peer.handshake is None
     assert client.slots.words[peer.slot + ROUND_TRIP_NS] <= known_ns
+
+
+# --- Kills between two words ---
+
+
+@pytest.mark.parametrize(
+    ("before", "since_ns", "after", "is_since_set"),
+    [
+        (LinkState.RECONNECTING, 0, LinkState.RECONNECTING, True),
+        (LinkState.CONNECTED, 5, LinkState.CONNECTED, False),
+        (LinkState.FAILED, 5, LinkState.RECONNECTING, True),
+        (LinkState.FAILED, 0, LinkState.CONNECTING, False),
+    ],
+)
+def test_a_successor_finds_words_that_agree(
+    before: LinkState, since_ns: int, after: LinkState, is_since_set: bool
+) -> None:
+    world = World()
+    client, server = linked(world)
+    slot = client.peer(server).slot
+    client.slots.words[slot + LINK_STATE], client.slots.words[slot + OUTAGE_SINCE_NS] = before, since_ns
+    client.replace()
+    client.device.begin_links(world.now)
+    assert state(client, server) == after
+    assert bool(client.slots.words[slot + OUTAGE_SINCE_NS]) == is_since_set
+    until_connected(world, client, server, 1.0)
+    assert client.slots.words[slot + OUTAGE_SINCE_NS] == 0
 
 
 # --- After the end ---
