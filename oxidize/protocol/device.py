@@ -178,12 +178,14 @@ class Device:
             return []
         peer = keypair.peer
         table.move_endpoint(peer, endpoint, now)
+        first_unanswered_ns = words[peer.slot + FIRST_UNANSWERED_NS]
+        # Before anything is sent because of it: that is unanswered.
+        timers.any_authenticated_received(peer, words, now)
         if keypair is peer.next:
             self._handshaker.confirm(peer, now)
         if peer.link is not None:
-            self._links.note_received(peer, now)
+            self._links.note_received(peer, first_unanswered_ns, now)
         words[peer.slot + RECEIVED_BYTES] += sum(map(len, plaintexts)) + DATA_OVERHEAD * len(plaintexts)
-        timers.any_authenticated_received(peer, words, now)
         if timers.receiving_wants_rekey(keypair, now) and keypair is peer.current:
             self._handshaker.initiate(peer, now)
         if any(plaintexts):

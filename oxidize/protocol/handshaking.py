@@ -35,6 +35,7 @@ from oxidize.protocol.handshake import (
     label_of,
     next_timestamp,
 )
+from oxidize.protocol.link import SUPERSEDED_SECS_MAX
 from oxidize.protocol.load import LoadMeter
 from oxidize.protocol.messages import CookieReply, Initiation, Response, message_type
 from oxidize.protocol.peer import Peer, PendingHandshake
@@ -262,6 +263,8 @@ class Handshaker:
         if not isinstance(pending, PendingHandshake):
             return DropReason.UNKNOWN_INDEX
         peer = pending.peer
+        if pending is not peer.handshake and now - pending.sent_at > SUPERSEDED_SECS_MAX:
+            return DropReason.UNKNOWN_INDEX
         keys = consume_response(self.identity, peer.remote, pending.state, message)
         if keys is None:
             return DropReason.AUTHENTICATION_FAILED

@@ -23,7 +23,8 @@ SILENT_INITIATIONS_MAX = 3  # unanswered, with nothing else heard meanwhile: the
 # --- Retrying ---
 # The least between two initiations: responders ignore those within 20 ms, and timestamps have a grain of 17 ms.
 INITIATION_SPACING_SECS = 0.025
-SUPERSEDED_MAX = 32  # initiations whose responses are welcome although there is a later one
+SUPERSEDED_MAX = 32  # initiations whose responses are welcome although there is a later one ...
+SUPERSEDED_SECS_MAX = 15.0  # ... for so long: the session counts from its response, and the peer's from the initiation
 RETRY_JITTER = 0.25  # of a delay, taken off at random, so that the clients of one server do not come all at once
 # --- While the link is down ---
 # A knock is a small message between two retries, so that a server which is back is found sooner than by a retry that
@@ -65,6 +66,7 @@ class Link:
     """What is remembered of a link besides the words of its peer; a successor does without it."""
 
     __slots__ = (
+        "began_at",
         "eased_at",
         "errors_free_at",
         "first_sent",
@@ -87,6 +89,7 @@ class Link:
         self.first_sent: dict[bytes, float] = {}
         self.silent_initiations = 0  # of ours that nothing was heard after
         self.presumes_loss = False  # of what is unanswered, should the handshake that is in flight succeed
+        self.began_at = 0.0  # when this process began to keep it up
         self.knock_at = inf
         self.refusals_end_at = inf
         self.replay_at = inf  # when more of what waited is to leave; until then everything queues up behind it

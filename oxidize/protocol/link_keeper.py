@@ -96,6 +96,7 @@ class LinkKeeper:
         if link is None:
             return
         self._table.give_slot(peer)
+        link.began_at = now
         since = words[peer.slot + OUTAGE_SINCE_NS]
         if words[peer.slot + LINK_STATE] == LinkState.FAILED:  # and it was started again
             words[peer.slot + LINK_STATE] = LinkState.RECONNECTING if since else LinkState.CONNECTING
@@ -119,8 +120,8 @@ class LinkKeeper:
         else:
             link.unanswered.extend((link.first_sent.pop(packet, now), packet) for packet in packets)
 
-    def note_received(self, peer: Peer, now: float) -> None:
-        """Note that something authentic came in a session, before the timers do."""
+    def note_received(self, peer: Peer, first_unanswered_ns: int, now: float) -> None:
+        """Note that something authentic came in a session; `first_unanswered_ns`: the peer's word before it came."""
         words, link = self._words, peer.link
         if link is None:
             return
@@ -128,7 +129,7 @@ class LinkKeeper:
         link.silent_initiations, link.presumes_loss = 0, False
         words[peer.slot + SUSPECTED_SINCE_NS] = 0
         if words[peer.slot + PROBES_ANSWERED]:
-            self._ease(peer, link, now)
+            self._ease(peer, link, first_unanswered_ns * NANOSECOND, now)
         if words[peer.slot + LINK_STATE] != LinkState.CONNECTED:
             self._come_back(peer, link, now, "it answers")
             self._release(peer, now)
@@ -265,9 +266,8 @@ class LinkKeeper:
         while unanswered and unanswered[0][0] <= horizon:
             unanswered.popleft()
 
-    def _ease(self, peer: Peer, link: Link, now: float) -> None:
-        """Let the next probe come sooner again: what was sent last has been answered in good time."""
-        first = self._words[peer.slot + FIRST_UNANSWERED_NS] * NANOSECOND
+    def _ease(self, peer: Peer, link: Link, first: float, now: float) -> None:
+        """Let the next probe come sooner again if what was sent first has been answered in good time."""
         if first and now - first <= prompt_secs(peer, self._words) and now >= link.eased_at + EASE_SECS:
             link.eased_at = now
             self._words[peer.slot + PROBES_ANSWERED] -= 1
@@ -334,5 +334,6 @@ class LinkKeeper:
         elif not self._send_keepalive(peer, now):
             link.knock_at = inf  # the session has expired; a refusal begins it anew
             return
-        down_secs = now - self._words[peer.slot + OUTAGE_SINCE_NS] * NANOSECOND
+        since_ns = self._words[peer.slot + OUTAGE_SINCE_NS]
+        down_secs = now - (since_ns * NANOSECOND if since_ns else link.began_at)
         link.knock_at = now + next(pace for limit, pace in KNOCK_PACES if down_secs < limit)

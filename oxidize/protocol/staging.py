@@ -1,8 +1,8 @@
 """Packets that wait for a session, of all peers.
 
-Rules: they leave in the order in which they came, and the oldest go first when there are too many. Whoever owns next
-sends them: a freeze leaves them in the records, and they leave the records before they are sent, no sooner. Limits: a
-number for each peer, bytes for each peer (they are one record) and for all.
+Rules: they leave in the order in which they came. Whoever owns next sends them: a freeze leaves them in the records,
+and they leave the records before they are sent, no sooner. Limits: a number for each peer, beyond which the oldest go
+first; bytes for each peer (they are one record) and for all, beyond which nothing is kept.
 
 Source: the paper, section 6.4; `changes.PeerStaged`.
 """

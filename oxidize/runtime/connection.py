@@ -8,6 +8,7 @@ by way of `data_path`.)
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Any
 
 from oxidize import logs
@@ -23,6 +24,7 @@ from oxidize.runtime.settings import NodeSettings
 
 LOOKUP_PAUSE_SECS = 1.0  # between the first two lookups of an outage; doubled with each
 LOOKUP_PAUSE_SECS_MAX = 30.0
+HURRY_SECS = 1.0  # between two attempts for no other reason than that something in the network has changed
 
 log = logs.get(__name__)
 
@@ -65,6 +67,7 @@ class Connection:
         self._lookups = 0  # in this outage
         self._is_moving = False  # the configuration names another server, which is still to be found
         self._failure: str | None = None
+        self._hurried_at = -inf
         device.watch_links(self._note_link)
 
     @property
@@ -157,7 +160,8 @@ class Connection:
             self._begin_lookups(now)
         elif self._way is None:
             self._device.note_unreachable(endpoint.remote, now, refused=False)
-        elif self._way != before or self.state != LinkState.CONNECTED:
+        elif self._way != before or (self.state != LinkState.CONNECTED and now >= self._hurried_at + HURRY_SECS):
+            self._hurried_at = now
             self._device.note_network_change(now)
             if self.state != LinkState.CONNECTED:
                 self._begin_lookups(now)

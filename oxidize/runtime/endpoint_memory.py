@@ -95,11 +95,11 @@ class EndpointMemory:
                 endpoints[base64.b64encode(peer.public_key).decode()] = str(peer.endpoint)
             if number % STEP_PEERS == 0:
                 yield
-        self._replace(json.dumps({"format": FORMAT, "endpoints": endpoints}).encode())
-        self._written = places
+        if self._replace(json.dumps({"format": FORMAT, "endpoints": endpoints}).encode()):
+            self._written = places
 
-    def _replace(self, content: bytes) -> None:
-        """Put a new file in the place of the old one; nobody finds a half of it."""
+    def _replace(self, content: bytes) -> bool:
+        """Put a new file in the place of the old one, nobody finds a half of it; tell whether that succeeded."""
         beside = self._path.with_name(f"{self._path.name}.new")
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -112,5 +112,6 @@ class EndpointMemory:
             if not self._has_failed:
                 log.warning("the endpoints cannot be remembered", path=str(self._path), reason=str(error.strerror))
             self._has_failed = True
-        else:
-            self._has_failed = False
+            return False
+        self._has_failed = False
+        return True

@@ -62,22 +62,7 @@ _CUT = int(socket.MSG_TRUNC) | _CONTROL_CUT
 _FROM_ERRORS = int(socket.MSG_ERRQUEUE) | _DONTWAIT
 
 # What ICMP tells a socket about an earlier send: ip(7), "Error handling". It says nothing about the next datagram.
-_QUEUED_ERRORS = frozenset(
-    {
-        errno.ECONNREFUSED,
-        errno.EHOSTUNREACH,
-        errno.ENETUNREACH,
-        errno.EHOSTDOWN,
-        errno.ENETDOWN,
-        errno.ENONET,
-        errno.ENOPROTOOPT,
-        errno.EOPNOTSUPP,
-        errno.EPROTO,
-        errno.EMSGSIZE,
-        errno.EACCES,
-    }
-)
-# Of these, what says that a peer cannot be reached at all.
+# First what says that a peer cannot be reached at all.
 _UNREACHABLE = frozenset(
     {
         errno.ECONNREFUSED,
@@ -89,6 +74,7 @@ _UNREACHABLE = frozenset(
         errno.EACCES,
     }
 )
+_QUEUED_ERRORS = _UNREACHABLE | {errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EPROTO, errno.EMSGSIZE}
 _NO_ROOM = frozenset({errno.EAGAIN, errno.ENOBUFS})
 # The address that we want to answer from is no longer ours (EINVAL for IPv6, ENETUNREACH for IPv4).
 _SOURCE_GONE = frozenset({errno.EINVAL, errno.ENETUNREACH, errno.EADDRNOTAVAIL})

@@ -401,4 +401,4 @@ def test_what_waited_for_a_link_arrives_in_order(seed: int) -> None:
     simulate(simulation, seed, STEPS)
     arrived = [number for number in dict.fromkeys(simulation.server.numbers()) if number in simulation.held]
     assert arrived == sorted(arrived), f"seed {seed}"
-    assert len(arrived) > 100
+    assert len(arrived) > 50, "else it shows nothing"
