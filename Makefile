@@ -55,7 +55,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 .PHONY: help demo test test-handoff test-systemd check bench bench-reconnect install uninstall venv packages lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
 
 demo: $(SETUP) ## replace a server under the traffic of 20 clients, and count what they lost (no root)
 	@$(BIN)/python -m oxidize.demo

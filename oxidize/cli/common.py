@@ -31,7 +31,7 @@ def errors_as_lines(*, is_coordinated: bool = False) -> Iterator[None]:
     except ConfigError as error:
         fail(2, *(() if is_coordinated else error.problems))
     except UnreachableError as error:
-        fail(GAVE_UP_STATUS, f"{error}; it was allowed max_reconnect_attempts")
+        fail(GAVE_UP_STATUS, str(error))
     except OxidizeError as error:
         fail(1, *(() if is_coordinated else [str(error)]))
 

@@ -192,6 +192,10 @@ def _parse_document(content: bytes, tables: list[str], report: Report) -> dict[s
     except (ValueError, RecursionError):
         # tomllib passes on what int() and the depth of the stack refuse.
         report.fail("a number too long or lists nested too deep: expected TOML as in examples/; simplify the value")
+    other = {"server": "client", "client": "server"}[tables[0]]
+    if other in document and tables[0] not in document:
+        use = "leave --client out" if other == "server" else "use --client, or `oxidize client`"
+        report.fail(f"it has a table [{other}]: expected the configuration of a {tables[0]}; {use}")
     for name, value in document.items():
         if name not in tables:
             unknown_key("", name, value, tables, report)

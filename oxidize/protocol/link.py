@@ -71,11 +71,13 @@ class Link:
         "errors_free_at",
         "first_sent",
         "knock_at",
+        "last_error",
         "policy",
         "presumes_loss",
         "refusals_end_at",
         "replay_at",
         "replay_left",
+        "retries_before",
         "silent_initiations",
         "unanswered",
     )
@@ -88,7 +90,9 @@ class Link:
         # Of packets that are to be sent again: when they were first, so that what is too old then is let go.
         self.first_sent: dict[bytes, float] = {}
         self.silent_initiations = 0  # of ours that nothing was heard after
+        self.last_error = ""  # what the network said last, while the link is not up
         self.presumes_loss = False  # of what is unanswered, should the handshake that is in flight succeed
+        self.retries_before = 0  # those that the present delay does not follow from
         self.began_at = 0.0  # when this process began to keep it up
         self.knock_at = inf
         self.refusals_end_at = inf

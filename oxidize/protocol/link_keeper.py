@@ -100,7 +100,7 @@ class LinkKeeper:
         since = words[peer.slot + OUTAGE_SINCE_NS]
         if words[peer.slot + LINK_STATE] == LinkState.FAILED:  # and it was started again
             words[peer.slot + LINK_STATE] = LinkState.RECONNECTING if since else LinkState.CONNECTING
-            words[peer.slot + RETRIES] = 0
+            words[peer.slot + RETRIES] = link.retries_before = 0
         if words[peer.slot + LINK_STATE] == LinkState.RECONNECTING:
             words[peer.slot + OUTAGE_SINCE_NS] = since or int(now * 1e9)  # a predecessor was killed between these words
             link.knock_at = now
@@ -148,7 +148,7 @@ class LinkKeeper:
             words[peer.slot + PROBES_ANSWERED] += 1
         link.unanswered.clear()
         link.silent_initiations, link.presumes_loss = 0, False
-        words[peer.slot + SUSPECTED_SINCE_NS] = words[peer.slot + RETRIES] = 0
+        words[peer.slot + SUSPECTED_SINCE_NS] = words[peer.slot + RETRIES] = link.retries_before = 0
 
     def take_burst(self, peer: Peer, now: float) -> list[bytes]:
         """Return of what waits for a session as much as may leave at once; `run_timers` releases the rest."""
@@ -179,9 +179,11 @@ class LinkKeeper:
             return True
         link.silent_initiations += 1
         state = words[peer.slot + LINK_STATE]
+        if state == LinkState.CONNECTING and link.silent_initiations == SILENT_INITIATIONS_MAX:
+            self.notify(peer, LinkState.CONNECTING, self._reason(peer, link))
         if state == LinkState.CONNECTED:
             if link.silent_initiations >= SILENT_INITIATIONS_MAX:
-                self._go_down(peer, link, now, "no answer")
+                self._go_down(peer, link, now)
             return True
         if state == LinkState.FAILED or 0 < link.policy.retries_max <= words[peer.slot + RETRIES]:
             self._fail(peer, link)
@@ -198,12 +200,13 @@ class LinkKeeper:
         link = peer.link if peer is not None else None
         if peer is None or link is None or self._words[peer.slot + LINK_STATE] == LinkState.FAILED:
             return
+        link.last_error = "nobody listens there" if refused else "it cannot be reached"
         if self._words[peer.slot + LINK_STATE] == LinkState.CONNECTED:
             free_at = max(link.errors_free_at, now - ERROR_BURST_SECS)
             if free_at > now:
                 return
             link.errors_free_at = free_at + ERROR_INTERVAL_SECS
-            self._go_down(peer, link, now, "nobody listens there" if refused else "cannot be reached")
+            self._go_down(peer, link, now)
             if peer.handshake is None:
                 peer.handshake_wanted_at = now + link.policy.retry_secs
         if refused:
@@ -222,8 +225,9 @@ class LinkKeeper:
         self._on_timers(peer)
 
     def hurry(self, peer: Peer, now: float) -> None:
-        """Begin anew with the retries of a link that is down: there is a reason to believe in the next one."""
-        self._words[peer.slot + RETRIES] = 0
+        """Begin anew with the delays of a link that is down: there is a reason to believe in the next retry."""
+        if peer.link is not None:
+            peer.link.retries_before = self._words[peer.slot + RETRIES]
         pending = peer.handshake
         if pending is None:
             self._handshaker.initiate(peer, now)
@@ -292,15 +296,23 @@ class LinkKeeper:
             self._table.count(Total.RESENT_PACKETS, len(again))
             self._staging.put_before(peer, [packet for packet, _ in again])
 
-    def _go_down(self, peer: Peer, link: Link, now: float, reason: str) -> None:
+    def _reason(self, peer: Peer, link: Link) -> str:
+        """Return why a link is not up, as far as we know."""
+        if peer.endpoint is None:
+            return "its name could not be looked up"
+        if link.last_error or peer.last_handshake_unix:
+            return link.last_error or "no answer"
+        return "no answer: is it up, and does each side have the other's public key?"
+
+    def _go_down(self, peer: Peer, link: Link, now: float) -> None:
         words = self._words
         words[peer.slot + OUTAGE_SINCE_NS] = int(now * 1e9)
         words[peer.slot + LINK_STATE] = LinkState.RECONNECTING
-        words[peer.slot + RETRIES] = words[peer.slot + SUSPECTED_SINCE_NS] = 0
+        words[peer.slot + RETRIES] = words[peer.slot + SUSPECTED_SINCE_NS] = link.retries_before = 0
         self._table.count(Total.OUTAGES)
         self._stage_unanswered(peer, link, now)
         link.knock_at, link.replay_at = now + KNOCK_PACES[0][1], inf
-        self.notify(peer, LinkState.RECONNECTING, reason)
+        self.notify(peer, LinkState.RECONNECTING, self._reason(peer, link))
 
     def _come_back(self, peer: Peer, link: Link, now: float, reason: str) -> None:
         words = self._words
@@ -308,6 +320,7 @@ class LinkKeeper:
         words[peer.slot + OUTAGE_SINCE_NS] = 0
         words[peer.slot + LINK_STATE] = LinkState.CONNECTED
         link.knock_at = link.refusals_end_at = inf
+        link.last_error = ""
         if since:
             lasted_ns = max(0, int(now * 1e9) - since)
             self._table.count(Total.RECONNECTS)
@@ -326,7 +339,7 @@ class LinkKeeper:
         if dropped:
             self._table.drop(DropReason.HANDSHAKE_TIMED_OUT, dropped)
         if not has_failed_before:
-            self.notify(peer, LinkState.FAILED, f"{link.policy.retries_max} retries went unanswered")
+            self.notify(peer, LinkState.FAILED, self._reason(peer, link))
 
     def _knock(self, peer: Peer, link: Link, now: float) -> None:
         if link.is_refused:

@@ -106,7 +106,7 @@ def retry_secs(peer: Peer, words: Words, draw: float) -> float:
     if peer.link is None:
         return REKEY_TIMEOUT + draw * REKEY_TIMEOUT_JITTER_MAX
     policy = peer.link.policy
-    doublings = min(words[peer.slot + RETRIES], DOUBLINGS_MAX)
+    doublings = min(max(0, words[peer.slot + RETRIES] - peer.link.retries_before), DOUBLINGS_MAX)
     delay = min(policy.retry_secs * 2.0**doublings, policy.retry_secs_max) * (1.0 - draw * RETRY_JITTER)
     return max(delay, shortest_retry_secs(peer, words))
 

@@ -38,7 +38,7 @@ ROUND_TRIP_NS = 9  # between an initiation of ours and its response, smoothed; 0
 # Of a link (`protocol.link`):
 LINK_STATE = 10  # a LinkState
 OUTAGE_SINCE_NS = 11  # when it went down; 0: it is up, or never was
-RETRIES = 12  # initiations since a session was made, or since there was a reason to begin anew
+RETRIES = 12  # initiations since a session was made, or since the link went down
 SUSPECTED_SINCE_NS = 13  # the probe that silence called for and nothing has answered yet; 0: none
 PROBES_ANSWERED = 14  # by how much a peer that answers probes alone is asked less often
 

@@ -99,7 +99,7 @@ class Connection:
         """Look the server up anew: the configuration names another one."""
         endpoint = literal(self._server)
         if endpoint is not None:
-            self._place(endpoint)
+            self._place(endpoint, is_news=True)
         else:
             self._is_moving = True
             self._begin_lookups(boot_time())
@@ -107,15 +107,23 @@ class Connection:
     def describe(self, now: float) -> dict[str, Any]:
         """Return what `oxidize status` shows of it."""
         peer, words = self._peer, self._words
-        since = words[peer.slot + OUTAGE_SINCE_NS] if peer.slot else 0
         return {
             "state": self.state.name.lower(),
             "server": self._server,
-            "outage_secs": max(0.0, now - since / 1e9) if since else None,
+            "outage_secs": self._outage_secs(now),
             "retries": words[peer.slot + RETRIES] if peer.slot else 0,
             "round_trip_ms": words[peer.slot + ROUND_TRIP_NS] / 1e6 if peer.slot else 0.0,
             "waiting_packets": len(peer.staged),
         }
+
+    def _outage_secs(self, now: float) -> float | None:
+        """Return for how long there has been an outage, or attempts to connect; None where there is neither."""
+        peer, link = self._peer, self._peer.link
+        if self.state == LinkState.CONNECTED or link is None:
+            return None
+        since_ns = self._words[peer.slot + OUTAGE_SINCE_NS] if peer.slot else 0
+        since = since_ns / 1e9 if since_ns else link.began_at
+        return max(0.0, now - since) if since else None
 
     # --- What the loop asks for ---
 
@@ -144,12 +152,18 @@ class Connection:
         name = state.name.lower()
         if state == LinkState.CONNECTED:
             log.info(name, server=self._server, endpoint=str(peer.endpoint), after=reason)
+        elif state == LinkState.CONNECTING:
+            log.warning("not connected yet: tries again", server=self._server, reason=reason)
         elif state == LinkState.RECONNECTING:
             self._begin_lookups(boot_time())
             log.warning(name, server=self._server, endpoint=str(peer.endpoint), reason=reason)
         elif state == LinkState.FAILED:
-            self._failure = f"{self._server} does not answer: {reason}"
-            log.error(name, server=self._server, endpoint=str(peer.endpoint), reason=reason)
+            retries = peer.link.policy.retries_max if peer.link is not None else 0
+            self._failure = (
+                f"gives up {self._server}: {reason}; max_reconnect_attempts = {retries} is all that was allowed: raise "
+                "it, or set it to 0 to go on for ever"
+            )
+            log.error(name, server=self._server, reason=reason, retries=retries)
         systemd.notify(f"STATUS={name}: {self._server}")
 
     def _look(self, now: float) -> None:
@@ -192,13 +206,14 @@ class Connection:
         current = self._peer.endpoint
         remotes = [endpoint.remote for endpoint in outcome]
         if current is None or current.remote not in remotes:
-            self._place(outcome[0])
+            self._place(outcome[0], is_news=current is not None)
         elif self._lookups > 1 and self.state != LinkState.CONNECTED:
-            self._place(outcome[(remotes.index(current.remote) + 1) % len(outcome)])
+            self._place(outcome[(remotes.index(current.remote) + 1) % len(outcome)], is_news=False)
 
-    def _place(self, endpoint: Endpoint) -> None:
+    def _place(self, endpoint: Endpoint, *, is_news: bool) -> None:
         if self._peer.endpoint is None or self._peer.endpoint.remote != endpoint.remote:
-            log.info("the server is to be found elsewhere", server=self._server, endpoint=str(endpoint))
+            tell = log.info if is_news else log.debug
+            tell("the server is to be found elsewhere", server=self._server, endpoint=str(endpoint))
             self._device.place(self._peer, endpoint, boot_time())
             self._way = self._way_now()
             self._outside.flush()

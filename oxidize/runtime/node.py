@@ -322,7 +322,11 @@ class Node:
         else:
             self._is_ending = True
             systemd.notify("STOPPING=1")
-            self._drain_and(self._end_service)
+            if self.settings.drain_timeout_secs:
+                self._drain_and(self._end_service)
+            else:
+                log.info("ends", generation=self.generation)
+                self._end_service()
 
     def _end_service(self) -> None:
         """Stop for good: what was set outside of this process goes as well."""

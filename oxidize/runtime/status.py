@@ -134,7 +134,7 @@ def fetch(takeover_socket: Path, what: str = STATUS) -> dict[str, Any]:
     status = find(takeover_socket, what)
     if status is None:
         raise OxidizeError(
-            f"nothing runs: nobody listens at {takeover_socket}; start it with `oxidize server`, "
+            f"nothing runs: nobody listens at {takeover_socket}; start it with `oxidize server` or `oxidize client`, "
             "or check takeover_socket in the configuration"
         )
     return status

@@ -15,6 +15,7 @@ from typing import Any
 
 import oxidize
 from oxidize import logs
+from oxidize.errors import SnapshotError
 from oxidize.protocol.words import Total
 from oxidize.runtime import systemd, unit
 from oxidize.runtime.cold_start import apply_nat, check_nat, store_network
@@ -81,13 +82,19 @@ class Succession:
         settings, offer = self.settings, self.offer
         fds = {named.name: named.fd for named in offer.fds}
         check_surroundings(settings, self._interfaces_before())
-        state = SessionState.open(
-            offer.find("journal").fd,
-            offer.find("arena").fd,
-            boot_id=boot_id(),
-            public_key=settings.public_key,
-            now=boot_time(),
-        )
+        try:
+            state = SessionState.open(
+                offer.find("journal").fd,
+                offer.find("arena").fd,
+                boot_id=boot_id(),
+                public_key=settings.public_key,
+                now=boot_time(),
+            )
+        except SnapshotError as error:
+            raise SnapshotError(
+                f"taking over from pid {offer.pid} at {settings.takeover_socket}: {error}. (To run a second one beside "
+                "it give it a takeover_socket and an interface of its own.)"
+            ) from error
         device = make_device(settings, state, settings.peers)
         device.restore(state.changes(), boot_time())
         device.prepare()
@@ -199,7 +206,8 @@ class Succession:
         lines = []
         for key, value in ours.items():
             before = self.offer.state.get(key)
-            if before is not None and list(value) != before:
+            is_bound = bool(before)  # else there is none that was handed over, and ours is bound
+            if is_bound and list(value) != before:
                 lines.append(f"{key} has changed, but the socket is handed over as it is: stop and start to change it")
         return lines
 

@@ -223,6 +223,12 @@ def connect(path: Path, timeout: float) -> Channel | None:
     except BlockingIOError as error:
         connection.close()
         raise TakeoverError("CONNECT", f"{path} accepts no connection within {timeout:g} s: does it hang?") from error
+    except PermissionError as error:
+        connection.close()
+        raise TakeoverError(
+            "CONNECT",
+            f"{path} is another user's: expected one of this user; run as root, or as the user that it runs as",
+        ) from error
     except OSError as error:
         connection.close()
         raise TakeoverError("CONNECT", f"{path}: {error}; expected a takeover socket of this user") from error

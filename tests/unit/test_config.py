@@ -386,7 +386,12 @@ def test_tables_of_the_wrong_kind(folder):
     assert "peers = [{…}]: expected a table of this file (peer, server); did you mean peer?" in problem(
         folder, SERVER + "[[peers]]\n"
     )
-    assert "server = {…}: expected a table of this file (client)" in problems(folder, SERVER, load_client)[0]
+    (line,) = problems(folder, SERVER, load_client)
+    assert line.endswith("it has a table [server]: expected the configuration of a client; leave --client out")
+    (line,) = problems(folder, CLIENT, load_server)
+    assert line.endswith(
+        "it has a table [client]: expected the configuration of a server; use --client, or `oxidize client`"
+    )
 
 
 def test_too_many_peers(folder):

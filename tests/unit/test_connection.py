@@ -159,7 +159,7 @@ def test_each_state_is_told_of_once(make: Make) -> None:
     scene.run(10.0)
     assert scene.log.events() == ["connecting", "connected", "reconnecting", "connected"]
     assert [level for level, *_ in scene.log.lines] == ["info", "info", "warning", "info"]
-    assert scene.log.lines[2][2]["reason"] == "cannot be reached"
+    assert scene.log.lines[2][2]["reason"] == "it cannot be reached"
     assert scene.said == [f"STATUS={state}: {NAME}" for state in ("connected", "reconnecting", "connected")]
 
 
@@ -171,7 +171,8 @@ def test_after_the_last_retry_the_process_ends_once_and_not_in_the_middle_of_the
     assert scene.failures == []
     assert scene.connection.next_deadline() == 0.0
     scene.connection.handle_timeout(scene.world.now)
-    assert scene.failures == [f"{NAME} does not answer: 3 retries went unanswered"]
+    (failure,) = scene.failures
+    assert failure.startswith(f"gives up {NAME}: it cannot be reached; max_reconnect_attempts = 3 ")
     assert scene.log.lines[-1][:2] == ("error", "failed")
     scene.connection.handle_timeout(scene.world.now)
     assert len(scene.failures) == 1

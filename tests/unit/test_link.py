@@ -634,3 +634,42 @@ def test_what_was_on_its_way_when_the_last_answer_came_is_sent_again():
     client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
     until_connected(world, client, server, 1.0)
     assert payloads(server) == [b"answered", b"on its way"]
+
+
+# --- Why ---
+
+
+@pytest.mark.parametrize(
+    ("why", "expected"),
+    [
+        ("silence", "no answer: is it up, and does each side have the other's public key?"),
+        ("refused", "nobody listens there"),
+        ("unreachable", "it cannot be reached"),
+        ("no name", "its name could not be looked up"),
+    ],
+)
+def test_a_link_that_does_not_come_up_is_told_of_once_with_the_reason(why: str, expected: str):
+    world = World()
+    client, server = world.host(), world.host()
+    client.know(server, reachable=why != "no name", link=LinkPolicy(retries_max=8))
+    client.start()
+    server.start()
+    told: list[tuple[LinkState, str]] = []
+    client.device.watch_links(lambda _, state, reason: told.append((state, reason)))
+    client.device.begin_links(world.now)
+    for _ in range(600):
+        if why in {"refused", "unreachable"}:
+            client.device.note_unreachable(server.endpoint.remote, world.now, refused=why == "refused")
+        world.run(0.1, lose_everything)
+    assert told == [(LinkState.CONNECTING, expected), (LinkState.FAILED, expected)]
+
+
+def test_reasons_to_hurry_are_no_reason_to_go_on_for_ever():
+    world = World()
+    client, server = linked(world, LinkPolicy(retries_max=20))
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+    for _ in range(60):
+        world.run(1.5, lose_everything)
+        client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+        client.device.note_network_change(world.now)
+    assert state(client, server) == LinkState.FAILED
