@@ -19,7 +19,7 @@ from oxidize.runtime import crash_loop, systemd, watchdog
 from oxidize.runtime.control import Control
 from oxidize.runtime.endpoint_memory import recall
 from oxidize.runtime.loop import Loop, boot_time
-from oxidize.runtime.nat import Nat
+from oxidize.runtime.nat import Nat, not_forwarded
 from oxidize.runtime.node import Node, Parts, say_ready, serve_http
 from oxidize.runtime.parts import adopt_nat, adopt_network, bind_http, boot_id, configure, make_device
 from oxidize.runtime.settings import NodeSettings
@@ -89,6 +89,7 @@ class _ColdStart:
             self._configure_again(node)
         sessions, listen = node.device.live_sessions(boot_time()), self._udp.local_address
         log.info("serving", generation=node.generation, listen=listen, restored=is_restored, sessions=sessions)
+        self._warn_of_clients_apart()
         report = {"sessions": sessions, "refused": {}, "warnings": [], "blackout_ms": 0.0}
         control.done({"generation": node.generation, **report})
         return node
@@ -105,6 +106,13 @@ class _ColdStart:
                 step()
             except OxidizeError as error:
                 log.error("serves, but not with all of its settings", reason=str(error))
+
+    def _warn_of_clients_apart(self) -> None:
+        """Say so where the kernel will not carry packets from one client to another."""
+        settings = self._settings
+        if settings.role == "server" and settings.network == "tun" and len(settings.peers) > 1:
+            for _, name, value in not_forwarded(settings.addresses):
+                log.warning("clients reach the server and not one another", sysctl=name, value=value, expected="1")
 
     def _begin(self) -> Node:
         """Return a node without a past, whose state is stored before the first packet."""

@@ -37,22 +37,28 @@ def table_name(interface: str) -> str:
 
 def check_forwarding(addresses: Iterable[InterfaceAddress]) -> None:
     """Raise ConfigError, with the remedy, unless the kernel forwards the families of `addresses`."""
-    problems = []
+    problems = [
+        f"server.nat = true: the sysctl {name} is {found!r}: expected 1, as address has IPv{version}; run "
+        f"`sysctl -w {name}=1`, and for the next boot put {name} = 1 into a file in /etc/sysctl.d "
+        f"(`make install` installs 60-oxidize.conf, which has it)"
+        for version, name, found in not_forwarded(addresses)
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def not_forwarded(addresses: Iterable[InterfaceAddress]) -> list[tuple[int, str, str]]:
+    """Return version, sysctl and its value for each family of `addresses` that the kernel does not forward."""
+    found: list[tuple[int, str, str]] = []
     for version in sorted({address.version for address in addresses}):
         name = FORWARDING[version]
         try:
-            found = SYSCTLS.joinpath(*name.split(".")).read_text().strip()
+            value = SYSCTLS.joinpath(*name.split(".")).read_text().strip()
         except OSError as error:
-            found = error.strerror or "cannot be read"
-        if found in {"1", "2"}:
-            continue
-        problems.append(
-            f"server.nat = true: the sysctl {name} is {found!r}: expected 1, as address has IPv{version}; run "
-            f"`sysctl -w {name}=1`, and for the next boot put {name} = 1 into a file in /etc/sysctl.d "
-            f"(`make install` installs 60-oxidize.conf, which has it)"
-        )
-    if problems:
-        raise ConfigError(problems)
+            value = error.strerror or "cannot be read"
+        if value not in {"1", "2"}:
+            found.append((version, name, value))
+    return found
 
 
 class Nat:
