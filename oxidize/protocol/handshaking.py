@@ -50,10 +50,12 @@ from oxidize.protocol.timers import (
 from oxidize.protocol.words import (
     FIRST_UNANSWERED_NS,
     INITIATION_UNIX_NS,
+    LINK_STATE,
     RECEIVED_BYTES,
     RETRIES,
     ROUND_TRIP_NS,
     DropReason,
+    LinkState,
     Total,
 )
 
@@ -271,7 +273,7 @@ class Handshaker:
         indices = (pending.state.local_index, message.sender_index)
         keypair = table.create_keypair(peer, keys, indices, True, now)
         peer.last_handshake_unix = self._unix_time()
-        self._note_round_trip(peer, now - pending.sent_at)
+        self._note_round_trip(pending, now)
         table.rotate(peer, lambda: peer.rotate_as_initiator(keypair))
         table.answer_handshake(pending)
         self._note_received(peer, endpoint, len(raw), now)
@@ -296,11 +298,18 @@ class Handshaker:
         table.words[peer.slot + RECEIVED_BYTES] += size
         any_authenticated_received(peer, table.words, now)
 
-    def _note_round_trip(self, peer: Peer, seconds: float) -> None:
+    def _note_round_trip(self, pending: PendingHandshake, now: float) -> None:
+        """Measure by an answered initiation, unless it may have waited: it was superseded while the link was down.
+
+        Then it lay in the queue of a server that was away, for as long as that was.
+        """
+        words, slot = self._table.words, pending.peer.slot
+        if pending is not pending.peer.handshake and words[slot + LINK_STATE] != LinkState.CONNECTED:
+            return
         # Less than nothing: a predecessor's clock was ahead of ours.
-        word, measured = peer.slot + ROUND_TRIP_NS, int(min(max(seconds, 0.0), ROUND_TRIP_SECS_MAX) * 1e9)
-        before = self._table.words[word]
-        self._table.words[word] = before + (measured - before) // ROUND_TRIP_WEIGHT if before else measured
+        measured = int(min(max(now - pending.sent_at, 0.0), ROUND_TRIP_SECS_MAX) * 1e9)
+        before = words[slot + ROUND_TRIP_NS]
+        words[slot + ROUND_TRIP_NS] = before + (measured - before) // ROUND_TRIP_WEIGHT if before else measured
 
     def confirm(self, peer: Peer, now: float) -> None:
         """Take the next keypair into use: the initiator has just shown that it has it.

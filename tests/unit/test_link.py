@@ -606,6 +606,22 @@ def test_of_two_answered_initiations_the_session_of_the_later_one_stays():
     assert server.dropped(DropReason.UNKNOWN_INDEX) <= 1, "the confirmation of the first"
 
 
+@pytest.mark.parametrize("away_secs", [3.0, 10.0])
+def test_an_initiation_that_waited_for_its_server_tells_nothing_of_the_round_trip(away_secs: float):
+    world = World()
+    client, server = linked(world)
+    round_trip = client.peer(server).slot + ROUND_TRIP_NS
+    client.slots.words[round_trip] = 20_000_000
+    held: list[bytes] = []
+    client.send(server)
+    world.exchange(hold(TYPE_INITIATION, held))
+    world.run(away_secs, lambda *sent: [] if message_type(sent[2]) == TYPE_DATA else hold(TYPE_INITIATION, held)(*sent))
+    server.receive(held, client.endpoint)  # its socket was held meanwhile
+    world.exchange()
+    assert state(client, server) == LinkState.CONNECTED
+    assert client.slots.words[round_trip] == 20_000_000
+
+
 def test_indices_of_forgotten_initiations_are_released():
     world = World()
     client, server = linked(world)
