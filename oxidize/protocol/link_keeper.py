@@ -146,6 +146,7 @@ class LinkKeeper:
             self._stage_unanswered(peer, link, now)
         if words[peer.slot + SUSPECTED_SINCE_NS]:
             words[peer.slot + PROBES_ANSWERED] += 1
+            link.eased_at = now  # a late answer may seem prompt after a packet sent again
         link.unanswered.clear()
         link.silent_initiations, link.presumes_loss = 0, False
         words[peer.slot + SUSPECTED_SINCE_NS] = words[peer.slot + RETRIES] = link.retries_before = 0

@@ -211,6 +211,21 @@ def test_after_answers_in_good_time_silence_is_noticed_soon_again():
     assert payloads(server) == [b"noticed"]
 
 
+def test_answers_that_take_longer_than_a_probe_are_not_probed_for_time_and_again():
+    world = World()
+    client, server = linked(world)
+    for number in range(50):
+        client.send(server, bytes([number]))
+        world.exchange()
+        world.run(PROBE_SECS_MIN + 0.05)  # the host behind the server takes its time
+        server.send(client)
+        world.exchange()
+        world.run(5.0)
+    rekeys = 50 * 5.25 / REKEY_AFTER_TIME
+    assert client.total(Total.HANDSHAKES_INITIATOR) <= 2 + rekeys
+    assert client.total(Total.RESENT_PACKETS) == 1
+
+
 def test_an_error_of_the_network_is_an_outage_at_once_and_the_first_retry_comes_soon():
     world = World()
     client, server = linked(world)
