@@ -255,7 +255,8 @@ class Device:
             self._table.drop(DropReason.NO_ENDPOINT, len(packets))
             return
         self._staging.add(peer, packets)
-        if peer.link is None or peer.handshake_wanted_at == inf:  # else the next retry has its time
+        # On a link the next retry has its time, and behind what is just being sent nothing waits for a session.
+        if peer.link is None or (peer.handshake_wanted_at == inf and peer.link.replay_at == inf):
             self._handshaker.initiate(peer, now)
         self._schedule(peer)
 

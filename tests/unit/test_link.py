@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 
 from oxidize.protocol.constants import (
+    BATCH_PACKETS_MAX,
     INITIATION_INTERVAL_MIN,
     KEEPALIVE_TIMEOUT,
     REJECT_AFTER_TIME,
@@ -547,6 +548,23 @@ def test_what_waited_leaves_in_bursts_and_what_comes_meanwhile_stays_behind_it()
     assert numbers[:300] == list(range(300))
     assert len(numbers) > 300
     assert server.drops() == {}
+
+
+def test_what_comes_while_it_leaves_asks_for_no_further_session():
+    world = World()
+    client, server = linked(world)
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    for _ in range(10):
+        client.send(server, count=BATCH_PACKETS_MAX)
+    while state(client, server) != LinkState.CONNECTED:
+        world.run(TICK)
+    before = client.total(Total.INITIATIONS_SENT)
+    while client.peer(server).staged:
+        client.send(server, b"behind it")
+        world.run(REPLAY_PAUSE_SECS)
+    world.run(0.1)
+    assert client.total(Total.INITIATIONS_SENT) == before
+    assert payloads(server)[-1] == b"behind it"
 
 
 def test_an_outage_in_the_middle_of_it_loses_nothing():
