@@ -7,7 +7,7 @@ import gc
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ from oxidize.runtime.node import Node, Parts, say_ready, serve_http
 from oxidize.runtime.parts import adopt_nat, adopt_network, bind_http, boot_id, configure, make_device
 from oxidize.runtime.settings import NodeSettings
 from oxidize.runtime.surroundings import check_surroundings
-from oxidize.runtime.tun import TunDevice
+from oxidize.runtime.tun import TunDevice, interface_of
 from oxidize.runtime.udp import UdpSocket, bind_udp
 from oxidize.state.session_state import SessionState
 from oxidize.takeover.host import NamedFd
@@ -38,8 +38,8 @@ _Item = TypeVar("_Item")
 
 def start_alone(settings: NodeSettings, loop: Loop, control: Control, passed: dict[str, list[int]]) -> Node:
     """Begin with what the service manager passed, or with nothing; raises ConfigError for sockets not to be had."""
-    check_surroundings(settings)
     fds = systemd.single(passed, ("udp", "http")) | _stored(passed)
+    check_surroundings(settings, _interfaces_before(fds))
     _close_unused(passed, fds)
     return _ColdStart(settings, loop, fds).run(control)
 
@@ -56,6 +56,7 @@ class _ColdStart:
         if self._listener is not None:
             self._listener.setblocking(False)
             self._front.open(self._listener)
+        self._interfaces_before = _interfaces_before(fds)
         self._udp = UdpSocket(socket.socket(fileno=fds["udp"]) if "udp" in fds else bind_udp(*settings.listen))
         self._network, self._is_network_new = adopt_network(settings, _passed_tun(settings, fds))
         self._nat = adopt_nat(settings, fds.get("nat"))
@@ -77,7 +78,7 @@ class _ColdStart:
         if self._is_network_new and isinstance(self._network, TunDevice):
             configure(self._settings)
             if node.surroundings is not None:
-                node.surroundings.establish({})
+                node.surroundings.establish({}, self._interfaces_before)
         control.prepared({"sessions": 0, "refused": {}})
         gc.collect()
         gc.freeze()
@@ -100,7 +101,7 @@ class _ColdStart:
         if isinstance(self._network, TunDevice):
             steps.insert(0, partial(configure, self._settings))
         if node.surroundings is not None:
-            steps.append(partial(node.surroundings.establish, {}, loop=self._loop))
+            steps.append(partial(node.surroundings.establish, {}, self._interfaces_before, self._loop))
         for step in steps:
             try:
                 step()
@@ -224,6 +225,12 @@ def _passed_tun(settings: NodeSettings, fds: dict[str, int]) -> NamedFd | None:
     if "tun" not in fds:
         return None
     return NamedFd("tun", fds["tun"], "tun", {"name": settings.interface, "vnet_header": False})
+
+
+def _interfaces_before(fds: Mapping[str, int]) -> list[str]:
+    """Return the interface of the process before us, whose rules give way to ours if it has another name."""
+    name = interface_of(fds["tun"]) if "tun" in fds else None
+    return [name] if name is not None else []
 
 
 def store_network(node: Node) -> None:

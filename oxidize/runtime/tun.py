@@ -79,13 +79,12 @@ class TunDevice:
         Raises OxidizeError when it is something else; the caller still owns the descriptor then.
         """
         try:
-            raw_name, flags = _IFREQ.unpack(fcntl.ioctl(descriptor, TUNGETIFF, bytes(_IFREQ.size)))
+            name, flags = _attachment(descriptor)
         except OSError as error:
             problem = (
                 "its interface was removed" if error.errno == errno.EBADFD else "it is not attached to a TUN device"
             )
             raise OxidizeError(f"descriptor {descriptor} passed as TUN device: {problem} ({error.strerror})") from error
-        name = os.fsdecode(raw_name.rstrip(b"\0"))
         vnet_header = bool(flags & IFF_VNET_HDR)
         expected = IFF_TUN | IFF_NO_PI | (IFF_VNET_HDR if framing.get("vnet_header", False) else 0)
         if name != framing.get("name") or flags & _FRAMING_FLAGS != expected:
@@ -154,6 +153,19 @@ class TunDevice:
         if error.errno == errno.EBADFD:
             return f"interface {self.name}: was removed while in use; restart the service to have it made anew"
         return f"interface {self.name}: cannot be read ({error.strerror})"
+
+
+def interface_of(descriptor: int) -> str | None:
+    """Return the name of the interface that a descriptor is attached to; None where it is to none."""
+    try:
+        return _attachment(descriptor)[0]
+    except OSError:
+        return None
+
+
+def _attachment(descriptor: int) -> tuple[str, int]:
+    raw_name, flags = _IFREQ.unpack(fcntl.ioctl(descriptor, TUNGETIFF, bytes(_IFREQ.size)))
+    return os.fsdecode(raw_name.rstrip(b"\0")), flags
 
 
 def _open_problem(error: OSError) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from oxidize.config.schema import CLIENT_INTERFACE
+from oxidize.config.schema import CLIENT_INTERFACE, FWMARK_DEFAULT
 from oxidize.runtime.interface import ROUTE_PROTOCOL
 from tests.system.machine import CLIENT as NAME
 from tests.system.machine import Machine
@@ -45,7 +45,7 @@ class Client:
         target.write_text(text)
         self.machine.run("chmod", mode, path)
 
-    def write_config(self, *, dns: list[str], attempts: int = 0) -> None:
+    def write_config(self, *, dns: list[str], attempts: int = 0, interface: str = CLIENT_INTERFACE) -> None:
         text = f"""[client]
             server = "192.0.2.1:51820"
             server_public_key = "{b64(Identity.make().public)}"
@@ -54,6 +54,7 @@ class Client:
             allowed_ips = ["0.0.0.0/0", "::/0"]
             dns = {dns}
             max_reconnect_attempts = {attempts}
+            interface = "{interface}"
         """
         self._put(CONFIG, text)
 
@@ -142,6 +143,19 @@ def test_rules_and_name_servers_stay_while_the_unit_goes_on_and_go_with_it(clien
     client.systemctl("stop")
     assert client.rules() == []
     assert client.told()[-1] == f"resolvconf -d tun.{CLIENT_INTERFACE} -f"
+
+
+def test_an_interface_of_another_name_replaces_the_one_before(client: Client) -> None:
+    client.systemctl("start")
+    rules = client.rules()
+    client.write_config(dns=[], interface="tunnel9")
+    with watched_rules(client) as seen:
+        client.systemctl("restart")
+    assert min(map(len, seen)) >= 7
+    assert client.rules() == rules
+    assert "dev tunnel9" in client.machine.run("ip", "route", "show", "table", str(FWMARK_DEFAULT))
+    client.systemctl("stop")
+    assert client.rules() == []
 
 
 def test_a_process_that_is_killed_to_stop_the_unit_leaves_nothing(client: Client) -> None:
