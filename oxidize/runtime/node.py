@@ -250,6 +250,7 @@ class Node:
         """Stop reading and sending, and record what only this process knows."""
         self._stop_serving()
         self._data_path.flush()
+        self.udp.end_ownership()
         self.device.freeze()
         self.session_state.stop_writing()
         return {"journal_end": self.session_state.end}
@@ -339,6 +340,7 @@ class Node:
         if self._serving:
             self._stop_serving()
             self._data_path.flush()
+            self.udp.end_ownership()
             self.device.freeze()
             self.words[ENDED_ON_PURPOSE_WORD] = 1
             if self._endpoint_memory is not None:

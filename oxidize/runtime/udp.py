@@ -155,10 +155,7 @@ class UdpSocket:
             self._socket.setsockopt(IPPROTO_IP, IP_PKTINFO, 1)
         with suppress(OSError):  # before Linux 5.0: datagrams come singly
             self._socket.setsockopt(IPPROTO_UDP, UDP_GRO, 1)
-        self._tells_errors = tells_errors
-        for level, option in RECEIVE_ERRORS:  # on a dual stack socket each is for its own family
-            with suppress(OSError):
-                self._socket.setsockopt(level, option, int(tells_errors))
+        self._tell_errors(wanted=tells_errors)
         self._raise_buffer(socket.SO_RCVBUF, SO_RCVBUFFORCE, receive_buffer)
         self._raise_buffer(socket.SO_SNDBUF, SO_SNDBUFFORCE, send_buffer)
         if fwmark:
@@ -166,6 +163,20 @@ class UdpSocket:
                 self._socket.setsockopt(SOL_SOCKET, socket.SO_MARK, fwmark)
             except PermissionError:  # looked for before the hand-off; where no rule needs the mark it does no harm
                 _log.warning("the UDP socket is not marked: that needs CAP_NET_ADMIN")
+
+    def end_ownership(self) -> None:
+        """Switch off what the next owner need not know of; for the owner that stops.
+
+        A release that does not read the queue of errors would find the socket readable for ever.
+        """
+        if self._tells_errors:
+            self._tell_errors(wanted=False)
+
+    def _tell_errors(self, *, wanted: bool) -> None:
+        self._tells_errors = wanted
+        for level, option in RECEIVE_ERRORS:  # on a dual stack socket each is for its own family
+            with suppress(OSError):
+                self._socket.setsockopt(level, option, int(wanted))  # 0 empties the queue, too
 
     def _raise_buffer(self, option: int, forced_option: int, wanted: int) -> None:
         current = self._socket.getsockopt(SOL_SOCKET, option)

@@ -518,3 +518,17 @@ def test_a_bind_that_fails_says_why(host: str, port: int, problem: str) -> None:
 def test_only_udp_sockets_are_taken(kind: tuple[int, int]) -> None:
     with socket.socket(*kind) as other, pytest.raises(ConfigError, match="ListenDatagram="):
         UdpSocket(other)
+
+
+def test_errors_that_an_owner_asked_for_do_not_keep_the_next_one_awake(ours: Ours, peer: Peer) -> None:
+    wrapped, plain = ours("::"), peer("127.0.0.1")
+    wrapped.take_ownership(tells_errors=True)
+    closed = Endpoint(ip_address("127.0.0.1").packed, plain.getsockname()[1])
+    plain.close()
+    assert wrapped.transmit(closed, [b"nobody is there"]) == 1
+    poll = select.poll()
+    poll.register(wrapped.fileno(), select.POLLIN)
+    assert poll.poll(WAIT_MS), "the error has come"
+    wrapped.end_ownership()
+    assert wrapped.receive() is None
+    assert poll.poll(0) == []
