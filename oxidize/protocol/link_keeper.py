@@ -148,7 +148,9 @@ class LinkKeeper:
             words[peer.slot + PROBES_ANSWERED] += 1
             link.eased_at = now  # a late answer may seem prompt after a packet sent again
         link.unanswered.clear()
-        link.silent_initiations, link.presumes_loss = 0, False
+        link.silent_initiations = 0
+        # Where a later initiation is answered too, this session is gone at the peer, with what went into it until then.
+        link.presumes_loss = bool(peer.superseded)
         words[peer.slot + SUSPECTED_SINCE_NS] = words[peer.slot + RETRIES] = link.retries_before = 0
 
     def take_burst(self, peer: Peer, now: float) -> list[bytes]:

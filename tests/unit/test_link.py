@@ -639,6 +639,26 @@ def test_of_two_answered_initiations_the_session_of_the_later_one_stays():
     assert server.dropped(DropReason.UNKNOWN_INDEX) <= 1, "the confirmation of the first"
 
 
+def test_what_leaves_between_two_answers_is_sent_again_in_the_session_that_stays():
+    world = World()
+    client, server = linked(world)
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    for number in range(2 * REPLAY_BURST_PACKETS):
+        client.send(server, bytes([number]))
+    held: list[bytes] = []
+    world.run(0.3, hold(TYPE_INITIATION, held))
+    responses: list[bytes] = []
+    for initiation in held[:2]:  # among those of many others, so that the second is no flood
+        server.receive([initiation], client.endpoint)
+        world.exchange(hold(TYPE_RESPONSE, responses))
+        world.now += 2 * INITIATION_INTERVAL_MIN
+    for response in responses:
+        client.receive([response], server.endpoint)
+        world.exchange()
+    world.run(1.0)
+    assert payloads(server) == [bytes([number]) for number in range(2 * REPLAY_BURST_PACKETS)]
+
+
 @pytest.mark.parametrize("away_secs", [3.0, 10.0])
 def test_an_initiation_that_waited_for_its_server_tells_nothing_of_the_round_trip(away_secs: float):
     world = World()
