@@ -101,6 +101,7 @@ class LinkKeeper:
         if words[peer.slot + LINK_STATE] == LinkState.FAILED:  # and it was started again
             words[peer.slot + LINK_STATE] = LinkState.RECONNECTING if since else LinkState.CONNECTING
             words[peer.slot + RETRIES] = link.retries_before = 0
+        link.knock_at = inf  # what we had in mind in an outage that another generation has ended
         if words[peer.slot + LINK_STATE] == LinkState.RECONNECTING:
             words[peer.slot + OUTAGE_SINCE_NS] = since or int(now * 1e9)  # a predecessor was killed between these words
             link.knock_at = now

@@ -513,6 +513,21 @@ def test_a_successor_goes_on_with_an_outage(seconds: float):
     assert client.total(Total.OUTAGES) == began == client.total(Total.RECONNECTS)
 
 
+def test_a_predecessor_that_thaws_does_not_knock_where_its_successor_came_in():
+    world = World()
+    client, server = linked(world)
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    predecessor = client.hand_over()
+    client.device.begin_links(world.now)
+    until_connected(world, client, server, 1.0)
+    client.freeze()
+    client.thaw(predecessor)
+    predecessor.begin_links(world.now)
+    before = client.total(Total.SENT_KEEPALIVES)
+    world.run(30.0)
+    assert client.total(Total.SENT_KEEPALIVES) <= before + 1, "the one that was due already"
+
+
 def test_a_link_that_is_up_is_no_business_of_a_successors():
     world = World()
     client, server = linked(world)
