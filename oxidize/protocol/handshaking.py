@@ -148,9 +148,9 @@ class Handshaker:
         if retry_at is None:
             retry_at = now + retry_secs(peer, table.words, draw)
             table.words[peer.slot + RETRIES] += 1
-        pending = PendingHandshake(peer, state, started_at, now, retry_at)
+        pending = PendingHandshake(peer, state, started_at, now, retry_at, peer.cookie_jar.last_mac1)
         peer.initiation_sent_at = now
-        table.begin_handshake(pending, peer.cookie_jar.last_mac1)
+        table.begin_handshake(pending)
         table.words[peer.slot + FIRST_UNANSWERED_NS] = 0
         table.count(Total.INITIATIONS_SENT)
         table.transmit(peer, peer.endpoint, [stamped], now)
@@ -286,6 +286,9 @@ class Handshaker:
         if entry is None:
             return DropReason.UNKNOWN_INDEX
         jar = entry.peer.cookie_jar
+        if isinstance(entry, PendingHandshake) and entry is not entry.peer.handshake:
+            # With a peer that takes longer than our next initiation no reply would ever be to the latest.
+            jar.last_mac1, entry.mac1 = entry.mac1, b""
         if not jar.consume_reply(message, now):
             return DropReason.AUTHENTICATION_FAILED
         self._table.record(PeerCookie(entry.peer.public_key, jar.cookie, jar.received_at))

@@ -18,20 +18,27 @@ PROBE_ROUND_TRIPS = 4
 ERROR_INTERVAL_SECS = 1.0
 ERROR_BURST_SECS = 2.0
 PROBES_ANSWERED_MAX = 8  # doublings; KEEPALIVE_TIMEOUT + REKEY_TIMEOUT, as in the paper, ends them anyway
-EASE_SECS = 1.0  # between two steps back towards the shortest time
+# Between two steps back towards the shortest time. Where answers now and then take longer than that, as to slow
+# requests, this is how often a handshake and packets sent again are for nothing; and a server has thousands of clients.
+EASE_SECS = 60.0
+PROBE_RETRY_FACTOR = 2  # of the first delay between two probes, before the link is down
 SILENT_INITIATIONS_MAX = 3  # unanswered, with nothing else heard meanwhile: then the link is down
 # --- Retrying ---
 # The least between two initiations: responders ignore those within 20 ms, and timestamps have a grain of 17 ms.
 INITIATION_SPACING_SECS = 0.025
 SUPERSEDED_MAX = 32  # initiations whose responses are welcome although there is a later one ...
-SUPERSEDED_SECS_MAX = 15.0  # ... for so long: the session counts from its response, and the peer's from the initiation
+# ... for so long. The session counts from the response, which may be held back: the peer's must not end much sooner.
+SUPERSEDED_SECS_MAX = 90.0
 RETRY_JITTER = 0.25  # of a delay, taken off at random, so that the clients of one server do not come all at once
 # --- While the link is down ---
 # A knock is a small message between two retries, so that a server which is back is found sooner than by a retry that
 # has backed off. It is a keepalive in the old session, which a server that lost it may answer with a handshake, and
 # costs one that does not next to nothing. Only while its host says that the port is closed it is an initiation: there
 # is nobody whom that could burden.
-KNOCK_PACES = ((10.0, 0.05), (120.0, 0.1), (inf, 1.0))  # for an outage of up to so many seconds: seconds between two
+# For an outage of up to so many seconds: seconds between two. What nobody refuses may be waiting in the queue of a
+# socket that a restarting server is about to read, with that of all its other clients.
+KNOCK_PACES = ((10.0, 0.5), (inf, 1.0))
+REFUSED_KNOCK_PACES = ((10.0, 0.05), (120.0, 0.1), (inf, 1.0))
 # Linux says once a second to each host that a port is closed (icmp(7), icmp_ratelimit). That it says so no longer means
 # that the port may be open.
 REFUSAL_GAP_SECS = 1.2

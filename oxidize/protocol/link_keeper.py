@@ -24,6 +24,7 @@ from oxidize.protocol.link import (
     LIVELY_SECS,
     ON_ITS_WAY_ROUND_TRIPS,
     REFUSAL_GAP_SECS,
+    REFUSED_KNOCK_PACES,
     REPLAY_BURST_PACKETS,
     REPLAY_PAUSE_SECS,
     RESEND_AGE_SECS_MAX,
@@ -215,7 +216,7 @@ class LinkKeeper:
                 peer.handshake_wanted_at = now + link.policy.retry_secs
         if refused:
             link.refusals_end_at = now + REFUSAL_GAP_SECS
-            link.knock_at = min(link.knock_at, now + KNOCK_PACES[0][1])
+            link.knock_at = min(link.knock_at, now + REFUSED_KNOCK_PACES[0][1])
         self._on_timers(peer)
 
     def note_network_change(self, peer: Peer, now: float) -> None:
@@ -353,4 +354,5 @@ class LinkKeeper:
             return
         since_ns = self._words[peer.slot + OUTAGE_SINCE_NS]
         down_secs = now - (since_ns * NANOSECOND if since_ns else link.began_at)
-        link.knock_at = now + next(pace for limit, pace in KNOCK_PACES if down_secs < limit)
+        paces = REFUSED_KNOCK_PACES if link.is_refused else KNOCK_PACES
+        link.knock_at = now + next(pace for limit, pace in paces if down_secs < limit)

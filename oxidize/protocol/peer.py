@@ -51,8 +51,9 @@ class PendingHandshake:
     started_at: float
     sent_at: float
     retry_at: float
+    mac1: bytes  # of the initiation, for a cookie reply to answer to; empty once one has
 
-    def change(self, mac1: bytes) -> PeerHandshake:
+    def change(self) -> PeerHandshake:
         """Return this handshake as a change for the journal."""
         state = self.state
         return PeerHandshake(
@@ -61,7 +62,7 @@ class PendingHandshake:
             state.ephemeral_private,
             state.chaining_key,
             state.hash,
-            mac1,
+            self.mac1,
             self.started_at,
             self.sent_at,
             self.retry_at,

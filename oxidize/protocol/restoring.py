@@ -71,6 +71,6 @@ def _restore_handshake(table: SessionTable, peer: Peer, change: PeerHandshake) -
     if change.local_index:
         keys = (change.ephemeral_private, change.chaining_key, change.hash)
         state = InitiatorState(change.local_index, *keys)
-        pending = PendingHandshake(peer, state, change.started_at, change.sent_at, change.retry_at)
+        pending = PendingHandshake(peer, state, change.started_at, change.sent_at, change.retry_at, change.mac1)
         peer.cookie_jar.last_mac1 = change.mac1
     table.restore_handshake(peer, pending)

@@ -182,11 +182,11 @@ class SessionTable:
 
     # --- Handshakes of ours ---
 
-    def begin_handshake(self, pending: PendingHandshake, mac1: bytes) -> None:
+    def begin_handshake(self, pending: PendingHandshake) -> None:
         """Make an initiation of ours the one that a response may answer."""
         peer = pending.peer
         self._supersede_handshake(peer)
-        self.record(pending.change(mac1))
+        self.record(pending.change())
         peer.handshake = pending
         self.indices.claim(pending.state.local_index, pending)
 

@@ -16,6 +16,7 @@ from oxidize.protocol.constants import (
 )
 from oxidize.protocol.link import (
     INITIATION_SPACING_SECS,
+    PROBE_RETRY_FACTOR,
     PROBE_ROUND_TRIPS,
     PROBE_SECS_MIN,
     PROBES_ANSWERED_MAX,
@@ -27,9 +28,11 @@ from oxidize.protocol.words import (
     KEEPALIVE_OWED_NS,
     LAST_RECEIVED_NS,
     LAST_SENT_NS,
+    LINK_STATE,
     PROBES_ANSWERED,
     RETRIES,
     ROUND_TRIP_NS,
+    LinkState,
     Words,
 )
 
@@ -87,7 +90,10 @@ def unanswered_at(peer: Peer, words: Words) -> float:
     first = words[peer.slot + FIRST_UNANSWERED_NS] if peer.slot else 0
     if not first or peer.handshake is not None:
         return inf
-    return first * NANOSECOND + (SILENCE_SECS + peer.jitter if peer.link is None else probe_secs(peer, words))
+    if peer.link is None:
+        return first * NANOSECOND + SILENCE_SECS + peer.jitter
+    # Up to a third later: the clients of one server fall silent all at once.
+    return first * NANOSECOND + probe_secs(peer, words) * (1.0 + peer.jitter)
 
 
 def prompt_secs(peer: Peer, words: Words) -> float:
@@ -107,7 +113,10 @@ def retry_secs(peer: Peer, words: Words, draw: float) -> float:
         return REKEY_TIMEOUT + draw * REKEY_TIMEOUT_JITTER_MAX
     policy = peer.link.policy
     doublings = min(max(0, words[peer.slot + RETRIES] - peer.link.retries_before), DOUBLINGS_MAX)
-    delay = min(policy.retry_secs * 2.0**doublings, policy.retry_secs_max) * (1.0 - draw * RETRY_JITTER)
+    first = policy.retry_secs
+    if words[peer.slot + LINK_STATE] == LinkState.CONNECTED:
+        first *= PROBE_RETRY_FACTOR
+    delay = min(first * 2.0**doublings, policy.retry_secs_max) * (1.0 - draw * RETRY_JITTER)
     return max(delay, shortest_retry_secs(peer, words))
 
 

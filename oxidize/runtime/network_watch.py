@@ -9,6 +9,7 @@ Sources: rtnetlink(7) for the groups, udp(7): connect on a UDP socket sends noth
 import socket
 from collections.abc import Callable
 
+from oxidize import logs
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.runtime.loop import READABLE, Loop
 from oxidize.runtime.udp_control import path_to
@@ -20,6 +21,9 @@ QUIET_SECS = 0.02  # without a further message, before a look
 PUT_OFF_SECS_MAX = 0.2  # of a look in all
 MESSAGE_BYTES = 65_536
 MESSAGES_MAX = 256  # read before the other sources have their turn
+
+
+log = logs.get(__name__)
 
 
 def way_to(endpoint: Endpoint, mark: int | None = None) -> bytes | None:
@@ -52,9 +56,16 @@ class NetworkWatch:
         self._latest_at = 0.0
 
     def start(self) -> None:
-        """Begin to listen."""
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
-        self._socket.bind((0, _GROUPS))
+        """Begin to listen; without, where the kernel refuses: then silence and errors have to do."""
+        try:
+            self._socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+            )
+            self._socket.bind((0, _GROUPS))
+        except OSError as error:
+            log.warning("changes of the network are not seen", reason=str(error))
+            self._socket = None
+            return
         self._loop.register(self._socket.fileno(), READABLE, self._listen)
         self._loop.add_timed(self)
 

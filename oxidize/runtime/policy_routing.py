@@ -129,11 +129,11 @@ def establish_policy(policy: Policy, interface: str, port: int, replaced: Collec
         own = indexes | _indexes(netlink, replaced)
         changes = []
         for version in _FAMILIES:
-            family = _Family(netlink, version)
+            family = _Family(netlink, version, is_wanted=version in policy.versions)
             if version in policy.versions:
                 family.refuse_others(policy, own)
                 family.establish(policy, index, own, port)
-            elif not family.owned_by_others(own):
+            elif family.is_there and not family.owned_by_others(own):
                 family.remove(own)
             changes += family.changes
         return changes
@@ -169,9 +169,12 @@ def _indexes(netlink: Any, interfaces: Iterable[str]) -> frozenset[int]:
 
 
 class _Family:
-    """The rules and default routes of one version of IP, as they are when this is made."""
+    """The rules and default routes of one version of IP, as they are when this is made.
 
-    def __init__(self, netlink: Any, version: int) -> None:
+    is_wanted: whether there are to be any. Where there are none either, a machine's thousands of routes are not read.
+    """
+
+    def __init__(self, netlink: Any, version: int, *, is_wanted: bool = True) -> None:
         self.changes: list[str] = []
         self._netlink = netlink
         self._version = version
@@ -179,7 +182,8 @@ class _Family:
         # Rules before routes: a client adds routes first, so one whose rules are seen here has its routes seen too.
         self._ours, self._others = self._read_rules()
         self._tables = {rule.table for rule in self._ours} - {0, _TABLE_MAIN}
-        self._routes = self._read_routes()
+        self.is_there = bool(self._ours)
+        self._routes = self._read_routes() if self.is_there or is_wanted else []
         self._removed: list[Rule] = []
 
     def owned_by_others(self, own: Collection[int]) -> bool:

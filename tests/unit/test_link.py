@@ -11,6 +11,7 @@ from oxidize.protocol.constants import (
     REJECT_AFTER_TIME,
     REKEY_AFTER_TIME,
     REKEY_TIMEOUT,
+    REKEY_TIMEOUT_JITTER_MAX,
     TYPE_DATA,
     TYPE_INITIATION,
     TYPE_RESPONSE,
@@ -18,6 +19,7 @@ from oxidize.protocol.constants import (
 )
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.link import (
+    EASE_SECS,
     KNOCK_PACES,
     PROBE_SECS_MIN,
     REPLAY_BURST_PACKETS,
@@ -40,6 +42,7 @@ from oxidize.protocol.words import (
 from tests.world import Host, World, lose_everything, packet
 
 TICK = 0.01
+NOTICED_SECS = PROBE_SECS_MIN * (1 + REKEY_TIMEOUT_JITTER_MAX) + TICK
 
 
 def linked(world: World, policy: LinkPolicy | None = None, *, known: bool = False) -> tuple[Host, Host]:
@@ -138,7 +141,7 @@ def test_a_server_that_forgot_everything_is_noticed_after_a_short_silence_and_no
         client.send(server, bytes([number]))
         world.exchange()
     assert payloads(server) == []
-    world.run(PROBE_SECS_MIN + TICK)
+    world.run(NOTICED_SECS)
     assert payloads(server) == [b"\0", b"\1", b"\2"]
     assert client.total(Total.RESENT_PACKETS) == 3
     assert client.total(Total.OUTAGES) == 0, "it was never unreachable"
@@ -198,17 +201,17 @@ def test_after_answers_in_good_time_silence_is_noticed_soon_again():
     world = World()
     client, server = linked(world)
     talk(world, client, server, 60.0, 0.05)
-    for number in range(20):
-        client.send(server, bytes([number]))
+    for pause in [EASE_SECS] * 20 + [1.0]:
+        client.send(server, b"asked")
         world.exchange()
         server.send(client)
         world.exchange()
-        world.run(1.0)
+        world.run(pause)
     server.delivered.clear()
     restart(server)
     client.send(server, b"noticed")
     world.exchange()
-    world.run(PROBE_SECS_MIN + TICK)
+    world.run(NOTICED_SECS)
     assert payloads(server) == [b"noticed"]
 
 
