@@ -20,6 +20,7 @@ from oxidize import config
 from oxidize.cli.client_hooks import clean_up, name_servers
 from oxidize.cli.common import (
     CLIENT_CONFIG,
+    CONFIG_PATH,
     SERVER_CONFIG,
     config_option,
     errors_as_lines,
@@ -43,7 +44,7 @@ def _either_config_option(function: _Function) -> _Function:
         "-c",
         "--config",
         "config_path",
-        type=click.Path(path_type=Path),
+        type=CONFIG_PATH,
         help=f"The configuration file.  [default: {SERVER_CONFIG}; with --client {CLIENT_CONFIG}]",
     )(function)
 

@@ -21,6 +21,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 GAVE_UP_STATUS = 3  # as in RestartPreventExitStatus= of oxidize-client.service
 SERVER_CONFIG = Path("/etc/oxidize/server.toml")
 CLIENT_CONFIG = Path("/etc/oxidize/client.toml")
+CONFIG_PATH = click.Path(path_type=Path, readable=False)  # not asked here: who reads it says why it cannot
 
 
 @contextmanager
@@ -59,7 +60,7 @@ def config_option(default: Path) -> Callable[[_Function], _Function]:
         "-c",
         "--config",
         "config_path",
-        type=click.Path(path_type=Path),
+        type=CONFIG_PATH,
         default=default,
         show_default=True,
         help="The configuration file.",

@@ -1,8 +1,11 @@
 """The command line: what each command prints, and its exit status: 2 for the operator's mistakes, 1 for failures."""
 
 import base64
+import errno
+import os
 import subprocess
 from pathlib import Path
+from typing import NoReturn
 
 import click
 import pytest
@@ -83,6 +86,21 @@ def test_a_file_that_cannot_be_read_is_one_line(command: str, what: str, tmp_pat
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"oxidize: {path}: ")
+
+
+@pytest.mark.parametrize("command", [["server"], ["client"], ["check"], ["reload"], ["status"], ["peer", "list"]])
+def test_nor_is_a_file_of_somebody_else_more(command: list[str], path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user without root, whom a file's mode keeps out."""
+
+    def refuse(*arguments: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "access", lambda *arguments: False)
+    monkeypatch.setattr(Path, "open", refuse)
+    result = run(*command, "-c", path)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"oxidize: {path}: Permission denied: expected a readable configuration file")
 
 
 # --- keys ---
