@@ -12,11 +12,11 @@ INPUT_BYTES_MAX = 16 << 20
 
 
 @click.command("import", short_help="Turn a wg-quick file into a configuration.")
-@click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("source", metavar="FILE", type=click.Path(path_type=Path, readable=False))
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help=f"What to write; key files go beside it.  [default: {SERVER_CONFIG}; with --client {CLIENT_CONFIG}]",
 )
 @click.option("--client", "is_client", is_flag=True, help="The file is a client's; write client.toml.")
@@ -36,7 +36,7 @@ def import_wg_quick(source: Path, output: Path | None, is_client: bool, force: b
             what = "this is a client's file, with one [Peer], its Endpoint, and a default route to it"
             raise ConfigError([f"{source}: {what}; `oxidize import --client` makes a client.toml of it"])
         found = (conversion.to_client if is_client else conversion.to_server)(document, str(source))
-        owner = None if is_client else service_owner()
+        owner = service_owner()
         files = [NewFile(name, f"{key}\n", 0o600, owner) for name, key in found.keys.items()]
         # As tmpfiles.conf has it: the service reads its configuration and may not change it.
         readable = owner is not None
@@ -50,6 +50,10 @@ def import_wg_quick(source: Path, output: Path | None, is_client: bool, force: b
         for note in found.notes:
             say(f"note: {note}")
         if not is_client:
+            say(
+                "note: public_endpoint is not set: `oxidize peer add` tells clients where the server is, and guesses "
+                'without it; write public_endpoint = "vpn.example.org" under [server]'
+            )
             say(f"note: the interface is oxidize0: firewall rules that name {source.stem} are to name it instead")
         say(f"note: end the old tunnel before the new one starts: systemctl disable --now wg-quick@{source.stem}")
 

@@ -19,6 +19,7 @@ from oxidize.errors import ConfigError
 
 SERVICE_USER = "oxidize"  # of oxidize-daemon.service
 SECRET_MODE = 0o600
+FOLDER_MODE = 0o750  # as tmpfiles.conf has it: the service finds its files there and may not change them
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +152,9 @@ class NewFile:
 def install(folder: Path, files: Sequence[NewFile], load: Callable[[Path], object], *, force: bool) -> list[Path]:
     """Write files, the last of which is a configuration that `load` accepts; return where they are.
 
-    They are made in a folder of their own and moved when all is well, the configuration last. force: whether what
-    exists may be overwritten. Raises ConfigError, and writes nothing, where that is not so or a file cannot be written.
+    They are made in a folder of their own and moved when all is well, the configuration last. `folder` is made where it
+    is missing. force: whether what exists may be overwritten. Raises ConfigError, and writes nothing, where that is not
+    so or a file cannot be written.
     """
     paths = [folder / file.name for file in files]
     existing = [path for path in paths if os.path.lexists(path)]
@@ -161,7 +163,8 @@ def install(folder: Path, files: Sequence[NewFile], load: Callable[[Path], objec
             [f"{path} exists: expected to write a new file; name another one (-o), or --force" for path in existing]
         )
     with (
-        _as_config_errors(folder, "a folder that can be written to", "make it, or run the command as its owner"),
+        _made(folder),
+        _as_config_errors(folder, "a folder that can be written to", "run the command as its owner or as root"),
         tempfile.TemporaryDirectory(prefix=".import.", dir=folder) as name,
     ):
         for file in files:
@@ -182,6 +185,32 @@ def install(folder: Path, files: Sequence[NewFile], load: Callable[[Path], objec
             Path(name, file.name).replace(path)
         sync_folder(folder)
     return paths
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Have a folder, which is the service's to read where that exists; it goes again if what is done meanwhile fails.
+
+    Raises ConfigError where it cannot be made. The folder above it is not made: a mistyped path would look like one.
+    """
+    with contextlib.ExitStack() as undo:
+        if not os.path.lexists(folder):
+            owner = service_owner()
+            remedy = "run the command as root" if folder.parent.is_dir() else f"make {folder.parent} first"
+            with _as_config_errors(folder, "a folder to write to", f"{remedy}, or name another one (-o)"):
+                folder.mkdir(mode=0o700)
+                undo.callback(_remove_empty, folder)
+                if owner is not None:
+                    os.chown(folder, 0, owner.gid)
+                folder.chmod(FOLDER_MODE)
+                sync_folder(folder.parent)
+        yield
+        undo.pop_all()
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,13 +9,14 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
+from ipaddress import ip_interface, ip_network
 from typing import TypeVar
 
 from oxidize.config import InterfaceAddress, Network, values
+from oxidize.config.model import HostAddress
 from oxidize.config.overlap import Claim, find_overlaps
 from oxidize.config.report import show
-from oxidize.config.schema import KEEPALIVE_SECS_MAX, ClientTable
+from oxidize.config.schema import KEEPALIVE_SECS_MAX
 from oxidize.config.values import PORT_MAX, InvalidValueError
 from oxidize.errors import ConfigError
 from oxidize.protocol.constants import KEY_SIZE
@@ -125,10 +126,7 @@ def to_client(document: Document, source: str) -> Converted:
     if preshared:
         keys["client.psk"] = preshared
     keepalive = reading.one(peer, "PersistentKeepalive", _keepalive)
-    dns = [address for setting in interface.all("DNS") for address in _name_servers(setting, notes)]
-    if dns and "dns" not in ClientTable.model_fields:
-        notes.append(f"DNS = {', '.join(dns)}: the client sets no name servers; set them by hand")
-        dns = []
+    dns = _name_servers(interface, notes)
     (networks,) = reading.networks([peer], ["server"], notes)
     table = {
         "server": reading.one(peer, "Endpoint", values.endpoint),
@@ -137,7 +135,7 @@ def to_client(document: Document, source: str) -> Converted:
         "preshared_key_file": "client.psk" if preshared else None,
         "address": [str(address) for address in reading.addresses(interface)],
         "allowed_ips": [str(network) for network in networks],
-        "dns": dns or None,
+        "dns": [str(entry) for entry in dns] or None,
         "persistent_keepalive": keepalive or 0,
         "mtu": reading.one(interface, "MTU", _number(PORT_MAX)),
     }
@@ -269,15 +267,19 @@ def _table(header: str, table: Mapping[str, object]) -> list[str]:
     return [header, *(f"{key} = {json.dumps(value)}" for key, value in table.items() if value is not None)]
 
 
-def _name_servers(setting: Setting, notes: list[str]) -> Iterator[str]:
-    """Yield the addresses of DNS =, in which wg-quick allows search domains as well."""
-    for word in filter(None, map(str.strip, setting.value.split(","))):
-        try:
-            address: IPv4Address | IPv6Address = ip_address(word)
-        except ValueError:
-            notes.append(f"line {setting.line}: DNS = {show('DNS', word)}: no counterpart for a search domain")
-            continue
-        yield str(address)
+def _name_servers(interface: Section, notes: list[str]) -> list[HostAddress | str]:
+    """Return the name servers and search domains of DNS =, which wg-quick separates by commas and by spaces."""
+    found: list[HostAddress | str] = []
+    for setting in interface.all("DNS"):
+        for word in filter(None, re.split(r"[,\s]+", setting.value)):
+            try:
+                found.append(values.name_server(word))
+            except InvalidValueError as error:
+                notes.append(f"line {setting.line}: DNS = {show('DNS', word)}: left out: expected {error.expected}")
+    if found and all(isinstance(entry, str) for entry in found):
+        notes.append("DNS names no name server, so its domains are left out, as by wg-quick")
+        return []
+    return found
 
 
 def _key(text: str) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from oxidize.errors import ConfigError
-from oxidize.provision.config_file import NewFile, install, locked, write_secret
+from oxidize.provision import config_file
+from oxidize.provision.config_file import NewFile, Owner, install, locked, write_secret
 
 
 def never() -> None:
@@ -135,6 +136,43 @@ def test_what_does_not_load_is_not_installed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected a folder"):
-        install(tmp_path / "none", FILES, lambda path: None, force=False)
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_a_folder_that_is_not_there_is_made(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        install(tmp_path / "new", FILES, lambda path: None, force=False)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o750
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"server.key", "server.toml"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="lacks root: only root gives files away")
+def test_it_is_the_services_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config_file, "service_owner", lambda: Owner(12345, 54321))
+    install(tmp_path / "new", FILES, lambda path: None, force=False)
+    found = (tmp_path / "new").stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (0, 54321, 0o750)
+
+
+def test_it_goes_again_where_nothing_is_installed(tmp_path: Path) -> None:
+    def load(path: Path) -> None:
+        raise ConfigError([f"{path}: bad"])
+
+    with pytest.raises(ConfigError, match=f"{tmp_path}/new/server.toml: bad"):
+        install(tmp_path / "new", FILES, load, force=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_last_folder_of_a_path_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        install(tmp_path / "mistyped" / "new", FILES, lambda path: None, force=False)
+    (problem,) = caught.value.problems
+    assert problem == (
+        f"{tmp_path}/mistyped/new: No such file or directory: expected a folder to write to; "
+        f"make {tmp_path}/mistyped first, or name another one (-o)"
+    )
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="expected a folder that can be written to"):
+        install(tmp_path / "file", FILES, lambda path: None, force=False)

@@ -1,5 +1,7 @@
 """`oxidize import`: what wg-quick's file comes to, what is said of the rest, and what is wrong with a bad one."""
 
+import os
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from click.testing import CliRunner, Result
 from oxidize.cli import main
 from oxidize.config import load_client, load_server
 from oxidize.errors import ConfigError
-from oxidize.provision import conversion, wg_quick
+from oxidize.provision import config_file, conversion, wg_quick
 from oxidize.provision.names import peer_names
 from tests.config_files import ALICE, BOB, OWN_PUBLIC, PRESHARED, PRIVATE, b64
 
@@ -114,6 +116,10 @@ def test_a_server_is_imported(wg0: Path) -> None:
             "note: ListenPort = 51830: under systemd the port is that of oxidize.socket: `systemctl edit "
             "oxidize.socket`, and write [Socket], ListenDatagram= and ListenDatagram=51830 on three lines"
         ),
+        (
+            "note: public_endpoint is not set: `oxidize peer add` tells clients where the server is, and guesses "
+            'without it; write public_endpoint = "vpn.example.org" under [server]'
+        ),
         "note: the interface is oxidize0: firewall rules that name wg0 are to name it instead",
         "note: end the old tunnel before the new one starts: systemctl disable --now wg-quick@wg0",
     ]
@@ -138,7 +144,51 @@ def test_a_client_is_imported_where_that_is_said(wg0: Path) -> None:
     assert (client.server, b64(int.from_bytes(client.server_public_key, "big"))) == ("vpn.example.org:51820", ALICE)
     assert (client.persistent_keepalive, any(client.preshared_key)) == (0, True)
     assert {path.name for path in (wg0.parent / "out").iterdir()} == {"client.toml", "client.key", "client.psk"}
-    assert 'note: line 4: DNS = "corp.example": no counterpart for a search domain' in result.stderr.splitlines()
+    assert [str(address) for address in client.name_servers.servers] == ["10.8.0.1"]
+    assert client.name_servers.domains == ("corp.example",)
+    (note,) = (line for line in result.stderr.splitlines() if line.startswith("note: "))
+    assert note.startswith("note: end the old tunnel")
+
+
+def test_a_folder_is_made_for_what_is_imported(wg0: Path) -> None:
+    (wg0.parent / "out").rmdir()
+    assert run(wg0).exit_code == 0
+    assert load_server(wg0.parent / "out/server.toml").listen[1] == 51830
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="lacks root: only root gives files away")
+@pytest.mark.parametrize(("text", "role"), [(SERVER, "server"), (CLIENT, "client")])
+def test_what_is_imported_is_the_services(wg0: Path, monkeypatch: pytest.MonkeyPatch, text: str, role: str) -> None:
+    monkeypatch.setattr(config_file, "service_owner", lambda: config_file.Owner(12345, 54321))
+    wg0.write_text(text)
+    assert run(wg0, *(["--client"] if role == "client" else []), name=f"{role}.toml").exit_code == 0
+    found = {path.name: path.stat() for path in (wg0.parent / "out").iterdir()}
+    owners = {name: (one.st_uid, one.st_gid, one.st_mode & 0o777) for name, one in found.items()}
+    assert owners.pop(f"{role}.toml") == (0, 54321, 0o640)
+    assert len(owners) == 2
+    assert set(owners.values()) == {(12345, 54321, 0o600)}
+
+
+def dns_of_client(*lines: str) -> tuple[object, list[str]]:
+    """Return what becomes of lines of a client, and the notes."""
+    text = CLIENT.replace("DNS = 10.8.0.1, corp.example\n", "".join(f"{line}\n" for line in lines))
+    found = conversion.to_client(wg_quick.parse(text, "wg0.conf"), "wg0.conf")
+    return tomllib.loads(found.toml)["client"].get("dns"), list(found.notes)
+
+
+def test_name_servers_and_search_domains() -> None:
+    assert dns_of_client() == (None, [])
+    assert dns_of_client("DNS = corp.example. fd42::1,", "DNS = 10.8.0.1") == (
+        ["corp.example", "fd42::1", "10.8.0.1"],
+        [],
+    )
+    entries, (note,) = dns_of_client("DNS = 10.8.0.1, 0.0.0.0")
+    assert entries == ["10.8.0.1"]
+    assert note == 'line 4: DNS = "0.0.0.0": left out: expected an address that one machine can have, without a zone'
+    assert dns_of_client("DNS = corp.example") == (
+        None,
+        ["DNS names no name server, so its domains are left out, as by wg-quick"],
+    )
 
 
 def test_a_clients_file_is_known_for_one(wg0: Path) -> None:
