@@ -63,3 +63,25 @@ def test_an_imported_server_is_the_services(service: Service) -> None:
     assert modes == ["640 root oxidize", "600 oxidize oxidize"]
     service.start()
     assert [peer["name"] for peer in service.status()["peers"]] == ["laptop"]
+
+
+def test_what_the_script_writes_is_read_by_the_clients_service(service: Service) -> None:
+    machine = service.machine
+    command = ("peer", "add", "laptop", "--preshared-key", "--format", "script", "--endpoint", "vpn.example.org")
+    added = machine.try_run(OXIDIZE, *command)
+    assert added.status == 0, added
+    (machine.root / "etc/laptop.sh").write_text(added.output)
+    machine.run("mv", "/etc/oxidize", "/etc/oxidize-of-the-server")  # a client has no such folder yet
+    machine.run("sh", "-c", "umask 077 && sh /etc/laptop.sh")
+    files = [f"/etc/oxidize{name}" for name in ("", "/client.toml", "/client.key", "/client.psk")]
+    assert machine.run("stat", "-c", "%a %U %G", *files).splitlines() == [
+        "750 root oxidize",
+        "640 root oxidize",
+        "400 oxidize oxidize",
+        "400 oxidize oxidize",
+    ]
+    machine.run("runuser", "-u", "oxidize", "--", OXIDIZE, "check", "--client", "-c", files[1])
+    again = machine.try_run("sh", "/etc/laptop.sh")
+    assert again.status == 1
+    assert again.errors.startswith("oxidize: /etc/oxidize/client.key exists, so nothing is written: ")
+    assert len(again.errors.splitlines()) == 1

@@ -1,5 +1,6 @@
 """What a client is handed: files that its tools load, and a code that reads as it should."""
 
+import os
 import subprocess
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
@@ -9,12 +10,14 @@ import pytest
 import segno
 
 from oxidize.config import load_client
+from oxidize.config.values import interface_name
 from oxidize.protocol.crypto import public_key
-from oxidize.provision.client_files import ClientSetup, client_toml, script, wg_quick
+from oxidize.provision.client_files import ClientSetup, client_toml, script, wg_quick, wg_quick_file_name
 from oxidize.provision.endpoint import written
 from oxidize.provision.qr_code import draw
 
 PRIVATE, PRESHARED, SERVER = bytes(range(32)), bytes(range(1, 33)), public_key(bytes(range(2, 34)))
+DNS = [ip_address("10.9.0.1"), "corp.example.org"]
 SETUP = ClientSetup(
     name="laptop",
     addresses=[ip_interface("10.9.0.2/24"), ip_interface("fd09::2/64")],
@@ -30,6 +33,19 @@ SETUP = ClientSetup(
 )
 
 
+def run_script(
+    setup: ClientSetup, folder: Path, environ: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the client's script, as the one who runs the tests and with `folder` in the place of /etc/oxidize.
+
+    Where a user of the service exists, it is hidden unless `environ` has something to say of it.
+    """
+    text = script(setup).replace("/etc/oxidize", str(folder))
+    if environ is None:
+        text = text.replace("id -u oxidize", "false")
+    return subprocess.run(["sh"], input=text, text=True, check=False, capture_output=True, env=environ)
+
+
 def test_a_file_of_wg_quick() -> None:
     assert wg_quick(SETUP).splitlines() == [
         "[Interface]",
@@ -42,9 +58,13 @@ def test_a_file_of_wg_quick() -> None:
         "AllowedIPs = 10.9.0.0/24, fd09::/64",
         "PersistentKeepalive = 25",
     ]
-    more = replace(SETUP, preshared_key=PRESHARED, dns=[ip_address("10.9.0.1")], mtu=1280, persistent_keepalive=0)
+    more = replace(SETUP, preshared_key=PRESHARED, dns=DNS, mtu=1280, persistent_keepalive=0)
     added = set(wg_quick(more).splitlines()) - set(wg_quick(SETUP).splitlines())
-    assert added == {"DNS = 10.9.0.1", "MTU = 1280", "PresharedKey = AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA="}
+    assert added == {
+        "DNS = 10.9.0.1, corp.example.org",
+        "MTU = 1280",
+        "PresharedKey = AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=",
+    }
     assert "PersistentKeepalive" not in wg_quick(more)
 
 
@@ -58,19 +78,103 @@ def test_a_client_that_has_its_own_key() -> None:
 @pytest.mark.parametrize("preshared_key", [None, PRESHARED])
 def test_the_script_writes_what_the_client_loads(tmp_path: Path, preshared_key: bytes | None) -> None:
     folder = tmp_path / "etc"
-    text = script(replace(SETUP, preshared_key=preshared_key)).replace("/etc/oxidize", str(folder))
-    subprocess.run(["sh"], input=text, text=True, check=True, capture_output=True)
+    done = run_script(replace(SETUP, preshared_key=preshared_key, dns=DNS), folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     client = load_client(folder / "client.toml")
     assert (client.private_key, client.preshared_key) == (PRIVATE, preshared_key or bytes(32))
     assert (client.server, client.server_public_key) == ("vpn.example.org:51820", SERVER)
     assert (client.addresses, client.allowed_ips) == (tuple(SETUP.addresses), tuple(SETUP.allowed_ips))
     assert (client.mtu, client.persistent_keepalive) == (1420, 25)
+    assert client.name_servers.servers == (ip_address("10.9.0.1"),)
+    assert client.name_servers.domains == ("corp.example.org",)
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+    assert folder.stat().st_mode & 0o777 == 0o700
 
-    other = text.replace("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "other")
-    done = subprocess.run(["sh"], input=other, text=True, check=False, capture_output=True)
-    assert done.returncode != 0
-    assert load_client(folder / "client.toml").private_key == PRIVATE, "a key was overwritten"
+
+@pytest.mark.parametrize("name", ["client.key", "client.psk", "client.toml"])
+@pytest.mark.parametrize("content", ["", "precious"])
+def test_a_file_that_exists_ends_the_script_before_it_writes(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    done = run_script(replace(SETUP, preshared_key=PRESHARED), tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"oxidize: {tmp_path}/{name} exists, so nothing is written: move it away, "
+        "`oxidize peer remove laptop` on the server, and add it again\n"
+    )
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: content}
+
+
+def test_a_client_that_has_its_own_key_needs_it_there(tmp_path: Path) -> None:
+    own = replace(SETUP, private_key=None)
+    done = run_script(own, tmp_path)
+    assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
+    assert done.stderr.startswith(f"oxidize: {tmp_path}/client.key is missing: ")
+    assert len(done.stderr.splitlines()) == 1
+    (tmp_path / "client.key").touch(mode=0o600)
+    (tmp_path / "client.key").write_text("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n")
+    assert run_script(own, tmp_path).returncode == 0
+    assert load_client(tmp_path / "client.toml").private_key == PRIVATE
+
+
+# What stands for the commands that need a user of the service: each says what it was asked and how secret that was.
+STUBS = {
+    "id": '[ $# = 1 ] && echo "$ID" || [ "$SERVICE" ]',
+    "chown": 'owner=$1; shift; for file; do echo "chown $owner ${file##*/} $(stat -c %a "$file")"; done',
+    "chmod": 'echo "chmod $*"; exec /bin/chmod "$@"',
+}
+
+
+@pytest.mark.parametrize(
+    ("uid", "service", "is_theirs"), [("0", "yes", True), ("0", "", False), ("1000", "yes", False)]
+)
+def test_what_root_writes_is_the_services_where_it_exists(
+    tmp_path: Path, uid: str, service: str, is_theirs: bool
+) -> None:
+    bin_folder, folder = tmp_path / "bin", tmp_path / "etc"
+    bin_folder.mkdir()
+    for name, text in STUBS.items():
+        (bin_folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (bin_folder / name).chmod(0o755)
+    environ = {"PATH": f"{bin_folder}:{os.environ['PATH']}", "ID": uid, "SERVICE": service}
+    done = run_script(replace(SETUP, preshared_key=PRESHARED), folder, environ)
+    assert (done.returncode, done.stderr) == (0, "")
+    steps = [
+        "chown root:oxidize etc 700",
+        f"chmod 0750 {folder}",
+        "chown oxidize:oxidize client.key 600",
+        "chown oxidize:oxidize client.psk 600",
+        "chmod 0400 client.key client.psk",
+        "chown root:oxidize client.toml 600",
+        "chmod 0640 client.toml",
+    ]
+    assert done.stdout.splitlines() == (steps if is_theirs else [])
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())}
+    assert modes == (
+        {"etc": 0o750, "client.key": 0o400, "client.psk": 0o400, "client.toml": 0o640}
+        if is_theirs
+        else {"etc": 0o700, "client.key": 0o600, "client.psk": 0o600, "client.toml": 0o600}
+    )
+
+
+def test_a_folder_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
+    tmp_path.chmod(0o711)
+    assert run_script(SETUP, tmp_path).returncode == 0
+    assert tmp_path.stat().st_mode & 0o777 == 0o711
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("laptop", "laptop.conf"),
+        ("alice@laptop.example.org", "alice-laptop.ex.conf"),
+        ("a" * 64, "a" * 15 + ".conf"),
+        ("exactly-fifteen", "exactly-fifteen.conf"),
+        ("fourteen-chars.and-more", "fourteen-chars.conf"),
+    ],
+)
+def test_wg_quick_takes_the_name_of_its_file(name: str, expected: str) -> None:
+    assert wg_quick_file_name(name) == expected
+    interface_name(expected.removesuffix(".conf"))
 
 
 def test_what_is_usual_is_left_out_of_the_toml() -> None:
