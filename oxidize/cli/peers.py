@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("script", "conf", "qr")
 KEY_SHOWN_CHARS = 10
+# What a reload says of the peer that was removed, of which the removal itself tells.
+REMOVED_NOT_MOVED = "1 peer not moved: not configured any more"
 
 # "\b" keeps click from filling the lines after it.
 ADD_HELP = """Add a client: make its key, take the next free address, reload, print its configuration.
@@ -38,7 +40,7 @@ script: shell commands that write client.toml and its keys,
 conf:   a file for wg-quick and every other WireGuard app
 qr:     the same as a QR code, for phones
 
-NETWORKS and ADDRESSES are separated by commas. Without --endpoint clients are told the configuration's public_endpoint.
+NETWORKS and SERVERS are separated by commas. Without --endpoint clients are told the configuration's public_endpoint.
 """
 
 _no_reload_option = click.option("--no-reload", is_flag=True, help="Only change the file.")
@@ -60,7 +62,7 @@ def encoded(key: bytes) -> str:
 @click.option("--endpoint", metavar="HOST[:PORT]", help="Where the client finds the server.")
 @click.option("--allowed-ips", metavar="NETWORKS", help="What it reaches through the tunnel.  [default: its networks]")
 @click.option("--full", "is_full", is_flag=True, help="All of its traffic: --allowed-ips 0.0.0.0/0,::/0")
-@click.option("--dns", metavar="ADDRESSES", help="Name servers that the client asks.")
+@click.option("--dns", metavar="SERVERS", help="Name servers to ask, and domains to search.")
 @click.option("--keepalive", type=click.IntRange(0, 65_535), default=25, show_default=True, help="Seconds; 0 for none.")
 @click.option("--public-key", metavar="KEY", help="The client made its own key; none is made here.")
 @click.option("--preshared-key", "with_preshared_key", is_flag=True, help="Make a pre-shared key as well.")
@@ -173,7 +175,7 @@ def remove(name: str, config_path: Path, no_reload: bool) -> None:
         key = next(encoded(one.public_key) for one in loaded.peers if one.name == name)
         with _changed(file, content):
             say(f"removed {name}{' and the comment above it' if removed.with_comment else ''}")
-            _take_up(file, loaded, running, no_reload, lambda keys: key not in keys)
+            _take_up(file, loaded, running, no_reload, lambda keys: key not in keys, REMOVED_NOT_MOVED)
         if running is not None and _has_session(running, key):
             say("its session is cut")
         preshared_key_file = removed.table.get("preshared_key_file")
@@ -245,8 +247,12 @@ def _take_up(
     running: dict[str, Any] | None,
     no_reload: bool,
     is_taken_up: Callable[[Collection[str]], bool],
+    expected_warning: str | None = None,
 ) -> None:
-    """Let the running server run with the change, if one runs; exits with the reason where that fails."""
+    """Let the running server run with the change, if one runs; exits with the reason where that fails.
+
+    expected_warning: one that says nothing new.
+    """
     if no_reload:
         say("not reloaded: it takes effect with the next reload or start")
         return
@@ -259,7 +265,8 @@ def _take_up(
         fail(1, str(error), *who_serves(file.path, "server", str(error)))
     say(reloaded.summary)
     for warning in reloaded.warnings:
-        say(f"oxidize: {warning}")
+        if warning != expected_warning:
+            say(f"oxidize: {warning}")
 
 
 # --- What is printed ---
@@ -279,9 +286,10 @@ def _render(setup: "ClientSetup", form: str | None) -> str:
         if not code:
             fail(2, "--format qr: the code needs a wider terminal, and a UTF-8 locale; or take --format conf")
         return code
+    file_name = client_files.wg_quick_file_name(setup.name)
     parts = [
         ("For `oxidize client`: paste it there as root", client_files.script(setup)),
-        (f"For wg-quick and every WireGuard app: {setup.name}.conf", client_files.wg_quick(setup)),
+        (f"For wg-quick and every WireGuard app: {file_name}", client_files.wg_quick(setup)),
     ]
     if setup.private_key is not None:
         parts.append(("For a phone: scan it with the WireGuard app", code or "(the terminal is too narrow for it)\n"))

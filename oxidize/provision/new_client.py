@@ -5,14 +5,13 @@ anything is made.
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TypeVar
 
 from oxidize.config import Network, ServerConfig, values
-from oxidize.config.model import PublicEndpoint
-from oxidize.config.values import InvalidValueError
+from oxidize.config.model import HostAddress, PublicEndpoint
+from oxidize.config.values import PORT_MAX, InvalidValueError
 from oxidize.errors import ConfigError
 from oxidize.protocol.constants import KEY_SIZE
 from oxidize.protocol.crypto import generate_private_key, public_key
@@ -55,9 +54,7 @@ def set_up(wishes: Wishes, server: ServerConfig, port: int) -> NewClient:
         try:
             return parse(given)
         except InvalidValueError as error:
-            # What is given for a key may be a private one by mistake: it is not shown.
-            shown = "" if option == "--public-key" else f" {given}"
-            problems.append(f"{option}{shown}: expected {error.expected}{f'; {error.remedy}' if error.remedy else ''}")
+            problems.append(f"{option} {given}: expected {error.expected}{f'; {error.remedy}' if error.remedy else ''}")
             return None
 
     checked("NAME", wishes.name, values.peer_name)
@@ -70,9 +67,15 @@ def set_up(wishes: Wishes, server: ServerConfig, port: int) -> NewClient:
         problems.append("--full and --allowed-ips: expected one of them; leave out the other")
     routes = DEFAULT_ROUTES if wishes.is_full else wishes.allowed_ips
     allowed_ips = tunnel_networks(server.addresses) if routes is None else checked("--allowed-ips", routes, _networks)
-    dns = checked("--dns", wishes.dns, _addresses) if wishes.dns is not None else ()
+    dns = checked("--dns", wishes.dns, _name_servers) if wishes.dns is not None else ()
     theirs = checked("--public-key", wishes.public_key, values.public_key) if wishes.public_key is not None else None
-    told = checked("--endpoint", wishes.endpoint, values.public_endpoint) if wishes.endpoint is not None else None
+    told = checked("--endpoint", wishes.endpoint, _public_endpoint) if wishes.endpoint is not None else None
+    holder = next((peer.name for peer in server.peers if peer.public_key == theirs), None)
+    if holder is not None:
+        problems.append(
+            f"--public-key {wishes.public_key}: expected a key that no peer has, but {holder} has it; "
+            f"`oxidize peer remove {holder}` first"
+        )
     where, warnings = _endpoint(told or server.public_endpoint, port)
     if where is None and told is None and wishes.endpoint is None:
         problems.append("--endpoint is missing: expected HOST or HOST:PORT: no address of this machine can be guessed")
@@ -92,9 +95,21 @@ def set_up(wishes: Wishes, server: ServerConfig, port: int) -> NewClient:
         persistent_keepalive=wishes.keepalive,
         mtu=server.mtu,
     )
-    if any(peer.public_key == setup.public_key for peer in server.peers):
-        raise ConfigError(["--public-key: expected a key that no peer has; remove that peer first"])
-    return NewClient(setup, warnings)
+    return NewClient(setup, (*warnings, *_route_warnings(setup, server)))
+
+
+def _route_warnings(setup: ClientSetup, server: ServerConfig) -> Iterator[str]:
+    """Yield a warning where all of a client's traffic comes here and goes no further."""
+    defaults = [str(network) for network in setup.allowed_ips if network.prefixlen == 0]
+    if not defaults or server.nat:
+        return
+    remedy = "write nat = true under [server], and reload"
+    if server.network == "userspace":
+        remedy = 'write network = "tun" and nat = true under [server], and restart'
+    yield (
+        f"{setup.name} sends {' and '.join(defaults)} here, and without nat = true it reaches nothing beyond this "
+        f"server, unless rules of your own translate its addresses; {remedy}"
+    )
 
 
 def _endpoint(told: PublicEndpoint | None, port: int) -> tuple[str | None, tuple[str, ...]]:
@@ -114,8 +129,26 @@ def _networks(given: str) -> tuple[Network, ...]:
     return tuple(values.network(word.strip()) for word in given.split(","))
 
 
-def _addresses(given: str) -> tuple[IPv4Address | IPv6Address, ...]:
+def _name_servers(given: str) -> tuple[HostAddress | str, ...]:
+    found = tuple(values.name_server(word.strip()) for word in given.split(","))
+    if all(isinstance(entry, str) for entry in found):
+        raise InvalidValueError("the address of one name server or more beside the domains, such as 10.9.0.1")
+    return found
+
+
+def _public_endpoint(given: str) -> PublicEndpoint:
+    """Parse an endpoint as the configuration does, with a word of its own for a port that cannot be."""
     try:
-        return tuple(ip_address(word.strip()) for word in given.split(","))
-    except ValueError:
-        raise InvalidValueError("addresses, separated by commas, such as 10.9.0.1,fd09::1") from None
+        return values.public_endpoint(given)
+    except InvalidValueError:
+        host, _, port = given.rpartition(":")
+        is_host = host.startswith("[") or ":" not in host
+        if is_host and port.isascii() and port.isdigit() and not _is_port(port):
+            values.public_endpoint(host)
+            raise InvalidValueError(f"a port from 1 to {PORT_MAX}, and {port} is out of that range") from None
+        raise
+
+
+def _is_port(digits: str) -> bool:
+    digits = digits.lstrip("0")
+    return 0 < len(digits) <= len(str(PORT_MAX)) and int(digits) <= PORT_MAX

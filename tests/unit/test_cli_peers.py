@@ -133,7 +133,7 @@ def test_every_option(path: Path) -> None:
             "[2001:db8::1]:9",
             "--full",
             "--dns",
-            "10.0.0.1,fd09::1",
+            "10.0.0.1,fd09::1, corp.example.org",
         ),
         *("--keepalive", "0", "--public-key", BOB, "--preshared-key", "--no-reload"),
     )
@@ -143,7 +143,7 @@ def test_every_option(path: Path) -> None:
     for text in (
         '\nserver = "[2001:db8::1]:9"\n',
         '\nallowed_ips = ["0.0.0.0/0", "::/0"]\n',
-        '\ndns = ["10.0.0.1", "fd09::1"]\n',
+        '\ndns = ["10.0.0.1", "fd09::1", "corp.example.org"]\n',
         "\npersistent_keepalive = 0\n",
         f"\n{preshared}\n",
     ):
@@ -222,12 +222,21 @@ def test_what_an_editor_saved_during_the_reload_is_not_lost(
         (["alice"], "NAME alice: expected a name that no peer has"),
         (["a b"], "NAME a b: expected 1 to 64 of letters"),
         (["x", "--endpoint", "a:b"], '--endpoint a:b: expected "host" or "host:port"'),
-        (["x", "--endpoint", "a:0"], '--endpoint a:0: expected "host" or "host:port"'),
+        (["x", "--endpoint", "a:b:99999"], '--endpoint a:b:99999: expected "host" or "host:port"'),
+        (["x", "--endpoint", "+:99999"], '--endpoint +:99999: expected "host" or "host:port"'),
+        (["x", "--endpoint", "fd09::1:99999"], 'write "[fd09::1]:99999"'),
+        (["x", "--endpoint", "a:0"], "--endpoint a:0: expected a port from 1 to 65535, and 0 is out of that range"),
+        (["x", "--endpoint", "a:99999"], "a:99999: expected a port from 1 to 65535, and 99999 is out of that range"),
+        (["x", "--endpoint", f"[fd09::1]:{'9' * 5000}"], "expected a port from 1 to 65535, and 999"),
         (["x", "--allowed-ips", "10.0.0.1/24"], "--allowed-ips 10.0.0.1/24: expected a network without host bits"),
         (["x", "--allowed-ips", "10.0.0.0/24", "--full"], "--full and --allowed-ips: expected one of them"),
-        (["x", "--dns", "dns.example"], "--dns dns.example: expected addresses"),
-        (["x", "--public-key", PRIVATE[:-2]], "--public-key: expected a public key"),
-        (["x", "--public-key", ALICE], "--public-key: expected a key that no peer has"),
+        (["x", "--dns", "dns.example"], "--dns dns.example: expected the address of one name server or more beside"),
+        (["x", "--dns", "10.9.0.1,,x"], "--dns 10.9.0.1,,x: expected the address of a name server"),
+        (["x", "--public-key", BOB[:-2]], f"--public-key {BOB[:-2]}: expected a public key"),
+        (
+            ["x", "--public-key", ALICE],
+            f"--public-key {ALICE}: expected a key that no peer has, but alice has it; `oxidize peer remove alice` fi",
+        ),
         (["x", "--public-key", OWN_PUBLIC], "expected the other side's public key"),
     ],
 )
@@ -237,7 +246,6 @@ def test_a_wrong_wish_is_one_line_and_changes_nothing(path: Path, arguments: lis
     assert (result.exit_code, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
     assert expected in line
-    assert PRIVATE[:-2] not in line
     assert path.read_text() == before
 
 
@@ -283,6 +291,27 @@ def test_a_guess_is_called_one(
     assert "--endpoint HOST, or set public_endpoint" in line
     monkeypatch.setattr(endpoint, "guess", lambda: None)
     assert "--endpoint is missing" in run(path, "add", "phone").stderr
+
+
+@pytest.mark.parametrize(
+    ("lines", "arguments", "said"),
+    [
+        ("", ["--full"], "laptop sends 0.0.0.0/0 and ::/0 here, and without nat = true it reaches nothing beyond"),
+        ("", ["--allowed-ips", "10.0.0.0/24,::/0"], "laptop sends ::/0 here, "),
+        ("", ["--full"], "; write nat = true under [server], and reload"),
+        ('network = "userspace"\n', ["--full"], '; write network = "tun" and nat = true under [server], and restart'),
+        ("", ["--allowed-ips", "10.0.0.0/8"], None),
+        ("nat = true\n", ["--full"], None),
+        ("", [], None),
+    ],
+)
+def test_a_client_whose_traffic_would_end_here(path: Path, lines: str, arguments: list[str], said: str | None) -> None:
+    path.write_text(path.read_text().replace("\n# Alice\n", f"{lines}\n# Alice\n"))
+    result = run(path, "add", "laptop", *arguments)
+    assert result.exit_code == 0, result.stderr
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("oxidize: warning: ")]
+    assert len(warnings) == (said is not None)
+    assert all(str(said) in line for line in warnings)
 
 
 def test_a_link_to_the_configuration_is_followed(path: Path, tmp_path: Path) -> None:
@@ -334,9 +363,15 @@ def in_terminal(path: Path, columns: int, *arguments: str) -> tuple[int, str]:
 
 
 def test_a_terminal_shows_all_of_them(path: Path) -> None:
-    status, shown = in_terminal(path, 80, "add", "laptop")
+    status, shown = in_terminal(path, 80, "add", "alice@laptop")
     assert status == 0
-    for text in ("cat > client.toml", "[Interface]\n", "▄▄▄▄▄", "make the terminal higher"):
+    for text in (
+        "every WireGuard app: alice-laptop.conf",
+        "cat > client.toml",
+        "[Interface]\n",
+        "▄▄▄▄▄",
+        "make the terminal higher",
+    ):
         assert text in shown
     code = [line for line in shown.splitlines() if "█" in line]
     assert len(code) >= 30
@@ -400,6 +435,23 @@ def test_a_peer_is_removed(path: Path, running: Running) -> None:
         "its session is cut",
     ]
     assert path.read_text() == LINES
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [("1 peer", []), ("2 peers", ["oxidize: 2 peers not moved: not configured any more"])],
+)
+def test_a_removal_is_told_once(
+    path: Path, running: Running, monkeypatch: pytest.MonkeyPatch, number: str, expected: list[str]
+) -> None:
+    def reload(*arguments: object) -> reloading.Reloaded:
+        running.load()
+        return reloading.Reloaded("reloaded: made up", (f"{number} not moved: not configured any more",))
+
+    monkeypatch.setattr(reloading, "replace_process", reload)
+    running.session_of = ALICE
+    lines = run(path, "remove", "alice").stderr.splitlines()
+    assert lines[1:] == ["reloaded: made up", *expected, "its session is cut"]
 
 
 def test_its_preshared_key_goes_with_it(path: Path) -> None:
