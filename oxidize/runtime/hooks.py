@@ -29,7 +29,7 @@ def set_names(config_path: Path) -> list[str]:
     Raises OxidizeError.
     """
     wanted = config.load_name_servers(config_path)
-    record = record_name(wanted.interface)
+    record = record_name(unit.own_name() or wanted.interface)
     if wanted.servers:
         set_name_servers(wanted, record)
     else:
@@ -41,4 +41,4 @@ def remove_names(config_path: Path, *, gave_up: bool) -> None:
     """Take our name servers back unless the unit goes on; raises OxidizeError."""
     if gave_up or not unit.will_go_on():
         interface = config.client_interface_of(config_path)
-        unset_name_servers(interface, record_name(interface))
+        unset_name_servers(interface, record_name(unit.own_name() or interface))

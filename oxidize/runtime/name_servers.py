@@ -86,13 +86,14 @@ def unset_name_servers(interface: str | None, record: str, wait: Wait | None = N
         _run(["resolvectl", "revert", interface], wait)
 
 
-def record_name(interface: str, index: int | None = None) -> str:
+def record_name(owner: str, index: int | None = None) -> str:
     """Return what `resolvconf` calls our record.
 
-    It begins with "tun.", for which Debian's resolvconf has a high place in its order. index: of the interface, where
-    the record of a dead client must not be taken for that of the next one.
+    It begins with "tun.", for which Debian's resolvconf has a high place in its order. owner: the unit, whose interface
+    may get another name between two reloads; where there is none, the interface. index: of the interface, where the
+    record of a dead client must not be taken for that of the next one.
     """
-    return f"tun.{interface}" if index is None else f"tun.{interface}.{index}"
+    return f"tun.{owner}" if index is None else f"tun.{owner}.{index}"
 
 
 def _run(command: list[str], wait: Wait | None, given: str = "") -> None:

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.runtime.loop import READABLE, Loop
+from oxidize.runtime.udp_control import endpoint_from
 
 LOOKUP_SECS_MAX = 5.0  # of a query by ourselves, all name servers together
 HOSTS_SECS_MAX = 2.0
 PORT_MAX = 65_535
-_MAPPED_PREFIX = bytes(10) + b"\xff\xff"  # RFC 4291, section 2.5.5.2
 # systemd-resolved's stub would ask through the tunnel; this file has the servers that it asks itself.
 _RESOLV_CONFS = (Path("/run/systemd/resolve/resolv.conf"), Path("/etc/resolv.conf"))
 
@@ -111,11 +111,8 @@ def _query(host: str, mark: int, nameservers: Sequence[str]) -> list[str]:
 
 def _endpoint(address: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]) -> Endpoint:
     host, port = str(address[0]), int(address[1])
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    packed = socket.inet_pton(family, host.partition("%")[0])
-    if packed.startswith(_MAPPED_PREFIX) and family == socket.AF_INET6:
-        packed = packed[len(_MAPPED_PREFIX) :]
-    return Endpoint(packed, port, int(address[3]) if len(address) == 4 else 0)
+    scope_id = int(address[3]) if len(address) == 4 else 0
+    return endpoint_from((host, port, 0, scope_id) if ":" in host else (host, port), b"")
 
 
 class Resolver:

@@ -14,7 +14,7 @@ from typing import Any
 from oxidize import logs
 from oxidize.config import NameServers
 from oxidize.errors import OxidizeError
-from oxidize.runtime import systemd
+from oxidize.runtime import systemd, unit
 from oxidize.runtime.loop import Loop, boot_time
 from oxidize.runtime.name_servers import (
     TIMEOUT_SECS,
@@ -68,6 +68,7 @@ class Surroundings:
 
     def __init__(self, settings: NodeSettings, port: int, guard_fd: int | None) -> None:
         self.guard_fd = guard_fd
+        self._is_removed = False
         # The name servers that are set, for a successor to tell whether they change; empty where there are none.
         self.established: dict[str, Any] = {}
         self._settings = settings
@@ -92,9 +93,12 @@ class Surroundings:
             set_name_servers(names, now["record"], wait)
             log.info("name servers", set=now["servers"], domains=now["domains"])
         self.established = now
+        if self._is_removed:  # while a program ran, this process was told to end
+            self.remove()
 
     def remove(self) -> None:
         """Take everything back; what cannot be is left to the guard or the unit, and logged."""
+        self._is_removed = True
         try:
             for change in remove_policy([self._settings.interface]):
                 log.info("policy routing", change=change)
@@ -126,7 +130,9 @@ class Surroundings:
 
     def _record(self) -> str:
         name = self._settings.interface
-        return record_name(name, None if systemd.is_managed() else socket.if_nametoindex(name))
+        if systemd.is_managed():
+            return record_name(unit.own_name() or name)
+        return record_name(name, socket.if_nametoindex(name))
 
     def _keep_guard(self) -> None:
         """Have a guard that knows what is going to be set, where no service manager sees to that."""

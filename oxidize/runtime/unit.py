@@ -29,6 +29,15 @@ def name(cgroup: str) -> str | None:
     return None
 
 
+def own_name() -> str | None:
+    """Return the service that this process belongs to, without ".service"; None where there is none."""
+    try:
+        found = name(CGROUP.read_text())
+    except OSError:
+        return None
+    return found.removesuffix(".service") if found is not None else None
+
+
 def main_pid(environ: Mapping[str, str] = os.environ) -> int | None:
     """Return the main process of our unit as systemd sees it, or None where it cannot be known."""
     answer = _ask(environ, "show", "--property=MainPID", "--value")

@@ -52,6 +52,7 @@ class Trip:
             Transfer(inside, self.road.server_side, Road.INNER_SERVER, wait_secs=STILL_SECS_MAX)
         )
         self.wait_until_back()
+        self.ping.enlarge_buffers()
 
     def wait_until_back(self) -> None:
         """Wait until both ping and transfer go on."""

@@ -17,7 +17,8 @@ from tests.traffic.server import Identity, Lab, b64, wait_for
 OXIDIZE = "/opt/oxidize/current/bin/oxidize"
 CONFIG = "/etc/oxidize/client.toml"
 RESOLVCONF = '#!/bin/sh\n{ echo "resolvconf $*"; test "$1" = -d || cat; } >> /run/resolvconf.log\n'
-ADDED = [f"resolvconf -a tun.{CLIENT_INTERFACE} -m 0 -x", "nameserver 10.9.0.1"]
+RECORD = "tun.oxidize-client"
+ADDED = [f"resolvconf -a {RECORD} -m 0 -x", "nameserver 10.9.0.1"]
 
 
 class Client:
@@ -124,7 +125,7 @@ def test_rules_and_name_servers_stay_while_the_unit_goes_on_and_go_with_it(clien
 
     client.write_config(dns=[])
     client.systemctl("reload")
-    assert client.told() == [f"resolvconf -d tun.{CLIENT_INTERFACE} -f"]
+    assert client.told() == [f"resolvconf -d {RECORD} -f"]
     client.write_config(dns=["10.9.0.1"])
 
     for number in ("KILL", "TERM"):
@@ -142,7 +143,7 @@ def test_rules_and_name_servers_stay_while_the_unit_goes_on_and_go_with_it(clien
 
     client.systemctl("stop")
     assert client.rules() == []
-    assert client.told()[-1] == f"resolvconf -d tun.{CLIENT_INTERFACE} -f"
+    assert client.told()[-1] == f"resolvconf -d {RECORD} -f"
 
 
 def test_an_interface_of_another_name_replaces_the_one_before(client: Client) -> None:
@@ -164,7 +165,7 @@ def test_a_process_that_is_killed_to_stop_the_unit_leaves_nothing(client: Client
     assert len(client.rules()) == 7
     client.systemctl("stop")
     assert client.rules() == []
-    assert client.told()[-1] == f"resolvconf -d tun.{CLIENT_INTERFACE} -f"
+    assert client.told()[-1] == f"resolvconf -d {RECORD} -f"
 
 
 def test_a_client_that_gives_up_leaves_nothing(client: Client) -> None:
@@ -172,4 +173,4 @@ def test_a_client_that_gives_up_leaves_nothing(client: Client) -> None:
     client.systemctl("start")
     wait_for("the unit to end", lambda: client.machine.show("ActiveState", NAME) == "failed")
     assert client.rules() == []
-    assert client.told() == [*ADDED, f"resolvconf -d tun.{CLIENT_INTERFACE} -f"]
+    assert client.told() == [*ADDED, f"resolvconf -d {RECORD} -f"]

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.traffic.buffers import enlarge_buffers
 from tests.traffic.namespaces import Namespace
 from tests.traffic.server import Lab, kill, wait_for
 
@@ -77,6 +78,10 @@ class Ping:
     def wait_for_replies(self, more: int) -> None:
         wanted = self.replies() + more
         wait_for(f"{more} more replies ({self._log.name})", lambda: self.replies() >= wanted)
+
+    def enlarge_buffers(self) -> None:
+        """Make room for replies that come all at once; once it has had one."""
+        enlarge_buffers(self._pid)
 
     def stop(self) -> PingResult:
         """End it and return what it saw."""

@@ -5,25 +5,20 @@ leaves there is removed. Sources: wg(8), wireguard-go's README.
 """
 
 import contextlib
-import ctypes
 import os
 import secrets
 import signal
-import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from oxidize.demo.children import reap
-from oxidize.runtime.udp_control import SO_RCVBUFFORCE
+from tests.traffic.buffers import enlarge_buffers
 from tests.traffic.namespaces import Namespace, set_addresses
 from tests.traffic.server import WAIT_SECS, Identity, Lab, b64, wait_for
 
 CONTROL = Path("/var/run/wireguard")
 INNER_MTU = 1420
-_PIDFD_GETFD = 438  # asm-generic/unistd.h
-_BUFFER_BYTES = 32 << 20
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class WireguardGo:
@@ -90,26 +85,8 @@ class WireguardGo:
         return done.stdout
 
     def enlarge_buffers(self) -> None:
-        """Enlarge the buffers of its UDP sockets from outside.
-
-        After a pause the other side sends at once what has gathered; what the default buffer of 212,992 bytes cannot
-        hold of that is lost here, before anybody has had it.
-        """
-        pidfd = os.pidfd_open(self.pid)
-        try:
-            for entry in Path("/proc", str(self.pid), "fd").iterdir():
-                target = ""
-                with contextlib.suppress(FileNotFoundError):  # it is its process's, to close as it likes
-                    target = str(entry.readlink())
-                if target.startswith("socket:"):
-                    fd = _libc.syscall(_PIDFD_GETFD, pidfd, int(entry.name), 0)
-                    if fd < 0:
-                        continue
-                    with socket.socket(fileno=fd) as theirs:
-                        if theirs.type == socket.SOCK_DGRAM:
-                            theirs.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _BUFFER_BYTES)
-        finally:
-            os.close(pidfd)
+        """Enlarge the buffers of its UDP sockets from outside."""
+        enlarge_buffers(self.pid)
 
     def set_peer(
         self,
