@@ -1,14 +1,9 @@
-"""A client that routes everything through its tunnel, against Debian's wireguard-go: what goes where, what is left.
-
-The client's link leads to a router, which is the server's namespace. The server's outer addresses are behind it, off
-the link, so the tunnel's own packets need the default route of the main table. A second link has a neighbour.
-"""
+"""A client that routes everything through its tunnel, against Debian's wireguard-go: what goes where, what is left."""
 
 import os
 import secrets
 import signal
 import socket
-import stat
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -16,104 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from pyroute2 import IPRoute
 
 from oxidize.config.schema import FWMARK_DEFAULT
 from oxidize.runtime.interface import ROUTE_PROTOCOL
 from oxidize.runtime.policy_routing import RULE_PRIORITY
-from tests.traffic.namespaces import Namespace, join, set_addresses
+from tests.traffic.crossing import EVERYTHING, FAR4, FAR6, NEAR4, NEAR6, PORT, SERVER4, SERVER6, Place
+from tests.traffic.namespaces import Namespace
 from tests.traffic.oxidize_client import OxidizeClient
 from tests.traffic.ping import ping
 from tests.traffic.server import Lab, is_gone, wait_for
-from tests.traffic.wireguard_go import WireguardGo
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping", "ip")]
 
-SERVER4, SERVER6 = "198.51.100.1", "2001:db8:5::1"  # outer, off the client's link
-FAR4, FAR6 = "203.0.113.9", "2001:db8:99::9"  # behind the tunnel
-NEAR4, NEAR6 = "192.168.7.1", "fd07::1"  # on the client's other link
-PORT = 51_820
-EVERYTHING = ("0.0.0.0/0", "::/0")
 ETH_P_ALL, ETH_P_IP, ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
 ICMPV6 = 58
 NEIGHBOUR_DISCOVERY = range(133, 138)  # RFC 4861
-
-
-class Place:
-    """The namespaces, the wireguard-go and the client."""
-
-    def __init__(self, lab: Lab, *, ipv6: bool = False, **options: object) -> None:
-        self.lab = lab
-        self.router, self.here, self.near = (Namespace(lab.stack) for _ in range(3))
-        join(self.router, "down0", self.here, "up0")
-        join(self.near, "near0", self.here, "lan0")
-        set_addresses(self.router, "down0", ["192.0.2.1/30", "2001:db8:1::1/64"])
-        set_addresses(self.router, "lo", [f"{SERVER4}/32", f"{SERVER6}/128", "127.0.0.1/8", "::1/128"], 65_536)
-        set_addresses(self.here, "up0", ["192.0.2.2/30", "2001:db8:1::2/64"])
-        set_addresses(self.near, "near0", [f"{NEAR4}/24", f"{NEAR6}/64"])
-        set_addresses(self.here, "lan0", ["192.168.7.2/24", "fd07::2/64"])
-        self.ip("route", "add", "default", "via", "192.0.2.1")
-        self.ip("-6", "route", "add", "default", "via", "2001:db8:1::1")
-        self.server = WireguardGo(lab, self.router, [f"{FAR4}/32", f"{FAR6}/128", "10.9.0.1/24", "fd09::1/64"])
-        self.server.wg("set", self.server.name, "listen-port", str(PORT))
-        self.interface = f"ox{secrets.token_hex(5)}"
-        options = {"allowed_ips": EVERYTHING, "interface": self.interface, **options}
-        self.client = OxidizeClient(
-            lab,
-            f"[{SERVER6}]:{PORT}" if ipv6 else f"{SERVER4}:{PORT}",
-            self.server.identity.public,
-            address=["10.9.0.2/24", "fd09::2/64"],
-            inside=self.here.entered,
-            **options,  # type: ignore[arg-type]
-        )
-        self.server.set_peer(self.client.identity.public, "10.9.0.2/32,fd09::2/128")
-
-    def ip(self, *arguments: str) -> str:
-        """Run ip(8) where the client is and return what it prints."""
-        with self.here.entered():
-            done = subprocess.run(["ip", *arguments], capture_output=True, check=True, text=True)
-        return done.stdout
-
-    def rules(self, version: int = 4) -> list[str]:
-        """Return the rules but for the kernel's own."""
-        lines = [line.split(":", 1)[1].strip() for line in self.ip(f"-{version}", "rule").splitlines()]
-        kernels = ("from all lookup local", "from all lookup main", "from all lookup default")
-        return [line for line in lines if line not in kernels]
-
-    def our_rules(self, version: int = 4) -> list[str]:
-        """Return the rules of a full tunnel."""
-        return [
-            *([f"from all ipproto udp nop proto {ROUTE_PROTOCOL}"] if version == 4 else []),
-            f"from all iif lo ipproto udp sport {self.client.port} lookup main proto {ROUTE_PROTOCOL}",
-            f"from all lookup main suppress_prefixlength 0 proto {ROUTE_PROTOCOL}",
-            f"not from all fwmark {FWMARK_DEFAULT:#x} lookup {FWMARK_DEFAULT} proto {ROUTE_PROTOCOL}",
-        ]
-
-    def assert_full(self) -> None:
-        assert (self.rules(4), self.rules(6)) == (self.our_rules(4), self.our_rules(6))
-
-    def wait_bare(self) -> None:
-        """Wait until no rule is left, and see that no route is."""
-        wait_for("the rules to be gone", lambda: self.rules(4) == self.rules(6) == [])
-        for version in (4, 6):
-            assert self.ip(f"-{version}", "route", "show", "table", "all", "proto", str(ROUTE_PROTOCOL)) == ""
-
-    def guards(self) -> set[int]:
-        """Return the guards in the client's namespace."""
-        with self.here.entered():
-            ours = Path("/proc/thread-self/ns/net").readlink()
-        found = set()
-        for entry in Path("/proc").iterdir():
-            try:
-                if entry.name.isdigit() and b"oxidize.runtime.routing_guard" in (entry / "cmdline").read_bytes():
-                    found |= {int(entry.name)} if (entry / "ns/net").readlink() == ours else set()
-            except OSError:
-                continue
-        return found
-
-    def sysctl(self, name: str, value: int) -> None:
-        with self.here.entered():
-            Path("/proc/sys/net", name).write_text(str(value))
 
 
 class Seen:
@@ -408,98 +320,3 @@ def test_a_second_client_may_not_have_everything_too(lab: Lab) -> None:
     second.stop()
     place.assert_full()
     ping(lab, place.here, FAR4, 2)
-
-
-# --- Name servers, through a double of the system's program ---
-
-RESOLVCONF = """#!/bin/sh
-{ echo "resolvconf $*"; test "$1" = -d || cat; } >> "$0.log"
-test ! -e "$0.fails" || { echo "no such luck" >&2; exit 3; }
-"""
-
-
-class Double:
-    """A folder that stands for PATH, with a `resolvconf` that writes down what it is told."""
-
-    def __init__(self, folder: Path, *, there: bool = True) -> None:
-        folder.mkdir()
-        self.env = {**os.environ, "PATH": str(folder)}
-        self._program = folder / "resolvconf"
-        for name in ("sh", "cat"):
-            (folder / name).symlink_to(f"/bin/{name}")
-        if there:
-            self._program.write_text(RESOLVCONF)
-            self._program.chmod(self._program.stat().st_mode | stat.S_IXUSR)
-
-    def fail(self) -> None:
-        self._program.with_suffix(".fails").touch()
-
-    def told(self) -> list[str]:
-        """Return what it was told since the last time."""
-        log = self._program.with_suffix(".log")
-        lines = log.read_text().splitlines() if log.exists() else []
-        log.unlink(missing_ok=True)
-        return lines
-
-
-def index_of(place: Place) -> int:
-    with place.here.entered(), IPRoute() as netlink:
-        (index,) = netlink.link_lookup(ifname=place.interface)
-    return int(index)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_name_servers_are_set_and_taken_back(lab: Lab, tmp_path: Path, number: signal.Signals) -> None:
-    double = Double(tmp_path / "bin")
-    place = Place(lab, allowed_ips=["10.9.0.0/24"], dns=["10.9.0.1", "fd09::1", "corp.example", "example.org"])
-    place.client.start(double.env)
-    record = f"tun.{place.interface}.{index_of(place)}"
-    added = [f"resolvconf -a {record} -m 0 -x", "nameserver 10.9.0.1"]
-    assert double.told() == [*added, "nameserver fd09::1", "search corp.example example.org"]
-    place.client.replace(double.env)
-    assert double.told() == []
-    place.client.write_config(dns="10.9.0.1")
-    place.client.replace(double.env)
-    assert double.told() == added
-    place.client.stop(number)
-    wait_for("the name servers to be taken back", lambda: double.told() == [f"resolvconf -d {record} -f"])
-
-
-def test_name_servers_go_with_a_reload(lab: Lab, tmp_path: Path) -> None:
-    double = Double(tmp_path / "bin")
-    place = Place(lab, dns=["10.9.0.1"])
-    place.client.start(double.env)
-    record = f"tun.{place.interface}.{index_of(place)}"
-    double.told()
-    place.client.write_config(dns=None)
-    place.client.replace(double.env)
-    assert double.told() == [f"resolvconf -d {record} -f"]
-    place.client.stop()
-    assert double.told() == []
-
-
-def test_without_dns_nobody_is_told(lab: Lab, tmp_path: Path) -> None:
-    double = Double(tmp_path / "bin")
-    place = Place(lab)
-    place.client.start(double.env)
-    place.client.stop()
-    wait_for("the guard to end", lambda: not place.guards())
-    assert double.told() == []
-
-
-def test_nobody_to_tell_is_an_error_before_anything_is_changed(lab: Lab, tmp_path: Path) -> None:
-    double = Double(tmp_path / "bin", there=False)
-    place = Place(lab, dns=["10.9.0.1"])
-    assert "client.dns is set, but this system has nobody to tell" in place.client.start_in_vain(double.env)
-    assert (place.rules(4), place.rules(6)) == ([], [])
-    assert place.interface not in place.ip("link")
-
-
-def test_a_program_that_fails_ends_the_start_and_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
-    double = Double(tmp_path / "bin")
-    double.fail()
-    place = Place(lab, dns=["10.9.0.1"])
-    said = place.client.start_in_vain(double.env)
-    assert "exit status 3: no such luck" in said
-    place.wait_bare()
-    wait_for("the guard to end", lambda: not place.guards())

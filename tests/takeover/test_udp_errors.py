@@ -200,3 +200,16 @@ def test_a_send_that_fails_twice_is_told_by_what_it_says(
     assert wrapped.calls <= 2
     assert wrapped.send_failures == 1
     assert wrapped.unreachable == ([(peer.remote, refused) for refused in told] if asked else [])
+
+
+def test_errors_that_an_owner_asked_for_do_not_keep_the_next_one_awake(closing: Closing) -> None:
+    wrapped, plain = make(closing, "::", tells_errors=True), listen(closing, "127.0.0.1")
+    closed = Endpoint(ip_address("127.0.0.1").packed, plain.getsockname()[1])
+    plain.close()
+    assert wrapped.transmit(closed, [b"nobody is there"]) == 1
+    poll = select.poll()
+    poll.register(wrapped.fileno(), select.POLLIN)
+    assert poll.poll(WAIT_MS), "the error has come"
+    wrapped.end_ownership()
+    assert wrapped.receive() is None
+    assert poll.poll(0) == []

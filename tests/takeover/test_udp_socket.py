@@ -412,43 +412,6 @@ def test_without_the_capability_buffers_are_raised_to_the_common_limit(
 
 
 @pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mark a socket")
-def test_only_the_owner_marks_what_it_sends(ours: Ours) -> None:
-    wrapped = ours("::")
-    assert mark_of(wrapped) == 0
-    wrapped.take_ownership(fwmark=0x6F78)
-    successors = UdpSocket(wrapped._socket.dup())
-    assert mark_of(successors) == 0x6F78
-    successors.take_ownership(fwmark=7)
-    successors.close()
-    assert mark_of(wrapped) == 7
-    wrapped.take_ownership()
-    assert mark_of(wrapped) == 7
-
-
-def test_without_the_capability_a_mark_is_a_warning_and_no_end(ours: Ours, caplog: pytest.LogCaptureFixture) -> None:
-    wrapped = ours("127.0.0.1")
-    real = wrapped._socket
-
-    class Unprivileged(socket.socket):
-        def setsockopt(self, level: int, option: int, *value: object) -> None:  # type: ignore[override]
-            if option == socket.SO_MARK:
-                raise PermissionError(errno.EPERM, "Operation not permitted")
-            super().setsockopt(level, option, *value)  # type: ignore[arg-type]
-
-    wrapped._socket = Unprivileged(fileno=real.detach())
-    try:
-        wrapped.take_ownership(fwmark=7)
-    finally:
-        wrapped.close()
-    assert "the UDP socket is not marked: that needs CAP_NET_ADMIN" in caplog.text
-
-
-def mark_of(wrapped: UdpSocket) -> int:
-    return wrapped._socket.getsockopt(socket.SOL_SOCKET, socket.SO_MARK)
-
-
-@pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a buffer larger than the common limit")
 def test_without_the_capability_a_larger_buffer_of_systemd_stays(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
     wrapped = ours("127.0.0.1")
@@ -518,17 +481,3 @@ def test_a_bind_that_fails_says_why(host: str, port: int, problem: str) -> None:
 def test_only_udp_sockets_are_taken(kind: tuple[int, int]) -> None:
     with socket.socket(*kind) as other, pytest.raises(ConfigError, match="ListenDatagram="):
         UdpSocket(other)
-
-
-def test_errors_that_an_owner_asked_for_do_not_keep_the_next_one_awake(ours: Ours, peer: Peer) -> None:
-    wrapped, plain = ours("::"), peer("127.0.0.1")
-    wrapped.take_ownership(tells_errors=True)
-    closed = Endpoint(ip_address("127.0.0.1").packed, plain.getsockname()[1])
-    plain.close()
-    assert wrapped.transmit(closed, [b"nobody is there"]) == 1
-    poll = select.poll()
-    poll.register(wrapped.fileno(), select.POLLIN)
-    assert poll.poll(WAIT_MS), "the error has come"
-    wrapped.end_ownership()
-    assert wrapped.receive() is None
-    assert poll.poll(0) == []

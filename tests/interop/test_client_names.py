@@ -1,0 +1,114 @@
+"""A client's name servers, through a double of the system's program: set, followed by reloads, taken back."""
+
+import os
+import signal
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyroute2 import IPRoute
+
+from tests.traffic.crossing import Place
+from tests.traffic.server import Lab, wait_for
+
+pytestmark = [pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping", "ip")]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    with Lab(tmp_path) as lab:
+        yield lab
+
+
+RESOLVCONF = """#!/bin/sh
+{ echo "resolvconf $*"; test "$1" = -d || cat; } >> "$0.log"
+test ! -e "$0.fails" || { echo "no such luck" >&2; exit 3; }
+"""
+
+
+class Double:
+    """A folder that stands for PATH, with a `resolvconf` that writes down what it is told."""
+
+    def __init__(self, folder: Path, *, there: bool = True) -> None:
+        folder.mkdir()
+        self.env = {**os.environ, "PATH": str(folder)}
+        self._program = folder / "resolvconf"
+        for name in ("sh", "cat"):
+            (folder / name).symlink_to(f"/bin/{name}")
+        if there:
+            self._program.write_text(RESOLVCONF)
+            self._program.chmod(self._program.stat().st_mode | stat.S_IXUSR)
+
+    def fail(self) -> None:
+        self._program.with_suffix(".fails").touch()
+
+    def told(self) -> list[str]:
+        """Return what it was told since the last time."""
+        log = self._program.with_suffix(".log")
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return lines
+
+
+def index_of(place: Place) -> int:
+    with place.here.entered(), IPRoute() as netlink:
+        (index,) = netlink.link_lookup(ifname=place.interface)
+    return int(index)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_name_servers_are_set_and_taken_back(lab: Lab, tmp_path: Path, number: signal.Signals) -> None:
+    double = Double(tmp_path / "bin")
+    place = Place(lab, allowed_ips=["10.9.0.0/24"], dns=["10.9.0.1", "fd09::1", "corp.example", "example.org"])
+    place.client.start(double.env)
+    record = f"tun.{place.interface}.{index_of(place)}"
+    added = [f"resolvconf -a {record} -m 0 -x", "nameserver 10.9.0.1"]
+    assert double.told() == [*added, "nameserver fd09::1", "search corp.example example.org"]
+    place.client.replace(double.env)
+    assert double.told() == []
+    place.client.write_config(dns="10.9.0.1")
+    place.client.replace(double.env)
+    assert double.told() == added
+    place.client.stop(number)
+    wait_for("the name servers to be taken back", lambda: double.told() == [f"resolvconf -d {record} -f"])
+
+
+def test_name_servers_go_with_a_reload(lab: Lab, tmp_path: Path) -> None:
+    double = Double(tmp_path / "bin")
+    place = Place(lab, dns=["10.9.0.1"])
+    place.client.start(double.env)
+    record = f"tun.{place.interface}.{index_of(place)}"
+    double.told()
+    place.client.write_config(dns=None)
+    place.client.replace(double.env)
+    assert double.told() == [f"resolvconf -d {record} -f"]
+    place.client.stop()
+    assert double.told() == []
+
+
+def test_without_dns_nobody_is_told(lab: Lab, tmp_path: Path) -> None:
+    double = Double(tmp_path / "bin")
+    place = Place(lab)
+    place.client.start(double.env)
+    place.client.stop()
+    wait_for("the guard to end", lambda: not place.guards())
+    assert double.told() == []
+
+
+def test_nobody_to_tell_is_an_error_before_anything_is_changed(lab: Lab, tmp_path: Path) -> None:
+    double = Double(tmp_path / "bin", there=False)
+    place = Place(lab, dns=["10.9.0.1"])
+    assert "client.dns is set, but this system has nobody to tell" in place.client.start_in_vain(double.env)
+    assert (place.rules(4), place.rules(6)) == ([], [])
+    assert place.interface not in place.ip("link")
+
+
+def test_a_program_that_fails_ends_the_start_and_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
+    double = Double(tmp_path / "bin")
+    double.fail()
+    place = Place(lab, dns=["10.9.0.1"])
+    said = place.client.start_in_vain(double.env)
+    assert "exit status 3: no such luck" in said
+    place.wait_bare()
+    wait_for("the guard to end", lambda: not place.guards())

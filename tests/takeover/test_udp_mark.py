@@ -1,0 +1,53 @@
+"""The mark of the tunnel's own packets: an option of the shared socket, so its owner's."""
+
+import errno
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from oxidize.runtime.udp import UdpSocket, bind_udp
+
+
+@pytest.fixture
+def wrapped() -> Iterator[UdpSocket]:
+    opened = UdpSocket(bind_udp("::", 0))
+    opened.take_ownership()
+    yield opened
+    opened.close()
+
+
+@pytest.mark.root
+def test_only_the_owner_marks_what_it_sends(wrapped: UdpSocket) -> None:
+    assert mark_of(wrapped) == 0
+    wrapped.take_ownership(fwmark=0x6F78)
+    successors = UdpSocket(wrapped._socket.dup())
+    assert mark_of(successors) == 0x6F78
+    successors.take_ownership(fwmark=7)
+    successors.close()
+    assert mark_of(wrapped) == 7
+    wrapped.take_ownership()
+    assert mark_of(wrapped) == 7
+
+
+def test_without_the_capability_a_mark_is_a_warning_and_no_end(
+    wrapped: UdpSocket, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = wrapped._socket
+
+    class Unprivileged(socket.socket):
+        def setsockopt(self, level: int, option: int, *value: object) -> None:  # type: ignore[override]
+            if option == socket.SO_MARK:
+                raise PermissionError(errno.EPERM, "Operation not permitted")
+            super().setsockopt(level, option, *value)  # type: ignore[arg-type]
+
+    wrapped._socket = Unprivileged(fileno=real.detach())
+    try:
+        wrapped.take_ownership(fwmark=7)
+    finally:
+        wrapped.close()
+    assert "the UDP socket is not marked: that needs CAP_NET_ADMIN" in caplog.text
+
+
+def mark_of(wrapped: UdpSocket) -> int:
+    return wrapped._socket.getsockopt(socket.SOL_SOCKET, socket.SO_MARK)
