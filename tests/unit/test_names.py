@@ -324,9 +324,12 @@ class Lookups:
 
 
 @pytest.fixture
-def parts() -> tuple[FakeLoop, Lookups, list[list[Endpoint] | OSError], Resolver]:
+def parts() -> Iterator[tuple[FakeLoop, Lookups, list[list[Endpoint] | OSError], Resolver]]:
     loop, lookups, outcomes = FakeLoop(), Lookups(), []
-    return loop, lookups, outcomes, Resolver("vpn.example:51820", lookups, loop, outcomes.append)
+    yield loop, lookups, outcomes, Resolver("vpn.example:51820", lookups, loop, outcomes.append)
+    lookups.go.set()
+    for thread in threads():  # one that has told its outcome may not have ended yet, and the next test counts them
+        thread.join(WAIT_SECS)
 
 
 def threads() -> list[threading.Thread]:
