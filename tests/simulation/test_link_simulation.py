@@ -24,7 +24,7 @@ from tests.simulation.mortal import MortalHost, MortalWorld
 from tests.simulation.test_device_simulation import Simulation
 from tests.world import EPOCH
 
-ROUNDS, STEPS = 8, 60
+ROUNDS, STEPS = 8, 90
 SEEDS = [1, 2, 3, 4, 22, 78, 83, 96]
 POLICY = LinkPolicy()
 
@@ -358,7 +358,7 @@ def test_a_link_comes_back_whatever_happens_and_nothing_arrives_twice(seed: int)
     # The world was a lively one.
     client, server = simulation.client, simulation.server
     assert client.total(Total.OUTAGES) >= ROUNDS
-    assert client.deaths > ROUNDS // 2
+    assert client.deaths > ROUNDS
     assert client.total(Total.RESENT_PACKETS) > 0
     assert len(set(server.numbers())) > len(client.sent) / 3
 
@@ -401,4 +401,4 @@ def test_what_waited_for_a_link_arrives_in_order(seed: int) -> None:
     simulate(simulation, seed, STEPS)
     arrived = [number for number in dict.fromkeys(simulation.server.numbers()) if number in simulation.held]
     assert arrived == sorted(arrived), f"seed {seed}"
-    assert len(arrived) > 50, "else it shows nothing"
+    assert len(arrived) > 100
