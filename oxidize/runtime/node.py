@@ -199,6 +199,13 @@ class Node:
         if self._http is not None:
             self._http.pause()
 
+    def _give_up_ownership(self) -> None:
+        """Read and send no more, and record what only this process knows: the next owner goes on from there."""
+        self._stop_serving()
+        self._data_path.flush()
+        self.udp.end_ownership()
+        self.device.freeze()
+
     # --- Being taken over (`takeover.host.TakeoverHost`) ---
 
     def offer(self, hello: Hello) -> Offer:
@@ -248,10 +255,7 @@ class Node:
 
     def freeze(self, report: dict[str, Any]) -> dict[str, Any]:
         """Stop reading and sending, and record what only this process knows."""
-        self._stop_serving()
-        self._data_path.flush()
-        self.udp.end_ownership()
-        self.device.freeze()
+        self._give_up_ownership()
         self.session_state.stop_writing()
         return {"journal_end": self.session_state.end}
 
@@ -338,10 +342,7 @@ class Node:
     def _end(self) -> None:
         """Stop, with all that the next process needs written down."""
         if self._serving:
-            self._stop_serving()
-            self._data_path.flush()
-            self.udp.end_ownership()
-            self.device.freeze()
+            self._give_up_ownership()
             self.words[ENDED_ON_PURPOSE_WORD] = 1
             if self._endpoint_memory is not None:
                 self._endpoint_memory.write_now()
