@@ -98,6 +98,8 @@ class LinkKeeper:
             return
         self._table.give_slot(peer)
         link.began_at = now
+        if words[peer.slot + FIRST_UNANSWERED_NS]:  # while nobody was here to listen, the silence was ours
+            words[peer.slot + FIRST_UNANSWERED_NS] = int(now * 1e9)
         since = words[peer.slot + OUTAGE_SINCE_NS]
         if words[peer.slot + LINK_STATE] == LinkState.FAILED:  # and it was started again
             words[peer.slot + LINK_STATE] = LinkState.RECONNECTING if since else LinkState.CONNECTING

@@ -26,7 +26,7 @@ from oxidize.protocol.words import (
     LinkState,
     Total,
 )
-from tests.links import TICK, hold, linked, payloads, restart, sent, state, until_connected
+from tests.links import NOTICED_SECS, TICK, hold, linked, payloads, restart, sent, state, until_connected
 from tests.world import World, lose_everything, packet
 
 # --- While it is down ---
@@ -388,3 +388,18 @@ def test_reasons_to_hurry_are_no_reason_to_go_on_for_ever():
         client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
         client.device.note_network_change(world.now)
     assert state(client, server) == LinkState.FAILED
+
+
+def test_the_time_between_a_death_and_the_next_process_is_no_silence_of_the_servers():
+    world = World()
+    client, server = linked(world)
+    client.send(server, b"asked")  # the answer waits in the socket, or is on its way
+    client.take_transmits()
+    world.now += 2.0
+    client.replace()
+    client.device.begin_links(world.now)
+    client.device.handle_timeout(world.now)
+    world.exchange()
+    assert sent(world, client, TYPE_INITIATION) == 0
+    world.run(NOTICED_SECS)
+    assert sent(world, client, TYPE_INITIATION) == 1, "but from then on it is"
