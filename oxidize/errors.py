@@ -46,3 +46,7 @@ class TakeoverError(OxidizeError):
         super().__init__(f"{phase}: {reason}")
         self.phase = phase
         self.reason = reason
+
+
+class DeployError(OxidizeError):
+    """A deployment was refused or has failed; the text says why, and what serves."""

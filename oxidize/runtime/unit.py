@@ -64,6 +64,22 @@ def service_of(pid: int) -> str | None:
         return None
 
 
+def property_of(service: str, name: str) -> str | None:
+    """Return a property of a service, such as "MainPID"; None where the service manager cannot be asked."""
+    try:
+        done = subprocess.run(
+            ["systemctl", "show", f"--property={name}", "--value", service],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=QUESTION_TIMEOUT_SECS,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
 def reload(service: str) -> None:
     """Reload a service and wait for the end of it; raises TakeoverError with what systemd and the service say."""
     try:
@@ -73,22 +89,15 @@ def reload(service: str) -> None:
             capture_output=True,
             text=True,
             timeout=RELOAD_TIMEOUT_SECS,
-            check=False,
-        )
-        if done.returncode == 0:
-            return
-        status = subprocess.run(
-            ["systemctl", "show", "--property=StatusText", "--value", service],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=QUESTION_TIMEOUT_SECS,
+            start_new_session=True,  # Ctrl-C would end the waiting, and not the reload
             check=False,
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise TakeoverError("systemctl reload", str(error)) from error
+    if done.returncode == 0:
+        return
     reason = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-    said = status.stdout.strip()
+    said = property_of(service, "StatusText")
     raise TakeoverError("systemctl reload", f"{reason} ({said})" if said else reason)
 
 

@@ -1,0 +1,135 @@
+"""What was deployed when, by whom, and how it ended; and what is being deployed right now.
+
+The rule: whatever a deployment is about to do is written down before it does it, so that the next one knows what a kill
+left behind. The log is lines of JSON that only grow at their end. Sources: rename(2), fsync(2).
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from oxidize.errors import DeployError
+
+LOG = "deployments.jsonl"
+UNDER_WAY = "deployment.json"
+LOG_BYTES_MAX = 1 << 20  # some 3,000 deployments; then the older half is forgotten
+FOLDER_MODE = 0o755
+
+DEPLOY, ROLLBACK = "deploy", "rollback"
+SUCCESS = "success"
+REFUSED = "refused"  # before anything was switched
+FAILED = "failed"  # it never served: the reload did not succeed
+ROLLED_BACK = "rolled back"  # it served, and was taken back
+LOST = "lost"  # it served and could not be taken back
+INTERRUPTED = "interrupted"
+
+_Entry = TypeVar("_Entry", "Deployment", "UnderWay")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """One line of the log. source, target: names of releases, "" for none. result: one of the words above."""
+
+    at_unix: float
+    who: str
+    action: str
+    source: str
+    target: str
+    result: str
+    reason: str = ""
+    sessions: int | None = None
+    blackout_ms: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnderWay:
+    """A deployment that has not ended. step: what it does, or was doing when it was killed."""
+
+    at_unix: float
+    who: str
+    action: str
+    source: str
+    target: str
+    step: str
+
+
+class History:
+    """The state directory of deployments, `/var/lib/oxidize`; raises DeployError where it cannot be written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = folder / LOG
+        self._under_way = folder / UNDER_WAY
+
+    def prepare(self) -> None:
+        """Make the folder; raises DeployError."""
+        with self._errors():
+            self.folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+
+    def entries(self) -> list[Deployment]:
+        """Return the deployments that have ended, the oldest first; lines that cannot be read are passed over."""
+        try:
+            text = self.log.read_text(errors="replace")
+        except OSError:
+            return []
+        return [entry for line in text.splitlines() if (entry := _parse(Deployment, line)) is not None]
+
+    def append(self, entry: Deployment) -> None:
+        """Write down how a deployment ended; nothing is under way then. Raises DeployError."""
+        with self._errors():
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            descriptor = os.open(self.log, flags, 0o644)
+            try:
+                # A line that was cut off must not spoil this one.
+                size = os.fstat(descriptor).st_size
+                is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+                os.write(descriptor, f"{chr(10) if is_torn else ''}{json.dumps(asdict(entry))}\n".encode())
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if size > LOG_BYTES_MAX:
+                lines = self.log.read_text(errors="replace").splitlines(keepends=True)
+                self._replace(self.log, "".join(lines[len(lines) // 2 :]))
+            self._under_way.unlink(missing_ok=True)
+
+    def begin(self, under_way: UnderWay) -> None:
+        """Write down what is about to be done; raises DeployError."""
+        with self._errors():
+            self._replace(self._under_way, json.dumps(asdict(under_way)) + "\n")
+
+    def under_way(self) -> UnderWay | None:
+        """Return the deployment that has begun and not ended; None where there is none."""
+        try:
+            return _parse(UnderWay, self._under_way.read_text(errors="replace"))
+        except OSError:
+            return None
+
+    def _replace(self, path: Path, text: str) -> None:
+        beside = path.with_name(path.name + ".new")
+        with beside.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.rename(path)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = error.filename or self.folder
+            raise DeployError(f"{where}: {error.strerror}; expected a folder that this user may write") from error
+
+
+def _parse(kind: type[_Entry], line: str) -> _Entry | None:
+    """Read what `asdict` wrote, without the fields that another release has besides."""
+    try:
+        found: dict[str, Any] = json.loads(line)
+        return kind(**{field.name: found[field.name] for field in fields(kind) if field.name in found})
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,57 @@
+"""An operator's Ctrl-C, and a terminal that hangs up.
+
+The rule: an interruption is a KeyboardInterrupt at a moment at which one can act on it, and never in the middle of a
+takeover. A terminal that hangs up ends nothing: whoever lost the connection finds a deployment that has ended well.
+Source: signal(7).
+"""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """SIGINT and SIGTERM, from `listening` on."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._is_pending = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Heed the signals until the end of the block."""
+        before = {number: signal.signal(number, self._interrupt) for number in SIGNALS}
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Put an interruption off to the end of the block."""
+        with self.ignored(forgotten=False):
+            yield
+        if self._is_pending and not self._depth:
+            self._is_pending = False
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def ignored(self, *, forgotten: bool = True) -> Iterator[None]:
+        """Let no interruption through; it is as if there had been none."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            self._is_pending = self._is_pending and not forgotten
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._depth:
+            self._is_pending = True
+        else:
+            raise KeyboardInterrupt

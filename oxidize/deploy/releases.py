@@ -1,0 +1,145 @@
+"""The releases of an installation: `PREFIX/releases/NAME`, and `PREFIX/current` that leads to one of them.
+
+The rule: a release is never changed once it is there, and its `release.json` is what is written last: a folder without
+it is a build that was cut off. `current` changes by rename(2), so that it always leads somewhere. Source: rename(2).
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from oxidize.errors import DeployError
+
+DESCRIPTION = "release.json"
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One release. built_unix: seconds since the epoch. revision: of git, as `git describe` names it."""
+
+    folder: Path
+    version: str
+    built_unix: float
+    revision: str
+
+    @property
+    def name(self) -> str:
+        """What its folder is called, and an operator calls it."""
+        return self.folder.name
+
+    @property
+    def program(self) -> Path:
+        """Its command line."""
+        return self.folder / "bin/oxidize"
+
+
+class Releases:
+    """What is installed below a prefix; every question is answered from the disk."""
+
+    def __init__(self, prefix: Path) -> None:
+        self.prefix = prefix.absolute()
+        self._folder = self.prefix / "releases"
+        self._current = self.prefix / "current"
+
+    def all(self) -> list[Release]:
+        """Return the complete releases, the newest first."""
+        found = [release for folder in self._folders() if (release := _read(folder)) is not None]
+        return sorted(found, key=lambda release: (release.built_unix, release.name), reverse=True)
+
+    def incomplete(self) -> list[Path]:
+        """Return the folders whose build was cut off."""
+        return [folder for folder in self._folders() if not (folder / DESCRIPTION).exists()]
+
+    def find(self, name: str) -> Release:
+        """Return the release of that name; raises DeployError."""
+        for release in self.all():
+            if release.name == name:
+                return release
+        names = ", ".join(release.name for release in self.all()) or "none"
+        raise DeployError(f"release {name!r}: expected one of {names}; `oxidize releases` lists them")
+
+    def of_process(self, folder: str) -> Release | None:
+        """Return the release that a process was started from, by its folder; None for what is none of ours."""
+        return next((release for release in self.all() if str(release.folder) == folder), None)
+
+    def current(self) -> Release | None:
+        """Return the release that `current` leads to; None where it leads to none."""
+        try:
+            folder = self._current.resolve(strict=True)
+        except (OSError, RuntimeError):  # a circle of links is a RuntimeError
+            return None
+        return next((release for release in self.all() if release.folder.resolve() == folder), None)
+
+    def point_current_at(self, release: Release) -> None:
+        """Let `current` lead to a release, in one step; raises DeployError."""
+        beside = self.prefix / "current.new"
+        try:
+            beside.unlink(missing_ok=True)
+            beside.symlink_to(release.folder.relative_to(self.prefix))
+            beside.rename(self._current)
+            _sync(self.prefix)
+        except OSError as error:
+            raise DeployError(f"{self._current}: {error.strerror}; expected a folder that root may write") from error
+
+    # --- Tidying ---
+
+    def remove(self, release: Release) -> None:
+        """Remove a release; cut off, it is no release any more."""
+        (release.folder / DESCRIPTION).unlink(missing_ok=True)
+        remove_tree(release.folder)
+
+    def remove_remains(self) -> list[str]:
+        """Remove what an interrupted build or switch has left, and return what that was."""
+        removed = []
+        with contextlib.suppress(FileNotFoundError):
+            (self.prefix / "current.new").unlink()
+        for folder in self.incomplete():
+            if not is_in_use(folder):
+                remove_tree(folder)
+                removed.append(folder.name)
+        return removed
+
+    def _folders(self) -> list[Path]:
+        try:
+            return [entry for entry in self._folder.iterdir() if entry.is_dir() and not entry.is_symlink()]
+        except OSError:
+            return []
+
+
+def is_in_use(folder: Path) -> bool:
+    """Tell whether a process that we may look at was started from this folder: it may still load code from there."""
+    return any(is_started_from(int(entry.name), folder) for entry in PROC.iterdir() if entry.name.isdigit())
+
+
+def is_started_from(pid: int, folder: Path) -> bool:
+    """Tell whether a process was started from this folder; False for one that is gone or not ours to look at."""
+    try:
+        arguments = (PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return False
+    return any(argument.startswith(f"{folder}/") for argument in arguments)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with all that is in it; what cannot be removed is tried again by the next deployment."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read(folder: Path) -> Release | None:
+    try:
+        described = json.loads((folder / DESCRIPTION).read_text())
+        return Release(folder, str(described["version"]), float(described["built_unix"]), str(described["revision"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

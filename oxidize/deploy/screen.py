@@ -1,0 +1,152 @@
+"""What the operator sees of a deployment: its steps and the server's pulse on a terminal, plain lines elsewhere.
+
+Rule: a screen shows and decides nothing, and what it cannot write is lost: a terminal that is closed in the middle must
+not end a deployment.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from oxidize.deploy.progress import Done, Recorder, Step
+from oxidize.deploy.vitals import Rates, Vitals
+
+REFRESH_PER_SECOND = 8
+STEP_WIDTH = max(len(step.value) for step in Step)
+
+
+class PlainScreen(Recorder):
+    """A line for each step as it begins and as it ends."""
+
+    def __init__(self, console: Console, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._console = console
+        self._now = now
+        self._began = now()
+
+    def begin(self, step: Step) -> None:
+        """Print it."""
+        self._print(f"{step.value} ...")
+
+    def end(self, done: Done) -> None:
+        """Print what came of it."""
+        super().end(done)
+        verdict = "ok" if done.ok else "FAILED"
+        first, *more = done.text.splitlines() or [""]
+        self._print(f"{done.step.value} {verdict}, {done.seconds:.1f} s: {first}")
+        for line in more:
+            self._print(f"  {line}")
+
+    def note(self, text: str) -> None:
+        """Print it."""
+        super().note(text)
+        self._print(f"note: {text}")
+
+    def _print(self, text: str) -> None:
+        with _survived():
+            self._console.print(
+                f"{self._now() - self._began:6.1f} s  {text}", highlight=False, markup=False, soft_wrap=True
+            )
+
+
+class LiveScreen(Recorder):
+    """The steps below one another, the present one with a spinner, and the server below them."""
+
+    def __init__(self, console: Console, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._now = now
+        self._began = self._step_began = now()
+        self._step: Step | None = None
+        self._text = ""
+        self._pulse: tuple[Vitals, Rates] | None = None
+        self._spinner = Spinner("dots")
+        self._live = Live(
+            console=console, get_renderable=self._render, refresh_per_second=REFRESH_PER_SECOND, transient=False
+        )
+        self._live.start()
+
+    def begin(self, step: Step) -> None:
+        """Show it with a spinner."""
+        self._step, self._step_began, self._text = step, self._now(), ""
+        self._refresh()
+
+    def show(self, text: str) -> None:
+        """Show it beside the present step."""
+        self._text = text
+
+    def see(self, vitals: Vitals, passing: Rates) -> None:
+        """Show it below the steps."""
+        self._pulse = (vitals, passing)
+
+    def end(self, done: Done) -> None:
+        """Show what came of it."""
+        super().end(done)
+        self._step = None
+        self._refresh()
+
+    def note(self, text: str) -> None:
+        """Show it below the steps."""
+        super().note(text)
+        self._refresh()
+
+    def close(self) -> None:
+        """Leave the terminal as it was, with the last picture in it."""
+        self._pulse = None
+        with _survived():
+            self._live.stop()
+
+    def _refresh(self) -> None:
+        with _survived():
+            self._live.refresh()
+
+    def _render(self) -> RenderableType:
+        rows = Table.grid(padding=(0, 2, 0, 0))
+        rows.add_column(width=1)
+        rows.add_column(width=STEP_WIDTH)
+        rows.add_column(justify="right", no_wrap=True)
+        rows.add_column(overflow="fold")
+        for done in self.done:
+            mark = Text("✓", style="green") if done.ok else Text("✗", style="bold red")
+            text = Text(done.text, style="" if done.ok else "red")
+            rows.add_row(mark, Text(done.step.value), Text(f"{done.seconds:.1f} s", style="dim"), text)
+        if self._step is not None:
+            seconds = f"{self._now() - self._step_began:.1f} s"
+            rows.add_row(self._spinner, Text(self._step.value, style="bold"), seconds, self._text)
+        below = [Text(f"note: {note}", style="yellow") for note in self.notes]
+        return Group(rows, *below, *self._status())
+
+    def _status(self) -> Iterator[Text]:
+        if self._pulse is None:
+            return
+        vitals, passing = self._pulse
+        yield Text(
+            f"{self._now() - self._began:.0f} s   generation {vitals.generation}   {vitals.sessions} sessions   "
+            f"{passing.received:,.0f} packets/s received   {passing.sent:,.0f} sent",
+            style="dim",
+        )
+
+
+@contextlib.contextmanager
+def open_screen(console: Console) -> Iterator[Recorder]:
+    """Yield the screen that fits the console, until the deployment has ended."""
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield PlainScreen(console)
+        return
+    screen = LiveScreen(console)
+    try:
+        yield screen
+    finally:
+        screen.close()
+
+
+@contextlib.contextmanager
+def _survived() -> Iterator[None]:
+    """Pass over what a terminal says that is gone."""
+    with contextlib.suppress(OSError):
+        yield

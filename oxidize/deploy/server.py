@@ -1,0 +1,52 @@
+"""The running server as a deployment sees it from outside, and what it can ask of it.
+
+The rule: a deployment knows nothing of sockets and service managers; whoever starts it brings them (`runtime.outside`).
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from oxidize.deploy.vitals import Vitals
+
+
+class Server(Protocol):
+    """The one server of an installation. What raises is an OxidizeError with the reason."""
+
+    def vitals(self) -> Vitals | None:
+        """Return how it is, None where nobody listens; raises for one that gives no answer."""
+
+    def peers(self) -> Sequence[Mapping[str, Any]]:
+        """Return the peers of its status; raises where nobody answers."""
+
+    def unready(self, vitals: Vitals) -> str:
+        """Return why its /health does not call it ready, "" where it does."""
+
+    def main_pid(self) -> int | None:
+        """Return its main process as the service manager has it; None where that has none or cannot be asked."""
+
+    def reload(self, program: Path) -> None:
+        """Replace its process by one of this program, by takeover; raises with the reason where it serves on."""
+
+    def is_reloading(self) -> bool:
+        """Tell whether the service manager is replacing its process just now."""
+
+    def owner(self) -> tuple[int, int] | None:
+        """Return the user and group ids that it runs as, None where nothing runs and none is configured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The time, and how it is passed."""
+
+    now: Callable[[], float] = time.monotonic
+    unix: Callable[[], float] = time.time
+    sleep: Callable[[float], None] = time.sleep
+
+
+def is_root() -> bool:
+    """Tell whether this process may become another user."""
+    return os.geteuid() == 0
