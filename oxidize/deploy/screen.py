@@ -7,6 +7,7 @@ not end a deployment.
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any, TextIO, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -49,10 +50,9 @@ class PlainScreen(Recorder):
         self._print(f"note: {text}")
 
     def _print(self, text: str) -> None:
-        with _survived():
-            self._console.print(
-                f"{self._now() - self._began:6.1f} s  {text}", highlight=False, markup=False, soft_wrap=True
-            )
+        self._console.print(
+            f"{self._now() - self._began:6.1f} s  {text}", highlight=False, markup=False, soft_wrap=True
+        )
 
 
 class LiveScreen(Recorder):
@@ -74,7 +74,7 @@ class LiveScreen(Recorder):
     def begin(self, step: Step) -> None:
         """Show it with a spinner."""
         self._step, self._step_began, self._text = step, self._now(), ""
-        self._refresh()
+        self._live.refresh()
 
     def show(self, text: str) -> None:
         """Show it beside the present step."""
@@ -88,22 +88,17 @@ class LiveScreen(Recorder):
         """Show what came of it."""
         super().end(done)
         self._step = None
-        self._refresh()
+        self._live.refresh()
 
     def note(self, text: str) -> None:
         """Show it below the steps."""
         super().note(text)
-        self._refresh()
+        self._live.refresh()
 
     def close(self) -> None:
         """Leave the terminal as it was, with the last picture in it."""
         self._pulse = None
-        with _survived():
-            self._live.stop()
-
-    def _refresh(self) -> None:
-        with _survived():
-            self._live.refresh()
+        self._live.stop()
 
     def _render(self) -> RenderableType:
         rows = Table.grid(padding=(0, 2, 0, 0))
@@ -132,9 +127,41 @@ class LiveScreen(Recorder):
         )
 
 
+class Surviving:
+    """A stream whose terminal may be closed: what cannot be written is lost."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:
+        """Return what the stream can write."""
+        return self._stream.encoding
+
+    def isatty(self) -> bool:
+        """Tell whether it is a terminal."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """Return the descriptor, from which the size of the terminal is known."""
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        """Write, or lose it."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or lose it."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 @contextlib.contextmanager
-def open_screen(console: Console) -> Iterator[Recorder]:
-    """Yield the screen that fits the console, until the deployment has ended."""
+def open_screen(stream: TextIO, **console_options: Any) -> Iterator[Recorder]:
+    """Yield the screen that fits the stream, until the deployment has ended."""
+    console = Console(file=cast(TextIO, Surviving(stream)), highlight=False, **console_options)
     if not console.is_terminal or console.is_dumb_terminal:
         yield PlainScreen(console)
         return
@@ -143,10 +170,3 @@ def open_screen(console: Console) -> Iterator[Recorder]:
         yield screen
     finally:
         screen.close()
-
-
-@contextlib.contextmanager
-def _survived() -> Iterator[None]:
-    """Pass over what a terminal says that is gone."""
-    with contextlib.suppress(OSError):
-        yield

@@ -1,0 +1,192 @@
+"""What a deployment that was killed leaves behind, at each step, and what the next one makes of it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from oxidize.deploy import history
+from oxidize.deploy.deployment import Deployer
+from oxidize.deploy.history import Deployment
+from oxidize.deploy.progress import Recorder, Step
+from oxidize.deploy.releases import DESCRIPTION
+from oxidize.deploy.repair import repair
+from oxidize.errors import DeployError, TakeoverError
+from tests.deploy_world import Behaviour, World, add_release
+
+
+class Killed(BaseException):
+    """The end of the process: nothing of it may be handled."""
+
+
+class Killing(Recorder):
+    """Kills the deployment as a step begins."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self.step = step
+
+    def begin(self, step: Step) -> None:
+        if step is self.step:
+            raise Killed
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    played = World(tmp_path)
+    played.serve(add_release(tmp_path, "one", 1.0))
+    add_release(tmp_path, "two", 2.0)
+    return played
+
+
+def killed_at(world: World, step: Step, **options: object) -> None:
+    """Deploy "two" until the process is killed as this step begins."""
+
+    world.progress = Killing(step)
+    with pytest.raises(Killed):
+        world.deployer(**options).deploy("two")
+
+
+def serving(world: World) -> tuple[str, str]:
+    """Return what serves and where `current` leads to."""
+    found = world.releases.current()
+    assert found is not None
+    assert world.running is not None
+    return world.running.name, found.name
+
+
+def repaired(world: World) -> list[str]:
+    return repair(world.releases, world.history, world, world.clock)
+
+
+def test_without_an_interruption_there_is_nothing_to_do(world: World) -> None:
+    assert repaired(world) == []
+    assert world.history.entries() == []
+
+
+@pytest.mark.parametrize(
+    ("step", "expected", "words"),
+    [
+        (Step.CHECK, "one", "nothing was switched"),
+        (Step.REHEARSAL, "one", "nothing was switched"),
+        (Step.TRAFFIC, "one", "nothing was switched"),
+        (Step.SWITCH, "one", "nothing was switched"),
+        (Step.WATCH, "two", "it was not watched"),
+    ],
+)
+def test_what_serves_is_what_current_leads_to(world: World, step: Step, expected: str, words: str) -> None:
+    killed_at(world, step)
+    (line,) = repaired(world)
+    assert f"interrupted at the step {step.value}" in line
+    assert words in line
+    assert serving(world) == (expected, expected)
+    assert [(entry.result, entry.target) for entry in world.history.entries()] == [(history.INTERRUPTED, "two")]
+    assert world.history.under_way() is None
+    assert repaired(world) == []
+
+
+def test_a_kill_between_the_link_and_the_reload(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(self: World, program: Path) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(World, "reload", killed)
+        with pytest.raises(Killed):
+            world.deployer().deploy("two")
+    assert serving(world) == ("one", "two")
+    (line,) = repaired(world)
+    assert "one serves, and current leads to it again" in line
+    assert serving(world) == ("one", "one")
+
+
+def test_a_reload_that_outlives_the_deployment_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(self: World, program: Path) -> None:
+        self.reloading_until = self.time + 3.0
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(World, "reload", killed)
+        with pytest.raises(Killed):
+            world.deployer().deploy("two")
+    passing = world.clock.sleep
+
+    def sleep(seconds: float) -> None:
+        passing(seconds)
+        if world.time >= world.reloading_until and world.running is not None and world.running.name == "one":
+            world.serve(world.releases.find("two"))
+
+    world.clock = type(world.clock)(world.clock.now, world.clock.unix, sleep)
+    (line,) = repaired(world)
+    assert "it was not watched" in line
+    assert serving(world) == ("two", "two")
+
+
+def test_a_rollback_that_was_cut_off_is_finished(world: World) -> None:
+    world.behaviours["two"] = Behaviour(errors=1)
+    killed_at(world, Step.ROLL_BACK)
+    assert serving(world) == ("two", "two")
+    (line,) = repaired(world)
+    assert "one serves again" in line
+    assert serving(world) == ("one", "one")
+
+
+def test_a_rollback_that_cannot_be_finished_is_said(world: World) -> None:
+    world.behaviours["two"] = Behaviour(errors=1)
+    killed_at(world, Step.ROLL_BACK)
+    world.behaviours["one"] = Behaviour(refuses="no")
+    with pytest.raises(DeployError, match="one was to serve again after a failed deployment, and does not"):
+        repaired(world)
+    assert world.history.under_way() is not None
+
+
+def test_with_nothing_running_current_leads_back_to_what_ran(world: World) -> None:
+    killed_at(world, Step.WATCH)
+    world.running = None
+    (line,) = repaired(world)
+    assert "nothing runs; current leads to one again" in line
+    found = world.releases.current()
+    assert found is not None
+    assert found.name == "one"
+
+
+def test_halves_of_releases_go_and_so_does_a_link_that_was_not_renamed(world: World) -> None:
+    half = world.prefix / "releases/half"
+    (half / "bin").mkdir(parents=True)
+    (world.prefix / "current.new").symlink_to("releases/half")
+    assert repaired(world) == ["removed half, whose build was cut off"]
+    assert not half.exists()
+    assert not (world.prefix / "current.new").is_symlink()
+
+
+def test_a_half_that_a_process_runs_from_stays(world: World) -> None:
+    (world.prefix / "releases/two" / DESCRIPTION).unlink()
+    (world.prefix / "releases/two/bin/oxidize").write_text("#!/bin/sh\nread line\n")
+    (world.prefix / "releases/two/bin/oxidize").chmod(0o755)
+    read_end, write_end = os.pipe()
+    program = str(world.prefix / "releases/two/bin/oxidize")
+    pid = os.posix_spawn(program, [program], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, read_end, 0)])
+    try:
+        assert world.releases.remove_remains() == []
+    finally:
+        os.close(write_end)
+        os.close(read_end)
+        os.waitpid(pid, 0)
+    assert world.releases.remove_remains() == ["two"]
+
+
+def test_a_mute_server_is_no_reason_to_guess(world: World) -> None:
+    killed_at(world, Step.WATCH)
+    world.behaviours["two"] = Behaviour(is_mute=True)
+    with pytest.raises(TakeoverError, match="gives no answer"):
+        repaired(world)
+    assert world.history.under_way() is not None
+
+
+def test_the_next_deployment_goes_on_from_what_serves(world: World) -> None:
+    killed_at(world, Step.WATCH)
+    repaired(world)
+    world.progress = Recorder()
+    world.commands.to_build = ["three"]
+    entry: Deployment = Deployer.deploy(world.deployer(), None)
+    assert (entry.result, entry.source, entry.target) == (history.SUCCESS, "two", "three")
+    assert world.deployer().rollback().target == "two"
