@@ -117,13 +117,13 @@ def endpoints_file(folder: Path, line: str, environ: dict[str, str]) -> Path | N
 def test_endpoints_are_remembered_where_there_is_a_place_for_state(folder: Path) -> None:
     assert endpoints_file(folder, "", {}) is None
     assert endpoints_file(folder, "", {"STATE_DIRECTORY": ""}) is None
-    expected = Path("/var/lib/oxidize/endpoints.json")
-    assert endpoints_file(folder, "", {"STATE_DIRECTORY": "/var/lib/oxidize"}) == expected
-    assert endpoints_file(folder, "", {"STATE_DIRECTORY": "/var/lib/oxidize:/var/lib/other"}) == expected
+    expected = Path("/var/lib/oxidize/server/endpoints.json")
+    assert endpoints_file(folder, "", {"STATE_DIRECTORY": "/var/lib/oxidize/server"}) == expected
+    assert endpoints_file(folder, "", {"STATE_DIRECTORY": "/var/lib/oxidize/server:/var/lib/other"}) == expected
 
 
 def test_where_they_are_remembered_can_be_said_and_denied(folder: Path) -> None:
-    environ = {"STATE_DIRECTORY": "/var/lib/oxidize"}
+    environ = {"STATE_DIRECTORY": "/var/lib/oxidize/server"}
     assert endpoints_file(folder, 'endpoints_file = "state/e.json"\n', environ) == folder / "state/e.json"
     assert endpoints_file(folder, 'endpoints_file = "/srv/e.json"\n', {}) == Path("/srv/e.json")
     assert endpoints_file(folder, 'endpoints_file = ""\n', environ) is None
