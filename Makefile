@@ -52,7 +52,8 @@ LOCK := .stamps/lock/bin/uv --quiet pip compile --universal --python-version 3.1
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-handoff test-systemd check bench bench-reconnect install uninstall venv packages lock clean
+.PHONY: help demo test test-handoff test-systemd check bench bench-reconnect install release units \
+	changed-units uninstall venv packages lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -85,12 +86,19 @@ venv: $(SETUP) ## only the set-up: packages and .venv
 
 INSTALL := PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' UNITDIR='$(UNITDIR)' SYSUSERSDIR='$(SYSUSERSDIR)' \
 	TMPFILESDIR='$(TMPFILESDIR)' SYSCTLDIR='$(SYSCTLDIR)' CONFDIR='$(CONFDIR)' INSTALL_PYTHON='$(INSTALL_PYTHON)' \
-	BUILD_TOOLS=.stamps/build-tools.lock sh systemd/install.sh
+	sh systemd/install.sh
 
 install: | packages ## a release in PREFIX/releases (PREFIX=/opt/oxidize), PREFIX/current, units, user; as root
-	@mkdir -p .stamps
-	@$(BUILD_TOOLS_LOCK) > .stamps/build-tools.lock
-	@$(INSTALL) install
+	@$(BUILD_TOOLS_LOCK) | $(INSTALL) install
+
+release: | packages ## only the release, which nothing points at; its folder is the last line that is printed
+	@$(BUILD_TOOLS_LOCK) | $(INSTALL) release
+
+units: ## only the units, the user and the sysctls; as root
+	@$(INSTALL) units
+
+changed-units: ## print which installed units are not those of this source
+	@$(INSTALL) changed-units
 
 uninstall: ## stop the service and remove what install put there; /etc/oxidize is kept
 	@$(INSTALL) uninstall

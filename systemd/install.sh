@@ -1,11 +1,13 @@
 #!/bin/sh
-# What `make install` and `make uninstall` do: put a release under $PREFIX/releases, point $PREFIX/current at it, and
-# give systemd its units. The rule: a release is never changed once it is there, so a process that runs from it loads
-# no other code than it began with, and to go back is to point `current` at the release before.
+# What `make install`, its halves `make release` and `make units`, and `make uninstall` do: put a release under
+# $PREFIX/releases, give systemd its units, and point $PREFIX/current at the release. The rule: a release is never
+# changed once it is there, so a process that runs from it loads no other code than it began with, and to go back is to
+# point `current` at the release before. One at a time: whoever changes $PREFIX holds $PREFIX/.lock.
 #
 # The environment: PREFIX, DESTDIR (put before every path, for packages), UNITDIR, SYSUSERSDIR, TMPFILESDIR, SYSCTLDIR,
-# CONFDIR, INSTALL_PYTHON, BUILD_TOOLS (the lock of what builds source distributions). Sources: hier(7), sysusers.d(5),
-# tmpfiles.d(5), sysctl.d(5).
+# CONFDIR, INSTALL_PYTHON; OXIDIZE_LOCKED=1 where the caller holds the lock and passes its descriptor on. A build reads
+# the lock of what builds source distributions from standard input. Sources: hier(7), sysusers.d(5), tmpfiles.d(5),
+# sysctl.d(5), flock(1), sync(1).
 set -eu
 umask 022
 cd "$(dirname "$0")/.."
@@ -16,20 +18,43 @@ is_live() { test -z "$DESTDIR" && test "$(id -u)" = 0; }
 has_systemd() { is_live && test -d /run/systemd/system; }
 
 version() { sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml; }
-revision() { git describe --always --dirty --exclude='*' 2> /dev/null || echo local; }
+# Root builds from a checkout of somebody else's, which git reads only where it is told that this one is meant.
+revision() {
+	git -c safe.directory="$(pwd -P)" describe --always --dirty --exclude='*' 2> /dev/null || echo local
+}
 
-# Nobody may find a release that is half there: it gets its name when it is whole.
-build_release() {
+# Every process of a build inherits the descriptor, so that the lock is held until the last of them has ended, also
+# where we are killed before them. A package is built where nobody else builds.
+lock() { # WHO
+	test -z "$DESTDIR" && test "${OXIDIZE_LOCKED-}" != 1 || return 0
+	mkdir -p "$PREFIX"
+	lock=$PREFIX/.lock
+	(umask 077 && : >> "$lock") # whoever may read it could hold it, and nobody could deploy
+	exec 9<> "$lock"
+	# The file may have been removed between these two, by `make uninstall`: then ours excludes nobody.
+	flock -n 9 && test "$lock" -ef /dev/fd/9 || {
+		holder=$(head -n 1 "$lock" 2> /dev/null || true)
+		echo "another build or deployment is under way: ${holder:-it has just begun}, try again when it has ended" >&2
+		exit 1
+	}
+	echo "pid $$, $1, since $(date -u +%Y-%m-%dT%H:%M:%SZ)" > "$lock"
+}
+
+# Nobody may find a release that is half there: it is one when it has its release.json, which is written last.
+build_release() { # NAME VERSION REVISION
 	name=$1
-	releases=$DESTDIR$PREFIX/releases
-	mkdir -p "$releases"
+	release=$DESTDIR$PREFIX/releases/$name
+	test ! -e "$release/release.json" || { echo "$PREFIX/releases/$name exists: wait a second" >&2; exit 1; }
+	rm -rf "$release" # a build that was cut off
+	mkdir -p "$DESTDIR$PREFIX/releases"
 	work=$(mktemp -d)
-	release=$releases/$name
 	trap 'rm -rf "$work" "$release"' EXIT
+	trap 'exit 1' HUP INT TERM
+	cat > "$work/build-tools.lock"
 	"$INSTALL_PYTHON" -m venv "$release"
 	pip="$release/bin/python -m pip --disable-pip-version-check --no-input"
 	hashed="--quiet --require-hashes --no-build-isolation --use-pep517 --no-compile"
-	$pip install $hashed --no-deps -r "$BUILD_TOOLS"
+	$pip install $hashed --no-deps -r "$work/build-tools.lock"
 	$pip install $hashed -r requirements.lock
 	# From a copy: setuptools leaves folders where it builds, and takes stale modules out of them the next time.
 	mkdir "$work/source"
@@ -44,18 +69,33 @@ build_release() {
 		grep -rlIF "$DESTDIR$PREFIX" "$release/bin" "$release/pyvenv.cfg" | xargs -r sed -i "s|$DESTDIR$PREFIX|$PREFIX|g"
 	fi
 	"$release/bin/python" -m compileall -q -s "$DESTDIR" "$release/lib"
-	trap - EXIT
+	record=$release/release.json
+	printf '{"version": "%s", "built_unix": %s, "revision": "%s"}\n' "$2" "$(date +%s)" "$3" > "$record.new"
+	sync -f "$record.new" # all of the release, before anything says that it is there
+	mv "$record.new" "$record"
+	sync "$release"
+	trap - EXIT HUP INT TERM
 	rm -rf "$work"
 }
 
+build() { # sets `name`
+	version=$(version)
+	revision=$(revision)
+	build_release "$version-$(date -u +%Y%m%dT%H%M%SZ)-$revision" "$version" "$revision"
+}
+
 point_current_at() {
-	ln -s "releases/$1" "$DESTDIR$PREFIX/current.new"
+	ln -sfn "releases/$1" "$DESTDIR$PREFIX/current.new"
 	mv -T "$DESTDIR$PREFIX/current.new" "$DESTDIR$PREFIX/current"
 }
 
-put() { # SOURCE TARGET: with the paths of this installation in it
+with_paths() { # SOURCE: with the paths of this installation in it
+	sed "s|/opt/oxidize/|$PREFIX/|g; s|/etc/oxidize/|$CONFDIR/|g; s|/etc/oxidize |$CONFDIR |g" "$1"
+}
+
+put() { # SOURCE TARGET
 	mkdir -p "$(dirname "$DESTDIR$2")"
-	sed "s|/opt/oxidize/|$PREFIX/|g; s|/etc/oxidize/|$CONFDIR/|g; s|/etc/oxidize |$CONFDIR |g" "$1" > "$DESTDIR$2.new"
+	with_paths "$1" > "$DESTDIR$2.new"
 	mv "$DESTDIR$2.new" "$DESTDIR$2"
 }
 
@@ -80,10 +120,8 @@ put_sysctls() {
 	/lib/systemd/systemd-sysctl 60-oxidize.conf || echo "$target could not be applied: nat = true will say so" >&2
 }
 
-install_all() {
-	name=$(version)-$(date -u +%Y%m%dT%H%M%SZ)-$(revision)
-	test ! -e "$DESTDIR$PREFIX/releases/$name" || { echo "$PREFIX/releases/$name exists: wait a second" >&2; exit 1; }
-	build_release "$name"
+# All that a release needs around it.
+put_units() {
 	for unit in $UNITS; do put "systemd/$unit" "$UNITDIR/$unit"; done
 	put systemd/sysusers.conf "$SYSUSERSDIR/oxidize.conf"
 	put systemd/tmpfiles.conf "$TMPFILESDIR/oxidize.conf"
@@ -98,8 +136,19 @@ install_all() {
 		systemd-sysusers "$SYSUSERSDIR/oxidize.conf"
 		systemd-tmpfiles --create "$TMPFILESDIR/oxidize.conf"
 	fi
+	! has_systemd || systemctl daemon-reload
+}
+
+changed_units() {
+	for unit in $UNITS; do
+		with_paths "systemd/$unit" | cmp -s - "$DESTDIR$UNITDIR/$unit" || echo "$unit"
+	done
+}
+
+install_all() {
+	build
+	put_units
 	point_current_at "$name"
-	has_systemd && systemctl daemon-reload
 	echo "$PREFIX/current -> releases/$name"
 }
 
@@ -109,15 +158,32 @@ uninstall_all() {
 	fi
 	for unit in $UNITS; do rm -f "$DESTDIR$UNITDIR/$unit"; done
 	rm -f "$DESTDIR$SYSUSERSDIR/oxidize.conf" "$DESTDIR$TMPFILESDIR/oxidize.conf" "$DESTDIR$PREFIX/current"
-	rm -f "$DESTDIR$SYSCTLDIR/60-oxidize.conf" "$DESTDIR/var/lib/oxidize/endpoints.json"
-	rm -rf "$DESTDIR$PREFIX/releases"
+	rm -f "$DESTDIR$SYSCTLDIR/60-oxidize.conf"
+	rm -rf "$DESTDIR$PREFIX/releases" "$DESTDIR/var/lib/oxidize"
+	! has_systemd || systemctl daemon-reload
+	rm -f "$DESTDIR$PREFIX/.lock" # the last: from here another one may begin
 	rmdir "$DESTDIR$PREFIX" 2> /dev/null || true
-	has_systemd && systemctl daemon-reload
 	echo "removed; $CONFDIR and the user oxidize are kept"
 }
 
 case "${1-}" in
-	install) install_all ;;
-	uninstall) uninstall_all ;;
-	*) echo "usage: $0 install|uninstall" >&2; exit 2 ;;
+	install)
+		lock "make install"
+		install_all
+		;;
+	release)
+		lock "make release"
+		build
+		echo "$PREFIX/releases/$name"
+		;;
+	units)
+		lock "make units"
+		put_units
+		;;
+	changed-units) changed_units ;;
+	uninstall)
+		lock "make uninstall"
+		uninstall_all
+		;;
+	*) echo "usage: $0 install|release|units|changed-units|uninstall" >&2; exit 2 ;;
 esac

@@ -1,50 +1,73 @@
 """What `make install` puts where, and what systemd says of the units."""
 
+import json
 import re
+import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from oxidize import __version__
 from oxidize.runtime.coordinator import PREPARE_TIMEOUT_SECS, TAKE_TIMEOUT_SECS
 from tests.system.machine import CLIENT, DAEMON, UNITS
 from tests.system.service import RELEASES, Service
+from tests.traffic.server import Lab
 
+ROOT = Path(__file__).parents[2]
 EXPOSURE_MAX = 3.0
+STATE = "/var/lib/oxidize"
+# Makes no environment, and installs nothing into it: what is built has its own tests.
+PYTHON = """#!/bin/sh
+test "$1 $2" != "-m venv" || { mkdir -p "$3/bin" "$3/lib" && touch "$3/pyvenv.cfg" && cp "$0" "$3/bin/python"; }
+"""
 
 
-def test_the_units_are_without_fault(service: Service) -> None:
-    outcome = service.machine.try_run("systemd-analyze", "verify", *UNITS, CLIENT)
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory, seed: Path) -> Iterator[Service]:
+    """One machine for all tests that only look."""
+    with Lab(tmp_path_factory.mktemp("untouched")) as lab:
+        yield Service(lab, seed)
+
+
+def test_the_units_are_without_fault(untouched: Service) -> None:
+    outcome = untouched.machine.try_run("systemd-analyze", "verify", *UNITS, CLIENT)
     assert (outcome.status, outcome.output, outcome.errors) == (0, "", "")
 
 
-def test_the_services_are_not_exposed(service: Service) -> None:
+def test_the_services_are_not_exposed(untouched: Service) -> None:
     for unit in (DAEMON, CLIENT):
-        service.machine.run("systemd-analyze", "security", f"--threshold={EXPOSURE_MAX * 10:.0f}", unit)
+        untouched.machine.run("systemd-analyze", "security", f"--threshold={EXPOSURE_MAX * 10:.0f}", unit)
 
 
-def test_a_reload_ends_before_systemd_ends_it(service: Service) -> None:
+def test_a_reload_ends_before_systemd_ends_it(untouched: Service) -> None:
     units = {"min": 60, "s": 1}
-    limit = re.findall(r"(\d+)(min|s)\b", service.machine.show("TimeoutStartUSec"))
+    limit = re.findall(r"(\d+)(min|s)\b", untouched.machine.show("TimeoutStartUSec"))
     seconds = sum(int(number) * units[unit] for number, unit in limit)
     assert seconds > PREPARE_TIMEOUT_SECS + TAKE_TIMEOUT_SECS
 
 
-def test_a_release_is_complete_in_itself(service: Service, seed: Path) -> None:
-    (release,) = service.releases()
+def test_a_release_is_complete_in_itself(untouched: Service, seed: Path) -> None:
+    (release,) = untouched.releases()
     folder = f"/{RELEASES}/{release}"
-    assert service.machine.run("readlink", "/opt/oxidize/current").strip() == f"releases/{release}"
-    script = service.machine.run("head", "-n1", f"{folder}/bin/oxidize").strip()
+    record = json.loads(untouched.machine.run("cat", f"{folder}/release.json"))
+    assert re.fullmatch(rf"{record['version']}-\d{{8}}T\d{{6}}Z-{record['revision']}", release)
+    assert record["version"] == __version__
+    assert untouched.machine.run("readlink", "/opt/oxidize/current").strip() == f"releases/{release}"
+    script = untouched.machine.run("head", "-n1", f"{folder}/bin/oxidize").strip()
     assert script == f"#!{folder}/bin/python"
-    found = service.machine.try_run("grep", "-rIl", str(seed), "/opt/oxidize", "/etc/systemd", "/usr/lib/sysusers.d")
+    found = untouched.machine.try_run("grep", "-rIl", str(seed), "/opt/oxidize", "/etc/systemd", "/usr/lib/sysusers.d")
     assert (found.status, found.output) == (1, ""), "a path of where it was built"
     code = "import oxidize, sys; print(oxidize.__file__, sys.prefix)"
     as_user = ("setpriv", "--reuid=oxidize", "--regid=oxidize", "--clear-groups")
-    where, prefix = service.machine.run(*as_user, f"{folder}/bin/python", "-P", "-c", code).split()
+    where, prefix = untouched.machine.run(*as_user, f"{folder}/bin/python", "-P", "-c", code).split()
     assert where.startswith(folder)
     assert prefix == folder
 
 
-def test_only_the_service_reads_the_configuration(service: Service) -> None:
-    modes = service.machine.run("stat", "-c", "%a %U %G", "/etc/oxidize", "/etc/oxidize/server.toml").splitlines()
+def test_only_the_service_reads_the_configuration(untouched: Service) -> None:
+    modes = untouched.machine.run("stat", "-c", "%a %U %G", "/etc/oxidize", "/etc/oxidize/server.toml").splitlines()
     assert modes == ["750 root oxidize", "640 root oxidize"]
 
 
@@ -57,7 +80,64 @@ def test_the_sysctls_for_nat_are_installed_and_no_other(seed: Path) -> None:
 def test_uninstall_keeps_the_configuration(tmp_path: Path, seed: Path) -> None:
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-a", str(seed), str(copy)], check=True)
-    root = Path(__file__).parents[2]
-    subprocess.run(["make", "uninstall", f"DESTDIR={copy}"], cwd=root, check=True, capture_output=True)
+    subprocess.run(["make", "uninstall", f"DESTDIR={copy}"], cwd=ROOT, check=True, capture_output=True)
     left = {str(path.relative_to(copy)) for path in copy.rglob("*") if not path.is_dir()}
     assert left == {"etc/oxidize/server.toml"}
+
+
+def modes(service: Service, *paths: str) -> list[str]:
+    return service.machine.run("stat", "-c", "%a %U %G", *paths).splitlines()
+
+
+def test_the_service_has_a_folder_of_its_own_below_one_of_roots(service: Service) -> None:
+    assert modes(service, STATE) == ["755 root root"]
+    service.start()
+    service.stop()
+    folders = [STATE, f"{STATE}/server", f"{STATE}/server/endpoints.json"]
+    assert modes(service, *folders) == ["755 root root", "700 oxidize oxidize", "600 oxidize oxidize"]
+    # Where no systemd-tmpfiles has made it, and where an older unit had it.
+    service.machine.run("rm", "-r", STATE)
+    service.machine.systemctl("start", DAEMON)
+    assert modes(service, *folders[:2]) == ["755 root root", "700 oxidize oxidize"]
+    service.machine.run("chown", "oxidize:oxidize", STATE)
+    service.machine.run("systemd-tmpfiles", "--create", "oxidize.conf")
+    assert modes(service, *folders[:2]) == ["755 root root", "700 oxidize oxidize"]
+
+
+def test_it_is_installed_and_removed_under_the_lock(service: Service) -> None:
+    """On a machine where root installs from the checkout of somebody else."""
+    machine, source, python = service.machine, "/srv/source", "/srv/python"
+    copy = machine.root / source.lstrip("/")
+    shutil.copytree(ROOT / "systemd", copy / "systemd")
+    for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE", "requirements.lock", "requirements-dev.lock"):
+        shutil.copy(ROOT / name, copy)
+    (copy / "oxidize").mkdir()
+    (machine.root / "srv/python").write_text(PYTHON)
+    machine.run("chmod", "0755", python)
+    as_nobody = ("setpriv", "--reuid=nobody", "--clear-groups", "git", "-C", source, "-c", "user.name=a")
+    machine.run("chown", "-R", "nobody", source)
+    for command in (["init"], ["add", "."], ["-c", "user.email=a@example.org", "commit", "-m", "a"]):
+        machine.run(*as_nobody, *command)
+    revision = machine.run(*as_nobody, "rev-parse", "--short", "HEAD").strip()
+    make = ("make", "-C", source, f"INSTALL_PYTHON={python}")
+    before = machine.run("readlink", "/opt/oxidize/current")
+
+    for goal in ("install", "release", "units", "uninstall"):
+        refused = machine.try_run("flock", "/opt/oxidize/.lock", *make, goal)
+        assert refused.status != 0
+        assert "another build or deployment is under way" in refused.errors
+    assert machine.run("readlink", "/opt/oxidize/current") == before
+
+    service.start()
+    pid = service.wait_for_main_process()
+    machine.run("rm", f"/etc/systemd/system/{CLIENT}")
+    assert CLIENT in machine.run(*make, "changed-units")
+    machine.run(*make, "install")
+    assert machine.run("readlink", "/opt/oxidize/current").strip().endswith(f"Z-{revision}")
+    assert machine.show("LoadState", CLIENT) == "loaded"
+    assert service.wait_for_main_process() == pid
+
+    machine.run(*make, "uninstall")
+    assert machine.show("LoadState") == "not-found"
+    for path in ("/opt/oxidize", STATE, "/usr/lib/tmpfiles.d/oxidize.conf", f"/etc/systemd/system/{DAEMON}"):
+        assert machine.try_run("test", "-e", path).status == 1, path
