@@ -19,6 +19,7 @@ from tests.traffic.site import Client, Site
 CONFIG = "etc/oxidize/server.toml"
 OXIDIZE = "/opt/oxidize/current/bin/oxidize"
 RELEASES = "opt/oxidize/releases"
+MARKS = "/run/oxidize/got-there"
 
 
 class Service:
@@ -34,6 +35,7 @@ class Service:
         self.server = self
         self.identity = Identity.make()
         self.peers: list[PeerTable] = []
+        self._marks: set[str] = set()
         self.client = Client(self, 1, None)  # type: ignore[arg-type]
         self.peers.append(self.client.table())
         self._put_key()
@@ -68,17 +70,28 @@ class Service:
         return sorted(entry.name for entry in (self.machine.root / RELEASES).iterdir())
 
     def add_release(self, name: str, **broken: str) -> None:
-        """Install a copy of the current release with code added at the end of modules of `oxidize.runtime`."""
+        """Install a copy of the current release with code added at the end of modules of `oxidize.runtime`.
+
+        The code calls `got_there()` where it does what it is there for; see `has_got_there`.
+        """
         current = self.releases()[0]
         root = self.machine.root / RELEASES
+        assert not broken or any("got_there()" in code for code in broken.values())
         self.machine.run("cp", "-a", f"/{RELEASES}/{current}", f"/{RELEASES}/{name}")
         for path in ("bin/oxidize", "pyvenv.cfg"):
             file = root / name / path
             file.write_text(file.read_text().replace(current, name))
         (package,) = (root / name / "lib").glob("python*/site-packages/oxidize/runtime")
         for module, code in broken.items():
+            mark = f"{MARKS}-{module}"
+            if "got_there()" in code:
+                self._marks.add(mark)
             with (package / f"{module}.py").open("a") as source:
-                source.write(f"\n\n{code}\n")
+                source.write(f"\n\ndef got_there():\n    open({mark!r}, 'w').close()\n\n\n{code}\n")
+
+    def has_got_there(self) -> bool:
+        """Tell whether all code of the added releases ran: what it replaces may have another name by now."""
+        return self.machine.try_run("stat", "/", *self._marks).status == 0
 
     def switch_to(self, release: str) -> None:
         """Point `current` at a release, in one step as `make install` does."""

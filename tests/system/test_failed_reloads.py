@@ -9,13 +9,13 @@ from tests.traffic.server import wait_for
 
 pytestmark = pytest.mark.handoff
 
-_KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+_KILLED = "import signal; got_there(); os.kill(os.getpid(), signal.SIGKILL)"
 # What is wrong with a release, by the modules of oxidize.runtime that are broken in it.
-EXITS = {"startup": "def start(*_):\n    raise SystemExit(3)"}
-RAISES = {"startup": "def start(*_):\n    raise RuntimeError('broken on purpose')"}
+EXITS = {"startup": "def start(*_):\n    got_there()\n    raise SystemExit(3)"}
+RAISES = {"startup": "def start(*_):\n    got_there()\n    raise RuntimeError('broken on purpose')"}
 HANGS = {
-    "startup": "import time\n\n\ndef start(*_):\n    time.sleep(1000)",
-    "coordinator": "PREPARE_TIMEOUT_SECS = 2.0",  # and not the half minute that is right for a slow machine
+    "startup": "import time\n\n\ndef start(*_):\n    got_there()\n    time.sleep(1000)",
+    "coordinator": "PREPARE_TIMEOUT_SECS /= 15",  # not the half minute that is right for a slow machine
 }
 KILLED_AFTER_MAINPID = {
     "control": f"""
@@ -29,11 +29,11 @@ Control.prepared = prepared
 """
 }
 KILLED_AFTER_COMMIT = {
-    "startup": f"""
-def _own(*_):
+    "succession": f"""
+def _own(self, node, commit):
     {_KILLED}
 
-_Takeover._own = _own
+Succession._own = _own
 """
 }
 COORDINATOR_KILLED_AFTER_MAINPID = {
@@ -65,6 +65,7 @@ def fail_to_reload(service: Service, expected: str, *, may_restart: bool = False
     assert "draining" not in journal, journal
     assert (serving, restarts) == (pid, 0) or (may_restart and restarts == 1), journal
     forgiven = restarts * 2 * BATCH_PACKETS_MAX
+    assert service.has_got_there(), journal
     traffic.wait_until_caught_up(forgiven)
     service.switch_to(service.releases()[0])
     service.write_config()
@@ -132,7 +133,8 @@ def test_a_restart_during_a_reload(service: Service) -> None:
     service.add_release("zz-broken", startup=HANGS["startup"])
     service.switch_to("zz-broken")
     reload = service.machine.start("systemctl", "reload", DAEMON)
-    wait_for("the successor to be there", lambda: len(service.machine.processes()) == 3)
+    wait_for("the successor to hang", service.has_got_there)
+    assert len(service.machine.processes()) == 3
     service.switch_to(good)
     service.machine.systemctl("restart", DAEMON)
     reload.communicate(timeout=60)  # its status is the restart's: systemd makes one job of both

@@ -106,10 +106,10 @@ def test_a_copy_that_a_release_without_nat_left_in_the_store_is_no_hindrance(rel
     # Such a release closes a descriptor of a name that it does not know, and forgets nothing in the store.
     service.add_release(
         "zz-old",
-        cold_start="systemd.forget_fds = lambda *names: None",
+        cold_start="assert systemd.forget_fds\nsystemd.forget_fds = lambda *names: got_there()",
         succession=(
             "def adopt_nat(settings, descriptor):\n"
-            "    os.close(descriptor)\n"
+            "    got_there(), os.close(descriptor)\n"
             "    from oxidize.runtime.nat import Nat\n"
             "    return Nat(settings.interface, settings.addresses, is_on=False, passed=None)"
         ),
@@ -120,6 +120,7 @@ def test_a_copy_that_a_release_without_nat_left_in_the_store_is_no_hindrance(rel
         machine.systemctl("reload", DAEMON)
         pid = service.wait_for_main_process(other_than=pid)
         assert tables(service.namespace) == [TABLE]  # the store's copy holds it
+    assert service.has_got_there()
     assert "not with all of its settings" not in machine.journal()
     relay.reach()
 

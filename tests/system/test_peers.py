@@ -35,13 +35,14 @@ def test_a_peer_comes_and_goes_by_systemds_reload(service: Service) -> None:
 
 def test_a_reload_that_fails_leaves_the_file_and_says_why(service: Service) -> None:
     service.start()
-    service.add_release("broken", loop="raise SystemExit(3)")
+    service.add_release("broken", loop="got_there()\nraise SystemExit(3)")
     service.switch_to("broken")
     before = service.machine.run("cat", TOML)
     (current,) = (name for name in service.releases() if name != "broken")
     command = f"/opt/oxidize/releases/{current}/bin/oxidize"
     added = service.machine.try_run(command, "peer", "add", "laptop", "--endpoint", "vpn.example.org")
     assert (added.status, added.output) == (1, ""), added
+    assert service.has_got_there()
     assert "oxidize: systemctl reload: Job for oxidize-daemon.service failed" in added.errors
     assert "serves as before" in added.errors
     assert f"{TOML} is again as it was before" in added.errors
