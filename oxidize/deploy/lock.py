@@ -34,7 +34,10 @@ def locked(prefix: Path, who: str) -> Iterator[int]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # Between the two `make uninstall` may have removed it: then it excludes nobody.
+            if not os.path.samestat(os.fstat(descriptor), path.stat()):
+                raise BlockingIOError
+        except (BlockingIOError, FileNotFoundError):
             holder = os.pread(descriptor, LINE_BYTES_MAX, 0).decode(errors="replace").strip() or "unknown"
             raise DeployError(
                 f"another build or deployment is under way ({holder}); try again when it has ended"

@@ -6,6 +6,7 @@ the client, and of the server only what nobody else can tell.
 
 import json
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,8 @@ class Service:
         for path in ("bin/oxidize", "pyvenv.cfg"):
             file = root / name / path
             file.write_text(file.read_text().replace(current, name))
+        described = root / name / "release.json"
+        described.write_text(json.dumps(json.loads(described.read_text()) | {"built_unix": time.time()}))
         (package,) = (root / name / "lib").glob("python*/site-packages/oxidize/runtime")
         for module, code in broken.items():
             mark = f"{MARKS}-{module}"
@@ -88,6 +91,15 @@ class Service:
                 self._marks.add(mark)
             with (package / f"{module}.py").open("a") as source:
                 source.write(f"\n\ndef got_there():\n    open({mark!r}, 'w').close()\n\n\n{code}\n")
+
+    def current(self) -> str:
+        """Return the release that `current` leads to."""
+        return self.machine.run("readlink", "/opt/oxidize/current").strip().removeprefix("releases/")
+
+    def log(self) -> list[dict[str, Any]]:
+        """Return the log of deployments."""
+        lines = self.machine.run("cat", "/var/lib/oxidize/deployments.jsonl").splitlines()
+        return [json.loads(line) for line in lines]
 
     def has_got_there(self) -> bool:
         """Tell whether all code of the added releases ran: what it replaces may have another name by now."""
