@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from oxidize.errors import TakeoverError
-from oxidize.takeover import Hello, Listener, NamedFd, Offer, Predecessor, Successor, Timeouts, query
+from oxidize.takeover import Answer, Hello, Listener, NamedFd, Offer, Predecessor, Successor, Timeouts, query
 from oxidize.takeover.channel import Channel, close_fds, connect
 from oxidize.takeover.messages import Message
 
@@ -69,6 +69,7 @@ class Host:
         self.told: list[tuple[str, Any]] = []
         self.serves = True
         self.more_fds: tuple[NamedFd, ...] = ()
+        self.answer_fds: tuple[NamedFd, ...] = ()
         self.state: dict[str, Any] = {"watchdog_secs": 10.0}
         self.commit: dict[str, Any] = {"journal_bytes": 4096}
         self.refuses = ""
@@ -103,12 +104,14 @@ class Host:
     def finish(self, taken: dict[str, Any]) -> None:
         self.told.append(("finish", taken))
 
-    def answer(self, query: str) -> bytes:
+    def answer(self, query: str) -> Answer:
         if query == "big":
-            return b"big " * (5 << 18)
+            return Answer(b"big " * (5 << 18))
+        if query == "fds":
+            return Answer(b"with descriptors", self.answer_fds)
         if query != "status":
             raise LookupError(f"nobody knows {query!r}")
-        return json.dumps({"serves": self.serves}).encode()
+        return Answer(json.dumps({"serves": self.serves}).encode())
 
 
 def stopper(stop_at: str, how: str) -> Stage:

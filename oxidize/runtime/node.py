@@ -40,7 +40,7 @@ from oxidize.runtime.userspace import UserspaceNetwork
 from oxidize.runtime.watchdog import Watchdog
 from oxidize.state.records import FORMAT
 from oxidize.state.session_state import SessionState
-from oxidize.takeover.host import NamedFd, Offer
+from oxidize.takeover.host import Answer, NamedFd, Offer
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.messages import Hello
 from oxidize.takeover.predecessor import Predecessor
@@ -285,17 +285,17 @@ class Node:
         log.info("handed over", **taken)
         self._loop.add_timed(_Linger(self._http, self._loop))
 
-    def answer(self, query: str) -> bytes:
+    def answer(self, query: str) -> Answer:
         """Answer a query of `runtime.status`, or do what it asks for; raises OxidizeError for any other."""
         if query == status.STATUS:
-            return status.describe(self)
+            return Answer(status.describe(self))
         if query == status.DRAIN:
             self._drain_by_hand()
         elif query == status.ACCEPT:
             self._accept_again()
         elif query != status.IDENTITY:
             raise OxidizeError(f"query {query!r}: expected one of {', '.join(status.QUERIES)}")
-        return status.describe_process(self)
+        return Answer(status.describe_process(self))
 
     def _note_failure(self, reason: str) -> None:
         self.words[Total.TAKEOVERS_FAILED] += 1

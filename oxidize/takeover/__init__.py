@@ -4,16 +4,17 @@ A server is a `TakeoverHost` and plugs a `Predecessor` into its loop; its next g
 Nothing here knows what the descriptors and the state are for.
 """
 
-from oxidize.takeover.host import NamedFd, Offer, TakeoverHost
+from oxidize.takeover.host import Answer, NamedFd, Offer, TakeoverHost
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.machine import DEFAULT_TIMEOUTS, Timeouts
 from oxidize.takeover.messages import Hello
 from oxidize.takeover.predecessor import Predecessor
-from oxidize.takeover.query import query
+from oxidize.takeover.query import query, query_with_fds
 from oxidize.takeover.successor import Commit, Successor
 
 __all__ = [
     "DEFAULT_TIMEOUTS",
+    "Answer",
     "Commit",
     "Hello",
     "Listener",
@@ -24,4 +25,5 @@ __all__ = [
     "TakeoverHost",
     "Timeouts",
     "query",
+    "query_with_fds",
 ]

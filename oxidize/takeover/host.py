@@ -32,10 +32,19 @@ class Offer:
 
     def find(self, name: str) -> NamedFd:
         """Return the descriptor of that name; raises TakeoverError where the offer has none."""
-        for each in self.fds:
-            if each.name == name:
-                return each
-        raise TakeoverError("RESTORING", f"the offer has no {name!r}; it has {[each.name for each in self.fds]}")
+        return _find(name, self.fds, "RESTORING", "the offer")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a query came to: some bytes and, for whoever has a use for them, named descriptors."""
+
+    content: bytes
+    fds: tuple[NamedFd, ...] = ()
+
+    def find(self, name: str) -> NamedFd:
+        """Return the descriptor of that name; raises TakeoverError where the answer has none."""
+        return _find(name, self.fds, "QUERY", "the answer")
 
 
 class TakeoverHost(Protocol):
@@ -65,8 +74,18 @@ class TakeoverHost(Protocol):
     def finish(self, taken: dict[str, Any]) -> None:
         """Exit, for the successor owns; `taken` is what it said with TAKEN. Must not thaw, read or send any more."""
 
-    def answer(self, query: str) -> bytes:
-        """Answer a query, at any time, also while frozen; raise to refuse, with the reason."""
+    def answer(self, query: str) -> Answer:
+        """Answer a query, at any time, also while frozen; raise to refuse, with the reason.
+
+        The descriptors stay the host's, here too: whoever asks gets copies.
+        """
+
+
+def _find(name: str, fds: tuple[NamedFd, ...], phase: str, whose: str) -> NamedFd:
+    for each in fds:
+        if each.name == name:
+            return each
+    raise TakeoverError(phase, f"{whose} has no {name!r}; it has {[each.name for each in fds]}")
 
 
 def reason_of(error: BaseException) -> str:

@@ -124,7 +124,12 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Predecessor: the answer is in the memfd that comes along, from its first byte to its last."""
+    """Predecessor: the answer is in the memfd that comes along, from its first byte to its last.
+
+    Behind it come the descriptors of `fds`, in order, all in this one datagram.
+    """
+
+    fds: tuple[FdEntry, ...] = ()
 
 
 Message = (
@@ -163,7 +168,9 @@ class _Fields:
             raise DecodeError(f"{self._of}.{key} is no list of at most {VERSIONS_MAX} integers")
         return tuple(values)
 
-    def entries(self, key: str) -> tuple[FdEntry, ...]:
+    def entries(self, key: str, *, may_be_missing: bool = False) -> tuple[FdEntry, ...]:
+        if may_be_missing and key not in self._fields:
+            return ()
         values = self._get(key, list)
         if len(values) > FDS_MAX:
             raise DecodeError(f"{self._of}.{key} names {len(values)} descriptors; expected at most {FDS_MAX}")
@@ -215,7 +222,7 @@ _TYPES: Mapping[str, tuple[type, Callable[[_Fields], Message]]] = {
     "withdrawn": (Withdrawn, lambda fields: Withdrawn(fields.text("reason", REASON_CHARS_MAX))),
     "failed": (Failed, lambda fields: Failed(fields.text("reason", REASON_CHARS_MAX))),
     "query": (Query, lambda fields: Query(fields.text("name"))),
-    "reply": (Reply, lambda _: Reply()),
+    "reply": (Reply, lambda fields: Reply(fields.entries("fds", may_be_missing=True))),
 }
 _NAMES: Mapping[type, str] = {kind: name for name, (kind, _) in _TYPES.items()}
 

@@ -1,7 +1,8 @@
 """Asking a server through its takeover socket: `status` and whatever else its host answers.
 
 The rule: the answer comes in a memfd, so that it may be of any size, and from whoever serves by then: a connection that
-ends without an answer was to a process that had just handed over.
+ends without an answer was to a process that had just handed over. Descriptors that come along belong to whoever asked
+for them, and are closed where nobody did, or where anything about the answer is wrong.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from oxidize.errors import DecodeError, TakeoverError
 from oxidize.takeover.channel import Channel, Received, close_fds, connect
+from oxidize.takeover.host import Answer, NamedFd
 from oxidize.takeover.machine import CONNECT_ATTEMPTS_MAX
 from oxidize.takeover.messages import Busy, Query, Refused, Reply
 from oxidize.takeover.reception import ANSWER_BYTES_MAX
@@ -25,6 +27,17 @@ def query(path: Path, name: str, *, clock: Callable[[], float], timeout: float =
 
     Raises TakeoverError where there is no answer within `timeout` seconds or the server refuses, with its reason.
     """
+    answer = query_with_fds(path, name, clock=clock, timeout=timeout)
+    if answer is None:
+        return None
+    close_fds(named.fd for named in answer.fds)
+    return answer.content
+
+
+def query_with_fds(
+    path: Path, name: str, *, clock: Callable[[], float], timeout: float = QUERY_TIMEOUT
+) -> Answer | None:
+    """Return the same with the descriptors that came with it, which are the caller's to close; raises as `query`."""
     deadline = clock() + timeout
     for _ in range(CONNECT_ATTEMPTS_MAX):
         channel = connect(path, max(deadline - clock(), 0.0))
@@ -58,21 +71,28 @@ def _ask(channel: Channel, name: str, deadline: float, clock: Callable[[], float
             raise TakeoverError("QUERY", f"pid {channel.peer.pid} sent what is no message: {error}") from error
 
 
-def _read(received: Received) -> bytes:
-    """Return what the memfd of a reply holds; closes every descriptor."""
-    try:
+def _read(received: Received) -> Answer:
+    """Return what came with a reply; closes its memfd, and where it raises every descriptor."""
+    with contextlib.ExitStack() as undo:
+        undo.callback(close_fds, received.fds)
         match received:
-            case Received(Reply(), (memfd,)):
-                size = os.fstat(memfd).st_size
-                if size > ANSWER_BYTES_MAX:
-                    raise TakeoverError("QUERY", f"an answer of {size} bytes; expected at most {ANSWER_BYTES_MAX}")
-                parts = bytearray()
-                while len(parts) < size and (part := os.pread(memfd, size - len(parts), len(parts))):
-                    parts += part
-                return bytes(parts)
+            case Received(Reply(entries), (memfd, *fds)) if len(entries) == len(fds):
+                content = _content(memfd)
+                undo.pop_all()
+                os.close(memfd)
+                named = zip(entries, fds, strict=True)
+                return Answer(content, tuple(NamedFd(entry.name, fd, entry.kind, entry.options) for entry, fd in named))
             case Received(Refused(reason) | Busy(reason)):
                 raise TakeoverError("QUERY", reason)
-            case Received(message, fds):
-                raise TakeoverError("QUERY", f"{type(message).__name__} with {len(fds)} descriptors is no answer")
-    finally:
-        close_fds(received.fds)
+            case Received(message, came):
+                raise TakeoverError("QUERY", f"{type(message).__name__} with {len(came)} descriptors is no answer")
+
+
+def _content(memfd: int) -> bytes:
+    size = os.fstat(memfd).st_size
+    if size > ANSWER_BYTES_MAX:
+        raise TakeoverError("QUERY", f"an answer of {size} bytes; expected at most {ANSWER_BYTES_MAX}")
+    parts = bytearray()
+    while len(parts) < size and (part := os.pread(memfd, size - len(parts), len(parts))):
+        parts += part
+    return bytes(parts)

@@ -10,10 +10,21 @@ import os
 from collections.abc import Callable, Sequence
 
 from oxidize.errors import DecodeError, StateError, TakeoverError
-from oxidize.takeover.channel import Channel, close_fds, is_authorised
-from oxidize.takeover.host import reason_of
+from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, close_fds, is_authorised
+from oxidize.takeover.host import Answer, reason_of
 from oxidize.takeover.listener import Listener
-from oxidize.takeover.messages import PROTOCOL, PROTOCOL_MIN, Busy, Hello, Message, Query, Refused, Reply
+from oxidize.takeover.messages import (
+    PROTOCOL,
+    PROTOCOL_MIN,
+    Busy,
+    FdEntry,
+    Hello,
+    Message,
+    Query,
+    Refused,
+    Reply,
+    encode,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +53,7 @@ class Reception:
         listener: Listener,
         *,
         admit: Callable[[Channel, Hello], Busy | Refused | None],
-        answer: Callable[[str], bytes],
+        answer: Callable[[str], Answer],
         register: Register,
         unregister: Unregister,
         clock: Callable[[], float],
@@ -173,14 +184,13 @@ class Reception:
     def _reply(self, guest: _Guest, query: str) -> None:
         try:
             answer = self._answer(query)
-            if len(answer) > ANSWER_BYTES_MAX:
-                raise StateError(f"the answer has {len(answer)} bytes; expected at most {ANSWER_BYTES_MAX}")
-            memfd = _store(answer)
+            reply = _reply_with(answer)
+            memfd = _store(answer.content)
         except Exception as error:  # noqa: BLE001 - the boundary: a question must not end the server
             self._dismiss(guest, Refused(reason_of(error)))
             return
         try:
-            self._dismiss(guest, Reply(), [memfd])
+            self._dismiss(guest, reply, [memfd, *(named.fd for named in answer.fds)])
         finally:
             os.close(memfd)
 
@@ -220,6 +230,17 @@ def _say_and_close(channel: Channel, message: Message | None, fds: Sequence[int]
         if message is not None:
             channel.send(message, fds)
     channel.close()
+
+
+def _reply_with(answer: Answer) -> Reply:
+    """Return the message that goes with an answer; raises StateError where it cannot be sent."""
+    if len(answer.content) > ANSWER_BYTES_MAX:
+        raise StateError(f"the answer has {len(answer.content)} bytes; expected at most {ANSWER_BYTES_MAX}")
+    if len(answer.fds) >= FDS_PER_MESSAGE_MAX:  # one is the content's
+        raise StateError(f"the answer has {len(answer.fds)} descriptors; expected at most {FDS_PER_MESSAGE_MAX - 1}")
+    reply = Reply(tuple(FdEntry(named.name, named.kind, named.options) for named in answer.fds))
+    encode(reply)  # what cannot be said is found here, where it can still be refused
+    return reply
 
 
 def _store(answer: bytes) -> int:

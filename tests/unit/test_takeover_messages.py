@@ -50,7 +50,7 @@ EVERY = [
     Withdrawn("w"),
     Failed("Fehler: größer"),
     Query("status"),
-    Reply(),
+    Reply((FdEntry("journal", "memfd"), FdEntry("arena", "memfd", {"read_only": True}))),
 ]
 
 

@@ -1,0 +1,185 @@
+"""Answers that bring descriptors along: whoever asked for them has them, and nobody else keeps one."""
+
+import array
+import gc
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import msgpack
+import pytest
+
+from oxidize.errors import TakeoverError
+from oxidize.takeover import Answer, NamedFd, query, query_with_fds
+from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, close_fds
+from oxidize.takeover.messages import DEPTH_MAX, Reply, encode
+from oxidize.takeover.reception import ANSWER_BYTES_MAX
+from tests.takeover_peer import WAIT_SECS, Stand, clock
+
+T = TypeVar("T")
+
+
+def open_fds() -> list[str]:
+    gc.collect()
+    return sorted(each.name for each in Path("/proc/self/fd").iterdir())
+
+
+@pytest.fixture
+def stand(tmp_path: Path) -> Iterator[Stand]:
+    before = open_fds()
+    stand = Stand(tmp_path / "takeover.sock")
+    stand.serve()
+    yield stand
+    stand.close()
+    assert open_fds() == before
+
+
+def asked(stand: Stand, ask: Callable[[], T]) -> T:
+    """Return what a question comes to, asked from a thread while the server's loop runs here."""
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        stand.run_until(asking.done)
+        return asking.result()
+
+
+def with_fds(stand: Stand) -> Answer:
+    answer = asked(stand, lambda: query_with_fds(stand.path, "fds", clock=clock))
+    assert answer is not None
+    return answer
+
+
+def test_descriptors_come_in_order_with_their_names_and_stay_the_hosts(stand: Stand) -> None:
+    stand.host.answer_fds = (
+        NamedFd("in", stand.reading, "pipe", {"framing": "none"}),
+        NamedFd("out", stand.host.out, "pipe"),
+    )
+    answer = with_fds(stand)
+    assert answer.content == b"with descriptors"
+    assert [(fd.name, fd.kind, fd.options) for fd in answer.fds] == [
+        ("in", "pipe", {"framing": "none"}),
+        ("out", "pipe", {}),
+    ]
+    os.write(answer.find("out").fd, b"through")
+    assert os.read(answer.find("in").fd, 10) == b"through"
+    with pytest.raises(TakeoverError, match=r"no 'udp'; it has \['in', 'out'\]"):
+        answer.find("udp")
+    assert not any(os.get_inheritable(named.fd) for named in answer.fds)
+    close_fds(named.fd for named in answer.fds)
+    os.write(stand.host.out, b"still")
+    assert os.read(stand.reading, 10) == b"still"
+
+
+def test_an_answer_without_descriptors_has_none(stand: Stand) -> None:
+    answer = asked(stand, lambda: query_with_fds(stand.path, "status", clock=clock))
+    assert answer == Answer(b'{"serves": true}')
+
+
+def test_who_wants_the_bytes_alone_keeps_no_descriptor(stand: Stand) -> None:
+    stand.host.answer_fds = (NamedFd("out", stand.host.out, "pipe"),)
+    before = open_fds()
+    assert asked(stand, lambda: query(stand.path, "fds", clock=clock)) == b"with descriptors"
+    assert open_fds() == before
+
+
+def test_as_many_as_one_message_carries(stand: Stand) -> None:
+    named = [NamedFd(str(number), stand.host.out, "pipe") for number in range(FDS_PER_MESSAGE_MAX)]
+    stand.host.answer_fds = tuple(named[:-1])
+    answer = with_fds(stand)
+    assert [each.name for each in answer.fds] == [each.name for each in named[:-1]]
+    close_fds(each.fd for each in answer.fds)
+    stand.host.answer_fds = tuple(named)
+    with pytest.raises(TakeoverError, match="253 descriptors; expected at most 252"):
+        with_fds(stand)
+
+
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [
+        (NamedFd("out", 1, "pipe", {"x": object()}), "a object, expected a map"),
+        (NamedFd("out", 1, "pipe", {"x": bytes(70_000)}), "shorten it"),
+    ],
+)
+def test_descriptors_that_no_message_can_name_are_a_refusal(stand: Stand, named: NamedFd, says: str) -> None:
+    stand.host.answer_fds = (named,)
+    with pytest.raises(TakeoverError, match=says):
+        with_fds(stand)
+    assert asked(stand, lambda: query(stand.path, "status", clock=clock)) == b'{"serves": true}'
+
+
+# --- Whoever answers is another release, or no server at all ---
+
+
+def answered_by_hand(path: Path, data: bytes, fds: Sequence[int]) -> Answer | None:
+    """Return what a query makes of this answer."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, ThreadPoolExecutor(1) as pool:
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(WAIT_SECS)
+        asking = pool.submit(query_with_fds, path, "state", clock=clock)
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(4096)
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            connection.sendmsg([data], rights)
+            return asking.result()
+
+
+@pytest.fixture
+def memfd() -> Iterator[int]:
+    memfd = os.memfd_create("answer")
+    os.write(memfd, b"content")
+    before = open_fds()
+    yield memfd
+    assert open_fds() == before
+    os.close(memfd)
+
+
+def test_an_older_release_names_none(tmp_path: Path, memfd: int) -> None:
+    reply = msgpack.packb({"type": "reply"})
+    assert answered_by_hand(tmp_path / "socket", reply, [memfd]) == Answer(b"content")
+
+
+ENTRY = {"name": "journal", "kind": "memfd", "options": {}}
+NESTED: dict[str, object] = {}
+for _ in range(DEPTH_MAX):
+    NESTED = {"deeper": NESTED}
+
+
+@pytest.mark.parametrize(
+    ("fields", "count", "says"),
+    [
+        ({}, 0, "Reply with 0 descriptors is no answer"),
+        ({}, 2, "Reply with 2 descriptors is no answer"),
+        ({"fds": [ENTRY]}, 1, "Reply with 1 descriptors is no answer"),
+        ({"fds": [ENTRY]}, 3, "Reply with 3 descriptors is no answer"),
+        ({"fds": None}, 2, "reply.fds is a NoneType; expected list"),
+        ({"fds": [{**ENTRY, "name": 1}]}, 2, "reply.fds.name is a int"),
+        ({"fds": [{**ENTRY, "options": NESTED}]}, 2, "deep"),
+    ],
+)
+def test_an_answer_that_is_wrong_leaves_no_descriptor_behind(
+    tmp_path: Path, memfd: int, fields: dict[str, object], count: int, says: str
+) -> None:
+    data = msgpack.packb({"type": "reply", **fields})
+    with pytest.raises(TakeoverError, match=says):
+        answered_by_hand(tmp_path / "socket", data, [memfd] * count)
+
+
+def test_an_answer_that_is_too_long_leaves_no_descriptor_behind(tmp_path: Path, memfd: int) -> None:
+    os.truncate(memfd, ANSWER_BYTES_MAX + 1)
+    reply = msgpack.packb({"type": "reply", "fds": [ENTRY]})
+    with pytest.raises(TakeoverError, match="expected at most"):
+        answered_by_hand(tmp_path / "socket", reply, [memfd, memfd])
+
+
+def test_a_refusal_with_descriptors_leaves_none_behind(tmp_path: Path, memfd: int) -> None:
+    refused = msgpack.packb({"type": "refused", "reason": "not now"})
+    with pytest.raises(TakeoverError, match="not now"):
+        answered_by_hand(tmp_path / "socket", refused, [memfd])
+
+
+def test_a_reply_reads_as_before_for_a_release_that_knows_no_descriptors() -> None:
+    assert msgpack.unpackb(encode(Reply())) == {"type": "reply", "fds": []}
