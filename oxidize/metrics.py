@@ -71,6 +71,7 @@ _COUNTERS = (
     ),
     (Total.SESSIONS_RESTORED, "oxidize_sessions_restored", "Sessions that a generation took from its predecessor."),
     (Total.SESSIONS_REFUSED, "oxidize_sessions_refused", "Sessions that a generation could not take."),
+    (Total.ERRORS_LOGGED, "oxidize_logged_errors", "Lines logged as errors by generations that served."),
 )
 
 

@@ -81,6 +81,7 @@ class Total(IntEnum):
     SESSIONS_RESTORED = 38
     SESSIONS_REFUSED = 39
     STARTS_IN_A_ROW = 40  # from stored state, none of which has lasted
+    ERRORS_LOGGED = 41  # lines logged as errors by generations that served
 
 
 # Outages that ended within OUTAGE_BOUNDS_SECS[i] are counted in word OUTAGES_WORD + i, longer ones in the word after.

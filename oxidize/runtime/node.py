@@ -28,6 +28,7 @@ from oxidize.runtime.crash_loop import Stability
 from oxidize.runtime.data_path import DataPath, Network
 from oxidize.runtime.drain import Drain
 from oxidize.runtime.endpoint_memory import EndpointMemory
+from oxidize.runtime.error_count import ErrorCount
 from oxidize.runtime.interface import routes_needed
 from oxidize.runtime.loop import READABLE, Loop, boot_time
 from oxidize.runtime.nat import Nat
@@ -103,6 +104,7 @@ class Node:
         refusal = DropReason.ROUTE_UNSUPPORTED if is_userspace else DropReason.NETWORK_WRITE_FAILED
         words = parts.state.arena.words
         self.words = words
+        self._error_count = ErrorCount(words)
         self._data_path = DataPath(parts.device, parts.udp, parts.network, words, boot_time, refusal)
         self._upkeep = Upkeep(parts.state, boot_time)
         self._watchdog = Watchdog(watchdog_secs, boot_time)
@@ -146,6 +148,7 @@ class Node:
 
     def serve(self) -> None:
         """Read and send from now on, and heed signals; only the owner may call this."""
+        self._error_count.begin()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(number, self.handle_termination)
         self._loop.on_signal(signal.SIGHUP, lambda: log.warning("SIGHUP changes nothing: use `oxidize reload`"))
@@ -205,6 +208,7 @@ class Node:
         self._data_path.flush()
         self.udp.end_ownership()
         self.device.freeze()
+        self._error_count.end()
 
     # --- Being taken over (`takeover.host.TakeoverHost`) ---
 
@@ -387,6 +391,7 @@ class Node:
         self.nat.close()
         if self.surroundings is not None:
             self.surroundings.close()
+        self._error_count.end()
         self.session_state.close()
 
     def check_journal(self, commit: dict[str, Any]) -> None:

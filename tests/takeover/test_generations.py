@@ -37,6 +37,7 @@ def test_twenty_generations_lose_nothing_and_use_no_nonce_twice(tmp_path: Path) 
         assert status["generation"] == GENERATIONS + 1
         assert status["sessions"] == len(clients)
         assert status["totals"]["takeovers_succeeded"] == GENERATIONS
+        assert status["totals"]["errors_logged"] == 0
         footprints[-1].assert_no_larger_than(footprints[0])
         assert all(is_gone(pid) for pid in pids[:-1])
         assert server.processes() == {pids[-1]}

@@ -1,0 +1,39 @@
+"""How many lines were logged as errors, in the words: what a deployment looks at after a replacement.
+
+The rule: it counts while this process owns, for words have one writer at a time, and nothing that goes wrong here
+reaches whoever logs.
+"""
+
+import contextlib
+import logging
+
+from oxidize.protocol.words import Total, Words
+
+
+class ErrorCount(logging.Handler):
+    """Counts records of ERROR and worse, from whatever module, between `begin` and `end`."""
+
+    def __init__(self, words: Words) -> None:
+        super().__init__(logging.ERROR)
+        self._words = words
+        self._is_on = False
+
+    def begin(self) -> None:
+        """Count from now on; only the owner of the words may call this. Idempotent."""
+        self._is_on = True
+        logging.getLogger().addHandler(self)
+
+    def end(self) -> None:
+        """Count no more; idempotent. Behind this nothing is written, also for what another thread is just logging."""
+        logging.getLogger().removeHandler(self)
+        self.acquire()
+        try:
+            self._is_on = False
+        finally:
+            self.release()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count a record; called with the handler's lock held."""
+        if self._is_on:
+            with contextlib.suppress(Exception):  # to log matters more than to count
+                self._words[Total.ERRORS_LOGGED] += 1
