@@ -95,7 +95,7 @@ class Node:
         self.started_unix = time.time()
         self.state_name: http.State = "starting"
         self._loop = loop
-        self._http_listener = parts.http_listener
+        self.http_listener = parts.http_listener
         self._http = parts.http_server
         self._predecessor: Predecessor | None = None
         self._serving = False
@@ -135,8 +135,8 @@ class Node:
 
     def open_http(self) -> None:
         """Answer /health and /metrics from now on, whatever the state; a no-op where they are answered already."""
-        if self._http_listener is not None and self._http is None:
-            self._http = serve_http(self._http_listener, self.respond, self._loop)
+        if self.http_listener is not None and self._http is None:
+            self._http = serve_http(self.http_listener, self.respond, self._loop)
 
     def respond(self, method: str, path: str) -> http.Response:
         """Answer an HTTP request; a bug in that ends the request and not the tunnels."""
@@ -223,8 +223,8 @@ class Node:
             )
         fds = [NamedFd("udp", self.udp.fileno(), "socket", self.udp.framing())]
         fds += [NamedFd(name, fd, "memfd") for name, fd in self.session_state.fds.items()]
-        if self._http_listener is not None:
-            fds.append(NamedFd("http", self._http_listener.fileno(), "socket"))
+        if self.http_listener is not None:
+            fds.append(NamedFd("http", self.http_listener.fileno(), "socket"))
         if isinstance(self.network, TunDevice):
             fds.append(NamedFd("tun", self.network.fileno(), "tun", self.network.framing()))
         nat = self.nat.fileno()
@@ -293,6 +293,11 @@ class Node:
         """Answer a query of `runtime.status`, or do what it asks for; raises OxidizeError for any other."""
         if query == status.STATUS:
             return Answer(status.describe(self))
+        if query == status.VITALS:
+            return Answer(status.describe_vitals(self))
+        if query == status.STATE:
+            self._check_serving()
+            return status.hand_out_state(self)
         if query == status.DRAIN:
             self._drain_by_hand()
         elif query == status.ACCEPT:
@@ -360,9 +365,12 @@ class Node:
         if not self._is_ending:
             self._drain_and(self._note_drained)
 
-    def _drain_and(self, then: Callable[[], None]) -> None:
+    def _check_serving(self) -> None:
         if not self._serving:
             raise OxidizeError("a takeover is going on: ask again")
+
+    def _drain_and(self, then: Callable[[], None]) -> None:
+        self._check_serving()
         self.state_name = "draining"
         self._drain.begin(self.settings.drain_timeout_secs, then)
 
@@ -383,8 +391,8 @@ class Node:
             self._predecessor.close()
         if self._http is not None:
             self._http.close()
-        if self._http_listener is not None:
-            self._http_listener.close()
+        if self.http_listener is not None:
+            self.http_listener.close()
         self.udp.close()
         if isinstance(self.network, TunDevice):
             self.network.close()

@@ -4,6 +4,8 @@ import base64
 import json
 import logging
 import os
+import socket
+import sys
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,14 +28,17 @@ from oxidize.runtime.loop import boot_time
 from oxidize.runtime.settings import NodeSettings
 from oxidize.runtime.udp import UdpSocket
 from oxidize.state.session_state import SessionState
+from oxidize.takeover.host import Answer, NamedFd
 from oxidize.takeover.query import query
 
 # What a process can be asked for at its takeover socket.
 STATUS = "status"
 IDENTITY = "identity"
+VITALS = "vitals"  # what may be asked twice a second, however many peers there are
+STATE = "state"  # journal and arena, to be read
 DRAIN = "drain"  # begin to drain, and end when told to
 ACCEPT = "accept"  # drain no more
-QUERIES = (STATUS, IDENTITY, DRAIN, ACCEPT)
+QUERIES = (STATUS, IDENTITY, VITALS, STATE, DRAIN, ACCEPT)
 
 
 class Describable(Protocol):
@@ -48,6 +53,7 @@ class Describable(Protocol):
     started_at: float
     started_unix: float
     connection: Connection | None
+    http_listener: socket.socket | None
 
     @property
     def state_name(self) -> str:
@@ -58,30 +64,72 @@ class Describable(Protocol):
         """How long a drain still takes at most; None without one."""
 
 
+def _vitals(node: Describable, now: float) -> dict[str, Any]:
+    """Return what there is to say without naming a peer; times are seconds, `_unix` since the epoch."""
+    words = node.words
+    return {
+        **_identity(node),
+        "uptime_secs": now - node.started_at,
+        "started_unix": node.started_unix,
+        "at_boot_secs": now,
+        "sessions": node.device.live_sessions(now),
+        "peers_configured": len(node.device.peers),
+        "totals": {total.name.lower(): words[total] for total in Total},
+        "drops": {reason.name.lower(): words[DROPS_WORD + reason] for reason in DropReason},
+        "kernel_drops": node.udp.kernel_drops(),
+        "takeovers": node.session_state.takeovers(),
+        "metrics_listen": _address_of(node.http_listener),
+    }
+
+
+def _identity(node: Describable) -> dict[str, Any]:
+    return {
+        "role": node.settings.role,
+        "state": node.state_name,
+        "generation": node.generation,
+        "release": oxidize.__version__,
+        "release_folder": sys.prefix,
+        "pid": os.getpid(),
+    }
+
+
+def _address_of(listener: socket.socket | None) -> str | None:
+    """Return where a TCP socket listens, as `127.0.0.1:9090` or `[::1]:9090`, None for nowhere."""
+    if listener is None:
+        return None
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{host}:{port}"
+
+
+def describe_vitals(node: Describable) -> bytes:
+    """Return the vitals of a node as JSON: of the work only counting sessions grows with the peers."""
+    return json.dumps(_vitals(node, boot_time())).encode()
+
+
+def hand_out_state(node: Describable) -> Answer:
+    """Return journal and arena, to be read and not written, with the vitals of the same moment.
+
+    `journal_activations` and `journal_end` name the journal of that moment: it goes on while it is read.
+    """
+    activations, end = node.session_state.journal.position
+    content = {**_vitals(node, boot_time()), "journal_activations": activations, "journal_end": end}
+    fds = node.session_state.read_only_fds()
+    return Answer(json.dumps(content).encode(), tuple(NamedFd(name, fd, "memfd") for name, fd in fds.items()))
+
+
 def describe(node: Describable) -> bytes:
-    """Return the status of a node as JSON; times are seconds, `_unix` since the epoch."""
-    now, words = boot_time(), node.words
+    """Return the status of a node as JSON: its vitals, its settings and every peer."""
+    now = boot_time()
     return json.dumps(
         {
-            "role": node.settings.role,
-            "state": node.state_name,
-            "generation": node.generation,
-            "release": oxidize.__version__,
-            "pid": os.getpid(),
-            "uptime_secs": now - node.started_at,
-            "started_unix": node.started_unix,
+            **_vitals(node, now),
             "interface": node.settings.interface,
             "network": node.settings.network,
             "nat": node.settings.nat,
             "listen": node.udp.local_address,
             "public_key": _base64(node.settings.public_key),
             "connection": node.connection.describe(now) if node.connection is not None else None,
-            "sessions": node.device.live_sessions(now),
-            "peers": [_describe_peer(peer, words, now) for peer in node.device.peers.values()],
-            "takeovers": node.session_state.takeovers(),
-            "totals": {total.name.lower(): words[total] for total in Total},
-            "drops": {reason.name.lower(): words[DROPS_WORD + reason] for reason in DropReason},
-            "kernel_drops": node.udp.kernel_drops(),
+            "peers": [_describe_peer(peer, node.words, now) for peer in node.device.peers.values()],
         }
     ).encode()
 
@@ -113,11 +161,7 @@ def describe_process(node: Describable) -> bytes:
     """Return what tells one process from another, as JSON: little work, however many peers there are."""
     return json.dumps(
         {
-            "role": node.settings.role,
-            "state": node.state_name,
-            "generation": node.generation,
-            "release": oxidize.__version__,
-            "pid": os.getpid(),
+            **_identity(node),
             "log_level": logging.getLevelName(logging.getLogger().level).lower(),
             "drain_left_secs": node.drain_left_secs,
             "sessions": node.device.live_sessions(boot_time()) if node.drain_left_secs is not None else None,
@@ -127,17 +171,22 @@ def describe_process(node: Describable) -> bytes:
 
 
 def fetch(takeover_socket: Path, what: str = STATUS) -> dict[str, Any]:
-    """Return what the process that listens there answers: its STATUS, or to any other query its IDENTITY.
+    """Return what the process that listens there answers: its STATUS, its VITALS, to any other query its IDENTITY.
 
     Raises OxidizeError where none does.
     """
     status = find(takeover_socket, what)
     if status is None:
-        raise OxidizeError(
-            f"nothing runs: nobody listens at {takeover_socket}; start it with `oxidize server` or `oxidize client`, "
-            "or check takeover_socket in the configuration"
-        )
+        raise nothing_runs(takeover_socket)
     return status
+
+
+def nothing_runs(takeover_socket: Path) -> OxidizeError:
+    """Return the error for a socket at which nobody listens."""
+    return OxidizeError(
+        f"nothing runs: nobody listens at {takeover_socket}; start it with `oxidize server` or `oxidize client`, "
+        "or check takeover_socket in the configuration"
+    )
 
 
 def find(takeover_socket: Path, what: str = STATUS) -> dict[str, Any] | None:

@@ -40,11 +40,11 @@ FREE_KEYS_MAX = (
 HEADER_BYTES = 4096
 MAGIC = int.from_bytes(b"OXIJRNAL", "little")
 LAYOUT = 1
-_MAGIC, _LAYOUT, _REGION_BYTES = range(3)
-_ACTIVATIONS = 3  # how often the regions changed sides: the active one is this number modulo 2
-_END = 4  # the end of region 0, and in the next word that of region 1: offsets in the file
-_HEADER_WORDS = 6
-_WORD_BYTES = 8
+_MAGIC, _LAYOUT, REGION_BYTES = range(3)
+ACTIVATIONS = 3  # how often the regions changed sides: the active one is this number modulo 2
+END = 4  # the end of region 0, and in the next word that of region 1: offsets in the file
+HEADER_WORDS = 6
+WORD_BYTES = 8
 
 
 class _Region:
@@ -92,8 +92,8 @@ class Journal:
         self._reader = reader
         self._region_bytes = region_bytes
         self._map = mmap.mmap(fd, HEADER_BYTES)
-        self._words = memoryview(self._map)[: _HEADER_WORDS * _WORD_BYTES].cast("Q")
-        self._active = _Region(self._words[_ACTIVATIONS] & 1, region_bytes)
+        self._words = memoryview(self._map)[: HEADER_WORDS * WORD_BYTES].cast("Q")
+        self._active = _Region(self._words[ACTIVATIONS] & 1, region_bytes)
         self._seen: tuple[int, int] | None = None  # activations and end at the latest `sync`
         self._packer = msgpack.Packer(autoreset=True)
         self._writer = False
@@ -114,9 +114,9 @@ class Journal:
         try:
             os.ftruncate(fd, HEADER_BYTES + 2 * region_bytes)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-            header = memoryview(bytearray(_HEADER_WORDS * _WORD_BYTES)).cast("Q")
-            header[_MAGIC], header[_LAYOUT], header[_REGION_BYTES] = MAGIC, LAYOUT, region_bytes
-            header[_END], header[_END + 1] = HEADER_BYTES, HEADER_BYTES + region_bytes
+            header = memoryview(bytearray(HEADER_WORDS * WORD_BYTES)).cast("Q")
+            header[_MAGIC], header[_LAYOUT], header[REGION_BYTES] = MAGIC, LAYOUT, region_bytes
+            header[END], header[END + 1] = HEADER_BYTES, HEADER_BYTES + region_bytes
             os.pwrite(fd, header, 0)
             journal = cls(fd, region_bytes, reader=reader)
             journal._lock()
@@ -136,7 +136,7 @@ class Journal:
         """
         try:
             size = os.fstat(fd).st_size
-            header = memoryview(os.pread(fd, _HEADER_WORDS * _WORD_BYTES, 0))
+            header = memoryview(os.pread(fd, HEADER_WORDS * WORD_BYTES, 0))
             # Touching a mapping beyond the end of its file is SIGBUS.
             if size < HEADER_BYTES:
                 raise SnapshotError(f"journal: the file has {size} bytes, expected at least {HEADER_BYTES}; {REMEDY}")
@@ -146,11 +146,11 @@ class Journal:
                     f"journal: magic {words[_MAGIC]:#x}, layout {words[_LAYOUT]}; expected {MAGIC:#x}, {LAYOUT}; "
                     f"{REMEDY}"
                 )
-            if words[_REGION_BYTES] > FILE_BYTES_MAX:
+            if words[REGION_BYTES] > FILE_BYTES_MAX:
                 raise SnapshotError(
-                    f"journal: regions of {words[_REGION_BYTES]} bytes, expected at most {FILE_BYTES_MAX}; {REMEDY}"
+                    f"journal: regions of {words[REGION_BYTES]} bytes, expected at most {FILE_BYTES_MAX}; {REMEDY}"
                 )
-            return cls(fd, words[_REGION_BYTES], reader=reader)
+            return cls(fd, words[REGION_BYTES], reader=reader)
         except OSError as error:
             raise SnapshotError(f"journal: file descriptor {fd} cannot be read: {error}; {REMEDY}") from error
 
@@ -170,6 +170,11 @@ class Journal:
     def end(self) -> int:
         """The offset behind the last record that this process has read or written."""
         return self._active.end
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """How often the regions have changed sides, and `end`: what names the journal as it is at this moment."""
+        return self._words[ACTIVATIONS], self._active.end
 
     @property
     def size(self) -> int:
@@ -194,9 +199,9 @@ class Journal:
         """
         if self._writer:
             return []
-        activations = self._words[_ACTIVATIONS]
+        activations = self._words[ACTIVATIONS]
         number = activations & 1
-        end = self._words[_END + number]
+        end = self._words[END + number]
         changed_sides = self._seen is None or self._seen[0] != activations
         region = _Region(number, self._region_bytes) if changed_sides else self._active
         if not region.base < end <= region.limit:
@@ -265,8 +270,8 @@ class Journal:
         """
         if self._writer:
             return
-        activations = self._words[_ACTIVATIONS]
-        end = self._words[_END + (activations & 1)]
+        activations = self._words[ACTIVATIONS]
+        end = self._words[END + (activations & 1)]
         if self._seen != (activations, end):
             raise StateError(f"the journal ends at {end}, which was not read to: call sync() before writing to it")
         self._lock()
@@ -278,7 +283,7 @@ class Journal:
             self._abandon_compaction()
             self._writer = False
             fcntl.lockf(self.fd, fcntl.LOCK_UN)
-            self._seen = (self._words[_ACTIVATIONS], self._active.end)
+            self._seen = (self._words[ACTIVATIONS], self._active.end)
 
     def _lock(self) -> None:
         """Hold the file against every other process; the kernel lets go when this one ends, however it ends.
@@ -311,7 +316,7 @@ class Journal:
                 f"{len(data)} more; expected at most {self._region_bytes}: let compaction run, or configure fewer peers"
             )
         self._write(region.end, data)
-        self._store(_END + region.number, end)
+        self._store(END + region.number, end)
         _note_all(region, records, encoded)
         if self._target is None:
             return
@@ -418,8 +423,8 @@ class Journal:
 
     def _change_sides(self, target: _Region) -> None:
         """Make the other region the active one: by one word, stored when all the rest is in its place."""
-        self._store(_END + target.number, target.end)
-        self._store(_ACTIVATIONS, self._words[_ACTIVATIONS] + 1)
+        self._store(END + target.number, target.end)
+        self._store(ACTIVATIONS, self._words[ACTIVATIONS] + 1)
         old = self._active
         self._active, self._target = target, None
         self._garbage = old.live

@@ -44,6 +44,7 @@ class SessionState:
         # Kept beside the journal, so that nothing on the way to the hand-off has to search it.
         self._peers_with_session: set[bytes] = set()
         self._takeovers: dict[int, dict[str, Any]] = {}  # by a running number, oldest first
+        self._read_only: dict[str, int] = {}
 
     @classmethod
     def create(cls, release: str, generation: int, boot_id: str, public_key: bytes) -> Self:
@@ -88,6 +89,9 @@ class SessionState:
         """Give up both files; they live on while anyone else holds them. Idempotent."""
         self.journal.close()
         self.arena.close()
+        for fd in self._read_only.values():
+            os.close(fd)
+        self._read_only.clear()
 
     # --- What it is ---
 
@@ -95,6 +99,17 @@ class SessionState:
     def fds(self) -> dict[str, int]:
         """The descriptors that a successor needs, by their names."""
         return {"journal": self.journal.fd, "arena": self.arena.fd}
+
+    def read_only_fds(self) -> dict[str, int]:
+        """Return descriptors of open files of their own, through which nobody can write or map for writing.
+
+        Made at the first call and kept until `close`, and so for the caller to copy, not to close: closing any
+        descriptor of the journal would give up the writer's lock (`Journal._lock`). Raises OSError.
+        """
+        for name, fd in self.fds.items():
+            if name not in self._read_only:
+                self._read_only[name] = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        return dict(self._read_only)
 
     @property
     def generation(self) -> int:

@@ -1,12 +1,14 @@
 """What `oxidize status` prints: aligned, never cut, in 80 columns where the values allow it."""
 
+import socket
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from oxidize.runtime import status as status_module
-from oxidize.runtime.status import counted
+from oxidize.runtime.status import _address_of, counted
 from oxidize.runtime.status_page import _bytes, _duration, ago, render
 
 NOW = 1_700_000_000.0
@@ -156,7 +158,20 @@ def test_nouns_agree_with_their_numbers() -> None:
 
 
 def test_queries_have_names_that_stay() -> None:
-    assert (status_module.STATUS, status_module.IDENTITY) == ("status", "identity")
+    assert status_module.QUERIES == ("status", "identity", "vitals", "state", "drain", "accept")
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "expected"),
+    [
+        (socket.AF_INET, ("127.0.0.1", 9090), "127.0.0.1:9090"),
+        (socket.AF_INET6, ("::1", 9090, 0, 0), "[::1]:9090"),
+    ],
+)
+def test_where_metrics_are_served(family: socket.AddressFamily, name: tuple[object, ...], expected: str) -> None:
+    listener = SimpleNamespace(family=family, getsockname=lambda: name)
+    assert _address_of(listener) == expected  # type: ignore[arg-type]
+    assert _address_of(None) is None
 
 
 # --- A client's connection ---
