@@ -29,6 +29,7 @@ from oxidize.cli.common import (
 )
 from oxidize.cli.importing import import_wg_quick
 from oxidize.cli.peers import peer
+from oxidize.cli.rehearsing import rehearse
 from oxidize.cli.reloading import replace_process, who_serves
 from oxidize.errors import ConfigError, TakeoverError
 
@@ -200,6 +201,7 @@ def pubkey() -> None:
 
 
 main.add_command(peer)
+main.add_command(rehearse)
 main.add_command(import_wg_quick)
 main.add_command(clean_up)
 main.add_command(name_servers)

@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from oxidize import logs
@@ -25,6 +26,7 @@ from oxidize.takeover.host import NamedFd
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 HTTP_BACKLOG = 128
+NOT_CONFIGURED = "not configured any more"  # why a session is refused
 
 log = logs.get(__name__)
 
@@ -47,6 +49,30 @@ def make_folder(takeover_socket: Path) -> None:
 def make_device(settings: NodeSettings, state: SessionState, peers: Iterable[PeerSettings]) -> Device:
     """Return a device that counts and records in `state`, with `peers` as they come."""
     return Device(settings.private_key, peers, state.arena, os.urandom, unix_time, state.record, mtu=settings.mtu)
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A predecessor's state, and the device that has it. strangers: peers in it that are not configured."""
+
+    state: SessionState
+    device: Device
+    strangers: int
+
+
+def restore(settings: NodeSettings, journal_fd: int, arena_fd: int, now: float) -> Restored:
+    """Restore a state while its owner serves on, by reading alone; both descriptors are the state's from here on.
+
+    Raises SnapshotError as `SessionState.open` does.
+    """
+    state = SessionState.open(journal_fd, arena_fd, boot_id=boot_id(), public_key=settings.public_key, now=now)
+    with contextlib.ExitStack() as undo:
+        undo.callback(state.close)
+        device = make_device(settings, state, settings.peers)
+        report = device.restore(state.changes(), now)
+        device.prepare()
+        undo.pop_all()
+    return Restored(state, device, report.strangers)
 
 
 def adopt_network(settings: NodeSettings, tun: NamedFd | None) -> tuple[Network, bool]:

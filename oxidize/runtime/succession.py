@@ -23,12 +23,11 @@ from oxidize.runtime.control import Control
 from oxidize.runtime.interface import preload
 from oxidize.runtime.loop import READABLE, Loop, boot_time
 from oxidize.runtime.node import Node, Parts, say_ready
-from oxidize.runtime.parts import adopt_nat, adopt_network, bind_http, boot_id, configure, make_device
+from oxidize.runtime.parts import NOT_CONFIGURED, adopt_nat, adopt_network, bind_http, configure, restore
 from oxidize.runtime.settings import NodeSettings
 from oxidize.runtime.surroundings import check_surroundings, take_back
 from oxidize.runtime.tun import TunDevice
 from oxidize.runtime.udp import UdpSocket
-from oxidize.state.session_state import SessionState
 from oxidize.takeover.host import Offer, reason_of
 from oxidize.takeover.predecessor import Predecessor
 from oxidize.takeover.successor import Commit, Successor
@@ -55,7 +54,7 @@ class Succession:
             node = self._restore()
             now = boot_time()
             sessions, report = node.device.live_sessions(now), node.device.restore(node.session_state.sync(), now)
-            refused = {"not configured any more": report.strangers} if report.strangers else {}
+            refused = {NOT_CONFIGURED: report.strangers} if report.strangers else {}
             summary = {"sessions": sessions, "refused": refused, "warnings": self._ignored(node)}
             self.control.prepared(summary)
             node.device.restore(node.session_state.sync(), boot_time())
@@ -83,21 +82,12 @@ class Succession:
         fds = {named.name: named.fd for named in offer.fds}
         check_surroundings(settings, self._interfaces_before())
         try:
-            state = SessionState.open(
-                offer.find("journal").fd,
-                offer.find("arena").fd,
-                boot_id=boot_id(),
-                public_key=settings.public_key,
-                now=boot_time(),
-            )
+            restored = restore(settings, offer.find("journal").fd, offer.find("arena").fd, boot_time())
         except SnapshotError as error:
             raise SnapshotError(
                 f"taking over from pid {offer.pid} at {settings.takeover_socket}: {error}. (To run a second one beside "
                 "it give it a takeover_socket and an interface of its own.)"
             ) from error
-        device = make_device(settings, state, settings.peers)
-        device.restore(state.changes(), boot_time())
-        device.prepare()
         listener = socket.socket(fileno=fds["http"]) if "http" in fds else bind_http(settings)
         tun = next((named for named in offer.fds if named.name == "tun"), None)
         network, self.is_network_new = adopt_network(settings, tun)
@@ -106,7 +96,7 @@ class Succession:
         check_nat(nat)
         generation = offer.generation + 1
         nameservers = [str(server) for server in offer.state.get("nameservers", [])]
-        parts = Parts(settings, generation, state, device, udp, network, nat, listener)
+        parts = Parts(settings, generation, restored.state, restored.device, udp, network, nat, listener)
         parts.guard_fd, parts.nameservers = fds.get("guard"), nameservers
         node = Node(parts, self.loop, float(offer.state.get("watchdog_secs", 0.0)))
         if self._must_configure(node) or node.surroundings is not None:

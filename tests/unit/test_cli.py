@@ -294,6 +294,7 @@ def test_every_command_is_a_command() -> None:
         "name-servers",
         "peer",
         "pubkey",
+        "rehearse",
         "reload",
         "server",
         "status",

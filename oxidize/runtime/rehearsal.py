@@ -1,0 +1,151 @@
+"""What a takeover by this release would come to, tried on a copy of the running server's state.
+
+The rule: nothing changes, neither the server nor anything around it. What is rehearsed is the restore, by the code of a
+takeover; sockets, devices and the hand-off itself are not. Sessions are counted by both sides at one moment, the
+server's.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import oxidize
+from oxidize.errors import DecodeError, OxidizeError, SnapshotError, TakeoverError
+from oxidize.protocol.changes import PeerKeypairs
+from oxidize.protocol.keypair import Keypair
+from oxidize.runtime.loop import boot_time
+from oxidize.runtime.parts import NOT_CONFIGURED, Restored, restore
+from oxidize.runtime.settings import NodeSettings
+from oxidize.runtime.status import IDENTITY, STATE, fetch, nothing_runs
+from oxidize.state.copies import copy_arena, copy_journal
+from oxidize.takeover.channel import close_fds
+from oxidize.takeover.host import Answer
+from oxidize.takeover.query import query_with_fds
+
+COPIES_MAX = 5  # of one journal: compaction is rare, and a copy is a matter of milliseconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsal:
+    """What this release made of a state.
+
+    release: this one. sessions: those that it would keep, of `sessions_now` that the server has. refused: how many it
+    would not, by the reason. unknown_fields, unknown_types: what a newer release wrote, and this one passes over.
+    generation, pid: of the server.
+    """
+
+    release: str
+    sessions: int
+    sessions_now: int
+    refused: dict[str, int]
+    unknown_fields: int
+    unknown_types: int
+    generation: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """What the server said with its state."""
+
+    at: float
+    sessions: int
+    generation: int
+    pid: int
+    journal_activations: int
+    journal_end: int
+
+    @classmethod
+    def of(cls, content: bytes) -> "_Moment":
+        try:
+            said: dict[str, Any] = json.loads(content)
+            return cls(
+                float(said["at_boot_secs"]),
+                int(said["sessions"]),
+                int(said["generation"]),
+                int(said["pid"]),
+                int(said["journal_activations"]),
+                int(said["journal_end"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DecodeError(f"what the server says of its state cannot be read: {error!r}") from error
+
+
+def rehearse(settings: NodeSettings) -> Rehearsal:
+    """Restore a copy of the state of the server that listens at `takeover_socket`, and say what would be kept.
+
+    Raises SnapshotError where this release cannot restore it, other OxidizeErrors where there is nothing to restore.
+    """
+    for _ in range(COPIES_MAX):
+        answer = _ask(settings.takeover_socket)
+        try:
+            moment = _Moment.of(answer.content)
+            copies = _copy(answer, moment)
+        finally:
+            close_fds(named.fd for named in answer.fds)
+        if copies is not None:
+            return _restore(settings, moment, *copies)
+    raise SnapshotError(
+        f"journal: it was compacted {COPIES_MAX} times while it was copied, expected once at most: try again"
+    )
+
+
+def _ask(takeover_socket: Path) -> Answer:
+    try:
+        answer = query_with_fds(takeover_socket, STATE, clock=boot_time)
+    except TakeoverError as error:
+        if not error.reason.startswith(f"query {STATE!r}: expected"):
+            raise
+        found = fetch(takeover_socket, IDENTITY)
+        raise OxidizeError(
+            f"pid {found['pid']}, release {found['release']}, is too old to hand out its state, expected one that "
+            "knows `oxidize rehearse`: take over without a rehearsal this once"
+        ) from error
+    if answer is None:
+        raise nothing_runs(takeover_socket)
+    return answer
+
+
+def _copy(answer: Answer, moment: _Moment) -> tuple[int, int] | None:
+    """Return copies of journal and arena, in this order of making; None where the journal was compacted meanwhile."""
+    arena_source = answer.find("arena").fd
+    journal = copy_journal(answer.find("journal").fd, moment.journal_activations, moment.journal_end)
+    if journal is None:
+        return None
+    try:
+        return journal, copy_arena(arena_source)
+    except BaseException:
+        close_fds([journal])
+        raise
+
+
+def _restore(settings: NodeSettings, moment: _Moment, journal_fd: int, arena_fd: int) -> Rehearsal:
+    restored = restore(settings, journal_fd, arena_fd, moment.at)
+    state = restored.state
+    try:
+        lost = _sessions_of_strangers(restored, moment.at)
+        return Rehearsal(
+            release=oxidize.__version__,
+            sessions=restored.device.live_sessions(moment.at),
+            sessions_now=moment.sessions,
+            refused={NOT_CONFIGURED: lost} if lost else {},
+            unknown_fields=state.unknown_fields,
+            unknown_types=state.unknown_types,
+            generation=moment.generation,
+            pid=moment.pid,
+        )
+    finally:
+        state.close()
+
+
+def _sessions_of_strangers(restored: Restored, now: float) -> int:
+    """Return how many peers that are not configured any more have a session that is alive."""
+    if not restored.strangers:
+        return 0
+    words, peers = restored.state.arena.words, restored.device.peers
+    return sum(
+        any(not Keypair(keypair, None, words).is_expired(now) for keypair in (change.current, change.next) if keypair)
+        for change in restored.state.changes()
+        if isinstance(change, PeerKeypairs) and change.peer not in peers
+    )
