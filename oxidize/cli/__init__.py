@@ -27,6 +27,7 @@ from oxidize.cli.common import (
     fail,
     warn_of_readable_output,
 )
+from oxidize.cli.deploying import deploy, releases, rollback
 from oxidize.cli.importing import import_wg_quick
 from oxidize.cli.peers import peer
 from oxidize.cli.rehearsing import rehearse
@@ -203,6 +204,9 @@ def pubkey() -> None:
 main.add_command(peer)
 main.add_command(rehearse)
 main.add_command(import_wg_quick)
+main.add_command(deploy)
+main.add_command(rollback)
+main.add_command(releases)
 main.add_command(clean_up)
 main.add_command(name_servers)
 

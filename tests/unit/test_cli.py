@@ -287,6 +287,7 @@ def test_every_command_is_a_command() -> None:
         "check",
         "clean-up",
         "client",
+        "deploy",
         "drain",
         "genkey",
         "genpsk",
@@ -295,7 +296,9 @@ def test_every_command_is_a_command() -> None:
         "peer",
         "pubkey",
         "rehearse",
+        "releases",
         "reload",
+        "rollback",
         "server",
         "status",
     ]

@@ -1,0 +1,85 @@
+"""`oxidize releases`: what is installed, what serves, where one would go back to, and what was deployed."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from oxidize.deploy.history import History
+from oxidize.deploy.releases import Release, Releases
+from oxidize.deploy.retention import release_before
+from oxidize.runtime.status_page import print_table
+
+RELEASE_HEADINGS = ("release", "version", "built", "revision", "")
+DEPLOYMENT_HEADINGS = ("when", "who", "what", "from", "to", "result", "blackout")
+
+
+def describe(releases: Releases, past: History, running_folder: str | None) -> dict[str, Any]:
+    """Return what there is, as plain values; `_unix` is seconds since the epoch.
+
+    running_folder: where the server runs from, None where none runs.
+    """
+    installed, entries, current = releases.all(), past.entries(), releases.current()
+    running = releases.of_process(running_folder) if running_folder is not None else None
+    present = running or current
+    before = release_before(present.name, installed, entries) if present is not None else None
+
+    def marks(release: Release) -> Iterator[str]:
+        for what, marked in (("running", running), ("current", current), ("rollback", before)):
+            if release == marked:
+                yield what
+
+    under_way = past.under_way()
+    return {
+        "releases": [
+            {
+                "name": release.name,
+                "version": release.version,
+                "built_unix": release.built_unix,
+                "revision": release.revision,
+                "marks": list(marks(release)),
+            }
+            for release in installed
+        ],
+        "incomplete": [folder.name for folder in releases.incomplete()],
+        "running_elsewhere": running_folder if running is None else None,
+        "under_way": asdict(under_way) if under_way is not None else None,
+        "deployments": [asdict(entry) for entry in entries],
+    }
+
+
+def render(found: dict[str, Any], deployments_shown: int) -> None:
+    """Print it for people."""
+    rows = [
+        (each["name"], each["version"], _when(each["built_unix"]), each["revision"], ", ".join(each["marks"]))
+        for each in found["releases"]
+    ]
+    if rows:
+        print_table(RELEASE_HEADINGS, rows)
+    else:
+        click.echo("no release is installed: `sudo make install` makes one")
+    for name in found["incomplete"]:
+        click.echo(f"{name}: is being built, or its build was cut off; the next deployment removes it then")
+    if found["running_elsewhere"]:
+        click.echo(f"the server runs from {found['running_elsewhere']}, which is none of these")
+    if found["under_way"]:
+        step, who = found["under_way"]["step"], found["under_way"]["who"]
+        click.echo(f"a deployment by {who} is at the step {step}, or was killed there; the next one puts it right")
+    deployments = found["deployments"][-deployments_shown:]
+    if deployments:
+        click.echo()
+        print_table(DEPLOYMENT_HEADINGS, [_deployment_row(each) for each in deployments])
+
+
+def _deployment_row(entry: dict[str, Any]) -> tuple[str, ...]:
+    blackout = f"{entry['blackout_ms']:.1f} ms" if entry["blackout_ms"] is not None else "-"
+    first_reason, *_ = entry["reason"].splitlines() or [""]
+    result = f"{entry['result']}: {first_reason}" if first_reason else entry["result"]
+    source, target = entry["source"] or "-", entry["target"] or "-"
+    return (_when(entry["at_unix"]), entry["who"], entry["action"], source, target, result, blackout)
+
+
+def _when(unix: float) -> str:
+    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,312 @@
+"""Releases that are shipped under traffic, good and bad ones: what serves in the end is right, and nothing is lost.
+
+But for the release that drops packets, whose loss ends with the rollback, and the one that crashes: its batch in hand.
+"""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.system.machine import DAEMON
+from tests.system.service import OXIDIZE, Service
+
+pytestmark = pytest.mark.handoff
+
+SETTLE = "--settle=3"
+RATE = 1_000  # a second each way: besides, this machine runs what a deployment runs
+
+# --- Releases that are broken, by the modules of oxidize.runtime with code added to them ---
+CANNOT_BE_RUN = {"settings": "got_there()\nraise RuntimeError('broken on purpose')"}
+DOES_NOT_START = {"startup": "def start(*_):\n    got_there()\n    raise RuntimeError('broken on purpose')"}
+NEVER_READY = {
+    "startup": "import time\n\n\ndef start(*_):\n    got_there()\n    time.sleep(1000)",
+    "coordinator": "PREPARE_TIMEOUT_SECS /= 15",  # not the half minute that is right for a slow machine
+}
+CRASHES = {
+    "node": """
+_serve = Node.serve
+
+def serve(self):
+    _serve(self)
+    got_there()
+    signal.alarm(2)  # whose default is to end the process
+
+Node.serve = serve
+"""
+}
+DROPS = {
+    "data_path": """
+def from_udp(self):
+    got_there()
+    while self.udp.receive() is not None:
+        pass
+
+DataPath.from_udp = from_udp
+"""
+}
+CANNOT_READ = {"parts": "import oxidize.state.session_state as s\ngot_there()\ns.FORMAT = 0"}
+CANNOT_BE_READ_BY_THE_SUCCESSOR = {"startup": "got_there()\nFORMAT = 0"}
+# What a later release may do: fields and records that this one does not know.
+WRITES_MORE = {
+    "parts": """
+from oxidize.state import session_state
+_encode = session_state.encode_change
+
+def encode_change(change):
+    got_there()
+    return {**_encode(change), "quota": {"bytes": 2**40}}
+
+session_state.encode_change = encode_change
+_begin = SessionState.begin_generation
+
+def begin_generation(self, release, generation):
+    _begin(self, "0.2.0", generation)
+    self.journal.append({"type": "statistics", "key": b"", "values": [1.5, None]})
+
+SessionState.begin_generation = begin_generation
+"""
+}
+LOGS_ERRORS = {
+    "node": """
+_say_ready = say_ready
+
+def say_ready(node):
+    _say_ready(node)
+    got_there()
+    log.error("bad")
+"""
+}
+
+
+def deploy(service: Service, *arguments: str, command: str = "deploy", expected: int = 0) -> dict[str, Any]:
+    """Run a deployment to its end and return what it tells."""
+    outcome = service.machine.try_run(OXIDIZE, command, "--json", *arguments, seconds=180)
+    assert outcome.status == expected, f"{outcome}\n{service.machine.journal()}"
+    told: dict[str, Any] = json.loads(outcome.output)
+    assert service.log()[-1] == {name: value for name, value in told.items() if name not in ("steps", "notes")}
+    return told
+
+
+def serving(service: Service) -> tuple[str, str]:
+    """Return the release that serves, and the one that `current` leads to."""
+    folder = str(service.status()["release_folder"])
+    return folder.rpartition("/")[2], service.current()
+
+
+def test_a_good_release(service: Service) -> None:
+    service.start()
+    first, pid = service.current(), service.machine.main_pid()
+    service.add_release("good")
+    handshake, traffic = service.handshake(), service.traffic(RATE)
+    told = deploy(service, "--release=good")
+    traffic.wait_until_caught_up()
+    traffic.stop().assert_unharmed()
+    assert (told["result"], told["source"], told["target"], told["sessions"]) == ("success", first, "good", 1)
+    assert 0 < told["blackout_ms"] < 1000
+    assert told["notes"] == []
+    assert serving(service) == ("good", "good")
+    assert service.wait_for_main_process(other_than=pid)
+    assert (service.machine.show("NRestarts"), service.handshake()) == ("0", handshake)
+    assert (service.status()["generation"], service.health()[0]) == (2, 200)
+
+
+@pytest.mark.parametrize(
+    ("broken", "result", "expected"),
+    [
+        pytest.param(CANNOT_BE_RUN, "refused", "broken on purpose", id="cannot be run"),
+        pytest.param(DOES_NOT_START, "failed", "broken on purpose", id="does not start"),
+        pytest.param(NEVER_READY, "failed", "did not get there within", id="never gets ready"),
+        pytest.param(CANNOT_READ, "refused", "wants a reader of 1", id="cannot read the state"),
+        pytest.param(
+            CANNOT_BE_READ_BY_THE_SUCCESSOR, "failed", "reads state of formats [0]", id="cannot read it, after all"
+        ),
+    ],
+)
+def test_a_release_that_never_serves(service: Service, broken: dict[str, str], result: str, expected: str) -> None:
+    service.start()
+    first, pid = service.current(), service.machine.main_pid()
+    service.add_release("bad", **broken)
+    handshake, traffic = service.handshake(), service.traffic(RATE)
+    told = deploy(service, "--release=bad", SETTLE, expected=1)
+    assert (told["result"], told["source"], told["target"]) == (result, first, "bad")
+    assert expected in told["reason"]
+    assert service.has_got_there()
+    assert service.wait_for_main_process() == pid
+    assert serving(service) == (first, first)
+    traffic.wait_until_caught_up()
+    traffic.stop().assert_unharmed()
+    assert (service.machine.show("NRestarts"), service.handshake()) == ("0", handshake)
+
+
+def test_a_release_that_crashes_after_two_seconds(service: Service) -> None:
+    service.start()
+    first, pid = service.current(), service.machine.main_pid()
+    service.add_release("bad", **CRASHES)
+    handshake, traffic = service.handshake(), service.traffic(RATE)
+    told = deploy(service, "--release=bad", expected=1)
+    assert (told["result"], told["target"]) == ("rolled back", "bad")
+    assert "restored from the store" in told["reason"] or "nobody serves" in told["reason"]
+    assert serving(service) == (first, first)
+    service.wait_for_main_process(other_than=pid)
+    assert service.has_got_there()
+    crashes = int(service.machine.show("NRestarts"))
+    assert crashes >= 1
+    traffic.wait_until_caught_up(forgiven=crashes * 128)
+    traffic.stop().assert_unharmed(crashes=crashes)
+    assert service.handshake() == handshake
+
+
+def test_a_release_that_drops_packets(service: Service) -> None:
+    service.start()
+    first = service.current()
+    service.add_release("bad", **DROPS)
+    handshake, traffic = service.handshake(), service.traffic(RATE)
+    told = deploy(service, "--release=bad", expected=1)
+    assert (told["result"], told["target"], told["sessions"]) == ("rolled back", "bad", 1)
+    assert "packets received: 0 a second" in told["reason"]
+    assert serving(service) == (first, first)
+    traffic.wait_for_replies(RATE)
+    verdict = traffic.stop()
+    assert service.has_got_there()
+    (run,) = verdict.lost_runs  # from the switch to the rollback, and none after it
+    assert verdict.lost_up == run[1] - run[0] + 1
+    assert (verdict.lost_down, verdict.duplicated, verdict.reordered) == (0, 0, 0)
+    assert (service.machine.show("NRestarts"), service.handshake()) == ("0", handshake)
+
+
+def test_rolling_back_twice_reads_what_a_later_release_wrote(service: Service) -> None:
+    service.start()
+    first = service.current()
+    service.add_release("second")
+    service.add_release("third", **WRITES_MORE)
+    handshake, traffic = service.handshake(), service.traffic(RATE)
+    for release in ("second", "third"):
+        deploy(service, f"--release={release}", "--settle=1")
+    assert service.has_got_there()
+    for release in ("second", first):
+        told = deploy(service, "--settle=1", command="rollback")
+        assert (told["result"], told["target"], told["sessions"]) == ("success", release, 1)
+        assert serving(service) == (release, release)
+    told = deploy(service, "--settle=1", command="rollback", expected=1)
+    assert (told["result"], serving(service)) == ("refused", (first, first))
+    traffic.wait_until_caught_up()
+    traffic.stop().assert_unharmed()
+    assert (service.handshake(), service.machine.show("NRestarts")) == (handshake, "0")
+    assert [(entry["action"], entry["result"]) for entry in service.log()] == [
+        ("deploy", "success"),
+        ("deploy", "success"),
+        ("rollback", "success"),
+        ("rollback", "success"),
+        ("rollback", "refused"),
+    ]
+
+
+def test_fewer_sessions_are_not_kept_without_force(service: Service) -> None:
+    service.start()
+    first = service.current()
+    service.add_release("good")
+    peers, service.peers = service.peers, []
+    service.write_config()
+    told = deploy(service, "--release=good", "--settle=1", expected=1)
+    assert (told["result"], serving(service)) == ("refused", (first, first))
+    assert "0 of 1 session" in told["reason"]
+    assert "--force" in told["reason"]
+    told = deploy(service, "--release=good", "--settle=1", "--force", "--ignore-traffic")
+    assert (told["sessions"], serving(service)) == (0, ("good", "good"))
+    service.peers = peers
+
+
+# --- Killed ---
+
+# Runs the command line and ends like `kill -9` where it is told to: as a step begins, or around the reload.
+KILLED = """
+import os, signal, subprocess, sys
+from oxidize.cli import main, running_server
+from oxidize.deploy.screen import PlainScreen
+from oxidize.runtime import unit
+
+where = sys.argv.pop(1)
+
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def begin(self, step):
+    if step.value == where:
+        killed()
+
+PlainScreen.begin = begin
+if where == "before the reload":
+    unit.reload = killed
+if where == "during the reload":
+    def reload(service):
+        subprocess.run(["systemctl", "reload", "--no-block", service], check=True)
+        killed()
+    unit.reload = reload
+main()
+"""
+
+
+def deploy_killed(service: Service, where: str, release: str) -> None:
+    python = "/opt/oxidize/current/bin/python"
+    outcome = service.machine.try_run(python, "-P", "-c", KILLED, where, "deploy", f"--release={release}", "--settle=1")
+    assert outcome.status == -9, outcome
+
+
+def test_a_deployment_that_is_killed_at_each_step(service: Service) -> None:
+    service.start()
+    first = service.current()
+    service.add_release("next")
+    service.add_release("bad", **LOGS_ERRORS)
+    handshake, traffic = service.handshake(), service.traffic(RATE)
+    for where, release, expected in (
+        ("configuration", "next", first),
+        ("rehearsal", "next", first),
+        ("traffic", "next", first),
+        ("switch", "next", first),
+        ("before the reload", "next", first),
+        ("roll back", "bad", first),
+        ("during the reload", "next", "next"),
+        ("watch", first, first),
+        ("before the reload", "next", "next"),
+    ):
+        deploy_killed(service, where, release)
+        assert service.machine.run(OXIDIZE, "--version").startswith("oxidize")
+        if where == "before the reload" and expected == release:  # a crash or a restart comes before the repair
+            service.machine.systemctl("restart", DAEMON)
+            service.wait_for_main_process()
+        told = deploy(service, f"--release={expected}", expected=1)
+        assert told["reason"] == f"{expected} serves already", where
+        assert any("was interrupted" in note for note in told["notes"]), where
+        assert serving(service) == (expected, expected), where
+        traffic.wait_until_caught_up()
+    assert service.has_got_there()
+    traffic.stop().assert_unharmed()
+    assert service.handshake() == handshake
+
+
+def test_the_second_of_two_is_refused_and_the_first_can_be_interrupted(service: Service) -> None:
+    service.start()
+    first = service.current()
+    service.add_release("next")
+    handshake, traffic = service.handshake(), service.traffic(RATE)
+    deployment = service.machine.start(OXIDIZE, "deploy", "--release=next", "--settle=60")
+    assert deployment.stdout is not None
+    lines = []
+    for line in deployment.stdout:
+        lines.append(line)
+        if "watch ..." in line:
+            break
+    outcome = service.machine.try_run(OXIDIZE, "rollback")
+    assert (outcome.status, "another build or deployment is under way" in outcome.errors) == (1, True)
+    listed = service.machine.run(OXIDIZE, "releases")
+    assert "a deployment by root is at the step watch" in listed
+    (pid,) = service.machine.run("sh", "-c", "sed 's/pid \\([0-9]*\\),.*/\\1/' /opt/oxidize/.lock").split()
+    service.machine.kill(int(pid), "INT")
+    output, errors = deployment.communicate(timeout=60)
+    assert deployment.returncode == 1, (lines, output, errors)
+    assert "not deployed (rolled back)" in errors
+    assert serving(service) == (first, first)
+    traffic.wait_until_caught_up()
+    traffic.stop().assert_unharmed()
+    assert service.handshake() == handshake
