@@ -21,7 +21,7 @@ from oxidize.errors import DeployError, OxidizeError
 
 SETTLE_SECS = 10.0
 SAMPLE_SECS = 0.5
-BASELINE_SECS = 3.0
+BASELINE_SECS = 2.0
 ROLL_BACK_SECS = 60.0  # a release that hangs is ended by the watchdog first
 RETRY_SECS = 0.25
 RELOAD_SECS = 95.0  # more than TimeoutStartSec= of the unit

@@ -47,22 +47,18 @@ DataPath.from_udp = from_udp
 }
 CANNOT_READ = {"parts": "import oxidize.state.session_state as s\ngot_there()\ns.FORMAT = 0"}
 CANNOT_BE_READ_BY_THE_SUCCESSOR = {"startup": "got_there()\nFORMAT = 0"}
-# What a later release may do: fields and records that this one does not know.
+# What a later release may do: fields and records that this one does not know, in those of the live session too.
 WRITES_MORE = {
     "parts": """
-from oxidize.state import session_state
-_encode = session_state.encode_change
-
-def encode_change(change):
-    got_there()
-    return {**_encode(change), "quota": {"bytes": 2**40}}
-
-session_state.encode_change = encode_change
 _begin = SessionState.begin_generation
 
 def begin_generation(self, release, generation):
     _begin(self, "0.2.0", generation)
+    for record in self.journal.live_records():
+        if record["type"] in ("peer", "keypairs", "endpoint"):
+            self.journal.append({**record, "quota": {"bytes": 2**40}})
     self.journal.append({"type": "statistics", "key": b"", "values": [1.5, None]})
+    got_there()
 
 SessionState.begin_generation = begin_generation
 """

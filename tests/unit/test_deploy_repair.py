@@ -9,10 +9,11 @@ from oxidize.deploy import history
 from oxidize.deploy.deployment import Deployer
 from oxidize.deploy.history import Deployment
 from oxidize.deploy.progress import Recorder, Step
-from oxidize.deploy.releases import DESCRIPTION
+from oxidize.deploy.releases import DESCRIPTION, is_started_from
 from oxidize.deploy.repair import repair
 from oxidize.errors import DeployError, TakeoverError
 from tests.deploy_world import Behaviour, World, add_release
+from tests.traffic.server import wait_for
 
 
 class Killed(BaseException):
@@ -166,6 +167,7 @@ def test_a_half_that_a_process_runs_from_stays(world: World) -> None:
     program = str(world.prefix / "releases/two/bin/oxidize")
     pid = os.posix_spawn(program, [program], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, read_end, 0)])
     try:
+        wait_for("its command line to be there", lambda: is_started_from(pid, world.prefix / "releases/two"))
         assert world.releases.remove_remains() == []
     finally:
         os.close(write_end)
