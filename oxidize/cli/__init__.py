@@ -9,9 +9,7 @@ import base64
 import json
 import secrets
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
 
 import click
 
@@ -20,11 +18,13 @@ from oxidize import config
 from oxidize.cli.client_hooks import clean_up, name_servers
 from oxidize.cli.common import (
     CLIENT_CONFIG,
-    CONFIG_PATH,
     SERVER_CONFIG,
     config_option,
+    default_config,
+    either_config_option,
     errors_as_lines,
     fail,
+    role_of,
     warn_of_readable_output,
 )
 from oxidize.cli.deploying import deploy, releases, rollback
@@ -34,21 +34,9 @@ from oxidize.cli.rehearsing import rehearse
 from oxidize.cli.reloading import replace_process, who_serves
 from oxidize.errors import ConfigError, TakeoverError
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
 KEY_SIZE = 32
 KEY_INPUT_BYTES_MAX = 4096
 LOG_LEVELS = ("debug", "info", "warning", "error")
-
-
-def _either_config_option(function: _Function) -> _Function:
-    return click.option(
-        "-c",
-        "--config",
-        "config_path",
-        type=CONFIG_PATH,
-        help=f"The configuration file.  [default: {SERVER_CONFIG}; with --client {CLIENT_CONFIG}]",
-    )(function)
 
 
 _control_option = click.option("--control-fd", type=int, hidden=True, help="The link to the coordinator of a reload.")
@@ -95,11 +83,11 @@ def client(config_path: Path, log_level: str, control_fd: int | None) -> None:
 
 
 @main.command()
-@_either_config_option
+@either_config_option
 @click.option("--client", "is_client", is_flag=True, help="The file is a client's.")
 def check(config_path: Path | None, is_client: bool) -> None:
     """Check a configuration, and do nothing else."""
-    config_path = config_path or _default_config(is_client)
+    config_path = config_path or default_config(is_client)
     with errors_as_lines():
         loaded = _load(config_path, is_client)
         for warning in loaded.warnings:
@@ -108,7 +96,7 @@ def check(config_path: Path | None, is_client: bool) -> None:
 
 
 @main.command(short_help="Replace the running process by a fresh one.")
-@_either_config_option
+@either_config_option
 @click.option("--client", "is_client", is_flag=True, help="Reload a client instead of a server.")
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), help="As of `oxidize server`.  [default: as before]")
 def reload(config_path: Path | None, is_client: bool, log_level: str | None) -> None:
@@ -116,8 +104,8 @@ def reload(config_path: Path | None, is_client: bool, log_level: str | None) -> 
 
     Exit status 1, with the reason, if the new process could not take over; then the old one serves as before.
     """
-    role = _role(is_client)
-    config_path = config_path or _default_config(is_client)
+    role = role_of(is_client)
+    config_path = config_path or default_config(is_client)
     with errors_as_lines():
         try:
             loaded = _load(config_path, is_client)
@@ -132,7 +120,7 @@ def reload(config_path: Path | None, is_client: bool, log_level: str | None) -> 
 
 
 @main.command(short_help="Show the running process, its peers and last takeovers.")
-@_either_config_option
+@either_config_option
 @click.option("--client", "is_client", is_flag=True, help="Ask a client instead of a server.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(config_path: Path | None, is_client: bool, as_json: bool) -> None:
@@ -143,9 +131,9 @@ def status(config_path: Path | None, is_client: bool, as_json: bool) -> None:
     from oxidize.runtime.status import fetch  # noqa: PLC0415
     from oxidize.runtime.status_page import render  # noqa: PLC0415
 
-    config_path = config_path or _default_config(is_client)
+    config_path = config_path or default_config(is_client)
     with errors_as_lines():
-        answer = fetch(config.takeover_socket_of(config_path, _role(is_client)))
+        answer = fetch(config.takeover_socket_of(config_path, role_of(is_client)))
         if as_json:
             click.echo(json.dumps(answer, indent=2))
         else:
@@ -153,7 +141,7 @@ def status(config_path: Path | None, is_client: bool, as_json: bool) -> None:
 
 
 @main.command(short_help="Refuse new sessions until nobody uses the old ones.")
-@_either_config_option
+@either_config_option
 @click.option("--cancel", is_flag=True, help="Accept new sessions again.")
 def drain(config_path: Path | None, cancel: bool) -> None:
     """Drain a server by hand, as before a reboot: no new sessions, and wait until nobody uses the old ones.
@@ -213,14 +201,6 @@ main.add_command(name_servers)
 
 def _load(config_path: Path, is_client: bool) -> config.ServerConfig | config.ClientConfig:
     return config.load_client(config_path) if is_client else config.load_server(config_path)
-
-
-def _default_config(is_client: bool) -> Path:
-    return CLIENT_CONFIG if is_client else SERVER_CONFIG
-
-
-def _role(is_client: bool) -> Literal["server", "client"]:
-    return "client" if is_client else "server"
 
 
 def server_main() -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import click
 
@@ -65,6 +65,27 @@ def config_option(default: Path) -> Callable[[_Function], _Function]:
         show_default=True,
         help="The configuration file.",
     )
+
+
+def either_config_option(function: _Function) -> _Function:
+    """Add the option -c of a command that has --client as well; it goes with `default_config`."""
+    return click.option(
+        "-c",
+        "--config",
+        "config_path",
+        type=CONFIG_PATH,
+        help=f"The configuration file.  [default: {SERVER_CONFIG}; with --client {CLIENT_CONFIG}]",
+    )(function)
+
+
+def default_config(is_client: bool) -> Path:
+    """Return where the configuration lies that no option named."""
+    return CLIENT_CONFIG if is_client else SERVER_CONFIG
+
+
+def role_of(is_client: bool) -> Literal["server", "client"]:
+    """Return what the option --client says."""
+    return "client" if is_client else "server"
 
 
 def warn_of_readable_output() -> None:

@@ -31,7 +31,7 @@ def _lines(status: dict[str, Any]) -> Iterator[Text]:
     interface += ", nat" if status.get("nat") else ""
     head = [
         (status["role"], f"{status['state']}, generation {status['generation']}, release {status['release']}"),
-        ("process", f"pid {status['pid']}, up {_duration(status['uptime_secs'])}"),
+        ("process", f"pid {status['pid']}, up {duration(status['uptime_secs'])}"),
         ("listening", f"{status['listen']}, {interface}"),
         ("public key", status["public_key"]),
         *([("connection", _connection(status["connection"]))] if status.get("connection") else []),
@@ -73,8 +73,8 @@ def _peer_row(peer: dict[str, Any]) -> tuple[str, ...]:
         peer["name"] or peer["public_key"][:10] + "...",
         peer["endpoint"] or "-",
         ago(peer["last_handshake_unix"]),
-        _bytes(peer["received_bytes"]),
-        _bytes(peer["sent_bytes"]),
+        byte_count(peer["received_bytes"]),
+        byte_count(peer["sent_bytes"]),
     )
 
 
@@ -93,7 +93,7 @@ def _takeover_row(entry: dict[str, Any]) -> tuple[str, ...]:
 def _connection(connection: dict[str, Any]) -> str:
     parts = [f"{connection['state']} to {connection['server']}"]
     if connection["outage_secs"] is not None:
-        parts += [f"for {_duration(connection['outage_secs'])}", counted(connection["retries"], "retry", "retries")]
+        parts += [f"for {duration(connection['outage_secs'])}", counted(connection["retries"], "retry", "retries")]
     elif connection["round_trip_ms"]:
         parts.append(f"round trip {connection['round_trip_ms']:.1f} ms")
     if connection["waiting_packets"]:
@@ -109,10 +109,11 @@ def _drops(status: dict[str, Any]) -> str:
 
 def ago(unix: float) -> str:
     """Return how long a time in seconds since the epoch is ago, in words; 0 is never."""
-    return f"{_duration(max(0.0, time.time() - unix))} ago" if unix else "never"
+    return f"{duration(max(0.0, time.time() - unix))} ago" if unix else "never"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return seconds in words, by the two largest units that are not 0."""
     whole = int(seconds)
     days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
     parts = [(days, "d"), (hours, "h"), (minutes, "min"), (whole % 60, "s")]
@@ -120,7 +121,8 @@ def _duration(seconds: float) -> str:
     return " ".join(shown) or "0 s"
 
 
-def _bytes(number: float) -> str:
+def byte_count(number: float) -> str:
+    """Return a number of bytes in binary units."""
     for unit in _UNITS:
         if number < 1024 or unit == _UNITS[-1]:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 import oxidize
-from oxidize import cli, config
-from oxidize.cli import main
+from oxidize import config
+from oxidize.cli import common, main
 from oxidize.errors import ConfigError, TakeoverError
 from oxidize.runtime import coordinator
 from oxidize.runtime import status as status_module
@@ -170,8 +170,8 @@ def test_a_file_at_the_takeover_socket_is_one_line(path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["check", "reload", "status"])
 def test_the_default_file_is_that_of_the_role(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "SERVER_CONFIG", tmp_path / "server.toml")
-    monkeypatch.setattr(cli, "CLIENT_CONFIG", tmp_path / "client.toml")
+    monkeypatch.setattr(common, "SERVER_CONFIG", tmp_path / "server.toml")
+    monkeypatch.setattr(common, "CLIENT_CONFIG", tmp_path / "client.toml")
     assert run(command).stderr.startswith(f"oxidize: {tmp_path}/server.toml: No such file")
     assert run(command, "--client").stderr.startswith(f"oxidize: {tmp_path}/client.toml: No such file")
 

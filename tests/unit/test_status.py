@@ -9,7 +9,7 @@ import pytest
 
 from oxidize.runtime import status as status_module
 from oxidize.runtime.status import _address_of, counted
-from oxidize.runtime.status_page import _bytes, _duration, ago, render
+from oxidize.runtime.status_page import ago, byte_count, duration, render
 
 NOW = 1_700_000_000.0
 
@@ -136,7 +136,7 @@ def test_without_peers_and_takeovers_there_are_no_tables(capsys) -> None:
     ],
 )
 def test_durations(seconds: float, expected: str) -> None:
-    assert _duration(seconds) == expected
+    assert duration(seconds) == expected
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_durations(seconds: float, expected: str) -> None:
     [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1 << 40, "1.0 TiB"), (1 << 60, "1048576.0 TiB")],
 )
 def test_bytes(number: int, expected: str) -> None:
-    assert _bytes(number) == expected
+    assert byte_count(number) == expected
 
 
 def test_timesago() -> None:
