@@ -32,6 +32,7 @@ from oxidize.cli.importing import import_wg_quick
 from oxidize.cli.peers import peer
 from oxidize.cli.rehearsing import rehearse
 from oxidize.cli.reloading import replace_process, who_serves
+from oxidize.cli.watching import watch
 from oxidize.errors import ConfigError, TakeoverError
 
 KEY_SIZE = 32
@@ -189,6 +190,7 @@ def pubkey() -> None:
     click.echo(base64.b64encode(public_key(private)).decode())
 
 
+main.add_command(watch)
 main.add_command(peer)
 main.add_command(rehearse)
 main.add_command(import_wg_quick)

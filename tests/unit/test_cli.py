@@ -301,6 +301,7 @@ def test_every_command_is_a_command() -> None:
         "rollback",
         "server",
         "status",
+        "watch",
     ]
     assert all(isinstance(command, click.Command) for command in main.commands.values())
     assert issubclass(ConfigError, Exception)

@@ -1,0 +1,158 @@
+"""What `oxidize watch` has seen: a sample for each look at a process, and the takeovers as they came.
+
+The rule: no clock and no terminal in here; times come with the samples, in seconds since the epoch. A look that nobody
+answered is a sample, too: the gap is what the operator wants to see.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from math import ceil
+from typing import Any
+
+from oxidize.deploy.vitals import Rates, Vitals, rates
+
+SAMPLES_MAX = 1_000  # more columns than a terminal has
+TAKEOVERS_MAX = 100  # more lines than one has
+BLOCKS = "▁▂▃▄▅▆▇"  # not the full one: lines below one another would grow together
+ASCII_BLOCKS = "_.:-=+#"
+GAP = " "
+
+
+def sparkline(values: Sequence[float | None], width: int, blocks: str = BLOCKS) -> str:
+    """Return the last `width` values as one character each, right-aligned; the largest of them has the highest block.
+
+    The lowest block is zero and nothing else, None is a gap.
+    """
+    shown = values[-width:] if width > 0 else ()
+    highest = max((value for value in shown if value is not None), default=0.0)
+    levels = len(blocks) - 1
+
+    def character(value: float | None) -> str:
+        if value is None:
+            return GAP
+        return blocks[max(ceil(value / highest * levels), 1)] if value > 0 else blocks[0]
+
+    return "".join(map(character, shown)).rjust(max(width, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """One entry of the history that a server keeps; fields that an entry of its kind does not have are None.
+
+    what: the way in which it came about, or why it failed. generation: that serves since then, or still.
+    """
+
+    at_unix: float
+    succeeded: bool
+    what: str
+    generation: int | None
+    release: str | None = None
+    sessions: int | None = None
+    blackout_ms: float | None = None
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> "Takeover":
+        """Read an entry as it stands among the vitals."""
+        succeeded = entry.get("result") == "success"
+        what = str(entry.get("way" if succeeded else "reason", ""))
+        return cls(
+            entry.get("at_unix", 0.0),
+            succeeded,
+            " ".join(what.split()),
+            entry.get("generation"),
+            entry.get("release"),
+            entry.get("sessions"),
+            entry.get("blackout_ms"),
+        )
+
+    @property
+    def generations(self) -> str:
+        """The generation before and after."""
+        if self.generation is None:
+            return "-"
+        if not self.succeeded:
+            return f"{self.generation} stays"
+        # A generation's number is its predecessor's and one; one without a predecessor is the first.
+        return f"{self.generation - 1} -> {self.generation}" if self.generation > 1 else str(self.generation)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One look. vitals: None where nobody answered, and then `reason` may say why.
+
+    flow, drops_rate: since the last answer, a second; None where there is none. takeovers: new ones, oldest first.
+    away_secs: for how long nobody had answered before this answer, or has by now; 0.0 where the last look was answered.
+    """
+
+    at_unix: float
+    vitals: Vitals | None
+    reason: str | None = None
+    flow: Rates | None = None
+    drops_rate: float | None = None
+    takeovers: tuple[Takeover, ...] = ()
+    away_secs: float = 0.0
+    is_loss: bool = False  # the first look that nobody answered
+
+    @property
+    def is_return(self) -> bool:
+        """Whether this is the first answer after a loss."""
+        return self.vitals is not None and self.away_secs > 0
+
+
+class History:
+    """The last samples, and the takeovers newest first, with those from before the first look."""
+
+    def __init__(self) -> None:
+        self.samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
+        self.takeovers: deque[Takeover] = deque(maxlen=TAKEOVERS_MAX)
+        self.last_vitals: Vitals | None = None
+        self.answered_unix = 0.0  # when the last answer came
+
+    def add(self, at_unix: float, vitals: Vitals | None, reason: str | None = None) -> Sample:
+        """Append what a look brought and return it."""
+        was_away = bool(self.samples) and self.samples[-1].vitals is None
+        away_secs = max(at_unix - self.answered_unix, 0.0) if was_away else 0.0
+        if vitals is None:
+            sample = Sample(at_unix, None, reason, away_secs=away_secs, is_loss=not was_away)
+        else:
+            earlier = self.last_vitals
+            sample = Sample(
+                at_unix,
+                vitals,
+                flow=rates(earlier, vitals) if earlier is not None else None,
+                drops_rate=_drops_rate(earlier, vitals) if earlier is not None else None,
+                takeovers=tuple(self._new_takeovers(at_unix, earlier, vitals)),
+                away_secs=away_secs,
+            )
+            self.last_vitals, self.answered_unix = vitals, at_unix
+        self.samples.append(sample)
+        return sample
+
+    def _new_takeovers(self, at_unix: float, earlier: Vitals | None, vitals: Vitals) -> Iterator[Takeover]:
+        """Remember what is new and yield what happened since the first look."""
+        known = set(self.takeovers)
+        new = [found for found in map(Takeover.of, vitals.takeovers) if found not in known]
+        if earlier is not None and vitals.pid != earlier.pid and not any(found.succeeded for found in new):
+            new.append(
+                Takeover(at_unix, True, "started anew, without the sessions", 1, vitals.release, vitals.sessions)
+                if vitals.generation == 1
+                else Takeover(at_unix, True, "replaced", vitals.generation, vitals.release, vitals.sessions)
+            )
+        self.takeovers.extendleft(new)
+        if earlier is not None:
+            yield from new
+
+    def last(self, width: int) -> list[Sample]:
+        """Return the last `width` samples, or as many as there are, oldest first."""
+        return list(islice(self.samples, max(len(self.samples) - max(width, 0), 0), None))
+
+
+def _drops_rate(earlier: Vitals, later: Vitals) -> float:
+    """Return what was dropped a second, for whatever reason, and in the kernel's queue."""
+    seconds = later.at - earlier.at
+    # Counters that went back are those of a server without its predecessor's state, or of another socket.
+    dropped = max(sum(later.drops.values()) - sum(earlier.drops.values()), 0)
+    overflowed = max(later.kernel_drops - earlier.kernel_drops, 0)
+    return (dropped + overflowed) / seconds if seconds > 0 else 0.0
