@@ -170,26 +170,26 @@ def _run(
         past.prepare()
         server = RunningServer(config_path)
         commands = Commands(installed, config_path, source, lock_fd)
-        with open_screen(sys.stderr if as_json else sys.stdout) as screen:
+        with open_screen(sys.stderr if as_json else sys.stdout, server.look) as screen:
             with interrupts.ignored():
                 for line in repair(installed, past, server, clock):
                     screen.note(line)
             deployer = Deployer(installed, past, server, commands, screen, options, clock, interrupts)
             entry = act(deployer)
-            for line in _besides(commands, installed):
+            for line in _besides(commands, installed, is_service=server.main_pid() is not None):
                 screen.note(line)
     _tell(entry, screen, as_json=as_json)
     sys.exit(0 if entry.result == SUCCESS else 1)
 
 
-def _besides(commands: "Commands", installed: "Releases") -> Iterator[str]:
+def _besides(commands: "Commands", installed: "Releases", *, is_service: bool) -> Iterator[str]:
     """Yield what a deployment leaves to the operator."""
     from oxidize.deploy.releases import is_started_from  # noqa: PLC0415
     from oxidize.errors import DeployError  # noqa: PLC0415
     from oxidize.runtime import unit  # noqa: PLC0415
 
     try:
-        units = commands.changed_units()
+        units = commands.changed_units() if is_service else []
     except DeployError as error:
         yield str(error)
         units = []

@@ -13,7 +13,7 @@ from oxidize.deploy.retention import release_before
 from oxidize.runtime.status_page import print_table
 
 RELEASE_HEADINGS = ("release", "version", "built", "revision", "")
-DEPLOYMENT_HEADINGS = ("when", "who", "what", "from", "to", "result", "blackout")
+DEPLOYMENT_HEADINGS = ("when", "who", "what", "from", "to", "blackout", "result")
 
 
 def describe(releases: Releases, past: History, running_folder: str | None) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _deployment_row(entry: dict[str, Any]) -> tuple[str, ...]:
     first_reason, *_ = entry["reason"].splitlines() or [""]
     result = f"{entry['result']}: {first_reason}" if first_reason else entry["result"]
     source, target = entry["source"] or "-", entry["target"] or "-"
-    return (_when(entry["at_unix"]), entry["who"], entry["action"], source, target, result, blackout)
+    return (_when(entry["at_unix"]), entry["who"], entry["action"], source, target, blackout, result)
 
 
 def _when(unix: float) -> str:

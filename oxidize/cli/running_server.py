@@ -16,7 +16,7 @@ from typing import Any
 from oxidize import config
 from oxidize.cli.reloading import SERVICE
 from oxidize.deploy.vitals import Vitals
-from oxidize.errors import TakeoverError
+from oxidize.errors import OxidizeError, TakeoverError
 from oxidize.runtime import unit
 from oxidize.runtime.status import STATUS, VITALS, fetch, find
 
@@ -42,6 +42,13 @@ class RunningServer:
         with contextlib.suppress(FileNotFoundError):  # it has just ended
             self._is_service = unit.service_of(vitals.pid) == SERVICE
         return vitals
+
+    def look(self) -> Vitals | None:
+        """Return the same as `vitals`, and None for one that gives no answer."""
+        try:
+            return self.vitals()
+        except OxidizeError:
+            return None
 
     def peers(self) -> Sequence[Mapping[str, Any]]:
         """Return the peers of its status; raises OxidizeError where nobody answers."""

@@ -16,7 +16,7 @@ from oxidize.deploy.progress import Done, Progress, Step
 from oxidize.deploy.releases import Release, Releases, is_in_use
 from oxidize.deploy.server import Clock, Server
 from oxidize.deploy.verdict import STALL_SECS, Baseline, Judge, Observation, missing_sessions
-from oxidize.deploy.vitals import Vitals, rates
+from oxidize.deploy.vitals import Vitals
 from oxidize.errors import DeployError, OxidizeError
 
 SETTLE_SECS = 10.0
@@ -107,7 +107,10 @@ class Deployer:
         except KeyboardInterrupt:
             entry = self._entry(history.REFUSED, "interrupted before anything was switched")
         with self._interrupts.ignored():
-            self._history.append(entry)
+            try:
+                self._history.append(entry)
+            except DeployError as error:  # what serves is as it is
+                self._progress.note(f"not written down: {error}")
             if action == history.DEPLOY:
                 self._tidy()
         return entry
@@ -166,7 +169,6 @@ class Deployer:
         while seen[-1].at - seen[0].at < BASELINE_SECS:
             self._clock.sleep(SAMPLE_SECS)
             seen.append(self._sample())
-            self._progress.see(seen[-1], rates(*seen[-2:]))
         return _Before(source, Baseline(tuple(seen)), self._server.peers())
 
     def _sample(self) -> Vitals:
@@ -214,14 +216,12 @@ class Deployer:
             stall_secs=min(STALL_SECS, options.settle_secs / 2),
             minds_traffic=options.minds_traffic,
         )
-        began, latest = self._clock.now(), before.baseline.last
+        began = self._clock.now()
         self._check_sessions(before)
         while True:
             vitals = self._judge(judge)
             passed = self._clock.now() - began
-            self._progress.see(vitals, rates(latest, vitals))
             self._progress.show(f"{passed:.0f} of {options.settle_secs:.0f} s")
-            latest = vitals
             if passed >= options.settle_secs:
                 self._check_sessions(before)
                 return vitals
@@ -297,7 +297,12 @@ class Deployer:
 
     def _step(self, step: Step, work: Callable[[], Any], text: Callable[[Any], str] = str) -> Any:
         """Do one step, and tell of it before and afterwards; `text` makes a line of what it returns."""
-        self._note_step(step)
+        try:
+            self._note_step(step)
+        except DeployError as error:
+            if step not in {Step.WATCH, Step.ROLL_BACK}:
+                raise
+            self._progress.note(f"not written down: {error}")  # to go on matters more by now
         self._progress.begin(step)
         began = self._clock.now()
         try:

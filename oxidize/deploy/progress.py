@@ -4,8 +4,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from oxidize.deploy.vitals import Rates, Vitals
-
 
 class Step(Enum):
     """The steps, in their order; the value is what the operator reads."""
@@ -40,9 +38,6 @@ class Progress(Protocol):
     def show(self, text: str) -> None:
         """Note where the step is."""
 
-    def see(self, vitals: Vitals, passing: Rates) -> None:
-        """Note how the server is just now."""
-
     def end(self, done: Done) -> None:
         """Note that a step has ended."""
 
@@ -61,9 +56,6 @@ class Recorder:
         """Do nothing."""
 
     def show(self, text: str) -> None:
-        """Do nothing."""
-
-    def see(self, vitals: Vitals, passing: Rates) -> None:
         """Do nothing."""
 
     def end(self, done: Done) -> None:

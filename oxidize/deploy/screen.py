@@ -5,6 +5,7 @@ not end a deployment.
 """
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
@@ -16,10 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from oxidize.deploy.progress import Done, Recorder, Step
-from oxidize.deploy.vitals import Rates, Vitals
+from oxidize.deploy.vitals import Rates, Vitals, rates
 
 REFRESH_PER_SECOND = 8
+LOOK_SECS = 1.0
 STEP_WIDTH = max(len(step.value) for step in Step)
+
+Look = Callable[[], Vitals | None]
 
 
 class PlainScreen(Recorder):
@@ -56,20 +60,27 @@ class PlainScreen(Recorder):
 
 
 class LiveScreen(Recorder):
-    """The steps below one another, the present one with a spinner, and the server below them."""
+    """The steps below one another, the present one with a spinner, and the server below them.
 
-    def __init__(self, console: Console, now: Callable[[], float] = time.monotonic) -> None:
+    look: returns the server's vitals, None where it has none; called from a thread of its own.
+    """
+
+    def __init__(self, console: Console, look: Look, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._now = now
         self._began = self._step_began = now()
         self._step: Step | None = None
         self._text = ""
+        self._look = look
         self._pulse: tuple[Vitals, Rates] | None = None
+        self._ended = threading.Event()
+        self._feeling = threading.Thread(target=self._feel, daemon=True)
         self._spinner = Spinner("dots")
         self._live = Live(
             console=console, get_renderable=self._render, refresh_per_second=REFRESH_PER_SECOND, transient=False
         )
         self._live.start()
+        self._feeling.start()
 
     def begin(self, step: Step) -> None:
         """Show it with a spinner."""
@@ -79,10 +90,6 @@ class LiveScreen(Recorder):
     def show(self, text: str) -> None:
         """Show it beside the present step."""
         self._text = text
-
-    def see(self, vitals: Vitals, passing: Rates) -> None:
-        """Show it below the steps."""
-        self._pulse = (vitals, passing)
 
     def end(self, done: Done) -> None:
         """Show what came of it."""
@@ -97,8 +104,20 @@ class LiveScreen(Recorder):
 
     def close(self) -> None:
         """Leave the terminal as it was, with the last picture in it."""
+        self._ended.set()
+        self._feeling.join()
         self._pulse = None
         self._live.stop()
+
+    def _feel(self) -> None:
+        """Follow the server, whatever the deployment does meanwhile."""
+        before: Vitals | None = None
+        while not self._ended.wait(LOOK_SECS if before is not None else 0.0):
+            now = self._look()
+            self._pulse = (now, rates(before or now, now)) if now is not None else None
+            before = now
+            if now is None and self._ended.wait(LOOK_SECS):
+                return
 
     def _render(self) -> RenderableType:
         rows = Table.grid(padding=(0, 2, 0, 0))
@@ -159,13 +178,13 @@ class Surviving:
 
 
 @contextlib.contextmanager
-def open_screen(stream: TextIO, **console_options: Any) -> Iterator[Recorder]:
-    """Yield the screen that fits the stream, until the deployment has ended."""
+def open_screen(stream: TextIO, look: Look, **console_options: Any) -> Iterator[Recorder]:
+    """Yield the screen that fits the stream, until the deployment has ended. look: as of LiveScreen."""
     console = Console(file=cast(TextIO, Surviving(stream)), highlight=False, **console_options)
     if not console.is_terminal or console.is_dumb_terminal:
         yield PlainScreen(console)
         return
-    screen = LiveScreen(console)
+    screen = LiveScreen(console, look)
     try:
         yield screen
     finally:

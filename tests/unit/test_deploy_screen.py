@@ -11,8 +11,8 @@ from rich.console import Console
 from oxidize.deploy.interrupts import Interrupts
 from oxidize.deploy.progress import Done, Recorder, Step
 from oxidize.deploy.screen import LiveScreen, PlainScreen, open_screen
-from oxidize.deploy.vitals import rates
-from tests.unit.test_deploy_verdict import FIRST, later
+from tests.traffic.server import wait_for
+from tests.unit.test_deploy_verdict import FIRST
 
 
 def console(file: io.StringIO, *, terminal: bool, width: int = 100) -> Console:
@@ -24,14 +24,12 @@ def go_through(screen: Recorder) -> None:
     screen.end(Done(Step.BUILD, True, "0.1.0-x", 21.0))
     screen.note("a unit differs")
     screen.begin(Step.WATCH)
-    now = later(FIRST, 1.0, received=1234)
-    screen.see(now, rates(FIRST, now))
     screen.show("3 of 10 s")
 
 
 def test_without_a_terminal_there_are_lines() -> None:
     file = io.StringIO()
-    with open_screen(file, width=100) as screen:
+    with open_screen(file, lambda: FIRST, width=100) as screen:
         assert isinstance(screen, PlainScreen)
         go_through(screen)
         screen.end(Done(Step.WATCH, False, "it drops packets\nand more", 3.0))
@@ -48,8 +46,9 @@ def test_without_a_terminal_there_are_lines() -> None:
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_a_terminal_shows_the_steps_and_the_server(width: int) -> None:
     file = io.StringIO()
-    screen = LiveScreen(console(file, terminal=True, width=width), now=lambda: 7.0)
+    screen = LiveScreen(console(file, terminal=True, width=width), lambda: FIRST, now=lambda: 7.0)
     go_through(screen)
+    wait_for("the pulse to be shown", lambda: screen._pulse is not None)
     screen.begin(Step.WATCH)
     screen.show("3 of 10 s")
     screen.note("the end")
@@ -61,7 +60,7 @@ def test_a_terminal_shows_the_steps_and_the_server(width: int) -> None:
 
 def test_the_last_picture_stays_without_the_pulse() -> None:
     file = io.StringIO()
-    screen = LiveScreen(console(file, terminal=True))
+    screen = LiveScreen(console(file, terminal=True), lambda: FIRST)
     go_through(screen)
     screen.end(Done(Step.WATCH, True, "3 sessions", 10.0))
     file.truncate(0)
@@ -79,7 +78,7 @@ class Gone(io.StringIO):
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_terminal_that_is_gone_ends_nothing(terminal: bool) -> None:
-    with open_screen(Gone(), force_terminal=terminal, _environ={"TERM": "xterm"}) as screen:
+    with open_screen(Gone(), lambda: None, force_terminal=terminal, _environ={"TERM": "xterm"}) as screen:
         go_through(screen)
         screen.end(Done(Step.WATCH, True, "3 sessions", 10.0))
     assert [done.step for done in screen.done] == [Step.BUILD, Step.WATCH]

@@ -7,11 +7,14 @@ import pytest
 from oxidize.deploy import history
 from oxidize.deploy.commands import Rehearsed
 from oxidize.deploy.deployment import BASELINE_SECS, SETTLE_SECS
+from oxidize.deploy.history import UnderWay
 from oxidize.deploy.progress import Step
 from oxidize.deploy.releases import Release
 from oxidize.deploy.vitals import Vitals
 from oxidize.errors import DeployError
 from tests.deploy_world import Behaviour, World, add_release
+
+UNDER_WAY = UnderWay(at_unix=0.0, who="alice", action="deploy", source="one", target="two", step=Step.ROLL_BACK.value)
 
 
 @pytest.fixture
@@ -260,3 +263,22 @@ def test_a_reload_that_is_under_way_is_waited_for_before_going_back(world: World
     began = world.time
     assert world.deployer().deploy("two").result == history.FAILED
     assert world.time - began >= 5.0
+
+
+def test_a_full_disk_stops_it_before_the_switch_and_never_after_it(world: World) -> None:
+    add(world, errors=1)
+    begin = world.history.begin
+    full_at = Step.SWITCH
+
+    def fails(under_way: UnderWay) -> None:
+        if under_way.step == full_at.value or under_way.step == Step.ROLL_BACK.value:
+            raise DeployError("no space left")
+        begin(under_way)
+
+    world.history.begin = fails  # type: ignore[method-assign]
+    assert (world.deployer().deploy("two").result, world.reloads, current(world)) == (history.FAILED, [], "one")
+    full_at = Step.WATCH
+    world.history.append = lambda entry: fails(UNDER_WAY)  # type: ignore[method-assign]
+    entry = world.deployer().deploy("two")
+    assert (entry.result, running(world), current(world)) == (history.ROLLED_BACK, "one", "one")
+    assert world.progress.notes == ["not written down: no space left"] * 3
