@@ -125,19 +125,20 @@ def test_the_state_can_be_read_and_not_written(server: Server) -> None:
         assert len(os.pread(answer.find("journal").fd, said["journal_end"], 0)) == said["journal_end"]
 
 
-def open_fds(pid: int) -> list[str]:
-    return sorted(entry.name for entry in Path(f"/proc/{pid}/fd").iterdir())
+def state_files(pid: int) -> list[tuple[str, Path]]:
+    """Return the descriptors of a process that lead to its state: what each is, and where."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a connection that ended since it was listed
+            match = re.fullmatch(r"/memfd:oxidize-(journal|arena) \(deleted\)", str(entry.readlink()))
+            if match:
+                found.append((match[1], entry))
+    return sorted(found)
 
 
 def writable(pid: int) -> dict[str, int]:
-    """Return descriptors of the state of a process that its owner may write through."""
-    found = {}
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            match = re.fullmatch(r"/memfd:oxidize-(journal|arena) \(deleted\)", str(entry.readlink()))
-            if match:
-                found[match[1]] = entry
-    return {name: os.open(entry, os.O_RDWR | os.O_CLOEXEC) for name, entry in found.items()}
+    """Return descriptors of the state of a process through which it may be written."""
+    return {name: os.open(entry, os.O_RDWR | os.O_CLOEXEC) for name, entry in dict(state_files(pid)).items()}
 
 
 def test_whoever_hands_out_the_state_still_is_its_only_writer(server: Server) -> None:
@@ -158,15 +159,15 @@ def test_whoever_hands_out_the_state_still_is_its_only_writer(server: Server) ->
 
 def test_asking_again_and_again_takes_no_more_descriptors(server: Server) -> None:
     pid = server.start()
+    before = state_files(pid)
     with state_of(server):
         pass
-    server.status()
-    before = open_fds(pid)
+    after_one = state_files(pid)
+    assert sorted(name for name, _ in set(after_one) - set(before)) == ["arena", "journal"]
     for _ in range(3):
         with state_of(server):
             pass
-    server.status()  # the connections of those before it are closed by then
-    assert open_fds(pid) == before
+    assert state_files(pid) == after_one
 
 
 def test_who_is_handing_over_refuses_its_state_and_tells_its_vitals(
@@ -306,12 +307,14 @@ def test_a_predecessor_that_has_handed_over_counts_nothing_more(server: Server, 
     assert errors_logged(server) == 0
 
 
-def test_a_successor_that_never_owned_counts_nothing(server: Server, clients: list[EchoClient], tmp_path: Path) -> None:
+def test_who_is_frozen_counts_nothing(server: Server, clients: list[EchoClient], tmp_path: Path) -> None:
     server.start()
-    with Traffic(server, clients, 100.0) as traffic:
-        outcome = server.reload(fault("oxidize.protocol.restoring:restore_change", "raise", tmp_path / "mark"))
-        assert outcome.status == 1
-        assert "cannot start" in outcome.errors  # an error, in the log of the one that failed
+    with Traffic(server, clients, 20.0) as traffic:
+        where = "oxidize.state.session_state:SessionState.become_writer"
+        assert server.reload(fault(where, "raise", tmp_path / "mark")).status == 1
+        traffic.wait_for_more()
+        (line,) = (line for line in server.log_path.read_text().splitlines() if "given up after the freeze" in line)
+        assert " ERROR " in line  # while the words may be a successor's
         assert errors_logged(server) == 0
         traffic.assert_unharmed()
 
