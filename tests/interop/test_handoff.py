@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.traffic.capture import Capture
-from tests.traffic.ping import Ping, ping
+from tests.traffic.ping import Ping, ping, wait_for_replies
 from tests.traffic.server import Footprint, is_gone, wait_for
 from tests.traffic.site import PORT, Client, Site
 from tests.traffic.transfer import Transfer
@@ -53,15 +53,12 @@ def test_twenty_reloads_under_kernel_traffic(site: Site, record_property: Callab
         down = stack.enter_context(Transfer(site.namespace, second.namespace, second.inner6))
         handshakes = [client.wireguard.latest_handshake() for client in clients]
         assert all(handshakes)
-        for pinging in pings:
-            pinging.wait_for_replies(10)
+        wait_for_replies(pings, 10)
         for _ in range(GENERATIONS):
             pids.append(server.replace()["pid"])
-            for pinging in pings:
-                pinging.wait_for_replies(5)
+            wait_for_replies(pings, 5)
             footprints.append(Footprint.of(pids[-1]))
-        for pinging in pings:
-            pinging.wait_for_replies(50)
+        wait_for_replies(pings, 50)
         up.assert_intact()
         down.assert_intact()
         results = [pinging.stop() for pinging in pings]

@@ -3,13 +3,13 @@
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.traffic.oxidize_client import OxidizeClient
-from tests.traffic.ping import Ping, ping
+from tests.traffic.ping import Ping, ping, wait_for_replies
 from tests.traffic.road import PORT, GoServer, OurServer, Road
 from tests.traffic.server import OXIDIZE, Lab, wait_for
 from tests.traffic.transfer import Transfer
@@ -51,15 +51,17 @@ class Trip:
         self.transfer = stack.enter_context(
             Transfer(inside, self.road.server_side, Road.INNER_SERVER, wait_secs=STILL_SECS_MAX)
         )
-        self.wait_until_back()
+        wait_until_back([self])
         self.ping.enlarge_buffers()
 
-    def wait_until_back(self) -> None:
-        """Wait until both ping and transfer go on."""
-        self.ping.wait_for_replies(20)
-        received = self.transfer.received_bytes
-        wait_for("the transfer to go on", lambda: self.transfer.received_bytes > received, STILL_SECS_MAX)
-        wait_for_state(self.client, "connected")
+
+def wait_until_back(trips: Sequence[Trip]) -> None:
+    """Wait until ping and transfer of each go on."""
+    wait_for_replies([trip.ping for trip in trips], 20)
+    received = [trip.transfer.received_bytes for trip in trips]
+    for trip, before in zip(trips, received, strict=True):
+        wait_for("the transfer to go on", lambda: trip.transfer.received_bytes > before, STILL_SECS_MAX)  # noqa: B023
+        wait_for_state(trip.client, "connected")
 
 
 def test_a_tunnel_survives_everything(lab: Lab, record_property: Record) -> None:
@@ -72,21 +74,19 @@ def test_a_tunnel_survives_everything(lab: Lab, record_property: Record) -> None
             time.sleep(seconds)
             for trip in trips:
                 trip.server.start()
-            for trip in trips:
-                trip.wait_until_back()
+            wait_until_back(trips)
         for trip in trips:
             trip.road.set_link("down")
         time.sleep(LINK_DOWN_SECS)
         for trip in trips:
             trip.road.set_link("up")
-        for trip in trips:
-            trip.wait_until_back()
+        wait_until_back(trips)
         for trip in trips:
             trip.road.place_client("192.0.2.77", "2001:db8::77")
-            trip.wait_until_back()
+        wait_until_back(trips)
         for trip in trips:
             trip.client.replace()
-            trip.wait_until_back()
+        wait_until_back(trips)
         results = [trip.ping.stop() for trip in trips]  # what is lost on a lossy road is lost
         with contextlib.ExitStack() as losses:
             for trip in trips:

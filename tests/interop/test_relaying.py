@@ -3,7 +3,6 @@
 The host beyond is 198.51.100.2 and 2001:db8:ffff::2, the server's address there ends with 1 (RFC 5737, RFC 3849).
 """
 
-import signal
 import socket
 import struct
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from tests.traffic.capture import ETH_P_ALL, ETH_P_IP
 from tests.traffic.flows import Flows
 from tests.traffic.namespaces import Namespace, join, set_addresses
 from tests.traffic.nftables import handles, nft, rules, tables
-from tests.traffic.ping import Ping, ping
+from tests.traffic.ping import Ping, ping, wait_for_replies
 from tests.traffic.server import WAIT_SECS, Footprint, fault, kill, wait_for
 from tests.traffic.site import PORT, Client, Site
 from tests.traffic.transfer import Transfer
@@ -133,17 +132,14 @@ def test_nothing_on_the_way_to_a_host_beyond_is_lost_while_the_server_is_replace
         ]
         transfers = [stack.enter_context(Transfer(client, world.beyond, address)) for address in (BEYOND4, BEYOND6)]
         flows = [stack.enter_context(Flows(client, world.beyond, address)) for address in (BEYOND4, BEYOND6)]
-        for pinging in pings:
-            pinging.wait_for_replies(5)
+        wait_for_replies(pings, 5)
         for _ in range(GENERATIONS):
             pid = world.site.server.replace()["pid"]
             assert rules(world.site.namespace, world.table) == before
             assert handles(world.site.namespace) == made  # the same ones, not made anew
-            for pinging in pings:
-                pinging.wait_for_replies(5)
+            wait_for_replies(pings, 5)
             footprints.append(Footprint.of(pid))
-        for pinging in pings:
-            pinging.wait_for_replies(10)
+        wait_for_replies(pings, 10)
         for transfer in transfers:
             transfer.assert_intact()
         for flow, uplink in zip(flows, (UPLINK4, UPLINK6), strict=True):
@@ -248,9 +244,7 @@ def test_others_tables_are_left_alone(world: World) -> None:
     assert nft(namespace, "list", "ruleset") == before
     world.configure()
     server.replace()
-    pid = server.status()["pid"]
-    kill(pid, signal.SIGTERM)
-    assert world.site.lab.wait_ended(pid) == 0
+    server.stop()
     assert nft(namespace, "list", "ruleset") == before
 
 

@@ -20,7 +20,7 @@ from tests.traffic.server import Lab, kill, wait_for
 PACKETS_PER_SECOND = 5_000
 PORT = 7
 NUMBERED = Path(__file__).parent / "stage" / "numbered.py"
-WARM_UP_REPLIES = 500
+WARM_UP_SECS = 0.1  # of replies
 ON_THEIR_WAY_MAX = 300  # requests: 30 ms
 _PROGRESS = struct.Struct("<QQ")
 
@@ -58,6 +58,7 @@ class NumberedTraffic:
 
     def __init__(self, lab: Lab, client: Namespace, server: Namespace, address: str, rate: int) -> None:
         self._lab = lab
+        self._warm_up_replies = round(WARM_UP_SECS * rate)
         name = "numbered"
         self._files = {end: lab.folder / f"{name}-{end}.json" for end in ("echo", "send")}
         python = (sys.executable, "-P", str(NUMBERED))
@@ -90,7 +91,7 @@ class NumberedTraffic:
 
         forgiven: requests that may be lost.
         """
-        self.wait_for_replies(WARM_UP_REPLIES)
+        self.wait_for_replies(self._warm_up_replies)
 
         def look() -> bool:
             sent, replies = self._progress()

@@ -7,6 +7,7 @@ stopped, are left out. Source: ping(8) of iputils.
 import re
 import signal
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,13 @@ def _read(text: str, *, on_their_way: int) -> PingResult:
     return PingResult(transmitted, lost, duplicated, errors)
 
 
+def wait_for_replies(pings: "Sequence[Ping]", more: int) -> None:
+    """Wait until each of them has had so many more replies, counted from now."""
+    wanted = [(ping, ping.replies() + more) for ping in pings]
+    for ping, replies in wanted:
+        wait_for(f"{more} more replies ({ping.name})", lambda: ping.replies() >= replies)  # noqa: B023
+
+
 class Ping:
     """Requests every `interval` seconds until `stop`."""
 
@@ -60,6 +68,7 @@ class Ping:
         self, lab: Lab, namespace: Namespace, target: str, name: str, *, interval: float = INTERVAL_SECS
     ) -> None:
         self._lab = lab
+        self.name = name
         self._interval = interval
         self._log: Path = lab.folder / f"{name}.log"
         with namespace.entered():
@@ -76,8 +85,7 @@ class Ping:
         return self._replies
 
     def wait_for_replies(self, more: int) -> None:
-        wanted = self.replies() + more
-        wait_for(f"{more} more replies ({self._log.name})", lambda: self.replies() >= wanted)
+        wait_for_replies([self], more)
 
     def enlarge_buffers(self) -> None:
         """Make room for replies that come all at once; once it has had one."""
