@@ -1,7 +1,7 @@
 """What every test may count on: a skip says what it lacked, and where CI runs as root a skip is a failure.
 
 Markers: `root` (namespaces and TUN), `needs("wg", ...)` (programs that must be installed), `handoff` (a process is
-replaced under traffic: `make test-handoff`).
+replaced under traffic: `make test-handoff`), `beside` (see beside.py).
 """
 
 import os
@@ -11,11 +11,18 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.beside import ALONE, Beside
+
 TUN = Path("/dev/net/tun")
 
 # A shared machine stalls for longer than any deadline on one example; how long the whole takes is seen in `make check`.
 settings.register_profile("oxidize", deadline=None, print_blob=True)
 settings.load_profile("oxidize")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if ALONE not in os.environ:
+        config.pluginmanager.register(Beside())
 
 
 def _lacking(item: pytest.Item) -> str | None:

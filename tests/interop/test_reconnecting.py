@@ -64,6 +64,7 @@ def wait_until_back(trips: Sequence[Trip]) -> None:
         wait_for_state(trip.client, "connected")
 
 
+@pytest.mark.beside
 def test_a_tunnel_survives_everything(lab: Lab, record_property: Record) -> None:
     """Both with wireguard-go as server, over IPv4, and with us, over IPv6; at the same time."""
     with contextlib.ExitStack() as stack:
