@@ -90,6 +90,7 @@ def modes(service: Service, *paths: str) -> list[str]:
 
 
 def test_the_service_has_a_folder_of_its_own_below_one_of_roots(service: Service) -> None:
+    service.write_config(drain_timeout_secs=0.5)
     assert modes(service, STATE) == ["755 root root"]
     service.start()
     service.stop()
@@ -128,6 +129,7 @@ def test_it_is_installed_and_removed_under_the_lock(service: Service) -> None:
         assert "another build or deployment is under way" in refused.errors
     assert machine.run("readlink", "/opt/oxidize/current") == before
 
+    service.write_config(drain_timeout_secs=0.5)
     service.start()
     pid = service.wait_for_main_process()
     machine.run("rm", f"/etc/systemd/system/{CLIENT}")

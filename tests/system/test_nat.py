@@ -51,7 +51,7 @@ def relay(service: Service) -> Relay:
     join(service.namespace, "uplink0", beyond, "lan0")
     set_addresses(service.namespace, "uplink0", [f"{UPLINK}/24"])
     set_addresses(beyond, "lan0", [f"{BEYOND}/24"])
-    service.write_config(nat=True)
+    service.write_config(nat=True, drain_timeout_secs=0.5)
     return Relay(service, beyond)
 
 
