@@ -281,4 +281,4 @@ def test_a_full_disk_stops_it_before_the_switch_and_never_after_it(world: World)
     world.history.append = lambda entry: fails(UNDER_WAY)  # type: ignore[method-assign]
     entry = world.deployer().deploy("two")
     assert (entry.result, running(world), current(world)) == (history.ROLLED_BACK, "one", "one")
-    assert world.progress.notes == ["not written down: no space left"] * 3
+    assert world.progress.notes == ["not written down: no space left"] * 4
