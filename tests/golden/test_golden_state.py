@@ -4,6 +4,8 @@ The files are made once, when a release is cut (`python tests/golden/test_golden
 that fails here found that this release no longer reads what is out there.
 """
 
+import dataclasses
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from oxidize import config
 from oxidize.errors import SnapshotError
 from oxidize.protocol.changes import (
     Change,
@@ -27,10 +30,15 @@ from oxidize.protocol.changes import (
 )
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.words import RECEIVE_NEXT, REPLAY_BITMAP, SEND_COUNTER, TOTALS_WORDS, Total
+from oxidize.runtime import parts, rehearsal
+from oxidize.runtime.rehearsal import Rehearsal, rehearse
+from oxidize.runtime.settings import NodeSettings
 from oxidize.state.arena import Arena
 from oxidize.state.journal import Journal
 from oxidize.state.records import FORMAT
 from oxidize.state.session_state import SessionState
+from oxidize.takeover.host import Answer, NamedFd
+from tests.traffic.server import Lab, PeerTable, Server
 
 HERE = Path(__file__).parent
 BOOT_ID = "6f1f2c1e-0000-4000-8000-0123456789ab"
@@ -216,6 +224,53 @@ def test_a_state_that_must_be_understood_is_refused_with_reason_and_remedy(
         SnapshotError, match=r"format 3, written by release '2.0.0', wants a reader of 2.*reads 1.*newer"
     ):
         after(later)
+
+
+# --- A deployment to this release, and a rollback to it: what it would keep of such a state ---
+
+
+def rehearsed(journal_fd: int, folder: Path, patch: pytest.MonkeyPatch) -> Rehearsal:
+    """Let this release rehearse with a server that has this journal and the arena of 0.1.0."""
+    journal = Journal.open(os.dup(journal_fd), reader=9)
+    journal.sync()
+    activations, end = journal.position
+    journal.close()
+    said = {"at_boot_secs": 1200.0, "sessions": 1, "generation": 2, "pid": 7}
+    said |= {"journal_activations": activations, "journal_end": end}
+    fds = (NamedFd("journal", os.dup(journal_fd), "memfd"), NamedFd("arena", loaded("arena-0.1.0.bin"), "memfd"))
+    patch.setattr(rehearsal, "query_with_fds", lambda *_, **__: Answer(json.dumps(said).encode(), fds))
+    patch.setattr(parts, "boot_id", lambda: BOOT_ID)
+    server = Server(Lab(folder), [PeerTable("alice", ALICE, ("10.9.0.2/32",)), PeerTable("bob", BOB, ("10.9.0.3/32",))])
+    server.write_config()
+    settings = NodeSettings.of_server(config.load_server(server.config_path))
+    return rehearse(dataclasses.replace(settings, public_key=PUBLIC_KEY))
+
+
+def test_a_deployment_keeps_the_sessions_of_0_1_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = rehearsed(loaded("journal-0.1.0.bin"), tmp_path, monkeypatch)
+    assert (outcome.sessions, outcome.sessions_now, outcome.refused) == (1, 1, {})
+    assert (outcome.unknown_fields, outcome.unknown_types) == (0, 0)
+
+
+def test_a_rollback_keeps_the_sessions_of_a_later_release(
+    later: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later.append_envelope(envelope_of(later, format=2, min_reader=1, cluster="eu-1"))
+    for record in list(later.live_records()):
+        if record["type"] == "keypairs":
+            later.append({**record, "resumption": [1, {"deep": None}]})
+    later.append({"type": "route", "key": ALICE, "via": "10.0.0.0/8"})
+    outcome = rehearsed(later.fd, tmp_path, monkeypatch)
+    assert (outcome.sessions, outcome.sessions_now, outcome.refused) == (1, 1, {})
+    assert (outcome.unknown_fields, outcome.unknown_types) == (2, 1)
+
+
+def test_a_rollback_that_cannot_read_the_state_is_refused(
+    later: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later.append_envelope(envelope_of(later, format=3, min_reader=FORMAT + 1))
+    with pytest.raises(SnapshotError, match="wants a reader of 2"):
+        rehearsed(later.fd, tmp_path, monkeypatch)
 
 
 if __name__ == "__main__":
