@@ -4,6 +4,7 @@ But for the release that drops packets, whose loss ends with the rollback, and t
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tests.system.service import OXIDIZE, Service
 
 pytestmark = pytest.mark.handoff
 
+Record = Callable[[str, object], None]
 SETTLE = "--settle=3"
 RATE = 1_000  # a second each way: besides, this machine runs what a deployment runs
 
@@ -90,14 +92,16 @@ def serving(service: Service) -> tuple[str, str]:
     return folder.rpartition("/")[2], service.current()
 
 
-def test_a_good_release(service: Service) -> None:
+def test_a_good_release(service: Service, record_property: Record) -> None:
     service.start()
     first, pid = service.current(), service.machine.main_pid()
     service.add_release("good")
     handshake, traffic = service.handshake(), service.traffic(RATE)
     told = deploy(service, "--release=good")
     traffic.wait_until_caught_up()
-    traffic.stop().assert_unharmed()
+    verdict = traffic.stop()
+    record_property("verdict", f"{verdict}; blackout {told['blackout_ms']:.1f} ms; {told['seconds']:.1f} s in all")
+    verdict.assert_unharmed()
     assert (told["result"], told["source"], told["target"], told["sessions"]) == ("success", first, "good", 1)
     assert 0 < told["blackout_ms"] < 1000
     assert told["notes"] == []
@@ -153,7 +157,7 @@ def test_a_release_that_crashes_after_two_seconds(service: Service) -> None:
     assert service.handshake() == handshake
 
 
-def test_a_release_that_drops_packets(service: Service) -> None:
+def test_a_release_that_drops_packets(service: Service, record_property: Record) -> None:
     service.start()
     first = service.current()
     service.add_release("bad", **DROPS)
@@ -164,6 +168,7 @@ def test_a_release_that_drops_packets(service: Service) -> None:
     assert serving(service) == (first, first)
     traffic.wait_for_replies(RATE)
     verdict = traffic.stop()
+    record_property("verdict", str(verdict))
     assert service.has_got_there()
     (run,) = verdict.lost_runs  # from the switch to the rollback, and none after it
     assert verdict.lost_up == run[1] - run[0] + 1
