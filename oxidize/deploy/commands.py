@@ -18,6 +18,8 @@ from oxidize.errors import DeployError
 BUILD_TIMEOUT_SECS = 3600.0
 COMMAND_TIMEOUT_SECS = 120.0
 LINES_SHOWN = 20  # of what a build that failed has printed last
+# What another user's command is given of our environment: nothing that leads it to our files and sockets.
+ENVIRONMENT_KEPT = ("PATH", "LANG", "LC_ALL", "TZ")
 LOCKED_VARIABLE = "OXIDIZE_LOCKED"  # tells systemd/install.sh that we hold the lock
 
 Owner = tuple[int, int] | None  # user and group ids
@@ -96,10 +98,12 @@ class Commands:
 def _run(command: Sequence[Path | str], owner: Owner) -> str:
     """Run a command as the owner, and return what it prints; raises DeployError with what it prints as errors."""
     user, group = owner if owner is not None and is_root() else (None, None)
+    environment = {name: value for name, value in os.environ.items() if user is None or name in ENVIRONMENT_KEPT}
     try:
         done = subprocess.run(
             [str(word) for word in command],
             cwd="/",
+            env=environment,
             user=user,
             group=group,
             extra_groups=[] if user is not None else None,
