@@ -8,7 +8,7 @@ BUILD_PACKAGES := python3-venv python3-dev libsystemd-dev pkg-config gcc libc6-d
 # `wg` is what the unit tests compare our keys with.
 CHECK_PACKAGES := wireguard-tools
 # Unmodified clients and kernel ping in network namespaces, and a systemd to boot in its own: tests that only root can run.
-ROOT_TEST_PACKAGES := wireguard-go iputils-ping iproute2 procps systemd dbus util-linux nftables
+ROOT_TEST_PACKAGES := wireguard-go iputils-ping iproute2 procps systemd dbus util-linux nftables git curl
 
 # Where `make install` puts what it installs; DESTDIR, before all of it, is for packages. The interpreter must be one
 # that the user of the service can run: not below /root or /home.
