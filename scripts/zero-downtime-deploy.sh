@@ -33,7 +33,15 @@ if ! test -x "$oxidize"; then
 	echo "$oxidize is not there: nothing is installed yet; once: sudo make -C '$source' install" >&2
 	exit 1
 fi
+# A release that is broken cannot take itself back; any other one can.
+works() { "$1" releases --prefix "$PREFIX" --json > /dev/null 2>&1; }
+if ! works "$oxidize"; then
+	for other in "$PREFIX"/releases/*/bin/oxidize; do
+		! works "$other" || oxidize=$other # in the end the newest
+	done
+	echo "$PREFIX/current is broken; this is done by $oxidize" >&2
+fi
 case $command in
-	deploy) exec "$oxidize" deploy --source "$source" "$@" ;;
-	rollback) exec "$oxidize" rollback "$@" ;;
+	deploy) exec "$oxidize" deploy --source "$source" --prefix "$PREFIX" "$@" ;;
+	rollback) exec "$oxidize" rollback --prefix "$PREFIX" "$@" ;;
 esac

@@ -27,9 +27,12 @@ revision() {
 # where we are killed before them. A package is built where nobody else builds.
 lock() { # WHO
 	test -z "$DESTDIR" && test "${OXIDIZE_LOCKED-}" != 1 || return 0
-	mkdir -p "$PREFIX"
 	lock=$PREFIX/.lock
-	(umask 077 && : >> "$lock") # whoever may read it could hold it, and nobody could deploy
+	# Whoever may read it could hold it, and nobody could deploy.
+	{ mkdir -p "$PREFIX" && (umask 077 && : >> "$lock"); } 2> /dev/null || {
+		echo "$lock cannot be written: try sudo, or name a folder that you may write to: make PREFIX=/path ..." >&2
+		exit 1
+	}
 	exec 9<> "$lock"
 	# The file may have been removed between these two, by `make uninstall`: then ours excludes nobody.
 	flock -n 9 && test "$lock" -ef /dev/fd/9 || {

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from oxidize.cli.common import CONFIG_PATH, SERVER_CONFIG, config_option, errors_as_lines, fail
+from oxidize.text import counted
 
 if TYPE_CHECKING:
     from oxidize.deploy.commands import Commands
@@ -107,7 +108,11 @@ def rollback(**options: Any) -> None:
 @_state_option
 @_json_option
 def releases(config_path: Path, prefix: Path, state_folder: Path, as_json: bool) -> None:
-    """List the installed releases, which of them serves, where a rollback would go, and the last deployments."""
+    """List the installed releases and the last deployments.
+
+    Marked are the release that runs, the one that `current` leads to, and the one that a rollback would go to; "left"
+    is what was taken back, and is not gone back to.
+    """
     from oxidize.cli.releases_page import describe, render  # noqa: PLC0415
     from oxidize.deploy.history import History  # noqa: PLC0415
     from oxidize.deploy.releases import Releases  # noqa: PLC0415
@@ -207,9 +212,12 @@ def _tell(entry: "Deployment", screen: "Recorder", *, as_json: bool) -> None:
         steps = [asdict(done) | {"step": done.step.value} for done in screen.done]
         click.echo(json.dumps({**asdict(entry), "steps": steps, "notes": screen.notes}, indent=2))
         return
+    if entry.result == SUCCESS and entry.source == entry.target:
+        click.echo(entry.reason)
+        return
     if entry.result == SUCCESS:
         facts = [f"{entry.target} serves"] if entry.sessions is not None else [f"current -> {entry.target}"]
-        facts += [f"{entry.sessions} sessions"] if entry.sessions is not None else []
+        facts += [counted(entry.sessions, "session")] if entry.sessions is not None else []
         facts += [f"blackout {entry.blackout_ms:.1f} ms"] if entry.blackout_ms is not None else []
         click.echo(f"{', '.join(facts)}, {entry.seconds:.1f} s in all")
         return

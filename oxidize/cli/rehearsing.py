@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import click
 
 from oxidize import config
 from oxidize.cli.common import SERVER_CONFIG, config_option, errors_as_lines, warn
+from oxidize.text import counted, release_name
 
 if TYPE_CHECKING:
     from oxidize.runtime.rehearsal import Rehearsal
@@ -40,10 +42,9 @@ def rehearse(config_path: Path, as_json: bool) -> None:
 
 def lines_of(outcome: "Rehearsal") -> list[str]:
     """Return what a rehearsal came to, for people."""
-    from oxidize.runtime.status import counted  # noqa: PLC0415
-
     kept = f"{outcome.sessions} of {counted(outcome.sessions_now, 'session')}"
-    lines = [f"release {outcome.release} would keep {kept} (generation {outcome.generation}, pid {outcome.pid})"]
+    release, server = release_name(outcome.release, sys.prefix), f"generation {outcome.generation}, pid {outcome.pid}"
+    lines = [f"release {release} would keep {kept} ({server})"]
     lines += [f"{counted(number, 'session')}: {reason}" for reason, number in outcome.refused.items()]
     if outcome.unknown_fields or outcome.unknown_types:
         fields, records = counted(outcome.unknown_fields, "field"), counted(outcome.unknown_types, "record")

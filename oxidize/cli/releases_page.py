@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from oxidize.deploy.history import History
+from oxidize.deploy.lock import holder
 from oxidize.deploy.releases import Release, Releases
-from oxidize.deploy.retention import release_before
+from oxidize.deploy.retention import left_behind, release_before
 from oxidize.runtime.status_page import print_table
 
 RELEASE_HEADINGS = ("release", "version", "built", "revision", "")
@@ -24,12 +25,15 @@ def describe(releases: Releases, past: History, running_folder: str | None) -> d
     installed, entries, current = releases.all(), past.entries(), releases.current()
     running = releases.of_process(running_folder) if running_folder is not None else None
     present = running or current
+    left = left_behind(entries)
     before = release_before(present.name, installed, entries) if present is not None else None
 
     def marks(release: Release) -> Iterator[str]:
         for what, marked in (("running", running), ("current", current), ("rollback", before)):
             if release == marked:
                 yield what
+        if release.name in left and release != present:
+            yield "left"
 
     under_way = past.under_way()
     return {
@@ -46,6 +50,7 @@ def describe(releases: Releases, past: History, running_folder: str | None) -> d
         "incomplete": [folder.name for folder in releases.incomplete()],
         "running_elsewhere": running_folder if running is None else None,
         "under_way": asdict(under_way) if under_way is not None else None,
+        "holder": holder(releases.prefix),
         "deployments": [asdict(entry) for entry in entries],
     }
 
@@ -61,12 +66,16 @@ def render(found: dict[str, Any], deployments_shown: int) -> None:
     else:
         click.echo("no release is installed: `sudo make install` makes one")
     for name in found["incomplete"]:
-        click.echo(f"{name}: is being built, or its build was cut off; the next deployment removes it then")
+        what = "its build was cut off; the next deployment removes it" if found["holder"] is None else "is being built"
+        click.echo(f"{name}: {what}")
     if found["running_elsewhere"]:
         click.echo(f"the server runs from {found['running_elsewhere']}, which is none of these")
     if found["under_way"]:
         step, who = found["under_way"]["step"], found["under_way"]["who"]
-        click.echo(f"a deployment by {who} is at the step {step}, or was killed there; the next one puts it right")
+        if found["holder"] is None:
+            click.echo(f"a deployment by {who} was killed at the step {step}; the next one puts it right")
+        else:
+            click.echo(f"a deployment by {who} is at the step {step}")
     deployments = found["deployments"][-deployments_shown:]
     if deployments:
         click.echo()

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from oxidize import config
 from oxidize.errors import OxidizeError, TakeoverError
+from oxidize.text import counted
 
 SERVICE = "oxidize-daemon.service"
 
@@ -32,7 +33,7 @@ def replace_process(
     log_level: of the successor, None for that of its predecessor.
     """
     from oxidize.runtime.coordinator import reload  # noqa: PLC0415  # what checks a file needs none of it
-    from oxidize.runtime.status import IDENTITY, counted, fetch  # noqa: PLC0415
+    from oxidize.runtime.status import IDENTITY, fetch  # noqa: PLC0415
 
     predecessor = fetch(takeover_socket, IDENTITY)
     result = reload(role, config_path, log_level or predecessor["log_level"], takeover_socket, predecessor["pid"])

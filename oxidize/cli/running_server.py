@@ -10,6 +10,7 @@ import os
 import pwd
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ class RunningServer:
         if answer is None:
             return None
         vitals = Vitals.of(answer)
+        # As `Releases` has it: the way that it was started by may lead over links.
+        vitals = replace(vitals, release_folder=str(Path(vitals.release_folder).resolve()))
         with contextlib.suppress(FileNotFoundError):  # it has just ended
             self._is_service = unit.service_of(vitals.pid) == SERVICE
         return vitals

@@ -11,8 +11,8 @@ from typing import Any
 
 from oxidize.cli.watch_history import Sample, Takeover
 from oxidize.deploy.vitals import Vitals
-from oxidize.runtime.status import counted
 from oxidize.runtime.status_page import byte_count, duration
+from oxidize.text import counted
 
 
 def text_lines(sample: Sample) -> Iterator[str]:

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from oxidize.cli.watch_history import ASCII_BLOCKS, BLOCKS, History, Sample, Takeover, sparkline
 from oxidize.cli.watch_lines import away_text, clock, rate_text
-from oxidize.runtime.status import counted
 from oxidize.runtime.status_page import byte_count, duration, table
+from oxidize.text import counted, release_name
 
 REDRAW_SECS = 1.0  # while nothing new comes: the terminal may have another size by now
 DAY_SECS = 86_400
@@ -93,7 +93,11 @@ def _head(role: str, history: History, now: float, width: int) -> Iterator[Text]
         state = Text(f"{loss} since {clock(history.answered_unix)}, for {away}", style=_FAILED)
     yield Text.assemble((role, "bold"), "  ", state)
     uptime = vitals.uptime_secs + (max(now - history.answered_unix, 0.0) if is_there else 0.0)
-    parts = [f"generation {vitals.generation}", f"release {vitals.release}", f"pid {vitals.pid}"]
+    parts = [
+        f"generation {vitals.generation}",
+        f"release {release_name(vitals.release, vitals.release_folder)}",
+        f"pid {vitals.pid}",
+    ]
     parts += [f"up {duration(uptime)}", counted(vitals.peers, "peer")]
     style = "" if is_there else "dim"
     for number, line in enumerate(_flow(parts if is_there else ["last seen:", *parts], width)):

@@ -175,7 +175,7 @@ def _read(path: Path, report: Report) -> bytes:
             return file.read(FILE_BYTES_MAX + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no file has such a name"
-        report.fail(f"{reason}: expected a readable configuration file; correct the path, or who may read it")
+        report.fail(f"{reason}: expected a readable configuration file; correct the path, or who may read it (sudo)")
 
 
 def _parse_document(content: bytes, tables: list[str], report: Report) -> dict[str, Any]:

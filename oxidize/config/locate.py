@@ -52,7 +52,7 @@ def _read(source: Path) -> str:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no file has such a name"
         Report(str(source)).fail(
-            f"{reason}: expected a readable configuration file; correct the path, or who may read it"
+            f"{reason}: expected a readable configuration file; correct the path, or who may read it (sudo)"
         )
 
 

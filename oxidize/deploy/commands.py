@@ -17,6 +17,7 @@ from oxidize.errors import DeployError
 
 BUILD_TIMEOUT_SECS = 3600.0
 COMMAND_TIMEOUT_SECS = 120.0
+SERVER_MODULE = "oxidize.runtime.daemon"  # which the other commands do without
 LINES_SHOWN = 20  # of what a build that failed has printed last
 # What another user's command is given of our environment: nothing that leads it to our files and sockets.
 ENVIRONMENT_KEPT = ("PATH", "LANG", "LC_ALL", "TZ")
@@ -58,7 +59,11 @@ class Commands:
         return self._make("changed-units").stdout.split() if self._source is not None else []
 
     def check(self, release: Release, owner: Owner) -> str:
-        """Let a release check the configuration; return its verdict. Raises DeployError with every mistake."""
+        """Let a release load its code and check the configuration; return its verdict.
+
+        Raises DeployError with every mistake, or with what the code lacks.
+        """
+        _run([release.folder / "bin/python", "-P", "-c", f"import {SERVER_MODULE}"], owner)
         return _run([release.program, "check", "-c", self._config_path], owner).strip()
 
     def rehearse(self, release: Release, owner: Owner) -> Rehearsed:

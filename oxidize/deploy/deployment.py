@@ -18,6 +18,7 @@ from oxidize.deploy.server import Clock, Server
 from oxidize.deploy.verdict import STALL_SECS, Baseline, Judge, Observation, missing_sessions
 from oxidize.deploy.vitals import Vitals
 from oxidize.errors import DeployError, OxidizeError
+from oxidize.text import counted
 
 SETTLE_SECS = 10.0
 SAMPLE_SECS = 0.5
@@ -122,7 +123,7 @@ class Deployer:
         target = choose(source)
         self._target = target.name
         if target == source and vitals is not None:
-            raise DeployError(f"{target.name} serves already")
+            return self._entry(history.SUCCESS, f"{target.name} serves already: nothing was done", vitals)
         owner = self._server.owner()
         self._step(Step.CHECK, lambda: self._commands.check(target, owner))
         if vitals is None:
@@ -157,7 +158,7 @@ class Deployer:
     def _rehearse(self, target: Release, owner: Owner) -> str:
         found = self._commands.rehearse(target, owner)
         refused = "; ".join(f"{number} {reason}" for reason, number in found.refused.items())
-        text = f"{found.sessions} of {found.now} sessions" + (f" ({refused})" if refused else "")
+        text = f"{found.sessions} of {counted(found.now, 'session')}" + (f" ({refused})" if refused else "")
         if found.sessions < found.now:
             if not self._options.forced:
                 raise DeployError(f"it would keep {text}; --force goes on all the same")
@@ -240,7 +241,9 @@ class Deployer:
             before.peers, self._server.peers(), self._clock.unix(), may_leave=self._options.forced
         )
         if missing and not self._options.forced:
-            raise DeployError(f"{_counted(missing)} lost: {', '.join(missing[:5])}{', ...' if missing[5:] else ''}")
+            raise DeployError(
+                f"{counted(len(missing), 'session')} lost: {', '.join(missing[:5])}{', ...' if missing[5:] else ''}"
+            )
 
     # --- The way back ---
 
@@ -256,7 +259,7 @@ class Deployer:
                 return self._entry(history.LOST, f"{reason}\nand could not go back to {source.name}: {error}")
             missing = self._missing_after(before)
         if missing:
-            reason += f"\n{_counted(missing)} lost on the way"
+            reason += f"\n{counted(len(missing), 'session')} lost on the way"
         return self._entry(history.ROLLED_BACK if self._has_served else history.FAILED, reason, vitals)
 
     def _return_to(self, source: Release) -> Vitals:
@@ -385,8 +388,8 @@ def wait_for_reload(server: Server, clock: Clock) -> None:
 
 
 def _flowing(baseline: Baseline) -> str:
-    whole = baseline.whole
-    return f"{whole.received:,.0f} packets/s received, {whole.sent:,.0f} sent, {baseline.last.sessions} sessions"
+    whole, sessions = baseline.whole, counted(baseline.last.sessions, "session")
+    return f"{whole.received:,.0f} packets/s received, {whole.sent:,.0f} sent, {sessions}"
 
 
 def _switched(before: _Before, vitals: Vitals) -> str:
@@ -395,12 +398,10 @@ def _switched(before: _Before, vitals: Vitals) -> str:
 
 
 def _watched(vitals: Vitals) -> str:
-    return f"{vitals.sessions} sessions, nothing speaks against it"
+    return f"{counted(vitals.sessions, 'session')}, nothing speaks against it"
 
 
 def _back(source: Release, vitals: Vitals) -> str:
-    return f"{source.name} serves: generation {vitals.generation}, pid {vitals.pid}, {vitals.sessions} sessions"
-
-
-def _counted(names: Sequence[str]) -> str:
-    return f"{len(names)} {'session' if len(names) == 1 else 'sessions'}"
+    return (
+        f"{source.name} serves: generation {vitals.generation}, pid {vitals.pid}, {counted(vitals.sessions, 'session')}"
+    )

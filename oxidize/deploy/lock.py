@@ -14,7 +14,28 @@ from pathlib import Path
 from oxidize.errors import DeployError
 
 NAME = ".lock"
+LOCKS = Path("/proc/locks")
 LINE_BYTES_MAX = 256
+
+
+def holder(prefix: Path) -> str | None:
+    """Return what is known of the holder, "" where that cannot be read; None where nobody holds the lock.
+
+    It is not tried: whoever came meanwhile would be refused. Source: proc(5), /proc/locks.
+    """
+    path = prefix / NAME
+    try:
+        inode = path.stat().st_ino
+        locks = LOCKS.read_text().splitlines()
+    except OSError:
+        return None
+    # Not by its device, which is another one there for some file systems (btrfs, overlayfs).
+    if not any(" FLOCK " in line and f":{inode} " in line for line in locks):
+        return None
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 @contextlib.contextmanager

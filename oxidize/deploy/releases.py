@@ -41,7 +41,7 @@ class Releases:
     """What is installed below a prefix; every question is answered from the disk."""
 
     def __init__(self, prefix: Path) -> None:
-        self.prefix = prefix.absolute()
+        self.prefix = prefix.resolve()
         self._folder = self.prefix / "releases"
         self._current = self.prefix / "current"
 
@@ -64,7 +64,8 @@ class Releases:
 
     def of_process(self, folder: str) -> Release | None:
         """Return the release that a process was started from, by its folder; None for what is none of ours."""
-        return next((release for release in self.all() if str(release.folder) == folder), None)
+        resolved = Path(folder).resolve()
+        return next((release for release in self.all() if release.folder == resolved), None)
 
     def current(self) -> Release | None:
         """Return the release that `current` leads to; None where it leads to none."""
@@ -72,7 +73,7 @@ class Releases:
             folder = self._current.resolve(strict=True)
         except (OSError, RuntimeError):  # a circle of links is a RuntimeError
             return None
-        return next((release for release in self.all() if release.folder.resolve() == folder), None)
+        return next((release for release in self.all() if release.folder == folder), None)
 
     def point_current_at(self, release: Release) -> None:
         """Let `current` lead to a release, in one step; raises DeployError."""
@@ -116,12 +117,13 @@ def is_in_use(folder: Path) -> bool:
 
 
 def is_started_from(pid: int, folder: Path) -> bool:
-    """Tell whether a process was started from this folder; False for one that is gone or not ours to look at."""
+    """Tell whether a process was started from this folder's `bin`; False for one that is gone or not ours to see."""
     try:
         arguments = (PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return False
-    return any(argument.startswith(f"{folder}/") for argument in arguments)
+    programs = [Path(argument) for argument in arguments if argument.startswith("/")]
+    return any(folder in (program.parent.parent, program.parent.parent.resolve()) for program in programs)
 
 
 def remove_tree(folder: Path) -> None:

@@ -21,6 +21,11 @@ def release_before(running: str, releases: Sequence[Release], entries: Iterable[
     return before[0] if before else None
 
 
+def left_behind(entries: Iterable[Deployment]) -> Collection[str]:
+    """Return the names of what was left because it was bad, and is never gone back to."""
+    return _replay(entries)[1]
+
+
 def removable(
     running: str, in_use: Collection[str], releases: Sequence[Release], entries: Iterable[Deployment]
 ) -> list[Release]:

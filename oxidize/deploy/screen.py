@@ -18,6 +18,7 @@ from rich.text import Text
 
 from oxidize.deploy.progress import Done, Recorder, Step
 from oxidize.deploy.vitals import Rates, Vitals, rates
+from oxidize.text import counted
 
 REFRESH_PER_SECOND = 8
 LOOK_SECS = 1.0
@@ -43,10 +44,7 @@ class PlainScreen(Recorder):
         """Print what came of it."""
         super().end(done)
         verdict = "ok" if done.ok else "FAILED"
-        first, *more = done.text.splitlines() or [""]
-        self._print(f"{done.step.value} {verdict}, {done.seconds:.1f} s: {first}")
-        for line in more:
-            self._print(f"  {line}")
+        self._print(f"{done.step.value} {verdict}, {done.seconds:.1f} s: {_first_line(done.text)}")
 
     def note(self, text: str) -> None:
         """Print it."""
@@ -127,7 +125,7 @@ class LiveScreen(Recorder):
         rows.add_column(overflow="fold")
         for done in self.done:
             mark = Text("✓", style="green") if done.ok else Text("✗", style="bold red")
-            text = Text(done.text, style="" if done.ok else "red")
+            text = Text(_first_line(done.text), style="" if done.ok else "red")
             rows.add_row(mark, Text(done.step.value), Text(f"{done.seconds:.1f} s", style="dim"), text)
         if self._step is not None:
             seconds = f"{self._now() - self._step_began:.1f} s"
@@ -139,11 +137,18 @@ class LiveScreen(Recorder):
         if self._pulse is None:
             return
         vitals, passing = self._pulse
+        passed, sessions = self._now() - self._began, counted(vitals.sessions, "session")
         yield Text(
-            f"{self._now() - self._began:.0f} s   generation {vitals.generation}   {vitals.sessions} sessions   "
+            f"{passed:.0f} s   generation {vitals.generation}   {sessions}   "
             f"{passing.received:,.0f} packets/s received   {passing.sent:,.0f} sent",
             style="dim",
         )
+
+
+def _first_line(text: str) -> str:
+    """Return the first line of a reason, all of which is told at the end."""
+    first, *more = text.splitlines() or [""]
+    return f"{first} ..." if more else first
 
 
 class Surviving:

@@ -10,6 +10,7 @@ from typing import Any
 
 from oxidize.deploy.vitals import Rates, Vitals, rates
 from oxidize.protocol.constants import REJECT_AFTER_TIME
+from oxidize.text import counted
 
 # --- What counts as a reason ---
 FLOW_PACKETS_PER_SEC_MIN = 10.0  # in every sample before: a direction in which packets were flowing
@@ -117,7 +118,7 @@ class Judge:
     def _errors(self, now: Vitals) -> Iterable[str]:
         errors = now.total("errors_logged") - self._baseline.last.total("errors_logged")
         if errors > 0:
-            yield f"{errors} {'line' if errors == 1 else 'lines'} logged as errors since the switch"
+            yield f"{counted(errors, 'line')} logged as errors since the switch"
 
     def _drops(self, now: Vitals) -> Iterable[str]:
         before = self._baseline
@@ -125,13 +126,13 @@ class Judge:
         seconds = now.at - before.last.at
         kernel_before = before.last.kernel_drops - before.seen[0].kernel_drops
         if lost > 0 and not kernel_before:
-            yield f"{lost} datagrams dropped by the kernel: the queue of the socket was full"
+            yield f"{counted(lost, 'datagram')} dropped by the kernel: the queue of the socket was full"
         handled = sum(_grown(before.last.totals, now.totals, name) for name in ("received_datagrams", "sent_packets"))
         for reason in now.drops:
             dropped = _grown(before.last.drops, now.drops, reason)
             is_much = dropped >= DROPS_MIN and dropped >= DROP_SHARE_MAX * handled
             if is_much and dropped > DROP_GROWTH_MAX * before.drops_per_sec(reason) * seconds:
-                yield f"{dropped} packets dropped since the switch: {reason.replace('_', ' ')}"
+                yield f"{counted(dropped, 'packet')} dropped since the switch: {reason.replace('_', ' ')}"
 
     def _flows(self, now: Vitals) -> Iterable[str]:
         earlier = self._latest or self._baseline.last

@@ -63,7 +63,7 @@ def locked(path: Path, say_waiting: Callable[[], None]) -> Iterator[ConfigFile]:
     say_waiting: called where another command has to be waited for.
     """
     with contextlib.ExitStack() as stack:
-        with _as_config_errors(path, "a readable configuration file", "correct the path, or who may read it"):
+        with _as_config_errors(path, "a readable configuration file", "correct the path, or who may read it (sudo)"):
             target = path.resolve(strict=True)
             # The folder, not the file: that is another one after each change.
             folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

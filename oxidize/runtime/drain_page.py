@@ -11,7 +11,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from oxidize.runtime.status import DRAIN, IDENTITY, counted, fetch
+from oxidize.runtime.status import DRAIN, IDENTITY, fetch
+from oxidize.text import counted
 
 LOOK_SECS = 0.25
 

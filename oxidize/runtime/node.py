@@ -45,6 +45,7 @@ from oxidize.takeover.host import Answer, NamedFd, Offer
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.messages import Hello
 from oxidize.takeover.predecessor import Predecessor
+from oxidize.text import counted
 
 REMEMBERED_SECS = 0.25  # a rendering of the metrics
 LINGER_SECS = 1.0  # for HTTP requests that were accepted before the hand-off
@@ -439,7 +440,7 @@ def serve_http(listener: socket.socket, respond: http.Respond, loop: Loop) -> ht
 
 def say_ready(node: Node) -> None:
     """Tell the service manager that this generation serves."""
-    peers = status.counted(len(node.device.peers), "peer")
+    peers = counted(len(node.device.peers), "peer")
     systemd.notify("READY=1", f"STATUS=generation {node.generation}, release {oxidize.__version__}, {peers}")
 
 

@@ -196,11 +196,3 @@ def find(takeover_socket: Path, what: str = STATUS) -> dict[str, Any] | None:
         return None
     status: dict[str, Any] = json.loads(answer)
     return status
-
-
-# --- For people ---
-
-
-def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """Return "1 peer" or "2 peers"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"

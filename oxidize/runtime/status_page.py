@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from oxidize.runtime.status import counted
+from oxidize.text import counted, release_name
 
 TAKEOVERS_SHOWN = 5
 PEER_HEADINGS = ("peer", "endpoint", "last handshake", "received", "sent")
@@ -30,7 +30,7 @@ def _lines(status: dict[str, Any]) -> Iterator[Text]:
     interface = f"interface {status['interface']}" if status["network"] == "tun" else "userspace network"
     interface += ", nat" if status.get("nat") else ""
     head = [
-        (status["role"], f"{status['state']}, generation {status['generation']}, release {status['release']}"),
+        (status["role"], f"{status['state']}, generation {status['generation']}, release {_release(status)}"),
         ("process", f"pid {status['pid']}, up {duration(status['uptime_secs'])}"),
         ("listening", f"{status['listen']}, {interface}"),
         ("public key", status["public_key"]),
@@ -48,6 +48,10 @@ def _lines(status: dict[str, Any]) -> Iterator[Text]:
         yield Text()
         shown = status["takeovers"][-TAKEOVERS_SHOWN:]
         yield from table(TAKEOVER_HEADINGS, [_takeover_row(entry) for entry in shown], right={2, 3, 4})
+
+
+def _release(status: dict[str, Any]) -> str:
+    return release_name(status["release"], status.get("release_folder", ""))
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

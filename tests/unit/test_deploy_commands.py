@@ -45,6 +45,9 @@ def commands(tmp_path: Path, source: Path | None = None) -> Commands:
 def says(release: Release, script: str) -> None:
     release.program.write_text(f"#!/bin/sh\n{script}\n")
     release.program.chmod(0o755)
+    python = release.program.with_name("python")
+    python.write_text('#!/bin/sh\ntest "$*" = "-P -c import oxidize.runtime.daemon"\n')
+    python.chmod(0o755)
 
 
 def test_a_build_is_the_release_whose_folder_it_prints_last(tmp_path: Path, source: Path) -> None:
@@ -85,6 +88,13 @@ def test_a_check_is_asked_of_the_release_itself(tmp_path: Path, release: Release
         commands(tmp_path).check(release, None)
     release.program.unlink()
     with pytest.raises(DeployError, match="No such file"):
+        commands(tmp_path).check(release, None)
+
+
+def test_a_release_that_cannot_load_its_code_does_not_pass_the_check(tmp_path: Path, release: Release) -> None:
+    says(release, "echo good")
+    release.program.with_name("python").write_text("#!/bin/sh\necho 'No module named msgpack' >&2; exit 1\n")
+    with pytest.raises(DeployError, match="No module named msgpack"):
         commands(tmp_path).check(release, None)
 
 

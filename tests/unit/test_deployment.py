@@ -154,7 +154,8 @@ def test_rolling_back_goes_further_back_each_time_and_never_to_what_was_left(wor
 
 def test_what_serves_already_is_not_deployed(world: World) -> None:
     entry = world.deployer().deploy("one")
-    assert (entry.result, entry.reason) == (history.REFUSED, "one serves already")
+    assert (entry.result, entry.reason) == (history.SUCCESS, "one serves already: nothing was done")
+    assert (world.reloads, steps(world)) == ([], [])
 
 
 def test_a_process_from_elsewhere_is_left_alone(world: World) -> None:

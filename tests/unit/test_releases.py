@@ -221,25 +221,40 @@ def deploy(prefix: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 @pytest.fixture
 def prefix(tmp_path: Path) -> Path:
     """A prefix with a command that prints its arguments, one a line."""
-    command = tmp_path / "current" / "bin" / "oxidize"
-    command.parent.mkdir(parents=True)
-    command.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\nexit 5\n")
-    command.chmod(0o755)
+    put_command(tmp_path / "current")
     return tmp_path
+
+
+def put_command(folder: Path, works: str = "exit 0") -> None:
+    command = folder / "bin" / "oxidize"
+    command.parent.mkdir(parents=True)
+    command.write_text(f'#!/bin/sh\ntest "$1" != releases || {works}\nprintf \'%s\\n\' "$@"\necho $0 >&2; exit 5\n')
+    command.chmod(0o755)
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ([], ["deploy", "--source", str(ROOT)]),
-        (["--watch", "two  words", ""], ["deploy", "--source", str(ROOT), "--watch", "two  words", ""]),
-        (["--rollback"], ["rollback"]),
-        (["--to", "a b", "--rollback", "-y"], ["rollback", "--to", "a b", "-y"]),
+        ([], ["deploy", "--source", str(ROOT), "--prefix", "PREFIX"]),
+        (["--x", "two  words", ""], ["deploy", "--source", str(ROOT), "--prefix", "PREFIX", "--x", "two  words", ""]),
+        (["--rollback"], ["rollback", "--prefix", "PREFIX"]),
+        (["--to", "a b", "--rollback", "-y"], ["rollback", "--prefix", "PREFIX", "--to", "a b", "-y"]),
     ],
 )
 def test_the_script_runs_the_installed_command(prefix: Path, given: list[str], expected: list[str]) -> None:
     done = deploy(prefix, *given)
-    assert (done.returncode, done.stdout.split("\n")[:-1], done.stderr) == (5, expected, "")
+    printed = done.stdout.replace(str(prefix), "PREFIX").split("\n")[:-1]
+    assert (done.returncode, printed, done.stderr) == (5, expected, f"{prefix}/current/bin/oxidize\n")
+
+
+def test_the_script_goes_back_from_a_release_that_does_not_work_by_another(tmp_path: Path) -> None:
+    put_command(tmp_path / "current", "exit 1")
+    for name, works in (("1", "exit 0"), ("2", "exit 0"), ("3", "exit 1")):
+        put_command(tmp_path / "releases" / name, works)
+    done = deploy(tmp_path, "--rollback")
+    program = f"{tmp_path}/releases/2/bin/oxidize"
+    assert done.stderr.splitlines() == [f"{tmp_path}/current is broken; this is done by {program}", program]
+    assert done.stdout.split("\n")[:-1] == ["rollback", "--prefix", str(tmp_path)]
 
 
 def test_the_script_says_where_nothing_is_installed(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from oxidize.runtime import status as status_module
-from oxidize.runtime.status import _address_of, counted
+from oxidize.runtime.status import _address_of
 from oxidize.runtime.status_page import ago, byte_count, duration, render
+from oxidize.text import counted
 
 NOW = 1_700_000_000.0
 

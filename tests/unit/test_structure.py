@@ -20,7 +20,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "oxidize"
 
-LEAVES = frozenset({"config", "metrics", "http", "logs"})
+LEAVES = frozenset({"config", "metrics", "http", "logs", "text"})
 SHELL = frozenset({"protocol", "state", "takeover", "errors"}) | LEAVES
 
 # What each part may import besides itself and the version in `oxidize`.
