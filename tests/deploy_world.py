@@ -12,7 +12,7 @@ from oxidize.deploy.history import History
 from oxidize.deploy.interrupts import Interrupts
 from oxidize.deploy.progress import Recorder
 from oxidize.deploy.releases import DESCRIPTION, Release, Releases
-from oxidize.deploy.server import Clock
+from oxidize.deploy.server import Clock, Serving
 from oxidize.deploy.vitals import Vitals
 from oxidize.errors import DeployError, TakeoverError
 
@@ -37,11 +37,15 @@ class Behaviour:
     ends_after_secs: float | None = None  # it crashes, and is started again from `current`
     packets_per_sec: float = 1000.0
     drops_per_sec: float = 0.0
+    rubbish_per_sec: float = 0.0
     kernel_drops_per_sec: float = 0.0
     errors: int = 0
     unready: str = ""
     lost_peers: Sequence[str] = ()
-    is_mute: bool = False
+    silent: Sequence[str] = ()
+    is_mute: bool = False  # and crashes after `ends_after_secs` by the watchdog, if at all
+    answers: Exception | None = None  # to every question
+    logs_per_sec: float = 0.0  # lines, as errors
     on_reload: Callable[[], None] = lambda: None
 
 
@@ -61,6 +65,8 @@ class World:
     reloading_until: float = 0.0
     peers_of: list[str] = field(default_factory=lambda: ["alice", "bob"])
     way: str = "taken over"
+    is_starting: bool = False
+    received_of: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.releases = Releases(self.prefix)
@@ -68,7 +74,8 @@ class World:
         self.history.prepare()
         self.progress = Recorder()
         self.totals = {"received_packets": 0.0, "sent_packets": 0.0, "received_datagrams": 0.0, "errors_logged": 0.0}
-        self.drops = {"malformed": 0.0}
+        self.drops = {"malformed": 0.0, "network_write_failed": 0.0}
+        self.errors_before = 0.0
         self.kernel_drops = 0.0
         self.clock = Clock(lambda: self.time, lambda: UNIX + self.time, self.sleep)
         self.commands = PlayedCommands(self)
@@ -100,7 +107,9 @@ class World:
         if self.running is not None:
             for name in ("received_packets", "sent_packets", "received_datagrams"):
                 self.totals[name] += behaviour.packets_per_sec * seconds
-            self.drops["malformed"] += behaviour.drops_per_sec * seconds
+            self.drops["network_write_failed"] += behaviour.drops_per_sec * seconds
+            self.drops["malformed"] += behaviour.rubbish_per_sec * seconds
+            self.totals["errors_logged"] += behaviour.logs_per_sec * seconds
             self.kernel_drops += behaviour.kernel_drops_per_sec * seconds
         if behaviour.ends_after_secs is not None and self.time - self.began >= behaviour.ends_after_secs:
             current = self.releases.current()
@@ -113,15 +122,28 @@ class World:
         self.generation += 1
         self.pid += 1
         self.began = self.time
+        self.errors_before = self.totals["errors_logged"]
         self.totals["errors_logged"] += self.behaviour().errors
 
     # --- What a deployment sees (`oxidize.deploy.server.Server`) ---
 
+    def serving(self) -> Serving | None:
+        return Serving(self.pid, str(self.running.folder)) if self.running is not None else None
+
+    def is_expected(self) -> bool:
+        return self.running is not None or self.is_starting
+
+    def _answer(self) -> None:
+        behaviour = self.behaviour()
+        if behaviour.is_mute:
+            raise TakeoverError("QUERY", f"pid {self.pid} gives no answer: does it hang?")
+        if behaviour.answers is not None:
+            raise behaviour.answers
+
     def vitals(self) -> Vitals | None:
+        self._answer()
         if self.running is None:
             return None
-        if self.behaviour().is_mute:
-            raise TakeoverError("QUERY", f"pid {self.pid} gives no answer: does it hang?")
         return Vitals(
             at=self.time,
             state="healthy",
@@ -137,16 +159,21 @@ class World:
             kernel_drops=int(self.kernel_drops),
             takeovers=({"result": "success", "generation": self.generation, "blackout_ms": 1.5, "way": self.way},),
             metrics_listen="127.0.0.1:9090",
+            errors_before=int(self.errors_before),
         )
 
     def peers(self) -> Sequence[Mapping[str, Any]]:
-        lost = self.behaviour().lost_peers
+        self._answer()
+        behaviour = self.behaviour()
+        lost, received = behaviour.lost_peers, int(self.totals["received_packets"])
+        self.received_of |= {name: received for name in self.peers_of if name not in behaviour.silent}
         return [
             {
                 "name": name,
                 "public_key": name,
                 "has_session": name not in lost,
                 "last_handshake_unix": UNIX + self.time - 60,
+                "received_packets": self.received_of.get(name, 0),
             }
             for name in self.peers_of
         ]
@@ -155,7 +182,7 @@ class World:
         return self.behaviour().unready
 
     def main_pid(self) -> int | None:
-        return self.pid + (1 if self.main_pid_is_wrong else 0)
+        return None if self.running is None else self.pid + (1 if self.main_pid_is_wrong else 0)
 
     def reload(self, program: Path) -> None:
         current = self.releases.current()

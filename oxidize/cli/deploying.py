@@ -5,6 +5,7 @@ that has switched ends with a release that serves, whoever interrupts it: a term
 """
 
 import json
+import math
 import os
 import pwd
 import sys
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from oxidize.cli.common import CONFIG_PATH, SERVER_CONFIG, config_option, errors_as_lines, fail
-from oxidize.text import counted
+from oxidize.deploy import SETTLE_SECS
+from oxidize.text import counted, printable
 
 if TYPE_CHECKING:
     from oxidize.deploy.commands import Commands
@@ -49,6 +51,12 @@ _state_option = click.option(
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
+def _finite(_context: click.Context, _option: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):  # which no range excludes
+        raise click.BadParameter(f"{value}: expected a number of seconds")
+    return value
+
+
 def _deploying_options(function: _Function) -> _Function:
     """Add what `deploy` and `rollback` have in common."""
     options = (
@@ -57,7 +65,8 @@ def _deploying_options(function: _Function) -> _Function:
             "--settle",
             "settle_secs",
             type=click.FloatRange(0, SETTLE_SECS_MAX),
-            default=10.0,
+            default=SETTLE_SECS,
+            callback=_finite,
             show_default=True,
             help="Seconds for which the release is watched, and taken back if anything is wrong.",
         ),
@@ -118,24 +127,24 @@ def releases(config_path: Path, prefix: Path, state_folder: Path, as_json: bool)
     from oxidize.deploy.releases import Releases  # noqa: PLC0415
 
     with errors_as_lines():
-        found = describe(Releases(prefix), History(state_folder), _running_folder(config_path))
+        folder, problem = _running_folder(config_path)
+        found = describe(Releases(prefix), History(state_folder), folder, problem)
         if as_json:
             click.echo(json.dumps(found, indent=2))
         else:
             render(found, DEPLOYMENTS_SHOWN)
 
 
-def _running_folder(config_path: Path) -> str | None:
-    """Return where the server runs from; None where none runs, or none that we may ask."""
-    from oxidize import config  # noqa: PLC0415
+def _running_folder(config_path: Path) -> tuple[str | None, str]:
+    """Return where the server runs from, None where none runs; and why that cannot be told, "" where it can."""
+    from oxidize.cli.running_server import RunningServer  # noqa: PLC0415
     from oxidize.errors import OxidizeError  # noqa: PLC0415
-    from oxidize.runtime.status import IDENTITY, find  # noqa: PLC0415
 
     try:
-        found = find(config.takeover_socket_of(config_path, "server"), IDENTITY)
-    except OxidizeError:
-        return None
-    return found.get("release_folder") if found is not None else None
+        serving = RunningServer(config_path).serving()
+    except OxidizeError as error:
+        return None, str(error)
+    return (serving.folder if serving is not None else None), ""
 
 
 def _checkout(folder: Path) -> Path:
@@ -173,12 +182,10 @@ def _run(
     interrupts = Interrupts()
     with interrupts.listening(), locked(prefix, f"pid {os.getpid()}, {who}, since {since}") as lock_fd:
         past.prepare()
-        server = RunningServer(config_path)
+        server = RunningServer(config_path, lock_fd)
         commands = Commands(installed, config_path, source, lock_fd)
         with open_screen(sys.stderr if as_json else sys.stdout, server.look) as screen:
-            with interrupts.ignored():
-                for line in repair(installed, past, server, clock):
-                    screen.note(line)
+            repair(installed, past, server, clock, screen)
             deployer = Deployer(installed, past, server, commands, screen, options, clock, interrupts)
             entry = act(deployer)
             for line in _besides(commands, installed, is_service=server.main_pid() is not None):
@@ -222,7 +229,7 @@ def _tell(entry: "Deployment", screen: "Recorder", *, as_json: bool) -> None:
         click.echo(f"{', '.join(facts)}, {entry.seconds:.1f} s in all")
         return
     what = "deployed" if entry.action == DEPLOY else "rolled back"
-    for line in entry.reason.splitlines() or ["no reason given"]:
+    for line in printable(entry.reason).splitlines() or ["no reason given"]:
         click.echo(f"oxidize: {line}", err=True)
     serves = "" if entry.result == LOST else f": {entry.source} serves" if entry.source else ""
     click.echo(f"oxidize: not {what} ({entry.result}){serves}", err=True)

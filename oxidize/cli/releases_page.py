@@ -12,15 +12,16 @@ from oxidize.deploy.lock import holder
 from oxidize.deploy.releases import Release, Releases
 from oxidize.deploy.retention import left_behind, release_before
 from oxidize.runtime.status_page import print_table
+from oxidize.text import printable
 
 RELEASE_HEADINGS = ("release", "version", "built", "revision", "")
 DEPLOYMENT_HEADINGS = ("when", "who", "what", "from", "to", "blackout", "result")
 
 
-def describe(releases: Releases, past: History, running_folder: str | None) -> dict[str, Any]:
+def describe(releases: Releases, past: History, running_folder: str | None, problem: str) -> dict[str, Any]:
     """Return what there is, as plain values; `_unix` is seconds since the epoch.
 
-    running_folder: where the server runs from, None where none runs.
+    running_folder: where the server runs from, None where none runs. problem: why that cannot be told, else "".
     """
     installed, entries, current = releases.all(), past.entries(), releases.current()
     running = releases.of_process(running_folder) if running_folder is not None else None
@@ -49,6 +50,7 @@ def describe(releases: Releases, past: History, running_folder: str | None) -> d
         ],
         "incomplete": [folder.name for folder in releases.incomplete()],
         "running_elsewhere": running_folder if running is None else None,
+        "problem": problem,
         "under_way": asdict(under_way) if under_way is not None else None,
         "holder": holder(releases.prefix),
         "deployments": [asdict(entry) for entry in entries],
@@ -70,6 +72,8 @@ def render(found: dict[str, Any], deployments_shown: int) -> None:
         click.echo(f"{name}: {what}")
     if found["running_elsewhere"]:
         click.echo(f"the server runs from {found['running_elsewhere']}, which is none of these")
+    if found["problem"]:
+        click.echo(f"which of them serves cannot be told: {found['problem']}")
     if found["under_way"]:
         step, who = found["under_way"]["step"], found["under_way"]["who"]
         if found["holder"] is None:
@@ -83,6 +87,7 @@ def render(found: dict[str, Any], deployments_shown: int) -> None:
 
 
 def _deployment_row(entry: dict[str, Any]) -> tuple[str, ...]:
+    entry = {name: printable(value) if isinstance(value, str) else value for name, value in entry.items()}
     blackout = f"{entry['blackout_ms']:.1f} ms" if entry["blackout_ms"] is not None else "-"
     first_reason, *_ = entry["reason"].splitlines() or [""]
     result = f"{entry['result']}: {first_reason}" if first_reason else entry["result"]

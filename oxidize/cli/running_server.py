@@ -1,50 +1,100 @@
-"""The running server as a deployment sees it (`deploy.server.Server`): asked at its own sockets and of systemd.
+"""The running server as a deployment sees it (`deploy.server.Server`).
 
-The rule: who serves is asked at the takeover socket, whether it is ready over HTTP, and whose process it is of systemd.
-A server that belongs to the service is replaced by systemctl, any other by the new program's own `reload`.
+The rule: who serves is told by systemd where it is the service's, else by the kernel, which knows who listens at the
+takeover socket; the server's own answers are used for how it is, and never for who or whose it is. A server that
+belongs to the service is replaced by systemctl, any other by the new program's own `reload`, as its own user.
 """
 
-import contextlib
-import http.client
-import os
 import pwd
-import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from oxidize import config
+from oxidize.cli.health import why_unready
 from oxidize.cli.reloading import SERVICE
+from oxidize.deploy.commands import run
+from oxidize.deploy.releases import folder_of
+from oxidize.deploy.server import Serving
 from oxidize.deploy.vitals import Vitals
-from oxidize.errors import OxidizeError, TakeoverError
+from oxidize.errors import OxidizeError
 from oxidize.runtime import unit
+from oxidize.runtime.loop import boot_time
 from oxidize.runtime.status import STATUS, VITALS, fetch, find
+from oxidize.takeover.query import who_listens
 
 HEALTH_TIMEOUT_SECS = 3.0
+LISTEN_TIMEOUT_SECS = 5.0
 RELOAD_TIMEOUT_SECS = 120.0
-BODY_BYTES_MAX = 4096
+EXPECTED_STATES = frozenset({"active", "activating", "reloading"})  # ActiveState of a unit that has a process, or will
 
 
 class RunningServer:
-    """The server whose configuration this is."""
+    """The server whose configuration this is. lock_fd: of the installation, kept by what outlives this process."""
 
-    def __init__(self, config_path: Path) -> None:
+    def __init__(self, config_path: Path, lock_fd: int | None = None) -> None:
         self._config_path = config_path.absolute()
+        self._lock_fd = lock_fd
         self._takeover_socket = config.takeover_socket_of(config_path, "server")
-        self._is_service = False  # as it was when it was last seen
+        self._is_systems = self._takeover_socket == config.default_takeover_socket("server", {})
+        self._was_service: bool | None = None  # as it was seen last
+
+    # --- Who serves ---
+
+    def serving(self) -> Serving | None:
+        """Return the process that serves, None where there is none."""
+        listener = self._listener()
+        pid = listener[0] if listener is not None else None
+        if self._is_service(listener):
+            pid = self.main_pid()
+        return Serving(pid, folder_of(pid)) if pid else None
+
+    def is_expected(self) -> bool:
+        """Tell whether systemd has it running, or is about to start it."""
+        return self._is_service(self._listener()) and unit.property_of(SERVICE, "ActiveState") in EXPECTED_STATES
+
+    def is_reloading(self) -> bool:
+        """Tell whether systemd is replacing the process just now."""
+        return self._is_service(self._listener()) and unit.property_of(SERVICE, "ActiveState") == "reloading"
+
+    def main_pid(self) -> int | None:
+        """Return the main process of the service; None where the server is not the service's, or there is none."""
+        if not self._is_service(self._listener()):
+            return None
+        answer = unit.property_of(SERVICE, "MainPID")
+        return int(answer) or None if answer is not None and answer.isdecimal() else None
+
+    def owner(self) -> tuple[int, int] | None:
+        """Return whose the server is: as the unit says, else of who listens; None where nothing says."""
+        listener = self._listener()
+        try:
+            if self._is_service(listener) or listener is None:
+                entry = pwd.getpwnam(unit.property_of(SERVICE, "User") or "")
+            else:
+                entry = pwd.getpwuid(listener[1])
+        except KeyError:
+            return (listener[1], listener[1]) if listener is not None else None
+        return entry.pw_uid, entry.pw_gid
+
+    def _listener(self) -> tuple[int, int] | None:
+        """Return pid and uid of the process that listens, None where nobody does."""
+        return who_listens(self._takeover_socket, clock=boot_time, timeout=LISTEN_TIMEOUT_SECS)
+
+    def _is_service(self, listener: tuple[int, int] | None) -> bool:
+        """Tell whether the server is the service's; one that has just ended is whose it was."""
+        if listener is not None:
+            service = unit.service_of(listener[0])
+            if service is not None or self._was_service is None:
+                self._was_service = service == SERVICE
+            return self._was_service
+        return self._is_systems and unit.property_of(SERVICE, "ActiveState") in EXPECTED_STATES
+
+    # --- How it is ---
 
     def vitals(self) -> Vitals | None:
-        """Return how it is, None where nobody listens; raises TakeoverError for one that gives no answer."""
+        """Return how it is, None where nobody listens; raises OxidizeError for one that does not answer rightly."""
         answer = find(self._takeover_socket, VITALS)
-        if answer is None:
-            return None
-        vitals = Vitals.of(answer)
-        # As `Releases` has it: the way that it was started by may lead over links.
-        vitals = replace(vitals, release_folder=str(Path(vitals.release_folder).resolve()))
-        with contextlib.suppress(FileNotFoundError):  # it has just ended
-            self._is_service = unit.service_of(vitals.pid) == SERVICE
-        return vitals
+        return Vitals.of(answer) if answer is not None else None
 
     def look(self) -> Vitals | None:
         """Return the same as `vitals`, and None for one that gives no answer."""
@@ -62,58 +112,22 @@ class RunningServer:
         """Return why its /health does not call it ready, "" where it does; without HTTP its own word counts."""
         if vitals.metrics_listen is None:
             return "" if vitals.state == "healthy" else vitals.state
-        host, _, port = vitals.metrics_listen.rpartition(":")
-        connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=HEALTH_TIMEOUT_SECS)
-        try:
-            connection.request("GET", "/health")
-            response = connection.getresponse()
-            body = response.read(BODY_BYTES_MAX).decode(errors="replace")
-        except (OSError, http.client.HTTPException) as error:
-            return f"http://{vitals.metrics_listen} does not answer: {error}"
-        finally:
-            connection.close()
-        return "" if response.status == http.client.OK else f"{response.status} {' '.join(body.split())}"
+        return why_unready(vitals.metrics_listen, HEALTH_TIMEOUT_SECS)
 
-    def main_pid(self) -> int | None:
-        """Return the main process of the service; None where the server is not the service's."""
-        if not self._is_service:
-            return None
-        answer = unit.property_of(SERVICE, "MainPID")
-        return int(answer) if answer is not None and answer.isdecimal() else None
-
-    def is_reloading(self) -> bool:
-        """Tell whether systemd is replacing the process just now."""
-        return unit.property_of(SERVICE, "ActiveState") == "reloading"
-
-    def owner(self) -> tuple[int, int] | None:
-        """Return whose the server is: of its socket where it runs, else as the unit says; None where nothing says."""
-        with contextlib.suppress(FileNotFoundError):
-            found = self._takeover_socket.stat()
-            return found.st_uid, found.st_gid
-        with contextlib.suppress(KeyError):
-            entry = pwd.getpwnam(unit.property_of(SERVICE, "User") or "")
-            return entry.pw_uid, entry.pw_gid
-        return None
+    # --- Replacing it ---
 
     def reload(self, program: Path) -> None:
-        """Replace its process by one of `program`; raises TakeoverError with the reason where it serves on."""
-        if self._is_service:
+        """Replace its process by one of `program`; raises OxidizeError with the reason where it serves on."""
+        listener = self._listener()
+        if self._is_service(listener):
             unit.reload(SERVICE)
             return
-        try:
-            done = subprocess.run(
-                [str(program), "reload", "-c", str(self._config_path)],
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=RELOAD_TIMEOUT_SECS,
-                start_new_session=True,  # Ctrl-C is not meant for it
-                env={key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"},
-                check=False,
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            raise TakeoverError("reload", f"{program}: {error}") from error
-        if done.returncode != 0:
-            raise TakeoverError("reload", done.stderr.strip().replace("oxidize: ", "") or f"exit {done.returncode}")
+        owner = self.owner() if listener is not None else None
+        command = (program, "reload", "-c", self._config_path)
+        # What it starts is to end before anybody else begins a deployment.
+        run(
+            command,
+            owner,
+            timeout_secs=RELOAD_TIMEOUT_SECS,
+            pass_fds=[self._lock_fd] if self._lock_fd is not None else [],
+        )

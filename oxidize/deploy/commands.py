@@ -6,21 +6,28 @@ when it fails is what the operator reads.
 
 import json
 import os
+import selectors
+import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 from oxidize.deploy.releases import Release, Releases
 from oxidize.deploy.server import is_root
 from oxidize.errors import DeployError
+from oxidize.text import printable
 
 BUILD_TIMEOUT_SECS = 3600.0
 COMMAND_TIMEOUT_SECS = 120.0
 SERVER_MODULE = "oxidize.runtime.daemon"  # which the other commands do without
 LINES_SHOWN = 20  # of what a build that failed has printed last
-# What another user's command is given of our environment: nothing that leads it to our files and sockets.
-ENVIRONMENT_KEPT = ("PATH", "LANG", "LC_ALL", "TZ")
+OUTPUT_BYTES_MAX = 1 << 20  # of a command of a release
+READ_BYTES = 1 << 16
+# Another user's command is given nothing of our environment.
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 LOCKED_VARIABLE = "OXIDIZE_LOCKED"  # tells systemd/install.sh that we hold the lock
 
 Owner = tuple[int, int] | None  # user and group ids
@@ -63,12 +70,12 @@ class Commands:
 
         Raises DeployError with every mistake, or with what the code lacks.
         """
-        _run([release.folder / "bin/python", "-P", "-c", f"import {SERVER_MODULE}"], owner)
-        return _run([release.program, "check", "-c", self._config_path], owner).strip()
+        run([release.folder / "bin/python", "-P", "-c", f"import {SERVER_MODULE}"], owner)
+        return run([release.program, "check", "-c", self._config_path], owner)
 
     def rehearse(self, release: Release, owner: Owner) -> Rehearsed:
         """Let a release restore a copy of the live sessions; raises DeployError where it cannot."""
-        printed = _run([release.program, "rehearse", "-c", self._config_path, "--json"], owner)
+        printed = run([release.program, "rehearse", "-c", self._config_path, "--json"], owner)
         try:
             found = json.loads(printed)
             return Rehearsed(int(found["sessions"]), int(found["sessions_now"]), dict(found["refused"]))
@@ -95,33 +102,74 @@ class Commands:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise DeployError(f"make {goal} in {self._source}: {error}") from error
         if done.returncode != 0:
-            printed = (done.stdout + done.stderr).strip().splitlines()[-LINES_SHOWN:]
+            printed = printable(done.stdout + done.stderr).strip().splitlines()[-LINES_SHOWN:]
             raise DeployError("\n".join([f"make {goal} in {self._source} failed:", *printed]))
         return done
 
 
-def _run(command: Sequence[Path | str], owner: Owner) -> str:
-    """Run a command as the owner, and return what it prints; raises DeployError with what it prints as errors."""
+def run(
+    command: Sequence[Path | str],
+    owner: Owner,
+    *,
+    timeout_secs: float = COMMAND_TIMEOUT_SECS,
+    pass_fds: Sequence[int] = (),
+) -> str:
+    """Run a command as the owner, and return what it prints; raises DeployError with what it prints as errors.
+
+    It gets no terminal: whoever has root's can type into it (ioctl_tty(2), TIOCSTI).
+    """
     user, group = owner if owner is not None and is_root() else (None, None)
-    environment = {name: value for name, value in os.environ.items() if user is None or name in ENVIRONMENT_KEPT}
+    environment = ENVIRONMENT if user is not None else dict(os.environ)
+    words = [str(word) for word in command]
     try:
-        done = subprocess.run(
-            [str(word) for word in command],
+        process = subprocess.Popen(
+            words,
             cwd="/",
             env=environment,
             user=user,
             group=group,
             extra_groups=[] if user is not None else None,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=COMMAND_TIMEOUT_SECS,
-            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            pass_fds=pass_fds,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise DeployError(f"{command[0]}: {error}") from error
-    if done.returncode != 0:
-        said = done.stderr.strip() or f"exit status {done.returncode}, without a word"
+        raise DeployError(f"{words[0]}: {error}") from error
+    with process:
+        try:
+            output, errors = _printed_by(process, words[0], timeout_secs)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode != 0:
+        said = errors or f"exit status {process.returncode}, without a word"
         raise DeployError(said.replace("oxidize: ", ""))
-    return done.stdout
+    return output
+
+
+def _printed_by(process: "subprocess.Popen[bytes]", name: str, timeout_secs: float) -> tuple[str, str]:
+    """Wait for the end of a command; return what it printed, and printed as errors. Bounded in time and size."""
+    pipes = [(cast(IO[bytes], pipe), bytearray()) for pipe in (process.stdout, process.stderr)]
+    deadline = time.monotonic() + timeout_secs
+    with selectors.DefaultSelector() as selector:
+        for pipe, printed in pipes:
+            selector.register(pipe, selectors.EVENT_READ, printed)
+        while selector.get_map():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise DeployError(f"{name}: no end within {timeout_secs:.0f} s; it hangs")
+            for key, _ in selector.select(left):
+                part = os.read(key.fd, READ_BYTES)
+                key.data.extend(part)
+                if not part:
+                    selector.unregister(key.fileobj)
+                if len(key.data) > OUTPUT_BYTES_MAX:
+                    raise DeployError(f"{name}: prints more than {OUTPUT_BYTES_MAX} bytes; expected some lines")
+    try:
+        process.wait(max(deadline - time.monotonic(), 0.0))
+    except subprocess.TimeoutExpired:
+        raise DeployError(f"{name}: no end within {timeout_secs:.0f} s; it hangs") from None
+    output, errors = (printable(bytes(printed).decode(errors="replace")).strip() for _, printed in pipes)
+    return output, errors

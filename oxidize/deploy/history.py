@@ -111,7 +111,10 @@ class History:
 
     def _replace(self, path: Path, text: str) -> None:
         beside = path.with_name(path.name + ".new")
-        with beside.open("w") as file:
+        beside.unlink(missing_ok=True)
+        # Whatever lies there by now was not put there by us, and is not written to.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        with os.fdopen(os.open(beside, flags, 0o644), "w") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -18,7 +18,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._depth = 0
-        self._is_pending = False
+        self._is_noted = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -32,26 +32,24 @@ class Interrupts:
                 signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Put an interruption off to the end of the block."""
-        with self.ignored(forgotten=False):
-            yield
-        if self._is_pending and not self._depth:
-            self._is_pending = False
-            raise KeyboardInterrupt
-
-    @contextlib.contextmanager
-    def ignored(self, *, forgotten: bool = True) -> Iterator[None]:
-        """Let no interruption through; it is as if there had been none."""
+    def ignored(self) -> Iterator[None]:
+        """Let no interruption through but where `raise_noted` is called."""
         self._depth += 1
         try:
             yield
         finally:
             self._depth -= 1
-            self._is_pending = self._is_pending and not forgotten
+            if not self._depth:
+                self._is_noted = False
+
+    def raise_noted(self) -> None:
+        """Raise KeyboardInterrupt where one came that was not let through; once."""
+        if self._is_noted:
+            self._is_noted = False
+            raise KeyboardInterrupt
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._depth:
-            self._is_pending = True
+            self._is_noted = True
         else:
             raise KeyboardInterrupt

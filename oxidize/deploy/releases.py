@@ -118,12 +118,20 @@ def is_in_use(folder: Path) -> bool:
 
 def is_started_from(pid: int, folder: Path) -> bool:
     """Tell whether a process was started from this folder's `bin`; False for one that is gone or not ours to see."""
+    return folder_of(pid) == str(folder)
+
+
+def folder_of(pid: int) -> str:
+    """Return the folder whose `bin` a process was started from, with links resolved; "" where that cannot be seen.
+
+    It is the interpreter's that counts, which the first line of a script names by the release: the script itself may
+    have been named by way of `current`, which leads elsewhere by now.
+    """
     try:
-        arguments = (PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        program = (PROC / str(pid) / "cmdline").read_bytes().split(b"\0")[0]
     except OSError:
-        return False
-    programs = [Path(argument) for argument in arguments if argument.startswith("/")]
-    return any(folder in (program.parent.parent, program.parent.parent.resolve()) for program in programs)
+        return ""
+    return str(Path(os.fsdecode(program)).parent.parent.resolve()) if program.startswith(b"/") else ""
 
 
 def remove_tree(folder: Path) -> None:

@@ -6,10 +6,11 @@ was bad, unless it is deployed anew. Told from the log of deployments; where tha
 
 from collections.abc import Collection, Iterable, Sequence
 
-from oxidize.deploy.history import DEPLOY, ROLLBACK, SUCCESS, Deployment
+from oxidize.deploy.history import DEPLOY, FAILED, LOST, ROLLBACK, ROLLED_BACK, SUCCESS, Deployment
 from oxidize.deploy.releases import Release
 
 KEPT = 3  # besides the one that runs
+BAD_RESULTS = frozenset({FAILED, ROLLED_BACK, LOST})  # of a deployment, whose target is not gone back to
 
 
 def release_before(running: str, releases: Sequence[Release], entries: Iterable[Deployment]) -> Release | None:
@@ -44,7 +45,7 @@ def _way_back(running: str, releases: Sequence[Release], entries: Iterable[Deplo
     stack, left = _replay(entries)
     _cut_or_push(stack, running)
     by_name = {release.name: release for release in releases}
-    served = [by_name[name] for name in reversed(stack[:-1]) if name in by_name]
+    served = [by_name[name] for name in reversed(stack[:-1]) if name in by_name and name not in left]
     oldest = served[-1] if served else by_name.get(running)
     older = [
         release
@@ -63,16 +64,18 @@ def _replay(entries: Iterable[Deployment]) -> tuple[list[str], set[str]]:
     for entry in entries:
         if not entry.source:
             continue
-        if entry.result == SUCCESS and entry.action == DEPLOY:
-            _cut_or_push(stack, entry.source)
+        _cut_or_push(stack, entry.source)
+        if entry.action == DEPLOY and entry.result == SUCCESS:
             if entry.target in stack:
                 stack.remove(entry.target)
             stack.append(entry.target)
             left.discard(entry.target)
-        elif entry.result == SUCCESS and entry.action == ROLLBACK:
+        elif entry.action == ROLLBACK and entry.result == SUCCESS:
             left.add(entry.source)
+            if entry.target not in stack:
+                stack.clear()  # further back than what is known to have served
             _cut_or_push(stack, entry.target)
-        elif entry.target and entry.action == DEPLOY:
+        elif entry.action == DEPLOY and entry.result in BAD_RESULTS:
             left.add(entry.target)
     return stack, left
 

@@ -1,10 +1,11 @@
 """What the operator sees of a deployment: its steps and the server's pulse on a terminal, plain lines elsewhere.
 
-Rule: a screen shows and decides nothing, and what it cannot write is lost: a terminal that is closed in the middle must
-not end a deployment.
+Rule: a screen shows and decides nothing, and nobody waits for it: a terminal that hangs or is closed in the middle must
+not hold up a deployment, least of all its way back.
 """
 
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +19,12 @@ from rich.text import Text
 
 from oxidize.deploy.progress import Done, Recorder, Step
 from oxidize.deploy.vitals import Rates, Vitals, rates
-from oxidize.text import counted
+from oxidize.text import counted, printable
 
 REFRESH_PER_SECOND = 8
 LOOK_SECS = 1.0
+TEXTS_MAX = 10_000  # that wait to be written; a picture of the terminal is some ten of them
+CLOSE_SECS = 2.0
 STEP_WIDTH = max(len(step.value) for step in Step)
 
 Look = Callable[[], Vitals | None]
@@ -50,6 +53,9 @@ class PlainScreen(Recorder):
         """Print it."""
         super().note(text)
         self._print(f"note: {text}")
+
+    def close(self) -> None:
+        """Do nothing: lines stay."""
 
     def _print(self, text: str) -> None:
         self._console.print(
@@ -103,7 +109,7 @@ class LiveScreen(Recorder):
     def close(self) -> None:
         """Leave the terminal as it was, with the last picture in it."""
         self._ended.set()
-        self._feeling.join()
+        self._feeling.join(CLOSE_SECS)
         self._pulse = None
         self._live.stop()
 
@@ -147,20 +153,24 @@ class LiveScreen(Recorder):
 
 def _first_line(text: str) -> str:
     """Return the first line of a reason, all of which is told at the end."""
+    text = printable(text)
     first, *more = text.splitlines() or [""]
     return f"{first} ..." if more else first
 
 
-class Surviving:
-    """A stream whose terminal may be closed: what cannot be written is lost."""
+class Writer:
+    """A stream that never blocks nor raises: a thread of its own writes, and what cannot be written is lost.
+
+    A terminal may hang, by Ctrl-S or because its connection leads over the very server that is replaced, and it may be
+    closed.
+    """
 
     def __init__(self, stream: TextIO) -> None:
+        self.encoding = stream.encoding or "utf-8"
         self._stream = stream
-
-    @property
-    def encoding(self) -> str:
-        """Return what the stream can write."""
-        return self._stream.encoding
+        self._texts: queue.Queue[str | None] = queue.Queue(TEXTS_MAX)
+        self._thread = threading.Thread(target=self._write_all, daemon=True)
+        self._thread.start()
 
     def isatty(self) -> bool:
         """Tell whether it is a terminal."""
@@ -171,26 +181,36 @@ class Surviving:
         return self._stream.fileno()
 
     def write(self, text: str) -> int:
-        """Write, or lose it."""
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
+        """Have it written, or lose it."""
+        with contextlib.suppress(queue.Full):
+            self._texts.put_nowait(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or lose it."""
-        with contextlib.suppress(OSError):
-            self._stream.flush()
+        """Do nothing: every text is flushed."""
+
+    def close(self) -> None:
+        """Wait until all is written, for CLOSE_SECS at most."""
+        with contextlib.suppress(queue.Full):
+            self._texts.put_nowait(None)
+        self._thread.join(CLOSE_SECS)
+
+    def _write_all(self) -> None:
+        while (text := self._texts.get()) is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.write(text.encode(self.encoding, "replace").decode(self.encoding))
+                self._stream.flush()
 
 
 @contextlib.contextmanager
 def open_screen(stream: TextIO, look: Look, **console_options: Any) -> Iterator[Recorder]:
     """Yield the screen that fits the stream, until the deployment has ended. look: as of LiveScreen."""
-    console = Console(file=cast(TextIO, Surviving(stream)), highlight=False, **console_options)
-    if not console.is_terminal or console.is_dumb_terminal:
-        yield PlainScreen(console)
-        return
-    screen = LiveScreen(console, look)
+    writer = Writer(stream)
+    console = Console(file=cast(TextIO, writer), highlight=False, **console_options)
+    screen: PlainScreen | LiveScreen
+    screen = LiveScreen(console, look) if console.is_terminal and not console.is_dumb_terminal else PlainScreen(console)
     try:
         yield screen
     finally:
         screen.close()
+        writer.close()

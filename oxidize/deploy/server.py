@@ -1,6 +1,8 @@
 """The running server as a deployment sees it from outside, and what it can ask of it.
 
-The rule: a deployment knows nothing of sockets and service managers; whoever starts it brings them (`runtime.outside`).
+The rule: who serves is told by the kernel and the service manager, never by the server itself: a release that is bad
+may answer anything, or nothing. A deployment knows nothing of sockets and units; whoever starts it brings them
+(`cli.running_server`).
 """
 
 import os
@@ -13,11 +15,34 @@ from typing import Any, Protocol
 from oxidize.deploy.vitals import Vitals
 
 
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The process that serves. folder: that it was started from, with links resolved; "" where that cannot be seen."""
+
+    pid: int
+    folder: str
+
+
 class Server(Protocol):
     """The one server of an installation. What raises is an OxidizeError with the reason."""
 
+    def serving(self) -> Serving | None:
+        """Return the process that serves, None where there is none."""
+
+    def is_expected(self) -> bool:
+        """Tell whether the service manager has it running, or is about to start it."""
+
+    def is_reloading(self) -> bool:
+        """Tell whether the service manager is replacing its process just now."""
+
+    def main_pid(self) -> int | None:
+        """Return its main process as the service manager has it; None where that has none or cannot be asked."""
+
+    def owner(self) -> tuple[int, int] | None:
+        """Return the user and group ids that it runs as, None where nothing runs and none is configured."""
+
     def vitals(self) -> Vitals | None:
-        """Return how it is, None where nobody listens; raises for one that gives no answer."""
+        """Return how it is, None where nobody listens; raises for one that gives no answer that can be read."""
 
     def peers(self) -> Sequence[Mapping[str, Any]]:
         """Return the peers of its status; raises where nobody answers."""
@@ -25,17 +50,8 @@ class Server(Protocol):
     def unready(self, vitals: Vitals) -> str:
         """Return why its /health does not call it ready, "" where it does."""
 
-    def main_pid(self) -> int | None:
-        """Return its main process as the service manager has it; None where that has none or cannot be asked."""
-
     def reload(self, program: Path) -> None:
         """Replace its process by one of this program, by takeover; raises with the reason where it serves on."""
-
-    def is_reloading(self) -> bool:
-        """Tell whether the service manager is replacing its process just now."""
-
-    def owner(self) -> tuple[int, int] | None:
-        """Return the user and group ids that it runs as, None where nothing runs and none is configured."""
 
 
 @dataclass(frozen=True, slots=True)

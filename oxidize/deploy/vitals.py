@@ -38,6 +38,7 @@ class Vitals:
     kernel_drops: int
     takeovers: tuple[Mapping[str, Any], ...]
     metrics_listen: str | None
+    errors_before: int | None = None
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> "Vitals":

@@ -96,3 +96,13 @@ def _content(memfd: int) -> bytes:
     while len(parts) < size and (part := os.pread(memfd, size - len(parts), len(parts))):
         parts += part
     return bytes(parts)
+
+
+def who_listens(path: Path, *, clock: Callable[[], float], timeout: float = QUERY_TIMEOUT) -> tuple[int, int] | None:
+    """To be merged."""
+    channel = connect(path, timeout)
+    if channel is None:
+        return None
+    found = channel.peer.pid, channel.peer.uid
+    channel.close()
+    return found

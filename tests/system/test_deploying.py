@@ -65,6 +65,16 @@ def begin_generation(self, release, generation):
 SessionState.begin_generation = begin_generation
 """
 }
+ANSWERS_RUBBISH = {
+    "status": """
+def describe_vitals(node):
+    got_there()
+    return b"[" * 100_000
+
+def describe(node):
+    return b"null"
+"""
+}
 LOGS_ERRORS = {
     "node": """
 _say_ready = say_ready
@@ -176,6 +186,27 @@ def test_a_release_that_drops_packets(service: Service, record_property: Record)
     assert (service.machine.show("NRestarts"), service.handshake()) == ("0", handshake)
 
 
+def test_a_release_that_answers_rubbish_is_taken_back_all_the_same(service: Service) -> None:
+    service.start()
+    first, pid = service.current(), service.machine.main_pid()
+    service.add_release("bad", **ANSWERS_RUBBISH, **LOGS_ERRORS)
+    handshake, traffic = service.handshake(), service.traffic(RATE)
+    told = deploy(service, "--release=bad", expected=1)
+    assert (told["result"], serving(service)) == ("rolled back", (first, first))
+    service.switch_to("bad")  # and once more by hand, so that it is what a rollback finds
+    service.machine.systemctl("reload", DAEMON)
+    pid = service.wait_for_main_process(other_than=pid)
+    told = deploy(service, "--settle=1", command="rollback")
+    assert (told["result"], told["source"], told["target"]) == ("success", "bad", first)
+    assert any("cannot be compared with" in note for note in told["notes"])
+    assert serving(service) == (first, first)
+    assert service.has_got_there()
+    service.wait_for_main_process(other_than=pid)
+    traffic.wait_until_caught_up()
+    traffic.stop().assert_unharmed()
+    assert (service.machine.show("NRestarts"), service.handshake()) == ("0", handshake)
+
+
 def test_rolling_back_twice_reads_what_a_later_release_wrote(service: Service) -> None:
     service.start()
     first = service.current()
@@ -250,6 +281,10 @@ main()
 """
 
 
+# The steps that are under way where a deployment is killed between two.
+STEPS_OF = {"before the reload": "switch", "during the reload": "switch"}
+
+
 def deploy_killed(service: Service, where: str, release: str) -> None:
     python = "/opt/oxidize/current/bin/python"
     outcome = service.machine.try_run(python, "-P", "-c", KILLED, where, "deploy", f"--release={release}", "--settle=1")
@@ -280,7 +315,8 @@ def test_a_deployment_that_is_killed_at_each_step(service: Service) -> None:
             service.wait_for_main_process()
         told = deploy(service, f"--release={expected}")
         assert told["reason"] == f"{expected} serves already: nothing was done", where
-        assert any("was interrupted" in note for note in told["notes"]), where
+        assert [step["step"] for step in told["steps"]] == ["repair"], where
+        assert f"was interrupted at the step {STEPS_OF.get(where, where)}" in told["steps"][0]["text"], where
         assert serving(service) == (expected, expected), where
         traffic.wait_until_caught_up()
     assert service.has_got_there()

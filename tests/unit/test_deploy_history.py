@@ -198,13 +198,32 @@ def test_what_was_switched_to_by_hand_counts_as_what_serves(tmp_path: Path) -> N
     releases = names(tmp_path, "a", "b", "c", "d")
     assert before(releases, "d", deployed("a", "b")) == "b"
     assert before(releases, "a", deployed("a", "b"), deployed("b", "c")) is None
+    assert before(releases, "d", deployed("a", "b"), deployed("c", "d", "interrupted")) == "c"
 
 
-@pytest.mark.parametrize("result", ["failed", "rolled back", "refused", "interrupted", "lost"])
+@pytest.mark.parametrize("known", [[], [deployed("b", "c")]])
+def test_no_rollback_goes_to_where_one_came_from(tmp_path: Path, known: list[Deployment]) -> None:
+    releases = names(tmp_path, "a", "b", "c")
+    entries = [*known, deployed("c", "b", action="rollback")]
+    assert before(releases, "b", *entries) == "a"
+    entries.append(deployed("b", "a", action="rollback"))
+    assert before(releases, "a", *entries) is None
+
+
+@pytest.mark.parametrize("result", ["failed", "rolled back", "lost"])
 def test_what_did_not_hold_is_not_gone_back_to(tmp_path: Path, result: str) -> None:
     releases = names(tmp_path, "a", "bad", "c")
     assert before(releases, "c", deployed("a", "bad", result), deployed("a", "c")) == "a"
     assert before(releases, "c", deployed("a", "bad", result)) == "a"
+    assert before(releases, "a", deployed("bad", "a"), deployed("a", "bad", result)) is None
+    assert before(releases, "bad", deployed("a", "bad", result)) == "a"
+
+
+@pytest.mark.parametrize("result", ["refused", "interrupted"])
+def test_what_was_only_stopped_may_be_gone_back_to(tmp_path: Path, result: str) -> None:
+    releases = names(tmp_path, "a", "b", "c")
+    assert before(releases, "b", deployed("a", "b", result)) == "a"
+    assert before(releases, "c", deployed("a", "b", result), deployed("b", "c")) == "b"
 
 
 def test_a_release_that_is_gone_is_passed_over(tmp_path: Path) -> None:

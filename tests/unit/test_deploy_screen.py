@@ -4,10 +4,12 @@ import io
 import os
 import re
 import signal
+import threading
 
 import pytest
 from rich.console import Console
 
+from oxidize.deploy import screen as screen_module
 from oxidize.deploy.interrupts import Interrupts
 from oxidize.deploy.progress import Done, Recorder, Step
 from oxidize.deploy.screen import LiveScreen, PlainScreen, open_screen
@@ -75,41 +77,63 @@ class Gone(io.StringIO):
         raise OSError(5, "Input/output error")
 
 
+class Latin(io.StringIO):
+    """A terminal that cannot show everything."""
+
+    encoding = "latin-1"  # type: ignore[assignment]
+
+    def write(self, text: str) -> int:
+        return super().write(text.encode("latin-1").decode("latin-1"))
+
+
+class Hanging(io.StringIO):
+    """A terminal that takes nothing, until it is `released`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.released = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.released.wait()
+        return super().write(text)
+
+
 @pytest.mark.parametrize("terminal", [False, True])
-def test_a_terminal_that_is_gone_ends_nothing(terminal: bool) -> None:
-    with open_screen(Gone(), lambda: None, force_terminal=terminal, _environ={"TERM": "xterm"}) as screen:
+@pytest.mark.parametrize("kind", [Gone, Latin, Hanging])
+def test_a_terminal_at_its_worst_holds_up_nothing(
+    terminal: bool, kind: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screen_module, "CLOSE_SECS", 0.01)
+    stream = kind()
+    with open_screen(stream, lambda: None, force_terminal=terminal, _environ={"TERM": "xterm"}) as screen:
         go_through(screen)
         screen.end(Done(Step.WATCH, True, "3 sessions", 10.0))
     assert [done.step for done in screen.done] == [Step.BUILD, Step.WATCH]
+    if isinstance(stream, Hanging):
+        stream.released.set()
 
 
 # --- Interruptions ---
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_waits_for_the_end_of_what_must_not_be_cut_off(number: int) -> None:
+def test_an_interruption_is_noted_while_nothing_may_be_cut_off(number: int) -> None:
     interrupts, reached = Interrupts(), []
-
-    def work() -> None:
-        with interrupts.deferred():
-            with interrupts.deferred():
-                os.kill(os.getpid(), number)
-            reached.append("inner")
-            os.kill(os.getpid(), number)
-            reached.append("outer")
-        reached.append("never")
-
     before = signal.getsignal(number)
     with interrupts.listening():
-        with pytest.raises(KeyboardInterrupt):
-            work()
         with interrupts.ignored():
+            with interrupts.ignored():
+                os.kill(os.getpid(), number)
+            reached.append("inner")
+            with pytest.raises(KeyboardInterrupt):
+                interrupts.raise_noted()
+            interrupts.raise_noted()
             os.kill(os.getpid(), number)
-        with interrupts.deferred():
-            reached.append("forgotten")
+            reached.append("outer")
+        interrupts.raise_noted()  # forgotten with the end
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
-    assert reached == ["inner", "outer", "forgotten"]
+    assert reached == ["inner", "outer"]
     assert signal.getsignal(number) is before
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from oxidize.deploy.server import Serving
 from oxidize.deploy.verdict import Baseline, Judge, Observation, missing_sessions
 from oxidize.deploy.vitals import Vitals, rates
 from oxidize.errors import DecodeError
@@ -26,6 +27,7 @@ FIRST = Vitals(
     metrics_listen=None,
 )
 TWO = "/opt/oxidize/releases/two"
+SERVING = Serving(11, TWO)
 
 
 def later(
@@ -34,7 +36,7 @@ def later(
     totals = dict(vitals.totals)
     for name in ("received_packets", "sent_packets", "received_datagrams"):
         totals[name] = totals.get(name, 0) + received
-    dropped = {"mac1_invalid": vitals.drops.get("mac1_invalid", 0) + drops}
+    dropped = {"no_route": vitals.drops.get("no_route", 0) + drops}
     return replace(
         vitals,
         **{
@@ -56,10 +58,10 @@ def baseline(*, received: int = 500, drops: int = 0, kernel: int = 0) -> Baselin
 
 def judged(before: Baseline, samples: int = 20, *, received: int = 500, drops: int = 0, kernel: int = 0) -> list[str]:
     judge, reasons = Judge(before, TWO), []
-    now = replace(before.last, generation=5, pid=11, release_folder=TWO)
+    now = replace(before.last, generation=5, pid=11)
     for _ in range(samples):
         now = later(now, 0.5, received=received, drops=drops, kernel=kernel)
-        reasons += judge.judge(Observation(now))
+        reasons += judge.judge(Observation(SERVING, now))
     return reasons
 
 
@@ -85,7 +87,7 @@ def test_a_flow_that_is_less_by_half_is_no_reason() -> None:
 
 def test_rubbish_that_came_before_as_well_is_no_reason() -> None:
     assert judged(baseline(received=100, drops=50), received=100, drops=60) == []
-    assert any("mac1 invalid" in reason for reason in judged(baseline(received=100, drops=2), received=100, drops=50))
+    assert any("no route" in reason for reason in judged(baseline(received=100, drops=2), received=100, drops=50))
 
 
 def test_a_few_drops_are_no_reason() -> None:
@@ -99,27 +101,68 @@ def test_a_queue_that_overflows_is_a_reason_unless_it_did_before() -> None:
 
 def test_not_ready_once_is_no_reason() -> None:
     judge = Judge(baseline(), TWO)
-    now = replace(FIRST, at=104.0, generation=5, release_folder=TWO)
-    assert judge.judge(Observation(now, "503 starting")) == []
-    assert judge.judge(Observation(now)) == []
-    assert judge.judge(Observation(now, "503 starting")) == []
-    assert judge.judge(Observation(now, "503 starting")) == ["/health: 503 starting; expected it to be ready"]
+    now = replace(FIRST, at=104.0, generation=5, pid=11)
+    assert judge.judge(Observation(SERVING, now, "503 starting")) == []
+    assert judge.judge(Observation(SERVING, now)) == []
+    assert judge.judge(Observation(SERVING, now, "503 starting")) == []
+    assert judge.judge(Observation(SERVING, now, "503 starting")) == ["/health: 503 starting; expected it to be ready"]
 
 
 @pytest.mark.parametrize(
-    ("changed", "expected"),
+    ("serving", "changed", "main_pid", "expected"),
     [
-        ({"generation": 4}, "generation 4 serves; expected a later one than 4"),
-        ({"release_folder": "/elsewhere"}, f"/elsewhere serves; expected {TWO}"),
+        (SERVING, {"generation": 4}, 11, "generation 4 serves; expected a later one than 4"),
+        (Serving(11, "/elsewhere"), {}, 11, f"/elsewhere serves; expected {TWO}"),
+        (Serving(11, ""), {}, 11, f"pid 11 serves; expected {TWO}"),
+        (SERVING, {"pid": 12}, 11, "pid 12 answers; expected 11, which serves"),
+        (SERVING, {}, 12, "the main process of the service is 12; expected 11, which serves"),
     ],
 )
-def test_who_serves_is_who_should(changed: dict[str, Any], expected: str) -> None:
-    now = replace(FIRST, **{"at": 104.0, "generation": 5, "release_folder": TWO, **changed})
-    assert expected in Judge(baseline(), TWO).judge(Observation(now))
+def test_who_serves_is_who_should(
+    serving: Serving, changed: dict[str, Any], main_pid: int | None, expected: str
+) -> None:
+    now = replace(FIRST, **{"at": 104.0, "generation": 5, "pid": 11, **changed})
+    assert Judge(baseline(), TWO).judge(Observation(serving, now, main_pid=main_pid)) == [expected]
 
 
-def test_nobody_is_a_reason() -> None:
-    assert Judge(baseline(), TWO).judge(Observation(None)) == ["nobody serves any more: the process has ended"]
+@pytest.mark.parametrize(("serving", "now"), [(None, FIRST), (SERVING, None), (None, None)])
+def test_nobody_is_a_reason(serving: Serving | None, now: Vitals | None) -> None:
+    judge = Judge(baseline(), TWO)
+    assert judge.judge(Observation(serving, now)) == ["nobody serves any more: the process has ended"]
+
+
+@pytest.mark.parametrize(
+    ("takeovers", "is_reason"),
+    [
+        ([(6, "taken over")], False),
+        ([(6, "restored from the store")], True),
+        ([(6, "inherited: the predecessor died")], True),
+        ([], True),
+    ],
+)
+def test_another_process_of_the_same_release_is_a_reason_unless_it_took_over(
+    takeovers: list[tuple[int, str]], is_reason: bool
+) -> None:
+    judge = Judge(baseline(), TWO)
+    now = later(replace(baseline().last, generation=5, pid=11), 0.5, received=500)
+    assert judge.judge(Observation(SERVING, now)) == []
+    entries = tuple({"result": "success", "generation": number, "way": way} for number, way in takeovers)
+    now = later(replace(now, generation=6, pid=12, takeovers=entries), 0.5, received=500)
+    assert bool(judge.judge(Observation(Serving(12, TWO), now))) is is_reason
+
+
+def test_a_flood_that_overflows_the_queue_is_no_reason() -> None:
+    assert judged(baseline(), received=5000, kernel=100) == []
+    assert judged(baseline(), received=0, kernel=100)
+
+
+def test_errors_are_those_of_the_release_alone() -> None:
+    now = later(replace(baseline().last, generation=5, pid=11), 0.5, received=500)
+    now = replace(now, totals={**now.totals, "errors_logged": 7})
+    for before, reasons in ((7, []), (5, ["2 lines logged as errors since the switch"]), (None, ["7 lines"])):
+        found = Judge(baseline(), TWO).judge(Observation(SERVING, replace(now, errors_before=before)))
+        assert len(found) == len(reasons)
+        assert all(given in seen for given, seen in zip(reasons, found, strict=True))
 
 
 def test_rates_come_of_the_servers_own_clock() -> None:
@@ -156,8 +199,11 @@ def peer(name: str, *, has_session: bool = True, age: float = 10.0) -> dict[str,
 def test_only_a_session_that_did_not_end_by_age_is_missing(
     before: list[dict[str, Any]], after: list[dict[str, Any]], missing: list[str]
 ) -> None:
-    assert missing_sessions(before, after, 1000.0, may_leave=False) == missing
+    assert missing_sessions(before, after, 1000.0) == missing
 
 
-def test_a_peer_that_was_taken_out_on_purpose_is_not_missing() -> None:
-    assert missing_sessions([peer("a")], [], 1000.0, may_leave=True) == []
+def test_the_age_of_a_session_is_that_of_its_keypair() -> None:
+    confirmed_late = peer("a") | {"session_ends_unix": 999.0}
+    assert missing_sessions([confirmed_late], [peer("a", has_session=False)], 1000.0) == []
+    alive = peer("a", age=1000.0) | {"session_ends_unix": 1100.0}
+    assert missing_sessions([alive], [peer("a", has_session=False)], 1000.0) == ["a"]
