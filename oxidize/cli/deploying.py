@@ -22,6 +22,7 @@ from oxidize.deploy import SETTLE_SECS
 from oxidize.text import counted, printable
 
 if TYPE_CHECKING:
+    from oxidize.cli.running_server import RunningServer
     from oxidize.deploy.commands import Commands
     from oxidize.deploy.deployment import Deployer
     from oxidize.deploy.history import Deployment
@@ -188,25 +189,27 @@ def _run(
             repair(installed, past, server, clock, screen)
             deployer = Deployer(installed, past, server, commands, screen, options, clock, interrupts)
             entry = act(deployer)
-            for line in _besides(commands, installed, is_service=server.main_pid() is not None):
-                screen.note(line)
+            with interrupts.ignored():
+                for line in _besides(commands, installed, server):
+                    screen.note(line)
     _tell(entry, screen, as_json=as_json)
     sys.exit(0 if entry.result == SUCCESS else 1)
 
 
-def _besides(commands: "Commands", installed: "Releases", *, is_service: bool) -> Iterator[str]:
+def _besides(commands: "Commands", installed: "Releases", server: "RunningServer") -> Iterator[str]:
     """Yield what a deployment leaves to the operator."""
     from oxidize.deploy.releases import is_started_from  # noqa: PLC0415
-    from oxidize.errors import DeployError  # noqa: PLC0415
+    from oxidize.errors import OxidizeError  # noqa: PLC0415
     from oxidize.runtime import unit  # noqa: PLC0415
 
     try:
-        units = commands.changed_units() if is_service else []
-    except DeployError as error:
-        yield str(error)
+        units = commands.changed_units() if server.main_pid() is not None else []
+    except OxidizeError as error:
+        yield f"whether the units have changed cannot be told: {error}"
         units = []
     if units:
-        yield f"{', '.join(units)} of the checkout differ from what is installed: `sudo make units` puts them there"
+        differ = f"{', '.join(units)} of the checkout {'differs' if len(units) == 1 else 'differ'}"
+        yield f"{differ} from what is installed: `sudo make units` puts what is new there"
     pid, current = unit.property_of(CLIENT_SERVICE, "MainPID") or "0", installed.current()
     if pid.isdecimal() and int(pid) and current is not None and not is_started_from(int(pid), current.folder):
         yield f"{CLIENT_SERVICE} runs another release: `systemctl reload oxidize-client`"

@@ -125,9 +125,5 @@ class RunningServer:
         owner = self.owner() if listener is not None else None
         command = (program, "reload", "-c", self._config_path)
         # What it starts is to end before anybody else begins a deployment.
-        run(
-            command,
-            owner,
-            timeout_secs=RELOAD_TIMEOUT_SECS,
-            pass_fds=[self._lock_fd] if self._lock_fd is not None else [],
-        )
+        kept = [self._lock_fd] if self._lock_fd is not None else []
+        run(command, owner, timeout_secs=RELOAD_TIMEOUT_SECS, pass_fds=kept)
