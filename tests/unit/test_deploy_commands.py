@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from oxidize.deploy.commands import Commands, Rehearsed
+from oxidize.deploy.commands import Commands, Rehearsed, run
 from oxidize.deploy.releases import Release, Releases
 from oxidize.errors import DeployError
 from tests.deploy_world import add_release
@@ -108,6 +108,26 @@ def test_a_rehearsal_that_prints_something_else_is_an_error(tmp_path: Path, rele
     says(release, f"echo '{printed}'")
     with pytest.raises(DeployError, match="expected JSON"):
         commands(tmp_path).rehearse(release, None)
+
+
+def test_a_command_has_no_terminal_and_a_session_of_its_own(release: Release) -> None:
+    says(release, 'echo "$$ $(cut -d" " -f6 /proc/self/stat)"')
+    pid, session = run([release.program], None).split()
+    assert pid == session
+
+
+def test_a_command_that_prints_without_an_end_is_ended(release: Release) -> None:
+    says(release, "echo $$ > $0.pid; exec yes")
+    with pytest.raises(DeployError, match="prints more than"):
+        run([release.program], None)
+    assert not Path("/proc", Path(f"{release.program}.pid").read_text().strip()).exists()
+
+
+@pytest.mark.parametrize("script", ["exec sleep 1000", "exec > /dev/null 2>&1; exec sleep 1000", "sleep 1000 & wait"])
+def test_a_command_that_hangs_is_ended_with_its_children(release: Release, script: str) -> None:
+    says(release, script)
+    with pytest.raises(DeployError, match="it hangs"):
+        run([release.program], None, timeout_secs=0.2)
 
 
 @pytest.mark.root
