@@ -1,7 +1,8 @@
 """What systemd says of our own unit when it is asked: its main process, and the job that is under way. And its reload.
 
 The rule: not to know is no failure. Without D-Bus, without the right to ask, or under another manager the answer is
-None, and the caller does what is safe. NOTIFY_SOCKET is unset for the question, so that nobody takes it for ours.
+None, and the caller does what is safe. NOTIFY_SOCKET is unset for the question, so that nobody takes it for ours. What
+comes back may be printed: a unit's StatusText is whatever its process said.
 
 Source: systemctl(1), systemd.unit(5); `MainPID` and `Job` of org.freedesktop.systemd1(5).
 """
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from oxidize.errors import TakeoverError
+from oxidize.text import printable
 
 SYSTEMD_SOCKET = "/run/systemd/notify"  # of the system manager; whoever else has a NOTIFY_SOCKET is not asked
 CGROUP = Path("/proc/self/cgroup")
@@ -72,12 +74,13 @@ def property_of(service: str, name: str) -> str | None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=QUESTION_TIMEOUT_SECS,
             check=False,
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return printable(done.stdout.strip()) if done.returncode == 0 else None
 
 
 def reload(service: str) -> None:
@@ -88,6 +91,7 @@ def reload(service: str) -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=RELOAD_TIMEOUT_SECS,
             start_new_session=True,  # Ctrl-C would end the waiting, and not the reload
             check=False,
@@ -96,7 +100,7 @@ def reload(service: str) -> None:
         raise TakeoverError("systemctl reload", str(error)) from error
     if done.returncode == 0:
         return
-    reason = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+    reason = printable(" ".join(done.stderr.split())) or f"exit status {done.returncode}"
     said = property_of(service, "StatusText")
     raise TakeoverError("systemctl reload", f"{reason} ({said})" if said else reason)
 
@@ -122,6 +126,7 @@ def _ask(environ: Mapping[str, str], verb: str, *options: str) -> str | None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=QUESTION_TIMEOUT_SECS,
             check=False,
         )

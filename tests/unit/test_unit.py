@@ -113,5 +113,18 @@ def test_a_reload_that_fails_says_what_the_service_says(tmp_path: Path, monkeypa
         unit.reload("oxidize-daemon.service")
 
 
+def test_what_systemd_and_the_service_say_can_be_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "systemctl"
+    says = r"printf '\033[2J%b\377' "
+    program.write_text(f"#!/bin/sh\ncase $1 in reload) {says} failed >&2; exit 1;; show) {says} status;; esac\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert unit.property_of("oxidize-daemon.service", "StatusText") == "\\x1b[2Jstatus\N{REPLACEMENT CHARACTER}"
+    with pytest.raises(TakeoverError) as caught:
+        unit.reload("oxidize-daemon.service")
+    assert "\\x1b[2Jfailed" in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
 def test_a_process_that_is_gone_belongs_to_no_service() -> None:
     assert unit.service_of(0) is None

@@ -1,0 +1,28 @@
+"""What others say can be printed: it commands no terminal, and is no longer than expected."""
+
+import pytest
+
+from oxidize.text import printable
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain, ünïcode, 漢字 and\na second line", "plain, ünïcode, 漢字 and\na second line"),
+        ("\x1b]0;owned\x07\x1b[2J", r"\x1b]0;owned\x07\x1b[2J"),
+        ("\x00\t\r\x7f\x80\x9b", r"\x00\x09\x0d\x7f\x80\x9b"),
+        ("\u202egnp.exe\u202c \u2066\u2069 \u200f", r"\u202egnp.exe\u202c \u2066\u2069 \u200f"),
+        ("a\u2028b", r"a\u2028b"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_what_is_unprintable_is_shown(text: str, expected: str) -> None:
+    assert printable(text) == expected
+    expected.encode()
+
+
+def test_a_long_text_is_cut() -> None:
+    assert printable("x" * 10, 10) == "x" * 10
+    assert printable("x" * 11, 10) == "x" * 7 + "..."
+    assert printable("\x1b" * 10, 10) == r"\x1b\x1" + "..."
+    assert len(printable("y" * 5000)) == 4096
