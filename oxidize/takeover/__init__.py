@@ -9,7 +9,7 @@ from oxidize.takeover.listener import Listener
 from oxidize.takeover.machine import DEFAULT_TIMEOUTS, Timeouts
 from oxidize.takeover.messages import Hello
 from oxidize.takeover.predecessor import Predecessor
-from oxidize.takeover.query import query, query_with_fds
+from oxidize.takeover.query import query, query_with_fds, who_listens
 from oxidize.takeover.successor import Commit, Successor
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "Timeouts",
     "query",
     "query_with_fds",
+    "who_listens",
 ]

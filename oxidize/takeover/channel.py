@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ SO_PEERPIDFD = 77  # Linux 6.5; not in the socket module of Python 3.11
 _INT_SIZE = array.array("i").itemsize
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _TIMEVAL = struct.Struct("@ll")
+_NO_LINGER = struct.pack("@ii", 0, 0)
+NO_UID = -1  # as SO_PEERCRED has it of a socket that is not connected
 
 
 def close_fds(fds: Iterable[int]) -> None:
@@ -38,6 +41,27 @@ def close_fds(fds: Iterable[int]) -> None:
     for fd in fds:
         with contextlib.suppress(OSError):
             os.close(fd)
+
+
+def close_unasked(fds: Sequence[int]) -> None:
+    """Close descriptors that somebody sent unasked, whom nothing is believed of: without waiting for anything.
+
+    The last close of a TCP socket waits for SO_LINGER, which is its sender's choice (socket(7)).
+    """
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            _forget_linger(fd)
+    close_fds(fds)
+
+
+def _forget_linger(fd: int) -> None:
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return
+    unasked = socket.socket(fileno=fd)
+    try:
+        unasked.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    finally:
+        unasked.detach()
 
 
 class PeerProcess:
@@ -51,8 +75,7 @@ class PeerProcess:
     @classmethod
     def of(cls, connection: socket.socket) -> Self:
         """Identify the other end of a connection; raises TakeoverError where its process cannot be watched."""
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        pid, uid, _gid = _CREDENTIALS.unpack(credentials)
+        pid, uid = credentials_of(connection)
         try:
             pidfd = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
         except OSError as error:
@@ -178,6 +201,14 @@ class Channel:
                 look.received.append(received)
         return look
 
+    def discard(self) -> None:
+        """Hear nothing more, and close the descriptors of what has come and nobody received, without waiting."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)  # what is sent from here on fails at its sender
+        while not (look := self.look()).closed and (look.received or look.violation):
+            for received in look.received:
+                close_unasked(received.fds)
+
     def close(self) -> None:
         """Close socket and pidfd; idempotent."""
         self._is_closed = True
@@ -197,12 +228,19 @@ class Channel:
             if flags & socket.MSG_TRUNC:
                 raise DecodeError(f"a message of more than {MESSAGE_BYTES_MAX} bytes")
             if not data:  # the end, or an empty datagram, which nobody who speaks this protocol sends
-                close_fds(fds)
+                close_unasked(fds)
                 return None
             return Received(decode(data), tuple(fds))
         except DecodeError:
-            close_fds(fds)
+            close_unasked(fds)
             raise
+
+
+def credentials_of(connection: socket.socket) -> tuple[int, int]:
+    """Return the pid and uid of the process at the other end, as the kernel had them when it connected or listened."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _gid = _CREDENTIALS.unpack(credentials)
+    return pid, uid
 
 
 def connect(path: Path, timeout: float) -> Channel | None:
@@ -211,6 +249,12 @@ def connect(path: Path, timeout: float) -> Channel | None:
     It blocks while that process's backlog is full, for `timeout` seconds at most. Raises TakeoverError where there is
     somebody who cannot be reached or watched.
     """
+    connection = connect_socket(path, timeout)
+    return Channel(connection) if connection is not None else None
+
+
+def connect_socket(path: Path, timeout: float) -> socket.socket | None:
+    """Do the same as `connect`, and leave the other end unwatched."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         connection.setsockopt(
@@ -232,7 +276,7 @@ def connect(path: Path, timeout: float) -> Channel | None:
     except OSError as error:
         connection.close()
         raise TakeoverError("CONNECT", f"{path}: {error}; expected a takeover socket of this user") from error
-    return Channel(connection)
+    return connection
 
 
 def is_authorised(peer_uid: int, own_uid: int) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from oxidize.errors import StateError
-from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, Look, close_fds
+from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, Look, close_unasked
 from oxidize.takeover.host import Offer, TakeoverHost, reason_of
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.machine import DEFAULT_TIMEOUTS, Action, Do, Event, PredecessorMachine, Seen, Timeouts
@@ -170,7 +170,7 @@ class Predecessor:
     def _translate(self, look: Look) -> list[Seen]:
         seen: list[Seen] = []
         for received in look.received:
-            close_fds(received.fds)
+            close_unasked(received.fds)
             message = received.message
             event = _EVENTS.get(type(message), Event.VIOLATION)
             reason = f"the successor said {type(message).__name__}" if event is Event.VIOLATION else ""

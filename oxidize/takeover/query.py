@@ -2,17 +2,29 @@
 
 The rule: the answer comes in a memfd, so that it may be of any size, and from whoever serves by then: a connection that
 ends without an answer was to a process that had just handed over. Descriptors that come along belong to whoever asked
-for them, and are closed where nobody did, or where anything about the answer is wrong.
+for them, and are closed where nobody did, or where anything about the answer is wrong. Whoever listens may be no server
+of ours: whatever it sends, there is an answer or a TakeoverError by the deadline.
+
+Source: F_GET_SEALS of fcntl(2), which only memory files have: reading any other file may wait for its owner.
 """
 
 import contextlib
+import fcntl
 import os
 import select
 from collections.abc import Callable
 from pathlib import Path
 
 from oxidize.errors import DecodeError, TakeoverError
-from oxidize.takeover.channel import Channel, Received, close_fds, connect
+from oxidize.takeover.channel import (
+    NO_UID,
+    Channel,
+    Received,
+    close_unasked,
+    connect,
+    connect_socket,
+    credentials_of,
+)
 from oxidize.takeover.host import Answer, NamedFd
 from oxidize.takeover.machine import CONNECT_ATTEMPTS_MAX
 from oxidize.takeover.messages import Busy, Query, Refused, Reply
@@ -20,22 +32,36 @@ from oxidize.takeover.reception import ANSWER_BYTES_MAX
 from oxidize.takeover.successor import RETRY_DELAY
 
 QUERY_TIMEOUT = 5.0
+READ_BYTES = 1 << 20  # of an answer, at once
 
 
-def query(path: Path, name: str, *, clock: Callable[[], float], timeout: float = QUERY_TIMEOUT) -> bytes | None:
+def query(
+    path: Path,
+    name: str,
+    *,
+    clock: Callable[[], float],
+    timeout: float = QUERY_TIMEOUT,
+    bytes_max: int = ANSWER_BYTES_MAX,
+) -> bytes | None:
     """Return the answer of the server that listens at a path, or None where nobody listens.
 
-    Raises TakeoverError where there is no answer within `timeout` seconds or the server refuses, with its reason.
+    Raises TakeoverError where there is no answer within `timeout` seconds, or one of more than `bytes_max` bytes, or
+    where the server refuses, with its reason: its words, which nobody has looked at.
     """
-    answer = query_with_fds(path, name, clock=clock, timeout=timeout)
+    answer = query_with_fds(path, name, clock=clock, timeout=timeout, bytes_max=bytes_max)
     if answer is None:
         return None
-    close_fds(named.fd for named in answer.fds)
+    close_unasked([named.fd for named in answer.fds])
     return answer.content
 
 
 def query_with_fds(
-    path: Path, name: str, *, clock: Callable[[], float], timeout: float = QUERY_TIMEOUT
+    path: Path,
+    name: str,
+    *,
+    clock: Callable[[], float],
+    timeout: float = QUERY_TIMEOUT,
+    bytes_max: int = ANSWER_BYTES_MAX,
 ) -> Answer | None:
     """Return the same with the descriptors that came with it, which are the caller's to close; raises as `query`."""
     deadline = clock() + timeout
@@ -46,11 +72,31 @@ def query_with_fds(
         try:
             received = _ask(channel, name, deadline, clock)
         finally:
+            channel.discard()
             channel.close()
         if received is not None:
-            return _read(received)
+            return _read(received, bytes_max, lambda: clock() < deadline)
         select.select([], [], [], RETRY_DELAY)
     raise TakeoverError("QUERY", f"{path} closed {CONNECT_ATTEMPTS_MAX} connections without an answer")
+
+
+def who_listens(path: Path, *, clock: Callable[[], float], timeout: float = QUERY_TIMEOUT) -> tuple[int, int] | None:
+    """Return pid and uid of the process that listens at a path, or None where nobody does; it need not answer.
+
+    It is the kernel that says so (SO_PEERCRED, unix(7)): who called listen(2). Nothing is asked. Raises TakeoverError
+    as `connect` does.
+    """
+    deadline = clock() + timeout
+    while True:
+        connection = connect_socket(path, max(deadline - clock(), 0.0))
+        if connection is None:
+            return None
+        with connection:
+            pid, uid = credentials_of(connection)
+        if uid != NO_UID:
+            return pid, uid
+        if clock() >= deadline:  # a signal has ended the waiting for a place in the backlog, and the time is up
+            raise TakeoverError("CONNECT", f"{path} accepts no connection within {timeout:g} s: does it hang?")
 
 
 def _ask(channel: Channel, name: str, deadline: float, clock: Callable[[], float]) -> Received | None:
@@ -71,13 +117,13 @@ def _ask(channel: Channel, name: str, deadline: float, clock: Callable[[], float
             raise TakeoverError("QUERY", f"pid {channel.peer.pid} sent what is no message: {error}") from error
 
 
-def _read(received: Received) -> Answer:
+def _read(received: Received, bytes_max: int, is_in_time: Callable[[], bool]) -> Answer:
     """Return what came with a reply; closes its memfd, and where it raises every descriptor."""
     with contextlib.ExitStack() as undo:
-        undo.callback(close_fds, received.fds)
+        undo.callback(close_unasked, received.fds)
         match received:
             case Received(Reply(entries), (memfd, *fds)) if len(entries) == len(fds):
-                content = _content(memfd)
+                content = _content(memfd, bytes_max, is_in_time)
                 undo.pop_all()
                 os.close(memfd)
                 named = zip(entries, fds, strict=True)
@@ -88,21 +134,17 @@ def _read(received: Received) -> Answer:
                 raise TakeoverError("QUERY", f"{type(message).__name__} with {len(came)} descriptors is no answer")
 
 
-def _content(memfd: int) -> bytes:
-    size = os.fstat(memfd).st_size
-    if size > ANSWER_BYTES_MAX:
-        raise TakeoverError("QUERY", f"an answer of {size} bytes; expected at most {ANSWER_BYTES_MAX}")
-    parts = bytearray()
-    while len(parts) < size and (part := os.pread(memfd, size - len(parts), len(parts))):
-        parts += part
+def _content(memfd: int, bytes_max: int, is_in_time: Callable[[], bool]) -> bytes:
+    try:
+        fcntl.fcntl(memfd, fcntl.F_GET_SEALS)
+        size = os.fstat(memfd).st_size
+        if size > bytes_max:
+            raise TakeoverError("QUERY", f"an answer of {size} bytes; expected at most {bytes_max}")
+        parts = bytearray()
+        while len(parts) < size and (part := os.pread(memfd, min(READ_BYTES, size - len(parts)), len(parts))):
+            if not is_in_time():
+                raise TakeoverError("QUERY", f"an answer of {size} bytes, of which {len(parts)} could be read in time")
+            parts += part
+    except OSError as error:
+        raise TakeoverError("QUERY", f"an answer that cannot be read: {error}; expected a memfd") from error
     return bytes(parts)
-
-
-def who_listens(path: Path, *, clock: Callable[[], float], timeout: float = QUERY_TIMEOUT) -> tuple[int, int] | None:
-    """To be merged."""
-    channel = connect(path, timeout)
-    if channel is None:
-        return None
-    found = channel.peer.pid, channel.peer.uid
-    channel.close()
-    return found

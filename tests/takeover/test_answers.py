@@ -4,17 +4,19 @@ import array
 import gc
 import os
 import socket
+import struct
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgpack
 import pytest
 
 from oxidize.errors import TakeoverError
 from oxidize.takeover import Answer, NamedFd, query, query_with_fds
-from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, close_fds
+from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, close_fds
 from oxidize.takeover.messages import DEPTH_MAX, Reply, encode
 from oxidize.takeover.reception import ANSWER_BYTES_MAX
 from tests.takeover_peer import WAIT_SECS, Stand, clock
@@ -112,18 +114,37 @@ def test_descriptors_that_no_message_can_name_are_a_refusal(stand: Stand, named:
 # --- Whoever answers is another release, or no server at all ---
 
 
-def answered_by_hand(path: Path, data: bytes, fds: Sequence[int]) -> Answer | None:
+def answered_by_hand(path: Path, data: bytes, fds: Sequence[int], now: Callable[[], float] = clock) -> Answer | None:
     """Return what a query makes of this answer."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, ThreadPoolExecutor(1) as pool:
+    return answered_by_hands(path, [(data, fds)], now)
+
+
+def answered_by_hands(
+    path: Path, messages: Sequence[tuple[bytes, Sequence[int]]], now: Callable[[], float] = clock
+) -> Answer | None:
+    """Return what a query makes of these messages, all of which are there before it looks."""
+    are_there, send = threading.Event(), Channel.send
+
+    def send_late(*arguments: Any) -> None:
+        assert are_there.wait(WAIT_SECS)
+        send(*arguments)
+
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        pytest.MonkeyPatch.context() as patch,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        patch.setattr(Channel, "send", send_late)
         listener.bind(str(path))
         listener.listen()
         listener.settimeout(WAIT_SECS)
-        asking = pool.submit(query_with_fds, path, "state", clock=clock)
+        asking = pool.submit(query_with_fds, path, "state", clock=now)
         connection, _ = listener.accept()
         with connection:
-            connection.recv(4096)
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-            connection.sendmsg([data], rights)
+            for data, fds in messages:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+                connection.sendmsg([data], rights)
+            are_there.set()
             return asking.result()
 
 
@@ -173,6 +194,66 @@ def test_an_answer_that_is_too_long_leaves_no_descriptor_behind(tmp_path: Path, 
     reply = msgpack.packb({"type": "reply", "fds": [ENTRY]})
     with pytest.raises(TakeoverError, match="expected at most"):
         answered_by_hand(tmp_path / "socket", reply, [memfd, memfd])
+
+
+def test_whoever_asks_says_how_long_an_answer_may_be(stand: Stand, tmp_path: Path, memfd: int) -> None:
+    def ask(bytes_max: int) -> bytes | None:
+        return asked(stand, lambda: query(stand.path, "big", clock=clock, bytes_max=bytes_max))
+
+    assert ask(5 << 20) == b"big " * (5 << 18)
+    with pytest.raises(TakeoverError, match="an answer of 5242880 bytes; expected at most 5242879"):
+        ask((5 << 20) - 1)
+
+
+@pytest.fixture(params=["pipe", "socket", "folder", "file", "device"])
+def no_memfd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[int]:
+    """A descriptor that is no memory file: from some of these nothing can be read, from others only in time."""
+    (tmp_path / "file").write_text("content")
+    made: dict[str, Callable[[], Sequence[int]]] = {
+        "pipe": os.pipe,
+        "socket": lambda: [each.detach() for each in socket.socketpair()],
+        "folder": lambda: [os.open(tmp_path, os.O_RDONLY)],
+        "file": lambda: [os.open("/proc/self/status", os.O_RDONLY)],
+        "device": lambda: [os.open("/dev/zero", os.O_RDONLY)],
+    }
+    fds = made[request.param]()
+    before = open_fds()
+    yield fds[0]
+    assert open_fds() == before
+    close_fds(fds)
+
+
+def test_what_is_no_memory_file_is_no_answer(tmp_path: Path, no_memfd: int) -> None:
+    reply = msgpack.packb({"type": "reply"})
+    with pytest.raises(TakeoverError, match=r"an answer that cannot be read: .*; expected a memfd"):
+        answered_by_hand(tmp_path / "socket", reply, [no_memfd])
+
+
+def test_an_answer_is_read_until_the_deadline(tmp_path: Path, memfd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = [0.0]
+    pread = os.pread
+
+    def slow(fd: int, size: int, offset: int) -> bytes:
+        late[0] += 3.0
+        return pread(fd, min(size, 3), offset)
+
+    monkeypatch.setattr(os, "pread", slow)
+    with pytest.raises(TakeoverError, match="7 bytes, of which 3 could be read in time"):
+        answered_by_hand(tmp_path / "socket", msgpack.packb({"type": "reply"}), [memfd], lambda: clock() + late[0])
+
+
+@pytest.mark.parametrize("data", [msgpack.packb({"type": "refused", "reason": "not now"}), b"rubbish"])
+@pytest.mark.parametrize("comes", ["with it", "behind it"])
+def test_a_socket_that_came_unasked_is_closed_without_lingering(tmp_path: Path, data: bytes, comes: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as unasked:
+        unasked.connect(server.getsockname())
+        unasked.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 3600))
+        messages = [(data, [unasked.fileno()])] if comes == "with it" else [(data, []), (b"more", [unasked.fileno()])]
+        with pytest.raises(TakeoverError):
+            answered_by_hands(tmp_path / "socket", messages)
+        # The option belongs to the socket, and so to every descriptor of it: were ours the last, close would not wait.
+        lingers, _ = struct.unpack("@ii", unasked.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
+        assert not lingers
 
 
 def test_a_refusal_with_descriptors_leaves_none_behind(tmp_path: Path, memfd: int) -> None:
