@@ -172,7 +172,7 @@ def _become(command: list[str], inherited_fd: int) -> None:
 def _serves(takeover_socket: Path, pid: int) -> bool:
     """Tell whether it is this process that answers at the takeover socket."""
     try:
-        return bool(fetch(takeover_socket, IDENTITY)["pid"] == pid)
+        return bool(fetch(takeover_socket, IDENTITY).get("pid") == pid)
     except OxidizeError:
         return False
 

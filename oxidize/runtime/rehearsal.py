@@ -5,21 +5,21 @@ takeover; sockets, devices and the hand-off itself are not. Sessions are counted
 server's.
 """
 
-import json
+import resource
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import oxidize
 from oxidize.errors import DecodeError, OxidizeError, SnapshotError, TakeoverError
 from oxidize.protocol.changes import PeerKeypairs
 from oxidize.protocol.keypair import Keypair
+from oxidize.runtime.answer import decode, printable_reasons
 from oxidize.runtime.loop import boot_time
 from oxidize.runtime.parts import NOT_CONFIGURED, Restored, restore
 from oxidize.runtime.settings import NodeSettings
-from oxidize.runtime.status import IDENTITY, STATE, fetch, nothing_runs
+from oxidize.runtime.status import IDENTITY, STATE, bytes_max_of, fetch, nothing_runs
 from oxidize.state.copies import copy_arena, copy_journal
-from oxidize.takeover.channel import close_fds
+from oxidize.takeover.channel import close_fds, close_unasked
 from oxidize.takeover.host import Answer
 from oxidize.takeover.query import query_with_fds
 
@@ -59,7 +59,7 @@ class _Moment:
     @classmethod
     def of(cls, content: bytes) -> "_Moment":
         try:
-            said: dict[str, Any] = json.loads(content)
+            said = decode(content)
             return cls(
                 float(said["at_boot_secs"]),
                 int(said["sessions"]),
@@ -68,7 +68,7 @@ class _Moment:
                 int(said["journal_activations"]),
                 int(said["journal_end"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DecodeError(f"what the server says of its state cannot be read: {error!r}") from error
 
 
@@ -77,13 +77,14 @@ def rehearse(settings: NodeSettings) -> Rehearsal:
 
     Raises SnapshotError where this release cannot restore it, other OxidizeErrors where there is nothing to restore.
     """
+    _keep_out_of_core_dumps()
     for _ in range(COPIES_MAX):
         answer = _ask(settings.takeover_socket)
         try:
             moment = _Moment.of(answer.content)
             copies = _copy(answer, moment)
         finally:
-            close_fds(named.fd for named in answer.fds)
+            close_unasked([named.fd for named in answer.fds])  # whatever they are
         if copies is not None:
             return _restore(settings, moment, *copies)
     raise SnapshotError(
@@ -91,16 +92,23 @@ def rehearse(settings: NodeSettings) -> Rehearsal:
     )
 
 
+def _keep_out_of_core_dumps() -> None:
+    """Let this process leave no core where it should crash: what it is about to read are keys (getrlimit(2))."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
 def _ask(takeover_socket: Path) -> Answer:
     try:
-        answer = query_with_fds(takeover_socket, STATE, clock=boot_time)
+        with printable_reasons():
+            answer = query_with_fds(takeover_socket, STATE, clock=boot_time, bytes_max=bytes_max_of(STATE))
     except TakeoverError as error:
         if not error.reason.startswith(f"query {STATE!r}: expected"):
             raise
         found = fetch(takeover_socket, IDENTITY)
         raise OxidizeError(
-            f"pid {found['pid']}, release {found['release']}, is too old to hand out its state, expected one that "
-            "knows `oxidize rehearse`: take over without a rehearsal this once"
+            f"pid {found.get('pid')}, release {found.get('release')}, is too old to hand out its state, expected one "
+            "that knows `oxidize rehearse`: take over without a rehearsal this once"
         ) from error
     if answer is None:
         raise nothing_runs(takeover_socket)

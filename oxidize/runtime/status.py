@@ -23,6 +23,7 @@ from oxidize.protocol.words import (
     Total,
     Words,
 )
+from oxidize.runtime.answer import decode, printable_reasons
 from oxidize.runtime.connection import Connection
 from oxidize.runtime.loop import boot_time
 from oxidize.runtime.settings import NodeSettings
@@ -39,6 +40,9 @@ STATE = "state"  # journal and arena, to be read
 DRAIN = "drain"  # begin to drain, and end when told to
 ACCEPT = "accept"  # drain no more
 QUERIES = (STATUS, IDENTITY, VITALS, STATE, DRAIN, ACCEPT)
+
+STATUS_BYTES_MAX = 32 << 20  # that of 20,000 peers takes 8 to 10 MB, and more where each has many allowed IPs
+ANSWER_BYTES_MAX = 512 << 10  # of any other: 16 takeovers with a reason of 4,096 characters, six bytes each at most
 
 
 class Describable(Protocol):
@@ -190,9 +194,15 @@ def nothing_runs(takeover_socket: Path) -> OxidizeError:
 
 
 def find(takeover_socket: Path, what: str = STATUS) -> dict[str, Any] | None:
-    """Return the same as `fetch`, or None where nobody listens; raises OxidizeError for one that gives no answer."""
-    answer = query(takeover_socket, what, clock=boot_time)
-    if answer is None:
-        return None
-    status: dict[str, Any] = json.loads(answer)
-    return status
+    """Return the same as `fetch`, or None where nobody listens.
+
+    Its texts can be printed, whoever answers. Raises OxidizeError for one that gives no answer that can be read.
+    """
+    with printable_reasons():
+        answer = query(takeover_socket, what, clock=boot_time, bytes_max=bytes_max_of(what))
+    return decode(answer) if answer is not None else None
+
+
+def bytes_max_of(what: str) -> int:
+    """Return how long an answer to this query may be, for whoever asks."""
+    return STATUS_BYTES_MAX if what == STATUS else ANSWER_BYTES_MAX

@@ -28,6 +28,8 @@ def copy_journal(source: int, activations: int, end: int) -> int | None:
             return None
         number = activations & 1
         base = HEADER_BYTES + number * header[REGION_BYTES]
+        if not base <= end <= base + header[REGION_BYTES]:
+            raise SnapshotError(f"journal: it is said to end at {end}, which is not in its region from {base} on")
         header[END + number] = end
         copy = _new_file("oxidize-journal-copy", source)
         try:
@@ -38,7 +40,7 @@ def copy_journal(source: int, activations: int, end: int) -> int | None:
         except BaseException:
             os.close(copy)
             raise
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # also numbers in its header that no file has
         raise SnapshotError(f"journal: it cannot be copied: {error}") from error
     if not is_good:
         os.close(copy)

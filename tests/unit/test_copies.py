@@ -14,6 +14,7 @@ from oxidize.protocol.changes import PeerSeen
 from oxidize.protocol.words import SEND_COUNTER
 from oxidize.state import copies
 from oxidize.state.copies import copy_arena, copy_journal
+from oxidize.state.journal import HEADER_BYTES
 from oxidize.state.session_state import SessionState
 from tests.sparse import content
 from tests.unit.test_writer_lock import BOOT, CHILD, KEY
@@ -179,7 +180,10 @@ def test_a_file_that_is_none_or_too_short_is_refused_and_nothing_stays_open(stat
     before = open_fds()
     with pytest.raises(SnapshotError, match="expected a header"):
         copy_journal(empty, 0, 100)
-    with pytest.raises(SnapshotError, match="the file ends at"):
+    os.pwrite(empty, os.pread(fd, HEADER_BYTES, 0), 0)
+    with pytest.raises(SnapshotError, match="the file ends at 4096, expected 8192 bytes"):
+        copy_journal(empty, activations, 8192)
+    with pytest.raises(SnapshotError, match="it is said to end at"):
         copy_journal(fd, activations, 1 << 40)
     read_end, write_end = os.pipe()
     with pytest.raises(SnapshotError, match="journal: it cannot be copied"):

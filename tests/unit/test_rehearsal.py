@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,34 @@ def test_an_answer_that_is_none_is_refused(running: Running, says: dict[str, Any
     running.says = says
     with pytest.raises(DecodeError, match="cannot be read"):
         rehearse(running.settings())
+
+
+@pytest.mark.parametrize("end", [-1, 1 << 62, (1 << 64) - 1])
+def test_a_journal_that_ends_nowhere_is_refused(running: Running, end: int) -> None:
+    running.says = {"journal_end": end}
+    with pytest.raises(SnapshotError, match="journal"):
+        rehearse(running.settings())
+
+
+def test_a_refusal_can_be_printed(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing(monkeypatch, "no\x1b[2J")
+    with pytest.raises(TakeoverError) as caught:
+        rehearse(running.settings())
+    assert caught.value.reason == r"no\x1b[2J"
+
+
+def test_no_core_is_left_of_whoever_has_the_state(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[tuple[int, int]] = []
+
+    def answer(path: Path, query: str, **_: object) -> Answer:
+        limits.append(resource.getrlimit(resource.RLIMIT_CORE))
+        return running.answer(path, query)
+
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+    monkeypatch.setattr(rehearsal, "query_with_fds", answer)
+    rehearse(running.settings())
+    assert limits == [(0, hard)]
 
 
 def test_an_answer_without_an_arena_is_refused(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
