@@ -11,7 +11,7 @@ from ipaddress import IPv4Network, IPv6Network
 from math import inf
 
 from oxidize.protocol.changes import PeerHandshake, PeerKeypairs
-from oxidize.protocol.constants import STAGED_PACKETS_MAX, TIMESTAMP_SIZE
+from oxidize.protocol.constants import REJECT_AFTER_TIME, STAGED_PACKETS_MAX, TIMESTAMP_SIZE
 from oxidize.protocol.cookie import CookieJar
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.handshake import InitiatorState, RemoteIdentity
@@ -138,6 +138,13 @@ class Peer:
         if current is not None and not current.is_expired(now):
             return True
         return following is not None and not following.is_expired(now)
+
+    def session_ends_at(self, now: float) -> float | None:
+        """Return when the newest keypair that can be used ends by its age, None where `has_session` says no."""
+        for keypair in (self.next, self.current):  # the next one is younger
+            if keypair is not None and not keypair.is_expired(now):
+                return keypair.state.created_at + REJECT_AFTER_TIME
+        return None
 
     def can_send(self, now: float) -> bool:
         """Tell whether the peer can be sent to without a handshake."""

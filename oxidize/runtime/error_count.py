@@ -1,7 +1,8 @@
 """How many lines were logged as errors, in the words: what a deployment looks at after a replacement.
 
 The rule: it counts while this process owns, for words have one writer at a time, and nothing that goes wrong here
-reaches whoever logs.
+reaches whoever logs. The word runs on across generations; what it was before this one is remembered, so that nobody is
+blamed for the errors of its predecessor.
 """
 
 import contextlib
@@ -11,15 +12,21 @@ from oxidize.protocol.words import Total, Words
 
 
 class ErrorCount(logging.Handler):
-    """Counts records of ERROR and worse, from whatever module, between `begin` and `end`."""
+    """Counts records of ERROR and worse, from whatever module, between `begin` and `end`.
+
+    before: the word as it was at the first `begin`, None until then.
+    """
 
     def __init__(self, words: Words) -> None:
         super().__init__(logging.ERROR)
         self._words = words
         self._is_on = False
+        self.before: int | None = None
 
     def begin(self) -> None:
         """Count from now on; only the owner of the words may call this. Idempotent."""
+        if self.before is None:  # after a thaw the errors from before the freeze are still our own
+            self.before = self._words[Total.ERRORS_LOGGED]
         self._is_on = True
         logging.getLogger().addHandler(self)
 

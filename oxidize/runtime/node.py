@@ -318,6 +318,11 @@ class Node:
     # --- Ending ---
 
     @property
+    def errors_before(self) -> int | None:
+        """The errors that had been logged when this generation began to serve, None before that."""
+        return self._error_count.before
+
+    @property
     def drain_left_secs(self) -> float | None:
         """Seconds until a drain ends at the latest, 0.0 when it has ended, None where there is none."""
         return self._drain.left_secs

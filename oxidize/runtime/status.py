@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,6 +61,10 @@ class Describable(Protocol):
     http_listener: socket.socket | None
 
     @property
+    def errors_before(self) -> int | None:
+        """The errors that had been logged when this generation began to serve; None before that."""
+
+    @property
     def state_name(self) -> str:
         """What /health says."""
 
@@ -81,6 +86,7 @@ def _vitals(node: Describable, now: float) -> dict[str, Any]:
         "totals": {total.name.lower(): words[total] for total in Total},
         "drops": {reason.name.lower(): words[DROPS_WORD + reason] for reason in DropReason},
         "kernel_drops": node.udp.kernel_drops(),
+        "errors_before": node.errors_before,
         "takeovers": node.session_state.takeovers(),
         "metrics_listen": _address_of(node.http_listener),
     }
@@ -124,6 +130,7 @@ def hand_out_state(node: Describable) -> Answer:
 def describe(node: Describable) -> bytes:
     """Return the status of a node as JSON: its vitals, its settings and every peer."""
     now = boot_time()
+    unix_at_boot = time.time() - now
     return json.dumps(
         {
             **_vitals(node, now),
@@ -133,12 +140,14 @@ def describe(node: Describable) -> bytes:
             "listen": node.udp.local_address,
             "public_key": _base64(node.settings.public_key),
             "connection": node.connection.describe(now) if node.connection is not None else None,
-            "peers": [_describe_peer(peer, node.words, now) for peer in node.device.peers.values()],
+            "peers": [_describe_peer(peer, node.words, now, unix_at_boot) for peer in node.device.peers.values()],
         }
     ).encode()
 
 
-def _describe_peer(peer: Peer, words: Words, now: float) -> dict[str, Any]:
+def _describe_peer(peer: Peer, words: Words, now: float, unix_at_boot: float) -> dict[str, Any]:
+    ends_at = peer.session_ends_at(now)
+
     def count(word: int) -> int:
         return words[peer.slot + word] if peer.slot else 0
 
@@ -147,7 +156,8 @@ def _describe_peer(peer: Peer, words: Words, now: float) -> dict[str, Any]:
         "public_key": _base64(peer.public_key),
         "endpoint": str(peer.endpoint) if peer.endpoint is not None else None,
         "allowed_ips": [str(network) for network in peer.settings.allowed_ips],
-        "has_session": peer.has_session(now),
+        "has_session": ends_at is not None,
+        "session_ends_unix": round(unix_at_boot + ends_at, 3) if ends_at is not None else 0.0,
         "last_handshake_unix": peer.last_handshake_unix,
         "received_bytes": count(RECEIVED_BYTES),
         "sent_bytes": count(SENT_BYTES),

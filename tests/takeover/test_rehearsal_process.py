@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 from oxidize import __version__
 from oxidize.deploy.vitals import Vitals
 from oxidize.errors import TakeoverError, WriterBusyError
+from oxidize.protocol.constants import REJECT_AFTER_TIME
 from oxidize.runtime.parts import boot_id
 from oxidize.runtime.status import IDENTITY, STATE, STATUS, VITALS, fetch
 from oxidize.state.session_state import SessionState
@@ -96,6 +98,18 @@ def test_vitals_are_what_a_deploy_reads(server: Server, clients: list[EchoClient
     assert answer["started_unix"] == status["started_unix"]
 
 
+def test_a_session_ends_by_age(server: Server, clients: list[EchoClient]) -> None:
+    server.start()
+    assert [peer["session_ends_unix"] for peer in server.status()["peers"]] == [0.0] * 3
+    before = time.time()
+    with Traffic(server, clients, 100.0):
+        after = time.time()
+        for _ in range(2):
+            peers = server.status()["peers"]
+            assert all(before <= peer["session_ends_unix"] - REJECT_AFTER_TIME <= after for peer in peers)
+            server.replace()
+
+
 def test_a_status_is_vitals_and_more_and_vitals_name_no_peer(server: Server) -> None:
     server.write_config(metrics_listen="")
     server.start()
@@ -137,7 +151,9 @@ def state_files(pid: int) -> list[tuple[str, Path]]:
 
 
 def writable(pid: int) -> dict[str, int]:
-    """Return descriptors of the state of a process through which it may be written."""
+    """Return descriptors of the state of a process through which it may be written: its user may have them."""
+    for _, entry in state_files(pid):
+        entry.chmod(0o600)
     return {name: os.open(entry, os.O_RDWR | os.O_CLOEXEC) for name, entry in dict(state_files(pid)).items()}
 
 
@@ -288,15 +304,35 @@ def errors_logged(server: Server) -> int:
     return Vitals.of(fetch(server.takeover_socket, VITALS)).total("errors_logged")
 
 
+def errors_before(server: Server) -> int | None:
+    return Vitals.of(fetch(server.takeover_socket, VITALS)).errors_before
+
+
 def test_errors_are_counted_and_the_count_runs_on(server: Server, tmp_path: Path) -> None:
     server.start(fault("oxidize.metrics:Metrics.render", "raise", tmp_path / "mark"))
     listen = server.status()["metrics_listen"]
     for number in (1, 2):
         assert get(listen, "/metrics").status == 500
         assert errors_logged(server) == number
+    assert errors_before(server) == 0
     server.replace()
     assert get(listen, "/metrics").status == 200
     assert errors_logged(server) == 2
+
+
+def test_a_successor_is_told_from_its_predecessor_by_its_errors(server: Server, tmp_path: Path) -> None:
+    broken = fault("oxidize.metrics:Metrics.render", "raise", tmp_path / "mark")
+    server.start(broken)
+    listen = server.status()["metrics_listen"]
+    for _ in range(3):
+        assert get(listen, "/metrics").status == 500
+    where = "oxidize.state.session_state:SessionState.become_writer"
+    assert server.reload(fault(where, "raise", tmp_path / "other")).status == 1  # and so the predecessor thaws
+    assert (errors_before(server), errors_logged(server)) == (0, 3)
+    assert server.reload(broken).status == 0
+    assert (errors_before(server), errors_logged(server)) == (3, 3)
+    assert get(listen, "/metrics").status == 500
+    assert (errors_before(server), errors_logged(server)) == (3, 4)
 
 
 def test_a_predecessor_that_has_handed_over_counts_nothing_more(server: Server, tmp_path: Path) -> None:

@@ -55,6 +55,17 @@ def test_it_goes_on_from_what_a_predecessor_counted(slots: ArraySlots, count: Er
     assert slots.words[Total.ERRORS_LOGGED] == 42
 
 
+def test_what_was_there_before_is_remembered_also_after_a_thaw(slots: ArraySlots, count: ErrorCount) -> None:
+    slots.words[Total.ERRORS_LOGGED] = 41
+    assert count.before is None
+    count.begin()
+    log.error("our own")
+    count.end()
+    count.begin()
+    log.error("our own, too")
+    assert (count.before, slots.words[Total.ERRORS_LOGGED]) == (41, 43)
+
+
 def test_words_that_are_gone_do_not_break_logging(
     slots: ArraySlots, count: ErrorCount, caplog: pytest.LogCaptureFixture
 ) -> None:

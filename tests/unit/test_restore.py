@@ -102,6 +102,25 @@ def test_a_next_keypair_is_confirmed_to_the_successor():
     assert len(server.delivered) == 1
 
 
+def test_a_session_ends_by_the_age_of_its_newest_keypair_and_not_by_when_it_was_confirmed():
+    world = World()
+    client, server = world.pair()
+    assert server.peer(client).session_ends_at(world.now) is None
+    client.send(server)
+    made_at = world.now
+    world.carry()  # the response is on its way: the keypair is the server's next one
+    assert server.peer(client).session_ends_at(world.now) == made_at + REJECT_AFTER_TIME
+    world.now += 2.0
+    world.exchange()
+    assert server.peer(client).session_ends_at(world.now) == made_at + REJECT_AFTER_TIME
+    server.replace()
+    ends_at = server.peer(client).session_ends_at(world.now)
+    assert ends_at == made_at + REJECT_AFTER_TIME
+    world.now = ends_at
+    assert server.peer(client).session_ends_at(world.now) is None
+    assert not server.peer(client).has_session(world.now)
+
+
 def test_a_replay_of_what_a_predecessor_received_is_refused():
     world = World()
     client, server = connected(world)
