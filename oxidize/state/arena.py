@@ -1,14 +1,13 @@
 """The counter arena: every 64-bit word of the device, in a memory file that outlives the process.
 
 Rule: what a counter says is true at every instant at which the process may die. The live objects read and write the
-words in place, so nothing is serialised at a hand-off and nothing is lost by SIGKILL. The file is sealed at its size: a
-mapping of it can never fault. It is sparse: slots that were never used cost no memory.
+words in place, so nothing is serialised at a hand-off and nothing is lost by SIGKILL. The file is sparse: slots that
+were never used cost no memory.
 
-Sources: memfd_create(2), fcntl(2) "File Sealing", mmap(2) MAP_SHARED; the layout of the words is `protocol.words`.
+Sources: mmap(2) MAP_SHARED; the layout of the words is `protocol.words`.
 """
 
 import contextlib
-import fcntl
 import mmap
 import os
 from typing import Self
@@ -23,6 +22,7 @@ from oxidize.protocol.words import (
     TOTALS_WORDS,
     Words,
 )
+from oxidize.state import memory_file
 
 # A peer's own slot, its previous, current and next keypair, and one that is still to be released.
 SLOTS_PER_PEER = 5
@@ -76,10 +76,8 @@ class Arena:
     @classmethod
     def create(cls, slot_count: int = SLOTS_MAX) -> Self:
         """Make an arena of zeros for `slot_count` slots; raises OSError when the kernel refuses."""
-        fd = os.memfd_create("oxidize-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fd = memory_file.create("oxidize-arena", _file_bytes(slot_count))
         try:
-            os.ftruncate(fd, _file_bytes(slot_count))
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             header = memoryview(bytearray(_WORD_BYTES * _HEADER_WORDS)).cast("Q")
             for word, value in _EXPECTED.values():
                 header[word] = value

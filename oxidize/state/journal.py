@@ -10,7 +10,7 @@ Rules:
 
 What a record is, `state.stream` says; what it is about, the journal does not know.
 
-Sources: memfd_create(2), fcntl(2) "File Sealing", pwrite(2), fallocate(2), fcntl(2).
+Sources: pwrite(2), fallocate(2), fcntl(2).
 """
 
 import fcntl
@@ -22,6 +22,7 @@ from typing import Self
 import msgpack
 
 from oxidize.errors import SnapshotError, StateError, WriterBusyError
+from oxidize.state import memory_file
 from oxidize.state.punch import punch_hole
 from oxidize.state.stream import ENVELOPE, RECORD_BYTES_MAX, REMEDY, RETIRE_ALL, RETIRE_OWN, Record, scan
 
@@ -110,10 +111,8 @@ class Journal:
         envelope: the fields beside type, key and magic; must have `format` and `min_reader`. reader: the newest
         `min_reader` that this release understands. Raises OSError when the kernel refuses, StateError as `append` does.
         """
-        fd = os.memfd_create("oxidize-journal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fd = memory_file.create("oxidize-journal", HEADER_BYTES + 2 * region_bytes)
         try:
-            os.ftruncate(fd, HEADER_BYTES + 2 * region_bytes)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             header = memoryview(bytearray(HEADER_WORDS * WORD_BYTES)).cast("Q")
             header[_MAGIC], header[_LAYOUT], header[REGION_BYTES] = MAGIC, LAYOUT, region_bytes
             header[END], header[END + 1] = HEADER_BYTES, HEADER_BYTES + region_bytes

@@ -103,6 +103,7 @@ class SessionState:
     def read_only_fds(self) -> dict[str, int]:
         """Return descriptors of open files of their own, through which nobody can write or map for writing.
 
+        Nor can another user open them again for writing (`memory_file`); this one, and root, can do what they like.
         Made at the first call and kept until `close`, and so for the caller to copy, not to close: closing any
         descriptor of the journal would give up the writer's lock (`Journal._lock`). Raises OSError.
         """

@@ -1,0 +1,42 @@
+"""The files of a state: nobody opens them for writing but by their owner's will."""
+
+import os
+import stat
+import subprocess
+from contextlib import closing
+
+import pytest
+
+from oxidize.state.memory_file import MODE
+from oxidize.state.session_state import SessionState
+
+NOBODY = 65_534
+# Opens what it was given for reading again, to be read and to be written.
+REOPEN = (
+    'head -c 8 "/proc/self/fd/$0" >/dev/null && echo read; (exec 9<>"/proc/self/fd/$0") 2>/dev/null && echo written'
+)
+
+
+def make() -> SessionState:
+    return SessionState.create("0.1.0", 1, "boot", bytes(32))
+
+
+def test_their_mode_lets_nobody_write_whatever_the_umask() -> None:
+    before = os.umask(0)
+    try:
+        state = make()
+    finally:
+        os.umask(before)
+    with closing(state):
+        modes = [stat.S_IMODE(os.fstat(fd).st_mode) for fd in (*state.fds.values(), *state.read_only_fds().values())]
+    assert modes == [MODE] * 4
+    assert MODE & 0o222 == 0
+
+
+@pytest.mark.root
+def test_another_user_who_was_given_them_reads_and_cannot_open_them_for_writing() -> None:
+    with closing(make()) as state:
+        for fd in state.read_only_fds().values():
+            command = ["sh", "-c", REOPEN, str(fd)]
+            done = subprocess.run(command, user=NOBODY, group=NOBODY, pass_fds=[fd], capture_output=True, check=False)
+            assert done.stdout == b"read\n"
