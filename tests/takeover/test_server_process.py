@@ -114,6 +114,20 @@ def test_a_service_manager_that_is_not_there_is_one_line(server: Server) -> None
     assert line.startswith(f"oxidize: NOTIFY_SOCKET = {server.lab.folder}/none: No such file or directory")
 
 
+def test_who_was_started_to_replace_a_server_never_starts_one(server: Server) -> None:
+    """Its coordinator found one, which has ended since."""
+    coordinator, link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with coordinator, link:
+        command = [*OXIDIZE, "server", "-c", str(server.config_path), "--control-fd", str(link.fileno())]
+        done = subprocess.run(command, pass_fds=[link.fileno()], capture_output=True, timeout=WAIT_SECS, check=False)
+        said = json.loads(coordinator.recv(65_536))
+    assert (done.returncode, said["event"]) == (1, "failed")
+    assert said["reason"].startswith(
+        f"HELLO: the server that was to be replaced has ended: nobody listens at {server.takeover_socket} any more"
+    )
+    assert not server.takeover_socket.exists()
+
+
 @pytest.mark.root
 def test_who_may_not_make_a_tun_device_is_told_in_one_line() -> None:
     # Everything is imported before: the interpreter's folders may be closed to that user, as pytest's are.
