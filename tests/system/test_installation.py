@@ -41,6 +41,12 @@ def test_the_services_are_not_exposed(untouched: Service) -> None:
         untouched.machine.run("systemd-analyze", "security", f"--threshold={EXPOSURE_MAX * 10:.0f}", unit)
 
 
+def test_keys_reach_no_disk(untouched: Service) -> None:
+    for unit in (DAEMON, CLIENT):
+        found = [untouched.machine.show(name, unit) for name in ("MemorySwapMax", "LimitCORE", "LimitCORESoft")]
+        assert found == ["0", "0", "0"], unit
+
+
 def test_a_reload_ends_before_systemd_ends_it(untouched: Service) -> None:
     units = {"min": 60, "s": 1}
     limit = re.findall(r"(\d+)(min|s)\b", untouched.machine.show("TimeoutStartUSec"))
