@@ -1,7 +1,7 @@
 """A deployment without a machine: releases in a folder, a server and a clock that are played."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from oxidize.deploy.interrupts import Interrupts
 from oxidize.deploy.progress import Recorder
 from oxidize.deploy.releases import DESCRIPTION, Release, Releases
 from oxidize.deploy.server import Clock, Serving
-from oxidize.deploy.vitals import Vitals
+from oxidize.deploy.vitals import PeerVitals, Vitals
 from oxidize.errors import DeployError, TakeoverError
 
 UNIX = 1_800_000_000.0
@@ -162,19 +162,20 @@ class World:
             errors_before=int(self.errors_before),
         )
 
-    def peers(self) -> Sequence[Mapping[str, Any]]:
+    def peers(self) -> Sequence[PeerVitals]:
         self._answer()
         behaviour = self.behaviour()
         lost, received = behaviour.lost_peers, int(self.totals["received_packets"])
         self.received_of |= {name: received for name in self.peers_of if name not in behaviour.silent}
         return [
-            {
-                "name": name,
-                "public_key": name,
-                "has_session": name not in lost,
-                "last_handshake_unix": UNIX + self.time - 60,
-                "received_packets": self.received_of.get(name, 0),
-            }
+            PeerVitals(
+                name=name,
+                public_key=name,
+                has_session=name not in lost,
+                last_handshake_unix=UNIX + self.time - 60,
+                session_ends_unix=UNIX + self.time + 120,
+                received_packets=self.received_of.get(name, 0),
+            )
             for name in self.peers_of
         ]
 

@@ -6,9 +6,8 @@ belongs to the service is replaced by systemctl, any other by the new program's 
 """
 
 import pwd
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from oxidize import config
 from oxidize.cli.health import why_unready
@@ -16,7 +15,7 @@ from oxidize.cli.reloading import SERVICE
 from oxidize.deploy.commands import run
 from oxidize.deploy.releases import folder_of
 from oxidize.deploy.server import Serving
-from oxidize.deploy.vitals import Vitals
+from oxidize.deploy.vitals import PeerVitals, Vitals
 from oxidize.errors import OxidizeError
 from oxidize.runtime import unit
 from oxidize.runtime.loop import boot_time
@@ -103,10 +102,9 @@ class RunningServer:
         except OxidizeError:
             return None
 
-    def peers(self) -> Sequence[Mapping[str, Any]]:
-        """Return the peers of its status; raises OxidizeError where nobody answers."""
-        peers: list[dict[str, Any]] = fetch(self._takeover_socket, STATUS)["peers"]
-        return peers
+    def peers(self) -> Sequence[PeerVitals]:
+        """Return the peers of its status; raises OxidizeError where nobody answers rightly."""
+        return PeerVitals.all_of(fetch(self._takeover_socket, STATUS))
 
     def unready(self, vitals: Vitals) -> str:
         """Return why its /health does not call it ready, "" where it does; without HTTP its own word counts."""

@@ -7,12 +7,12 @@ may answer anything, or nothing. A deployment knows nothing of sockets and units
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from oxidize.deploy.vitals import Vitals
+from oxidize.deploy.vitals import PeerVitals, Vitals
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Server(Protocol):
     def vitals(self) -> Vitals | None:
         """Return how it is, None where nobody listens; raises for one that gives no answer that can be read."""
 
-    def peers(self) -> Sequence[Mapping[str, Any]]:
+    def peers(self) -> Sequence[PeerVitals]:
         """Return the peers of its status; raises where nobody answers."""
 
     def unready(self, vitals: Vitals) -> str:

@@ -6,12 +6,11 @@ the port must not be able to keep a release away.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from oxidize.deploy.server import Serving
-from oxidize.deploy.vitals import Rates, Vitals, rates
+from oxidize.deploy.vitals import PeerVitals, Rates, Vitals, rates
 from oxidize.protocol.constants import REJECT_AFTER_TIME
 from oxidize.protocol.words import DropReason
 from oxidize.text import counted
@@ -50,7 +49,7 @@ OWN_REASONS = frozenset(
     )
 )
 
-Peers = Sequence[Mapping[str, Any]]  # of a status
+Peers = Sequence[PeerVitals]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,15 +205,15 @@ class Judge:
 
 def missing_sessions(before: Peers, after: Peers, now_unix: float) -> list[str]:
     """Return the names of peers whose session is gone although it has not ended by age."""
-    there = {peer["public_key"]: peer for peer in after}
+    there = {peer.public_key: peer for peer in after}
     missing = []
     for peer in before:
-        ends_at = peer.get("session_ends_unix") or peer["last_handshake_unix"] + REJECT_AFTER_TIME
-        if not peer["has_session"] or ends_at - SESSION_AGE_MARGIN_SECS <= now_unix:
+        ends_at = peer.session_ends_unix or peer.last_handshake_unix + REJECT_AFTER_TIME
+        if not peer.has_session or ends_at - SESSION_AGE_MARGIN_SECS <= now_unix:
             continue
-        found = there.get(peer["public_key"])
-        if found is None or not found["has_session"]:
-            missing.append(str(peer["name"] or peer["public_key"]))
+        found = there.get(peer.public_key)
+        if found is None or not found.has_session:
+            missing.append(peer.name or peer.public_key)
     return missing
 
 
@@ -231,11 +230,11 @@ def silenced_peers(before: tuple[Peers, Peers], after: tuple[Peers, Peers]) -> s
 
 
 def _received(earlier: Peers, later: Peers) -> dict[str, int]:
-    at_first = {peer["public_key"]: peer["received_packets"] for peer in earlier}
+    at_first = {peer.public_key: peer.received_packets for peer in earlier}
     return {
-        peer["public_key"]: peer["received_packets"] - at_first[peer["public_key"]]
+        peer.public_key: peer.received_packets - at_first[peer.public_key]
         for peer in later
-        if peer["public_key"] in at_first
+        if peer.public_key in at_first
     }
 
 

@@ -86,6 +86,41 @@ class Vitals:
         return None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerVitals:
+    """A peer in the answer to the query "status".
+
+    last_handshake_unix, session_ends_unix: seconds since the epoch, 0.0 for never, and for a release that does not say.
+    received_packets: inner packets, in all.
+    """
+
+    name: str
+    public_key: str
+    has_session: bool
+    last_handshake_unix: float
+    session_ends_unix: float
+    received_packets: int
+
+    @classmethod
+    def all_of(cls, answer: Mapping[str, Any]) -> "tuple[PeerVitals, ...]":
+        """Read the peers of an answer; raises DecodeError where it is none."""
+        peers = answer.get("peers") if isinstance(answer, Mapping) else None
+        if not isinstance(peers, list) or not all(isinstance(peer, Mapping) for peer in peers):
+            raise DecodeError("the server's status cannot be read: it has no list of peers")
+        return tuple(cls._of(peer) for peer in peers)
+
+    @classmethod
+    def _of(cls, peer: Mapping[str, Any]) -> "PeerVitals":
+        return cls(
+            name=_field(peer, "name", _text),
+            public_key=_field(peer, "public_key", _text),
+            has_session=_field(peer, "has_session", _flag),
+            last_handshake_unix=_field(peer, "last_handshake_unix", _number),
+            session_ends_unix=_field(peer, "session_ends_unix", _number, 0.0),
+            received_packets=_field(peer, "received_packets", _count),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Rates:
     """What passed through the tunnels, a second: inner packets, and their bytes, received and sent."""
@@ -132,6 +167,12 @@ def _field(answer: Mapping[str, Any], name: str, read: Read[T], default: Any = _
         return read(value)
     except _WrongError as wrong:
         raise DecodeError(f"the server's vitals cannot be read: {name} is no {wrong}") from wrong
+
+
+def _flag(value: object) -> bool:
+    if type(value) is not bool:
+        raise _WrongError("boolean")
+    return value
 
 
 def _text(value: object) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from oxidize.deploy.server import Serving
 from oxidize.deploy.verdict import Baseline, Judge, Observation, missing_sessions
-from oxidize.deploy.vitals import Vitals, rates
+from oxidize.deploy.vitals import PeerVitals, Vitals, rates
 from oxidize.errors import DecodeError
 
 FIRST = Vitals(
@@ -181,8 +181,15 @@ def test_an_answer_that_is_none_is_a_decode_error(answer: dict[str, Any]) -> Non
 # --- Sessions ---
 
 
-def peer(name: str, *, has_session: bool = True, age: float = 10.0) -> dict[str, Any]:
-    return {"name": name, "public_key": name, "has_session": has_session, "last_handshake_unix": 1000.0 - age}
+def peer(name: str, *, has_session: bool = True, age: float = 10.0, ends: float = 0.0) -> PeerVitals:
+    return PeerVitals(
+        name=name,
+        public_key=name,
+        has_session=has_session,
+        last_handshake_unix=1000.0 - age,
+        session_ends_unix=ends,
+        received_packets=0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -197,13 +204,21 @@ def peer(name: str, *, has_session: bool = True, age: float = 10.0) -> dict[str,
     ],
 )
 def test_only_a_session_that_did_not_end_by_age_is_missing(
-    before: list[dict[str, Any]], after: list[dict[str, Any]], missing: list[str]
+    before: list[PeerVitals], after: list[PeerVitals], missing: list[str]
 ) -> None:
     assert missing_sessions(before, after, 1000.0) == missing
 
 
 def test_the_age_of_a_session_is_that_of_its_keypair() -> None:
-    confirmed_late = peer("a") | {"session_ends_unix": 999.0}
-    assert missing_sessions([confirmed_late], [peer("a", has_session=False)], 1000.0) == []
-    alive = peer("a", age=1000.0) | {"session_ends_unix": 1100.0}
-    assert missing_sessions([alive], [peer("a", has_session=False)], 1000.0) == ["a"]
+    gone = [peer("a", has_session=False)]
+    assert missing_sessions([peer("a", ends=999.0)], gone, 1000.0) == []  # confirmed late
+    assert missing_sessions([peer("a", age=1000.0, ends=1100.0)], gone, 1000.0) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [None, [], {}, {"peers": None}, {"peers": {}}, {"peers": [None]}, {"peers": [{}]}, {"peers": [{"name": 1}]}],
+)
+def test_a_status_that_is_none_is_a_decode_error(answer: Any) -> None:
+    with pytest.raises(DecodeError):
+        PeerVitals.all_of(answer)
