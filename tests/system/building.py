@@ -70,7 +70,8 @@ class Workshop:
     def command(self, *command: str) -> tuple[str, ...]:
         """Return a command that runs this one inside as the operator."""
         as_operator = ("setpriv", f"--reuid={OPERATOR}", f"--regid={OPERATOR}", "--init-groups")
-        environment = ("env", "-i", *(f"{name}={value}" for name, value in ENVIRONMENT.items()))
+        # Whoever started the tests in the background had SIGINT ignored, which no shell undoes.
+        environment = ("env", "--default-signal=INT", "-i", *(f"{name}={value}" for name, value in ENVIRONMENT.items()))
         return self.machine.command(*as_operator, *environment, *command)
 
     def interrupt(self, group: int) -> None:

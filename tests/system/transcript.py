@@ -10,6 +10,7 @@ import re
 import select
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Self
@@ -186,7 +187,8 @@ class Shell:
 
     def _read_until(self, pattern: str, command: Command) -> tuple[str, str]:
         """Read to a line that the shell prints, and return what came beside it, and what the pattern's group found."""
-        text = ""
+        text, ends_at = "", time.monotonic() + COMMAND_SECS
         while (found := re.search(pattern, text)) is None:
+            assert time.monotonic() < ends_at, f"{command.text}: no end after {COMMAND_SECS:g} s\n{text}"
             text += self._read(command)
         return text[: found.start()] + text[found.end() :], found[1]
