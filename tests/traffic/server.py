@@ -170,10 +170,10 @@ class Server:
 
     # --- Processes ---
 
-    def start(self, env: Mapping[str, str] | None = None) -> int:
+    def start(self, env: Mapping[str, str] | None = None, program: Sequence[str] = OXIDIZE) -> int:
         """Start `oxidize server` and return its pid once that process serves."""
         with self._inside():
-            pid = self.lab.spawn((*OXIDIZE, "server", "-c", str(self.config_path)), "server", env)
+            pid = self.lab.spawn((*program, "server", "-c", str(self.config_path)), "server", env)
 
         def look() -> bool:
             ended = reap(pid)
