@@ -35,8 +35,9 @@ class RunningServer:
         self._config_path = config_path.absolute()
         self._lock_fd = lock_fd
         self._takeover_socket = config.takeover_socket_of(config_path, "server")
-        self._is_systems = self._takeover_socket == config.default_takeover_socket("server", {})
-        self._was_service: bool | None = None  # as it was seen last
+        # The service whose main process it is, as it was seen last; before that, whose the configuration is.
+        is_default = self._takeover_socket == config.default_takeover_socket("server", {})
+        self._known_service = SERVICE if is_default else None
 
     # --- Who serves ---
 
@@ -44,31 +45,31 @@ class RunningServer:
         """Return the process that serves, None where there is none."""
         listener = self._listener()
         pid = listener[0] if listener is not None else None
-        if self._is_service(listener):
-            pid = self.main_pid()
+        if (service := self._service(listener)) is not None:
+            pid = _main_pid(service)
         return Serving(pid, folder_of(pid)) if pid else None
 
     def is_expected(self) -> bool:
         """Tell whether systemd has it running, or is about to start it."""
-        return self._is_service(self._listener()) and unit.property_of(SERVICE, "ActiveState") in EXPECTED_STATES
+        return self._service(self._listener()) is not None
 
     def is_reloading(self) -> bool:
         """Tell whether systemd is replacing the process just now."""
-        return self._is_service(self._listener()) and unit.property_of(SERVICE, "ActiveState") == "reloading"
+        service = self._service(self._listener())
+        return service is not None and unit.property_of(service, "ActiveState") == "reloading"
 
     def main_pid(self) -> int | None:
-        """Return the main process of the service; None where the server is not the service's, or there is none."""
-        if not self._is_service(self._listener()):
-            return None
-        answer = unit.property_of(SERVICE, "MainPID")
-        return int(answer) or None if answer is not None and answer.isdecimal() else None
+        """Return the main process of the service; None where the server is no service's, or there is none."""
+        service = self._service(self._listener())
+        return _main_pid(service) if service is not None else None
 
     def owner(self) -> tuple[int, int] | None:
-        """Return whose the server is: as the unit says, else of who listens; None where nothing says."""
+        """Return whose the server is: as its unit says, else of who listens; None where nothing says."""
         listener = self._listener()
+        service = self._service(listener)
         try:
-            if self._is_service(listener) or listener is None:
-                entry = pwd.getpwnam(unit.property_of(SERVICE, "User") or "")
+            if service is not None or listener is None:
+                entry = pwd.getpwnam(unit.property_of(service or self._known_service or "", "User") or "")
             else:
                 entry = pwd.getpwuid(listener[1])
         except KeyError:
@@ -79,14 +80,19 @@ class RunningServer:
         """Return pid and uid of the process that listens, None where nobody does."""
         return who_listens(self._takeover_socket, clock=boot_time, timeout=LISTEN_TIMEOUT_SECS)
 
-    def _is_service(self, listener: tuple[int, int] | None) -> bool:
-        """Tell whether the server is the service's; one that has just ended is whose it was."""
-        if listener is not None:
-            service = unit.service_of(listener[0])
-            if service is not None or self._was_service is None:
-                self._was_service = service == SERVICE
-            return self._was_service
-        return self._is_systems and unit.property_of(SERVICE, "ActiveState") in EXPECTED_STATES
+    def _service(self, listener: tuple[int, int] | None) -> str | None:
+        """Return the service whose server it is; None for none, and where nobody listens and it is down."""
+        service = unit.service_of(listener[0]) if listener is not None else None
+        if listener is not None and service is not None:
+            # In the middle of a takeover who listens is not yet, or no more, the main process.
+            is_its_own = service in {SERVICE, self._known_service} or _main_pid(service) == listener[0]
+            self._known_service = service if is_its_own else None
+        elif listener is not None and Path("/proc", str(listener[0])).exists():
+            self._known_service = None
+        known = self._known_service
+        if known is None or listener is not None:
+            return known
+        return known if unit.property_of(known, "ActiveState") in EXPECTED_STATES else None
 
     # --- How it is ---
 
@@ -117,11 +123,16 @@ class RunningServer:
     def reload(self, program: Path) -> None:
         """Replace its process by one of `program`; raises OxidizeError with the reason where it serves on."""
         listener = self._listener()
-        if self._is_service(listener):
-            unit.reload(SERVICE)
+        if (service := self._service(listener)) is not None:
+            unit.reload(service)
             return
         owner = self.owner() if listener is not None else None
         command = (program, "reload", "-c", self._config_path)
         # What it starts is to end before anybody else begins a deployment.
         kept = [self._lock_fd] if self._lock_fd is not None else []
         run(command, owner, timeout_secs=RELOAD_TIMEOUT_SECS, pass_fds=kept)
+
+
+def _main_pid(service: str) -> int | None:
+    answer = unit.property_of(service, "MainPID")
+    return int(answer) or None if answer is not None and answer.isdecimal() else None

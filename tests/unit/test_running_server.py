@@ -107,6 +107,36 @@ def test_the_service_is_no_server_of_another_configuration(played: Played, tmp_p
     assert (server.serving(), server.is_expected()) == (None, False)
 
 
+def test_a_service_that_is_being_stopped_is_still_the_one_to_be_asked(played: Played, config: Path) -> None:
+    played.runs(os.getpid())
+    played.unit["ActiveState"] = "deactivating"
+    server = RunningServer(config)
+    server.reload(Path("/none/bin/oxidize"))
+    assert played.reloaded == [SERVICE]
+
+
+def test_a_service_may_have_another_name(played: Played, tmp_path: Path) -> None:
+    played.runs(os.getpid())
+    played.services[os.getpid()] = "relay.service"
+    server = RunningServer(own_config(tmp_path))
+    server.reload(Path("/none/bin/oxidize"))
+    played.unit["MainPID"] = "77"  # in the middle of a takeover
+    assert server.main_pid() == 77
+    played.listener = None  # in the middle of a restart
+    assert server.is_expected()
+    assert played.reloaded == ["relay.service"]
+
+
+def test_a_server_that_another_service_has_started_for_itself_is_not_that_services(
+    played: Played, tmp_path: Path
+) -> None:
+    played.runs(os.getpid(), main_pid=77)
+    played.services[os.getpid()] = "ssh.service"
+    server = RunningServer(own_config(tmp_path))
+    assert server.main_pid() is None
+    assert server.serving() == Serving(os.getpid(), folder_of(os.getpid()))
+
+
 def test_a_service_runs_as_its_unit_says_and_not_as_who_listens(played: Played, config: Path) -> None:
     played.runs(os.getpid(), user="nobody")
     nobody = pwd.getpwnam("nobody")
