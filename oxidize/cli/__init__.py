@@ -18,6 +18,7 @@ from oxidize import config
 from oxidize.cli.client_hooks import clean_up, name_servers
 from oxidize.cli.common import (
     CLIENT_CONFIG,
+    LOG_LEVELS,
     SERVER_CONFIG,
     config_option,
     default_config,
@@ -37,7 +38,6 @@ from oxidize.errors import ConfigError, TakeoverError
 
 KEY_SIZE = 32
 KEY_INPUT_BYTES_MAX = 4096
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 _control_option = click.option("--control-fd", type=int, hidden=True, help="The link to the coordinator of a reload.")

@@ -18,6 +18,7 @@ from oxidize.errors import ConfigError, OxidizeError, UnreachableError
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
 GAVE_UP_STATUS = 3  # as in RestartPreventExitStatus= of oxidize-client.service
 SERVER_CONFIG = Path("/etc/oxidize/server.toml")
 CLIENT_CONFIG = Path("/etc/oxidize/client.toml")

@@ -181,18 +181,21 @@ def _run(
     options = Options(who=who, settle_secs=settle_secs, forced=forced, minds_traffic=not ignore_traffic)
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     interrupts = Interrupts()
-    with interrupts.listening(), locked(prefix, f"pid {os.getpid()}, {who}, since {since}") as lock_fd:
-        past.prepare()
-        server = RunningServer(config_path, lock_fd)
-        commands = Commands(installed, config_path, source, lock_fd)
-        with open_screen(sys.stderr if as_json else sys.stdout, server.look) as screen:
-            repair(installed, past, server, clock, screen)
-            deployer = Deployer(installed, past, server, commands, screen, options, clock, interrupts)
-            entry = act(deployer)
-            with interrupts.ignored():
+    with interrupts.listening():
+        with locked(prefix, f"pid {os.getpid()}, {who}, since {since}") as lock_fd:
+            past.prepare()
+            server = RunningServer(config_path, lock_fd)
+            commands = Commands(installed, config_path, source, lock_fd)
+            with open_screen(sys.stderr if as_json else sys.stdout, server.look) as screen:
+                repair(installed, past, server, clock, screen)
+                deployer = Deployer(installed, past, server, commands, screen, options, clock, interrupts)
+                entry = act(deployer)
                 for line in _besides(commands, installed, server):
                     screen.note(line)
-    _tell(entry, screen, as_json=as_json)
+        try:
+            _tell(entry, screen, as_json=as_json)
+        except OSError:  # nobody reads it any more, and what is left is not to fail at the exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(0 if entry.result == SUCCESS else 1)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from oxidize import config
+from oxidize.cli.common import LOG_LEVELS
 from oxidize.errors import OxidizeError, TakeoverError
 from oxidize.text import counted
 
@@ -30,13 +31,17 @@ def replace_process(
 ) -> Reloaded:
     """Replace the process that listens at `takeover_socket` by a fresh one; raises OxidizeError with the reason.
 
-    log_level: of the successor, None for that of its predecessor.
+    log_level: of the successor, None for that of its predecessor. Who that is the kernel tells: it may answer rubbish.
     """
     from oxidize.runtime.coordinator import reload  # noqa: PLC0415  # what checks a file needs none of it
-    from oxidize.runtime.status import IDENTITY, fetch  # noqa: PLC0415
+    from oxidize.runtime.loop import boot_time  # noqa: PLC0415
+    from oxidize.runtime.status import nothing_runs  # noqa: PLC0415
+    from oxidize.takeover import who_listens  # noqa: PLC0415
 
-    predecessor = fetch(takeover_socket, IDENTITY)
-    result = reload(role, config_path, log_level or predecessor["log_level"], takeover_socket, predecessor["pid"])
+    listener = who_listens(takeover_socket, clock=boot_time)
+    if listener is None:
+        raise nothing_runs(takeover_socket)
+    result = reload(role, config_path, log_level or _log_level(takeover_socket), takeover_socket, listener[0])
     report = result.report
     refused = (f"{counted(number, 'peer')} not moved: {reason}" for reason, number in report["refused"].items())
     return Reloaded(
@@ -47,6 +52,17 @@ def replace_process(
     )
 
 
+def _log_level(takeover_socket: Path) -> str:
+    """Return the log level of the process that listens, or the usual one where it does not say."""
+    from oxidize.runtime.status import IDENTITY, fetch  # noqa: PLC0415
+
+    try:
+        level = fetch(takeover_socket, IDENTITY).get("log_level")
+    except OxidizeError:
+        level = None
+    return str(level) if level in LOG_LEVELS else "info"
+
+
 def who_serves(config_path: Path, role: Literal["server", "client"], reason: str) -> list[str]:
     """Return a line about the process that serves although a reload failed; none where nobody answers."""
     from oxidize.runtime.coordinator import say_failure  # noqa: PLC0415
@@ -54,10 +70,11 @@ def who_serves(config_path: Path, role: Literal["server", "client"], reason: str
 
     try:
         found = fetch(config.takeover_socket_of(config_path, role), IDENTITY)
-    except OxidizeError:
+        generation, pid = int(found["generation"]), int(found["pid"])
+    except (OxidizeError, KeyError, TypeError, ValueError):
         return []
-    say_failure(found["generation"], reason)
-    return [f"not reloaded: generation {found['generation']}, pid {found['pid']}, serves as before"]
+    say_failure(generation, reason)
+    return [f"not reloaded: generation {generation}, pid {pid}, serves as before"]
 
 
 def running_server(takeover_socket: Path) -> dict[str, Any] | None:

@@ -45,8 +45,8 @@ class RunningServer:
         """Return the process that serves, None where there is none."""
         listener = self._listener()
         pid = listener[0] if listener is not None else None
-        if (service := self._service(listener)) is not None:
-            pid = _main_pid(service)
+        if (service := self._service(listener)) is not None and (main_pid := _main_pid(service)) is not None:
+            pid = main_pid
         return Serving(pid, folder_of(pid)) if pid else None
 
     def is_expected(self) -> bool:
@@ -61,7 +61,7 @@ class RunningServer:
     def main_pid(self) -> int | None:
         """Return the main process of the service; None where the server is no service's, or there is none."""
         service = self._service(self._listener())
-        return _main_pid(service) if service is not None else None
+        return (_main_pid(service) or None) if service is not None else None
 
     def owner(self) -> tuple[int, int] | None:
         """Return whose the server is: as its unit says, else of who listens; None where nothing says."""
@@ -85,7 +85,9 @@ class RunningServer:
         service = unit.service_of(listener[0]) if listener is not None else None
         if listener is not None and service is not None:
             # In the middle of a takeover who listens is not yet, or no more, the main process.
-            is_its_own = service in {SERVICE, self._known_service} or _main_pid(service) == listener[0]
+            main_pid = _main_pid(service)
+            is_main = main_pid is not None and (main_pid == listener[0] or _is_ours(main_pid))
+            is_its_own = service in {SERVICE, self._known_service} or is_main
             self._known_service = service if is_its_own else None
         elif listener is not None and Path("/proc", str(listener[0])).exists():
             self._known_service = None
@@ -134,5 +136,11 @@ class RunningServer:
 
 
 def _main_pid(service: str) -> int | None:
+    """Return the main process of a service, 0 for none; None where systemd does not say."""
     answer = unit.property_of(service, "MainPID")
-    return int(answer) or None if answer is not None and answer.isdecimal() else None
+    return int(answer) if answer is not None and answer.isdecimal() else None
+
+
+def _is_ours(pid: int) -> bool:
+    """Tell whether a process was started from a release, or another environment of ours."""
+    return (Path(folder_of(pid)) / "bin/oxidize").exists()

@@ -26,6 +26,7 @@ SERVER_MODULE = "oxidize.runtime.daemon"  # which the other commands do without
 LINES_SHOWN = 20  # of what a build that failed has printed last
 OUTPUT_BYTES_MAX = 1 << 20  # of a command of a release
 READ_BYTES = 1 << 16
+ERROR_CHARACTERS_SHOWN = 4000  # the last: a traceback ends with what it is about
 # Another user's command is given nothing of our environment.
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 LOCKED_VARIABLE = "OXIDIZE_LOCKED"  # tells systemd/install.sh that we hold the lock
@@ -79,7 +80,7 @@ class Commands:
         try:
             found = json.loads(printed)
             return Rehearsed(int(found["sessions"]), int(found["sessions_now"]), dict(found["refused"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise DeployError(f"{release.name} rehearsed and printed {printed[:200]!r}; expected JSON") from error
 
     def _make(
@@ -102,8 +103,8 @@ class Commands:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise DeployError(f"make {goal} in {self._source}: {error}") from error
         if done.returncode != 0:
-            printed = printable(done.stdout + done.stderr).strip().splitlines()[-LINES_SHOWN:]
-            raise DeployError("\n".join([f"make {goal} in {self._source} failed:", *printed]))
+            printed = (done.stdout + done.stderr).strip().splitlines()[-LINES_SHOWN:]
+            raise DeployError("\n".join([f"make {goal} in {self._source} failed:", *map(printable, printed)]))
         return done
 
 
@@ -171,5 +172,5 @@ def _printed_by(process: "subprocess.Popen[bytes]", name: str, timeout_secs: flo
         process.wait(max(deadline - time.monotonic(), 0.0))
     except subprocess.TimeoutExpired:
         raise DeployError(f"{name}: no end within {timeout_secs:.0f} s; it hangs") from None
-    output, errors = (printable(bytes(printed).decode(errors="replace")).strip() for _, printed in pipes)
-    return output, errors
+    output, errors = (bytes(printed).decode(errors="replace").strip() for _, printed in pipes)
+    return printable(output, OUTPUT_BYTES_MAX), printable(errors[-ERROR_CHARACTERS_SHOWN:])

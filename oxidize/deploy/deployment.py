@@ -119,13 +119,15 @@ class Deployer:
             entry = self._entry(history.REFUSED, str(error))
         except KeyboardInterrupt:
             entry = self._entry(history.REFUSED, "interrupted before anything was switched")
-        with self._interrupts.ignored():
-            try:
-                self._history.append(entry)
-            except DeployError as error:  # what serves is as it is
-                self._progress.note(f"not written down: {error}")
-            if action == history.DEPLOY:
-                self._tidy()
+        except Exception as error:  # noqa: BLE001 - a bug of ours before the switch: nothing is switched
+            entry = self._entry(history.REFUSED, f"{type(error).__name__}: {error}; this is a bug of the deployment")
+        self._interrupts.ignore()
+        try:
+            self._history.append(entry)
+        except DeployError as error:  # what serves is as it is
+            self._progress.note(f"not written down: {error}")
+        if action == history.DEPLOY:
+            self._tidy()
         return entry
 
     def _prepare_and_switch(self, choose: Callable[[], Release]) -> Deployment:
@@ -140,12 +142,12 @@ class Deployer:
         owner = self._server.owner()
         self._step(Step.CHECK, lambda: self._commands.check(target, owner))
         if serving is None and not self._server.is_expected():
-            with self._interrupts.ignored():
-                return self._place(target)
+            self._interrupts.ignore()
+            return self._place(target)
         before = self._look_before(source, target, owner)
-        # From here on an interruption is noted, and acted on where one can: a moment is never between two rules.
-        with self._interrupts.ignored():
-            return self._replace(before, target)
+        # From here to the end an interruption is noted, and acted on where one can.
+        self._interrupts.ignore()
+        return self._replace(before, target)
 
     def _running(self) -> Release:
         """Return the release that serves, or that the next start would run where none does."""
@@ -269,7 +271,7 @@ class Deployer:
             vitals = self._judge(judge)
             passed = self._clock.now() - began
             self._progress.show(f"{passed:.0f} of {options.settle_secs:.0f} s")
-            if passed >= options.settle_secs:
+            if passed >= options.settle_secs and not judge.is_unsettled:
                 self._conclude(judge, before, peers)
                 return vitals
             self._clock.sleep(SAMPLE_SECS)
@@ -336,8 +338,12 @@ class Deployer:
         releases = self._releases.all()
         in_use = {release.name for release in releases if release == current or is_in_use(release.folder)}
         gone = retention.removable(running.name, in_use, releases, self._history.entries())
-        for release in gone:
-            self._releases.remove(release)
+        try:
+            for release in gone:
+                self._releases.remove(release)
+        except OSError as error:
+            self._progress.note(f"{error.filename}: {error.strerror}: not removed; the next deployment tries again")
+            return
         if gone:
             names = ", ".join(release.name for release in gone)
             self._progress.end(Done(Step.TIDY, True, f"removed {names}", 0.0))

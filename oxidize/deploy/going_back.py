@@ -29,11 +29,15 @@ class Returning:
 
         needs_answer: it must also say that it is ready, and what it says is returned.
         """
-        self._releases.point_current_at(release)
-        self.wait_for_reload()
-        deadline, problem = self._clock.now() + ROLL_BACK_SECS, "nobody serves"
+        has_waited, problem = False, "nobody serves"
+        deadline = self._clock.now() + ROLL_BACK_SECS
         while self._clock.now() < deadline:
             try:
+                if self._releases.current() != release:
+                    self._releases.point_current_at(release)
+                if not has_waited:
+                    self.wait_for_reload()
+                    has_waited, deadline = True, self._clock.now() + ROLL_BACK_SECS
                 serving = self._server.serving()
                 if serving is not None and serving.folder == str(release.folder):
                     return self._answer(needs_answer=needs_answer)

@@ -17,7 +17,7 @@ class Interrupts:
     """SIGINT and SIGTERM, from `listening` on."""
 
     def __init__(self) -> None:
-        self._depth = 0
+        self._is_ignored = False
         self._is_noted = False
 
     @contextlib.contextmanager
@@ -31,16 +31,9 @@ class Interrupts:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    @contextlib.contextmanager
-    def ignored(self) -> Iterator[None]:
-        """Let no interruption through but where `raise_noted` is called."""
-        self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
-            if not self._depth:
-                self._is_noted = False
+    def ignore(self) -> None:
+        """Let no interruption through from now on, but where `raise_noted` is called; idempotent."""
+        self._is_ignored = True
 
     def raise_noted(self) -> None:
         """Raise KeyboardInterrupt where one came that was not let through; once."""
@@ -49,7 +42,7 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._depth:
+        if self._is_ignored:
             self._is_noted = True
         else:
             raise KeyboardInterrupt

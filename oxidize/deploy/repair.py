@@ -52,6 +52,9 @@ def _put_right(under_way: UnderWay, releases: Releases, server: Server, returnin
     source = next((release for release in releases.all() if release.name == under_way.source), None)
     is_target = running is not None and running.name == under_way.target
     if under_way.step == Step.ROLL_BACK.value and source is not None and (is_target or serving is None):
+        if serving is None and not server.is_expected():  # somebody has stopped it
+            releases.point_current_at(source)
+            return history.ROLLED_BACK, f"nothing runs; current leads to {source.name} again"
         try:
             returning.to(source, needs_answer=False)
         except OxidizeError as error:

@@ -5,12 +5,13 @@ was bad, unless it is deployed anew. Told from the log of deployments; where tha
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from itertools import takewhile
 
 from oxidize.deploy.history import DEPLOY, FAILED, LOST, ROLLBACK, ROLLED_BACK, SUCCESS, Deployment
 from oxidize.deploy.releases import Release
 
 KEPT = 3  # besides the one that runs
-BAD_RESULTS = frozenset({FAILED, ROLLED_BACK, LOST})  # of a deployment, whose target is not gone back to
+BAD_RESULTS = frozenset({FAILED, ROLLED_BACK, LOST})  # whose target is not gone back to
 
 
 def release_before(running: str, releases: Sequence[Release], entries: Iterable[Deployment]) -> Release | None:
@@ -32,12 +33,16 @@ def removable(
 ) -> list[Release]:
     """Return the releases that go: all but KEPT that one may go back to, and those that are in use.
 
-    in_use: names besides `running`. What was left because it was bad goes first.
+    in_use: names besides `running`. What was left because it was bad goes first; what was built since the one that runs
+    and never served is still to be shipped, and stays.
     """
-    back = _way_back(running, releases, entries)
-    others = [release for release in releases if release not in back and release.name not in {running, *in_use}]
-    kept = [release for release in (*back, *others) if release.name not in in_use][:KEPT]
-    return [release for release in releases if release not in kept and release.name not in {running, *in_use}]
+    entries = list(entries)
+    back, left = _way_back(running, releases, entries), left_behind(entries)
+    newer = [release.name for release in takewhile(lambda release: release.name != running, releases)]
+    spared = {running, *in_use, *(name for name in newer if name not in left and name not in _served(entries))}
+    others = [release for release in releases if release not in back]
+    kept = [release for release in (*back, *others) if release.name not in spared][:KEPT]
+    return [release for release in releases if release not in kept and release.name not in spared]
 
 
 def _way_back(running: str, releases: Sequence[Release], entries: Iterable[Deployment]) -> list[Release]:
@@ -55,6 +60,11 @@ def _way_back(running: str, releases: Sequence[Release], entries: Iterable[Deplo
         and (release.built_unix, release.name) < (oldest.built_unix, oldest.name)
     ]
     return [*served, *older]
+
+
+def _served(entries: Iterable[Deployment]) -> set[str]:
+    """Return the names of what has ever served."""
+    return {name for entry in entries if entry.result == SUCCESS for name in (entry.source, entry.target)}
 
 
 def _replay(entries: Iterable[Deployment]) -> tuple[list[str], set[str]]:
@@ -75,7 +85,7 @@ def _replay(entries: Iterable[Deployment]) -> tuple[list[str], set[str]]:
             if entry.target not in stack:
                 stack.clear()  # further back than what is known to have served
             _cut_or_push(stack, entry.target)
-        elif entry.action == DEPLOY and entry.result in BAD_RESULTS:
+        elif entry.result in BAD_RESULTS:
             left.add(entry.target)
     return stack, left
 

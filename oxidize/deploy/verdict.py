@@ -31,6 +31,8 @@ FLOOD_GROWTH = (
 )
 FLOOD_PER_SEC = 1000.0
 NOT_READY_MAX = 2  # observations in a row
+# Observations in a row. In the middle of a reload by somebody else the main process is another one than who answers.
+DISAGREEMENTS_MAX = 3
 # An age is known to the second, by another clock, and a handshake takes a moment.
 SESSION_AGE_MARGIN_SECS = 5.0
 
@@ -111,20 +113,26 @@ class Judge:
         self._latest = baseline.last
         self._new: Vitals | None = None  # the latest of the release itself
         self._window: deque[Vitals] = deque([baseline.last])
-        self._unready = 0
+        self._unready = self._disagreements = 0
         self._stalled_since: dict[str, float] = {}
 
     def judge(self, observation: Observation) -> list[str]:
         """Return what speaks against the release."""
         now = observation.vitals
-        if observation.serving is None or now is None:
+        if now is None:
             return ["nobody serves any more: the process has ended"]
-        reasons = [*self._identity(observation.serving, now, observation.main_pid), *self._readiness(observation)]
+        reasons = [*self._identity(observation.serving, now), *self._readiness(observation)]
+        reasons += self._agreement(observation.serving, now, observation.main_pid)
         reasons += self._errors(now)
         if self._minds_traffic:
             reasons += [*self._overflow(now), *self._drops(now), *self._flows(now)]
         self._latest = self._new = now
         return reasons
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether the latest observation speaks against the release where another one has to bear it out."""
+        return bool(self._unready or self._disagreements)
 
     def conclude(self) -> list[str]:
         """Return what speaks against it now that all the time of watching is over."""
@@ -137,16 +145,23 @@ class Judge:
                 reasons.append(f"packets {direction}: none since the switch; {expected:,.0f} were to be expected")
         return reasons
 
-    def _identity(self, serving: Serving, now: Vitals, main_pid: int | None) -> Iterable[str]:
+    def _agreement(self, serving: Serving | None, now: Vitals, main_pid: int | None) -> list[str]:
+        reasons = []
+        if serving is None:
+            reasons.append(f"pid {now.pid} answers, and is no process that serves")
+        elif now.pid != serving.pid:
+            reasons.append(f"pid {now.pid} answers; expected {serving.pid}, which serves")
+        elif main_pid not in {None, serving.pid}:
+            reasons.append(f"the main process of the service is {main_pid}; expected {serving.pid}, which serves")
+        self._disagreements = self._disagreements + 1 if reasons else 0
+        return reasons if self._disagreements >= DISAGREEMENTS_MAX else []
+
+    def _identity(self, serving: Serving | None, now: Vitals) -> Iterable[str]:
         before = self._baseline.last
-        if serving.folder != self._release_folder:
+        if serving is not None and serving.folder != self._release_folder:
             yield f"{serving.folder or f'pid {serving.pid}'} serves; expected {self._release_folder}"
         if now.generation <= before.generation:
             yield f"generation {now.generation} serves; expected a later one than {before.generation}"
-        if now.pid != serving.pid:
-            yield f"pid {now.pid} answers; expected {serving.pid}, which serves"
-        if main_pid not in {None, serving.pid}:
-            yield f"the main process of the service is {main_pid}; expected {serving.pid}, which serves"
         new = self._new
         if new is not None and (now.generation, now.pid) != (new.generation, new.pid) and not _was_taken_over(new, now):
             yield (

@@ -73,6 +73,9 @@ def describe_vitals(node):
 
 def describe(node):
     return b"null"
+
+def describe_process(node):
+    return b"null"
 """
 }
 LOGS_ERRORS = {

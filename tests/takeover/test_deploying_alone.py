@@ -127,6 +127,20 @@ def test_a_bad_release_leaves_the_one_before_serving(
         traffic.assert_unharmed()
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "s.describe_process = lambda node: b'null'\ns.describe_vitals = lambda node: b'null'",
+        "s._identity = lambda node: {'log_level': 'louder'}",
+    ],
+    ids=["answers rubbish", "does not say who it is"],
+)
+def test_a_release_that_answers_no_question_rightly_is_taken_back(installation: Installation, code: str) -> None:
+    put_into_module(installation.add("two", 2.0), f"import oxidize.runtime.status as s\n{code}")
+    told = installation.run("deploy", "--release=two", "--settle=1", expected=1)
+    assert (told["result"], installation.serving()) == ("rolled back", "one")
+
+
 def put_into_module(program: Path, broken: str) -> None:
     """Let code run at the start of every interpreter of a release (site, sitecustomize)."""
     (packages,) = program.parents[1].glob("lib/python*/site-packages")

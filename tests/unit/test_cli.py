@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import oxidize
-from oxidize import config
+from oxidize import config, takeover
 from oxidize.cli import common, main
 from oxidize.errors import ConfigError, TakeoverError
 from oxidize.runtime import coordinator
@@ -186,6 +186,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return dict(RUNNING)
 
     monkeypatch.setattr(status_module, "fetch", fetch)
+    monkeypatch.setattr(takeover, "who_listens", lambda *_, **__: (RUNNING["pid"], os.getuid()))
     return asked
 
 

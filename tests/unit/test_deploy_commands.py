@@ -56,7 +56,7 @@ def test_a_build_is_the_release_whose_folder_it_prints_last(tmp_path: Path, sour
 
 
 def test_a_build_that_fails_says_what_it_printed_last(tmp_path: Path, source: Path) -> None:
-    (source / "Makefile").write_text("release:\n\t@seq 100; echo broken on purpose >&2; false\n")
+    (source / "Makefile").write_text("release:\n\t@seq 5000; echo broken on purpose >&2; false\n")
     with pytest.raises(DeployError) as caught:
         commands(tmp_path, source).build()
     lines = str(caught.value).splitlines()
@@ -103,7 +103,19 @@ def test_a_rehearsal_is_what_it_prints(tmp_path: Path, release: Release) -> None
     assert commands(tmp_path).rehearse(release, None) == Rehearsed(1, 2, {"gone": 1})
 
 
-@pytest.mark.parametrize("printed", ["", "{}", "[]", "7", '{"sessions": "x", "sessions_now": 2, "refused": {}}', "{"])
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "",
+        "{}",
+        "[]",
+        "7",
+        "{",
+        "[" * 4000,
+        '{"sessions": "x", "sessions_now": 2, "refused": {}}',
+        '{"sessions": 1e400, "sessions_now": 2, "refused": {}}',
+    ],
+)
 def test_a_rehearsal_that_prints_something_else_is_an_error(tmp_path: Path, release: Release, printed: str) -> None:
     says(release, f"echo '{printed}'")
     with pytest.raises(DeployError, match="expected JSON"):
@@ -128,6 +140,12 @@ def test_a_command_that_hangs_is_ended_with_its_children(release: Release, scrip
     says(release, script)
     with pytest.raises(DeployError, match="it hangs"):
         run([release.program], None, timeout_secs=0.2)
+
+
+def test_of_many_errors_the_last_are_told(release: Release) -> None:
+    says(release, "seq 5000 >&2; echo the reason >&2; exit 1")
+    with pytest.raises(DeployError, match=r"4999\n5000\nthe reason$"):
+        run([release.program], None)
 
 
 @pytest.mark.root

@@ -231,6 +231,18 @@ def test_a_release_that_is_gone_is_passed_over(tmp_path: Path) -> None:
     assert before(releases, "c", deployed("a", "b"), deployed("b", "c")) == "a"
 
 
+def test_what_is_still_to_be_shipped_stays(tmp_path: Path) -> None:
+    releases = names(tmp_path, "a", "b", "c", "d", "e", "bad", "new")
+    entries = [deployed("d", "e"), deployed("e", "bad", "rolled back"), deployed("e", "new", "refused")]
+    assert [release.name for release in removable("e", {"e"}, releases.all(), entries)] == ["bad", "a"]
+
+
+def test_a_rollback_that_was_taken_back_goes_further_the_next_time(tmp_path: Path) -> None:
+    releases = names(tmp_path, "a", "b", "c")
+    assert before(releases, "c", deployed("b", "c")) == "b"
+    assert before(releases, "c", deployed("b", "c"), deployed("c", "b", "rolled back", "rollback")) == "a"
+
+
 def test_three_are_kept_besides_the_one_that_runs(tmp_path: Path) -> None:
     releases = names(tmp_path, "a", "b", "c", "d", "e", "f")
     gone = removable("f", {"f", "a"}, releases.all(), [])

@@ -145,6 +145,15 @@ def test_a_rollback_that_cannot_be_finished_is_said_and_stands_in_nobodys_way(wo
     assert repaired(world) == []
 
 
+def test_a_server_that_was_stopped_meanwhile_is_not_waited_for(world: World) -> None:
+    world.behaviours["two"] = Behaviour(errors=1)
+    killed_at(world, Step.ROLL_BACK)
+    world.running, now = None, world.time
+    (line,) = repaired(world)
+    assert "nothing runs; current leads to one again" in line
+    assert (world.time, [entry.result for entry in world.history.entries()]) == (now, [history.ROLLED_BACK])
+
+
 def test_what_an_operator_has_put_right_is_left_so(world: World) -> None:
     world.behaviours["two"] = Behaviour(errors=1)
     killed_at(world, Step.ROLL_BACK)

@@ -118,22 +118,17 @@ def test_a_terminal_at_its_worst_holds_up_nothing(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_is_noted_while_nothing_may_be_cut_off(number: int) -> None:
-    interrupts, reached = Interrupts(), []
+    interrupts = Interrupts()
     before = signal.getsignal(number)
     with interrupts.listening():
-        with interrupts.ignored():
-            with interrupts.ignored():
-                os.kill(os.getpid(), number)
-            reached.append("inner")
-            with pytest.raises(KeyboardInterrupt):
-                interrupts.raise_noted()
-            interrupts.raise_noted()
-            os.kill(os.getpid(), number)
-            reached.append("outer")
-        interrupts.raise_noted()  # forgotten with the end
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
-    assert reached == ["inner", "outer"]
+        interrupts.ignore()
+        interrupts.raise_noted()
+        os.kill(os.getpid(), number)
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.raise_noted()
+        interrupts.raise_noted()
     assert signal.getsignal(number) is before
 
 

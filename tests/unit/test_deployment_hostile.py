@@ -1,5 +1,6 @@
 """Deployments in bad company: servers that were bad before, others who reload, peers and outsiders at their worst."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from oxidize.deploy.deployment import Deployer
 from oxidize.deploy.history import Deployment
 from oxidize.deploy.progress import Step
 from oxidize.deploy.releases import Release
-from oxidize.errors import DecodeError, TakeoverError
+from oxidize.errors import DecodeError, DeployError, TakeoverError
 from tests.deploy_world import Behaviour, World, add_release
 
 
@@ -192,6 +193,74 @@ def test_a_clock_that_stands_still_is_not_waited_for(world: World) -> None:
     assert (entry.result, "stands still" in entry.reason) == (history.REFUSED, True)
 
 
+def behind(world: World, name: str, number: int, what: Callable[[object], object]) -> None:
+    """Let `what` change what the so-many-th call of a method of the world returns, once "two" serves."""
+    asked, calls = getattr(world, name), []
+
+    def changed() -> object:
+        found = asked()
+        if world.running is not None and world.running.name == "two":
+            calls.append(found)
+            return what(found) if len(calls) == number else found
+        return found
+
+    setattr(world, name, changed)
+
+
+def test_a_reload_between_two_questions_is_no_reason(world: World) -> None:
+    def reloaded(found: object) -> object:
+        world.reload(Path())
+        return found
+
+    behind(world, "vitals", 8, reloaded)
+    assert deploy(world).result == history.SUCCESS
+
+
+def test_a_service_manager_that_does_not_answer_once_is_no_reason(world: World) -> None:
+    behind(world, "serving", 8, lambda _: None)
+    assert deploy(world).result == history.SUCCESS
+
+
+def test_a_last_observation_that_is_in_doubt_is_looked_at_again(world: World) -> None:
+    for number in (4, 5):
+        behind(world, "serving", number, lambda _: None)
+    assert deploy(world, settle_secs=0.5).result == history.SUCCESS
+
+
+# --- What fails on this machine ---
+
+
+def test_a_release_that_cannot_be_removed_is_left_for_the_next_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate("vwxyz"):
+        add_release(world.prefix, name, 0.1 * number)
+
+    def refused(release: Release) -> None:
+        raise PermissionError(13, "Permission denied", str(release.folder))
+
+    monkeypatch.setattr(world.releases, "remove", refused)
+    assert deploy(world).result == history.SUCCESS
+    assert any("the next deployment tries again" in note for note in world.progress.notes)
+
+
+def test_a_link_that_cannot_be_changed_is_no_loss(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(release: Release) -> None:
+        raise DeployError("current: No space left on device")
+
+    monkeypatch.setattr(world.releases, "point_current_at", full)
+    entry = deploy(world)
+    assert (entry.result, serving(world)) == (history.FAILED, ("one", "one"))
+    assert "No space left" in entry.reason
+
+
+def test_a_bug_of_ours_before_the_switch_switches_nothing(world: World) -> None:
+    world.commands.check = lambda *_: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    entry = deploy(world)
+    assert (entry.result, serving(world)) == (history.REFUSED, ("one", "one"))
+    assert "a bug of the deployment" in entry.reason
+
+
 # --- What clients and outsiders do ---
 
 
@@ -255,3 +324,16 @@ def test_an_interruption_is_acted_on_while_it_is_watched_and_forgotten_on_the_wa
     deployer._progress = Impatient()
     entry = deployer.deploy("two")
     assert (entry.result, entry.reason, serving(world)) == (history.ROLLED_BACK, "interrupted", ("one", "one"))
+
+
+def test_an_interruption_once_all_is_done_changes_nothing(world: World) -> None:
+    deployer = world.deployer()
+    append = world.history.append
+
+    def interrupted(entry: Deployment) -> None:
+        deployer._interrupts._interrupt(2, None)
+        append(entry)
+
+    world.history.append = interrupted  # type: ignore[method-assign]
+    entry = deployer.deploy("two")
+    assert (entry.result, serving(world), world.history.entries()) == (history.SUCCESS, ("two", "two"), [entry])

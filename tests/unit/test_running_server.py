@@ -107,6 +107,16 @@ def test_the_service_is_no_server_of_another_configuration(played: Played, tmp_p
     assert (server.serving(), server.is_expected()) == (None, False)
 
 
+def test_where_systemd_does_not_say_who_the_main_process_is_who_listens_serves(played: Played, config: Path) -> None:
+    played.runs(os.getpid())
+    server = RunningServer(config)
+    assert server.serving() is not None
+    played.unit = {}
+    assert server.serving() == Serving(os.getpid(), folder_of(os.getpid()))
+    played.unit = {"MainPID": "0"}
+    assert server.serving() is None
+
+
 def test_a_service_that_is_being_stopped_is_still_the_one_to_be_asked(played: Played, config: Path) -> None:
     played.runs(os.getpid())
     played.unit["ActiveState"] = "deactivating"
