@@ -37,9 +37,9 @@ def removable(
     and never served is still to be shipped, and stays.
     """
     entries = list(entries)
-    back, left = _way_back(running, releases, entries), left_behind(entries)
-    newer = [release.name for release in takewhile(lambda release: release.name != running, releases)]
-    spared = {running, *in_use, *(name for name in newer if name not in left and name not in _served(entries))}
+    back = _way_back(running, releases, entries)
+    newer = {release.name for release in takewhile(lambda release: release.name != running, releases)}
+    spared = {running, *in_use, *newer.difference(left_behind(entries), _served(entries))}
     others = [release for release in releases if release not in back]
     kept = [release for release in (*back, *others) if release.name not in spared][:KEPT]
     return [release for release in releases if release not in kept and release.name not in spared]

@@ -26,9 +26,8 @@ DROPS_MIN = 20  # of one reason, within WINDOW_SECS
 WINDOW_SECS = 10.0
 DROP_SHARE_MAX = 0.01  # of all that was handled in that time
 DROP_GROWTH_MAX = 3.0  # times as many a second as before
-FLOOD_GROWTH = (
-    2.0  # times the datagrams of before, and FLOOD_PER_SEC more: then a full queue is no fault of the release
-)
+# Times the datagrams of before, and FLOOD_PER_SEC more: then a full queue is no fault of the release.
+FLOOD_GROWTH = 2.0
 FLOOD_PER_SEC = 1000.0
 NOT_READY_MAX = 2  # observations in a row
 # Observations in a row. In the middle of a reload by somebody else the main process is another one than who answers.

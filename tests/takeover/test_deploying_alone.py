@@ -63,14 +63,6 @@ class Installation:
 
 
 @pytest.fixture
-def clients() -> Iterator[list[EchoClient]]:
-    clients = [EchoClient(number) for number in (2, 3, 4)]
-    yield clients
-    for client in clients:
-        client.socket.close()
-
-
-@pytest.fixture
 def installation(tmp_path: Path, clients: list[EchoClient]) -> Iterator[Installation]:
     with Lab(tmp_path) as lab:
         made = Installation(Server(lab, [client.table() for client in clients], metrics_listen="127.0.0.1:0"))

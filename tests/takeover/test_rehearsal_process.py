@@ -35,14 +35,6 @@ pytestmark = pytest.mark.handoff
 
 
 @pytest.fixture
-def clients() -> Iterator[list[EchoClient]]:
-    clients = [EchoClient(number) for number in (2, 3, 4)]
-    yield clients
-    for client in clients:
-        client.socket.close()
-
-
-@pytest.fixture
 def server(tmp_path: Path, clients: list[EchoClient]) -> Iterator[Server]:
     with Lab(tmp_path) as lab:
         yield Server(lab, [client.table() for client in clients], metrics_listen="127.0.0.1:0")

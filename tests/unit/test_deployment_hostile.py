@@ -133,31 +133,28 @@ def test_somebody_elses_release_while_it_is_watched_is_one(world: World) -> None
     assert "three serves; expected" in entry.reason
 
 
-def test_what_has_come_to_serve_during_the_build_is_what_one_goes_back_to(world: World) -> None:
-    three = add_release(world.prefix, "three", 3.0)
+def serve_during_the_build(world: World, release: Release) -> None:
+    """Let a release come to serve while "four" is built."""
     build = world.commands.build
 
     def slow() -> Release:
-        world.serve(three)
+        world.serve(release)
         return build()
 
     world.commands.build = slow  # type: ignore[method-assign]
     world.commands.to_build = ["four"]
+
+
+def test_what_has_come_to_serve_during_the_build_is_what_one_goes_back_to(world: World) -> None:
+    serve_during_the_build(world, add_release(world.prefix, "three", 3.0))
     world.behaviours["four"] = Behaviour(errors=1)
     entry = world.deployer().deploy(None)
     assert (entry.result, entry.source, serving(world)) == (history.ROLLED_BACK, "three", ("three", "three"))
 
 
 def test_a_server_that_came_up_during_the_build_is_replaced_and_not_passed_over(world: World) -> None:
-    one, build = world.releases.find("one"), world.commands.build
     world.running = None
-
-    def slow() -> Release:
-        world.serve(one)
-        return build()
-
-    world.commands.build = slow  # type: ignore[method-assign]
-    world.commands.to_build = ["four"]
+    serve_during_the_build(world, world.releases.find("one"))
     assert world.deployer().deploy(None).result == history.SUCCESS
     assert serving(world) == ("four", "four")
 
