@@ -59,7 +59,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
 
 demo: $(SETUP) ## replace a server under the traffic of 20 clients, and count what they lost (no root)
-	@$(BIN)/python -m oxidize.demo
+	@$(BIN)/python -m demo
 
 test: $(SETUP) ## all tests; as root also those with network namespaces and wireguard-go
 	@$(BIN)/python -m pytest

@@ -24,13 +24,13 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 import oxidize
-from oxidize.demo import children
-from oxidize.demo.clients import ClientSettings, FleetSettings
-from oxidize.demo.fleet import FleetProcess
-from oxidize.demo.records import Kind
+from demo.clients import ClientSettings, FleetSettings
+from demo.fleet import FleetProcess
+from demo.records import Kind
+from oxidize.control.query import IDENTITY, fetch
+from oxidize.holder import processes
 from oxidize.protocol.changes import KeypairState, PeerEndpoint, PeerKeypairs, PeerSeen, PeerTimestamp
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.runtime.status import IDENTITY, fetch
 from oxidize.state.session_state import SessionState
 
 SESSIONS = (10, 1_000, 10_000)
@@ -108,7 +108,7 @@ class Server:
         state = stored_state(self._key.public_key().public_bytes_raw(), self._peers)
         fds = [("udp", self._udp.fileno()), ("http", self._http.fileno()), *state.fds.items()]
         with self.log.open("wb") as log:
-            self.pid = children.spawn(self._command("server"), os.environ, log.fileno(), fds)
+            self.pid = processes.spawn(self._command("server"), os.environ, log.fileno(), fds)
         state.close()
 
     def _write_config(self, directory: Path) -> None:

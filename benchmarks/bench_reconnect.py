@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from tests.traffic.namespaces import Namespace
-from tests.traffic.ping import Ping, ping
-from tests.traffic.road import PORT, GoServer, OurServer, Road
-from tests.traffic.server import Lab, wait_for
-from tests.traffic.wireguard_go import WireguardGo
+from tests.support.traffic.namespaces import Namespace
+from tests.support.traffic.ping import Ping, ping
+from tests.support.traffic.road import PORT, GoServer, OurServer, Road
+from tests.support.traffic.server import Lab, wait_for
+from tests.support.traffic.wireguard_go import WireguardGo
 
 OUTAGES_SECS = (1.0, 10.0)
 RUNS = 3

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from ipaddress import ip_interface
 
+from oxidize.hostnet.interface import configure_interface
+from oxidize.net.tun import TunDevice
+from oxidize.net.udp import UdpSocket, bind_udp
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.runtime.interface import configure_interface
-from oxidize.runtime.tun import TunDevice
-from oxidize.runtime.udp import UdpSocket, bind_udp
 
 ROUNDS = 200
 SIZE = 1452

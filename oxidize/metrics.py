@@ -19,15 +19,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from oxidize.protocol.words import (
-    DROPS_WORD,
-    OUTAGE_BOUNDS_SECS,
-    OUTAGES_WORD,
-    DropReason,
-    LinkState,
-    Total,
-    Words,
-)
+from oxidize.protocol.counters import DROPS_WORD, OUTAGE_BOUNDS_SECS, OUTAGES_WORD, DropReason, LinkState, Total, Words
 
 NS_PER_SEC = 1_000_000_000
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.beside import ALONE, Beside
+from tests.support.beside import ALONE, Beside
 
 TUN = Path("/dev/net/tun")
 

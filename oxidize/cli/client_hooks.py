@@ -15,10 +15,10 @@ from oxidize.cli.common import CLIENT_CONFIG, GAVE_UP_STATUS, config_option, err
 @config_option(CLIENT_CONFIG)
 def clean_up(config_path: Path) -> None:
     """Remove a client's rules after its end: ExecStopPost= of its unit."""
-    from oxidize.runtime import hooks  # noqa: PLC0415  # the other commands need none of it
+    from oxidize.client import unit_hooks  # noqa: PLC0415  # the other commands need none of it
 
     with errors_as_lines():
-        for change in hooks.clean_up(config_path, gave_up=_has_given_up()):
+        for change in unit_hooks.clean_up(config_path, gave_up=_has_given_up()):
             click.echo(change)
 
 
@@ -27,12 +27,12 @@ def clean_up(config_path: Path) -> None:
 @config_option(CLIENT_CONFIG)
 def name_servers(action: str, config_path: Path) -> None:
     """Set or remove a client's name servers: hooks of its unit, which run as root where the client does not."""
-    from oxidize.runtime import hooks  # noqa: PLC0415
+    from oxidize.client import unit_hooks  # noqa: PLC0415
 
     with errors_as_lines():
         if action == "remove":
-            hooks.remove_names(config_path, gave_up=_has_given_up())
-        elif servers := hooks.set_names(config_path):
+            unit_hooks.remove_names(config_path, gave_up=_has_given_up())
+        elif servers := unit_hooks.set_names(config_path):
             click.echo(f"name servers: {', '.join(servers)}")
 
 

@@ -19,7 +19,7 @@ import click
 
 from oxidize import config
 from oxidize.cli.common import SERVER_CONFIG, config_option, errors_as_lines, fail, say, warn, warn_of_readable_output
-from oxidize.cli.reloading import running_server, take_up, who_serves
+from oxidize.cli.reload import running_server, take_up, who_serves
 from oxidize.errors import ConfigError, OxidizeError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _port(loaded: config.ServerConfig, running: dict[str, Any] | None) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 def list_(config_path: Path, as_json: bool) -> None:
     """Show the clients of the configuration, and who of them is connected now."""
-    from oxidize.runtime.status_page import ago, print_table  # noqa: PLC0415
+    from oxidize.cli.status_page import ago, print_table  # noqa: PLC0415
 
     with errors_as_lines():
         loaded = config.load_server(config_path)

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
+from oxidize.cli.status_page import print_table
 from oxidize.deploy.history import History
 from oxidize.deploy.lock import holder
 from oxidize.deploy.releases import Release, Releases
 from oxidize.deploy.retention import left_behind, release_before
-from oxidize.runtime.status_page import print_table
 from oxidize.text import printable
 
 RELEASE_HEADINGS = ("release", "version", "built", "revision", "")

@@ -11,15 +11,15 @@ from pathlib import Path
 
 from oxidize import config
 from oxidize.cli.health import why_unready
-from oxidize.cli.reloading import SERVICE
+from oxidize.cli.reload import SERVICE
+from oxidize.control.query import STATUS, VITALS, fetch, find
 from oxidize.deploy.commands import run
 from oxidize.deploy.releases import folder_of
 from oxidize.deploy.server import Serving
 from oxidize.deploy.vitals import PeerVitals, Vitals
 from oxidize.errors import OxidizeError
-from oxidize.runtime import unit
-from oxidize.runtime.loop import boot_time
-from oxidize.runtime.status import STATUS, VITALS, fetch, find
+from oxidize.net.event_loop import boot_time
+from oxidize.service_manager import systemctl
 from oxidize.takeover.query import who_listens
 
 HEALTH_TIMEOUT_SECS = 3.0
@@ -56,7 +56,7 @@ class RunningServer:
     def is_reloading(self) -> bool:
         """Tell whether systemd is replacing the process just now."""
         service = self._service(self._listener())
-        return service is not None and unit.property_of(service, "ActiveState") == "reloading"
+        return service is not None and systemctl.property_of(service, "ActiveState") == "reloading"
 
     def main_pid(self) -> int | None:
         """Return the main process of the service; None where the server is no service's, or there is none."""
@@ -69,7 +69,7 @@ class RunningServer:
         service = self._service(listener)
         try:
             if service is not None or listener is None:
-                entry = pwd.getpwnam(unit.property_of(service or self._known_service or "", "User") or "")
+                entry = pwd.getpwnam(systemctl.property_of(service or self._known_service or "", "User") or "")
             else:
                 entry = pwd.getpwuid(listener[1])
         except KeyError:
@@ -82,7 +82,7 @@ class RunningServer:
 
     def _service(self, listener: tuple[int, int] | None) -> str | None:
         """Return the service whose server it is; None for none, and where nobody listens and it is down."""
-        service = unit.service_of(listener[0]) if listener is not None else None
+        service = systemctl.service_of(listener[0]) if listener is not None else None
         if listener is not None and service is not None:
             # In the middle of a takeover who listens is not yet, or no more, the main process.
             main_pid = _main_pid(service)
@@ -94,7 +94,7 @@ class RunningServer:
         known = self._known_service
         if known is None or listener is not None:
             return known
-        return known if unit.property_of(known, "ActiveState") in EXPECTED_STATES else None
+        return known if systemctl.property_of(known, "ActiveState") in EXPECTED_STATES else None
 
     # --- How it is ---
 
@@ -126,7 +126,7 @@ class RunningServer:
         """Replace its process by one of `program`; raises OxidizeError with the reason where it serves on."""
         listener = self._listener()
         if (service := self._service(listener)) is not None:
-            unit.reload(service)
+            systemctl.reload(service)
             return
         owner = self.owner() if listener is not None else None
         command = (program, "reload", "-c", self._config_path)
@@ -137,7 +137,7 @@ class RunningServer:
 
 def _main_pid(service: str) -> int | None:
     """Return the main process of a service, 0 for none; None where systemd does not say."""
-    answer = unit.property_of(service, "MainPID")
+    answer = systemctl.property_of(service, "MainPID")
     return int(answer) if answer is not None and answer.isdecimal() else None
 
 

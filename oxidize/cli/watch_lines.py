@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from oxidize.cli.status_page import byte_count, duration
 from oxidize.cli.watch_history import Sample, Takeover
 from oxidize.deploy.vitals import Vitals
-from oxidize.runtime.status_page import byte_count, duration
 from oxidize.text import counted
 
 

@@ -14,9 +14,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from oxidize.cli.status_page import byte_count, duration, table
 from oxidize.cli.watch_history import ASCII_BLOCKS, BLOCKS, History, Sample, Takeover, sparkline
 from oxidize.cli.watch_lines import away_text, clock, rate_text
-from oxidize.runtime.status_page import byte_count, duration, table
 from oxidize.text import counted, release_name
 
 REDRAW_SECS = 1.0  # while nothing new comes: the terminal may have another size by now

@@ -10,13 +10,7 @@ from typing import TypeVar
 
 from oxidize.deploy import SETTLE_SECS, history, retention
 from oxidize.deploy.commands import Commands, Owner
-from oxidize.deploy.going_back import Returning
-from oxidize.deploy.history import Deployment, History, UnderWay
-from oxidize.deploy.interrupts import Interrupts
-from oxidize.deploy.progress import Done, Progress, Step
-from oxidize.deploy.releases import Release, Releases, is_in_use
-from oxidize.deploy.server import Clock, Server
-from oxidize.deploy.verdict import (
+from oxidize.deploy.health_check import (
     STALL_SECS,
     Baseline,
     Judge,
@@ -25,6 +19,12 @@ from oxidize.deploy.verdict import (
     missing_sessions,
     silenced_peers,
 )
+from oxidize.deploy.history import Deployment, History, UnderWay
+from oxidize.deploy.interrupts import Interrupts
+from oxidize.deploy.progress import Done, Progress, Step
+from oxidize.deploy.releases import Release, Releases, is_in_use
+from oxidize.deploy.rollback import Returning
+from oxidize.deploy.server import Clock, Server
 from oxidize.deploy.vitals import Vitals
 from oxidize.errors import DeployError, OxidizeError
 from oxidize.text import counted

@@ -6,10 +6,10 @@ said, and stands in nobody's way: the next release may be the one that mends it.
 """
 
 from oxidize.deploy import history
-from oxidize.deploy.going_back import Returning
 from oxidize.deploy.history import Deployment, History, UnderWay
 from oxidize.deploy.progress import Done, Progress, Step
 from oxidize.deploy.releases import Releases
+from oxidize.deploy.rollback import Returning
 from oxidize.deploy.server import Clock, Server
 from oxidize.errors import OxidizeError
 

@@ -23,18 +23,7 @@ from oxidize.protocol.constants import (
     PEERS_PER_TIMEOUT_MAX,
     REKEY_ATTEMPT_TIME,
 )
-from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.handshake import LocalIdentity, RemoteIdentity
-from oxidize.protocol.handshaking import Handshaker
-from oxidize.protocol.keypair import Keypair
-from oxidize.protocol.link_keeper import LinkKeeper
-from oxidize.protocol.load import UNDER_LOAD_HANDSHAKES_PER_SECOND, LoadMeter
-from oxidize.protocol.messages import data_receiver
-from oxidize.protocol.peer import Peer, PeerKeypair, PeerSettings
-from oxidize.protocol.restoring import RestoreReport, restore_change
-from oxidize.protocol.session_table import SessionTable, Transmit
-from oxidize.protocol.staging import Staging
-from oxidize.protocol.words import (
+from oxidize.protocol.counters import (
     FIRST_UNANSWERED_NS,
     KEEPALIVE_OWED_NS,
     LAST_SENT_NS,
@@ -46,6 +35,17 @@ from oxidize.protocol.words import (
     Slots,
     Total,
 )
+from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.handshaker import Handshaker
+from oxidize.protocol.keypair import Keypair
+from oxidize.protocol.link_keeper import LinkKeeper
+from oxidize.protocol.load import UNDER_LOAD_HANDSHAKES_PER_SECOND, LoadMeter
+from oxidize.protocol.messages import data_receiver
+from oxidize.protocol.noise import LocalIdentity, RemoteIdentity
+from oxidize.protocol.peer import Peer, PeerKeypair, PeerSettings
+from oxidize.protocol.restore import RestoreReport, restore_change
+from oxidize.protocol.session_table import SessionTable, Transmit
+from oxidize.protocol.staging import Staging
 
 _KEEPALIVE = b""
 PEERS_PER_SLICE = 256  # scheduled at a time: less than a millisecond

@@ -20,9 +20,9 @@ from oxidize.protocol.constants import (
     REKEY_AFTER_MESSAGES,
     TYPE_DATA,
 )
+from oxidize.protocol.counters import RECEIVE_NEXT, SEND_COUNTER, DropReason, Words
 from oxidize.protocol.messages import DATA_HEADER
 from oxidize.protocol.replay import is_fresh, mark, mark_run
-from oxidize.protocol.words import RECEIVE_NEXT, SEND_COUNTER, DropReason, Words
 
 _NONCE_PREFIX = bytes(4)
 _ZEROS = bytes(PADDING_MULTIPLE)

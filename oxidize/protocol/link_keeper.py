@@ -13,8 +13,23 @@ from itertools import repeat
 from math import inf
 
 from oxidize.protocol.constants import REKEY_AFTER_TIME
+from oxidize.protocol.counters import (
+    FIRST_UNANSWERED_NS,
+    LAST_RECEIVED_NS,
+    LINK_STATE,
+    OUTAGE_BOUNDS_SECS,
+    OUTAGE_SINCE_NS,
+    OUTAGES_WORD,
+    PROBES_ANSWERED,
+    RETRIES,
+    ROUND_TRIP_NS,
+    SUSPECTED_SINCE_NS,
+    DropReason,
+    LinkState,
+    Total,
+)
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.handshaking import Handshaker
+from oxidize.protocol.handshaker import Handshaker
 from oxidize.protocol.link import (
     EASE_SECS,
     ERROR_BURST_SECS,
@@ -35,21 +50,6 @@ from oxidize.protocol.peer import Peer
 from oxidize.protocol.session_table import SessionTable
 from oxidize.protocol.staging import Staging
 from oxidize.protocol.timers import NANOSECOND, prompt_secs
-from oxidize.protocol.words import (
-    FIRST_UNANSWERED_NS,
-    LAST_RECEIVED_NS,
-    LINK_STATE,
-    OUTAGE_BOUNDS_SECS,
-    OUTAGE_SINCE_NS,
-    OUTAGES_WORD,
-    PROBES_ANSWERED,
-    RETRIES,
-    ROUND_TRIP_NS,
-    SUSPECTED_SINCE_NS,
-    DropReason,
-    LinkState,
-    Total,
-)
 
 
 class LinkKeeper:

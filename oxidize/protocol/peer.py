@@ -14,9 +14,9 @@ from oxidize.protocol.changes import PeerHandshake, PeerKeypairs
 from oxidize.protocol.constants import REJECT_AFTER_TIME, STAGED_PACKETS_MAX, TIMESTAMP_SIZE
 from oxidize.protocol.cookie import CookieJar
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.handshake import InitiatorState, RemoteIdentity
 from oxidize.protocol.keypair import Keypair
 from oxidize.protocol.link import Link, LinkPolicy
+from oxidize.protocol.noise import InitiatorState, RemoteIdentity
 
 PeerKeypair = Keypair["Peer"]
 

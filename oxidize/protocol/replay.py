@@ -16,7 +16,7 @@ and its counter is still fresh.
 
 from oxidize.errors import StateError
 from oxidize.protocol.constants import REJECT_AFTER_MESSAGES
-from oxidize.protocol.words import RECEIVE_NEXT, REPLAY_BITMAP, REPLAY_WORDS, Words
+from oxidize.protocol.counters import RECEIVE_NEXT, REPLAY_BITMAP, REPLAY_WORDS, Words
 
 BLOCK_BITS = 64
 BLOCK_SHIFT = 6

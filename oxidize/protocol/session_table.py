@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 from oxidize.protocol.changes import Change, KeypairState, PeerEndpoint, PeerKeypairs, PeerSeen
 from oxidize.protocol.constants import BATCH_PACKETS_MAX, ENDPOINT_RECORD_INTERVAL
+from oxidize.protocol.counters import DROPS_WORD, SENT_BYTES, DropReason, Slots, Total, Words
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.handshake import TransportKeys
 from oxidize.protocol.index_table import IndexTable
 from oxidize.protocol.keypair import Keypair
 from oxidize.protocol.link import SUPERSEDED_MAX
+from oxidize.protocol.noise import TransportKeys
 from oxidize.protocol.peer import Peer, PeerKeypair, PendingHandshake, no_handshake
 from oxidize.protocol.timers import any_authenticated_sent
-from oxidize.protocol.words import DROPS_WORD, SENT_BYTES, DropReason, Slots, Total, Words
 
 
 class Transmit(NamedTuple):

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 
 from oxidize.protocol.changes import PeerStaged
 from oxidize.protocol.constants import STAGED_BYTES_MAX, STAGED_PEER_BYTES_MAX
+from oxidize.protocol.counters import DropReason, Total
 from oxidize.protocol.peer import Peer
 from oxidize.protocol.session_table import SessionTable
-from oxidize.protocol.words import DropReason, Total
 
 
 class Staging:

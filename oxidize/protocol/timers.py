@@ -14,16 +14,7 @@ from oxidize.protocol.constants import (
     REKEY_TIMEOUT_JITTER_MAX,
     ZERO_KEYS_AFTER_TIME,
 )
-from oxidize.protocol.link import (
-    INITIATION_SPACING_SECS,
-    PROBE_RETRY_FACTOR,
-    PROBE_ROUND_TRIPS,
-    PROBE_SECS_MIN,
-    PROBES_ANSWERED_MAX,
-    RETRY_JITTER,
-)
-from oxidize.protocol.peer import Peer, PeerKeypair
-from oxidize.protocol.words import (
+from oxidize.protocol.counters import (
     FIRST_UNANSWERED_NS,
     KEEPALIVE_OWED_NS,
     LAST_RECEIVED_NS,
@@ -35,6 +26,15 @@ from oxidize.protocol.words import (
     LinkState,
     Words,
 )
+from oxidize.protocol.link import (
+    INITIATION_SPACING_SECS,
+    PROBE_RETRY_FACTOR,
+    PROBE_ROUND_TRIPS,
+    PROBE_SECS_MIN,
+    PROBES_ANSWERED_MAX,
+    RETRY_JITTER,
+)
+from oxidize.protocol.peer import Peer, PeerKeypair
 
 SILENCE_SECS = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT  # after which section 6.5 calls for a handshake
 DOUBLINGS_MAX = 30  # of a retry's delay: beyond any limit that can be set

@@ -1,1 +1,1 @@
-"""The shell: sockets, devices, the loop and the two daemons."""
+"""The life of a generation: how it starts, serves, is taken over and ends."""

@@ -12,20 +12,22 @@ from functools import partial
 from typing import TypeVar
 
 import oxidize
-from oxidize import http, logs
+from oxidize import logs
+from oxidize.client.host_setup import check_surroundings
+from oxidize.control.reload_channel import Control
 from oxidize.errors import OxidizeError, SnapshotError, WriterBusyError
-from oxidize.protocol.words import Total
-from oxidize.runtime import crash_loop, systemd, watchdog
-from oxidize.runtime.control import Control
-from oxidize.runtime.endpoint_memory import recall
-from oxidize.runtime.loop import Loop, boot_time
-from oxidize.runtime.nat import Nat, not_forwarded
+from oxidize.hostnet.nat import Nat, not_forwarded
+from oxidize.net import http
+from oxidize.net.event_loop import Loop, boot_time
+from oxidize.net.tun import TunDevice, interface_of
+from oxidize.net.udp import UdpSocket, bind_udp
+from oxidize.protocol.counters import Total
+from oxidize.runtime import crash_loop
+from oxidize.runtime.endpoint_cache import recall
 from oxidize.runtime.node import Node, Parts, say_ready, serve_http
 from oxidize.runtime.parts import adopt_nat, adopt_network, bind_http, boot_id, configure, make_device
-from oxidize.runtime.settings import NodeSettings
-from oxidize.runtime.surroundings import check_surroundings
-from oxidize.runtime.tun import TunDevice, interface_of
-from oxidize.runtime.udp import UdpSocket, bind_udp
+from oxidize.service_manager import notify, watchdog
+from oxidize.settings import NodeSettings
 from oxidize.state.session_state import SessionState
 from oxidize.takeover.host import NamedFd
 
@@ -38,7 +40,7 @@ _Item = TypeVar("_Item")
 
 def start_alone(settings: NodeSettings, loop: Loop, control: Control, passed: dict[str, list[int]]) -> Node:
     """Begin with what the service manager passed, or with nothing; raises ConfigError for sockets not to be had."""
-    fds = systemd.single(passed, ("udp", "http")) | _stored(passed)
+    fds = notify.single(passed, ("udp", "http")) | _stored(passed)
     check_surroundings(settings, _interfaces_before(fds))
     _close_unused(passed, fds)
     return _ColdStart(settings, loop, fds).run(control)
@@ -121,9 +123,9 @@ class _ColdStart:
         state = SessionState.create(oxidize.__version__, 1, boot_id(), settings.public_key)
         node = self._make_node(state, 1)
         for name, fd in state.fds.items():
-            systemd.store_fd(name, fd)
+            notify.store_fd(name, fd)
         if settings.role == "client" and "udp" not in self._fds:  # no socket unit holds it
-            systemd.store_fd("udp", self._udp.fileno())
+            notify.store_fd("udp", self._udp.fileno())
         return node
 
     def _make_node(self, state: SessionState, generation: int) -> Node:
@@ -157,7 +159,7 @@ class _ColdStart:
         if state is not None:
             state.close()
         self._front.node = None
-        systemd.forget_fds("journal", "arena")
+        notify.forget_fds("journal", "arena")
         return None
 
     def _restore_from(self, state: SessionState) -> Node:
@@ -235,14 +237,14 @@ def _interfaces_before(fds: Mapping[str, int]) -> list[str]:
 
 def store_network(node: Node) -> None:
     """Put a new TUN device into the manager's store, instead of the one that is used no longer."""
-    systemd.forget_fds("tun")
+    notify.forget_fds("tun")
     if isinstance(node.network, TunDevice):
-        systemd.store_fd("tun", node.network.fileno())
+        notify.store_fd("tun", node.network.fileno())
 
 
 def check_nat(nat: Nat) -> None:
     """Raise ConfigError for what would hinder `apply_nat`; a table that the manager's store may hold does not."""
-    nat.check(may_be_freed=systemd.is_managed())
+    nat.check(may_be_freed=notify.is_managed())
 
 
 def apply_nat(node: Node) -> None:
@@ -250,15 +252,15 @@ def apply_nat(node: Node) -> None:
     nat = node.nat
     if nat.is_on and nat.is_new:
         # A release in between that knew nothing of it has left its copy there, and the table with it.
-        systemd.forget_fds("nat")
-        if systemd.is_managed():
-            systemd.barrier()
+        notify.forget_fds("nat")
+        if notify.is_managed():
+            notify.barrier()
     nat.apply()
     descriptor = nat.fileno()
     if descriptor is None:
-        systemd.forget_fds("nat")
+        notify.forget_fds("nat")
     elif nat.is_new:
-        systemd.store_fd("nat", descriptor)
+        notify.store_fd("nat", descriptor)
 
 
 def _stored(passed: dict[str, list[int]]) -> dict[str, int]:
@@ -266,11 +268,11 @@ def _stored(passed: dict[str, list[int]]) -> dict[str, int]:
 
     A process that was killed between storing the one and the other leaves a half, the next one would add to it.
     """
-    once = {name: passed[name][0] for name in systemd.STORED_NAMES if len(passed.get(name, [])) == 1}
+    once = {name: passed[name][0] for name in notify.STORED_NAMES if len(passed.get(name, [])) == 1}
     state = [name for name in ("journal", "arena") if name in passed]
     if state and not {"journal", "arena"} <= once.keys():
         log.error("the stored state is not used: expected one journal and one arena", stored=", ".join(sorted(passed)))
-        systemd.forget_fds("journal", "arena")
+        notify.forget_fds("journal", "arena")
         return {name: fd for name, fd in once.items() if name in ("tun", "nat")}
     return once
 
@@ -279,7 +281,7 @@ def _close_unused(passed: dict[str, list[int]], used: dict[str, int]) -> None:
     for name, fds in passed.items():
         unused = [fd for fd in fds if fd != used.get(name)]
         if unused:
-            expected = ", ".join(("udp", "http", *systemd.STORED_NAMES)) + ": one of each"
+            expected = ", ".join(("udp", "http", *notify.STORED_NAMES)) + ": one of each"
             log.warning("a passed file is not used", name=name, expected=expected)
         for fd in unused:
             os.close(fd)

@@ -7,7 +7,7 @@ sets it back, and one that was told to end does not count.
 
 from collections.abc import Callable
 
-from oxidize.protocol.words import ENDED_ON_PURPOSE_WORD, Total, Words
+from oxidize.protocol.counters import ENDED_ON_PURPOSE_WORD, Total, Words
 
 STABLE_SECS = 10.0  # a generation that lived this long did not crash at the start
 STARTS_WITHOUT_DELAY = 5  # in a row: bad luck is no loop

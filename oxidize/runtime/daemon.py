@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 from oxidize import config, logs
+from oxidize.control.reload_channel import Control, NoControl
 from oxidize.errors import ConfigError, OxidizeError, UnreachableError
-from oxidize.runtime import systemd
-from oxidize.runtime.control import Control, NoControl
-from oxidize.runtime.loop import Loop
-from oxidize.runtime.settings import NodeSettings
+from oxidize.net.event_loop import Loop
 from oxidize.runtime.startup import start
+from oxidize.service_manager import notify
+from oxidize.settings import NodeSettings
 
 FAILED_START_PAUSE_SECS = 1.0
 
@@ -57,7 +57,7 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
 
 def _pause(control: Control) -> None:
     """Let a service manager that would start us again at once, and without a limit, not do so all the time."""
-    if systemd.is_managed() and not control.is_coordinated:
+    if notify.is_managed() and not control.is_coordinated:
         time.sleep(FAILED_START_PAUSE_SECS)
 
 

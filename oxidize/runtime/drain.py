@@ -6,10 +6,10 @@ The rule: who has a session keeps it until nobody uses theirs any more or the ti
 from collections.abc import Callable
 
 from oxidize import logs
+from oxidize.net.event_loop import Loop, boot_time
+from oxidize.protocol.counters import Total, Words
 from oxidize.protocol.device import Device
-from oxidize.protocol.words import Total, Words
-from oxidize.runtime import systemd
-from oxidize.runtime.loop import Loop, boot_time
+from oxidize.service_manager import notify
 
 IDLE_SECS = 3.0  # without a packet in either direction: nobody would notice the end
 CHECK_SECS = 0.25
@@ -72,7 +72,7 @@ class Drain:
         if self._ends_at is None or self._is_over:
             return
         self._due_at = now + CHECK_SECS
-        systemd.notify(f"EXTEND_TIMEOUT_USEC={PATIENCE_SECS * 1_000_000}")
+        notify.notify(f"EXTEND_TIMEOUT_USEC={PATIENCE_SECS * 1_000_000}")
         words = self._words
         packets = words[Total.RECEIVED_PACKETS] + words[Total.SENT_PACKETS]
         if packets != self._packets:

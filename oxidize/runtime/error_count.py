@@ -8,7 +8,7 @@ blamed for the errors of its predecessor.
 import contextlib
 import logging
 
-from oxidize.protocol.words import Total, Words
+from oxidize.protocol.counters import Total, Words
 
 
 class ErrorCount(logging.Handler):

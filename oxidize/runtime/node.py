@@ -17,28 +17,31 @@ from functools import partial
 from typing import Any
 
 import oxidize
-from oxidize import http, logs
+from oxidize import logs
+from oxidize.client.connection import Connection, Outside
+from oxidize.client.host_setup import Surroundings, has_surroundings
+from oxidize.control.query import ACCEPT, DRAIN, IDENTITY, QUERIES, STATE, STATUS, VITALS
 from oxidize.errors import OxidizeError, SnapshotError, StateError, TakeoverError
+from oxidize.hostnet.interface import routes_needed
+from oxidize.hostnet.nat import Nat
 from oxidize.metrics import Live, Metrics
+from oxidize.net import http
+from oxidize.net.data_path import DataPath, Network
+from oxidize.net.event_loop import READABLE, Loop, boot_time
+from oxidize.net.tun import TunDevice
+from oxidize.net.udp import UdpSocket
+from oxidize.net.userspace import UserspaceNetwork
+from oxidize.protocol.counters import ENDED_ON_PURPOSE_WORD, DropReason, Total
 from oxidize.protocol.device import Device
-from oxidize.protocol.words import ENDED_ON_PURPOSE_WORD, DropReason, Total
-from oxidize.runtime import status, systemd, unit
-from oxidize.runtime.connection import Connection, Outside
+from oxidize.runtime import status
+from oxidize.runtime.compactor import Upkeep
 from oxidize.runtime.crash_loop import Stability
-from oxidize.runtime.data_path import DataPath, Network
 from oxidize.runtime.drain import Drain
-from oxidize.runtime.endpoint_memory import EndpointMemory
+from oxidize.runtime.endpoint_cache import EndpointMemory
 from oxidize.runtime.error_count import ErrorCount
-from oxidize.runtime.interface import routes_needed
-from oxidize.runtime.loop import READABLE, Loop, boot_time
-from oxidize.runtime.nat import Nat
-from oxidize.runtime.settings import NodeSettings
-from oxidize.runtime.surroundings import Surroundings, has_surroundings
-from oxidize.runtime.tun import TunDevice
-from oxidize.runtime.udp import UdpSocket
-from oxidize.runtime.upkeep import Upkeep
-from oxidize.runtime.userspace import UserspaceNetwork
-from oxidize.runtime.watchdog import Watchdog
+from oxidize.service_manager import notify, systemctl
+from oxidize.service_manager.watchdog import Watchdog
+from oxidize.settings import NodeSettings
 from oxidize.state.records import FORMAT
 from oxidize.state.session_state import SessionState
 from oxidize.takeover.host import Answer, NamedFd, Offer
@@ -292,19 +295,19 @@ class Node:
 
     def answer(self, query: str) -> Answer:
         """Answer a query of `runtime.status`, or do what it asks for; raises OxidizeError for any other."""
-        if query == status.STATUS:
+        if query == STATUS:
             return Answer(status.describe(self))
-        if query == status.VITALS:
+        if query == VITALS:
             return Answer(status.describe_vitals(self))
-        if query == status.STATE:
+        if query == STATE:
             self._check_serving()
             return status.hand_out_state(self)
-        if query == status.DRAIN:
+        if query == DRAIN:
             self._drain_by_hand()
-        elif query == status.ACCEPT:
+        elif query == ACCEPT:
             self._accept_again()
-        elif query != status.IDENTITY:
-            raise OxidizeError(f"query {query!r}: expected one of {', '.join(status.QUERIES)}")
+        elif query != IDENTITY:
+            raise OxidizeError(f"query {query!r}: expected one of {', '.join(QUERIES)}")
         return Answer(status.describe_process(self))
 
     def _note_failure(self, reason: str) -> None:
@@ -336,12 +339,12 @@ class Node:
             log.info("ends at once", generation=self.generation)
             # One that does not serve may be about to have a successor, which goes on with what is set.
             self._end_service() if self._serving else self._end()
-        elif unit.will_go_on():
+        elif systemctl.will_go_on():
             log.info("ends for the next process, in which its sessions go on", generation=self.generation)
             self._end()
         else:
             self._is_ending = True
-            systemd.notify("STOPPING=1")
+            notify.notify("STOPPING=1")
             if self.settings.drain_timeout_secs:
                 self._drain_and(self._end_service)
             else:
@@ -381,7 +384,7 @@ class Node:
         self._drain.begin(self.settings.drain_timeout_secs, then)
 
     def _note_drained(self) -> None:
-        systemd.notify("STATUS=drained: no new sessions; waits for its end")
+        notify.notify("STATUS=drained: no new sessions; waits for its end")
 
     def _accept_again(self) -> None:
         if self._is_ending:
@@ -446,7 +449,7 @@ def serve_http(listener: socket.socket, respond: http.Respond, loop: Loop) -> ht
 def say_ready(node: Node) -> None:
     """Tell the service manager that this generation serves."""
     peers = counted(len(node.device.peers), "peer")
-    systemd.notify("READY=1", f"STATUS=generation {node.generation}, release {oxidize.__version__}, {peers}")
+    notify.notify("READY=1", f"STATUS=generation {node.generation}, release {oxidize.__version__}, {peers}")
 
 
 class Remembered:

@@ -12,15 +12,15 @@ from pathlib import Path
 
 from oxidize import logs
 from oxidize.errors import ConfigError, OxidizeError
+from oxidize.hostnet.interface import configure_interface
+from oxidize.hostnet.nat import Nat
+from oxidize.net.data_path import Network
+from oxidize.net.event_loop import unix_time
+from oxidize.net.tun import TunDevice
+from oxidize.net.userspace import UserspaceNetwork
 from oxidize.protocol.device import Device
 from oxidize.protocol.peer import PeerSettings
-from oxidize.runtime.data_path import Network
-from oxidize.runtime.interface import configure_interface
-from oxidize.runtime.loop import unix_time
-from oxidize.runtime.nat import Nat
-from oxidize.runtime.settings import NodeSettings
-from oxidize.runtime.tun import TunDevice
-from oxidize.runtime.userspace import UserspaceNetwork
+from oxidize.settings import NodeSettings
 from oxidize.state.session_state import SessionState
 from oxidize.takeover.host import NamedFd
 

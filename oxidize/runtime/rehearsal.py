@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import oxidize
+from oxidize.control.decode import decode, printable_reasons
+from oxidize.control.query import IDENTITY, STATE, bytes_max_of, fetch, nothing_runs
 from oxidize.errors import DecodeError, OxidizeError, SnapshotError, TakeoverError
+from oxidize.net.event_loop import boot_time
 from oxidize.protocol.changes import PeerKeypairs
 from oxidize.protocol.keypair import Keypair
-from oxidize.runtime.answer import decode, printable_reasons
-from oxidize.runtime.loop import boot_time
 from oxidize.runtime.parts import NOT_CONFIGURED, Restored, restore
-from oxidize.runtime.settings import NodeSettings
-from oxidize.runtime.status import IDENTITY, STATE, bytes_max_of, fetch, nothing_runs
+from oxidize.settings import NodeSettings
 from oxidize.state.copies import copy_arena, copy_journal
 from oxidize.takeover.channel import close_fds, close_unasked
 from oxidize.takeover.host import Answer

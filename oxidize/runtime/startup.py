@@ -8,15 +8,15 @@ started to replace a process replaces it or ends: a start is the service manager
 import os
 
 import oxidize
+from oxidize.control.reload_channel import Control
 from oxidize.errors import TakeoverError
-from oxidize.runtime import systemd
+from oxidize.net.event_loop import Loop, boot_time
 from oxidize.runtime.cold_start import start_alone
-from oxidize.runtime.control import Control
-from oxidize.runtime.loop import Loop, boot_time
 from oxidize.runtime.node import Node
 from oxidize.runtime.parts import make_folder
-from oxidize.runtime.settings import NodeSettings
 from oxidize.runtime.succession import Succession
+from oxidize.service_manager import notify
+from oxidize.settings import NodeSettings
 from oxidize.state.records import FORMAT
 from oxidize.takeover.successor import Successor
 
@@ -39,7 +39,7 @@ def start(settings: NodeSettings, loop: Loop, control: Control) -> Node:
             f"the server that was to be replaced has ended: nobody listens at {settings.takeover_socket} any more; "
             "nothing was started in its place: start it, or see whether its service manager has done so",
         )
-    passed = systemd.listen_fds()
+    passed = notify.listen_fds()
     if offer is None:
         successor.close()
         return start_alone(settings, loop, control, passed)

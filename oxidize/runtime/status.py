@@ -7,14 +7,13 @@ import os
 import socket
 import sys
 import time
-from pathlib import Path
 from typing import Any, Protocol
 
 import oxidize
-from oxidize.errors import OxidizeError
-from oxidize.protocol.device import Device
-from oxidize.protocol.peer import Peer
-from oxidize.protocol.words import (
+from oxidize.client.connection import Connection
+from oxidize.net.event_loop import boot_time
+from oxidize.net.udp import UdpSocket
+from oxidize.protocol.counters import (
     DROPS_WORD,
     RECEIVED_BYTES,
     RECEIVED_PACKETS,
@@ -24,26 +23,11 @@ from oxidize.protocol.words import (
     Total,
     Words,
 )
-from oxidize.runtime.answer import decode, printable_reasons
-from oxidize.runtime.connection import Connection
-from oxidize.runtime.loop import boot_time
-from oxidize.runtime.settings import NodeSettings
-from oxidize.runtime.udp import UdpSocket
+from oxidize.protocol.device import Device
+from oxidize.protocol.peer import Peer
+from oxidize.settings import NodeSettings
 from oxidize.state.session_state import SessionState
 from oxidize.takeover.host import Answer, NamedFd
-from oxidize.takeover.query import query
-
-# What a process can be asked for at its takeover socket.
-STATUS = "status"
-IDENTITY = "identity"
-VITALS = "vitals"  # what may be asked twice a second, however many peers there are
-STATE = "state"  # journal and arena, to be read
-DRAIN = "drain"  # begin to drain, and end when told to
-ACCEPT = "accept"  # drain no more
-QUERIES = (STATUS, IDENTITY, VITALS, STATE, DRAIN, ACCEPT)
-
-STATUS_BYTES_MAX = 32 << 20  # that of 20,000 peers takes 8 to 10 MB, and more where each has many allowed IPs
-ANSWER_BYTES_MAX = 512 << 10  # of any other: 16 takeovers with a reason of 4,096 characters, six bytes each at most
 
 
 class Describable(Protocol):
@@ -182,37 +166,3 @@ def describe_process(node: Describable) -> bytes:
             "drain_timeout_secs": node.settings.drain_timeout_secs,
         }
     ).encode()
-
-
-def fetch(takeover_socket: Path, what: str = STATUS) -> dict[str, Any]:
-    """Return what the process that listens there answers: its STATUS, its VITALS, to any other query its IDENTITY.
-
-    Raises OxidizeError where none does.
-    """
-    status = find(takeover_socket, what)
-    if status is None:
-        raise nothing_runs(takeover_socket)
-    return status
-
-
-def nothing_runs(takeover_socket: Path) -> OxidizeError:
-    """Return the error for a socket at which nobody listens."""
-    return OxidizeError(
-        f"nothing runs: nobody listens at {takeover_socket}; start it with `oxidize server` or `oxidize client`, "
-        "or check takeover_socket in the configuration"
-    )
-
-
-def find(takeover_socket: Path, what: str = STATUS) -> dict[str, Any] | None:
-    """Return the same as `fetch`, or None where nobody listens.
-
-    Its texts can be printed, whoever answers. Raises OxidizeError for one that gives no answer that can be read.
-    """
-    with printable_reasons():
-        answer = query(takeover_socket, what, clock=boot_time, bytes_max=bytes_max_of(what))
-    return decode(answer) if answer is not None else None
-
-
-def bytes_max_of(what: str) -> int:
-    """Return how long an answer to this query may be, for whoever asks."""
-    return STATUS_BYTES_MAX if what == STATUS else ANSWER_BYTES_MAX

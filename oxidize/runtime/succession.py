@@ -15,19 +15,19 @@ from typing import Any
 
 import oxidize
 from oxidize import logs
+from oxidize.client.host_setup import check_surroundings, take_back
+from oxidize.control.reload_channel import Control
 from oxidize.errors import SnapshotError
-from oxidize.protocol.words import Total
-from oxidize.runtime import systemd, unit
+from oxidize.hostnet.interface import preload
+from oxidize.net.event_loop import READABLE, Loop, boot_time
+from oxidize.net.tun import TunDevice
+from oxidize.net.udp import UdpSocket
+from oxidize.protocol.counters import Total
 from oxidize.runtime.cold_start import apply_nat, check_nat, store_network
-from oxidize.runtime.control import Control
-from oxidize.runtime.interface import preload
-from oxidize.runtime.loop import READABLE, Loop, boot_time
 from oxidize.runtime.node import Node, Parts, say_ready
 from oxidize.runtime.parts import NOT_CONFIGURED, adopt_nat, adopt_network, bind_http, configure, restore
-from oxidize.runtime.settings import NodeSettings
-from oxidize.runtime.surroundings import check_surroundings, take_back
-from oxidize.runtime.tun import TunDevice
-from oxidize.runtime.udp import UdpSocket
+from oxidize.service_manager import notify, systemctl
+from oxidize.settings import NodeSettings
 from oxidize.takeover.host import Offer, reason_of
 from oxidize.takeover.predecessor import Predecessor
 from oxidize.takeover.successor import Commit, Successor
@@ -72,9 +72,9 @@ class Succession:
 
         Else the service manager would take our end for the service's.
         """
-        if systemd.is_managed() and unit.main_pid() == os.getpid():
-            systemd.notify(f"MAINPID={self.offer.pid}")
-            systemd.barrier()
+        if notify.is_managed() and systemctl.main_pid() == os.getpid():
+            notify.notify(f"MAINPID={self.offer.pid}")
+            notify.barrier()
 
     def _restore(self) -> Node:
         """Do all slow work, reading only; the predecessor serves all the while."""

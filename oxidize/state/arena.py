@@ -14,14 +14,7 @@ from typing import Self
 
 from oxidize.errors import SnapshotError, StateError
 from oxidize.protocol.constants import PEERS_MAX
-from oxidize.protocol.words import (
-    REPLAY_BITMAP,
-    REPLAY_WORDS,
-    SLOT_WORDS,
-    TOTALS_SLOTS,
-    TOTALS_WORDS,
-    Words,
-)
+from oxidize.protocol.counters import REPLAY_BITMAP, REPLAY_WORDS, SLOT_WORDS, TOTALS_SLOTS, TOTALS_WORDS, Words
 from oxidize.state import memory_file
 
 # A peer's own slot, its previous, current and next keypair, and one that is still to be released.

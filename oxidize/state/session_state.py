@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from oxidize.errors import SnapshotError, StateError
 from oxidize.protocol.changes import Change, KeypairState, PeerKeypairs, PeerRemoved, PeerSeen
-from oxidize.protocol.words import REPLAY_WORDS, SLOT_WORDS, TOTALS_SLOTS
+from oxidize.protocol.counters import REPLAY_WORDS, SLOT_WORDS, TOTALS_SLOTS
 from oxidize.state.arena import Arena
 from oxidize.state.journal import Journal
 from oxidize.state.records import FORMAT, MIN_READER, Unknown, decode_change, encode_change

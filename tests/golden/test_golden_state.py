@@ -28,17 +28,17 @@ from oxidize.protocol.changes import (
     PeerStaged,
     PeerTimestamp,
 )
+from oxidize.protocol.counters import RECEIVE_NEXT, REPLAY_BITMAP, SEND_COUNTER, TOTALS_WORDS, Total
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.words import RECEIVE_NEXT, REPLAY_BITMAP, SEND_COUNTER, TOTALS_WORDS, Total
 from oxidize.runtime import parts, rehearsal
 from oxidize.runtime.rehearsal import Rehearsal, rehearse
-from oxidize.runtime.settings import NodeSettings
+from oxidize.settings import NodeSettings
 from oxidize.state.arena import Arena
 from oxidize.state.journal import Journal
 from oxidize.state.records import FORMAT
 from oxidize.state.session_state import SessionState
 from oxidize.takeover.host import Answer, NamedFd
-from tests.traffic.server import Lab, PeerTable, Server
+from tests.support.traffic.server import Lab, PeerTable, Server
 
 HERE = Path(__file__).parent
 BOOT_ID = "6f1f2c1e-0000-4000-8000-0123456789ab"

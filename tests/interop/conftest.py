@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.traffic.server import Lab
-from tests.traffic.site import Site
+from tests.support.traffic.server import Lab
+from tests.support.traffic.site import Site
 
 
 @pytest.fixture

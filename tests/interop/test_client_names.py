@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute
 
-from tests.traffic.crossing import Place
-from tests.traffic.server import Lab, wait_for
+from tests.support.traffic.crossing import Place
+from tests.support.traffic.server import Lab, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping", "ip")]
 

@@ -6,12 +6,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.traffic.capture import Capture
-from tests.traffic.ping import Ping, ping, wait_for_replies
-from tests.traffic.server import Footprint, is_gone, wait_for
-from tests.traffic.site import PORT, Client, Site
-from tests.traffic.transfer import Transfer
-from tests.traffic.wire import assert_no_nonce_twice, transport_pairs
+from tests.support.traffic.capture import Capture
+from tests.support.traffic.ping import Ping, ping, wait_for_replies
+from tests.support.traffic.server import Footprint, is_gone, wait_for
+from tests.support.traffic.site import PORT, Client, Site
+from tests.support.traffic.transfer import Transfer
+from tests.support.traffic.wire import assert_no_nonce_twice, transport_pairs
 
 pytestmark = [pytest.mark.handoff, pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping")]
 

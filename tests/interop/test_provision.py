@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from oxidize import config
-from tests.traffic.namespaces import set_addresses
-from tests.traffic.ping import Ping, ping
-from tests.traffic.server import OXIDIZE, WAIT_SECS, Outcome, b64, wait_for
-from tests.traffic.site import PORT, Client, Site
-from tests.traffic.wireguard_go import INNER_MTU
+from tests.support.traffic.namespaces import set_addresses
+from tests.support.traffic.ping import Ping, ping
+from tests.support.traffic.server import OXIDIZE, WAIT_SECS, Outcome, b64, wait_for
+from tests.support.traffic.site import PORT, Client, Site
+from tests.support.traffic.wireguard_go import INNER_MTU
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "wg-quick", "ping")]
 

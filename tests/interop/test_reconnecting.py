@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.traffic.oxidize_client import OxidizeClient
-from tests.traffic.ping import Ping, ping, wait_for_replies
-from tests.traffic.road import PORT, GoServer, OurServer, Road
-from tests.traffic.server import OXIDIZE, Lab, wait_for
-from tests.traffic.transfer import Transfer
-from tests.traffic.wireguard_go import WireguardGo
+from tests.support.traffic.oxidize_client import OxidizeClient
+from tests.support.traffic.ping import Ping, ping, wait_for_replies
+from tests.support.traffic.road import PORT, GoServer, OurServer, Road
+from tests.support.traffic.server import OXIDIZE, Lab, wait_for
+from tests.support.traffic.transfer import Transfer
+from tests.support.traffic.wireguard_go import WireguardGo
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping", "nft")]
 

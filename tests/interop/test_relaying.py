@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from oxidize.runtime.interface import configure_interface
-from tests.traffic.capture import ETH_P_ALL, ETH_P_IP
-from tests.traffic.flows import Flows
-from tests.traffic.namespaces import Namespace, join, set_addresses
-from tests.traffic.nftables import handles, nft, rules, tables
-from tests.traffic.ping import Ping, ping, wait_for_replies
-from tests.traffic.server import WAIT_SECS, Footprint, fault, kill, wait_for
-from tests.traffic.site import PORT, Client, Site
-from tests.traffic.transfer import Transfer
-from tests.traffic.wireguard_go import INNER_MTU
+from oxidize.hostnet.interface import configure_interface
+from tests.support.traffic.capture import ETH_P_ALL, ETH_P_IP
+from tests.support.traffic.flows import Flows
+from tests.support.traffic.namespaces import Namespace, join, set_addresses
+from tests.support.traffic.nftables import handles, nft, rules, tables
+from tests.support.traffic.ping import Ping, ping, wait_for_replies
+from tests.support.traffic.server import WAIT_SECS, Footprint, fault, kill, wait_for
+from tests.support.traffic.site import PORT, Client, Site
+from tests.support.traffic.transfer import Transfer
+from tests.support.traffic.wireguard_go import INNER_MTU
 
 pytestmark = [pytest.mark.handoff, pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping", "nft")]
 
@@ -333,7 +333,7 @@ def test_a_successor_that_owns_serves_on_though_it_cannot_change_the_table(world
     world.start()
     ping(world.site.lab, world.client.namespace, BEYOND4, 2)
     before = rules(world.site.namespace, world.table)
-    outcome = world.site.server.reload(fault("oxidize.runtime.nat:Nat.apply", "raise", world.site.lab.folder / "mark"))
+    outcome = world.site.server.reload(fault("oxidize.hostnet.nat:Nat.apply", "raise", world.site.lab.folder / "mark"))
     assert outcome.status == 0
     assert "it serves, but not with all of its settings" in outcome.errors
     assert rules(world.site.namespace, world.table) == before

@@ -18,9 +18,9 @@ import pytest
 from pyroute2 import IPRoute
 
 from oxidize.errors import ConfigError, OxidizeError
-from oxidize.runtime import tun as tun_module
-from oxidize.runtime.interface import ROUTE_PROTOCOL, TRANSMIT_QUEUE_PACKETS, configure_interface
-from oxidize.runtime.tun import TunDevice
+from oxidize.hostnet.interface import ROUTE_PROTOCOL, TRANSMIT_QUEUE_PACKETS, configure_interface
+from oxidize.net import tun as tun_module
+from oxidize.net.tun import TunDevice
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces and TUN devices needs root")
 CLONE_NEWNET = 0x4000_0000

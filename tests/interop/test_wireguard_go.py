@@ -8,21 +8,21 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from oxidize.demo.echo import EchoPath
+from demo.echo import EchoPath
+from oxidize.net.data_path import DataPath
+from oxidize.net.udp import UdpSocket, bind_udp
+from oxidize.net.userspace import UserspaceNetwork
 from oxidize.protocol.constants import BATCH_PACKETS_MAX, TYPE_INITIATION
+from oxidize.protocol.counters import DROPS_WORD, ArraySlots, DropReason, Total
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.messages import message_type
 from oxidize.protocol.peer import PeerSettings
-from oxidize.protocol.words import DROPS_WORD, ArraySlots, DropReason, Total
-from oxidize.runtime.data_path import DataPath
-from oxidize.runtime.udp import UdpSocket, bind_udp
-from oxidize.runtime.userspace import UserspaceNetwork
-from tests.traffic.clients import clock
-from tests.traffic.namespaces import set_addresses
-from tests.traffic.ping import ping
-from tests.traffic.server import WAIT_SECS, wait_for
-from tests.traffic.site import PORT, Client, Site
+from tests.support.traffic.clients import clock
+from tests.support.traffic.namespaces import set_addresses
+from tests.support.traffic.ping import ping
+from tests.support.traffic.server import WAIT_SECS, wait_for
+from tests.support.traffic.site import PORT, Client, Site
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping")]
 

@@ -18,10 +18,10 @@ from oxidize.protocol.constants import (
     TYPE_INITIATION,
     TYPE_RESPONSE,
 )
+from oxidize.protocol.counters import TOTALS_WORDS, DropReason, Total
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.messages import message_type
-from oxidize.protocol.words import TOTALS_WORDS, DropReason, Total
-from tests.world import Host, World, packet
+from tests.support.network import Host, World, packet
 
 EXAMPLES = 300  # batches, of half BATCH_PACKETS_MAX at least
 DATAGRAMS_MIN = 10_000

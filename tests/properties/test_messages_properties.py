@@ -12,15 +12,8 @@ from oxidize.errors import DecodeError
 from oxidize.protocol import crypto
 from oxidize.protocol.constants import COOKIE_REPLY_SIZE, INITIATION_SIZE, RESPONSE_SIZE
 from oxidize.protocol.cookie import CookieChecker, CookieJar
+from oxidize.protocol.counters import DropReason
 from oxidize.protocol.crypto import Buffer
-from oxidize.protocol.handshake import (
-    LocalIdentity,
-    RemoteIdentity,
-    consume_initiation,
-    consume_response,
-    create_initiation,
-    tai64n,
-)
 from oxidize.protocol.messages import (
     CookieReply,
     Initiation,
@@ -29,7 +22,14 @@ from oxidize.protocol.messages import (
     read_data_header,
     split_macs,
 )
-from oxidize.protocol.words import DropReason
+from oxidize.protocol.noise import (
+    LocalIdentity,
+    RemoteIdentity,
+    consume_initiation,
+    consume_response,
+    create_initiation,
+    tai64n,
+)
 
 RANDOM_BYTES = random.Random(5).randbytes
 LOCAL = LocalIdentity(crypto.generate_private_key(RANDOM_BYTES))

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oxidize.protocol.constants import REJECT_AFTER_MESSAGES
+from oxidize.protocol.counters import RECEIVE_NEXT, REPLAY_WORDS, ArraySlots, Words
 from oxidize.protocol.replay import WINDOW_SIZE, is_fresh, mark, mark_run
-from oxidize.protocol.words import RECEIVE_NEXT, REPLAY_WORDS, ArraySlots, Words
 
 COUNTER_MAX = (1 << 64) - 1
 RING_SIZE = REPLAY_WORDS * 64

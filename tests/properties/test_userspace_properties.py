@@ -6,8 +6,8 @@ from ipaddress import ip_address
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oxidize.net.userspace import UserspaceNetwork
 from oxidize.protocol.allowed_ips import inner_length
-from oxidize.runtime.userspace import UserspaceNetwork
 
 SERVER4, CLIENT4 = ip_address("10.0.0.1").packed, ip_address("10.0.0.2").packed
 SERVER6, CLIENT6 = ip_address("fd00::1").packed, ip_address("fd00::2").packed

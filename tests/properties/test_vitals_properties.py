@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from oxidize.cli.watch_history import History, Takeover
 from oxidize.deploy.vitals import Vitals, rates
 from oxidize.errors import DecodeError
-from tests.watched import NOON, answer, taken
+from tests.support.vitals import NOON, answer, taken
 
 GOOD = {**answer(), "takeovers": [taken(3)], "errors_before": 4}
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["3", "1e3"])

@@ -13,10 +13,10 @@ from random import Random
 import pytest
 
 from oxidize.protocol.constants import REKEY_TIMEOUT, TYPE_INITIATION
+from oxidize.protocol.counters import DropReason, Total
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.messages import message_type
-from oxidize.protocol.words import DropReason, Total
-from tests.simulation.mortal import MortalHost, MortalWorld
+from tests.support.mortal_hosts import MortalHost, MortalWorld
 
 STEPS = 2_000
 SEEDS = [1, 2, 3, 4, 5]

@@ -14,15 +14,15 @@ from math import inf
 import pytest
 
 from oxidize.protocol.constants import KEEPALIVE_TIMEOUT, REKEY_TIMEOUT, TYPE_DATA, TYPE_INITIATION
+from oxidize.protocol.counters import LINK_STATE, OUTAGE_SINCE_NS, LinkState, Total
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.link import INITIATION_SPACING_SECS, KNOCK_PACES, REFUSAL_GAP_SECS, LinkPolicy
 from oxidize.protocol.messages import DATA_HEADER, message_type, read_data_header
 from oxidize.protocol.session_table import Transmit
-from oxidize.protocol.words import LINK_STATE, OUTAGE_SINCE_NS, LinkState, Total
-from tests.simulation.mortal import MortalHost, MortalWorld
 from tests.simulation.test_device_simulation import Simulation
-from tests.world import EPOCH
+from tests.support.mortal_hosts import MortalHost, MortalWorld
+from tests.support.network import EPOCH
 
 ROUNDS, STEPS = 8, 90
 SEEDS = [1, 2, 3, 4, 22, 78, 83, 96]

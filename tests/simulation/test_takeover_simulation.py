@@ -13,7 +13,7 @@ from oxidize.takeover.machine import (
     PredecessorState,
     SuccessorState,
 )
-from tests.takeover_world import HANGS, World, assert_settled, run, start, take_over
+from tests.support.takeover_world import HANGS, World, assert_settled, run, start, take_over
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.traffic.server import Lab
 from tests.system.machine import NEEDED_PROGRAMS, install
 from tests.system.service import Service
-from tests.traffic.server import Lab
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from oxidize.demo.children import children, reap
-from tests.traffic.namespaces import Namespace
-from tests.traffic.server import WAIT_SECS, Lab, Outcome, kill, wait_for
+from oxidize.holder.processes import children, reap
+from tests.support.traffic.namespaces import Namespace
+from tests.support.traffic.server import WAIT_SECS, Lab, Outcome, kill, wait_for
 
 BOOT = Path(__file__).parent / "stage" / "boot.sh"
 NEEDED_PROGRAMS = ("systemctl", "dbus-daemon", "unshare", "nsenter", "setpriv", "wireguard-go", "wg")

@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.support.traffic.namespaces import Namespace
+from tests.support.traffic.ping import ping
+from tests.support.traffic.server import Identity, Lab, PeerTable, b64
+from tests.support.traffic.site import Client, Site
 from tests.system.machine import DAEMON, UNITS, Machine, prioritize
 from tests.system.traffic import PACKETS_PER_SECOND, NumberedTraffic
-from tests.traffic.namespaces import Namespace
-from tests.traffic.ping import ping
-from tests.traffic.server import Identity, Lab, PeerTable, b64
-from tests.traffic.site import Client, Site
 
 CONFIG = "etc/oxidize/server.toml"
 OXIDIZE = "/opt/oxidize/current/bin/oxidize"
@@ -26,7 +26,7 @@ MARKS = "/run/oxidize/got-there"
 class Service:
     """A booted machine with a configured service that does not run yet, and a client that runs.
 
-    It has what `tests.traffic.site.Client` asks of a site: lab, namespace, server.
+    It has what `tests.support.traffic.site.Client` asks of a site: lab, namespace, server.
     """
 
     def __init__(self, lab: Lab, seed: Path) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.traffic.namespaces import Namespace, join, set_addresses
+from tests.support.traffic.ping import ping
+from tests.support.traffic.server import Identity, Lab, b64, wait_for
+from tests.support.traffic.wireguard_go import WireguardGo
 from tests.system.machine import CLIENT, Machine, prioritize
 from tests.system.service import OXIDIZE
 from tests.system.traffic import NumberedTraffic
-from tests.traffic.namespaces import Namespace, join, set_addresses
-from tests.traffic.ping import ping
-from tests.traffic.server import Identity, Lab, b64, wait_for
-from tests.traffic.wireguard_go import WireguardGo
 
 RELOADS = 10
 RESTARTS = 3

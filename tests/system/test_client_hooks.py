@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from oxidize.config.schema import CLIENT_INTERFACE, FWMARK_DEFAULT
-from oxidize.runtime.interface import ROUTE_PROTOCOL
+from oxidize.hostnet.interface import ROUTE_PROTOCOL
+from tests.support.traffic.namespaces import Namespace, join, set_addresses
+from tests.support.traffic.server import Identity, Lab, b64, wait_for
 from tests.system.machine import CLIENT as NAME
 from tests.system.machine import Machine
-from tests.traffic.namespaces import Namespace, join, set_addresses
-from tests.traffic.server import Identity, Lab, b64, wait_for
 
 OXIDIZE = "/opt/oxidize/current/bin/oxidize"
 CONFIG = "/etc/oxidize/client.toml"

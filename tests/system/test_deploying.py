@@ -257,7 +257,7 @@ def test_fewer_sessions_are_not_kept_without_force(service: Service) -> None:
 # Runs the command line and ends like `kill -9` where it is told to: as a step begins, or around the reload.
 KILLED = """
 import os, signal, subprocess, sys
-from oxidize.cli import main
+from oxidize.cli.commands import main
 from oxidize.deploy import deployment
 from oxidize.deploy.screen import PlainScreen
 from oxidize.runtime import unit

@@ -3,9 +3,9 @@
 import pytest
 
 from oxidize.protocol.constants import BATCH_PACKETS_MAX
+from tests.support.traffic.server import wait_for
 from tests.system.machine import DAEMON
 from tests.system.service import Service
-from tests.traffic.server import wait_for
 
 pytestmark = pytest.mark.handoff
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from oxidize.protocol.constants import REKEY_AFTER_TIME
+from tests.support.traffic.site import Client
 from tests.system import building
 from tests.system.building import Workshop
 from tests.system.service import Service
 from tests.system.transcript import ASK_STATUS, INTERRUPTED_STATUS, Command, Names, Shell, blocks, commands
-from tests.traffic.site import Client
 
 pytestmark = [pytest.mark.handoff, pytest.mark.needs(*building.NEEDED_PROGRAMS)]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from oxidize import __version__
-from oxidize.runtime.coordinator import PREPARE_TIMEOUT_SECS, TAKE_TIMEOUT_SECS
+from oxidize.control.reload import PREPARE_TIMEOUT_SECS, TAKE_TIMEOUT_SECS
+from tests.support.traffic.server import Lab
 from tests.system.machine import CLIENT, DAEMON, UNITS
 from tests.system.service import RELEASES, Service
-from tests.traffic.server import Lab
 
 ROOT = Path(__file__).parents[2]
 EXPOSURE_MAX = 3.0

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from oxidize.runtime.interface import configure_interface
+from oxidize.hostnet.interface import configure_interface
+from tests.support.traffic.namespaces import Namespace, join, set_addresses
+from tests.support.traffic.nftables import handles, tables
+from tests.support.traffic.ping import Ping, ping
+from tests.support.traffic.server import b64
+from tests.support.traffic.wireguard_go import INNER_MTU
 from tests.system.machine import DAEMON
 from tests.system.service import Service
-from tests.traffic.namespaces import Namespace, join, set_addresses
-from tests.traffic.nftables import handles, tables
-from tests.traffic.ping import Ping, ping
-from tests.traffic.server import b64
-from tests.traffic.wireguard_go import INNER_MTU
 
 pytestmark = [pytest.mark.handoff, pytest.mark.needs("nft")]
 
@@ -110,7 +110,7 @@ def test_a_copy_that_a_release_without_nat_left_in_the_store_is_no_hindrance(rel
         succession=(
             "def adopt_nat(settings, descriptor):\n"
             "    got_there(), os.close(descriptor)\n"
-            "    from oxidize.runtime.nat import Nat\n"
+            "    from oxidize.hostnet.nat import Nat\n"
             "    return Nat(settings.interface, settings.addresses, is_on=False, passed=None)"
         ),
     )

@@ -1,8 +1,8 @@
 """`oxidize peer` and `oxidize import` where systemd runs the server: its own reload, its user's files."""
 
+from tests.support.traffic.server import b64
+from tests.support.traffic.site import Site
 from tests.system.service import OXIDIZE, Service
-from tests.traffic.server import b64
-from tests.traffic.site import Site
 
 TOML = "/etc/oxidize/server.toml"
 

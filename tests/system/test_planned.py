@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.support.traffic.ping import ping
+from tests.support.traffic.server import wait_for
+from tests.support.traffic.site import Site
 from tests.system.machine import DAEMON, UNITS
 from tests.system.service import OXIDIZE, Service
-from tests.traffic.ping import ping
-from tests.traffic.server import wait_for
-from tests.traffic.site import Site
 
 pytestmark = pytest.mark.handoff
 

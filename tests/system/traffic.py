@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oxidize.protocol.constants import BATCH_PACKETS_MAX
+from tests.support.traffic.namespaces import Namespace
+from tests.support.traffic.server import Lab, kill, wait_for
 from tests.system.machine import prioritize
-from tests.traffic.namespaces import Namespace
-from tests.traffic.server import Lab, kill, wait_for
 
 # Each way, so that the server relays 10,000 a second. Twice as many pass as well on two cores that nobody else uses;
 # with less, it is the machine that loses packets, before the service does.

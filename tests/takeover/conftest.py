@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.traffic.clients import EchoClient
+from tests.support.traffic.clients import EchoClient
 
 
 @pytest.fixture

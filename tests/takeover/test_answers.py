@@ -19,7 +19,7 @@ from oxidize.takeover import Answer, NamedFd, query, query_with_fds
 from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, close_fds
 from oxidize.takeover.messages import DEPTH_MAX, Reply, encode
 from oxidize.takeover.reception import ANSWER_BYTES_MAX
-from tests.takeover_peer import WAIT_SECS, Stand, clock
+from tests.support.takeover_peer import WAIT_SECS, Stand, clock
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from oxidize.errors import StateError, TakeoverError
 from oxidize.takeover import Listener, NamedFd, Successor, query
 from oxidize.takeover.channel import Channel, connect
 from oxidize.takeover.messages import Busy, Hello, Message, Refused, Taken
-from tests.takeover_peer import NORMAL, WAIT_SECS, Stand, clock
+from tests.support.takeover_peer import NORMAL, WAIT_SECS, Stand, clock
 
 # So short that a stopped process is given up at once; a process that is well is never waited for in these tests.
 HASTY = replace(NORMAL, restore=0.3, taken=0.3, kill=0.3, exit_grace=0.3, withdrawn_exit=0.3, commit=0.3, death=0.3)

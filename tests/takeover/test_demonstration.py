@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from oxidize.demo.run import Demonstration, Options
-from oxidize.demo.screen import PlainScreen
+from demo.run import Demonstration, Options
+from demo.screen import PlainScreen
 
 OPTIONS = Options(seconds=14.0, clients=20, rate=2000.0, reloads=5)
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from oxidize.deploy.releases import DESCRIPTION
-from tests.traffic.clients import EchoClient, Traffic
-from tests.traffic.server import Lab, Server, kill, wait_for
+from tests.support.traffic.clients import EchoClient, Traffic
+from tests.support.traffic.server import Lab, Server, kill, wait_for
 
 pytestmark = pytest.mark.handoff
 

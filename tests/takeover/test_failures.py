@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from oxidize.protocol.constants import BATCH_PACKETS_MAX
-from tests.traffic.clients import EchoClient, Traffic
-from tests.traffic.server import Lab, Outcome, Server, fault, go_on, kill, stalled_pid, wait_for
-from tests.traffic.wire import assert_no_nonce_twice
+from tests.support.traffic.clients import EchoClient, Traffic
+from tests.support.traffic.server import Lab, Outcome, Server, fault, go_on, kill, stalled_pid, wait_for
+from tests.support.traffic.wire import assert_no_nonce_twice
 
 pytestmark = pytest.mark.handoff
 
@@ -89,7 +89,7 @@ def test_a_configuration_that_breaks_after_the_check_is_the_successors_reason(be
         ("oxidize.runtime.daemon:", "absent", "ended without a reason"),
         ("oxidize.runtime.succession:Succession.run", "exit", "ended without a reason"),
         ("oxidize.runtime.daemon:start", "raise", "RuntimeError: broken on purpose"),
-        ("oxidize.protocol.restoring:restore_change", "raise", "RuntimeError: broken on purpose"),
+        ("oxidize.protocol.restore:restore_change", "raise", "RuntimeError: broken on purpose"),
         ("oxidize.protocol.device:Device.prepare", "exit", "ended without a reason"),
         ("oxidize.state.session_state:SessionState.become_writer", "raise", "RuntimeError: broken on purpose"),
         ("oxidize.protocol.device:Device.own", "raise", "RuntimeError: broken on purpose"),

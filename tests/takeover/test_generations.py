@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from oxidize.protocol.words import Total
-from tests.traffic.clients import EchoClient, Traffic
-from tests.traffic.server import Footprint, Lab, Server, is_gone
-from tests.traffic.wire import assert_no_nonce_twice
+from oxidize.protocol.counters import Total
+from tests.support.traffic.clients import EchoClient, Traffic
+from tests.support.traffic.server import Footprint, Lab, Server, is_gone
+from tests.support.traffic.wire import assert_no_nonce_twice
 
 pytestmark = pytest.mark.handoff
 

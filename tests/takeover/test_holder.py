@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from oxidize.demo import children
-from oxidize.demo.holder import FAILED_STARTS_MAX, Holder
 from oxidize.errors import StateError
+from oxidize.holder import processes
+from oxidize.holder.holder import FAILED_STARTS_MAX, Holder
 
 WAIT_SECS = 10.0  # long enough for a loaded machine; nothing here waits for it to pass
 
@@ -153,14 +153,14 @@ class Held:
     """A holder with a started server and a client of it."""
 
     def __init__(self, script: str, directory: Path) -> None:
-        self.before = children.children()
+        self.before = processes.children()
         self.holder = Holder(argv(script), directory)
         self.client = Client(self.holder)
 
     def close(self) -> None:
         self.client.sock.close()
         self.holder.close()
-        assert children.children() == self.before, "the holder leaked a child"
+        assert processes.children() == self.before, "the holder leaked a child"
 
 
 @pytest.fixture
@@ -332,7 +332,7 @@ def test_stop_ends_it_and_starts_nothing_again(held: Held) -> None:
 
 @pytest.mark.parametrize("held", [DEAF], indirect=True, ids=["deaf"])
 def test_stop_kills_a_server_that_does_not_listen(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("oxidize.demo.holder.SECOND_SIGTERM_SECS", 0.05)
+    monkeypatch.setattr("oxidize.holder.holder.SECOND_SIGTERM_SECS", 0.05)
     held.holder.stop(0.05)
     assert held.holder.wait_for(lambda: held.holder.main_pid is None, WAIT_SECS)
     assert held.holder.restarts == []
@@ -351,7 +351,7 @@ def test_close_ends_orphans_that_nobody_announced(private: Path) -> None:
         it.holder.start()
         it.holder.wait_ready(WAIT_SECS)
         it.client.ask("x")  # only answered after the fork
-        assert len(children.children() - it.before) >= 1
+        assert len(processes.children() - it.before) >= 1
     finally:
         it.close()  # asserts that none is left
 

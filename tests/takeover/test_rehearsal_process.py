@@ -17,17 +17,17 @@ from typing import Any
 import pytest
 
 from oxidize import __version__
+from oxidize.control.query import IDENTITY, STATE, STATUS, VITALS, fetch
 from oxidize.deploy.vitals import Vitals
 from oxidize.errors import TakeoverError, WriterBusyError
 from oxidize.protocol.constants import REJECT_AFTER_TIME
 from oxidize.runtime.parts import boot_id
-from oxidize.runtime.status import IDENTITY, STATE, STATUS, VITALS, fetch
 from oxidize.state.session_state import SessionState
 from oxidize.takeover import Answer, query_with_fds
 from oxidize.takeover.channel import close_fds
-from tests.sparse import content
-from tests.traffic.clients import EchoClient, Traffic, clock
-from tests.traffic.server import Lab, PeerTable, Server, fault, go_on, kill, stalled_pid, wait_for
+from tests.support.sparse_files import content
+from tests.support.traffic.clients import EchoClient, Traffic, clock
+from tests.support.traffic.server import Lab, PeerTable, Server, fault, go_on, kill, stalled_pid, wait_for
 
 NOBODY = 65_534
 

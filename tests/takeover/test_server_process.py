@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from oxidize.demo.children import reap, spawn
+from oxidize.control.query import fetch
+from oxidize.holder.processes import reap, spawn
 from oxidize.protocol.changes import KeypairState, PeerKeypairs, PeerSeen
-from oxidize.runtime.status import fetch
 from oxidize.state.session_state import SessionState
-from tests.traffic.clients import EchoClient, Traffic
-from tests.traffic.server import OXIDIZE, WAIT_SECS, Lab, PeerTable, Server, b64, wait_for
+from tests.support.traffic.clients import EchoClient, Traffic
+from tests.support.traffic.server import OXIDIZE, WAIT_SECS, Lab, PeerTable, Server, b64, wait_for
 
 NOBODY = 65_534
 SESSIONS = 3_000  # enough for a restore of many turns of the loop

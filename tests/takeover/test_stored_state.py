@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from oxidize.demo.children import reap, spawn
+from oxidize.holder.processes import reap, spawn
 from oxidize.protocol.changes import PeerSeen
 from oxidize.state.session_state import SessionState
-from tests.traffic.server import OXIDIZE, Identity, Lab, Server, wait_for
+from tests.support.traffic.server import OXIDIZE, Identity, Lab, Server, wait_for
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 REFUSED = "the stored state is not used"

@@ -9,9 +9,9 @@ from ipaddress import ip_address
 
 import pytest
 
+from oxidize.net.udp import QUEUED_ERRORS_MAX, UdpSocket, bind_udp
+from oxidize.net.udp_cmsg import RECEIVE_ERRORS
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.runtime.udp import QUEUED_ERRORS_MAX, UdpSocket, bind_udp
-from oxidize.runtime.udp_control import RECEIVE_ERRORS
 
 WAIT_MS = 5_000  # loopback answers at once; a test that waits this long has failed
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from oxidize.runtime.udp import UdpSocket, bind_udp
+from oxidize.net.udp import UdpSocket, bind_udp
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from ipaddress import ip_address
 import pytest
 
 from oxidize.errors import ConfigError
+from oxidize.net import udp
+from oxidize.net.udp import ReceivedBatch, UdpSocket, bind_udp
+from oxidize.net.udp_cmsg import IP_PKTINFO, UDP_GRO, UDP_SEGMENT
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.runtime import udp
-from oxidize.runtime.udp import ReceivedBatch, UdpSocket, bind_udp
-from oxidize.runtime.udp_control import IP_PKTINFO, UDP_GRO, UDP_SEGMENT
 
 WAIT_MS = 5_000  # loopback answers at once; a test that waits this long has failed
 

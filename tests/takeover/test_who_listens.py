@@ -14,7 +14,7 @@ import pytest
 
 from oxidize.errors import TakeoverError
 from oxidize.takeover import who_listens
-from tests.takeover_peer import WAIT_SECS, clock
+from tests.support.takeover_peer import WAIT_SECS, clock
 
 NOBODY = 65_534
 # Listens, says that it does, and answers nobody.

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from oxidize.metrics import STATES, Live, Metrics
-from oxidize.protocol.words import DROPS_WORD, TOTALS_WORDS, DropReason, LinkState, Total
+from oxidize.protocol.counters import DROPS_WORD, TOTALS_WORDS, DropReason, LinkState, Total
 
 BASE_UNITS = ("seconds", "bytes")
 NOT_BASE_UNITS = ("ms", "milliseconds", "us", "microseconds", "ns", "nanoseconds", "minutes", "kb", "kilobytes", "bits")

@@ -14,7 +14,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from oxidize.metrics import Live, Metrics
-from oxidize.protocol.words import TOTALS_WORDS, LinkState
+from oxidize.protocol.counters import TOTALS_WORDS, LinkState
 
 CONTRIB = Path(__file__).parents[2] / "contrib"
 DASHBOARD = json.loads((CONTRIB / "grafana" / "oxidize.json").read_text())

@@ -11,8 +11,8 @@ from oxidize.config.schema import FWMARK_DEFAULT
 from oxidize.errors import ConfigError
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.link import LinkPolicy
-from oxidize.runtime.settings import NodeSettings, resolve
-from tests.config_files import ALICE, BOB, CLIENT, PRESHARED, PRIVATE, SERVER, load, peer, secret
+from oxidize.settings import NodeSettings, resolve
+from tests.support.config_files import ALICE, BOB, CLIENT, PRESHARED, PRIVATE, SERVER, load, peer, secret
 
 V6 = Endpoint(socket.inet_pton(socket.AF_INET6, "2001:db8::1"), 51820)
 

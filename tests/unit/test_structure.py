@@ -1,6 +1,7 @@
 """The shape of the source: which part may import which, what is pure, and how long things may be.
 
-Imports run one way: demo -> cli -> deploy | runtime -> takeover, state -> protocol. `takeover` knows nothing of
+Imports run one way: cli -> runtime, deploy, provision, holder -> client, control -> net, hostnet, service_manager
+-> takeover, state -> protocol. `takeover` knows nothing of
 WireGuard, so it imports neither `protocol` nor `state`. The leaves are used by the shell alone, and use no part of it.
 `provision` changes files, and knows nothing of the process that runs with them.
 """
@@ -20,8 +21,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "oxidize"
 
-LEAVES = frozenset({"config", "metrics", "http", "logs", "text"})
-SHELL = frozenset({"protocol", "state", "takeover", "errors"}) | LEAVES
+LEAVES = frozenset({"config", "metrics", "logs", "text"})
+CORE = frozenset({"protocol", "state", "takeover", "errors"}) | LEAVES
+ADAPTERS = frozenset({"net", "hostnet", "service_manager"})
+WINGS = ADAPTERS | {"settings", "client", "control"}
+TOPS = frozenset({"runtime", "deploy", "provision", "holder"})
 
 # What each part may import besides itself and the version in `oxidize`.
 MAY_IMPORT: dict[str, frozenset[str]] = {
@@ -30,16 +34,20 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "state": frozenset({"protocol", "errors"}),
     "takeover": frozenset({"errors"}),
     **dict.fromkeys(LEAVES, frozenset({"errors"})),
-    "runtime": SHELL,
-    "deploy": SHELL,
+    **dict.fromkeys(ADAPTERS, CORE),
+    "settings": CORE | {"net"},
+    "client": CORE | ADAPTERS | {"settings"},
+    "control": CORE | ADAPTERS | {"settings"},
+    "runtime": CORE | WINGS,
+    "deploy": CORE,
     "provision": frozenset({"config", "protocol", "errors"}),
-    "cli": SHELL | {"runtime", "deploy", "provision"},
-    "__main__": SHELL | {"runtime", "deploy", "provision", "cli"},
-    "demo": SHELL | {"runtime", "deploy", "provision", "cli"},
+    "holder": frozenset({"errors", "text"}),
+    "cli": CORE | WINGS | TOPS,
+    "__main__": frozenset({"cli"}),
 }
 
 # The words in which the protocol is spoken of: names and numbers without behaviour. Leaves may use them.
-VOCABULARY = frozenset({"oxidize.protocol.constants", "oxidize.protocol.words", "oxidize.protocol.endpoint"})
+VOCABULARY = frozenset({"oxidize.protocol.constants", "oxidize.protocol.counters", "oxidize.protocol.endpoint"})
 
 IMPURE = frozenset({"socket", "os", "time", "random", "select", "secrets", "asyncio", "threading", "datetime", "mmap"})
 
@@ -57,7 +65,7 @@ class Module:
 
     @property
     def part(self) -> str:
-        """The part of the project that it belongs to: `protocol` of `oxidize.protocol.words`."""
+        """The part of the project that it belongs to: `protocol` of `oxidize.protocol.counters`."""
         return part_of(self.name)
 
     @property
@@ -263,14 +271,13 @@ def test_every_module_says_what_it_is_for() -> None:
         ("oxidize.takeover.machine", "def f():\n    from oxidize.state.arena import Arena"),
         ("oxidize.runtime.server", "from oxidize import cli"),
         ("oxidize.runtime.server", "import oxidize.deploy.plan"),
-        ("oxidize.deploy", "from oxidize.runtime.loop import Loop"),
-        ("oxidize.cli", "from oxidize.demo import main"),
+        ("oxidize.deploy", "from oxidize.net.event_loop import Loop"),
         ("oxidize.provision.wg_quick", "from oxidize.runtime import status"),
         ("oxidize.runtime.server", "from oxidize.provision import client_files"),
         ("oxidize.metrics", "from oxidize.protocol.device import Device"),
-        ("oxidize.http", "from oxidize.metrics import render"),
-        ("oxidize.config.keys", "if TYPE_CHECKING:\n    from oxidize.runtime.loop import Loop"),
-        ("oxidize.errors", "from oxidize.protocol import words"),
+        ("oxidize.net.http", "from oxidize.runtime.node import Node"),
+        ("oxidize.config.keys", "if TYPE_CHECKING:\n    from oxidize.net.event_loop import Loop"),
+        ("oxidize.errors", "from oxidize.protocol import counters"),
         ("oxidize.utils", ""),
         ("oxidize", "from oxidize.cli import main"),
     ],
@@ -282,15 +289,14 @@ def test_a_wrong_arrow_is_found(name: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("oxidize.protocol.device", "from oxidize.errors import StateError\nfrom . import words\nimport struct"),
+        ("oxidize.protocol.device", "from oxidize.errors import StateError\nfrom . import counters\nimport struct"),
         ("oxidize.state.journal", "from oxidize.protocol.changes import Change\nfrom oxidize import __version__"),
         ("oxidize.takeover.machine", "import oxidize.errors\nfrom oxidize.takeover import messages"),
         (
             "oxidize.runtime.server",
-            "from oxidize import config, http, logs, metrics\nfrom oxidize.state import journal",
+            "from oxidize import config, logs, metrics\nfrom oxidize.state import journal",
         ),
-        ("oxidize.metrics", "from oxidize.protocol.words import Total\nfrom oxidize.protocol import constants"),
-        ("oxidize.demo.verdict", "from oxidize.cli import main\nfrom oxidize.runtime import udp"),
+        ("oxidize.metrics", "from oxidize.protocol.counters import Total\nfrom oxidize.protocol import constants"),
     ],
 )
 def test_a_right_arrow_is_not(name: str, source: str) -> None:
@@ -319,10 +325,10 @@ def test_a_cycle_is_found() -> None:
 
 
 def test_relative_imports_are_resolved() -> None:
-    package = Module("oxidize.state", "from .journal import Journal\nfrom ..protocol import words", is_package=True)
+    package = Module("oxidize.state", "from .journal import Journal\nfrom ..protocol import counters", is_package=True)
     assert [found.module for found in imports_of(package)] == ["oxidize.state.journal", "oxidize.protocol"]
-    module = Module("oxidize.state.journal", "from . import stream\nfrom ..protocol.words import Total")
-    assert [found.name for found in imports_of(module)] == ["oxidize.state.stream", "oxidize.protocol.words.Total"]
+    module = Module("oxidize.state.journal", "from . import stream\nfrom ..protocol.counters import Total")
+    assert [found.name for found in imports_of(module)] == ["oxidize.state.stream", "oxidize.protocol.counters.Total"]
 
 
 def test_length_is_found() -> None:

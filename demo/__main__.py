@@ -1,0 +1,122 @@
+"""`make demo`: replace a server under the traffic of its clients, and judge by what the clients saw.
+
+Rule: exit status 0 when the promise was kept, 1 when it was not or the run could not be made, 2 for a wrong option,
+130 for Ctrl-C; and nothing stays behind in any of these cases.
+"""
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import click
+from rich.console import Console
+
+from demo.run import Demonstration, Options
+from demo.screen import PLAIN_WIDTH, make_screen, print_verdict
+from oxidize.errors import OxidizeError
+
+CLIENTS_MAX = 500  # select(2) in the clients' process knows 1024 file descriptors
+REPORT = Path("demo-report.html")
+
+
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    click.echo("demo: interrupted; ending every process", err=True)
+    sys.exit(128 + number)
+
+
+def _plot_module_missing() -> str | None:
+    try:
+        import plotly  # noqa: F401, PLC0415  # an extra, and slow to import
+    except ImportError:
+        return "the plot needs the Python package plotly: install it with `pip install 'oxidize[demo]'`"
+    return None
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--seconds", type=click.FloatRange(1, 3600), default=20.0, show_default=True, help="How long to send.")
+@click.option("--clients", type=click.IntRange(1, CLIENTS_MAX), default=20, show_default=True, help="How many clients.")
+@click.option(
+    "--rate", type=click.FloatRange(1, 20_000), default=2000.0, show_default=True, help="Packets per second in all."
+)
+@click.option("--reloads", type=click.IntRange(0, 100), default=5, show_default=True, help="Planned replacements.")
+@click.option(
+    "--plot",
+    "report",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    default=REPORT,
+    show_default=True,
+    help="Where the report goes.",
+)
+@click.option("--no-table", is_flag=True, help="Print lines instead of a live table.")
+def main(seconds: float, clients: int, rate: float, reloads: int, report: Path, no_table: bool) -> None:
+    """Replace a server under traffic, kill it once, and show what its clients noticed."""
+    if (missing := _plot_module_missing()) is not None:
+        click.echo(f"demo: {missing}", err=True)
+        sys.exit(1)
+    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, _end)
+    try:
+        passed = _run(console, Options(seconds, clients, rate, reloads), report, table=not no_table)
+    except OxidizeError as error:
+        click.echo(f"demo: {error}", err=True)
+        sys.exit(1)
+    sys.exit(0 if passed else 1)
+
+
+def _introduce(console: Console, demonstration: Demonstration) -> None:
+    options, burst = demonstration.options, demonstration.burst
+    text = (
+        f"{options.clients} clients send {options.rate:,.0f} numbered echo requests a second through their tunnels; "
+        f"the server is replaced {options.reloads} times, refuses a broken release once, and is killed once."
+    )
+    if burst > 1:
+        text += (
+            f" Each client sends {burst} at once: the server's socket may hold no more than "
+            f"{demonstration.holder.receive_buffer_bytes:,} bytes (net.core.rmem_max) while a killed server restarts."
+        )
+    console.print(text, highlight=False, soft_wrap=not console.is_terminal)
+
+
+def _run(console: Console, options: Options, report: Path, *, table: bool) -> bool:
+    """Make one run and write its report; return whether it passed."""
+    demonstration = Demonstration(options)
+    try:
+        _introduce(console, demonstration)
+        screen = make_screen(console, table=table)
+        try:
+            verdict = demonstration.run(screen)
+        finally:
+            screen.close()
+        if not verdict.ok:
+            click.echo(demonstration.server_log(), err=True)
+        drops, buffer_bytes = demonstration.holder.udp_drops, demonstration.holder.receive_buffer_bytes
+    except OxidizeError:
+        click.echo(demonstration.server_log(), err=True)
+        raise
+    finally:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the cleaning up
+        demonstration.close()
+    from demo.plot import write_report  # noqa: PLC0415  # slow to import: not while packets are timed
+
+    print_verdict(console, verdict, demonstration.origin)
+    if drops:
+        console.print(
+            f"The kernel dropped {drops} datagrams at the server's receive buffer of {buffer_bytes:,} bytes, which was "
+            f"full: raise it with `sysctl net.core.rmem_max=8388608`, or send less with --rate.",
+            style="yellow",
+            highlight=False,
+        )
+    try:
+        write_report(report, demonstration.tally, verdict)
+    except OSError as error:
+        raise OxidizeError(f"--plot {report}: expected a file that can be written, but: {error}") from error
+    console.print(f"Every reply's latency over time: {report.resolve()}", highlight=False, soft_wrap=True)
+    return verdict.ok
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m demo")

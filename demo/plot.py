@@ -1,0 +1,216 @@
+"""The report: every reply's latency over time with the replacements marked, in one file that needs no network.
+
+Rule: nothing is thinned out or averaged. Every reply is a point, so what looks empty was empty.
+"""
+
+import html
+from collections.abc import Sequence
+from math import log10
+from pathlib import Path
+from string import Template
+
+import plotly.graph_objects as go
+
+import oxidize
+from demo.page import PAGE
+from demo.verdict import Action, Judged, Tally, Verdict
+
+ACTION_COLOURS = {Action.RELOAD: "#3b5bdb", Action.REFUSED: "#b66a00", Action.KILL: "#c92a3b"}
+# Neighbours in time differ in hue, so that the moment at which another process answers can be seen.
+PROCESS_COLOURS = ("#4263eb", "#0ca678", "#9c36b5", "#1098ad", "#5f3dc4", "#2b8a3e", "#1971c2")
+_BUTTONS = ["zoom2d", "pan2d", "resetScale2d", "toImage"]
+LABELS_IN_FULL_MAX = 8  # above more replacements than this stand their names alone
+
+# Points are drawn by WebGL; a browser without it draws them as SVG, which takes seconds longer but shows the same.
+_WITHOUT_WEBGL = """
+const plot = document.getElementById('{plot_id}');
+if (!document.createElement('canvas').getContext('webgl')) Plotly.restyle(plot, {type: 'scatter'});
+"""
+
+CHART_HEIGHT = 560
+AXIS_MARGIN = 1.4  # room below the lowest and above the highest point, as a factor
+LATENCY_MIN_MS = 1e-3  # a logarithm needs something to stand on
+_TICKS_MS = [b * 10.0**e for e in range(-2, 5) for b in (1, 2, 5)]
+_INK, _SOFT, _LINE = "#16202e", "#5b6b80", "#e3e8ef"
+_FONT = 'system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif'
+
+
+def write_report(path: Path, tally: Tally, verdict: Verdict) -> None:
+    """Write the page to `path`; raises OSError where that cannot be."""
+    origin = _origin(tally)
+    chart = figure(tally, verdict).to_html(
+        full_html=False,
+        include_plotlyjs=True,
+        post_script=_WITHOUT_WEBGL,
+        config={"displaylogo": False, "responsive": True, "modeBarButtons": [_BUTTONS]},
+    )
+    path.write_text(
+        Template(PAGE).substitute(
+            title="A WireGuard server, replaced under traffic",
+            badge="passed" if verdict.ok else "failed",
+            badge_class="passed" if verdict.ok else "failed",
+            lead=html.escape(_lead(tally, verdict)),
+            reasons=_reasons(verdict),
+            tiles="".join(_tile(name, value, bad) for name, value, bad in _tiles(verdict)),
+            points=f"{verdict.replies:,}",
+            chart=chart,
+            rows="".join(_row(judged, origin) for judged in verdict.replacements),
+            version=html.escape(oxidize.__version__),
+        ),
+        "utf-8",
+    )
+
+
+def figure(tally: Tally, verdict: Verdict) -> go.Figure:
+    """Return the chart: a trace for each process that answered, and a mark for each replacement."""
+    origin = _origin(tally)
+    chart = go.Figure()
+    changes = [j.replacement.serving_at for j in verdict.replacements if j.replacement.serving_at is not None]
+    for number, (x, y) in enumerate(_by_process(tally, changes)):
+        chart.add_trace(
+            go.Scattergl(
+                x=[round(at - origin, 5) for at in x],
+                y=[round(max(ms, LATENCY_MIN_MS), 4) for ms in y],
+                mode="markers",
+                name=f"process {number + 1}",
+                marker={"size": 3.5, "opacity": 0.45, "color": PROCESS_COLOURS[number % len(PROCESS_COLOURS)]},
+                hovertemplate="%{x:.3f} s: %{y:.2f} ms<extra>process " + str(number + 1) + "</extra>",
+            )
+        )
+    for judged in verdict.replacements:
+        _mark(chart, judged, origin, in_full=len(verdict.replacements) <= LABELS_IN_FULL_MAX)
+    low = min((ms for _, ms in _latencies(tally)), default=0.1)
+    high = verdict.latency_max_ms
+    chart.update_layout(
+        template="none",
+        height=CHART_HEIGHT,
+        margin={"l": 64, "r": 24, "t": 92, "b": 56},
+        font={"family": _FONT, "size": 13, "color": _INK},
+        legend={"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0, "itemsizing": "constant"},
+        hoverlabel={"font": {"family": _FONT}},
+        paper_bgcolor="rgba(0,0,0,0)",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": _SOFT, "activecolor": _INK},
+        xaxis={
+            "title": {"text": "seconds since the schedule began", "font": {"size": 13}, "standoff": 12},
+            "gridcolor": _LINE,
+            "zeroline": False,
+        },
+        yaxis={
+            "title": {"text": "latency, ms (logarithmic)", "font": {"size": 13}},
+            "type": "log",
+            "tickvals": _TICKS_MS,
+            "ticktext": [f"{ms:g}" for ms in _TICKS_MS],
+            "gridcolor": _LINE,
+            "zeroline": False,
+            "range": [log10(max(low, LATENCY_MIN_MS) / AXIS_MARGIN), log10(max(high, 1.0) * AXIS_MARGIN)],
+        },
+    )
+    return chart
+
+
+def _origin(tally: Tally) -> float:
+    return tally.started_at if tally.started_at is not None else min(tally.sent_at, default=0.0)
+
+
+def _latencies(tally: Tally) -> list[tuple[float, float]]:
+    """Return when each reply came and its latency in ms, by time."""
+    return sorted((r, (r - s) * 1e3) for r, s in zip(tally.received_at, tally.sent_at, strict=True))
+
+
+def _by_process(tally: Tally, changes: Sequence[float]) -> list[tuple[list[float], list[float]]]:
+    """Cut the replies at the moments at which another process took over."""
+    parts: list[tuple[list[float], list[float]]] = [([], [])]
+    pending = sorted(changes)
+    for at, ms in _latencies(tally):
+        while pending and at >= pending[0]:
+            pending.pop(0)
+            parts.append(([], []))
+        parts[-1][0].append(at)
+        parts[-1][1].append(ms)
+    return parts
+
+
+def _mark(chart: go.Figure, judged: Judged, origin: float, *, in_full: bool) -> None:
+    replacement = judged.replacement
+    colour = ACTION_COLOURS[replacement.action]
+    begin, end = replacement.started_at - origin, replacement.ended_at - origin
+    chart.add_vrect(x0=begin, x1=end, fillcolor=colour, opacity=0.07, line_width=0, layer="below")
+    switched = replacement.ended_at if replacement.serving_at is None else replacement.serving_at
+    chart.add_vline(
+        x=begin if replacement.action is Action.KILL else switched - origin,
+        line={"color": colour, "width": 1.5, "dash": "dot" if replacement.action is Action.REFUSED else "solid"},
+    )
+    chart.add_annotation(
+        x=(begin + end) / 2,
+        y=1.01,
+        yref="paper",
+        yanchor="bottom",
+        showarrow=False,
+        align="center",
+        font={"color": colour, "size": 12},
+        text="<br>".join(label(judged) if in_full else label(judged)[:1]),
+    )
+
+
+def label(judged: Judged) -> list[str]:
+    """Return the lines that stand above a replacement's mark."""
+    replacement = judged.replacement
+    name = "refused" if replacement.action is Action.REFUSED else replacement.action.value
+    lines = [f"<b>{name}</b>" + ("" if replacement.succeeded else " failed")]
+    if replacement.blackout_ms is not None:
+        lines.append(f"blackout {replacement.blackout_ms:.1f} ms")
+    lines.append(f"silence {judged.gap_ms:.1f} ms")
+    if replacement.action is Action.KILL:
+        lines.append(f"{judged.lost} lost in hand")
+    return lines
+
+
+def _lead(tally: Tally, verdict: Verdict) -> str:
+    seconds = (tally.finished_at or 0.0) - _origin(tally)
+    return (
+        f"{verdict.clients} clients, {verdict.sent:,} numbered echo requests in {max(seconds, 0.0):.0f} s; "
+        f"median latency {verdict.latency_median_ms:.2f} ms, longest {verdict.latency_max_ms:.1f} ms."
+    )
+
+
+def _tiles(verdict: Verdict) -> list[tuple[str, str, bool]]:
+    """Return name, value, and whether the value is one that failed the run."""
+    beyond = verdict.lost - verdict.lost_in_hand
+    return [
+        ("requests sent", f"{verdict.sent:,}", False),
+        ("replies", f"{verdict.replies:,}", not verdict.replies),
+        ("lost", f"{beyond:,}", beyond > 0),
+        ("lost with the kill", f"{verdict.lost_in_hand:,}", False),
+        ("duplicated", f"{verdict.duplicated:,}", verdict.duplicated > 0),
+        ("reordered", f"{verdict.reordered:,}", False),
+        ("handshakes", f"{verdict.handshakes:,}", verdict.handshakes < verdict.clients),
+        ("sessions lost", f"{verdict.sessions_lost:,}", verdict.sessions_lost > 0),
+    ]
+
+
+def _tile(name: str, value: str, bad: bool) -> str:
+    return f'<div class="tile{" bad" if bad else ""}"><b>{value}</b><span>{name}</span></div>'
+
+
+def _reasons(verdict: Verdict) -> str:
+    if verdict.ok:
+        return ""
+    return '<ul class="reasons">' + "".join(f"<li>{html.escape(reason)}</li>" for reason in verdict.reasons) + "</ul>"
+
+
+def _row(judged: Judged, origin: float) -> str:
+    replacement = judged.replacement
+    blackout = "none" if replacement.blackout_ms is None else f"{replacement.blackout_ms:.1f} ms"
+    cells = [
+        f"{replacement.started_at - origin:.1f} s",
+        f"{(replacement.ended_at - replacement.started_at) * 1e3:.0f} ms",
+        blackout,
+        f"{judged.gap_ms:.1f} ms",
+        f"{judged.lost}",
+    ]
+    name = replacement.action.value + ("" if replacement.succeeded else " (failed)")
+    return (
+        f'<tr><td class="what"><i style="background:{ACTION_COLOURS[replacement.action]}"></i>{name}</td>'
+        + "".join(f'<td class="n">{cell}</td>' for cell in cells)
+        + f'<td class="detail">{html.escape(replacement.detail)}</td></tr>'
+    )

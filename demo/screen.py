@@ -1,0 +1,199 @@
+"""What the operator sees while the demonstration runs: a live table on a terminal, plain lines elsewhere.
+
+Rule: a screen shows and decides nothing. Numbers shown while it runs are preliminary; the verdict is not.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from demo.verdict import Action, Judged, Verdict
+
+PLAIN_WIDTH = 132
+PLAIN_INTERVAL_SECS = 1.0
+REFRESH_PER_SECOND = 8
+
+_ACTION_STYLES = {Action.RELOAD: "bold blue", Action.REFUSED: "bold yellow", Action.KILL: "bold red"}
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One moment of a run; rates per second, times in seconds since the schedule began."""
+
+    elapsed: float
+    seconds: float
+    sent_rate: float
+    reply_rate: float
+    sent: int
+    replies: int
+    lost: int  # so far: without a reply for too long
+    duplicated: int
+    handshakes: int
+    generation: int | None
+    pid: int | None
+    doing: str  # what is being done to the server now, empty for nothing
+    events: tuple[tuple[float, Judged], ...]
+
+
+class Screen(Protocol):
+    """What the run talks to."""
+
+    def show(self, view: View) -> None:
+        """Show this moment."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+class LiveScreen:
+    """A table that is drawn over itself."""
+
+    def __init__(self, console: Console) -> None:
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._live.start()
+
+    def show(self, view: View) -> None:
+        """Draw the table anew."""
+        self._live.update(_live_table(view), refresh=True)
+
+    def close(self) -> None:
+        """Take the table away; the verdict stands in its place."""
+        self._live.stop()
+
+
+class PlainScreen:
+    """A line each second, and one for each thing done to the server."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._next_at = 0.0
+        self._shown = 0
+
+    def show(self, view: View) -> None:
+        """Print what is new."""
+        for at, judged in view.events[self._shown :]:
+            text = f"{view.elapsed:6.1f} s  at {at:.1f} s: {event_text(judged)}"
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._shown = len(view.events)
+        if view.elapsed >= self._next_at:
+            self._next_at = view.elapsed + PLAIN_INTERVAL_SECS
+            self._console.print(
+                f"{view.elapsed:6.1f} s  {view.sent_rate:7,.0f} sent/s  {view.reply_rate:7,.0f} replies/s  "
+                f"{view.lost} lost  generation {_or_dash(view.generation)}  pid {_or_dash(view.pid)}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def close(self) -> None:
+        """Do nothing: lines stay."""
+
+
+def make_screen(console: Console, *, table: bool) -> Screen:
+    """Return the screen that fits the console; plain lines where it is no terminal or no table is wanted."""
+    return LiveScreen(console) if table and console.is_terminal else PlainScreen(console)
+
+
+def event_text(judged: Judged) -> str:
+    """Say in one line what was done to the server and what came of it."""
+    replacement = judged.replacement
+    parts = [replacement.action.value if replacement.succeeded else f"{replacement.action.value} FAILED"]
+    if replacement.blackout_ms is not None:
+        parts.append(f"blackout {replacement.blackout_ms:.1f} ms")
+    parts.append(f"longest silence {judged.gap_ms:.1f} ms")
+    return f"{', '.join(parts)}: {replacement.detail}"
+
+
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _live_table(view: View) -> RenderableType:
+    head = Table.grid(padding=(0, 3))
+    for _ in range(8):
+        head.add_column(justify="right")
+    names = ("time", "sent/s", "replies/s", "sent", "lost so far", "twice", "handshakes", "generation", "pid")
+    values = (
+        f"{view.elapsed:.1f} s",
+        f"{view.sent_rate:,.0f}",
+        f"{view.reply_rate:,.0f}",
+        f"{view.sent:,}",
+        f"{view.lost:,}",
+        f"{view.duplicated:,}",
+        f"{view.handshakes:,}",
+        _or_dash(view.generation),
+        _or_dash(view.pid),
+    )
+    head.add_row(*(Text(name, style="dim") for name in names))
+    head.add_row(*(Text(value, style="bold red" if _is_bad(n, value) else "bold") for n, value in enumerate(values)))
+    events = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim", expand=True)
+    events.add_column("at", justify="right", no_wrap=True, min_width=7)
+    events.add_column("what", no_wrap=True, min_width=15)
+    for name in ("blackout", "longest silence"):
+        events.add_column(name, justify="right", no_wrap=True)
+    events.add_column("", overflow="ellipsis", no_wrap=True, ratio=1)
+    for at, judged in view.events:
+        replacement = judged.replacement
+        mark = Text(replacement.action.value, style=_ACTION_STYLES[replacement.action])
+        if not replacement.succeeded:
+            mark.append(" FAILED", style="bold red")
+        blackout = "none" if replacement.blackout_ms is None else f"{replacement.blackout_ms:.1f} ms"
+        events.add_row(f"{at:.1f} s", mark, blackout, f"{judged.gap_ms:.1f} ms", Text(replacement.detail))
+    if view.doing:
+        events.add_row(f"{view.elapsed:.1f} s", Text(f"{view.doing} ...", style="italic"), "", "", "")
+    bar = ProgressBar(total=view.seconds, completed=min(max(view.elapsed, 0.0), view.seconds), width=60)
+    return Group(Text("A WireGuard server, replaced under traffic", style="bold"), bar, Text(), head, Text(), events)
+
+
+def _is_bad(column: int, value: str) -> bool:
+    return column in (4, 5) and value != "0"
+
+
+def print_verdict(console: Console, verdict: Verdict, origin: float) -> None:
+    """Print the verdict: the numbers, each replacement, and the reasons where it failed."""
+    numbers = Table(title="What the clients saw", title_justify="left", show_header=False, title_style="bold")
+    numbers.add_column()
+    numbers.add_column(justify="right")
+    beyond = verdict.lost - verdict.lost_in_hand
+    for name, value in (
+        ("requests sent", f"{verdict.sent:,}"),
+        ("replies", f"{verdict.replies:,}"),
+        ("lost", f"{beyond:,}"),
+        ("lost with the kill (64 at most)", f"{verdict.lost_in_hand:,}"),
+        ("duplicated", f"{verdict.duplicated:,}"),
+        ("reordered", f"{verdict.reordered:,}"),
+        (f"handshakes of {verdict.clients} clients", f"{verdict.handshakes:,}"),
+        ("sessions lost", f"{verdict.sessions_lost:,}"),
+        ("latency, median and longest", f"{verdict.latency_median_ms:.2f} / {verdict.latency_max_ms:.1f} ms"),
+    ):
+        numbers.add_row(name, value)
+    console.print(numbers)
+    done = Table(title="What was done to the server", title_justify="left", title_style="bold")
+    done.add_column("what", no_wrap=True)
+    for column in ("at", "blackout", "longest silence", "lost"):
+        done.add_column(column, justify="right", no_wrap=True)
+    done.add_column("it said")
+    for judged in verdict.replacements:
+        replacement = judged.replacement
+        blackout = "none" if replacement.blackout_ms is None else f"{replacement.blackout_ms:.1f} ms"
+        done.add_row(
+            Text(replacement.action.value, style=_ACTION_STYLES[replacement.action]),
+            f"{replacement.started_at - origin:.1f} s",
+            blackout,
+            f"{judged.gap_ms:.1f} ms",
+            f"{judged.lost}",
+            Text(replacement.detail),
+        )
+    console.print(done)
+    if verdict.ok:
+        console.print(
+            Text("passed: nothing lost by a planned replacement, nothing twice, no session", style="bold green")
+        )
+        return
+    console.print(Text("failed:", style="bold red"))
+    for reason in verdict.reasons:
+        console.print(Text(f"  {reason}", style="red"))

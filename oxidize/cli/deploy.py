@@ -1,0 +1,250 @@
+"""`oxidize deploy`, `oxidize rollback` and `oxidize releases`.
+
+The rule: what the commands do is in `oxidize.deploy`; here it gets its server, its screen and its words. A deployment
+that has switched ends with a release that serves, whoever interrupts it: a terminal that hangs up does not.
+"""
+
+import json
+import math
+import os
+import pwd
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from oxidize.cli.common import CONFIG_PATH, SERVER_CONFIG, config_option, errors_as_lines, fail
+from oxidize.deploy import SETTLE_SECS
+from oxidize.text import counted, printable
+
+if TYPE_CHECKING:
+    from oxidize.cli.running_server import RunningServer
+    from oxidize.deploy.commands import Commands
+    from oxidize.deploy.deployment import Deployer
+    from oxidize.deploy.history import Deployment
+    from oxidize.deploy.progress import Recorder
+    from oxidize.deploy.releases import Releases
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+PREFIX = Path("/opt/oxidize")
+STATE_FOLDER = Path("/var/lib/oxidize")
+CLIENT_SERVICE = "oxidize-client.service"
+SETTLE_SECS_MAX = 3600.0
+DEPLOYMENTS_SHOWN = 10
+FOLDER_PATH = click.Path(path_type=Path, file_okay=False)
+
+_prefix_option = click.option(
+    "--prefix", type=FOLDER_PATH, default=PREFIX, show_default=True, help="Where releases are installed."
+)
+_state_option = click.option(
+    "--state-dir",
+    "state_folder",
+    type=FOLDER_PATH,
+    default=STATE_FOLDER,
+    show_default=True,
+    help="Where the log of deployments is.",
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def _finite(_context: click.Context, _option: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):  # which no range excludes
+        raise click.BadParameter(f"{value}: expected a number of seconds")
+    return value
+
+
+def _deploying_options(function: _Function) -> _Function:
+    """Add what `deploy` and `rollback` have in common."""
+    options = (
+        config_option(SERVER_CONFIG),
+        click.option(
+            "--settle",
+            "settle_secs",
+            type=click.FloatRange(0, SETTLE_SECS_MAX),
+            default=SETTLE_SECS,
+            callback=_finite,
+            show_default=True,
+            help="Seconds for which the release is watched, and taken back if anything is wrong.",
+        ),
+        click.option("--force", "forced", is_flag=True, help="Go on although sessions would be lost."),
+        click.option(
+            "--ignore-traffic", is_flag=True, help="Do not take it back because packets have stopped to flow."
+        ),
+        _prefix_option,
+        _state_option,
+        _json_option,
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.command(short_help="Ship a release under traffic, and take it back if it is bad.")
+@click.option("--source", type=FOLDER_PATH, help="The checkout to build.  [default: this folder]")
+@click.option("--release", "name", help="Ship a release that is installed already, instead of building one.")
+@_deploying_options
+def deploy(source: Path | None, name: str | None, **options: Any) -> None:
+    """Ship a release under traffic: build, rehearse, switch, watch, and take it back by itself if it is bad.
+
+    Before anything is switched the new release checks the configuration and restores a copy of the live sessions.
+    Exit status 1, with what was seen, if it was refused or taken back; then the release before serves as before.
+    """
+    if source is not None and name is not None:
+        raise click.UsageError("--source builds a release, --release names one that is built: give one of them")
+    with errors_as_lines():
+        source = None if name is not None else _checkout(source or Path.cwd())
+        _run(source, lambda deployer: deployer.deploy(name), **options)
+
+
+@click.command(short_help="Go back to the release before, under traffic.")
+@_deploying_options
+def rollback(**options: Any) -> None:
+    """Go back to the release that served before the one that runs; a second time one further back.
+
+    It is a takeover like any other: sessions stay, and the older release is rehearsed and watched just the same.
+    """
+    with errors_as_lines():
+        _run(None, lambda deployer: deployer.rollback(), **options)
+
+
+@click.command(short_help="List the releases and the last deployments.")
+@click.option("-c", "--config", "config_path", type=CONFIG_PATH, default=SERVER_CONFIG, show_default=True)
+@_prefix_option
+@_state_option
+@_json_option
+def releases(config_path: Path, prefix: Path, state_folder: Path, as_json: bool) -> None:
+    """List the installed releases and the last deployments.
+
+    Marked are the release that runs, the one that `current` leads to, and the one that a rollback would go to; "left"
+    is what was taken back, and is not gone back to.
+    """
+    from oxidize.cli.releases_page import describe, render  # noqa: PLC0415
+    from oxidize.deploy.history import History  # noqa: PLC0415
+    from oxidize.deploy.releases import Releases  # noqa: PLC0415
+
+    with errors_as_lines():
+        folder, problem = _running_folder(config_path)
+        found = describe(Releases(prefix), History(state_folder), folder, problem)
+        if as_json:
+            click.echo(json.dumps(found, indent=2))
+        else:
+            render(found, DEPLOYMENTS_SHOWN)
+
+
+def _running_folder(config_path: Path) -> tuple[str | None, str]:
+    """Return where the server runs from, None where none runs; and why that cannot be told, "" where it can."""
+    from oxidize.cli.running_server import RunningServer  # noqa: PLC0415
+    from oxidize.errors import OxidizeError  # noqa: PLC0415
+
+    try:
+        serving = RunningServer(config_path).serving()
+    except OxidizeError as error:
+        return None, str(error)
+    return (serving.folder if serving is not None else None), ""
+
+
+def _checkout(folder: Path) -> Path:
+    if not (folder / "systemd/install.sh").is_file():
+        fail(2, f"{folder.absolute()}: expected a checkout of Oxidize; name it by --source, or a release by --release")
+    return folder.absolute()
+
+
+def _run(
+    source: Path | None,
+    act: Callable[["Deployer"], "Deployment"],
+    *,
+    config_path: Path,
+    settle_secs: float,
+    forced: bool,
+    ignore_traffic: bool,
+    prefix: Path,
+    state_folder: Path,
+    as_json: bool,
+) -> NoReturn:
+    from oxidize.cli.running_server import RunningServer  # noqa: PLC0415
+    from oxidize.deploy.commands import Commands  # noqa: PLC0415
+    from oxidize.deploy.deployment import Deployer, Options  # noqa: PLC0415
+    from oxidize.deploy.history import SUCCESS, History  # noqa: PLC0415
+    from oxidize.deploy.interrupts import Interrupts  # noqa: PLC0415
+    from oxidize.deploy.lock import locked  # noqa: PLC0415
+    from oxidize.deploy.releases import Releases  # noqa: PLC0415
+    from oxidize.deploy.repair import repair  # noqa: PLC0415
+    from oxidize.deploy.screen import open_screen  # noqa: PLC0415
+    from oxidize.deploy.server import Clock  # noqa: PLC0415
+
+    who, installed, past, clock = _who(), Releases(prefix), History(state_folder), Clock()
+    options = Options(who=who, settle_secs=settle_secs, forced=forced, minds_traffic=not ignore_traffic)
+    since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    interrupts = Interrupts()
+    with interrupts.listening():
+        with locked(prefix, f"pid {os.getpid()}, {who}, since {since}") as lock_fd:
+            past.prepare()
+            server = RunningServer(config_path, lock_fd)
+            commands = Commands(installed, config_path, source, lock_fd)
+            with open_screen(sys.stderr if as_json else sys.stdout, server.look) as screen:
+                repair(installed, past, server, clock, screen)
+                deployer = Deployer(installed, past, server, commands, screen, options, clock, interrupts)
+                entry = act(deployer)
+                for line in _besides(commands, installed, server):
+                    screen.note(line)
+        try:
+            _tell(entry, screen, as_json=as_json)
+        except OSError:  # nobody reads it any more, and what is left is not to fail at the exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(0 if entry.result == SUCCESS else 1)
+
+
+def _besides(commands: "Commands", installed: "Releases", server: "RunningServer") -> Iterator[str]:
+    """Yield what a deployment leaves to the operator."""
+    from oxidize.deploy.releases import is_started_from  # noqa: PLC0415
+    from oxidize.errors import OxidizeError  # noqa: PLC0415
+    from oxidize.service_manager import systemctl  # noqa: PLC0415
+
+    try:
+        units = commands.changed_units() if server.main_pid() is not None else []
+    except OxidizeError as error:
+        yield f"whether the units have changed cannot be told: {error}"
+        units = []
+    if units:
+        differ = f"{', '.join(units)} of the checkout {'differs' if len(units) == 1 else 'differ'}"
+        yield f"{differ} from what is installed: `sudo make units` puts what is new there"
+    pid, current = systemctl.property_of(CLIENT_SERVICE, "MainPID") or "0", installed.current()
+    if pid.isdecimal() and int(pid) and current is not None and not is_started_from(int(pid), current.folder):
+        yield f"{CLIENT_SERVICE} runs another release: `systemctl reload oxidize-client`"
+
+
+def _tell(entry: "Deployment", screen: "Recorder", *, as_json: bool) -> None:
+    from oxidize.deploy.history import DEPLOY, LOST, SUCCESS  # noqa: PLC0415
+
+    if as_json:
+        steps = [asdict(done) | {"step": done.step.value} for done in screen.done]
+        click.echo(json.dumps({**asdict(entry), "steps": steps, "notes": screen.notes}, indent=2))
+        return
+    if entry.result == SUCCESS and entry.source == entry.target:
+        click.echo(entry.reason)
+        return
+    if entry.result == SUCCESS:
+        facts = [f"{entry.target} serves"] if entry.sessions is not None else [f"current -> {entry.target}"]
+        facts += [counted(entry.sessions, "session")] if entry.sessions is not None else []
+        facts += [f"blackout {entry.blackout_ms:.1f} ms"] if entry.blackout_ms is not None else []
+        click.echo(f"{', '.join(facts)}, {entry.seconds:.1f} s in all")
+        return
+    what = "deployed" if entry.action == DEPLOY else "rolled back"
+    for line in printable(entry.reason).splitlines() or ["no reason given"]:
+        click.echo(f"oxidize: {line}", err=True)
+    serves = "" if entry.result == LOST else f": {entry.source} serves" if entry.source else ""
+    click.echo(f"oxidize: not {what} ({entry.result}){serves}", err=True)
+
+
+def _who() -> str:
+    """Return the operator's name: of who called sudo, else of this user."""
+    name = os.environ.get("SUDO_USER")
+    try:
+        return name or pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"

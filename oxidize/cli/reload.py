@@ -1,0 +1,121 @@
+"""Replacing the running process: by ourselves, or by systemd where it is systemd's.
+
+The rule: who runs is asked at the takeover socket, and what a reload came to is asked there again. A server that
+belongs to the service is reloaded by systemctl: only its own user may take its sockets (docs/adr/0004), and it is
+systemd that starts a process as that user.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from oxidize import config
+from oxidize.cli.common import LOG_LEVELS
+from oxidize.errors import OxidizeError, TakeoverError
+from oxidize.text import counted
+
+SERVICE = "oxidize-daemon.service"
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What a reload came to, in words: one line, and what the operator should know besides."""
+
+    summary: str
+    warnings: tuple[str, ...] = ()
+
+
+def replace_process(
+    role: Literal["server", "client"], config_path: Path, takeover_socket: Path, log_level: str | None
+) -> Reloaded:
+    """Replace the process that listens at `takeover_socket` by a fresh one; raises OxidizeError with the reason.
+
+    log_level: of the successor, None for that of its predecessor. Who that is the kernel tells: it may answer rubbish.
+    """
+    from oxidize.control.query import nothing_runs  # noqa: PLC0415
+    from oxidize.control.reload import reload  # noqa: PLC0415  # what checks a file needs none of it
+    from oxidize.net.event_loop import boot_time  # noqa: PLC0415
+    from oxidize.takeover import who_listens  # noqa: PLC0415
+
+    listener = who_listens(takeover_socket, clock=boot_time)
+    if listener is None:
+        raise nothing_runs(takeover_socket)
+    result = reload(role, config_path, log_level or _log_level(takeover_socket), takeover_socket, listener[0])
+    report = result.report
+    refused = (f"{counted(number, 'peer')} not moved: {reason}" for reason, number in report["refused"].items())
+    return Reloaded(
+        f"reloaded: generation {report['generation']}, pid {report['pid']}: "
+        f"{counted(report['sessions'], 'session')} moved, "
+        f"blackout {report['blackout_ms']:.1f} ms, {result.seconds:.2f} s in all",
+        (*(f"warning: {warning}" for warning in report["warnings"]), *refused),
+    )
+
+
+def _log_level(takeover_socket: Path) -> str:
+    """Return the log level of the process that listens, or the usual one where it does not say."""
+    from oxidize.control.query import IDENTITY, fetch  # noqa: PLC0415
+
+    try:
+        level = fetch(takeover_socket, IDENTITY).get("log_level")
+    except OxidizeError:
+        level = None
+    return str(level) if level in LOG_LEVELS else "info"
+
+
+def who_serves(config_path: Path, role: Literal["server", "client"], reason: str) -> list[str]:
+    """Return a line about the process that serves although a reload failed; none where nobody answers."""
+    from oxidize.control.query import IDENTITY, fetch  # noqa: PLC0415
+    from oxidize.control.reload import say_failure  # noqa: PLC0415
+
+    try:
+        found = fetch(config.takeover_socket_of(config_path, role), IDENTITY)
+        generation, pid = int(found["generation"]), int(found["pid"])
+    except (OxidizeError, KeyError, TypeError, ValueError):
+        return []
+    say_failure(generation, reason)
+    return [f"not reloaded: generation {generation}, pid {pid}, serves as before"]
+
+
+def running_server(takeover_socket: Path) -> dict[str, Any] | None:
+    """Return the status of the server that listens there, None where none does; raises OxidizeError if it is mute."""
+    from oxidize.control.query import find  # noqa: PLC0415
+
+    return find(takeover_socket)
+
+
+def take_up(
+    config_path: Path, takeover_socket: Path, pid: int, is_taken_up: Callable[[Collection[str]], bool]
+) -> Reloaded:
+    """Let the running server take up a changed configuration; raises OxidizeError if it did not, with the reason.
+
+    pid: of the server. is_taken_up: tells by the public keys of a server's peers whether it runs with the change.
+    """
+    from oxidize.service_manager import systemctl  # noqa: PLC0415
+
+    try:
+        if systemctl.service_of(pid) == SERVICE:
+            systemctl.reload(SERVICE)
+            reloaded = Reloaded(f"reloaded {SERVICE}")
+        else:
+            reloaded = replace_process("server", config_path, takeover_socket, None)
+    except OxidizeError as error:
+        # A successor that could not say any more that it serves may serve all the same.
+        if not is_taken_up(_peers_of(takeover_socket)):
+            raise
+        return Reloaded("reloaded", (f"warning: the reload ended with an error, but the change is in force: {error}",))
+    if not is_taken_up(_peers_of(takeover_socket)):
+        raise TakeoverError(
+            "reload",
+            f"the server that was reloaded does not have what {config_path} says: it runs with another configuration; "
+            f"edit that one (-c), which `systemctl cat {SERVICE}` or `ps` names",
+        )
+    return reloaded
+
+
+def _peers_of(takeover_socket: Path) -> frozenset[str]:
+    try:
+        status = running_server(takeover_socket)
+    except OxidizeError:
+        status = None
+    return frozenset(peer["public_key"] for peer in status["peers"]) if status is not None else frozenset()

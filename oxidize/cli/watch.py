@@ -1,0 +1,150 @@
+"""`oxidize watch`: sessions, rates and takeovers as they happen.
+
+The rule: it only looks. A process that ends and comes back is what it is for, so that nobody answering is an error at
+the first look alone.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+import click
+
+from oxidize import config
+from oxidize.cli.common import default_config, either_config_option, errors_as_lines, role_of
+from oxidize.errors import OxidizeError, TakeoverError
+
+if TYPE_CHECKING:
+    from oxidize.cli.watch_history import History, Sample
+    from oxidize.deploy.vitals import Vitals
+
+Look = Callable[[], "Vitals | None"]
+
+
+class Screen(Protocol):
+    """What shows the samples."""
+
+    def show(self, sample: "Sample") -> None:
+        """Show a sample, which the history has already."""
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+
+
+class LineScreen:
+    """Prints what is new in lines that stay."""
+
+    def __init__(self, lines: Callable[["Sample"], Iterable[str]]) -> None:
+        self._lines = lines
+
+    def show(self, sample: "Sample") -> None:
+        """Print the lines of a sample."""
+        for line in self._lines(sample):
+            click.echo(line)
+
+    def wait(self, seconds: float) -> None:
+        """Sleep."""
+        time.sleep(seconds)
+
+
+@click.command(short_help="Show sessions, rates and takeovers as they happen.")
+@either_config_option
+@click.option("--client", "is_client", is_flag=True, help="Watch a client instead of a server.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1, 60),
+    default=1.0,
+    show_default=True,
+    metavar="SECS",
+    help="From one look to the next.",
+)
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after as many looks.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON objects, one a line.")
+def watch(config_path: Path | None, is_client: bool, interval: float, count: int | None, as_json: bool) -> None:
+    """Show the running process until Ctrl-C: sessions, rates, drops and takeovers as they happen.
+
+    In a terminal it draws their course, a column for each look, and marks where the process was replaced; elsewhere it
+    prints a line for each look and for each takeover. Where nobody answers any more it waits until somebody does.
+    """
+    from rich.console import Console  # noqa: PLC0415
+
+    from oxidize.cli.watch_history import History  # noqa: PLC0415
+    from oxidize.cli.watch_lines import json_lines, text_lines  # noqa: PLC0415
+    from oxidize.cli.watch_screen import LiveScreen, can_draw  # noqa: PLC0415
+
+    role = role_of(is_client)
+    with errors_as_lines():
+        takeover_socket = config.takeover_socket_of(config_path or default_config(is_client), role)
+        history, console = History(), Console(highlight=False)
+        history.add(time.time(), _first_look(takeover_socket))
+
+        def look() -> "Vitals | None":
+            return _look(takeover_socket)
+
+        try:
+            if not as_json and can_draw(console):
+                signal.signal(signal.SIGTERM, _end)
+                with LiveScreen(role, console, history) as screen:
+                    follow(history, look, screen, interval, count)
+            else:
+                follow(history, look, LineScreen(json_lines if as_json else text_lines), interval, count)
+        except KeyboardInterrupt:
+            pass
+
+
+def follow(
+    history: "History",
+    look: Look,
+    screen: Screen,
+    interval: float,
+    looks_max: int | None,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> None:
+    """Show the first sample of a history, and then look again and again; `looks_max` counts the first one."""
+    screen.show(history.samples[-1])
+    due, looks = monotonic(), 1
+    while looks != looks_max:
+        # What is late is left out: a server that hung is not to be asked many times at once.
+        due = max(due + interval, monotonic())
+        screen.wait(due - monotonic())
+        vitals, reason = None, None
+        try:
+            vitals = look()
+        except OxidizeError as error:
+            reason = " ".join(str(error).split())
+        screen.show(history.add(time.time(), vitals, reason))
+        looks += 1
+
+
+def _first_look(takeover_socket: Path) -> "Vitals":
+    """Return the vitals; raises OxidizeError where nobody listens."""
+    from oxidize.control.query import IDENTITY, VITALS, fetch  # noqa: PLC0415
+    from oxidize.deploy.vitals import Vitals  # noqa: PLC0415
+
+    try:
+        return Vitals.of(fetch(takeover_socket, VITALS))
+    except TakeoverError as error:
+        if not error.reason.startswith(f"query {VITALS!r}"):
+            raise
+        found = fetch(takeover_socket, IDENTITY)
+        raise OxidizeError(
+            f"generation {found['generation']}, pid {found['pid']}, of release {found['release']} cannot be watched: "
+            f"it does not know the query {VITALS!r}; reload it to this release, or see `oxidize status`"
+        ) from error
+
+
+def _look(takeover_socket: Path) -> "Vitals | None":
+    from oxidize.control.query import VITALS, find  # noqa: PLC0415
+    from oxidize.deploy.vitals import Vitals  # noqa: PLC0415
+
+    answer = find(takeover_socket, VITALS)
+    return Vitals.of(answer) if answer is not None else None
+
+
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    """Leave the terminal as it was, then end as by the signal."""
+    sys.exit(128 + number)

@@ -1,0 +1,44 @@
+"""What the unit of a client runs beside it: as its own user after each end, and as root for the name servers alone.
+
+The rule: whatever a hook takes back it leaves alone while the unit goes on, so that across a restart or a crash nothing
+passes the tunnel. A client that gave up is not started again. Source: systemd.service(5), ExecStartPost=,
+ExecStopPost= and the prefix "+".
+"""
+
+from pathlib import Path
+
+from oxidize import config
+from oxidize.hostnet.dns_config import record_name, set_name_servers, unset_name_servers
+from oxidize.hostnet.policy_routing import remove_policy
+from oxidize.service_manager import systemctl
+
+
+def clean_up(config_path: Path, *, gave_up: bool) -> list[str]:
+    """Remove the client's rules unless its unit goes on; return what was removed, a line each. Raises OxidizeError.
+
+    The interface may still be there: systemd's store holds it until after the last hook.
+    """
+    if systemctl.will_go_on() and not gave_up:
+        return []
+    return remove_policy([config.client_interface_of(config_path)])
+
+
+def set_names(config_path: Path) -> list[str]:
+    """Set the name servers that are configured, or take ours back where none are; return the servers.
+
+    Raises OxidizeError.
+    """
+    wanted = config.load_name_servers(config_path)
+    record = record_name(systemctl.own_name() or wanted.interface)
+    if wanted.servers:
+        set_name_servers(wanted, record)
+    else:
+        unset_name_servers(wanted.interface, record)
+    return [str(server) for server in wanted.servers]
+
+
+def remove_names(config_path: Path, *, gave_up: bool) -> None:
+    """Take our name servers back unless the unit goes on; raises OxidizeError."""
+    if gave_up or not systemctl.will_go_on():
+        interface = config.client_interface_of(config_path)
+        unset_name_servers(interface, record_name(systemctl.own_name() or interface))

@@ -1,0 +1,1 @@
+"""Control of a running process by another one: queries at the takeover socket, and the reload coordinator."""

@@ -1,0 +1,1 @@
+"""A holder of sockets and descriptors for machines without systemd, with the processes that it starts."""

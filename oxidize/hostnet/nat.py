@@ -1,0 +1,178 @@
+"""`nat = true`: what the tunnel's networks send elsewhere is masqueraded, and TCP fits through the tunnel.
+
+The rule: one table of our own and no other is touched; it belongs to a netlink socket that is handed over like the
+other descriptors, and dies with its last holder. Its chains stay while their rules are replaced, in one batch, so every
+packet finds the old rules or the new ones.
+
+Only the networks of `address` are masqueraded. A peer's allowed IPs outside of them are a site's network, which is
+routed with its own addresses. Source: docs/adr/0005, Linux Documentation/networking/ip-sysctl.rst.
+"""
+
+import errno
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from oxidize.config import InterfaceAddress, Network
+from oxidize.errors import ConfigError
+from oxidize.hostnet import nftables as nft
+from oxidize.hostnet.nftables import Message, NftError, NftSocket, Table
+
+SYSCTLS = Path("/proc/sys")
+FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
+
+FORWARD, POSTROUTING = "forward", "postrouting"
+_PRIORITY_MANGLE, _PRIORITY_SRCNAT = -150, 100  # linux/netfilter_ipv4.h
+
+_TCP = 6
+_TCP_FLAGS_OFFSET = 13  # RFC 9293, section 3.1
+_SYN, _RST = 0x02, 0x04
+_SOURCE_OFFSET = {4: 12, 6: 8}  # RFC 791, RFC 8200
+_FAMILY = {4: nft.NFPROTO_IPV4, 6: nft.NFPROTO_IPV6}
+
+
+def table_name(interface: str) -> str:
+    """Return the name of the table, by which two servers of one machine do not meet."""
+    return f"oxidize-{interface}"
+
+
+def check_forwarding(addresses: Iterable[InterfaceAddress]) -> None:
+    """Raise ConfigError, with the remedy, unless the kernel forwards the families of `addresses`."""
+    problems = [
+        f"server.nat = true: the sysctl {name} is {found!r}: expected 1, as address has IPv{version}; run "
+        f"`sysctl -w {name}=1`, and for the next boot put {name} = 1 into a file in /etc/sysctl.d "
+        f"(`make install` installs 60-oxidize.conf, which has it)"
+        for version, name, found in not_forwarded(addresses)
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def not_forwarded(addresses: Iterable[InterfaceAddress]) -> list[tuple[int, str, str]]:
+    """Return version, sysctl and its value for each family of `addresses` that the kernel does not forward."""
+    found: list[tuple[int, str, str]] = []
+    for version in sorted({address.version for address in addresses}):
+        name = FORWARDING[version]
+        try:
+            value = SYSCTLS.joinpath(*name.split(".")).read_text().strip()
+        except OSError as error:
+            value = error.strerror or "cannot be read"
+        if value not in {"1", "2"}:
+            found.append((version, name, value))
+    return found
+
+
+class Nat:
+    """The table of one generation, or that there is to be none, and the socket that owns it.
+
+    passed: the socket that came from a predecessor or from the store; this closes it.
+    """
+
+    def __init__(
+        self, interface: str, addresses: Iterable[InterfaceAddress], *, is_on: bool, passed: int | None
+    ) -> None:
+        self.is_on = is_on
+        self.is_new = passed is None
+        self._interface = interface
+        self._addresses = tuple(addresses)
+        self._name = table_name(interface)
+        self._socket = NftSocket.adopt(passed) if passed is not None else None
+        if self._socket is None and is_on:
+            self._socket = NftSocket.create()
+
+    def check(self, *, may_be_freed: bool = False) -> None:
+        """Raise ConfigError for what would hinder `apply`, changing nothing.
+
+        may_be_freed: a table of our name that belongs to another socket is no hindrance, since `apply` comes later.
+        """
+        if not self.is_on or self._socket is None:
+            return
+        check_forwarding(self._addresses)
+        try:
+            tables = self._socket.tables()
+            if not (may_be_freed and self._foreign_owner(tables)):
+                self._socket.check(self._changes(tables, self._socket.port))
+        except NftError as error:
+            raise self._problem(error) from error
+
+    def apply(self) -> None:
+        """Make all that our socket owns exactly what the settings say; raises ConfigError, and then it is as before."""
+        if self._socket is None:
+            return
+        try:
+            changes = self._changes(self._socket.tables(), self._socket.port)
+            if changes:
+                self._socket.commit(changes)
+        except NftError as error:
+            raise self._problem(error) from error
+        if not self.is_on:
+            self.close()
+
+    def fileno(self) -> int | None:
+        """Return the descriptor to hand over, None where there is none."""
+        return self._socket.fileno() if self._socket is not None else None
+
+    def close(self) -> None:
+        """Close this process's hold on the table; idempotent."""
+        held, self._socket = self._socket, None
+        if held is not None:
+            held.close()
+
+    def _changes(self, tables: Sequence[Table], port: int) -> list[Message]:
+        """Return the batch that leads from what is there to what is to be; raises ConfigError for a foreign table."""
+        owned = {table.name for table in tables if table.owner == port}
+        stale = [nft.delete_table(name) for name in sorted(owned - ({self._name} if self.is_on else set()))]
+        if not self.is_on:
+            return stale
+        if self._name not in owned and (owner := self._foreign_owner(tables)) is not None:
+            raise self._in_the_way(owner)
+        return [*stale, *table_messages(self._interface, self._addresses, exclusive=self._name not in owned)]
+
+    def _foreign_owner(self, tables: Sequence[Table]) -> int | None:
+        """Return the owner of the table of our name, 0 for none; None where it is ours, or not there."""
+        owners = [table.owner for table in tables if table.name == self._name]
+        return next((owner for owner in owners if self._socket is None or owner != self._socket.port), None)
+
+    def _in_the_way(self, owner: int) -> ConfigError:
+        if owner:
+            who = f"belongs to another process (netlink port {owner}): end that one, or choose another interface"
+        else:
+            who = f"is there and not ours: remove it with `nft delete table inet {self._name}`"
+        return ConfigError([f"server.nat = true: the nftables table inet {self._name} {who}"])
+
+    def _problem(self, error: NftError) -> ConfigError:
+        remedies = {
+            errno.EPERM: "this needs CAP_NET_ADMIN: run as root, or remove nat",
+            errno.EINVAL: "expected Linux 5.12 or later, where a table can belong to a socket; remove nat",
+            errno.ENOENT: "expected the kernel modules nft_chain_nat, nft_masq, nft_rt and nft_exthdr: install them",
+            errno.EOPNOTSUPP: "expected a kernel with nf_tables for the family inet: install its modules",
+        }
+        remedy = remedies.get(error.code, "the kernel refuses the table")
+        return ConfigError([f"server.nat = true: nftables table inet {self._name}: {error}: {remedy}"])
+
+
+def table_messages(interface: str, addresses: Iterable[InterfaceAddress], *, exclusive: bool) -> list[Message]:
+    """Return the batch that makes the table, or gives the one that is there these rules and no others."""
+    name = table_name(interface)
+    syn = nft.meta_is(nft.META_L4PROTO, _TCP) + nft.payload_is(
+        nft.TRANSPORT_HEADER, _TCP_FLAGS_OFFSET, bytes([_SYN]), bytes([_SYN | _RST])
+    )
+    messages = [
+        nft.new_table(name, exclusive=exclusive),
+        nft.new_chain(name, FORWARD, "filter", nft.HOOK_FORWARD, _PRIORITY_MANGLE),
+        nft.new_chain(name, POSTROUTING, "nat", nft.HOOK_POSTROUTING, _PRIORITY_SRCNAT),
+        nft.delete_rules(name),
+    ]
+    for key in (nft.META_INPUT_NAME, nft.META_OUTPUT_NAME):
+        messages.append(nft.new_rule(name, FORWARD, nft.interface_is(key, interface), syn, nft.clamp_mss()))
+    # What this machine sends to itself passes here too, by lo, and must keep its address.
+    elsewhere = [nft.interface_is(nft.META_OUTPUT_NAME, each, negate=True) for each in (interface, "lo")]
+    for network in sorted({address.network for address in addresses}, key=str):
+        messages.append(nft.new_rule(name, POSTROUTING, *elsewhere, _comes_from(network), nft.masquerade()))
+    return messages
+
+
+def _comes_from(network: Network) -> bytes:
+    address, mask = network.network_address.packed, network.netmask.packed
+    offset = _SOURCE_OFFSET[network.version]
+    family = nft.meta_is(nft.META_NFPROTO, _FAMILY[network.version])
+    return family + nft.payload_is(nft.NETWORK_HEADER, offset, address, mask)

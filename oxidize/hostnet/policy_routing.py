@@ -1,0 +1,340 @@
+"""Default routes into the tunnel, by rules that let the tunnel's own datagrams past them.
+
+The rule: reconcile, never reset, as in `interface`. A default route in the main table would send the tunnel's own
+datagrams into the tunnel. So it stands in a table of its own, and rules say who looks there; for each family only
+where it is wanted:
+
+- IPv4 only, `udp nop`: does nothing, but without such a rule the kernel does not look at the ports of what it receives.
+- our UDP port, from this machine: table main. The kernel's reverse path check asks the same question for a reply, with
+  ports and without a mark, so that a strict rp_filter lets replies through and no sysctl or firewall has to be changed.
+- everybody: table main, but not its default route. Networks that are connected directly stay so.
+- everybody without our mark: the tunnel's table. The sockets of this process carry the mark.
+
+Ours are the rules and routes with our protocol number, unless a route in their table leads into an interface that is
+not ours: then another client owns them. Sources: rtnetlink(7), ip-rule(8), linux/fib_rules.h, wg-quick(8) for the idea.
+"""
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from oxidize.errors import OxidizeError
+from oxidize.hostnet.interface import ROUTE_PROTOCOL
+
+# Before the kernel's own (32766), and before those that get the first free number below them.
+RULE_PRIORITY = 30_000
+
+# --- linux/fib_rules.h, linux/rtnetlink.h ---
+_FIB_RULE_INVERT = 0x2
+_TABLE_MAIN = 254
+_ACTION_NOP = 3
+_IPPROTO_UDP = 17
+_UNSET = 0xFFFF_FFFF  # of FRA_SUPPRESS_PREFIXLEN
+_FAMILIES = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
+
+_REMEDIES = {
+    errno.EPERM: "this needs CAP_NET_ADMIN: run as root, or set network = 'userspace'",
+    errno.EACCES: "IPv6 is switched off on the interface: set net.ipv6.conf.*.disable_ipv6 to 0, or remove ::/0",
+    errno.EAFNOSUPPORT: "the kernel lacks this family, or its policy routing: remove its default route",
+    errno.EOPNOTSUPP: "the kernel has no policy routing (CONFIG_IP_MULTIPLE_TABLES): remove the default routes",
+    errno.ENODEV: "the interface is not there",
+}
+_NO_SUCH_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is wanted. fwmark: of our sockets, and the number of the table. versions: of IP, 4 and 6, that go whole."""
+
+    fwmark: int
+    versions: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Rule:
+    """One rule of the policy database, without what we never set."""
+
+    priority: int
+    table: int
+    fwmark: int = 0
+    is_inverted: bool = False
+    suppress_prefixlen: int = _UNSET
+    iifname: str = ""
+    ip_proto: int = 0
+    sport_range: str = ""
+    is_nop: bool = False
+
+    def __str__(self) -> str:
+        """Write it as ip-rule(8) does."""
+        words = [f"{self.priority}:"]
+        words += ["not"] if self.is_inverted else []
+        words += [f"fwmark {self.fwmark:#x}"] if self.fwmark else []
+        words += [f"iif {self.iifname}"] if self.iifname else []
+        words += ["udp"] if self.ip_proto == _IPPROTO_UDP else []
+        words += [f"sport {self.sport_range.partition(':')[0]}"] if self.sport_range else []
+        target = f"lookup {'main' if self.table == _TABLE_MAIN else self.table}"
+        words.append("nop" if self.is_nop else target)
+        words += [f"suppress_prefixlength {self.suppress_prefixlen}"] if self.suppress_prefixlen != _UNSET else []
+        return " ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    table: int
+    index: int  # of the interface, 0 for none
+    protocol: int
+    prefix_length: int
+
+
+def rules_wanted(policy: Policy, version: int, port: int) -> list[Rule]:
+    """Return the rules for one version of IP, in their order. port: of our UDP socket."""
+    # Without "iif lo" the second would let forwarded datagrams past the tunnel, which happen to have our port; with it
+    # alone the kernel (fib_rule_requires_fldissect) looks at no ports. IPv6 has no rp_filter.
+    dissect = [Rule(RULE_PRIORITY, 0, ip_proto=_IPPROTO_UDP, is_nop=True)] if version == 4 else []
+    return [
+        *dissect,
+        Rule(RULE_PRIORITY + 1, _TABLE_MAIN, iifname="lo", ip_proto=_IPPROTO_UDP, sport_range=f"{port}:{port}"),
+        Rule(RULE_PRIORITY + 2, _TABLE_MAIN, suppress_prefixlen=0),
+        Rule(RULE_PRIORITY + 3, policy.fwmark, fwmark=policy.fwmark, is_inverted=True),
+    ]
+
+
+def check_policy(policy: Policy, interfaces: Collection[str]) -> None:
+    """Change nothing; raise OxidizeError where another program has the table, the mark or all traffic already.
+
+    interfaces: names of ours, which need not exist: of this configuration and of the one before it.
+    """
+    with _netlink() as netlink:
+        indexes = _indexes(netlink, interfaces)
+        for version in sorted(policy.versions):
+            family = _Family(netlink, version)
+            family.refuse_others(policy, indexes)
+
+
+def establish_policy(policy: Policy, interface: str, port: int, replaced: Collection[str] = ()) -> list[str]:
+    """Bring rules and default routes to what is wanted and return what was changed, a line each; empty if nothing.
+
+    interface: the tunnel's, which is up. port: of our UDP socket. replaced: other interfaces that were ours. Raises
+    OxidizeError as `check_policy` does, and with what the kernel refused.
+    """
+    with _netlink() as netlink:
+        indexes = _indexes(netlink, [interface])
+        if not indexes:
+            raise OxidizeError(f"interface {interface}: {_REMEDIES[errno.ENODEV]}")
+        (index,) = indexes
+        own = indexes | _indexes(netlink, replaced)
+        changes = []
+        for version in _FAMILIES:
+            family = _Family(netlink, version, is_wanted=version in policy.versions)
+            if version in policy.versions:
+                family.refuse_others(policy, own)
+                family.establish(policy, index, own, port)
+            elif family.is_there and not family.owned_by_others(own):
+                family.remove(own)
+            changes += family.changes
+        return changes
+
+
+def remove_policy(interfaces: Collection[str] = (), indexes: Collection[int] = ()) -> list[str]:
+    """Remove the rules and default routes that were ours, and return what was removed, a line each.
+
+    interfaces, indexes: ours by name or number, which need not exist any more. What another client uses is left alone,
+    also one that adopts these rules at this very moment.
+    """
+    with _netlink() as netlink:
+        own = frozenset(indexes) | _indexes(netlink, interfaces)
+        changes = []
+        for version in _FAMILIES:
+            family = _Family(netlink, version)
+            if not family.owned_by_others(own):
+                family.remove(own)
+                family.restore_for_others(own)
+            changes += family.changes
+        return changes
+
+
+def _netlink() -> Any:
+    # Imported late: it takes some 200 ms, which commands that touch no route need not spend.
+    from pyroute2 import IPRoute  # noqa: PLC0415
+
+    return IPRoute()
+
+
+def _indexes(netlink: Any, interfaces: Iterable[str]) -> frozenset[int]:
+    return frozenset(index for name in interfaces for index in netlink.link_lookup(ifname=name))
+
+
+class _Family:
+    """The rules and default routes of one version of IP, as they are when this is made.
+
+    is_wanted: whether there are to be any. Where there are none either, a machine's thousands of routes are not read.
+    """
+
+    def __init__(self, netlink: Any, version: int, *, is_wanted: bool = True) -> None:
+        self.changes: list[str] = []
+        self._netlink = netlink
+        self._version = version
+        self._family = _FAMILIES[version]
+        # Rules before routes: a client adds routes first, so one whose rules are seen here has its routes seen too.
+        self._ours, self._others = self._read_rules()
+        self._tables = {rule.table for rule in self._ours} - {0, _TABLE_MAIN}
+        self.is_there = bool(self._ours)
+        self._routes = self._read_routes() if self.is_there or is_wanted else []
+        self._removed: list[Rule] = []
+
+    def owned_by_others(self, own: Collection[int]) -> bool:
+        """Tell whether the rules with our protocol number serve an interface that is not ours."""
+        return bool(_routes_of_others(self._routes, self._tables, own))
+
+    def refuse_others(self, policy: Policy, own: Collection[int]) -> None:
+        """Raise OxidizeError where all traffic of this family, the table or the mark is somebody else's."""
+        for rule in self._others:
+            if policy.fwmark in (rule.table, rule.fwmark):
+                self._refuse(f"another program has the rule `{rule}`", "choose another fwmark for one of the two")
+            if rule.is_inverted and rule.fwmark:
+                self._refuse(
+                    f"another program sends everything into a tunnel of its own by the rule `{rule}`",
+                    f"end that tunnel (wg-quick down), or remove IPv{self._version}'s default route from allowed_ips",
+                )
+        for route in _routes_of_others(self._routes, self._tables | {policy.fwmark}, own):
+            found = f"interface {_name(route.index)} has a route in table {route.table}"
+            if route.protocol == ROUTE_PROTOCOL:
+                self._refuse(f"{found}, by another client", "end that client, or remove the default route here")
+            self._refuse(f"{found}, by another program", "choose another fwmark for one of the two")
+
+    def establish(self, policy: Policy, index: int, own: Collection[int], port: int) -> None:
+        wanted = rules_wanted(policy, self._version, port)
+        present = {(route.table, route.index) for route in self._routes if route.prefix_length == 0}
+        if (policy.fwmark, index) not in present:
+            # In the place of one through an interface that is going: at no time is there none.
+            self._change("default route +", policy.fwmark, partial(self._route, "replace", policy.fwmark, index))
+            # Whoever removes a dead client's rules just now looks for our route afterwards: see restore_for_others.
+            self._ours, _ = self._read_rules()
+        for rule in wanted:
+            if rule not in self._ours:
+                self._change("rule +", rule, partial(self._rule, "add", rule), done=errno.EEXIST)
+        self._remove_rules(set(self._ours) - set(wanted))
+        self._remove_routes(own, keep=(policy.fwmark, index))
+
+    def remove(self, own: Collection[int]) -> None:
+        self._remove_rules(self._ours)
+        self._remove_routes(own, keep=(0, 0))
+
+    def restore_for_others(self, own: Collection[int]) -> None:
+        """Put back what was removed where another client has come meanwhile, and found the rules that it needs there.
+
+        One that puts its route there later finds them gone, and adds them itself.
+        """
+        used = {route.table for route in _routes_of_others(self._read_routes(), self._tables, own)}
+        for rule in sorted(self._removed):
+            if rule.table in used or (used and not rule.sport_range and rule.table in {0, _TABLE_MAIN}):
+                self._change("rule +", rule, partial(self._rule, "add", rule), done=errno.EEXIST)
+
+    def _remove_rules(self, stale: Collection[Rule]) -> None:
+        # The one that leads into the tunnel first: without the others it would send too much there.
+        for rule in sorted(stale, reverse=True):
+            self._change("rule -", rule, partial(self._rule, "del", rule), done=errno.ENOENT)
+            self._removed.append(rule)
+
+    def _remove_routes(self, own: Collection[int], keep: tuple[int, int]) -> None:
+        for route in self._read_routes():
+            key = (route.table, route.index)
+            is_ours = route.protocol == ROUTE_PROTOCOL and route.index in own and route.table != _TABLE_MAIN
+            if is_ours and key != keep and route.prefix_length == 0:
+                self._change("default route -", route.table, partial(self._route, "del", *key), done=errno.ESRCH)
+
+    def _read_rules(self) -> tuple[list[Rule], list[Rule]]:
+        """Return the rules with our protocol number, and the others that lead to a table."""
+        ours: list[Rule] = []
+        others: list[Rule] = []
+        messages = self._call("rules", lambda: list(self._netlink.get_rules(family=self._family)), _NO_SUCH_FAMILY)
+        for message in messages or []:
+            rule = _rule_from(message)
+            (ours if message.get_attr("FRA_PROTOCOL") == ROUTE_PROTOCOL else others).append(rule)
+        return ours, others
+
+    def _read_routes(self) -> list[_Route]:
+        """Return all routes but those of the kernel's own tables."""
+        found = []
+        messages = self._call("routes", lambda: list(self._netlink.get_routes(family=self._family)), _NO_SUCH_FAMILY)
+        for message in messages or []:
+            table = message.get_attr("RTA_TABLE") or message["table"]
+            if not 253 <= table <= 255:
+                index = message.get_attr("RTA_OIF") or 0
+                found.append(_Route(table, index, message["proto"], message["dst_len"]))
+        return found
+
+    def _route(self, command: str, table: int, index: int) -> None:
+        any_host = "0.0.0.0/0" if self._version == 4 else "::/0"
+        key = {"dst": any_host, "oif": index, "family": self._family, "table": table}
+        self._netlink.route(command, proto=ROUTE_PROTOCOL, **key)
+
+    def _rule(self, command: str, rule: Rule) -> None:
+        options: dict[str, object] = {"priority": rule.priority, "protocol": ROUTE_PROTOCOL}
+        options |= {"action": "nop"} if rule.is_nop else {"table": rule.table}
+        if rule.fwmark:
+            options["fwmark"] = rule.fwmark
+        if rule.is_inverted:
+            options["flags"] = _FIB_RULE_INVERT
+        if rule.suppress_prefixlen != _UNSET:
+            options["suppress_prefixlen"] = rule.suppress_prefixlen
+        for key in ("iifname", "ip_proto", "sport_range"):
+            if value := getattr(rule, key):
+                options[key] = value
+        self._netlink.rule(command, family=self._family, **options)
+
+    def _change(self, verb: str, what: object, action: Callable[[], object], done: int = 0) -> None:
+        description = f"IPv{self._version} {verb}{what}"
+        self._call(description, action, {done})
+        self.changes.append(description)
+
+    def _call(self, description: str, action: Callable[[], Any], done: Collection[int]) -> Any:
+        """Run a netlink request; `done` are the errors that say that there was nothing to do."""
+        from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415 - late, as above
+
+        try:
+            return action()
+        except NetlinkError as error:
+            if error.code in done:
+                return None
+            remedy = _REMEDIES.get(error.code, os.strerror(error.code))
+            raise OxidizeError(f"policy routing, {description}: {remedy}") from error
+
+    def _refuse(self, found: str, remedy: str) -> None:
+        raise OxidizeError(f"policy routing for IPv{self._version}: {found}: expected none beside ours; {remedy}")
+
+
+def _routes_of_others(routes: Iterable[_Route], tables: Collection[int], own: Collection[int]) -> list[_Route]:
+    """Return the routes through other interfaces in `tables`, and in any table default routes such as we set."""
+    return [
+        route
+        for route in routes
+        if route.index not in own
+        and (route.table in tables or (route.protocol == ROUTE_PROTOCOL and route.prefix_length == 0))
+    ]
+
+
+def _rule_from(message: Any) -> Rule:
+    suppress = message.get_attr("FRA_SUPPRESS_PREFIXLEN")
+    return Rule(
+        priority=message.get_attr("FRA_PRIORITY") or 0,
+        table=message.get_attr("FRA_TABLE") or message["table"],
+        fwmark=message.get_attr("FRA_FWMARK") or 0,
+        is_inverted=bool(message["flags"] & _FIB_RULE_INVERT),
+        suppress_prefixlen=_UNSET if suppress is None else suppress,
+        iifname=message.get_attr("FRA_IIFNAME") or "",
+        ip_proto=message.get_attr("FRA_IP_PROTO") or 0,
+        sport_range=message.get_attr("FRA_SPORT_RANGE") or "",
+        is_nop=message["action"] == _ACTION_NOP,
+    )
+
+
+def _name(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return str(index)

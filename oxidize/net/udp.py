@@ -1,0 +1,436 @@
+"""The UDP socket: batches in, batches out, nothing lost that the kernel would keep.
+
+The rule: a socket's options belong to its open file description, which predecessor and successor share. Wrapping a
+socket therefore changes nothing; `take_ownership` is the one place that sets options, and only the owner calls it.
+O_NONBLOCK is shared as well, so no method depends on it: every call carries MSG_DONTWAIT.
+
+Sources: udp(7), ip(7), ipv6(7), socket(7), systemd.socket(5). GRO and GSO are what make Python fast enough: one system
+call for up to 64 datagrams in each direction.
+"""
+
+import errno
+import logging
+import select
+import socket
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address
+from socket import IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP, SOL_SOCKET
+from typing import NamedTuple
+
+from oxidize.errors import ConfigError
+from oxidize.net.udp_cmsg import (
+    IP_PKTINFO,
+    MEMINFO_DROPS,
+    RECEIVE_ERRORS,
+    SO_MEMINFO,
+    SO_RCVBUFFORCE,
+    SO_SNDBUFFORCE,
+    UDP_GRO,
+    UDP_SEGMENT,
+    ControlMessage,
+    Datagram,
+    SocketAddress,
+    endpoint_from,
+    path_to,
+    read_control,
+    read_error,
+    segment_message,
+    split_runs,
+)
+from oxidize.protocol.endpoint import Endpoint
+
+# --- Our own limits ---
+SOCKET_BUFFER_BYTES = 8 << 20  # as in the socket unit: what queues while a process is replaced
+RECEIVE_BYTES_MAX = 65_536  # one receive: a whole GRO batch is never longer
+ENDPOINTS_CACHED_MAX = 32_768  # above PEERS_MAX, so that forged source addresses alone can fill it
+SEGMENT_SIZES_CACHED_MAX = 32  # sizes for which views of the receive buffer are kept
+SEND_WAIT_MS = 10  # one wait for room in the send buffer ...
+SEND_WAITS_MAX = 5  # ... and how many there may be in one transmit: 50 ms in all
+QUEUED_ERRORS_MAX = 16  # errors taken from the socket in one receive before the loop gets its turn again
+
+PORT_MAX = 65_535
+
+# Room for the segment size, both kinds of packet info, and whatever else a unit file may have switched on.
+_CONTROL_BYTES = 256
+
+# As plain integers: the flags of the socket module are enumerations, whose operators cost a microsecond each.
+_DONTWAIT = int(socket.MSG_DONTWAIT)
+_CONTROL_CUT = int(socket.MSG_CTRUNC)
+_CUT = int(socket.MSG_TRUNC) | _CONTROL_CUT
+_FROM_ERRORS = int(socket.MSG_ERRQUEUE) | _DONTWAIT
+
+# What ICMP tells a socket about an earlier send: ip(7), "Error handling". It says nothing about the next datagram.
+# First what says that a peer cannot be reached at all.
+_UNREACHABLE = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.ENETDOWN,
+        errno.ENONET,
+        errno.EACCES,
+    }
+)
+_QUEUED_ERRORS = _UNREACHABLE | {errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EPROTO, errno.EMSGSIZE}
+_NO_ROOM = frozenset({errno.EAGAIN, errno.ENOBUFS})
+# The address that we want to answer from is no longer ours (EINVAL for IPv6, ENETUNREACH for IPv4).
+_SOURCE_GONE = frozenset({errno.EINVAL, errno.ENETUNREACH, errno.EADDRNOTAVAIL})
+# Of these, EINVAL and EMSGSIZE speak of this path (its MTU), the others of the socket for good.
+_SEGMENTATION_UNSUPPORTED = frozenset({errno.EIO, errno.EOPNOTSUPP, errno.ENOPROTOOPT})
+_SEGMENTATION_REFUSED = _SEGMENTATION_UNSUPPORTED | {errno.EINVAL, errno.EMSGSIZE}
+
+_log = logging.getLogger(__name__)
+
+
+class ReceivedBatch(NamedTuple):
+    """Datagrams that came by one path, in their order.
+
+    datagrams: views of the socket's one receive buffer, valid until its next `receive`: copy what you keep. At most 64;
+    a sender on this host may segment into 128, which the kernel then hands over as they are.
+    truncated: bytes were lost on the way into the buffer; what was cut is left out of `datagrams`.
+    """
+
+    endpoint: Endpoint
+    datagrams: list[memoryview]
+    truncated: bool
+
+
+class UdpSocket:
+    """A bound UDP socket, IPv4 or IPv6 with or without IPv4-mapped addresses.
+
+    Driven by the loop alone: `receive` until None, `transmit`, and `take_ownership` once this generation owns it. It
+    owns the socket that it is given, and closes it.
+
+    receive_errors: errors of earlier sends that the socket reported. send_failures: datagrams that the kernel refused.
+    unreachable: the peers that an error said cannot be reached (`Endpoint.remote`), each with whether it was refused by
+    its host; whoever asked for them takes them out.
+    """
+
+    def __init__(self, bound: socket.socket) -> None:
+        """Wrap a bound socket without changing any option of it; raises ConfigError if it is not a UDP socket."""
+        if bound.family not in (socket.AF_INET, socket.AF_INET6) or bound.type != socket.SOCK_DGRAM:
+            kind = f"{bound.family.name}/{bound.type.name}"
+            remedy = "use ListenDatagram= in the socket unit"
+            raise ConfigError([f"the socket passed for UDP is {kind}; expected AF_INET(6)/SOCK_DGRAM: {remedy}"])
+        self.receive_errors = 0
+        self.send_failures = 0
+        self._socket = bound
+        self._family = int(bound.family)
+        self._segmentation = _has_option(bound, IPPROTO_UDP, UDP_SEGMENT)
+        self._buffer = memoryview(bytearray(RECEIVE_BYTES_MAX))
+        self._buffers = [self._buffer]
+        self._views: dict[int, list[memoryview]] = {}
+        self._endpoints: dict[tuple[SocketAddress, bytes], Endpoint] = {}
+        self._paths: dict[Endpoint, tuple[SocketAddress, list[ControlMessage]]] = {}
+        self._writable = select.poll()
+        self._writable.register(bound, select.POLLOUT)
+        self._waits_left = 0
+        self._tells_errors = False
+        self.unreachable: list[tuple[tuple[bytes, int, int], bool]] = []
+
+    # --- Options: the owner's business ---
+
+    def take_ownership(
+        self,
+        receive_buffer: int = SOCKET_BUFFER_BYTES,
+        send_buffer: int = SOCKET_BUFFER_BYTES,
+        *,
+        tells_errors: bool = False,
+        fwmark: int = 0,
+    ) -> None:
+        """Set the options that this release wants; idempotent, for the owner only.
+
+        tells_errors: what ICMP says of our datagrams is to be noted in `unreachable`.
+        Buffers are in bytes as SO_RCVBUF takes them (the kernel doubles the figure); they are raised as far as allowed
+        and never lowered. `receive_buffer` and `send_buffer` then tell what came of it. fwmark: by which policy routing
+        knows what this socket sends, 0 to leave it as it is.
+        """
+        if self._family == socket.AF_INET6:
+            # On a dual stack socket this one covers IPv4-mapped packets too.
+            self._socket.setsockopt(IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        else:
+            self._socket.setsockopt(IPPROTO_IP, IP_PKTINFO, 1)
+        with suppress(OSError):  # before Linux 5.0: datagrams come singly
+            self._socket.setsockopt(IPPROTO_UDP, UDP_GRO, 1)
+        self._tell_errors(wanted=tells_errors)
+        self._raise_buffer(socket.SO_RCVBUF, SO_RCVBUFFORCE, receive_buffer)
+        self._raise_buffer(socket.SO_SNDBUF, SO_SNDBUFFORCE, send_buffer)
+        if fwmark:
+            try:
+                self._socket.setsockopt(SOL_SOCKET, socket.SO_MARK, fwmark)
+            except PermissionError:  # looked for before the hand-off; where no rule needs the mark it does no harm
+                _log.warning("the UDP socket is not marked: that needs CAP_NET_ADMIN")
+
+    def end_ownership(self) -> None:
+        """Switch off what the next owner need not know of; for the owner that stops.
+
+        A release that does not read the queue of errors would find the socket readable for ever.
+        """
+        if self._tells_errors:
+            self._tell_errors(wanted=False)
+
+    def _tell_errors(self, *, wanted: bool) -> None:
+        self._tells_errors = wanted
+        for level, option in RECEIVE_ERRORS:  # on a dual stack socket each is for its own family
+            with suppress(OSError):
+                self._socket.setsockopt(level, option, int(wanted))  # 0 empties the queue, too
+
+    def _raise_buffer(self, option: int, forced_option: int, wanted: int) -> None:
+        current = self._socket.getsockopt(SOL_SOCKET, option)
+        if current >= 2 * wanted or self._force_buffer(forced_option, wanted):
+            return
+        # Without CAP_NET_ADMIN the kernel cuts the figure to its limit, which may be less than systemd set for us: try
+        # on a socket of no account first.
+        with socket.socket(self._family, socket.SOCK_DGRAM) as trial:
+            trial.setsockopt(SOL_SOCKET, option, wanted)
+            granted = trial.getsockopt(SOL_SOCKET, option)
+        if granted > current:
+            self._socket.setsockopt(SOL_SOCKET, option, wanted)
+
+    def _force_buffer(self, forced_option: int, wanted: int) -> bool:
+        try:
+            self._socket.setsockopt(SOL_SOCKET, forced_option, wanted)
+        except PermissionError:
+            return False
+        return True
+
+    @property
+    def receive_buffer(self) -> int:
+        """The receive buffer in bytes as the kernel accounts it: twice what was asked for."""
+        return self._socket.getsockopt(SOL_SOCKET, socket.SO_RCVBUF)
+
+    @property
+    def send_buffer(self) -> int:
+        """The send buffer in bytes as the kernel accounts it: twice what was asked for."""
+        return self._socket.getsockopt(SOL_SOCKET, socket.SO_SNDBUF)
+
+    @property
+    def local_address(self) -> str:
+        """The address that the socket is bound to, as `192.0.2.1:51820` or `[::]:51820`."""
+        host, port = self._socket.getsockname()[:2]
+        return f"[{host}]:{port}" if self._family == socket.AF_INET6 else f"{host}:{port}"
+
+    def framing(self) -> dict[str, object]:
+        """Return how datagrams come out of this socket, for the OFFER of a takeover."""
+        gro = _has_option(self._socket, IPPROTO_UDP, UDP_GRO) and self._socket.getsockopt(IPPROTO_UDP, UDP_GRO) != 0
+        return {"family": "inet6" if self._family == socket.AF_INET6 else "inet", "gro": gro}
+
+    def kernel_drops(self) -> int:
+        """Return how many datagrams the kernel dropped at this socket since it was made, across generations (mod 2^32).
+
+        0 where a kernel does not tell.
+        """
+        try:
+            raw = self._socket.getsockopt(SOL_SOCKET, SO_MEMINFO, 256)
+        except OSError:
+            return 0
+        words = struct.unpack(f"={len(raw) // 4}I", raw[: len(raw) // 4 * 4])
+        return int(words[MEMINFO_DROPS]) if len(words) > MEMINFO_DROPS else 0
+
+    def fileno(self) -> int:
+        """Return the file descriptor, -1 after `close` or `detach`."""
+        return self._socket.fileno()
+
+    def detach(self) -> int:
+        """Give up the socket without closing it and return its file descriptor, which the caller now owns."""
+        return self._socket.detach()
+
+    def close(self) -> None:
+        """Close this process's hold on the socket; idempotent."""
+        self._socket.close()
+
+    # --- Receiving ---
+
+    def receive(self) -> ReceivedBatch | None:
+        """Take what the kernel hands over in one call, or None when there is nothing to read.
+
+        Errors that ICMP left on the socket are counted and passed over. Raises OSError when the socket itself is
+        unusable: a bug.
+        """
+        for _ in range(QUEUED_ERRORS_MAX):
+            try:
+                size, control, flags, address = self._socket.recvmsg_into(self._buffers, _CONTROL_BYTES, _DONTWAIT)
+                break
+            except BlockingIOError:
+                if self._tells_errors:
+                    self._take_errors()
+                return None
+            except OSError as error:
+                if error.errno not in _QUEUED_ERRORS:
+                    raise
+                self.receive_errors += 1
+        else:
+            return None
+
+        segment_size, packet_info = read_control(control)
+        key = (address, packet_info)
+        endpoint = self._endpoints.get(key) or self._learn_endpoint(key)
+        datagrams = self._cut(size, segment_size) if 0 < segment_size < size else [self._buffer[:size]]
+        if flags & _CUT:
+            # Without its control message a batch has lost the size of its segments: nothing in it can be told apart.
+            return ReceivedBatch(endpoint, [] if flags & _CONTROL_CUT else datagrams[:-1], True)
+        return ReceivedBatch(endpoint, datagrams, False)
+
+    def _take_errors(self) -> None:
+        """Empty the socket's queue of errors: as long as there is one in it, the socket counts as readable."""
+        for _ in range(QUEUED_ERRORS_MAX):
+            try:
+                _, control, _, address = self._socket.recvmsg(0, _CONTROL_BYTES, _FROM_ERRORS)
+            except OSError:
+                return
+            self._note_unreachable(endpoint_from(address, b"").remote, read_error(control))
+
+    def _note_unreachable(self, remote: tuple[bytes, int, int], code: int) -> None:
+        if self._tells_errors and code in _UNREACHABLE:
+            self.unreachable.append((remote, code == errno.ECONNREFUSED))
+
+    def _cut(self, size: int, segment_size: int) -> list[memoryview]:
+        """Return views of the datagrams in `size` received bytes; only the last may be shorter than `segment_size`."""
+        whole, rest = divmod(size, segment_size)
+        views = self._views.get(segment_size)
+        if views is None or len(views) < whole:
+            if len(self._views) >= SEGMENT_SIZES_CACHED_MAX:
+                self._views.clear()
+            buffer = self._buffer
+            views = [buffer[i * segment_size : (i + 1) * segment_size] for i in range(whole)]
+            self._views[segment_size] = views
+        datagrams = views[:whole]
+        if rest:
+            datagrams.append(self._buffer[size - rest : size])
+        return datagrams
+
+    def _learn_endpoint(self, key: tuple[SocketAddress, bytes]) -> Endpoint:
+        if len(self._endpoints) >= ENDPOINTS_CACHED_MAX:
+            self._endpoints.clear()
+        endpoint = self._endpoints[key] = endpoint_from(*key)
+        return endpoint
+
+    # --- Sending ---
+
+    def transmit(self, endpoint: Endpoint, datagrams: Sequence[Datagram]) -> int:
+        """Send datagrams to an endpoint in their order, from its local address; return how many the kernel took.
+
+        The others are counted in `send_failures`: UDP promises nothing, so no error of a send is raised. Waits for room
+        in the send buffer, 50 ms at most in all.
+        """
+        count = len(datagrams)
+        path = self._paths.get(endpoint) or self._find_path(endpoint)
+        taken = 0
+        if path is not None:
+            self._waits_left = SEND_WAITS_MAX
+            if count == 1:
+                taken = self._send(path, datagrams)
+            elif not self._segmentation:
+                taken = self._send_singly(path, datagrams)
+            else:
+                for start, end in split_runs([len(datagram) for datagram in datagrams]):
+                    taken += self._send(path, datagrams[start:end])
+        self.send_failures += count - taken
+        return taken
+
+    def _find_path(self, endpoint: Endpoint) -> tuple[SocketAddress, list[ControlMessage]] | None:
+        path = path_to(endpoint, self._family)
+        if path is None:
+            _log.debug("%s cannot be reached: this socket speaks IPv4 only", endpoint)
+            return None
+        if len(self._paths) >= ENDPOINTS_CACHED_MAX:
+            self._paths.clear()
+        self._paths[endpoint] = path
+        return path
+
+    def _send_singly(self, path: tuple[SocketAddress, list[ControlMessage]], datagrams: Sequence[Datagram]) -> int:
+        return sum(self._send(path, (datagram,)) for datagram in datagrams)
+
+    def _send(self, path: tuple[SocketAddress, list[ControlMessage]], run: Sequence[Datagram]) -> int:
+        """Send one run in one call, by lesser means where the kernel refuses; return how many datagrams it took."""
+        address, control = path
+        from_address = bool(control)
+        segmented = len(run) > 1
+        may_be_old = self._tells_errors  # an error of an earlier send comes up at this one, which has not been tried
+        if segmented:
+            control = [*control, segment_message(len(run[0]))]
+        while True:
+            try:
+                self._sendmsg(run, control, address)
+            except OSError as error:
+                code = error.errno
+            else:
+                return len(run)
+            if code in _NO_ROOM and self._wait_for_room():
+                continue
+            if may_be_old and code in _QUEUED_ERRORS:
+                may_be_old = False
+                continue
+            if segmented and code in _SEGMENTATION_REFUSED:
+                if code in _SEGMENTATION_UNSUPPORTED:
+                    _log.info("the kernel does not segment here (%s): datagrams are sent singly", errno.errorcode[code])
+                    self._segmentation = False
+                return self._send_singly(path, run)
+            if from_address and code in _SOURCE_GONE:
+                # A reply from another address of ours beats none: the peer follows authenticated packets.
+                from_address = False
+                control = control[1:]
+                continue
+            _log.debug("%d datagrams to %s: %s", len(run), address, errno.errorcode.get(code or 0, code))
+            self._note_unreachable(endpoint_from(address, b"").remote, code or 0)
+            return 0
+
+    def _sendmsg(self, run: Sequence[Datagram], control: list[ControlMessage], address: SocketAddress) -> None:
+        self._socket.sendmsg(run, control, _DONTWAIT, address)
+
+    def _wait_for_room(self) -> bool:
+        """Wait until the send buffer has room; False when this transmit has waited long enough."""
+        if self._waits_left == 0:
+            return False
+        self._waits_left -= 1
+        self._writable.poll(SEND_WAIT_MS)
+        return True
+
+
+def bind_udp(host: str | IPv4Address | IPv6Address, port: int) -> socket.socket:
+    """Bind a UDP socket of our own where none was passed; `::` takes IPv4 as well. Raises ConfigError when it cannot.
+
+    SO_REUSEADDR stays off: with it set on both, another process could bind the same port and take all packets.
+    """
+    if not 0 <= port <= PORT_MAX:  # getaddrinfo would take it modulo 65536
+        raise ConfigError([f"listen address {host} port {port}: expected a port from 0 (any) to {PORT_MAX}"])
+    try:
+        info = socket.getaddrinfo(str(host), port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
+        family, _, _, _, address = info[0]
+        bound = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            if family == socket.AF_INET6:
+                bound.setsockopt(IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            bound.bind(address)
+        except BaseException:
+            bound.close()
+            raise
+    except OSError as error:
+        raise ConfigError([f"listen address {host} port {port}: {_bind_problem(error)}"]) from error
+    return bound
+
+
+_BIND_REMEDIES = {
+    errno.EADDRINUSE: "the port is taken; stop its owner, or replace a running server with `oxidize reload`",
+    errno.EADDRNOTAVAIL: "this host does not have the address; use one of its own, or [::] for all",
+    errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE; use a higher port, or a systemd socket unit",
+    errno.EAFNOSUPPORT: "this kernel has no IPv6; listen on 0.0.0.0 instead of [::]",
+}
+
+
+def _bind_problem(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return f"expected an IPv4 or IPv6 address, not a name ({error.strerror})"
+    return _BIND_REMEDIES.get(error.errno or 0, f"cannot be bound ({error.strerror})")
+
+
+def _has_option(bound: socket.socket, level: int, option: int) -> bool:
+    """Tell whether the kernel knows an option: one that does not would ignore its control message in silence."""
+    try:
+        bound.getsockopt(level, option)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,326 @@
+"""Handshakes of a device, both roles: who may start one, what is answered, what becomes of it.
+
+The rule (paper, sections 5.1, 5.3 and 5.4): nothing is allocated and nothing is answered before a message has passed
+the check that is cheapest for us - mac1, then under load mac2 and the rate of its source, then its authenticity, then
+its timestamp. A message that fails is counted and forgotten.
+"""
+
+from collections.abc import Callable
+from math import inf
+
+from oxidize.errors import DecodeError
+from oxidize.protocol.changes import CookieSecret, PeerCookie, PeerTimestamp
+from oxidize.protocol.constants import (
+    INITIATION_INTERVAL_MIN,
+    INITIATION_SIZE,
+    REKEY_ATTEMPT_TIME,
+    REKEY_TIMEOUT,
+    REKEY_TIMEOUT_JITTER_MAX,
+    TYPE_COOKIE_REPLY,
+    TYPE_INITIATION,
+    TYPE_RESPONSE,
+    UNKNOWN_INDEX_BURST_SECS,
+    UNKNOWN_INDEX_INITIATIONS_PER_SECOND,
+    UNKNOWN_INDEX_INTERVAL,
+)
+from oxidize.protocol.cookie import CookieChecker
+from oxidize.protocol.counters import (
+    FIRST_UNANSWERED_NS,
+    INITIATION_UNIX_NS,
+    LINK_STATE,
+    RECEIVED_BYTES,
+    RETRIES,
+    ROUND_TRIP_NS,
+    DropReason,
+    LinkState,
+    Total,
+)
+from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.link import SUPERSEDED_SECS_MAX
+from oxidize.protocol.load import LoadMeter
+from oxidize.protocol.messages import CookieReply, Initiation, Response, message_type
+from oxidize.protocol.noise import (
+    LocalIdentity,
+    RemoteIdentity,
+    consume_initiation,
+    consume_response,
+    create_initiation,
+    create_response,
+    label_of,
+    next_timestamp,
+)
+from oxidize.protocol.peer import Peer, PendingHandshake
+from oxidize.protocol.rate_limiter import RateLimiter
+from oxidize.protocol.session_table import SessionTable
+from oxidize.protocol.timers import (
+    any_authenticated_received,
+    initiation_spacing_secs,
+    retry_secs,
+    shortest_retry_secs,
+)
+
+ROUND_TRIP_WEIGHT = 8  # how many measurements a smoothed round trip consists of (RFC 6298, section 2: alpha is 1/8)
+# What is longer is no round trip: a response that waited while this machine was suspended. So no retry is later than
+# the paper's.
+ROUND_TRIP_SECS_MAX = REKEY_TIMEOUT / 2
+
+
+class Handshaker:
+    """Starts and answers handshakes on a device's session table.
+
+    unix_time: () -> seconds; it is called only for timestamps. on_session: called with a peer that can be sent to from
+    now on. on_timers: called with a peer whose timers changed. load: decides when cookies are asked for.
+    """
+
+    def __init__(
+        self,
+        identity: LocalIdentity,
+        table: SessionTable,
+        unix_time: Callable[[], float],
+        on_session: Callable[[Peer, float], None],
+        on_timers: Callable[[Peer], None],
+        load: LoadMeter,
+    ) -> None:
+        self.identity = identity
+        self.accepting = True  # False while draining: initiations are refused
+        self.cookie_checker = CookieChecker(identity.public_key, table.random_bytes)
+        self._table = table
+        self._unix_time = unix_time
+        self._on_session = on_session
+        self._on_timers = on_timers
+        self._load = load
+        self._limiter = RateLimiter()
+        self._unknown_index_free_at = 0.0
+
+    # --- Our own initiations ---
+
+    def initiate(self, peer: Peer, now: float) -> None:
+        """Start a handshake, as soon as the last one is long enough ago; one that is in flight goes on (6.4)."""
+        if peer.handshake is not None:
+            peer.handshake.started_at = now
+            return
+        earliest = peer.initiation_sent_at + initiation_spacing_secs(peer)
+        if now < earliest:
+            peer.handshake_wanted_at = earliest
+            self._on_timers(peer)
+            return
+        self._send_initiation(peer, now, now)
+
+    def retry(self, peer: Peer, now: float) -> None:
+        """Send the initiation of the handshake in flight once more, made anew (section 6.4).
+
+        It may leave from another address of ours than before: the route may have changed.
+        """
+        if peer.handshake is not None:
+            self._table.clear_source(peer, now)
+            self._send_initiation(peer, peer.handshake.started_at, now)
+
+    def ask_between(self, peer: Peer, now: float) -> None:
+        """Send an initiation between two retries: the next one keeps its time, and this one is not counted.
+
+        Only if an answer to the last one has had its time; a later initiation makes it worthless.
+        """
+        pending, words = peer.handshake, self._table.words
+        spacing = shortest_retry_secs(peer, words)
+        if now < peer.initiation_sent_at + spacing:
+            return
+        retry_at = pending.retry_at if pending is not None else peer.handshake_wanted_at
+        started_at = pending.started_at if pending is not None else now
+        self._send_initiation(peer, started_at, now, max(retry_at, now + spacing) if retry_at < inf else None)
+
+    def _send_initiation(self, peer: Peer, started_at: float, now: float, retry_at: float | None = None) -> None:
+        """Send an initiation; `retry_at`: when the next one is due already, None where that is to be drawn."""
+        table = self._table
+        peer.handshake_wanted_at = inf
+        if peer.endpoint is None or peer.remote.static_shared is None:
+            table.end_handshake(peer)
+            if peer.link is not None:  # its name may resolve by then
+                table.words[peer.slot + RETRIES] += 1
+                peer.handshake_wanted_at = now + retry_secs(peer, table.words, self._draw())
+            return
+        table.give_slot(peer)
+        index = table.indices.new(None, table.random_bytes)
+        timestamp = label_of(self._next_timestamp(peer))
+        state, message = create_initiation(self.identity, peer.remote, index, timestamp, table.random_bytes)
+        stamped = peer.cookie_jar.stamp(message, now)
+        draw = self._draw()
+        peer.jitter = draw * REKEY_TIMEOUT_JITTER_MAX
+        if retry_at is None:
+            retry_at = now + retry_secs(peer, table.words, draw)
+            table.words[peer.slot + RETRIES] += 1
+        pending = PendingHandshake(peer, state, started_at, now, retry_at, peer.cookie_jar.last_mac1)
+        peer.initiation_sent_at = now
+        table.begin_handshake(pending)
+        table.words[peer.slot + FIRST_UNANSWERED_NS] = 0
+        table.count(Total.INITIATIONS_SENT)
+        table.transmit(peer, peer.endpoint, [stamped], now)
+        self._on_timers(peer)
+
+    def _draw(self) -> float:
+        return int.from_bytes(self._table.random_bytes(2), "big") / 65536
+
+    def _next_timestamp(self, peer: Peer) -> int:
+        """Return the timestamp of an initiation, ns since the epoch: later than the last, also when the clock is set.
+
+        A responder ignores what is not newer (section 5.1), and would for as long as the clock had been ahead.
+        """
+        word = peer.slot + INITIATION_UNIX_NS
+        timestamp = self._table.words[word] = next_timestamp(self._unix_time(), self._table.words[word])
+        return timestamp
+
+    def answer_unknown_index(self, endpoint: Endpoint, now: float) -> None:
+        """Begin a handshake with a peer that uses a session which we do not have: we have lost it, as in a reboot.
+
+        Only with a peer that was last at this endpoint and that we have no session with. The datagram may be anybody's:
+        so it brings about one initiation without retries, and there are UNKNOWN_INDEX_INTERVAL between two for a peer.
+        """
+        peer = self._table.by_remote.get(endpoint.remote)
+        if peer is None or not self.accepting or peer.handshake is not None or peer.has_session(now):
+            return
+        if now < peer.initiation_sent_at + UNKNOWN_INDEX_INTERVAL:
+            return
+        free_at = max(self._unknown_index_free_at, now - UNKNOWN_INDEX_BURST_SECS)
+        if free_at > now:
+            return
+        self._unknown_index_free_at = free_at + 1.0 / UNKNOWN_INDEX_INITIATIONS_PER_SECOND
+        self._table.count(Total.UNKNOWN_INDEX_INITIATIONS)
+        self._send_initiation(peer, max(0.0, now - REKEY_ATTEMPT_TIME), now)
+
+    # --- What comes in ---
+
+    def receive(self, data: bytes | memoryview, endpoint: Endpoint, now: float) -> DropReason | None:
+        """Take one datagram that is not a data message; return why it was dropped, or None."""
+        kind = message_type(data)
+        if kind == 0 or len(data) > INITIATION_SIZE:
+            return DropReason.MALFORMED
+        message = bytes(data)
+        try:
+            if kind == TYPE_INITIATION:
+                return self._receive_initiation(Initiation.decode(message), message, endpoint, now)
+            if kind == TYPE_RESPONSE:
+                return self._receive_response(Response.decode(message), message, endpoint, now)
+            if kind == TYPE_COOKIE_REPLY:
+                return self._receive_cookie_reply(CookieReply.decode(message), now)
+        except DecodeError:
+            pass
+        return DropReason.MALFORMED
+
+    def _refuse_early(self, message: bytes, sender_index: int, endpoint: Endpoint, now: float) -> DropReason | None:
+        """Check what can be checked without a Diffie-Hellman: mac1, and under load mac2 and the source's rate."""
+        if not self.cookie_checker.check_mac1(message):
+            return DropReason.MAC1_INVALID
+        if not self._load.note(now):
+            return None
+        source = endpoint.identity
+        if not self.cookie_checker.check_mac2(message, source, now):
+            if self.cookie_checker.refresh(now):
+                secret = self.cookie_checker.secret
+                self._table.record(CookieSecret(secret, self.cookie_checker.secret_created_at))
+            reply = self.cookie_checker.create_reply(message, sender_index, source, now)
+            self._table.count(Total.COOKIE_REPLIES_SENT)
+            self._table.transmit_unaccounted(endpoint, [reply])
+            return DropReason.COOKIE_REQUIRED
+        return None if self._limiter.allow(endpoint.address, now) else DropReason.RATE_LIMITED
+
+    def _find_remote(self, public_key: bytes) -> RemoteIdentity | None:
+        peer = self._table.peers.get(public_key)
+        return peer.remote if peer is not None else None
+
+    def _receive_initiation(self, message: Initiation, raw: bytes, endpoint: Endpoint, now: float) -> DropReason | None:
+        if (refused := self._refuse_early(raw, message.sender_index, endpoint, now)) is not None:
+            return refused
+        if not self.accepting:
+            return DropReason.DRAINING
+        received = consume_initiation(self.identity, message, self._find_remote)
+        if isinstance(received, DropReason):
+            return received
+        peer = self._table.peers[received.remote.public_key]
+        if received.timestamp <= peer.last_timestamp:
+            return DropReason.REPLAYED_TIMESTAMP
+        if now - peer.initiation_received_at < INITIATION_INTERVAL_MIN:
+            return DropReason.INITIATION_FLOOD
+        table = self._table
+        table.give_slot(peer)
+        index = table.indices.new(None, table.random_bytes)
+        answer = create_response(received, index, table.random_bytes)
+        if answer is None:
+            table.indices.release(index)
+            return DropReason.AUTHENTICATION_FAILED
+        response, keys = answer
+        table.record(PeerTimestamp(peer.public_key, received.timestamp, now))
+        peer.last_timestamp, peer.initiation_received_at = received.timestamp, now
+        keypair = table.create_keypair(peer, keys, (index, received.sender_index), False, now)
+        table.rotate(peer, lambda: peer.rotate_as_responder(keypair))
+        self._note_received(peer, endpoint, len(raw), now)
+        table.count(Total.INITIATIONS_RECEIVED)
+        table.transmit(peer, endpoint, [peer.cookie_jar.stamp(response, now)], now)
+        self._on_timers(peer)
+        return None
+
+    def _receive_response(self, message: Response, raw: bytes, endpoint: Endpoint, now: float) -> DropReason | None:
+        if (refused := self._refuse_early(raw, message.sender_index, endpoint, now)) is not None:
+            return refused
+        table = self._table
+        pending = table.indices.get(message.receiver_index)
+        if not isinstance(pending, PendingHandshake):
+            return DropReason.UNKNOWN_INDEX
+        peer = pending.peer
+        if pending is not peer.handshake and now - pending.sent_at > SUPERSEDED_SECS_MAX:
+            return DropReason.UNKNOWN_INDEX
+        keys = consume_response(self.identity, peer.remote, pending.state, message)
+        if keys is None:
+            return DropReason.AUTHENTICATION_FAILED
+        indices = (pending.state.local_index, message.sender_index)
+        keypair = table.create_keypair(peer, keys, indices, True, now)
+        peer.last_handshake_unix = self._unix_time()
+        self._note_round_trip(pending, now)
+        table.rotate(peer, lambda: peer.rotate_as_initiator(keypair))
+        table.answer_handshake(pending)
+        self._note_received(peer, endpoint, len(raw), now)
+        table.count(Total.HANDSHAKES_INITIATOR)
+        self._on_session(peer, now)
+        return None
+
+    def _receive_cookie_reply(self, message: CookieReply, now: float) -> DropReason | None:
+        entry = self._table.indices.get(message.receiver_index)
+        if entry is None:
+            return DropReason.UNKNOWN_INDEX
+        jar = entry.peer.cookie_jar
+        if isinstance(entry, PendingHandshake) and entry is not entry.peer.handshake:
+            # With a peer that takes longer than our next initiation no reply would ever be to the latest.
+            jar.last_mac1, entry.mac1 = entry.mac1, b""
+        if not jar.consume_reply(message, now):
+            return DropReason.AUTHENTICATION_FAILED
+        self._table.record(PeerCookie(entry.peer.public_key, jar.cookie, jar.received_at))
+        self._table.count(Total.COOKIE_REPLIES_RECEIVED)
+        return None
+
+    def _note_received(self, peer: Peer, endpoint: Endpoint, size: int, now: float) -> None:
+        table = self._table
+        table.move_endpoint(peer, endpoint, now)
+        table.words[peer.slot + RECEIVED_BYTES] += size
+        any_authenticated_received(peer, table.words, now)
+
+    def _note_round_trip(self, pending: PendingHandshake, now: float) -> None:
+        """Measure by an answered initiation, unless it may have waited: it was superseded while the link was down.
+
+        Then it lay in the queue of a server that was away, for as long as that was.
+        """
+        words, slot = self._table.words, pending.peer.slot
+        if pending is not pending.peer.handshake and words[slot + LINK_STATE] != LinkState.CONNECTED:
+            return
+        # Less than nothing: a predecessor's clock was ahead of ours.
+        measured = int(min(max(now - pending.sent_at, 0.0), ROUND_TRIP_SECS_MAX) * 1e9)
+        before = words[slot + ROUND_TRIP_NS]
+        words[slot + ROUND_TRIP_NS] = before + (measured - before) // ROUND_TRIP_WEIGHT if before else measured
+
+    def confirm(self, peer: Peer, now: float) -> None:
+        """Take the next keypair into use: the initiator has just shown that it has it.
+
+        A handshake of ours that is in flight has become needless: both sides began one at once.
+        """
+        peer.last_handshake_unix = self._unix_time()
+        self._table.rotate(peer, peer.promote_next)
+        self._table.end_handshake(peer)
+        self._table.count(Total.HANDSHAKES_RESPONDER)
+        self._on_session(peer, now)

@@ -1,0 +1,76 @@
+"""Setting a device's tables from the changes that a predecessor recorded.
+
+The rule: restoring reads. It records nothing, sends nothing, zeroes no word and allocates no slot, because until the
+hand-off the words and the journal belong to the predecessor.
+"""
+
+from dataclasses import dataclass
+
+from oxidize.protocol.changes import (
+    Change,
+    CookieSecret,
+    PeerCookie,
+    PeerEndpoint,
+    PeerHandshake,
+    PeerKeypairs,
+    PeerRemoved,
+    PeerSeen,
+    PeerStaged,
+    PeerTimestamp,
+)
+from oxidize.protocol.cookie import CookieChecker
+from oxidize.protocol.noise import InitiatorState
+from oxidize.protocol.peer import Peer, PendingHandshake
+from oxidize.protocol.session_table import SessionTable
+
+
+@dataclass(slots=True)
+class RestoreReport:
+    """What became of the changes: `applied` were set, `strangers` belong to peers that are not configured."""
+
+    applied: int = 0
+    strangers: int = 0
+
+
+def restore_change(table: SessionTable, cookies: CookieChecker, change: Change) -> Peer | None:
+    """Set one change; return the peer that it is about, or None for the device's own and for a peer we do not know."""
+    if isinstance(change, CookieSecret):
+        cookies.secret, cookies.secret_created_at = change.secret, change.created_at
+        return None
+    peer = table.peers.get(change.peer)
+    if peer is None:
+        if isinstance(change, PeerRemoved):
+            table.forget_stranger(change.peer)
+        else:
+            table.restore_stranger(change.peer, change)
+        return None
+    match change:
+        case PeerSeen(slot=slot):
+            table.restore_slot(peer, slot)
+        case PeerKeypairs():
+            table.restore_keypairs(peer, (change.previous, change.current, change.next))
+            peer.last_handshake_unix = change.last_handshake_unix
+        case PeerEndpoint(endpoint=endpoint):
+            table.restore_endpoint(peer, endpoint)
+        case PeerTimestamp():
+            peer.last_timestamp, peer.initiation_received_at = change.timestamp, change.received_at
+        case PeerHandshake():
+            _restore_handshake(table, peer, change)
+        case PeerCookie():
+            peer.cookie_jar.cookie, peer.cookie_jar.received_at = change.cookie, change.received_at
+        case PeerStaged(packets=packets):
+            peer.staged.clear()
+            peer.staged.extend(packets)
+        case PeerRemoved():
+            table.restore_removal(peer)
+    return peer
+
+
+def _restore_handshake(table: SessionTable, peer: Peer, change: PeerHandshake) -> None:
+    pending = None
+    if change.local_index:
+        keys = (change.ephemeral_private, change.chaining_key, change.hash)
+        state = InitiatorState(change.local_index, *keys)
+        pending = PendingHandshake(peer, state, change.started_at, change.sent_at, change.retry_at, change.mac1)
+        peer.cookie_jar.last_mac1 = change.mac1
+    table.restore_handshake(peer, pending)

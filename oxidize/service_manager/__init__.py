@@ -1,0 +1,1 @@
+"""The service manager: notifications and stored descriptors, queries to systemctl, the watchdog."""

@@ -1,0 +1,70 @@
+"""A long test that mostly waits is run beside those that only compute: the same test, by a pytest of its own.
+
+The rule: its outcome is that of the test itself, with all that it prints; where nothing is selected beside which it
+could run, it runs in its place. Tests that measure what passes through this machine are never beside one another.
+"""
+
+import os
+import signal
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from oxidize.holder.processes import reap, spawn
+
+COMPUTING = ("golden", "properties", "simulation", "unit")  # folders of tests
+ALONE = "OXIDIZE_TESTALONE"  # set for the pytest that runs the one test
+
+
+@dataclass(eq=False)  # pluggy wants a hash
+class Beside:
+    """Starts the tests that are marked `beside` when all are known, and tells their outcomes in their places."""
+
+    _folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="oxidize-beside-")))
+    _started: dict[str, int] = field(default_factory=dict)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Put first what computes, and then what is started beside it."""
+        tests = Path(__file__).parents[1]
+        computing = [item for item in session.items if item.path.relative_to(tests).parts[0] in COMPUTING]
+        marked = [
+            item for item in session.items if item.get_closest_marker("beside") and not item.get_closest_marker("skip")
+        ]
+        if session.config.option.collectonly or not computing:
+            return
+        for item in marked:
+            self._start(item)
+        first = {*computing, *marked}
+        session.items[:] = [*computing, *marked, *(item for item in session.items if item not in first)]
+
+    def _start(self, item: pytest.Item) -> None:
+        with self._output(item).open("wb") as output:
+            command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"{item.path}::{item.name}"]
+            self._started[item.nodeid] = spawn(command, os.environ | {ALONE: "1"}, output.fileno())
+
+    def _output(self, item: pytest.Item) -> Path:
+        return self._folder / f"{item.name}.log"
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
+        """Wait for the outcome instead of calling the function that is under way elsewhere."""
+        pid = self._started.pop(pyfuncitem.nodeid, None)
+        if pid is None:
+            return None
+        ended = reap(pid, block=True)
+        assert ended is not None
+        assert ended.status == 0, self._output(pyfuncitem).read_text(errors="replace")
+        return True
+
+    def pytest_unconfigure(self) -> None:
+        """End what nobody waited for, which ends what it has started itself (tests.support.traffic.server.Lab)."""
+        for pid in self._started.values():
+            os.kill(pid, signal.SIGINT)
+            reap(pid, block=True)
+        for path in self._folder.iterdir():
+            path.unlink()
+        self._folder.rmdir()

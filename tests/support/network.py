@@ -1,0 +1,253 @@
+"""A network in memory: hosts with real devices, joined by calls, with a clock that only tests move.
+
+Everything is drawn from one seed. `World.exchange` carries datagrams until nobody has more to say, `World.run` lets
+time pass and timers end. A filter may drop, duplicate or delay what is on the wire.
+"""
+
+from collections.abc import Callable, Iterable
+from ipaddress import ip_network
+from math import inf
+from random import Random
+from typing import TypeVar
+
+from oxidize.protocol.changes import Change, PeerRemoved, change_key
+from oxidize.protocol.counters import DROPS_WORD, SEND_COUNTER, ArraySlots, DropReason, Total
+from oxidize.protocol.crypto import public_key
+from oxidize.protocol.device import Device
+from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.link import LinkPolicy
+from oxidize.protocol.peer import Peer, PeerSettings
+from oxidize.protocol.session_table import Transmit
+
+EPOCH = 1_700_000_000.0
+AnyHost = TypeVar("AnyHost", bound="Host")
+Wire = Callable[[Endpoint, Endpoint, bytes], Iterable[bytes]]
+
+
+def packet(source: str, destination: str, payload: bytes = b"ping") -> bytes:
+    """Return an IPv4 packet of protocol 253 (RFC 3692: for experiments)."""
+    length = (20 + len(payload)).to_bytes(2, "big")
+    addresses = b"".join(bytes(map(int, address.split("."))) for address in (source, destination))
+    return b"\x45\x00" + length + bytes(4) + b"\x40\xfd\x00\x00" + addresses + payload
+
+
+class Host:
+    """One device with an address, and all that its process would keep outside itself."""
+
+    def __init__(self, world: "World", number: int, **options: int) -> None:
+        self.world = world
+        self.options = options
+        self.private_key = world.random.randbytes(32)
+        self.public_key = public_key(self.private_key)
+        self.inner = f"10.0.0.{number}"
+        self.endpoint = Endpoint(bytes([192, 0, 2, number]), 51820)
+        self.peers: list[PeerSettings] = []
+        self.slots = ArraySlots(256)
+        self.journal: list[Change] = []
+        self.live: dict[tuple[str, bytes], Change] = {}
+        # How much of the journal a successor that restores, and a frozen predecessor, know.
+        self.offered_at = self.frozen_at = 0
+        self.flushed: list[Transmit] = []  # what left last, before the process changed
+        self.delivered: list[bytes] = []
+        self.device: Device
+        self.successor: Device
+
+    def know(
+        self,
+        other: "Host",
+        *,
+        reachable: bool = True,
+        keepalive: float = 0.0,
+        psk: bytes = bytes(32),
+        link: LinkPolicy | None = None,
+    ) -> None:
+        """Put a peer into the configuration."""
+        endpoint = other.endpoint if reachable else None
+        networks = (ip_network(f"{other.inner}/32"),)
+        self.peers.append(PeerSettings(other.public_key, psk, networks, endpoint, keepalive, link=link))
+
+    def make_device(self) -> Device:
+        """Return the device of another process: it shares journal and words, and knows nothing yet."""
+        world = self.world
+        device = Device(
+            self.private_key,
+            self.peers,
+            self.make_slots(),
+            world.random.randbytes,
+            lambda: EPOCH + world.now,
+            self.record,
+            **self.options,
+        )
+        device.prepare()
+        return device
+
+    def make_slots(self) -> ArraySlots:
+        slots = ArraySlots(256)
+        slots.words = self.slots.words
+        return slots
+
+    def record(self, change: Change) -> None:
+        self.journal.append(change)
+        if isinstance(change, PeerRemoved):
+            for key in [key for key in self.live if key[1] == change.peer]:
+                del self.live[key]
+        else:
+            self.live[change_key(change)] = change
+
+    def start(self) -> None:
+        """Make a device that knows nothing."""
+        self.device = self.make_device()
+
+    def folded(self) -> list[Change]:
+        """Return the journal with every change that another one replaced, or that is of a removed peer, left out."""
+        return list(self.live.values())
+
+    def cut_journal(self, length: int) -> None:
+        """Let the process have died after so many records."""
+        kept = self.journal[:length]
+        self.journal.clear()
+        self.live.clear()
+        for change in kept:
+            Host.record(self, change)
+
+    def replace(self) -> None:
+        """Let a successor take over by the journal and the words alone, as after a kill."""
+        self.start()
+        self.device.restore(self.folded(), self.world.now)
+        self.device.own()
+
+    def offer(self) -> None:
+        """Let a successor restore, while this process serves on."""
+        self.successor = self.make_device()
+        self.successor.restore(self.folded(), self.world.now)
+        self.offered_at = len(self.journal)
+
+    def freeze(self) -> None:
+        """Stop serving."""
+        self.flushed += self.device.take_transmits()
+        self.device.freeze()
+        self.frozen_at = len(self.journal)
+
+    def commit(self) -> Device:
+        """Let the successor own; return the predecessor, frozen or dead."""
+        predecessor, successor = self.device, self.successor
+        successor.restore(self.journal[self.offered_at :], self.world.now)
+        successor.own()
+        self.device = successor
+        return predecessor
+
+    def hand_over(self) -> Device:
+        """Let a successor take over as planned; return the predecessor, which may thaw."""
+        self.offer()
+        self.freeze()
+        return self.commit()
+
+    def thaw(self, predecessor: Device) -> None:
+        """Let the successor die, and the predecessor go on from what it left."""
+        predecessor.restore(self.journal[self.frozen_at :], self.world.now)
+        predecessor.own()
+        self.device = predecessor
+
+    def receive(self, datagrams: list[bytes], source: Endpoint) -> None:
+        self.delivered += self.device.receive_datagrams(datagrams, source, self.world.now)
+
+    def handle_timeout(self) -> None:
+        self.device.handle_timeout(self.world.now)
+
+    def take_transmits(self) -> list[Transmit]:
+        flushed, self.flushed = self.flushed, []
+        return flushed + self.device.take_transmits()
+
+    def peer(self, other: "Host") -> Peer:
+        return self.device.peers[other.public_key]
+
+    def send(self, other: "Host", payload: bytes = b"ping", count: int = 1) -> None:
+        self.device.send_packets([packet(self.inner, other.inner, payload)] * count, self.world.now)
+
+    def total(self, total: Total) -> int:
+        return self.slots.words[total]
+
+    def dropped(self, reason: DropReason) -> int:
+        return self.slots.words[DROPS_WORD + reason]
+
+    def drops(self) -> dict[str, int]:
+        return {reason.name: self.dropped(reason) for reason in DropReason if self.dropped(reason)}
+
+    def send_counter(self, other: "Host") -> int:
+        current = self.peer(other).current
+        assert current is not None
+        return self.slots.words[current.state.slot + SEND_COUNTER]
+
+
+class World:
+    """Hosts on one network, and its clock in seconds."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.random = Random(seed)
+        self.now = 1000.0
+        self.hosts: dict[Endpoint, Host] = {}
+        self.log: list[tuple[Endpoint, Endpoint, bytes]] = []
+
+    def host(self, **options: int) -> Host:
+        """Add a host; its device is made by `start`."""
+        return self.add(Host(self, len(self.hosts) + 1, **options))
+
+    def add(self, host: "AnyHost") -> "AnyHost":
+        self.hosts[host.endpoint] = host
+        return host
+
+    def pair(self, **options: "float | LinkPolicy") -> tuple[Host, Host]:
+        """Return a client, which knows where the server is, and the server, which does not know the client's place."""
+        client, server = self.host(), self.host()
+        client.know(server, **options)  # type: ignore[arg-type]
+        server.know(client, reachable=False)
+        client.start()
+        server.start()
+        return client, server
+
+    def move(self, host: Host, endpoint: Endpoint) -> None:
+        """Give a host another address (roaming)."""
+        del self.hosts[host.endpoint]
+        host.endpoint = endpoint
+        self.hosts[endpoint] = host
+
+    def carry(self, wire: Wire | None = None) -> int:
+        """Carry what every device has queued, once; return how many datagrams left."""
+        sent = 0
+        queued = [(host, host.take_transmits()) for host in list(self.hosts.values())]
+        for host, transmits in queued:
+            for transmit in transmits:
+                target = self.hosts.get(transmit.endpoint._replace(local_address=b"", local_interface=0))
+                for datagram in transmit.datagrams:
+                    sent += 1
+                    self.log.append((host.endpoint, transmit.endpoint, datagram))
+                    for arriving in [datagram] if wire is None else wire(host.endpoint, transmit.endpoint, datagram):
+                        if target is not None:
+                            target.receive([arriving], host.endpoint)
+        return sent
+
+    def exchange(self, wire: Wire | None = None) -> None:
+        """Carry datagrams until all is quiet."""
+        for _ in range(50):
+            if not self.carry(wire):
+                return
+        raise AssertionError("the hosts talk for ever")
+
+    def run(self, seconds: float, wire: Wire | None = None) -> None:
+        """Let time pass; every timer ends when it is due."""
+        end = self.now + seconds
+        while True:
+            deadlines = [due for host in self.hosts.values() if (due := host.device.next_deadline()) is not None]
+            due = min(deadlines, default=inf)
+            if due > end:
+                break
+            self.now = max(self.now, due)
+            for host in list(self.hosts.values()):
+                host.handle_timeout()
+            self.exchange(wire)
+        self.now = end
+
+
+def lose_everything(source: Endpoint, destination: Endpoint, datagram: bytes) -> Iterable[bytes]:
+    """Drop whatever is on the wire."""
+    return []

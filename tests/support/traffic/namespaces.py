@@ -1,0 +1,86 @@
+"""Network namespaces without names: held by a descriptor, gone with it and the processes inside, whatever happens.
+
+Rule: nothing is mounted and nothing outside is touched. A thread enters one for as long as it makes sockets or starts
+processes there; those stay where they were made. Sources: setns(2), unshare(2), network_namespaces(7).
+"""
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from ipaddress import ip_interface
+
+from pyroute2 import IPRoute
+
+from oxidize.hostnet.interface import configure_interface
+
+CLONE_NEWNET = 0x4000_0000
+_OWN = "/proc/thread-self/ns/net"
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+class Namespace:
+    """One network namespace; closed by the stack that it was made on."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        home = os.open(_OWN, os.O_RDONLY)
+        try:
+            _check(_libc.unshare(CLONE_NEWNET))
+            try:
+                self._fd = os.open(_OWN, os.O_RDONLY)
+            finally:
+                _check(_libc.setns(home, CLONE_NEWNET))
+        finally:
+            os.close(home)
+        stack.callback(os.close, self._fd)
+        with self.entered(), IPRoute() as netlink:
+            netlink.link("set", index=1, state="up")
+
+    @property
+    def path(self) -> str:
+        """A path by which others can refer to this namespace."""
+        return f"/proc/{os.getpid()}/fd/{self._fd}"
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Be inside, this thread alone."""
+        home = os.open(_OWN, os.O_RDONLY)
+        try:
+            _check(_libc.setns(self._fd, CLONE_NEWNET))
+            try:
+                yield
+            finally:
+                _check(_libc.setns(home, CLONE_NEWNET))
+        finally:
+            os.close(home)
+
+
+@contextmanager
+def _netlink(namespace: Namespace) -> Iterator[IPRoute]:
+    with namespace.entered(), IPRoute() as netlink:
+        yield netlink
+
+
+def join(one: Namespace, one_name: str, other: Namespace, other_name: str) -> None:
+    """Connect two namespaces by a veth pair, without addresses.
+
+    Neither end carries super-packets (gso_max_segs 1), so a capture sees every datagram by itself.
+    """
+    with _netlink(one) as netlink:
+        netlink.link("add", ifname=one_name, kind="veth", peer={"ifname": other_name, "net_ns_fd": other.path})
+    for namespace, name in ((one, one_name), (other, other_name)):
+        with _netlink(namespace) as netlink:
+            (index,) = netlink.link_lookup(ifname=name)
+            netlink.link("set", index=index, gso_max_segs=1, state="up")
+
+
+def set_addresses(namespace: Namespace, name: str, addresses: Sequence[str], mtu: int = 1500) -> None:
+    """Give an interface these addresses and no others, and bring it up."""
+    with namespace.entered():
+        configure_interface(name, [ip_interface(address) for address in addresses], mtu, [])

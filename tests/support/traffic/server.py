@@ -1,0 +1,300 @@
+"""A server as an operator runs it, replaced by the commands that an operator has.
+
+Rule: whatever a test starts here, and whatever that starts in turn, has ended when `Lab` is left, however it is left.
+"""
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from oxidize.control.query import fetch
+from oxidize.errors import OxidizeError
+from oxidize.holder.processes import Subreaper, children, end_children, reap, spawn
+from oxidize.protocol.crypto import generate_private_key, public_key
+
+T = TypeVar("T")
+
+WAIT_SECS = 20.0  # long enough for a loaded machine; nothing waits for it to pass
+POLL_SECS = 0.01
+OXIDIZE = (sys.executable, "-P", "-m", "oxidize")
+FAULTS = Path(__file__).parent / "faults"
+
+
+def wait_for(what: str, look: Callable[[], T | None], seconds: float = WAIT_SECS) -> T:
+    """Return what `look` finds as soon as it finds something; fails after `seconds`, saying what was waited for."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = look()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
+        time.sleep(POLL_SECS)
+
+
+def is_gone(pid: int) -> bool:
+    """Tell whether there is no such process any more, not even a zombie."""
+    return not Path("/proc", str(pid)).exists()
+
+
+class Lab:
+    """While entered, every orphan of ours becomes our child; at the end each child that came meanwhile is ended."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stack = contextlib.ExitStack()
+        self._subreaper = Subreaper()
+
+    def __enter__(self) -> Self:
+        self._subreaper.enter()
+        self.stack.callback(self._subreaper.leave)
+        spared = children()
+        self.stack.callback(lambda: end_children(spared))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def spawn(self, command: Sequence[str], name: str, env: Mapping[str, str] | None = None) -> int:
+        """Start a program of which all output goes to `folder/name.log`, and return its pid."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return spawn(command, os.environ if env is None else env, log.fileno())
+
+    def wait_ended(self, pid: int, seconds: float = WAIT_SECS) -> int | None:
+        """Wait for the end of a process that was started here and return its exit status, below 0 for a signal."""
+        return wait_for(f"the end of process {pid}", lambda: reap(pid), seconds).status
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A private key and its public one."""
+
+    private: bytes
+    public: bytes
+
+    @classmethod
+    def make(cls) -> Self:
+        private = generate_private_key(os.urandom)
+        return cls(private, public_key(private))
+
+
+def b64(key: bytes) -> str:
+    return base64.b64encode(key).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class PeerTable:
+    """One [[peer]] of a server."""
+
+    name: str
+    public_key: bytes
+    allowed_ips: tuple[str, ...]
+    preshared_key: bytes | None = None
+    endpoint: str | None = None
+    persistent_keepalive: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command came to."""
+
+    status: int
+    output: str
+    errors: str
+
+
+class Server:
+    """The configuration of one server, and the generations that serve it.
+
+    inside: a context in which commands run, such as a network namespace.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        peers: Sequence[PeerTable],
+        *,
+        listen: str = "127.0.0.1:0",
+        network: str = "userspace",
+        address: Sequence[str] = ("10.9.0.1/24", "fd09::1/64"),
+        interface: str = "oxidize0",
+        metrics_listen: str = "",
+        inside: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    ) -> None:
+        self.lab = lab
+        self.identity = Identity.make()
+        self.peers = list(peers)
+        self.config_path = lab.folder / "server.toml"
+        self.takeover_socket = lab.folder / "takeover.sock"
+        self.log_path = lab.folder / "server.log"
+        self._inside = inside
+        self._options: dict[str, Any] = {
+            "listen": listen,
+            "network": network,
+            "address": list(address),
+            "interface": interface,
+            "metrics_listen": metrics_listen,
+            "private_key_file": "server.key",
+            "takeover_socket": str(self.takeover_socket),
+        }
+        self._secret("server.key", self.identity.private)
+        self.write_config()
+
+    def _secret(self, name: str, key: bytes) -> None:
+        path = self.lab.folder / name
+        path.touch(mode=0o600)
+        path.write_text(b64(key) + "\n")
+
+    def write_config(self, **options: object) -> None:
+        """Write the configuration with these keys of [server] changed."""
+        lines = ["[server]"]
+        lines += [f"{key} = {json.dumps(value)}" for key, value in (self._options | options).items()]
+        for peer in self.peers:
+            lines += ["", "[[peer]]", f'name = "{peer.name}"', f'public_key = "{b64(peer.public_key)}"']
+            lines.append(f"allowed_ips = {json.dumps(peer.allowed_ips)}")
+            lines.append(f"persistent_keepalive = {peer.persistent_keepalive}")
+            if peer.endpoint is not None:
+                lines.append(f'endpoint = "{peer.endpoint}"')
+            if peer.preshared_key is not None:
+                self._secret(f"{peer.name}.psk", peer.preshared_key)
+                lines.append(f'preshared_key_file = "{peer.name}.psk"')
+        self.config_path.write_text("\n".join(lines) + "\n")
+
+    # --- Processes ---
+
+    def start(self, env: Mapping[str, str] | None = None, program: Sequence[str] = OXIDIZE) -> int:
+        """Start `oxidize server` and return its pid once that process serves."""
+        with self._inside():
+            pid = self.lab.spawn((*program, "server", "-c", str(self.config_path)), "server", env)
+
+        def look() -> bool:
+            ended = reap(pid)
+            assert ended is None, f"the server has ended, {ended}: {self.log_path.read_text()}"
+            with contextlib.suppress(OxidizeError):
+                return self.status()["pid"] == pid
+            return False
+
+        wait_for("the server to serve", look)
+        return pid
+
+    def stop(self) -> None:
+        """End the process that serves without a drain, by the second of two requests."""
+        pid = self.status()["pid"]
+        kill(pid, signal.SIGTERM)
+        wait_for("the server to drain", lambda: is_gone(pid) or self.status()["state"] == "draining")
+        kill(pid, signal.SIGTERM)
+        assert self.lab.wait_ended(pid) == 0
+
+    def start_reload(self, name: str = "reload", env: Mapping[str, str] | None = None) -> int:
+        """Start `oxidize reload` and return its pid; `finish_reload` says what came of it."""
+        output, errors = self.lab.folder / f"{name}.out", self.lab.folder / f"{name}.err"
+        with self._inside(), output.open("wb") as out, errors.open("wb") as err:
+            # Files and not pipes: a successor that hangs holds them open.
+            command = [*OXIDIZE, "reload", "-c", str(self.config_path)]
+            actions = [(os.POSIX_SPAWN_DUP2, out.fileno(), 1), (os.POSIX_SPAWN_DUP2, err.fileno(), 2)]
+            return os.posix_spawn(command[0], command, os.environ if env is None else env, file_actions=actions)
+
+    def finish_reload(self, pid: int, name: str = "reload", seconds: float = WAIT_SECS) -> Outcome:
+        """Wait for the end of a reload."""
+        status = self.lab.wait_ended(pid, seconds)
+        assert status is not None
+        folder = self.lab.folder
+        return Outcome(status, (folder / f"{name}.out").read_text(), (folder / f"{name}.err").read_text())
+
+    def reload(self, env: Mapping[str, str] | None = None) -> Outcome:
+        """Run `oxidize reload` to its end."""
+        return self.finish_reload(self.start_reload(env=env))
+
+    def replace(self) -> dict[str, Any]:
+        """Run `oxidize reload`, which must succeed and leave one process; return the successor's status."""
+        before = self.status()
+        outcome = self.reload()
+        assert outcome.status == 0, f"{outcome}\n{self.log_path.read_text()}"
+        assert self.lab.wait_ended(before["pid"]) == 0
+        after = self.status()
+        assert after["generation"] == before["generation"] + 1
+        assert self.processes() == {after["pid"]}
+        return after
+
+    def processes(self) -> set[int]:
+        """Return every process that runs this configuration, zombies not counted."""
+        found = set()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    words = (entry / "cmdline").read_bytes().split(b"\0")
+                    if str(self.config_path).encode() in words and b"server" in words:
+                        found.add(int(entry.name))
+        return found
+
+    # --- Looking ---
+
+    def status(self) -> dict[str, Any]:
+        """Return the status; raises OxidizeError where nobody serves."""
+        return fetch(self.takeover_socket)
+
+    @property
+    def port(self) -> int:
+        """The UDP port that is listened at."""
+        return int(str(self.status()["listen"]).rpartition(":")[2])
+
+    def command(self, *arguments: str) -> Outcome:
+        """Run another command of `oxidize` on this configuration."""
+        with self._inside():
+            done = subprocess.run(
+                [*OXIDIZE, *arguments, "-c", str(self.config_path)],
+                capture_output=True,
+                check=False,
+                text=True,
+                timeout=WAIT_SECS,
+            )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a process holds: open files, by what they are, and resident memory."""
+
+    files: tuple[str, ...]
+    resident_kib: int
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        folder = Path("/proc", str(pid))
+        kinds = sorted(str(entry.readlink()).partition(":[")[0] for entry in (folder / "fd").iterdir())
+        (line,) = (line for line in (folder / "status").read_text().splitlines() if line.startswith("VmRSS:"))
+        return cls(tuple(kinds), int(line.split()[1]))
+
+    def assert_no_larger_than(self, earlier: "Footprint") -> None:
+        """Fail if a generation holds other files, or markedly more memory, than an earlier one did."""
+        assert self.files == earlier.files
+        assert self.resident_kib < 1.3 * earlier.resident_kib, f"{earlier.resident_kib} KiB, then {self.resident_kib}"
+
+
+def fault(where: str, do: str, mark: Path, when: str = "before") -> dict[str, str]:
+    """Return an environment in which a server goes wrong: see `faults/sitecustomize.py`."""
+    spec = json.dumps({"where": where, "when": when, "do": do, "mark": str(mark)})
+    return {**os.environ, "PYTHONPATH": str(FAULTS), "TEST_FAULT": spec}
+
+
+def stalled_pid(mark: Path) -> int:
+    """Wait until a process has stalled at a fault and return its pid."""
+    return int(wait_for(f"a process to stall ({mark.name})", lambda: mark.exists() and mark.read_text()) or 0)
+
+
+def go_on(mark: Path) -> None:
+    """Let a stalled process go on."""
+    mark.with_suffix(".go").touch()
+
+
+def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Signal a process that was started here and was not yet waited for."""
+    os.kill(pid, number)

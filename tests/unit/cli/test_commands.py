@@ -1,0 +1,309 @@
+"""The command line: what each command prints, and its exit status: 2 for the operator's mistakes, 1 for failures."""
+
+import base64
+import errno
+import os
+import subprocess
+from pathlib import Path
+from typing import NoReturn
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+import oxidize
+from oxidize import config, takeover
+from oxidize.cli import common
+from oxidize.cli.commands import main
+from oxidize.control import query as query_module
+from oxidize.control import reload as reload_module
+from oxidize.control.reload import ReloadResult
+from oxidize.errors import ConfigError, TakeoverError
+from tests.support.config_files import ALICE, BOB, CLIENT, PRIVATE, SERVER, peer, secret
+
+RUNNING = {"generation": 4, "pid": 4242, "log_level": "debug"}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    secret(tmp_path / "server.key", PRIVATE)
+    path = tmp_path / "server.toml"
+    path.write_text(SERVER + 'takeover_socket = "t.sock"\n' + peer())
+    return path
+
+
+def run(*arguments: object, stdin: bytes = b"") -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
+
+
+@pytest.mark.parametrize("command", ["", *main.commands])
+def test_help_fits_into_80_columns_and_no_summary_is_cut(command: str) -> None:
+    result = CliRunner().invoke(main, [*([command] if command else []), "-h"], terminal_width=80)
+    assert result.exit_code == 0
+    assert max(map(len, result.output.splitlines())) <= 80
+    assert not any(line.endswith("...") for line in result.output.splitlines()[1:])
+
+
+def test_the_version() -> None:
+    assert run("--version").output == f"oxidize, version {oxidize.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["server", "--nonsense"], ["genkey", "extra"], []])
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    assert run(*arguments).exit_code == 2
+
+
+# --- check ---
+
+
+def test_check_says_that_a_configuration_is_good(path: Path) -> None:
+    result = run("check", "-c", path)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"{path}: good: 1 peer\n"
+    path.write_text(path.read_text() + peer("bob", BOB, '"10.0.0.3/32"'))
+    assert run("check", "-c", path).stdout == f"{path}: good: 2 peers\n"
+
+
+def test_check_of_a_client(path: Path) -> None:
+    path.write_text(CLIENT + 'allowed_ips = ["10.0.0.0/24"]\n')
+    assert run("check", "-c", path, "--client").stdout == f"{path}: good: 1 peer\n"
+
+
+def test_check_prints_every_mistake_on_a_line_of_its_own(path: Path) -> None:
+    path.write_text(path.read_text() + "nonsense = 1\n" + peer("alice", ALICE, '"10.0.0.2/32"'))
+    (path.parent / "server.key").chmod(0o644)
+    result = run("check", "-c", path)
+    lines = result.stderr.splitlines()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert len(lines) >= 4
+    assert all(line.startswith(f"oxidize: {path}: ") for line in lines)
+
+
+@pytest.mark.parametrize("command", ["server", "client", "check", "reload", "status"])
+@pytest.mark.parametrize("what", ["missing", "a folder"])
+def test_a_file_that_cannot_be_read_is_one_line(command: str, what: str, tmp_path: Path) -> None:
+    path = tmp_path / "none.toml" if what == "missing" else tmp_path
+    result = run(command, "-c", path)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"oxidize: {path}: ")
+
+
+@pytest.mark.parametrize("command", [["server"], ["client"], ["check"], ["reload"], ["status"], ["peer", "list"]])
+def test_nor_is_a_file_of_somebody_else_more(command: list[str], path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user without root, whom a file's mode keeps out."""
+
+    def refuse(*arguments: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "access", lambda *arguments: False)
+    monkeypatch.setattr(Path, "open", refuse)
+    result = run(*command, "-c", path)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"oxidize: {path}: Permission denied: expected a readable configuration file")
+
+
+# --- keys ---
+
+
+def test_keys_are_those_of_wg() -> None:
+    private = run("genkey").stdout
+    key = base64.b64decode(private)
+    assert len(key) == 32
+    assert (key[0] & 7, key[31] & 0xC0) == (0, 0x40)  # clamped, as wg genkey writes it
+    assert private == base64.b64encode(key).decode() + "\n"
+    assert len(base64.b64decode(run("genpsk").stdout)) == 32
+    assert run("genpsk").stdout != run("genpsk").stdout
+
+
+def wg(command: str, stdin: bytes = b"") -> tuple[int, bytes]:
+    done = subprocess.run(["wg", command], input=stdin, capture_output=True, check=False)
+    return done.returncode, done.stdout
+
+
+@pytest.mark.needs("wg")
+@pytest.mark.parametrize("maker", ["oxidize", "wg"])
+def test_pubkey_agrees_with_wg(maker: str) -> None:
+    private = run("genkey").stdout_bytes if maker == "oxidize" else wg("genkey")[1]
+    assert (0, run("pubkey", stdin=private).stdout_bytes) == wg("pubkey", private)
+
+
+@pytest.mark.needs("wg")
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"AAAA\n",
+        b"\xff\xfe\n",
+        b"A" * 43 + b"\n",
+        b"A" * 42 + b"B=\n",  # bits that belong to no byte
+        b"A" * 44 + b"\n",
+        b"A" * 43 + b"=" + b"A\n",
+        b"!" * 43 + b"=\n",
+    ],
+)
+def test_pubkey_refuses_what_wg_refuses(text: bytes) -> None:
+    result = run("pubkey", stdin=text)
+    assert wg("pubkey", text)[0] == result.exit_code == 1
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("oxidize: standard input: expected one key")
+    assert (text.decode("latin-1").strip() or "none") not in line
+
+
+# --- status and reload, of a process that is not there, or is made up ---
+
+
+@pytest.mark.parametrize("command", ["status", "reload"])
+def test_nothing_runs(command: str, path: Path) -> None:
+    result = run(command, "-c", path)
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"oxidize: nothing runs: nobody listens at {path.parent}/t.sock; start it with")
+
+
+def test_a_file_at_the_takeover_socket_is_one_line(path: Path) -> None:
+    (path.parent / "t.sock").write_text("")
+    result = run("status", "-c", path)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+
+
+@pytest.mark.parametrize("command", ["check", "reload", "status"])
+def test_the_default_file_is_that_of_the_role(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "SERVER_CONFIG", tmp_path / "server.toml")
+    monkeypatch.setattr(common, "CLIENT_CONFIG", tmp_path / "client.toml")
+    assert run(command).stderr.startswith(f"oxidize: {tmp_path}/server.toml: No such file")
+    assert run(command, "--client").stderr.startswith(f"oxidize: {tmp_path}/client.toml: No such file")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The sockets at which a process was asked for; one runs at any."""
+    asked: list[Path] = []
+
+    def fetch(socket: Path, what: str = "status") -> dict[str, object]:
+        asked.append(socket)
+        return dict(RUNNING)
+
+    monkeypatch.setattr(query_module, "fetch", fetch)
+    monkeypatch.setattr(takeover, "who_listens", lambda *_, **__: (RUNNING["pid"], os.getuid()))
+    return asked
+
+
+def test_status_as_json(path: Path, asked: list[Path]) -> None:
+    result = run("status", "-c", path, "--json")
+    assert result.exit_code == 0
+    assert result.stdout.startswith('{\n  "generation": 4,\n')
+    assert asked == [path.parent / "t.sock"]
+
+
+def test_status_needs_neither_a_good_configuration_nor_the_key(path: Path, asked: list[Path]) -> None:
+    (path.parent / "server.key").unlink()
+    path.write_text(path.read_text() + "nonsense = 1\n[server\n")
+    assert run("status", "-c", path, "--json").exit_code == 0
+    assert asked == [path.parent / "t.sock"]
+
+
+def test_reload_says_what_came_of_it(path: Path, asked: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def reload(*arguments: object) -> ReloadResult:
+        calls.append(arguments)
+        report = {"generation": 5, "pid": 77, "sessions": 1, "blackout_ms": 1.26}
+        report |= {"refused": {"not wanted": 2}, "warnings": ["listen"]}
+        return ReloadResult(report, 0.5)
+
+    monkeypatch.setattr(reload_module, "reload", reload)
+    result = run("reload", "-c", path)
+    assert result.exit_code == 0
+    assert result.stdout == "reloaded: generation 5, pid 77: 1 session moved, blackout 1.3 ms, 0.50 s in all\n"
+    assert result.stderr == "oxidize: warning: listen\noxidize: 2 peers not moved: not wanted\n"
+    assert run("reload", "-c", path, "--log-level", "error").exit_code == 0
+    found = path.parent / "t.sock"
+    assert calls == [("server", path, "debug", found, 4242), ("server", path, "error", found, 4242)]
+
+
+def test_a_reload_that_fails_says_why_and_who_serves(
+    path: Path, asked: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reload(*arguments: object) -> ReloadResult:
+        raise TakeoverError("prepared", "no such release")
+
+    monkeypatch.setattr(reload_module, "reload", reload)
+    result = run("reload", "-c", path)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines() == [
+        "oxidize: prepared: no such release",
+        "oxidize: not reloaded: generation 4, pid 4242, serves as before",
+    ]
+
+
+def test_a_reload_with_a_broken_configuration_says_who_serves(path: Path, asked: list[Path]) -> None:
+    path.write_text(path.read_text() + "nonsense = 1\n")
+    result = run("reload", "-c", path)
+    assert result.exit_code == 2
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith(f"oxidize: {path}: peer.alice.nonsense = 1")
+    assert lines[1:] == ["oxidize: not reloaded: generation 4, pid 4242, serves as before"]
+
+
+# --- Where a process is found by a broken configuration ---
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[server]\ntakeover_socket = "a.sock"\nlisten = 3\n', "a.sock"),
+        ('[server]\n[server\n takeover_socket = "a.sock" # here\n', "a.sock"),
+        ("[server]\ntakeover_socket = '/run/x/a.sock'\n= =\n", "/run/x/a.sock"),
+        ('[server]\n\xff\ntakeover_socket = "a.sock"\n', "a.sock"),
+        ('[server]\ntakeover_socket = "a.sock\n', None),
+        ("[server]\ntakeover_socket = 3\n", None),
+        ('[client]\ntakeover_socket = 3\n[server]\nlisten = "x"\n', None),
+        ("", None),
+    ],
+)
+def test_the_takeover_socket_is_found(tmp_path: Path, text: str, expected: str | None) -> None:
+    path = tmp_path / "server.toml"
+    path.write_bytes(text.encode("latin-1"))
+    environ = {"XDG_RUNTIME_DIR": "/run/user/7"}
+    default = config.default_takeover_socket(environ=environ)
+    assert config.takeover_socket_of(path, "server", environ) == (tmp_path / expected if expected else default)
+
+
+def test_a_client_has_another_default(tmp_path: Path) -> None:
+    path = tmp_path / "client.toml"
+    path.write_text("")
+    assert config.takeover_socket_of(path, "client", {}) == Path("/run/oxidize-client/takeover.sock")
+
+
+def test_it_agrees_with_what_a_good_configuration_says(path: Path) -> None:
+    assert config.takeover_socket_of(path, "server") == config.load_server(path).takeover_socket
+    path.write_text(SERVER + peer())
+    assert config.takeover_socket_of(path, "server") == config.load_server(path).takeover_socket
+
+
+def test_every_command_is_a_command() -> None:
+    assert sorted(main.commands) == [
+        "check",
+        "clean-up",
+        "client",
+        "deploy",
+        "drain",
+        "genkey",
+        "genpsk",
+        "import",
+        "name-servers",
+        "peer",
+        "pubkey",
+        "rehearse",
+        "releases",
+        "reload",
+        "rollback",
+        "server",
+        "status",
+        "watch",
+    ]
+    assert all(isinstance(command, click.Command) for command in main.commands.values())
+    assert issubclass(ConfigError, Exception)

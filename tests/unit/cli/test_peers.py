@@ -1,0 +1,477 @@
+"""`oxidize peer`: what goes to which output, what is in the file afterwards, and what a failed reload leaves."""
+
+import contextlib
+import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from oxidize import config
+from oxidize.cli import reload as reload_module
+from oxidize.cli.commands import main
+from oxidize.cli.peers import add, encoded
+from oxidize.control import query as query_module
+from oxidize.errors import TakeoverError
+from oxidize.protocol.crypto import public_key
+from oxidize.provision import endpoint
+from oxidize.provision.wg_quick import parse
+from oxidize.service_manager import systemctl
+from tests.support.config_files import ALICE, BOB, OWN_PUBLIC, PRESHARED, PRIVATE, SERVER, peer, secret
+
+LINES = SERVER + 'takeover_socket = "t.sock"\npublic_endpoint = "vpn.example.org"\n'
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    secret(tmp_path / "server.key", PRIVATE)
+    path = tmp_path / "server.toml"
+    path.write_text(LINES + "\n# Alice\n" + peer())
+    return path
+
+
+def run(path: Path, *arguments: object) -> Result:
+    return CliRunner().invoke(main, ["peer", *map(str, arguments), "-c", str(path)])
+
+
+def names(path: Path) -> list[str]:
+    return [one.name for one in config.load_server(path).peers]
+
+
+class Running:
+    """A server that is made up; it has the peers that its configuration had at the last reload."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.failure: TakeoverError | None = None
+        self.takes_up_although_it_fails = False
+        self.is_deaf = False
+        self.reloads = 0
+        self.session_of = ""
+        self.load()
+
+    def load(self) -> None:
+        self.peers = [one.public_key for one in config.load_server(self.path).peers]
+
+    def find(self, socket: Path, what: str = "status") -> dict[str, Any]:
+        assert socket == self.path.parent / "t.sock"
+        keys = [encoded(key) for key in self.peers]
+        peers = [
+            {"public_key": key, "has_session": key == self.session_of, "last_handshake_unix": 0, "endpoint": None}
+            for key in keys
+        ]
+        return {"generation": 4, "pid": 4242, "log_level": "info", "listen": "[::]:4711", "peers": peers}
+
+    def reload(self, *arguments: object) -> reload_module.Reloaded:
+        self.reloads += 1
+        if not self.is_deaf and (self.failure is None or self.takes_up_although_it_fails):
+            self.load()
+        if self.failure is not None:
+            raise self.failure
+        return reload_module.Reloaded("reloaded: made up", ("warning: listen",))
+
+
+@pytest.fixture
+def running(path: Path, monkeypatch: pytest.MonkeyPatch) -> Running:
+    running = Running(path)
+    monkeypatch.setattr(query_module, "find", running.find)
+    monkeypatch.setattr(query_module, "fetch", running.find)
+    monkeypatch.setattr(systemctl, "service_of", lambda pid: None)
+    monkeypatch.setattr(reload_module, "replace_process", running.reload)
+    return running
+
+
+# --- add ---
+
+
+def test_a_peer_is_added_where_no_server_runs(path: Path) -> None:
+    before = path.read_text()
+    result = run(path, "add", "laptop")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        "added laptop: 10.0.0.3",
+        "no server runs: it takes effect with the next start",
+        "its private key is shown here once and kept nowhere on this machine",
+    ]
+    document = parse(result.stdout, "stdout")
+    private = document.interface.last("PrivateKey")
+    assert private is not None
+    (server,) = document.peers
+    values = {setting.name: setting.value for setting in [*document.interface.settings, *server.settings]}
+    assert values == {
+        "PrivateKey": private.value,
+        "Address": "10.0.0.3/24",
+        "PublicKey": OWN_PUBLIC,
+        "Endpoint": "vpn.example.org:51820",
+        "AllowedIPs": "10.0.0.0/24",
+        "PersistentKeepalive": "25",
+    }
+    assert path.read_text().startswith(before)
+    added = config.load_server(path).peers[1]
+    key = config.values.parse_key(private.value)
+    assert key is not None
+    assert (added.name, added.public_key) == ("laptop", public_key(key))
+    assert [str(network) for network in added.allowed_ips] == ["10.0.0.3/32"]
+    assert private.value not in "".join(file.read_text() for file in path.parent.iterdir())
+
+
+def test_every_option(path: Path) -> None:
+    result = run(
+        path,
+        *(
+            "add",
+            "laptop",
+            "--format",
+            "script",
+            "--endpoint",
+            "[2001:db8::1]:9",
+            "--full",
+            "--dns",
+            "10.0.0.1,fd09::1, corp.example.org",
+        ),
+        *("--keepalive", "0", "--public-key", BOB, "--preshared-key", "--no-reload"),
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "not reloaded: it takes effect with the next reload or start\n" in result.stderr
+    preshared = (path.parent / "laptop.psk").read_text().strip()
+    for text in (
+        '\nserver = "[2001:db8::1]:9"\n',
+        '\nallowed_ips = ["0.0.0.0/0", "::/0"]\n',
+        '\ndns = ["10.0.0.1", "fd09::1", "corp.example.org"]\n',
+        "\npersistent_keepalive = 0\n",
+        f"\n{preshared}\n",
+    ):
+        assert text in result.stdout
+    assert "client.key <<" not in result.stdout
+    added = config.load_server(path).peers[1]
+    assert (encoded(added.public_key), encoded(added.preshared_key)) == (BOB, preshared)
+
+
+def test_the_running_server_takes_it_up(path: Path, running: Running) -> None:
+    result = run(path, "add", "laptop")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[1:3] == ["reloaded: made up", "oxidize: warning: listen"]
+    assert "Endpoint = vpn.example.org:4711\n" in result.stdout
+    assert (running.reloads, len(running.peers)) == (1, 2)
+
+
+def test_systemd_reloads_its_own_server(path: Path, running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    reloaded = []
+    monkeypatch.setattr(systemctl, "service_of", lambda pid: "oxidize-daemon.service")
+    monkeypatch.setattr(systemctl, "reload", lambda service: (reloaded.append(service), running.load()))
+    result = run(path, "add", "laptop")
+    assert (result.exit_code, reloaded, running.reloads) == (0, ["oxidize-daemon.service"], 0)
+    assert "reloaded oxidize-daemon.service\n" in result.stderr
+
+
+@pytest.mark.parametrize("command", [("add", "laptop", "--preshared-key"), ("remove", "alice")])
+def test_a_failed_reload_puts_the_file_back(path: Path, running: Running, command: tuple[str, ...]) -> None:
+    before = {file.name: file.read_text() for file in path.parent.iterdir()}
+    running.failure = TakeoverError("prepared", "no such release")
+    result = run(path, *command)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[1:] == [
+        "oxidize: prepared: no such release",
+        "oxidize: not reloaded: generation 4, pid 4242, serves as before",
+        f"oxidize: {path} is again as it was before",
+    ]
+    assert {file.name: file.read_text() for file in path.parent.iterdir()} == before
+
+
+def test_a_reload_that_fails_too_late_to_matter_is_a_warning(path: Path, running: Running) -> None:
+    running.failure = TakeoverError("done", "the successor ended without a reason")
+    running.takes_up_although_it_fails = True
+    result = run(path, "add", "laptop")
+    assert result.exit_code == 0
+    assert "oxidize: warning: the reload ended with an error, but the change is in force" in result.stderr
+    assert names(path) == ["alice", "laptop"]
+
+
+def test_a_server_with_another_configuration_is_found_out(path: Path, running: Running) -> None:
+    running.is_deaf = True
+    before = path.read_text()
+    result = run(path, "add", "laptop")
+    assert result.exit_code == 1
+    assert "it runs with another configuration" in result.stderr
+    assert path.read_text() == before
+
+
+def test_what_an_editor_saved_during_the_reload_is_not_lost(
+    path: Path, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reload(*arguments: object) -> reload_module.Reloaded:
+        path.write_text(path.read_text() + "# edited\n")
+        raise TakeoverError("prepared", "no")
+
+    monkeypatch.setattr(reload_module, "replace_process", reload)
+    result = run(path, "add", "laptop")
+    assert result.exit_code == 1
+    assert f"oxidize: {path} keeps the change" in result.stderr
+    assert path.read_text().endswith("# edited\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["alice"], "NAME alice: expected a name that no peer has"),
+        (["a b"], "NAME a b: expected 1 to 64 of letters"),
+        (["x", "--endpoint", "a:b"], '--endpoint a:b: expected "host" or "host:port"'),
+        (["x", "--endpoint", "a:b:99999"], '--endpoint a:b:99999: expected "host" or "host:port"'),
+        (["x", "--endpoint", "+:99999"], '--endpoint +:99999: expected "host" or "host:port"'),
+        (["x", "--endpoint", "fd09::1:99999"], 'write "[fd09::1]:99999"'),
+        (["x", "--endpoint", "a:0"], "--endpoint a:0: expected a port from 1 to 65535, and 0 is out of that range"),
+        (["x", "--endpoint", "a:99999"], "a:99999: expected a port from 1 to 65535, and 99999 is out of that range"),
+        (["x", "--endpoint", f"[fd09::1]:{'9' * 5000}"], "expected a port from 1 to 65535, and 999"),
+        (["x", "--allowed-ips", "10.0.0.1/24"], "--allowed-ips 10.0.0.1/24: expected a network without host bits"),
+        (["x", "--allowed-ips", "10.0.0.0/24", "--full"], "--full and --allowed-ips: expected one of them"),
+        (["x", "--dns", "dns.example"], "--dns dns.example: expected the address of one name server or more beside"),
+        (["x", "--dns", "10.9.0.1,,x"], "--dns 10.9.0.1,,x: expected the address of a name server"),
+        (["x", "--public-key", BOB[:-2]], f"--public-key {BOB[:-2]}: expected a public key"),
+        (
+            ["x", "--public-key", ALICE],
+            f"--public-key {ALICE}: expected a key that no peer has, but alice has it; `oxidize peer remove alice` fi",
+        ),
+        (["x", "--public-key", OWN_PUBLIC], "expected the other side's public key"),
+    ],
+)
+def test_a_wrong_wish_is_one_line_and_changes_nothing(path: Path, arguments: list[str], expected: str) -> None:
+    before = path.read_text()
+    result = run(path, "add", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert expected in line
+    assert path.read_text() == before
+
+
+def test_a_broken_configuration_is_reported_and_left_alone(path: Path) -> None:
+    path.write_text(path.read_text() + "nonsense = 1\n")
+    before = path.read_bytes()
+    for command in (("add", "laptop"), ("remove", "alice"), ("list",)):
+        result = run(path, *command)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr.startswith(f"oxidize: {path}: peer.alice.nonsense = 1")
+    assert path.read_bytes() == before
+
+
+def test_a_full_network_is_an_error(path: Path) -> None:
+    path.write_text(path.read_text().replace('"10.0.0.1/24"', '"10.0.0.1/30"'))
+    result = run(path, "add", "laptop")
+    assert result.exit_code == 2
+    assert "10.0.0.0/30: no free address" in result.stderr
+
+
+def test_a_preshared_key_that_is_there_already_is_not_overwritten(path: Path) -> None:
+    secret(path.parent / "laptop.psk", PRESHARED)
+    before = path.read_text()
+    result = run(path, "add", "laptop", "--preshared-key")
+    assert result.exit_code == 2
+    assert "laptop.psk: File exists" in result.stderr
+    assert (path.parent / "laptop.psk").read_text() == PRESHARED
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("address", "is_public", "said"), [("198.51.100.7", True, "own address;"), ("10.1.2.3", False, "and private: no")]
+)
+def test_a_guess_is_called_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch, address: str, is_public: bool, said: str
+) -> None:
+    path.write_text(path.read_text().replace('public_endpoint = "vpn.example.org"\n', 'listen = "[::]:7"\n'))
+    monkeypatch.setattr(endpoint, "guess", lambda: endpoint.Guess(ip_address(address), is_public))
+    result = run(path, "add", "laptop")
+    assert f"Endpoint = {address}:7\n" in result.stdout
+    (line,) = (line for line in result.stderr.splitlines() if "guess" in line)
+    assert said in line
+    assert "--endpoint HOST, or set public_endpoint" in line
+    monkeypatch.setattr(endpoint, "guess", lambda: None)
+    assert "--endpoint is missing" in run(path, "add", "phone").stderr
+
+
+@pytest.mark.parametrize(
+    ("lines", "arguments", "said"),
+    [
+        ("", ["--full"], "laptop sends 0.0.0.0/0 and ::/0 here, and without nat = true it reaches nothing beyond"),
+        ("", ["--allowed-ips", "10.0.0.0/24,::/0"], "laptop sends ::/0 here, "),
+        ("", ["--full"], "; write nat = true under [server], and reload"),
+        ('network = "userspace"\n', ["--full"], '; write network = "tun" and nat = true under [server], and restart'),
+        ("", ["--allowed-ips", "10.0.0.0/8"], None),
+        ("nat = true\n", ["--full"], None),
+        ("", [], None),
+    ],
+)
+def test_a_client_whose_traffic_would_end_here(path: Path, lines: str, arguments: list[str], said: str | None) -> None:
+    path.write_text(path.read_text().replace("\n# Alice\n", f"{lines}\n# Alice\n"))
+    result = run(path, "add", "laptop", *arguments)
+    assert result.exit_code == 0, result.stderr
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("oxidize: warning: ")]
+    assert len(warnings) == (said is not None)
+    assert all(str(said) in line for line in warnings)
+
+
+def test_a_link_to_the_configuration_is_followed(path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.toml"
+    link.symlink_to(path)
+    assert run(link, "add", "laptop").exit_code == 0
+    assert link.is_symlink()
+    assert names(path) == ["alice", "laptop"]
+
+
+def test_many_at_once_lose_none(path: Path) -> None:
+    """Threads, each with its own lock on the folder as processes have."""
+    results: list[int] = []
+
+    def one(number: int) -> None:
+        arguments = [f"peer-{number}", "--no-reload", "--format", "conf", "-c", str(path)]
+        try:
+            add.main(arguments, standalone_mode=False)
+        except SystemExit as error:
+            results.append(int(str(error.code)))
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == []
+    loaded = config.load_server(path)
+    assert len(loaded.peers) == 21
+    assert len({network for one in loaded.peers for network in one.allowed_ips}) == 21
+
+
+# --- In a terminal ---
+
+
+def in_terminal(path: Path, columns: int, *arguments: str) -> tuple[int, str]:
+    """Run a command with a terminal as its outputs; return its status and what it shows."""
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-P", "-m", "oxidize", "peer", *arguments, "-c", str(path)]
+    environ = {**os.environ, "COLUMNS": str(columns), "LINES": "30"}
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=follower, stderr=follower, env=environ) as running:
+        os.close(follower)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the last writer is gone
+            while part := os.read(leader, 65536):
+                shown += part
+        os.close(leader)
+    return running.returncode, shown.decode().replace("\r\n", "\n")
+
+
+def test_a_terminal_shows_all_of_them(path: Path) -> None:
+    status, shown = in_terminal(path, 80, "add", "alice@laptop")
+    assert status == 0
+    for text in (
+        "every WireGuard app: alice-laptop.conf",
+        "cat > client.toml",
+        "[Interface]\n",
+        "▄▄▄▄▄",
+        "make the terminal higher",
+    ):
+        assert text in shown
+    code = [line for line in shown.splitlines() if "█" in line]
+    assert len(code) >= 30
+    files = shown[shown.index("For `oxidize client`") :].splitlines()
+    assert max(len(line) for line in files if "\x1b[38" not in line) <= 80
+
+
+def test_a_narrow_terminal_says_so_instead(path: Path) -> None:
+    status, shown = in_terminal(path, 40, "add", "laptop")
+    assert status == 0
+    assert "(the terminal is too narrow for it)" in shown
+    assert "█" not in shown
+    before = path.read_text()
+    status, shown = in_terminal(path, 40, "add", "phone", "--format", "qr")
+    assert status == 2
+    assert "needs a wider terminal" in shown
+    assert path.read_text() == before
+
+
+def test_no_code_for_what_is_no_terminal(path: Path) -> None:
+    before = path.read_text()
+    assert run(path, "add", "phone", "--format", "qr").exit_code == 2
+    assert path.read_text() == before
+
+
+# --- list and remove ---
+
+
+def test_the_list(path: Path, running: Running) -> None:
+    running.session_of = ALICE
+    path.write_text(path.read_text() + peer("bob", BOB, '"10.0.0.3/32", "10.0.0.128/25"'))
+    result = run(path, "list")
+    assert result.stdout.splitlines() == [
+        "peer   public key  allowed ips                 connected  last handshake",
+        f"alice  {ALICE[:10]}  10.0.0.2/32                 yes        never",
+        f"bob    {BOB[:10]}  10.0.0.3/32, 10.0.0.128/25  no         never",
+    ]
+    assert result.stderr == "not in the running server yet: bob; reload it\n"
+    found = json.loads(run(path, "list", "--json").stdout)
+    assert [(row["name"], row["is_loaded"], row["has_session"]) for row in found] == [
+        ("alice", True, True),
+        ("bob", False, False),
+    ]
+
+
+def test_the_list_where_no_server_runs(path: Path) -> None:
+    result = run(path, "list")
+    assert result.stdout.splitlines()[0] == "peer   public key  allowed ips"
+    assert result.stderr == "no server runs\n"
+    assert json.loads(run(path, "list", "--json").stdout)[0]["has_session"] is None
+
+
+def test_a_peer_is_removed(path: Path, running: Running) -> None:
+    running.session_of = ALICE
+    result = run(path, "remove", "alice")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.splitlines() == [
+        "removed alice and the comment above it",
+        "reloaded: made up",
+        "oxidize: warning: listen",
+        "its session is cut",
+    ]
+    assert path.read_text() == LINES
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [("1 peer", []), ("2 peers", ["oxidize: 2 peers not moved: not configured any more"])],
+)
+def test_a_removal_is_told_once(
+    path: Path, running: Running, monkeypatch: pytest.MonkeyPatch, number: str, expected: list[str]
+) -> None:
+    def reload(*arguments: object) -> reload_module.Reloaded:
+        running.load()
+        return reload_module.Reloaded("reloaded: made up", (f"{number} not moved: not configured any more",))
+
+    monkeypatch.setattr(reload_module, "replace_process", reload)
+    running.session_of = ALICE
+    lines = run(path, "remove", "alice").stderr.splitlines()
+    assert lines[1:] == ["reloaded: made up", *expected, "its session is cut"]
+
+
+def test_its_preshared_key_goes_with_it(path: Path) -> None:
+    assert run(path, "add", "laptop", "--preshared-key").exit_code == 0
+    secret(path.parent / "own.psk", PRESHARED)
+    path.write_text(path.read_text() + peer("bob", BOB, '"10.0.0.9/32"', 'preshared_key_file = "own.psk"'))
+    assert run(path, "remove", "laptop").exit_code == run(path, "remove", "bob").exit_code == 0
+    assert not (path.parent / "laptop.psk").exists()
+    assert (path.parent / "own.psk").exists()
+
+
+def test_an_unknown_name_has_a_close_match(path: Path) -> None:
+    result = run(path, "remove", "alise")
+    assert result.exit_code == 2
+    assert result.stderr == "oxidize: alise: expected the name of a peer; did you mean alice?\n"
+
+
+def test_help_fits_into_80_columns() -> None:
+    for command in ("add", "list", "remove"):
+        result = CliRunner().invoke(main, ["peer", command, "-h"], terminal_width=80)
+        assert result.exit_code == 0
+        assert max(map(len, result.output.splitlines())) <= 80

@@ -1,0 +1,410 @@
+"""A client's connection: what it looks up and when, what it takes notice of, and what it tells the operator."""
+
+import itertools
+from collections.abc import Callable
+from ipaddress import ip_address, ip_network
+from types import SimpleNamespace
+
+import pytest
+
+from oxidize.client import connection as connection_module
+from oxidize.client.connection import LOOKUP_PAUSE_SECS, LOOKUP_PAUSE_SECS_MAX, Connection, Outside
+from oxidize.protocol.counters import LinkState
+from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.link import LinkPolicy
+from oxidize.settings import NodeSettings
+from tests.support.network import Host, World, lose_everything
+
+ELSEWHERE = Endpoint(bytes([203, 0, 113, 9]), 51820)
+THIRD = Endpoint(bytes([203, 0, 113, 77]), 51820)
+NAME, LITERAL = "vpn.example:51820", "192.0.2.2:51820"
+
+
+class FakeResolver:
+    """Notes when it is asked; the test says what comes of it."""
+
+    def __init__(self, done: Callable[[list[Endpoint] | OSError], None], now: Callable[[], float]) -> None:
+        self.done = done
+        self.now = now
+        self.asked: list[float] = []
+        self.stopped = False
+
+    def ask(self) -> None:
+        self.asked.append(self.now())
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+class FakeLoop:
+    def __init__(self) -> None:
+        self.timed: list[object] = []
+
+    def add_timed(self, timed: object) -> None:
+        if timed not in self.timed:
+            self.timed.append(timed)
+
+    def remove_timed(self, timed: object) -> None:
+        if timed in self.timed:
+            self.timed.remove(timed)
+
+
+class FakeWatch:
+    def __init__(self, loop: FakeLoop, look: Callable[[float], None]) -> None:
+        self.look = look
+        self.runs = False
+
+    def start(self) -> None:
+        self.runs = True
+
+    def stop(self) -> None:
+        self.runs = False
+
+
+class FakeLog:
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str, dict[str, object]]] = []
+
+    def __getattr__(self, level: str) -> Callable[..., None]:
+        return lambda event, **fields: self.lines.append((level, event, fields))
+
+    def events(self) -> list[str]:
+        return [event for _, event, _ in self.lines]
+
+
+def settings_of(server: str, **more: object) -> NodeSettings:
+    """Return what a connection uses of a client's settings."""
+    settings = {"server": server, "fwmark": 51820, "default_routes": (), "name_servers": None, **more}
+    return SimpleNamespace(**settings)  # type: ignore[return-value]
+
+
+class Scene:
+    """A client with a connection, its server, and all that is outside of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, server: str, policy: LinkPolicy, *, found: bool) -> None:
+        self.world = World()
+        self.client, self.server = self.world.host(), self.world.host()
+        self.client.know(self.server, reachable=found, link=policy)
+        self.server.know(self.client, reachable=False)
+        self.client.start()
+        self.server.start()
+        self.wire = None
+        self.log = FakeLog()
+        self.said: list[str] = []
+        self.failures: list[str] = []
+        self.way: bytes | None = b"\x0a\0\0\1"
+        monkeypatch.setattr(connection_module, "log", self.log)
+        monkeypatch.setattr(connection_module, "boot_time", lambda: self.world.now)
+        monkeypatch.setattr(connection_module, "NetworkWatch", FakeWatch)
+        monkeypatch.setattr(connection_module, "way_to", lambda endpoint, mark: self.way)
+        monkeypatch.setattr(connection_module.notify, "notify", self.said.append)
+        monkeypatch.setattr(
+            connection_module, "Resolver", lambda text, lookup, loop, done: FakeResolver(done, lambda: self.world.now)
+        )
+        self.loop = FakeLoop()
+        outside = Outside(self.loop, lambda: None, self.failures.append)  # type: ignore[arg-type]
+        settings = settings_of(server)
+        self.connection = Connection(settings, self.client.device, self.client.slots.words, outside, ["192.0.2.53"])
+        self.resolver: FakeResolver = self.connection._resolver  # type: ignore[assignment]
+        self.watch: FakeWatch = self.connection._watch  # type: ignore[assignment]
+        self.connection.start(self.world.now)
+        self.world.exchange(self.wire)
+
+    @property
+    def place(self) -> Endpoint | None:
+        endpoint = self.client.peer(self.server).endpoint
+        return endpoint and Endpoint(*endpoint.remote)
+
+    def run(self, seconds: float) -> None:
+        end = self.world.now + seconds
+        while (due := self.connection.next_deadline()) is not None and due <= end:
+            self.world.run(max(0.0, due - self.world.now), self.wire)
+            self.connection.handle_timeout(self.world.now)
+            self.world.exchange(self.wire)
+        self.world.run(end - self.world.now, self.wire)
+
+    def go_dark(self) -> None:
+        """Begin an outage."""
+        self.wire = lose_everything
+        self.client.device.note_unreachable(
+            self.client.peer(self.server).endpoint.remote, self.world.now, refused=False
+        )
+        assert self.connection.state == LinkState.RECONNECTING
+
+    def look(self) -> None:
+        self.watch.look(self.world.now)
+        self.world.exchange(self.wire)
+
+
+Make = Callable[..., Scene]
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Make:
+    def scene(server: str = NAME, policy: LinkPolicy | None = None, *, found: bool = True) -> Scene:
+        return Scene(monkeypatch, server, policy or LinkPolicy(), found=found)
+
+    return scene
+
+
+# --- What the operator hears ---
+
+
+def test_each_state_is_told_of_once(make: Make) -> None:
+    scene = make()
+    scene.run(60.0)
+    scene.go_dark()
+    scene.run(30.0)
+    scene.wire = None
+    scene.run(10.0)
+    assert scene.log.events() == ["connecting", "connected", "reconnecting", "connected"]
+    assert [level for level, *_ in scene.log.lines] == ["info", "info", "warning", "info"]
+    assert scene.log.lines[2][2]["reason"] == "it cannot be reached"
+    assert scene.said == [f"STATUS={state}: {NAME}" for state in ("connected", "reconnecting", "connected")]
+
+
+def test_after_the_last_retry_the_process_ends_once_and_not_in_the_middle_of_the_devices_work(make: Make) -> None:
+    scene = make(policy=LinkPolicy(retries_max=3))
+    scene.go_dark()
+    while scene.connection.state != LinkState.FAILED:
+        scene.world.run(0.1, scene.wire)
+    assert scene.failures == []
+    assert scene.connection.next_deadline() == 0.0
+    scene.connection.handle_timeout(scene.world.now)
+    (failure,) = scene.failures
+    assert failure.startswith(f"gives up {NAME}: it cannot be reached; max_reconnect_attempts = 3 ")
+    assert scene.log.lines[-1][:2] == ("error", "failed")
+    scene.connection.handle_timeout(scene.world.now)
+    assert len(scene.failures) == 1
+
+
+def test_the_status_tells_of_an_outage_and_of_what_waits(make: Make) -> None:
+    scene = make()
+    up = scene.connection.describe(scene.world.now)
+    assert (up["state"], up["server"], up["outage_secs"], up["waiting_packets"]) == ("connected", NAME, None, 0)
+    scene.go_dark()
+    scene.client.send(scene.server, b"waits")
+    scene.run(7.0)
+    down = scene.connection.describe(scene.world.now)
+    assert (down["state"], down["outage_secs"], down["waiting_packets"]) == ("reconnecting", pytest.approx(7.0), 1)
+    assert down["retries"] > 3
+
+
+def test_before_it_has_begun_there_is_a_status_too(make: Make) -> None:
+    scene = make()
+    fresh = Host(scene.world, 9)
+    fresh.know(scene.server, link=LinkPolicy())
+    fresh.start()
+    outside = scene.connection._outside
+    connection = Connection(settings_of(LITERAL), fresh.device, fresh.slots.words, outside, [])
+    described = connection.describe(5.0)
+    assert (described["state"], described["outage_secs"], described["retries"]) == ("connecting", None, 0)
+
+
+# --- Looking up ---
+
+
+def test_a_client_starts_without_knowing_where_its_server_is(make: Make) -> None:
+    scene = make(found=False)
+    scene.run(0.0)
+    assert len(scene.resolver.asked) == 1
+    scene.resolver.done([scene.server.endpoint])
+    scene.world.exchange()
+    assert scene.connection.state == LinkState.CONNECTED
+
+
+def test_an_outage_looks_the_name_up_at_once_and_ever_more_rarely(make: Make) -> None:
+    scene = make()
+    scene.run(100.0)
+    assert len(scene.resolver.asked) <= 1
+    scene.resolver.asked.clear()
+    scene.go_dark()
+    began = scene.world.now
+    scene.run(600.0)
+    moments = [moment - began for moment in scene.resolver.asked]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(moments)]
+    assert moments[0] == 0.0
+    assert pauses[:3] == [pytest.approx(LOOKUP_PAUSE_SECS * factor) for factor in (1, 2, 4)]
+    assert max(pauses) == pytest.approx(LOOKUP_PAUSE_SECS_MAX)
+    scene.wire = None
+    scene.run(10.0)
+    assert scene.connection.state == LinkState.CONNECTED
+    scene.run(LOOKUP_PAUSE_SECS_MAX)
+    scene.resolver.asked.clear()
+    scene.run(600.0)
+    assert scene.resolver.asked == []
+
+
+def test_an_address_is_never_looked_up(make: Make) -> None:
+    scene = make(LITERAL)
+    scene.go_dark()
+    scene.run(60.0)
+    assert scene.resolver.asked == []
+
+
+def test_a_name_that_does_not_resolve_is_told_of_once_an_outage(make: Make) -> None:
+    scene = make()
+    for _ in range(2):
+        scene.go_dark()
+        for _ in range(4):
+            scene.run(2.0)
+            scene.resolver.done(OSError("Temporary failure in name resolution"))
+        scene.wire = None
+        scene.run(10.0)
+        assert scene.connection.state == LinkState.CONNECTED
+    told = [fields["reason"] for _, event, fields in scene.log.lines if "cannot be looked up" in event]
+    assert told == ["Temporary failure in name resolution"] * 2
+
+
+def test_a_server_is_followed_to_where_its_name_says(make: Make) -> None:
+    scene = make()
+    scene.world.move(scene.server, ELSEWHERE)
+    scene.go_dark()
+    scene.wire = None
+    scene.run(0.5)
+    scene.resolver.done([ELSEWHERE])
+    scene.world.exchange()
+    assert scene.connection.state == LinkState.CONNECTED
+    assert scene.place == ELSEWHERE
+
+
+def test_of_several_addresses_each_has_its_turn(make: Make) -> None:
+    scene = make()
+    addresses = [scene.server.endpoint, ELSEWHERE, THIRD]
+    scene.go_dark()
+    places = []
+    for _ in range(5):
+        scene.resolver.done(addresses)
+        places.append(scene.place)
+    assert places == [addresses[0], ELSEWHERE, THIRD, addresses[0], ELSEWHERE], "the first time it may be the network"
+
+
+def test_a_lookup_that_ends_after_the_outage_moves_nothing(make: Make) -> None:
+    scene = make()
+    scene.go_dark()
+    scene.run(0.1)
+    scene.wire = None
+    scene.run(10.0)
+    assert scene.connection.state == LinkState.CONNECTED
+    before = scene.place
+    scene.resolver.done([ELSEWHERE])
+    scene.resolver.done([before, ELSEWHERE])
+    assert scene.place == before
+
+
+def test_a_predecessor_that_thaws_with_a_link_that_is_up_looks_nothing_up(make: Make) -> None:
+    scene = make()
+    scene.go_dark()
+    scene.run(5.0)
+    scene.connection.stop()
+    assert scene.resolver.stopped
+    assert (scene.watch.runs, scene.loop.timed) == (False, [])
+    scene.wire = None
+    scene.world.run(10.0)  # its successor's doing
+    assert scene.connection.state == LinkState.CONNECTED
+    scene.connection.start(scene.world.now)
+    scene.resolver.asked.clear()
+    scene.run(300.0)
+    assert scene.resolver.asked == []
+    assert scene.loop.timed == [scene.connection]
+
+
+# --- Another server in the configuration ---
+
+
+def test_another_name_in_the_configuration_is_looked_up_until_it_is_found(make: Make) -> None:
+    scene = make()
+    scene.resolver.asked.clear()
+    scene.connection.move()
+    scene.run(0.0)
+    assert len(scene.resolver.asked) == 1
+    scene.resolver.done(OSError("no network"))
+    scene.run(LOOKUP_PAUSE_SECS)
+    assert len(scene.resolver.asked) == 2
+    scene.resolver.done([ELSEWHERE])
+    assert scene.place == ELSEWHERE
+    scene.world.move(scene.server, ELSEWHERE)
+    scene.run(10.0)
+    scene.resolver.asked.clear()
+    scene.run(100.0)
+    assert scene.resolver.asked == []
+
+
+def test_another_address_in_the_configuration_is_gone_to_at_once(make: Make) -> None:
+    scene = make(f"{ELSEWHERE}")
+    scene.connection.move()
+    assert scene.place == ELSEWHERE
+
+
+# --- The network ---
+
+
+def test_a_way_that_is_gone_is_an_outage_and_one_that_is_back_ends_it(make: Make) -> None:
+    scene = make()
+    scene.way = None
+    scene.look()
+    assert scene.connection.state == LinkState.RECONNECTING
+    scene.wire = lose_everything
+    scene.run(50.0)
+    scene.wire, scene.way = None, b"\x0a\0\0\2"
+    scene.look()
+    assert scene.connection.state == LinkState.CONNECTED
+
+
+def test_another_way_is_tried_and_the_same_one_is_no_news(make: Make) -> None:
+    scene = make()
+    scene.world.run(1.0)
+    scene.world.log.clear()
+    scene.look()
+    assert scene.world.log == []
+    scene.way = b"\x0a\0\0\2"
+    scene.look()
+    assert scene.world.log
+    assert scene.connection.state == LinkState.CONNECTED
+
+
+def test_a_change_during_an_outage_asks_and_looks_up_anew(make: Make) -> None:
+    scene = make()
+    scene.go_dark()
+    scene.run(120.0)
+    scene.resolver.asked.clear()
+    scene.world.log.clear()
+    scene.look()
+    scene.run(0.0)
+    assert len(scene.resolver.asked) == 1
+    assert scene.world.log
+
+
+def test_a_change_before_the_server_was_found_looks_it_up(make: Make) -> None:
+    scene = make(found=False)
+    scene.run(100.0)
+    scene.resolver.asked.clear()
+    scene.look()
+    scene.run(0.0)
+    assert len(scene.resolver.asked) == 1
+
+
+# --- Past the tunnel ---
+
+
+def test_under_a_default_route_names_are_asked_for_with_the_mark_of_the_servers_that_were_there(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = make()
+    lookups = []
+    monkeypatch.setattr(
+        connection_module, "Resolver", lambda text, lookup, loop, done: lookups.append(lookup) or scene.resolver
+    )
+    monkeypatch.setattr(connection_module, "nameservers_now", lambda: ["192.0.2.53", "10.0.0.1"])
+    dns = SimpleNamespace(servers=(ip_address("10.0.0.1"),))
+    settings = settings_of(NAME, default_routes=(ip_network("0.0.0.0/0"),), name_servers=dns)
+    device, words, outside = scene.client.device, scene.client.slots.words, scene.connection._outside
+    first = Connection(settings, device, words, outside, [])
+    assert first.nameservers == ["192.0.2.53"], "the tunnel's own would be asked through the tunnel"
+    Connection(settings, device, words, outside, ["198.51.100.53"])
+    Connection(settings_of(NAME), device, words, outside, [])
+    assert [getattr(lookup, "keywords", None) for lookup in lookups] == [
+        {"mark": 51820, "nameservers": ["192.0.2.53"]},
+        {"mark": 51820, "nameservers": ["198.51.100.53"]},
+        None,
+    ]

@@ -1,0 +1,493 @@
+"""Every mistake an operator can make gets one line with file, key, value, what was expected, and the remedy."""
+
+import base64
+import os
+import re
+from ipaddress import ip_interface, ip_network
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+from oxidize.config import default_takeover_socket, load_client, load_server
+from oxidize.config.report import HIDDEN, show
+from oxidize.config.values import _SMALL_ORDER
+from oxidize.errors import ConfigError
+from oxidize.protocol.constants import PEERS_MAX
+from tests.support.config_files import (
+    ALICE,
+    BOB,
+    CLIENT,
+    OWN_PUBLIC,
+    PRESHARED,
+    PRIVATE,
+    SERVER,
+    b64,
+    load,
+    peer,
+    problem,
+    problems,
+    secret,
+)
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    secret(tmp_path / "server.key", PRIVATE + "\n")
+    secret(tmp_path / "alice.psk", PRESHARED + "\n")
+    return tmp_path
+
+
+# --- What loads ---
+
+
+def test_the_smallest_server_gets_every_default(folder):
+    config = load(folder, SERVER + peer())
+    assert config.listen == ("::", 51820)
+    assert config.interface == "oxidize0"
+    assert config.addresses == (ip_interface("10.0.0.1/24"),)
+    assert config.mtu == 1420
+    assert config.metrics_listen == ("127.0.0.1", 9090)
+    assert config.drain_timeout_secs == 30
+    assert config.takeover_socket == Path("/run/oxidize/takeover.sock")
+    assert config.network == "tun"
+    assert config.private_key == base64.b64decode(PRIVATE)
+    assert config.public_key == base64.b64decode(OWN_PUBLIC)
+    assert config.source == folder / "oxidize.toml"
+    assert config.warnings == ()
+    (alice,) = config.peers
+    assert (alice.name, alice.public_key) == ("alice", base64.b64decode(ALICE))
+    assert alice.allowed_ips == (ip_network("10.0.0.2/32"),)
+    assert (alice.preshared_key, alice.endpoint, alice.persistent_keepalive) == (bytes(32), None, 0)
+
+
+def test_every_key_of_a_server_is_taken(folder):
+    config = load(
+        folder,
+        f"""
+        [server]
+        listen = "127.0.0.1:0"
+        interface = "wg-test.1"
+        address = ["10.0.0.1/24", "fd00::1/64"]
+        mtu = 1280
+        private_key_file = "{folder}/server.key"
+        metrics_listen = "[::1]:9100"
+        drain_timeout_secs = 0.5
+        takeover_socket = "run/takeover.sock"
+        network = "userspace"
+        """
+        + peer(
+            ips='"10.0.0.2/32", "fd00::2", "192.168.0.0/16"',
+            more='preshared_key_file = "alice.psk"\nendpoint = "[2001:db8::1]:51820"\npersistent_keepalive = 25',
+        ),
+    )
+    assert config.listen == ("127.0.0.1", 0)
+    assert config.interface == "wg-test.1"
+    assert config.addresses == (ip_interface("10.0.0.1/24"), ip_interface("fd00::1/64"))
+    assert config.mtu == 1280
+    assert config.metrics_listen == ("::1", 9100)
+    assert config.drain_timeout_secs == 0.5
+    assert config.takeover_socket == folder / "run/takeover.sock"
+    assert config.network == "userspace"
+    (alice,) = config.peers
+    assert alice.preshared_key == base64.b64decode(PRESHARED)
+    assert alice.allowed_ips == tuple(map(ip_network, ("10.0.0.2/32", "fd00::2/128", "192.168.0.0/16")))
+    assert (alice.endpoint, alice.persistent_keepalive) == ("[2001:db8::1]:51820", 25)
+
+
+def test_a_client_gets_its_defaults_and_is_its_servers_peer(folder):
+    config = load(folder, CLIENT + 'allowed_ips = ["10.0.0.0/24"]\npreshared_key_file = "alice.psk"', load_client)
+    assert config.interface == "oxidize1"
+    assert config.metrics_listen is None
+    assert config.takeover_socket == Path("/run/oxidize-client/takeover.sock")
+    (server,) = config.peers
+    assert server.public_key == config.server_public_key == base64.b64decode(ALICE)
+    assert server.preshared_key == base64.b64decode(PRESHARED)
+    assert (server.endpoint, server.persistent_keepalive) == ("vpn.example.org:51820", 25)
+    assert server.allowed_ips == (ip_network("10.0.0.0/24"),)
+
+
+@pytest.mark.parametrize("off", ['""', "false"])
+def test_metrics_can_be_off(folder, off):
+    assert load(folder, f"{SERVER}metrics_listen = {off}\n{peer()}").metrics_listen is None
+
+
+def test_the_examples_load(tmp_path):
+    for name in ("server.toml", "client.toml"):
+        (tmp_path / name).write_text((EXAMPLES / name).read_text())
+    for name in ("server.key", "client.key", "alice.psk", "client.psk"):
+        secret(tmp_path / name, PRIVATE)
+    server, client = load_server(tmp_path / "server.toml"), load_client(tmp_path / "client.toml")
+    assert [p.name for p in server.peers] == ["alice", "branch-office"]
+    assert server.warnings == client.warnings == ()
+
+
+@pytest.mark.parametrize(("name", "loader"), [("server.toml", load_server), ("client.toml", load_client)])
+def test_the_examples_name_every_key_and_its_true_default(tmp_path, name, loader):
+    text = (EXAMPLES / name).read_text()
+    for key in ("server.key", "client.key", "alice.psk", "client.psk"):
+        secret(tmp_path / key, PRIVATE)
+    (tmp_path / name).write_text(text)
+    as_written = loader(tmp_path / name)
+    (tmp_path / name).write_text(re.sub(r"^# (?=[a-z_]+ = )", "", text, flags=re.MULTILINE))
+    assert loader(tmp_path / name) == as_written
+    fields = set(type(as_written).__dataclass_fields__) - {"source", "public_key", "warnings", "peers"}
+    spelled = {"addresses": "address", "private_key": "private_key_file", "preshared_key": "preshared_key_file"}
+    spelled["name_servers"] = "dns"
+    for field in fields:
+        assert re.search(rf"^(# )?{spelled.get(field, field)} = ", text, flags=re.MULTILINE), field
+
+
+# --- Where things are ---
+
+
+def test_the_takeover_socket_of_an_ordinary_user_is_in_their_runtime_directory(monkeypatch):
+    environ = {"XDG_RUNTIME_DIR": "/run/user/1000"}
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert default_takeover_socket(environ=environ) == Path("/run/user/1000/oxidize/takeover.sock")
+    assert default_takeover_socket("client", environ) == Path("/run/user/1000/oxidize/client-takeover.sock")
+    assert default_takeover_socket(environ={}) == Path("/run/oxidize/takeover.sock")  # User= in a unit
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert default_takeover_socket(environ=environ) == Path("/run/oxidize/takeover.sock")
+
+
+def test_the_private_key_can_be_a_systemd_credential_which_the_group_may_read(folder):
+    credentials = folder / "credentials"
+    credentials.mkdir()
+    secret(credentials / "private_key", PRIVATE, 0o440)
+    path = folder / "oxidize.toml"
+    path.write_text('[server]\naddress = "10.0.0.1/24"\n' + peer())
+    config = load_server(path, {"CREDENTIALS_DIRECTORY": str(credentials)})
+    assert config.private_key == base64.b64decode(PRIVATE)
+    (credentials / "private_key").chmod(0o444)
+    with pytest.raises(ConfigError, match="mode is 0444"):
+        load_server(path, {"CREDENTIALS_DIRECTORY": str(credentials)})
+
+
+# --- The lines ---
+
+
+def test_a_line_has_file_key_value_expectation_and_remedy(folder):
+    assert problem(folder, SERVER + "mtu = 99999\n" + peer()) == (
+        "oxidize.toml: server.mtu = 99999: expected a whole number from 576 to 65455; "
+        "remove the line for the default 1420"
+    )
+
+
+BAD_SERVER_VALUES = [
+    ("mtu = true", "server.mtu = true: expected a whole number"),
+    ("mtu = 1420.0", "server.mtu = 1420.0: expected a whole number"),
+    ('mtu = "1420"', 'server.mtu = "1420": expected a whole number'),
+    (f"mtu = 0x{'f' * 5000}", "server.mtu = (a number of 20000 bits): expected"),
+    ('public_endpoint = "a b"', 'public_endpoint = "a b": expected "host" or "host:port"'),
+    ('public_endpoint = "a:0"', "expected"),
+    ('public_endpoint = "2001:db8::1:"', "expected"),
+    ('public_endpoint = "[10.0.0.1]"', "expected"),
+    ('public_endpoint = "0.0.0.0"', "expected"),
+    ('listen = "localhost:51820"', 'server.listen = "localhost:51820": expected "address:port"'),
+    ('listen = "::1:51820"', 'write "[::1]:51820"'),
+    ('listen = "0.0.0.0:65536"', "a port from 0 to 65535; remove the line for the default"),
+    ('listen = "[10.0.0.1]:1"', "expected"),
+    ("listen = 51820", "server.listen = 51820: expected"),
+    ('interface = "a-name-of-16-chr"', "expected 1 to 15 of letters"),
+    ('interface = "a/b"', "expected 1 to 15 of letters"),
+    ('interface = ".."', "expected 1 to 15 of letters"),
+    ('interface = "wg%d"', "expected 1 to 15 of letters"),
+    ("metrics_listen = true", 'metrics_listen = true: expected "address:port"'),
+    ("drain_timeout_secs = -1", "expected a number of seconds from 0 to 3600"),
+    ("drain_timeout_secs = nan", "server.drain_timeout_secs = nan: expected a number"),
+    ("drain_timeout_secs = true", "server.drain_timeout_secs = true: expected a number"),
+    ('takeover_socket = ""', 'server.takeover_socket = "": expected the path'),
+    (f'takeover_socket = "/{"x" * 107}"', "expected a path of at most 107 bytes"),
+    ('takeover_socket = "/run/\\u0000"', 'server.takeover_socket = "/run/\\u0000": expected the path'),
+    ('network = "tap"', 'server.network = "tap": expected "tun" or "userspace"; remove the line for the default "tun"'),
+    ("network = [[1, [2]], {a = 1}]", "server.network = [[…], {…}]: expected"),
+    ("mtuu = 1420", "server.mtuu = 1420: expected a key of server"),
+    ("mtuu = 1420", "did you mean mtu?"),
+    ("ListenPort = 1", "did you mean listen?"),
+    ("PrivateKeyFile = 1", "did you mean private_key_file?"),
+    ("zzzzzz = 1", "; remove it"),
+    ('"a.b" = 1', "server.a.b = 1: expected a key of server ("),
+    ('"my.secret" = "x"', f"server.my.secret = {HIDDEN}: expected a key of server ("),
+    ('"secret.mine" = "x"', f"server.secret.mine = {HIDDEN}: expected a key of server ("),
+    ('"new\\nline" = "a\\nb"', '"server.new\\nline" = "a\\nb": expected a key of server'),
+]
+
+
+@pytest.mark.parametrize(("line", "expected"), BAD_SERVER_VALUES)
+def test_a_bad_value_in_the_server_table(folder, line, expected):
+    assert expected in problem(folder, f"{SERVER}{line}\n{peer()}")
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ('"10.0.0.1"', 'server.address = "10.0.0.1": expected an address with the length'),
+        ('"10.0.0.1"', 'write "10.0.0.1/32" if it has no network'),
+        ('"10.0.0.1/33"', "expected an address with the length"),
+        ('"10.0.0.1/255.255.255.0"', "expected an address with the length"),
+        ('"0.0.0.0/0"', "expected an address that one machine can have"),
+        ('"ff02::1/64"', "expected an address that one machine can have"),
+        ('"fe80::1%eth0/64"', "expected an address"),
+        ("[]", "server.address = []: expected one or more addresses"),
+        ("7", "server.address = 7: expected an address"),
+        ('["10.0.0.1/24", "x/24"]', 'server.address = "x/24": expected'),
+        ('["10.0.0.1/24", "10.0.0.1/32"]', "expected every address once"),
+    ],
+)
+def test_a_bad_address(folder, address, expected):
+    text = f'[server]\nprivate_key_file = "server.key"\naddress = {address}\n{peer()}'
+    assert expected in problem(folder, text)
+
+
+def test_ipv6_needs_its_smallest_mtu(folder):
+    text = '[server]\nprivate_key_file = "server.key"\naddress = ["10.0.0.1/24", "fd00::1/64"]\nmtu = 1279\n' + peer()
+    assert "server.mtu = 1279: expected at least 1280, which IPv6 needs (server.address has fd00::1/64)" in problem(
+        folder, text
+    )
+
+
+def test_nat_is_off_unless_asked_for(folder):
+    assert load(folder, SERVER + peer()).nat is False
+    config = load(folder, SERVER + "nat = true\n" + peer())
+    assert (config.nat, config.warnings) == (True, ())
+
+
+@pytest.mark.parametrize("value", ['"yes"', "1", '"false"'])
+def test_nat_is_true_or_false_and_nothing_else(folder, value):
+    assert "server.nat = " + value + ": expected true or false" in problem(folder, f"{SERVER}nat = {value}\n{peer()}")
+
+
+def test_nat_needs_the_kernels_network(folder):
+    line = problem(folder, SERVER + 'nat = true\nnetwork = "userspace"\n' + peer())
+    assert 'server.nat = true: expected false, as network = "userspace" hands no packet to the kernel' in line
+    assert load(folder, SERVER + 'nat = false\nnetwork = "userspace"\n' + peer()).nat is False
+
+
+def test_nat_from_which_no_peer_has_anything_is_a_warning(folder):
+    text = SERVER.replace("10.0.0.1/24", "10.0.0.1/32") + "nat = true\n" + peer()
+    (warning,) = load(folder, text).warnings
+    assert "server.nat" in warning
+    assert "10.0.0.1/32" in warning
+
+
+BAD_PEER_VALUES = [
+    ({"name": ""}, 'peer[1].name = "": expected 1 to 64'),
+    ({"name": "a b"}, 'peer[1].name = "a b": expected 1 to 64'),
+    ({"key": "x"}, 'peer.alice.public_key = "x": expected a public key: 44 characters of base64'),
+    ({"key": ALICE[:-1]}, f'peer.alice.public_key = "{ALICE[:-1]}": expected'),
+    ({"key": b64(1)[:-2] + "F="}, "expected a public key: 44 characters"),  # bits that base64 would drop
+    ({"key": b64(0)}, "expected a public key that some private key has"),
+    ({"ips": '"10.0.0.5/24"'}, "expected a network without host bits after its prefix of 24"),
+    ({"ips": '"10.0.0.5/24"'}, 'write "10.0.0.0/24" for the network, or "10.0.0.5/32" for the one address'),
+    ({"ips": '"fd00::1/64"'}, 'write "fd00::/64" for the network, or "fd00::1/128"'),
+    ({"ips": '"10.0.0.0/0.0.0.255"'}, "expected a network in CIDR notation"),
+    ({"ips": "7"}, "peer.alice.allowed_ips = 7: expected a network in CIDR notation"),
+    ({"ips": '"10.1.0.0/16", "10.1.0.0/16"'}, 'allowed_ips = "10.1.0.0/16": expected every network once'),
+    ({"more": 'endpoint = "10.0.0.256:1"'}, 'endpoint = "10.0.0.256:1": expected "host:port"'),
+    ({"more": 'endpoint = "2001:db8::1:51820"'}, 'write "[2001:db8::1]:51820"'),
+    ({"more": 'endpoint = "-x.example:1"'}, 'expected "host:port"'),
+    ({"more": 'endpoint = "example.org"'}, 'expected "host:port"'),
+    ({"more": 'endpoint = "example.org:0"'}, "with a port from 1 to 65535; correct it, or remove the line"),
+    ({"more": 'endpoint = "0.0.0.0:1"'}, "expected the address of one machine"),
+    ({"more": "persistent_keepalive = 65536"}, "a whole number of seconds from 0 (off) to 65535"),
+    ({"more": 'allowed_ip = ["10.0.0.0/8"]'}, "did you mean allowed_ips?"),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), BAD_PEER_VALUES)
+def test_a_bad_value_in_a_peer(folder, change, expected):
+    assert expected in problem(folder, SERVER + peer(**change))
+
+
+def test_allowed_ips_are_a_list(folder):
+    text = SERVER + f'[[peer]]\nname = "alice"\npublic_key = "{ALICE}"\nallowed_ips = "10.0.0.2/32"\n'
+    assert 'allowed_ips = "10.0.0.2/32": expected a list of networks in CIDR notation; write it as' in problem(
+        folder, text
+    )
+
+
+def test_missing_keys_are_named_with_an_example(folder):
+    lines = problems(folder, "[server]\n[[peer]]\n")
+    assert lines[0] == (
+        "oxidize.toml: server.address is missing: expected one or more addresses in CIDR notation; "
+        'add address = "10.0.0.1/24"'
+    )
+    assert any(line.startswith("oxidize.toml: server.private_key_file is missing: expected a file") for line in lines)
+    assert {line.split()[1] for line in lines} >= {"peer[1].name", "peer[1].public_key", "peer[1].allowed_ips"}
+
+
+def test_all_mistakes_are_reported_at_once(folder):
+    text = (
+        '[server]\naddress = "10.0.0.1"\nprivate_key_file = "missing.key"\nmtu = 1\ncolour = "red"\n'
+        + peer(more='endpoint = "nowhere"')
+        + peer(key=ALICE, ips='"10.0.0.2/32"', more='preshared_key_file = "gone.psk"')
+        + "[extra]\n"
+    )
+    keys = [line.split()[1] for line in problems(folder, text)]
+    assert sorted(keys) == sorted(
+        [
+            "extra",
+            "server.address",
+            "server.mtu",
+            "server.colour",
+            "server.private_key_file",
+            "peer.alice.endpoint",
+            "peer[2].name",
+            "peer[2].public_key",
+            "peer[2].allowed_ips",
+            "peer[2].preshared_key_file",
+        ]
+    )
+
+
+# --- Tables and syntax ---
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"[server\n", "line 1"),
+        (b"[server]\nmtu = = 3\n", "line 2, column 7"),
+        (b"[server]\nmtu = 1\nmtu = 2\n", "expected TOML; correct the syntax there"),
+        (b"[server]\n# \xff\n", "line 2 is not UTF-8: expected TOML"),
+        (b"a = " + b"[" * 10_000, "expected TOML as in examples/"),
+        (b"a = " + b"1" * 10_000, "expected TOML as in examples/"),
+    ],
+)
+def test_what_is_no_toml(folder, text, expected):
+    path = folder / "oxidize.toml"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError) as caught:
+        load_server(path)
+    (line,) = caught.value.problems
+    assert line.startswith(f"{path}: ")
+    assert expected in line
+
+
+def test_a_file_that_is_not_there(folder):
+    for path in (folder / "none.toml", folder, "nul\0"):
+        with pytest.raises(ConfigError, match="expected a readable configuration file"):
+            load_server(path)
+
+
+def test_tables_of_the_wrong_kind(folder):
+    assert "peer = {…}: expected tables [[peer]]" in problem(folder, SERVER + "[peer]\nname = 'x'\n")
+    assert "peer = [1]: expected tables [[peer]]" in problem(folder, "peer = [1]\n" + SERVER)
+    assert "server = [[…]]: expected one table [server]" in problems(folder, "server = [[1]]\n")[0]
+    assert "peers = [{…}]: expected a table of this file (peer, server); did you mean peer?" in problem(
+        folder, SERVER + "[[peers]]\n"
+    )
+    (line,) = problems(folder, SERVER, load_client)
+    assert line.endswith("it has a table [server]: expected the configuration of a client; leave --client out")
+    (line,) = problems(folder, CLIENT, load_server)
+    assert line.endswith(
+        "it has a table [client]: expected the configuration of a server; use --client, or `oxidize client`"
+    )
+
+
+def test_too_many_peers(folder):
+    text = SERVER + "[[peer]]\n" * (PEERS_MAX + 1)
+    assert problems(folder, text)[0] == (
+        f"oxidize.toml: peer: {PEERS_MAX + 1} tables: expected at most {PEERS_MAX}; give the rest to a second server"
+    )
+
+
+# --- Peers against one another ---
+
+
+def test_two_peers_cannot_share_name_or_key(folder):
+    lines = problems(
+        folder, SERVER + peer() + peer("alice", BOB, '"10.0.0.3/32"') + peer("bob", ALICE, '"10.0.0.4/32"')
+    )
+    name, key = lines
+    assert name == (
+        'oxidize.toml: peer[2].name = "alice": expected a name of its own, but peer.alice has it; '
+        "remove one of the two, or give it its own name"
+    )
+    assert key == (
+        f'oxidize.toml: peer.bob.public_key = "{ALICE}": expected a public key of its own, but peer.alice has it; '
+        "remove one of the two, or give it its own public key"
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reported"),
+    [
+        ('"10.0.0.2/32"', '"10.0.0.2/32"', ("bob", "10.0.0.2/32", "alice", "10.0.0.2/32")),
+        ('"10.0.0.0/8"', '"10.1.0.0/16"', ("bob", "10.1.0.0/16", "alice", "10.0.0.0/8")),
+        ('"10.1.0.0/16"', '"0.0.0.0/0"', ("alice", "10.1.0.0/16", "bob", "0.0.0.0/0")),
+        ('"fd00::/64"', '"fd00::7"', ("bob", "fd00::7/128", "alice", "fd00::/64")),
+    ],
+)
+def test_two_peers_cannot_share_addresses(folder, first, second, reported):
+    line = problem(folder, SERVER + peer(ips=first) + peer("bob", BOB, second))
+    inner, inner_network, outer, outer_network = reported
+    assert line == (
+        f'oxidize.toml: peer.{inner}.allowed_ips = "{inner_network}": expected no overlap with another peer, but '
+        f"peer.{outer}.allowed_ips has {outer_network}; give every address to one peer only"
+    )
+
+
+def test_one_peer_may_have_a_network_and_a_part_of_it(folder):
+    config = load(folder, SERVER + peer(ips='"10.0.0.0/8", "10.1.0.0/16", "::/0"'))
+    assert len(config.peers[0].allowed_ips) == 3
+
+
+def test_our_own_key_is_no_peer(folder):
+    line = problem(folder, SERVER + peer(key=OWN_PUBLIC))
+    assert "expected the other side's public key, but it is the one of our own private_key_file" in line
+    text = CLIENT.replace(ALICE, OWN_PUBLIC) + 'allowed_ips = ["10.0.0.0/24"]'
+    assert "client.server_public_key" in problem(folder, text, load_client)
+
+
+def test_what_is_legal_but_hardly_meant_is_warned_of(folder):
+    assert "nobody can connect" in load(folder, SERVER).warnings[0]
+    config = load(folder, SERVER + peer(ips="") + peer("bob", BOB, '"10.0.0.1/32"'))
+    empty, own = config.warnings
+    assert "peer.alice.allowed_ips: the list is empty" in empty
+    assert "peer.bob.allowed_ips: 10.0.0.1/32 is the server's own address 10.0.0.1/24" in own
+
+
+def test_the_points_of_small_order_are_those_that_every_shared_secret_of_is_zero():
+    private = X25519PrivateKey.from_private_bytes(base64.b64decode(PRIVATE))
+    for point in _SMALL_ORDER:
+        with pytest.raises(ValueError, match="computing shared key"):
+            private.exchange(X25519PublicKey.from_public_bytes(point))
+
+
+def test_long_values_are_shortened():
+    assert show("interface", "x y " * 100) == '"' + ("x y " * 100)[:58] + "…"
+    assert show("interface", "\u202eevil") == '"\\u202eevil"'
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("vpn.example.org", ("vpn.example.org", None)),
+        ("vpn.example.org:7", ("vpn.example.org", 7)),
+        ("192.0.2.1", ("192.0.2.1", None)),
+        ("192.0.2.1:7", ("192.0.2.1", 7)),
+        ("2001:db8::1", ("2001:db8::1", None)),
+        ("[2001:db8::1]", ("2001:db8::1", None)),
+        ("[2001:db8::1]:7", ("2001:db8::1", 7)),
+    ],
+)
+def test_a_public_endpoint_may_have_a_port(folder, given, expected):
+    assert load(folder, f'{SERVER}public_endpoint = "{given}"\n{peer()}').public_endpoint == expected
+
+
+def test_content_is_taken_for_that_of_the_file(folder):
+    path = folder / "oxidize.toml"
+    assert load_server(path, content=(SERVER + peer()).encode()).peers[0].name == "alice"
+    assert not path.exists()
+    with pytest.raises(ConfigError, match="nonsense"):
+        load_server(path, content=b"nonsense = 1")

@@ -1,0 +1,100 @@
+"""What a server answers is read whole or not at all, and of what it says nothing is obeyed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from oxidize.control import decode as decode_module
+from oxidize.control import query as query_module
+from oxidize.control.decode import INTEGER_MAX, VALUES_MAX, decode
+from oxidize.control.query import ANSWER_BYTES_MAX, IDENTITY, STATUS, STATUS_BYTES_MAX, VITALS, fetch, find
+from oxidize.errors import DecodeError, OxidizeError, TakeoverError
+
+SOCKET = Path("takeover.sock")
+
+
+def test_every_text_in_it_can_be_printed() -> None:
+    said = {
+        "state": "\x1b[2J",
+        "peers": [{"na\x07me": "\u202ea", "deep": [["\x9b"]]}],
+        "pid": 1,
+        "x": [1.5, None, True],
+    }
+    assert decode(json.dumps(said).encode()) == {
+        "state": r"\x1b[2J",
+        "peers": [{r"na\x07me": r"\u202ea", "deep": [[r"\x9b"]]}],
+        "pid": 1,
+        "x": [1.5, None, True],
+    }
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b'"text"',
+        b"1",
+        b'{"a": "\xff"}',
+        '{"a": 1}'.encode("utf-16"),
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+        b'{"a": -Infinity}',
+        b'{"a": 1e999}',
+        b'{"a": 18446744073709551616}',
+        b'{"a": ' + b"9" * 5000 + b"}",
+        b'{"a": ' + b"[" * 100_000,
+        b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}",
+        b'{"\x1b": 1',
+    ],
+)
+def test_what_cannot_be_read_is_one_kind_of_error(content: bytes) -> None:
+    with pytest.raises(DecodeError, match="the server's answer cannot be read") as caught:
+        decode(content)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_word_is_read() -> None:
+    assert decode(b'{"a": %d}' % INTEGER_MAX) == {"a": INTEGER_MAX}
+
+
+def test_many_values_are_not_made_into_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_module.json, "loads", lambda *_, **__: pytest.fail("parsed"))
+    with pytest.raises(DecodeError, match="values, expected at most"):
+        decode(b'{"a": [' + b"[]," * (VALUES_MAX // 2) + b"0]}")
+
+
+def test_a_query_has_the_limit_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: dict[str, int] = {}
+
+    def query(_path: Path, what: str, *, bytes_max: int, **_: object) -> bytes:
+        limits[what] = bytes_max
+        return b"{}"
+
+    monkeypatch.setattr(query_module, "query", query)
+    for what in (STATUS, VITALS, IDENTITY):
+        assert find(SOCKET, what) == {}
+    assert limits == {STATUS: STATUS_BYTES_MAX, VITALS: ANSWER_BYTES_MAX, IDENTITY: ANSWER_BYTES_MAX}
+
+
+def test_a_refusal_can_be_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def query(*_: object, **__: object) -> bytes:
+        raise TakeoverError("QUERY", "no\x1b[2J")
+
+    monkeypatch.setattr(query_module, "query", query)
+    with pytest.raises(TakeoverError) as caught:
+        fetch(SOCKET)
+    assert (caught.value.phase, caught.value.reason) == ("QUERY", r"no\x1b[2J")
+
+
+def test_nobody_is_told_from_one_who_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(query_module, "query", lambda *_, **__: None)
+    assert find(SOCKET) is None
+    with pytest.raises(OxidizeError, match="nothing runs"):
+        fetch(SOCKET)
+    monkeypatch.setattr(query_module, "query", lambda *_, **__: b"null")
+    with pytest.raises(DecodeError, match="NoneType, expected an object"):
+        find(SOCKET)

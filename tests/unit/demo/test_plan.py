@@ -1,0 +1,57 @@
+"""The schedule of replacements, and what is read out of the commands' answers."""
+
+from itertools import pairwise
+
+import pytest
+
+from demo.plan import BURSTS, choose_burst, plan, read_answer
+from demo.verdict import Action
+
+
+@pytest.mark.parametrize("reloads", [0, 1, 2, 5, 50])
+@pytest.mark.parametrize("seconds", [1.0, 20.0])
+def test_everything_is_done_once_and_evenly(seconds: float, reloads: int) -> None:
+    steps = plan(seconds, reloads)
+    actions = [step.action for step in steps]
+    assert actions.count(Action.RELOAD) == reloads
+    assert actions.count(Action.REFUSED) == actions.count(Action.KILL) == 1
+    assert {round(b.at - a.at, 9) for a, b in pairwise(steps)} == {round(steps[0].at, 9)}
+    assert seconds - steps[-1].at == pytest.approx(steps[0].at)
+
+
+def test_the_usual_run_ends_with_planned_replacements() -> None:
+    actions = [step.action for step in plan(20.0, 5)]
+    assert actions[-1] is Action.RELOAD
+    assert actions[actions.index(Action.REFUSED) + 1] is Action.RELOAD
+    assert actions[actions.index(Action.KILL) + 1] is Action.RELOAD
+
+
+def test_the_answer_of_a_reload() -> None:
+    output = (
+        "2026-01-01 INFO oxidize: restored\n"
+        "reloaded: generation 12, pid 4711: 20 sessions moved, blackout 3.1 ms, 0.41 s in all\n"
+        "INFO serving\n"
+    )
+    answer = read_answer(output)
+    assert answer.line == "generation 12, pid 4711: 20 sessions moved, 0.41 s in all"
+    assert (answer.blackout_ms, answer.generation) == (3.1, 12)
+
+
+def test_the_answer_of_a_refusal() -> None:
+    said = "oxidize: prepared: this release cannot read the sessions\noxidize: not reloaded: pid 1 serves as before\n"
+    answer = read_answer(f"log line\n{said}\n")
+    assert answer.line == "prepared: this release cannot read the sessions"
+    assert (answer.blackout_ms, answer.generation) == (None, None)
+
+
+@pytest.mark.parametrize(("output", "line"), [("", "it printed nothing"), ("Traceback\nKeyError: 1\n", "KeyError: 1")])
+def test_an_answer_of_another_kind_is_shown_as_it_is(output: str, line: str) -> None:
+    assert read_answer(output).line == line
+
+
+@pytest.mark.parametrize(
+    ("buffer_bytes", "rate", "burst"),
+    [(8 << 20, 2000.0, 1), (2 * 212_992, 2000.0, 8), (2 * 212_992, 200.0, 1), (2 * 212_992, 20_000.0, BURSTS[-1])],
+)
+def test_bursts_only_where_the_buffer_is_small(buffer_bytes: int, rate: float, burst: int) -> None:
+    assert choose_burst(buffer_bytes, rate) == burst

@@ -1,0 +1,144 @@
+"""The report and the screens: they show every point and every word, and refer to nothing outside."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from demo.plot import figure, label, write_report
+from demo.records import Kind, Record
+from demo.screen import LiveScreen, PlainScreen, View, make_screen, print_verdict
+from demo.verdict import Action, Judged, Replacement, Tally, Verdict, judge
+
+START = 500.0
+REPLIES = 2000
+REASON = "refused: <b>this & that</b>"
+REPLACEMENTS = (
+    Replacement(Action.RELOAD, START + 2, START + 2.4, True, 3.125, "20 sessions moved", START + 2.3),
+    Replacement(Action.REFUSED, START + 4, START + 4.3, True, None, REASON),
+    Replacement(Action.KILL, START + 6, START + 6.2, True, None, "started again", START + 6.2),
+)
+
+
+@pytest.fixture(scope="module")
+def tally() -> Tally:
+    tally = Tally()
+    tally.add([Record(Kind.STARTED, 0, 0, START), Record(Kind.HANDSHAKE, 0, 1, START)])
+    for i in range(REPLIES):
+        sent_at = START + i * 10 / REPLIES
+        tally.add([Record(Kind.SENT, 0, i, sent_at), Record(Kind.REPLY, 0, i, sent_at + 0.0005, sent_at)])
+    tally.add([Record(Kind.FINISHED, 0, 0, START + 10)])
+    return tally
+
+
+@pytest.fixture(scope="module")
+def verdict(tally: Tally) -> Verdict:
+    return judge(tally, REPLACEMENTS, 1, 3)
+
+
+def test_every_reply_is_drawn_once_in_the_colour_of_its_process(tally: Tally, verdict: Verdict) -> None:
+    traces = figure(tally, verdict).data
+    assert sum(len(trace.x) for trace in traces) == REPLIES
+    assert [(min(trace.x), max(trace.x)) for trace in traces] == [
+        (0.0005, pytest.approx(2.3, abs=0.01)),
+        (pytest.approx(2.3, abs=0.01), pytest.approx(6.2, abs=0.01)),
+        (pytest.approx(6.2, abs=0.01), pytest.approx(10, abs=0.01)),
+    ]
+    assert len({trace.marker.color for trace in traces}) == 3
+    assert {round(ms, 3) for trace in traces for ms in trace.y} == {0.5}
+
+
+def test_the_replacements_are_marked(tally: Tally, verdict: Verdict) -> None:
+    layout = figure(tally, verdict).layout
+    lines = [(shape.x0, shape.line.dash) for shape in layout.shapes if shape.type == "line"]
+    assert lines == [(pytest.approx(2.3), "solid"), (pytest.approx(4.3), "dot"), (pytest.approx(6.0), "solid")]
+    assert [a.text.split("<br>")[0] for a in layout.annotations] == [
+        "<b>reload</b>",
+        "<b>refused</b>",
+        "<b>kill -9</b>",
+    ]
+
+
+def test_labels() -> None:
+    assert label(Judged(REPLACEMENTS[0], 4.25, 0)) == ["<b>reload</b>", "blackout 3.1 ms", "silence 4.2 ms"]
+    assert label(Judged(REPLACEMENTS[2], 200.0, 7)) == ["<b>kill -9</b>", "silence 200.0 ms", "7 lost in hand"]
+
+
+def test_the_report_is_one_file_that_needs_no_network(tmp_path: Path, tally: Tally, verdict: Verdict) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, tally, verdict)
+    page = path.read_text("utf-8")
+    assert not re.search(r"<(?:script|link|img|iframe)[^>]+(?:src|href)\s*=", page)
+    assert "Plotly.newPlot" in page
+    assert "this &amp; that" in page
+    assert REASON not in page
+    assert ">passed<" in page
+    assert "$" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL), "every place in the template is filled"
+
+
+def test_a_failed_report_gives_its_reasons(tmp_path: Path) -> None:
+    empty = Tally()
+    write_report(tmp_path / "report.html", empty, judge(empty, [], 2, 1))
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert ">failed<" in page
+    assert "<li>no reply ever came: expected one for each request</li>" in page
+
+
+def view(elapsed: float, events: tuple[tuple[float, Judged], ...] = (), doing: str = "") -> View:
+    return View(elapsed, 20.0, 2000.4, 1999.6, 4000, 3999, 1, 0, 20, 3, 4711, doing, events)
+
+
+EVENT = (2.0, Judged(REPLACEMENTS[0], 4.8, 0))
+
+
+def test_plain_lines_come_once_a_second_and_once_for_each_event() -> None:
+    out = io.StringIO()
+    screen = make_screen(Console(file=out, width=132), table=True)
+    assert isinstance(screen, PlainScreen)
+    for elapsed in (0.0, 0.5, 1.1):
+        screen.show(view(elapsed))
+    screen.show(view(1.2, (EVENT,)))
+    screen.show(view(1.3, (EVENT,)))
+    screen.close()
+    lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
+    assert len(lines) == 3
+    assert lines[1] == "1.1 s 2,000 sent/s 2,000 replies/s 1 lost generation 3 pid 4711"
+    assert lines[2] == "1.2 s at 2.0 s: reload, blackout 3.1 ms, longest silence 4.8 ms: 20 sessions moved"
+
+
+def test_the_live_table_shows_what_is_being_done() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=132, force_terminal=True)
+    assert isinstance(make_screen(console, table=False), PlainScreen)
+    screen = make_screen(console, table=True)
+    assert isinstance(screen, LiveScreen)
+    try:
+        screen.show(view(3.0, (EVENT,), doing="kill -9"))
+    finally:
+        screen.close()
+    for text in ("lost so far", "4,000", "4711", "20 sessions moved", "kill -9 ..."):
+        assert text in out.getvalue()
+
+
+def test_the_verdict_is_printed_whole(tally: Tally, verdict: Verdict) -> None:
+    out = io.StringIO()
+    print_verdict(Console(file=out, width=132), verdict, START)
+    text = out.getvalue()
+    assert REASON in text, "what a command printed is no markup"
+    assert "passed" in text
+    assert f"{REPLIES:,}" in text
+
+
+def test_the_reasons_of_a_failure_are_printed() -> None:
+    out = io.StringIO()
+    print_verdict(Console(file=out, width=132), judge(Tally(), [], 2, 1), START)
+    assert "no reply ever came" in out.getvalue()
+    assert "passed" not in out.getvalue()
+
+
+def test_points_are_plain_json(tally: Tally, verdict: Verdict) -> None:
+    data = json.loads(figure(tally, verdict).to_json())["data"]
+    assert all(trace["type"] == "scattergl" for trace in data)

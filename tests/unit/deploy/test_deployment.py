@@ -1,0 +1,289 @@
+"""One deployment from its beginning to its end, on a played server."""
+
+from pathlib import Path
+
+import pytest
+
+from oxidize.deploy import history
+from oxidize.deploy.commands import Rehearsed
+from oxidize.deploy.deployment import BASELINE_SECS, SETTLE_SECS
+from oxidize.deploy.history import UnderWay
+from oxidize.deploy.progress import Step
+from oxidize.deploy.releases import Release
+from oxidize.deploy.vitals import Vitals
+from oxidize.errors import DecodeError, DeployError
+from tests.support.deploy_world import Behaviour, World, add_release
+
+UNDER_WAY = UnderWay(at_unix=0.0, who="alice", action="deploy", source="one", target="two", step=Step.ROLL_BACK.value)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """Yield an installation of one release, "one", that serves."""
+    played = World(tmp_path)
+    played.serve(add_release(tmp_path, "one", 1.0))
+    return played
+
+
+def current(world: World) -> str:
+    found = world.releases.current()
+    assert found is not None
+    return found.name
+
+
+def running(world: World) -> str:
+    assert world.running is not None
+    return world.running.name
+
+
+def add(world: World, name: str = "two", **behaviour: object) -> Release:
+    world.behaviours[name] = Behaviour(**behaviour)  # type: ignore[arg-type]
+    return add_release(world.prefix, name, 2.0)
+
+
+def steps(world: World) -> list[tuple[Step, bool]]:
+    return [(done.step, done.ok) for done in world.progress.done]
+
+
+def test_a_good_release_is_built_rehearsed_switched_to_and_watched(world: World) -> None:
+    world.commands.to_build = ["two"]
+    began = world.time
+    entry = world.deployer().deploy(None)
+    assert (entry.result, entry.source, entry.target, entry.reason) == (history.SUCCESS, "one", "two", "")
+    assert (entry.sessions, entry.blackout_ms, entry.who) == (2, 1.5, "alice")
+    assert (current(world), running(world), world.reloads) == ("two", "two", ["two"])
+    assert steps(world) == [
+        (step, True) for step in (Step.BUILD, Step.CHECK, Step.REHEARSAL, Step.TRAFFIC, Step.SWITCH, Step.WATCH)
+    ]
+    assert world.time - began >= BASELINE_SECS + SETTLE_SECS
+    assert world.history.entries() == [entry]
+    assert world.history.under_way() is None
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "expected"),
+    [
+        pytest.param({"ends_after_secs": 2.0}, "was replaced by generation 4", id="crashes"),
+        pytest.param({"packets_per_sec": 0.0}, "packets received: 0 a second", id="drops all, silently"),
+        pytest.param(
+            {"drops_per_sec": 100.0}, "packets dropped since the switch: network write failed", id="drops and counts"
+        ),
+        pytest.param({"kernel_drops_per_sec": 10.0}, "dropped by the kernel", id="does not empty the queue"),
+        pytest.param({"errors": 1}, "1 line logged as errors", id="logs errors"),
+        pytest.param({"unready": "503 starting"}, "/health: 503 starting", id="not ready"),
+        pytest.param({"lost_peers": ["bob"]}, "1 session lost: bob", id="loses a session"),
+        pytest.param({"is_mute": True}, "gives no answer", id="hangs"),
+        pytest.param({"is_mute": True, "ends_after_secs": 11.0}, "gives no answer", id="hangs until it is ended"),
+        pytest.param({"answers": DecodeError("not JSON")}, "not JSON", id="answers what cannot be read"),
+        pytest.param({"answers": ZeroDivisionError()}, "a bug of the deployment", id="answers what nobody thought of"),
+        pytest.param({"logs_per_sec": 1.0}, "logged as errors", id="logs errors later"),
+    ],
+)
+def test_a_bad_release_is_taken_back_by_takeover(world: World, behaviour: dict[str, object], expected: str) -> None:
+    add(world, **behaviour)
+    entry = world.deployer().deploy("two")
+    assert entry.result == history.ROLLED_BACK
+    assert expected in entry.reason
+    assert (current(world), running(world)) == ("one", "one")
+    assert world.history.entries() == [entry]
+    assert world.history.under_way() is None
+    assert steps(world)[-1] == (Step.ROLL_BACK, True)
+
+
+def test_a_release_that_never_serves_leaves_the_one_before_alone(world: World) -> None:
+    add(world, refuses="broken on purpose")
+    pid = world.pid
+    entry = world.deployer().deploy("two")
+    assert (entry.result, running(world), current(world)) == (history.FAILED, "one", "one")
+    assert "broken on purpose" in entry.reason
+    assert (world.pid, world.reloads) == (pid, ["two"])
+
+
+def test_a_release_that_cannot_be_taken_back_is_said_to_be_lost(world: World) -> None:
+    add(world, errors=1)
+    world.behaviours["one"] = Behaviour(refuses="cannot read the state")
+    entry = world.deployer().deploy("two")
+    assert (entry.result, running(world), current(world)) == (history.LOST, "two", "one")
+    assert "could not go back to one" in entry.reason
+    assert "cannot read the state" in entry.reason
+
+
+def test_what_is_wrong_with_the_main_process_is_a_reason(world: World) -> None:
+    add(world, on_reload=lambda: setattr(world, "main_pid_is_wrong", True))
+    entry = world.deployer().deploy("two")
+    assert "the main process of the service is" in entry.reason
+    assert (entry.result, running(world)) == (history.ROLLED_BACK, "one")
+
+
+@pytest.mark.parametrize("what", ["problem", "rehearsal_problem"])
+def test_what_the_preflight_finds_stops_it_before_the_switch(world: World, what: str) -> None:
+    add(world)
+    setattr(world.commands, what, "server.toml: mtu = 5: expected more")
+    entry = world.deployer(forced=what == "problem").deploy("two")
+    assert (entry.result, entry.reason) == (history.REFUSED, "server.toml: mtu = 5: expected more")
+    assert (current(world), world.reloads) == ("one", [])
+
+
+def test_fewer_sessions_stop_it_unless_it_is_forced(world: World) -> None:
+    add(world)
+    world.commands.rehearsed = Rehearsed(1, 2, {"not configured any more": 1})
+    entry = world.deployer().deploy("two")
+    assert entry.result == history.REFUSED
+    assert "1 of 2 sessions (1 not configured any more)" in entry.reason
+    assert world.reloads == []
+    world.behaviours["two"].lost_peers = ["bob"]
+    assert world.deployer(forced=True).deploy("two").result == history.SUCCESS
+    assert any("forced" in note for note in world.progress.notes)
+
+
+def test_traffic_may_be_left_out_of_the_verdict(world: World) -> None:
+    add(world, packets_per_sec=0.0)
+    assert world.deployer(minds_traffic=False).deploy("two").result == history.SUCCESS
+
+
+def test_rolling_back_goes_further_back_each_time_and_never_to_what_was_left(world: World) -> None:
+    for name in ("two", "three"):
+        world.commands.to_build = [name]
+        assert world.deployer().deploy(None).result == history.SUCCESS
+    for expected in ("two", "one"):
+        entry = world.deployer().rollback()
+        assert (entry.result, entry.action, running(world)) == (history.SUCCESS, history.ROLLBACK, expected)
+    entry = world.deployer().rollback()
+    assert (entry.result, running(world), current(world)) == (history.REFUSED, "one", "one")
+    assert "no release is left" in entry.reason
+    world.commands.to_build = ["four"]
+    world.deployer().deploy(None)
+    assert world.deployer().rollback().target == "one"
+
+
+def test_what_serves_already_is_not_deployed(world: World) -> None:
+    entry = world.deployer().deploy("one")
+    assert (entry.result, entry.reason) == (history.SUCCESS, "one serves already: nothing was done")
+    assert (world.reloads, steps(world)) == ([], [])
+
+
+def test_a_process_from_elsewhere_is_left_alone(world: World) -> None:
+    add(world)
+    world.running = Release(Path("/home/alice/checkout/.venv"), "0.1.0", 0.0, "")
+    entry = world.deployer().deploy("two")
+    assert entry.result == history.REFUSED
+    assert "expected a release below" in entry.reason
+    assert world.reloads == []
+
+
+def test_an_unknown_release_is_told_from_those_there_are(world: World) -> None:
+    assert "expected one of one;" in world.deployer().deploy("five").reason
+
+
+def test_without_a_server_only_current_changes(world: World) -> None:
+    add(world)
+    world.running = None
+    entry = world.deployer().deploy("two")
+    assert (entry.result, current(world), world.reloads) == (history.SUCCESS, "two", [])
+    assert world.progress.notes == ["nothing runs: the next start runs it"]
+
+
+def test_what_crashes_all_the_time_can_be_gone_back_from(world: World) -> None:
+    world.commands.to_build = ["two"]
+    world.deployer().deploy(None)
+    one = world.releases.find("one")
+    world.running, world.is_starting = None, True  # between two of its crashes
+    passing = world.clock.sleep
+
+    def sleep(seconds: float) -> None:
+        passing(seconds)
+        if world.releases.current() == one and world.running is None:
+            world.serve(one)  # by the service manager
+
+    world.sleep = sleep  # type: ignore[method-assign]
+    world.clock = type(world.clock)(world.clock.now, world.clock.unix, sleep)
+    entry = world.deployer().rollback()
+    assert (entry.result, running(world)) == (history.SUCCESS, "one")
+
+
+def test_an_interruption_after_the_switch_goes_back(world: World) -> None:
+    add(world)
+    sample = world.unready
+
+    def interrupted(vitals: Vitals) -> str:
+        if vitals.release_folder.endswith("/two"):
+            raise KeyboardInterrupt
+        return sample(vitals)
+
+    world.unready = interrupted  # type: ignore[method-assign]
+    entry = world.deployer().deploy("two")
+    assert (entry.result, entry.reason) == (history.ROLLED_BACK, "interrupted")
+    assert (running(world), current(world)) == ("one", "one")
+
+
+def test_a_bug_of_ours_after_the_switch_goes_back(world: World) -> None:
+    add(world)
+
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    world.behaviours["two"].on_reload = fails
+    entry = world.deployer().deploy("two")
+    assert (entry.result, running(world), current(world)) == (history.FAILED, "one", "one")
+    assert "a bug of the deployment" in entry.reason
+
+
+def test_an_interruption_before_the_switch_changes_nothing(world: World) -> None:
+    add(world)
+    world.commands.rehearse = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
+    entry = world.deployer().deploy("two")
+    assert (entry.result, entry.reason) == (history.REFUSED, "interrupted before anything was switched")
+    assert (current(world), world.reloads) == ("one", [])
+
+
+def test_releases_that_nobody_goes_back_to_are_removed(world: World) -> None:
+    for name in ("two", "three", "four", "five", "six"):
+        world.commands.to_build = [name]
+        assert world.deployer().deploy(None).result == history.SUCCESS
+    assert {release.name for release in world.releases.all()} == {"six", "five", "four", "three"}
+    assert steps(world)[-1] == (Step.TIDY, True)
+
+
+def test_releases_that_were_bad_go_before_those_that_served(world: World) -> None:
+    world.commands.to_build = ["two"]
+    world.deployer().deploy(None)
+    for name in ("bad-1", "bad-2", "bad-3", "bad-4"):
+        world.behaviours[name] = Behaviour(errors=1)
+        world.commands.to_build = [name]
+        assert world.deployer().deploy(None).result == history.ROLLED_BACK
+    left = {release.name for release in world.releases.all()}
+    assert {"two", "one"} <= left
+    assert len(left) == 4
+    assert world.deployer().rollback().target == "one"
+
+
+def test_a_reload_that_is_under_way_is_waited_for_before_going_back(world: World) -> None:
+    add(world)
+
+    def is_slow() -> None:
+        world.reloading_until = world.time + 5.0
+        raise DeployError("systemctl was killed")
+
+    world.behaviours["two"].on_reload = is_slow
+    began = world.time
+    assert world.deployer().deploy("two").result == history.FAILED
+    assert world.time - began >= 5.0
+
+
+def test_a_full_disk_stops_it_before_the_switch_and_never_after_it(world: World) -> None:
+    add(world, errors=1)
+    begin = world.history.begin
+    full_at = Step.SWITCH
+
+    def fails(under_way: UnderWay) -> None:
+        if under_way.step == full_at.value or under_way.step == Step.ROLL_BACK.value:
+            raise DeployError("no space left")
+        begin(under_way)
+
+    world.history.begin = fails  # type: ignore[method-assign]
+    assert (world.deployer().deploy("two").result, world.reloads, current(world)) == (history.FAILED, [], "one")
+    full_at = Step.WATCH
+    world.history.append = lambda entry: fails(UNDER_WAY)  # type: ignore[method-assign]
+    entry = world.deployer().deploy("two")
+    assert (entry.result, running(world), current(world)) == (history.ROLLED_BACK, "one", "one")
+    assert world.progress.notes == ["not written down: no space left"] * 4

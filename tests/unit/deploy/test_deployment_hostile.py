@@ -1,0 +1,336 @@
+"""Deployments in bad company: servers that were bad before, others who reload, peers and outsiders at their worst."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from oxidize.deploy import history
+from oxidize.deploy.commands import Rehearsed
+from oxidize.deploy.deployment import Deployer
+from oxidize.deploy.history import Deployment
+from oxidize.deploy.progress import Step
+from oxidize.deploy.releases import Release
+from oxidize.errors import DecodeError, DeployError, TakeoverError
+from tests.support.deploy_world import Behaviour, World, add_release
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """Yield an installation of "one" and "two", of which "one" serves."""
+    played = World(tmp_path)
+    played.serve(add_release(tmp_path, "one", 1.0))
+    add_release(tmp_path, "two", 2.0)
+    return played
+
+
+def deploy(world: World, name: str = "two", **options: object) -> Deployment:
+    deployer: Deployer = world.deployer(**options)
+    return deployer.deploy(name)
+
+
+def serving(world: World) -> tuple[str, str]:
+    found = world.releases.current()
+    assert found is not None
+    assert world.running is not None
+    return world.running.name, found.name
+
+
+def during(world: World, at: float, what: object) -> None:
+    """Do something once this much time has passed since now."""
+    passing, due = world.clock.sleep, world.time + at
+    pending = [what]
+
+    def sleep(seconds: float) -> None:
+        passing(seconds)
+        if pending and world.time >= due:
+            pending.pop()()  # type: ignore[operator]
+
+    world.clock = replace(world.clock, sleep=sleep)
+
+
+# --- The way back from what is bad ---
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        Behaviour(is_mute=True),
+        Behaviour(answers=DecodeError("not JSON")),
+        Behaviour(answers=RecursionError()),
+        Behaviour(unready="503 draining"),
+        Behaviour(logs_per_sec=5.0),
+        Behaviour(packets_per_sec=0.0),
+        Behaviour(drops_per_sec=1000.0),
+        Behaviour(kernel_drops_per_sec=1000.0),
+        Behaviour(ends_after_secs=0.2),
+    ],
+)
+def test_a_rollback_succeeds_from_whatever_is_bad(world: World, behaviour: Behaviour) -> None:
+    if behaviour.answers is not None and not isinstance(behaviour.answers, DecodeError):
+        behaviour.answers = TakeoverError("QUERY", "recursion")  # what `find` makes of it
+    assert deploy(world).result == history.SUCCESS
+    world.behaviours["two"] = behaviour
+    entry = world.deployer().rollback()
+    assert (entry.result, entry.target, serving(world)) == (history.SUCCESS, "one", ("one", "one"))
+
+
+def test_a_rollback_that_cannot_be_rehearsed_is_tried_all_the_same(world: World) -> None:
+    assert deploy(world).result == history.SUCCESS
+    world.commands.rehearsal_problem = "the server does not hand out its state"
+    assert world.deployer().rollback().result == history.SUCCESS
+    assert any("does not hand out its state" in note for note in world.progress.notes)
+
+
+def test_a_rollback_that_would_lose_sessions_is_refused_unless_it_is_forced(world: World) -> None:
+    assert deploy(world).result == history.SUCCESS
+    world.commands.rehearsed = Rehearsed(1, 2, {})
+    assert world.deployer().rollback().result == history.REFUSED
+    assert serving(world) == ("two", "two")
+    assert world.deployer(forced=True).rollback().result == history.SUCCESS
+
+
+def test_a_rollback_is_not_taken_back_for_what_passes(world: World) -> None:
+    assert deploy(world).result == history.SUCCESS
+    world.behaviours["one"] = Behaviour(packets_per_sec=0.0, drops_per_sec=100.0, kernel_drops_per_sec=10.0)
+    assert world.deployer().rollback().result == history.SUCCESS
+
+
+def test_a_release_that_mends_can_be_shipped_by_force_over_one_that_is_mute(world: World) -> None:
+    world.behaviours["one"] = Behaviour(is_mute=True)
+    assert deploy(world).result == history.REFUSED
+    assert deploy(world, forced=True).result == history.SUCCESS
+    assert serving(world) == ("two", "two")
+
+
+def test_errors_of_the_one_before_are_not_blamed_on_the_next(world: World) -> None:
+    world.behaviours["one"] = Behaviour(logs_per_sec=3.0)
+    assert deploy(world).result == history.SUCCESS
+
+
+# --- What others do meanwhile ---
+
+
+def test_a_server_that_drains_is_left_to_it(world: World) -> None:
+    world.behaviours["one"] = Behaviour(unready="503 draining")
+    entry = deploy(world)
+    assert (entry.result, world.reloads) == (history.REFUSED, [])
+    assert "neither starting nor draining" in entry.reason
+
+
+def test_somebody_elses_reload_while_it_is_watched_is_no_reason(world: World) -> None:
+    during(world, 6.0, lambda: world.reload(Path()))
+    assert deploy(world).result == history.SUCCESS
+    assert world.reloads == ["two", "two"]
+
+
+def test_somebody_elses_release_while_it_is_watched_is_one(world: World) -> None:
+    three = add_release(world.prefix, "three", 3.0)
+    during(world, 6.0, lambda: world.serve(three))
+    entry = deploy(world)
+    assert (entry.result, serving(world)) == (history.ROLLED_BACK, ("one", "one"))
+    assert "three serves; expected" in entry.reason
+
+
+def serve_during_the_build(world: World, release: Release) -> None:
+    """Let a release come to serve while "four" is built."""
+    build = world.commands.build
+
+    def slow() -> Release:
+        world.serve(release)
+        return build()
+
+    world.commands.build = slow  # type: ignore[method-assign]
+    world.commands.to_build = ["four"]
+
+
+def test_what_has_come_to_serve_during_the_build_is_what_one_goes_back_to(world: World) -> None:
+    serve_during_the_build(world, add_release(world.prefix, "three", 3.0))
+    world.behaviours["four"] = Behaviour(errors=1)
+    entry = world.deployer().deploy(None)
+    assert (entry.result, entry.source, serving(world)) == (history.ROLLED_BACK, "three", ("three", "three"))
+
+
+def test_a_server_that_came_up_during_the_build_is_replaced_and_not_passed_over(world: World) -> None:
+    world.running = None
+    serve_during_the_build(world, world.releases.find("one"))
+    assert world.deployer().deploy(None).result == history.SUCCESS
+    assert serving(world) == ("four", "four")
+
+
+def test_a_server_that_is_being_started_is_not_taken_for_none(world: World) -> None:
+    world.running, world.is_starting = None, True
+    entry = deploy(world)
+    assert (entry.result, "is starting" in entry.reason) == (history.REFUSED, True)
+    found = world.releases.current()
+    assert found is not None
+    assert found.name == "one"
+
+
+def test_a_server_that_is_replaced_while_it_is_measured_is_not_replaced_again(world: World) -> None:
+    three = add_release(world.prefix, "three", 3.0)
+    during(world, 1.0, lambda: world.serve(three))
+    entry = deploy(world)
+    assert (entry.result, serving(world)) == (history.REFUSED, ("three", "three"))
+    assert "by somebody else" in entry.reason
+
+
+def test_what_serves_already_is_also_what_the_next_start_runs(world: World) -> None:
+    world.releases.point_current_at(world.releases.find("two"))
+    assert deploy(world, "one").result == history.SUCCESS
+    assert serving(world) == ("one", "one")
+
+
+def test_a_clock_that_stands_still_is_not_waited_for(world: World) -> None:
+    vitals = world.vitals()
+    assert vitals is not None
+    world.vitals = lambda: vitals  # type: ignore[method-assign]
+    entry = deploy(world)
+    assert (entry.result, "stands still" in entry.reason) == (history.REFUSED, True)
+
+
+def behind(world: World, name: str, number: int, what: Callable[[object], object]) -> None:
+    """Let `what` change what the so-many-th call of a method of the world returns, once "two" serves."""
+    asked, calls = getattr(world, name), []
+
+    def changed() -> object:
+        found = asked()
+        if world.running is not None and world.running.name == "two":
+            calls.append(found)
+            return what(found) if len(calls) == number else found
+        return found
+
+    setattr(world, name, changed)
+
+
+def test_a_reload_between_two_questions_is_no_reason(world: World) -> None:
+    def reloaded(found: object) -> object:
+        world.reload(Path())
+        return found
+
+    behind(world, "vitals", 8, reloaded)
+    assert deploy(world).result == history.SUCCESS
+
+
+def test_a_service_manager_that_does_not_answer_once_is_no_reason(world: World) -> None:
+    behind(world, "serving", 8, lambda _: None)
+    assert deploy(world).result == history.SUCCESS
+
+
+def test_a_last_observation_that_is_in_doubt_is_looked_at_again(world: World) -> None:
+    for number in (4, 5):
+        behind(world, "serving", number, lambda _: None)
+    assert deploy(world, settle_secs=0.5).result == history.SUCCESS
+
+
+# --- What fails on this machine ---
+
+
+def test_a_release_that_cannot_be_removed_is_left_for_the_next_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate("vwxyz"):
+        add_release(world.prefix, name, 0.1 * number)
+
+    def refused(release: Release) -> None:
+        raise PermissionError(13, "Permission denied", str(release.folder))
+
+    monkeypatch.setattr(world.releases, "remove", refused)
+    assert deploy(world).result == history.SUCCESS
+    assert any("the next deployment tries again" in note for note in world.progress.notes)
+
+
+def test_a_link_that_cannot_be_changed_is_no_loss(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(release: Release) -> None:
+        raise DeployError("current: No space left on device")
+
+    monkeypatch.setattr(world.releases, "point_current_at", full)
+    entry = deploy(world)
+    assert (entry.result, serving(world)) == (history.FAILED, ("one", "one"))
+    assert "No space left" in entry.reason
+
+
+def test_a_bug_of_ours_before_the_switch_switches_nothing(world: World) -> None:
+    world.commands.check = lambda *_: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    entry = deploy(world)
+    assert (entry.result, serving(world)) == (history.REFUSED, ("one", "one"))
+    assert "a bug of the deployment" in entry.reason
+
+
+# --- What clients and outsiders do ---
+
+
+def test_rubbish_from_anywhere_is_no_reason(world: World) -> None:
+    world.behaviours["two"] = Behaviour(rubbish_per_sec=5000.0)
+    assert deploy(world).result == history.SUCCESS
+
+
+def test_peers_that_fall_silent_together_are_a_reason_and_one_is_none(world: World) -> None:
+    world.peers_of = ["alice", "bob", "carol"]
+    world.commands.rehearsed = Rehearsed(3, 3, {})
+    world.behaviours["two"] = Behaviour(silent=["bob"])
+    assert deploy(world).result == history.SUCCESS
+    add_release(world.prefix, "three", 3.0)
+    world.behaviours["two"] = Behaviour()
+    world.behaviours["three"] = Behaviour(silent=["alice", "carol"])
+    entry = deploy(world, "three")
+    assert (entry.result, entry.reason) == (
+        history.ROLLED_BACK,
+        "no packets from 2 of 3 peers since the switch that had sent some before",
+    )
+
+
+def test_a_trickle_that_dries_up_for_good_is_a_reason(world: World) -> None:
+    world.behaviours["one"] = Behaviour(packets_per_sec=5.0)
+    world.behaviours["two"] = Behaviour(packets_per_sec=0.0)
+    entry = deploy(world)
+    assert "packets received: none since the switch; 50 were to be expected" in entry.reason
+    world.behaviours["two"] = Behaviour(packets_per_sec=0.5)
+    assert deploy(world).result == history.SUCCESS
+
+
+def test_force_allows_no_more_to_be_lost_than_was_announced(world: World) -> None:
+    world.commands.rehearsed = Rehearsed(1, 2, {"not configured any more": 1})
+    world.behaviours["two"] = Behaviour(lost_peers=["bob"])
+    assert deploy(world, forced=True).result == history.SUCCESS
+    world.serve(world.releases.find("one"))
+    world.behaviours["two"] = Behaviour(lost_peers=["alice", "bob"])
+    entry = deploy(world, forced=True)
+    assert (entry.result, "2 sessions lost: alice, bob" in entry.reason) == (history.ROLLED_BACK, True)
+
+
+def test_a_release_that_never_served_has_no_blackout(world: World) -> None:
+    world.behaviours["two"] = Behaviour(refuses="broken on purpose")
+    entry = deploy(world)
+    assert (entry.result, entry.blackout_ms, entry.sessions) == (history.FAILED, None, None)
+
+
+def test_an_interruption_is_acted_on_while_it_is_watched_and_forgotten_on_the_way_back(world: World) -> None:
+    during(world, 4.0, lambda: interrupts._interrupt(2, None))
+    deployer = world.deployer()
+    interrupts = deployer._interrupts
+    begin = world.progress.begin
+
+    class Impatient(type(world.progress)):  # type: ignore[misc]
+        def begin(self, step: Step) -> None:
+            if step is Step.ROLL_BACK:
+                interrupts._interrupt(2, None)
+            begin(step)
+
+    deployer._progress = Impatient()
+    entry = deployer.deploy("two")
+    assert (entry.result, entry.reason, serving(world)) == (history.ROLLED_BACK, "interrupted", ("one", "one"))
+
+
+def test_an_interruption_once_all_is_done_changes_nothing(world: World) -> None:
+    deployer = world.deployer()
+    append = world.history.append
+
+    def interrupted(entry: Deployment) -> None:
+        deployer._interrupts._interrupt(2, None)
+        append(entry)
+
+    world.history.append = interrupted  # type: ignore[method-assign]
+    entry = deployer.deploy("two")
+    assert (entry.result, serving(world), world.history.entries()) == (history.SUCCESS, ("two", "two"), [entry])

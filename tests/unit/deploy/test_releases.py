@@ -1,0 +1,271 @@
+"""Building a release, and the lock under which it is done: with a stand-in for Python and pip, so in no time."""
+
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from oxidize import __version__
+
+ROOT = Path(__file__).parents[3]
+UNITS = ["oxidize-daemon.service", "oxidize.socket", "oxidize-http.socket", "oxidize-client.service"]
+# Tells that a build has begun, and goes on when it is told to; a build without these two does not wait.
+PYTHON = """#!/bin/sh
+set -eu
+test "$1 $2" = "-m venv" || exit 0
+mkdir -p "$3/bin" "$3/lib"
+touch "$3/pyvenv.cfg"
+cp "$0" "$3/bin/python"
+test -z "${TEST_BEGUN-}" || { echo "$PPID" > "$TEST_BEGUN"; read -r status < "$TEST_GO"; exit "$status"; }
+"""
+
+pytestmark = pytest.mark.needs("git", "flock")
+
+
+class Builder:
+    """A checkout with a commit, and a prefix to install it below."""
+
+    def __init__(self, folder: Path) -> None:
+        self.source, self.prefix, self.python = folder / "source", folder / "prefix", folder / "python"
+        self.begun, self.go = folder / "begun", folder / "go"
+        shutil.copytree(ROOT / "systemd", self.source / "systemd")
+        for name in (
+            "Makefile",
+            "pyproject.toml",
+            "README.md",
+            "LICENSE",
+            "requirements.lock",
+            "requirements-dev.lock",
+        ):
+            shutil.copy(ROOT / name, self.source)
+        (self.source / "oxidize").mkdir()
+        self.python.write_text(PYTHON)
+        self.python.chmod(0o755)
+        for fifo in (self.begun, self.go):
+            os.mkfifo(fifo)
+        self.git("init", "--quiet")
+        self.git("add", ".")
+        self.git("-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "--quiet", "--message=a")
+        self.revision = self.git("rev-parse", "--short", "HEAD").stdout.strip()
+
+    def git(self, *arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
+        command = ["git", "-C", str(self.source), *arguments]
+        return subprocess.run(command, env=self.environment(**env), capture_output=True, check=not env, text=True)
+
+    @staticmethod
+    def environment(**env: str) -> dict[str, str]:
+        inherited = {
+            key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "GIT_", "OXIDIZE_"))
+        }
+        return inherited | {"GIT_CONFIG_GLOBAL": "/dev/null", "LC_ALL": "C.UTF-8"} | env
+
+    def command(self, *arguments: str) -> list[str]:
+        values = [f"PREFIX={self.prefix}", f"INSTALL_PYTHON={self.python}"]
+        return ["make", "--no-print-directory", "-C", str(self.source), *values, *arguments]
+
+    def make(self, *arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            self.command(*arguments), env=self.environment(**env), capture_output=True, check=False, text=True
+        )
+
+    @contextmanager
+    def build(self) -> Iterator[tuple["subprocess.Popen[str]", int]]:
+        """Start a build that waits in its first step; yield it and the pid of its shell; leave no process of it."""
+        env = self.environment(TEST_BEGUN=str(self.begun), TEST_GO=str(self.go))
+        pipe = subprocess.PIPE
+        begun = os.open(self.begun, os.O_RDONLY | os.O_NONBLOCK)
+        build = subprocess.Popen(
+            self.command("release"), env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
+        try:
+            select.select([begun, build.stdout], [], [])
+            os.set_blocking(begun, True)
+            shell = os.read(begun, 100)
+            assert shell, f"the build has ended: {build.communicate()}"
+            yield build, int(shell)
+        finally:
+            os.close(begun)
+            with suppress(ProcessLookupError):
+                os.killpg(build.pid, signal.SIGKILL)
+            build.communicate()
+
+    def releases(self) -> list[Path]:
+        """Return the folders of builds, whole or not."""
+        return sorted((self.prefix / "releases").iterdir())
+
+
+@pytest.fixture
+def builder(tmp_path: Path) -> Builder:
+    return Builder(tmp_path)
+
+
+def test_a_release_says_what_it_is_and_nothing_else_is_changed(builder: Builder) -> None:
+    done = builder.make("release")
+    (folder,) = builder.releases()
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, str(folder)), done
+    record = json.loads((folder / "release.json").read_text())
+    assert (record["version"], record["revision"]) == (__version__, builder.revision)
+    assert record["built_unix"] == pytest.approx(folder.stat().st_mtime, abs=2)
+    assert folder.name.startswith(f"{__version__}-")
+    assert folder.name.endswith(f"Z-{builder.revision}")
+    assert sorted(path.name for path in builder.prefix.iterdir()) == [".lock", "releases"]
+    assert (builder.prefix / ".lock").stat().st_mode & 0o777 == 0o600
+    assert builder.git("status", "--porcelain", "--ignored").stdout == ""
+
+
+def test_an_installation_points_at_a_whole_release(builder: Builder, tmp_path: Path) -> None:
+    done = builder.make("install", f"DESTDIR={tmp_path}/package")
+    assert done.returncode == 0, done
+    prefix = Path(f"{tmp_path}/package{builder.prefix}")
+    assert sorted(path.name for path in prefix.iterdir()) == ["current", "releases"]
+    assert sorted(path.name for path in (prefix / "current").iterdir()) == ["bin", "lib", "pyvenv.cfg", "release.json"]
+    assert not builder.prefix.exists()
+
+
+def test_a_change_that_is_in_no_commit_is_told(builder: Builder) -> None:
+    with (builder.source / "README.md").open("a") as file:
+        file.write("changed\n")
+    folder = Path(builder.make("release").stdout.splitlines()[-1])
+    assert json.loads((folder / "release.json").read_text())["revision"] == f"{builder.revision}-dirty"
+
+
+def test_a_checkout_of_somebody_elses_has_a_revision_too(builder: Builder) -> None:
+    env = {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}
+    assert "dubious ownership" in builder.git("describe", "--always", **env).stderr
+    assert builder.make("release", **env).stdout.strip().endswith(f"Z-{builder.revision}")
+
+
+def test_a_build_that_fails_leaves_nothing(builder: Builder) -> None:
+    with builder.build() as (build, _):
+        builder.go.write_text("3\n")
+        output, _ = build.communicate()
+        assert (build.returncode != 0, output) == (True, "")
+    assert builder.releases() == []
+
+
+def test_a_build_that_is_told_to_end_leaves_nothing(builder: Builder) -> None:
+    with builder.build() as (build, shell):
+        os.kill(shell, signal.SIGTERM)
+        builder.go.write_text("0\n")  # a shell heeds a signal when its command has ended
+        build.communicate()
+        assert build.returncode != 0
+    assert builder.releases() == []
+
+
+def test_a_build_that_is_killed_is_no_release_and_keeps_the_lock_as_long_as_it_goes_on(builder: Builder) -> None:
+    with builder.build() as (build, shell):
+        for pid in (build.pid, shell):
+            os.kill(pid, signal.SIGKILL)
+        build.wait()
+        (cut_off,) = builder.releases()
+        refused = builder.make("release")
+        assert (refused.returncode != 0, refused.stdout) == (True, "")
+        expected = f"another build or deployment is under way: pid {shell}, make release, since 20"
+        assert [line for line in refused.stderr.splitlines() if line.startswith(expected)], refused
+        assert not (cut_off / "release.json").exists()
+        builder.go.write_text("0\n")
+        build.communicate()  # the end of its pipes: the last of its processes has ended
+    assert not (cut_off / "release.json").exists()
+    assert builder.make("release").returncode == 0
+    assert (builder.releases()[-1] / "release.json").exists()
+
+
+def test_a_lock_that_is_held_is_respected_unless_the_caller_holds_it(builder: Builder) -> None:
+    builder.prefix.mkdir()
+    with (builder.prefix / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("pid 1, oxidize deploy, since noon\n")
+        lock.flush()
+        refused = builder.make("release")
+        assert refused.returncode != 0
+        line = (
+            "another build or deployment is under way: pid 1, oxidize deploy, since noon, try again when it has ended"
+        )
+        assert line in refused.stderr.splitlines()
+        assert builder.make("release", OXIDIZE_LOCKED="1").returncode == 0
+    assert (builder.prefix / ".lock").read_text() == "pid 1, oxidize deploy, since noon\n"
+
+
+def test_units_that_differ_are_named(builder: Builder, tmp_path: Path) -> None:
+    values = [f"DESTDIR={tmp_path}/package", "UNITDIR=/units"]
+    assert builder.make("changed-units", *values).stdout.splitlines() == UNITS
+    assert builder.make("units", *values).returncode == 0
+    assert builder.make("changed-units", *values).stdout == ""
+    folder = tmp_path / "package" / "units"
+    assert f"{builder.prefix}/current/" in (folder / UNITS[0]).read_text()
+    (folder / UNITS[3]).unlink()
+    with (builder.source / "systemd" / UNITS[0]).open("a") as file:
+        file.write("# changed\n")
+    found = builder.make("changed-units", *values)
+    assert (found.returncode, found.stdout.splitlines()) == (0, [UNITS[0], UNITS[3]])
+
+
+# --- scripts/zero-downtime-deploy.sh ---
+
+SCRIPT = ROOT / "scripts" / "zero-downtime-deploy.sh"
+
+
+def deploy(prefix: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    env = Builder.environment(PREFIX=str(prefix))
+    return subprocess.run([SCRIPT, *arguments], cwd=prefix, env=env, capture_output=True, check=False, text=True)
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> Path:
+    """A prefix with a command that prints its arguments, one a line."""
+    put_command(tmp_path / "current")
+    return tmp_path
+
+
+def put_command(folder: Path, works: str = "exit 0") -> None:
+    command = folder / "bin" / "oxidize"
+    command.parent.mkdir(parents=True)
+    command.write_text(f'#!/bin/sh\ntest "$1" != releases || {works}\nprintf \'%s\\n\' "$@"\necho $0 >&2; exit 5\n')
+    command.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], ["deploy", "--source", str(ROOT), "--prefix", "PREFIX"]),
+        (["--x", "two  words", ""], ["deploy", "--source", str(ROOT), "--prefix", "PREFIX", "--x", "two  words", ""]),
+        (["--rollback"], ["rollback", "--prefix", "PREFIX"]),
+        (["--to", "a b", "--rollback", "-y"], ["rollback", "--prefix", "PREFIX", "--to", "a b", "-y"]),
+    ],
+)
+def test_the_script_runs_the_installed_command(prefix: Path, given: list[str], expected: list[str]) -> None:
+    done = deploy(prefix, *given)
+    printed = done.stdout.replace(str(prefix), "PREFIX").split("\n")[:-1]
+    assert (done.returncode, printed, done.stderr) == (5, expected, f"{prefix}/current/bin/oxidize\n")
+
+
+def test_the_script_goes_back_from_a_release_that_does_not_work_by_another(tmp_path: Path) -> None:
+    put_command(tmp_path / "current", "exit 1")
+    for name, works in (("1", "exit 0"), ("2", "exit 0"), ("3", "exit 1")):
+        put_command(tmp_path / "releases" / name, works)
+    done = deploy(tmp_path, "--rollback")
+    program = f"{tmp_path}/releases/2/bin/oxidize"
+    assert done.stderr.splitlines() == [f"{tmp_path}/current is broken; this is done by {program}", program]
+    assert done.stdout.split("\n")[:-1] == ["rollback", "--prefix", str(tmp_path)]
+
+
+def test_the_script_says_where_nothing_is_installed(tmp_path: Path) -> None:
+    done = deploy(tmp_path)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert "nothing is installed yet" in done.stderr
+    assert f"sudo make -C '{ROOT}' install" in done.stderr
+
+
+@pytest.mark.parametrize("given", [["-h"], ["--rollback", "--help"]])
+def test_the_script_explains_itself(prefix: Path, given: list[str]) -> None:
+    done = deploy(prefix, *given)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--rollback" in done.stdout

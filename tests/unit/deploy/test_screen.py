@@ -1,0 +1,137 @@
+"""What a deployment looks like, and what interrupts it."""
+
+import io
+import os
+import re
+import signal
+import threading
+
+import pytest
+from rich.console import Console
+
+from oxidize.deploy import screen as screen_module
+from oxidize.deploy.interrupts import Interrupts
+from oxidize.deploy.progress import Done, Recorder, Step
+from oxidize.deploy.screen import LiveScreen, PlainScreen, open_screen
+from tests.support.traffic.server import wait_for
+from tests.unit.deploy.test_health_check import FIRST
+
+
+def console(file: io.StringIO, *, terminal: bool, width: int = 100) -> Console:
+    return Console(file=file, force_terminal=terminal, width=width, height=30, color_system=None, highlight=False)
+
+
+def go_through(screen: Recorder) -> None:
+    screen.begin(Step.BUILD)
+    screen.end(Done(Step.BUILD, True, "0.1.0-x", 21.0))
+    screen.note("a unit differs")
+    screen.begin(Step.WATCH)
+    screen.show("3 of 10 s")
+
+
+def test_without_a_terminal_there_are_lines() -> None:
+    file = io.StringIO()
+    with open_screen(file, lambda: FIRST, width=100) as screen:
+        assert isinstance(screen, PlainScreen)
+        go_through(screen)
+        screen.end(Done(Step.WATCH, False, "it drops packets\nand more", 3.0))
+    assert [re.sub(r"^ +[0-9.]+ s  ", "", line) for line in file.getvalue().splitlines()] == [
+        "build ...",
+        "build ok, 21.0 s: 0.1.0-x",
+        "note: a unit differs",
+        "watch ...",
+        "watch FAILED, 3.0 s: it drops packets ...",
+    ]
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_terminal_shows_the_steps_and_the_server(width: int) -> None:
+    file = io.StringIO()
+    screen = LiveScreen(console(file, terminal=True, width=width), lambda: FIRST, now=lambda: 7.0)
+    go_through(screen)
+    wait_for("the pulse to be shown", lambda: screen._pulse is not None)
+    screen.begin(Step.WATCH)
+    screen.show("3 of 10 s")
+    screen.note("the end")
+    shown = file.getvalue()
+    screen.close()
+    for words in ("0.1.0-x", "21.0 s", "a unit differs", "3 of 10 s", "generation 4", "3 sessions"):
+        assert words in " ".join(shown.split()), words
+
+
+def test_the_last_picture_stays_without_the_pulse() -> None:
+    file = io.StringIO()
+    screen = LiveScreen(console(file, terminal=True), lambda: FIRST)
+    go_through(screen)
+    screen.end(Done(Step.WATCH, True, "3 sessions", 10.0))
+    file.truncate(0)
+    screen.close()
+    assert "generation 4" not in file.getvalue()
+    assert "0.1.0-x" in file.getvalue()
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed."""
+
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+
+class Latin(io.StringIO):
+    """A terminal that cannot show everything."""
+
+    encoding = "latin-1"  # type: ignore[assignment]
+
+    def write(self, text: str) -> int:
+        return super().write(text.encode("latin-1").decode("latin-1"))
+
+
+class Hanging(io.StringIO):
+    """A terminal that takes nothing, until it is `released`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.released = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.released.wait()
+        return super().write(text)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("kind", [Gone, Latin, Hanging])
+def test_a_terminal_at_its_worst_holds_up_nothing(
+    terminal: bool, kind: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screen_module, "CLOSE_SECS", 0.01)
+    stream = kind()
+    with open_screen(stream, lambda: None, force_terminal=terminal, _environ={"TERM": "xterm"}) as screen:
+        go_through(screen)
+        screen.end(Done(Step.WATCH, True, "3 sessions", 10.0))
+    assert [done.step for done in screen.done] == [Step.BUILD, Step.WATCH]
+    if isinstance(stream, Hanging):
+        stream.released.set()
+
+
+# --- Interruptions ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_is_noted_while_nothing_may_be_cut_off(number: int) -> None:
+    interrupts = Interrupts()
+    before = signal.getsignal(number)
+    with interrupts.listening():
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        interrupts.ignore()
+        interrupts.raise_noted()
+        os.kill(os.getpid(), number)
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.raise_noted()
+        interrupts.raise_noted()
+    assert signal.getsignal(number) is before
+
+
+def test_a_terminal_that_hangs_up_interrupts_nothing() -> None:
+    with Interrupts().listening():
+        os.kill(os.getpid(), signal.SIGHUP)

@@ -1,0 +1,158 @@
+"""Address translation: what must be true of the machine, and whose tables are touched."""
+
+from ipaddress import ip_interface
+from pathlib import Path
+
+import pytest
+
+from oxidize.errors import ConfigError
+from oxidize.hostnet import nat as nat_module
+from oxidize.hostnet.nat import Nat, check_forwarding, table_messages
+from oxidize.hostnet.nftables import Message, NftError, Table, delete_table
+
+ADDRESSES = [ip_interface("10.9.0.1/24"), ip_interface("fd09::1/64")]
+V4, V6 = "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"
+PORT = 7
+
+
+@pytest.fixture(autouse=True)
+def sysctls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    for name in (V4, V6):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("1\n")
+    monkeypatch.setattr(nat_module, "SYSCTLS", tmp_path)
+    return tmp_path
+
+
+class FakeSocket:
+    """A socket beside tables that are there already; it notes what it is told to do."""
+
+    port = PORT
+
+    def __init__(self, *found: Table, refusal: NftError | None = None) -> None:
+        self.found = list(found)
+        self.refusal = refusal
+        self.checked: list[list[Message]] = []
+        self.committed: list[list[Message]] = []
+        self.is_closed = False
+
+    def tables(self) -> list[Table]:
+        return self.found
+
+    def check(self, messages: list[Message]) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.checked.append(messages)
+
+    def commit(self, messages: list[Message]) -> None:
+        self.committed.append(messages)
+
+    def fileno(self) -> int:
+        return 3
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def made(monkeypatch: pytest.MonkeyPatch, held: FakeSocket, *, is_on: bool = True, passed: int | None = 3) -> Nat:
+    monkeypatch.setattr(nat_module.NftSocket, "adopt", lambda descriptor: held)
+    monkeypatch.setattr(nat_module.NftSocket, "create", lambda: held)
+    return Nat("ox0", ADDRESSES, is_on=is_on, passed=passed)
+
+
+# --- The sysctls ---
+
+
+def test_forwarding_is_asked_for_the_families_of_the_addresses(sysctls: Path) -> None:
+    check_forwarding(ADDRESSES)
+    sysctls.joinpath(V6).write_text("0\n")
+    check_forwarding(ADDRESSES[:1])
+    with pytest.raises(ConfigError) as caught:
+        check_forwarding(ADDRESSES)
+    (problem,) = caught.value.problems
+    assert "the sysctl net.ipv6.conf.all.forwarding is '0': expected 1" in problem
+    assert "`sysctl -w net.ipv6.conf.all.forwarding=1`" in problem
+
+
+def test_every_missing_sysctl_is_named(sysctls: Path) -> None:
+    sysctls.joinpath(V4).write_text("0\n")
+    sysctls.joinpath(V6).unlink()
+    with pytest.raises(ConfigError) as caught:
+        check_forwarding(ADDRESSES)
+    first, second = caught.value.problems
+    assert "net.ipv4.ip_forward is '0'" in first
+    assert "net.ipv6.conf.all.forwarding is 'No such file or directory'" in second
+
+
+# --- Whose tables ---
+
+
+def test_a_new_table_must_not_be_there_yet_and_ours_is_brought_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, exclusive in ([], True), ([Table("oxidize-ox0", PORT)], False):
+        held = FakeSocket(Table("firewall", 0), Table("other", PORT + 1), *found)
+        nat = made(monkeypatch, held)
+        nat.check()
+        assert held.committed == []
+        nat.apply()
+        assert held.checked == held.committed == [table_messages("ox0", ADDRESSES, exclusive=exclusive)]
+
+
+def test_what_the_socket_owns_besides_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = FakeSocket(Table("oxidize-before", PORT))
+    made(monkeypatch, held).apply()
+    assert held.committed == [[delete_table("oxidize-before"), *table_messages("ox0", ADDRESSES, exclusive=True)]]
+
+
+def test_switched_off_it_removes_its_own_and_lets_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = FakeSocket(Table("firewall", 0), Table("oxidize-ox0", PORT))
+    nat = made(monkeypatch, held, is_on=False)
+    nat.check()
+    assert nat.fileno() == 3
+    nat.apply()
+    nat.apply()
+    assert held.committed == [[delete_table("oxidize-ox0")]]
+    assert (held.is_closed, nat.fileno()) == (True, None)
+
+
+def test_never_asked_for_it_touches_nothing() -> None:
+    nat = Nat("ox0", ADDRESSES, is_on=False, passed=None)
+    nat.check()
+    nat.apply()
+    assert nat.fileno() is None
+    nat.close()
+
+
+@pytest.mark.parametrize(
+    ("owner", "remedy"), [(0, "`nft delete table inet oxidize-ox0`"), (99, r"another process \(netlink port 99\)")]
+)
+def test_a_table_of_our_name_that_is_not_ours_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, owner: int, remedy: str
+) -> None:
+    held = FakeSocket(Table("oxidize-ox0", owner))
+    nat = made(monkeypatch, held, passed=None)
+    with pytest.raises(ConfigError, match=remedy):
+        nat.check()
+    with pytest.raises(ConfigError, match=remedy):
+        nat.apply()
+    assert held.committed == []
+
+
+def test_only_a_table_that_somebody_holds_may_still_be_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made(monkeypatch, FakeSocket(Table("oxidize-ox0", 99)), passed=None).check(may_be_freed=True)
+    with pytest.raises(ConfigError, match="nft delete table"):
+        made(monkeypatch, FakeSocket(Table("oxidize-ox0", 0)), passed=None).check(may_be_freed=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"), [(1, "CAP_NET_ADMIN"), (22, "Linux 5.12"), (2, "nft_masq"), (95, "nf_tables"), (28, "refuses")]
+)
+def test_what_the_kernel_refuses_comes_with_a_remedy(monkeypatch: pytest.MonkeyPatch, code: int, remedy: str) -> None:
+    nat = made(monkeypatch, FakeSocket(refusal=NftError(code, 0)))
+    with pytest.raises(ConfigError, match=rf"table inet oxidize-ox0: .*{remedy}"):
+        nat.check()
+
+
+def test_only_networks_of_the_address_are_masqueraded_and_each_once() -> None:
+    addresses = [*ADDRESSES, ip_interface("10.9.0.9/24")]
+    assert table_messages("ox0", addresses, exclusive=True) == table_messages("ox0", ADDRESSES, exclusive=True)

@@ -1,0 +1,165 @@
+"""The data path: one batch through before the next is read, and what goes no further is counted."""
+
+from collections import deque
+from types import SimpleNamespace
+
+from oxidize.net.data_path import BATCHES_PER_EVENT_MAX, DataPath
+from oxidize.net.udp import ReceivedBatch
+from oxidize.protocol.constants import BATCH_PACKETS_MAX
+from oxidize.protocol.counters import DROPS_WORD, ArraySlots, DropReason
+from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.session_table import Transmit
+
+HERE = Endpoint(bytes([192, 0, 2, 1]), 51820)
+
+
+class FakeUdp:
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+        self.batches: deque[ReceivedBatch] = deque()
+        self.refused = 0
+        self.unreachable: list[tuple[tuple[bytes, int, int], bool]] = []
+
+    def receive(self) -> ReceivedBatch | None:
+        self.log.append("receive")
+        return self.batches.popleft() if self.batches else None
+
+    def transmit(self, endpoint: Endpoint, datagrams: list[bytes]) -> int:
+        self.log.append(f"transmit {len(datagrams)}")
+        return len(datagrams) - self.refused
+
+
+class FakeDevice:
+    """Delivers every datagram as it is, and sends every packet as it is."""
+
+    def __init__(self) -> None:
+        self.queued: list[Transmit] = []
+        self.timeouts: list[float] = []
+        self.unreachable: list[tuple[tuple[bytes, int, int], float, bool]] = []
+
+    def note_unreachable(self, remote, now, *, refused):
+        self.unreachable.append((remote, now, refused))
+
+    def receive_datagrams(self, datagrams, endpoint, now):
+        assert endpoint == HERE
+        return [bytes(datagram) for datagram in datagrams if datagram]
+
+    def send_packets(self, packets, now):
+        self.queued.append(Transmit(HERE, [bytes(packet) for packet in packets]))
+
+    def take_transmits(self):
+        queued, self.queued = self.queued, []
+        return queued
+
+    def next_deadline(self):
+        return 7.0
+
+    def handle_timeout(self, now):
+        self.timeouts.append(now)
+        self.send_packets([b"keepalive"], now)
+
+
+class FakeNetwork:
+    def __init__(self, log: list[str], fd: int | None) -> None:
+        self.log = log
+        self.fd = fd
+        self.waiting: list[bytes] = []
+        self.refused = 0
+
+    def fileno(self):
+        return self.fd
+
+    def read_packets(self, limit):
+        self.log.append("read")
+        taken, self.waiting = self.waiting[:limit], self.waiting[limit:]
+        return taken
+
+    def write_packets(self, packets):
+        self.log.append(f"write {len(packets)}")
+        if self.fd is None:
+            self.waiting += packets
+        return self.refused
+
+
+def make(fd: int | None = 9) -> SimpleNamespace:
+    log: list[str] = []
+    words = ArraySlots().words
+    udp, device, network = FakeUdp(log), FakeDevice(), FakeNetwork(log, fd)
+    path = DataPath(device, udp, network, words, lambda: 5.0, DropReason.ROUTE_UNSUPPORTED)
+    return SimpleNamespace(path=path, udp=udp, device=device, network=network, words=words, log=log)
+
+
+def dropped(parts: SimpleNamespace, reason: DropReason) -> int:
+    return parts.words[DROPS_WORD + reason]
+
+
+def batch(*datagrams: bytes, truncated: bool = False) -> ReceivedBatch:
+    return ReceivedBatch(HERE, [memoryview(datagram) for datagram in datagrams], truncated)
+
+
+def test_a_batch_is_written_before_the_next_is_read() -> None:
+    parts = make()
+    parts.udp.batches += [batch(b"a", b"b"), batch(b"c")]
+    parts.path.from_udp()
+    assert parts.log == ["receive", "write 2", "receive", "write 1", "receive"]
+
+
+def test_the_other_sources_have_their_turn_after_some_batches() -> None:
+    parts = make()
+    parts.udp.batches += [batch(b"a")] * (BATCHES_PER_EVENT_MAX + 1)
+    parts.path.from_udp()
+    assert len(parts.udp.batches) == 1
+    parts.network.waiting = [b"x"] * (BATCH_PACKETS_MAX * (BATCHES_PER_EVENT_MAX + 1))
+    parts.path.from_network()
+    assert len(parts.network.waiting) == BATCH_PACKETS_MAX
+
+
+def test_a_network_that_replies_at_once_is_read_before_the_next_batch() -> None:
+    parts = make(fd=None)
+    parts.udp.batches += [batch(b"a"), batch(b"b")]
+    parts.path.from_udp()
+    once = ["receive", "write 1", "read", "transmit 1"]
+    assert parts.log == [*once, *once, "receive"]
+
+
+def test_datagrams_that_deliver_nothing_write_nothing() -> None:
+    parts = make()
+    parts.udp.batches.append(batch(b""))
+    parts.path.from_udp()
+    assert parts.log == ["receive", "receive"]
+
+
+def test_what_goes_no_further_is_counted() -> None:
+    parts = make()
+    parts.network.refused = 2
+    parts.udp.batches += [batch(b"a", b"b", b"c"), batch(truncated=True)]
+    parts.path.from_udp()
+    assert dropped(parts, DropReason.ROUTE_UNSUPPORTED) == 2
+    assert dropped(parts, DropReason.TRUNCATED) == 1
+    parts.udp.refused = 1
+    parts.network.waiting = [b"x", b"y"]
+    parts.path.from_network()
+    assert dropped(parts, DropReason.SEND_FAILED) == 1
+
+
+def test_what_a_timeout_makes_the_device_say_leaves_at_once() -> None:
+    parts = make()
+    assert parts.path.next_deadline() == 7.0
+    parts.path.handle_timeout(7.5)
+    assert parts.device.timeouts == [7.5]
+    assert parts.log == ["transmit 1"]
+    assert parts.device.queued == []
+
+
+def test_what_cannot_be_reached_is_told_once_a_turn_however_often_it_was_said() -> None:
+    parts = make()
+    other = (bytes([192, 0, 2, 9]), 1, 0)
+    parts.udp.unreachable = [(HERE.remote, True)] * 1000 + [(other, False), (HERE.remote, False)]
+    parts.path.from_udp()
+    assert parts.device.unreachable == [(HERE.remote, 5.0, True), (other, 5.0, False), (HERE.remote, 5.0, False)]
+    assert parts.udp.unreachable == []
+    parts.udp.unreachable = [(HERE.remote, True)]
+    parts.path.flush()
+    assert len(parts.device.unreachable) == 4
+    parts.path.flush()
+    assert len(parts.device.unreachable) == 4

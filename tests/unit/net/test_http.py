@@ -1,0 +1,371 @@
+"""/health and /metrics are answered without waiting; what a client sends never raises, and what it holds is bounded."""
+
+import errno
+import json
+import random
+import select
+import socket
+
+import pytest
+
+from oxidize.net import http
+from oxidize.net.http import HttpServer, Response, health_response, make_respond
+
+
+class World:
+    """A listener on the loopback, a loop, a clock, and clients."""
+
+    def __init__(self, respond) -> None:
+        self.now = 100.0
+        self.epoll = select.epoll()
+        self.callbacks = {}
+        self.requests = []
+        self.clients = []
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.listener.setblocking(False)
+
+        def recorded(method: str, path: str) -> Response:
+            self.requests.append((method, path))
+            return respond(method, path)
+
+        self.server = HttpServer(self.listener, recorded, self.register, self.unregister, lambda: self.now)
+
+    def register(self, descriptor, events, callback):
+        if descriptor in self.callbacks:
+            self.epoll.modify(descriptor, events)
+        else:
+            self.epoll.register(descriptor, events)
+        self.callbacks[descriptor] = callback
+
+    def unregister(self, descriptor):
+        del self.callbacks[descriptor]
+        self.epoll.unregister(descriptor)
+
+    def run(self) -> None:
+        """Call back until nothing is ready."""
+        while ready := self.epoll.poll(0):
+            for descriptor, _ in ready:
+                if callback := self.callbacks.get(descriptor):
+                    callback()
+
+    def connect(self, data: bytes = b"") -> socket.socket:
+        client = socket.create_connection(self.listener.getsockname())
+        client.settimeout(5)
+        self.clients.append(client)
+        client.sendall(data)
+        self.run()
+        return client
+
+    def read(self, client: socket.socket) -> bytes:
+        """Everything that the server sends until it closes."""
+        received = bytearray()
+        client.setblocking(False)
+        try:
+            while True:
+                self.run()
+                try:
+                    chunk = client.recv(65_536)
+                except BlockingIOError:
+                    # Nothing there and nothing ready: either the kernel is at it, or the server has stopped.
+                    assert select.select([client, self.epoll], [], [], 5)[0], f"the server is stuck after {received!r}"
+                    continue
+                if not chunk:
+                    return bytes(received)
+                received += chunk
+        finally:
+            client.settimeout(5)
+
+    def exchange(self, data: bytes) -> bytes:
+        client = self.connect(data)
+        answer = self.read(client)
+        client.close()
+        self.run()
+        return answer
+
+    def close(self) -> None:
+        self.server.close()
+        for client in self.clients:
+            client.close()
+        self.listener.close()
+        self.epoll.close()
+
+
+def pages(state="healthy"):
+    return make_respond(lambda: state, lambda: (b"metric 1\n", "text/plain; version=1.0.0"))
+
+
+@pytest.fixture
+def world():
+    world = World(pages())
+    yield world
+    world.close()
+
+
+def request(path: str = "/health", method: str = "GET", headers: str = "", body: str = "") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n{body}".encode()
+
+
+def parse(answer: bytes) -> tuple[int, dict[str, str], bytes]:
+    head, separator, body = answer.partition(b"\r\n\r\n")
+    assert separator, answer
+    status, *lines = head.decode().split("\r\n")
+    return int(status.split()[1]), {k.lower(): v for k, v in (line.split(": ", 1) for line in lines)}, body
+
+
+# --- The pages ---
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "body"),
+    [
+        ("healthy", 200, b'{"status":"healthy","ready":true}'),
+        ("starting", 503, b'{"status":"starting","ready":false}'),
+        ("draining", 503, b'{"status":"draining","ready":false}'),
+    ],
+)
+def test_health(state, status, body):
+    response = health_response(state)
+    assert (response.status, response.body, response.content_type) == (status, body, "application/json")
+    assert json.loads(body)["status"] == state
+
+
+def test_a_page_is_answered_and_the_connection_closed(world):
+    status, headers, body = parse(world.exchange(request()))
+    assert status == 200
+    assert body == b'{"status":"healthy","ready":true}'
+    assert headers == {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "connection": "close",
+        "cache-control": "no-store",
+    }
+    assert world.requests == [("GET", "/health")]
+    assert world.server.busy == 0
+
+
+def test_metrics_and_what_is_not_there(world):
+    status, headers, body = parse(world.exchange(request("/metrics?name=x")))
+    assert (status, headers["content-type"], body) == (200, "text/plain; version=1.0.0", b"metric 1\n")
+    status, _, body = parse(world.exchange(request("/secret")))
+    assert status == 404
+    assert b"/health" in body
+    assert b"/metrics" in body
+
+
+def test_head_has_the_headers_of_get_and_no_body(world):
+    status, headers, body = parse(world.exchange(request(method="HEAD")))
+    assert (status, headers["content-length"], body) == (200, "33", b"")
+
+
+@pytest.mark.parametrize("target", ["http://localhost:9090/health", "HTTP://localhost/health?x=/y", "/health?"])
+def test_a_target_may_be_a_whole_uri(world, target):
+    assert parse(world.exchange(request(target)))[0] == 200
+
+
+def test_http_1_0_is_answered(world):
+    assert parse(world.exchange(b"GET /health HTTP/1.0\r\n\r\n"))[0] == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "BREW"])
+def test_other_methods_are_refused_with_the_ones_allowed(world, method):
+    client = world.connect(request(method=method, headers="Content-Length: 5\r\n", body="hello"))
+    client.shutdown(socket.SHUT_WR)
+    status, headers, _ = parse(world.read(client))
+    assert (status, headers["allow"]) == (405, "GET, HEAD")
+    assert world.requests == []
+
+
+# --- Requests in pieces, and what is none ---
+
+
+def test_a_request_may_come_byte_by_byte(world):
+    client = world.connect()
+    for byte in request():
+        client.send(bytes([byte]))
+        world.run()
+    assert parse(world.read(client))[0] == 200
+
+
+def test_a_body_is_read_and_forgotten_up_to_a_limit(world):
+    size = http.REQUEST_BODY_BYTES_MAX
+    assert parse(world.exchange(request(headers=f"Content-Length: {size}\r\n", body="x" * size)))[0] == 200
+    client = world.connect(request(headers=f"Content-Length: {size + 1}\r\n", body="x" * (size + 1)))
+    assert parse(world.read(client))[0] == 413
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"hello\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300), 400),  # TLS
+        (b"GET /health HTTP/1.1\r\n\r\n", 400),  # no Host
+        (b"GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+        (b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET /" + b"a" * 100_000, 431),
+    ],
+)
+def test_what_is_no_request_is_refused(world, data, status):
+    client = world.connect(data)
+    client.shutdown(socket.SHUT_WR)
+    assert parse(world.read(client))[0] == status
+    assert world.requests == []
+
+
+def test_a_client_that_waits_for_nothing_is_forgotten(world):
+    for data in (b"", b"GET /hea"):
+        client = world.connect(data)
+        assert world.server.busy == 1
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # reset, not close
+        client.close()
+        world.run()
+        assert world.server.busy == 0
+
+
+def test_random_bytes_never_raise(world):
+    seed = 20_240_607
+    rng = random.Random(seed)
+    valid = request("/metrics", headers="Transfer-Encoding: chunked\r\n", body="5\r\nhello\r\n0\r\n\r\n")
+    for number in range(400):
+        data = bytearray(valid if number % 2 else rng.randbytes(rng.randrange(200)))
+        for _ in range(rng.randrange(4)):
+            if data:
+                data[rng.randrange(len(data))] = rng.randrange(256)
+        client = world.connect(bytes(data[: rng.randrange(len(data) + 1)] if number % 3 == 0 else data))
+        client.shutdown(socket.SHUT_WR)
+        answer = world.read(client)
+        assert answer == b"" or parse(answer)[0] in {200, 400, 404, 405, 413, 431, 501}, f"seed {seed}, {number}"
+        client.close()
+        world.run()
+        assert world.server.busy == 0
+
+
+# --- Limits ---
+
+
+def test_a_slow_reader_holds_up_nobody():
+    body = b"x" * 8_000_000  # more than the kernel buffers
+    world = World(lambda _method, path: Response(200, body if path == "/big" else b"small"))
+    try:
+        slow = world.connect(request("/big"))
+        assert parse(world.exchange(request("/small")))[2] == b"small"
+        assert world.server.busy == 1
+        assert parse(world.read(slow))[2] == body
+        assert world.server.busy == 0
+    finally:
+        world.close()
+
+
+def test_every_connection_ends_with_its_time(world):
+    assert world.server.next_deadline() is None
+    first = world.connect(b"GET /")
+    world.now += 1
+    second = world.connect()
+    assert world.server.next_deadline() == 100.0 + http.CONNECTION_SECS_MAX
+    world.server.handle_timeout(100.0 + http.CONNECTION_SECS_MAX - 0.001)
+    assert world.server.busy == 2
+    world.server.handle_timeout(100.0 + http.CONNECTION_SECS_MAX)
+    assert world.server.busy == 1
+    assert first.recv(1) == b""
+    assert world.server.next_deadline() == 101.0 + http.CONNECTION_SECS_MAX
+    second.sendall(request())
+    assert parse(world.read(second))[0] == 200
+    assert world.server.next_deadline() is None
+
+
+def test_the_oldest_idle_connection_makes_room(world):
+    clients = [world.connect() for _ in range(http.CONNECTIONS_MAX)]
+    assert world.server.busy == http.CONNECTIONS_MAX
+    newest = world.connect()
+    assert world.server.busy == http.CONNECTIONS_MAX
+    assert clients[0].recv(1) == b""
+    for client in (clients[1], newest):
+        client.sendall(request())
+        assert parse(world.read(client))[0] == 200
+
+
+class Refusing:
+    """A listener whose accept fails."""
+
+    def __init__(self, listener, *failures: int) -> None:
+        self.listener, self.failures = listener, list(failures)
+
+    def fileno(self) -> int:
+        return self.listener.fileno()
+
+    def accept(self):
+        if self.failures:
+            raise OSError(self.failures.pop(0), "injected")
+        return self.listener.accept()
+
+
+@pytest.mark.parametrize("shortage", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_a_shortage_of_descriptors_pauses_accepting_for_a_while(world, shortage):
+    world.server._listener = Refusing(world.listener, shortage)
+    client = world.connect(request())
+    assert world.listener.fileno() not in world.callbacks  # or the loop would spin
+    assert world.server.next_deadline() == world.now + http.ACCEPT_RETRY_SECS
+    world.server.handle_timeout(world.now + http.ACCEPT_RETRY_SECS)
+    assert parse(world.read(client))[0] == 200
+    assert world.server.next_deadline() is None
+
+
+def test_a_connection_that_was_gone_before_it_was_accepted_is_passed_over(world):
+    world.server._listener = Refusing(world.listener, errno.ECONNABORTED)
+    assert parse(world.exchange(request()))[0] == 200
+
+
+# --- Handing over ---
+
+
+def test_a_paused_server_leaves_new_connections_to_its_successor(world):
+    serving = world.connect(b"GET /health HTTP/1.1\r\n")
+    world.server.pause()
+    world.server.pause()
+    waiting = world.connect(request())
+    assert world.server.busy == 1
+    serving.sendall(b"Host: a\r\n\r\n")
+    assert parse(world.read(serving))[0] == 200  # what was accepted is served
+    assert world.server.busy == 0
+    # The successor has its own descriptor of the same file description.
+    with world.listener.dup() as inherited:
+        successor = HttpServer(inherited, pages("draining"), world.register, world.unregister, lambda: world.now)
+        assert parse(world.read(waiting))[0] == 503
+        successor.close()
+    world.server.resume()
+    world.server.resume()
+    assert parse(world.exchange(request()))[0] == 200
+
+
+def test_a_pause_outlasts_a_shortage(world):
+    world.server._listener = Refusing(world.listener, errno.EMFILE)
+    world.connect(request())
+    world.server.pause()
+    world.server.handle_timeout(world.now + 60)
+    assert world.listener.fileno() not in world.callbacks
+
+
+def test_close_leaves_nothing_but_the_listener(world):
+    client = world.connect()
+    world.server.close()
+    world.server.close()
+    assert world.callbacks == {}
+    assert client.recv(1) == b""
+    assert world.listener.fileno() >= 0
+    world.server.handle_timeout(world.now + 60)
+
+
+def test_a_bug_of_the_responder_reaches_the_loop_and_frees_the_client():
+    def broken(_method, _path):
+        raise ZeroDivisionError
+
+    world = World(broken)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            world.connect(request())
+        assert world.server.busy == 0
+        assert world.clients[0].recv(1) == b""
+    finally:
+        world.close()

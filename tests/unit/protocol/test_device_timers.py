@@ -1,0 +1,133 @@
+"""Where the timers of a device meet each other, and what they may cost."""
+
+from oxidize.protocol.constants import (
+    KEEPALIVE_TIMEOUT,
+    PEERS_PER_TIMEOUT_MAX,
+    REKEY_AFTER_TIME,
+    REKEY_ATTEMPT_TIME,
+    REKEY_TIMEOUT,
+    TYPE_INITIATION,
+)
+from oxidize.protocol.counters import DropReason, Total
+from oxidize.protocol.messages import message_type
+from tests.support.network import World, lose_everything
+
+
+def initiations(world: World) -> int:
+    return sum(message_type(datagram) == TYPE_INITIATION for _, _, datagram in world.log)
+
+
+def test_a_keepalive_is_a_message_that_calls_for_a_new_keypair_too():
+    world = World()
+    client, _ = world.pair(keepalive=25.0)
+    world.run(REKEY_AFTER_TIME + 25.0 + 1)
+    assert client.total(Total.HANDSHAKES_INITIATOR) == 2
+
+
+def test_a_new_session_makes_the_handshake_needless_that_was_held_back():
+    world = World()
+    client, server = world.host(), world.host()
+    client.know(server)
+    server.know(client)
+    client.start()
+    server.start()
+    client.send(server)
+    world.exchange()
+    client.peer(server).current = client.peer(server).previous = None
+    client.send(server)  # held back: the last initiation is too recent
+    assert client.peer(server).handshake_wanted_at < world.now + REKEY_TIMEOUT + 1
+    server.peer(client).current = server.peer(client).previous = None
+    world.now += 1
+    server.send(client)
+    world.exchange()
+    world.run(REKEY_TIMEOUT + 1)
+    assert initiations(world) == 2
+    assert len(server.delivered) == 2
+
+
+def test_whoever_still_sends_does_not_give_up():
+    world = World()
+    client, server = world.pair()
+    for _ in range(12):
+        client.send(server)
+        world.run(10, lose_everything)
+    assert client.dropped(DropReason.HANDSHAKE_TIMED_OUT) == 0
+    world.run(REKEY_ATTEMPT_TIME, lose_everything)
+    assert client.dropped(DropReason.HANDSHAKE_TIMED_OUT) == 12
+
+
+def test_silence_lets_the_kernel_choose_our_address_again():
+    world = World()
+    client, server = world.pair()
+    client.send(server)
+    world.exchange()
+    here = client.endpoint._replace(local_address=bytes([203, 0, 113, 9]), local_interface=3)
+    client.send(server)
+    server.device.receive_datagrams(client.device.take_transmits()[0].datagrams, here, world.now)
+    server.send(client)
+    assert server.device.take_transmits()[0].endpoint == here
+    world.now += KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + 1
+    server.device.handle_timeout(world.now)
+    assert server.device.take_transmits()[0].endpoint == client.endpoint
+
+
+def test_few_looks_at_a_peer_are_scheduled_however_long_it_talks():
+    world = World()
+    client, server = world.pair()
+    for _ in range(60):
+        client.send(server)
+        world.exchange()
+        world.run(20)
+    for host in (client, server):
+        assert len(host.device._due) <= 6
+
+
+def test_staged_packets_of_all_peers_have_one_limit(monkeypatch):
+    monkeypatch.setattr("oxidize.protocol.staging.STAGED_BYTES_MAX", 3000)
+    world = World()
+    client, *servers = (world.host() for _ in range(3))
+    for server in servers:
+        client.know(server)
+        server.know(client)
+    client.start()
+    for server in servers:
+        server.start()
+        client.send(server, bytes(980), count=2)
+    assert client.dropped(DropReason.STAGED_OVERFLOW) == 1
+    world.exchange()
+    assert [len(server.delivered) for server in servers] == [2, 1]
+    client.peer(servers[0]).current = None
+    client.send(servers[0], bytes(980), count=3)
+    assert client.dropped(DropReason.STAGED_OVERFLOW) == 1
+
+
+def test_of_two_handshakes_that_began_at_once_neither_is_repeated():
+    world = World()
+    client, server = world.host(), world.host()
+    client.know(server)
+    server.know(client)
+    client.start()
+    server.start()
+    client.send(server)
+    server.send(client)
+    world.carry()
+    world.carry(lambda source, _, datagram: [datagram] if source == server.endpoint else [])  # one response is lost
+    world.exchange()
+    world.run(REKEY_TIMEOUT + 1)
+    assert initiations(world) == 2
+    assert len(server.delivered) == len(client.delivered) == 1
+
+
+def test_timers_of_many_peers_are_run_a_few_at_a_time():
+    world = World()
+    hub = world.host()
+    others = [world.host() for _ in range(PEERS_PER_TIMEOUT_MAX + 4)]
+    for other in others:
+        hub.know(other, keepalive=25.0)
+    hub.start()
+    hub.device.handle_timeout(world.now)
+    assert len(hub.device.take_transmits()) == PEERS_PER_TIMEOUT_MAX
+    assert hub.device.next_deadline() <= world.now
+    hub.device.handle_timeout(world.now)
+    assert len(hub.device.take_transmits()) == 4
+    assert hub.device.next_deadline() > world.now

@@ -1,0 +1,410 @@
+"""Links while they are down, and while they come back; the server's side of it, and successors in the middle of it."""
+
+import pytest
+
+from oxidize.protocol.constants import (
+    BATCH_PACKETS_MAX,
+    INITIATION_INTERVAL_MIN,
+    REJECT_AFTER_TIME,
+    TYPE_DATA,
+    TYPE_INITIATION,
+    TYPE_RESPONSE,
+    UNKNOWN_INDEX_INTERVAL,
+)
+from oxidize.protocol.counters import ROUND_TRIP_NS, DropReason, LinkState, Total
+from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.link import (
+    KNOCK_PACES,
+    REPLAY_BURST_PACKETS,
+    REPLAY_PAUSE_SECS,
+    SUPERSEDED_MAX,
+    LinkPolicy,
+)
+from oxidize.protocol.messages import DATA_HEADER, message_type
+from tests.support.client_and_server import (
+    NOTICED_SECS,
+    TICK,
+    hold,
+    linked,
+    payloads,
+    restart,
+    sent,
+    state,
+    until_connected,
+)
+from tests.support.network import World, lose_everything, packet
+
+# --- While it is down ---
+
+
+def test_knocks_bring_back_a_server_that_knows_our_place_at_once():
+    world = World()
+    client, server = linked(world, known=True)
+    client.send(server)
+    world.exchange(lose_everything)
+    world.run(30.0, lose_everything)
+    assert state(client, server) == LinkState.RECONNECTING
+    restart(server)
+    server.delivered.clear()
+    world.run(KNOCK_PACES[1][1] + TICK)
+    assert state(client, server) == LinkState.CONNECTED
+    assert server.total(Total.UNKNOWN_INDEX_INITIATIONS) + client.total(Total.HANDSHAKES_INITIATOR) >= 1
+    assert len(server.delivered) == 1
+
+
+def test_knocks_end_with_the_session():
+    world = World()
+    client, server = linked(world)
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    world.run(REJECT_AFTER_TIME, lose_everything)
+    world.log.clear()
+    world.run(60.0, lose_everything)
+    assert sent(world, client, TYPE_DATA) == 0
+    assert sent(world, client, TYPE_INITIATION) > 0
+
+
+def test_when_refusals_end_the_server_is_asked_at_once():
+    world = World()
+    client, server = linked(world)
+    for _ in range(20):
+        client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+        world.run(1.0, lose_everything)
+    world.run(0.3)
+    assert state(client, server) == LinkState.CONNECTED
+
+
+def test_another_way_is_tried_at_once():
+    world = World()
+    client, server = linked(world)
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    world.run(20.0, lose_everything)
+    world.move(client, Endpoint(bytes([198, 51, 100, 7]), 4242))
+    client.device.note_network_change(world.now)
+    world.exchange()
+    assert state(client, server) == LinkState.CONNECTED
+    assert server.peer(client).endpoint == client.endpoint
+
+
+def test_a_server_that_moved_is_found_where_its_name_says():
+    world = World()
+    client, server = linked(world)
+    world.move(server, Endpoint(bytes([203, 0, 113, 9]), 51820))
+    client.send(server, b"where")
+    world.exchange()
+    world.run(2.0)
+    assert state(client, server) == LinkState.RECONNECTING
+    client.device.place(client.peer(server), server.endpoint, world.now)
+    world.exchange()
+    assert payloads(server) == [b"where"]
+
+
+# --- The server's side ---
+
+
+def test_unknown_indices_bring_about_one_handshake_at_a_time():
+    world = World()
+    client, server = linked(world, known=True)
+    restart(server)
+    junk = DATA_HEADER.pack(TYPE_DATA, 77, 0) + bytes(16)
+    for _ in range(1000):
+        server.receive([junk], client.endpoint)
+    assert sum(len(transmit.datagrams) for transmit in server.device.take_transmits()) == 1
+    world.run(UNKNOWN_INDEX_INTERVAL * 120, lose_everything)
+    assert sent(world, server, TYPE_INITIATION) == 0, "without retries"
+
+
+def test_unknown_indices_do_not_touch_a_session_that_is_alive():
+    world = World()
+    client, server = linked(world, known=True)
+    server.receive([DATA_HEADER.pack(TYPE_DATA, 77, 0) + bytes(16)], client.endpoint)
+    assert server.device.take_transmits() == []
+
+
+def test_unknown_indices_from_unknown_places_mean_nothing():
+    world = World()
+    client, server = linked(world, known=True)
+    restart(server)
+    server.receive([DATA_HEADER.pack(TYPE_DATA, 77, 0) + bytes(16)], client.endpoint._replace(port=1))
+    assert server.device.take_transmits() == []
+
+
+def test_unknown_indices_of_many_peers_have_one_limit():
+    world = World()
+    server, clients = world.host(), [world.host() for _ in range(100)]
+    for client in clients:
+        server.know(client)
+    server.start()
+    for client in clients:
+        server.receive([DATA_HEADER.pack(TYPE_DATA, 77, 0) + bytes(16)], client.endpoint)
+    assert 10 <= server.total(Total.UNKNOWN_INDEX_INITIATIONS) <= 60
+
+
+# --- Being replaced in the middle of it ---
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 7.0])
+def test_a_successor_goes_on_with_an_outage(seconds: float):
+    world = World()
+    client, server = linked(world)
+    client.send(server, b"1")
+    world.exchange(lose_everything)
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+    world.run(seconds, lose_everything)
+    client.send(server, b"2")
+    began = client.total(Total.OUTAGES)
+    client.hand_over()
+    client.device.begin_links(world.now)
+    client.send(server, b"3")
+    assert state(client, server) == LinkState.RECONNECTING
+    until_connected(world, client, server, 6.0)
+    assert payloads(server) == [b"1", b"2", b"3"]
+    assert client.total(Total.OUTAGES) == began == client.total(Total.RECONNECTS)
+
+
+def test_a_predecessor_that_thaws_does_not_knock_where_its_successor_came_in():
+    world = World()
+    client, server = linked(world)
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    predecessor = client.hand_over()
+    client.device.begin_links(world.now)
+    until_connected(world, client, server, 1.0)
+    client.freeze()
+    client.thaw(predecessor)
+    predecessor.begin_links(world.now)
+    before = client.total(Total.SENT_KEEPALIVES)
+    world.run(30.0)
+    assert client.total(Total.SENT_KEEPALIVES) <= before + 1, "the one that was due already"
+
+
+def test_a_link_that_is_up_is_no_business_of_a_successors():
+    world = World()
+    client, server = linked(world)
+    client.hand_over()
+    client.device.begin_links(world.now)
+    assert client.device.take_transmits() == []
+    client.send(server, b"on")
+    world.exchange()
+    assert server.delivered == [packet(client.inner, server.inner, b"on")]
+
+
+# --- What waited leaves in bursts ---
+
+
+def test_what_waited_leaves_in_bursts_and_what_comes_meanwhile_stays_behind_it():
+    world = World()
+    client, server = linked(world)
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    for number in range(300):
+        client.send(server, number.to_bytes(4, "big"))
+    sizes = []
+    while state(client, server) != LinkState.CONNECTED or client.peer(server).staged:
+        before = len(server.delivered)
+        world.run(REPLAY_PAUSE_SECS / 5)
+        sizes.append(len(server.delivered) - before)
+        if sizes[-1]:
+            client.send(server, (300 + sum(map(bool, sizes))).to_bytes(4, "big"))
+            world.exchange()
+        assert world.now < 1010.0
+    assert max(sizes) == REPLAY_BURST_PACKETS
+    numbers = [int.from_bytes(payload, "big") for payload in payloads(server)]
+    assert numbers == sorted(numbers)
+    assert numbers[:300] == list(range(300))
+    assert len(numbers) > 300
+    assert server.drops() == {}
+
+
+def test_what_comes_while_it_leaves_asks_for_no_further_session():
+    world = World()
+    client, server = linked(world)
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    for _ in range(10):
+        client.send(server, count=BATCH_PACKETS_MAX)
+    while state(client, server) != LinkState.CONNECTED:
+        world.run(TICK)
+    before = client.total(Total.INITIATIONS_SENT)
+    while client.peer(server).staged:
+        client.send(server, b"behind it")
+        world.run(REPLAY_PAUSE_SECS)
+    world.run(0.1)
+    assert client.total(Total.INITIATIONS_SENT) == before
+    assert payloads(server)[-1] == b"behind it"
+
+
+def test_an_outage_in_the_middle_of_it_loses_nothing():
+    world = World()
+    client, server = linked(world)
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    for number in range(200):
+        client.send(server, number.to_bytes(4, "big"))
+    while state(client, server) != LinkState.CONNECTED:
+        world.run(TICK / 10, lambda _, __, datagram: [] if message_type(datagram) == TYPE_DATA else [datagram])
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    until_connected(world, client, server, 1.0)
+    assert [int.from_bytes(payload, "big") for payload in payloads(server)] == list(range(200))
+
+
+# --- Several initiations at once ---
+
+
+def test_a_response_to_an_earlier_initiation_is_as_good():
+    world = World()
+    client, server = world.host(), world.host()
+    client.know(server, link=LinkPolicy())
+    server.know(client, reachable=False)
+    client.start()
+    server.start()
+    client.device.begin_links(world.now)
+    held: list[bytes] = []
+    world.exchange(hold(TYPE_INITIATION, held))
+    world.run(1.0, hold(TYPE_INITIATION, held))
+    assert len(held) >= 4
+    server.receive(held, client.endpoint)  # all at once: it answers the first and calls the others a flood
+    world.exchange()
+    assert state(client, server) == LinkState.CONNECTED
+    assert server.total(Total.INITIATIONS_RECEIVED) == 1
+    client.send(server, b"at once")
+    world.exchange()
+    assert payloads(server) == [b"at once"]
+    assert client.peer(server).handshake is None
+
+
+def test_of_two_answered_initiations_the_session_of_the_later_one_stays():
+    world = World()
+    client, server = linked(world)
+    held: list[bytes] = []
+    world.run(1.0)
+    client.device.note_network_change(world.now)
+    world.exchange(hold(TYPE_INITIATION, held))
+    world.run(0.5, hold(TYPE_INITIATION, held))
+    responses: list[bytes] = []
+    for initiation in held[:2]:
+        world.run(1.0, lose_everything)
+        server.receive([initiation], client.endpoint)
+        world.exchange(hold(TYPE_RESPONSE, responses))
+    assert len(responses) == 2
+    for response in responses:
+        client.receive([response], server.endpoint)
+    client.send(server, b"still")
+    world.exchange()
+    assert b"still" in payloads(server)
+    assert server.dropped(DropReason.UNKNOWN_INDEX) <= 1, "the confirmation of the first"
+
+
+def test_what_leaves_between_two_answers_is_sent_again_in_the_session_that_stays():
+    world = World()
+    client, server = linked(world)
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    for number in range(2 * REPLAY_BURST_PACKETS):
+        client.send(server, bytes([number]))
+    held: list[bytes] = []
+    world.run(0.3, hold(TYPE_INITIATION, held))
+    responses: list[bytes] = []
+    for initiation in held[:2]:  # among those of many others, so that the second is no flood
+        server.receive([initiation], client.endpoint)
+        world.exchange(hold(TYPE_RESPONSE, responses))
+        world.now += 2 * INITIATION_INTERVAL_MIN
+    for response in responses:
+        client.receive([response], server.endpoint)
+        world.exchange()
+    world.run(1.0)
+    assert payloads(server) == [bytes([number]) for number in range(2 * REPLAY_BURST_PACKETS)]
+
+
+@pytest.mark.parametrize("away_secs", [3.0, 10.0])
+def test_an_initiation_that_waited_for_its_server_tells_nothing_of_the_round_trip(away_secs: float):
+    world = World()
+    client, server = linked(world)
+    round_trip = client.peer(server).slot + ROUND_TRIP_NS
+    client.slots.words[round_trip] = 20_000_000
+    held: list[bytes] = []
+    client.send(server)
+    world.exchange(hold(TYPE_INITIATION, held))
+    world.run(away_secs, lambda *sent: [] if message_type(sent[2]) == TYPE_DATA else hold(TYPE_INITIATION, held)(*sent))
+    server.receive(held, client.endpoint)  # its socket was held meanwhile
+    world.exchange()
+    assert state(client, server) == LinkState.CONNECTED
+    assert client.slots.words[round_trip] == 20_000_000
+
+
+def test_indices_of_forgotten_initiations_are_released():
+    world = World()
+    client, server = linked(world)
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+    for _ in range(100):
+        client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+        world.run(0.5, lose_everything)
+    assert sent(world, client, TYPE_INITIATION) > 2 * SUPERSEDED_MAX
+    assert len(client.device._table.indices) <= SUPERSEDED_MAX + 3
+    until_connected(world, client, server, 6.0)
+    assert len(client.device._table.indices) <= 2
+
+
+def test_what_was_on_its_way_when_the_last_answer_came_is_sent_again():
+    world = World()
+    client, server = linked(world)
+    client.slots.words[client.peer(server).slot + ROUND_TRIP_NS] = 50_000_000
+    client.send(server, b"answered")
+    world.exchange()
+    world.run(0.07)
+    client.send(server, b"on its way")  # and then the server ends
+    world.exchange(lose_everything)
+    world.run(0.05, lose_everything)
+    server.send(client)  # what it had said before
+    world.exchange()
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+    until_connected(world, client, server, 1.0)
+    assert payloads(server) == [b"answered", b"on its way"]
+
+
+# --- Why ---
+
+
+@pytest.mark.parametrize(
+    ("why", "expected"),
+    [
+        ("silence", "no answer: is it up, and does each side have the other's public key?"),
+        ("refused", "nobody listens there"),
+        ("unreachable", "it cannot be reached"),
+        ("no name", "its name could not be looked up"),
+    ],
+)
+def test_a_link_that_does_not_come_up_is_told_of_once_with_the_reason(why: str, expected: str):
+    world = World()
+    client, server = world.host(), world.host()
+    client.know(server, reachable=why != "no name", link=LinkPolicy(retries_max=8))
+    client.start()
+    server.start()
+    told: list[tuple[LinkState, str]] = []
+    client.device.watch_links(lambda _, state, reason: told.append((state, reason)))
+    client.device.begin_links(world.now)
+    for _ in range(600):
+        if why in {"refused", "unreachable"}:
+            client.device.note_unreachable(server.endpoint.remote, world.now, refused=why == "refused")
+        world.run(0.1, lose_everything)
+    assert told == [(LinkState.CONNECTING, expected), (LinkState.FAILED, expected)]
+
+
+def test_reasons_to_hurry_are_no_reason_to_go_on_for_ever():
+    world = World()
+    client, server = linked(world, LinkPolicy(retries_max=20))
+    client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+    for _ in range(60):
+        world.run(1.5, lose_everything)
+        client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+        client.device.note_network_change(world.now)
+    assert state(client, server) == LinkState.FAILED
+
+
+def test_the_time_between_a_death_and_the_next_process_is_no_silence_of_the_servers():
+    world = World()
+    client, server = linked(world)
+    client.send(server, b"asked")  # the answer waits in the socket, or is on its way
+    client.take_transmits()
+    world.now += 2.0
+    client.replace()
+    client.device.begin_links(world.now)
+    client.device.handle_timeout(world.now)
+    world.exchange()
+    assert sent(world, client, TYPE_INITIATION) == 0
+    world.run(NOTICED_SECS)
+    assert sent(world, client, TYPE_INITIATION) == 1, "but from then on it is"

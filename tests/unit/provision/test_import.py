@@ -1,0 +1,340 @@
+"""`oxidize import`: what wg-quick's file comes to, what is said of the rest, and what is wrong with a bad one."""
+
+import os
+import tomllib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from oxidize.cli.commands import main
+from oxidize.config import load_client, load_server
+from oxidize.errors import ConfigError
+from oxidize.provision import config_file, conversion, wg_quick
+from oxidize.provision.names import peer_names
+from tests.support.config_files import ALICE, BOB, OWN_PUBLIC, PRESHARED, PRIVATE, b64
+
+CAROL = b64(0xCA401 << 100)
+
+SERVER = f"""\
+# made by hand
+[Interface]
+Address = 10.8.0.1/24, fd42::1/64
+Address = 172.16.0.1
+PRIVATEKEY={PRIVATE}   # secret
+ListenPort = 51830
+MTU = 1380
+SaveConfig = false
+Table = auto
+
+# laptop
+[Peer]
+PublicKey = {ALICE}
+PresharedKey = {PRESHARED}
+AllowedIPs = 10.8.0.2, fd42::2/128
+
+[peer]
+# Name = Bob's phone
+PublicKey = {BOB}
+AllowedIPs = 10.8.0.3/32
+AllowedIPs = 192.168.9.1/24
+Endpoint = [2001:db8::1]:4
+Endpoint = office.example:51820
+PersistentKeepalive = 15
+
+[Peer]
+PublicKey = {CAROL}
+PersistentKeepalive = off
+PresharedKey = AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=
+AllowedIPs =
+"""
+
+CLIENT = f"""\
+[Interface]
+PrivateKey = {PRIVATE}
+Address = 10.8.0.2/24
+DNS = 10.8.0.1, corp.example
+
+[Peer]
+PublicKey = {ALICE}
+PresharedKey = {PRESHARED}
+Endpoint = vpn.example.org:51820
+AllowedIPs = 10.8.0.0/24
+"""
+
+
+@pytest.fixture
+def wg0(tmp_path: Path) -> Path:
+    path = tmp_path / "wg0.conf"
+    path.write_text(SERVER)
+    (tmp_path / "out").mkdir()
+    return path
+
+
+def run(path: Path, *arguments: str, name: str = "server.toml") -> Result:
+    result = CliRunner().invoke(main, ["import", str(path), "-o", str(path.parent / "out" / name), *arguments])
+    assert PRIVATE not in result.output
+    assert PRESHARED not in result.output
+    assert result.stdout == ""
+    return result
+
+
+def notes(text: str) -> list[str]:
+    return list(conversion.to_server(wg_quick.parse(text, "wg0.conf"), "wg0.conf").notes)
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        notes(text)
+    assert all(line.startswith("wg0.conf: ") for line in caught.value.problems)
+    return [line.removeprefix("wg0.conf: ") for line in caught.value.problems]
+
+
+def test_a_server_is_imported(wg0: Path) -> None:
+    result = run(wg0)
+    assert result.exit_code == 0, result.stderr
+    out = wg0.parent / "out"
+    assert {path.name: path.stat().st_mode & 0o077 for path in out.iterdir()} in (
+        {"server.toml": 0, "server.key": 0, "laptop.psk": 0},
+        {"server.toml": 0o040, "server.key": 0, "laptop.psk": 0},  # where the service's user exists
+    )
+    server = load_server(out / "server.toml")
+    assert [str(address) for address in server.addresses] == ["10.8.0.1/24", "fd42::1/64", "172.16.0.1/32"]
+    assert (server.listen, server.mtu, server.interface) == (("::", 51830), 1380, "oxidize0")
+    assert [
+        (one.name, [str(network) for network in one.allowed_ips], one.endpoint, one.persistent_keepalive)
+        for one in server.peers
+    ] == [
+        ("laptop", ["10.8.0.2/32", "fd42::2/128"], None, 0),
+        ("Bob-s-phone", ["10.8.0.3/32", "192.168.9.0/24"], "office.example:51820", 15),
+        ("peer-3", [], None, 0),
+    ]
+    assert [any(one.preshared_key) for one in server.peers] == [True, False, False]
+    assert result.stderr.splitlines() == [
+        *(f"wrote {out}/{name}" for name in ("server.key", "laptop.psk", "server.toml")),
+        (
+            "note: ListenPort = 51830: under systemd the port is that of oxidize.socket: `systemctl edit "
+            "oxidize.socket`, and write [Socket], ListenDatagram= and ListenDatagram=51830 on three lines"
+        ),
+        (
+            "note: public_endpoint is not set: `oxidize peer add` tells clients where the server is, and guesses "
+            'without it; write public_endpoint = "vpn.example.org" under [server]'
+        ),
+        "note: the interface is oxidize0: firewall rules that name wg0 are to name it instead",
+        "note: end the old tunnel before the new one starts: systemctl disable --now wg-quick@wg0",
+    ]
+
+
+def test_what_is_there_is_not_overwritten(wg0: Path) -> None:
+    assert run(wg0).exit_code == 0
+    wg0.write_text(SERVER.replace("51830", "51831"))
+    result = run(wg0)
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 3
+    assert load_server(wg0.parent / "out/server.toml").listen[1] == 51830
+    assert run(wg0, "--force").exit_code == 0
+    assert load_server(wg0.parent / "out/server.toml").listen[1] == 51831
+
+
+def test_a_client_is_imported_where_that_is_said(wg0: Path) -> None:
+    wg0.write_text(CLIENT)
+    result = run(wg0, "--client", name="client.toml")
+    assert result.exit_code == 0, result.stderr
+    client = load_client(wg0.parent / "out/client.toml")
+    assert (client.server, b64(int.from_bytes(client.server_public_key, "big"))) == ("vpn.example.org:51820", ALICE)
+    assert (client.persistent_keepalive, any(client.preshared_key)) == (0, True)
+    assert {path.name for path in (wg0.parent / "out").iterdir()} == {"client.toml", "client.key", "client.psk"}
+    assert [str(address) for address in client.name_servers.servers] == ["10.8.0.1"]
+    assert client.name_servers.domains == ("corp.example",)
+    (note,) = (line for line in result.stderr.splitlines() if line.startswith("note: "))
+    assert note.startswith("note: end the old tunnel")
+
+
+def test_a_folder_is_made_for_what_is_imported(wg0: Path) -> None:
+    (wg0.parent / "out").rmdir()
+    assert run(wg0).exit_code == 0
+    assert load_server(wg0.parent / "out/server.toml").listen[1] == 51830
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="lacks root: only root gives files away")
+@pytest.mark.parametrize(("text", "role"), [(SERVER, "server"), (CLIENT, "client")])
+def test_what_is_imported_is_the_services(wg0: Path, monkeypatch: pytest.MonkeyPatch, text: str, role: str) -> None:
+    monkeypatch.setattr(config_file, "service_owner", lambda: config_file.Owner(12345, 54321))
+    wg0.write_text(text)
+    assert run(wg0, *(["--client"] if role == "client" else []), name=f"{role}.toml").exit_code == 0
+    found = {path.name: path.stat() for path in (wg0.parent / "out").iterdir()}
+    owners = {name: (one.st_uid, one.st_gid, one.st_mode & 0o777) for name, one in found.items()}
+    assert owners.pop(f"{role}.toml") == (0, 54321, 0o640)
+    assert len(owners) == 2
+    assert set(owners.values()) == {(12345, 54321, 0o600)}
+
+
+def dns_of_client(*lines: str) -> tuple[object, list[str]]:
+    """Return what becomes of lines of a client, and the notes."""
+    text = CLIENT.replace("DNS = 10.8.0.1, corp.example\n", "".join(f"{line}\n" for line in lines))
+    found = conversion.to_client(wg_quick.parse(text, "wg0.conf"), "wg0.conf")
+    return tomllib.loads(found.toml)["client"].get("dns"), list(found.notes)
+
+
+def test_name_servers_and_search_domains() -> None:
+    assert dns_of_client() == (None, [])
+    assert dns_of_client("DNS = corp.example. fd42::1,", "DNS = 10.8.0.1") == (
+        ["corp.example", "fd42::1", "10.8.0.1"],
+        [],
+    )
+    entries, (note,) = dns_of_client("DNS = 10.8.0.1, 0.0.0.0")
+    assert entries == ["10.8.0.1"]
+    assert note == 'line 4: DNS = "0.0.0.0": left out: expected an address that one machine can have, without a zone'
+    assert dns_of_client("DNS = corp.example") == (
+        None,
+        ["DNS names no name server, so its domains are left out, as by wg-quick"],
+    )
+
+
+def test_a_clients_file_is_known_for_one(wg0: Path) -> None:
+    wg0.write_text(CLIENT.replace("10.8.0.0/24", "0.0.0.0/0, ::/0"))
+    result = run(wg0)
+    assert result.exit_code == 2
+    assert "this is a client's file" in result.stderr
+    assert "`oxidize import --client`" in result.stderr
+    wg0.write_text(SERVER)
+    assert "expected one [Peer] with an Endpoint" in run(wg0, "--client").stderr
+    assert list((wg0.parent / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [None, b"\xff", b""])
+def test_what_is_no_such_file_is_one_line(wg0: Path, content: bytes | None) -> None:
+    wg0.unlink()
+    if content is not None:
+        wg0.write_bytes(content)
+    result = run(wg0)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"oxidize: {wg0}: ")
+    assert "expected" in line
+
+
+# --- What has no counterpart ---
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("PostUp = iptables -t nat -A POSTROUTING -o eth0 -j MASQUERADE", ["address translation"]),
+        ("PostUp = nft add rule ip nat post oifname eth0 masquerade", ["address translation"]),
+        ("PostUp = sysctl -w net.ipv4.ip_forward=1", ["/etc/sysctl.d/"]),
+        ("PostUp = iptables -A FORWARD -i %i -j ACCEPT", ["for the interface oxidize0"]),
+        ("PostUp = ip rule add; sysctl net.ipv4.ip_forward=1 # x", ["/etc/sysctl.d/"]),
+        ("PostUp = /root/hook", ['line 4: PostUp = "/root/hook": no counterpart; let a unit of its own run it after']),
+        (f"PostUp = wg set %i private-key <(echo {PRIVATE})", ["PostUp = (not shown): no counterpart"]),
+        ("PreUp = a", ["before oxidize-daemon starts"]),
+        ("PreDown = a", ["before oxidize-daemon ends"]),
+        ("PostDown = a", ["after oxidize-daemon has ended"]),
+        ("PostDown = iptables -t nat -D POSTROUTING -o eth0 -j MASQUERADE", []),
+        ("SaveConfig = true", ["only changed by you"]),
+        ("SaveConfig = false", []),
+        ("Table = off", ["no counterpart; routes"]),
+        ("Table = auto", []),
+        ("FwMark = 0x1", ["without a mark"]),
+        ("FwMark = off", []),
+        ("DNS = 1.1.1.1", ["no use for name servers"]),
+    ],
+)
+def test_everything_else_is_reported(line: str, expected: list[str]) -> None:
+    found = notes(f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.8.0.1/24\n{line}\nListenPort = 51820\n")
+    assert len(found) == len(expected)
+    assert all(text in note for text, note in zip(expected, found, strict=True))
+    assert all(PRIVATE not in note for note in found)
+
+
+def test_a_file_without_a_port_is_told_which_it_gets() -> None:
+    (note,) = notes(f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.8.0.1/24\n")
+    assert note == "there is no ListenPort, so wg took any; this one takes 51820"
+
+
+def test_an_address_that_two_have_is_the_last_ones() -> None:
+    text = (
+        f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.8.0.1/24\nListenPort = 51820\n"
+        f"[Peer]\nPublicKey = {ALICE}\nAllowedIPs = 10.8.0.2/32, 10.8.0.2/32, 10.8.0.9/32\n"
+        f"[Peer]\nPublicKey = {BOB}\nAllowedIPs = 10.8.0.2/32\n"
+    )
+    assert notes(text) == ["10.8.0.2/32 of peer-1 is left to peer-2, as wg does"]
+
+
+# --- What is wrong ---
+
+
+def test_every_mistake_has_its_line() -> None:
+    assert problems("[Interface]\nPrivatKey = x\nfoo\nNonsense = 1\n[Pear]\nPublicKey = a\n = 3\n") == [
+        "line 2: PrivatKey: expected a name that [Interface] has; did you mean PrivateKey?",
+        "line 3: expected Name = value, or a section in brackets; correct it, or begin it with #",
+        "line 4: Nonsense: expected a name that [Interface] has; correct it, or begin the line with #",
+        "line 5: expected [Interface] or [Peer]; correct it",
+        "line 7: expected Name = value, or a section in brackets; correct it, or begin it with #",
+    ]
+    text = (
+        f"[Interface]\nPrivateKey = {PRIVATE[:-1]}\nListenPort = 99999\nMTU = big\n"
+        f"[Peer]\nAllowedIPs = 10.0.0.256, +10.0.0.1/32\nEndpoint = nowhere\nPersistentKeepalive = -1\n"
+        f"[Peer]\nPublicKey = {PRIVATE[:-3]}\nPresharedKey = {PRIVATE}{PRIVATE}\n"
+    )
+    found = problems(text)
+    assert [line.partition(":")[0] for line in found] == [f"line {n}" for n in (1, 2, 3, 4, 5, 6, 6, 7, 8, 10, 11)]
+    assert PRIVATE[:-3] not in "".join(found).replace(f"PublicKey = {PRIVATE[:-3]}", "")
+    assert all("expected" in line or "is missing" in line for line in found)
+
+
+def test_networks_within_networks_are_refused() -> None:
+    text = (
+        f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.8.0.1/24\n"
+        f"[Peer]\nPublicKey = {ALICE}\nAllowedIPs = 10.8.0.2/24\n"
+        f"# bob\n[Peer]\nPublicKey = {BOB}\nAllowedIPs = 10.8.0.3\n"
+    )
+    (line,) = problems(text)
+    assert line.startswith("line 8: 10.8.0.3/32 of bob lies within 10.8.0.0/24 of peer-1: expected no overlap")
+
+
+def test_a_setting_before_any_section() -> None:
+    assert problems("MTU = 3\n")[0] == "line 1: expected a section first; write [Interface] above it"
+
+
+# --- Names ---
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("# laptop\n[Peer]\n", ["laptop"]),
+        ("[Peer] # laptop\n", ["laptop"]),
+        ("[Peer]\n# laptop\nPublicKey = a\n", ["laptop"]),
+        ("[Peer]\nPublicKey = a # laptop\n", ["laptop"]),
+        ("# Name = laptop\n# of Alice\n[Peer]\n", ["laptop"]),
+        ("# friendly_name=laptop\n[Peer]\n", ["laptop"]),
+        ("# something else\n# laptop\n[Peer]\n", ["laptop"]),
+        ("### Client laptop\n[Peer]\n", ["laptop"]),
+        ("### begin laptop ###\n[Peer]\nPublicKey = a\n### end laptop ###\n### begin b ###\n[Peer]\n", ["laptop", "b"]),
+        ("# a\n[Peer]\nPublicKey = a\n# b\n[Peer]\n", ["a", "b"]),
+        ("[Peer]\nPublicKey = a\n# b\n[Peer]\n", ["peer-1", "b"]),
+        ("[Peer]\nPublicKey = a\n\n# b\n\n[Peer]\n", ["b", "peer-2"]),  # not right above
+        ("# a\n[Peer]\n# a\n[Peer]\n", ["a", "a-2"]),
+        ("# this one is a long story\n[Peer]\n", ["peer-1"]),
+        ("# Alice's big box!\n[Peer]\n", ["Alice-s-big-box"]),
+        ("# ###\n[Peer]\n", ["peer-1"]),
+        ("# übung\n[Peer]\n", ["bung"]),
+        ("[Peer]\n#Endpoint = 1.2.3.4:5\n#PresharedKey = x\n", ["peer-1"]),
+        (f"[Peer]\n# {PRIVATE}\n", ["peer-1"]),
+        (f"# Name = {PRIVATE}\n[Peer]\n", ["peer-1"]),
+        ("# " + "n" * 100 + "\n[Peer]\n", ["peer-1"]),
+    ],
+)
+def test_names_come_from_comments(text: str, expected: list[str]) -> None:
+    document = wg_quick.parse("[Interface]\nMTU = 1\n\n" + text, "wg0.conf")
+    assert peer_names(document.peers) == expected
+
+
+def test_nothing_shows_a_key() -> None:
+    document = wg_quick.parse(SERVER, "wg0.conf")
+    found = conversion.to_server(document, "wg0.conf")
+    for shown in (repr(document), repr(found), found.toml):
+        assert PRIVATE not in shown
+        assert PRESHARED not in shown
+    assert OWN_PUBLIC not in found.toml

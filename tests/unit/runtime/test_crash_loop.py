@@ -1,0 +1,37 @@
+"""Crash loops: some starts are free, then each one waits longer, and a generation that lasts sets it back."""
+
+from itertools import pairwise
+
+from oxidize.protocol.counters import ENDED_ON_PURPOSE_WORD, ArraySlots, Total
+from oxidize.runtime.crash_loop import DELAY_MAX_SECS, STABLE_SECS, STARTS_WITHOUT_DELAY, Stability, note_start
+
+
+def test_some_starts_in_a_row_are_free_and_then_each_waits_longer_up_to_a_limit() -> None:
+    words = ArraySlots().words
+    delays = [note_start(words) for _ in range(40)]
+    assert delays[:STARTS_WITHOUT_DELAY] == [0.0] * STARTS_WITHOUT_DELAY
+    assert delays[STARTS_WITHOUT_DELAY] > 0
+    assert all(later >= earlier for earlier, later in pairwise(delays))
+    assert delays[-1] == DELAY_MAX_SECS
+
+
+def test_a_generation_that_lasts_sets_the_count_back() -> None:
+    words = ArraySlots().words
+    for _ in range(10):
+        note_start(words)
+    stability = Stability(words, lambda: 100.0)
+    stability.handle_timeout(100.0 + STABLE_SECS - 1)
+    assert words[Total.STARTS_IN_A_ROW] == 10
+    assert stability.next_deadline() == 100.0 + STABLE_SECS
+    stability.handle_timeout(100.0 + STABLE_SECS)
+    assert words[Total.STARTS_IN_A_ROW] == 0
+    assert stability.next_deadline() is None
+    assert note_start(words) == 0.0
+
+
+def test_an_end_on_purpose_is_no_crash() -> None:
+    words = ArraySlots().words
+    for _ in range(20):
+        words[ENDED_ON_PURPOSE_WORD] = 1
+        assert note_start(words) == 0.0
+        assert words[ENDED_ON_PURPOSE_WORD] == 0

@@ -1,0 +1,340 @@
+"""Remembered endpoints: what is written comes back, and no file can cost more than itself."""
+
+import base64
+import json
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.peer import Peer, PeerSettings
+from oxidize.runtime import endpoint_cache
+from oxidize.runtime.endpoint_cache import (
+    FILE_BYTES_MAX,
+    FORMAT,
+    STEP_PAUSE_SECS,
+    STEP_PEERS,
+    WRITE_SECS,
+    EndpointMemory,
+    recall,
+)
+from tests.support.network import Host, World
+
+V4 = Endpoint(bytes([198, 51, 100, 7]), 4242)
+V6 = Endpoint(bytes.fromhex("20010db8000000000000000000000007"), 51820)
+LINK_LOCAL = Endpoint(bytes.fromhex("fe800000000000000000000000000007"), 51820, 3)
+
+
+class FakeLog:
+    def __init__(self) -> None:
+        self.warnings: list[dict[str, str]] = []
+
+    def warning(self, event: str, **fields: str) -> None:
+        self.warnings.append(fields)
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> FakeLog:
+    fake = FakeLog()
+    monkeypatch.setattr(endpoint_cache, "log", fake)
+    return fake
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "endpoints.json"
+
+
+def server_with(places: Iterable[Endpoint | None]) -> Host:
+    """Return a server whose peers were last seen there."""
+    world = World()
+    server = world.host()
+    for number, place in enumerate(places, start=2):
+        key = number.to_bytes(32, "big")
+        network = ip_network((10 << 24) + number)
+        server.peers.append(PeerSettings(key, allowed_ips=(network,), endpoint=None))
+        if place is not None:
+            server.peers[-1] = PeerSettings(key, allowed_ips=(network,), endpoint=place)
+    server.start()
+    return server
+
+
+def forgetful(server: Host) -> Host:
+    """Return the same server as it is configured: nobody's place is known."""
+    again = World().host()
+    again.peers = [PeerSettings(peer.public_key, allowed_ips=peer.allowed_ips) for peer in server.peers]
+    again.start()
+    return again
+
+
+def straight(peers: Iterable[Peer]) -> Iterator[Peer]:
+    yield from peers
+
+
+def places(server: Host) -> list[Endpoint | None]:
+    return [peer.endpoint for peer in server.device.peers.values()]
+
+
+def memory(server: Host, path: Path) -> EndpointMemory:
+    return EndpointMemory(path, server.device, lambda: server.world.now)
+
+
+def run(memory: EndpointMemory, seconds: float, now: float) -> list[float]:
+    """Let time pass; return when something was due."""
+    moments = []
+    end = now + seconds
+    while (due := memory.next_deadline()) <= end:
+        moments.append(due)
+        memory.handle_timeout(due)
+    return moments
+
+
+# --- Round trips ---
+
+
+def test_what_was_written_is_recalled(path: Path, log: FakeLog) -> None:
+    server = server_with([V4, None, V6])
+    memory(server, path).write_now()
+    again = forgetful(server)
+    recall(path, again.device, straight, again.world.now)
+    assert places(again) == [V4, None, V6]
+    assert log.warnings == []
+
+
+def test_what_is_recalled_is_known_to_a_successor_and_asked_for_a_session(path: Path) -> None:
+    server = server_with([V4])
+    memory(server, path).write_now()
+    again = forgetful(server)
+    recall(path, again.device, straight, again.world.now)
+    again.replace()
+    assert places(again) == [V4]
+
+
+def test_where_a_peer_is_by_configuration_or_by_its_own_word_goes_before_memory(path: Path) -> None:
+    server = server_with([V4, V4._replace(port=1)])
+    memory(server, path).write_now()
+    again = server_with([V6, None])
+    recall(path, again.device, straight, again.world.now)
+    assert places(again) == [V6, V4._replace(port=1)]
+
+
+def test_a_link_local_place_is_left_out(path: Path) -> None:
+    server = server_with([LINK_LOCAL, V4])
+    memory(server, path).write_now()
+    assert "fe80" not in path.read_text()
+    assert len(json.loads(path.read_text())["endpoints"]) == 1
+
+
+def test_no_key_but_public_ones_is_in_it(path: Path) -> None:
+    server = server_with([V4])
+    memory(server, path).write_now()
+    document = json.loads(path.read_text())
+    assert document == {"format": FORMAT, "endpoints": {base64.b64encode((2).to_bytes(32, "big")).decode(): str(V4)}}
+    assert base64.b64encode(server.private_key).decode() not in path.read_text()
+
+
+# --- When it is written ---
+
+
+def test_it_is_written_when_somebody_has_moved_and_not_else(path: Path) -> None:
+    server = server_with([V4])
+    remembered = memory(server, path)
+    assert run(remembered, WRITE_SECS - 1.0, server.world.now) == []
+    run(remembered, WRITE_SECS, server.world.now)
+    assert path.exists()
+    path.unlink()
+    run(remembered, 10 * WRITE_SECS, server.world.now)
+    assert not path.exists()
+    remembered.write_now()
+    assert not path.exists()
+    server.device.place_remembered(next(iter(server.device.peers.values())), V6, server.world.now)
+    server.device._table.move_endpoint(next(iter(server.device.peers.values())), V6, server.world.now)
+    run(remembered, 12 * WRITE_SECS, server.world.now)
+    assert json.loads(path.read_text())["endpoints"].popitem()[1] == str(V6)
+
+
+def test_many_peers_are_written_in_steps_and_nothing_is_seen_before_the_last(path: Path) -> None:
+    count = 3 * STEP_PEERS + 1
+    server = server_with([V4._replace(port=port) for port in range(1, count + 1)])
+    remembered = memory(server, path)
+    begin = remembered.next_deadline()
+    for step in range(4):
+        assert list(path.parent.iterdir()) == []
+        assert remembered.next_deadline() == pytest.approx(begin + step * STEP_PAUSE_SECS)
+        remembered.handle_timeout(remembered.next_deadline())
+    assert len(json.loads(path.read_text())["endpoints"]) == count
+    assert remembered.next_deadline() > begin + WRITE_SECS
+
+
+def test_who_moves_while_it_is_written_is_written_the_next_time(path: Path) -> None:
+    server = server_with([V4._replace(port=port) for port in range(1, STEP_PEERS + 2)])
+    remembered = memory(server, path)
+    remembered.handle_timeout(remembered.next_deadline())
+    first = next(iter(server.device.peers.values()))
+    server.device._table.move_endpoint(first, V6, server.world.now)
+    run(remembered, 3 * WRITE_SECS, server.world.now)
+    assert str(V6) in json.loads(path.read_text())["endpoints"].values()
+
+
+# --- The file itself ---
+
+
+def test_only_its_owner_may_read_it_whatever_the_mask(path: Path) -> None:
+    before = os.umask(0)
+    try:
+        memory(server_with([V4]), path).write_now()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_it_is_replaced_as_a_whole_and_leaves_nothing_beside_it(path: Path) -> None:
+    server = server_with([V4])
+    path.write_text("old")
+    path.with_name("endpoints.json.new").write_text("half, of a process that was killed")
+    with path.open() as reader:
+        memory(server, path).write_now()
+        assert reader.read() == "old"
+    assert json.loads(path.read_text())["format"] == FORMAT
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_it_is_not_written_through_a_link_that_somebody_put_there(path: Path) -> None:
+    precious = path.parent / "precious"
+    precious.write_text("precious")
+    path.with_name("endpoints.json.new").symlink_to(precious)
+    path.symlink_to(precious)
+    memory(server_with([V4]), path).write_now()
+    assert precious.read_text() == "precious"
+    assert not path.is_symlink()
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_of_once(tmp_path: Path, log: FakeLog) -> None:
+    path = tmp_path / "none" / "endpoints.json"
+    server = server_with([V4, V4])
+    remembered = memory(server, path)
+    peer = next(iter(server.device.peers.values()))
+    for number in range(1, 4):
+        server.device._table.move_endpoint(peer, V4._replace(port=number), server.world.now)
+        run(remembered, number * 2 * WRITE_SECS, server.world.now)
+    assert [warning["path"] for warning in log.warnings] == [str(path)]
+    path.parent.mkdir()
+    server.device._table.move_endpoint(peer, V6, server.world.now)
+    remembered.write_now()
+    assert path.exists()
+
+
+# --- What may stand in a file ---
+
+KEY = base64.b64encode((2).to_bytes(32, "big")).decode()
+
+
+def document(endpoints: object, version: object = FORMAT) -> bytes:
+    return json.dumps({"format": version, "endpoints": endpoints}).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        document({KEY: str(V4)})[:-5],
+        b"\xff\xfe\x00",
+        b"null",
+        b"[]",
+        b"7",
+        b'"format"',
+        b"{}",
+        b'{"format": 1}',
+        document([KEY]),
+        document(None),
+        document("x"),
+        document({KEY: str(V4)}, FORMAT + 1),
+        document({KEY: str(V4)}, "1"),
+        document({KEY: str(V4)}, None),
+        b'{"format": ' + b"9" * 10_000 + b"}",
+        b"[" * 200_000,
+        b'{"format": 1, "endpoints": {"a": ' + b"[" * 200_000,
+        b" " * (FILE_BYTES_MAX + 1),
+    ],
+    ids=lambda content: repr(content[:24]),
+)
+def test_a_file_that_is_none_costs_what_it_would_have_said_and_is_told_of(
+    content: bytes, path: Path, log: FakeLog
+) -> None:
+    path.write_bytes(content)
+    server = forgetful(server_with([V4]))
+    recall(path, server.device, straight, server.world.now)
+    assert places(server) == [None]
+    assert len(log.warnings) == 1
+    assert log.warnings[0]["path"] == str(path)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "",
+        "198.51.100.7",
+        ":",
+        "vpn.example.org:51820",
+        "198.51.100.7:0",
+        "198.51.100.7:65536",
+        "198.51.100.7:99999999999999999999",
+        "198.51.100.7:" + "9" * 5000,
+        "198.51.100.7:x",
+        "\ud800:51820",
+        "é" * 100 + ":1",
+        "x" * 100_000 + ":1",
+        7,
+        None,
+        [],
+        {},
+        True,
+    ],
+    ids=lambda place: ascii(place)[:24],
+)
+def test_a_place_that_is_none_costs_that_peers_and_no_others(place: object, path: Path, log: FakeLog) -> None:
+    other = base64.b64encode((3).to_bytes(32, "big")).decode()
+    path.write_bytes(document({KEY: place, other: str(V6), "not a key": str(V4), "": "", "\ud800": "\ud800"}))
+    server = forgetful(server_with([V4, V6]))
+    recall(path, server.device, straight, server.world.now)
+    assert places(server) == [None, V6]
+
+
+def test_a_first_start_has_nothing_to_tell_of(path: Path, log: FakeLog) -> None:
+    server = forgetful(server_with([V4]))
+    recall(path, server.device, straight, server.world.now)
+    recall(path / "below", server.device, straight, server.world.now)
+    assert places(server) == [None]
+    assert [warning["path"] for warning in log.warnings] in ([], [str(path / "below")])
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def a_pipe_without_a_writer(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_file_without_an_end(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def a_link_to_itself(path: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize("make", [a_folder, a_pipe_without_a_writer, a_file_without_an_end, a_link_to_itself])
+def test_what_is_no_file_costs_nothing_else(make: Callable[[Path], None], path: Path, log: FakeLog) -> None:
+    make(path)
+    server = forgetful(server_with([V4]))
+    recall(path, server.device, straight, server.world.now)
+    assert places(server) == [None]
+    assert len(log.warnings) == 1
+    memory(server_with([V4]), path).write_now()
+    assert path.is_file() or len(log.warnings) == 2

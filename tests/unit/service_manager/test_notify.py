@@ -1,0 +1,133 @@
+"""The service manager's side, spoken to over a real socket: messages, files, barriers."""
+
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from oxidize.errors import ConfigError
+from oxidize.service_manager import notify
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(path))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        yield listening
+
+
+def read(manager: socket.socket) -> tuple[list[str], list[int]]:
+    data, fds, _, _ = socket.recv_fds(manager, 4096, 4)
+    return data.decode().split("\n"), list(fds)
+
+
+def test_without_a_manager_nothing_is_said(monkeypatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    assert not notify.is_managed()
+    notify.notify("READY=1")
+    notify.store_fd("journal", 0)
+    notify.forget_fds("journal")
+
+
+def test_messages(manager) -> None:
+    assert notify.is_managed()
+    notify.notify("READY=1", "STATUS=generation 1")
+    assert read(manager) == (["READY=1", "STATUS=generation 1"], [])
+    notify.forget_fds("journal", "arena")
+    assert [read(manager)[0] for _ in range(2)] == [
+        ["FDSTOREREMOVE=1", "FDNAME=journal"],
+        ["FDSTOREREMOVE=1", "FDNAME=arena"],
+    ]
+
+
+def test_a_file_is_stored_and_never_polled(manager) -> None:
+    memfd = os.memfd_create("journal")
+    try:
+        notify.store_fd("journal", memfd)
+        lines, (stored,) = read(manager)
+        assert lines == ["FDSTORE=1", "FDNAME=journal", "FDPOLL=0"]
+        assert os.path.sameopenfile(stored, memfd)
+        os.close(stored)
+    finally:
+        os.close(memfd)
+
+
+def test_a_barrier_waits_for_the_manager_to_close_it(manager) -> None:
+    def obey() -> None:
+        lines, (barrier,) = read(manager)
+        assert lines == ["BARRIER=1"]
+        os.close(barrier)
+
+    thread = threading.Thread(target=obey)
+    thread.start()
+    assert notify.barrier()
+    thread.join()
+
+
+def test_a_barrier_that_nobody_answers_fails(manager, monkeypatch) -> None:
+    monkeypatch.setattr(notify, "BARRIER_TIMEOUT_SECS", 0.0)
+    assert not notify.barrier()
+    _, (barrier,) = read(manager)
+    os.close(barrier)
+
+
+def test_files_passed_to_another_process_are_not_ours(monkeypatch) -> None:
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid() + 1))
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    assert notify.listen_fds() == {}
+    monkeypatch.delenv("LISTEN_PID")
+    assert notify.listen_fds() == {}
+
+
+def test_passed_files_have_names_and_are_inherited_no_further(monkeypatch) -> None:
+    class Daemon:
+        @staticmethod
+        def listen_fds_with_names(unset_environment: bool) -> dict[int, str]:
+            assert unset_environment
+            return {first: "udp", second: "udp", third: "http"}
+
+    first, second, third = (os.dup(2) for _ in range(3))
+    try:
+        for fd in (first, second, third):
+            os.set_inheritable(fd, True)
+        monkeypatch.setattr(notify, "_daemon", Daemon)
+        monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+        passed = notify.listen_fds()
+        assert passed == {"udp": [first, second], "http": [third]}
+        assert not any(map(os.get_inheritable, (first, second, third)))
+    finally:
+        for fd in (first, second, third):
+            os.close(fd)
+
+
+def test_each_name_is_one_file() -> None:
+    assert notify.single({"udp": [3], "other": [4, 5]}, ("udp", "http")) == {"udp": 3}
+    with pytest.raises(ConfigError) as caught:
+        notify.single({"udp": [3, 4], "http": [5, 6, 7]}, ("udp", "http"))
+    first, second = caught.value.problems
+    assert first.startswith("LISTEN_FDS: 2 files are named 'udp': expected one; give each socket unit its own")
+    assert second.startswith("LISTEN_FDS: 3 files are named 'http'")
+
+
+def test_a_manager_without_the_package_is_an_error_and_not_a_server_that_forgets(manager, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "systemd", None)
+    with pytest.raises(ConfigError, match=r"pip install 'oxidize\[systemd\]'"):
+        notify.store_fd("journal", 0)
+
+
+def test_a_manager_that_is_gone_is_one_line(manager) -> None:
+    Path(os.environ["NOTIFY_SOCKET"]).unlink()
+    with pytest.raises(ConfigError) as caught:
+        notify.store_fd("journal", 0)
+    (line,) = caught.value.problems
+    assert line.startswith(
+        f"NOTIFY_SOCKET = {os.environ['NOTIFY_SOCKET']}: No such file or directory: expected a service"
+    )
+    with pytest.raises(ConfigError):
+        notify.barrier()

@@ -1,0 +1,132 @@
+"""What systemd says of our unit: it is asked only where it is our manager, and not to know is no failure."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from oxidize.errors import TakeoverError
+from oxidize.service_manager import systemctl
+
+SYSTEMCTL = """#!/bin/sh
+test -z "$NOTIFY_SOCKET" || exit 9
+cat "$ANSWER"
+"""
+
+
+@pytest.fixture
+def fake_systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, str]]:
+    """A systemctl that answers with a file, and the environment of a process of oxidize-daemon.service."""
+    program = tmp_path / "systemctl"
+    program.write_text(SYSTEMCTL)
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    cgroup = tmp_path / "cgroup"
+    cgroup.write_text("0::/system.slice/oxidize-daemon.service\n")
+    monkeypatch.setattr(systemctl, "CGROUP", cgroup)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    answer = tmp_path / "answer"
+    environ = {"NOTIFY_SOCKET": systemctl.SYSTEMD_SOCKET, "ANSWER": str(answer), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    return answer, environ
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("0::/system.slice/oxidize-daemon.service", "oxidize-daemon.service"),
+        ("4:cpu:/\n1:name=systemd:/system.slice/a.service\n0::/", "a.service"),
+        ("0::/user.slice/user-0.slice/session-1.scope", None),
+        ("4:cpu:/system.slice/a.service", None),
+    ],
+)
+def test_the_unit_is_that_of_the_cgroup(line: str, expected: str | None) -> None:
+    assert systemctl.name(line) == expected
+
+
+def test_the_main_process_is_read_back(fake_systemctl: tuple[Path, dict[str, str]]) -> None:
+    answer, environ = fake_systemctl
+    answer.write_text("4711\n")
+    assert systemctl.main_pid(environ) == 4711
+
+
+@pytest.mark.parametrize("text", ["0\n", "", "[not set]\n"])
+def test_no_main_process_is_unknown(fake_systemctl: tuple[Path, dict[str, str]], text: str) -> None:
+    answer, environ = fake_systemctl
+    answer.write_text(text)
+    assert systemctl.main_pid(environ) is None
+
+
+def test_a_systemctl_that_fails_or_is_missing_is_unknown(
+    fake_systemctl: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, environ = fake_systemctl
+    assert systemctl.main_pid(environ) is None  # cat fails: there is no answer
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert systemctl.main_pid(environ) is None
+    assert not systemctl.will_go_on(environ)
+
+
+def test_another_manager_is_not_asked(fake_systemctl: tuple[Path, dict[str, str]]) -> None:
+    answer, environ = fake_systemctl
+    answer.write_text("4711\n")
+    assert systemctl.main_pid({**environ, "NOTIFY_SOCKET": "/run/holder/notify"}) is None
+    del environ["NOTIFY_SOCKET"]
+    assert systemctl.main_pid(environ) is None
+
+
+@pytest.mark.parametrize(
+    ("jobs", "expected"),
+    [
+        ("12 oxidize-daemon.service restart running\n", True),
+        ("12 oxidize-daemon.service try-restart waiting\n", True),
+        ("12 oxidize-daemon.service stop running\n", False),
+        ("11 oxidize.socket stop waiting\n12 oxidize-daemon.service stop running\n", False),
+        ("12 other.service stop running\n", True),
+        ("", True),
+        ("No jobs running.\n", True),
+    ],
+)
+def test_a_stop_is_told_from_what_will_go_on(
+    fake_systemctl: tuple[Path, dict[str, str]], jobs: str, expected: bool
+) -> None:
+    answer, environ = fake_systemctl
+    answer.write_text(jobs)
+    assert systemctl.will_go_on(environ) is expected
+
+
+# --- Reloading ---
+
+
+def test_a_reload_that_succeeds_says_nothing(fake_systemctl: tuple[Path, dict[str, str]], monkeypatch) -> None:
+    answer, _ = fake_systemctl
+    answer.write_text("")
+    monkeypatch.setenv("ANSWER", str(answer))
+    systemctl.reload("oxidize-daemon.service")
+
+
+def test_a_reload_that_fails_says_what_the_service_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "systemctl"
+    program.write_text('#!/bin/sh\ncase $1 in reload) echo "Job failed." >&2; exit 1;; show) echo "serves on";; esac\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(TakeoverError, match=r"systemctl reload: Job failed\. \(serves on\)"):
+        systemctl.reload("oxidize-daemon.service")
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(TakeoverError, match="systemctl"):
+        systemctl.reload("oxidize-daemon.service")
+
+
+def test_what_systemd_and_the_service_say_can_be_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "systemctl"
+    says = r"printf '\033[2J%b\377' "
+    program.write_text(f"#!/bin/sh\ncase $1 in reload) {says} failed >&2; exit 1;; show) {says} status;; esac\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert systemctl.property_of("oxidize-daemon.service", "StatusText") == "\\x1b[2Jstatus\N{REPLACEMENT CHARACTER}"
+    with pytest.raises(TakeoverError) as caught:
+        systemctl.reload("oxidize-daemon.service")
+    assert "\\x1b[2Jfailed" in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_process_that_is_gone_belongs_to_no_service() -> None:
+    assert systemctl.service_of(0) is None

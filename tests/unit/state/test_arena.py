@@ -1,0 +1,192 @@
+"""The arena: slots in a memory file, seen by two owners at once."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from oxidize.errors import SnapshotError, StateError
+from oxidize.protocol.counters import SLOT_WORDS, TOTALS_WORDS, Total
+from oxidize.state.arena import HEADER_BYTES, SLOTS_MAX, Arena
+
+
+@pytest.fixture
+def arena() -> Iterator[Arena]:
+    arena = Arena.create(slot_count=8)
+    yield arena
+    arena.close()
+
+
+def reopened(arena: Arena) -> Arena:
+    return Arena.open(os.dup(arena.fd))
+
+
+def content(fd: int) -> bytes:
+    return os.pread(fd, os.fstat(fd).st_size, 0)
+
+
+def forged(data: bytes) -> int:
+    fd = os.memfd_create("forged", os.MFD_CLOEXEC)
+    os.pwrite(fd, data, 0)
+    return fd
+
+
+def test_words_begin_with_the_totals_behind_the_header(arena: Arena) -> None:
+    arena.words[Total.RECEIVED_DATAGRAMS] = 7
+    assert content(arena.fd)[HEADER_BYTES : HEADER_BYTES + 8] == (7).to_bytes(8, "little")
+    assert len(arena.words) == TOTALS_WORDS + 8 * SLOT_WORDS
+
+
+def test_a_successor_sees_every_word_at_once_and_changes_nothing_by_opening(arena: Arena) -> None:
+    slot = arena.allocate()
+    arena.words[slot] = 2**64 - 1
+    before = content(arena.fd)
+    successor = reopened(arena)
+    assert content(arena.fd) == before
+    assert successor.words[slot] == 2**64 - 1
+    successor.words[slot + 1] = 5
+    assert arena.words[slot + 1] == 5
+    successor.close()
+    assert arena.words[slot + 1] == 5
+
+
+def test_slots_are_distinct_multiples_and_run_out_with_a_clear_error(arena: Arena) -> None:
+    slots = [arena.allocate() for _ in range(8)]
+    assert slots == [TOTALS_WORDS + i * SLOT_WORDS for i in range(8)]
+    assert arena.slots_used == 8
+    with pytest.raises(StateError, match=r"all 8 slots .* fewer peers"):
+        arena.allocate()
+
+
+def test_allocating_zeroes_and_releasing_does_not(arena: Arena) -> None:
+    slot = arena.allocate()
+    arena.words[slot : slot + SLOT_WORDS] = memoryview(b"\xff" * 8 * SLOT_WORDS).cast("Q")
+    neighbour = arena.allocate()
+    arena.words[neighbour] = 9
+    arena.release(slot)
+    assert arena.words[slot] == 2**64 - 1
+    assert arena.allocate() == slot
+    assert not any(arena.words[slot : slot + SLOT_WORDS])
+    assert arena.words[neighbour] == 9
+
+
+def test_releasing_twice_frees_one_slot(arena: Arena) -> None:
+    slots = [arena.allocate() for _ in range(8)]
+    arena.release(slots[3])
+    arena.release(slots[3])
+    assert arena.allocate() == slots[3]
+    with pytest.raises(StateError):
+        arena.allocate()
+
+
+def test_a_claimed_slot_keeps_its_words_and_is_not_given_out(arena: Arena) -> None:
+    slots = [arena.allocate() for _ in range(5)]
+    arena.words[slots[0]] = 1000
+    successor = reopened(arena)
+    for slot in (slots[0], slots[3], slots[0]):
+        successor.claim(slot)
+    assert successor.slots_used == 2
+    assert successor.words[slots[0]] == 1000
+    given = {successor.allocate() for _ in range(6)}
+    assert not given & {slots[0], slots[3]}
+    with pytest.raises(StateError):
+        successor.allocate()
+    assert successor.words[slots[0]] == 1000
+    successor.close()
+
+
+def test_a_claim_takes_a_slot_back_from_the_free_ones(arena: Arena) -> None:
+    slot = arena.allocate()
+    arena.words[slot] = 77
+    arena.release(slot)
+    arena.claim(slot)
+    assert slot not in {arena.allocate() for _ in range(7)}
+    assert arena.words[slot] == 77
+
+
+def test_a_claimed_slot_that_was_released_before_it_was_reached_is_given_out_once(arena: Arena) -> None:
+    beyond = TOTALS_WORDS + 4 * SLOT_WORDS
+    arena.claim(beyond)
+    arena.release(beyond)
+    assert sorted(arena.allocate() for _ in range(8)) == [TOTALS_WORDS + i * SLOT_WORDS for i in range(8)]
+
+
+@pytest.mark.parametrize("slot", [0, TOTALS_WORDS - SLOT_WORDS, TOTALS_WORDS + 1, TOTALS_WORDS + 8 * SLOT_WORDS, -64])
+def test_no_slot_outside_the_arena_can_be_claimed_or_released(arena: Arena, slot: int) -> None:
+    assert not arena.holds(slot)
+    with pytest.raises(StateError, match=f"slot {slot} is none"):
+        arena.claim(slot)
+    with pytest.raises(StateError, match=f"slot {slot} is none"):
+        arena.release(slot)
+
+
+def test_the_full_size_costs_no_memory_until_it_is_used() -> None:
+    arena = Arena.create()
+    assert len(arena.words) == TOTALS_WORDS + SLOTS_MAX * SLOT_WORDS
+    arena.allocate()
+    assert os.fstat(arena.fd).st_blocks * 512 <= 16 * 4096
+    arena.close()
+
+
+def test_the_file_is_sealed_at_its_size_and_not_inherited(arena: Arena) -> None:
+    with pytest.raises(PermissionError):
+        os.ftruncate(arena.fd, HEADER_BYTES)
+    assert fcntl.fcntl(arena.fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+
+
+def test_closing_is_idempotent_and_leaves_no_descriptor_open() -> None:
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
+    arena = Arena.create(slot_count=1)
+    arena.close()
+    arena.close()
+    assert len(list(descriptors.iterdir())) == before
+
+
+def test_closing_with_a_slice_still_held_does_not_raise() -> None:
+    arena = Arena.create(slot_count=1)
+    held = arena.words[TOTALS_WORDS : TOTALS_WORDS + 2]
+    arena.close()
+    held[0] = 3
+    assert held[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("word", "what"),
+    [
+        (0, "magic"),
+        (1, "layout"),
+        (2, "words per slot"),
+        (3, "slots of totals"),
+        (4, "first word of the replay window"),
+        (5, "words of the replay window"),
+        (6, "bytes for 9 slots"),
+    ],
+)
+def test_another_layout_is_refused_by_name_and_the_descriptor_stays_the_callers(
+    arena: Arena, word: int, what: str
+) -> None:
+    data = bytearray(content(arena.fd))
+    data[8 * word] += 1
+    fd = forged(data)
+    with pytest.raises(SnapshotError, match=f"{what}.*expected.*start without it"):
+        Arena.open(fd)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("size", [0, 1, 55, 4096, 5000])
+def test_a_file_that_ends_too_early_is_refused_before_it_is_mapped(arena: Arena, size: int) -> None:
+    fd = forged(content(arena.fd)[:size])
+    with pytest.raises(SnapshotError, match=r"bytes.*expected"):
+        Arena.open(fd)
+    os.close(fd)
+
+
+def test_what_is_no_file_is_refused() -> None:
+    reader, writer = os.pipe()
+    with pytest.raises(SnapshotError, match="cannot be read"):
+        Arena.open(reader)
+    os.close(reader)
+    os.close(writer)
