@@ -185,7 +185,7 @@ class Node:
             clock=boot_time,
             held=held,
         )
-        loop.add_timed(_Deadlines(self._predecessor))
+        loop.add_timed(self._predecessor)
         loop.add_timed(self._upkeep)
         loop.add_timed(Stability(self.words, boot_time))
         return self._predecessor
@@ -466,17 +466,6 @@ class Remembered:
             self._rendered = self._render()
             self._until = boot_time() + REMEMBERED_SECS
         return self._rendered
-
-
-class _Deadlines:
-    """A predecessor's deadlines as the loop wants them: it reads the clock itself."""
-
-    def __init__(self, predecessor: Predecessor) -> None:
-        self.next_deadline = predecessor.next_deadline
-        self._handle_timeout = predecessor.handle_timeout
-
-    def handle_timeout(self, now: float) -> None:
-        self._handle_timeout()
 
 
 class _Linger:

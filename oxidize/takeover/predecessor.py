@@ -105,9 +105,8 @@ class Predecessor:
         deadlines = (self._machine.next_deadline(), self._reception.next_deadline())
         return min((each for each in deadlines if each is not None), default=None)
 
-    def handle_timeout(self) -> None:
-        """Act on every deadline that has passed; early calls do no harm."""
-        now = self._clock()
+    def handle_timeout(self, now: float) -> None:
+        """Act on every deadline that has passed at `now`, on the clock's time; an early call has no effect."""
         self._reception.handle_timeout(now)
         deadline = self._machine.next_deadline()
         if deadline is not None and now >= deadline:

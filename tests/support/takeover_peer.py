@@ -55,7 +55,7 @@ class Loop:
         # As a real loop: the callbacks of one batch are all called, also of what an earlier one of them has closed.
         for callback in [self._callbacks[fd] for fd, _ in self._poll.poll(timeout * 1000 + 1)]:
             callback()
-        predecessor.handle_timeout()
+        predecessor.handle_timeout(clock())
 
     @property
     def watched(self) -> set[int]:
