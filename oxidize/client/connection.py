@@ -6,14 +6,13 @@ by way of `data_path`.)
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import inf
 from typing import Any
 
 from oxidize import logs
-from oxidize.client.network_watch import NetworkWatch, way_to
-from oxidize.client.resolver import Lookup, Resolver, look_up_past_tunnel, nameservers_now
+from oxidize.client.network_watch import NetworkWatch, source_address_for
+from oxidize.client.resolver import Lookup, Resolver, look_up_past_tunnel, read_upstream_dns
 from oxidize.net.event_loop import Loop, boot_time
 from oxidize.net.resolve import literal, look_up
 from oxidize.protocol.counters import OUTAGE_SINCE_NS, RETRIES, ROUND_TRIP_NS, LinkState, Words
@@ -30,37 +29,38 @@ HURRY_SECS = 1.0  # between two attempts for no other reason than that something
 log = logs.get(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Outside:
-    """What a connection uses of the process. flush: sends what the device has queued. fail: ends the process."""
-
-    loop: Loop
-    flush: Callable[[], None]
-    fail: Callable[[str], None]
-
-
 class Connection:
     """The link of a client to its one server.
 
-    nameservers: those of this machine without the tunnel, where a predecessor knew them; empty to find out.
+    flush: sends what the device has queued. fail: ends the process, with the reason. upstream_dns: the name servers of
+    this machine without the tunnel, where a predecessor knew them; empty to read them from the system.
     """
 
     def __init__(
-        self, settings: NodeSettings, device: Device, words: Words, outside: Outside, nameservers: Sequence[str]
+        self,
+        settings: NodeSettings,
+        device: Device,
+        words: Words,
+        loop: Loop,
+        flush: Callable[[], None],
+        fail: Callable[[str], None],
+        upstream_dns: Sequence[str],
     ) -> None:
         (self._peer,) = device.peers.values()
         server = settings.server or ""
         self._device = device
         self._words = words
         self._server = server
-        self._outside = outside
-        self._watch = NetworkWatch(outside.loop, self._look)
+        self._loop = loop
+        self._flush = flush
+        self._fail = fail
+        self._watch = NetworkWatch(loop, self._look)
         self._mark = settings.fwmark if settings.default_routes else None
-        self.nameservers = nameservers or _nameservers_without_tunnel(settings)
+        self.upstream_dns = upstream_dns or _upstream_dns(settings)
         lookup: Lookup = look_up
         if self._mark is not None:
-            lookup = partial(look_up_past_tunnel, mark=self._mark, nameservers=self.nameservers)
-        self._resolver = Resolver(server, lookup, outside.loop, self._note_lookup)
+            lookup = partial(look_up_past_tunnel, mark=self._mark, upstream_dns=self.upstream_dns)
+        self._resolver = Resolver(server, lookup, loop, self._note_lookup)
         self._is_name = literal(server) is None
         self._way: bytes | None = None
         self._lookup_at: float | None = None
@@ -80,7 +80,7 @@ class Connection:
 
     def start(self, now: float) -> None:
         """Keep the connection up from now on, wherever a predecessor left it; for the owner."""
-        self._outside.loop.add_timed(self)
+        self._loop.add_timed(self)
         self._watch.start()
         self._way = self._way_now()
         if self.state == LinkState.CONNECTING:
@@ -88,11 +88,11 @@ class Connection:
         if self.state != LinkState.CONNECTED:
             self._begin_lookups(now)
         self._device.begin_links(now)
-        self._outside.flush()
+        self._flush()
 
     def stop(self) -> None:
         """Leave the connection to somebody else, or to nobody."""
-        self._outside.loop.remove_timed(self)
+        self._loop.remove_timed(self)
         self._watch.stop()
         self._resolver.stop()
 
@@ -136,7 +136,7 @@ class Connection:
         """Look the server up, or end."""
         if self._failure is not None:
             failure, self._failure = self._failure, None
-            self._outside.fail(failure)
+            self._fail(failure)
         elif self._lookup_at is None or now < self._lookup_at:
             return
         elif not self._is_looked_for:
@@ -180,10 +180,10 @@ class Connection:
             self._device.note_network_change(now)
             if self.state != LinkState.CONNECTED:
                 self._begin_lookups(now)
-        self._outside.flush()
+        self._flush()
 
     def _way_now(self) -> bytes | None:
-        return way_to(self._peer.endpoint, self._mark) if self._peer.endpoint is not None else None
+        return source_address_for(self._peer.endpoint, self._mark) if self._peer.endpoint is not None else None
 
     def _begin_lookups(self, now: float) -> None:
         if self._is_name:
@@ -217,10 +217,10 @@ class Connection:
             tell("the server is to be found elsewhere", server=self._server, endpoint=str(endpoint))
             self._device.place(self._peer, endpoint, boot_time())
             self._way = self._way_now()
-            self._outside.flush()
+            self._flush()
 
 
-def _nameservers_without_tunnel(settings: NodeSettings) -> list[str]:
+def _upstream_dns(settings: NodeSettings) -> list[str]:
     """Return this machine's name servers, less those that a process before us may have set for the tunnel."""
     ours = {str(server) for server in settings.name_servers.servers} if settings.name_servers is not None else set()
-    return [server for server in nameservers_now() if server not in ours]
+    return [server for server in read_upstream_dns() if server not in ours]

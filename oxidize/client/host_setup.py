@@ -1,66 +1,62 @@
 """What a client sets outside of its interface, and takes back: policy routing, name servers, and the guard over both.
 
-The rule: whatever would hinder it is found by `check_surroundings` before anything is changed, at a reload while the
+The rule: whatever would hinder it is found by `check_host_setup` before anything is changed, at a reload while the
 predecessor serves. Only the owner sets anything, after the hand-off. It is taken back by whichever comes first: the
 process itself when it ends for good, its guard, or the unit's ExecStopPost= where systemd runs us.
 """
 
 import os
 import socket
-import subprocess
+import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from oxidize import logs
 from oxidize.config import NameServers
 from oxidize.errors import OxidizeError
-from oxidize.hostnet.cleanup_guard import Setting, start_guard, tell_guard
+from oxidize.hostnet.cleanup_guard import Setting, start_guard, update_guard
 from oxidize.hostnet.dns_config import (
-    TIMEOUT_SECS,
-    Wait,
-    check_name_servers,
+    Pause,
+    apply_dns,
+    check_dns,
     record_name,
-    set_name_servers,
-    unset_name_servers,
+    revert_dns,
 )
-from oxidize.hostnet.policy_routing import Policy, check_policy, establish_policy, remove_policy
-from oxidize.net.event_loop import Loop, boot_time
+from oxidize.hostnet.policy_routing import Policy, apply_policy, check_policy, remove_policy
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
-
-TURN_SECS = 0.01  # of the loop, between two looks whether a program has ended
 
 log = logs.get(__name__)
 
 
-def check_surroundings(settings: NodeSettings, replaced: Collection[str] = ()) -> None:
+def check_host_setup(settings: NodeSettings, replaced: Collection[str] = ()) -> None:
     """Raise OxidizeError where this client's rules or name servers could not be set; changes nothing.
 
     replaced: interfaces of the generation before, whose rules give way to ours.
     """
-    if not has_surroundings(settings):
+    if not has_host_setup(settings):
         return
     if settings.name_servers is not None:
-        check_name_servers(settings.name_servers, is_ours_to_set=_sets_names())
+        check_dns(settings.name_servers, is_ours_to_set=_sets_names())
     if settings.default_routes:
         _check_mark(settings.fwmark)
         check_policy(_policy(settings), [settings.interface, *replaced])
 
 
-def has_surroundings(settings: NodeSettings) -> bool:
+def has_host_setup(settings: NodeSettings) -> bool:
     """Tell whether these are settings of a client with an interface of the kernel's."""
     return settings.role == "client" and settings.network == "tun"
 
 
-def take_back(before: Mapping[str, Any], interfaces: Collection[str], loop: Loop | None = None) -> None:
+def revert_host_setup(before: Mapping[str, Any], interfaces: Collection[str], pause: Pause = time.sleep) -> None:
     """Remove what a predecessor had set, for a client that has an interface no more; raises OxidizeError."""
     for change in remove_policy(interfaces):
         log.info("policy routing", change=change)
     if before:
-        unset_name_servers(before.get("interface"), str(before.get("record")), _wait_in(loop))
+        revert_dns(before.get("interface"), str(before.get("record")), pause)
 
 
-class Surroundings:
+class HostSetup:
     """The surroundings of one generation of a client.
 
     port: of its UDP socket. guard_fd: the pipe to the guard that a predecessor started, which is closed in `close`.
@@ -70,42 +66,42 @@ class Surroundings:
         self.guard_fd = guard_fd
         self._is_removed = False
         # The name servers that are set, for a successor to tell whether they change; empty where there are none.
-        self.established: dict[str, Any] = {}
+        self.installed_dns: dict[str, Any] = {}
         self._settings = settings
         self._port = port
 
-    def establish(self, before: Mapping[str, Any], replaced: Collection[str] = (), loop: Loop | None = None) -> None:
+    def apply(self, before: Mapping[str, Any], replaced: Collection[str] = (), pause: Pause = time.sleep) -> None:
         """Bring the system to what the settings say; raises OxidizeError.
 
-        before: what a predecessor had `established`, empty where there was none. replaced: interfaces that were
-        ours. loop: goes on serving while a program runs.
+        before: what a predecessor had `installed_dns`, empty where there was none. replaced: interfaces that were
+        ours. pause: called while a program runs.
         """
         settings = self._settings
         self._keep_guard()
-        for change in establish_policy(_policy(settings), settings.interface, self._port, replaced):
+        for change in apply_policy(_policy(settings), settings.interface, self._port, replaced):
             log.info("policy routing", change=change)
-        names, wait = self._names, _wait_in(loop)
+        names = self._names
         now = self._describe(names) if names is not None else {}
         if before and before.get("record") != now.get("record"):
-            unset_name_servers(before.get("interface"), str(before.get("record")), wait)
+            revert_dns(before.get("interface"), str(before.get("record")), pause)
             log.info("name servers", removed=before.get("servers"))
         if names is not None and now != before:
-            set_name_servers(names, now["record"], wait)
+            apply_dns(names, now["record"], pause)
             log.info("name servers", set=now["servers"], domains=now["domains"])
-        self.established = now
+        self.installed_dns = now
         if self._is_removed:  # while a program ran, this process was told to end
-            self.remove()
+            self.revert()
 
-    def remove(self) -> None:
+    def revert(self) -> None:
         """Take everything back; what cannot be is left to the guard or the unit, and logged."""
         self._is_removed = True
         try:
             for change in remove_policy([self._settings.interface]):
                 log.info("policy routing", change=change)
-            if self.established:
-                unset_name_servers(self.established["interface"], self.established["record"])
+            if self.installed_dns:
+                revert_dns(self.installed_dns["interface"], self.installed_dns["record"])
             if self.guard_fd is not None:
-                tell_guard(self.guard_fd, None)
+                update_guard(self.guard_fd, None)
         except (OxidizeError, OSError) as error:
             log.error("not all that was set is removed", reason=str(error))
 
@@ -141,7 +137,7 @@ class Surroundings:
         index = socket.if_nametoindex(self._settings.interface)
         setting = Setting(interface_index=index, record=self._record() if self._names else None)
         if self.guard_fd is not None:
-            if tell_guard(self.guard_fd, setting):
+            if update_guard(self.guard_fd, setting):
                 return
             self.close()
         try:
@@ -168,18 +164,3 @@ def _check_mark(fwmark: int) -> None:
                 "client.allowed_ips has a default route, which needs CAP_NET_ADMIN: run as root, or by the unit "
                 "oxidize-client.service"
             ) from None
-
-
-def _wait_in(loop: Loop | None) -> Wait | None:
-    """Return how to wait for a program while the loop goes on serving."""
-    if loop is None:
-        return None
-
-    def wait(process: "subprocess.Popen[bytes]") -> None:
-        ends_at = boot_time() + TIMEOUT_SECS
-        while process.poll() is None:
-            if boot_time() >= ends_at:
-                raise subprocess.TimeoutExpired(process.args, TIMEOUT_SECS)
-            loop.run_once(TURN_SECS)
-
-    return wait

@@ -26,7 +26,7 @@ MESSAGES_MAX = 256  # read before the other sources have their turn
 log = logs.get(__name__)
 
 
-def way_to(endpoint: Endpoint, mark: int | None = None) -> bytes | None:
+def source_address_for(endpoint: Endpoint, mark: int | None = None) -> bytes | None:
     """Return the address of ours that packets to an endpoint leave from now; None where no route leads there.
 
     mark: of the packets, where routing looks at it.

@@ -27,16 +27,16 @@ _RESOLV_CONFS = (Path("/run/systemd/resolve/resolv.conf"), Path("/etc/resolv.con
 Lookup = Callable[[str], list[Endpoint]]
 
 
-def look_up_past_tunnel(text: str, mark: int, nameservers: Sequence[str]) -> list[Endpoint]:
-    """Do as `look_up`, with queries that carry `mark` to `nameservers`; what /etc/hosts says goes first."""
+def look_up_past_tunnel(text: str, mark: int, upstream_dns: Sequence[str]) -> list[Endpoint]:
+    """Do as `look_up`, with queries that carry `mark` to `upstream_dns`; what /etc/hosts says goes first."""
     host, port = split(text)
-    addresses = _in_hosts(host) or _query(host, mark, nameservers)
+    addresses = _in_hosts(host) or _query(host, mark, upstream_dns)
     if not addresses:
         return look_up(text)
     return [endpoint for address in addresses if (endpoint := literal(f"[{address}]:{port}")) is not None]
 
 
-def nameservers_now() -> list[str]:
+def read_upstream_dns() -> list[str]:
     """Return the addresses of this machine's name servers, as they are before the tunnel changes them."""
     for path in _RESOLV_CONFS:
         try:
@@ -60,7 +60,7 @@ def _in_hosts(host: str) -> list[str]:
     return list(dict.fromkeys(line.split()[0] for line in done.stdout.splitlines() if line.split()))
 
 
-def _query(host: str, mark: int, nameservers: Sequence[str]) -> list[str]:
+def _query(host: str, mark: int, upstream_dns: Sequence[str]) -> list[str]:
     """Return the addresses that DNS has for a name; empty where no server tells."""
     import dns.exception  # noqa: PLC0415  # a client with a default route alone needs it, and only in an outage
     import dns.message  # noqa: PLC0415
@@ -68,14 +68,14 @@ def _query(host: str, mark: int, nameservers: Sequence[str]) -> list[str]:
     import dns.rdatatype  # noqa: PLC0415
 
     addresses: list[str] = []
-    for server in nameservers:
+    for server in upstream_dns:
         family = socket.AF_INET6 if ":" in server else socket.AF_INET
         for kind in (dns.rdatatype.AAAA, dns.rdatatype.A):
             try:
                 query = dns.message.make_query(host, kind)
                 with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as marked:
                     marked.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-                    timeout = LOOKUP_SECS_MAX / 2 / len(nameservers)
+                    timeout = LOOKUP_SECS_MAX / 2 / len(upstream_dns)
                     answer = dns.query.udp(query, server, timeout=timeout, sock=marked)
             except (OSError, ValueError, dns.exception.DNSException):  # ValueError: the server's address is none
                 continue

@@ -8,7 +8,7 @@ ExecStopPost= and the prefix "+".
 from pathlib import Path
 
 from oxidize import config
-from oxidize.hostnet.dns_config import record_name, set_name_servers, unset_name_servers
+from oxidize.hostnet.dns_config import apply_dns, record_name, revert_dns
 from oxidize.hostnet.policy_routing import remove_policy
 from oxidize.service_manager import systemctl
 
@@ -31,9 +31,9 @@ def set_names(config_path: Path) -> list[str]:
     wanted = config.load_name_servers(config_path)
     record = record_name(systemctl.own_name() or wanted.interface)
     if wanted.servers:
-        set_name_servers(wanted, record)
+        apply_dns(wanted, record)
     else:
-        unset_name_servers(wanted.interface, record)
+        revert_dns(wanted.interface, record)
     return [str(server) for server in wanted.servers]
 
 
@@ -41,4 +41,4 @@ def remove_names(config_path: Path, *, gave_up: bool) -> None:
     """Take our name servers back unless the unit goes on; raises OxidizeError."""
     if gave_up or not systemctl.will_go_on():
         interface = config.client_interface_of(config_path)
-        unset_name_servers(interface, record_name(systemctl.own_name() or interface))
+        revert_dns(interface, record_name(systemctl.own_name() or interface))

@@ -43,7 +43,7 @@ def start_guard(setting: Setting) -> int:
     return write_end
 
 
-def tell_guard(write_end: int, setting: Setting | None) -> bool:
+def update_guard(write_end: int, setting: Setting | None) -> bool:
     """Tell the guard what is set now, None for nothing; False where it is gone."""
     try:
         os.write(write_end, json.dumps(setting).encode() + b"\n")
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _remove(setting: Setting) -> int:
     from oxidize.errors import OxidizeError  # noqa: PLC0415 - late, as above
-    from oxidize.hostnet.dns_config import unset_name_servers  # noqa: PLC0415
+    from oxidize.hostnet.dns_config import revert_dns  # noqa: PLC0415
     from oxidize.hostnet.policy_routing import remove_policy  # noqa: PLC0415
 
     failures = 0
@@ -79,7 +79,7 @@ def _remove(setting: Setting) -> int:
         failures += _complain(error)
     if setting["record"] is not None:
         try:
-            unset_name_servers(None, setting["record"])
+            revert_dns(None, setting["record"])
         except OxidizeError as error:
             failures += _complain(error)
     return min(failures, 1)

@@ -9,6 +9,7 @@ openresolv and of Debian, wg-quick(8). It needs root.
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -18,11 +19,11 @@ from oxidize.errors import OxidizeError
 
 RESOLVED = Path("/run/systemd/resolve/io.systemd.Resolve")  # its socket, there while it runs
 TIMEOUT_SECS = 20.0  # more than resolvconf waits for its own lock
+POLL_SECS = 0.01  # between two checks whether a program has ended
 SAID_BYTES_MAX = 4_096  # of what a program says when it fails
 
 Program = Literal["resolvectl", "resolvconf"]
-# Runs a command to its end, for as long as `TIMEOUT_SECS`; raises subprocess.TimeoutExpired.
-Wait = Callable[["subprocess.Popen[bytes]"], None]
+Pause = Callable[[float], None]  # called with seconds, again and again while a program runs: a loop's `run_once` serves
 
 
 def find_program() -> Program:
@@ -37,7 +38,7 @@ def find_program() -> Program:
     )
 
 
-def check_name_servers(wanted: NameServers, *, is_ours_to_set: bool) -> None:
+def check_dns(wanted: NameServers, *, is_ours_to_set: bool) -> None:
     """Raise OxidizeError where these name servers could not be set; changes nothing.
 
     is_ours_to_set: by this process, and not by a hook of the service manager that runs as root.
@@ -52,26 +53,26 @@ def check_name_servers(wanted: NameServers, *, is_ours_to_set: bool) -> None:
         )
 
 
-def set_name_servers(wanted: NameServers, record: str, wait: Wait | None = None) -> None:
+def apply_dns(wanted: NameServers, record: str, pause: Pause = time.sleep) -> None:
     """Have all names asked for at these servers. record: what `resolvconf` is to call it.
 
-    wait: how to wait for a program, where that is not simply to block. Raises OxidizeError with what the program said.
+    Raises OxidizeError with what the program said.
     """
     link = wanted.interface
     servers = [str(server) for server in wanted.servers]
     if find_program() == "resolvectl":
         # "~." sends every question to this link, where no other link claims a longer domain.
-        _run(["resolvectl", "domain", link, "~.", *wanted.domains], wait)
-        _run(["resolvectl", "default-route", link, "true"], wait)
-        _run(["resolvectl", "dns", link, *servers], wait)
+        _run(["resolvectl", "domain", link, "~.", *wanted.domains], pause)
+        _run(["resolvectl", "default-route", link, "true"], pause)
+        _run(["resolvectl", "dns", link, *servers], pause)
         return
     lines = [f"nameserver {server}\n" for server in servers]
     if wanted.domains:
         lines.append(f"search {' '.join(wanted.domains)}\n")
-    _run(["resolvconf", "-a", record, "-m", "0", "-x"], wait, "".join(lines))
+    _run(["resolvconf", "-a", record, "-m", "0", "-x"], pause, "".join(lines))
 
 
-def unset_name_servers(interface: str | None, record: str, wait: Wait | None = None) -> None:
+def revert_dns(interface: str | None, record: str, pause: Pause = time.sleep) -> None:
     """Take ours back; a no-op where there are none. Raises OxidizeError with what the program said.
 
     interface: None where it is gone, and systemd-resolved has forgotten by itself what it was told of it.
@@ -81,9 +82,9 @@ def unset_name_servers(interface: str | None, record: str, wait: Wait | None = N
     except OxidizeError:
         return
     if program == "resolvconf":
-        _run(["resolvconf", "-d", record, "-f"], wait)
+        _run(["resolvconf", "-d", record, "-f"], pause)
     elif interface is not None and Path("/sys/class/net", interface).exists():
-        _run(["resolvectl", "revert", interface], wait)
+        _run(["resolvectl", "revert", interface], pause)
 
 
 def record_name(owner: str, index: int | None = None) -> str:
@@ -96,7 +97,7 @@ def record_name(owner: str, index: int | None = None) -> str:
     return f"tun.{owner}" if index is None else f"tun.{owner}.{index}"
 
 
-def _run(command: list[str], wait: Wait | None, given: str = "") -> None:
+def _run(command: list[str], pause: Pause, given: str = "") -> None:
     name = " ".join(command)
     # Files and not pipes: what resolvconf starts in turn may hold them open for long.
     with _memory("stdin") as stdin, _memory("stderr") as stderr:
@@ -106,10 +107,12 @@ def _run(command: list[str], wait: Wait | None, given: str = "") -> None:
             process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.DEVNULL, stderr=stderr)
         except OSError as error:
             raise OxidizeError(f"{name}: cannot be run ({error.strerror}); see client.dns") from error
+        deadline = time.monotonic() + TIMEOUT_SECS
         try:
-            (wait or _block)(process)
-        except subprocess.TimeoutExpired:
-            raise OxidizeError(f"{name}: did not end within {TIMEOUT_SECS:.0f} s; see client.dns") from None
+            while process.poll() is None:
+                if time.monotonic() >= deadline:
+                    raise OxidizeError(f"{name}: did not end within {TIMEOUT_SECS:.0f} s; see client.dns")
+                pause(POLL_SECS)
         finally:
             if process.poll() is None:
                 process.kill()
@@ -123,7 +126,3 @@ def _run(command: list[str], wait: Wait | None, given: str = "") -> None:
 
 def _memory(name: str) -> BinaryIO:
     return os.fdopen(os.memfd_create(name), "w+b")
-
-
-def _block(process: "subprocess.Popen[bytes]") -> None:
-    process.wait(TIMEOUT_SECS)

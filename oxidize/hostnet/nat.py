@@ -68,15 +68,15 @@ class Nat:
     """
 
     def __init__(
-        self, interface: str, addresses: Iterable[InterfaceAddress], *, is_on: bool, passed: int | None
+        self, interface: str, addresses: Iterable[InterfaceAddress], *, enabled: bool, passed: int | None
     ) -> None:
-        self.is_on = is_on
+        self.enabled = enabled
         self.is_new = passed is None
         self._interface = interface
         self._addresses = tuple(addresses)
         self._name = table_name(interface)
         self._socket = NftSocket.adopt(passed) if passed is not None else None
-        if self._socket is None and is_on:
+        if self._socket is None and enabled:
             self._socket = NftSocket.create()
 
     def check(self, *, may_be_freed: bool = False) -> None:
@@ -84,7 +84,7 @@ class Nat:
 
         may_be_freed: a table of our name that belongs to another socket is no hindrance, since `apply` comes later.
         """
-        if not self.is_on or self._socket is None:
+        if not self.enabled or self._socket is None:
             return
         check_forwarding(self._addresses)
         try:
@@ -104,7 +104,7 @@ class Nat:
                 self._socket.commit(changes)
         except NftError as error:
             raise self._problem(error) from error
-        if not self.is_on:
+        if not self.enabled:
             self.close()
 
     def fileno(self) -> int | None:
@@ -120,8 +120,8 @@ class Nat:
     def _changes(self, tables: Sequence[Table], port: int) -> list[Message]:
         """Return the batch that leads from what is there to what is to be; raises ConfigError for a foreign table."""
         owned = {table.name for table in tables if table.owner == port}
-        stale = [nft.delete_table(name) for name in sorted(owned - ({self._name} if self.is_on else set()))]
-        if not self.is_on:
+        stale = [nft.delete_table(name) for name in sorted(owned - ({self._name} if self.enabled else set()))]
+        if not self.enabled:
             return stale
         if self._name not in owned and (owner := self._foreign_owner(tables)) is not None:
             raise self._in_the_way(owner)

@@ -115,7 +115,7 @@ def check_policy(policy: Policy, interfaces: Collection[str]) -> None:
             family.refuse_others(policy, indexes)
 
 
-def establish_policy(policy: Policy, interface: str, port: int, replaced: Collection[str] = ()) -> list[str]:
+def apply_policy(policy: Policy, interface: str, port: int, replaced: Collection[str] = ()) -> list[str]:
     """Bring rules and default routes to what is wanted and return what was changed, a line each; empty if nothing.
 
     interface: the tunnel's, which is up. port: of our UDP socket. replaced: other interfaces that were ours. Raises
@@ -132,7 +132,7 @@ def establish_policy(policy: Policy, interface: str, port: int, replaced: Collec
             family = _Family(netlink, version, is_wanted=version in policy.versions)
             if version in policy.versions:
                 family.refuse_others(policy, own)
-                family.establish(policy, index, own, port)
+                family.apply(policy, index, own, port)
             elif family.is_there and not family.owned_by_others(own):
                 family.remove(own)
             changes += family.changes
@@ -206,7 +206,7 @@ class _Family:
                 self._refuse(f"{found}, by another client", "end that client, or remove the default route here")
             self._refuse(f"{found}, by another program", "choose another fwmark for one of the two")
 
-    def establish(self, policy: Policy, index: int, own: Collection[int], port: int) -> None:
+    def apply(self, policy: Policy, index: int, own: Collection[int], port: int) -> None:
         wanted = rules_wanted(policy, self._version, port)
         present = {(route.table, route.index) for route in self._routes if route.prefix_length == 0}
         if (policy.fwmark, index) not in present:

@@ -15,7 +15,7 @@ from oxidize.protocol.device import Device
 BATCHES_PER_EVENT_MAX = 8  # then the other sources have their turn
 
 
-class Network(Protocol):
+class Tunnel(Protocol):
     """The tunnel's inside: a TUN device, or the userspace network."""
 
     def fileno(self) -> int | None:
@@ -38,22 +38,22 @@ class DataPath:
         self,
         device: Device,
         udp: UdpSocket,
-        network: Network,
+        tunnel: Tunnel,
         words: Words,
         now: Callable[[], float],
         write_drop: DropReason = DropReason.NETWORK_WRITE_FAILED,
     ) -> None:
         self.device = device
         self.udp = udp
-        self.network = network
+        self.tunnel = tunnel
         self._words = words
         self._now = now
         self._write_drop_word = DROPS_WORD + write_drop
-        self._replies_at_once = network.fileno() is None
+        self._replies_at_once = tunnel.fileno() is None
 
     def from_udp(self) -> None:
         """Carry what waits in the UDP socket to the tunnel's network."""
-        device, network = self.device, self.network
+        device, tunnel = self.device, self.tunnel
         for _ in range(BATCHES_PER_EVENT_MAX):
             batch = self.udp.receive()
             if batch is None:
@@ -64,17 +64,17 @@ class DataPath:
                 self._words[DROPS_WORD + DropReason.TRUNCATED] += 1
             packets = device.receive_datagrams(batch.datagrams, batch.endpoint, self._now())
             if packets:
-                refused = network.write_packets(packets)
+                refused = tunnel.write_packets(packets)
                 if refused:
                     self._words[self._write_drop_word] += refused
                 if self._replies_at_once:
-                    self.from_network()
+                    self.from_tunnel()
             self.flush()
 
-    def from_network(self) -> None:
+    def from_tunnel(self) -> None:
         """Carry what waits in the tunnel's network to the peers."""
         for _ in range(BATCHES_PER_EVENT_MAX):
-            packets = self.network.read_packets(BATCH_PACKETS_MAX)
+            packets = self.tunnel.read_packets(BATCH_PACKETS_MAX)
             if packets:
                 self.device.send_packets(packets, self._now())
                 self.flush()

@@ -8,14 +8,12 @@ Sources: RFC 9112 by way of h11, RFC 9110; epoll(7).
 """
 
 import errno
-import json
 import select
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import Literal
 
 import h11
 
@@ -32,7 +30,6 @@ _ACCEPT_GONE = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, e
 
 Register = Callable[[int, int, Callable[[], None]], None]  # (descriptor, epoll events, callback)
 Unregister = Callable[[int], None]
-State = Literal["starting", "healthy", "draining"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,31 +43,6 @@ class Response:
 
 
 Respond = Callable[[str, str], Response]  # (method, path) -> response; the method is GET or HEAD
-
-
-def health_response(state: State) -> Response:
-    """Return the answer of /health: 200 when healthy, else 503, with the state as JSON."""
-    is_ready = state == "healthy"
-    body = json.dumps({"status": state, "ready": is_ready}, separators=(",", ":")).encode()
-    status = HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE
-    return Response(status, body, "application/json", (("Cache-Control", "no-store"),))
-
-
-def make_respond(state: Callable[[], State], render_metrics: Callable[[], tuple[bytes, str]]) -> Respond:
-    """Return the function that answers /health, /metrics, and 404 for any other path.
-
-    render_metrics returns the body and its content type.
-    """
-
-    def respond(method: str, path: str) -> Response:  # noqa: ARG001  # GET and HEAD alike
-        if path == "/health":
-            return health_response(state())
-        if path == "/metrics":
-            body, content_type = render_metrics()
-            return Response(HTTPStatus.OK, body, content_type)
-        return Response(HTTPStatus.NOT_FOUND, b"Not found. There are /health and /metrics here.\n")
-
-    return respond
 
 
 class HttpServer:

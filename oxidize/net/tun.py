@@ -155,7 +155,7 @@ class TunDevice:
         return f"interface {self.name}: cannot be read ({error.strerror})"
 
 
-def interface_of(descriptor: int) -> str | None:
+def interface_name_of_fd(descriptor: int) -> str | None:
     """Return the name of the interface that a descriptor is attached to; None where it is to none."""
     try:
         return _attachment(descriptor)[0]

@@ -128,7 +128,7 @@ class UdpSocket:
         self._writable = select.poll()
         self._writable.register(bound, select.POLLOUT)
         self._waits_left = 0
-        self._tells_errors = False
+        self._reports_errors = False
         self.unreachable: list[tuple[tuple[bytes, int, int], bool]] = []
 
     # --- Options: the owner's business ---
@@ -138,12 +138,12 @@ class UdpSocket:
         receive_buffer: int = SOCKET_BUFFER_BYTES,
         send_buffer: int = SOCKET_BUFFER_BYTES,
         *,
-        tells_errors: bool = False,
+        report_errors: bool = False,
         fwmark: int = 0,
     ) -> None:
         """Set the options that this release wants; idempotent, for the owner only.
 
-        tells_errors: what ICMP says of our datagrams is to be noted in `unreachable`.
+        report_errors: what ICMP says of our datagrams is to be noted in `unreachable`.
         Buffers are in bytes as SO_RCVBUF takes them (the kernel doubles the figure); they are raised as far as allowed
         and never lowered. `receive_buffer` and `send_buffer` then tell what came of it. fwmark: by which policy routing
         knows what this socket sends, 0 to leave it as it is.
@@ -155,7 +155,7 @@ class UdpSocket:
             self._socket.setsockopt(IPPROTO_IP, IP_PKTINFO, 1)
         with suppress(OSError):  # before Linux 5.0: datagrams come singly
             self._socket.setsockopt(IPPROTO_UDP, UDP_GRO, 1)
-        self._tell_errors(wanted=tells_errors)
+        self._set_error_reports(enabled=report_errors)
         self._raise_buffer(socket.SO_RCVBUF, SO_RCVBUFFORCE, receive_buffer)
         self._raise_buffer(socket.SO_SNDBUF, SO_SNDBUFFORCE, send_buffer)
         if fwmark:
@@ -169,14 +169,14 @@ class UdpSocket:
 
         A release that does not read the queue of errors would find the socket readable for ever.
         """
-        if self._tells_errors:
-            self._tell_errors(wanted=False)
+        if self._reports_errors:
+            self._set_error_reports(enabled=False)
 
-    def _tell_errors(self, *, wanted: bool) -> None:
-        self._tells_errors = wanted
+    def _set_error_reports(self, *, enabled: bool) -> None:
+        self._reports_errors = enabled
         for level, option in RECEIVE_ERRORS:  # on a dual stack socket each is for its own family
             with suppress(OSError):
-                self._socket.setsockopt(level, option, int(wanted))  # 0 empties the queue, too
+                self._socket.setsockopt(level, option, int(enabled))  # 0 empties the queue, too
 
     def _raise_buffer(self, option: int, forced_option: int, wanted: int) -> None:
         current = self._socket.getsockopt(SOL_SOCKET, option)
@@ -255,7 +255,7 @@ class UdpSocket:
                 size, control, flags, address = self._socket.recvmsg_into(self._buffers, _CONTROL_BYTES, _DONTWAIT)
                 break
             except BlockingIOError:
-                if self._tells_errors:
+                if self._reports_errors:
                     self._take_errors()
                 return None
             except OSError as error:
@@ -284,7 +284,7 @@ class UdpSocket:
             self._note_unreachable(endpoint_from(address, b"").remote, read_error(control))
 
     def _note_unreachable(self, remote: tuple[bytes, int, int], code: int) -> None:
-        if self._tells_errors and code in _UNREACHABLE:
+        if self._reports_errors and code in _UNREACHABLE:
             self.unreachable.append((remote, code == errno.ECONNREFUSED))
 
     def _cut(self, size: int, segment_size: int) -> list[memoryview]:
@@ -349,7 +349,7 @@ class UdpSocket:
         address, control = path
         from_address = bool(control)
         segmented = len(run) > 1
-        may_be_old = self._tells_errors  # an error of an earlier send comes up at this one, which has not been tried
+        may_be_old = self._reports_errors  # an error of an earlier send comes up at this one, which has not been tried
         if segmented:
             control = [*control, segment_message(len(run[0]))]
         while True:

@@ -13,17 +13,18 @@ from typing import TypeVar
 
 import oxidize
 from oxidize import logs
-from oxidize.client.host_setup import check_surroundings
+from oxidize.client.host_setup import check_host_setup
 from oxidize.control.reload_channel import Control
 from oxidize.errors import OxidizeError, SnapshotError, WriterBusyError
 from oxidize.hostnet.nat import Nat, not_forwarded
 from oxidize.net import http
 from oxidize.net.event_loop import Loop, boot_time
-from oxidize.net.tun import TunDevice, interface_of
+from oxidize.net.tun import TunDevice, interface_name_of_fd
 from oxidize.net.udp import UdpSocket, bind_udp
 from oxidize.protocol.counters import Total
 from oxidize.runtime import crash_loop
 from oxidize.runtime.endpoint_cache import recall
+from oxidize.runtime.http_endpoints import health_response
 from oxidize.runtime.node import Node, Parts, say_ready, serve_http
 from oxidize.runtime.parts import adopt_nat, adopt_network, bind_http, boot_id, configure, make_device
 from oxidize.service_manager import notify, watchdog
@@ -41,7 +42,7 @@ _Item = TypeVar("_Item")
 def start_alone(settings: NodeSettings, loop: Loop, control: Control, passed: dict[str, list[int]]) -> Node:
     """Begin with what the service manager passed, or with nothing; raises ConfigError for sockets not to be had."""
     fds = notify.single(passed, ("udp", "http")) | _stored(passed)
-    check_surroundings(settings, _interfaces_before(fds))
+    check_host_setup(settings, _interfaces_before(fds))
     _close_unused(passed, fds)
     return _ColdStart(settings, loop, fds).run(control)
 
@@ -79,8 +80,8 @@ class _ColdStart:
         node.device.prepare()
         if self._is_network_new and isinstance(self._network, TunDevice):
             configure(self._settings)
-            if node.surroundings is not None:
-                node.surroundings.establish({}, self._interfaces_before)
+            if node.host_setup is not None:
+                node.host_setup.apply({}, self._interfaces_before)
         control.prepared({"sessions": 0, "refused": {}})
         gc.collect()
         gc.freeze()
@@ -102,8 +103,8 @@ class _ColdStart:
         steps: list[Callable[[], None]] = [partial(check_nat, self._nat), partial(apply_nat, node)]
         if isinstance(self._network, TunDevice):
             steps.insert(0, partial(configure, self._settings))
-        if node.surroundings is not None:
-            steps.append(partial(node.surroundings.establish, {}, self._interfaces_before, self._loop))
+        if node.host_setup is not None:
+            steps.append(partial(node.host_setup.apply, {}, self._interfaces_before, self._loop.run_once))
         for step in steps:
             try:
                 step()
@@ -220,7 +221,7 @@ class _Front:
     def _respond(self, method: str, path: str) -> http.Response:
         if self.node is not None:
             return self.node.respond(method, path)
-        return http.health_response("starting")  # of /metrics too: there is nothing to measure yet
+        return health_response("starting")  # of /metrics too: there is nothing to measure yet
 
 
 def _passed_tun(settings: NodeSettings, fds: dict[str, int]) -> NamedFd | None:
@@ -231,7 +232,7 @@ def _passed_tun(settings: NodeSettings, fds: dict[str, int]) -> NamedFd | None:
 
 def _interfaces_before(fds: Mapping[str, int]) -> list[str]:
     """Return the interface of the process before us, whose rules give way to ours if it has another name."""
-    name = interface_of(fds["tun"]) if "tun" in fds else None
+    name = interface_name_of_fd(fds["tun"]) if "tun" in fds else None
     return [name] if name is not None else []
 
 
@@ -250,7 +251,7 @@ def check_nat(nat: Nat) -> None:
 def apply_nat(node: Node) -> None:
     """Bring the nftables table to what the settings say, and keep the socket that owns it in the manager's store."""
     nat = node.nat
-    if nat.is_on and nat.is_new:
+    if nat.enabled and nat.is_new:
         # A release in between that knew nothing of it has left its copy there, and the table with it.
         notify.forget_fds("nat")
         if notify.is_managed():

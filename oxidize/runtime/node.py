@@ -18,15 +18,15 @@ from typing import Any
 
 import oxidize
 from oxidize import logs
-from oxidize.client.connection import Connection, Outside
-from oxidize.client.host_setup import Surroundings, has_surroundings
+from oxidize.client.connection import Connection
+from oxidize.client.host_setup import HostSetup, has_host_setup
 from oxidize.control.query import ACCEPT, DRAIN, IDENTITY, QUERIES, STATE, STATUS, VITALS
 from oxidize.errors import OxidizeError, SnapshotError, StateError, TakeoverError
 from oxidize.hostnet.interface import routes_needed
 from oxidize.hostnet.nat import Nat
 from oxidize.metrics import Live, Metrics
 from oxidize.net import http
-from oxidize.net.data_path import DataPath, Network
+from oxidize.net.data_path import DataPath, Tunnel
 from oxidize.net.event_loop import READABLE, Loop, boot_time
 from oxidize.net.tun import TunDevice
 from oxidize.net.udp import UdpSocket
@@ -39,6 +39,7 @@ from oxidize.runtime.crash_loop import Stability
 from oxidize.runtime.drain import Drain
 from oxidize.runtime.endpoint_cache import EndpointMemory
 from oxidize.runtime.error_count import ErrorCount
+from oxidize.runtime.http_endpoints import State, make_respond
 from oxidize.service_manager import notify, systemctl
 from oxidize.service_manager.watchdog import Watchdog
 from oxidize.settings import NodeSettings
@@ -60,7 +61,7 @@ log = logs.get(__name__)
 class Parts:
     """What a generation is made of, however it came by it.
 
-    http_server: one that answers for it already. guard_fd: of `Surroundings`, nameservers: of `Connection`, both from a
+    http_server: one that answers for it already. guard_fd: of `HostSetup`, upstream_dns: of `Connection`, both from a
     predecessor.
     """
 
@@ -69,12 +70,12 @@ class Parts:
     state: SessionState
     device: Device
     udp: UdpSocket
-    network: Network
+    network: Tunnel
     nat: Nat
     http_listener: socket.socket | None
     http_server: http.HttpServer | None = None
     guard_fd: int | None = None
-    nameservers: Sequence[str] = ()
+    upstream_dns: Sequence[str] = ()
 
 
 class Node:
@@ -94,10 +95,10 @@ class Node:
         self.nat = parts.nat
         # Not when it is asked for, in the middle of serving: with ten thousand routes it takes 15 ms.
         self.interface = interface_of(parts.settings)
-        self.surroundings = surroundings_of(parts)
+        self.host_setup = host_setup_of(parts)
         self.started_at = boot_time()
         self.started_unix = time.time()
-        self.state_name: http.State = "starting"
+        self.state_name: State = "starting"
         self._loop = loop
         self.http_listener = parts.http_listener
         self._http = parts.http_server
@@ -119,9 +120,10 @@ class Node:
             self._endpoint_memory = EndpointMemory(parts.settings.endpoints_file, parts.device, boot_time)
         self.connection: Connection | None = None
         if parts.settings.server is not None:
-            outside = Outside(loop, self._data_path.flush, self._give_up)
-            self.connection = Connection(parts.settings, parts.device, words, outside, parts.nameservers)
-        self._respond = http.make_respond(
+            self.connection = Connection(
+                parts.settings, parts.device, words, loop, self._data_path.flush, self._give_up, parts.upstream_dns
+            )
+        self._respond = make_respond(
             lambda: self.state_name, Remembered(Metrics(words, self._live(), release=oxidize.__version__).render)
         )
 
@@ -156,11 +158,11 @@ class Node:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(number, self.handle_termination)
         self._loop.on_signal(signal.SIGHUP, lambda: log.warning("SIGHUP changes nothing: use `oxidize reload`"))
-        self.udp.take_ownership(tells_errors=self.connection is not None, fwmark=self.settings.fwmark)
+        self.udp.take_ownership(report_errors=self.connection is not None, fwmark=self.settings.fwmark)
         self._loop.register(self.udp.fileno(), READABLE, self._data_path.from_udp)
         tunnel = self.network.fileno()
         if tunnel is not None:
-            self._loop.register(tunnel, READABLE, self._data_path.from_network)
+            self._loop.register(tunnel, READABLE, self._data_path.from_tunnel)
         self._loop.add_timed(self._data_path)
         self._loop.add_timed(self._watchdog)
         if self._endpoint_memory is not None:
@@ -234,9 +236,9 @@ class Node:
         nat = self.nat.fileno()
         if nat is not None:
             fds.append(NamedFd("nat", nat, "nftables"))
-        surroundings = self.surroundings
-        if surroundings is not None and surroundings.guard_fd is not None:
-            fds.append(NamedFd("guard", surroundings.guard_fd, "pipe"))
+        host_setup = self.host_setup
+        if host_setup is not None and host_setup.guard_fd is not None:
+            fds.append(NamedFd("guard", host_setup.guard_fd, "pipe"))
         if "JOURNAL_STREAM" not in os.environ and sys.stderr is not None:
             fds.append(NamedFd("stderr", sys.stderr.fileno(), "log"))
         self.session_state.hold()
@@ -247,12 +249,12 @@ class Node:
             {
                 "format": FORMAT,
                 "interface": self.interface,
-                "name_servers": surroundings.established if surroundings is not None else {},
+                "name_servers": host_setup.installed_dns if host_setup is not None else {},
                 "watchdog_secs": self._watchdog.interval,
                 "listen": list(self.settings.listen),
                 "metrics_listen": list(self.settings.metrics_listen or ()),
                 "server": self.settings.server,
-                "nameservers": list(self.connection.nameservers) if self.connection is not None else [],
+                "nameservers": list(self.connection.upstream_dns) if self.connection is not None else [],
             },
         )
 
@@ -353,8 +355,8 @@ class Node:
 
     def _end_service(self) -> None:
         """Stop for good: what was set outside of this process goes as well."""
-        if self.surroundings is not None:
-            self.surroundings.remove()
+        if self.host_setup is not None:
+            self.host_setup.revert()
         self._end()
 
     def _end(self) -> None:
@@ -406,8 +408,8 @@ class Node:
         if isinstance(self.network, TunDevice):
             self.network.close()
         self.nat.close()
-        if self.surroundings is not None:
-            self.surroundings.close()
+        if self.host_setup is not None:
+            self.host_setup.close()
         self._error_count.end()
         self.session_state.close()
 
@@ -429,14 +431,14 @@ def interface_of(settings: NodeSettings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def surroundings_of(parts: Parts) -> Surroundings | None:
+def host_setup_of(parts: Parts) -> HostSetup | None:
     """Return what is set outside of the interface, for a client that has one."""
-    if not has_surroundings(parts.settings):
+    if not has_host_setup(parts.settings):
         if parts.guard_fd is not None:
             os.close(parts.guard_fd)
         return None
     port = int(parts.udp.local_address.rpartition(":")[2])
-    return Surroundings(parts.settings, port, parts.guard_fd)
+    return HostSetup(parts.settings, port, parts.guard_fd)
 
 
 def serve_http(listener: socket.socket, respond: http.Respond, loop: Loop) -> http.HttpServer:

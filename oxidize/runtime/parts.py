@@ -14,7 +14,7 @@ from oxidize import logs
 from oxidize.errors import ConfigError, OxidizeError
 from oxidize.hostnet.interface import configure_interface
 from oxidize.hostnet.nat import Nat
-from oxidize.net.data_path import Network
+from oxidize.net.data_path import Tunnel
 from oxidize.net.event_loop import unix_time
 from oxidize.net.tun import TunDevice
 from oxidize.net.userspace import UserspaceNetwork
@@ -75,7 +75,7 @@ def restore(settings: NodeSettings, journal_fd: int, arena_fd: int, now: float) 
     return Restored(state, device, report.strangers)
 
 
-def adopt_network(settings: NodeSettings, tun: NamedFd | None) -> tuple[Network, bool]:
+def adopt_network(settings: NodeSettings, tun: NamedFd | None) -> tuple[Tunnel, bool]:
     """Return the tunnel's inside, and whether it is another one than before.
 
     A TUN device that is passed and is our interface is used on.
@@ -98,12 +98,12 @@ def adopt_nat(settings: NodeSettings, descriptor: int | None) -> Nat:
     Raises ConfigError where it cannot be had at all. Nothing is changed yet.
     """
     try:
-        return Nat(settings.interface, settings.addresses, is_on=settings.nat, passed=descriptor)
+        return Nat(settings.interface, settings.addresses, enabled=settings.nat, passed=descriptor)
     except OxidizeError as error:
         if descriptor is None:
             raise
         log.warning("the passed nftables socket is not used", reason=str(error))
-    return Nat(settings.interface, settings.addresses, is_on=settings.nat, passed=None)
+    return Nat(settings.interface, settings.addresses, enabled=settings.nat, passed=None)
 
 
 def configure(settings: NodeSettings) -> None:

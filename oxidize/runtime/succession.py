@@ -15,7 +15,7 @@ from typing import Any
 
 import oxidize
 from oxidize import logs
-from oxidize.client.host_setup import check_surroundings, take_back
+from oxidize.client.host_setup import check_host_setup, revert_host_setup
 from oxidize.control.reload_channel import Control
 from oxidize.errors import SnapshotError
 from oxidize.hostnet.interface import preload
@@ -80,7 +80,7 @@ class Succession:
         """Do all slow work, reading only; the predecessor serves all the while."""
         settings, offer = self.settings, self.offer
         fds = {named.name: named.fd for named in offer.fds}
-        check_surroundings(settings, self._interfaces_before())
+        check_host_setup(settings, self._interfaces_before())
         try:
             restored = restore(settings, offer.find("journal").fd, offer.find("arena").fd, boot_time())
         except SnapshotError as error:
@@ -95,11 +95,11 @@ class Succession:
         nat = adopt_nat(settings, fds.get("nat"))
         check_nat(nat)
         generation = offer.generation + 1
-        nameservers = [str(server) for server in offer.state.get("nameservers", [])]
+        upstream_dns = [str(server) for server in offer.state.get("nameservers", [])]
         parts = Parts(settings, generation, restored.state, restored.device, udp, network, nat, listener)
-        parts.guard_fd, parts.nameservers = fds.get("guard"), nameservers
+        parts.guard_fd, parts.upstream_dns = fds.get("guard"), upstream_dns
         node = Node(parts, self.loop, float(offer.state.get("watchdog_secs", 0.0)))
-        if self._must_configure(node) or node.surroundings is not None:
+        if self._must_configure(node) or node.host_setup is not None:
             preload()  # it takes longer than the changes themselves
         for named in offer.fds:
             if named.name not in USED_NAMES:  # of a newer release
@@ -178,10 +178,10 @@ class Succession:
     def _settle(self, node: Node) -> None:
         """Bring the surroundings of a client to what the settings say, or take the predecessor's back."""
         before, interfaces = self.offer.state.get("name_servers", {}), self._interfaces_before()
-        if node.surroundings is not None:
-            node.surroundings.establish(before, interfaces, self.loop)
+        if node.host_setup is not None:
+            node.host_setup.apply(before, interfaces, self.loop.run_once)
         elif interfaces:
-            take_back(before, interfaces, self.loop)
+            revert_host_setup(before, interfaces, self.loop.run_once)
 
     def _must_configure(self, node: Node) -> bool:
         is_changed = self.offer.state.get("interface") != node.interface

@@ -111,7 +111,7 @@ def test_a_copy_that_a_release_without_nat_left_in_the_store_is_no_hindrance(rel
             "def adopt_nat(settings, descriptor):\n"
             "    got_there(), os.close(descriptor)\n"
             "    from oxidize.hostnet.nat import Nat\n"
-            "    return Nat(settings.interface, settings.addresses, is_on=False, passed=None)"
+            "    return Nat(settings.interface, settings.addresses, enabled=False, passed=None)"
         ),
     )
     current = service.releases()[0]

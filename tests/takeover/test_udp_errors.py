@@ -34,10 +34,10 @@ def closing() -> Iterator[Closing]:
         item.close()
 
 
-def make(closing: Closing, host: str, *, tells_errors: bool) -> UdpSocket:
+def make(closing: Closing, host: str, *, report_errors: bool) -> UdpSocket:
     wrapped = UdpSocket(bind_udp(host, 0))
     closing.append(wrapped)
-    wrapped.take_ownership(tells_errors=tells_errors)
+    wrapped.take_ownership(report_errors=report_errors)
     return wrapped
 
 
@@ -78,7 +78,7 @@ def drain(wrapped: UdpSocket) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_closed_port_is_told_and_the_socket_comes_to_rest(family: str, closing: Closing) -> None:
     ours, theirs = FAMILIES[family]
-    wrapped, gone = make(closing, ours, tells_errors=True), endpoint(theirs, closed_port(theirs))
+    wrapped, gone = make(closing, ours, report_errors=True), endpoint(theirs, closed_port(theirs))
     assert wrapped.transmit(gone, [b"hello"]) == 1
     assert is_ready(wrapped, WAIT_MS)
     drain(wrapped)
@@ -91,7 +91,7 @@ def test_a_closed_port_is_told_and_the_socket_comes_to_rest(family: str, closing
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_datagram_that_meets_an_old_error_is_sent_all_the_same(family: str, closing: Closing) -> None:
     ours, theirs = FAMILIES[family]
-    wrapped, gone = make(closing, ours, tells_errors=True), endpoint(theirs, closed_port(theirs))
+    wrapped, gone = make(closing, ours, report_errors=True), endpoint(theirs, closed_port(theirs))
     alive = listen(closing, theirs)
     for batch in ([b"one"], [b"two", b"three"], [b"x" * 1000] * 10):
         wrapped.transmit(gone, [b"hello"])
@@ -102,7 +102,7 @@ def test_the_datagram_that_meets_an_old_error_is_sent_all_the_same(family: str, 
 
 
 def test_many_errors_are_taken_in_turns_and_none_is_left(closing: Closing) -> None:
-    wrapped = make(closing, "127.0.0.1", tells_errors=True)
+    wrapped = make(closing, "127.0.0.1", report_errors=True)
     gone = [endpoint("127.0.0.1", closed_port("127.0.0.1")) for _ in range(3 * QUEUED_ERRORS_MAX)]
     for peer in gone:
         wrapped.transmit(peer, [b"hello"])
@@ -113,7 +113,7 @@ def test_many_errors_are_taken_in_turns_and_none_is_left(closing: Closing) -> No
 
 
 def test_datagrams_come_through_between_errors(closing: Closing) -> None:
-    wrapped = make(closing, "127.0.0.1", tells_errors=True)
+    wrapped = make(closing, "127.0.0.1", report_errors=True)
     port = int(wrapped.local_address.rpartition(":")[2])
     alive, gone = listen(closing, "127.0.0.1"), endpoint("127.0.0.1", closed_port("127.0.0.1"))
     received = []
@@ -131,7 +131,7 @@ def test_datagrams_come_through_between_errors(closing: Closing) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_who_does_not_ask_is_told_nothing(family: str, closing: Closing) -> None:
     ours, theirs = FAMILIES[family]
-    wrapped, gone = make(closing, ours, tells_errors=False), endpoint(theirs, closed_port(theirs))
+    wrapped, gone = make(closing, ours, report_errors=False), endpoint(theirs, closed_port(theirs))
     wrapped.transmit(gone, [b"hello"])
     wrapped.transmit(gone, [b"hello"])
     drain(wrapped)
@@ -140,7 +140,7 @@ def test_who_does_not_ask_is_told_nothing(family: str, closing: Closing) -> None
 
 
 def test_an_owner_that_does_not_ask_takes_back_what_another_asked_for(closing: Closing) -> None:
-    wrapped = make(closing, "::", tells_errors=True)
+    wrapped = make(closing, "::", report_errors=True)
     successor = UdpSocket(socket.socket(fileno=os.dup(wrapped.fileno())))
     closing.append(successor)
     successor.take_ownership()
@@ -152,13 +152,13 @@ def test_an_owner_that_does_not_ask_takes_back_what_another_asked_for(closing: C
 
 
 def test_errors_that_a_predecessor_left_are_a_successors_to_hear(closing: Closing) -> None:
-    wrapped = make(closing, "::", tells_errors=True)
+    wrapped = make(closing, "::", report_errors=True)
     gone = endpoint("127.0.0.1", closed_port("127.0.0.1"))
     wrapped.transmit(gone, [b"hello"])
     assert is_ready(wrapped, WAIT_MS)
     successor = UdpSocket(socket.socket(fileno=os.dup(wrapped.fileno())))
     closing.append(successor)
-    successor.take_ownership(tells_errors=True)
+    successor.take_ownership(report_errors=True)
     drain(successor)
     assert set(successor.unreachable) == {(gone.remote, True)}
 
@@ -193,7 +193,7 @@ def test_a_send_that_fails_twice_is_told_by_what_it_says(
 ) -> None:
     wrapped = Failing(bind_udp("127.0.0.1", 0))
     closing.append(wrapped)
-    wrapped.take_ownership(tells_errors=asked)
+    wrapped.take_ownership(report_errors=asked)
     wrapped.refuse = code
     peer = endpoint("192.0.2.1", 9)
     assert wrapped.transmit(peer, [b"hello"]) == 0
@@ -203,7 +203,7 @@ def test_a_send_that_fails_twice_is_told_by_what_it_says(
 
 
 def test_errors_that_an_owner_asked_for_do_not_keep_the_next_one_awake(closing: Closing) -> None:
-    wrapped, plain = make(closing, "::", tells_errors=True), listen(closing, "127.0.0.1")
+    wrapped, plain = make(closing, "::", report_errors=True), listen(closing, "127.0.0.1")
     closed = Endpoint(ip_address("127.0.0.1").packed, plain.getsockname()[1])
     plain.close()
     assert wrapped.transmit(closed, [b"nobody is there"]) == 1

@@ -1,14 +1,14 @@
 """A client's connection: what it looks up and when, what it takes notice of, and what it tells the operator."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
 
 import pytest
 
 from oxidize.client import connection as connection_module
-from oxidize.client.connection import LOOKUP_PAUSE_SECS, LOOKUP_PAUSE_SECS_MAX, Connection, Outside
+from oxidize.client.connection import LOOKUP_PAUSE_SECS, LOOKUP_PAUSE_SECS_MAX, Connection
 from oxidize.protocol.counters import LinkState
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.link import LinkPolicy
@@ -96,19 +96,28 @@ class Scene:
         monkeypatch.setattr(connection_module, "log", self.log)
         monkeypatch.setattr(connection_module, "boot_time", lambda: self.world.now)
         monkeypatch.setattr(connection_module, "NetworkWatch", FakeWatch)
-        monkeypatch.setattr(connection_module, "way_to", lambda endpoint, mark: self.way)
+        monkeypatch.setattr(connection_module, "source_address_for", lambda endpoint, mark: self.way)
         monkeypatch.setattr(connection_module.notify, "notify", self.said.append)
         monkeypatch.setattr(
             connection_module, "Resolver", lambda text, lookup, loop, done: FakeResolver(done, lambda: self.world.now)
         )
         self.loop = FakeLoop()
-        outside = Outside(self.loop, lambda: None, self.failures.append)  # type: ignore[arg-type]
-        settings = settings_of(server)
-        self.connection = Connection(settings, self.client.device, self.client.slots.words, outside, ["192.0.2.53"])
+        self.connection = self.connect(self.client, settings_of(server), ["192.0.2.53"])
         self.resolver: FakeResolver = self.connection._resolver  # type: ignore[assignment]
         self.watch: FakeWatch = self.connection._watch  # type: ignore[assignment]
         self.connection.start(self.world.now)
         self.world.exchange(self.wire)
+
+    def connect(self, host: Host, settings: NodeSettings, upstream_dns: Sequence[str] = ()) -> Connection:
+        return Connection(
+            settings,
+            host.device,
+            host.slots.words,
+            self.loop,  # type: ignore[arg-type]
+            lambda: None,
+            self.failures.append,
+            upstream_dns,
+        )
 
     @property
     def place(self) -> Endpoint | None:
@@ -195,8 +204,7 @@ def test_before_it_has_begun_there_is_a_status_too(make: Make) -> None:
     fresh = Host(scene.world, 9)
     fresh.know(scene.server, link=LinkPolicy())
     fresh.start()
-    outside = scene.connection._outside
-    connection = Connection(settings_of(LITERAL), fresh.device, fresh.slots.words, outside, [])
+    connection = scene.connect(fresh, settings_of(LITERAL))
     described = connection.describe(5.0)
     assert (described["state"], described["outage_secs"], described["retries"]) == ("connecting", None, 0)
 
@@ -395,16 +403,15 @@ def test_under_a_default_route_names_are_asked_for_with_the_mark_of_the_servers_
     monkeypatch.setattr(
         connection_module, "Resolver", lambda text, lookup, loop, done: lookups.append(lookup) or scene.resolver
     )
-    monkeypatch.setattr(connection_module, "nameservers_now", lambda: ["192.0.2.53", "10.0.0.1"])
+    monkeypatch.setattr(connection_module, "read_upstream_dns", lambda: ["192.0.2.53", "10.0.0.1"])
     dns = SimpleNamespace(servers=(ip_address("10.0.0.1"),))
     settings = settings_of(NAME, default_routes=(ip_network("0.0.0.0/0"),), name_servers=dns)
-    device, words, outside = scene.client.device, scene.client.slots.words, scene.connection._outside
-    first = Connection(settings, device, words, outside, [])
-    assert first.nameservers == ["192.0.2.53"], "the tunnel's own would be asked through the tunnel"
-    Connection(settings, device, words, outside, ["198.51.100.53"])
-    Connection(settings_of(NAME), device, words, outside, [])
+    first = scene.connect(scene.client, settings)
+    assert first.upstream_dns == ["192.0.2.53"], "the tunnel's own would be asked through the tunnel"
+    scene.connect(scene.client, settings, ["198.51.100.53"])
+    scene.connect(scene.client, settings_of(NAME))
     assert [getattr(lookup, "keywords", None) for lookup in lookups] == [
-        {"mark": 51820, "nameservers": ["192.0.2.53"]},
-        {"mark": 51820, "nameservers": ["198.51.100.53"]},
+        {"mark": 51820, "upstream_dns": ["192.0.2.53"]},
+        {"mark": 51820, "upstream_dns": ["198.51.100.53"]},
         None,
     ]

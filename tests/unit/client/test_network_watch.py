@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from oxidize.client import network_watch
-from oxidize.client.network_watch import PUT_OFF_SECS_MAX, QUIET_SECS, NetworkWatch, way_to
+from oxidize.client.network_watch import PUT_OFF_SECS_MAX, QUIET_SECS, NetworkWatch, source_address_for
 from oxidize.protocol.endpoint import Endpoint
 
 LOOPBACK4, LOOPBACK6 = bytes([127, 0, 0, 1]), bytes(15) + b"\1"
@@ -24,7 +24,7 @@ LOOPBACK4, LOOPBACK6 = bytes([127, 0, 0, 1]), bytes(15) + b"\1"
     ],
 )
 def test_the_way_to_an_endpoint_is_the_address_that_packets_leave_from(endpoint: Endpoint, way: bytes) -> None:
-    assert way_to(endpoint) == way
+    assert source_address_for(endpoint) == way
 
 
 @pytest.mark.parametrize(
@@ -36,12 +36,12 @@ def test_the_way_to_an_endpoint_is_the_address_that_packets_leave_from(endpoint:
     ],
 )
 def test_where_no_way_leads_there_is_none(endpoint: Endpoint) -> None:
-    assert way_to(endpoint) is None
+    assert source_address_for(endpoint) is None
 
 
 @pytest.mark.root
 def test_the_way_is_that_of_packets_with_a_mark() -> None:
-    assert way_to(Endpoint(LOOPBACK4, 9), mark=51820) == LOOPBACK4
+    assert source_address_for(Endpoint(LOOPBACK4, 9), mark=51820) == LOOPBACK4
 
 
 def test_without_a_descriptor_there_is_no_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +49,7 @@ def test_without_a_descriptor_there_is_no_way(monkeypatch: pytest.MonkeyPatch) -
         raise OSError("Too many open files")
 
     monkeypatch.setattr(socket, "socket", no_socket)
-    assert way_to(Endpoint(LOOPBACK4, 9)) is None
+    assert source_address_for(Endpoint(LOOPBACK4, 9)) is None
 
 
 # --- When it is looked at ---

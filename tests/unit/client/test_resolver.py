@@ -14,7 +14,7 @@ import dns.rrset
 import pytest
 
 from oxidize.client import resolver
-from oxidize.client.resolver import Resolver, look_up_past_tunnel, nameservers_now
+from oxidize.client.resolver import Resolver, look_up_past_tunnel, read_upstream_dns
 from oxidize.net.resolve import literal, look_up, split
 from oxidize.protocol.endpoint import Endpoint
 
@@ -126,9 +126,9 @@ def test_name_servers_are_those_of_the_first_file_that_names_some(
     full.write_bytes(b"\xff\xfe\nnameserver 192.0.2.53\n nameserver\t2001:db8::53 # ours\noptions edns0\n")
     later.write_text("nameserver 198.51.100.53\n")
     monkeypatch.setattr(resolver, "_RESOLV_CONFS", (missing, empty, tmp_path, full, later))
-    assert nameservers_now() == ["192.0.2.53", "2001:db8::53"]
+    assert read_upstream_dns() == ["192.0.2.53", "2001:db8::53"]
     monkeypatch.setattr(resolver, "_RESOLV_CONFS", (missing, empty))
-    assert nameservers_now() == []
+    assert read_upstream_dns() == []
 
 
 # --- Past the tunnel ---

@@ -12,11 +12,11 @@ from oxidize.config import NameServers
 from oxidize.errors import OxidizeError
 from oxidize.hostnet import dns_config
 from oxidize.hostnet.dns_config import (
-    check_name_servers,
+    apply_dns,
+    check_dns,
     find_program,
     record_name,
-    set_name_servers,
-    unset_name_servers,
+    revert_dns,
 )
 
 WANTED = NameServers("lo", (ip_address("10.0.0.1"), ip_address("fd00::1")), ("corp.example",))
@@ -61,8 +61,8 @@ def run_resolved(programs: Programs) -> None:
 def test_resolved_is_told_about_the_link(programs: Programs) -> None:
     programs.add("resolvconf")
     run_resolved(programs)
-    set_name_servers(WANTED, "record")
-    unset_name_servers("lo", "record")
+    apply_dns(WANTED, "record")
+    revert_dns("lo", "record")
     assert programs.told() == [
         "resolvectl domain lo ~. corp.example",
         "resolvectl default-route lo true",
@@ -76,15 +76,15 @@ def test_resolved_forgets_by_itself_what_it_was_told_of_an_interface_that_is_gon
     programs: Programs, interface: str | None
 ) -> None:
     run_resolved(programs)
-    unset_name_servers(interface, "record")
+    revert_dns(interface, "record")
     assert programs.told() == []
 
 
 def test_resolvconf_keeps_a_record(programs: Programs) -> None:
     programs.add("resolvconf")
     programs.add("resolvectl")  # installed, but nothing runs
-    set_name_servers(WANTED, "record")
-    unset_name_servers(None, "record")
+    apply_dns(WANTED, "record")
+    revert_dns(None, "record")
     assert programs.told() == [
         "resolvconf -a record -m 0 -x",
         "nameserver 10.0.0.1",
@@ -100,37 +100,37 @@ def test_a_program_that_fails_is_quoted(programs: Programs) -> None:
     with pytest.raises(
         OxidizeError, match=r"resolvconf -a record -m 0 -x: exit status 4: why it failed; see client\.dns"
     ):
-        set_name_servers(WANTED, "record")
+        apply_dns(WANTED, "record")
 
 
 def test_a_program_that_does_not_end_is_ended(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     programs.add("resolvconf", "#!/bin/sh\nexec cat < /dev/zero > /dev/null\n")
     monkeypatch.setattr(dns_config, "TIMEOUT_SECS", 0.05)
     with pytest.raises(OxidizeError, match="did not end within"):
-        set_name_servers(WANTED, "record")
+        apply_dns(WANTED, "record")
 
 
 def test_a_program_that_cannot_be_run_is_an_error(programs: Programs) -> None:
     programs.add("resolvconf", "#!/nonexistent\n")
     with pytest.raises(OxidizeError, match="cannot be run"):
-        set_name_servers(WANTED, "record")
+        apply_dns(WANTED, "record")
 
 
 def test_nobody_to_tell(programs: Programs) -> None:
     dns_config.RESOLVED.touch()  # runs, but there is no program with which to tell it
-    for ask in (find_program, lambda: check_name_servers(WANTED, is_ours_to_set=False)):
+    for ask in (find_program, lambda: check_dns(WANTED, is_ours_to_set=False)):
         with pytest.raises(OxidizeError, match=r"nobody to tell.*install openresolv or start systemd-resolved"):
             ask()
-    check_name_servers(NONE, is_ours_to_set=True)
-    unset_name_servers("lo", "record")
+    check_dns(NONE, is_ours_to_set=True)
+    revert_dns("lo", "record")
 
 
 def test_only_root_sets_them_itself(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     programs.add("resolvconf")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    check_name_servers(WANTED, is_ours_to_set=False)
+    check_dns(WANTED, is_ours_to_set=False)
     with pytest.raises(OxidizeError, match="user 1000 may not change this system's name servers: expected root"):
-        check_name_servers(WANTED, is_ours_to_set=True)
+        check_dns(WANTED, is_ours_to_set=True)
     assert programs.told() == []
 
 

@@ -55,10 +55,10 @@ class FakeSocket:
         self.is_closed = True
 
 
-def made(monkeypatch: pytest.MonkeyPatch, held: FakeSocket, *, is_on: bool = True, passed: int | None = 3) -> Nat:
+def made(monkeypatch: pytest.MonkeyPatch, held: FakeSocket, *, enabled: bool = True, passed: int | None = 3) -> Nat:
     monkeypatch.setattr(nat_module.NftSocket, "adopt", lambda descriptor: held)
     monkeypatch.setattr(nat_module.NftSocket, "create", lambda: held)
-    return Nat("ox0", ADDRESSES, is_on=is_on, passed=passed)
+    return Nat("ox0", ADDRESSES, enabled=enabled, passed=passed)
 
 
 # --- The sysctls ---
@@ -106,7 +106,7 @@ def test_what_the_socket_owns_besides_goes(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_switched_off_it_removes_its_own_and_lets_go(monkeypatch: pytest.MonkeyPatch) -> None:
     held = FakeSocket(Table("firewall", 0), Table("oxidize-ox0", PORT))
-    nat = made(monkeypatch, held, is_on=False)
+    nat = made(monkeypatch, held, enabled=False)
     nat.check()
     assert nat.fileno() == 3
     nat.apply()
@@ -116,7 +116,7 @@ def test_switched_off_it_removes_its_own_and_lets_go(monkeypatch: pytest.MonkeyP
 
 
 def test_never_asked_for_it_touches_nothing() -> None:
-    nat = Nat("ox0", ADDRESSES, is_on=False, passed=None)
+    nat = Nat("ox0", ADDRESSES, enabled=False, passed=None)
     nat.check()
     nat.apply()
     assert nat.fileno() is None

@@ -9,7 +9,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from oxidize.errors import OxidizeError
 from oxidize.hostnet import policy_routing
-from oxidize.hostnet.policy_routing import Policy, check_policy, establish_policy, remove_policy, rules_wanted
+from oxidize.hostnet.policy_routing import Policy, apply_policy, check_policy, remove_policy, rules_wanted
 
 EVERYTHING = Policy(1000, frozenset({4, 6}))
 PORT = 4242
@@ -100,7 +100,7 @@ def full_state(index: int = 5, port: int = PORT) -> list[Row]:
     other.links = {"it": index}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(policy_routing, "_netlink", lambda: other)
-        establish_policy(EVERYTHING, "it", port)
+        apply_policy(EVERYTHING, "it", port)
     return other.state()
 
 
@@ -117,9 +117,9 @@ def test_the_rules_in_words() -> None:
 def test_a_second_run_touches_nothing(kernel: Kernel) -> None:
     check_policy(EVERYTHING, ["ox0"])
     assert kernel.requests == 0
-    assert len(establish_policy(EVERYTHING, "ox0", PORT)) == kernel.requests == 9
+    assert len(apply_policy(EVERYTHING, "ox0", PORT)) == kernel.requests == 9
     state = kernel.state()
-    assert establish_policy(EVERYTHING, "ox0", PORT) == []
+    assert apply_policy(EVERYTHING, "ox0", PORT) == []
     check_policy(EVERYTHING, ["ox0"])
     assert (kernel.requests, kernel.state()) == (9, state)
 
@@ -128,11 +128,11 @@ def test_a_second_run_touches_nothing(kernel: Kernel) -> None:
     "policy", [Policy(1000, frozenset({4})), Policy(2000, frozenset({4, 6})), Policy(1000, frozenset())], ids=str
 )
 def test_it_follows_what_is_wanted_and_back(kernel: Kernel, policy: Policy) -> None:
-    establish_policy(EVERYTHING, "ox0", PORT)
+    apply_policy(EVERYTHING, "ox0", PORT)
     state = kernel.state()
-    assert establish_policy(policy, "ox0", PORT)
+    assert apply_policy(policy, "ox0", PORT)
     assert {row["family"] for row in kernel.state()} == {{4: 2, 6: 10}[version] for version in policy.versions}
-    establish_policy(EVERYTHING, "ox0", PORT)
+    apply_policy(EVERYTHING, "ox0", PORT)
     assert kernel.state() == state
     assert remove_policy(["ox0"])
     assert kernel.state() == []
@@ -140,8 +140,8 @@ def test_it_follows_what_is_wanted_and_back(kernel: Kernel, policy: Policy) -> N
 
 
 def test_a_new_port_changes_its_rule_alone(kernel: Kernel) -> None:
-    establish_policy(EVERYTHING, "ox0", 1)
-    changes = establish_policy(EVERYTHING, "ox0", PORT)
+    apply_policy(EVERYTHING, "ox0", 1)
+    changes = apply_policy(EVERYTHING, "ox0", PORT)
     assert [change.split(":")[0] for change in changes[:2]] == ["IPv4 rule +30001", "IPv4 rule -30001"]
     assert len(changes) == 4
     assert kernel.state() == full_state()
@@ -156,31 +156,31 @@ def test_at_no_time_does_everything_lead_into_the_tunnel_without_what_keeps_it_o
                 assert any("sport_range" in rule for rule in rules)
 
     kernel.before = dict.fromkeys(range(1, 50), sane)
-    establish_policy(EVERYTHING, "ox0", PORT)
-    establish_policy(Policy(2000, frozenset({6})), "ox0", PORT)
+    apply_policy(EVERYTHING, "ox0", PORT)
+    apply_policy(Policy(2000, frozenset({6})), "ox0", PORT)
     remove_policy(["ox0"])
     sane()
     assert kernel.state() == []
 
 
 def test_the_interface_of_a_predecessor_gives_way(kernel: Kernel) -> None:
-    establish_policy(EVERYTHING, "ox0", PORT)
+    apply_policy(EVERYTHING, "ox0", PORT)
     with pytest.raises(OxidizeError, match=r"has a route in table 1000, by another client.*end that client"):
         check_policy(EVERYTHING, ["ox1"])
     check_policy(EVERYTHING, ["ox1", "ox0"])
-    establish_policy(EVERYTHING, "ox1", PORT, ["ox0"])
+    apply_policy(EVERYTHING, "ox1", PORT, ["ox0"])
     assert kernel.state() == full_state(6)
 
 
 @pytest.mark.parametrize("wanted", [Policy(1000, frozenset()), EVERYTHING, Policy(2000, frozenset({4}))], ids=str)
 def test_another_clients_rules_are_left_alone(kernel: Kernel, wanted: Policy) -> None:
-    establish_policy(EVERYTHING, "ox0", PORT)
+    apply_policy(EVERYTHING, "ox0", PORT)
     state = kernel.state()
     if wanted.versions:
         with pytest.raises(OxidizeError, match="by another client"):
-            establish_policy(wanted, "ox1", 7)
+            apply_policy(wanted, "ox1", 7)
     else:
-        assert establish_policy(wanted, "ox1", 7) == []
+        assert apply_policy(wanted, "ox1", 7) == []
     assert remove_policy(["ox1"]) == []
     assert kernel.state() == state
 
@@ -197,7 +197,7 @@ def test_another_clients_rules_are_left_alone(kernel: Kernel, wanted: Policy) ->
 def test_another_programs_rules_are_an_error_and_stay(kernel: Kernel, rule: Row) -> None:
     kernel.rules = [{"family": 10, "action": 1, **rule}]
     state = kernel.state()
-    for attempt in (lambda: check_policy(EVERYTHING, ["ox0"]), lambda: establish_policy(EVERYTHING, "ox0", PORT)):
+    for attempt in (lambda: check_policy(EVERYTHING, ["ox0"]), lambda: apply_policy(EVERYTHING, "ox0", PORT)):
         with pytest.raises(OxidizeError, match=r"policy routing for IPv6: .*expected none beside ours; "):
             attempt()
     assert [row for row in kernel.state() if row["family"] == 10] == state
@@ -207,7 +207,7 @@ def test_another_programs_rules_are_an_error_and_stay(kernel: Kernel, rule: Row)
 
 
 def test_what_a_dead_client_left_goes(kernel: Kernel) -> None:
-    establish_policy(EVERYTHING, "ox0", PORT)
+    apply_policy(EVERYTHING, "ox0", PORT)
     kernel.lose("ox0")
     assert len(kernel.state()) == 7
     remove_policy(indexes=[5])
@@ -215,9 +215,9 @@ def test_what_a_dead_client_left_goes(kernel: Kernel) -> None:
 
 
 def test_what_a_dead_client_left_is_adopted(kernel: Kernel) -> None:
-    establish_policy(EVERYTHING, "ox0", PORT)
+    apply_policy(EVERYTHING, "ox0", PORT)
     kernel.lose("ox0")
-    establish_policy(EVERYTHING, "ox1", 7)
+    apply_policy(EVERYTHING, "ox1", 7)
     assert kernel.state() == full_state(6, 7)
     assert remove_policy(indexes=[5]) == []
     assert kernel.state() == full_state(6, 7)
@@ -229,9 +229,9 @@ def test_a_client_that_comes_while_a_dead_ones_rules_are_removed_has_all_of_its_
     kernel: Kernel, request_number: int, fwmark: int
 ) -> None:
     policy = Policy(fwmark, frozenset({4, 6}))
-    establish_policy(EVERYTHING, "ox0", PORT)
+    apply_policy(EVERYTHING, "ox0", PORT)
     kernel.lose("ox0")
-    kernel.requests, kernel.before = 0, {request_number: lambda: establish_policy(policy, "ox1", 7)}
+    kernel.requests, kernel.before = 0, {request_number: lambda: apply_policy(policy, "ox1", 7)}
     remove_policy(indexes=[5])
     kernel.before.get(request_number, lambda: None)()  # where it was not come to
     present = {(row["family"], row["priority"]) for row in kernel.rules if row.get("fwmark", fwmark) == fwmark}
@@ -243,10 +243,10 @@ def test_a_client_that_comes_while_a_dead_ones_rules_are_removed_has_all_of_its_
 def test_a_client_that_is_setting_up_while_a_dead_ones_rules_are_removed_has_all_of_its_own(
     kernel: Kernel, request_number: int
 ) -> None:
-    establish_policy(EVERYTHING, "ox0", PORT)
+    apply_policy(EVERYTHING, "ox0", PORT)
     kernel.lose("ox0")
     kernel.requests, kernel.before = 0, {request_number: lambda: remove_policy(indexes=[5])}
-    establish_policy(EVERYTHING, "ox1", 7)
+    apply_policy(EVERYTHING, "ox1", 7)
     assert kernel.state() == full_state(6, 7)
 
 
@@ -261,7 +261,7 @@ def test_a_kernel_without_ipv6_is_no_failure_where_ipv6_is_not_wanted(
         return real(family)
 
     monkeypatch.setattr(kernel, "get_rules", get_rules)
-    assert len(establish_policy(Policy(1000, frozenset({4})), "ox0", PORT)) == 5
+    assert len(apply_policy(Policy(1000, frozenset({4})), "ox0", PORT)) == 5
 
 
 def test_what_the_kernel_refuses_is_named_with_its_remedy(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +270,6 @@ def test_what_the_kernel_refuses_is_named_with_its_remedy(kernel: Kernel, monkey
 
     monkeypatch.setattr(kernel, "rule", refuse)
     with pytest.raises(OxidizeError, match=r"policy routing, IPv4 rule \+30000: udp nop: this needs CAP_NET_ADMIN"):
-        establish_policy(EVERYTHING, "ox0", PORT)
+        apply_policy(EVERYTHING, "ox0", PORT)
     with pytest.raises(OxidizeError, match="interface gone0: the interface is not there"):
-        establish_policy(EVERYTHING, "gone0", PORT)
+        apply_policy(EVERYTHING, "gone0", PORT)

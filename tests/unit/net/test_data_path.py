@@ -110,7 +110,7 @@ def test_the_other_sources_have_their_turn_after_some_batches() -> None:
     parts.path.from_udp()
     assert len(parts.udp.batches) == 1
     parts.network.waiting = [b"x"] * (BATCH_PACKETS_MAX * (BATCHES_PER_EVENT_MAX + 1))
-    parts.path.from_network()
+    parts.path.from_tunnel()
     assert len(parts.network.waiting) == BATCH_PACKETS_MAX
 
 
@@ -138,7 +138,7 @@ def test_what_goes_no_further_is_counted() -> None:
     assert dropped(parts, DropReason.TRUNCATED) == 1
     parts.udp.refused = 1
     parts.network.waiting = [b"x", b"y"]
-    parts.path.from_network()
+    parts.path.from_tunnel()
     assert dropped(parts, DropReason.SEND_FAILED) == 1
 
 

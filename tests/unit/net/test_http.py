@@ -1,7 +1,6 @@
 """/health and /metrics are answered without waiting; what a client sends never raises, and what it holds is bounded."""
 
 import errno
-import json
 import random
 import select
 import socket
@@ -9,7 +8,8 @@ import socket
 import pytest
 
 from oxidize.net import http
-from oxidize.net.http import HttpServer, Response, health_response, make_respond
+from oxidize.net.http import HttpServer, Response
+from oxidize.runtime.http_endpoints import make_respond
 
 
 class World:
@@ -115,20 +115,6 @@ def parse(answer: bytes) -> tuple[int, dict[str, str], bytes]:
 # --- The pages ---
 
 
-@pytest.mark.parametrize(
-    ("state", "status", "body"),
-    [
-        ("healthy", 200, b'{"status":"healthy","ready":true}'),
-        ("starting", 503, b'{"status":"starting","ready":false}'),
-        ("draining", 503, b'{"status":"draining","ready":false}'),
-    ],
-)
-def test_health(state, status, body):
-    response = health_response(state)
-    assert (response.status, response.body, response.content_type) == (status, body, "application/json")
-    assert json.loads(body)["status"] == state
-
-
 def test_a_page_is_answered_and_the_connection_closed(world):
     status, headers, body = parse(world.exchange(request()))
     assert status == 200
@@ -141,15 +127,6 @@ def test_a_page_is_answered_and_the_connection_closed(world):
     }
     assert world.requests == [("GET", "/health")]
     assert world.server.busy == 0
-
-
-def test_metrics_and_what_is_not_there(world):
-    status, headers, body = parse(world.exchange(request("/metrics?name=x")))
-    assert (status, headers["content-type"], body) == (200, "text/plain; version=1.0.0", b"metric 1\n")
-    status, _, body = parse(world.exchange(request("/secret")))
-    assert status == 404
-    assert b"/health" in body
-    assert b"/metrics" in body
 
 
 def test_head_has_the_headers_of_get_and_no_body(world):
