@@ -23,7 +23,6 @@ import msgpack
 
 from oxidize.errors import SnapshotError, StateError, WriterBusyError
 from oxidize.state import memory_file
-from oxidize.state.punch import punch_hole
 from oxidize.state.stream import ENVELOPE, RECORD_BYTES_MAX, REMEDY, RETIRE_ALL, RETIRE_OWN, Record, scan
 
 ENVELOPE_MAGIC = "oxidize-journal"
@@ -439,7 +438,7 @@ class Journal:
             return
         length = min(PUNCH_BYTES_MAX, len(self._punch))
         try:
-            punch_hole(self.fd, self._punch.start, length)
+            memory_file.punch_hole(self.fd, self._punch.start, length)
         except OSError:  # not every kernel can: then the memory waits for the next compaction
             self._punch = range(0)
         else:

@@ -1,22 +1,31 @@
-"""The memory files in which a state lies.
+"""The memory files that hold the state.
 
-The rule: a file is sealed at its size, so that a mapping of it can never fault, and its mode lets nobody open it for
-writing. Whoever has a descriptor that is open for writing goes on with that, a successor too: pread, pwrite and mmap
-ask for the descriptor's rights and not for the mode. Whoever was given one for reading, and opens it again by
-/proc/self/fd, gets no more than that.
+The rule: a file is sealed at its size, so that a mapping of it can never fault, and its mode lets no process open it
+for writing. A process that has a descriptor open for writing keeps its right to write, and so does a successor that
+receives it: pread, pwrite and mmap ask for the descriptor's rights and not for the mode. A process that was given a
+descriptor for reading, and opens the file again by /proc/self/fd, gets no more than that.
 
 The mode guards against mistakes and against other users. It is no boundary against the owner's own processes, which may
-change it, or take over, nor against root. It stays readable for everybody because a service whose user was changed goes
-on with the files of the user before, and hands them out by opening them again; to open one at all takes a descriptor of
+change it, or take over, nor against root. It stays readable for all users because a service whose user was changed
+keeps the files of the user before, and hands them out by opening them again; to open one at all takes a descriptor of
 it, or the rights of its holder (proc(5), /proc/pid/fd).
 
-Sources: memfd_create(2), fcntl(2) "File Sealing", fchmod(2).
+Sources: memfd_create(2), fcntl(2) "File Sealing", fchmod(2), fallocate(2).
 """
 
+import ctypes
 import fcntl
 import os
 
 MODE = 0o444
+
+# Python lacks fallocate(2) with its flags.
+_FALLOC_FL_KEEP_SIZE = 0x01  # linux/falloc.h
+_FALLOC_FL_PUNCH_HOLE = 0x02
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_fallocate = getattr(_libc, "fallocate64", _libc.fallocate)
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 def create(name: str, size: int) -> int:
@@ -30,3 +39,14 @@ def create(name: str, size: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give `length` bytes from `offset` on back to the kernel; they then read as zeros. Raises OSError on failure.
+
+    Not by mapping the range (madvise(2) MADV_REMOVE): a mapping has a descriptor of its own, and closing that would
+    drop the journal's lock.
+    """
+    if _fallocate(fd, _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, offset, length) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
