@@ -23,10 +23,11 @@ from demo.echo import EchoPath
 from demo.records import Kind, Record, encode
 from oxidize.protocol.changes import Change
 from oxidize.protocol.constants import BATCH_PACKETS_MAX
-from oxidize.protocol.counters import DROPS_WORD, TOTALS_WORDS, ArraySlots, Total
+from oxidize.protocol.counters import DROPS_START, TOTALS_WORDS, Total
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.peer import PeerSettings
+from oxidize.state.arena import Arena
 
 FINISH = b"finish\n"  # on standard input
 WARM_UP_SECS_MAX = 15.0  # for every client's first handshake: two retries
@@ -97,9 +98,9 @@ class Client:
         self._number = 0
         self._path = EchoPath(IPv4Address(settings.address), IPv4Address(fleet.server_address), index)
         self._endpoint = Endpoint(IPv4Address(fleet.server_host).packed, fleet.server_port)
-        self._slots = ArraySlots(SLOTS_PER_CLIENT)
+        self._arena = Arena.create(SLOTS_PER_CLIENT)
         self._handshakes = 0
-        self._dropped = [0] * (TOTALS_WORDS - DROPS_WORD)
+        self._dropped = [0] * (TOTALS_WORDS - DROPS_START)
         peer = PeerSettings(
             public_key=bytes.fromhex(fleet.server_public_key),
             preshared_key=bytes.fromhex(settings.preshared_key),
@@ -107,7 +108,7 @@ class Client:
             endpoint=self._endpoint,
         )
         private_key = bytes.fromhex(settings.private_key)
-        self._device = Device(private_key, [peer], self._slots, os.urandom, time.time, _ignore_change)
+        self._device = Device(private_key, [peer], self._arena, os.urandom, time.time, _ignore_change)
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         self.socket.connect((fleet.server_host, fleet.server_port))  # so that the kernel reports an unreachable port
@@ -172,16 +173,21 @@ class Client:
             with contextlib.suppress(ConnectionRefusedError):
                 self.socket.sendmsg([data], control)
 
+    def close(self) -> None:
+        """Close the socket and the counters."""
+        self.socket.close()
+        self._arena.close()
+
     def _note_unreachable(self) -> None:
         self.records.append(Record(Kind.UNREACHABLE, self.index, 0, _clock_ns() / 1e9))
 
     def _note_counters(self, now: float) -> None:
         """Record handshakes and drops that the device has counted since the last look."""
-        words = self._slots.words
-        if words[Total.HANDSHAKES_INITIATOR] != self._handshakes:
-            self._handshakes = words[Total.HANDSHAKES_INITIATOR]
+        counters = self._arena.counters
+        if counters[Total.HANDSHAKES_INITIATOR] != self._handshakes:
+            self._handshakes = counters[Total.HANDSHAKES_INITIATOR]
             self.records.append(Record(Kind.HANDSHAKE, self.index, self._handshakes, now))
-        dropped = words[DROPS_WORD:TOTALS_WORDS].tolist()
+        dropped = counters[DROPS_START:TOTALS_WORDS].tolist()
         if dropped != self._dropped:
             for reason, (before, after) in enumerate(zip(self._dropped, dropped, strict=True)):
                 self.records += [Record(Kind.DROPPED, self.index, reason, now)] * (after - before)
@@ -301,9 +307,9 @@ class Fleet:
         return records
 
     def close(self) -> None:
-        """Close the sockets."""
+        """Close the sockets, and the counters with them."""
         for client in self._clients:
-            client.socket.close()
+            client.close()
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ class Kind(IntEnum):
     UNREACHABLE = 5  # the kernel reported ICMP port unreachable: nobody held the server's port
     STARTED = 6  # every client has its session, the schedule starts at `at`
     FINISHED = 7  # the last request was sent and the wait for its reply is over
-    DROPPED = 8  # number: the protocol.words.DropReason for which a client's device refused what the server sent
+    DROPPED = 8  # number: the protocol.counters.DropReason for which a client's device refused what the server sent
 
 
 class Record(NamedTuple):

@@ -1,8 +1,8 @@
-"""The metrics that Prometheus collects, computed anew from the device's words for every scrape.
+"""The metrics that Prometheus collects, computed anew from the device's counters for every scrape.
 
-The rule: nothing is counted here. Totals are read from the words, which outlive the process, so that they run on across
-generations; what is live is asked for. Names follow the conventions of Prometheus: base units, the unit as a suffix,
-`_total` for what only grows. Sources: prometheus.io/docs/practices/naming; docs/concepts/metric_types.
+The rule: nothing is counted here. Totals are read from the counters, which outlive the process, so that they run on
+across generations; what is live is asked for. Names follow the conventions of Prometheus: base units, the unit as a
+suffix, `_total` for what only grows. Sources: prometheus.io/docs/practices/naming; docs/concepts/metric_types.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,15 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from oxidize.protocol.counters import DROPS_WORD, OUTAGE_BOUNDS_SECS, OUTAGES_WORD, DropReason, LinkState, Total, Words
+from oxidize.protocol.counters import (
+    DROPS_START,
+    OUTAGE_BOUNDS_SECS,
+    OUTAGES_START,
+    Counters,
+    DropReason,
+    LinkState,
+    Total,
+)
 
 NS_PER_SEC = 1_000_000_000
 
@@ -85,11 +93,11 @@ class Live:
 
 
 class Metrics:
-    """Renders all metrics: those of the words, those of `live`, and those of the process from /proc."""
+    """Renders all metrics: those of the counters, those of `live`, and those of the process from /proc."""
 
-    def __init__(self, words: Words, live: Live, *, release: str) -> None:
+    def __init__(self, counters: Counters, live: Live, *, release: str) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_WordsCollector(words, live, release))
+        self._registry.register(_CountersCollector(counters, live, release))
         ProcessCollector(registry=self._registry)
 
     def render(self) -> tuple[bytes, str]:
@@ -97,9 +105,9 @@ class Metrics:
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
 
-class _WordsCollector(Collector):
-    def __init__(self, words: Words, live: Live, release: str) -> None:
-        self._words = words
+class _CountersCollector(Collector):
+    def __init__(self, counters: Counters, live: Live, release: str) -> None:
+        self._counters = counters
         self._live = live
         self._release = release
 
@@ -107,7 +115,7 @@ class _WordsCollector(Collector):
         """Yield every metric with its present value."""
         yield from self._collect_live()
         for word, name, text in _COUNTERS:
-            yield CounterMetricFamily(name, text, value=self._words[word])
+            yield CounterMetricFamily(name, text, value=self._counters[word])
         yield self._labelled(
             "oxidize_handshakes",
             "Handshakes completed, by our role.",
@@ -118,7 +126,7 @@ class _WordsCollector(Collector):
             "oxidize_dropped_packets",
             "Datagrams and packets that went no further, by reason.",
             "reason",
-            {reason.name.lower(): DROPS_WORD + reason for reason in DropReason},
+            {reason.name.lower(): DROPS_START + reason for reason in DropReason},
         )
         yield from self._collect_takeovers()
         if (link := self._live.link()) is not None:
@@ -148,14 +156,14 @@ class _WordsCollector(Collector):
         yield GaugeMetricFamily(
             "oxidize_starts_in_a_row",
             "Starts from a stored state since a generation has lasted: more than a few are a crash loop.",
-            value=self._words[Total.STARTS_IN_A_ROW],
+            value=self._counters[Total.STARTS_IN_A_ROW],
         )
         info = GaugeMetricFamily("oxidize_info", "Always 1; the label tells the release.", labels=["release"])
         info.add_metric([self._release], 1.0)
         yield info
 
     def _collect_takeovers(self) -> Iterator[Metric]:
-        words = self._words
+        counters = self._counters
         yield self._labelled(
             "oxidize_takeovers",
             "Takeovers, by result; after a failure the predecessor serves on.",
@@ -165,18 +173,18 @@ class _WordsCollector(Collector):
         yield SummaryMetricFamily(
             "oxidize_takeover_blackout_seconds",
             "Time without a reader of the sockets, over all takeovers that succeeded.",
-            count_value=words[Total.TAKEOVERS_SUCCEEDED],
-            sum_value=words[Total.BLACKOUT_NS_SUM] / NS_PER_SEC,
+            count_value=counters[Total.TAKEOVERS_SUCCEEDED],
+            sum_value=counters[Total.BLACKOUT_NS_SUM] / NS_PER_SEC,
         )
         yield GaugeMetricFamily(
             "oxidize_takeover_blackout_last_seconds",
             "Time without a reader of the sockets in the latest takeover.",
-            value=words[Total.BLACKOUT_NS_LAST] / NS_PER_SEC,
+            value=counters[Total.BLACKOUT_NS_LAST] / NS_PER_SEC,
         )
         yield GaugeMetricFamily(
             "oxidize_takeover_blackout_max_seconds",
             "The longest time without a reader of the sockets in any takeover.",
-            value=words[Total.BLACKOUT_NS_MAX] / NS_PER_SEC,
+            value=counters[Total.BLACKOUT_NS_MAX] / NS_PER_SEC,
         )
 
     def _collect_link(self, now: LinkState) -> Iterator[Metric]:
@@ -186,17 +194,17 @@ class _WordsCollector(Collector):
         yield state
         total, buckets = 0, []
         for number, bound in enumerate([*map(str, OUTAGE_BOUNDS_SECS), "+Inf"]):
-            total += self._words[OUTAGES_WORD + number]
+            total += self._counters[OUTAGES_START + number]
             buckets.append((bound, float(total)))
         yield HistogramMetricFamily(
             "oxidize_outage_seconds",
             "How long the client's server could not be reached, over all outages that have ended.",
             buckets=buckets,
-            sum_value=self._words[Total.OUTAGE_NS_SUM] / NS_PER_SEC,
+            sum_value=self._counters[Total.OUTAGE_NS_SUM] / NS_PER_SEC,
         )
 
-    def _labelled(self, name: str, text: str, label: str, words: dict[str, int]) -> Metric:
+    def _labelled(self, name: str, text: str, label: str, counters: dict[str, int]) -> Metric:
         family = CounterMetricFamily(name, text, labels=[label])
-        for value, word in words.items():
-            family.add_metric([value], self._words[word])
+        for value, word in counters.items():
+            family.add_metric([value], self._counters[word])
         return family

@@ -15,7 +15,7 @@ from oxidize.client.network_watch import NetworkWatch, source_address_for
 from oxidize.client.resolver import Lookup, Resolver, look_up_past_tunnel, read_upstream_dns
 from oxidize.net.event_loop import Loop, boot_time
 from oxidize.net.resolve import literal, look_up
-from oxidize.protocol.counters import OUTAGE_SINCE_NS, RETRIES, ROUND_TRIP_NS, LinkState, Words
+from oxidize.protocol.counters import OUTAGE_SINCE_NS, RETRIES, ROUND_TRIP_NS, Counters, LinkState
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.peer import Peer
@@ -40,7 +40,7 @@ class Connection:
         self,
         settings: NodeSettings,
         device: Device,
-        words: Words,
+        counters: Counters,
         loop: Loop,
         flush: Callable[[], None],
         fail: Callable[[str], None],
@@ -49,7 +49,7 @@ class Connection:
         (self._peer,) = device.peers.values()
         server = settings.server or ""
         self._device = device
-        self._words = words
+        self._counters = counters
         self._server = server
         self._loop = loop
         self._flush = flush
@@ -107,13 +107,13 @@ class Connection:
 
     def describe(self, now: float) -> dict[str, Any]:
         """Return what `oxidize status` shows of it."""
-        peer, words = self._peer, self._words
+        peer, counters = self._peer, self._counters
         return {
             "state": self.state.name.lower(),
             "server": self._server,
             "outage_secs": self._outage_secs(now),
-            "retries": words[peer.slot + RETRIES] if peer.slot else 0,
-            "round_trip_ms": words[peer.slot + ROUND_TRIP_NS] / 1e6 if peer.slot else 0.0,
+            "retries": counters[peer.slot + RETRIES] if peer.slot else 0,
+            "round_trip_ms": counters[peer.slot + ROUND_TRIP_NS] / 1e6 if peer.slot else 0.0,
             "waiting_packets": len(peer.staged),
         }
 
@@ -122,7 +122,7 @@ class Connection:
         peer, link = self._peer, self._peer.link
         if self.state == LinkState.CONNECTED or link is None:
             return None
-        since_ns = self._words[peer.slot + OUTAGE_SINCE_NS] if peer.slot else 0
+        since_ns = self._counters[peer.slot + OUTAGE_SINCE_NS] if peer.slot else 0
         since = since_ns / 1e9 if since_ns else link.began_at
         return max(0.0, now - since) if since else None
 
@@ -215,7 +215,7 @@ class Connection:
         if self._peer.endpoint is None or self._peer.endpoint.remote != endpoint.remote:
             tell = log.info if is_news else log.debug
             tell("the server is to be found elsewhere", server=self._server, endpoint=str(endpoint))
-            self._device.place(self._peer, endpoint, boot_time())
+            self._device.set_endpoint(self._peer, endpoint, boot_time())
             self._way = self._way_now()
             self._flush()
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from oxidize.net.udp import UdpSocket
 from oxidize.protocol.constants import BATCH_PACKETS_MAX
-from oxidize.protocol.counters import DROPS_WORD, DropReason, Words
+from oxidize.protocol.counters import DROPS_START, Counters, DropReason
 from oxidize.protocol.device import Device
 
 BATCHES_PER_EVENT_MAX = 8  # then the other sources have their turn
@@ -39,16 +39,16 @@ class DataPath:
         device: Device,
         udp: UdpSocket,
         tunnel: Tunnel,
-        words: Words,
+        counters: Counters,
         now: Callable[[], float],
         write_drop: DropReason = DropReason.NETWORK_WRITE_FAILED,
     ) -> None:
         self.device = device
         self.udp = udp
         self.tunnel = tunnel
-        self._words = words
+        self._counters = counters
         self._now = now
-        self._write_drop_word = DROPS_WORD + write_drop
+        self._write_drop_word = DROPS_START + write_drop
         self._replies_at_once = tunnel.fileno() is None
 
     def from_udp(self) -> None:
@@ -61,12 +61,12 @@ class DataPath:
                     self._tell_unreachable()
                 return
             if batch.truncated:
-                self._words[DROPS_WORD + DropReason.TRUNCATED] += 1
+                self._counters[DROPS_START + DropReason.TRUNCATED] += 1
             packets = device.receive_datagrams(batch.datagrams, batch.endpoint, self._now())
             if packets:
                 refused = tunnel.write_packets(packets)
                 if refused:
-                    self._words[self._write_drop_word] += refused
+                    self._counters[self._write_drop_word] += refused
                 if self._replies_at_once:
                     self.from_tunnel()
             self.flush()
@@ -87,7 +87,7 @@ class DataPath:
             taken = self.udp.transmit(transmit.endpoint, transmit.datagrams)
             failed = len(transmit.datagrams) - taken
             if failed:
-                self._words[DROPS_WORD + DropReason.SEND_FAILED] += failed
+                self._counters[DROPS_START + DropReason.SEND_FAILED] += failed
         if self.udp.unreachable:
             self._tell_unreachable()
 

@@ -13,8 +13,8 @@ from oxidize.protocol.endpoint import Endpoint
 class KeypairState:
     """One transport keypair (paper, section 5.4.5).
 
-    local_index, remote_index: session indices, 32 bit. slot: its words (`protocol.words`). created_at: seconds of the
-    device's clock. is_initiator: our role in the handshake that made it.
+    local_index, remote_index: session indices, 32 bit. slot: its counters (`protocol.counters`). created_at: seconds of
+    the device's clock. is_initiator: our role in the handshake that made it.
     """
 
     local_index: int
@@ -28,7 +28,7 @@ class KeypairState:
 
 @dataclass(frozen=True, slots=True)
 class PeerSeen:
-    """A peer has a slot of words."""
+    """A peer has a slot of counters."""
 
     peer: bytes
     slot: int

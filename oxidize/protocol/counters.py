@@ -1,7 +1,7 @@
 """The layout of the device's counters: 64-bit words in one sequence.
 
 In life the sequence is the arena, a shared mapping that outlives the process; in tests it is an array. The live objects
-read and write the words directly, so at every instant at which the process may die the counters are right. Words are
+read and write the words directly, so at every instant at which the process may die the counters are right. Counters are
 named by their number and another release reads them: numbers are only ever added, never moved or used again.
 
 The first `TOTALS_SLOTS` slots hold the totals; every other slot belongs to one peer or to one keypair.
@@ -10,9 +10,7 @@ The first `TOTALS_SLOTS` slots hold the totals; every other slot belongs to one 
 from enum import IntEnum, unique
 from typing import Protocol
 
-from oxidize.errors import StateError
-
-Words = memoryview  # of format "Q"
+Counters = memoryview  # of format "Q"
 
 SLOT_WORDS = 64
 TOTALS_SLOTS = 4
@@ -84,12 +82,12 @@ class Total(IntEnum):
     ERRORS_LOGGED = 41  # lines logged as errors by generations that served
 
 
-# Outages that ended within OUTAGE_BOUNDS_SECS[i] are counted in word OUTAGES_WORD + i, longer ones in the word after.
-OUTAGES_WORD = 96
+# Outages that ended within OUTAGE_BOUNDS_SECS[i] are counted in word OUTAGES_START + i, longer ones in the word after.
+OUTAGES_START = 96
 OUTAGE_BOUNDS_SECS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
-ENDED_ON_PURPOSE_WORD = 120  # no total: 1 while the last generation is one that was told to end
-DROPS_WORD = 128  # DropReason r is counted in word DROPS_WORD + r
+ENDED_ON_PURPOSE = 120  # no total: 1 while the last generation is one that was told to end
+DROPS_START = 128  # DropReason r is counted in word DROPS_START + r
 
 
 @unique
@@ -131,13 +129,10 @@ class LinkState(IntEnum):
     FAILED = 3  # as many retries as were allowed went unanswered
 
 
-_ZERO_SLOT = memoryview(bytes(8 * SLOT_WORDS)).cast("Q")
-
-
 class Slots(Protocol):
     """The store of words: allocates slots of SLOT_WORDS words, named by the index of their first word."""
 
-    words: Words
+    counters: Counters
 
     def allocate(self) -> int:
         """Return a free slot, zeroed by this call; raises StateError when none is left."""
@@ -151,29 +146,3 @@ class Slots(Protocol):
         The record that named it must have been retired before. Releasing does not zero: a thawing predecessor releases
         slots that its successor may have given to another keypair, whose counter must stand.
         """
-
-
-class ArraySlots:
-    """Slots in a plain array: for clients without a successor, and for tests."""
-
-    def __init__(self, slot_count: int = 64) -> None:
-        self.words: Words = memoryview(bytearray(8 * SLOT_WORDS * (TOTALS_SLOTS + slot_count))).cast("Q")
-        self._free = [SLOT_WORDS * (TOTALS_SLOTS + i) for i in reversed(range(slot_count))]
-
-    def allocate(self) -> int:
-        """Return a free slot, zeroed by this call; raises StateError when none is left."""
-        if not self._free:
-            raise StateError(f"all slots are in use; expected at most {len(self.words) // SLOT_WORDS - TOTALS_SLOTS}")
-        slot = self._free.pop()
-        self.words[slot : slot + SLOT_WORDS] = _ZERO_SLOT
-        return slot
-
-    def claim(self, slot: int) -> None:
-        """Mark a slot as used; idempotent."""
-        if slot in self._free:
-            self._free.remove(slot)
-
-    def release(self, slot: int) -> None:
-        """Make a slot free; idempotent."""
-        if slot not in self._free:
-            self._free.append(slot)

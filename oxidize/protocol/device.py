@@ -39,10 +39,10 @@ from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.handshaker import Handshaker
 from oxidize.protocol.keypair import Keypair
 from oxidize.protocol.link_keeper import LinkKeeper
-from oxidize.protocol.load import UNDER_LOAD_HANDSHAKES_PER_SECOND, LoadMeter
 from oxidize.protocol.messages import data_receiver
 from oxidize.protocol.noise import LocalIdentity, RemoteIdentity
 from oxidize.protocol.peer import Peer, PeerKeypair, PeerSettings
+from oxidize.protocol.rate_limiter import UNDER_LOAD_HANDSHAKES_PER_SECOND, LoadMeter
 from oxidize.protocol.restore import RestoreReport, restore_change
 from oxidize.protocol.session_table import SessionTable, Transmit
 from oxidize.protocol.staging import Staging
@@ -54,7 +54,7 @@ PEERS_PER_SLICE = 256  # scheduled at a time: less than a millisecond
 class Device:
     """One WireGuard interface with its peers.
 
-    private_key: 32 bytes. slots: the words of its counters. random_bytes: count -> bytes. unix_time: () -> seconds, for
+    private_key: 32 bytes. slots: the store of its counters. random_bytes: count -> bytes. unix_time: () -> seconds, for
     timestamps. record: takes every change before its effect can be seen. mtu: of the tunnel, bytes; messages are not
     padded beyond it. Raises StateError for more than PEERS_MAX peers.
 
@@ -76,7 +76,7 @@ class Device:
         self.identity = LocalIdentity(private_key)
         self.mtu = mtu
         self._table = SessionTable(slots, record, random_bytes)
-        self._words = self._table.words
+        self._counters = self._table.counters
         load = LoadMeter(under_load_handshakes)
         self._handshaker = Handshaker(self.identity, self._table, unix_time, self._on_session, self._schedule, load)
         self._routes: AllowedIPs[Peer] = AllowedIPs()
@@ -96,7 +96,7 @@ class Device:
             )
         peer = Peer(settings, RemoteIdentity(self.identity, settings.public_key, settings.preshared_key))
         self._table.peers[settings.public_key] = peer
-        self._table.place(peer, settings.endpoint)
+        self._table.set_endpoint(peer, settings.endpoint)
         for network in settings.allowed_ips:
             self._routes.insert(network, peer)
 
@@ -108,9 +108,9 @@ class Device:
         return self._table.peers
 
     @property
-    def places(self) -> int:
+    def endpoint_changes(self) -> int:
         """How often any peer was found at another endpoint than before; a number to compare with an earlier one."""
-        return self._table.places
+        return self._table.endpoint_changes
 
     def live_sessions(self, now: float) -> int:
         """Return the number of peers that have a keypair which is not expired."""
@@ -141,9 +141,9 @@ class Device:
 
         At most BATCH_PACKETS_MAX at a time: that is what a crash may lose.
         """
-        words, table = self._words, self._table
-        words[Total.RECEIVED_DATAGRAMS] += len(datagrams)
-        words[Total.RECEIVED_BYTES] += sum(map(len, datagrams))
+        counters, table = self._counters, self._table
+        counters[Total.RECEIVED_DATAGRAMS] += len(datagrams)
+        counters[Total.RECEIVED_BYTES] += sum(map(len, datagrams))
         packets: list[bytes] = []
         for receiver, run in groupby(datagrams, key=data_receiver):
             if receiver is not None:
@@ -154,15 +154,15 @@ class Device:
                 if dropped is not None:
                     table.drop(dropped)
         if packets:
-            words[Total.RECEIVED_PACKETS] += len(packets)
-            words[Total.RECEIVED_PACKET_BYTES] += sum(map(len, packets))
+            counters[Total.RECEIVED_PACKETS] += len(packets)
+            counters[Total.RECEIVED_PACKET_BYTES] += sum(map(len, packets))
         return packets
 
     def _receive_data(
         self, receiver: int, messages: Sequence[bytes | memoryview], endpoint: Endpoint, now: float
     ) -> list[bytes]:
         """Take data messages to one keypair; return the packets to deliver."""
-        table, words = self._table, self._words
+        table, counters = self._table, self._counters
         keypair = table.indices.get(receiver)
         if not isinstance(keypair, Keypair):
             table.drop(DropReason.UNKNOWN_INDEX, len(messages))
@@ -178,18 +178,18 @@ class Device:
             return []
         peer = keypair.peer
         table.move_endpoint(peer, endpoint, now)
-        first_unanswered_ns = words[peer.slot + FIRST_UNANSWERED_NS]
+        first_unanswered_ns = counters[peer.slot + FIRST_UNANSWERED_NS]
         # Before anything is sent because of it: that is unanswered.
-        timers.any_authenticated_received(peer, words, now)
+        timers.any_authenticated_received(peer, counters, now)
         if keypair is peer.next:
             self._handshaker.confirm(peer, now)
         if peer.link is not None:
             self._links.note_received(peer, first_unanswered_ns, now)
-        words[peer.slot + RECEIVED_BYTES] += sum(map(len, plaintexts)) + DATA_OVERHEAD * len(plaintexts)
+        counters[peer.slot + RECEIVED_BYTES] += sum(map(len, plaintexts)) + DATA_OVERHEAD * len(plaintexts)
         if timers.receiving_wants_rekey(keypair, now) and keypair is peer.current:
             self._handshaker.initiate(peer, now)
         if any(plaintexts):
-            timers.data_received(peer, words, now)
+            timers.data_received(peer, counters, now)
         self._schedule(peer)
         return self._unwrap(peer, plaintexts)
 
@@ -199,14 +199,14 @@ class Device:
         packets = []
         for plaintext in plaintexts:
             if not plaintext:
-                self._words[Total.RECEIVED_KEEPALIVES] += 1
+                self._counters[Total.RECEIVED_KEEPALIVES] += 1
             elif not (length := inner_length(plaintext)):
                 drop(DropReason.INNER_MALFORMED)
             elif lookup(plaintext) is not peer:
                 drop(DropReason.SOURCE_NOT_ALLOWED)
             else:
                 packets.append(plaintext if length == len(plaintext) else plaintext[:length])
-        self._words[peer.slot + RECEIVED_PACKETS] += len(packets)
+        self._counters[peer.slot + RECEIVED_PACKETS] += len(packets)
         return packets
 
     # --- To the network: inner packets in, outer datagrams queued ---
@@ -234,7 +234,7 @@ class Device:
             self._stage(peer, packets, now)
             return
         self._seal(peer, keypair, peer.endpoint, packets, now)
-        timers.data_sent(peer, self._words, now)
+        timers.data_sent(peer, self._counters, now)
         if peer.link is not None:
             self._links.note_sent(peer, list(map(bytes, packets)), now)
         if timers.sending_wants_rekey(keypair, now):
@@ -244,11 +244,11 @@ class Device:
     def _seal(
         self, peer: Peer, keypair: PeerKeypair, endpoint: Endpoint, packets: Sequence[bytes | memoryview], now: float
     ) -> None:
-        words = self._words
+        counters = self._counters
         self._table.transmit(peer, endpoint, keypair.seal(packets, self.mtu), now)
-        words[peer.slot + SENT_PACKETS] += len(packets)
-        words[Total.SENT_PACKETS] += len(packets)
-        words[Total.SENT_PACKET_BYTES] += sum(map(len, packets))
+        counters[peer.slot + SENT_PACKETS] += len(packets)
+        counters[Total.SENT_PACKETS] += len(packets)
+        counters[Total.SENT_PACKET_BYTES] += sum(map(len, packets))
 
     def _stage(self, peer: Peer, packets: Sequence[bytes | memoryview], now: float) -> None:
         if peer.endpoint is None and peer.link is None:
@@ -265,7 +265,7 @@ class Device:
         if keypair is None or keypair.is_expired(now) or peer.endpoint is None:
             return False
         self._table.transmit(peer, peer.endpoint, keypair.seal([_KEEPALIVE], self.mtu), now)
-        self._words[Total.SENT_KEEPALIVES] += 1
+        self._counters[Total.SENT_KEEPALIVES] += 1
         if timers.sending_wants_rekey(keypair, now):
             self._handshaker.initiate(peer, now)
         return True
@@ -309,7 +309,7 @@ class Device:
             self._schedule(peer)
 
     def _run_timers(self, peer: Peer, now: float) -> None:
-        words = self._words
+        counters = self._counters
         if peer.endpoint_record_at <= now:
             self._table.record_endpoint(peer, now)
         if timers.zero_keys_at(peer) <= now:
@@ -321,17 +321,17 @@ class Device:
                 self._on_session(peer, now)
             elif peer.endpoint is not None or self._links.note_unanswered_initiation(peer, now):
                 self._handshaker.initiate(peer, now)
-        if timers.unanswered_at(peer, words) <= now:
+        if timers.unanswered_at(peer, counters) <= now:
             self._links.note_silence(peer, now)
-            words[peer.slot + FIRST_UNANSWERED_NS] = 0
+            counters[peer.slot + FIRST_UNANSWERED_NS] = 0
             self._table.clear_source(peer, now)
             self._handshaker.initiate(peer, now)
-        if timers.keepalive_at(peer, words) <= now:
-            words[peer.slot + KEEPALIVE_OWED_NS] = 0
+        if timers.keepalive_at(peer, counters) <= now:
+            counters[peer.slot + KEEPALIVE_OWED_NS] = 0
             self._send_keepalive(peer, now)
-        if timers.persistent_keepalive_at(peer, words) <= now:
-            self._table.give_slot(peer)
-            words[peer.slot + LAST_SENT_NS] = int(now * 1e9)
+        if timers.persistent_keepalive_at(peer, counters) <= now:
+            self._table.allocate_slot(peer)
+            counters[peer.slot + LAST_SENT_NS] = int(now * 1e9)
             if not self._send_keepalive(peer, now):
                 self._handshaker.initiate(peer, now)
         if peer.link is not None:
@@ -352,12 +352,12 @@ class Device:
     def _schedule(self, peer: Peer) -> None:
         # A look that is due earlier anyway will schedule the next one. So a peer's looks are falling in the order in
         # which they were scheduled, and few: no entry is ever stale, nor does one replace another.
-        deadline, deadlines = timers.deadline(peer, self._words), peer.deadlines
+        deadline, deadlines = timers.deadline(peer, self._counters), peer.deadlines
         if deadline < (deadlines[-1] if deadlines else inf):
             deadlines.append(deadline)
             heappush(self._due, (deadline, next(self._order), peer))
 
-    def place_remembered(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
+    def use_cached_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
         """Take it that a peer may be where it was in an earlier life of ours, unless it is known to be elsewhere."""
         if peer.endpoint is None:
             self._table.move_endpoint(peer, endpoint, now)
@@ -385,9 +385,9 @@ class Device:
         for peer in self._linked():
             self._links.note_network_change(peer, now)
 
-    def place(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
+    def set_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
         """Take notice that the peer of a link is to be found at `endpoint`, as the resolver says."""
-        self._links.place(peer, endpoint, now)
+        self._links.set_endpoint(peer, endpoint, now)
 
     def _linked(self) -> list[Peer]:
         return [peer for peer in self._table.peers.values() if peer.link is not None]
@@ -397,7 +397,7 @@ class Device:
     def restore(self, changes: Iterable[Change], now: float) -> RestoreReport:
         """Set what `changes` say, in their order, recording and sending nothing; call it again with what came later.
 
-        What belongs to peers that are not configured is left alone until `forget_strangers`.
+        What belongs to peers that are not configured is left alone until `forget_unknown_peers`.
         """
         report = RestoreReport()
         touched: set[Peer] = set()
@@ -414,19 +414,19 @@ class Device:
             if peer.staged and peer.handshake is None:
                 peer.handshake_wanted_at = now  # what was to send these packets may have died with who recorded them
             self._schedule(peer)
-        report.strangers = len(self._table.strangers)
+        report.unknown_peers = len(self._table.unknown_peers)
         return report
 
     def prepare(self) -> None:
-        """Schedule every peer by its words: those that no restored change spoke of too."""
+        """Schedule every peer by its counters: those that no restored change spoke of too."""
         for _ in self.prepare_in_slices():
             pass
 
     def prepare_in_slices(self) -> Iterator[None]:
         """Do as `prepare`, some peers at a time.
 
-        Due once more when this device owns: what another process noted in the words after `restore`, a packet that is
-        owed an answer, has left no record behind.
+        Due once more when this device owns: what another process noted in the counters after `restore`, a packet that
+        is owed an answer, has left no record behind.
         """
         for number, peer in enumerate(list(self._table.peers.values()), start=1):
             self._schedule(peer)
@@ -434,14 +434,14 @@ class Device:
                 yield
 
     def own(self) -> None:
-        """Begin to own the words and the journal: from here this device may seal, open and record."""
+        """Begin to own the counters and the journal: from here this device may seal, open and record."""
         self._table.record_answered()
 
-    def forget_strangers(self) -> None:
+    def forget_unknown_peers(self) -> None:
         """Declare dead what a predecessor knew of peers that are not configured any more."""
-        for public_key in list(self._table.strangers):
+        for public_key in list(self._table.unknown_peers):
             self._table.record(PeerRemoved(public_key))
-            self._table.forget_stranger(public_key)
+            self._table.forget_unknown_peer(public_key)
 
     def freeze(self) -> None:
         """Record what only this process knows: the packets that wait for a session, which the next owner sends."""

@@ -37,7 +37,6 @@ from oxidize.protocol.counters import (
 )
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.link import SUPERSEDED_SECS_MAX
-from oxidize.protocol.load import LoadMeter
 from oxidize.protocol.messages import CookieReply, Initiation, Response, message_type
 from oxidize.protocol.noise import (
     LocalIdentity,
@@ -50,7 +49,7 @@ from oxidize.protocol.noise import (
     next_timestamp,
 )
 from oxidize.protocol.peer import Peer, PendingHandshake
-from oxidize.protocol.rate_limiter import RateLimiter
+from oxidize.protocol.rate_limiter import LoadMeter, RateLimiter
 from oxidize.protocol.session_table import SessionTable
 from oxidize.protocol.timers import (
     any_authenticated_received,
@@ -120,8 +119,8 @@ class Handshaker:
 
         Only if an answer to the last one has had its time; a later initiation makes it worthless.
         """
-        pending, words = peer.handshake, self._table.words
-        spacing = shortest_retry_secs(peer, words)
+        pending, counters = peer.handshake, self._table.counters
+        spacing = shortest_retry_secs(peer, counters)
         if now < peer.initiation_sent_at + spacing:
             return
         retry_at = pending.retry_at if pending is not None else peer.handshake_wanted_at
@@ -135,10 +134,10 @@ class Handshaker:
         if peer.endpoint is None or peer.remote.static_shared is None:
             table.end_handshake(peer)
             if peer.link is not None:  # its name may resolve by then
-                table.words[peer.slot + RETRIES] += 1
-                peer.handshake_wanted_at = now + retry_secs(peer, table.words, self._draw())
+                table.counters[peer.slot + RETRIES] += 1
+                peer.handshake_wanted_at = now + retry_secs(peer, table.counters, self._draw())
             return
-        table.give_slot(peer)
+        table.allocate_slot(peer)
         index = table.indices.new(None, table.random_bytes)
         timestamp = label_of(self._next_timestamp(peer))
         state, message = create_initiation(self.identity, peer.remote, index, timestamp, table.random_bytes)
@@ -146,12 +145,12 @@ class Handshaker:
         draw = self._draw()
         peer.jitter = draw * REKEY_TIMEOUT_JITTER_MAX
         if retry_at is None:
-            retry_at = now + retry_secs(peer, table.words, draw)
-            table.words[peer.slot + RETRIES] += 1
+            retry_at = now + retry_secs(peer, table.counters, draw)
+            table.counters[peer.slot + RETRIES] += 1
         pending = PendingHandshake(peer, state, started_at, now, retry_at, peer.cookie_jar.last_mac1)
         peer.initiation_sent_at = now
         table.begin_handshake(pending)
-        table.words[peer.slot + FIRST_UNANSWERED_NS] = 0
+        table.counters[peer.slot + FIRST_UNANSWERED_NS] = 0
         table.count(Total.INITIATIONS_SENT)
         table.transmit(peer, peer.endpoint, [stamped], now)
         self._on_timers(peer)
@@ -165,7 +164,7 @@ class Handshaker:
         A responder ignores what is not newer (section 5.1), and would for as long as the clock had been ahead.
         """
         word = peer.slot + INITIATION_UNIX_NS
-        timestamp = self._table.words[word] = next_timestamp(self._unix_time(), self._table.words[word])
+        timestamp = self._table.counters[word] = next_timestamp(self._unix_time(), self._table.counters[word])
         return timestamp
 
     def answer_unknown_index(self, endpoint: Endpoint, now: float) -> None:
@@ -240,7 +239,7 @@ class Handshaker:
         if now - peer.initiation_received_at < INITIATION_INTERVAL_MIN:
             return DropReason.INITIATION_FLOOD
         table = self._table
-        table.give_slot(peer)
+        table.allocate_slot(peer)
         index = table.indices.new(None, table.random_bytes)
         answer = create_response(received, index, table.random_bytes)
         if answer is None:
@@ -298,21 +297,21 @@ class Handshaker:
     def _note_received(self, peer: Peer, endpoint: Endpoint, size: int, now: float) -> None:
         table = self._table
         table.move_endpoint(peer, endpoint, now)
-        table.words[peer.slot + RECEIVED_BYTES] += size
-        any_authenticated_received(peer, table.words, now)
+        table.counters[peer.slot + RECEIVED_BYTES] += size
+        any_authenticated_received(peer, table.counters, now)
 
     def _note_round_trip(self, pending: PendingHandshake, now: float) -> None:
         """Measure by an answered initiation, unless it may have waited: it was superseded while the link was down.
 
         Then it lay in the queue of a server that was away, for as long as that was.
         """
-        words, slot = self._table.words, pending.peer.slot
-        if pending is not pending.peer.handshake and words[slot + LINK_STATE] != LinkState.CONNECTED:
+        counters, slot = self._table.counters, pending.peer.slot
+        if pending is not pending.peer.handshake and counters[slot + LINK_STATE] != LinkState.CONNECTED:
             return
         # Less than nothing: a predecessor's clock was ahead of ours.
         measured = int(min(max(now - pending.sent_at, 0.0), ROUND_TRIP_SECS_MAX) * 1e9)
-        before = words[slot + ROUND_TRIP_NS]
-        words[slot + ROUND_TRIP_NS] = before + (measured - before) // ROUND_TRIP_WEIGHT if before else measured
+        before = counters[slot + ROUND_TRIP_NS]
+        counters[slot + ROUND_TRIP_NS] = before + (measured - before) // ROUND_TRIP_WEIGHT if before else measured
 
     def confirm(self, peer: Peer, now: float) -> None:
         """Take the next keypair into use: the initiator has just shown that it has it.

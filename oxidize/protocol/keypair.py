@@ -20,7 +20,7 @@ from oxidize.protocol.constants import (
     REKEY_AFTER_MESSAGES,
     TYPE_DATA,
 )
-from oxidize.protocol.counters import RECEIVE_NEXT, SEND_COUNTER, DropReason, Words
+from oxidize.protocol.counters import RECEIVE_NEXT, SEND_COUNTER, Counters, DropReason
 from oxidize.protocol.messages import DATA_HEADER
 from oxidize.protocol.replay import is_fresh, mark, mark_run
 
@@ -34,7 +34,7 @@ class Keypair(Generic[_Owner]):
 
     __slots__ = ("_decrypt", "_encrypt", "_words", "peer", "state")
 
-    def __init__(self, state: KeypairState, peer: _Owner, words: Words) -> None:
+    def __init__(self, state: KeypairState, peer: _Owner, words: Counters) -> None:
         self.state = state
         self.peer = peer
         self._words = words

@@ -70,7 +70,7 @@ class LinkPolicy:
 
 
 class Link:
-    """What is remembered of a link besides the words of its peer; a successor does without it."""
+    """What is remembered of a link besides the counters of its peer; a successor does without it."""
 
     __slots__ = (
         "began_at",

@@ -1,7 +1,7 @@
 """Keeping links up: noticing that a peer is gone, holding packets back meanwhile, and coming back.
 
 The rules: whatever is heard of the peer, if authentic, means that the link is up; silence or an error means nothing but
-that we ask. What decides stands in the peer's words, so that a successor goes on in the middle of an outage.
+that we ask. What decides stands in the peer's counters, so that a successor goes on in the middle of an outage.
 The figures are those of `link`.
 
 Source: the paper, sections 6.4 and 6.5, for what is done otherwise; RFC 6298, section 5, for backing off.
@@ -19,7 +19,7 @@ from oxidize.protocol.counters import (
     LINK_STATE,
     OUTAGE_BOUNDS_SECS,
     OUTAGE_SINCE_NS,
-    OUTAGES_WORD,
+    OUTAGES_START,
     PROBES_ANSWERED,
     RETRIES,
     ROUND_TRIP_NS,
@@ -69,7 +69,7 @@ class LinkKeeper:
         on_timers: Callable[[Peer], None],
     ) -> None:
         self._table = table
-        self._words = table.words
+        self._counters = table.counters
         self._handshaker = handshaker
         self._staging = staging
         self._release = release
@@ -80,37 +80,39 @@ class LinkKeeper:
 
     def state(self, peer: Peer) -> LinkState:
         """Return where a link stands."""
-        return LinkState(self._words[peer.slot + LINK_STATE]) if peer.slot else LinkState.CONNECTING
+        return LinkState(self._counters[peer.slot + LINK_STATE]) if peer.slot else LinkState.CONNECTING
 
     def holds_back(self, peer: Peer) -> bool:
         """Tell whether packets to a peer are to wait although there may be a session."""
         link = peer.link
         if link is None:
             return False
-        return self._words[peer.slot + LINK_STATE] != LinkState.CONNECTED or link.replay_at < inf
+        return self._counters[peer.slot + LINK_STATE] != LinkState.CONNECTED or link.replay_at < inf
 
     # --- What happens on a link ---
 
     def begin(self, peer: Peer, now: float) -> None:
         """Keep a link up from now on, wherever a predecessor left it."""
-        words, link = self._words, peer.link
+        counters, link = self._counters, peer.link
         if link is None:
             return
-        self._table.give_slot(peer)
+        self._table.allocate_slot(peer)
         link.began_at = now
-        if words[peer.slot + FIRST_UNANSWERED_NS]:  # while nobody was here to listen, the silence was ours
-            words[peer.slot + FIRST_UNANSWERED_NS] = int(now * 1e9)
-        since = words[peer.slot + OUTAGE_SINCE_NS]
-        if words[peer.slot + LINK_STATE] == LinkState.FAILED:  # and it was started again
-            words[peer.slot + LINK_STATE] = LinkState.RECONNECTING if since else LinkState.CONNECTING
-            words[peer.slot + RETRIES] = link.retries_before = 0
+        if counters[peer.slot + FIRST_UNANSWERED_NS]:  # while nobody was here to listen, the silence was ours
+            counters[peer.slot + FIRST_UNANSWERED_NS] = int(now * 1e9)
+        since = counters[peer.slot + OUTAGE_SINCE_NS]
+        if counters[peer.slot + LINK_STATE] == LinkState.FAILED:  # and it was started again
+            counters[peer.slot + LINK_STATE] = LinkState.RECONNECTING if since else LinkState.CONNECTING
+            counters[peer.slot + RETRIES] = link.retries_before = 0
         link.knock_at = inf  # what we had in mind in an outage that another generation has ended
-        if words[peer.slot + LINK_STATE] == LinkState.RECONNECTING:
-            words[peer.slot + OUTAGE_SINCE_NS] = since or int(now * 1e9)  # a predecessor was killed between these words
+        if counters[peer.slot + LINK_STATE] == LinkState.RECONNECTING:
+            counters[peer.slot + OUTAGE_SINCE_NS] = since or int(
+                now * 1e9
+            )  # a predecessor was killed between these counters
             link.knock_at = now
         elif since:
-            words[peer.slot + OUTAGE_SINCE_NS] = 0
-        if words[peer.slot + LINK_STATE] != LinkState.CONNECTED and peer.handshake is None:
+            counters[peer.slot + OUTAGE_SINCE_NS] = 0
+        if counters[peer.slot + LINK_STATE] != LinkState.CONNECTED and peer.handshake is None:
             self._handshaker.initiate(peer, now)
         self._on_timers(peer)
 
@@ -126,36 +128,36 @@ class LinkKeeper:
 
     def note_received(self, peer: Peer, first_unanswered_ns: int, now: float) -> None:
         """Note that something authentic came in a session; `first_unanswered_ns`: the peer's word before it came."""
-        words, link = self._words, peer.link
+        counters, link = self._counters, peer.link
         if link is None:
             return
         self._forget_answered(peer, link, now)
         link.silent_initiations, link.presumes_loss = 0, False
-        words[peer.slot + SUSPECTED_SINCE_NS] = 0
-        if words[peer.slot + PROBES_ANSWERED]:
+        counters[peer.slot + SUSPECTED_SINCE_NS] = 0
+        if counters[peer.slot + PROBES_ANSWERED]:
             self._ease(peer, link, first_unanswered_ns * NANOSECOND, now)
-        if words[peer.slot + LINK_STATE] != LinkState.CONNECTED:
+        if counters[peer.slot + LINK_STATE] != LinkState.CONNECTED:
             self._come_back(peer, link, now, "it answers")
             self._release(peer, now)
         link.first_sent.clear()  # whatever was to be sent again has been, or went no further
 
     def note_session(self, peer: Peer, now: float) -> None:
         """Note that a session was made; what was lost in the one before is put before what waits."""
-        words, link = self._words, peer.link
+        counters, link = self._counters, peer.link
         if link is None:
             return
-        if words[peer.slot + LINK_STATE] != LinkState.CONNECTED:
+        if counters[peer.slot + LINK_STATE] != LinkState.CONNECTED:
             self._come_back(peer, link, now, "a handshake")
         elif self._was_dead(peer, link):
             self._stage_unanswered(peer, link, now)
-        if words[peer.slot + SUSPECTED_SINCE_NS]:
-            words[peer.slot + PROBES_ANSWERED] += 1
+        if counters[peer.slot + SUSPECTED_SINCE_NS]:
+            counters[peer.slot + PROBES_ANSWERED] += 1
             link.eased_at = now  # a late answer may seem prompt after a packet sent again
         link.unanswered.clear()
         link.silent_initiations = 0
         # Where a later initiation is answered too, this session is gone at the peer, with what went into it until then.
         link.presumes_loss = bool(peer.superseded)
-        words[peer.slot + SUSPECTED_SINCE_NS] = words[peer.slot + RETRIES] = link.retries_before = 0
+        counters[peer.slot + SUSPECTED_SINCE_NS] = counters[peer.slot + RETRIES] = link.retries_before = 0
 
     def take_burst(self, peer: Peer, now: float) -> list[bytes]:
         """Return of what waits for a session as much as may leave at once; `run_timers` releases the rest."""
@@ -173,26 +175,26 @@ class LinkKeeper:
 
     def note_silence(self, peer: Peer, now: float) -> None:
         """Note that a handshake is about to begin because nothing was heard since the first unanswered packet."""
-        words, link = self._words, peer.link
+        counters, link = self._counters, peer.link
         if link is not None:
-            quiet_ns = words[peer.slot + FIRST_UNANSWERED_NS] - words[peer.slot + LAST_RECEIVED_NS]
-            link.presumes_loss = not words[peer.slot + PROBES_ANSWERED] and quiet_ns * NANOSECOND <= LIVELY_SECS
-            words[peer.slot + SUSPECTED_SINCE_NS] = int(now * 1e9)
+            quiet_ns = counters[peer.slot + FIRST_UNANSWERED_NS] - counters[peer.slot + LAST_RECEIVED_NS]
+            link.presumes_loss = not counters[peer.slot + PROBES_ANSWERED] and quiet_ns * NANOSECOND <= LIVELY_SECS
+            counters[peer.slot + SUSPECTED_SINCE_NS] = int(now * 1e9)
 
     def note_unanswered_initiation(self, peer: Peer, now: float) -> bool:
         """Note that an initiation was not answered in time; return whether to go on."""
-        words, link = self._words, peer.link
+        counters, link = self._counters, peer.link
         if link is None:
             return True
         link.silent_initiations += 1
-        state = words[peer.slot + LINK_STATE]
+        state = counters[peer.slot + LINK_STATE]
         if state == LinkState.CONNECTING and link.silent_initiations == SILENT_INITIATIONS_MAX:
             self.notify(peer, LinkState.CONNECTING, self._reason(peer, link))
         if state == LinkState.CONNECTED:
             if link.silent_initiations >= SILENT_INITIATIONS_MAX:
                 self._go_down(peer, link, now)
             return True
-        if state == LinkState.FAILED or 0 < link.policy.retries_max <= words[peer.slot + RETRIES]:
+        if state == LinkState.FAILED or 0 < link.policy.retries_max <= counters[peer.slot + RETRIES]:
             self._fail(peer, link)
             return False
         return True
@@ -205,10 +207,10 @@ class LinkKeeper:
         """
         peer = self._table.by_remote.get(remote)
         link = peer.link if peer is not None else None
-        if peer is None or link is None or self._words[peer.slot + LINK_STATE] == LinkState.FAILED:
+        if peer is None or link is None or self._counters[peer.slot + LINK_STATE] == LinkState.FAILED:
             return
         link.last_error = "nobody listens there" if refused else "it cannot be reached"
-        if self._words[peer.slot + LINK_STATE] == LinkState.CONNECTED:
+        if self._counters[peer.slot + LINK_STATE] == LinkState.CONNECTED:
             free_at = max(link.errors_free_at, now - ERROR_BURST_SECS)
             if free_at > now:
                 return
@@ -224,7 +226,7 @@ class LinkKeeper:
     def note_network_change(self, peer: Peer, now: float) -> None:
         """Note that there may be another way to a peer now, or one at last: ask it at once, by whichever way."""
         self._table.clear_source(peer, now)
-        if self._words[peer.slot + LINK_STATE] == LinkState.CONNECTED and peer.link is not None:
+        if self._counters[peer.slot + LINK_STATE] == LinkState.CONNECTED and peer.link is not None:
             peer.link.presumes_loss = True  # answers may have gone where we no longer are
             self._handshaker.initiate(peer, now)
         else:
@@ -234,7 +236,7 @@ class LinkKeeper:
     def hurry(self, peer: Peer, now: float) -> None:
         """Begin anew with the delays of a link that is down: there is a reason to believe in the next retry."""
         if peer.link is not None:
-            peer.link.retries_before = self._words[peer.slot + RETRIES]
+            peer.link.retries_before = self._counters[peer.slot + RETRIES]
         pending = peer.handshake
         if pending is None:
             self._handshaker.initiate(peer, now)
@@ -243,7 +245,7 @@ class LinkKeeper:
         else:
             pending.retry_at = min(pending.retry_at, pending.sent_at + INITIATION_SPACING_SECS)
 
-    def place(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
+    def set_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
         """Take notice of where a peer is to be found from now on."""
         self._table.move_endpoint(peer, endpoint, now)
         self.hurry(peer, now)
@@ -260,7 +262,7 @@ class LinkKeeper:
             self._release(peer, now)
         if link.refusals_end_at <= now:
             link.refusals_end_at = inf
-            if self._words[peer.slot + LINK_STATE] != LinkState.CONNECTED:
+            if self._counters[peer.slot + LINK_STATE] != LinkState.CONNECTED:
                 self.hurry(peer, now)
 
     # --- What becomes of it ---
@@ -270,7 +272,7 @@ class LinkKeeper:
 
         What is younger may still be on its way to a peer that has ended meanwhile.
         """
-        on_its_way_secs = ON_ITS_WAY_ROUND_TRIPS * self._words[peer.slot + ROUND_TRIP_NS] * NANOSECOND
+        on_its_way_secs = ON_ITS_WAY_ROUND_TRIPS * self._counters[peer.slot + ROUND_TRIP_NS] * NANOSECOND
         horizon, unanswered = now - on_its_way_secs, link.unanswered
         if unanswered and unanswered[-1][0] <= horizon:
             unanswered.clear()
@@ -279,9 +281,9 @@ class LinkKeeper:
 
     def _ease(self, peer: Peer, link: Link, first: float, now: float) -> None:
         """Let the next probe come sooner again if what was sent first has been answered in good time."""
-        if first and now - first <= prompt_secs(peer, self._words) and now >= link.eased_at + EASE_SECS:
+        if first and now - first <= prompt_secs(peer, self._counters) and now >= link.eased_at + EASE_SECS:
             link.eased_at = now
-            self._words[peer.slot + PROBES_ANSWERED] -= 1
+            self._counters[peer.slot + PROBES_ANSWERED] -= 1
 
     def _was_dead(self, peer: Peer, link: Link) -> bool:
         """Tell whether the peer had lost the session before the one that was made right now.
@@ -312,33 +314,33 @@ class LinkKeeper:
         return "no answer: is it up, and does each side have the other's public key?"
 
     def _go_down(self, peer: Peer, link: Link, now: float) -> None:
-        words = self._words
-        words[peer.slot + OUTAGE_SINCE_NS] = int(now * 1e9)
-        words[peer.slot + LINK_STATE] = LinkState.RECONNECTING
-        words[peer.slot + RETRIES] = words[peer.slot + SUSPECTED_SINCE_NS] = link.retries_before = 0
+        counters = self._counters
+        counters[peer.slot + OUTAGE_SINCE_NS] = int(now * 1e9)
+        counters[peer.slot + LINK_STATE] = LinkState.RECONNECTING
+        counters[peer.slot + RETRIES] = counters[peer.slot + SUSPECTED_SINCE_NS] = link.retries_before = 0
         self._table.count(Total.OUTAGES)
         self._stage_unanswered(peer, link, now)
         link.knock_at, link.replay_at = now + KNOCK_PACES[0][1], inf
         self.notify(peer, LinkState.RECONNECTING, self._reason(peer, link))
 
     def _come_back(self, peer: Peer, link: Link, now: float, reason: str) -> None:
-        words = self._words
-        since = words[peer.slot + OUTAGE_SINCE_NS]
-        words[peer.slot + OUTAGE_SINCE_NS] = 0
-        words[peer.slot + LINK_STATE] = LinkState.CONNECTED
+        counters = self._counters
+        since = counters[peer.slot + OUTAGE_SINCE_NS]
+        counters[peer.slot + OUTAGE_SINCE_NS] = 0
+        counters[peer.slot + LINK_STATE] = LinkState.CONNECTED
         link.knock_at = link.refusals_end_at = inf
         link.last_error = ""
         if since:
             lasted_ns = max(0, int(now * 1e9) - since)
             self._table.count(Total.RECONNECTS)
             self._table.count(Total.OUTAGE_NS_SUM, lasted_ns)
-            words[OUTAGES_WORD + bisect_left(OUTAGE_BOUNDS_SECS, lasted_ns * NANOSECOND)] += 1
+            counters[OUTAGES_START + bisect_left(OUTAGE_BOUNDS_SECS, lasted_ns * NANOSECOND)] += 1
             reason = f"{lasted_ns * NANOSECOND:.3f} s, {reason}"
         self.notify(peer, LinkState.CONNECTED, reason)
 
     def _fail(self, peer: Peer, link: Link) -> None:
-        has_failed_before = self._words[peer.slot + LINK_STATE] == LinkState.FAILED
-        self._words[peer.slot + LINK_STATE] = LinkState.FAILED
+        has_failed_before = self._counters[peer.slot + LINK_STATE] == LinkState.FAILED
+        self._counters[peer.slot + LINK_STATE] = LinkState.FAILED
         link.knock_at = link.refusals_end_at = inf
         self._table.end_handshake(peer)
         peer.handshake_wanted_at = inf
@@ -354,7 +356,7 @@ class LinkKeeper:
         elif not self._send_keepalive(peer, now):
             link.knock_at = inf  # the session has expired; a refusal begins it anew
             return
-        since_ns = self._words[peer.slot + OUTAGE_SINCE_NS]
+        since_ns = self._counters[peer.slot + OUTAGE_SINCE_NS]
         down_secs = now - (since_ns * NANOSECOND if since_ns else link.began_at)
         paces = REFUSED_KNOCK_PACES if link.is_refused else KNOCK_PACES
         link.knock_at = now + next(pace for limit, pace in paces if down_secs < limit)

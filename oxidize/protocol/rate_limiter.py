@@ -1,20 +1,22 @@
-"""How many handshakes one source address may cost us while we are under load.
+"""How many handshakes this host computes: from everybody before it asks for cookies, and from one source after that.
 
-The rule (paper, section 5.3): a source that proved its address by a cookie still gets only so much of our time. The
-paper gives no numbers; 20 handshakes a second, 5 at once, are those of the reference implementations. IPv6 sources
-count by their /64, the least that a site is given (RFC 6177).
-
-Each source is a token bucket, held as one number: the time at which it will be full again. A full bucket is the same as
-none, so entries expire by themselves and there is nothing to time.
+Rules (paper, section 5.3):
+- A handshake costs a hundred times more than any other datagram, so the rate of handshakes alone decides what load is:
+  more of them in one second than the threshold, until a whole second has passed with fewer.
+- Under load, a source that proved its address by a cookie is still limited. The paper gives no numbers; 20 handshakes a
+  second, 5 at once, are those of the reference implementations. IPv6 sources count by their /64, the least that a site
+  is given (RFC 6177).
 """
 
 from collections import OrderedDict
 
+UNDER_LOAD_HANDSHAKES_PER_SECOND = 250  # of some 1,000 that one core can answer
+
 HANDSHAKES_PER_SECOND = 20
 HANDSHAKES_BURST = 5
 
-# Sources remembered at once. When they are more, the one that was allowed longest ago is forgotten, and with it at most
-# a quarter of a second's denial.
+# Sources remembered at once. Beyond that, the source that was allowed longest ago is forgotten, and with it at most a
+# quarter of a second's denial.
 SOURCES_MAX = 65_536
 
 _TOKEN_NS = 1_000_000_000 // HANDSHAKES_PER_SECOND
@@ -22,8 +24,34 @@ _BUCKET_NS = _TOKEN_NS * HANDSHAKES_BURST
 _EXPIRED_PER_CALL = 2  # more than the one that a call can add: the table shrinks while it is used
 
 
+class LoadMeter:
+    """The number of handshake messages in windows of one second; threshold: of them in a window, beyond it is load."""
+
+    __slots__ = ("_count", "_loaded_until", "_threshold", "_window_end")
+
+    def __init__(self, threshold: int = UNDER_LOAD_HANDSHAKES_PER_SECOND) -> None:
+        self._threshold = threshold
+        self._count = 0
+        self._window_end = 0.0
+        self._loaded_until = 0.0
+
+    def note(self, now: float) -> bool:
+        """Count one handshake message at `now`, seconds; return whether the device is under load."""
+        if now >= self._window_end:
+            self._window_end = now + 1.0
+            self._count = 0
+        self._count += 1
+        if self._count > self._threshold:
+            self._loaded_until = now + 1.0
+        return now < self._loaded_until
+
+
 class RateLimiter:
-    """Token buckets by source address: HANDSHAKES_PER_SECOND each, HANDSHAKES_BURST at once."""
+    """Token buckets by source address: HANDSHAKES_PER_SECOND each, HANDSHAKES_BURST at once.
+
+    A bucket is held as one number: the time at which it will be full again. A full bucket is the same as none, so
+    entries expire by themselves and need no timer.
+    """
 
     def __init__(self) -> None:
         # Whole nanoseconds: sums of floats would deny a source that keeps exactly to the rate.
@@ -34,7 +62,10 @@ class RateLimiter:
         return len(self._full_at_ns)
 
     def allow(self, address: bytes, now: float) -> bool:
-        """Take a token of this source, 4 or 16 bytes, at `now`; False, and nothing taken, when it has none."""
+        """Take a token of a source at `now`; return False, with nothing taken, when its bucket is empty.
+
+        address: the outer address of the source, 4 or 16 bytes. now: seconds of a monotonic clock.
+        """
         source = address[:8] if len(address) == 16 else address
         now_ns = round(now * 1_000_000_000)
         self._forget_expired(now_ns)

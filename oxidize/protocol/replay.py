@@ -16,7 +16,7 @@ and its counter is still fresh.
 
 from oxidize.errors import StateError
 from oxidize.protocol.constants import REJECT_AFTER_MESSAGES
-from oxidize.protocol.counters import RECEIVE_NEXT, REPLAY_BITMAP, REPLAY_WORDS, Words
+from oxidize.protocol.counters import RECEIVE_NEXT, REPLAY_BITMAP, REPLAY_WORDS, Counters
 
 BLOCK_BITS = 64
 BLOCK_SHIFT = 6
@@ -26,7 +26,7 @@ BLOCK_MASK = BLOCK_BITS - 1
 WINDOW_SIZE = (REPLAY_WORDS - 2) * BLOCK_BITS
 
 
-def is_fresh(words: Words, slot: int, counter: int) -> bool:
+def is_fresh(words: Counters, slot: int, counter: int) -> bool:
     """Tell whether `counter` is unmarked, not too old for the window, and below REJECT_AFTER_MESSAGES.
 
     Changes nothing: a counter counts only once its packet is authenticated. slot: the index of the keypair's first
@@ -41,7 +41,7 @@ def is_fresh(words: Words, slot: int, counter: int) -> bool:
     return not word >> (counter & BLOCK_MASK) & 1
 
 
-def mark(words: Words, slot: int, counter: int) -> bool:
+def mark(words: Counters, slot: int, counter: int) -> bool:
     """Mark an authenticated counter before its packet is delivered; False, and nothing changed, if it is not fresh."""
     receive_next = words[slot + RECEIVE_NEXT]
     block = counter >> BLOCK_SHIFT
@@ -64,7 +64,7 @@ def mark(words: Words, slot: int, counter: int) -> bool:
     return True
 
 
-def mark_run(words: Words, slot: int, first: int, count: int) -> None:
+def mark_run(words: Counters, slot: int, first: int, count: int) -> None:
     """Mark `count` authenticated counters from `first` on, all above any before: as `mark` of each, but faster.
 
     Raises StateError, with nothing marked, when `first` is below RECEIVE_NEXT or the run reaches REJECT_AFTER_MESSAGES.
@@ -88,7 +88,7 @@ def mark_run(words: Words, slot: int, first: int, count: int) -> None:
         first = run_end
 
 
-def _enter_block(words: Words, slot: int, block: int, bits: int, receive_next: int) -> None:
+def _enter_block(words: Counters, slot: int, block: int, bits: int, receive_next: int) -> None:
     """Advance the window into a later block than that of the highest counter, and mark `bits` there.
 
     Blocks in between are cleared one at a time, each before RECEIVE_NEXT passes it. The last store is the one that

@@ -1,7 +1,7 @@
 """Setting a device's tables from the changes that a predecessor recorded.
 
 The rule: restoring reads. It records nothing, sends nothing, zeroes no word and allocates no slot, because until the
-hand-off the words and the journal belong to the predecessor.
+hand-off the counters and the journal belong to the predecessor.
 """
 
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ from oxidize.protocol.session_table import SessionTable
 
 @dataclass(slots=True)
 class RestoreReport:
-    """What became of the changes: `applied` were set, `strangers` belong to peers that are not configured."""
+    """What became of the changes: `applied` were set, `unknown_peers` belong to peers that are not configured."""
 
     applied: int = 0
-    strangers: int = 0
+    unknown_peers: int = 0
 
 
 def restore_change(table: SessionTable, cookies: CookieChecker, change: Change) -> Peer | None:
@@ -40,9 +40,9 @@ def restore_change(table: SessionTable, cookies: CookieChecker, change: Change) 
     peer = table.peers.get(change.peer)
     if peer is None:
         if isinstance(change, PeerRemoved):
-            table.forget_stranger(change.peer)
+            table.forget_unknown_peer(change.peer)
         else:
-            table.restore_stranger(change.peer, change)
+            table.restore_unknown_peer(change.peer, change)
         return None
     match change:
         case PeerSeen(slot=slot):

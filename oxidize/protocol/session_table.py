@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from oxidize.protocol.changes import Change, KeypairState, PeerEndpoint, PeerKeypairs, PeerSeen
 from oxidize.protocol.constants import BATCH_PACKETS_MAX, ENDPOINT_RECORD_INTERVAL
-from oxidize.protocol.counters import DROPS_WORD, SENT_BYTES, DropReason, Slots, Total, Words
+from oxidize.protocol.counters import DROPS_START, SENT_BYTES, Counters, DropReason, Slots, Total
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.index_table import IndexTable
 from oxidize.protocol.keypair import Keypair
@@ -29,7 +29,7 @@ class Transmit(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Stranger:
+class UnknownPeer:
     """A peer that a predecessor knew and we do not: until it is declared dead, its slots are not ours to give away."""
 
     slots: dict[str, set[int]] = field(default_factory=dict)  # by the kind of change that named them
@@ -39,7 +39,7 @@ class Stranger:
 class SessionTable:
     """The device's memory: what the handshakes and the data path share.
 
-    slots: the words. record: takes every change, at once. random_bytes: count -> bytes.
+    slots: the counters. record: takes every change, at once. random_bytes: count -> bytes.
     """
 
     slots: Slots
@@ -47,57 +47,57 @@ class SessionTable:
     random_bytes: Callable[[int], bytes]
     peers: dict[bytes, Peer] = field(default_factory=dict)
     by_remote: dict[tuple[bytes, int, int], Peer] = field(default_factory=dict)  # who was last at this address and port
-    strangers: dict[bytes, Stranger] = field(default_factory=dict)
+    unknown_peers: dict[bytes, UnknownPeer] = field(default_factory=dict)
     indices: IndexTable[PeerKeypair | PendingHandshake | None] = field(default_factory=IndexTable)
     transmits: list[Transmit] = field(default_factory=list)
-    places: int = 0  # how often any peer was found at another endpoint than before
+    endpoint_changes: int = 0  # how often any peer was found at another endpoint than before
     moved: set[Peer] = field(default_factory=set)  # whose new endpoint is still to be recorded
-    words: Words = field(init=False)
-    _slot_owners: dict[int, PeerKeypair | Peer | Stranger] = field(default_factory=dict)
+    counters: Counters = field(init=False)
+    _slot_owners: dict[int, PeerKeypair | Peer | UnknownPeer] = field(default_factory=dict)
     _answered: set[Peer] = field(default_factory=set)  # whose handshake the records still call unanswered
 
     def __post_init__(self) -> None:
-        self.words = self.slots.words
+        self.counters = self.slots.counters
 
     # --- Counting and sending ---
 
     def count(self, total: Total, amount: int = 1) -> None:
         """Add to one of the totals."""
-        self.words[total] += amount
+        self.counters[total] += amount
 
     def drop(self, reason: DropReason, amount: int = 1) -> None:
         """Count what went no further."""
-        self.words[DROPS_WORD + reason] += amount
+        self.counters[DROPS_START + reason] += amount
 
     def transmit(self, peer: Peer, endpoint: Endpoint, messages: Sequence[bytes], now: float) -> None:
         """Queue authenticated messages to a peer and count them."""
         self.transmit_unaccounted(endpoint, messages)
-        self.words[peer.slot + SENT_BYTES] += sum(map(len, messages))
-        any_authenticated_sent(peer, self.words, now)
+        self.counters[peer.slot + SENT_BYTES] += sum(map(len, messages))
+        any_authenticated_sent(peer, self.counters, now)
 
     def transmit_unaccounted(self, endpoint: Endpoint, messages: Sequence[bytes]) -> None:
         """Queue messages that belong to no session: cookie replies."""
         for first in range(0, len(messages), BATCH_PACKETS_MAX):
             batch = list(messages[first : first + BATCH_PACKETS_MAX])
             self.transmits.append(Transmit(endpoint, batch))
-            self.words[Total.SENT_DATAGRAMS] += len(batch)
-            self.words[Total.SENT_BYTES] += sum(map(len, batch))
+            self.counters[Total.SENT_DATAGRAMS] += len(batch)
+            self.counters[Total.SENT_BYTES] += sum(map(len, batch))
 
     # --- Peers ---
 
-    def give_slot(self, peer: Peer) -> None:
-        """Give a peer its words, once; raises StateError when the arena is full."""
+    def allocate_slot(self, peer: Peer) -> None:
+        """Give a peer its counters, once; raises StateError when the arena is full."""
         if not peer.slot:
             slot = self.slots.allocate()
             self.record(PeerSeen(peer.public_key, slot))
             self._slot_owners[slot] = peer
             peer.slot = slot
 
-    def place(self, peer: Peer, endpoint: Endpoint | None) -> None:
+    def set_endpoint(self, peer: Peer, endpoint: Endpoint | None) -> None:
         """Set where a peer is, or that nobody knows, recording nothing."""
         if peer.endpoint is not None and self.by_remote.get(peer.endpoint.remote) is peer:
             del self.by_remote[peer.endpoint.remote]
-        self.places += 1
+        self.endpoint_changes += 1
         peer.endpoint = endpoint
         if endpoint is not None:
             self.by_remote[endpoint.remote] = peer
@@ -111,8 +111,8 @@ class SessionTable:
         if peer.endpoint == endpoint:
             return
         if peer.endpoint is not None and peer.endpoint.remote != endpoint.remote:
-            self.words[Total.ENDPOINT_MOVES] += 1
-        self.place(peer, endpoint)
+            self.counters[Total.ENDPOINT_MOVES] += 1
+        self.set_endpoint(peer, endpoint)
         if now < peer.endpoint_recorded_at + ENDPOINT_RECORD_INTERVAL:
             peer.endpoint_record_at = peer.endpoint_recorded_at + ENDPOINT_RECORD_INTERVAL
             self.moved.add(peer)
@@ -145,7 +145,7 @@ class SessionTable:
         local, remote = indices
         slot = self.slots.allocate()
         state = KeypairState(local, remote, keys.send_key, keys.receive_key, now, initiator, slot)
-        keypair = self._slot_owners[slot] = Keypair(state, peer, self.words)
+        keypair = self._slot_owners[slot] = Keypair(state, peer, self.counters)
         return keypair
 
     def rotate(self, peer: Peer, rotation: Callable[[], None]) -> None:
@@ -175,7 +175,7 @@ class SessionTable:
             self.indices.release(keypair.state.local_index)
         self._release_slot(keypair.state.slot, keypair)
 
-    def _release_slot(self, slot: int, owner: PeerKeypair | Peer | Stranger) -> None:
+    def _release_slot(self, slot: int, owner: PeerKeypair | Peer | UnknownPeer) -> None:
         if self._slot_owners.get(slot) is owner:
             del self._slot_owners[slot]
             self.slots.release(slot)
@@ -240,16 +240,16 @@ class SessionTable:
 
     def restore_endpoint(self, peer: Peer, endpoint: Endpoint | None) -> None:
         """Take over where a peer is."""
-        self.place(peer, endpoint)
+        self.set_endpoint(peer, endpoint)
         peer.endpoint_record_at = inf
         self.moved.discard(peer)
 
-    def _claim_slot(self, slot: int, owner: PeerKeypair | Peer | Stranger) -> None:
+    def _claim_slot(self, slot: int, owner: PeerKeypair | Peer | UnknownPeer) -> None:
         self.slots.claim(slot)
         self._slot_owners[slot] = owner
 
     def restore_slot(self, peer: Peer, slot: int) -> None:
-        """Take over a peer's words."""
+        """Take over a peer's counters."""
         if peer.slot != slot:
             self._release_slot(peer.slot, peer)
         self._claim_slot(slot, peer)
@@ -267,7 +267,9 @@ class SessionTable:
                 restored.append(None)
                 continue
             known = before.get(state.local_index)
-            restored.append(known if known is not None and known.state == state else Keypair(state, peer, self.words))
+            restored.append(
+                known if known is not None and known.state == state else Keypair(state, peer, self.counters)
+            )
             if state.is_initiator:  # we had sent the initiation by then
                 peer.initiation_sent_at = max(peer.initiation_sent_at, state.created_at)
         peer.previous, peer.current, peer.next = restored
@@ -315,25 +317,25 @@ class SessionTable:
 
     # --- Peers that are not configured ---
 
-    def restore_stranger(self, public_key: bytes, change: Change) -> None:
-        """Keep the slots that a change of a stranger names; they replace those that the last one of its kind named."""
-        stranger = self.strangers.setdefault(public_key, Stranger())
+    def restore_unknown_peer(self, public_key: bytes, change: Change) -> None:
+        """Keep the slots that a change of an unknown peer names, in place of those that the last of its kind named."""
+        unknown = self.unknown_peers.setdefault(public_key, UnknownPeer())
         if isinstance(change, PeerSeen):
-            self._rename_slots(stranger, "peer", {change.slot})
+            self._rename_slots(unknown, "peer", {change.slot})
         elif isinstance(change, PeerKeypairs):
             states = (change.previous, change.current, change.next)
-            self._rename_slots(stranger, "keypairs", {state.slot for state in states if state is not None})
+            self._rename_slots(unknown, "keypairs", {state.slot for state in states if state is not None})
 
-    def forget_stranger(self, public_key: bytes) -> None:
-        """Free what a stranger held; where we are the recorder, its removal must have been recorded before."""
-        stranger = self.strangers.pop(public_key, None)
-        if stranger is not None:
-            for kind in stranger.slots:
-                self._rename_slots(stranger, kind, set())
+    def forget_unknown_peer(self, public_key: bytes) -> None:
+        """Free what an unknown peer held; where we are the recorder, its removal must have been recorded before."""
+        unknown = self.unknown_peers.pop(public_key, None)
+        if unknown is not None:
+            for kind in unknown.slots:
+                self._rename_slots(unknown, kind, set())
 
-    def _rename_slots(self, stranger: Stranger, kind: str, slots: set[int]) -> None:
-        for slot in stranger.slots.get(kind, set()) - slots:
-            self._release_slot(slot, stranger)
+    def _rename_slots(self, unknown: UnknownPeer, kind: str, slots: set[int]) -> None:
+        for slot in unknown.slots.get(kind, set()) - slots:
+            self._release_slot(slot, unknown)
         for slot in slots:
-            self._claim_slot(slot, stranger)
-        stranger.slots[kind] = slots
+            self._claim_slot(slot, unknown)
+        unknown.slots[kind] = slots

@@ -87,7 +87,7 @@ class _ColdStart:
         gc.freeze()
         node.serve()
         node.open_takeover(held=False)
-        node.device.forget_strangers()
+        node.device.forget_unknown_peers()
         say_ready(node)
         if not self._is_network_new:
             self._configure_again(node)
@@ -149,7 +149,7 @@ class _ColdStart:
             state = SessionState.open(
                 fds["journal"], fds["arena"], boot_id=boot_id(), public_key=self._settings.public_key, now=boot_time()
             )
-            self._wait_out(crash_loop.note_start(state.arena.words))
+            self._wait_out(crash_loop.note_start(state.arena.counters))
             return self._restore_from(state)
         except WriterBusyError:
             raise  # the state is good and somebody serves with it: to begin beside that one would be worse than to end
@@ -172,8 +172,8 @@ class _ColdStart:
         state.begin_generation(oxidize.__version__, generation)
         node.device.own()
         sessions = node.device.live_sessions(now)
-        node.words[Total.RESTORES_AFTER_CRASH] += 1
-        node.words[Total.SESSIONS_RESTORED] += sessions
+        node.counters[Total.RESTORES_AFTER_CRASH] += 1
+        node.counters[Total.SESSIONS_RESTORED] += sessions
         state.record_takeover(
             {
                 "at_unix": time.time(),

@@ -7,7 +7,7 @@ sets it back, and one that was told to end does not count.
 
 from collections.abc import Callable
 
-from oxidize.protocol.counters import ENDED_ON_PURPOSE_WORD, Total, Words
+from oxidize.protocol.counters import ENDED_ON_PURPOSE, Counters, Total
 
 STABLE_SECS = 10.0  # a generation that lived this long did not crash at the start
 STARTS_WITHOUT_DELAY = 5  # in a row: bad luck is no loop
@@ -15,21 +15,21 @@ DELAY_FIRST_SECS = 0.1
 DELAY_MAX_SECS = 10.0  # well below the unit's TimeoutStartSec=
 
 
-def note_start(words: Words) -> float:
+def note_start(counters: Counters) -> float:
     """Count a start that found a predecessor's state; return the seconds to wait before READY."""
-    if words[ENDED_ON_PURPOSE_WORD]:
-        words[ENDED_ON_PURPOSE_WORD] = 0
-        words[Total.STARTS_IN_A_ROW] = 0
-    words[Total.STARTS_IN_A_ROW] += 1
-    excess = words[Total.STARTS_IN_A_ROW] - STARTS_WITHOUT_DELAY
+    if counters[ENDED_ON_PURPOSE]:
+        counters[ENDED_ON_PURPOSE] = 0
+        counters[Total.STARTS_IN_A_ROW] = 0
+    counters[Total.STARTS_IN_A_ROW] += 1
+    excess = counters[Total.STARTS_IN_A_ROW] - STARTS_WITHOUT_DELAY
     return min(DELAY_MAX_SECS, DELAY_FIRST_SECS * 2.0 ** min(excess - 1, 32)) if excess > 0 else 0.0
 
 
 class Stability:
     """Sets the count back once a generation has served for STABLE_SECS. `now`: the loop's time."""
 
-    def __init__(self, words: Words, now: Callable[[], float]) -> None:
-        self._words = words
+    def __init__(self, counters: Counters, now: Callable[[], float]) -> None:
+        self._counters = counters
         self._due_at: float | None = now() + STABLE_SECS
 
     def next_deadline(self) -> float | None:
@@ -39,5 +39,5 @@ class Stability:
     def handle_timeout(self, now: float) -> None:
         """Count this generation as stable."""
         if self._due_at is not None and now >= self._due_at:
-            self._words[Total.STARTS_IN_A_ROW] = 0
+            self._counters[Total.STARTS_IN_A_ROW] = 0
             self._due_at = None

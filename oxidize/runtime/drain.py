@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from oxidize import logs
 from oxidize.net.event_loop import Loop, boot_time
-from oxidize.protocol.counters import Total, Words
+from oxidize.protocol.counters import Counters, Total
 from oxidize.protocol.device import Device
 from oxidize.service_manager import notify
 
@@ -19,11 +19,11 @@ log = logs.get(__name__)
 
 
 class Drain:
-    """Watches a device's traffic once `begin` was called, and calls `then` in the end. `words`: its totals."""
+    """Watches a device's traffic once `begin` was called, and calls `then` in the end. `counters`: its totals."""
 
-    def __init__(self, device: Device, words: Words, loop: Loop) -> None:
+    def __init__(self, device: Device, counters: Counters, loop: Loop) -> None:
         self._device = device
-        self._words = words
+        self._counters = counters
         self._loop = loop
         self._then: Callable[[], None] = loop.stop
         self._is_over = False
@@ -73,8 +73,8 @@ class Drain:
             return
         self._due_at = now + CHECK_SECS
         notify.notify(f"EXTEND_TIMEOUT_USEC={PATIENCE_SECS * 1_000_000}")
-        words = self._words
-        packets = words[Total.RECEIVED_PACKETS] + words[Total.SENT_PACKETS]
+        counters = self._counters
+        packets = counters[Total.RECEIVED_PACKETS] + counters[Total.SENT_PACKETS]
         if packets != self._packets:
             self._packets, self._moved_at = packets, now
         sessions = self._device.live_sessions(now)

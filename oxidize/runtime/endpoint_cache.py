@@ -39,7 +39,7 @@ def recall(path: Path, device: Device, between: Callable[[Iterable[Peer]], Itera
         text = remembered.get(base64.b64encode(peer.public_key).decode())
         endpoint = literal(text) if isinstance(text, str) else None
         if endpoint is not None:
-            device.place_remembered(peer, endpoint, now)
+            device.use_cached_endpoint(peer, endpoint, now)
 
 
 def _read(path: Path) -> dict[str, object]:
@@ -75,7 +75,7 @@ class EndpointMemory:
 
     def handle_timeout(self, now: float) -> None:
         """Do one step."""
-        if self._work is None and self._device.places != self._written:
+        if self._work is None and self._device.endpoint_changes != self._written:
             self._work = self._write()
         if self._work is not None and next(self._work, _END) is _END:
             self._work = None
@@ -83,12 +83,12 @@ class EndpointMemory:
 
     def write_now(self) -> None:
         """Write at once: this process ends."""
-        if self._device.places != self._written:
+        if self._device.endpoint_changes != self._written:
             for _ in self._write():
                 pass
 
     def _write(self) -> Iterator[None]:
-        places = self._device.places
+        places = self._device.endpoint_changes
         endpoints = {}
         for number, peer in enumerate(list(self._device.peers.values()), start=1):
             if peer.endpoint is not None and not peer.endpoint.scope_id:  # a link's number may be another's next time

@@ -1,6 +1,6 @@
-"""How many lines were logged as errors, in the words: what a deployment looks at after a replacement.
+"""How many lines were logged as errors, in the counters: what a deployment looks at after a replacement.
 
-The rule: it counts while this process owns, for words have one writer at a time, and nothing that goes wrong here
+The rule: it counts while this process owns, for counters have one writer at a time, and nothing that goes wrong here
 reaches whoever logs. The word runs on across generations; what it was before this one is remembered, so that nobody is
 blamed for the errors of its predecessor.
 """
@@ -8,7 +8,7 @@ blamed for the errors of its predecessor.
 import contextlib
 import logging
 
-from oxidize.protocol.counters import Total, Words
+from oxidize.protocol.counters import Counters, Total
 
 
 class ErrorCount(logging.Handler):
@@ -17,16 +17,16 @@ class ErrorCount(logging.Handler):
     before: the word as it was at the first `begin`, None until then.
     """
 
-    def __init__(self, words: Words) -> None:
+    def __init__(self, counters: Counters) -> None:
         super().__init__(logging.ERROR)
-        self._words = words
+        self._counters = counters
         self._is_on = False
         self.before: int | None = None
 
     def begin(self) -> None:
-        """Count from now on; only the owner of the words may call this. Idempotent."""
+        """Count from now on; only the owner of the counters may call this. Idempotent."""
         if self.before is None:  # after a thaw the errors from before the freeze are still our own
-            self.before = self._words[Total.ERRORS_LOGGED]
+            self.before = self._counters[Total.ERRORS_LOGGED]
         self._is_on = True
         logging.getLogger().addHandler(self)
 
@@ -43,4 +43,4 @@ class ErrorCount(logging.Handler):
         """Count a record; called with the handler's lock held."""
         if self._is_on:
             with contextlib.suppress(Exception):  # to log matters more than to count
-                self._words[Total.ERRORS_LOGGED] += 1
+                self._counters[Total.ERRORS_LOGGED] += 1

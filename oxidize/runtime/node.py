@@ -31,7 +31,7 @@ from oxidize.net.event_loop import READABLE, Loop, boot_time
 from oxidize.net.tun import TunDevice
 from oxidize.net.udp import UdpSocket
 from oxidize.net.userspace import UserspaceNetwork
-from oxidize.protocol.counters import ENDED_ON_PURPOSE_WORD, DropReason, Total
+from oxidize.protocol.counters import ENDED_ON_PURPOSE, DropReason, Total
 from oxidize.protocol.device import Device
 from oxidize.runtime import status
 from oxidize.runtime.compactor import Upkeep
@@ -107,13 +107,13 @@ class Node:
         self._is_ending = False  # told to end, and draining first
         is_userspace = isinstance(parts.network, UserspaceNetwork)
         refusal = DropReason.ROUTE_UNSUPPORTED if is_userspace else DropReason.NETWORK_WRITE_FAILED
-        words = parts.state.arena.words
-        self.words = words
-        self._error_count = ErrorCount(words)
-        self._data_path = DataPath(parts.device, parts.udp, parts.network, words, boot_time, refusal)
+        counters = parts.state.arena.counters
+        self.counters = counters
+        self._error_count = ErrorCount(counters)
+        self._data_path = DataPath(parts.device, parts.udp, parts.network, counters, boot_time, refusal)
         self._upkeep = Upkeep(parts.state, boot_time)
         self._watchdog = Watchdog(watchdog_secs, boot_time)
-        self._drain = Drain(parts.device, words, loop)
+        self._drain = Drain(parts.device, counters, loop)
         self.failure: str | None = None  # why a client has given up
         self._endpoint_memory: EndpointMemory | None = None
         if parts.settings.endpoints_file is not None:
@@ -121,10 +121,10 @@ class Node:
         self.connection: Connection | None = None
         if parts.settings.server is not None:
             self.connection = Connection(
-                parts.settings, parts.device, words, loop, self._data_path.flush, self._give_up, parts.upstream_dns
+                parts.settings, parts.device, counters, loop, self._data_path.flush, self._give_up, parts.upstream_dns
             )
         self._respond = make_respond(
-            lambda: self.state_name, Remembered(Metrics(words, self._live(), release=oxidize.__version__).render)
+            lambda: self.state_name, Remembered(Metrics(counters, self._live(), release=oxidize.__version__).render)
         )
 
     def _live(self) -> Live:
@@ -189,7 +189,7 @@ class Node:
         )
         loop.add_timed(self._predecessor)
         loop.add_timed(self._upkeep)
-        loop.add_timed(Stability(self.words, boot_time))
+        loop.add_timed(Stability(self.counters, boot_time))
         return self._predecessor
 
     def _stop_serving(self) -> None:
@@ -313,7 +313,7 @@ class Node:
         return Answer(status.describe_process(self))
 
     def _note_failure(self, reason: str) -> None:
-        self.words[Total.TAKEOVERS_FAILED] += 1
+        self.counters[Total.TAKEOVERS_FAILED] += 1
         entry = {"at_unix": time.time(), "result": "failure", "generation": self.generation, "reason": reason}
         try:
             self.session_state.record_takeover(entry)
@@ -363,7 +363,7 @@ class Node:
         """Stop, with all that the next process needs written down."""
         if self._serving:
             self._give_up_ownership()
-            self.words[ENDED_ON_PURPOSE_WORD] = 1
+            self.counters[ENDED_ON_PURPOSE] = 1
             if self._endpoint_memory is not None:
                 self._endpoint_memory.write_now()
         self._loop.stop()

@@ -53,11 +53,11 @@ def make_device(settings: NodeSettings, state: SessionState, peers: Iterable[Pee
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A predecessor's state, and the device that has it. strangers: peers in it that are not configured."""
+    """A predecessor's state, and the device that has it. unknown_peers: peers in it that are not configured."""
 
     state: SessionState
     device: Device
-    strangers: int
+    unknown_peers: int
 
 
 def restore(settings: NodeSettings, journal_fd: int, arena_fd: int, now: float) -> Restored:
@@ -72,7 +72,7 @@ def restore(settings: NodeSettings, journal_fd: int, arena_fd: int, now: float) 
         report = device.restore(state.changes(), now)
         device.prepare()
         undo.pop_all()
-    return Restored(state, device, report.strangers)
+    return Restored(state, device, report.unknown_peers)
 
 
 def adopt_network(settings: NodeSettings, tun: NamedFd | None) -> tuple[Tunnel, bool]:

@@ -132,7 +132,7 @@ def _restore(settings: NodeSettings, moment: _Moment, journal_fd: int, arena_fd:
     restored = restore(settings, journal_fd, arena_fd, moment.at)
     state = restored.state
     try:
-        lost = _sessions_of_strangers(restored, moment.at)
+        lost = _sessions_of_unknown_peers(restored, moment.at)
         return Rehearsal(
             release=oxidize.__version__,
             sessions=restored.device.live_sessions(moment.at),
@@ -147,13 +147,15 @@ def _restore(settings: NodeSettings, moment: _Moment, journal_fd: int, arena_fd:
         state.close()
 
 
-def _sessions_of_strangers(restored: Restored, now: float) -> int:
+def _sessions_of_unknown_peers(restored: Restored, now: float) -> int:
     """Return how many peers that are not configured any more have a session that is alive."""
-    if not restored.strangers:
+    if not restored.unknown_peers:
         return 0
-    words, peers = restored.state.arena.words, restored.device.peers
+    counters, peers = restored.state.arena.counters, restored.device.peers
     return sum(
-        any(not Keypair(keypair, None, words).is_expired(now) for keypair in (change.current, change.next) if keypair)
+        any(
+            not Keypair(keypair, None, counters).is_expired(now) for keypair in (change.current, change.next) if keypair
+        )
         for change in restored.state.changes()
         if isinstance(change, PeerKeypairs) and change.peer not in peers
     )

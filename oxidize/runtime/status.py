@@ -14,14 +14,14 @@ from oxidize.client.connection import Connection
 from oxidize.net.event_loop import boot_time
 from oxidize.net.udp import UdpSocket
 from oxidize.protocol.counters import (
-    DROPS_WORD,
+    DROPS_START,
     RECEIVED_BYTES,
     RECEIVED_PACKETS,
     SENT_BYTES,
     SENT_PACKETS,
+    Counters,
     DropReason,
     Total,
-    Words,
 )
 from oxidize.protocol.device import Device
 from oxidize.protocol.peer import Peer
@@ -38,7 +38,7 @@ class Describable(Protocol):
     device: Device
     udp: UdpSocket
     session_state: SessionState
-    words: Words
+    counters: Counters
     started_at: float
     started_unix: float
     connection: Connection | None
@@ -59,7 +59,7 @@ class Describable(Protocol):
 
 def _vitals(node: Describable, now: float) -> dict[str, Any]:
     """Return what there is to say without naming a peer; times are seconds, `_unix` since the epoch."""
-    words = node.words
+    counters = node.counters
     return {
         **_identity(node),
         "uptime_secs": now - node.started_at,
@@ -67,8 +67,8 @@ def _vitals(node: Describable, now: float) -> dict[str, Any]:
         "at_boot_secs": now,
         "sessions": node.device.live_sessions(now),
         "peers_configured": len(node.device.peers),
-        "totals": {total.name.lower(): words[total] for total in Total},
-        "drops": {reason.name.lower(): words[DROPS_WORD + reason] for reason in DropReason},
+        "totals": {total.name.lower(): counters[total] for total in Total},
+        "drops": {reason.name.lower(): counters[DROPS_START + reason] for reason in DropReason},
         "kernel_drops": node.udp.kernel_drops(),
         "errors_before": node.errors_before,
         "takeovers": node.session_state.takeovers(),
@@ -124,16 +124,16 @@ def describe(node: Describable) -> bytes:
             "listen": node.udp.local_address,
             "public_key": _base64(node.settings.public_key),
             "connection": node.connection.describe(now) if node.connection is not None else None,
-            "peers": [_describe_peer(peer, node.words, now, unix_at_boot) for peer in node.device.peers.values()],
+            "peers": [_describe_peer(peer, node.counters, now, unix_at_boot) for peer in node.device.peers.values()],
         }
     ).encode()
 
 
-def _describe_peer(peer: Peer, words: Words, now: float, unix_at_boot: float) -> dict[str, Any]:
+def _describe_peer(peer: Peer, counters: Counters, now: float, unix_at_boot: float) -> dict[str, Any]:
     ends_at = peer.session_ends_at(now)
 
     def count(word: int) -> int:
-        return words[peer.slot + word] if peer.slot else 0
+        return counters[peer.slot + word] if peer.slot else 0
 
     return {
         "name": peer.settings.name,

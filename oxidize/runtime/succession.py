@@ -54,7 +54,7 @@ class Succession:
             node = self._restore()
             now = boot_time()
             sessions, report = node.device.live_sessions(now), node.device.restore(node.session_state.sync(), now)
-            refused = {NOT_CONFIGURED: report.strangers} if report.strangers else {}
+            refused = {NOT_CONFIGURED: report.unknown_peers} if report.unknown_peers else {}
             summary = {"sessions": sessions, "refused": refused, "warnings": self._ignored(node)}
             self.control.prepared(summary)
             node.device.restore(node.session_state.sync(), boot_time())
@@ -123,7 +123,7 @@ class Succession:
         return boot_time() - commit.frozen_at if commit.frozen_at is not None else None
 
     def _announce(self, node: Node, commit: Commit, blackout: float | None, summary: dict[str, Any]) -> None:
-        """Tell everybody: the words, the journal, the predecessor, the service manager and the coordinator."""
+        """Tell everybody: the counters, the journal, the predecessor, the service manager and the coordinator."""
         blackout_ms = blackout * 1000 if blackout is not None else None
         _count_takeover(node, blackout, summary)
         entry = {
@@ -239,16 +239,16 @@ class _PredecessorEnd:
             self._successor.close()
             # Not before: a TAKEN that crosses our SIGKILL lets the predecessor thaw, with all the peers that it knows.
             self._node.session_state.unhold()
-            self._node.device.forget_strangers()
+            self._node.device.forget_unknown_peers()
             self._held.release()
 
 
 def _count_takeover(node: Node, blackout: float | None, summary: Mapping[str, Any]) -> None:
-    words = node.words
-    words[Total.TAKEOVERS_SUCCEEDED] += 1
-    words[Total.SESSIONS_RESTORED] += summary["sessions"]
-    words[Total.SESSIONS_REFUSED] += sum(summary["refused"].values())
+    counters = node.counters
+    counters[Total.TAKEOVERS_SUCCEEDED] += 1
+    counters[Total.SESSIONS_RESTORED] += summary["sessions"]
+    counters[Total.SESSIONS_REFUSED] += sum(summary["refused"].values())
     blackout_ns = int((blackout or 0.0) * 1e9)
-    words[Total.BLACKOUT_NS_LAST] = blackout_ns
-    words[Total.BLACKOUT_NS_SUM] += blackout_ns
-    words[Total.BLACKOUT_NS_MAX] = max(words[Total.BLACKOUT_NS_MAX], blackout_ns)
+    counters[Total.BLACKOUT_NS_LAST] = blackout_ns
+    counters[Total.BLACKOUT_NS_SUM] += blackout_ns
+    counters[Total.BLACKOUT_NS_MAX] = max(counters[Total.BLACKOUT_NS_MAX], blackout_ns)

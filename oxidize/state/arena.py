@@ -1,10 +1,10 @@
 """The counter arena: every 64-bit word of the device, in a memory file that outlives the process.
 
 Rule: what a counter says is true at every instant at which the process may die. The live objects read and write the
-words in place, so nothing is serialised at a hand-off and nothing is lost by SIGKILL. The file is sparse: slots that
+counters in place, so nothing is serialised at a hand-off and nothing is lost by SIGKILL. The file is sparse: slots that
 were never used cost no memory.
 
-Sources: mmap(2) MAP_SHARED; the layout of the words is `protocol.words`.
+Sources: mmap(2) MAP_SHARED; the layout of the counters is `protocol.counters`.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Self
 
 from oxidize.errors import SnapshotError, StateError
 from oxidize.protocol.constants import PEERS_MAX
-from oxidize.protocol.counters import REPLAY_BITMAP, REPLAY_WORDS, SLOT_WORDS, TOTALS_SLOTS, TOTALS_WORDS, Words
+from oxidize.protocol.counters import REPLAY_BITMAP, REPLAY_WORDS, SLOT_WORDS, TOTALS_SLOTS, TOTALS_WORDS, Counters
 from oxidize.state import memory_file
 
 # A peer's own slot, its previous, current and next keypair, and one that is still to be released.
@@ -29,7 +29,7 @@ LAYOUT = 1
 _MAGIC, _LAYOUT, _SLOT_WORDS, _TOTALS_SLOTS, _REPLAY_BITMAP, _REPLAY_WORDS, _SLOT_COUNT = range(7)
 _HEADER_WORDS = 7
 
-# What must be the same in both releases for one to read the other's words.
+# What must be the same in both releases for one to read the other's counters.
 _EXPECTED = {
     "magic": (_MAGIC, MAGIC),
     "layout": (_LAYOUT, LAYOUT),
@@ -50,16 +50,16 @@ def _file_bytes(slot_count: int) -> int:
 
 
 class Arena:
-    """Slots of words in a sealed memory file (`protocol.words.Slots`).
+    """Slots of counters in a sealed memory file (`protocol.counters.Slots`).
 
-    Made by `create` or `open`. `words` begins with the totals; slots are named by the index of their first word.
+    Made by `create` or `open`. `counters` begins with the totals; slots are named by the index of their first word.
     `fd` is what a successor receives. Every operation is O(1), opening and creating included.
     """
 
     def __init__(self, fd: int, slot_count: int) -> None:
         self.fd = fd
         self._map = mmap.mmap(fd, _file_bytes(slot_count))
-        self.words: Words = memoryview(self._map)[HEADER_BYTES:].cast("Q")
+        self.counters: Counters = memoryview(self._map)[HEADER_BYTES:].cast("Q")
         self._limit = SLOT_WORDS * (TOTALS_SLOTS + slot_count)
         # Slots from here on are free unless they are in `_used`; those below are free only if they are in `_free`.
         self._fresh = TOTALS_WORDS
@@ -95,11 +95,11 @@ class Arena:
             raise SnapshotError(f"arena: file descriptor {fd} cannot be read: {error}; {_REMEDY}") from error
         if len(header) < _WORD_BYTES * _HEADER_WORDS:
             raise SnapshotError(f"arena: the file has {size} bytes, expected a header of {HEADER_BYTES}; {_REMEDY}")
-        words = header.cast("Q")
+        counters = header.cast("Q")
         for what, (word, expected) in _EXPECTED.items():
-            if words[word] != expected:
-                raise SnapshotError(f"arena: {what} is {words[word]:#x}, expected {expected:#x}; {_REMEDY}")
-        slot_count = words[_SLOT_COUNT]
+            if counters[word] != expected:
+                raise SnapshotError(f"arena: {what} is {counters[word]:#x}, expected {expected:#x}; {_REMEDY}")
+        slot_count = counters[_SLOT_COUNT]
         # Touching a mapping beyond the end of its file is SIGBUS, which no handler of ours could undo.
         if size != _file_bytes(slot_count):
             raise SnapshotError(
@@ -134,11 +134,11 @@ class Arena:
                 )
             self._fresh += SLOT_WORDS
         self._used.add(slot)
-        self.words[slot : slot + SLOT_WORDS] = _ZERO_SLOT
+        self.counters[slot : slot + SLOT_WORDS] = _ZERO_SLOT
         return slot
 
     def claim(self, slot: int) -> None:
-        """Mark a slot that a predecessor allocated as used, its words as they are; idempotent.
+        """Mark a slot that a predecessor allocated as used, its counters as they are; idempotent.
 
         Raises StateError when the arena has no such slot.
         """
@@ -147,7 +147,7 @@ class Arena:
         self._used.add(slot)
 
     def release(self, slot: int) -> None:
-        """Make a slot free, its words as they are; idempotent. Raises StateError when the arena has no such slot."""
+        """Make a slot free, its counters as they are; idempotent. Raises StateError when the arena has no such slot."""
         self._check(slot)
         if slot in self._used:
             self._used.remove(slot)
@@ -162,11 +162,11 @@ class Arena:
             )
 
     def close(self) -> None:
-        """Give up the words and the file descriptor; the file lives on while anyone else holds it. Idempotent."""
+        """Give up the counters and the file descriptor; the file lives on while anyone else holds it. Idempotent."""
         if self.fd < 0:
             return
-        self.words.release()
-        with contextlib.suppress(BufferError):  # somebody still holds a slice of the words: the mapping ends with it
+        self.counters.release()
+        with contextlib.suppress(BufferError):  # somebody still holds a slice of the counters: the mapping ends with it
             self._map.close()
         os.close(self.fd)
         self.fd = -1

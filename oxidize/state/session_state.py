@@ -32,8 +32,8 @@ _TAKEOVER = "takeover"
 class SessionState:
     """A journal and an arena, with the schema of the protocol's changes.
 
-    Made by `create` for a first generation, or by `open` for every other. `arena` holds the device's words; `record` is
-    the device's recorder.
+    Made by `create` for a first generation, or by `open` for every other. `arena` holds the device's counters;
+    `record` is the device's recorder.
     """
 
     def __init__(self, journal: Journal, arena: Arena) -> None:

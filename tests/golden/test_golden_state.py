@@ -99,10 +99,10 @@ def write_golden(release: str) -> None:
     state.record_takeover(TAKEOVER_0_1_0)
     for change in HISTORY_0_1_0[6:]:
         state.record(change)
-    arena.words[Total.SENT_DATAGRAMS] = 123_456_789
-    arena.words[KEYPAIR.slot + SEND_COUNTER] = 4242
-    arena.words[KEYPAIR.slot + RECEIVE_NEXT] = 4000
-    arena.words[KEYPAIR.slot + REPLAY_BITMAP] = 2**64 - 2
+    arena.counters[Total.SENT_DATAGRAMS] = 123_456_789
+    arena.counters[KEYPAIR.slot + SEND_COUNTER] = 4242
+    arena.counters[KEYPAIR.slot + RECEIVE_NEXT] = 4000
+    arena.counters[KEYPAIR.slot + REPLAY_BITMAP] = 2**64 - 2
     for name, fd, size in (("journal", journal.fd, journal.end), ("arena", arena.fd, os.fstat(arena.fd).st_size)):
         with (HERE / f"{name}-{release}.bin").open("xb") as file:
             file.write(os.pread(fd, size, 0))
@@ -146,9 +146,9 @@ def test_the_state_of_0_1_0_is_read_in_full() -> None:
     assert (state.release, state.generation, state.sessions) == ("0.1.0", 2, 1)
     assert (state.unknown_fields, state.unknown_types) == (0, 0)
     assert state.takeovers() == [TAKEOVER_0_1_0]
-    words = state.arena.words
-    assert words[Total.SENT_DATAGRAMS] == 123_456_789
-    assert [words[KEYPAIR.slot + i] for i in (SEND_COUNTER, RECEIVE_NEXT, REPLAY_BITMAP)] == [4242, 4000, 2**64 - 2]
+    counters = state.arena.counters
+    assert counters[Total.SENT_DATAGRAMS] == 123_456_789
+    assert [counters[KEYPAIR.slot + i] for i in (SEND_COUNTER, RECEIVE_NEXT, REPLAY_BITMAP)] == [4242, 4000, 2**64 - 2]
     state.close()
 
 

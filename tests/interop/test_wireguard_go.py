@@ -13,11 +13,12 @@ from oxidize.net.data_path import DataPath
 from oxidize.net.udp import UdpSocket, bind_udp
 from oxidize.net.userspace import UserspaceNetwork
 from oxidize.protocol.constants import BATCH_PACKETS_MAX, TYPE_INITIATION
-from oxidize.protocol.counters import DROPS_WORD, ArraySlots, DropReason, Total
+from oxidize.protocol.counters import DROPS_START, DropReason, Total
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.messages import message_type
 from oxidize.protocol.peer import PeerSettings
+from tests.support.counters import ArraySlots
 from tests.support.traffic.clients import clock
 from tests.support.traffic.namespaces import set_addresses
 from tests.support.traffic.ping import ping
@@ -182,14 +183,14 @@ class DeviceHost:
             self.udp = UdpSocket(bind_udp("::", PORT))
         client.site.lab.stack.callback(self.udp.close)
         self.udp.take_ownership()
-        self.path = DataPath(self.device, self.udp, self.network, self.slots.words, clock)
+        self.path = DataPath(self.device, self.udp, self.network, self.slots.counters, clock)
         self._echo = EchoPath(ip_address(Site.SERVER4), ip_address(client.inner4), 7)
 
     def total(self, total: Total) -> int:
-        return self.slots.words[total]
+        return self.slots.counters[total]
 
     def drops(self, reason: DropReason) -> int:
-        return self.slots.words[DROPS_WORD + reason]
+        return self.slots.counters[DROPS_START + reason]
 
     def ask(self, number: int) -> None:
         """Send an echo request to the client's kernel."""

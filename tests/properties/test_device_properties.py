@@ -88,7 +88,7 @@ def capture() -> tuple[World, list[Captured]]:
 
 def state(host: Host) -> list[object]:
     """Return all that sessions consist of."""
-    found: list[object] = [len(host.journal), bytes(host.slots.words[TOTALS_WORDS:]), host.device.next_deadline()]
+    found: list[object] = [len(host.journal), bytes(host.slots.counters[TOTALS_WORDS:]), host.device.next_deadline()]
     for peer in host.device.peers.values():
         found += [peer.keypairs_change(), peer.endpoint, peer.last_timestamp, peer.initiation_received_at, peer.slot]
         found += [list(peer.staged), peer.handshake, peer.handshake_wanted_at, peer.initiation_sent_at]

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oxidize.protocol.constants import REJECT_AFTER_MESSAGES
-from oxidize.protocol.counters import RECEIVE_NEXT, REPLAY_WORDS, ArraySlots, Words
+from oxidize.protocol.counters import RECEIVE_NEXT, REPLAY_WORDS, Counters
 from oxidize.protocol.replay import WINDOW_SIZE, is_fresh, mark, mark_run
+from tests.support.counters import ArraySlots
 
 COUNTER_MAX = (1 << 64) - 1
 RING_SIZE = REPLAY_WORDS * 64
@@ -28,9 +29,9 @@ class Killed(Exception):  # noqa: N818 - it is no error of the code under test
 
 
 class DyingWords:
-    """Words whose process is killed just before its n-th store."""
+    """Counters whose process is killed just before its n-th store."""
 
-    def __init__(self, words: Words, stores_left: int) -> None:
+    def __init__(self, words: Counters, stores_left: int) -> None:
         self._words = words
         self._stores_left = stores_left
 
@@ -63,9 +64,9 @@ class Model:
         return True
 
 
-def new_window() -> tuple[Words, int]:
+def new_window() -> tuple[Counters, int]:
     slots = ArraySlots(1)
-    return slots.words, slots.allocate()
+    return slots.counters, slots.allocate()
 
 
 def near(counter: int, offset: int) -> int:
@@ -126,7 +127,7 @@ def test_no_sequence_of_kills_makes_an_accepted_counter_fresh(start: int, steps:
     for offset, run, stores in steps:
         receive_next = words[slot + RECEIVE_NEXT]
         counter = near(max(start, receive_next - 1), offset)
-        dying: Words = DyingWords(words, stores)  # type: ignore[assignment]
+        dying: Counters = DyingWords(words, stores)  # type: ignore[assignment]
         try:
             if not run:
                 if mark(dying, slot, counter):
@@ -142,7 +143,7 @@ def test_no_sequence_of_kills_makes_an_accepted_counter_fresh(start: int, steps:
             assert not is_fresh(words, slot, counter)
 
 
-Step = Callable[[Words, int], object]
+Step = Callable[[Counters, int], object]
 
 
 def _mark_step(counter: int) -> Step:

@@ -1,7 +1,7 @@
 """A client's link in a seeded world where everything goes wrong: outages, restarts, takeovers, crashes, lies.
 
 The rules that must hold after every event: what `mortal` checks; a datagram is delivered once, and a packet twice only
-where the client sent it again on purpose; initiations keep their distance and their schedule; the words of the link
+where the client sent it again on purpose; initiations keep their distance and their schedule; the counters of the link
 agree. And whatever has happened: once it is over the link is up within RECOVERY_SECS, nothing waits, and what is said
 then arrives. A failure names its seed: put it into SEEDS.
 """
@@ -62,7 +62,7 @@ class LinkedHost(MortalHost):
     def forget_everything(self) -> None:
         """Start anew, as after a reboot."""
         self.predecessor, self.offering, self.fuse.left = None, False, inf
-        self.slots.words[:] = memoryview(bytes(8 * len(self.slots.words))).cast("Q")
+        self.slots.counters[:] = memoryview(bytes(8 * len(self.slots.counters))).cast("Q")
         self.journal.clear()
         self.live.clear()
         self.flushed.clear()
@@ -173,7 +173,7 @@ class LinkSimulation(Simulation):
         self.server.forget_everything()
         if remembered is not None and self.random.random() < 0.5:
             remembered = Endpoint(*remembered.remote)
-            self.server.device.place_remembered(self.server.peer(self.client), remembered, self.world.now)
+            self.server.device.use_cached_endpoint(self.server.peer(self.client), remembered, self.world.now)
 
     def hand_over(self, host: MortalHost) -> None:
         if not host.is_down:
@@ -211,7 +211,9 @@ class LinkSimulation(Simulation):
         """Let the client hear where the server is."""
         self.note_reason()
         place = self.server.endpoint
-        self.client.survive(lambda: self.client.device.place(self.client.peer(self.server), place, self.world.now))
+        self.client.survive(
+            lambda: self.client.device.set_endpoint(self.client.peer(self.server), place, self.world.now)
+        )
 
     def set_clock(self, _: MortalHost) -> None:
         self.client.clock_error = self.random.choice([0.0, -1e8, 1e8, self.random.uniform(-1e5, 1e5)])
@@ -305,10 +307,10 @@ class LinkSimulation(Simulation):
             assert within(self.initiations, at) <= allowed
 
     def check(self) -> None:
-        client, words = self.client, self.client.slots.words
+        client, counters = self.client, self.client.slots.counters
         slot = client.peer(self.server).slot
-        is_down = words[slot + LINK_STATE] == LinkState.RECONNECTING
-        assert is_down == (words[slot + OUTAGE_SINCE_NS] != 0)
+        is_down = counters[slot + LINK_STATE] == LinkState.RECONNECTING
+        assert is_down == (counters[slot + OUTAGE_SINCE_NS] != 0)
         # A kill between a word and the total that counts it leaves the total wrong by one.
         off_by = client.total(Total.OUTAGES) - client.total(Total.RECONNECTS) - is_down
         assert abs(off_by) <= client.deaths

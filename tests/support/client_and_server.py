@@ -40,7 +40,7 @@ def sent(world: World, host: Host, kind: int) -> int:
 
 def restart(server: Host) -> None:
     """Start a server anew, without its sessions and without what it learned."""
-    server.slots.words[:] = memoryview(bytes(8 * len(server.slots.words))).cast("Q")
+    server.slots.counters[:] = memoryview(bytes(8 * len(server.slots.counters))).cast("Q")
     server.journal.clear()
     server.live.clear()
     server.start()

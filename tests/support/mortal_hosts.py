@@ -16,12 +16,13 @@ from oxidize.protocol.changes import (
     PeerTimestamp,
 )
 from oxidize.protocol.constants import TIMESTAMP_SIZE, TYPE_DATA
-from oxidize.protocol.counters import TOTALS_WORDS, ArraySlots, Words
+from oxidize.protocol.counters import TOTALS_WORDS, Counters
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.messages import message_type, read_data_header
 from oxidize.protocol.peer import no_handshake
 from oxidize.protocol.session_table import Transmit
+from tests.support.counters import ArraySlots
 from tests.support.network import Host, World, packet
 
 
@@ -47,7 +48,7 @@ class Fuse:
 class FusedWords:
     """Words that burn a fuse with every store to a slot; what is counted in totals restores nothing."""
 
-    def __init__(self, words: Words, fuse: Fuse) -> None:
+    def __init__(self, words: Counters, fuse: Fuse) -> None:
         self._words = words
         self._fuse = fuse
 
@@ -57,7 +58,7 @@ class FusedWords:
     def __getitem__(self, index: int) -> int:
         return self._words[index]
 
-    def __setitem__(self, index: int | slice, value: int | Words) -> None:
+    def __setitem__(self, index: int | slice, value: int | Counters) -> None:
         if isinstance(index, slice) or index >= TOTALS_WORDS:
             self._fuse.burn()
         self._words[index] = value
@@ -77,7 +78,7 @@ class MortalHost(Host):
 
     def make_slots(self) -> ArraySlots:
         slots = super().make_slots()
-        slots.words = FusedWords(slots.words, self.fuse)
+        slots.counters = FusedWords(slots.counters, self.fuse)
         return slots
 
     def record(self, change: Change) -> None:

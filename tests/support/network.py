@@ -11,13 +11,14 @@ from random import Random
 from typing import TypeVar
 
 from oxidize.protocol.changes import Change, PeerRemoved, change_key
-from oxidize.protocol.counters import DROPS_WORD, SEND_COUNTER, ArraySlots, DropReason, Total
+from oxidize.protocol.counters import DROPS_START, SEND_COUNTER, DropReason, Total
 from oxidize.protocol.crypto import public_key
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.link import LinkPolicy
 from oxidize.protocol.peer import Peer, PeerSettings
 from oxidize.protocol.session_table import Transmit
+from tests.support.counters import ArraySlots
 
 EPOCH = 1_700_000_000.0
 AnyHost = TypeVar("AnyHost", bound="Host")
@@ -67,7 +68,7 @@ class Host:
         self.peers.append(PeerSettings(other.public_key, psk, networks, endpoint, keepalive, link=link))
 
     def make_device(self) -> Device:
-        """Return the device of another process: it shares journal and words, and knows nothing yet."""
+        """Return the device of another process: it shares journal and counters, and knows nothing yet."""
         world = self.world
         device = Device(
             self.private_key,
@@ -83,7 +84,7 @@ class Host:
 
     def make_slots(self) -> ArraySlots:
         slots = ArraySlots(256)
-        slots.words = self.slots.words
+        slots.counters = self.slots.counters
         return slots
 
     def record(self, change: Change) -> None:
@@ -111,7 +112,7 @@ class Host:
             Host.record(self, change)
 
     def replace(self) -> None:
-        """Let a successor take over by the journal and the words alone, as after a kill."""
+        """Let a successor take over by the journal and the counters alone, as after a kill."""
         self.start()
         self.device.restore(self.folded(), self.world.now)
         self.device.own()
@@ -165,10 +166,10 @@ class Host:
         self.device.send_packets([packet(self.inner, other.inner, payload)] * count, self.world.now)
 
     def total(self, total: Total) -> int:
-        return self.slots.words[total]
+        return self.slots.counters[total]
 
     def dropped(self, reason: DropReason) -> int:
-        return self.slots.words[DROPS_WORD + reason]
+        return self.slots.counters[DROPS_START + reason]
 
     def drops(self) -> dict[str, int]:
         return {reason.name: self.dropped(reason) for reason in DropReason if self.dropped(reason)}
@@ -176,7 +177,7 @@ class Host:
     def send_counter(self, other: "Host") -> int:
         current = self.peer(other).current
         assert current is not None
-        return self.slots.words[current.state.slot + SEND_COUNTER]
+        return self.slots.counters[current.state.slot + SEND_COUNTER]
 
 
 class World:

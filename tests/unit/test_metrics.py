@@ -1,4 +1,4 @@
-"""Totals come from the words alone, and names keep the conventions of Prometheus."""
+"""Totals come from the counters alone, and names keep the conventions of Prometheus."""
 
 import re
 
@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from oxidize.metrics import STATES, Live, Metrics
-from oxidize.protocol.counters import DROPS_WORD, TOTALS_WORDS, DropReason, LinkState, Total
+from oxidize.protocol.counters import DROPS_START, TOTALS_WORDS, DropReason, LinkState, Total
 
 BASE_UNITS = ("seconds", "bytes")
 NOT_BASE_UNITS = ("ms", "milliseconds", "us", "microseconds", "ns", "nanoseconds", "minutes", "kb", "kilobytes", "bits")
@@ -19,13 +19,13 @@ def live(**changes) -> Live:
 
 
 @pytest.fixture
-def words():
+def counters():
     return memoryview(bytearray(8 * TOTALS_WORDS)).cast("Q")
 
 
 @pytest.fixture
-def metrics(words):
-    return Metrics(words, live(), release="0.1.0")
+def metrics(counters):
+    return Metrics(counters, live(), release="0.1.0")
 
 
 def samples(metrics: Metrics) -> dict:
@@ -50,11 +50,11 @@ def test_live_values(metrics):
     assert found["process_open_fds",] > 0
 
 
-def test_every_total_is_shown_from_its_own_word(words, metrics):
+def test_every_total_is_shown_from_its_own_word(counters, metrics):
     before = samples(metrics)
     seen = set()
     for total in Total:
-        words[total] = 3_000_000_000
+        counters[total] = 3_000_000_000
         after = samples(metrics)
         changed = {name for name in after if name[0].startswith("oxidize_") and after[name] != before[name]}
         assert changed, total.name
@@ -65,35 +65,35 @@ def test_every_total_is_shown_from_its_own_word(words, metrics):
         before = after
 
 
-def test_the_names_that_dashboards_rely_on(words, metrics):
+def test_the_names_that_dashboards_rely_on(counters, metrics):
     for number, total in enumerate(Total, start=1):
-        words[total] = number
+        counters[total] = number
     found = samples(metrics)
-    assert found["oxidize_received_bytes_total",] == words[Total.RECEIVED_BYTES]
-    assert found["oxidize_sent_bytes_total",] == words[Total.SENT_BYTES]
-    assert found["oxidize_received_datagrams_total",] == words[Total.RECEIVED_DATAGRAMS]
-    assert found["oxidize_tunnel_received_packets_total",] == words[Total.RECEIVED_PACKETS]
-    assert found["oxidize_tunnel_sent_bytes_total",] == words[Total.SENT_PACKET_BYTES]
-    assert found["oxidize_handshakes_total", "initiator"] == words[Total.HANDSHAKES_INITIATOR]
-    assert found["oxidize_handshakes_total", "responder"] == words[Total.HANDSHAKES_RESPONDER]
-    assert found["oxidize_takeovers_total", "success"] == words[Total.TAKEOVERS_SUCCEEDED]
-    assert found["oxidize_takeovers_total", "failure"] == words[Total.TAKEOVERS_FAILED]
-    assert found["oxidize_sessions_restored_total",] == words[Total.SESSIONS_RESTORED]
+    assert found["oxidize_received_bytes_total",] == counters[Total.RECEIVED_BYTES]
+    assert found["oxidize_sent_bytes_total",] == counters[Total.SENT_BYTES]
+    assert found["oxidize_received_datagrams_total",] == counters[Total.RECEIVED_DATAGRAMS]
+    assert found["oxidize_tunnel_received_packets_total",] == counters[Total.RECEIVED_PACKETS]
+    assert found["oxidize_tunnel_sent_bytes_total",] == counters[Total.SENT_PACKET_BYTES]
+    assert found["oxidize_handshakes_total", "initiator"] == counters[Total.HANDSHAKES_INITIATOR]
+    assert found["oxidize_handshakes_total", "responder"] == counters[Total.HANDSHAKES_RESPONDER]
+    assert found["oxidize_takeovers_total", "success"] == counters[Total.TAKEOVERS_SUCCEEDED]
+    assert found["oxidize_takeovers_total", "failure"] == counters[Total.TAKEOVERS_FAILED]
+    assert found["oxidize_sessions_restored_total",] == counters[Total.SESSIONS_RESTORED]
 
 
-def test_every_drop_reason_is_there_from_the_start(words, metrics):
+def test_every_drop_reason_is_there_from_the_start(counters, metrics):
     found = samples(metrics)
     for reason in DropReason:
         assert found["oxidize_dropped_packets_total", reason.name.lower()] == 0
-    words[DROPS_WORD + DropReason.REPLAYED_COUNTER] = 4
+    counters[DROPS_START + DropReason.REPLAYED_COUNTER] = 4
     assert samples(metrics)["oxidize_dropped_packets_total", "replayed_counter"] == 4
 
 
-def test_blackouts_are_a_summary_in_seconds(words, metrics):
-    words[Total.TAKEOVERS_SUCCEEDED] = 3
-    words[Total.BLACKOUT_NS_SUM] = 12_000_000
-    words[Total.BLACKOUT_NS_LAST] = 2_500_000
-    words[Total.BLACKOUT_NS_MAX] = 7_000_000
+def test_blackouts_are_a_summary_in_seconds(counters, metrics):
+    counters[Total.TAKEOVERS_SUCCEEDED] = 3
+    counters[Total.BLACKOUT_NS_SUM] = 12_000_000
+    counters[Total.BLACKOUT_NS_LAST] = 2_500_000
+    counters[Total.BLACKOUT_NS_MAX] = 7_000_000
     found = samples(metrics)
     assert found["oxidize_takeover_blackout_seconds_count",] == 3
     assert found["oxidize_takeover_blackout_seconds_sum",] == pytest.approx(0.012)
@@ -101,19 +101,19 @@ def test_blackouts_are_a_summary_in_seconds(words, metrics):
     assert found["oxidize_takeover_blackout_max_seconds",] == pytest.approx(0.007)
 
 
-def test_a_successor_goes_on_where_its_predecessor_was(words, metrics):
-    words[Total.RECEIVED_BYTES] = 1000
+def test_a_successor_goes_on_where_its_predecessor_was(counters, metrics):
+    counters[Total.RECEIVED_BYTES] = 1000
     samples(metrics)
-    successor = Metrics(words, live(generation=8), release="0.2.0")
-    words[Total.RECEIVED_BYTES] += 1
+    successor = Metrics(counters, live(generation=8), release="0.2.0")
+    counters[Total.RECEIVED_BYTES] += 1
     found = samples(successor)
     assert found["oxidize_received_bytes_total",] == 1001
     assert found["oxidize_generation",] == 8
 
 
-def test_words_at_their_end_are_shown(words, metrics):
+def test_words_at_their_end_are_shown(counters, metrics):
     for number in range(TOTALS_WORDS):
-        words[number] = 2**64 - 1
+        counters[number] = 2**64 - 1
     assert samples(metrics)["oxidize_received_bytes_total",] == float(2**64 - 1)
 
 

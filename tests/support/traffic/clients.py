@@ -17,10 +17,11 @@ from typing import Self
 
 from demo.echo import EchoPath
 from oxidize.net.udp_cmsg import MEMINFO_DROPS, SO_MEMINFO
-from oxidize.protocol.counters import DROPS_WORD, ArraySlots, DropReason, Total
+from oxidize.protocol.counters import DROPS_START, DropReason, Total
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.peer import PeerSettings
+from tests.support.counters import ArraySlots
 from tests.support.traffic.server import WAIT_SECS, Identity, PeerTable, Server, wait_for
 from tests.support.traffic.wire import transport_pairs
 
@@ -106,13 +107,13 @@ class EchoClient:
     @property
     def duplicated(self) -> int:
         """What came twice: replies, and datagrams that the replay window kept back."""
-        replayed = self._slots.words[DROPS_WORD + DropReason.REPLAYED_COUNTER]
+        replayed = self._slots.counters[DROPS_START + DropReason.REPLAYED_COUNTER]
         return sum(self.replies.values()) - len(self.replies) + replayed
 
     @property
     def handshakes(self) -> int:
         """How often this client has shaken hands."""
-        return self._slots.words[Total.HANDSHAKES_INITIATOR]
+        return self._slots.counters[Total.HANDSHAKES_INITIATOR]
 
     @property
     def queue_drops(self) -> int:

@@ -112,7 +112,7 @@ class Scene:
         return Connection(
             settings,
             host.device,
-            host.slots.words,
+            host.slots.counters,
             self.loop,  # type: ignore[arg-type]
             lambda: None,
             self.failures.append,

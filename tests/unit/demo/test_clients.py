@@ -20,11 +20,11 @@ from demo.verdict import Tally, Verdict, judge
 from demo.workspace import SERVER_ADDRESS, Workspace, client_address
 from oxidize.config import load_server
 from oxidize.net.userspace import UserspaceNetwork
-from oxidize.protocol.counters import ArraySlots
 from oxidize.protocol.crypto import public_key
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.peer import PeerSettings
+from tests.support.counters import ArraySlots
 
 CLIENTS, RATE, SECONDS = 3, 600.0, 0.2
 PLANNED = CLIENTS + round(RATE * SECONDS)  # one more of each client to warm up

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 from oxidize.net.data_path import BATCHES_PER_EVENT_MAX, DataPath
 from oxidize.net.udp import ReceivedBatch
 from oxidize.protocol.constants import BATCH_PACKETS_MAX
-from oxidize.protocol.counters import DROPS_WORD, ArraySlots, DropReason
+from oxidize.protocol.counters import DROPS_START, DropReason
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.session_table import Transmit
+from tests.support.counters import ArraySlots
 
 HERE = Endpoint(bytes([192, 0, 2, 1]), 51820)
 
@@ -83,14 +84,14 @@ class FakeNetwork:
 
 def make(fd: int | None = 9) -> SimpleNamespace:
     log: list[str] = []
-    words = ArraySlots().words
+    counters = ArraySlots().counters
     udp, device, network = FakeUdp(log), FakeDevice(), FakeNetwork(log, fd)
-    path = DataPath(device, udp, network, words, lambda: 5.0, DropReason.ROUTE_UNSUPPORTED)
-    return SimpleNamespace(path=path, udp=udp, device=device, network=network, words=words, log=log)
+    path = DataPath(device, udp, network, counters, lambda: 5.0, DropReason.ROUTE_UNSUPPORTED)
+    return SimpleNamespace(path=path, udp=udp, device=device, network=network, counters=counters, log=log)
 
 
 def dropped(parts: SimpleNamespace, reason: DropReason) -> int:
-    return parts.words[DROPS_WORD + reason]
+    return parts.counters[DROPS_START + reason]
 
 
 def batch(*datagrams: bytes, truncated: bool = False) -> ReceivedBatch:

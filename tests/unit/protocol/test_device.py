@@ -310,11 +310,11 @@ def test_counters_near_their_end_rekey_and_then_stop():
     client, server = connected(world)
     word = client.peer(server).current.state.slot + SEND_COUNTER
     world.now += REKEY_TIMEOUT
-    client.slots.words[word] = REKEY_AFTER_MESSAGES
+    client.slots.counters[word] = REKEY_AFTER_MESSAGES
     client.send(server)
     kinds = [message_type(d) for t in client.device.take_transmits() for d in t.datagrams]
     assert TYPE_INITIATION in kinds
-    client.slots.words[word] = REJECT_AFTER_MESSAGES
+    client.slots.counters[word] = REJECT_AFTER_MESSAGES
     client.send(server)
     assert client.device.take_transmits() == []
 

@@ -9,7 +9,7 @@ from oxidize.protocol.constants import (
     REKEY_TIMEOUT,
     TYPE_INITIATION,
 )
-from oxidize.protocol.counters import OUTAGE_BOUNDS_SECS, OUTAGES_WORD, PROBES_ANSWERED, DropReason, LinkState, Total
+from oxidize.protocol.counters import OUTAGE_BOUNDS_SECS, OUTAGES_START, PROBES_ANSWERED, DropReason, LinkState, Total
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.link import (
     EASE_SECS,
@@ -172,7 +172,7 @@ def test_an_error_of_the_network_is_an_outage_at_once_and_the_first_retry_comes_
     world.run(0.05 + TICK)
     assert payloads(server) == [b"refused", b"kept"]
     assert client.total(Total.RECONNECTS) == 1
-    assert client.slots.words[OUTAGES_WORD] == 1, "shorter than the least of the bounds"
+    assert client.slots.counters[OUTAGES_START] == 1, "shorter than the least of the bounds"
 
 
 def test_errors_about_others_mean_nothing():
@@ -235,7 +235,7 @@ def test_a_name_that_does_not_resolve_counts_as_retries():
     client.send(server, b"early")
     world.run(0.1)
     assert state(client, server) == LinkState.CONNECTING
-    client.device.place(client.peer(server), server.endpoint, world.now)
+    client.device.set_endpoint(client.peer(server), server.endpoint, world.now)
     world.exchange()
     assert payloads(server) == [b"early"]
     other = world.host()
@@ -287,7 +287,7 @@ def test_what_is_sent_during_an_outage_arrives_in_order_after_it():
     numbers = [int.from_bytes(payload, "big") for payload in payloads(server)]
     assert numbers == list(range(end)), "all of them, once: what is sent again had not arrived"
     assert client.total(Total.OUTAGES) == client.total(Total.RECONNECTS) == 1
-    (bucket,) = (i for i in range(len(OUTAGE_BOUNDS_SECS) + 1) if client.slots.words[OUTAGES_WORD + i])
+    (bucket,) = (i for i in range(len(OUTAGE_BOUNDS_SECS) + 1) if client.slots.counters[OUTAGES_START + i])
     assert OUTAGE_BOUNDS_SECS[bucket - 1] < client.total(Total.OUTAGE_NS_SUM) / 1e9 <= OUTAGE_BOUNDS_SECS[bucket]
 
 
@@ -307,7 +307,7 @@ def test_the_oldest_go_first_when_the_buffer_is_full():
 def test_what_is_old_is_not_sent_again():
     world = World()
     client, server = linked(world)
-    client.slots.words[client.peer(server).slot + PROBES_ANSWERED] = 8  # as after long traffic one way
+    client.slots.counters[client.peer(server).slot + PROBES_ANSWERED] = 8  # as after long traffic one way
     client.send(server, b"old")
     world.exchange(lose_everything)
     world.run(RESEND_AGE_SECS_MAX + TICK, lose_everything)

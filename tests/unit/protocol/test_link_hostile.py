@@ -47,7 +47,7 @@ def test_a_response_that_waited_for_a_suspended_client_is_no_measure_of_the_way(
     world.now += 8 * HOUR
     client.receive(response, server.endpoint)
     assert state(client, server) == LinkState.CONNECTED
-    assert shortest_retry_secs(client.peer(server), client.slots.words) <= REKEY_TIMEOUT
+    assert shortest_retry_secs(client.peer(server), client.slots.counters) <= REKEY_TIMEOUT
 
 
 @pytest.mark.parametrize("known_ns", [0, 1])
@@ -58,10 +58,10 @@ def test_an_initiation_that_a_predecessors_clock_says_is_still_to_come_can_be_an
     peer = client.peer(server)
     assert peer.handshake is not None
     peer.handshake.sent_at = world.now + 50.0
-    client.slots.words[peer.slot + ROUND_TRIP_NS] = known_ns
+    client.slots.counters[peer.slot + ROUND_TRIP_NS] = known_ns
     client.receive(response, server.endpoint)
     assert peer.handshake is None
-    assert client.slots.words[peer.slot + ROUND_TRIP_NS] <= known_ns
+    assert client.slots.counters[peer.slot + ROUND_TRIP_NS] <= known_ns
 
 
 # --- Kills between two words ---
@@ -82,13 +82,13 @@ def test_a_successor_finds_words_that_agree(
     world = World()
     client, server = linked(world)
     slot = client.peer(server).slot
-    client.slots.words[slot + LINK_STATE], client.slots.words[slot + OUTAGE_SINCE_NS] = before, since_ns
+    client.slots.counters[slot + LINK_STATE], client.slots.counters[slot + OUTAGE_SINCE_NS] = before, since_ns
     client.replace()
     client.device.begin_links(world.now)
     assert state(client, server) == after
-    assert bool(client.slots.words[slot + OUTAGE_SINCE_NS]) == is_since_set
+    assert bool(client.slots.counters[slot + OUTAGE_SINCE_NS]) == is_since_set
     until_connected(world, client, server, 1.0)
-    assert client.slots.words[slot + OUTAGE_SINCE_NS] == 0
+    assert client.slots.counters[slot + OUTAGE_SINCE_NS] == 0
 
 
 # --- After the end ---

@@ -93,7 +93,7 @@ def test_a_server_that_moved_is_found_where_its_name_says():
     world.exchange()
     world.run(2.0)
     assert state(client, server) == LinkState.RECONNECTING
-    client.device.place(client.peer(server), server.endpoint, world.now)
+    client.device.set_endpoint(client.peer(server), server.endpoint, world.now)
     world.exchange()
     assert payloads(server) == [b"where"]
 
@@ -315,7 +315,7 @@ def test_an_initiation_that_waited_for_its_server_tells_nothing_of_the_round_tri
     world = World()
     client, server = linked(world)
     round_trip = client.peer(server).slot + ROUND_TRIP_NS
-    client.slots.words[round_trip] = 20_000_000
+    client.slots.counters[round_trip] = 20_000_000
     held: list[bytes] = []
     client.send(server)
     world.exchange(hold(TYPE_INITIATION, held))
@@ -323,7 +323,7 @@ def test_an_initiation_that_waited_for_its_server_tells_nothing_of_the_round_tri
     server.receive(held, client.endpoint)  # its socket was held meanwhile
     world.exchange()
     assert state(client, server) == LinkState.CONNECTED
-    assert client.slots.words[round_trip] == 20_000_000
+    assert client.slots.counters[round_trip] == 20_000_000
 
 
 def test_indices_of_forgotten_initiations_are_released():
@@ -342,7 +342,7 @@ def test_indices_of_forgotten_initiations_are_released():
 def test_what_was_on_its_way_when_the_last_answer_came_is_sent_again():
     world = World()
     client, server = linked(world)
-    client.slots.words[client.peer(server).slot + ROUND_TRIP_NS] = 50_000_000
+    client.slots.counters[client.peer(server).slot + ROUND_TRIP_NS] = 50_000_000
     client.send(server, b"answered")
     world.exchange()
     world.run(0.07)

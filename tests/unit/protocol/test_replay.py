@@ -4,16 +4,17 @@ import pytest
 
 from oxidize.errors import StateError
 from oxidize.protocol.constants import REJECT_AFTER_MESSAGES
-from oxidize.protocol.counters import RECEIVE_NEXT, REPLAY_WORDS, SEND_COUNTER, SLOT_WORDS, ArraySlots, Words
+from oxidize.protocol.counters import RECEIVE_NEXT, REPLAY_WORDS, SEND_COUNTER, SLOT_WORDS, Counters
 from oxidize.protocol.replay import WINDOW_SIZE, is_fresh, mark, mark_run
+from tests.support.counters import ArraySlots
 
 RING_SIZE = REPLAY_WORDS * 64
 
 
-def new_window() -> tuple[Words, int]:
+def new_window() -> tuple[Counters, int]:
     slots = ArraySlots(3)
     slots.allocate()
-    return slots.words, slots.allocate()
+    return slots.counters, slots.allocate()
 
 
 def test_the_window_is_as_large_as_the_reference_implementations_keep_it() -> None:

@@ -6,12 +6,13 @@ import pytest
 
 from oxidize.protocol import staging as staging_module
 from oxidize.protocol.changes import Change, PeerStaged
-from oxidize.protocol.counters import DROPS_WORD, ArraySlots, DropReason, Total
+from oxidize.protocol.counters import DROPS_START, DropReason, Total
 from oxidize.protocol.link import LinkPolicy
 from oxidize.protocol.noise import LocalIdentity, RemoteIdentity
 from oxidize.protocol.peer import Peer, PeerSettings
 from oxidize.protocol.session_table import SessionTable
 from oxidize.protocol.staging import Staging
+from tests.support.counters import ArraySlots
 
 LIMIT = 5
 
@@ -29,7 +30,7 @@ class Scene:
         return Peer(settings, RemoteIdentity(identity, settings.public_key, bytes(32)))
 
     def dropped(self) -> int:
-        return self.slots.words[DROPS_WORD + DropReason.STAGED_OVERFLOW]
+        return self.slots.counters[DROPS_START + DropReason.STAGED_OVERFLOW]
 
     def bytes_in_books(self) -> int:
         assert self.staging._bytes_total == sum(self.staging._bytes.values())
@@ -64,7 +65,7 @@ def test_packets_leave_in_the_order_in_which_they_came(scene: Scene) -> None:
     assert scene.staging.take(peer) == []
     assert scene.staging.waiting == set()
     assert (scene.bytes_in_books(), scene.dropped()) == (0, 0)
-    assert scene.slots.words[Total.BUFFERED_PACKETS] == 3
+    assert scene.slots.counters[Total.BUFFERED_PACKETS] == 3
 
 
 def test_what_is_kept_is_a_copy(scene: Scene) -> None:

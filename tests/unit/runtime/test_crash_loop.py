@@ -2,13 +2,14 @@
 
 from itertools import pairwise
 
-from oxidize.protocol.counters import ENDED_ON_PURPOSE_WORD, ArraySlots, Total
+from oxidize.protocol.counters import ENDED_ON_PURPOSE, Total
 from oxidize.runtime.crash_loop import DELAY_MAX_SECS, STABLE_SECS, STARTS_WITHOUT_DELAY, Stability, note_start
+from tests.support.counters import ArraySlots
 
 
 def test_some_starts_in_a_row_are_free_and_then_each_waits_longer_up_to_a_limit() -> None:
-    words = ArraySlots().words
-    delays = [note_start(words) for _ in range(40)]
+    counters = ArraySlots().counters
+    delays = [note_start(counters) for _ in range(40)]
     assert delays[:STARTS_WITHOUT_DELAY] == [0.0] * STARTS_WITHOUT_DELAY
     assert delays[STARTS_WITHOUT_DELAY] > 0
     assert all(later >= earlier for earlier, later in pairwise(delays))
@@ -16,22 +17,22 @@ def test_some_starts_in_a_row_are_free_and_then_each_waits_longer_up_to_a_limit(
 
 
 def test_a_generation_that_lasts_sets_the_count_back() -> None:
-    words = ArraySlots().words
+    counters = ArraySlots().counters
     for _ in range(10):
-        note_start(words)
-    stability = Stability(words, lambda: 100.0)
+        note_start(counters)
+    stability = Stability(counters, lambda: 100.0)
     stability.handle_timeout(100.0 + STABLE_SECS - 1)
-    assert words[Total.STARTS_IN_A_ROW] == 10
+    assert counters[Total.STARTS_IN_A_ROW] == 10
     assert stability.next_deadline() == 100.0 + STABLE_SECS
     stability.handle_timeout(100.0 + STABLE_SECS)
-    assert words[Total.STARTS_IN_A_ROW] == 0
+    assert counters[Total.STARTS_IN_A_ROW] == 0
     assert stability.next_deadline() is None
-    assert note_start(words) == 0.0
+    assert note_start(counters) == 0.0
 
 
 def test_an_end_on_purpose_is_no_crash() -> None:
-    words = ArraySlots().words
+    counters = ArraySlots().counters
     for _ in range(20):
-        words[ENDED_ON_PURPOSE_WORD] = 1
-        assert note_start(words) == 0.0
-        assert words[ENDED_ON_PURPOSE_WORD] == 0
+        counters[ENDED_ON_PURPOSE] = 1
+        assert note_start(counters) == 0.0
+        assert counters[ENDED_ON_PURPOSE] == 0

@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from oxidize.protocol.counters import ArraySlots, Total
+from oxidize.protocol.counters import Total
 from oxidize.runtime import drain as drain_module
 from oxidize.runtime.drain import CHECK_SECS, IDLE_SECS, Drain
+from tests.support.counters import ArraySlots
 
 TIMEOUT = 30.0
 
@@ -30,16 +31,16 @@ class Draining:
         monkeypatch.setattr(drain_module, "boot_time", lambda: 0.0)
         self.sessions = sessions
         self.device = SimpleNamespace(accepting=True, live_sessions=lambda now: self.sessions)
-        self.words = ArraySlots().words
+        self.counters = ArraySlots().counters
         self.loop = FakeLoop()
-        self.drain = Drain(self.device, self.words, self.loop)  # type: ignore[arg-type]
+        self.drain = Drain(self.device, self.counters, self.loop)  # type: ignore[arg-type]
         self.drain.begin(TIMEOUT, self.loop.stop)
 
     def run(self, traffic: bool) -> float:
         """Let time pass, by the drain's own deadlines; return when it ended."""
         for _ in range(1000):
             now = self.drain.next_deadline()
-            self.words[Total.SENT_PACKETS] += traffic
+            self.counters[Total.SENT_PACKETS] += traffic
             self.drain.handle_timeout(now)
             if self.loop.stopped:
                 return now
@@ -75,7 +76,7 @@ def test_the_last_session_that_ends_ends_it(monkeypatch) -> None:
 def test_one_packet_in_either_direction_begins_the_wait_anew(monkeypatch) -> None:
     draining = Draining(monkeypatch)
     draining.drain.handle_timeout(0.0)
-    draining.words[Total.RECEIVED_PACKETS] += 1
+    draining.counters[Total.RECEIVED_PACKETS] += 1
     draining.drain.handle_timeout(IDLE_SECS - 0.1)
     draining.drain.handle_timeout(IDLE_SECS + 0.1)
     assert not draining.loop.stopped

@@ -151,7 +151,7 @@ def test_it_is_written_when_somebody_has_moved_and_not_else(path: Path) -> None:
     assert not path.exists()
     remembered.write_now()
     assert not path.exists()
-    server.device.place_remembered(next(iter(server.device.peers.values())), V6, server.world.now)
+    server.device.use_cached_endpoint(next(iter(server.device.peers.values())), V6, server.world.now)
     server.device._table.move_endpoint(next(iter(server.device.peers.values())), V6, server.world.now)
     run(remembered, 12 * WRITE_SECS, server.world.now)
     assert json.loads(path.read_text())["endpoints"].popitem()[1] == str(V6)

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from oxidize import logs
-from oxidize.protocol.counters import ArraySlots, Total
+from oxidize.protocol.counters import Total
 from oxidize.runtime.error_count import ErrorCount
+from tests.support.counters import ArraySlots
 
 log = logs.get("tests.error_count")
 
@@ -21,7 +22,7 @@ def slots() -> ArraySlots:
 @pytest.fixture
 def count(slots: ArraySlots) -> Iterator[ErrorCount]:
     before = logging.getLogger().handlers[:]
-    count = ErrorCount(slots.words)
+    count = ErrorCount(slots.counters)
     yield count
     count.end()
     assert logging.getLogger().handlers == before
@@ -38,39 +39,39 @@ def test_errors_and_worse_are_counted_from_begin_to_end(slots: ArraySlots, count
         raise ValueError
     except ValueError:
         log.exception("with a traceback")
-    assert slots.words[Total.ERRORS_LOGGED] == 3
+    assert slots.counters[Total.ERRORS_LOGGED] == 3
     count.end()
     count.end()
     log.error("after")
-    assert slots.words[Total.ERRORS_LOGGED] == 3
+    assert slots.counters[Total.ERRORS_LOGGED] == 3
     count.begin()  # a thaw
     log.error("again")
-    assert slots.words[Total.ERRORS_LOGGED] == 4
+    assert slots.counters[Total.ERRORS_LOGGED] == 4
 
 
 def test_it_goes_on_from_what_a_predecessor_counted(slots: ArraySlots, count: ErrorCount) -> None:
-    slots.words[Total.ERRORS_LOGGED] = 41
+    slots.counters[Total.ERRORS_LOGGED] = 41
     count.begin()
     log.error("one more")
-    assert slots.words[Total.ERRORS_LOGGED] == 42
+    assert slots.counters[Total.ERRORS_LOGGED] == 42
 
 
 def test_what_was_there_before_is_remembered_also_after_a_thaw(slots: ArraySlots, count: ErrorCount) -> None:
-    slots.words[Total.ERRORS_LOGGED] = 41
+    slots.counters[Total.ERRORS_LOGGED] = 41
     assert count.before is None
     count.begin()
     log.error("our own")
     count.end()
     count.begin()
     log.error("our own, too")
-    assert (count.before, slots.words[Total.ERRORS_LOGGED]) == (41, 43)
+    assert (count.before, slots.counters[Total.ERRORS_LOGGED]) == (41, 43)
 
 
 def test_words_that_are_gone_do_not_break_logging(
     slots: ArraySlots, count: ErrorCount, caplog: pytest.LogCaptureFixture
 ) -> None:
     count.begin()
-    slots.words.release()
+    slots.counters.release()
     log.error("still logged")
     assert caplog.messages == ["still logged"]
 
@@ -87,6 +88,6 @@ def test_what_another_thread_is_just_logging_is_counted_before_the_end_or_not_at
     count.emit(logging.LogRecord("x", logging.ERROR, "", 0, "in time", None, None))
     count.release()
     ending.join()
-    assert slots.words[Total.ERRORS_LOGGED] == 1
+    assert slots.counters[Total.ERRORS_LOGGED] == 1
     count.handle(logging.LogRecord("x", logging.ERROR, "", 0, "late", None, None))
-    assert slots.words[Total.ERRORS_LOGGED] == 1
+    assert slots.counters[Total.ERRORS_LOGGED] == 1

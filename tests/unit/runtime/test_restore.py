@@ -71,12 +71,12 @@ def test_restoring_records_and_sends_nothing():
     client, server = connected(world)
     client.send(server)
     for host in (client, server):
-        journal, words = list(host.journal), bytes(host.slots.words)
+        journal, counters = list(host.journal), bytes(host.slots.counters)
         device = host.make_device()
         device.restore(host.folded(), world.now)
         assert device.take_transmits() == []
         assert host.journal == journal
-        assert bytes(host.slots.words) == words
+        assert bytes(host.slots.counters) == counters
 
 
 def test_a_handshake_in_flight_is_answered_to_the_successor():
@@ -342,7 +342,7 @@ def test_a_peer_that_was_declared_dead_shares_no_slot_with_those_that_came_after
     world = World()
     hub, kept, removed = lonely(world)
     predecessor = hub.hand_over()
-    hub.device.forget_strangers()
+    hub.device.forget_unknown_peers()
     assert PeerRemoved(removed.public_key) in hub.journal
     for _ in range(3):
         kept.send(hub)
@@ -370,11 +370,11 @@ def test_a_strangers_rotation_moves_what_is_kept_for_it():
         removed.send(hub)
         world.exchange()
     hub.device.freeze()
-    assert successor.restore(hub.journal[read:], world.now).strangers == 1
+    assert successor.restore(hub.journal[read:], world.now).unknown_peers == 1
     last = [change for change in hub.folded() if isinstance(change, PeerKeypairs | PeerSeen)]
     hub.device = successor
-    successor.forget_strangers()
-    assert successor.restore([], world.now).strangers == 0
+    successor.forget_unknown_peers()
+    assert successor.restore([], world.now).unknown_peers == 0
     kept.send(hub)
     world.exchange()
     named = {c.slot for c in last if isinstance(c, PeerSeen)}
@@ -425,7 +425,7 @@ def test_a_packet_to_another_address_of_ours_is_no_move_of_the_peer():
 
 
 def test_a_packet_between_restore_and_hand_off_is_still_answered_by_a_keepalive():
-    """It leaves a word behind and no record: only a second look at the words shows that an answer is owed."""
+    """It leaves a word behind and no record: only a second look at the counters shows that an answer is owed."""
     world = World()
     client, server = connected(world)
     world.run(20.0)

@@ -34,22 +34,22 @@ def forged(data: bytes) -> int:
 
 
 def test_words_begin_with_the_totals_behind_the_header(arena: Arena) -> None:
-    arena.words[Total.RECEIVED_DATAGRAMS] = 7
+    arena.counters[Total.RECEIVED_DATAGRAMS] = 7
     assert content(arena.fd)[HEADER_BYTES : HEADER_BYTES + 8] == (7).to_bytes(8, "little")
-    assert len(arena.words) == TOTALS_WORDS + 8 * SLOT_WORDS
+    assert len(arena.counters) == TOTALS_WORDS + 8 * SLOT_WORDS
 
 
 def test_a_successor_sees_every_word_at_once_and_changes_nothing_by_opening(arena: Arena) -> None:
     slot = arena.allocate()
-    arena.words[slot] = 2**64 - 1
+    arena.counters[slot] = 2**64 - 1
     before = content(arena.fd)
     successor = reopened(arena)
     assert content(arena.fd) == before
-    assert successor.words[slot] == 2**64 - 1
-    successor.words[slot + 1] = 5
-    assert arena.words[slot + 1] == 5
+    assert successor.counters[slot] == 2**64 - 1
+    successor.counters[slot + 1] = 5
+    assert arena.counters[slot + 1] == 5
     successor.close()
-    assert arena.words[slot + 1] == 5
+    assert arena.counters[slot + 1] == 5
 
 
 def test_slots_are_distinct_multiples_and_run_out_with_a_clear_error(arena: Arena) -> None:
@@ -62,14 +62,14 @@ def test_slots_are_distinct_multiples_and_run_out_with_a_clear_error(arena: Aren
 
 def test_allocating_zeroes_and_releasing_does_not(arena: Arena) -> None:
     slot = arena.allocate()
-    arena.words[slot : slot + SLOT_WORDS] = memoryview(b"\xff" * 8 * SLOT_WORDS).cast("Q")
+    arena.counters[slot : slot + SLOT_WORDS] = memoryview(b"\xff" * 8 * SLOT_WORDS).cast("Q")
     neighbour = arena.allocate()
-    arena.words[neighbour] = 9
+    arena.counters[neighbour] = 9
     arena.release(slot)
-    assert arena.words[slot] == 2**64 - 1
+    assert arena.counters[slot] == 2**64 - 1
     assert arena.allocate() == slot
-    assert not any(arena.words[slot : slot + SLOT_WORDS])
-    assert arena.words[neighbour] == 9
+    assert not any(arena.counters[slot : slot + SLOT_WORDS])
+    assert arena.counters[neighbour] == 9
 
 
 def test_releasing_twice_frees_one_slot(arena: Arena) -> None:
@@ -83,27 +83,27 @@ def test_releasing_twice_frees_one_slot(arena: Arena) -> None:
 
 def test_a_claimed_slot_keeps_its_words_and_is_not_given_out(arena: Arena) -> None:
     slots = [arena.allocate() for _ in range(5)]
-    arena.words[slots[0]] = 1000
+    arena.counters[slots[0]] = 1000
     successor = reopened(arena)
     for slot in (slots[0], slots[3], slots[0]):
         successor.claim(slot)
     assert successor.slots_used == 2
-    assert successor.words[slots[0]] == 1000
+    assert successor.counters[slots[0]] == 1000
     given = {successor.allocate() for _ in range(6)}
     assert not given & {slots[0], slots[3]}
     with pytest.raises(StateError):
         successor.allocate()
-    assert successor.words[slots[0]] == 1000
+    assert successor.counters[slots[0]] == 1000
     successor.close()
 
 
 def test_a_claim_takes_a_slot_back_from_the_free_ones(arena: Arena) -> None:
     slot = arena.allocate()
-    arena.words[slot] = 77
+    arena.counters[slot] = 77
     arena.release(slot)
     arena.claim(slot)
     assert slot not in {arena.allocate() for _ in range(7)}
-    assert arena.words[slot] == 77
+    assert arena.counters[slot] == 77
 
 
 def test_a_claimed_slot_that_was_released_before_it_was_reached_is_given_out_once(arena: Arena) -> None:
@@ -124,7 +124,7 @@ def test_no_slot_outside_the_arena_can_be_claimed_or_released(arena: Arena, slot
 
 def test_the_full_size_costs_no_memory_until_it_is_used() -> None:
     arena = Arena.create()
-    assert len(arena.words) == TOTALS_WORDS + SLOTS_MAX * SLOT_WORDS
+    assert len(arena.counters) == TOTALS_WORDS + SLOTS_MAX * SLOT_WORDS
     arena.allocate()
     assert os.fstat(arena.fd).st_blocks * 512 <= 16 * 4096
     arena.close()
@@ -147,7 +147,7 @@ def test_closing_is_idempotent_and_leaves_no_descriptor_open() -> None:
 
 def test_closing_with_a_slice_still_held_does_not_raise() -> None:
     arena = Arena.create(slot_count=1)
-    held = arena.words[TOTALS_WORDS : TOTALS_WORDS + 2]
+    held = arena.counters[TOTALS_WORDS : TOTALS_WORDS + 2]
     arena.close()
     held[0] = 3
     assert held[0] == 3

@@ -105,14 +105,14 @@ def copied_elsewhere(state: SessionState) -> "subprocess.Popen[str]":
 
 def test_a_copy_is_the_state_and_shares_nothing_with_it(state: SessionState) -> None:
     slot = state.arena.allocate()
-    state.arena.words[slot + SEND_COUNTER] = 4242
+    state.arena.counters[slot + SEND_COUNTER] = 4242
     before = {name: content(fd) for name, fd in state.fds.items()}
     copy = copied(state)
     assert copy.changes() == state.changes()
-    assert copy.arena.words[slot + SEND_COUNTER] == 4242
+    assert copy.arena.counters[slot + SEND_COUNTER] == 4242
     copy.become_writer()
     copy.record(PeerSeen(BOB, copy.arena.allocate()))
-    copy.arena.words[slot + SEND_COUNTER] = 1
+    copy.arena.counters[slot + SEND_COUNTER] = 1
     assert {name: content(fd) for name, fd in state.fds.items()} == before
     copy.close()
 

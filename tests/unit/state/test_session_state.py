@@ -65,10 +65,10 @@ def test_a_successor_knows_the_last_change_of_each_key_and_every_counter(state: 
     state.record(PeerKeypairs(ALICE, None, keypair(slot, 1), None, 1.6e9))
     for change in last:
         state.record(change)
-    state.arena.words[slot + SEND_COUNTER] = 99
+    state.arena.counters[slot + SEND_COUNTER] = 99
     successor = successor_of(state)
     assert set(successor.changes()) == set(state.changes()) == set(last)
-    assert successor.arena.words[slot + SEND_COUNTER] == 99
+    assert successor.arena.counters[slot + SEND_COUNTER] == 99
     assert (successor.generation, successor.release, successor.sessions) == (1, "0.1.0", 1)
     assert successor.end == state.end
     successor.close()
@@ -194,7 +194,7 @@ def test_a_thawing_predecessor_learns_what_its_dead_successor_did(state: Session
     for slot in slots:
         successor.arena.claim(slot)
     new_slot = successor.arena.allocate()
-    successor.arena.words[new_slot + SEND_COUNTER] = 7
+    successor.arena.counters[new_slot + SEND_COUNTER] = 7
     rotated = PeerKeypairs(ALICE, keypair(slots[1]), keypair(new_slot, 5), None, 2.0)
     successor.record(rotated)
     successor.record_takeover({"generation": 2})
@@ -203,7 +203,7 @@ def test_a_thawing_predecessor_learns_what_its_dead_successor_did(state: Session
     assert state.sync() == [rotated]
     state.become_writer()
     state.unhold()
-    assert state.arena.words[new_slot + SEND_COUNTER] == 7
+    assert state.arena.counters[new_slot + SEND_COUNTER] == 7
     assert (state.generation, state.release) == (2, "0.2.0")
     assert state.takeovers() == [{"generation": 2}]
     with pytest.raises(StateError, match="generation 2 after 2"):
