@@ -8,11 +8,11 @@ import shutil
 from pathlib import Path
 
 import oxidize
+from oxidize.protocol.restore import restore_change
 
-_FAULTY_MODULE = Path("protocol", "restoring.py")
-_FAULT = '''
+_FAULT = f'''
 
-def restore_change(*_arguments: object) -> None:  # noqa: F811  # it takes the place of the real one
+def {restore_change.__name__}(*_arguments: object) -> None:  # noqa: F811  # it takes the place of the real one
     """Fail."""
     from oxidize.errors import SnapshotError
 
@@ -25,6 +25,7 @@ def make_broken_release(directory: Path) -> Path:
     package = Path(oxidize.__file__).parent
     # Compiled files come along with their sources' times, or the traffic would be disturbed by compiling it all again.
     copy = Path(shutil.copytree(package, directory / "oxidize"))
-    with (copy / _FAULTY_MODULE).open("a", encoding="utf-8") as module:
+    faulty_module = copy.joinpath(*restore_change.__module__.split(".")[1:]).with_suffix(".py")
+    with faulty_module.open("a", encoding="utf-8") as module:
         module.write(_FAULT)
     return directory

@@ -26,6 +26,7 @@ class FleetProcess:
         with log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "demo.clients"],
+                cwd=Path(__file__).parents[1],  # the demonstration is not part of what is installed
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -7,6 +7,7 @@ the client, and of the server only what nobody else can tell.
 import json
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,26 +71,29 @@ class Service:
         """Return the names of the installed releases."""
         return sorted(entry.name for entry in (self.machine.root / RELEASES).iterdir())
 
-    def add_release(self, name: str, **broken: str) -> None:
-        """Install a copy of the current release with code added at the end of modules of `oxidize.runtime`.
+    def add_release(self, name: str, broken: Mapping[str, str] | None = None) -> None:
+        """Install a copy of the current release; broken: code to add at the end of modules ("runtime.node").
 
         The code calls `got_there()` where it does what it is there for; see `has_got_there`.
         """
+        broken = broken or {}
         current = self.releases()[0]
         root = self.machine.root / RELEASES
         assert not broken or any("got_there()" in code for code in broken.values())
         self.machine.run("cp", "-a", f"/{RELEASES}/{current}", f"/{RELEASES}/{name}")
-        for path in ("bin/oxidize", "pyvenv.cfg"):
-            file = root / name / path
+        for part in ("bin/oxidize", "pyvenv.cfg"):
+            file = root / name / part
             file.write_text(file.read_text().replace(current, name))
         described = root / name / "release.json"
         described.write_text(json.dumps(json.loads(described.read_text()) | {"built_unix": time.time()}))
-        (package,) = (root / name / "lib").glob("python*/site-packages/oxidize/runtime")
+        (package,) = (root / name / "lib").glob("python*/site-packages/oxidize")
         for module, code in broken.items():
             mark = f"{MARKS}-{module}"
             if "got_there()" in code:
                 self._marks.add(mark)
-            with (package / f"{module}.py").open("a") as source:
+            path = package.joinpath(*module.split(".")).with_suffix(".py")
+            assert path.exists(), path
+            with path.open("a") as source:
                 source.write(f"\n\ndef got_there():\n    open({mark!r}, 'w').close()\n\n\n{code}\n")
 
     def current(self) -> str:

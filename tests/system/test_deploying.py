@@ -18,15 +18,15 @@ Record = Callable[[str, object], None]
 SETTLE = "--settle=3"
 RATE = 1_000  # a second each way: besides, this machine runs what a deployment runs
 
-# --- Releases that are broken, by the modules of oxidize.runtime with code added to them ---
+# --- Releases that are broken, by the modules with code added to them ---
 CANNOT_BE_RUN = {"settings": "got_there()\nraise RuntimeError('broken on purpose')"}
-DOES_NOT_START = {"startup": "def start(*_):\n    got_there()\n    raise RuntimeError('broken on purpose')"}
+DOES_NOT_START = {"runtime.startup": "def start(*_):\n    got_there()\n    raise RuntimeError('broken on purpose')"}
 NEVER_READY = {
-    "startup": "import time\n\n\ndef start(*_):\n    got_there()\n    time.sleep(1000)",
-    "coordinator": "PREPARE_TIMEOUT_SECS /= 15",  # not the half minute that is right for a slow machine
+    "runtime.startup": "import time\n\n\ndef start(*_):\n    got_there()\n    time.sleep(1000)",
+    "control.reload": "PREPARE_TIMEOUT_SECS /= 15",  # not the half minute that is right for a slow machine
 }
 CRASHES = {
-    "node": """
+    "runtime.node": """
 _serve = Node.serve
 
 def serve(self):
@@ -38,7 +38,7 @@ Node.serve = serve
 """
 }
 DROPS = {
-    "data_path": """
+    "net.data_path": """
 def from_udp(self):
     got_there()
     while self.udp.receive() is not None:
@@ -47,11 +47,11 @@ def from_udp(self):
 DataPath.from_udp = from_udp
 """
 }
-CANNOT_READ = {"parts": "import oxidize.state.session_state as s\ngot_there()\ns.FORMAT = 0"}
-CANNOT_BE_READ_BY_THE_SUCCESSOR = {"startup": "got_there()\nFORMAT = 0"}
+CANNOT_READ = {"runtime.parts": "import oxidize.state.session_state as s\ngot_there()\ns.FORMAT = 0"}
+CANNOT_BE_READ_BY_THE_SUCCESSOR = {"runtime.startup": "got_there()\nFORMAT = 0"}
 # What a later release may do: fields and records that this one does not know, in those of the live session too.
 WRITES_MORE = {
-    "parts": """
+    "runtime.parts": """
 _begin = SessionState.begin_generation
 
 def begin_generation(self, release, generation):
@@ -66,7 +66,7 @@ SessionState.begin_generation = begin_generation
 """
 }
 ANSWERS_RUBBISH = {
-    "status": """
+    "runtime.status": """
 def describe_vitals(node):
     got_there()
     return b"[" * 100_000
@@ -79,7 +79,7 @@ def describe_process(node):
 """
 }
 LOGS_ERRORS = {
-    "node": """
+    "runtime.node": """
 _say_ready = say_ready
 
 def say_ready(node):
@@ -139,7 +139,7 @@ def test_a_good_release(service: Service, record_property: Record) -> None:
 def test_a_release_that_never_serves(service: Service, broken: dict[str, str], result: str, expected: str) -> None:
     service.start()
     first, pid = service.current(), service.machine.main_pid()
-    service.add_release("bad", **broken)
+    service.add_release("bad", broken)
     handshake, traffic = service.handshake(), service.traffic(RATE)
     told = deploy(service, "--release=bad", SETTLE, expected=1)
     assert (told["result"], told["source"], told["target"]) == (result, first, "bad")
@@ -155,7 +155,7 @@ def test_a_release_that_never_serves(service: Service, broken: dict[str, str], r
 def test_a_release_that_crashes_after_two_seconds(service: Service) -> None:
     service.start()
     first, pid = service.current(), service.machine.main_pid()
-    service.add_release("bad", **CRASHES)
+    service.add_release("bad", CRASHES)
     handshake, traffic = service.handshake(), service.traffic(RATE)
     told = deploy(service, "--release=bad", expected=1)
     assert (told["result"], told["target"]) == ("rolled back", "bad")
@@ -173,7 +173,7 @@ def test_a_release_that_crashes_after_two_seconds(service: Service) -> None:
 def test_a_release_that_drops_packets(service: Service, record_property: Record) -> None:
     service.start()
     first = service.current()
-    service.add_release("bad", **DROPS)
+    service.add_release("bad", DROPS)
     handshake, traffic = service.handshake(), service.traffic(RATE)
     told = deploy(service, "--release=bad", expected=1)
     assert (told["result"], told["target"], told["sessions"]) == ("rolled back", "bad", 1)
@@ -192,7 +192,7 @@ def test_a_release_that_drops_packets(service: Service, record_property: Record)
 def test_a_release_that_answers_rubbish_is_taken_back_all_the_same(service: Service) -> None:
     service.start()
     first, pid = service.current(), service.machine.main_pid()
-    service.add_release("bad", **ANSWERS_RUBBISH, **LOGS_ERRORS)
+    service.add_release("bad", ANSWERS_RUBBISH | LOGS_ERRORS)
     handshake, traffic = service.handshake(), service.traffic(RATE)
     told = deploy(service, "--release=bad", expected=1)
     assert (told["result"], serving(service)) == ("rolled back", (first, first))
@@ -214,7 +214,7 @@ def test_rolling_back_twice_reads_what_a_later_release_wrote(service: Service) -
     service.start()
     first = service.current()
     service.add_release("second")
-    service.add_release("third", **WRITES_MORE)
+    service.add_release("third", WRITES_MORE)
     handshake, traffic = service.handshake(), service.traffic(RATE)
     for release in ("second", "third"):
         deploy(service, f"--release={release}", "--settle=1")
@@ -298,7 +298,7 @@ def test_a_deployment_that_is_killed_at_each_step(service: Service) -> None:
     service.start()
     first = service.current()
     service.add_release("next")
-    service.add_release("bad", **LOGS_ERRORS)
+    service.add_release("bad", LOGS_ERRORS)
     handshake, traffic = service.handshake(), service.traffic(RATE)
     for where, release, expected in (
         ("configuration", "next", first),

@@ -10,15 +10,15 @@ from tests.system.service import Service
 pytestmark = pytest.mark.handoff
 
 _KILLED = "import signal; got_there(); os.kill(os.getpid(), signal.SIGKILL)"
-# What is wrong with a release, by the modules of oxidize.runtime that are broken in it.
-EXITS = {"startup": "def start(*_):\n    got_there()\n    raise SystemExit(3)"}
-RAISES = {"startup": "def start(*_):\n    got_there()\n    raise RuntimeError('broken on purpose')"}
+# What is wrong with a release, by the modules that are broken in it.
+EXITS = {"runtime.startup": "def start(*_):\n    got_there()\n    raise SystemExit(3)"}
+RAISES = {"runtime.startup": "def start(*_):\n    got_there()\n    raise RuntimeError('broken on purpose')"}
 HANGS = {
-    "startup": "import time\n\n\ndef start(*_):\n    got_there()\n    time.sleep(1000)",
-    "coordinator": "PREPARE_TIMEOUT_SECS /= 15",  # not the half minute that is right for a slow machine
+    "runtime.startup": "import time\n\n\ndef start(*_):\n    got_there()\n    time.sleep(1000)",
+    "control.reload": "PREPARE_TIMEOUT_SECS /= 15",  # not the half minute that is right for a slow machine
 }
 KILLED_AFTER_MAINPID = {
-    "control": f"""
+    "control.reload_channel": f"""
 _prepared = Control.prepared
 
 def prepared(*a):
@@ -29,7 +29,7 @@ Control.prepared = prepared
 """
 }
 KILLED_AFTER_COMMIT = {
-    "succession": f"""
+    "runtime.succession": f"""
 def _own(self, node, commit):
     {_KILLED}
 
@@ -37,7 +37,7 @@ Succession._own = _own
 """
 }
 COORDINATOR_KILLED_AFTER_MAINPID = {
-    "coordinator": f"""
+    "control.reload": f"""
 _accepted = _set_main_pid
 
 def _set_main_pid(pid):
@@ -87,7 +87,7 @@ def fail_to_reload(service: Service, expected: str, *, may_restart: bool = False
 )
 def test_a_release_that_never_gets_ready(service: Service, broken: dict[str, str], expected: str) -> None:
     service.start()
-    service.add_release("zz-broken", **broken)
+    service.add_release("zz-broken", broken)
     service.switch_to("zz-broken")
     fail_to_reload(service, expected)
 
@@ -106,7 +106,7 @@ def test_a_release_that_never_gets_ready(service: Service, broken: dict[str, str
 )
 def test_a_kill_after_mainpid(service: Service, broken: dict[str, str], expected: str) -> None:
     service.start()
-    service.add_release("zz-broken", **broken)
+    service.add_release("zz-broken", broken)
     service.switch_to("zz-broken")
     fail_to_reload(service, expected, may_restart=True)
 
@@ -130,7 +130,7 @@ def test_a_restart_during_a_reload(service: Service) -> None:
     service.start()
     pid, good = service.machine.main_pid(), service.releases()[0]
     handshake, traffic = service.handshake(), service.traffic()
-    service.add_release("zz-broken", startup=HANGS["startup"])
+    service.add_release("zz-broken", {"runtime.startup": HANGS["runtime.startup"]})
     service.switch_to("zz-broken")
     reload = service.machine.start("systemctl", "reload", DAEMON)
     wait_for("the successor to hang", service.has_got_there)

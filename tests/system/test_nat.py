@@ -106,13 +106,15 @@ def test_a_copy_that_a_release_without_nat_left_in_the_store_is_no_hindrance(rel
     # Such a release closes a descriptor of a name that it does not know, and forgets nothing in the store.
     service.add_release(
         "zz-old",
-        cold_start="assert systemd.forget_fds\nsystemd.forget_fds = lambda *names: got_there()",
-        succession=(
-            "def adopt_nat(settings, descriptor):\n"
-            "    got_there(), os.close(descriptor)\n"
-            "    from oxidize.hostnet.nat import Nat\n"
-            "    return Nat(settings.interface, settings.addresses, enabled=False, passed=None)"
-        ),
+        {
+            "runtime.cold_start": "assert notify.forget_fds\nnotify.forget_fds = lambda *names: got_there()",
+            "runtime.succession": (
+                "def adopt_nat(settings, descriptor):\n"
+                "    got_there(), os.close(descriptor)\n"
+                "    from oxidize.hostnet.nat import Nat\n"
+                "    return Nat(settings.interface, settings.addresses, enabled=False, passed=None)"
+            ),
+        },
     )
     current = service.releases()[0]
     for release in ("zz-old", current):

@@ -35,7 +35,7 @@ def test_a_peer_comes_and_goes_by_systemds_reload(service: Service) -> None:
 
 def test_a_reload_that_fails_leaves_the_file_and_says_why(service: Service) -> None:
     service.start()
-    service.add_release("broken", loop="got_there()\nraise SystemExit(3)")
+    service.add_release("broken", {"net.event_loop": "got_there()\nraise SystemExit(3)"})
     service.switch_to("broken")
     before = service.machine.run("cat", TOML)
     (current,) = (name for name in service.releases() if name != "broken")

@@ -1,0 +1,56 @@
+"""The code that tests break on purpose exists: a fault at a place that was renamed would test nothing.
+
+Rule: the tests that plant these faults need root or minutes; a renamed function is found here, in seconds.
+"""
+
+import ast
+import builtins
+import functools
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system import test_deploying, test_failed_reloads
+
+ROOT = Path(__file__).parents[3]
+_FAULT = re.compile(r'"(oxidize(?:\.\w+)+):((?:\w+(?:\.\w+)*)?)"')
+
+
+def planted_faults() -> Iterator[tuple[str, str]]:
+    for path in sorted(ROOT.glob("tests/*/test_*.py")):
+        yield from _FAULT.findall(path.read_text())
+
+
+def broken_releases() -> Iterator[tuple[str, str]]:
+    for module in (test_deploying, test_failed_reloads):
+        for value in vars(module).values():
+            if isinstance(value, dict) and all("got_there()" in code or "/= 15" in code for code in value.values()):
+                yield from value.items()
+
+
+@pytest.mark.parametrize(("module", "name"), sorted(set(planted_faults())))
+def test_the_place_of_a_planted_fault_exists(module: str, name: str) -> None:
+    imported = importlib.import_module(module)
+    assert not name or callable(functools.reduce(getattr, name.split("."), imported))
+
+
+@pytest.mark.parametrize(("module", "code"), sorted(set(broken_releases())))
+def test_what_a_broken_release_replaces_exists(module: str, code: str) -> None:
+    imported = importlib.import_module(f"oxidize.{module}")
+    nodes = list(ast.walk(ast.parse(code)))
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    made = {node.id for node in names if isinstance(node.ctx, ast.Store)} | {"got_there"}
+    made |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    made |= {node.asname or node.name for node in nodes if isinstance(node, ast.alias)}
+    functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    used = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+    for name in used - made - functions:
+        assert hasattr(imported, name) or hasattr(builtins, name), name
+    for name in functions - used:
+        assert hasattr(imported, name), f"{name} takes the place of nothing"
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and hasattr(imported, node.value.id):
+            assert hasattr(getattr(imported, node.value.id), node.attr), ast.unparse(node)
