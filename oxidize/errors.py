@@ -5,6 +5,7 @@ text names the value, what was expected and the remedy.
 """
 
 from collections.abc import Sequence
+from enum import StrEnum
 
 
 class OxidizeError(Exception):
@@ -39,11 +40,34 @@ class ConfigError(OxidizeError):
         self.problems = tuple(problems)
 
 
-class TakeoverError(OxidizeError):
-    """A takeover ended without a change of owner; `phase` is the step that it reached."""
+class Phase(StrEnum):
+    """The step at which a takeover, a query or a reload failed, as in "failed while preparing"."""
 
-    def __init__(self, phase: str, reason: str) -> None:
-        super().__init__(f"{phase}: {reason}")
+    LISTENING = "listening"
+    CONNECTING = "connecting"
+    QUERYING = "querying"
+    # A takeover, in its order
+    OFFERING = "offering"
+    AWAITING_OFFER = "waiting for the offer"
+    RESTORING = "restoring"
+    INHERITING = "inheriting"
+    AWAITING_COMMIT = "waiting for the commit"
+    AWAITING_DEATH = "waiting for the predecessor's end"
+    OWNING = "taking ownership"
+    # A reload, in its order
+    STARTING = "starting the successor"
+    PREPARING = "preparing"
+    SETTING_MAIN_PID = "setting the main PID"
+    TAKING_OVER = "taking over"
+    RUNNING_SYSTEMCTL = "running systemctl reload"
+    VERIFYING = "verifying the reload"
+
+
+class TakeoverError(OxidizeError):
+    """A takeover ended without a change of owner, or a query without an answer; `phase` is the step that it reached."""
+
+    def __init__(self, phase: Phase, reason: str) -> None:
+        super().__init__(f"failed while {phase}: {reason}")
         self.phase = phase
         self.reason = reason
 

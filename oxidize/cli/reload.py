@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from oxidize import config
 from oxidize.cli.common import LOG_LEVELS
-from oxidize.errors import OxidizeError, TakeoverError
+from oxidize.errors import OxidizeError, Phase, TakeoverError
 from oxidize.text import counted
 
 SERVICE = "oxidize-daemon.service"
@@ -106,7 +106,7 @@ def take_up(
         return Reloaded("reloaded", (f"warning: the reload ended with an error, but the change is in force: {error}",))
     if not is_taken_up(_peers_of(takeover_socket)):
         raise TakeoverError(
-            "reload",
+            Phase.VERIFYING,
             f"the server that was reloaded does not have what {config_path} says: it runs with another configuration; "
             f"edit that one (-c), which `systemctl cat {SERVICE}` or `ps` names",
         )

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from oxidize.control.query import IDENTITY, fetch
 from oxidize.control.reload_channel import Report, receive, send
-from oxidize.errors import OxidizeError, TakeoverError
+from oxidize.errors import OxidizeError, Phase, TakeoverError
 from oxidize.service_manager import notify, systemctl
 
 PREPARE_TIMEOUT_SECS = 30.0  # the successor imports, reads and restores: tens of milliseconds for most
@@ -83,17 +83,17 @@ def say_failure(generation: int, reason: str) -> None:
 
 
 def _coordinate(link: socket.socket, pid: int, predecessor_pid: int, serves: Callable[[], bool]) -> Report:
-    _expect(link, "prepared", PREPARE_TIMEOUT_SECS)
+    _expect(link, "prepared", Phase.PREPARING, PREPARE_TIMEOUT_SECS)
     try:
         _set_main_pid(pid)
         send(link, {"event": "go"})
-        return _expect(link, "done", TAKE_TIMEOUT_SECS)
+        return _expect(link, "done", Phase.TAKING_OVER, TAKE_TIMEOUT_SECS)
     except (OSError, TakeoverError) as error:
         if _is_alive(predecessor_pid) and not serves():
             _put_back(predecessor_pid)
         if isinstance(error, TakeoverError):
             raise
-        raise TakeoverError("go", f"the successor is gone: {error}") from error
+        raise TakeoverError(Phase.TAKING_OVER, f"the successor is gone: {error}") from error
 
 
 def _put_back(predecessor_pid: int) -> None:
@@ -102,16 +102,16 @@ def _put_back(predecessor_pid: int) -> None:
         _set_main_pid(predecessor_pid)
 
 
-def _expect(link: socket.socket, event: str, timeout_secs: float) -> Report:
+def _expect(link: socket.socket, event: str, phase: Phase, timeout_secs: float) -> Report:
     link.settimeout(timeout_secs)
     try:
         message = receive(link)
     except TimeoutError:
-        raise TakeoverError(event, f"the successor did not get there within {timeout_secs:.0f} s") from None
+        raise TakeoverError(phase, f"the successor did not get there within {timeout_secs:.0f} s") from None
     if message is None:
-        raise TakeoverError(event, "the successor ended without a reason; see its log")
+        raise TakeoverError(phase, "the successor ended without a reason; see its log")
     if message.get("event") != event:
-        raise TakeoverError(event, str(message.get("reason", "the successor gave no reason; see its log")))
+        raise TakeoverError(phase, str(message.get("reason", "the successor gave no reason; see its log")))
     return message
 
 
@@ -125,11 +125,13 @@ def _set_main_pid(pid: int) -> None:
         return
     notify.notify(f"MAINPID={pid}")
     if not notify.barrier():
-        raise TakeoverError("MAINPID", f"the service manager did not read MAINPID={pid} in time: does it hang?")
+        raise TakeoverError(
+            Phase.SETTING_MAIN_PID, f"the service manager did not read MAINPID={pid} in time: does it hang?"
+        )
     accepted = systemctl.main_pid()
     if accepted not in {None, pid}:
         raise TakeoverError(
-            "MAINPID",
+            Phase.SETTING_MAIN_PID,
             f"the service manager has {accepted} as main process; expected {pid}: set NotifyAccess=exec in the unit",
         )
 
@@ -153,7 +155,7 @@ def _start_detached(command: list[str], inherited_fd: int) -> int:
     with os.fdopen(read_end, "rb") as pipe:
         text = pipe.read()
     if not text:
-        raise TakeoverError("start", f"cannot start {command[0]}: no process could be made")
+        raise TakeoverError(Phase.STARTING, f"cannot start {command[0]}: no process could be made")
     return int(text)
 
 

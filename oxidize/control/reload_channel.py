@@ -12,7 +12,7 @@ import signal
 import socket
 from typing import Any
 
-from oxidize.errors import TakeoverError
+from oxidize.errors import Phase, TakeoverError
 
 MESSAGE_BYTES_MAX = 65_536
 REASON_CHARACTERS_MAX = 16_384  # four bytes each at most: a reason fits into a message
@@ -39,7 +39,7 @@ class Control:
         except OSError:  # TimeoutError is one
             answer = None
         if answer is None or answer.get("event") != "go":
-            raise TakeoverError("prepared", "the coordinator is gone: expected its GO; run `oxidize reload` again")
+            raise TakeoverError(Phase.PREPARING, "the coordinator is gone: expected its GO; run `oxidize reload` again")
         signal.alarm(0)  # the coordinator's; from here on the predecessor watches over us
 
     def done(self, report: Report) -> None:

@@ -21,7 +21,7 @@ from oxidize import logs
 from oxidize.client.connection import Connection
 from oxidize.client.host_setup import HostSetup, has_host_setup
 from oxidize.control.query import ACCEPT, DRAIN, IDENTITY, QUERIES, STATE, STATUS, VITALS
-from oxidize.errors import OxidizeError, SnapshotError, StateError, TakeoverError
+from oxidize.errors import OxidizeError, Phase, SnapshotError, StateError, TakeoverError
 from oxidize.hostnet.interface import routes_needed
 from oxidize.hostnet.nat import Nat
 from oxidize.metrics import Live, Metrics
@@ -223,7 +223,7 @@ class Node:
         if max(hello.snapshot_versions, default=0) < self.session_state.journal.envelope["min_reader"]:
             needed = self.session_state.journal.envelope["min_reader"]
             raise TakeoverError(
-                "HELLO",
+                Phase.OFFERING,
                 f"release {hello.release} reads state of formats {list(hello.snapshot_versions)}; expected {needed} or "
                 f"later: use a release of that format",
             )

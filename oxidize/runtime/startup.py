@@ -9,7 +9,7 @@ import os
 
 import oxidize
 from oxidize.control.reload_channel import Control
-from oxidize.errors import TakeoverError
+from oxidize.errors import Phase, TakeoverError
 from oxidize.net.event_loop import Loop, boot_time
 from oxidize.runtime.cold_start import start_alone
 from oxidize.runtime.node import Node
@@ -35,7 +35,7 @@ def start(settings: NodeSettings, loop: Loop, control: Control) -> Node:
     if offer is None and control.is_coordinated:
         successor.close()
         raise TakeoverError(
-            "HELLO",
+            Phase.CONNECTING,
             f"the server that was to be replaced has ended: nobody listens at {settings.takeover_socket} any more; "
             "nothing was started in its place: start it, or see whether its service manager has done so",
         )

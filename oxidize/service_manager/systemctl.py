@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from oxidize.errors import TakeoverError
+from oxidize.errors import Phase, TakeoverError
 from oxidize.text import printable
 
 SYSTEMD_SOCKET = "/run/systemd/notify"  # of the system manager; whoever else has a NOTIFY_SOCKET is not asked
@@ -97,12 +97,12 @@ def reload(service: str) -> None:
             check=False,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise TakeoverError("systemctl reload", str(error)) from error
+        raise TakeoverError(Phase.RUNNING_SYSTEMCTL, str(error)) from error
     if done.returncode == 0:
         return
     reason = printable(" ".join(done.stderr.split())) or f"exit status {done.returncode}"
     said = property_of(service, "StatusText")
-    raise TakeoverError("systemctl reload", f"{reason} ({said})" if said else reason)
+    raise TakeoverError(Phase.RUNNING_SYSTEMCTL, f"{reason} ({said})" if said else reason)
 
 
 def _own_unit(environ: Mapping[str, str]) -> str | None:

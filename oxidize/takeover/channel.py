@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from oxidize.errors import DecodeError, StateError, TakeoverError
+from oxidize.errors import DecodeError, Phase, StateError, TakeoverError
 from oxidize.takeover.messages import MESSAGE_BYTES_MAX, Message, decode, encode
 
 FDS_PER_MESSAGE_MAX = 253  # SCM_MAX_FD
@@ -80,12 +80,14 @@ class PeerProcess:
             pidfd = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
         except OSError as error:
             if error.errno != errno.ENOPROTOOPT:
-                raise TakeoverError("CONNECT", f"process {pid} ended before it could be watched: {error}") from error
+                raise TakeoverError(
+                    Phase.CONNECTING, f"process {pid} ended before it could be watched: {error}"
+                ) from error
             try:
                 pidfd = os.pidfd_open(pid)
             except (OSError, ValueError) as unknown:
                 reason = f"process {pid} cannot be watched ({unknown}); expected one that lives in this pid namespace"
-                raise TakeoverError("CONNECT", reason) from unknown
+                raise TakeoverError(Phase.CONNECTING, reason) from unknown
         os.set_inheritable(pidfd, False)
         return cls(pid, uid, pidfd)
 
@@ -266,16 +268,18 @@ def connect_socket(path: Path, timeout: float) -> socket.socket | None:
         return None
     except BlockingIOError as error:
         connection.close()
-        raise TakeoverError("CONNECT", f"{path} accepts no connection within {timeout:g} s: does it hang?") from error
+        raise TakeoverError(
+            Phase.CONNECTING, f"{path} accepts no connection within {timeout:g} s: does it hang?"
+        ) from error
     except PermissionError as error:
         connection.close()
         raise TakeoverError(
-            "CONNECT",
+            Phase.CONNECTING,
             f"{path} is another user's: expected one of this user; run as root, or as the user that it runs as",
         ) from error
     except OSError as error:
         connection.close()
-        raise TakeoverError("CONNECT", f"{path}: {error}; expected a takeover socket of this user") from error
+        raise TakeoverError(Phase.CONNECTING, f"{path}: {error}; expected a takeover socket of this user") from error
     return connection
 
 

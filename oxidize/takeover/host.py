@@ -6,7 +6,7 @@ The rule: the takeover moves named descriptors and maps that it does not look in
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from oxidize.errors import OxidizeError, TakeoverError
+from oxidize.errors import OxidizeError, Phase, TakeoverError
 from oxidize.takeover.messages import Hello
 
 
@@ -32,7 +32,7 @@ class Offer:
 
     def find(self, name: str) -> NamedFd:
         """Return the descriptor of that name; raises TakeoverError where the offer has none."""
-        return _find(name, self.fds, "RESTORING", "the offer")
+        return _find(name, self.fds, Phase.RESTORING, "the offer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Answer:
 
     def find(self, name: str) -> NamedFd:
         """Return the descriptor of that name; raises TakeoverError where the answer has none."""
-        return _find(name, self.fds, "QUERY", "the answer")
+        return _find(name, self.fds, Phase.QUERYING, "the answer")
 
 
 class TakeoverHost(Protocol):
@@ -81,7 +81,7 @@ class TakeoverHost(Protocol):
         """
 
 
-def _find(name: str, fds: tuple[NamedFd, ...], phase: str, whose: str) -> NamedFd:
+def _find(name: str, fds: tuple[NamedFd, ...], phase: Phase, whose: str) -> NamedFd:
     for each in fds:
         if each.name == name:
             return each

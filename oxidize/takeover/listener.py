@@ -11,7 +11,7 @@ import os
 import socket
 from pathlib import Path
 
-from oxidize.errors import StateError, TakeoverError
+from oxidize.errors import Phase, StateError, TakeoverError
 from oxidize.takeover.channel import Channel
 
 BACKLOG = 16
@@ -69,7 +69,9 @@ def _bind(path: Path) -> tuple[socket.socket, tuple[int, int]]:
     temporary = path.with_name(f".{os.getpid()}.new")
     longest = max(len(os.fsencode(path)), len(os.fsencode(temporary)))
     if longest > PATH_BYTES_MAX:
-        raise TakeoverError("LISTEN", f"{path} needs {longest} bytes; expected at most {PATH_BYTES_MAX}: shorten it")
+        raise TakeoverError(
+            Phase.LISTENING, f"{path} needs {longest} bytes; expected at most {PATH_BYTES_MAX}: shorten it"
+        )
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         listening.setblocking(False)
@@ -84,7 +86,7 @@ def _bind(path: Path) -> tuple[socket.socket, tuple[int, int]]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         reason = f"cannot listen at {path}: {error}; expected a directory that this user may write to"
-        raise TakeoverError("LISTEN", reason) from error
+        raise TakeoverError(Phase.LISTENING, reason) from error
     except BaseException:
         listening.close()
         raise

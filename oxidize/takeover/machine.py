@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto, unique
 
-from oxidize.errors import StateError
+from oxidize.errors import Phase, StateError
 
 # --- The predecessor's deadlines ---
 HELLO_TIMEOUT = 5.0  # from accept to HELLO or a query
@@ -269,6 +269,16 @@ _SUCCESSOR_TIMEOUTS: Mapping[SuccessorState, Callable[[Timeouts], float]] = {
     _S.TAKEN_SENT: lambda timeouts: timeouts.predecessor_exit,
 }
 
+_PHASES: Mapping[SuccessorState, Phase] = {
+    _S.CONNECTING: Phase.CONNECTING,
+    _S.HELLO_SENT: Phase.AWAITING_OFFER,
+    _S.RESTORING: Phase.RESTORING,
+    _S.INHERITING: Phase.INHERITING,
+    _S.READY_SENT: Phase.AWAITING_COMMIT,
+    _S.LOST: Phase.AWAITING_DEATH,
+    _S.OWNING: Phase.OWNING,
+}
+
 Seen = tuple[Event, str]  # a message as an event, and the reason that came with it or ""
 
 
@@ -374,7 +384,7 @@ class SuccessorMachine:
 
     def __init__(self, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
         self.state = SuccessorState.CONNECTING
-        self.phase = self.state.name  # the last step that was reached before a failure
+        self.phase = Phase.CONNECTING  # the last step that was reached before a failure
         self.reason = ""
         self._timeouts = timeouts
         self._deadline: float | None = None
@@ -438,7 +448,7 @@ class SuccessorMachine:
         if self.state is _S.FAILED and before is not _S.FAILED:
             self.reason = reason or self._explain(event)
         elif self.state is not _S.FAILED:
-            self.phase = self.state.name
+            self.phase = _PHASES.get(self.state, self.phase)
         if self.state is not before or event is Event.DEADLINE:
             timeout = _SUCCESSOR_TIMEOUTS.get(self.state)
             self._deadline = None if timeout is None else now + timeout(self._timeouts)
@@ -448,11 +458,11 @@ class SuccessorMachine:
         match event, self.phase:
             case Event.EXHAUSTED, _:
                 return f"the predecessor closed the connection before OFFER, {self._attempts} times"
-            case Event.DEADLINE, "HELLO_SENT":
+            case Event.DEADLINE, Phase.AWAITING_OFFER:
                 return f"the predecessor made no OFFER within {self._timeouts.offer:g} s: does it hang?"
-            case Event.DEADLINE, "READY_SENT":
+            case Event.DEADLINE, Phase.AWAITING_COMMIT:
                 return f"the predecessor did not COMMIT within {self._timeouts.commit:g} s: does it hang?"
-            case Event.DEADLINE, "LOST":
+            case Event.DEADLINE, Phase.AWAITING_DEATH:
                 return "the predecessor closed the connection and lives: it serves on"
             case _:
                 return f"{event.name.lower()} while {_words(self.state)}"

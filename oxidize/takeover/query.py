@@ -15,7 +15,7 @@ import select
 from collections.abc import Callable
 from pathlib import Path
 
-from oxidize.errors import DecodeError, TakeoverError
+from oxidize.errors import DecodeError, Phase, TakeoverError
 from oxidize.takeover.channel import (
     NO_UID,
     Channel,
@@ -77,7 +77,7 @@ def query_with_fds(
         if received is not None:
             return _read(received, bytes_max, lambda: clock() < deadline)
         select.select([], [], [], RETRY_DELAY)
-    raise TakeoverError("QUERY", f"{path} closed {CONNECT_ATTEMPTS_MAX} connections without an answer")
+    raise TakeoverError(Phase.QUERYING, f"{path} closed {CONNECT_ATTEMPTS_MAX} connections without an answer")
 
 
 def who_listens(path: Path, *, clock: Callable[[], float], timeout: float = QUERY_TIMEOUT) -> tuple[int, int] | None:
@@ -96,7 +96,7 @@ def who_listens(path: Path, *, clock: Callable[[], float], timeout: float = QUER
         if uid != NO_UID:
             return pid, uid
         if clock() >= deadline:  # a signal has ended the waiting for a place in the backlog, and the time is up
-            raise TakeoverError("CONNECT", f"{path} accepts no connection within {timeout:g} s: does it hang?")
+            raise TakeoverError(Phase.CONNECTING, f"{path} accepts no connection within {timeout:g} s: does it hang?")
 
 
 def _ask(channel: Channel, name: str, deadline: float, clock: Callable[[], float]) -> Received | None:
@@ -111,10 +111,10 @@ def _ask(channel: Channel, name: str, deadline: float, clock: Callable[[], float
         except BlockingIOError:
             remaining = deadline - clock()
             if remaining <= 0:
-                raise TakeoverError("QUERY", f"pid {channel.peer.pid} gives no answer: does it hang?") from None
+                raise TakeoverError(Phase.QUERYING, f"pid {channel.peer.pid} gives no answer: does it hang?") from None
             poll.poll(remaining * 1000 + 1)
         except DecodeError as error:
-            raise TakeoverError("QUERY", f"pid {channel.peer.pid} sent what is no message: {error}") from error
+            raise TakeoverError(Phase.QUERYING, f"pid {channel.peer.pid} sent what is no message: {error}") from error
 
 
 def _read(received: Received, bytes_max: int, is_in_time: Callable[[], bool]) -> Answer:
@@ -129,9 +129,11 @@ def _read(received: Received, bytes_max: int, is_in_time: Callable[[], bool]) ->
                 named = zip(entries, fds, strict=True)
                 return Answer(content, tuple(NamedFd(entry.name, fd, entry.kind, entry.options) for entry, fd in named))
             case Received(Refused(reason) | Busy(reason)):
-                raise TakeoverError("QUERY", reason)
+                raise TakeoverError(Phase.QUERYING, reason)
             case Received(message, came):
-                raise TakeoverError("QUERY", f"{type(message).__name__} with {len(came)} descriptors is no answer")
+                raise TakeoverError(
+                    Phase.QUERYING, f"{type(message).__name__} with {len(came)} descriptors is no answer"
+                )
 
 
 def _content(memfd: int, bytes_max: int, is_in_time: Callable[[], bool]) -> bytes:
@@ -139,12 +141,14 @@ def _content(memfd: int, bytes_max: int, is_in_time: Callable[[], bool]) -> byte
         fcntl.fcntl(memfd, fcntl.F_GET_SEALS)
         size = os.fstat(memfd).st_size
         if size > bytes_max:
-            raise TakeoverError("QUERY", f"an answer of {size} bytes; expected at most {bytes_max}")
+            raise TakeoverError(Phase.QUERYING, f"an answer of {size} bytes; expected at most {bytes_max}")
         parts = bytearray()
         while len(parts) < size and (part := os.pread(memfd, min(READ_BYTES, size - len(parts)), len(parts))):
             if not is_in_time():
-                raise TakeoverError("QUERY", f"an answer of {size} bytes, of which {len(parts)} could be read in time")
+                raise TakeoverError(
+                    Phase.QUERYING, f"an answer of {size} bytes, of which {len(parts)} could be read in time"
+                )
             parts += part
     except OSError as error:
-        raise TakeoverError("QUERY", f"an answer that cannot be read: {error}; expected a memfd") from error
+        raise TakeoverError(Phase.QUERYING, f"an answer that cannot be read: {error}; expected a memfd") from error
     return bytes(parts)

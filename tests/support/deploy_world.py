@@ -14,7 +14,7 @@ from oxidize.deploy.progress import Recorder
 from oxidize.deploy.releases import DESCRIPTION, Release, Releases
 from oxidize.deploy.server import Clock, Serving
 from oxidize.deploy.vitals import PeerVitals, Vitals
-from oxidize.errors import DeployError, TakeoverError
+from oxidize.errors import DeployError, Phase, TakeoverError
 
 UNIX = 1_800_000_000.0
 
@@ -136,7 +136,7 @@ class World:
     def _answer(self) -> None:
         behaviour = self.behaviour()
         if behaviour.is_mute:
-            raise TakeoverError("QUERY", f"pid {self.pid} gives no answer: does it hang?")
+            raise TakeoverError(Phase.QUERYING, f"pid {self.pid} gives no answer: does it hang?")
         if behaviour.answers is not None:
             raise behaviour.answers
 
@@ -192,7 +192,7 @@ class World:
         behaviour = self.behaviours.get(current.name, Behaviour())
         behaviour.on_reload()
         if behaviour.refuses:
-            raise TakeoverError("prepared", behaviour.refuses)
+            raise TakeoverError(Phase.PREPARING, behaviour.refuses)
         self.way = "taken over"
         self._become(current)
 

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from oxidize.errors import TakeoverError
+from oxidize.errors import Phase, TakeoverError
 from oxidize.takeover import Answer, Hello, Listener, NamedFd, Offer, Predecessor, Successor, Timeouts, query
 from oxidize.takeover.channel import Channel, close_fds, connect
 from oxidize.takeover.messages import Message
@@ -84,7 +84,7 @@ class Host:
         self.told.append(("offer", hello))
         self._stage("offer")
         if self.refuses:
-            raise TakeoverError("HELLO", self.refuses)
+            raise TakeoverError(Phase.OFFERING, self.refuses)
         return Offer(7, (NamedFd("out", self.out, "pipe", {"framing": "none"}), *self.more_fds), self.state)
 
     def offer_withdrawn(self, reason: str) -> None:

@@ -43,7 +43,7 @@ def test_a_reload_that_fails_leaves_the_file_and_says_why(service: Service) -> N
     added = service.machine.try_run(command, "peer", "add", "laptop", "--endpoint", "vpn.example.org")
     assert (added.status, added.output) == (1, ""), added
     assert service.has_got_there()
-    assert "oxidize: systemctl reload: Job for oxidize-daemon.service failed" in added.errors
+    assert "oxidize: failed while running systemctl reload: Job for oxidize-daemon.service failed" in added.errors
     assert "serves as before" in added.errors
     assert f"{TOML} is again as it was before" in added.errors
     assert service.machine.run("cat", TOML) == before

@@ -157,7 +157,7 @@ def test_a_predecessor_that_hangs_before_the_offer(stand: Stand) -> None:
     old = stand.start("predecessor", "offer", "hang")
     old.wait_for("serving")
     new = stand.start("successor", timeouts=replace(NORMAL, offer=0.3))
-    assert "HELLO_SENT: the predecessor made no OFFER" in new.wait_for("no:")
+    assert "failed while waiting for the offer: the predecessor made no OFFER" in new.wait_for("no:")
     assert new.wait() == 1
 
 
@@ -165,7 +165,7 @@ def test_a_predecessor_that_hangs_in_its_freeze_serves_again_when_it_wakes(stand
     old = stand.start("predecessor", "freeze", "hang")
     old.wait_for("serving")
     new = stand.start("successor", timeouts=HASTY)
-    assert "READY_SENT: the predecessor did not COMMIT" in new.wait_for("no:")
+    assert "failed while waiting for the commit: the predecessor did not COMMIT" in new.wait_for("no:")
     assert new.wait() == 1
     old.wake()
     old.wait_for("thaw")

@@ -123,7 +123,8 @@ def test_who_was_started_to_replace_a_server_never_starts_one(server: Server) ->
         said = json.loads(coordinator.recv(65_536))
     assert (done.returncode, said["event"]) == (1, "failed")
     assert said["reason"].startswith(
-        f"HELLO: the server that was to be replaced has ended: nobody listens at {server.takeover_socket} any more"
+        "failed while connecting: the server that was to be replaced has ended: "
+        f"nobody listens at {server.takeover_socket} any more"
     )
     assert not server.takeover_socket.exists()
 

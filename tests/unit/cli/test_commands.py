@@ -18,7 +18,7 @@ from oxidize.cli.commands import main
 from oxidize.control import query as query_module
 from oxidize.control import reload as reload_module
 from oxidize.control.reload import ReloadResult
-from oxidize.errors import ConfigError, TakeoverError
+from oxidize.errors import ConfigError, Phase, TakeoverError
 from tests.support.config_files import ALICE, BOB, CLIENT, PRIVATE, SERVER, peer, secret
 
 RUNNING = {"generation": 4, "pid": 4242, "log_level": "debug"}
@@ -228,13 +228,13 @@ def test_a_reload_that_fails_says_why_and_who_serves(
     path: Path, asked: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def reload(*arguments: object) -> ReloadResult:
-        raise TakeoverError("prepared", "no such release")
+        raise TakeoverError(Phase.PREPARING, "no such release")
 
     monkeypatch.setattr(reload_module, "reload", reload)
     result = run("reload", "-c", path)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines() == [
-        "oxidize: prepared: no such release",
+        "oxidize: failed while preparing: no such release",
         "oxidize: not reloaded: generation 4, pid 4242, serves as before",
     ]
 

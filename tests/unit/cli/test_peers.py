@@ -19,7 +19,7 @@ from oxidize.cli import reload as reload_module
 from oxidize.cli.commands import main
 from oxidize.cli.peers import add, encoded
 from oxidize.control import query as query_module
-from oxidize.errors import TakeoverError
+from oxidize.errors import Phase, TakeoverError
 from oxidize.protocol.crypto import public_key
 from oxidize.provision import endpoint
 from oxidize.provision.wg_quick import parse
@@ -174,11 +174,11 @@ def test_systemd_reloads_its_own_server(path: Path, running: Running, monkeypatc
 @pytest.mark.parametrize("command", [("add", "laptop", "--preshared-key"), ("remove", "alice")])
 def test_a_failed_reload_puts_the_file_back(path: Path, running: Running, command: tuple[str, ...]) -> None:
     before = {file.name: file.read_text() for file in path.parent.iterdir()}
-    running.failure = TakeoverError("prepared", "no such release")
+    running.failure = TakeoverError(Phase.PREPARING, "no such release")
     result = run(path, *command)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines()[1:] == [
-        "oxidize: prepared: no such release",
+        "oxidize: failed while preparing: no such release",
         "oxidize: not reloaded: generation 4, pid 4242, serves as before",
         f"oxidize: {path} is again as it was before",
     ]
@@ -208,7 +208,7 @@ def test_what_an_editor_saved_during_the_reload_is_not_lost(
 ) -> None:
     def reload(*arguments: object) -> reload_module.Reloaded:
         path.write_text(path.read_text() + "# edited\n")
-        raise TakeoverError("prepared", "no")
+        raise TakeoverError(Phase.PREPARING, "no")
 
     monkeypatch.setattr(reload_module, "replace_process", reload)
     result = run(path, "add", "laptop")

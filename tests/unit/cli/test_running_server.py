@@ -10,7 +10,7 @@ from oxidize.cli import running_server
 from oxidize.cli.running_server import RunningServer
 from oxidize.deploy.releases import folder_of
 from oxidize.deploy.server import Serving
-from oxidize.errors import DeployError, TakeoverError
+from oxidize.errors import DeployError, Phase, TakeoverError
 
 SERVICE = "oxidize-daemon.service"
 
@@ -178,7 +178,7 @@ def test_a_server_that_cannot_be_asked_is_looked_at_without_an_error(
     played: Played, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def mute(*_: object) -> None:
-        raise TakeoverError("QUERY", "does it hang?")
+        raise TakeoverError(Phase.QUERYING, "does it hang?")
 
     monkeypatch.setattr(running_server, "find", mute)
     server = RunningServer(config)

@@ -15,7 +15,7 @@ from oxidize.cli.commands import main
 from oxidize.cli.watch_history import History, Sample
 from oxidize.control import query as query_module
 from oxidize.control.query import IDENTITY, VITALS
-from oxidize.errors import OxidizeError, TakeoverError
+from oxidize.errors import OxidizeError, Phase, TakeoverError
 from tests.support.vitals import NOON, answer, vitals
 
 Found = dict[str, Any] | OxidizeError | BaseException | None
@@ -69,12 +69,12 @@ def test_json_is_one_object_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_whoever_hangs_or_talks_nonsense_for_a_while_is_watched_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    hangs = TakeoverError("QUERY", "pid 4242 gives no answer:\n does it hang?")
+    hangs = TakeoverError(Phase.QUERYING, "pid 4242 gives no answer:\n does it hang?")
     answers(monkeypatch, answer(), hangs, hangs, answer(1), {"state": "healthy"}, answer(2))
     result = run("--count", "6")
     lines = [line[10:] for line in result.stdout.splitlines()]
     assert result.exit_code == 0
-    assert lines[1] == "no answer: QUERY: pid 4242 gives no answer: does it hang?"
+    assert lines[1] == "no answer: failed while querying: pid 4242 gives no answer: does it hang?"
     assert lines[2].startswith("answers again")
     assert lines[4].startswith("no answer: the server's vitals cannot be read")
     assert len(lines) == 7
@@ -88,7 +88,7 @@ def test_nobody_at_the_first_look_is_an_error(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_server_that_does_not_know_the_query_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = TakeoverError("QUERY", "query 'vitals': expected one of status, identity")
+    refused = TakeoverError(Phase.QUERYING, "query 'vitals': expected one of status, identity")
     asked = answers(monkeypatch, refused, {"generation": 4, "pid": 4242, "release": "0.0.9"})
     result = run()
     assert (result.exit_code, result.stdout) == (1, "")
@@ -100,9 +100,9 @@ def test_a_server_that_does_not_know_the_query_is_named(monkeypatch: pytest.Monk
 
 
 def test_another_refusal_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers(monkeypatch, TakeoverError("QUERY", "another user's"))
+    answers(monkeypatch, TakeoverError(Phase.QUERYING, "another user's"))
     result = run()
-    assert (result.exit_code, result.stderr) == (1, "oxidize: QUERY: another user's\n")
+    assert (result.exit_code, result.stderr) == (1, "oxidize: failed while querying: another user's\n")
 
 
 def test_ctrl_c_ends_it_well(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from oxidize.control import decode as decode_module
 from oxidize.control import query as query_module
 from oxidize.control.decode import INTEGER_MAX, VALUES_MAX, decode
 from oxidize.control.query import ANSWER_BYTES_MAX, IDENTITY, STATUS, STATUS_BYTES_MAX, VITALS, fetch, find
-from oxidize.errors import DecodeError, OxidizeError, TakeoverError
+from oxidize.errors import DecodeError, OxidizeError, Phase, TakeoverError
 
 SOCKET = Path("takeover.sock")
 
@@ -82,12 +82,12 @@ def test_a_query_has_the_limit_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_refusal_can_be_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     def query(*_: object, **__: object) -> bytes:
-        raise TakeoverError("QUERY", "no\x1b[2J")
+        raise TakeoverError(Phase.QUERYING, "no\x1b[2J")
 
     monkeypatch.setattr(query_module, "query", query)
     with pytest.raises(TakeoverError) as caught:
         fetch(SOCKET)
-    assert (caught.value.phase, caught.value.reason) == ("QUERY", r"no\x1b[2J")
+    assert (caught.value.phase, caught.value.reason) == (Phase.QUERYING, r"no\x1b[2J")
 
 
 def test_nobody_is_told_from_one_who_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

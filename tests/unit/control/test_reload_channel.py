@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from oxidize.control.reload_channel import Control, NoControl, receive, send
-from oxidize.errors import TakeoverError
+from oxidize.errors import Phase, TakeoverError
 
 Pair = tuple[socket.socket, Control]
 
@@ -41,7 +41,7 @@ def test_a_coordinator_that_is_gone_never_says_go(pair: Pair) -> None:
     link.shutdown(socket.SHUT_WR)
     with pytest.raises(TakeoverError, match="the coordinator is gone") as caught:
         control.prepared({})
-    assert caught.value.phase == "prepared"
+    assert caught.value.phase is Phase.PREPARING
 
 
 def test_anything_else_is_no_go(pair: Pair) -> None:

@@ -12,7 +12,7 @@ from oxidize.deploy.deployment import Deployer
 from oxidize.deploy.history import Deployment
 from oxidize.deploy.progress import Step
 from oxidize.deploy.releases import Release
-from oxidize.errors import DecodeError, DeployError, TakeoverError
+from oxidize.errors import DecodeError, DeployError, Phase, TakeoverError
 from tests.support.deploy_world import Behaviour, World, add_release
 
 
@@ -69,7 +69,7 @@ def during(world: World, at: float, what: object) -> None:
 )
 def test_a_rollback_succeeds_from_whatever_is_bad(world: World, behaviour: Behaviour) -> None:
     if behaviour.answers is not None and not isinstance(behaviour.answers, DecodeError):
-        behaviour.answers = TakeoverError("QUERY", "recursion")  # what `find` makes of it
+        behaviour.answers = TakeoverError(Phase.QUERYING, "recursion")  # what `find` makes of it
     assert deploy(world).result == history.SUCCESS
     world.behaviours["two"] = behaviour
     entry = world.deployer().rollback()

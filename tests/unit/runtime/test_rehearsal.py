@@ -11,7 +11,7 @@ import pytest
 
 from oxidize import __version__, config
 from oxidize.cli.rehearse import lines_of
-from oxidize.errors import DecodeError, OxidizeError, SnapshotError, TakeoverError
+from oxidize.errors import DecodeError, OxidizeError, Phase, SnapshotError, TakeoverError
 from oxidize.protocol.changes import KeypairState, PeerKeypairs, PeerSeen
 from oxidize.protocol.constants import REJECT_AFTER_TIME
 from oxidize.runtime import rehearsal
@@ -220,7 +220,7 @@ def test_an_answer_without_an_arena_is_refused(running: Running, monkeypatch: py
 
 def refusing(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
     def query(*_: object, **__: object) -> Answer:
-        raise TakeoverError("QUERY", reason)
+        raise TakeoverError(Phase.QUERYING, reason)
 
     monkeypatch.setattr(rehearsal, "query_with_fds", query)
 
@@ -233,7 +233,7 @@ def test_a_server_that_is_too_old_is_told_from_one_that_refuses(
     with pytest.raises(OxidizeError, match=r"pid 5, release 0\.0\.9, is too old to hand out its state"):
         rehearse(running.settings())
     refusing(monkeypatch, "a takeover is going on: ask again")
-    with pytest.raises(TakeoverError, match="QUERY: a takeover is going on: ask again"):
+    with pytest.raises(TakeoverError, match="failed while querying: a takeover is going on: ask again"):
         rehearse(running.settings())
 
 

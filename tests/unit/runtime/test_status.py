@@ -96,7 +96,7 @@ def test_what_is_usual_fits_into_80_columns(capsys) -> None:
 
 def test_nothing_is_cut_or_wrapped(capsys) -> None:
     name, endpoint = "n" * 64, "[2001:db8:1111:2222:3333:4444:5555:6666]:51820"
-    reason = "prepared: " + "why " * 40
+    reason = "failed while preparing: " + "why " * 40
     lines = printed(capsys, peers=[peer(name, endpoint=endpoint)], takeovers=[takeover(reason=reason)])
     assert any(line.startswith(f"{name}  {endpoint}  ") for line in lines)
     assert lines[-1].endswith(reason.strip())

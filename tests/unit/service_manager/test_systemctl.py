@@ -108,7 +108,7 @@ def test_a_reload_that_fails_says_what_the_service_says(tmp_path: Path, monkeypa
     program.write_text('#!/bin/sh\ncase $1 in reload) echo "Job failed." >&2; exit 1;; show) echo "serves on";; esac\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with pytest.raises(TakeoverError, match=r"systemctl reload: Job failed\. \(serves on\)"):
+    with pytest.raises(TakeoverError, match=r"failed while running systemctl reload: Job failed\. \(serves on\)"):
         systemctl.reload("oxidize-daemon.service")
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(TakeoverError, match="systemctl"):

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from oxidize.errors import StateError
+from oxidize.errors import Phase, StateError
 from oxidize.takeover.machine import (
     CONNECT_ATTEMPTS_MAX,
     PREDECESSOR_TABLE,
@@ -290,7 +290,7 @@ def test_an_heir_owns_once_it_has_restored() -> None:
 def test_a_failure_names_the_step_and_the_reason() -> None:
     machine = successor(S.READY_SENT)
     machine.observe([(E.WITHDRAWN, "the server is stopping")], closed=True, gone=False, now=1.0)
-    assert (machine.phase, machine.reason) == ("READY_SENT", "the server is stopping")
+    assert (machine.phase, machine.reason) == (Phase.AWAITING_COMMIT, "the server is stopping")
 
 
 @pytest.mark.parametrize("state", [S.RESTORING, S.READY_SENT, S.OWNING])
