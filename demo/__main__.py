@@ -85,11 +85,8 @@ def _run(console: Console, options: Options, report: Path, *, table: bool) -> bo
     demonstration = Demonstration(options)
     try:
         _introduce(console, demonstration)
-        screen = make_screen(console, table=table)
-        try:
+        with make_screen(console, table=table) as screen:
             verdict = demonstration.run(screen)
-        finally:
-            screen.close()
         if not verdict.ok:
             click.echo(demonstration.server_log(), err=True)
         drops, buffer_bytes = demonstration.holder.udp_drops, demonstration.holder.receive_buffer_bytes

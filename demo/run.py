@@ -13,12 +13,13 @@ from pathlib import Path
 from demo.broken import make_broken_release
 from demo.fleet import FleetProcess
 from demo.plan import Step, choose_burst, plan, read_answer
-from demo.screen import REFRESH_PER_SECOND, Screen, View
+from demo.screen import REFRESH_PER_SECOND, View
 from demo.verdict import GAP_AFTER_SECS, Action, Judged, Replacement, Tally, Verdict, judge, silence_ms
 from demo.workspace import Workspace
 from oxidize.control.query import fetch
 from oxidize.errors import StateError
 from oxidize.holder.holder import Holder, clock
+from oxidize.terminal.screen import Screen
 
 READY_TIMEOUT_SECS = 30.0
 COMMAND_TIMEOUT_SECS = 60.0
@@ -78,7 +79,7 @@ class Demonstration:
         """When the clients' schedule began, or now where it has not yet."""
         return clock() if self.tally.started_at is None else self.tally.started_at
 
-    def run(self, screen: Screen) -> Verdict:
+    def run(self, screen: Screen[View]) -> Verdict:
         """Do it all; raises StateError when the server or the clients cannot be started."""
         options = self.options
         settings = self._workspace.write(

@@ -3,16 +3,17 @@
 Rule: a screen shows and decides nothing. Numbers shown while it runs are preliminary; the verdict is not.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from demo.verdict import Action, Judged, Verdict
+from oxidize.terminal.screen import LineScreen, LiveScreen, Screen, can_draw, print_line
 
 PLAIN_WIDTH = 132
 PLAIN_INTERVAL_SECS = 1.0
@@ -40,62 +41,31 @@ class View:
     events: tuple[tuple[float, Judged], ...]
 
 
-class Screen(Protocol):
-    """What the run talks to."""
+class _Lines:
+    """The lines of each view: what was done to the server since the last one, and each second the numbers."""
 
-    def show(self, view: View) -> None:
-        """Show this moment."""
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-
-
-class LiveScreen:
-    """A table that is drawn over itself."""
-
-    def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, auto_refresh=False, transient=True)
-        self._live.start()
-
-    def show(self, view: View) -> None:
-        """Draw the table anew."""
-        self._live.update(_live_table(view), refresh=True)
-
-    def close(self) -> None:
-        """Take the table away; the verdict stands in its place."""
-        self._live.stop()
-
-
-class PlainScreen:
-    """A line each second, and one for each thing done to the server."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self) -> None:
         self._next_at = 0.0
         self._shown = 0
 
-    def show(self, view: View) -> None:
-        """Print what is new."""
+    def of(self, view: View) -> Iterator[str]:
+        """Yield what is new in a view."""
         for at, judged in view.events[self._shown :]:
-            text = f"{view.elapsed:6.1f} s  at {at:.1f} s: {event_text(judged)}"
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            yield f"{view.elapsed:6.1f} s  at {at:.1f} s: {event_text(judged)}"
         self._shown = len(view.events)
         if view.elapsed >= self._next_at:
             self._next_at = view.elapsed + PLAIN_INTERVAL_SECS
-            self._console.print(
+            yield (
                 f"{view.elapsed:6.1f} s  {view.sent_rate:7,.0f} sent/s  {view.reply_rate:7,.0f} replies/s  "
-                f"{view.lost} lost  generation {_or_dash(view.generation)}  pid {_or_dash(view.pid)}",
-                highlight=False,
-                soft_wrap=True,
+                f"{view.lost} lost  generation {_or_dash(view.generation)}  pid {_or_dash(view.pid)}"
             )
 
-    def close(self) -> None:
-        """Do nothing: lines stay."""
 
-
-def make_screen(console: Console, *, table: bool) -> Screen:
+def make_screen(console: Console, *, table: bool) -> Screen[View]:
     """Return the screen that fits the console; plain lines where it is no terminal or no table is wanted."""
-    return LiveScreen(console) if table and console.is_terminal else PlainScreen(console)
+    if table and can_draw(console):
+        return LiveScreen(console, _live_table)
+    return LineScreen(_Lines().of, partial(print_line, console))
 
 
 def event_text(judged: Judged) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from oxidize.deploy.commands import Commands
     from oxidize.deploy.deployment import Deployer
     from oxidize.deploy.history import Deployment
-    from oxidize.deploy.progress import Recorder
+    from oxidize.deploy.progress import Progress
     from oxidize.deploy.releases import Releases
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -173,12 +173,12 @@ def _run(
     from oxidize.deploy.interrupts import Interrupts  # noqa: PLC0415
     from oxidize.deploy.lock import locked  # noqa: PLC0415
     from oxidize.deploy.releases import Releases  # noqa: PLC0415
-    from oxidize.deploy.repair import repair  # noqa: PLC0415
+    from oxidize.deploy.rollback import repair  # noqa: PLC0415
     from oxidize.deploy.screen import open_screen  # noqa: PLC0415
     from oxidize.deploy.server import Clock  # noqa: PLC0415
 
     who, installed, past, clock = _who(), Releases(prefix), History(state_folder), Clock()
-    options = Options(who=who, settle_secs=settle_secs, forced=forced, minds_traffic=not ignore_traffic)
+    options = Options(who=who, settle_secs=settle_secs, forced=forced, check_traffic=not ignore_traffic)
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     interrupts = Interrupts()
     with interrupts.listening():
@@ -186,14 +186,14 @@ def _run(
             past.prepare()
             server = RunningServer(config_path, lock_fd)
             commands = Commands(installed, config_path, source, lock_fd)
-            with open_screen(sys.stderr if as_json else sys.stdout, server.look) as screen:
-                repair(installed, past, server, clock, screen)
-                deployer = Deployer(installed, past, server, commands, screen, options, clock, interrupts)
+            with open_screen(sys.stderr if as_json else sys.stdout, server.look) as progress:
+                repair(installed, past, server, clock, progress)
+                deployer = Deployer(installed, past, server, commands, progress, options, clock, interrupts)
                 entry = act(deployer)
                 for line in _besides(commands, installed, server):
-                    screen.note(line)
+                    progress.note(line)
         try:
-            _tell(entry, screen, as_json=as_json)
+            _tell(entry, progress, as_json=as_json)
         except OSError:  # nobody reads it any more, and what is left is not to fail at the exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(0 if entry.result == SUCCESS else 1)
@@ -218,12 +218,12 @@ def _besides(commands: "Commands", installed: "Releases", server: "RunningServer
         yield f"{CLIENT_SERVICE} runs another release: `systemctl reload oxidize-client`"
 
 
-def _tell(entry: "Deployment", screen: "Recorder", *, as_json: bool) -> None:
+def _tell(entry: "Deployment", progress: "Progress", *, as_json: bool) -> None:
     from oxidize.deploy.history import DEPLOY, LOST, SUCCESS  # noqa: PLC0415
 
     if as_json:
-        steps = [asdict(done) | {"step": done.step.value} for done in screen.done]
-        click.echo(json.dumps({**asdict(entry), "steps": steps, "notes": screen.notes}, indent=2))
+        steps = [asdict(result) | {"step": result.step.value} for result in progress.results]
+        click.echo(json.dumps({**asdict(entry), "steps": steps, "notes": progress.notes}, indent=2))
         return
     if entry.result == SUCCESS and entry.source == entry.target:
         click.echo(entry.reason)

@@ -107,7 +107,8 @@ def _port(loaded: config.ServerConfig, running: dict[str, Any] | None) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 def list_(config_path: Path, as_json: bool) -> None:
     """Show the clients of the configuration, and who of them is connected now."""
-    from oxidize.cli.status_page import ago, print_table  # noqa: PLC0415
+    from oxidize.terminal.table import print_lines, table  # noqa: PLC0415
+    from oxidize.terminal.units import ago  # noqa: PLC0415
 
     with errors_as_lines():
         loaded = config.load_server(config_path)
@@ -130,7 +131,7 @@ def list_(config_path: Path, as_json: bool) -> None:
         if running is None:  # nobody knows who is connected
             headings, cells = headings[:3], [cell[:3] for cell in cells]
         if rows:
-            print_table(headings, cells)
+            print_lines(table(headings, cells))
         if running is None:
             say("no server runs")
         elif unloaded := [row["name"] for row in rows if not row["is_loaded"]]:

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from oxidize.cli.status_page import print_table
 from oxidize.deploy.history import History
 from oxidize.deploy.lock import holder
 from oxidize.deploy.releases import Release, Releases
 from oxidize.deploy.retention import left_behind, release_before
+from oxidize.terminal.table import print_lines, table
+from oxidize.terminal.units import milliseconds
 from oxidize.text import printable
 
 RELEASE_HEADINGS = ("release", "version", "built", "revision", "")
@@ -64,7 +65,7 @@ def render(found: dict[str, Any], deployments_shown: int) -> None:
         for each in found["releases"]
     ]
     if rows:
-        print_table(RELEASE_HEADINGS, rows)
+        print_lines(table(RELEASE_HEADINGS, rows))
     else:
         click.echo("no release is installed: `sudo make install` makes one")
     for name in found["incomplete"]:
@@ -83,16 +84,23 @@ def render(found: dict[str, Any], deployments_shown: int) -> None:
     deployments = found["deployments"][-deployments_shown:]
     if deployments:
         click.echo()
-        print_table(DEPLOYMENT_HEADINGS, [_deployment_row(each) for each in deployments])
+        print_lines(table(DEPLOYMENT_HEADINGS, [_deployment_row(each) for each in deployments]))
 
 
 def _deployment_row(entry: dict[str, Any]) -> tuple[str, ...]:
     entry = {name: printable(value) if isinstance(value, str) else value for name, value in entry.items()}
-    blackout = f"{entry['blackout_ms']:.1f} ms" if entry["blackout_ms"] is not None else "-"
     first_reason, *_ = entry["reason"].splitlines() or [""]
     result = f"{entry['result']}: {first_reason}" if first_reason else entry["result"]
     source, target = entry["source"] or "-", entry["target"] or "-"
-    return (_when(entry["at_unix"]), entry["who"], entry["action"], source, target, blackout, result)
+    return (
+        _when(entry["at_unix"]),
+        entry["who"],
+        entry["action"],
+        source,
+        target,
+        milliseconds(entry["blackout_ms"]),
+        result,
+    )
 
 
 def _when(unix: float) -> str:

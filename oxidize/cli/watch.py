@@ -7,10 +7,10 @@ the first look alone.
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -21,34 +21,9 @@ from oxidize.errors import OxidizeError, TakeoverError
 if TYPE_CHECKING:
     from oxidize.cli.watch_history import History, Sample
     from oxidize.deploy.vitals import Vitals
+    from oxidize.terminal.screen import Screen
 
 Look = Callable[[], "Vitals | None"]
-
-
-class Screen(Protocol):
-    """What shows the samples."""
-
-    def show(self, sample: "Sample") -> None:
-        """Show a sample, which the history has already."""
-
-    def wait(self, seconds: float) -> None:
-        """Let time pass."""
-
-
-class LineScreen:
-    """Prints what is new in lines that stay."""
-
-    def __init__(self, lines: Callable[["Sample"], Iterable[str]]) -> None:
-        self._lines = lines
-
-    def show(self, sample: "Sample") -> None:
-        """Print the lines of a sample."""
-        for line in self._lines(sample):
-            click.echo(line)
-
-    def wait(self, seconds: float) -> None:
-        """Sleep."""
-        time.sleep(seconds)
 
 
 @click.command(short_help="Show sessions, rates and takeovers as they happen.")
@@ -74,7 +49,8 @@ def watch(config_path: Path | None, is_client: bool, interval: float, count: int
 
     from oxidize.cli.watch_history import History  # noqa: PLC0415
     from oxidize.cli.watch_lines import json_lines, text_lines  # noqa: PLC0415
-    from oxidize.cli.watch_screen import LiveScreen, can_draw  # noqa: PLC0415
+    from oxidize.cli.watch_screen import live_screen  # noqa: PLC0415
+    from oxidize.terminal.screen import LineScreen, can_draw  # noqa: PLC0415
 
     role = role_of(is_client)
     with errors_as_lines():
@@ -85,13 +61,13 @@ def watch(config_path: Path | None, is_client: bool, interval: float, count: int
         def look() -> "Vitals | None":
             return _look(takeover_socket)
 
+        screen: Screen[Sample] = LineScreen(json_lines if as_json else text_lines, click.echo)
+        if not as_json and can_draw(console):
+            signal.signal(signal.SIGTERM, _end)
+            screen = live_screen(role, console, history)
         try:
-            if not as_json and can_draw(console):
-                signal.signal(signal.SIGTERM, _end)
-                with LiveScreen(role, console, history) as screen:
-                    follow(history, look, screen, interval, count)
-            else:
-                follow(history, look, LineScreen(json_lines if as_json else text_lines), interval, count)
+            with screen:
+                follow(history, look, screen, interval, count)
         except KeyboardInterrupt:
             pass
 
@@ -99,7 +75,7 @@ def watch(config_path: Path | None, is_client: bool, interval: float, count: int
 def follow(
     history: "History",
     look: Look,
-    screen: Screen,
+    screen: "Screen[Sample]",
     interval: float,
     looks_max: int | None,
     monotonic: Callable[[], float] = time.monotonic,

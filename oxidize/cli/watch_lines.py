@@ -5,13 +5,12 @@ the numbers that were seen with it.
 """
 
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
-from oxidize.cli.status_page import byte_count, duration
 from oxidize.cli.watch_history import Sample, Takeover
 from oxidize.deploy.vitals import Vitals
+from oxidize.terminal.units import byte_count, clock, short_duration
 from oxidize.text import counted
 
 
@@ -23,7 +22,7 @@ def text_lines(sample: Sample) -> Iterator[str]:
         yield f"{clock(sample.at_unix)}  {loss_text(sample)}"
     if sample.vitals is not None:
         if sample.is_return:
-            yield f"{clock(sample.at_unix)}  answers again, {away_text(sample.away_secs)} after the last answer"
+            yield f"{clock(sample.at_unix)}  answers again, {short_duration(sample.away_secs)} after the last answer"
         yield f"{clock(sample.at_unix)}  {_numbers(sample, sample.vitals)}"
 
 
@@ -99,16 +98,6 @@ def takeover_text(takeover: Takeover) -> str:
 def loss_text(sample: Sample) -> str:
     """Say that there is no answer, and why where that is known: then there may well be somebody."""
     return f"no answer: {sample.reason}" if sample.reason else "nobody answers"
-
-
-def clock(unix: float) -> str:
-    """Return the local time of day."""
-    return time.strftime("%H:%M:%S", time.localtime(unix))
-
-
-def away_text(seconds: float) -> str:
-    """Return how long nobody answered: tenths of a second where they matter."""
-    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
 
 
 def rate_text(number: float) -> str:

@@ -8,18 +8,17 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.text import Text
 
-from oxidize.cli.status_page import byte_count, duration, table
 from oxidize.cli.watch_history import ASCII_BLOCKS, BLOCKS, History, Sample, Takeover, sparkline
-from oxidize.cli.watch_lines import away_text, clock, rate_text
+from oxidize.cli.watch_lines import rate_text
+from oxidize.terminal.screen import LiveScreen
+from oxidize.terminal.table import table
+from oxidize.terminal.units import byte_count, clock, duration, milliseconds, short_duration
 from oxidize.text import counted, release_name
 
-REDRAW_SECS = 1.0  # while nothing new comes: the terminal may have another size by now
 DAY_SECS = 86_400
 ROOMY_LINES = 20  # in fewer there are no empty lines
 MAXIMUM_COLUMNS = 60  # in fewer there is no room for the maximum
@@ -88,7 +87,7 @@ def _head(role: str, history: History, now: float, width: int) -> Iterator[Text]
     if is_there:
         state = Text(vitals.state, style=_STATE_STYLES.get(vitals.state, "bold yellow"))
     else:
-        away = away_text(max(now - history.answered_unix, 0.0))
+        away = short_duration(max(now - history.answered_unix, 0.0))
         loss = "no answer" if last.reason else "nobody answers"
         state = Text(f"{loss} since {clock(history.answered_unix)}, for {away}", style=_FAILED)
     yield Text.assemble((role, "bold"), "  ", state)
@@ -175,49 +174,20 @@ def _takeover_row(takeover: Takeover, now: float, is_wide: bool) -> tuple[str, .
     is_recent = now - takeover.at_unix < DAY_SECS
     when = clock(takeover.at_unix) if is_recent else time.strftime("%Y-%m-%d", time.localtime(takeover.at_unix))
     what = takeover.what if takeover.succeeded else f"FAILED: {takeover.what}"
-    blackout = f"{takeover.blackout_ms:.1f} ms" if takeover.blackout_ms is not None else "-"
+    blackout = milliseconds(takeover.blackout_ms)
     if not is_wide:
         return (when, takeover.generations, what if takeover.blackout_ms is None else f"{blackout}, {what}")
     sessions = "-" if takeover.sessions is None else str(takeover.sessions)
     return (when, takeover.generations, takeover.release or "-", sessions, blackout, what)
 
 
-def can_draw(console: Console) -> bool:
-    """Tell whether there is a terminal that can be drawn on. FORCE_COLOR alone makes anything a terminal for rich."""
-    return console.file.isatty() and console.is_terminal and not console.is_dumb_terminal
+def live_screen(role: str, console: Console, history: History) -> LiveScreen[Sample]:
+    """Return a screen that draws the history on the whole terminal."""
+    # The font of the Linux console has only two of the blocks.
+    is_poor = console.options.ascii_only or os.environ.get("TERM") == "linux"
+    glyphs = ASCII_GLYPHS if is_poor else GLYPHS
 
+    def render(_sample: Sample) -> Group:
+        return Group(*frame(role, history, time.time(), console.size, glyphs))
 
-class LiveScreen:
-    """A frame that is drawn over itself on the terminal's other screen; leaves the terminal as it was."""
-
-    def __init__(self, role: str, console: Console, history: History) -> None:
-        self._role = role
-        self._history = history
-        self._console = console
-        # The console of Linux has none of the blocks in its font but the two that it needs itself.
-        is_poor = console.options.ascii_only or os.environ.get("TERM") == "linux"
-        self._glyphs = ASCII_GLYPHS if is_poor else GLYPHS
-        self._live = Live(console=console, auto_refresh=False, screen=True)
-
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
-
-    def show(self, _sample: Sample) -> None:
-        """Draw what the history has by now."""
-        self._draw()
-
-    def wait(self, seconds: float) -> None:
-        """Let time pass, and go on drawing."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > REDRAW_SECS:
-            time.sleep(REDRAW_SECS)
-            self._draw()
-        time.sleep(max(left, 0.0))
-
-    def _draw(self) -> None:
-        lines = frame(self._role, self._history, time.time(), self._console.size, self._glyphs)
-        self._live.update(Group(*lines), refresh=True)
+    return LiveScreen(console, render, is_fullscreen=True)

@@ -13,7 +13,7 @@ from oxidize.deploy.commands import Commands, Owner
 from oxidize.deploy.health_check import (
     STALL_SECS,
     Baseline,
-    Judge,
+    HealthCheck,
     Observation,
     Peers,
     missing_sessions,
@@ -21,9 +21,9 @@ from oxidize.deploy.health_check import (
 )
 from oxidize.deploy.history import Deployment, History, UnderWay
 from oxidize.deploy.interrupts import Interrupts
-from oxidize.deploy.progress import Done, Progress, Step
+from oxidize.deploy.progress import Progress, Step, StepResult
 from oxidize.deploy.releases import Release, Releases, is_in_use
-from oxidize.deploy.rollback import Returning
+from oxidize.deploy.rollback import Rollback
 from oxidize.deploy.server import Clock, Server
 from oxidize.deploy.vitals import Vitals
 from oxidize.errors import DeployError, OxidizeError
@@ -43,7 +43,7 @@ class Options:
     who: str
     settle_secs: float = SETTLE_SECS
     forced: bool = False
-    minds_traffic: bool = True
+    check_traffic: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Deployer:
         self._options = options
         self._clock = clock
         self._interrupts = interrupts
-        self._returning = Returning(releases, server, clock)
+        self._rollback = Rollback(releases, server, clock)
         self._began = clock.now()
         self._action = ""
         self._source = self._target = ""
@@ -249,45 +249,45 @@ class Deployer:
 
     def _switch(self, before: _Before, target: Release) -> Vitals:
         if before.baseline is None:  # what cannot be asked may crash, or hang, as often as it is reloaded
-            self._returning.to(target, needs_answer=True)
+            self._rollback.to(target, needs_answer=True)
         else:
             self._releases.point_current_at(target)
             self._server.reload(target.program)
-        self._returning.has_left_source = True
+        self._rollback.has_switched = True
         return self._vitals()
 
     def _watch(self, before: _Before, target: Release, first: Vitals) -> Vitals:
         options = self._options
-        judge = Judge(
+        check = HealthCheck(
             before.baseline or Baseline((replace(first, generation=first.generation - 1),)),
             str(target.folder),
             stall_secs=min(STALL_SECS, options.settle_secs / 2),
             # Who goes back has a reason to, which what passes now need not bear out.
-            minds_traffic=options.minds_traffic and self._action == history.DEPLOY,
+            check_traffic=options.check_traffic and self._action == history.DEPLOY,
         )
         began, peers = self._clock.now(), self._check_sessions(before)
         while True:
             self._interrupts.raise_noted()
-            vitals = self._judge(judge)
+            vitals = self._observe(check)
             passed = self._clock.now() - began
             self._progress.show(f"{passed:.0f} of {options.settle_secs:.0f} s")
-            if passed >= options.settle_secs and not judge.is_unsettled:
-                self._conclude(judge, before, peers)
+            if passed >= options.settle_secs and not check.is_unsettled:
+                self._conclude(check, before, peers)
                 return vitals
             self._clock.sleep(SAMPLE_SECS)
 
-    def _judge(self, judge: Judge) -> Vitals:
+    def _observe(self, check: HealthCheck) -> Vitals:
         vitals = self._server.vitals()
         unready = self._server.unready(vitals) if vitals is not None else ""
-        reasons = judge.judge(Observation(self._server.serving(), vitals, unready, self._server.main_pid()))
+        reasons = check.observe(Observation(self._server.serving(), vitals, unready, self._server.main_pid()))
         if reasons or vitals is None:
             raise DeployError("\n".join(reasons))
         return vitals
 
-    def _conclude(self, judge: Judge, before: _Before, peers: Peers) -> None:
-        reasons = judge.conclude()
+    def _conclude(self, check: HealthCheck, before: _Before, peers: Peers) -> None:
+        reasons = check.conclude()
         silenced = silenced_peers(before.peers, (peers, self._check_sessions(before)))
-        if silenced and self._options.minds_traffic and self._action == history.DEPLOY:
+        if silenced and self._options.check_traffic and self._action == history.DEPLOY:
             reasons.append(silenced)
         if reasons:
             raise DeployError("\n".join(reasons))
@@ -308,7 +308,7 @@ class Deployer:
         try:
             vitals = self._step(
                 Step.ROLL_BACK,
-                lambda: self._returning.to(source, needs_answer=before.was_ready),
+                lambda: self._rollback.to(source, needs_answer=before.was_ready),
                 lambda vitals: _back(source, vitals),
             )
         except Exception as error:  # noqa: BLE001 - what was tried and what serves is said, whatever it is
@@ -316,7 +316,7 @@ class Deployer:
         missing = self._missing_after(before)
         if len(missing) > before.lost_sessions:
             reason += f"\n{counted(len(missing), 'session')} lost on the way"
-        if not self._returning.has_left_source:
+        if not self._rollback.has_switched:
             return self._entry(history.FAILED, reason)
         return self._entry(history.ROLLED_BACK, reason, vitals)
 
@@ -346,7 +346,7 @@ class Deployer:
             return
         if gone:
             names = ", ".join(release.name for release in gone)
-            self._progress.end(Done(Step.TIDY, True, f"removed {names}", 0.0))
+            self._progress.end(StepResult(Step.TIDY, True, f"removed {names}", 0.0))
 
     def _step(self, step: Step, work: Callable[[], _Result], text: Callable[[_Result], str] = str) -> _Result:
         """Do one step, and tell of it before and afterwards; `text` makes a line of what it returns."""
@@ -362,9 +362,9 @@ class Deployer:
             result = work()
         except (OxidizeError, KeyboardInterrupt) as error:
             said = str(error) or "interrupted"
-            self._progress.end(Done(step, False, said, self._clock.now() - began))
+            self._progress.end(StepResult(step, False, said, self._clock.now() - began))
             raise
-        self._progress.end(Done(step, True, text(result), self._clock.now() - began))
+        self._progress.end(StepResult(step, True, text(result), self._clock.now() - began))
         return result
 
     def _note_step(self, step: Step) -> None:

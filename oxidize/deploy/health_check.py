@@ -95,27 +95,27 @@ class Baseline:
         return _grown(self.seen[0], self.last, counts, name) / seconds if seconds > 0 else 0.0
 
 
-class Judge:
+class HealthCheck:
     """Judges a release by one observation after the other.
 
-    release_folder: of the release that is to serve. stall_secs: for how long packets may stay away. minds_traffic:
+    release_folder: of the release that is to serve. stall_secs: for how long packets may stay away. check_traffic:
     whether what passes is judged at all, and not only who serves and how.
     """
 
     def __init__(
-        self, baseline: Baseline, release_folder: str, *, stall_secs: float = STALL_SECS, minds_traffic: bool = True
+        self, baseline: Baseline, release_folder: str, *, stall_secs: float = STALL_SECS, check_traffic: bool = True
     ) -> None:
         self._baseline = baseline
         self._release_folder = release_folder
         self._stall_secs = stall_secs
-        self._minds_traffic = minds_traffic
+        self._check_traffic = check_traffic
         self._latest = baseline.last
         self._new: Vitals | None = None  # the latest of the release itself
         self._window: deque[Vitals] = deque([baseline.last])
         self._unready = self._disagreements = 0
         self._stalled_since: dict[str, float] = {}
 
-    def judge(self, observation: Observation) -> list[str]:
+    def observe(self, observation: Observation) -> list[str]:
         """Return what speaks against the release."""
         now = observation.vitals
         if now is None:
@@ -123,7 +123,7 @@ class Judge:
         reasons = [*self._identity(observation.serving, now), *self._readiness(observation)]
         reasons += self._agreement(observation.serving, now, observation.main_pid)
         reasons += self._errors(now)
-        if self._minds_traffic:
+        if self._check_traffic:
             reasons += [*self._overflow(now), *self._drops(now), *self._flows(now)]
         self._latest = self._new = now
         return reasons
@@ -135,7 +135,7 @@ class Judge:
 
     def conclude(self) -> list[str]:
         """Return what speaks against it now that all the time of watching is over."""
-        if not self._minds_traffic or self._new is None:
+        if not self._check_traffic or self._new is None:
             return []
         begin, reasons = self._baseline.last, []
         for direction in ("received", "sent"):

@@ -1,12 +1,14 @@
-"""What a deployment tells while it goes on. How that looks is for whoever listens to decide (`deploy.screen`)."""
+"""The progress of a deployment: the steps that have ended, the present one, and notes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+
+from oxidize.text import printable
 
 
 class Step(Enum):
-    """The steps, in their order; the value is what the operator reads."""
+    """The steps, in their order. The value is shown to the operator and stored in the history."""
 
     REPAIR = "repair"
     BUILD = "build"
@@ -19,49 +21,49 @@ class Step(Enum):
     TIDY = "tidy"
 
 
-@dataclass(slots=True)
-class Done:
-    """A step that has ended, and what came of it."""
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """How a step has ended."""
 
     step: Step
     ok: bool
     text: str
     seconds: float
 
-
-class Progress(Protocol):
-    """Listens to a deployment."""
-
-    def begin(self, step: Step) -> None:
-        """Note that a step has begun."""
-
-    def show(self, text: str) -> None:
-        """Note where the step is."""
-
-    def end(self, done: Done) -> None:
-        """Note that a step has ended."""
-
-    def note(self, text: str) -> None:
-        """Note what the operator should know besides."""
+    @property
+    def first_line(self) -> str:
+        """The first line of the text; the whole text is printed at the end of the deployment."""
+        first, *more = printable(self.text).splitlines() or [""]
+        return f"{first} ..." if more else first
 
 
 @dataclass(slots=True)
-class Recorder:
-    """Listens, and remembers what came of it."""
+class Progress:
+    """What a deployment has done so far. on_event: called with a line of text for each event (`deploy.screen`)."""
 
-    done: list[Done] = field(default_factory=list)
+    on_event: Callable[[str], None] = lambda _line: None
+    results: list[StepResult] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    step: Step | None = None
+    detail: str = ""  # of the present step
 
     def begin(self, step: Step) -> None:
-        """Do nothing."""
+        """Record that a step has begun."""
+        self.step, self.detail = step, ""
+        self.on_event(f"{step.value} ...")
 
-    def show(self, text: str) -> None:
-        """Do nothing."""
+    def show(self, detail: str) -> None:
+        """Record how far the present step is."""
+        self.detail = detail
 
-    def end(self, done: Done) -> None:
-        """Remember it."""
-        self.done.append(done)
+    def end(self, result: StepResult) -> None:
+        """Record how a step has ended."""
+        self.step = None
+        self.results.append(result)
+        outcome = "ok" if result.ok else "FAILED"
+        self.on_event(f"{result.step.value} {outcome}, {result.seconds:.1f} s: {result.first_line}")
 
     def note(self, text: str) -> None:
-        """Remember it."""
+        """Record what else the operator should know."""
         self.notes.append(text)
+        self.on_event(f"note: {text}")

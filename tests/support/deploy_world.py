@@ -10,7 +10,7 @@ from oxidize.deploy.commands import Commands, Owner, Rehearsed
 from oxidize.deploy.deployment import Deployer, Options
 from oxidize.deploy.history import History
 from oxidize.deploy.interrupts import Interrupts
-from oxidize.deploy.progress import Recorder
+from oxidize.deploy.progress import Progress
 from oxidize.deploy.releases import DESCRIPTION, Release, Releases
 from oxidize.deploy.server import Clock, Serving
 from oxidize.deploy.vitals import PeerVitals, Vitals
@@ -72,7 +72,7 @@ class World:
         self.releases = Releases(self.prefix)
         self.history = History(self.prefix / "state")
         self.history.prepare()
-        self.progress = Recorder()
+        self.progress = Progress()
         self.totals = {"received_packets": 0.0, "sent_packets": 0.0, "received_datagrams": 0.0, "errors_logged": 0.0}
         self.drops = {"malformed": 0.0, "network_write_failed": 0.0}
         self.errors_before = 0.0

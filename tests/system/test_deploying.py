@@ -259,8 +259,8 @@ KILLED = """
 import os, signal, subprocess, sys
 from oxidize.cli.commands import main
 from oxidize.deploy import deployment
-from oxidize.deploy.screen import PlainScreen
-from oxidize.runtime import unit
+from oxidize.deploy.progress import Progress
+from oxidize.service_manager import systemctl
 
 where = sys.argv.pop(1)
 deployment.BASELINE_SECS = 0.5
@@ -272,14 +272,14 @@ def begin(self, step):
     if step.value == where:
         killed()
 
-PlainScreen.begin = begin
+Progress.begin = begin
 if where == "before the reload":
-    unit.reload = killed
+    systemctl.reload = killed
 if where == "during the reload":
     def reload(service):
         subprocess.run(["systemctl", "reload", "--no-block", service], check=True)
         killed()
-    unit.reload = reload
+    systemctl.reload = reload
 main()
 """
 

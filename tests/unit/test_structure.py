@@ -21,7 +21,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "oxidize"
 
-LEAVES = frozenset({"config", "metrics", "logs", "text"})
+LEAVES = frozenset({"config", "metrics", "logs", "text", "terminal"})
 CORE = frozenset({"protocol", "state", "takeover", "errors"}) | LEAVES
 ADAPTERS = frozenset({"net", "hostnet", "service_manager"})
 WINGS = ADAPTERS | {"settings", "client", "control"}
@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "state": frozenset({"protocol", "errors"}),
     "takeover": frozenset({"errors"}),
     **dict.fromkeys(LEAVES, frozenset({"errors"})),
+    "terminal": frozenset({"errors", "text"}),
     **dict.fromkeys(ADAPTERS, CORE),
     "settings": CORE | {"net"},
     "client": CORE | ADAPTERS | {"settings"},
@@ -276,6 +277,7 @@ def test_every_module_says_what_it_is_for() -> None:
         ("oxidize.runtime.server", "from oxidize.provision import client_files"),
         ("oxidize.metrics", "from oxidize.protocol.device import Device"),
         ("oxidize.net.http", "from oxidize.runtime.node import Node"),
+        ("oxidize.terminal.table", "from oxidize.deploy.vitals import Vitals"),
         ("oxidize.config.keys", "if TYPE_CHECKING:\n    from oxidize.net.event_loop import Loop"),
         ("oxidize.errors", "from oxidize.protocol import counters"),
         ("oxidize.utils", ""),
@@ -297,6 +299,7 @@ def test_a_wrong_arrow_is_found(name: str, source: str) -> None:
             "from oxidize import config, logs, metrics\nfrom oxidize.state import journal",
         ),
         ("oxidize.metrics", "from oxidize.protocol.counters import Total\nfrom oxidize.protocol import constants"),
+        ("oxidize.terminal.screen", "from oxidize.text import printable\nfrom rich.live import Live"),
     ],
 )
 def test_a_right_arrow_is_not(name: str, source: str) -> None:

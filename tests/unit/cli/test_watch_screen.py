@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console, Group
 
 from oxidize.cli.watch_history import History
-from oxidize.cli.watch_lines import away_text, json_lines, rate_text, text_lines
-from oxidize.cli.watch_screen import ASCII_GLYPHS, GLYPHS, Glyphs, LiveScreen, can_draw, frame
+from oxidize.cli.watch_lines import json_lines, rate_text, text_lines
+from oxidize.cli.watch_screen import ASCII_GLYPHS, GLYPHS, Glyphs, frame, live_screen
 from tests.support.vitals import NOON, failed, taken, vitals
 
 
@@ -150,31 +150,12 @@ def test_a_state_that_is_not_healthy_and_takeovers_have_colours(history: History
 
 def test_the_live_screen_leaves_the_terminal_as_it_was(history: History) -> None:
     console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True, color_system=None)
-    with console.capture() as capture, LiveScreen("server", console, history) as screen:
+    with console.capture() as capture, live_screen("server", console, history) as screen:
         screen.show(history.samples[-1])
     output = capture.get()
     assert output.startswith("\x1b[?1049h")
     assert "packets received" in output
     assert output.endswith("\x1b[?25h\x1b[?1049l")
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize(
-    ("file", "environment", "expected"),
-    [
-        (Terminal(), {"TERM": "xterm"}, True),
-        (Terminal(), {"TERM": "xterm", "NO_COLOR": "1"}, True),
-        (Terminal(), {"TERM": "dumb"}, False),
-        (io.StringIO(), {"TERM": "xterm"}, False),
-        (io.StringIO(), {"TERM": "xterm", "FORCE_COLOR": "1"}, False),
-    ],
-)
-def test_where_it_is_drawn(file: io.StringIO, environment: dict[str, str], expected: bool) -> None:
-    assert can_draw(Console(file=file, _environ=environment)) is expected
 
 
 # --- Lines ---
@@ -239,8 +220,3 @@ def test_lines_for_programs(history: History) -> None:
 @pytest.mark.parametrize(("rate", "expected"), [(0, "0"), (0.26, "0.3"), (9.96, "10.0"), (10, "10"), (1234.5, "1,234")])
 def test_small_rates_are_told_by_the_tenth(rate: float, expected: str) -> None:
     assert rate_text(rate) == expected
-
-
-@pytest.mark.parametrize(("seconds", "expected"), [(0.56, "0.6 s"), (9.9, "9.9 s"), (10.4, "10 s"), (125, "2 min 5 s")])
-def test_how_long_nobody_answered(seconds: float, expected: str) -> None:
-    assert away_text(seconds) == expected

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from demo.plot import figure, label, write_report
 from demo.records import Kind, Record
-from demo.screen import LiveScreen, PlainScreen, View, make_screen, print_verdict
+from demo.screen import View, make_screen, print_verdict
 from demo.verdict import Action, Judged, Replacement, Tally, Verdict, judge
+from oxidize.terminal.screen import LineScreen, LiveScreen
 
 START = 500.0
 REPLIES = 2000
@@ -97,28 +98,31 @@ EVENT = (2.0, Judged(REPLACEMENTS[0], 4.8, 0))
 def test_plain_lines_come_once_a_second_and_once_for_each_event() -> None:
     out = io.StringIO()
     screen = make_screen(Console(file=out, width=132), table=True)
-    assert isinstance(screen, PlainScreen)
-    for elapsed in (0.0, 0.5, 1.1):
-        screen.show(view(elapsed))
-    screen.show(view(1.2, (EVENT,)))
-    screen.show(view(1.3, (EVENT,)))
-    screen.close()
+    assert isinstance(screen, LineScreen)
+    with screen:
+        for elapsed in (0.0, 0.5, 1.1):
+            screen.show(view(elapsed))
+        screen.show(view(1.2, (EVENT,)))
+        screen.show(view(1.3, (EVENT,)))
     lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
     assert len(lines) == 3
     assert lines[1] == "1.1 s 2,000 sent/s 2,000 replies/s 1 lost generation 3 pid 4711"
     assert lines[2] == "1.2 s at 2.0 s: reload, blackout 3.1 ms, longest silence 4.8 ms: 20 sessions moved"
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_the_live_table_shows_what_is_being_done() -> None:
-    out = io.StringIO()
-    console = Console(file=out, width=132, force_terminal=True)
-    assert isinstance(make_screen(console, table=False), PlainScreen)
+    out = Terminal()
+    console = Console(file=out, width=132, _environ={"TERM": "xterm"})
+    assert isinstance(make_screen(console, table=False), LineScreen)
     screen = make_screen(console, table=True)
     assert isinstance(screen, LiveScreen)
-    try:
+    with screen:
         screen.show(view(3.0, (EVENT,), doing="kill -9"))
-    finally:
-        screen.close()
     for text in ("lost so far", "4,000", "4711", "20 sessions moved", "kill -9 ..."):
         assert text in out.getvalue()
 

@@ -42,7 +42,7 @@ def add(world: World, name: str = "two", **behaviour: object) -> Release:
 
 
 def steps(world: World) -> list[tuple[Step, bool]]:
-    return [(done.step, done.ok) for done in world.progress.done]
+    return [(done.step, done.ok) for done in world.progress.results]
 
 
 def test_a_good_release_is_built_rehearsed_switched_to_and_watched(world: World) -> None:
@@ -138,7 +138,7 @@ def test_fewer_sessions_stop_it_unless_it_is_forced(world: World) -> None:
 
 def test_traffic_may_be_left_out_of_the_verdict(world: World) -> None:
     add(world, packets_per_sec=0.0)
-    assert world.deployer(minds_traffic=False).deploy("two").result == history.SUCCESS
+    assert world.deployer(check_traffic=False).deploy("two").result == history.SUCCESS
 
 
 def test_rolling_back_goes_further_back_each_time_and_never_to_what_was_left(world: World) -> None:

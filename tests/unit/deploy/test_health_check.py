@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from oxidize.deploy.health_check import Baseline, Judge, Observation, missing_sessions
+from oxidize.deploy.health_check import Baseline, HealthCheck, Observation, missing_sessions
 from oxidize.deploy.server import Serving
 from oxidize.deploy.vitals import PeerVitals, Vitals, rates
 from oxidize.errors import DecodeError
@@ -57,11 +57,11 @@ def baseline(*, received: int = 500, drops: int = 0, kernel: int = 0) -> Baselin
 
 
 def judged(before: Baseline, samples: int = 20, *, received: int = 500, drops: int = 0, kernel: int = 0) -> list[str]:
-    judge, reasons = Judge(before, TWO), []
+    check, reasons = HealthCheck(before, TWO), []
     now = replace(before.last, generation=5, pid=11)
     for _ in range(samples):
         now = later(now, 0.5, received=received, drops=drops, kernel=kernel)
-        reasons += judge.judge(Observation(SERVING, now))
+        reasons += check.observe(Observation(SERVING, now))
     return reasons
 
 
@@ -100,12 +100,14 @@ def test_a_queue_that_overflows_is_a_reason_unless_it_did_before() -> None:
 
 
 def test_not_ready_once_is_no_reason() -> None:
-    judge = Judge(baseline(), TWO)
+    check = HealthCheck(baseline(), TWO)
     now = replace(FIRST, at=104.0, generation=5, pid=11)
-    assert judge.judge(Observation(SERVING, now, "503 starting")) == []
-    assert judge.judge(Observation(SERVING, now)) == []
-    assert judge.judge(Observation(SERVING, now, "503 starting")) == []
-    assert judge.judge(Observation(SERVING, now, "503 starting")) == ["/health: 503 starting; expected it to be ready"]
+    assert check.observe(Observation(SERVING, now, "503 starting")) == []
+    assert check.observe(Observation(SERVING, now)) == []
+    assert check.observe(Observation(SERVING, now, "503 starting")) == []
+    assert check.observe(Observation(SERVING, now, "503 starting")) == [
+        "/health: 503 starting; expected it to be ready"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -120,13 +122,13 @@ def test_who_serves_is_who_should(
     serving: Serving, changed: dict[str, Any], main_pid: int | None, expected: str
 ) -> None:
     now = replace(FIRST, **{"at": 104.0, "generation": 5, "pid": 11, **changed})
-    assert Judge(baseline(), TWO).judge(Observation(serving, now, main_pid=main_pid)) == [expected]
+    assert HealthCheck(baseline(), TWO).observe(Observation(serving, now, main_pid=main_pid)) == [expected]
 
 
 @pytest.mark.parametrize("serving", [SERVING, None])
 def test_nobody_is_a_reason(serving: Serving | None) -> None:
-    judge = Judge(baseline(), TWO)
-    assert judge.judge(Observation(serving, None)) == ["nobody serves any more: the process has ended"]
+    check = HealthCheck(baseline(), TWO)
+    assert check.observe(Observation(serving, None)) == ["nobody serves any more: the process has ended"]
 
 
 @pytest.mark.parametrize(
@@ -140,13 +142,13 @@ def test_nobody_is_a_reason(serving: Serving | None) -> None:
 def test_who_answers_and_who_serves_may_differ_for_a_moment_and_no_longer(
     serving: Serving | None, pid: int, main_pid: int | None, expected: str
 ) -> None:
-    judge = Judge(baseline(), TWO)
+    check = HealthCheck(baseline(), TWO)
     now = replace(FIRST, at=104.0, generation=5, pid=pid)
-    assert judge.judge(Observation(serving, now, main_pid=main_pid)) == []
-    assert judge.is_unsettled
-    assert judge.judge(Observation(Serving(pid, TWO), now, main_pid=pid)) == []
-    assert not judge.is_unsettled
-    found = [judge.judge(Observation(serving, now, main_pid=main_pid)) for _ in range(3)]
+    assert check.observe(Observation(serving, now, main_pid=main_pid)) == []
+    assert check.is_unsettled
+    assert check.observe(Observation(Serving(pid, TWO), now, main_pid=pid)) == []
+    assert not check.is_unsettled
+    found = [check.observe(Observation(serving, now, main_pid=main_pid)) for _ in range(3)]
     assert found == [[], [], [expected]]
 
 
@@ -162,12 +164,12 @@ def test_who_answers_and_who_serves_may_differ_for_a_moment_and_no_longer(
 def test_another_process_of_the_same_release_is_a_reason_unless_it_took_over(
     takeovers: list[tuple[int, str]], is_reason: bool
 ) -> None:
-    judge = Judge(baseline(), TWO)
+    check = HealthCheck(baseline(), TWO)
     now = later(replace(baseline().last, generation=5, pid=11), 0.5, received=500)
-    assert judge.judge(Observation(SERVING, now)) == []
+    assert check.observe(Observation(SERVING, now)) == []
     entries = tuple({"result": "success", "generation": number, "way": way} for number, way in takeovers)
     now = later(replace(now, generation=6, pid=12, takeovers=entries), 0.5, received=500)
-    assert bool(judge.judge(Observation(Serving(12, TWO), now))) is is_reason
+    assert bool(check.observe(Observation(Serving(12, TWO), now))) is is_reason
 
 
 def test_a_flood_that_overflows_the_queue_is_no_reason() -> None:
@@ -179,7 +181,7 @@ def test_errors_are_those_of_the_release_alone() -> None:
     now = later(replace(baseline().last, generation=5, pid=11), 0.5, received=500)
     now = replace(now, totals={**now.totals, "errors_logged": 7})
     for before, reasons in ((7, []), (5, ["2 lines logged as errors since the switch"]), (None, ["7 lines"])):
-        found = Judge(baseline(), TWO).judge(Observation(SERVING, replace(now, errors_before=before)))
+        found = HealthCheck(baseline(), TWO).observe(Observation(SERVING, replace(now, errors_before=before)))
         assert len(found) == len(reasons)
         assert all(given in seen for given, seen in zip(reasons, found, strict=True))
 

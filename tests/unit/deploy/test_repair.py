@@ -9,9 +9,9 @@ import pytest
 from oxidize.deploy import history
 from oxidize.deploy.deployment import Deployer
 from oxidize.deploy.history import Deployment
-from oxidize.deploy.progress import Recorder, Step
+from oxidize.deploy.progress import Progress, Step
 from oxidize.deploy.releases import DESCRIPTION, is_started_from
-from oxidize.deploy.repair import repair
+from oxidize.deploy.rollback import repair
 from tests.support.deploy_world import Behaviour, World, add_release
 from tests.support.traffic.server import wait_for
 
@@ -20,15 +20,15 @@ class Killed(BaseException):
     """The end of the process: nothing of it may be handled."""
 
 
-class Killing(Recorder):
+class KilledAt(Progress):
     """Kills the deployment as a step begins."""
 
     def __init__(self, step: Step) -> None:
         super().__init__()
-        self.step = step
+        self.last_step = step
 
     def begin(self, step: Step) -> None:
-        if step is self.step:
+        if step is self.last_step:
             raise Killed
 
 
@@ -43,7 +43,7 @@ def world(tmp_path: Path) -> World:
 def killed_at(world: World, step: Step, **options: object) -> None:
     """Deploy "two" until the process is killed as this step begins."""
 
-    world.progress = Killing(step)
+    world.progress = KilledAt(step)
     with pytest.raises(Killed):
         world.deployer(**options).deploy("two")
 
@@ -58,10 +58,10 @@ def serving(world: World) -> tuple[str, str]:
 
 def repaired(world: World) -> list[str]:
     """Return what is told of the repair."""
-    progress = Recorder()
+    progress = Progress()
     repair(world.releases, world.history, world, world.clock, progress)
-    assert all(done.step is Step.REPAIR for done in progress.done)
-    return [*progress.notes, *(done.text for done in progress.done)]
+    assert all(result.step is Step.REPAIR for result in progress.results)
+    return [*progress.notes, *(result.text for result in progress.results)]
 
 
 def test_without_an_interruption_there_is_nothing_to_do(world: World) -> None:
@@ -140,7 +140,7 @@ def test_a_rollback_that_cannot_be_finished_is_said_and_stands_in_nobodys_way(wo
     killed_at(world, Step.ROLL_BACK)
     world.behaviours["one"] = Behaviour(refuses="no")
     (line,) = repaired(world)
-    assert "one was to serve again, and does not" in line
+    assert "the rollback to one failed" in line
     assert [entry.result for entry in world.history.entries()] == [history.LOST]
     assert repaired(world) == []
 
@@ -150,7 +150,7 @@ def test_a_server_that_was_stopped_meanwhile_is_not_waited_for(world: World) -> 
     killed_at(world, Step.ROLL_BACK)
     world.running, now = None, world.time
     (line,) = repaired(world)
-    assert "nothing runs; current leads to one again" in line
+    assert "no server is running; current leads to one again" in line
     assert (world.time, [entry.result for entry in world.history.entries()]) == (now, [history.ROLLED_BACK])
 
 
@@ -175,7 +175,7 @@ def test_with_nothing_running_current_leads_back_to_what_ran(world: World) -> No
     killed_at(world, Step.WATCH)
     world.running = None
     (line,) = repaired(world)
-    assert "nothing runs; current leads to one again" in line
+    assert "no server is running; current leads to one again" in line
     found = world.releases.current()
     assert found is not None
     assert found.name == "one"
@@ -185,7 +185,7 @@ def test_halves_of_releases_go_and_so_does_a_link_that_was_not_renamed(world: Wo
     half = world.prefix / "releases/half"
     (half / "bin").mkdir(parents=True)
     (world.prefix / "current.new").symlink_to("releases/half")
-    assert repaired(world) == ["removed half, whose build was cut off"]
+    assert repaired(world) == ["removed half: its build was interrupted"]
     assert not half.exists()
     assert not (world.prefix / "current.new").is_symlink()
 
@@ -216,7 +216,7 @@ def test_a_mute_server_is_known_by_its_process(world: World) -> None:
 def test_the_next_deployment_goes_on_from_what_serves(world: World) -> None:
     killed_at(world, Step.WATCH)
     repaired(world)
-    world.progress = Recorder()
+    world.progress = Progress()
     world.commands.to_build = ["three"]
     entry: Deployment = Deployer.deploy(world.deployer(), None)
     assert (entry.result, entry.source, entry.target) == (history.SUCCESS, "two", "three")

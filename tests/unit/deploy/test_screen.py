@@ -9,10 +9,10 @@ import threading
 import pytest
 from rich.console import Console
 
-from oxidize.deploy import screen as screen_module
 from oxidize.deploy.interrupts import Interrupts
-from oxidize.deploy.progress import Done, Recorder, Step
-from oxidize.deploy.screen import LiveScreen, PlainScreen, open_screen
+from oxidize.deploy.progress import Progress, Step, StepResult
+from oxidize.deploy.screen import LiveSteps, open_screen
+from oxidize.terminal import screen as screen_module
 from tests.support.traffic.server import wait_for
 from tests.unit.deploy.test_health_check import FIRST
 
@@ -21,9 +21,9 @@ def console(file: io.StringIO, *, terminal: bool, width: int = 100) -> Console:
     return Console(file=file, force_terminal=terminal, width=width, height=30, color_system=None, highlight=False)
 
 
-def go_through(screen: Recorder) -> None:
+def go_through(screen: Progress) -> None:
     screen.begin(Step.BUILD)
-    screen.end(Done(Step.BUILD, True, "0.1.0-x", 21.0))
+    screen.end(StepResult(Step.BUILD, True, "0.1.0-x", 21.0))
     screen.note("a unit differs")
     screen.begin(Step.WATCH)
     screen.show("3 of 10 s")
@@ -32,9 +32,8 @@ def go_through(screen: Recorder) -> None:
 def test_without_a_terminal_there_are_lines() -> None:
     file = io.StringIO()
     with open_screen(file, lambda: FIRST, width=100) as screen:
-        assert isinstance(screen, PlainScreen)
         go_through(screen)
-        screen.end(Done(Step.WATCH, False, "it drops packets\nand more", 3.0))
+        screen.end(StepResult(Step.WATCH, False, "it drops packets\nand more", 3.0))
     assert [re.sub(r"^ +[0-9.]+ s  ", "", line) for line in file.getvalue().splitlines()] == [
         "build ...",
         "build ok, 21.0 s: 0.1.0-x",
@@ -47,25 +46,25 @@ def test_without_a_terminal_there_are_lines() -> None:
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_a_terminal_shows_the_steps_and_the_server(width: int) -> None:
     file = io.StringIO()
-    screen = LiveScreen(console(file, terminal=True, width=width), lambda: FIRST, now=lambda: 7.0)
-    go_through(screen)
-    wait_for("the pulse to be shown", lambda: screen._pulse is not None)
-    screen.begin(Step.WATCH)
-    screen.show("3 of 10 s")
-    screen.note("the end")
-    shown = file.getvalue()
-    screen.close()
+    progress = Progress()
+    with LiveSteps(console(file, terminal=True, width=width), progress, lambda: FIRST, now=lambda: 7.0) as screen:
+        go_through(progress)
+        wait_for("the statistics to be shown", lambda: screen._statistics is not None)
+        progress.begin(Step.WATCH)
+        progress.show("3 of 10 s")
+        progress.note("the end")
+        shown = file.getvalue()
     for words in ("0.1.0-x", "21.0 s", "a unit differs", "3 of 10 s", "generation 4", "3 sessions"):
         assert words in " ".join(shown.split()), words
 
 
 def test_the_last_picture_stays_without_the_pulse() -> None:
     file = io.StringIO()
-    screen = LiveScreen(console(file, terminal=True), lambda: FIRST)
-    go_through(screen)
-    screen.end(Done(Step.WATCH, True, "3 sessions", 10.0))
-    file.truncate(0)
-    screen.close()
+    progress = Progress()
+    with LiveSteps(console(file, terminal=True), progress, lambda: FIRST):
+        go_through(progress)
+        progress.end(StepResult(Step.WATCH, True, "3 sessions", 10.0))
+        file.truncate(0)
     assert "generation 4" not in file.getvalue()
     assert "0.1.0-x" in file.getvalue()
 
@@ -80,7 +79,7 @@ class Gone(io.StringIO):
 class Latin(io.StringIO):
     """A terminal that cannot show everything."""
 
-    encoding = "latin-1"  # type: ignore[assignment]
+    encoding = "latin-1"
 
     def write(self, text: str) -> int:
         return super().write(text.encode("latin-1").decode("latin-1"))
@@ -107,8 +106,8 @@ def test_a_terminal_at_its_worst_holds_up_nothing(
     stream = kind()
     with open_screen(stream, lambda: None, force_terminal=terminal, _environ={"TERM": "xterm"}) as screen:
         go_through(screen)
-        screen.end(Done(Step.WATCH, True, "3 sessions", 10.0))
-    assert [done.step for done in screen.done] == [Step.BUILD, Step.WATCH]
+        screen.end(StepResult(Step.WATCH, True, "3 sessions", 10.0))
+    assert [result.step for result in screen.results] == [Step.BUILD, Step.WATCH]
     if isinstance(stream, Hanging):
         stream.released.set()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from oxidize.cli.status_page import ago, byte_count, duration, render
+from oxidize.cli.status_page import render
 from oxidize.control import query as query_module
 from oxidize.runtime.status import _address_of
 from oxidize.text import counted
@@ -122,36 +122,6 @@ def test_without_peers_and_takeovers_there_are_no_tables(capsys) -> None:
         "sessions    0 of 0 peers",
         "dropped     nothing",
     ]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        (0.4, "0 s"),
-        (59.9, "59 s"),
-        (60, "1 min"),
-        (61, "1 min 1 s"),
-        (3600, "1 h"),
-        (90_061, "1 d 1 h"),
-        (86_400 * 400, "400 d"),
-    ],
-)
-def test_durations(seconds: float, expected: str) -> None:
-    assert duration(seconds) == expected
-
-
-@pytest.mark.parametrize(
-    ("number", "expected"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1 << 40, "1.0 TiB"), (1 << 60, "1048576.0 TiB")],
-)
-def test_bytes(number: int, expected: str) -> None:
-    assert byte_count(number) == expected
-
-
-def test_timesago() -> None:
-    assert ago(0.0) == "never"
-    assert ago(NOW - 3) == "3 s ago"
-    assert ago(NOW + 3) == "0 s ago"  # the clock was set back
 
 
 def test_nouns_agree_with_their_numbers() -> None:

@@ -1,0 +1,1 @@
+"""Output in a terminal: live pictures, plain lines, tables, durations and sizes."""

@@ -1,0 +1,24 @@
+"""Tables of aligned text that are never cut: a terminal wraps a line that is too long."""
+
+from collections.abc import Iterable, Iterator, Sequence, Set
+
+from rich.console import Console
+from rich.text import Text
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Set[int] = frozenset()) -> Iterator[Text]:
+    """Yield the lines of a table, headings first. right: numbers of the columns that are aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    for number, row in enumerate([headings, *rows]):
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield Text("  ".join(cells).rstrip(), style="" if number else "bold")
+
+
+def print_lines(lines: Iterable[Text], console: Console | None = None) -> None:
+    """Print lines as they are: uncut, without markup or highlighting. console: None for standard output."""
+    console = console or Console(highlight=False)
+    for line in lines:
+        console.print(line, soft_wrap=True)
