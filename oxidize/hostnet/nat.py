@@ -153,19 +153,19 @@ class Nat:
 def table_messages(interface: str, addresses: Iterable[InterfaceAddress], *, exclusive: bool) -> list[Message]:
     """Return the batch that makes the table, or gives the one that is there these rules and no others."""
     name = table_name(interface)
-    syn = nft.meta_is(nft.META_L4PROTO, _TCP) + nft.payload_is(
-        nft.TRANSPORT_HEADER, _TCP_FLAGS_OFFSET, bytes([_SYN]), bytes([_SYN | _RST])
+    syn = nft.meta_is(nft.NFT_META_L4PROTO, _TCP) + nft.payload_is(
+        nft.NFT_PAYLOAD_TRANSPORT_HEADER, _TCP_FLAGS_OFFSET, bytes([_SYN]), bytes([_SYN | _RST])
     )
     messages = [
         nft.new_table(name, exclusive=exclusive),
-        nft.new_chain(name, FORWARD, "filter", nft.HOOK_FORWARD, _PRIORITY_MANGLE),
-        nft.new_chain(name, POSTROUTING, "nat", nft.HOOK_POSTROUTING, _PRIORITY_SRCNAT),
+        nft.new_chain(name, FORWARD, "filter", nft.NF_INET_FORWARD, _PRIORITY_MANGLE),
+        nft.new_chain(name, POSTROUTING, "nat", nft.NF_INET_POST_ROUTING, _PRIORITY_SRCNAT),
         nft.delete_rules(name),
     ]
-    for key in (nft.META_INPUT_NAME, nft.META_OUTPUT_NAME):
+    for key in (nft.NFT_META_IIFNAME, nft.NFT_META_OIFNAME):
         messages.append(nft.new_rule(name, FORWARD, nft.interface_is(key, interface), syn, nft.clamp_mss()))
     # What this machine sends to itself passes here too, by lo, and must keep its address.
-    elsewhere = [nft.interface_is(nft.META_OUTPUT_NAME, each, negate=True) for each in (interface, "lo")]
+    elsewhere = [nft.interface_is(nft.NFT_META_OIFNAME, each, negate=True) for each in (interface, "lo")]
     for network in sorted({address.network for address in addresses}, key=str):
         messages.append(nft.new_rule(name, POSTROUTING, *elsewhere, _comes_from(network), nft.masquerade()))
     return messages
@@ -174,5 +174,5 @@ def table_messages(interface: str, addresses: Iterable[InterfaceAddress], *, exc
 def _comes_from(network: Network) -> bytes:
     address, mask = network.network_address.packed, network.netmask.packed
     offset = _SOURCE_OFFSET[network.version]
-    family = nft.meta_is(nft.META_NFPROTO, _FAMILY[network.version])
-    return family + nft.payload_is(nft.NETWORK_HEADER, offset, address, mask)
+    family = nft.meta_is(nft.NFT_META_NFPROTO, _FAMILY[network.version])
+    return family + nft.payload_is(nft.NFT_PAYLOAD_NETWORK_HEADER, offset, address, mask)

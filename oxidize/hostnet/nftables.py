@@ -20,29 +20,52 @@ from typing import Self
 from oxidize.errors import OxidizeError
 
 # --- linux/netlink.h ---
-_NETLINK_NETFILTER = 12
-_HEADER = struct.Struct("=IHHII")  # length with this header, type, flags, sequence, port
-_REQUEST, _ACK = 0x0001, 0x0004
-_DUMP_INTERRUPTED = 0x0010
-_DUMP = 0x0300
-_EXCLUSIVE, _CREATE, _APPEND = 0x0200, 0x0400, 0x0800
-_ERROR, _DONE = 2, 3
-_NESTED = 0x8000  # in the type of an attribute that holds attributes
-_TYPE_MASK = 0x3FFF
+NETLINK_NETFILTER = 12
+_NLMSGHDR = struct.Struct("=IHHII")  # length with this header, type, flags, sequence, port
+NLM_F_REQUEST, NLM_F_ACK = 0x0001, 0x0004
+NLM_F_DUMP_INTR = 0x0010
+NLM_F_DUMP = 0x0300
+NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x0200, 0x0400, 0x0800
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLA_F_NESTED = 0x8000  # in the type of an attribute that holds attributes
+NLA_TYPE_MASK = 0x3FFF
 
 # --- linux/netfilter/nfnetlink.h ---
-_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
+NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
+NFNL_SUBSYS_NFTABLES = 10
 
-# --- linux/netfilter/nf_tables.h: nf_tables_msg_types, nft_table_flags ---
-_NEW_TABLE, _GET_TABLE, _DELETE_TABLE, _NEW_CHAIN, _NEW_RULE, _DELETE_RULE = 0, 1, 2, 3, 6, 8
-_TABLE_OWNER = 0x2
-_REGISTER = 1  # NFT_REG_1, through which all expressions here pass their one value
-
+# --- linux/netfilter.h ---
 NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6 = 1, 2, 10
-HOOK_FORWARD, HOOK_POSTROUTING = 2, 4
-META_OUTPUT_NAME, META_INPUT_NAME, META_NFPROTO, META_L4PROTO = 7, 6, 15, 16
-NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
+NF_INET_FORWARD, NF_INET_POST_ROUTING = 2, 4
+
+# --- linux/netfilter/nf_tables.h: messages ---
+NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_DELTABLE = 0, 1, 2
+NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_DELRULE = 3, 6, 8
+NFT_TABLE_F_OWNER = 0x2
+NFTA_TABLE_NAME, NFTA_TABLE_FLAGS, NFTA_TABLE_OWNER = 1, 2, 7
+NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_TYPE = 1, 3, 4, 7
+NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY = 1, 2
+NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS = 1, 2, 4
+
+# --- linux/netfilter/nf_tables.h: expressions. All here pass their one value through one register ---
+NFT_REG_1 = 1
+NFTA_LIST_ELEM = 1
+NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 2
+NFTA_DATA_VALUE = 1
+NFTA_CMP_SREG, NFTA_CMP_OP, NFTA_CMP_DATA = 1, 2, 3
+NFT_CMP_EQ, NFT_CMP_NEQ = 0, 1
+NFTA_META_DREG, NFTA_META_KEY = 1, 2
+NFT_META_IIFNAME, NFT_META_OIFNAME, NFT_META_NFPROTO, NFT_META_L4PROTO = 6, 7, 15, 16
+NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN = 1, 2, 3, 4
+NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER = 1, 2
+NFTA_BITWISE_SREG, NFTA_BITWISE_DREG, NFTA_BITWISE_LEN, NFTA_BITWISE_MASK, NFTA_BITWISE_XOR = 1, 2, 3, 4, 5
+NFTA_RT_DREG, NFTA_RT_KEY = 1, 2
+NFT_RT_TCPMSS = 3
+NFTA_BYTEORDER_SREG, NFTA_BYTEORDER_DREG, NFTA_BYTEORDER_OP, NFTA_BYTEORDER_LEN, NFTA_BYTEORDER_SIZE = 1, 2, 3, 4, 5
+NFT_BYTEORDER_HTON = 1
+NFTA_EXTHDR_TYPE, NFTA_EXTHDR_OFFSET, NFTA_EXTHDR_LEN, NFTA_EXTHDR_OP, NFTA_EXTHDR_SREG = 2, 3, 4, 6, 7
+NFT_EXTHDR_OP_TCPOPT = 1
+_TCPOPT_MAXSEG = 2  # RFC 9293, section 3.1: the maximum segment size, which stands at 2 of its option
 
 _INTERFACE_NAME_SIZE = 16  # IFNAMSIZ: names are compared whole, with the NULs after them
 _ANSWER_BYTES_MAX = 65_536
@@ -83,7 +106,7 @@ def _attribute(kind: int, value: bytes) -> bytes:
 
 
 def _nested(kind: int, *attributes: bytes) -> bytes:
-    return _attribute(kind | _NESTED, b"".join(attributes))
+    return _attribute(kind | NLA_F_NESTED, b"".join(attributes))
 
 
 def _number(kind: int, value: int) -> bytes:
@@ -95,39 +118,52 @@ def _text(kind: int, value: str) -> bytes:
 
 
 def _expression(name: str, *attributes: bytes) -> bytes:
-    return _nested(1, _text(1, name), _nested(2, *attributes))  # NFTA_LIST_ELEM: NFTA_EXPR_NAME, NFTA_EXPR_DATA
+    return _nested(NFTA_LIST_ELEM, _text(NFTA_EXPR_NAME, name), _nested(NFTA_EXPR_DATA, *attributes))
 
 
 def _compare(operation: int, value: bytes) -> bytes:
-    return _expression("cmp", _number(1, _REGISTER), _number(2, operation), _nested(3, _attribute(1, value)))
-
-
-def _equal(value: bytes) -> bytes:
-    return _compare(0, value)
+    return _expression(
+        "cmp",
+        _number(NFTA_CMP_SREG, NFT_REG_1),
+        _number(NFTA_CMP_OP, operation),
+        _nested(NFTA_CMP_DATA, _attribute(NFTA_DATA_VALUE, value)),
+    )
 
 
 def _meta(key: int) -> bytes:
-    return _expression("meta", _number(1, _REGISTER), _number(2, key))
+    return _expression("meta", _number(NFTA_META_DREG, NFT_REG_1), _number(NFTA_META_KEY, key))
 
 
 def interface_is(key: int, name: str, *, negate: bool = False) -> bytes:
-    """Match packets by the name of their interface: `key` is META_INPUT_NAME or META_OUTPUT_NAME."""
+    """Match packets by the name of their interface: `key` is NFT_META_IIFNAME or NFT_META_OIFNAME."""
     value = name.encode().ljust(_INTERFACE_NAME_SIZE, b"\0")
-    return _meta(key) + _compare(int(negate), value)
+    return _meta(key) + _compare(NFT_CMP_NEQ if negate else NFT_CMP_EQ, value)
 
 
 def meta_is(key: int, value: int) -> bytes:
-    """Match packets by META_NFPROTO or META_L4PROTO."""
-    return _meta(key) + _equal(bytes([value]))
+    """Match packets by NFT_META_NFPROTO or NFT_META_L4PROTO."""
+    return _meta(key) + _compare(NFT_CMP_EQ, bytes([value]))
 
 
 def payload_is(header: int, offset: int, value: bytes, mask: bytes) -> bytes:
     """Match packets whose bytes at `offset` of a header are `value` under `mask`."""
     size = len(value)
-    load = _expression("payload", _number(1, _REGISTER), _number(2, header), _number(3, offset), _number(4, size))
-    bits = (_nested(4, _attribute(1, mask)), _nested(5, _attribute(1, bytes(size))))
-    registers = (_number(1, _REGISTER), _number(2, _REGISTER), _number(3, size))
-    return load + _expression("bitwise", *registers, *bits) + _equal(value)
+    load = _expression(
+        "payload",
+        _number(NFTA_PAYLOAD_DREG, NFT_REG_1),
+        _number(NFTA_PAYLOAD_BASE, header),
+        _number(NFTA_PAYLOAD_OFFSET, offset),
+        _number(NFTA_PAYLOAD_LEN, size),
+    )
+    apply_mask = _expression(
+        "bitwise",
+        _number(NFTA_BITWISE_SREG, NFT_REG_1),
+        _number(NFTA_BITWISE_DREG, NFT_REG_1),
+        _number(NFTA_BITWISE_LEN, size),
+        _nested(NFTA_BITWISE_MASK, _attribute(NFTA_DATA_VALUE, mask)),
+        _nested(NFTA_BITWISE_XOR, _attribute(NFTA_DATA_VALUE, bytes(size))),
+    )
+    return load + apply_mask + _compare(NFT_CMP_EQ, value)
 
 
 def masquerade() -> bytes:
@@ -137,11 +173,24 @@ def masquerade() -> bytes:
 
 def clamp_mss() -> bytes:
     """Lower the MSS of a TCP SYN to what its route's MTU lets through, in either direction; never raise it."""
-    load = _expression("rt", _number(1, _REGISTER), _number(2, 3))  # NFT_RT_TCPMSS
-    to_network = (_number(1, _REGISTER), _number(2, _REGISTER), _number(3, 1), _number(4, 2), _number(5, 2))
-    # Source register, TCP option 2 (RFC 9293, maximum segment size), 2 bytes at 2 of it, NFT_EXTHDR_OP_TCPOPT.
-    write = (_number(7, _REGISTER), _attribute(2, b"\x02"), _number(3, 2), _number(4, 2), _number(6, 1))
-    return load + _expression("byteorder", *to_network) + _expression("exthdr", *write)
+    load = _expression("rt", _number(NFTA_RT_DREG, NFT_REG_1), _number(NFTA_RT_KEY, NFT_RT_TCPMSS))
+    to_network_order = _expression(
+        "byteorder",
+        _number(NFTA_BYTEORDER_SREG, NFT_REG_1),
+        _number(NFTA_BYTEORDER_DREG, NFT_REG_1),
+        _number(NFTA_BYTEORDER_OP, NFT_BYTEORDER_HTON),
+        _number(NFTA_BYTEORDER_LEN, 2),
+        _number(NFTA_BYTEORDER_SIZE, 2),
+    )
+    write = _expression(
+        "exthdr",
+        _number(NFTA_EXTHDR_SREG, NFT_REG_1),
+        _attribute(NFTA_EXTHDR_TYPE, bytes([_TCPOPT_MAXSEG])),
+        _number(NFTA_EXTHDR_OFFSET, 2),
+        _number(NFTA_EXTHDR_LEN, 2),
+        _number(NFTA_EXTHDR_OP, NFT_EXTHDR_OP_TCPOPT),
+    )
+    return load + to_network_order + write
 
 
 # --- Messages ---
@@ -149,30 +198,32 @@ def clamp_mss() -> bytes:
 
 def new_table(name: str, *, exclusive: bool) -> Message:
     """Make a table that belongs to the socket; `exclusive`: it must not be there yet."""
-    flags = _CREATE | (_EXCLUSIVE if exclusive else 0)
-    return Message(_NEW_TABLE, flags, _text(1, name) + _number(2, _TABLE_OWNER))
+    flags = NLM_F_CREATE | (NLM_F_EXCL if exclusive else 0)
+    return Message(NFT_MSG_NEWTABLE, flags, _text(NFTA_TABLE_NAME, name) + _number(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER))
 
 
 def delete_table(name: str) -> Message:
     """Remove a table with all that is in it."""
-    return Message(_DELETE_TABLE, 0, _text(1, name))
+    return Message(NFT_MSG_DELTABLE, 0, _text(NFTA_TABLE_NAME, name))
 
 
 def new_chain(table: str, name: str, kind: str, hook: int, priority: int) -> Message:
     """Make a base chain that accepts what no rule of it decides; no change where it is there."""
-    at = _nested(4, _number(1, hook), _number(2, priority))
-    return Message(_NEW_CHAIN, _CREATE, _text(1, table) + _text(3, name) + at + _text(7, kind))
+    at = _nested(NFTA_CHAIN_HOOK, _number(NFTA_HOOK_HOOKNUM, hook), _number(NFTA_HOOK_PRIORITY, priority))
+    attributes = _text(NFTA_CHAIN_TABLE, table) + _text(NFTA_CHAIN_NAME, name) + at + _text(NFTA_CHAIN_TYPE, kind)
+    return Message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, attributes)
 
 
 def delete_rules(table: str) -> Message:
     """Remove all rules of a table, and leave its chains."""
-    return Message(_DELETE_RULE, 0, _text(1, table))
+    return Message(NFT_MSG_DELRULE, 0, _text(NFTA_RULE_TABLE, table))
 
 
 def new_rule(table: str, chain: str, *expressions: bytes) -> Message:
     """Add a rule at the end of a chain."""
-    attributes = _text(1, table) + _text(2, chain) + _nested(4, *expressions)
-    return Message(_NEW_RULE, _CREATE | _APPEND, attributes)
+    names = _text(NFTA_RULE_TABLE, table) + _text(NFTA_RULE_CHAIN, chain)
+    attributes = names + _nested(NFTA_RULE_EXPRESSIONS, *expressions)
+    return Message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, attributes)
 
 
 # --- The socket ---
@@ -193,7 +244,7 @@ class NftSocket:
     def create(cls) -> Self:
         """Open a socket that owns nothing yet; raises OxidizeError where the kernel has no netfilter."""
         try:
-            made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+            made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
         except OSError as error:
             raise OxidizeError(f"nftables: no netlink socket of the kernel's netfilter: {error.strerror}") from error
         made.bind((0, 0))
@@ -207,7 +258,7 @@ class NftSocket:
         except OSError as error:
             os.close(descriptor)
             raise OxidizeError(f"descriptor {descriptor} passed as nat: {error.strerror}") from error
-        if (passed.family, passed.proto) != (socket.AF_NETLINK, _NETLINK_NETFILTER):
+        if (passed.family, passed.proto) != (socket.AF_NETLINK, NETLINK_NETFILTER):
             passed.close()
             raise OxidizeError(f"descriptor {descriptor} passed as nat: is no netlink socket of the kernel's netfilter")
         return cls(passed)
@@ -239,15 +290,15 @@ class NftSocket:
     def _batch(self, messages: Sequence[Message], *, is_final: bool) -> None:
         self._forget_answers()
         first = self._next(len(messages) + 2)
-        parts = [_packed(_BATCH_BEGIN, _REQUEST, first, _SUBSYSTEM)]
+        parts = [_packed(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, first, NFNL_SUBSYS_NFTABLES)]
         for sequence, message in enumerate(messages, start=first + 1):
-            kind = _SUBSYSTEM << 8 | message.kind
-            flags = _REQUEST | _ACK | message.flags
+            kind = NFNL_SUBSYS_NFTABLES << 8 | message.kind
+            flags = NLM_F_REQUEST | NLM_F_ACK | message.flags
             parts.append(_packed(kind, flags, sequence, 0, message.attributes, family=NFPROTO_INET))
         if is_final:
-            parts.append(_packed(_BATCH_END, _REQUEST, first + len(messages) + 1, _SUBSYSTEM))
+            parts.append(_packed(NFNL_MSG_BATCH_END, NLM_F_REQUEST, first + len(messages) + 1, NFNL_SUBSYS_NFTABLES))
         self._send(b"".join(parts))
-        answers = {sequence: code for kind, _, sequence, code, _ in self._answers() if kind == _ERROR}
+        answers = {sequence: code for kind, _, sequence, code, _ in self._answers() if kind == NLMSG_ERROR}
         for sequence, code in sorted(answers.items()):
             if code:
                 raise NftError(-code, sequence - first - 1)
@@ -257,21 +308,21 @@ class NftSocket:
 
     def _dump(self) -> tuple[list[Table], bool]:
         self._forget_answers()
-        kind = _SUBSYSTEM << 8 | _GET_TABLE
-        self._send(_packed(kind, _REQUEST | _DUMP, self._next(1), 0, family=NFPROTO_INET))
+        kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE
+        self._send(_packed(kind, NLM_F_REQUEST | NLM_F_DUMP, self._next(1), 0, family=NFPROTO_INET))
         found = []
         is_whole = False
         for answer, flags, _, code, body in self._answers():
-            if flags & _DUMP_INTERRUPTED:
+            if flags & NLM_F_DUMP_INTR:
                 return [], False
-            if answer == _ERROR and code:
+            if answer == NLMSG_ERROR and code:
                 raise NftError(-code, -1)
-            if answer == _DONE:
+            if answer == NLMSG_DONE:
                 is_whole = True
-            elif answer == _SUBSYSTEM << 8 | _NEW_TABLE:
+            elif answer == NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWTABLE:
                 attributes = dict(_attributes(body[4:]))  # after struct nfgenmsg
-                owner = struct.unpack(">I", attributes.get(7, bytes(4)))[0]
-                found.append(Table(attributes[1].rstrip(b"\0").decode("utf-8", "replace"), owner))
+                owner = struct.unpack(">I", attributes.get(NFTA_TABLE_OWNER, bytes(4)))[0]
+                found.append(Table(attributes[NFTA_TABLE_NAME].rstrip(b"\0").decode("utf-8", "replace"), owner))
         return found, is_whole
 
     def _next(self, count: int) -> int:
@@ -298,10 +349,10 @@ class NftSocket:
                 return
             except OSError as error:
                 raise NftError(error.errno or errno.EIO, -1) from error
-            while len(data) >= _HEADER.size:
-                length, kind, flags, sequence, _ = _HEADER.unpack_from(data)
-                body = data[_HEADER.size : length]
-                code = struct.unpack_from("=i", body)[0] if kind == _ERROR else 0
+            while len(data) >= _NLMSGHDR.size:
+                length, kind, flags, sequence, _ = _NLMSGHDR.unpack_from(data)
+                body = data[_NLMSGHDR.size : length]
+                code = struct.unpack_from("=i", body)[0] if kind == NLMSG_ERROR else 0
                 yield kind, flags, sequence, code, body
                 data = data[_padded(length) :]
 
@@ -311,15 +362,15 @@ def _packed(
 ) -> bytes:
     """Return one message: header, struct nfgenmsg, attributes."""
     body = struct.pack("=BB", family, 0) + struct.pack(">H", resource) + attributes
-    return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body
+    return _NLMSGHDR.pack(_NLMSGHDR.size + len(body), kind, flags, sequence, 0) + body
 
 
 def _padded(length: int) -> int:
-    return max((length + 3) & ~3, _HEADER.size)
+    return max((length + 3) & ~3, _NLMSGHDR.size)
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
     while len(data) >= 4:
         length, kind = struct.unpack_from("=HH", data)
-        yield kind & _TYPE_MASK, data[4:length]
+        yield kind & NLA_TYPE_MASK, data[4:length]
         data = data[max((length + 3) & ~3, 4) :]

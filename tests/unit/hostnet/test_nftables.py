@@ -100,7 +100,7 @@ def test_a_rule_is_a_list_of_expressions() -> None:
 
 
 def test_an_interface_is_compared_with_the_nuls_after_its_name() -> None:
-    equal, unequal = (nft.interface_is(nft.META_OUTPUT_NAME, "ox0", negate=negate) for negate in (False, True))
+    equal, unequal = (nft.interface_is(nft.NFT_META_OIFNAME, "ox0", negate=negate) for negate in (False, True))
     assert b"ox0".ljust(16, b"\0") in equal
     assert len(equal) == len(unequal)
     assert [pair for pair in zip(equal, unequal, strict=True) if pair[0] != pair[1]] == [(0, 1)]
