@@ -8,9 +8,8 @@ Source: rtnetlink(7), linux/rtnetlink.h, linux/if_addr.h. It needs CAP_NET_ADMIN
 """
 
 import errno
-import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from ipaddress import (
     IPv4Interface,
@@ -22,34 +21,24 @@ from ipaddress import (
 )
 from typing import Any
 
-from oxidize.errors import OxidizeError
+from oxidize.hostnet import netlink
+from oxidize.hostnet.netlink import FAMILIES, ROUTE_PROTOCOL, RT_TABLE_MAIN, Reconciler
 
 Interface = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
 
 # Packets that wait in the TUN device while nobody reads; the kernel's 500 overflow under one fast TCP stream.
 TRANSMIT_QUEUE_PACKETS = 2_000
-# Marks routes as ours (rtm_protocol): a number that neither rtnetlink.h nor iproute2's rt_protos gives to anybody.
-ROUTE_PROTOCOL = 151
 
-# --- linux/if.h, linux/if_addr.h, linux/rtnetlink.h ---
+# --- linux/if.h, linux/if_addr.h ---
 _IFF_UP = 0x1
 _IFA_F_NODAD = 0x02  # usable at once: on a point-to-point device nobody could hold the same address
-_RT_TABLE_MAIN = 254
-_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 _REMEDIES = {
-    errno.EPERM: "this needs CAP_NET_ADMIN: run as root, or set network = 'userspace'",
-    errno.ENODEV: "the interface is not there",
     errno.EACCES: "IPv6 is switched off on this interface: set net.ipv6.conf.*.disable_ipv6 to 0, or use IPv4 only",
     errno.EINVAL: "the kernel refuses the value (IPv6 needs an MTU of 1280 or more)",
     errno.EEXIST: "another interface has it: remove that one, or change the configuration",
 }
-
-
-def preload() -> None:
-    """Import what `configure_interface` needs, where that is better done early."""
-    import pyroute2  # noqa: F401, PLC0415
 
 
 def configure_interface(name: str, addresses: Sequence[Interface], mtu: int, routes: Sequence[Network]) -> list[str]:
@@ -58,11 +47,8 @@ def configure_interface(name: str, addresses: Sequence[Interface], mtu: int, rou
     mtu: bytes. routes: networks that lead into the interface; those inside a network of `addresses` need no route of
     their own and are passed over. Raises OxidizeError with the value that the kernel refused, and the remedy.
     """
-    # Imported late: it takes some 200 ms, which commands that touch no interface need not spend.
-    from pyroute2 import IPRoute  # noqa: PLC0415
-
-    with IPRoute() as netlink:
-        reconciler = _Reconciler(netlink, name)
+    with netlink.connect() as connected:
+        reconciler = _Interface(connected, name)
         reconciler.reconcile_link(mtu)
         reconciler.reconcile_addresses(addresses)
         reconciler.reconcile_routes(routes_needed(addresses, routes))
@@ -81,14 +67,12 @@ def _contains(outer: Network, inner: Network) -> bool:
     return isinstance(inner, IPv6Network) and inner.subnet_of(outer)
 
 
-class _Reconciler:
-    """One run over one interface. `netlink` is a pyroute2 IPRoute, whose messages are typed as Any."""
+class _Interface(Reconciler):
+    """One run over one interface."""
 
-    def __init__(self, netlink: Any, name: str) -> None:
-        self.changes: list[str] = []
-        self._netlink = netlink
-        self._name = name
-        (self._link,) = self._call("", lambda: netlink.link("get", ifname=name))
+    def __init__(self, connected: Any, name: str) -> None:
+        super().__init__(connected, f"interface {name}", _REMEDIES)
+        (self._link,) = self._request("", lambda: connected.link("get", ifname=name))
         self._index: int = self._link["index"]
 
     def reconcile_link(self, mtu: int) -> None:
@@ -127,8 +111,8 @@ class _Reconciler:
 
     def _addresses(self) -> set[Interface]:
         found = set()
-        for message in self._call("", lambda: list(self._netlink.get_addr(index=self._index))):
-            if message["family"] in _FAMILIES:
+        for message in self._request("", lambda: list(self._netlink.get_addr(index=self._index))):
+            if message["family"] in FAMILIES.values():
                 # IFA_ADDRESS is the far end where IPv4 has a peer address; IFA_LOCAL is absent for IPv6.
                 host = message.get("local") or message.get("address")
                 found.add(ip_interface(f"{host}/{message['prefixlen']}"))
@@ -137,9 +121,9 @@ class _Reconciler:
     def _routes(self) -> list[tuple[Network, int]]:
         """Return destination and protocol of the main table's routes into our interface."""
         found = []
-        for message in self._call("", lambda: list(self._netlink.get_routes(oif=self._index))):
-            ours = message.get("oif") == self._index and message.get("table") == _RT_TABLE_MAIN
-            if ours and message["family"] in _FAMILIES:
+        for message in self._request("", lambda: list(self._netlink.get_routes(oif=self._index))):
+            ours = message.get("oif") == self._index and message.get("table") == RT_TABLE_MAIN
+            if ours and message["family"] in FAMILIES.values():
                 any_host = "0.0.0.0" if message["family"] == socket.AF_INET else "::"  # noqa: S104 - no bind
                 found.append((ip_network(f"{message.get('dst') or any_host}/{message['dst_len']}"), message["proto"]))
         return found
@@ -159,23 +143,5 @@ class _Reconciler:
         self._netlink.addr(command, index=self._index, address=str(address.ip), prefixlen=prefix, **flags)
 
     def _route(self, command: str, network: Network) -> None:
-        family = socket.AF_INET if network.version == 4 else socket.AF_INET6
-        key = {"dst": str(network), "oif": self._index, "family": family, "table": _RT_TABLE_MAIN}
+        key = {"dst": str(network), "oif": self._index, "family": FAMILIES[network.version], "table": RT_TABLE_MAIN}
         self._netlink.route(command, proto=ROUTE_PROTOCOL, **key)
-
-    def _change(self, description: str, action: Callable[[], object], done: int = 0) -> None:
-        self._call(description, action, done)
-        self.changes.append(description)
-
-    def _call(self, description: str, action: Callable[[], Any], done: int = 0) -> Any:
-        """Run a netlink request; `done` is the error that says that there was nothing left to do."""
-        from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415 - late, as above
-
-        try:
-            return action()
-        except NetlinkError as error:
-            if error.code == done:
-                return None
-            remedy = _REMEDIES.get(error.code, os.strerror(error.code))
-            subject = f"interface {self._name}" + (f", {description}" if description else "")
-            raise OxidizeError(f"{subject}: {remedy}") from error

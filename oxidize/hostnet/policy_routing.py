@@ -15,33 +15,29 @@ not ours: then another client owns them. Sources: rtnetlink(7), ip-rule(8), linu
 """
 
 import errno
-import os
 import socket
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from oxidize.errors import OxidizeError
-from oxidize.hostnet.interface import ROUTE_PROTOCOL
+from oxidize.hostnet import netlink
+from oxidize.hostnet.netlink import FAMILIES, ROUTE_PROTOCOL, RT_TABLE_MAIN, Reconciler, remedy
 
 # Before the kernel's own (32766), and before those that get the first free number below them.
 RULE_PRIORITY = 30_000
 
-# --- linux/fib_rules.h, linux/rtnetlink.h ---
+# --- linux/fib_rules.h, linux/in.h ---
 _FIB_RULE_INVERT = 0x2
-_TABLE_MAIN = 254
 _ACTION_NOP = 3
 _IPPROTO_UDP = 17
 _UNSET = 0xFFFF_FFFF  # of FRA_SUPPRESS_PREFIXLEN
-_FAMILIES = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
 
 _REMEDIES = {
-    errno.EPERM: "this needs CAP_NET_ADMIN: run as root, or set network = 'userspace'",
     errno.EACCES: "IPv6 is switched off on the interface: set net.ipv6.conf.*.disable_ipv6 to 0, or remove ::/0",
     errno.EAFNOSUPPORT: "the kernel lacks this family, or its policy routing: remove its default route",
     errno.EOPNOTSUPP: "the kernel has no policy routing (CONFIG_IP_MULTIPLE_TABLES): remove the default routes",
-    errno.ENODEV: "the interface is not there",
 }
 _NO_SUCH_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
 
@@ -76,7 +72,7 @@ class Rule:
         words += [f"iif {self.iifname}"] if self.iifname else []
         words += ["udp"] if self.ip_proto == _IPPROTO_UDP else []
         words += [f"sport {self.sport_range.partition(':')[0]}"] if self.sport_range else []
-        target = f"lookup {'main' if self.table == _TABLE_MAIN else self.table}"
+        target = f"lookup {'main' if self.table == RT_TABLE_MAIN else self.table}"
         words.append("nop" if self.is_nop else target)
         words += [f"suppress_prefixlength {self.suppress_prefixlen}"] if self.suppress_prefixlen != _UNSET else []
         return " ".join(words)
@@ -97,8 +93,8 @@ def rules_wanted(policy: Policy, version: int, port: int) -> list[Rule]:
     dissect = [Rule(RULE_PRIORITY, 0, ip_proto=_IPPROTO_UDP, is_nop=True)] if version == 4 else []
     return [
         *dissect,
-        Rule(RULE_PRIORITY + 1, _TABLE_MAIN, iifname="lo", ip_proto=_IPPROTO_UDP, sport_range=f"{port}:{port}"),
-        Rule(RULE_PRIORITY + 2, _TABLE_MAIN, suppress_prefixlen=0),
+        Rule(RULE_PRIORITY + 1, RT_TABLE_MAIN, iifname="lo", ip_proto=_IPPROTO_UDP, sport_range=f"{port}:{port}"),
+        Rule(RULE_PRIORITY + 2, RT_TABLE_MAIN, suppress_prefixlen=0),
         Rule(RULE_PRIORITY + 3, policy.fwmark, fwmark=policy.fwmark, is_inverted=True),
     ]
 
@@ -108,10 +104,10 @@ def check_policy(policy: Policy, interfaces: Collection[str]) -> None:
 
     interfaces: names of ours, which need not exist: of this configuration and of the one before it.
     """
-    with _netlink() as netlink:
-        indexes = _indexes(netlink, interfaces)
+    with netlink.connect() as connected:
+        indexes = _indexes(connected, interfaces)
         for version in sorted(policy.versions):
-            family = _Family(netlink, version)
+            family = _Family(connected, version)
             family.refuse_others(policy, indexes)
 
 
@@ -121,15 +117,15 @@ def apply_policy(policy: Policy, interface: str, port: int, replaced: Collection
     interface: the tunnel's, which is up. port: of our UDP socket. replaced: other interfaces that were ours. Raises
     OxidizeError as `check_policy` does, and with what the kernel refused.
     """
-    with _netlink() as netlink:
-        indexes = _indexes(netlink, [interface])
+    with netlink.connect() as connected:
+        indexes = _indexes(connected, [interface])
         if not indexes:
-            raise OxidizeError(f"interface {interface}: {_REMEDIES[errno.ENODEV]}")
+            raise OxidizeError(f"interface {interface}: {remedy(errno.ENODEV, _REMEDIES)}")
         (index,) = indexes
-        own = indexes | _indexes(netlink, replaced)
+        own = indexes | _indexes(connected, replaced)
         changes = []
-        for version in _FAMILIES:
-            family = _Family(netlink, version, is_wanted=version in policy.versions)
+        for version in FAMILIES:
+            family = _Family(connected, version, is_wanted=version in policy.versions)
             if version in policy.versions:
                 family.refuse_others(policy, own)
                 family.apply(policy, index, own, port)
@@ -145,11 +141,11 @@ def remove_policy(interfaces: Collection[str] = (), indexes: Collection[int] = (
     interfaces, indexes: ours by name or number, which need not exist any more. What another client uses is left alone,
     also one that adopts these rules at this very moment.
     """
-    with _netlink() as netlink:
-        own = frozenset(indexes) | _indexes(netlink, interfaces)
+    with netlink.connect() as connected:
+        own = frozenset(indexes) | _indexes(connected, interfaces)
         changes = []
-        for version in _FAMILIES:
-            family = _Family(netlink, version)
+        for version in FAMILIES:
+            family = _Family(connected, version)
             if not family.owned_by_others(own):
                 family.remove(own)
                 family.restore_for_others(own)
@@ -157,31 +153,24 @@ def remove_policy(interfaces: Collection[str] = (), indexes: Collection[int] = (
         return changes
 
 
-def _netlink() -> Any:
-    # Imported late: it takes some 200 ms, which commands that touch no route need not spend.
-    from pyroute2 import IPRoute  # noqa: PLC0415
-
-    return IPRoute()
+def _indexes(connected: Any, interfaces: Iterable[str]) -> frozenset[int]:
+    return frozenset(index for name in interfaces for index in connected.link_lookup(ifname=name))
 
 
-def _indexes(netlink: Any, interfaces: Iterable[str]) -> frozenset[int]:
-    return frozenset(index for name in interfaces for index in netlink.link_lookup(ifname=name))
-
-
-class _Family:
+class _Family(Reconciler):
     """The rules and default routes of one version of IP, as they are when this is made.
 
     is_wanted: whether there are to be any. Where there are none either, a machine's thousands of routes are not read.
     """
 
-    def __init__(self, netlink: Any, version: int, *, is_wanted: bool = True) -> None:
-        self.changes: list[str] = []
-        self._netlink = netlink
+    def __init__(self, connected: Any, version: int, *, is_wanted: bool = True) -> None:
+        super().__init__(connected, "policy routing", _REMEDIES)
         self._version = version
-        self._family = _FAMILIES[version]
+        self._ip = f"IPv{version}"
+        self._family = FAMILIES[version]
         # Rules before routes: a client adds routes first, so one whose rules are seen here has its routes seen too.
         self._ours, self._others = self._read_rules()
-        self._tables = {rule.table for rule in self._ours} - {0, _TABLE_MAIN}
+        self._tables = {rule.table for rule in self._ours} - {0, RT_TABLE_MAIN}
         self.is_there = bool(self._ours)
         self._routes = self._read_routes() if self.is_there or is_wanted else []
         self._removed: list[Rule] = []
@@ -198,7 +187,7 @@ class _Family:
             if rule.is_inverted and rule.fwmark:
                 self._refuse(
                     f"another program sends everything into a tunnel of its own by the rule `{rule}`",
-                    f"end that tunnel (wg-quick down), or remove IPv{self._version}'s default route from allowed_ips",
+                    f"end that tunnel (wg-quick down), or remove {self._ip}'s default route from allowed_ips",
                 )
         for route in _routes_of_others(self._routes, self._tables | {policy.fwmark}, own):
             found = f"interface {_name(route.index)} has a route in table {route.table}"
@@ -211,12 +200,13 @@ class _Family:
         present = {(route.table, route.index) for route in self._routes if route.prefix_length == 0}
         if (policy.fwmark, index) not in present:
             # In the place of one through an interface that is going: at no time is there none.
-            self._change("default route +", policy.fwmark, partial(self._route, "replace", policy.fwmark, index))
+            request = partial(self._route, "replace", policy.fwmark, index)
+            self._change(f"{self._ip} default route +{policy.fwmark}", request)
             # Whoever removes a dead client's rules just now looks for our route afterwards: see restore_for_others.
             self._ours, _ = self._read_rules()
         for rule in wanted:
             if rule not in self._ours:
-                self._change("rule +", rule, partial(self._rule, "add", rule), done=errno.EEXIST)
+                self._change(f"{self._ip} rule +{rule}", partial(self._rule, "add", rule), done=errno.EEXIST)
         self._remove_rules(set(self._ours) - set(wanted))
         self._remove_routes(own, keep=(policy.fwmark, index))
 
@@ -231,27 +221,29 @@ class _Family:
         """
         used = {route.table for route in _routes_of_others(self._read_routes(), self._tables, own)}
         for rule in sorted(self._removed):
-            if rule.table in used or (used and not rule.sport_range and rule.table in {0, _TABLE_MAIN}):
-                self._change("rule +", rule, partial(self._rule, "add", rule), done=errno.EEXIST)
+            if rule.table in used or (used and not rule.sport_range and rule.table in {0, RT_TABLE_MAIN}):
+                self._change(f"{self._ip} rule +{rule}", partial(self._rule, "add", rule), done=errno.EEXIST)
 
     def _remove_rules(self, stale: Collection[Rule]) -> None:
         # The one that leads into the tunnel first: without the others it would send too much there.
         for rule in sorted(stale, reverse=True):
-            self._change("rule -", rule, partial(self._rule, "del", rule), done=errno.ENOENT)
+            self._change(f"{self._ip} rule -{rule}", partial(self._rule, "del", rule), done=errno.ENOENT)
             self._removed.append(rule)
 
     def _remove_routes(self, own: Collection[int], keep: tuple[int, int]) -> None:
         for route in self._read_routes():
             key = (route.table, route.index)
-            is_ours = route.protocol == ROUTE_PROTOCOL and route.index in own and route.table != _TABLE_MAIN
+            is_ours = route.protocol == ROUTE_PROTOCOL and route.index in own and route.table != RT_TABLE_MAIN
             if is_ours and key != keep and route.prefix_length == 0:
-                self._change("default route -", route.table, partial(self._route, "del", *key), done=errno.ESRCH)
+                request = partial(self._route, "del", *key)
+                self._change(f"{self._ip} default route -{route.table}", request, done=errno.ESRCH)
 
     def _read_rules(self) -> tuple[list[Rule], list[Rule]]:
         """Return the rules with our protocol number, and the others that lead to a table."""
         ours: list[Rule] = []
         others: list[Rule] = []
-        messages = self._call("rules", lambda: list(self._netlink.get_rules(family=self._family)), _NO_SUCH_FAMILY)
+        read = partial(self._netlink.get_rules, family=self._family)
+        messages = self._request("rules", lambda: list(read()), done=_NO_SUCH_FAMILY)
         for message in messages or []:
             rule = _rule_from(message)
             (ours if message.get_attr("FRA_PROTOCOL") == ROUTE_PROTOCOL else others).append(rule)
@@ -260,7 +252,8 @@ class _Family:
     def _read_routes(self) -> list[_Route]:
         """Return all routes but those of the kernel's own tables."""
         found = []
-        messages = self._call("routes", lambda: list(self._netlink.get_routes(family=self._family)), _NO_SUCH_FAMILY)
+        read = partial(self._netlink.get_routes, family=self._family)
+        messages = self._request("routes", lambda: list(read()), done=_NO_SUCH_FAMILY)
         for message in messages or []:
             table = message.get_attr("RTA_TABLE") or message["table"]
             if not 253 <= table <= 255:
@@ -287,25 +280,8 @@ class _Family:
                 options[key] = value
         self._netlink.rule(command, family=self._family, **options)
 
-    def _change(self, verb: str, what: object, action: Callable[[], object], done: int = 0) -> None:
-        description = f"IPv{self._version} {verb}{what}"
-        self._call(description, action, {done})
-        self.changes.append(description)
-
-    def _call(self, description: str, action: Callable[[], Any], done: Collection[int]) -> Any:
-        """Run a netlink request; `done` are the errors that say that there was nothing to do."""
-        from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415 - late, as above
-
-        try:
-            return action()
-        except NetlinkError as error:
-            if error.code in done:
-                return None
-            remedy = _REMEDIES.get(error.code, os.strerror(error.code))
-            raise OxidizeError(f"policy routing, {description}: {remedy}") from error
-
     def _refuse(self, found: str, remedy: str) -> None:
-        raise OxidizeError(f"policy routing for IPv{self._version}: {found}: expected none beside ours; {remedy}")
+        raise OxidizeError(f"policy routing for {self._ip}: {found}: expected none beside ours; {remedy}")
 
 
 def _routes_of_others(routes: Iterable[_Route], tables: Collection[int], own: Collection[int]) -> list[_Route]:

@@ -18,7 +18,7 @@ from oxidize import logs
 from oxidize.client.host_setup import check_host_setup, revert_host_setup
 from oxidize.control.reload_channel import Control
 from oxidize.errors import SnapshotError
-from oxidize.hostnet.interface import preload
+from oxidize.hostnet.netlink import preload
 from oxidize.net.event_loop import READABLE, Loop, boot_time
 from oxidize.net.tun import TunDevice
 from oxidize.net.udp import UdpSocket

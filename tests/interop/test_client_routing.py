@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from oxidize.config.schema import FWMARK_DEFAULT
-from oxidize.hostnet.interface import ROUTE_PROTOCOL
+from oxidize.hostnet.netlink import ROUTE_PROTOCOL
 from oxidize.hostnet.policy_routing import RULE_PRIORITY
 from tests.support.traffic.crossing import EVERYTHING, FAR4, FAR6, NEAR4, NEAR6, PORT, SERVER4, SERVER6, Place
 from tests.support.traffic.namespaces import Namespace

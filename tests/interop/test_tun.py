@@ -18,7 +18,8 @@ import pytest
 from pyroute2 import IPRoute
 
 from oxidize.errors import ConfigError, OxidizeError
-from oxidize.hostnet.interface import ROUTE_PROTOCOL, TRANSMIT_QUEUE_PACKETS, configure_interface
+from oxidize.hostnet.interface import TRANSMIT_QUEUE_PACKETS, configure_interface
+from oxidize.hostnet.netlink import ROUTE_PROTOCOL
 from oxidize.net import tun as tun_module
 from oxidize.net.tun import TunDevice
 

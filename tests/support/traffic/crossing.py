@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from oxidize.config.schema import FWMARK_DEFAULT
-from oxidize.hostnet.interface import ROUTE_PROTOCOL
+from oxidize.hostnet.netlink import ROUTE_PROTOCOL
 from tests.support.traffic.namespaces import Namespace, join, set_addresses
 from tests.support.traffic.oxidize_client import OxidizeClient
 from tests.support.traffic.server import Lab, wait_for

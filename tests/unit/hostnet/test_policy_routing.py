@@ -8,7 +8,7 @@ import pytest
 from pyroute2.netlink.exceptions import NetlinkError
 
 from oxidize.errors import OxidizeError
-from oxidize.hostnet import policy_routing
+from oxidize.hostnet import netlink
 from oxidize.hostnet.policy_routing import Policy, apply_policy, check_policy, remove_policy, rules_wanted
 
 EVERYTHING = Policy(1000, frozenset({4, 6}))
@@ -90,7 +90,7 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
-    monkeypatch.setattr(policy_routing, "_netlink", lambda: made)
+    monkeypatch.setattr(netlink, "connect", lambda: made)
     return made
 
 
@@ -99,7 +99,7 @@ def full_state(index: int = 5, port: int = PORT) -> list[Row]:
     other = Kernel()
     other.links = {"it": index}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(policy_routing, "_netlink", lambda: other)
+        patch.setattr(netlink, "connect", lambda: other)
         apply_policy(EVERYTHING, "it", port)
     return other.state()
 
