@@ -93,7 +93,8 @@ def check(config_path: Path | None, is_client: bool) -> None:
         loaded = _load(config_path, is_client)
         for warning in loaded.warnings:
             click.echo(f"oxidize: warning: {warning}", err=True)
-        click.echo(f"{config_path}: good: {len(loaded.peers)} {'peer' if len(loaded.peers) == 1 else 'peers'}")
+        peers = len(loaded.peers) if isinstance(loaded, config.ServerConfig) else 1
+        click.echo(f"{config_path}: good: {peers} {'peer' if peers == 1 else 'peers'}")
 
 
 @main.command(short_help="Replace the running process by a fresh one.")

@@ -1,20 +1,53 @@
-"""What the tables of a configuration must be to one another, beyond each value being right by itself.
+"""Conditions between the values and between the tables of a configuration, each value being right by itself.
 
-The rule: every public key, every name and every address belongs to one peer only, and none of them to the server.
+The rule: every public key, every name and every address belongs to one peer only, and none of them to the server. Two
+networks either nest or are disjoint (RFC 4632 section 3.1), so after sorting, one pass with a stack of the networks
+that enclose the current one finds every overlap.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from oxidize.config.overlap import Claim, find_overlaps
+from oxidize.config.keys import public_key
 from oxidize.config.report import Report
-from oxidize.config.schema import MTU_IPV6_MIN, Checked, ClientTable, PeerTable, ServerTable, TableT, check_table
-from oxidize.config.values import host_address, is_peer_name
+from oxidize.config.schema import MTU_IPV6_MIN, ClientTable, PeerTable, ServerTable
+from oxidize.config.table import Checked, SourceFile, TableT, check_table
+from oxidize.config.values import Network, host_address, is_peer_name
 from oxidize.protocol.constants import PEERS_MAX
 
 
-def check_peers(given: object, report: Report) -> list[Checked[PeerTable]]:
-    """Validate all tables [[peer]]; a peer is called by its name in reports, or by its number, counted from 1."""
+class Claim(NamedTuple):
+    """A network, and the number of the peer whose allowed IPs it is in."""
+
+    network: Network
+    owner: int
+
+
+def check_server(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable]], report: Report) -> None:
+    """Report the mistakes that show only when the keys and tables of a server are compared, and warn."""
+    _check_interface(server, report)
+    _check_nat(server, report)
+    _check_unique(peers, "name", report)
+    _check_unique(peers, "public_key", report)
+    _check_foreign(server, peers, "public_key", report)
+    _check_overlaps(peers, report)
+    _warn_of_peers(server, peers, report)
+    _warn_of_nat(server, peers, report)
+
+
+def check_client(client: Checked[ClientTable], report: Report) -> None:
+    """Report the mistakes that show only when the keys of a client are compared, and warn."""
+    _check_interface(client, report)
+    _check_delays(client, report)
+    _check_foreign(client, [client], "server_public_key", report)
+    _check_overlaps([client], report)
+    check_client_network(client, report)
+    _warn_of_client_routes(client, report)
+
+
+def check_peers(given: object, source: SourceFile) -> list[Checked[PeerTable]]:
+    """Validate all tables [[peer]]; reports name a peer by its name, or by its number, counted from 1."""
+    report = source.report
     if not isinstance(given, list) or not all(isinstance(peer, dict) for peer in given):
         report.wrong("peer", given, "tables [[peer]], one for each peer", "write [[peer]] with two brackets")
         return []
@@ -25,30 +58,27 @@ def check_peers(given: object, report: Report) -> list[Checked[PeerTable]]:
     for number, table in enumerate(given, start=1):
         name = table.get("name")
         is_clear = is_peer_name(name) and name not in names
-        peers.append(check_table(PeerTable, table, f"peer.{name}" if is_clear else f"peer[{number}]", report))
+        peers.append(check_table(PeerTable, table, f"peer.{name}" if is_clear else f"peer[{number}]", source))
         names.add(str(name))
     return peers
 
 
-def check_mtu(table: Checked[TableT], report: Report) -> None:
-    """Report an MTU that is too small for the IPv6 addresses of the interface."""
+def _check_interface(table: Checked[TableT], report: Report) -> None:
+    """Report an address that is listed twice, and an MTU that is too small for an IPv6 address."""
+    addresses = table.valid.get("addresses", ())
+    seen = set()
+    for address in addresses:
+        if address.ip in seen:
+            report.wrong(f"{table.prefix}.address", str(address), "every address once", "remove one of them")
+        seen.add(address.ip)
     mtu = table.valid.get("mtu", MTU_IPV6_MIN)
-    ipv6 = [str(address) for address in table.valid.get("address", ()) if address.version == 6]
+    ipv6 = [str(address) for address in addresses if address.version == 6]
     if ipv6 and mtu < MTU_IPV6_MIN:
         expected = f"at least {MTU_IPV6_MIN}, which IPv6 needs ({table.prefix}.address has {ipv6[0]})"
         report.wrong(f"{table.prefix}.mtu", mtu, expected, "remove the line, or the IPv6 address")
 
 
-def check_addresses(table: Checked[TableT], report: Report) -> None:
-    """Report an address that is listed twice."""
-    seen = set()
-    for address in table.valid.get("address", ()):
-        if address.ip in seen:
-            report.wrong(f"{table.prefix}.address", str(address), "every address once", "remove one of them")
-        seen.add(address.ip)
-
-
-def check_delays(client: Checked[ClientTable], report: Report) -> None:
+def _check_delays(client: Checked[ClientTable], report: Report) -> None:
     """Report a longest delay between two attempts that is shorter than the first one."""
     first = client.valid.get("reconnect_delay_ms", 0)
     longest = client.valid.get("max_reconnect_delay_ms", first)
@@ -57,14 +87,14 @@ def check_delays(client: Checked[ClientTable], report: Report) -> None:
         report.wrong(f"{client.prefix}.max_reconnect_delay_ms", longest, expected, "raise it, or lower the other one")
 
 
-def check_nat(server: Checked[ServerTable], report: Report) -> None:
+def _check_nat(server: Checked[ServerTable], report: Report) -> None:
     """Report address translation where the kernel has no packets to translate."""
     if server.valid.get("nat") and server.valid.get("network") == "userspace":
         expected = 'false, as network = "userspace" hands no packet to the kernel'
         report.wrong("server.nat", True, expected, 'remove the line, or set network = "tun"')
 
 
-def check_unique(peers: Sequence[Checked[PeerTable]], name: str, report: Report) -> None:
+def _check_unique(peers: Sequence[Checked[PeerTable]], name: str, report: Report) -> None:
     """Report every peer whose field `name` is the same as an earlier peer's."""
     first: dict[Any, str] = {}
     for peer in peers:
@@ -77,19 +107,22 @@ def check_unique(peers: Sequence[Checked[PeerTable]], name: str, report: Report)
             report.wrong(f"{peer.prefix}.{name}", peer.given[name], f"a {field} of its own, but {owner} has it", remedy)
 
 
-def check_foreign(tables: Sequence[Checked[TableT]], name: str, own_public_key: bytes, report: Report) -> None:
-    """Report every table whose public key is that of our own private key."""
+def _check_foreign(
+    own: Checked[ClientTable] | Checked[ServerTable], tables: Sequence[Checked[TableT]], name: str, report: Report
+) -> None:
+    """Report every table whose public key is that of the file's own private key."""
+    private_key = own.valid.get("private_key")
+    if not private_key:
+        return
+    own_public_key = public_key(private_key)
     for table in tables:
-        if own_public_key and table.valid.get(name) == own_public_key:
-            report.wrong(
-                f"{table.prefix}.{name}",
-                table.given[name],
-                "the other side's public key, but it is the one of our own private_key_file",
-                "run `oxidize pubkey` with the other side's private key",
-            )
+        if table.valid.get(name) == own_public_key:
+            expected = "the other side's public key, but it is the one of our own private_key_file"
+            remedy = "run `oxidize pubkey` with the other side's private key"
+            report.wrong(f"{table.prefix}.{name}", table.given[name], expected, remedy)
 
 
-def check_overlaps(tables: Sequence[Checked[TableT]], report: Report) -> None:
+def _check_overlaps(tables: Sequence[Checked[TableT]], report: Report) -> None:
     """Report every network in `allowed_ips` that lies within one of another table, or stands twice in its own."""
     claims = [
         Claim(network, owner) for owner, table in enumerate(tables) for network in table.valid.get("allowed_ips", ())
@@ -107,11 +140,11 @@ def check_overlaps(tables: Sequence[Checked[TableT]], report: Report) -> None:
         )
 
 
-def warn_of_peers(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable]], report: Report) -> None:
+def _warn_of_peers(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable]], report: Report) -> None:
     """Warn of what is legal but leaves a peer, or everybody, without service."""
     if not peers:
         report.warn("peer", "there is no table [[peer]], so nobody can connect")
-    own: Mapping[Any, str] = {address.ip: str(address) for address in server.valid.get("address", ())}
+    own: Mapping[Any, str] = {address.ip: str(address) for address in server.valid.get("addresses", ())}
     for peer in peers:
         networks = peer.valid.get("allowed_ips", (None,))
         if not networks:
@@ -121,11 +154,11 @@ def warn_of_peers(server: Checked[ServerTable], peers: Sequence[Checked[PeerTabl
                 report.warn(f"{peer.prefix}.allowed_ips", f"{network} is the server's own address {own[network[0]]}")
 
 
-def warn_of_nat(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable]], report: Report) -> None:
+def _warn_of_nat(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable]], report: Report) -> None:
     """Warn of address translation from which no peer has anything."""
     if not server.valid.get("nat"):
         return
-    own = [address.network for address in server.valid.get("address", ())]
+    own = [address.network for address in server.valid.get("addresses", ())]
     networks = [network for peer in peers for network in peer.valid.get("allowed_ips", ())]
     if networks and own and not any(inner.overlaps(outer) for inner in networks for outer in own):
         report.warn(
@@ -154,7 +187,7 @@ def check_client_network(client: Checked[ClientTable], report: Report) -> None:
         report.wrong("client.dns", client.given["dns"], expected, remedy)
 
 
-def warn_of_client_routes(client: Checked[ClientTable], report: Report) -> None:
+def _warn_of_client_routes(client: Checked[ClientTable], report: Report) -> None:
     """Warn of routes that lead the tunnel's own packets, or questions to its name servers, where they hardly belong."""
     networks = client.valid.get("allowed_ips", ())
     server = host_address(client.valid.get("server", ""))
@@ -165,7 +198,39 @@ def warn_of_client_routes(client: Checked[ClientTable], report: Report) -> None:
                 f"{network} has the server's own address in it, so the tunnel's packets would go into the tunnel "
                 f"unless a longer route leads to {server}; 0.0.0.0/0 and ::/0 need none",
             )
-    reached = [*networks, *(address.network for address in client.valid.get("address", ()))]
+    reached = [*networks, *(address.network for address in client.valid.get("addresses", ()))]
     for entry in client.valid.get("dns", ()):
         if not isinstance(entry, str) and not any(entry in network for network in reached):
             report.warn("client.dns", f"{entry} is in none of allowed_ips, so it is asked outside of the tunnel")
+
+
+def find_overlaps(claims: Iterable[Claim]) -> list[tuple[Claim, Claim]]:
+    """Return every claim that conflicts, each with the closest one that it lies within or equals.
+
+    A conflict is a network within another owner's, or one that the same owner claims twice. Takes O(n log n) steps.
+    """
+    conflicts = []
+    enclosing: list[Claim] = []
+    for claim in sorted(claims, key=_order):
+        while enclosing and not _contains(enclosing[-1].network, claim.network):
+            enclosing.pop()
+        for outer in reversed(enclosing):
+            if outer.owner != claim.owner or outer.network == claim.network:
+                conflicts.append((claim, outer))
+                break
+        enclosing.append(claim)
+    return conflicts
+
+
+def _order(claim: Claim) -> tuple[int, int, int, int]:
+    network = claim.network
+    return network.version, int(network.network_address), network.prefixlen, claim.owner
+
+
+def _contains(outer: Network, inner: Network) -> bool:
+    shift = outer.max_prefixlen - outer.prefixlen
+    return (
+        outer.version == inner.version
+        and outer.prefixlen <= inner.prefixlen
+        and int(outer.network_address) >> shift == int(inner.network_address) >> shift
+    )

@@ -1,7 +1,7 @@
 """Key files: one key in base64, as `wg genkey` and `oxidize genkey` write it.
 
-The rule: a key that others can read is no secret, so it is refused; and nothing of a key file's contents is ever part
-of a message. Mode and contents are read through one descriptor, so that both are of the same file. Sources: wg(8);
+The rule: a key that others can read is not a secret, so it is refused; and nothing of a key file's contents is ever
+part of a message. Mode and contents are read through one descriptor, so that both are of the same file. Sources: wg(8);
 systemd.exec(5), section "Credentials".
 """
 
@@ -9,77 +9,92 @@ import base64
 import os
 import shlex
 import stat
-from collections.abc import Mapping
 from pathlib import Path
 
-from oxidize.config.report import Report
-from oxidize.config.values import parse_key
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from pydantic import ValidationInfo
+
+from oxidize.config import values
+from oxidize.config.table import Checked, Table, table_of
+from oxidize.protocol.constants import KEY_SIZE
 
 CREDENTIAL_NAME = "private_key"
 KEY_FILE_BYTES_MAX = 4096  # a key has 44 and a line's end
+NO_PRESHARED_KEY = bytes(KEY_SIZE)  # paper, section 5.2
 
 OTHERS_MASK = 0o077  # group and others
 # systemd gives the service's user access to a credential by an ACL, whose mask shows as the group's permissions.
 CREDENTIAL_OTHERS_MASK = 0o007
 
 
-def private_key_path(table: str, given: str | None, report: Report, environ: Mapping[str, str]) -> Path | None:
-    """Return where the private key of [table] is: the file that was given, or systemd's credential; reports."""
+def public_key(private: bytes) -> bytes:
+    """Return the public key of a private key."""
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def private_key(value: object, info: ValidationInfo) -> bytes:
+    """Return the key in the file `value`, or in systemd's credential where that is None; b"" if it is reported."""
+    checked = table_of(info)
+    given = None if value is None else values.file_path(value)
+    directory = checked.source.environ.get("CREDENTIALS_DIRECTORY", "")
+    if given is None and directory:
+        given = str(Path(directory) / CREDENTIAL_NAME)
     if given is not None:
-        return Path(given)
-    directory = environ.get("CREDENTIALS_DIRECTORY", "")
-    if directory:
-        return Path(directory) / CREDENTIAL_NAME
-    report.missing(
-        f"{table}.private_key_file",
-        f"a file with the private key, or a systemd credential named {CREDENTIAL_NAME}",
-        f'run "(umask 077; oxidize genkey > {table}.key)" and add private_key_file = "{table}.key"',
-    )
-    return None
+        return _read_key("private_key_file", given, checked)
+    if checked.source.reads_keys:
+        checked.source.report.missing(
+            f"{checked.prefix}.private_key_file",
+            f"a file with the private key, or a systemd credential named {CREDENTIAL_NAME}",
+            f'run "(umask 077; oxidize genkey > {checked.prefix}.key)" and '
+            f'add private_key_file = "{checked.prefix}.key"',
+        )
+    return b""
 
 
-def read_key(key: str, given: str, folder: Path, report: Report, environ: Mapping[str, str]) -> bytes | None:
-    """Return the 32 bytes in the key file `given`, or report why there are none under the name `key`."""
-    path = folder / given
-    directory = environ.get("CREDENTIALS_DIRECTORY", "")
+def preshared_key(value: object, info: ValidationInfo) -> bytes:
+    """Return the key in the file `value`, or zeros if that is None or if a mistake in the file is reported."""
+    if value is None:
+        return NO_PRESHARED_KEY
+    return _read_key("preshared_key_file", values.file_path(value), table_of(info)) or NO_PRESHARED_KEY
+
+
+def _read_key(name: str, given: str, checked: Checked[Table]) -> bytes:
+    """Return the 32 bytes in the key file `given`; b"" if there are none, which is reported under the key `name`."""
+    source, key = checked.source, f"{checked.prefix}.{name}"
+    if not source.reads_keys:
+        return b""
+    path = source.folder / given
+    directory = source.environ.get("CREDENTIALS_DIRECTORY", "")
     is_credential = bool(directory) and path.is_relative_to(directory)
     try:
-        # Not blocking: to open a pipe would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        mode, content = _read(path)
     except OSError as error:
-        report.wrong(
-            key, given, f"a readable file, but: {error.strerror}", "correct the path, or who may read the file"
-        )
-        return None
+        expected = f"a readable file, but: {error.strerror}"
+        source.report.wrong(key, given, expected, "correct the path, or who may read the file")
+        return b""
+    if not stat.S_ISREG(mode):
+        expected = "a regular file, which a successor can read again"
+        source.report.wrong(key, given, expected, "write the key to a file")
+        return b""
+    if mode & (CREDENTIAL_OTHERS_MASK if is_credential else OTHERS_MASK):
+        expected = f"a file that only its owner can read, but its mode is {stat.S_IMODE(mode):04o}"
+        source.report.wrong(key, given, expected, f'run "chmod 600 {shlex.quote(str(path))}"')
+    decoded = values.parse_key(content.decode("latin-1").strip(" \t\r\n"))
+    if decoded is None:
+        command = "genpsk" if name == "preshared_key_file" else "genkey"
+        expected = "a file with one key: 44 characters of base64 for 32 bytes"
+        source.report.wrong(key, given, expected, f'write the key to it as "oxidize {command}" prints it')
+        return b""
+    source.report.secrets.add(base64.b64encode(decoded).decode())
+    return decoded
+
+
+def _read(path: Path) -> tuple[int, bytes]:
+    """Return the mode of a file and, if it is a regular one, its contents; raises OSError."""
+    # Not blocking: opening a pipe would wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         mode = os.fstat(descriptor).st_mode
-        content = os.read(descriptor, KEY_FILE_BYTES_MAX + 1) if stat.S_ISREG(mode) else b""
-    except OSError as error:
-        report.wrong(
-            key, given, f"a readable file, but: {error.strerror}", "correct the path, or who may read the file"
-        )
-        return None
+        return mode, os.read(descriptor, KEY_FILE_BYTES_MAX + 1) if stat.S_ISREG(mode) else b""
     finally:
         os.close(descriptor)
-    if not stat.S_ISREG(mode):
-        report.wrong(key, given, "a regular file, which a successor can read again", "write the key to a file")
-        return None
-    if mode & (CREDENTIAL_OTHERS_MASK if is_credential else OTHERS_MASK):
-        report.wrong(
-            key,
-            given,
-            f"a file that only its owner can read, but its mode is {stat.S_IMODE(mode):04o}",
-            f'run "chmod 600 {shlex.quote(str(path))}"',
-        )
-    decoded = parse_key(content.decode("latin-1").strip(" \t\r\n"))
-    if decoded is not None:
-        report.secrets.add(base64.b64encode(decoded).decode())
-    else:
-        command = "genpsk" if "preshared" in key else "genkey"
-        report.wrong(
-            key,
-            given,
-            "a file with one key: 44 characters of base64 for 32 bytes",
-            f'write the key to it as "oxidize {command}" prints it',
-        )
-    return decoded

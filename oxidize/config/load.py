@@ -1,4 +1,4 @@
-"""Load a configuration file: read it, check its tables, compare them with one another, and read the keys.
+"""Load a configuration file: read it, check its tables and the key files they name, and compare them with one another.
 
 The rule: every step reports its mistakes and lets the next one work on what is right, so one run tells the operator all
 of them.
@@ -10,41 +10,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
-from oxidize.config.checks import (
-    check_addresses,
-    check_client_network,
-    check_delays,
-    check_foreign,
-    check_mtu,
-    check_nat,
-    check_overlaps,
-    check_peers,
-    check_unique,
-    warn_of_client_routes,
-    warn_of_nat,
-    warn_of_peers,
-)
-from oxidize.config.keys import private_key_path, read_key
-from oxidize.config.model import ClientConfig, NameServers, PeerConfig, Role, ServerConfig
+from oxidize.config import checks
 from oxidize.config.report import Report
-from oxidize.config.schema import (
-    Checked,
-    ClientTable,
-    ServerTable,
-    TableT,
-    check_table,
-    default_takeover_socket,
-    unknown_key,
-)
-from oxidize.config.values import SOCKET_PATH_BYTES_MAX
+from oxidize.config.schema import ClientTable, NameServers, PeerTable, ServerTable
+from oxidize.config.table import Checked, SourceFile, TableT, check_table, unknown_key
 from oxidize.errors import StateError
-from oxidize.protocol.constants import KEY_SIZE
 
 FILE_BYTES_MAX = 16 << 20  # PEERS_MAX peers of 300 bytes are 6 MB
-ENDPOINTS_FILE_NAME = "endpoints.json"
-NO_PRESHARED_KEY = bytes(KEY_SIZE)  # paper, section 5.2
+
+
+class ServerConfig(ServerTable):
+    """The configuration of `oxidize server`: the keys of [server], the tables [[peer]], and what `check` warns of.
+
+    source: the file it was loaded from. Its repr shows no secret.
+    """
+
+    source: Path
+    peers: tuple[PeerTable, ...]
+    warnings: tuple[str, ...]
+
+
+class ClientConfig(ClientTable):
+    """The configuration of `oxidize client`: the keys of [client]; see `ServerConfig` for the rest."""
+
+    source: Path
+    warnings: tuple[str, ...]
 
 
 def load_server(
@@ -52,54 +42,20 @@ def load_server(
 ) -> ServerConfig:
     """Load the configuration of a server; raises ConfigError with one line for every mistake in it.
 
-    environ: XDG_RUNTIME_DIR, CREDENTIALS_DIRECTORY and STATE_DIRECTORY are used. content: taken for what is in the
-    file, which then need not be there.
+    environ: XDG_RUNTIME_DIR, CREDENTIALS_DIRECTORY and STATE_DIRECTORY are used. content: used instead of the file's,
+    which then need not exist.
     """
-    source = Path(path)
-    report = Report(str(path))
-    document = _parse_document(_read(source, report) if content is None else content, ["server", "peer"], report)
-    server = check_table(ServerTable, _table(document, "server", report), "server", report)
-    peers = check_peers(document.get("peer", []), report)
-    _check_interface(server, report)
-    private_key, public_key = _private_key(server, source.parent, report, environ)
-    check_unique(peers, "name", report)
-    check_unique(peers, "public_key", report)
-    check_foreign(peers, "public_key", public_key, report)
-    check_overlaps(peers, report)
-    check_nat(server, report)
-    warn_of_peers(server, peers, report)
-    warn_of_nat(server, peers, report)
-    takeover_socket = _takeover_socket(server, source.parent, "server", report, environ)
-    preshared_keys = [_preshared_key(peer, source.parent, report, environ) for peer in peers]
-    report.check()
-    table = _complete(server)
-    return ServerConfig(
-        source=source,
-        listen=table.listen,
-        interface=table.interface,
-        addresses=table.address,
-        mtu=table.mtu,
-        private_key=private_key,
-        public_key=public_key,
-        metrics_listen=table.metrics_listen,
-        drain_timeout_secs=table.drain_timeout_secs,
-        endpoints_file=_endpoints_file(table.endpoints_file, source.parent, environ),
-        takeover_socket=takeover_socket,
-        network=table.network,
-        nat=table.nat,
-        public_endpoint=table.public_endpoint,
-        peers=tuple(
-            PeerConfig(
-                name=peer.name,
-                public_key=peer.public_key,
-                preshared_key=preshared_key,
-                allowed_ips=peer.allowed_ips,
-                endpoint=peer.endpoint,
-                persistent_keepalive=peer.persistent_keepalive,
-            )
-            for peer, preshared_key in zip(map(_complete, peers), preshared_keys, strict=True)
-        ),
-        warnings=tuple(report.warnings),
+    file = _source_file(path, environ)
+    document = _parse_document(read_file(Path(path)) if content is None else content, ["server", "peer"], file.report)
+    server = check_table(ServerTable, _table(document, "server", file.report), "server", file)
+    peers = checks.check_peers(document.get("peer", []), file)
+    checks.check_server(server, peers, file.report)
+    file.report.check()
+    return ServerConfig.model_construct(
+        **dict(_complete(server)),
+        source=Path(path),
+        peers=tuple(map(_complete, peers)),
+        warnings=tuple(file.report.warnings),
     )
 
 
@@ -108,78 +64,50 @@ def load_client(path: str | Path, environ: Mapping[str, str] = os.environ) -> Cl
 
     environ: XDG_RUNTIME_DIR and CREDENTIALS_DIRECTORY are used.
     """
-    source = Path(path)
-    report = Report(str(path))
-    document = _parse_document(_read(source, report), ["client"], report)
-    client = check_table(ClientTable, _table(document, "client", report), "client", report)
-    _check_interface(client, report)
-    private_key, public_key = _private_key(client, source.parent, report, environ)
-    check_delays(client, report)
-    check_foreign([client], "server_public_key", public_key, report)
-    check_overlaps([client], report)
-    check_client_network(client, report)
-    warn_of_client_routes(client, report)
-    takeover_socket = _takeover_socket(client, source.parent, "client", report, environ)
-    preshared_key = _preshared_key(client, source.parent, report, environ)
-    report.check()
-    table = _complete(client)
-    return ClientConfig(
-        source=source,
-        server=table.server,
-        server_public_key=table.server_public_key,
-        interface=table.interface,
-        addresses=table.address,
-        mtu=table.mtu,
-        private_key=private_key,
-        public_key=public_key,
-        preshared_key=preshared_key,
-        allowed_ips=table.allowed_ips,
-        persistent_keepalive=table.persistent_keepalive,
-        reconnect_delay_ms=table.reconnect_delay_ms,
-        max_reconnect_delay_ms=table.max_reconnect_delay_ms,
-        max_reconnect_attempts=table.max_reconnect_attempts,
-        reconnect_buffer_size=table.reconnect_buffer_size,
-        resend_unanswered=table.resend_unanswered,
-        name_servers=_name_servers(table),
-        fwmark=table.fwmark,
-        metrics_listen=table.metrics_listen,
-        takeover_socket=takeover_socket,
-        network=table.network,
-        warnings=tuple(report.warnings),
+    file = _source_file(path, environ)
+    client = _client_table(path, file)
+    checks.check_client(client, file.report)
+    file.report.check()
+    return ClientConfig.model_construct(
+        **dict(_complete(client)), source=Path(path), warnings=tuple(file.report.warnings)
     )
 
 
 def load_name_servers(path: str | Path) -> NameServers:
-    """Load only what a client's configuration says of name servers; raises ConfigError for mistakes in its table.
+    """Load only the name servers of a client's configuration; raises ConfigError for mistakes in its table.
 
-    No key file is read: this is for a root process beside the client, which needs none of them.
+    No key file is read: this is for a root process beside the client, which needs no key.
     """
-    report = Report(str(path))
-    document = _parse_document(_read(Path(path), report), ["client"], report)
-    client = check_table(ClientTable, _table(document, "client", report), "client", report)
-    check_client_network(client, report)
-    report.check()
-    return _name_servers(_complete(client))
+    file = _source_file(path, os.environ, reads_keys=False)
+    client = _client_table(path, file)
+    checks.check_client_network(client, file.report)
+    file.report.check()
+    return _complete(client).name_servers
 
 
-def _name_servers(table: ClientTable) -> NameServers:
-    servers = tuple(entry for entry in table.dns if not isinstance(entry, str))
-    domains = tuple(entry for entry in table.dns if isinstance(entry, str))
-    return NameServers(table.interface, servers, domains)
+def _source_file(path: str | Path, environ: Mapping[str, str], *, reads_keys: bool = True) -> SourceFile:
+    return SourceFile(Report(str(path)), Path(path).parent, environ, reads_keys)
 
 
-def _read(path: Path, report: Report) -> bytes:
-    """Return what is in the file; raises ConfigError where it cannot be read."""
+def _client_table(path: str | Path, file: SourceFile) -> Checked[ClientTable]:
+    document = _parse_document(read_file(Path(path)), ["client"], file.report)
+    return check_table(ClientTable, _table(document, "client", file.report), "client", file)
+
+
+def read_file(path: Path) -> bytes:
+    """Return the contents of a configuration, cut off after FILE_BYTES_MAX + 1; raises ConfigError if unreadable."""
     try:
         with path.open("rb") as file:
             return file.read(FILE_BYTES_MAX + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no file has such a name"
-        report.fail(f"{reason}: expected a readable configuration file; correct the path, or who may read it (sudo)")
+        Report(str(path)).fail(
+            f"{reason}: expected a readable configuration file; correct the path, or who may read it (sudo)"
+        )
 
 
 def _parse_document(content: bytes, tables: list[str], report: Report) -> dict[str, Any]:
-    """Return the parsed file, its unknown tables reported; raises ConfigError when it is no TOML at all."""
+    """Return the parsed file, its unknown tables reported; raises ConfigError if it is not TOML."""
     if len(content) > FILE_BYTES_MAX:
         report.fail(f"more than {FILE_BYTES_MAX} bytes: expected a configuration file; correct the path")
     try:
@@ -211,53 +139,8 @@ def _table(document: Mapping[str, Any], name: str, report: Report) -> Mapping[st
     return {}
 
 
-def _check_interface(table: Checked[TableT], report: Report) -> None:
-    check_addresses(table, report)
-    check_mtu(table, report)
-
-
-def _private_key(
-    table: Checked[TableT], folder: Path, report: Report, environ: Mapping[str, str]
-) -> tuple[bytes, bytes]:
-    """Return our private and public key; both empty when they cannot be had, which is reported."""
-    if "private_key_file" not in table.valid:
-        return b"", b""
-    path = private_key_path(table.prefix, table.valid["private_key_file"], report, environ)
-    key = read_key(f"{table.prefix}.private_key_file", str(path), folder, report, environ) if path else None
-    if key is None:
-        return b"", b""
-    return key, X25519PrivateKey.from_private_bytes(key).public_key().public_bytes_raw()
-
-
-def _preshared_key(table: Checked[TableT], folder: Path, report: Report, environ: Mapping[str, str]) -> bytes:
-    """Return the pre-shared key, or zeros where there is none or where what is wrong with it is reported."""
-    path = table.valid.get("preshared_key_file")
-    if path is None:
-        return NO_PRESHARED_KEY
-    return read_key(f"{table.prefix}.preshared_key_file", path, folder, report, environ) or NO_PRESHARED_KEY
-
-
-def _takeover_socket(
-    table: Checked[TableT], folder: Path, role: Role, report: Report, environ: Mapping[str, str]
-) -> Path:
-    given = table.valid.get("takeover_socket")
-    path = default_takeover_socket(role, environ) if given is None else Path(folder / given).absolute()
-    if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
-        expected = f"a path of at most {SOCKET_PATH_BYTES_MAX} bytes, as Unix sockets have"
-        report.wrong(f"{table.prefix}.takeover_socket", str(path), expected, "choose a shorter one")
-    return path
-
-
-def _endpoints_file(given: str | None, folder: Path, environ: Mapping[str, str]) -> Path | None:
-    """Return where endpoints are remembered: where none is configured in systemd's state directory, if there is one."""
-    if given is not None:
-        return Path(folder / given).absolute() if given else None
-    directory = environ.get("STATE_DIRECTORY", "").partition(":")[0]  # systemd.exec(5): several are joined by colons
-    return Path(directory) / ENDPOINTS_FILE_NAME if directory else None
-
-
 def _complete(checked: Checked[TableT]) -> TableT:
-    """Return the whole table; called only after every mistake was raised."""
+    """Return the whole table; called only when no mistake was reported."""
     if checked.table is None:
         raise StateError(f"{checked.prefix} has mistakes, expected them to be reported; this is a bug")
     return checked.table

@@ -1,8 +1,8 @@
-"""Where a process listens and what its interface is called, told from a configuration that may be broken.
+"""The takeover socket and the interface that a configuration names, even if the configuration is broken.
 
-The rule: whoever broke a configuration must still be able to ask the process that runs with the one before, and what it
-set must still be removed. So nothing but these keys is looked at, no key file is read, and what cannot be parsed is
-passed over. Source: TOML 1.0.
+The rule: an operator whose configuration is broken must still reach the process that runs with the one before, and what
+that process set must still be removed. So only these keys are read, no key file is opened, and what cannot be parsed is
+skipped. Source: TOML 1.0.
 """
 
 import os
@@ -12,17 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from oxidize.config.load import FILE_BYTES_MAX
-from oxidize.config.model import Role
-from oxidize.config.report import Report
-from oxidize.config.schema import CLIENT_INTERFACE, default_takeover_socket
+from oxidize.config.load import read_file
+from oxidize.config.paths import Role, default_takeover_socket
+from oxidize.config.schema import CLIENT_INTERFACE
 from oxidize.config.values import InvalidValueError, interface_name
 
 _LINE = re.compile(r"^\s*takeover_socket\s*=.*$", re.MULTILINE)
 
 
 def takeover_socket_of(path: str | Path, role: Role, environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the takeover socket that a configuration names, or the default one where it names none that can be read.
+    """Return the takeover socket that a configuration names, or the default one if no name can be read.
 
     Raises ConfigError only where the file itself cannot be read. environ: XDG_RUNTIME_DIR is used.
     """
@@ -34,7 +33,7 @@ def takeover_socket_of(path: str | Path, role: Role, environ: Mapping[str, str] 
 
 
 def client_interface_of(path: str | Path) -> str:
-    """Return the name of a client's interface, or the default one where none is named that can be read.
+    """Return the name of a client's interface, or the default one if no name can be read.
 
     Raises ConfigError only where the file itself cannot be read.
     """
@@ -45,22 +44,15 @@ def client_interface_of(path: str | Path) -> str:
         return CLIENT_INTERFACE
 
 
-def _read(source: Path) -> str:
-    try:
-        with source.open("rb") as file:
-            return file.read(FILE_BYTES_MAX).decode(errors="replace")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no file has such a name"
-        Report(str(source)).fail(
-            f"{reason}: expected a readable configuration file; correct the path, or who may read it (sudo)"
-        )
+def _read(path: Path) -> str:
+    return read_file(path).decode(errors="replace")
 
 
 def _given(text: str, role: str) -> str | None:
     table = _parse(text).get(role)
     if isinstance(table, dict):
         return _path_in(table)
-    # The file is no TOML, but this line of it may be.
+    # The file is not TOML, but this line of it may be.
     line = _LINE.search(text)
     return _path_in(_parse(line[0])) if line else None
 

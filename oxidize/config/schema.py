@@ -1,33 +1,20 @@
-"""The tables of a configuration file, as pydantic models: every key, its default, and the text of what is expected.
+"""The tables of a configuration file: every key, its default, its limits and its meaning.
 
-The rule: this file is the reference of all keys. A field's description completes the sentence "expected ..."; its
-example stands in the remedy where there is no default. Models hold values as they are after parsing, so defaults are
-written as in the file and parsed like any other value.
+The rule: a key is written here once. A field's description completes the sentence "expected ..." of an error, its
+example stands in the remedy where there is no default, and the string below it is its meaning, in Markdown, for
+docs/configuration.md (scripts/configuration_reference.py). Fields hold values after parsing, so a key that names a key
+file holds that file's key; defaults are written as in the file and parsed like any other value.
 """
 
-import difflib
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-    ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    field_validator,
-)
+from pydantic import BeforeValidator, Field, PlainValidator
 
-from oxidize.config import values
-from oxidize.config.model import HostAddress, HostPort, InterfaceAddress, Network, NetworkKind, PublicEndpoint, Role
-from oxidize.config.report import Report, show
-from oxidize.config.values import InvalidValueError
+from oxidize.config import keys, paths, values
+from oxidize.config.table import Table
+from oxidize.config.values import HostAddress, HostPort, InterfaceAddress, Network, PublicEndpoint
 from oxidize.protocol.constants import INNER_MTU_MAX
 
 MTU_MIN = 576  # RFC 791: what every IPv4 host accepts
@@ -42,119 +29,112 @@ DRAIN_TIMEOUT_SECS_MAX = 3600.0
 RECONNECT_DELAY_MS_MIN = 25  # servers ignore what comes sooner than 20 ms after the last initiation
 RECONNECT_DELAY_MS_MAX = 3_600_000
 RECONNECT_ATTEMPTS_MAX = 1_000_000_000
-RECONNECT_BUFFER_MAX = 10_000  # packets; with a usual MTU they are what one record of the state may hold
-SUGGESTION_CUTOFF = 0.6  # how alike a mistyped key must be to be taken for the known one
+RECONNECT_BUFFER_MAX = 10_000  # packets; with a usual MTU one record of the state can hold them
 
-# Of the units, each its own: systemd removes it when the unit stops.
-SYSTEM_RUNTIME_DIRECTORIES = {"server": "/run/oxidize", "client": "/run/oxidize-client"}
-USER_SOCKET_NAMES = {"server": "takeover.sock", "client": "client-takeover.sock"}
-
-TableT = TypeVar("TableT", bound="Table")
-
-
-def default_takeover_socket(role: Role = "server", environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the path of the takeover socket where none is configured: in the user's runtime directory unless root."""
-    own = environ.get("XDG_RUNTIME_DIR", "")
-    if own and os.geteuid() != 0:
-        return Path(own) / "oxidize" / USER_SOCKET_NAMES[role]
-    return Path(SYSTEM_RUNTIME_DIRECTORIES[role]) / "takeover.sock"
-
-
-def _one_or_many(value: object) -> tuple[object, ...]:
-    if value == []:
-        raise InvalidValueError("one or more addresses in CIDR notation")
-    return tuple(value) if isinstance(value, list) else (value,)
-
-
-def _many(value: object) -> tuple[object, ...]:
-    if not isinstance(value, list):
-        raise InvalidValueError("a list of networks in CIDR notation", 'write it as a list, such as ["10.0.0.2/32"]')
-    return tuple(value)
-
-
-def _listen_or_off(value: object) -> HostPort | None:
-    if value is False or value == "":
-        return None
-    try:
-        return values.listen_address(value)
-    except InvalidValueError as error:
-        raise InvalidValueError(f'{error.expected}, or "" for none', error.remedy) from None
-
-
-def _one_or_many_names(value: object) -> tuple[object, ...]:
-    return tuple(value) if isinstance(value, list) else (value,)
-
-
-def _path_or_off(value: object) -> str | None:
-    return value if value is None or value == "" else values.file_path(value)
-
+NetworkKind = Literal["tun", "userspace"]
 
 _PublicKey = Annotated[bytes, PlainValidator(values.public_key)]
-_FilePath = Annotated[str, PlainValidator(values.file_path)]
+_PresharedKey = Annotated[bytes, PlainValidator(keys.preshared_key)]
+_InterfaceName = Annotated[str, PlainValidator(values.interface_name)]
+_ListenOrOff = Annotated[HostPort | None, PlainValidator(values.listen_address_or_none)]
 _Addresses = Annotated[
     tuple[Annotated[InterfaceAddress, PlainValidator(values.interface_address)], ...],
-    BeforeValidator(_one_or_many),
+    BeforeValidator(values.one_or_more_addresses),
 ]
 _Networks = Annotated[
     tuple[Annotated[Network, PlainValidator(values.network)], ...],
-    BeforeValidator(_many),
+    BeforeValidator(values.list_of_networks),
 ]
 _NameServers = Annotated[
     tuple[Annotated[HostAddress | str, PlainValidator(values.name_server)], ...],
-    BeforeValidator(_one_or_many_names),
+    BeforeValidator(values.one_or_many),
 ]
 
 _KEEPALIVE = f"a whole number of seconds from 0 (off) to {KEEPALIVE_SECS_MAX}"
 _RECONNECT_DELAY = f"a whole number of milliseconds from {RECONNECT_DELAY_MS_MIN} to {RECONNECT_DELAY_MS_MAX}"
 
 
-class Table(BaseModel):
-    """What all tables have in common: nothing is converted, nothing unknown is accepted."""
+class NameServers(NamedTuple):
+    """The name servers to use while the tunnel of `interface` is up; none where `servers` is empty.
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+    domains: search domains, appended one after the other to a name that is not found as it stands.
+    """
 
-    @field_validator("*", mode="wrap")
-    @classmethod
-    def _keep(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-        """Note every valid field, so that those of a table with a mistake elsewhere can still be compared."""
-        parsed = handler(value)
-        if info.context is not None and info.field_name is not None:
-            info.context[info.field_name] = parsed
-        return parsed
+    interface: str
+    servers: tuple[HostAddress, ...]
+    domains: tuple[str, ...]
 
 
-class InterfaceTable(Table):
+class NodeTable(Table):
     """What [server] and [client] have in common."""
 
-    address: _Addresses = Field(description="one or more addresses in CIDR notation", examples=["10.0.0.1/24"])
+    addresses: _Addresses = Field(
+        alias="address", description="one or more addresses in CIDR notation", examples=["10.0.0.1/24"]
+    )
+    """The addresses of this machine inside the tunnel, one or a list, each with the prefix length of its network. Each
+    address is listed once."""
+    private_key: Annotated[bytes, PlainValidator(keys.private_key)] = Field(
+        default=None, validate_default=True, alias="private_key_file", repr=False, description="the path of a file"
+    )
+    """The file with this machine's private key, as `oxidize genkey` writes it: a regular file that only its owner can
+    read (mode 0600). Without this key the systemd credential `private_key` is used; one of the two is required. Under
+    systemd 252 use the file: credentials reach `ExecStart=` alone, and a reload starts the next process."""
     mtu: int = Field(
         MTU_DEFAULT,
         ge=MTU_MIN,
         le=INNER_MTU_MAX,
         description=f"a whole number from {MTU_MIN} to {INNER_MTU_MAX}",
     )
-    private_key_file: _FilePath | None = Field(None, description="the path of a file")
-    takeover_socket: _FilePath | None = Field(None, description="the path of a Unix socket")
+    """The size in bytes of the largest packet inside the tunnel. With an IPv6 address at least 1280. It is the same on
+    both sides."""
     network: NetworkKind = Field("tun", description='"tun" or "userspace"')
+    """`"tun"`: a network interface of the kernel, which needs `CAP_NET_ADMIN`. `"userspace"`: no root and no interface;
+    the process itself answers ping and UDP echo (port 7) on its tunnel addresses, forwards nothing and routes nothing
+    of this machine."""
+    takeover_socket: Annotated[Path, PlainValidator(paths.takeover_socket)] = Field(
+        default=None, validate_default=True, description="the path of a Unix socket"
+    )
+    """The Unix socket where a successor finds its predecessor, at most 107 bytes. Without this key it is
+    `/run/oxidize/takeover.sock` for a server and `/run/oxidize-client/takeover.sock` for a client; for a user other
+    than root `takeover.sock` and `client-takeover.sock` in `$XDG_RUNTIME_DIR/oxidize`."""
+    interface: _InterfaceName
+    metrics_listen: _ListenOrOff
+
+    @cached_property
+    def public_key(self) -> bytes:
+        """The public key of `private_key`."""
+        return keys.public_key(self.private_key)
 
 
-class ServerTable(InterfaceTable):
+class ServerTable(NodeTable):
     """The table [server]."""
 
     listen: Annotated[HostPort, PlainValidator(values.listen_address)] = Field(
         default="[::]:51820", validate_default=True, description='"address:port"'
     )
-    interface: Annotated[str, PlainValidator(values.interface_name)] = Field("oxidize0", description="a name")
-    metrics_listen: Annotated[HostPort | None, PlainValidator(_listen_or_off)] = Field(
-        default="127.0.0.1:9090", validate_default=True, description='"address:port", or "" for none'
-    )
-    endpoints_file: Annotated[str | None, PlainValidator(_path_or_off)] = Field(
-        None, description='the path of a file, or "" for none'
-    )
+    """The UDP address to listen at, used where no socket is passed by systemd or by a running server. `[::]` includes
+    IPv4, port 0 lets the kernel choose. The address is literal, not a name."""
+    interface: _InterfaceName = Field("oxidize0", description="a name")
+    """The name of the network interface: 1 to 15 letters, digits and `_ = + . -`."""
     nat: bool = Field(default=False, description="true or false")
+    """Whether packets from the networks of `address` to hosts beyond the server leave with the server's own address
+    (masquerading), for which it makes an nftables table of its own. It needs `network = "tun"`, and forwarding to be
+    enabled for the address families in `address`: `net.ipv4.ip_forward` and `net.ipv6.conf.all.forwarding`."""
     public_endpoint: Annotated[PublicEndpoint, PlainValidator(values.public_endpoint)] | None = Field(
         None, description='"host" or "host:port"'
     )
+    """The name or address, and the port if it differs, that `oxidize peer add` tells clients. Without this key the
+    command guesses, and says so."""
+    metrics_listen: _ListenOrOff = Field(
+        default="127.0.0.1:9090", validate_default=True, description='"address:port", or "" for none'
+    )
+    """The TCP address of `/health` and `/metrics`, used where no socket is passed."""
+    endpoints_file: Annotated[Path | None, PlainValidator(paths.endpoints_file)] = Field(
+        default=None, validate_default=True, description='the path of a file, or "" for none'
+    )
+    """The file that keeps the addresses and ports of the peers, so that a server that lost its sessions can start new
+    ones at once. Without this key it is `endpoints.json` in systemd's state directory (`/var/lib/oxidize/server`), and
+    none where systemd gives none."""
     drain_timeout_secs: float = Field(
         30.0,
         ge=0.0,
@@ -162,133 +142,112 @@ class ServerTable(InterfaceTable):
         allow_inf_nan=False,
         description=f"a number of seconds from 0 to {DRAIN_TIMEOUT_SECS_MAX:.0f}",
     )
+    """The longest time for which existing sessions are served after SIGTERM. Three seconds without a packet end it
+    earlier."""
 
 
-class ClientTable(InterfaceTable):
+class ClientTable(NodeTable):
     """The table [client]."""
 
     server: Annotated[str, PlainValidator(values.endpoint)] = Field(
         description='"host:port" of the server', examples=["vpn.example.org:51820"]
     )
+    """The address or name of the server, and its UDP port."""
     server_public_key: _PublicKey = Field(
         description="the server's public key in base64", examples=["(what `oxidize pubkey` prints on the server)"]
     )
-    preshared_key_file: _FilePath | None = Field(None, description="the path of a file")
+    """The public key of the server's private key, as `oxidize pubkey` prints it on the server."""
+    preshared_key: _PresharedKey = Field(
+        default=None, validate_default=True, alias="preshared_key_file", repr=False, description="the path of a file"
+    )
+    """The file with a second key that only this client and the server have, if the server has one for this client.
+    Mode 0600, as for `private_key_file`."""
     allowed_ips: _Networks = Field(
         description="the networks that are behind the server, as a list", examples=[["10.0.0.0/24"]]
     )
+    """The networks that are reached through the server. `0.0.0.0/0` and `::/0` send all traffic through it, except
+    traffic to the server itself and to networks that this machine is connected to directly; they need
+    `network = "tun"`. Each network is listed once."""
     persistent_keepalive: int = Field(25, ge=0, le=KEEPALIVE_SECS_MAX, description=_KEEPALIVE)
+    """The interval between keepalives, which keep the mapping of a NAT or firewall on the way."""
     reconnect_delay_ms: int = Field(
         50, ge=RECONNECT_DELAY_MS_MIN, le=RECONNECT_DELAY_MS_MAX, description=_RECONNECT_DELAY
     )
+    """The delay before the first attempt to reconnect. It doubles with each attempt, up to `max_reconnect_delay_ms`."""
     max_reconnect_delay_ms: int = Field(
         5000, ge=RECONNECT_DELAY_MS_MIN, le=RECONNECT_DELAY_MS_MAX, description=_RECONNECT_DELAY
     )
+    """The longest delay between two attempts to reconnect, at least `reconnect_delay_ms`."""
     max_reconnect_attempts: int = Field(
         0,
         ge=0,
         le=RECONNECT_ATTEMPTS_MAX,
         description=f"a whole number from 0 (any number of attempts) to {RECONNECT_ATTEMPTS_MAX}",
     )
+    """The number of unanswered attempts after which the client gives up and exits with status 3. With the default
+    delays 5 attempts take a second or two, 20 a minute."""
     reconnect_buffer_size: int = Field(
         1000,
         ge=1,
         le=RECONNECT_BUFFER_MAX,
         description=f"a whole number of packets from 1 to {RECONNECT_BUFFER_MAX}",
     )
-    resend_unanswered: bool = Field(True, description="true or false")
+    """The number of packets that are kept during an outage and sent in order when the server is back; the oldest are
+    dropped first."""
+    resend_unanswered: bool = Field(default=True, description="true or false")
+    """Whether packets of the last second before an outage that nothing came back for are sent again. Some of them may
+    have arrived and then arrive twice: TCP and ping tolerate that, some uses of UDP do not."""
     dns: _NameServers = Field(
         default=[],
         validate_default=True,
         description="a list of name servers' addresses and of domains to search in",
     )
+    """The name servers to use while the client runs, at least one, and search domains; an empty list leaves the
+    system's settings unchanged. It needs systemd-resolved or `resolvconf`, root, and `network = "tun"`. All names are
+    resolved by these servers."""
     fwmark: int = Field(
         FWMARK_DEFAULT,
         ge=FWMARK_MIN,
         le=FWMARK_MAX,
         description=f"a whole number from {FWMARK_MIN} to {FWMARK_MAX}, which no firewall or other tunnel uses",
     )
-    interface: Annotated[str, PlainValidator(values.interface_name)] = Field(CLIENT_INTERFACE, description="a name")
-    metrics_listen: Annotated[HostPort | None, PlainValidator(_listen_or_off)] = Field(
+    """The mark of the tunnel's own packets where `allowed_ips` has a default route, and the number of the routing table
+    with that route. The default is 0x6f78."""
+    interface: _InterfaceName = Field(CLIENT_INTERFACE, description="a name")
+    """The name of the network interface: 1 to 15 letters, digits and `_ = + . -`."""
+    metrics_listen: _ListenOrOff = Field(
         default="", validate_default=True, description='"address:port", or "" for none'
     )
+    """The TCP address of `/health` and `/metrics`."""
+
+    @property
+    def name_servers(self) -> NameServers:
+        """The entries of `dns`, sorted into addresses and domains."""
+        servers = tuple(entry for entry in self.dns if not isinstance(entry, str))
+        return NameServers(self.interface, servers, tuple(entry for entry in self.dns if isinstance(entry, str)))
 
 
 class PeerTable(Table):
     """One table [[peer]]."""
 
     name: Annotated[str, PlainValidator(values.peer_name)] = Field(description="a name", examples=["alice"])
+    """The name of the peer in status, logs and metrics: 1 to 64 letters, digits and `_ . @ -`, beginning with a letter
+    or a digit. No two peers have the same name."""
     public_key: _PublicKey = Field(
         description="the peer's public key in base64", examples=["(what `oxidize pubkey` prints at the peer)"]
     )
-    preshared_key_file: _FilePath | None = Field(None, description="the path of a file")
+    """The public key of the peer's private key, as `oxidize pubkey` or `wg pubkey` prints it. No two peers have the
+    same key, and no peer has the server's."""
+    preshared_key: _PresharedKey = Field(
+        default=None, validate_default=True, alias="preshared_key_file", repr=False, description="the path of a file"
+    )
+    """The file with a second key that only the server and this peer have, as `oxidize genpsk` writes it. Mode 0600, as
+    for `private_key_file`."""
     allowed_ips: _Networks = Field(description="the networks of the peer, as a list", examples=[["10.0.0.2/32"]])
+    """The addresses and networks of this peer inside the tunnel: packets from other sources are dropped, and packets
+    to them go to this peer. No two peers overlap."""
     endpoint: Annotated[str, PlainValidator(values.endpoint)] | None = Field(None, description='"host:port"')
+    """The address or name of the peer, and its UDP port, where that is known. Without this key it is where the peer's
+    packets come from."""
     persistent_keepalive: int = Field(0, ge=0, le=KEEPALIVE_SECS_MAX, description=_KEEPALIVE)
-
-
-@dataclass(frozen=True, slots=True)
-class Checked(Generic[TableT]):
-    """A table after validation: `table` is None when anything in it is wrong; `valid` has the fields that are right."""
-
-    prefix: str
-    table: TableT | None
-    valid: Mapping[str, Any]
-    given: Mapping[str, object]
-
-
-def check_table(model: type[TableT], given: Mapping[str, object], prefix: str, report: Report) -> Checked[TableT]:
-    """Validate one table and report every mistake in it under names that begin with `prefix`."""
-    valid: dict[str, Any] = {}
-    try:
-        return Checked(prefix, model.model_validate(given, context=valid), valid, given)
-    except ValidationError as error:
-        for detail in error.errors(include_url=False):
-            _report_detail(model, prefix, detail["type"], detail["loc"], detail["input"], detail.get("ctx", {}), report)
-    return Checked(prefix, None, valid, given)
-
-
-def _report_detail(
-    model: type[Table],
-    prefix: str,
-    kind: str,
-    location: tuple[int | str, ...],
-    value: object,
-    context: Mapping[str, Any],
-    report: Report,
-) -> None:
-    name = str(location[0])
-    key = f"{prefix}.{name}"
-    if kind == "extra_forbidden":
-        unknown_key(prefix, name, value, list(model.model_fields), report)
-        return
-    field = model.model_fields[name]
-    if kind == "missing":
-        report.missing(key, str(field.description), f"add {_example(name, field.examples)}")
-        return
-    cause = context.get("error")
-    expected = cause.expected if isinstance(cause, InvalidValueError) else str(field.description)
-    if isinstance(cause, InvalidValueError) and cause.remedy is not None:
-        remedy = cause.remedy
-    elif field.is_required():
-        remedy = f"write for example {_example(name, field.examples)}"
-    elif field.default is None:
-        remedy = "correct it, or remove the line"
-    else:
-        remedy = f"remove the line for the default {show(name, field.default)}"
-    report.wrong(key, value, expected, remedy)
-
-
-def unknown_key(table: str, name: str, value: object, known: list[str], report: Report) -> None:
-    """Report a key that does not exist in `table` ("": the file itself), with the one that was probably meant."""
-    spelled = {candidate.replace("_", ""): candidate for candidate in known}
-    close = difflib.get_close_matches(name.lower().replace("_", "").replace("-", ""), spelled, 1, SUGGESTION_CUTOFF)
-    place = f"a key of {table}" if table else "a table of this file"
-    remedy = f"did you mean {spelled[close[0]]}?" if close else "remove it"
-    key = f"{table}.{name}" if table else name
-    report.wrong(key, value, f"{place} ({', '.join(sorted(known))})", remedy, name=name)
-
-
-def _example(name: str, examples: list[Any] | None) -> str:
-    example = examples[0] if examples else "..."
-    return f"{name} = {show(name, example)}"
+    """The interval between keepalives to this peer, which keep the mapping of a NAT or firewall on the way."""

@@ -7,25 +7,39 @@ RFC 4291 for networks, RFC 1123 section 2.1 for host names, RFC 3986 section 3.2
 import base64
 import binascii
 import re
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
 from typing import TypeGuard
 
-from oxidize.config.model import HostAddress, HostPort, InterfaceAddress, Network, PublicEndpoint
 from oxidize.protocol.constants import KEY_SIZE
 
+InterfaceAddress = IPv4Interface | IPv6Interface
+Network = IPv4Network | IPv6Network
+HostAddress = IPv4Address | IPv6Address
+HostPort = tuple[str, int]
+PublicEndpoint = tuple[str, int | None]  # a host, an IPv6 address without brackets, and a port if one was given
+
 INTERFACE_NAME_MAX = 15  # IFNAMSIZ without its NUL
-PEER_NAME_MAX = 64  # our own: it is a column of `oxidize status` and a field of every log line
+PEER_NAME_MAX = 64  # no standard's: a name is a column of `oxidize status` and a field of log lines
 PORT_MAX = 65_535
 HOST_NAME_MAX = 253  # RFC 1035 section 2.3.4, without the root's dot
-SOCKET_PATH_BYTES_MAX = 107  # unix(7): sun_path without its NUL
 
 _HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\]\[]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _INTERFACE_NAME = re.compile(rf"[A-Za-z0-9_=+.-]{{1,{INTERFACE_NAME_MAX}}}")
 _PEER_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.@-]{{0,{PEER_NAME_MAX - 1}}}")
 
-# The points of small order of Curve25519 (RFC 7748 section 6.1): with them every shared secret is zero, so they are no
-# one's public key. The top bit of a key is ignored, hence the mask below.
+# The points of small order of Curve25519 (RFC 7748 section 6.1): with them every shared secret is zero, and no
+# private key has them as its public key. The top bit of a key is ignored, hence the mask in `public_key`.
 _SMALL_ORDER = frozenset(
     bytes.fromhex(point)
     for point in (
@@ -41,7 +55,7 @@ _SMALL_ORDER = frozenset(
 
 
 class InvalidValueError(ValueError):
-    """A value is not what it should be: `expected` says what is, `remedy` what to do (None: the field's usual one)."""
+    """A value is refused: `expected` completes "expected ...", `remedy` says what to do (None: the field's default)."""
 
     def __init__(self, expected: str, remedy: str | None = None) -> None:
         super().__init__(expected)
@@ -50,7 +64,7 @@ class InvalidValueError(ValueError):
 
 
 def text(value: object, expected: str) -> str:
-    """Return the value if it is a string that is not empty; raises InvalidValueError."""
+    """Return the value if it is a non-empty string; raises InvalidValueError."""
     if not isinstance(value, str) or not value:
         raise InvalidValueError(expected)
     return value
@@ -77,7 +91,7 @@ def public_key(value: object) -> bytes:
 
 
 def interface_address(value: object) -> InterfaceAddress:
-    """Parse an address of our own with the length of its network's prefix; raises InvalidValueError."""
+    """Parse an interface's address with the length of its network's prefix; raises InvalidValueError."""
     expected = 'an address with the length of its network\'s prefix, such as "10.0.0.1/24" or "fd00::1/64"'
     given = text(value, expected)
     address, slash, prefix = given.partition("/")
@@ -95,7 +109,7 @@ def interface_address(value: object) -> InterfaceAddress:
 
 
 def network(value: object) -> Network:
-    """Parse a network in CIDR notation, or one address for the network of only that; raises InvalidValueError."""
+    """Parse a network in CIDR notation, or one address as a network of its own; raises InvalidValueError."""
     expected = 'a network in CIDR notation, such as "10.0.0.2/32" or "fd00:1::/64"'
     given = text(value, expected)
     _, slash, prefix = given.partition("/")
@@ -124,7 +138,7 @@ def listen_address(value: object) -> HostPort:
 
 
 def endpoint(value: object) -> str:
-    """Check "host:port", where host is an address or a name that is looked up later; raises InvalidValueError."""
+    """Check "host:port", where host is an address or a name, which is not looked up; raises InvalidValueError."""
     expected = '"host:port" or "[IPv6 address]:port", with a port from 1 to 65535'
     given = text(value, expected)
     host, port, is_v6 = _split_host_port(given, expected)
@@ -150,6 +164,16 @@ def public_endpoint(value: object) -> PublicEndpoint:
         raise InvalidValueError(expected, error.remedy) from None
     host, port, _ = _split_host_port(whole, expected)
     return host, port if has_port else None
+
+
+def listen_address_or_none(value: object) -> HostPort | None:
+    """Parse `listen_address`, or "" or false for None; raises InvalidValueError."""
+    if value is False or value == "":
+        return None
+    try:
+        return listen_address(value)
+    except InvalidValueError as error:
+        raise InvalidValueError(f'{error.expected}, or "" for none', error.remedy) from None
 
 
 def host_address(endpoint: str) -> HostAddress | None:
@@ -204,6 +228,25 @@ def file_path(value: object) -> str:
     return given
 
 
+def one_or_many(value: object) -> tuple[object, ...]:
+    """Return the items of a list, or one value as the only item."""
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def one_or_more_addresses(value: object) -> tuple[object, ...]:
+    """Return the items of a list that is not empty, or one value as the only item; raises InvalidValueError."""
+    if value == []:
+        raise InvalidValueError("one or more addresses in CIDR notation")
+    return one_or_many(value)
+
+
+def list_of_networks(value: object) -> tuple[object, ...]:
+    """Return the items of a list; raises InvalidValueError for anything else."""
+    if not isinstance(value, list):
+        raise InvalidValueError("a list of networks in CIDR notation", 'write it as a list, such as ["10.0.0.2/32"]')
+    return tuple(value)
+
+
 def _is_number(digits: str) -> bool:
     return digits.isascii() and digits.isdigit()
 
@@ -216,7 +259,7 @@ def _split_host_port(given: str, expected: str) -> tuple[str, int, bool]:
 
 
 def _bracket_remedy(given: str) -> str | None:
-    """Return what was meant where an IPv6 address lacks its brackets."""
+    """Return a remedy for an IPv6 address without brackets, None if it is something else."""
     host, _, port = given.rpartition(":")
     if _literal(host, is_v6=True) is None or not _is_number(port):
         return None

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from oxidize.config import InterfaceAddress, Network
-from oxidize.config.model import HostAddress
-from oxidize.config.values import INTERFACE_NAME_MAX
+from oxidize.config.values import INTERFACE_NAME_MAX, HostAddress
 
 MTU_USUAL = 1420  # what both clients take where nothing is said
 

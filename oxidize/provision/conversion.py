@@ -13,11 +13,10 @@ from ipaddress import ip_interface, ip_network
 from typing import TypeVar
 
 from oxidize.config import InterfaceAddress, Network, values
-from oxidize.config.model import HostAddress
-from oxidize.config.overlap import Claim, find_overlaps
+from oxidize.config.checks import Claim, find_overlaps
 from oxidize.config.report import show
 from oxidize.config.schema import KEEPALIVE_SECS_MAX
-from oxidize.config.values import PORT_MAX, InvalidValueError
+from oxidize.config.values import PORT_MAX, HostAddress, InvalidValueError
 from oxidize.errors import ConfigError
 from oxidize.protocol.constants import KEY_SIZE
 from oxidize.provision.names import peer_names

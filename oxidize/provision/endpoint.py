@@ -9,7 +9,7 @@ import socket
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from oxidize.config.model import PublicEndpoint
+from oxidize.config.values import PublicEndpoint
 
 # Documentation addresses (RFC 5737, RFC 3849): a UDP socket that is connected there sends nothing, but has a source.
 _SOMEWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from oxidize.config import Network, ServerConfig, values
-from oxidize.config.model import HostAddress, PublicEndpoint
-from oxidize.config.values import PORT_MAX, InvalidValueError
+from oxidize.config.values import PORT_MAX, HostAddress, InvalidValueError, PublicEndpoint
 from oxidize.errors import ConfigError
 from oxidize.protocol.constants import KEY_SIZE
 from oxidize.protocol.crypto import generate_private_key, public_key

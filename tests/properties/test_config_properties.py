@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oxidize.config import load_client, load_server
-from oxidize.config.overlap import Claim, find_overlaps
+from oxidize.config.checks import Claim, find_overlaps
 from oxidize.config.schema import ClientTable, PeerTable, ServerTable
+from oxidize.config.table import fields_by_key
 from oxidize.errors import ConfigError
 
 PRIVATE = base64.b64encode(bytes(range(32))).decode()
@@ -60,7 +61,11 @@ texts = st.one_of(
 )
 scalars = st.one_of(texts, st.booleans(), st.integers(-(2**70), 2**70), st.integers(0, 70_000))
 items = st.one_of(scalars, st.lists(scalars, max_size=3))
-KEYS = [*ServerTable.model_fields, *ClientTable.model_fields, *PeerTable.model_fields, "private_key", "PublicKey"]
+KEYS = [
+    *(key for table in (ServerTable, ClientTable, PeerTable) for key in fields_by_key(table)),
+    "private_key",
+    "PublicKey",
+]
 tables = st.dictionaries(
     st.one_of(st.sampled_from(KEYS), st.text(st.characters(codec="utf-8"), max_size=8)), items, max_size=6
 )

@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 
 from oxidize.config import default_takeover_socket, load_client, load_server
 from oxidize.config.report import HIDDEN, show
+from oxidize.config.schema import ClientTable, PeerTable, ServerTable
+from oxidize.config.table import fields_by_key
 from oxidize.config.values import _SMALL_ORDER
 from oxidize.errors import ConfigError
 from oxidize.protocol.constants import PEERS_MAX
@@ -103,16 +105,15 @@ def test_every_key_of_a_server_is_taken(folder):
     assert (alice.endpoint, alice.persistent_keepalive) == ("[2001:db8::1]:51820", 25)
 
 
-def test_a_client_gets_its_defaults_and_is_its_servers_peer(folder):
+def test_a_client_gets_its_defaults(folder):
     config = load(folder, CLIENT + 'allowed_ips = ["10.0.0.0/24"]\npreshared_key_file = "alice.psk"', load_client)
     assert config.interface == "oxidize1"
     assert config.metrics_listen is None
     assert config.takeover_socket == Path("/run/oxidize-client/takeover.sock")
-    (server,) = config.peers
-    assert server.public_key == config.server_public_key == base64.b64decode(ALICE)
-    assert server.preshared_key == base64.b64decode(PRESHARED)
-    assert (server.endpoint, server.persistent_keepalive) == ("vpn.example.org:51820", 25)
-    assert server.allowed_ips == (ip_network("10.0.0.0/24"),)
+    assert config.server_public_key == base64.b64decode(ALICE)
+    assert config.preshared_key == base64.b64decode(PRESHARED)
+    assert (config.server, config.persistent_keepalive) == ("vpn.example.org:51820", 25)
+    assert config.allowed_ips == (ip_network("10.0.0.0/24"),)
 
 
 @pytest.mark.parametrize("off", ['""', "false"])
@@ -130,8 +131,11 @@ def test_the_examples_load(tmp_path):
     assert server.warnings == client.warnings == ()
 
 
-@pytest.mark.parametrize(("name", "loader"), [("server.toml", load_server), ("client.toml", load_client)])
-def test_the_examples_name_every_key_and_its_true_default(tmp_path, name, loader):
+@pytest.mark.parametrize(
+    ("name", "loader", "tables"),
+    [("server.toml", load_server, [ServerTable, PeerTable]), ("client.toml", load_client, [ClientTable])],
+)
+def test_the_examples_name_every_key_and_its_true_default(tmp_path, name, loader, tables):
     text = (EXAMPLES / name).read_text()
     for key in ("server.key", "client.key", "alice.psk", "client.psk"):
         secret(tmp_path / key, PRIVATE)
@@ -139,11 +143,9 @@ def test_the_examples_name_every_key_and_its_true_default(tmp_path, name, loader
     as_written = loader(tmp_path / name)
     (tmp_path / name).write_text(re.sub(r"^# (?=[a-z_]+ = )", "", text, flags=re.MULTILINE))
     assert loader(tmp_path / name) == as_written
-    fields = set(type(as_written).__dataclass_fields__) - {"source", "public_key", "warnings", "peers"}
-    spelled = {"addresses": "address", "private_key": "private_key_file", "preshared_key": "preshared_key_file"}
-    spelled["name_servers"] = "dns"
-    for field in fields:
-        assert re.search(rf"^(# )?{spelled.get(field, field)} = ", text, flags=re.MULTILINE), field
+    for table in tables:
+        for key in fields_by_key(table):
+            assert re.search(rf"^(# )?{key} = ", text, flags=re.MULTILINE), key
 
 
 # --- Where things are ---
@@ -317,10 +319,10 @@ def test_allowed_ips_are_a_list(folder):
 
 def test_missing_keys_are_named_with_an_example(folder):
     lines = problems(folder, "[server]\n[[peer]]\n")
-    assert lines[0] == (
+    assert (
         "oxidize.toml: server.address is missing: expected one or more addresses in CIDR notation; "
         'add address = "10.0.0.1/24"'
-    )
+    ) in lines
     assert any(line.startswith("oxidize.toml: server.private_key_file is missing: expected a file") for line in lines)
     assert {line.split()[1] for line in lines} >= {"peer[1].name", "peer[1].public_key", "peer[1].allowed_ips"}
 
