@@ -26,6 +26,7 @@ from oxidize.runtime import crash_loop
 from oxidize.runtime.endpoint_cache import recall
 from oxidize.runtime.http_endpoints import health_response
 from oxidize.runtime.node import Node, Parts, say_ready, serve_http
+from oxidize.runtime.offer import FROM_SOCKET_UNIT, STATE, STORED, FdName, named_fd
 from oxidize.runtime.parts import adopt_nat, adopt_network, bind_http, boot_id, configure, make_device
 from oxidize.service_manager import notify, watchdog
 from oxidize.settings import NodeSettings
@@ -41,7 +42,7 @@ _Item = TypeVar("_Item")
 
 def start_alone(settings: NodeSettings, loop: Loop, control: Control, passed: dict[str, list[int]]) -> Node:
     """Begin with what the service manager passed, or with nothing; raises ConfigError for sockets not to be had."""
-    fds = notify.single(passed, ("udp", "http")) | _stored(passed)
+    fds = _from_socket_unit(passed) | _stored(passed)
     check_host_setup(settings, _interfaces_before(fds))
     _close_unused(passed, fds)
     return _ColdStart(settings, loop, fds).run(control)
@@ -50,19 +51,21 @@ def start_alone(settings: NodeSettings, loop: Loop, control: Control, passed: di
 class _ColdStart:
     """One beginning without a predecessor. `fds`: what was passed, by name."""
 
-    def __init__(self, settings: NodeSettings, loop: Loop, fds: dict[str, int]) -> None:
+    def __init__(self, settings: NodeSettings, loop: Loop, fds: dict[FdName, int]) -> None:
         self._settings = settings
         self._loop = loop
         self._fds = fds
-        self._listener = socket.socket(fileno=fds["http"]) if "http" in fds else bind_http(settings)
+        self._listener = socket.socket(fileno=fds[FdName.HTTP]) if FdName.HTTP in fds else bind_http(settings)
         self._front = _Front(loop)
         if self._listener is not None:
             self._listener.setblocking(False)
             self._front.open(self._listener)
         self._interfaces_before = _interfaces_before(fds)
-        self._udp = UdpSocket(socket.socket(fileno=fds["udp"]) if "udp" in fds else bind_udp(*settings.listen))
+        self._udp = UdpSocket(
+            socket.socket(fileno=fds[FdName.UDP]) if FdName.UDP in fds else bind_udp(*settings.listen)
+        )
         self._network, self._is_network_new = adopt_network(settings, _passed_tun(settings, fds))
-        self._nat = adopt_nat(settings, fds.get("nat"))
+        self._nat = adopt_nat(settings, fds.get(FdName.NAT))
         if self._is_network_new:
             check_nat(self._nat)  # before anything is stored: the next start would take that for a service that ran
 
@@ -125,8 +128,8 @@ class _ColdStart:
         node = self._make_node(state, 1)
         for name, fd in state.fds.items():
             notify.store_fd(name, fd)
-        if settings.role == "client" and "udp" not in self._fds:  # no socket unit holds it
-            notify.store_fd("udp", self._udp.fileno())
+        if settings.role == "client" and FdName.UDP not in self._fds:  # no socket unit holds it
+            notify.store_fd(FdName.UDP, self._udp.fileno())
         return node
 
     def _make_node(self, state: SessionState, generation: int) -> Node:
@@ -142,12 +145,16 @@ class _ColdStart:
     def _restore(self) -> Node | None:
         """Return a node with the stored state, or None where there is none that can be used."""
         fds = self._fds
-        if "journal" not in fds or "arena" not in fds:
+        if not all(name in fds for name in STATE):
             return None
         state = None
         try:
             state = SessionState.open(
-                fds["journal"], fds["arena"], boot_id=boot_id(), public_key=self._settings.public_key, now=boot_time()
+                fds[FdName.JOURNAL],
+                fds[FdName.ARENA],
+                boot_id=boot_id(),
+                public_key=self._settings.public_key,
+                now=boot_time(),
             )
             self._wait_out(crash_loop.note_start(state.arena.counters))
             return self._restore_from(state)
@@ -160,7 +167,7 @@ class _ColdStart:
         if state is not None:
             state.close()
         self._front.node = None
-        notify.forget_fds("journal", "arena")
+        notify.forget_fds(*STATE)
         return None
 
     def _restore_from(self, state: SessionState) -> Node:
@@ -224,23 +231,23 @@ class _Front:
         return health_response("starting")  # of /metrics too: there is nothing to measure yet
 
 
-def _passed_tun(settings: NodeSettings, fds: dict[str, int]) -> NamedFd | None:
-    if "tun" not in fds:
+def _passed_tun(settings: NodeSettings, fds: dict[FdName, int]) -> NamedFd | None:
+    if FdName.TUN not in fds:
         return None
-    return NamedFd("tun", fds["tun"], "tun", {"name": settings.interface, "vnet_header": False})
+    return named_fd(FdName.TUN, fds[FdName.TUN], {"name": settings.interface, "vnet_header": False})
 
 
-def _interfaces_before(fds: Mapping[str, int]) -> list[str]:
+def _interfaces_before(fds: Mapping[FdName, int]) -> list[str]:
     """Return the interface of the process before us, whose rules give way to ours if it has another name."""
-    name = interface_name_of_fd(fds["tun"]) if "tun" in fds else None
+    name = interface_name_of_fd(fds[FdName.TUN]) if FdName.TUN in fds else None
     return [name] if name is not None else []
 
 
 def store_network(node: Node) -> None:
     """Put a new TUN device into the manager's store, instead of the one that is used no longer."""
-    notify.forget_fds("tun")
+    notify.forget_fds(FdName.TUN)
     if isinstance(node.network, TunDevice):
-        notify.store_fd("tun", node.network.fileno())
+        notify.store_fd(FdName.TUN, node.network.fileno())
 
 
 def check_nat(nat: Nat) -> None:
@@ -253,36 +260,39 @@ def apply_nat(node: Node) -> None:
     nat = node.nat
     if nat.enabled and nat.is_new:
         # A release in between that knew nothing of it has left its copy there, and the table with it.
-        notify.forget_fds("nat")
+        notify.forget_fds(FdName.NAT)
         if notify.is_managed():
             notify.barrier()
     nat.apply()
     descriptor = nat.fileno()
     if descriptor is None:
-        notify.forget_fds("nat")
+        notify.forget_fds(FdName.NAT)
     elif nat.is_new:
-        notify.store_fd("nat", descriptor)
+        notify.store_fd(FdName.NAT, descriptor)
 
 
-def _stored(passed: dict[str, list[int]]) -> dict[str, int]:
+def _from_socket_unit(passed: dict[str, list[int]]) -> dict[FdName, int]:
+    return {FdName(name): fd for name, fd in notify.single(passed, FROM_SOCKET_UNIT).items()}
+
+
+def _stored(passed: dict[str, list[int]]) -> dict[FdName, int]:
     """Return what the store held, by name: journal and arena both and once, or neither of them.
 
     A process that was killed between storing the one and the other leaves a half, the next one would add to it.
     """
-    once = {name: passed[name][0] for name in notify.STORED_NAMES if len(passed.get(name, [])) == 1}
-    state = [name for name in ("journal", "arena") if name in passed]
-    if state and not {"journal", "arena"} <= once.keys():
+    once = {name: passed[name][0] for name in STORED if len(passed.get(name, [])) == 1}
+    if any(name in passed for name in STATE) and not all(name in once for name in STATE):
         log.error("the stored state is not used: expected one journal and one arena", stored=", ".join(sorted(passed)))
-        notify.forget_fds("journal", "arena")
-        return {name: fd for name, fd in once.items() if name in ("tun", "nat")}
+        notify.forget_fds(*STATE)
+        return {name: fd for name, fd in once.items() if name not in STATE}
     return once
 
 
-def _close_unused(passed: dict[str, list[int]], used: dict[str, int]) -> None:
+def _close_unused(passed: dict[str, list[int]], used: dict[FdName, int]) -> None:
     for name, fds in passed.items():
-        unused = [fd for fd in fds if fd != used.get(name)]
+        unused = [fd for fd in fds if fd not in used.values()]
         if unused:
-            expected = ", ".join(("udp", "http", *notify.STORED_NAMES)) + ": one of each"
+            expected = ", ".join((*FROM_SOCKET_UNIT, *STORED)) + ": one of each"
             log.warning("a passed file is not used", name=name, expected=expected)
         for fd in unused:
             os.close(fd)

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,10 +40,10 @@ from oxidize.runtime.drain import Drain
 from oxidize.runtime.endpoint_cache import EndpointMemory
 from oxidize.runtime.error_count import ErrorCount
 from oxidize.runtime.http_endpoints import State, make_respond
+from oxidize.runtime.offer import FdName, OfferState, named_fd
 from oxidize.service_manager import notify, systemctl
 from oxidize.service_manager.watchdog import Watchdog
 from oxidize.settings import NodeSettings
-from oxidize.state.records import FORMAT
 from oxidize.state.session_state import SessionState
 from oxidize.takeover.host import Answer, NamedFd, Offer
 from oxidize.takeover.listener import Listener
@@ -61,8 +61,8 @@ log = logs.get(__name__)
 class Parts:
     """What a generation is made of, however it came by it.
 
-    http_server: one that answers for it already. guard_fd: of `HostSetup`, upstream_dns: of `Connection`, both from a
-    predecessor.
+    http_server: one that answers for it already. guard_fd: of `HostSetup`, and upstream_dns: of `Connection`, both
+    from a predecessor.
     """
 
     settings: NodeSettings
@@ -94,7 +94,7 @@ class Node:
         self.network = parts.network
         self.nat = parts.nat
         # Not when it is asked for, in the middle of serving: with ten thousand routes it takes 15 ms.
-        self.interface = interface_of(parts.settings)
+        self.interface_digest = interface_digest_of(parts.settings)
         self.host_setup = host_setup_of(parts)
         self.started_at = boot_time()
         self.started_unix = time.time()
@@ -227,36 +227,34 @@ class Node:
                 f"release {hello.release} reads state of formats {list(hello.snapshot_versions)}; expected {needed} or "
                 f"later: use a release of that format",
             )
-        fds = [NamedFd("udp", self.udp.fileno(), "socket", self.udp.framing())]
-        fds += [NamedFd(name, fd, "memfd") for name, fd in self.session_state.fds.items()]
+        self.session_state.hold()
+        state = OfferState(
+            interface_digest=self.interface_digest,
+            installed_dns=self.host_setup.installed_dns if self.host_setup is not None else {},
+            watchdog_secs=self._watchdog.interval,
+            listen=self.settings.listen,
+            metrics_listen=self.settings.metrics_listen,
+            server=self.settings.server,
+            upstream_dns=tuple(self.connection.upstream_dns) if self.connection is not None else (),
+        )
+        # Not our own number: a successor that died after COMMIT may have written a later one.
+        return Offer(self.session_state.generation, tuple(self._descriptors()), state.encode())
+
+    def _descriptors(self) -> Iterator[NamedFd]:
+        yield named_fd(FdName.UDP, self.udp.fileno(), self.udp.framing())
+        for name, fd in self.session_state.fds.items():
+            yield named_fd(FdName(name), fd)
         if self.http_listener is not None:
-            fds.append(NamedFd("http", self.http_listener.fileno(), "socket"))
+            yield named_fd(FdName.HTTP, self.http_listener.fileno())
         if isinstance(self.network, TunDevice):
-            fds.append(NamedFd("tun", self.network.fileno(), "tun", self.network.framing()))
+            yield named_fd(FdName.TUN, self.network.fileno(), self.network.framing())
         nat = self.nat.fileno()
         if nat is not None:
-            fds.append(NamedFd("nat", nat, "nftables"))
-        host_setup = self.host_setup
-        if host_setup is not None and host_setup.guard_fd is not None:
-            fds.append(NamedFd("guard", host_setup.guard_fd, "pipe"))
+            yield named_fd(FdName.NAT, nat)
+        if self.host_setup is not None and self.host_setup.guard_fd is not None:
+            yield named_fd(FdName.GUARD, self.host_setup.guard_fd)
         if "JOURNAL_STREAM" not in os.environ and sys.stderr is not None:
-            fds.append(NamedFd("stderr", sys.stderr.fileno(), "log"))
-        self.session_state.hold()
-        # Not our own number: a successor that died after COMMIT may have written a later one.
-        return Offer(
-            self.session_state.generation,
-            tuple(fds),
-            {
-                "format": FORMAT,
-                "interface": self.interface,
-                "name_servers": host_setup.installed_dns if host_setup is not None else {},
-                "watchdog_secs": self._watchdog.interval,
-                "listen": list(self.settings.listen),
-                "metrics_listen": list(self.settings.metrics_listen or ()),
-                "server": self.settings.server,
-                "nameservers": list(self.connection.upstream_dns) if self.connection is not None else [],
-            },
-        )
+            yield named_fd(FdName.STDERR, sys.stderr.fileno())
 
     def offer_withdrawn(self, reason: str) -> None:
         """Note that the successor will not own; serving went on."""
@@ -420,7 +418,7 @@ class Node:
             raise SnapshotError(f"journal: read up to {self.session_state.end}, expected {expected} as COMMIT says")
 
 
-def interface_of(settings: NodeSettings) -> str:
+def interface_digest_of(settings: NodeSettings) -> str:
     """Return a digest of what the interface is set to, for a successor to compare with that of its own settings.
 
     A digest, since the routes of thousands of peers would not fit into the OFFER.

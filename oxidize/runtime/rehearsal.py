@@ -16,6 +16,7 @@ from oxidize.errors import DecodeError, OxidizeError, SnapshotError, TakeoverErr
 from oxidize.net.event_loop import boot_time
 from oxidize.protocol.changes import PeerKeypairs
 from oxidize.protocol.keypair import Keypair
+from oxidize.runtime.offer import FdName
 from oxidize.runtime.parts import NOT_CONFIGURED, Restored, restore
 from oxidize.settings import NodeSettings
 from oxidize.state.copies import copy_arena, copy_journal
@@ -117,8 +118,8 @@ def _ask(takeover_socket: Path) -> Answer:
 
 def _copy(answer: Answer, moment: _Moment) -> tuple[int, int] | None:
     """Return copies of journal and arena, in this order of making; None where the journal was compacted meanwhile."""
-    arena_source = answer.find("arena").fd
-    journal = copy_journal(answer.find("journal").fd, moment.journal_activations, moment.journal_end)
+    arena_source = answer.find(FdName.ARENA.value).fd
+    journal = copy_journal(answer.find(FdName.JOURNAL.value).fd, moment.journal_activations, moment.journal_end)
     if journal is None:
         return None
     try:

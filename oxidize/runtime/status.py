@@ -25,9 +25,10 @@ from oxidize.protocol.counters import (
 )
 from oxidize.protocol.device import Device
 from oxidize.protocol.peer import Peer
+from oxidize.runtime.offer import FdName, named_fd
 from oxidize.settings import NodeSettings
 from oxidize.state.session_state import SessionState
-from oxidize.takeover.host import Answer, NamedFd
+from oxidize.takeover.host import Answer
 
 
 class Describable(Protocol):
@@ -108,7 +109,7 @@ def hand_out_state(node: Describable) -> Answer:
     activations, end = node.session_state.journal.position
     content = {**_vitals(node, boot_time()), "journal_activations": activations, "journal_end": end}
     fds = node.session_state.read_only_fds()
-    return Answer(json.dumps(content).encode(), tuple(NamedFd(name, fd, "memfd") for name, fd in fds.items()))
+    return Answer(json.dumps(content).encode(), tuple(named_fd(FdName(name), fd) for name, fd in fds.items()))
 
 
 def describe(node: Describable) -> bytes:

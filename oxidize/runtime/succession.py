@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,14 +25,13 @@ from oxidize.net.udp import UdpSocket
 from oxidize.protocol.counters import Total
 from oxidize.runtime.cold_start import apply_nat, check_nat, store_network
 from oxidize.runtime.node import Node, Parts, say_ready
+from oxidize.runtime.offer import FdName, OfferState, descriptors_of
 from oxidize.runtime.parts import NOT_CONFIGURED, adopt_nat, adopt_network, bind_http, configure, restore
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
-from oxidize.takeover.host import Offer, reason_of
+from oxidize.takeover.host import NamedFd, Offer, reason_of
 from oxidize.takeover.predecessor import Predecessor
 from oxidize.takeover.successor import Commit, Successor
-
-USED_NAMES = frozenset({"udp", "http", "tun", "nat", "journal", "arena", "stderr", "guard"})  # of an offer
 
 log = logs.get(__name__)
 
@@ -46,6 +45,8 @@ class Succession:
     control: Control
     successor: Successor
     offer: Offer
+    fds: dict[FdName, NamedFd] = field(default_factory=dict)  # of the offer
+    before: OfferState = field(default_factory=OfferState)  # of the offer
     is_network_new: bool = False
 
     def run(self) -> Node:
@@ -78,32 +79,29 @@ class Succession:
 
     def _restore(self) -> Node:
         """Do all slow work, reading only; the predecessor serves all the while."""
-        settings, offer = self.settings, self.offer
-        fds = {named.name: named.fd for named in offer.fds}
+        settings, offer, fds = self.settings, self.offer, self.fds
+        fds.update(descriptors_of(offer))
+        self.before = OfferState.decode(offer.state)
         check_host_setup(settings, self._interfaces_before())
         try:
-            restored = restore(settings, offer.find("journal").fd, offer.find("arena").fd, boot_time())
+            restored = restore(settings, fds[FdName.JOURNAL].fd, fds[FdName.ARENA].fd, boot_time())
         except SnapshotError as error:
             raise SnapshotError(
                 f"taking over from pid {offer.pid} at {settings.takeover_socket}: {error}. (To run a second one beside "
                 "it give it a takeover_socket and an interface of its own.)"
             ) from error
-        listener = socket.socket(fileno=fds["http"]) if "http" in fds else bind_http(settings)
-        tun = next((named for named in offer.fds if named.name == "tun"), None)
-        network, self.is_network_new = adopt_network(settings, tun)
-        udp = UdpSocket(socket.socket(fileno=offer.find("udp").fd))
-        nat = adopt_nat(settings, fds.get("nat"))
+        http = self._fd(FdName.HTTP)
+        listener = socket.socket(fileno=http) if http is not None else bind_http(settings)
+        network, self.is_network_new = adopt_network(settings, fds.get(FdName.TUN))
+        udp = UdpSocket(socket.socket(fileno=fds[FdName.UDP].fd))
+        nat = adopt_nat(settings, self._fd(FdName.NAT))
         check_nat(nat)
         generation = offer.generation + 1
-        upstream_dns = [str(server) for server in offer.state.get("nameservers", [])]
         parts = Parts(settings, generation, restored.state, restored.device, udp, network, nat, listener)
-        parts.guard_fd, parts.upstream_dns = fds.get("guard"), upstream_dns
-        node = Node(parts, self.loop, float(offer.state.get("watchdog_secs", 0.0)))
+        parts.guard_fd, parts.upstream_dns = self._fd(FdName.GUARD), self.before.upstream_dns
+        node = Node(parts, self.loop, self.before.watchdog_secs)
         if self._must_configure(node) or node.host_setup is not None:
             preload()  # it takes longer than the changes themselves
-        for named in offer.fds:
-            if named.name not in USED_NAMES:  # of a newer release
-                os.close(named.fd)
         gc.collect()
         gc.freeze()
         return node
@@ -140,7 +138,7 @@ class Succession:
         self.successor.taken({"sessions": summary["sessions"], "blackout_ms": blackout_ms or 0.0})
         node.open_http()
         say_ready(node)
-        if node.connection is not None and self.offer.state.get("server") != self.settings.server:
+        if node.connection is not None and self.before.server != self.settings.server:
             node.connection.move()
         for _ in node.device.prepare_in_slices():
             self.loop.run_once(0)
@@ -176,40 +174,43 @@ class Succession:
         return problems
 
     def _settle(self, node: Node) -> None:
-        """Bring the surroundings of a client to what the settings say, or take the predecessor's back."""
-        before, interfaces = self.offer.state.get("name_servers", {}), self._interfaces_before()
+        """Bring the host_setup of a client to what the settings say, or take the predecessor's back."""
+        before, interfaces = self.before.installed_dns, self._interfaces_before()
         if node.host_setup is not None:
             node.host_setup.apply(before, interfaces, self.loop.run_once)
         elif interfaces:
             revert_host_setup(before, interfaces, self.loop.run_once)
 
     def _must_configure(self, node: Node) -> bool:
-        is_changed = self.offer.state.get("interface") != node.interface
+        is_changed = self.before.interface_digest != node.interface_digest
         return isinstance(node.network, TunDevice) and (is_changed or self.is_network_new)
 
     def _interfaces_before(self) -> list[str]:
-        return [str(named.options.get("name")) for named in self.offer.fds if named.name == "tun"]
+        tun = self.fds.get(FdName.TUN)
+        return [str(tun.options.get("name"))] if tun is not None else []
+
+    def _fd(self, name: FdName) -> int | None:
+        return self.fds[name].fd if name in self.fds else None
 
     def _ignored(self, node: Node) -> list[str]:
         """Return a line for each setting that changed and that only a start from nothing can take up."""
-        ours = {"listen": self.settings.listen, "metrics_listen": self.settings.metrics_listen or ()}
-        lines = []
-        for key, value in ours.items():
-            before = self.offer.state.get(key)
-            is_bound = bool(before)  # else there is none that was handed over, and ours is bound
-            if is_bound and list(value) != before:
-                lines.append(f"{key} has changed, but the socket is handed over as it is: stop and start to change it")
-        return lines
+        # Where nothing was handed over (None), this process has bound what it is set to.
+        changed = {
+            "listen": self.before.listen not in {None, self.settings.listen},
+            "metrics_listen": self.before.metrics_listen not in {None, self.settings.metrics_listen},
+        }
+        text = "has changed, but the socket is handed over as it is: stop and start to change it"
+        return [f"{key} {text}" for key, has_changed in changed.items() if has_changed]
 
     def _take_log(self) -> None:
         """Log where the predecessor logged, if this process was started by a coordinator's terminal."""
-        named = next((named for named in self.offer.fds if named.name == "stderr"), None)
-        if named is None:
+        fd = self._fd(FdName.STDERR)
+        if fd is None:
             return
         if self.control.is_coordinated and "JOURNAL_STREAM" not in os.environ:
-            os.dup2(named.fd, 1)
-            os.dup2(named.fd, 2)
-        os.close(named.fd)
+            os.dup2(fd, 1)
+            os.dup2(fd, 2)
+        os.close(fd)
 
 
 class _PredecessorEnd:

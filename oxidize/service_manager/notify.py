@@ -17,7 +17,6 @@ import sdnotify
 from oxidize.errors import ConfigError
 
 BARRIER_TIMEOUT_SECS = 5.0
-STORED_NAMES = ("journal", "arena", "tun", "nat")
 
 
 def is_managed() -> bool:

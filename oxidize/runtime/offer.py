@@ -1,0 +1,167 @@
+"""The contents of an OFFER: descriptors by name, and the state that comes with them.
+
+The rule: both are an interface between releases, in either direction. A name or a wire key is never renamed, retyped or
+reused; a new field has a default; a field or a descriptor that a newer release added is ignored.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from math import isfinite
+from typing import Any, Self
+
+from oxidize.errors import DecodeError
+from oxidize.state.records import FORMAT
+from oxidize.takeover.host import NamedFd, Offer
+
+
+class FdName(StrEnum):
+    """The name of a descriptor, the same in an OFFER, in LISTEN_FDNAMES and in the service manager's fd store."""
+
+    UDP = "udp"
+    HTTP = "http"
+    JOURNAL = "journal"
+    ARENA = "arena"
+    TUN = "tun"
+    NAT = "nat"  # the nftables socket that owns the table
+    GUARD = "guard"  # the pipe to a client's cleanup guard
+    STDERR = "stderr"  # where the process logs, if that is not systemd's journal
+
+
+@dataclass(frozen=True, slots=True)
+class FdTraits:
+    """The treatment of a descriptor.
+
+    kind: what it is, in an OFFER. is_required: an OFFER without it is refused. from_socket_unit: a socket unit may pass
+    it. is_stored: the service manager's fd store keeps it across a crash.
+    """
+
+    kind: str
+    is_required: bool = False
+    from_socket_unit: bool = False
+    is_stored: bool = False
+
+
+FDS: Mapping[FdName, FdTraits] = {
+    FdName.UDP: FdTraits("socket", is_required=True, from_socket_unit=True),  # stored as well where no unit has it
+    FdName.HTTP: FdTraits("socket", from_socket_unit=True),
+    FdName.JOURNAL: FdTraits("memfd", is_required=True, is_stored=True),
+    FdName.ARENA: FdTraits("memfd", is_required=True, is_stored=True),
+    FdName.TUN: FdTraits("tun", is_stored=True),
+    FdName.NAT: FdTraits("nftables", is_stored=True),
+    FdName.GUARD: FdTraits("pipe"),
+    FdName.STDERR: FdTraits("log"),
+}
+FROM_SOCKET_UNIT = tuple(name for name, traits in FDS.items() if traits.from_socket_unit)
+STATE = (FdName.JOURNAL, FdName.ARENA)  # one is of no use without the other
+STORED = tuple(name for name, traits in FDS.items() if traits.is_stored)
+
+DNS_KEYS: Mapping[str, type] = {"interface": str, "record": str, "servers": list, "domains": list}
+
+
+def named_fd(name: FdName, fd: int, options: dict[str, Any] | None = None) -> NamedFd:
+    """Return a descriptor as an OFFER carries it, `options` being what a successor must know to use it."""
+    return NamedFd(name.value, fd, FDS[name].kind, options or {})
+
+
+def descriptors_of(offer: Offer) -> dict[FdName, NamedFd]:
+    """Return the descriptors of an offer by name, and close those that only a newer release knows.
+
+    Raises TakeoverError where a required one is missing.
+    """
+    for name, traits in FDS.items():
+        if traits.is_required:
+            offer.find(name.value)
+    for named in offer.fds:
+        if named.name not in FDS:
+            os.close(named.fd)
+    return {FdName(named.name): named for named in offer.fds if named.name in FDS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfferState:
+    """The state of an OFFER: what a successor must know of its predecessor that is not in the journal.
+
+    interface_digest: of the interface's settings (`interface_digest_of`). installed_dns: the name servers that a client
+    has installed in the system, with the keys of `DNS_KEYS`; empty for none. watchdog_secs: the interval of the service
+    manager's watchdog, 0.0 for none. listen, metrics_listen: the settings of those names. server: a client's, as
+    configured. upstream_dns: the name servers that a client asks past its tunnel. format: of the journal.
+    """
+
+    interface_digest: str = ""
+    installed_dns: Mapping[str, Any] = field(default_factory=dict)
+    watchdog_secs: float = 0.0
+    listen: tuple[str, int] | None = None
+    metrics_listen: tuple[str, int] | None = None
+    server: str | None = None
+    upstream_dns: tuple[str, ...] = ()
+    format: int = FORMAT
+
+    def encode(self) -> dict[str, Any]:
+        """Return the state with the keys and types of the wire."""
+        return {
+            "format": self.format,
+            "interface": self.interface_digest,
+            "name_servers": dict(self.installed_dns),
+            "watchdog_secs": self.watchdog_secs,
+            "listen": list(self.listen or ()),
+            "metrics_listen": list(self.metrics_listen or ()),
+            "server": self.server,
+            "nameservers": list(self.upstream_dns),
+        }
+
+    @classmethod
+    def decode(cls, state: Mapping[str, Any]) -> Self:
+        """Return the state that another release encoded; raises DecodeError for a field of another type."""
+        return cls(
+            format=_typed(state, "format", int, FORMAT),
+            interface_digest=_typed(state, "interface", str, ""),
+            installed_dns=_dns(_typed(state, "name_servers", dict, {})),
+            watchdog_secs=_seconds(state, "watchdog_secs"),
+            listen=_address(state, "listen"),
+            metrics_listen=_address(state, "metrics_listen"),
+            server=_typed(state, "server", str, None),
+            upstream_dns=_texts(state, "nameservers"),
+        )
+
+
+def _typed(state: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+    """Return a field of that very type (a boolean is no integer), or its default where it is missing."""
+    value = state.get(key, default)
+    if value is not default and type(value) is not kind:
+        raise _wrong(key, value, kind.__name__)
+    return value
+
+
+def _seconds(state: Mapping[str, Any], key: str) -> float:
+    value = state.get(key, 0.0)
+    if type(value) not in {int, float} or not isfinite(value) or value < 0:
+        raise _wrong(key, value, "a time in seconds")
+    return float(value)
+
+
+def _address(state: Mapping[str, Any], key: str) -> tuple[str, int] | None:
+    match state.get(key, []):
+        case []:
+            return None
+        case [str(host), int(port)]:
+            return host, port
+        case value:
+            raise _wrong(key, value, "[host, port], or an empty list")
+
+
+def _texts(state: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    values = state.get(key, [])
+    if type(values) is not list or not all(type(value) is str for value in values):
+        raise _wrong(key, values, "a list of texts")
+    return tuple(values)
+
+
+def _dns(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: _typed(fields, key, kind, None) for key, kind in DNS_KEYS.items() if key in fields}
+
+
+def _wrong(key: str, value: Any, expected: str) -> DecodeError:
+    remedy = "stop the predecessor and start this release"
+    return DecodeError(f"offer.state.{key} is {value!r:.80}; expected {expected}: {remedy}")
