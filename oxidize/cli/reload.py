@@ -41,13 +41,12 @@ def replace_process(
     listener = who_listens(takeover_socket, clock=boot_time)
     if listener is None:
         raise nothing_runs(takeover_socket)
-    result = reload(role, config_path, log_level or _log_level(takeover_socket), takeover_socket, listener[0])
-    report = result.report
+    report = reload(role, config_path, log_level or _log_level(takeover_socket), takeover_socket, listener[0])
     refused = (f"{counted(number, 'peer')} not moved: {reason}" for reason, number in report["refused"].items())
     return Reloaded(
         f"reloaded: generation {report['generation']}, pid {report['pid']}: "
         f"{counted(report['sessions'], 'session')} moved, "
-        f"blackout {report['blackout_ms']:.1f} ms, {result.seconds:.2f} s in all",
+        f"blackout {report['blackout_ms']:.1f} ms, {report['seconds']:.2f} s in all",
         (*(f"warning: {warning}" for warning in report["warnings"]), *refused),
     )
 

@@ -18,7 +18,7 @@ def clean_up(config_path: Path, *, gave_up: bool) -> list[str]:
 
     The interface may still be there: systemd's store holds it until after the last hook.
     """
-    if systemctl.will_go_on() and not gave_up:
+    if systemctl.will_restart() and not gave_up:
         return []
     return remove_policy([config.client_interface_of(config_path)])
 
@@ -39,6 +39,6 @@ def set_names(config_path: Path) -> list[str]:
 
 def remove_names(config_path: Path, *, gave_up: bool) -> None:
     """Take our name servers back unless the unit goes on; raises OxidizeError."""
-    if gave_up or not systemctl.will_go_on():
+    if gave_up or not systemctl.will_restart():
         interface = config.client_interface_of(config_path)
         revert_dns(interface, record_name(systemctl.own_name() or interface))

@@ -1,9 +1,9 @@
-"""What a server answers to a query, made fit for whoever asked.
+"""Decode and sanitise a server's answer to a query.
 
-The rule: a server may be bad, or none of ours, and answer anything. What it says is read with limits, so that it costs
-little; what of it is a text can be printed as it is; and what cannot be read is a DecodeError and never anything else.
+The rule: the answering process may be broken or hostile, and send anything. Its answer is read with limits, so that it
+costs little; every text in it is made printable; and an answer that cannot be read is a DecodeError and nothing else.
 
-Source: RFC 8259. Of what Python's json takes besides, `NaN` and `Infinity`, nothing is taken.
+Source: RFC 8259. Python's extensions of it, `NaN` and `Infinity`, are refused.
 """
 
 import json
@@ -15,16 +15,16 @@ from typing import Any, NoReturn
 from oxidize.errors import DecodeError, TakeoverError
 from oxidize.text import printable
 
-VALUES_MAX = 2_000_000  # that of 20,000 peers has 780,000. As objects `[],` takes twenty times as much as its text
+VALUES_MAX = 2_000_000  # 20,000 peers have 780,000. As objects `[],` takes twenty times as much memory as its text
 NUMBER_CHARACTERS_MAX = 32
 INTEGER_MAX = (1 << 64) - 1  # a word
 DEPTH_MAX = 32
 
 
 def decode(content: bytes) -> dict[str, Any]:
-    """Return the JSON object that an answer is, every text in it printable; raises DecodeError where it is none."""
+    """Return the JSON object of an answer, with every text made printable; raises DecodeError for anything else."""
     try:
-        # Counted before anything is made of them: a text has at most as many.
+        # Counted before the parser makes objects: the text has at most this many values.
         values = sum(content.count(mark) for mark in (b",", b"[", b"{", b":"))
         if values > VALUES_MAX:
             raise DecodeError(f"it has {values} values, expected at most {VALUES_MAX}")
@@ -40,11 +40,11 @@ def decode(content: bytes) -> dict[str, Any]:
 
 @contextmanager
 def printable_reasons() -> Iterator[None]:
-    """Make the reasons printable that the other side gives for a refusal."""
+    """Make the reasons printable that the other process gives for a refusal."""
     try:
         yield
     except TakeoverError as error:
-        # Without the cause: it would say the same as it came.
+        # Without the cause, which has the unprintable text.
         raise TakeoverError(error.phase, printable(error.reason)) from None
 
 

@@ -1,4 +1,4 @@
-"""Queries that a running process answers at its takeover socket, and the side that asks."""
+"""The queries that a running process answers at its takeover socket, and the client that sends them."""
 
 from pathlib import Path
 from typing import Any
@@ -8,23 +8,23 @@ from oxidize.errors import OxidizeError
 from oxidize.net.event_loop import boot_time
 from oxidize.takeover.query import query
 
-# What a process can be asked for at its takeover socket.
+# The names of the queries, on the wire.
 STATUS = "status"
 IDENTITY = "identity"
-VITALS = "vitals"  # what may be asked twice a second, however many peers there are
-STATE = "state"  # journal and arena, to be read
+VITALS = "vitals"  # cheap enough for two queries a second, however many peers there are
+STATE = "state"  # journal and arena, read-only
 DRAIN = "drain"  # begin to drain, and end when told to
-ACCEPT = "accept"  # drain no more
+ACCEPT = "accept"  # end a drain
 QUERIES = (STATUS, IDENTITY, VITALS, STATE, DRAIN, ACCEPT)
 
-STATUS_BYTES_MAX = 32 << 20  # that of 20,000 peers takes 8 to 10 MB, and more where each has many allowed IPs
+STATUS_BYTES_MAX = 32 << 20  # 20,000 peers take 8 to 10 MB, and more where each has many allowed IPs
 ANSWER_BYTES_MAX = 512 << 10  # of any other: 16 takeovers with a reason of 4,096 characters, six bytes each at most
 
 
 def fetch(takeover_socket: Path, what: str = STATUS) -> dict[str, Any]:
-    """Return what the process that listens there answers: its STATUS, its VITALS, to any other query its IDENTITY.
+    """Return the answer of the process that listens there: its STATUS, its VITALS, to any other query its IDENTITY.
 
-    Raises OxidizeError where none does.
+    Raises OxidizeError where no process listens or answers.
     """
     status = find(takeover_socket, what)
     if status is None:
@@ -33,7 +33,7 @@ def fetch(takeover_socket: Path, what: str = STATUS) -> dict[str, Any]:
 
 
 def nothing_runs(takeover_socket: Path) -> OxidizeError:
-    """Return the error for a socket at which nobody listens."""
+    """Return the error for a socket at which no process listens."""
     return OxidizeError(
         f"nothing runs: nobody listens at {takeover_socket}; start it with `oxidize server` or `oxidize client`, "
         "or check takeover_socket in the configuration"
@@ -41,9 +41,9 @@ def nothing_runs(takeover_socket: Path) -> OxidizeError:
 
 
 def find(takeover_socket: Path, what: str = STATUS) -> dict[str, Any] | None:
-    """Return the same as `fetch`, or None where nobody listens.
+    """Return the same as `fetch`, or None where no process listens.
 
-    Its texts can be printed, whoever answers. Raises OxidizeError for one that gives no answer that can be read.
+    Every text is printable, whatever process answers. Raises OxidizeError for a process without a readable answer.
     """
     with printable_reasons():
         answer = query(takeover_socket, what, clock=boot_time, bytes_max=bytes_max_of(what))
@@ -51,5 +51,5 @@ def find(takeover_socket: Path, what: str = STATUS) -> dict[str, Any] | None:
 
 
 def bytes_max_of(what: str) -> int:
-    """Return how long an answer to this query may be, for whoever asks."""
+    """Return the limit for the length of an answer to this query."""
     return STATUS_BYTES_MAX if what == STATUS else ANSWER_BYTES_MAX

@@ -15,7 +15,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from oxidize.control.query import IDENTITY, fetch
@@ -28,15 +27,7 @@ TAKE_TIMEOUT_SECS = 30.0  # from GO to DONE: twice what COMMIT and TAKEN may tak
 LIFE_WITHOUT_OWNERSHIP_SECS = 90  # of a successor; beyond both of the above
 
 
-@dataclass(frozen=True, slots=True)
-class ReloadResult:
-    """What a reload came to: report of the successor, and the seconds from start to end."""
-
-    report: Report
-    seconds: float
-
-
-def reload(role: str, config_path: Path, log_level: str, takeover_socket: Path, predecessor_pid: int) -> ReloadResult:
+def reload(role: str, config_path: Path, log_level: str, takeover_socket: Path, predecessor_pid: int) -> Report:
     """Replace the process `predecessor_pid` by a fresh one; raises TakeoverError with the successor's reason.
 
     role: the subcommand that the successor runs, "server" or "client"; log_level: as on its command line.
@@ -73,7 +64,7 @@ def reload(role: str, config_path: Path, log_level: str, takeover_socket: Path, 
         finally:
             if pidfd >= 0:
                 os.close(pidfd)
-    return ReloadResult(report, time.monotonic() - started)
+    return {**report, "seconds": time.monotonic() - started}
 
 
 def say_failure(generation: int, reason: str) -> None:

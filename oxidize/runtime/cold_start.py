@@ -6,7 +6,6 @@ The rule: a state that cannot be restored costs the sessions, never the service.
 import gc
 import os
 import socket
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
@@ -16,18 +15,20 @@ from oxidize import logs
 from oxidize.client.host_setup import check_host_setup
 from oxidize.control.reload_channel import Control
 from oxidize.errors import OxidizeError, SnapshotError, WriterBusyError
-from oxidize.hostnet.nat import Nat, not_forwarded
+from oxidize.hostnet.nat import not_forwarded
 from oxidize.net import http
 from oxidize.net.event_loop import Loop, boot_time
 from oxidize.net.tun import TunDevice, interface_name_of_fd
 from oxidize.net.udp import UdpSocket, bind_udp
 from oxidize.protocol.counters import Total
 from oxidize.runtime import crash_loop
-from oxidize.runtime.endpoint_cache import recall
+from oxidize.runtime.endpoint_cache import load_endpoints
+from oxidize.runtime.fd_store import apply_nat, check_nat, store_network
+from oxidize.runtime.handover import Handover
 from oxidize.runtime.http_endpoints import health_response
-from oxidize.runtime.node import Node, Parts, say_ready, serve_http
+from oxidize.runtime.node import Node, serve_http
 from oxidize.runtime.offer import FROM_SOCKET_UNIT, STATE, STORED, FdName, named_fd
-from oxidize.runtime.parts import adopt_nat, adopt_network, bind_http, boot_id, configure, make_device
+from oxidize.runtime.parts import NodeParts, adopt_nat, adopt_network, bind_http, boot_id, configure, make_device
 from oxidize.service_manager import notify, watchdog
 from oxidize.settings import NodeSettings
 from oxidize.state.session_state import SessionState
@@ -40,7 +41,7 @@ log = logs.get(__name__)
 _Item = TypeVar("_Item")
 
 
-def start_alone(settings: NodeSettings, loop: Loop, control: Control, passed: dict[str, list[int]]) -> Node:
+def start_alone(settings: NodeSettings, loop: Loop, control: Control, passed: dict[str, list[int]]) -> Handover:
     """Begin with what the service manager passed, or with nothing; raises ConfigError for sockets not to be had."""
     fds = _from_socket_unit(passed) | _stored(passed)
     check_host_setup(settings, _interfaces_before(fds))
@@ -56,10 +57,10 @@ class _ColdStart:
         self._loop = loop
         self._fds = fds
         self._listener = socket.socket(fileno=fds[FdName.HTTP]) if FdName.HTTP in fds else bind_http(settings)
-        self._front = _Front(loop)
+        self._responder = _StartupResponder(loop)
         if self._listener is not None:
             self._listener.setblocking(False)
-            self._front.open(self._listener)
+            self._responder.open(self._listener)
         self._interfaces_before = _interfaces_before(fds)
         self._udp = UdpSocket(
             socket.socket(fileno=fds[FdName.UDP]) if FdName.UDP in fds else bind_udp(*settings.listen)
@@ -69,17 +70,17 @@ class _ColdStart:
         if self._is_network_new:
             check_nat(self._nat)  # before anything is stored: the next start would take that for a service that ran
 
-    def run(self, control: Control) -> Node:
+    def run(self, control: Control) -> Handover:
         """Return a node that serves."""
         node = self._restore()
         is_restored = node is not None
         if node is None:
             node = self._begin()
         if self._settings.endpoints_file is not None:
-            recall(self._settings.endpoints_file, node.device, self._front.between, boot_time())
+            load_endpoints(self._settings.endpoints_file, node.device, self._responder.interleave, boot_time())
         if self._is_network_new:
-            apply_nat(node)
-            store_network(node)
+            apply_nat(node.nat)
+            store_network(node.network)
         node.device.prepare()
         if self._is_network_new and isinstance(self._network, TunDevice):
             configure(self._settings)
@@ -89,9 +90,9 @@ class _ColdStart:
         gc.collect()
         gc.freeze()
         node.serve()
-        node.open_takeover(held=False)
+        handover = Handover(node, self._loop, held=False)
         node.device.forget_unknown_peers()
-        say_ready(node)
+        node.notify_ready()
         if not self._is_network_new:
             self._configure_again(node)
         sessions, listen = node.device.live_sessions(boot_time()), self._udp.local_address
@@ -99,11 +100,11 @@ class _ColdStart:
         self._warn_of_clients_apart()
         report = {"sessions": sessions, "refused": {}, "warnings": [], "blackout_ms": 0.0}
         control.done({"generation": node.generation, **report})
-        return node
+        return handover
 
     def _configure_again(self, node: Node) -> None:
         """Bring what outlived its process to what the settings say; it serves as it is already."""
-        steps: list[Callable[[], None]] = [partial(check_nat, self._nat), partial(apply_nat, node)]
+        steps: list[Callable[[], None]] = [partial(check_nat, self._nat), partial(apply_nat, node.nat)]
         if isinstance(self._network, TunDevice):
             steps.insert(0, partial(configure, self._settings))
         if node.host_setup is not None:
@@ -134,12 +135,12 @@ class _ColdStart:
 
     def _make_node(self, state: SessionState, generation: int) -> Node:
         settings = self._settings
-        device = make_device(settings, state, self._front.between(settings.peers))
-        http_server = self._front.server
-        parts = Parts(
+        device = make_device(settings, state, self._responder.interleave(settings.peers))
+        http_server = self._responder.server
+        parts = NodeParts(
             settings, generation, state, device, self._udp, self._network, self._nat, self._listener, http_server
         )
-        self._front.node = node = Node(parts, self._loop, watchdog.interval_secs())
+        self._responder.node = node = Node(parts, self._loop, watchdog.interval_secs())
         return node
 
     def _restore(self) -> Node | None:
@@ -166,7 +167,7 @@ class _ColdStart:
             log.exception("the stored state is not used; clients will shake hands again")
         if state is not None:
             state.close()
-        self._front.node = None
+        self._responder.node = None
         notify.forget_fds(*STATE)
         return None
 
@@ -174,24 +175,14 @@ class _ColdStart:
         generation = state.generation + 1
         node = self._make_node(state, generation)
         now = boot_time()
-        node.device.restore(self._front.between(state.changes()), now)
+        node.device.restore(self._responder.interleave(state.changes()), now)
         state.become_writer()
         state.begin_generation(oxidize.__version__, generation)
         node.device.own()
         sessions = node.device.live_sessions(now)
         node.counters[Total.RESTORES_AFTER_CRASH] += 1
         node.counters[Total.SESSIONS_RESTORED] += sessions
-        state.record_takeover(
-            {
-                "at_unix": time.time(),
-                "result": "success",
-                "way": "restored from the store",
-                "generation": generation,
-                "release": oxidize.__version__,
-                "sessions": sessions,
-                "blackout_ms": None,
-            }
-        )
+        node.record_start("restored from the store", sessions, None)
         return node
 
     def _wait_out(self, delay_secs: float) -> None:
@@ -203,7 +194,7 @@ class _ColdStart:
             self._loop.run_once(left)
 
 
-class _Front:
+class _StartupResponder:
     """What answers HTTP while a generation starts alone: "starting", until there is a node to ask.
 
     Nothing but HTTP is in the loop by then, so that a loop's turn in the middle of the work is harmless.
@@ -218,7 +209,7 @@ class _Front:
         """Begin to answer."""
         self.server = serve_http(listener, self._respond, self._loop)
 
-    def between(self, items: Iterable[_Item]) -> Iterator[_Item]:
+    def interleave(self, items: Iterable[_Item]) -> Iterator[_Item]:
         """Yield the items of a long piece of work, answering what has come between some of them."""
         for number, item in enumerate(items):
             if number % ITEMS_BETWEEN_ANSWERS == 0:
@@ -241,34 +232,6 @@ def _interfaces_before(fds: Mapping[FdName, int]) -> list[str]:
     """Return the interface of the process before us, whose rules give way to ours if it has another name."""
     name = interface_name_of_fd(fds[FdName.TUN]) if FdName.TUN in fds else None
     return [name] if name is not None else []
-
-
-def store_network(node: Node) -> None:
-    """Put a new TUN device into the manager's store, instead of the one that is used no longer."""
-    notify.forget_fds(FdName.TUN)
-    if isinstance(node.network, TunDevice):
-        notify.store_fd(FdName.TUN, node.network.fileno())
-
-
-def check_nat(nat: Nat) -> None:
-    """Raise ConfigError for what would hinder `apply_nat`; a table that the manager's store may hold does not."""
-    nat.check(may_be_freed=notify.is_managed())
-
-
-def apply_nat(node: Node) -> None:
-    """Bring the nftables table to what the settings say, and keep the socket that owns it in the manager's store."""
-    nat = node.nat
-    if nat.enabled and nat.is_new:
-        # A release in between that knew nothing of it has left its copy there, and the table with it.
-        notify.forget_fds(FdName.NAT)
-        if notify.is_managed():
-            notify.barrier()
-    nat.apply()
-    descriptor = nat.fileno()
-    if descriptor is None:
-        notify.forget_fds(FdName.NAT)
-    elif nat.is_new:
-        notify.store_fd(FdName.NAT, descriptor)
 
 
 def _from_socket_unit(passed: dict[str, list[int]]) -> dict[FdName, int]:

@@ -1,8 +1,8 @@
-"""Crash loops: who dies again and again waits before READY, longer each time.
+"""Crash loops: a process that keeps crashing delays READY, with exponential backoff.
 
-The rule: a start limit of the service manager's would close the sockets and drop the stored state, so the unit has none
-and the count is ours. It stands in the arena, which survives the crashes; a generation that has lived for STABLE_SECS
-sets it back, and one that was told to end does not count.
+The rule: a start limit of the service manager would close the sockets and drop the stored state, so the unit has none
+and the starts are counted here. The count is in the arena, which survives crashes; a generation that has lived for
+STABLE_SECS resets it, and one that was told to end does not count.
 """
 
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from collections.abc import Callable
 from oxidize.protocol.counters import ENDED_ON_PURPOSE, Counters, Total
 
 STABLE_SECS = 10.0  # a generation that lived this long did not crash at the start
-STARTS_WITHOUT_DELAY = 5  # in a row: bad luck is no loop
+STARTS_WITHOUT_DELAY = 5  # in a row: a few crashes are no loop
 DELAY_FIRST_SECS = 0.1
 DELAY_MAX_SECS = 10.0  # well below the unit's TimeoutStartSec=
 
 
 def note_start(counters: Counters) -> float:
-    """Count a start that found a predecessor's state; return the seconds to wait before READY."""
+    """Count a start with a predecessor's state; return the seconds to wait before READY."""
     if counters[ENDED_ON_PURPOSE]:
         counters[ENDED_ON_PURPOSE] = 0
         counters[Total.STARTS_IN_A_ROW] = 0
@@ -26,7 +26,7 @@ def note_start(counters: Counters) -> float:
 
 
 class Stability:
-    """Sets the count back once a generation has served for STABLE_SECS. `now`: the loop's time."""
+    """Resets the count once a generation has served for STABLE_SECS. `now`: the loop's time."""
 
     def __init__(self, counters: Counters, now: Callable[[], float]) -> None:
         self._counters = counters

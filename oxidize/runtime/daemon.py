@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from oxidize import config, logs
-from oxidize.control.reload_channel import Control, NoControl
+from oxidize.control.reload_channel import Control
 from oxidize.errors import ConfigError, OxidizeError, UnreachableError
 from oxidize.net.event_loop import Loop
 from oxidize.runtime.startup import start
@@ -22,11 +22,11 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
 
     Raises ConfigError and other OxidizeErrors for what keeps it from serving; the coordinator has been told by then.
     """
-    control = Control(control_fd) if control_fd is not None else NoControl()
+    control = Control(control_fd)
     loop = Loop()
     try:
         logs.configure(log_level)
-        node = start(_load(role, config_path), loop, control)
+        handover = start(_load(role, config_path), loop, control)
     except ConfigError as error:
         control.failed("\n".join(error.problems))
         _pause(control)
@@ -48,10 +48,10 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
         # Nothing is closed by hand: a successor that is getting ready must see this process die, and inherit.
         log.exception("ends because of a bug")
         return 1
-    node.close()
+    handover.close()
     loop.close()
-    if node.failure is not None:
-        raise UnreachableError(node.failure)
+    if handover.node.failure is not None:
+        raise UnreachableError(handover.node.failure)
     return 0
 
 

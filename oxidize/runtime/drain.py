@@ -1,6 +1,6 @@
 """Draining: the end of service without a successor.
 
-The rule: who has a session keeps it until nobody uses theirs any more or the time is up; nobody gets a new one.
+The rule: sessions are kept until all of them are idle or the time is up, and no new one is made.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from oxidize.protocol.counters import Counters, Total
 from oxidize.protocol.device import Device
 from oxidize.service_manager import notify
 
-IDLE_SECS = 3.0  # without a packet in either direction: nobody would notice the end
+IDLE_SECS = 3.0  # without a packet in either direction: no client notices the end
 CHECK_SECS = 0.25
-PATIENCE_SECS = 10  # asked of the service manager anew with every look, so that it waits as long as the drain takes
+PATIENCE_SECS = 10  # requested of the service manager at each check, so that it waits as long as the drain takes
 
 log = logs.get(__name__)
 
 
 class Drain:
-    """Watches a device's traffic once `begin` was called, and calls `then` in the end. `counters`: its totals."""
+    """Watches a device's traffic after `begin`, and calls `then` at the end. `counters`: the device's totals."""
 
     def __init__(self, device: Device, counters: Counters, loop: Loop) -> None:
         self._device = device
@@ -42,7 +42,7 @@ class Drain:
     def begin(self, timeout_secs: float, then: Callable[[], None]) -> None:
         """Refuse new handshakes, and call `then` after `timeout_secs` or when every session is idle.
 
-        A drain that is under way goes on, to this end instead of its own.
+        A drain that is under way keeps its time limit, and calls this `then` instead of its own.
         """
         self._then = then
         if self._ends_at is not None:
@@ -58,17 +58,17 @@ class Drain:
         log.info("draining", timeout_secs=timeout_secs, sessions=self._device.live_sessions(now))
 
     def cancel(self) -> None:
-        """Accept handshakes again, and end no more; idempotent."""
+        """Accept handshakes again, and do not end; idempotent."""
         self._device.accepting = True
         self._ends_at = None
         self._loop.remove_timed(self)
 
     def next_deadline(self) -> float | None:
-        """Return when the traffic is looked at next."""
+        """Return when the traffic is checked next, or None without a drain."""
         return None if self._ends_at is None or self._is_over else min(self._due_at, self._ends_at)
 
     def handle_timeout(self, now: float) -> None:
-        """End if the time is up, no session is left, or nothing has moved for IDLE_SECS."""
+        """End if the time is up, no session is left, or no packet has passed for IDLE_SECS."""
         if self._ends_at is None or self._is_over:
             return
         self._due_at = now + CHECK_SECS

@@ -1,8 +1,8 @@
-"""How many lines were logged as errors, in the counters: what a deployment looks at after a replacement.
+"""A counter of the lines that were logged as errors, which a deployment checks after a replacement.
 
-The rule: it counts while this process owns, for counters have one writer at a time, and nothing that goes wrong here
-reaches whoever logs. The word runs on across generations; what it was before this one is remembered, so that nobody is
-blamed for the errors of its predecessor.
+The rule: it counts while this process owns, for counters have one writer at a time, and no failure here reaches the
+caller that logs. The counter continues across generations; its value before this one is kept, so that a generation is
+not blamed for the errors of its predecessor.
 """
 
 import contextlib
@@ -12,35 +12,35 @@ from oxidize.protocol.counters import Counters, Total
 
 
 class ErrorCount(logging.Handler):
-    """Counts records of ERROR and worse, from whatever module, between `begin` and `end`.
+    """Counts records of ERROR and worse, of every module, between `begin` and `end`.
 
-    before: the word as it was at the first `begin`, None until then.
+    before: the counter at the first `begin`, None until then.
     """
 
     def __init__(self, counters: Counters) -> None:
         super().__init__(logging.ERROR)
         self._counters = counters
-        self._is_on = False
+        self._enabled = False
         self.before: int | None = None
 
     def begin(self) -> None:
-        """Count from now on; only the owner of the counters may call this. Idempotent."""
-        if self.before is None:  # after a thaw the errors from before the freeze are still our own
+        """Start counting; only the owner of the counters may call this. Idempotent."""
+        if self.before is None:  # after a thaw the errors from before the freeze still belong to this generation
             self.before = self._counters[Total.ERRORS_LOGGED]
-        self._is_on = True
+        self._enabled = True
         logging.getLogger().addHandler(self)
 
     def end(self) -> None:
-        """Count no more; idempotent. Behind this nothing is written, also for what another thread is just logging."""
+        """Stop counting; idempotent. No record is counted after this, not even one that another thread is logging."""
         logging.getLogger().removeHandler(self)
         self.acquire()
         try:
-            self._is_on = False
+            self._enabled = False
         finally:
             self.release()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Count a record; called with the handler's lock held."""
-        if self._is_on:
-            with contextlib.suppress(Exception):  # to log matters more than to count
+        if self._enabled:
+            with contextlib.suppress(Exception):  # logging matters more than the count
                 self._counters[Total.ERRORS_LOGGED] += 1

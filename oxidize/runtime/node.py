@@ -1,91 +1,54 @@
-"""One generation: a device with its sockets in a loop, from the moment it owns them until it has handed them over.
+"""One generation of a server or a client: a device with its sockets in a loop.
 
-The rule: this process reads, sends and records only between `serve` and `freeze` (or the end). All that a successor
-needs is at all times in the journal, the arena and the descriptors, so a freeze has nothing to save but the packets
-that wait for a session.
+The rule: this process reads, sends and records only between `serve` and `give_up_ownership`. All that a successor needs
+is at all times in the journal, the arena and the descriptors, so a freeze has nothing to save but the packets that wait
+for a session.
 """
 
 import hashlib
 import os
 import signal
 import socket
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import oxidize
 from oxidize import logs
 from oxidize.client.connection import Connection
 from oxidize.client.host_setup import HostSetup, has_host_setup
-from oxidize.control.query import ACCEPT, DRAIN, IDENTITY, QUERIES, STATE, STATUS, VITALS
-from oxidize.errors import OxidizeError, Phase, SnapshotError, StateError, TakeoverError
+from oxidize.errors import OxidizeError, SnapshotError
 from oxidize.hostnet.interface import routes_needed
-from oxidize.hostnet.nat import Nat
 from oxidize.metrics import Live, Metrics
 from oxidize.net import http
-from oxidize.net.data_path import DataPath, Tunnel
+from oxidize.net.data_path import DataPath
 from oxidize.net.event_loop import READABLE, Loop, boot_time
 from oxidize.net.tun import TunDevice
-from oxidize.net.udp import UdpSocket
 from oxidize.net.userspace import UserspaceNetwork
-from oxidize.protocol.counters import ENDED_ON_PURPOSE, DropReason, Total
-from oxidize.protocol.device import Device
-from oxidize.runtime import status
-from oxidize.runtime.compactor import Upkeep
-from oxidize.runtime.crash_loop import Stability
+from oxidize.protocol.counters import ENDED_ON_PURPOSE, DropReason
 from oxidize.runtime.drain import Drain
-from oxidize.runtime.endpoint_cache import EndpointMemory
+from oxidize.runtime.endpoint_cache import EndpointCache
 from oxidize.runtime.error_count import ErrorCount
 from oxidize.runtime.http_endpoints import State, make_respond
-from oxidize.runtime.offer import FdName, OfferState, named_fd
+from oxidize.runtime.parts import NodeParts
 from oxidize.service_manager import notify, systemctl
 from oxidize.service_manager.watchdog import Watchdog
 from oxidize.settings import NodeSettings
-from oxidize.state.session_state import SessionState
-from oxidize.takeover.host import Answer, NamedFd, Offer
-from oxidize.takeover.listener import Listener
-from oxidize.takeover.messages import Hello
-from oxidize.takeover.predecessor import Predecessor
 from oxidize.text import counted
 
-REMEMBERED_SECS = 0.25  # a rendering of the metrics
-LINGER_SECS = 1.0  # for HTTP requests that were accepted before the hand-off
+RENDER_SECS = 0.25  # between two renderings of the metrics
 
 log = logs.get(__name__)
 
 
-@dataclass(slots=True)
-class Parts:
-    """What a generation is made of, however it came by it.
-
-    http_server: one that answers for it already. guard_fd: of `HostSetup`, and upstream_dns: of `Connection`, both
-    from a predecessor.
-    """
-
-    settings: NodeSettings
-    generation: int
-    state: SessionState
-    device: Device
-    udp: UdpSocket
-    network: Tunnel
-    nat: Nat
-    http_listener: socket.socket | None
-    http_server: http.HttpServer | None = None
-    guard_fd: int | None = None
-    upstream_dns: Sequence[str] = ()
-
-
 class Node:
-    """A server or a client that serves; the host of the takeover by which it will be replaced.
+    """A server or a client that serves.
 
     watchdog_secs: the interval of the service manager's watchdog, 0.0 for none. state_name: "starting", "healthy" or
-    "draining".
+    "draining". failure: why a client has given up.
     """
 
-    def __init__(self, parts: Parts, loop: Loop, watchdog_secs: float = 0.0) -> None:
+    def __init__(self, parts: NodeParts, loop: Loop, watchdog_secs: float = 0.0) -> None:
         self.settings = parts.settings
         self.generation = parts.generation
         self.session_state = parts.state
@@ -93,16 +56,17 @@ class Node:
         self.udp = parts.udp
         self.network = parts.network
         self.nat = parts.nat
-        # Not when it is asked for, in the middle of serving: with ten thousand routes it takes 15 ms.
-        self.interface_digest = interface_digest_of(parts.settings)
-        self.host_setup = host_setup_of(parts)
+        # Computed now and not on request, in the middle of serving: with ten thousand routes it takes 15 ms.
+        self.interface_digest = _interface_digest_of(parts.settings)
+        self.host_setup = _host_setup_of(parts)
+        self.watchdog_secs = watchdog_secs
         self.started_at = boot_time()
         self.started_unix = time.time()
         self.state_name: State = "starting"
-        self._loop = loop
+        self.failure: str | None = None
         self.http_listener = parts.http_listener
-        self._http = parts.http_server
-        self._predecessor: Predecessor | None = None
+        self.http_server = parts.http_server
+        self._loop = loop
         self._serving = False
         self._is_ending = False  # told to end, and draining first
         is_userspace = isinstance(parts.network, UserspaceNetwork)
@@ -111,21 +75,18 @@ class Node:
         self.counters = counters
         self._error_count = ErrorCount(counters)
         self._data_path = DataPath(parts.device, parts.udp, parts.network, counters, boot_time, refusal)
-        self._upkeep = Upkeep(parts.state, boot_time)
         self._watchdog = Watchdog(watchdog_secs, boot_time)
         self._drain = Drain(parts.device, counters, loop)
-        self.failure: str | None = None  # why a client has given up
-        self._endpoint_memory: EndpointMemory | None = None
+        self._endpoint_cache: EndpointCache | None = None
         if parts.settings.endpoints_file is not None:
-            self._endpoint_memory = EndpointMemory(parts.settings.endpoints_file, parts.device, boot_time)
+            self._endpoint_cache = EndpointCache(parts.settings.endpoints_file, parts.device, boot_time)
         self.connection: Connection | None = None
         if parts.settings.server is not None:
             self.connection = Connection(
                 parts.settings, parts.device, counters, loop, self._data_path.flush, self._give_up, parts.upstream_dns
             )
-        self._respond = make_respond(
-            lambda: self.state_name, Remembered(Metrics(counters, self._live(), release=oxidize.__version__).render)
-        )
+        metrics = Metrics(counters, self._live(), release=oxidize.__version__)
+        self._respond = make_respond(lambda: self.state_name, ThrottledRender(metrics.render))
 
     def _live(self) -> Live:
         return Live(
@@ -140,20 +101,20 @@ class Node:
     # --- Serving ---
 
     def open_http(self) -> None:
-        """Answer /health and /metrics from now on, whatever the state; a no-op where they are answered already."""
-        if self.http_listener is not None and self._http is None:
-            self._http = serve_http(self.http_listener, self.respond, self._loop)
+        """Answer /health and /metrics from now on, whatever the state; idempotent."""
+        if self.http_listener is not None and self.http_server is None:
+            self.http_server = serve_http(self.http_listener, self.respond, self._loop)
 
     def respond(self, method: str, path: str) -> http.Response:
         """Answer an HTTP request; a bug in that ends the request and not the tunnels."""
         try:
             return self._respond(method, path)
-        except Exception:  # the boundary of a request: whoever may read metrics must not be able to end the service
+        except Exception:  # the boundary of a request: a reader of metrics must not be able to end the service
             log.exception("an HTTP request failed", path=path)
             return http.Response(500, b"Internal error; see the log.\n")
 
     def serve(self) -> None:
-        """Read and send from now on, and heed signals; only the owner may call this."""
+        """Read, send and handle signals from now on; only the owner may call this."""
         self._error_count.begin()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(number, self.handle_termination)
@@ -165,8 +126,8 @@ class Node:
             self._loop.register(tunnel, READABLE, self._data_path.from_tunnel)
         self._loop.add_timed(self._data_path)
         self._loop.add_timed(self._watchdog)
-        if self._endpoint_memory is not None:
-            self._loop.add_timed(self._endpoint_memory)
+        if self._endpoint_cache is not None:
+            self._loop.add_timed(self._endpoint_cache)
         if self.drain_left_secs is not None:
             self._loop.add_timed(self._drain)
         self._serving = True
@@ -175,22 +136,10 @@ class Node:
         if self.state_name == "starting":
             self.state_name = "healthy"
 
-    def open_takeover(self, *, held: bool) -> Predecessor:
-        """Listen for a successor; `held`: not before our own predecessor has ended."""
-        loop = self._loop
-        self._predecessor = Predecessor(
-            Listener(self.settings.takeover_socket),
-            self,
-            release=oxidize.__version__,
-            register=lambda fd, callback: loop.register(fd, READABLE, callback),
-            unregister=loop.unregister,
-            clock=boot_time,
-            held=held,
-        )
-        loop.add_timed(self._predecessor)
-        loop.add_timed(self._upkeep)
-        loop.add_timed(Stability(self.counters, boot_time))
-        return self._predecessor
+    def check_serving(self) -> None:
+        """Raise OxidizeError during a hand-off."""
+        if not self._serving:
+            raise OxidizeError("a takeover is going on: ask again")
 
     def _stop_serving(self) -> None:
         self._serving = False
@@ -202,127 +151,52 @@ class Node:
             self._loop.unregister(tunnel)
         self._loop.remove_timed(self._data_path)
         self._loop.remove_timed(self._watchdog)
-        if self._endpoint_memory is not None:
-            self._loop.remove_timed(self._endpoint_memory)
+        if self._endpoint_cache is not None:
+            self._loop.remove_timed(self._endpoint_cache)
         self._loop.remove_timed(self._drain)
-        if self._http is not None:
-            self._http.pause()
+        if self.http_server is not None:
+            self.http_server.pause()
 
-    def _give_up_ownership(self) -> None:
-        """Read and send no more, and record what only this process knows: the next owner goes on from there."""
+    def give_up_ownership(self) -> None:
+        """Stop reading and sending, and record what only this process knows: the next owner continues from there."""
         self._stop_serving()
         self._data_path.flush()
         self.udp.end_ownership()
         self.device.freeze()
         self._error_count.end()
 
-    # --- Being taken over (`takeover.host.TakeoverHost`) ---
+    def notify_ready(self) -> None:
+        """Tell the service manager that this generation serves."""
+        peers = counted(len(self.device.peers), "peer")
+        notify.notify("READY=1", f"STATUS=generation {self.generation}, release {oxidize.__version__}, {peers}")
 
-    def offer(self, hello: Hello) -> Offer:
-        """Return all descriptors, and hold compaction; raises TakeoverError for a release too old for our state."""
-        if max(hello.snapshot_versions, default=0) < self.session_state.journal.envelope["min_reader"]:
-            needed = self.session_state.journal.envelope["min_reader"]
-            raise TakeoverError(
-                Phase.OFFERING,
-                f"release {hello.release} reads state of formats {list(hello.snapshot_versions)}; expected {needed} or "
-                f"later: use a release of that format",
-            )
-        self.session_state.hold()
-        state = OfferState(
-            interface_digest=self.interface_digest,
-            installed_dns=self.host_setup.installed_dns if self.host_setup is not None else {},
-            watchdog_secs=self._watchdog.interval,
-            listen=self.settings.listen,
-            metrics_listen=self.settings.metrics_listen,
-            server=self.settings.server,
-            upstream_dns=tuple(self.connection.upstream_dns) if self.connection is not None else (),
+    # --- The journal of a predecessor ---
+
+    def check_journal(self, commit: dict[str, Any]) -> None:
+        """Raise SnapshotError unless the journal was read up to the end that the predecessor sent with COMMIT."""
+        expected = commit.get("journal_end", 0)
+        if self.session_state.end < expected:
+            raise SnapshotError(f"journal: read up to {self.session_state.end}, expected {expected} as COMMIT says")
+
+    def record_start(self, way: str, sessions: int, blackout_ms: float | None) -> None:
+        """Record for `oxidize status` how this generation came to own; raises StateError for a full journal."""
+        self.session_state.record_takeover(
+            {
+                "at_unix": time.time(),
+                "result": "success",
+                "way": way,
+                "generation": self.generation,
+                "release": oxidize.__version__,
+                "sessions": sessions,
+                "blackout_ms": blackout_ms,
+            }
         )
-        # Not our own number: a successor that died after COMMIT may have written a later one.
-        return Offer(self.session_state.generation, tuple(self._descriptors()), state.encode())
-
-    def _descriptors(self) -> Iterator[NamedFd]:
-        yield named_fd(FdName.UDP, self.udp.fileno(), self.udp.framing())
-        for name, fd in self.session_state.fds.items():
-            yield named_fd(FdName(name), fd)
-        if self.http_listener is not None:
-            yield named_fd(FdName.HTTP, self.http_listener.fileno())
-        if isinstance(self.network, TunDevice):
-            yield named_fd(FdName.TUN, self.network.fileno(), self.network.framing())
-        nat = self.nat.fileno()
-        if nat is not None:
-            yield named_fd(FdName.NAT, nat)
-        if self.host_setup is not None and self.host_setup.guard_fd is not None:
-            yield named_fd(FdName.GUARD, self.host_setup.guard_fd)
-        if "JOURNAL_STREAM" not in os.environ and sys.stderr is not None:
-            yield named_fd(FdName.STDERR, sys.stderr.fileno())
-
-    def offer_withdrawn(self, reason: str) -> None:
-        """Note that the successor will not own; serving went on."""
-        self.session_state.unhold()
-        self._note_failure(reason)
-
-    def freeze(self, report: dict[str, Any]) -> dict[str, Any]:
-        """Stop reading and sending, and record what only this process knows."""
-        self._give_up_ownership()
-        self.session_state.stop_writing()
-        return {"journal_end": self.session_state.end}
-
-    def thaw(self, reason: str) -> None:
-        """Serve again: read what a successor that is now dead has recorded, then go on where it ended."""
-        changes = self.session_state.sync()
-        self.session_state.become_writer()
-        self.session_state.unhold()
-        self.device.restore(changes, boot_time())
-        self.device.own()
-        self.serve()
-        if self._http is not None:
-            self._http.resume()
-        self.device.prepare()
-        self._renew_nat()
-        self._note_failure(reason)
-
-    def _renew_nat(self) -> None:
-        """Make the table ours again: a successor that got as far as TAKEN may have given it rules of its own."""
-        try:
-            self.nat.apply()
-        except OxidizeError as error:
-            log.error("serves, but not with all of its settings", reason=str(error))
-
-    def finish(self, taken: dict[str, Any]) -> None:
-        """End: the successor owns. HTTP requests that are under way get their answers first."""
-        log.info("handed over", **taken)
-        self._loop.add_timed(_Linger(self._http, self._loop))
-
-    def answer(self, query: str) -> Answer:
-        """Answer a query of `runtime.status`, or do what it asks for; raises OxidizeError for any other."""
-        if query == STATUS:
-            return Answer(status.describe(self))
-        if query == VITALS:
-            return Answer(status.describe_vitals(self))
-        if query == STATE:
-            self._check_serving()
-            return status.hand_out_state(self)
-        if query == DRAIN:
-            self._drain_by_hand()
-        elif query == ACCEPT:
-            self._accept_again()
-        elif query != IDENTITY:
-            raise OxidizeError(f"query {query!r}: expected one of {', '.join(QUERIES)}")
-        return Answer(status.describe_process(self))
-
-    def _note_failure(self, reason: str) -> None:
-        self.counters[Total.TAKEOVERS_FAILED] += 1
-        entry = {"at_unix": time.time(), "result": "failure", "generation": self.generation, "reason": reason}
-        try:
-            self.session_state.record_takeover(entry)
-        except StateError as error:  # a full journal: to serve matters more than to remember
-            log.error("a failed takeover is not remembered", reason=str(error))
 
     # --- Ending ---
 
     @property
     def errors_before(self) -> int | None:
-        """The errors that had been logged when this generation began to serve, None before that."""
+        """The number of errors that had been logged when this generation began to serve, None before that."""
         return self._error_count.before
 
     @property
@@ -331,16 +205,16 @@ class Node:
         return self._drain.left_secs
 
     def handle_termination(self) -> None:
-        """End: at once if the next process of this unit goes on with the sessions, else after a drain.
+        """End: at once if the next process of this unit takes the sessions over, else after a drain.
 
         A second request ends at once, too.
         """
         if not self._serving or self._is_ending:
             log.info("ends at once", generation=self.generation)
-            # One that does not serve may be about to have a successor, which goes on with what is set.
+            # A process that does not serve may have a successor soon, which keeps what is set up.
             self._end_service() if self._serving else self._end()
-        elif systemctl.will_go_on():
-            log.info("ends for the next process, in which its sessions go on", generation=self.generation)
+        elif systemctl.will_restart():
+            log.info("shutting down; sessions are kept for the next process")
             self._end()
         else:
             self._is_ending = True
@@ -352,54 +226,47 @@ class Node:
                 self._end_service()
 
     def _end_service(self) -> None:
-        """Stop for good: what was set outside of this process goes as well."""
+        """Stop for good, and revert what was set up outside of this process."""
         if self.host_setup is not None:
             self.host_setup.revert()
         self._end()
 
     def _end(self) -> None:
-        """Stop, with all that the next process needs written down."""
+        """Stop, and leave everything recorded that the next process needs."""
         if self._serving:
-            self._give_up_ownership()
+            self.give_up_ownership()
             self.counters[ENDED_ON_PURPOSE] = 1
-            if self._endpoint_memory is not None:
-                self._endpoint_memory.write_now()
+            if self._endpoint_cache is not None:
+                self._endpoint_cache.write_now()
         self._loop.stop()
 
     def _give_up(self, failure: str) -> None:
         self.failure = failure
         self._end_service()
 
-    def _drain_by_hand(self) -> None:
+    def drain(self) -> None:
+        """Drain, and serve until told to end; raises OxidizeError during a hand-off."""
         if not self._is_ending:
-            self._drain_and(self._note_drained)
-
-    def _check_serving(self) -> None:
-        if not self._serving:
-            raise OxidizeError("a takeover is going on: ask again")
+            self._drain_and(lambda: notify.notify("STATUS=drained: no new sessions; waiting to be stopped"))
 
     def _drain_and(self, then: Callable[[], None]) -> None:
-        self._check_serving()
+        self.check_serving()
         self.state_name = "draining"
         self._drain.begin(self.settings.drain_timeout_secs, then)
 
-    def _note_drained(self) -> None:
-        notify.notify("STATUS=drained: no new sessions; waits for its end")
-
-    def _accept_again(self) -> None:
+    def accept(self) -> None:
+        """End a drain, and accept new sessions again; raises OxidizeError where the process was told to end."""
         if self._is_ending:
-            raise OxidizeError("the server was told to end, and does when nobody uses it any more; start it again")
+            raise OxidizeError("the server was told to end, and ends when its sessions are idle; start it again")
         self._drain.cancel()
         if self.state_name == "draining":
             self.state_name = "healthy"
-            say_ready(self)
+            self.notify_ready()
 
     def close(self) -> None:
         """Close what this generation held; idempotent."""
-        if self._predecessor is not None:
-            self._predecessor.close()
-        if self._http is not None:
-            self._http.close()
+        if self.http_server is not None:
+            self.http_server.close()
         if self.http_listener is not None:
             self.http_listener.close()
         self.udp.close()
@@ -411,15 +278,9 @@ class Node:
         self._error_count.end()
         self.session_state.close()
 
-    def check_journal(self, commit: dict[str, Any]) -> None:
-        """Raise SnapshotError unless the journal was read up to where the predecessor said that it ends."""
-        expected = commit.get("journal_end", 0)
-        if self.session_state.end < expected:
-            raise SnapshotError(f"journal: read up to {self.session_state.end}, expected {expected} as COMMIT says")
 
-
-def interface_digest_of(settings: NodeSettings) -> str:
-    """Return a digest of what the interface is set to, for a successor to compare with that of its own settings.
+def _interface_digest_of(settings: NodeSettings) -> str:
+    """Return a digest of the interface's settings, for a successor to compare with that of its own.
 
     A digest, since the routes of thousands of peers would not fit into the OFFER.
     """
@@ -429,8 +290,8 @@ def interface_digest_of(settings: NodeSettings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def host_setup_of(parts: Parts) -> HostSetup | None:
-    """Return what is set outside of the interface, for a client that has one."""
+def _host_setup_of(parts: NodeParts) -> HostSetup | None:
+    """Return what a client sets up outside of its interface, or None where it has no interface."""
     if not has_host_setup(parts.settings):
         if parts.guard_fd is not None:
             os.close(parts.guard_fd)
@@ -446,14 +307,8 @@ def serve_http(listener: socket.socket, respond: http.Respond, loop: Loop) -> ht
     return server
 
 
-def say_ready(node: Node) -> None:
-    """Tell the service manager that this generation serves."""
-    peers = counted(len(node.device.peers), "peer")
-    notify.notify("READY=1", f"STATUS=generation {node.generation}, release {oxidize.__version__}, {peers}")
-
-
-class Remembered:
-    """Renders the metrics, at most once in REMEMBERED_SECS: whoever asks all the time must not stop the data path."""
+class ThrottledRender:
+    """Renders the metrics once in RENDER_SECS at most, so that no number of requests stops the data path."""
 
     def __init__(self, render: Callable[[], tuple[bytes, str]]) -> None:
         self._render = render
@@ -464,21 +319,5 @@ class Remembered:
         """Return the text and its content type."""
         if boot_time() >= self._until:
             self._rendered = self._render()
-            self._until = boot_time() + REMEMBERED_SECS
+            self._until = boot_time() + RENDER_SECS
         return self._rendered
-
-
-class _Linger:
-    """Stops the loop once no HTTP connection is open, or after LINGER_SECS."""
-
-    def __init__(self, server: http.HttpServer | None, loop: Loop) -> None:
-        self._is_busy = partial(getattr, server, "busy", 0)
-        self._loop = loop
-        self._ends_at = boot_time() + LINGER_SECS
-
-    def next_deadline(self) -> float:
-        return min(self._ends_at, boot_time() + 0.02) if self._is_busy() else 0.0
-
-    def handle_timeout(self, now: float) -> None:
-        if not self._is_busy() or now >= self._ends_at:
-            self._loop.stop()

@@ -1,12 +1,12 @@
-"""The parts that a generation is made of: what every way to begin has in common.
+"""The parts of a generation, which every way to start has in common.
 
-Each of them is made without touching what a predecessor uses.
+The rule: each part is made without touching what a predecessor uses.
 """
 
 import contextlib
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from oxidize.hostnet.interface import configure_interface
 from oxidize.hostnet.nat import Nat
 from oxidize.net.data_path import Tunnel
 from oxidize.net.event_loop import unix_time
+from oxidize.net.http import HttpServer
 from oxidize.net.tun import TunDevice
+from oxidize.net.udp import UdpSocket
 from oxidize.net.userspace import UserspaceNetwork
 from oxidize.protocol.device import Device
 from oxidize.protocol.peer import PeerSettings
@@ -29,6 +31,27 @@ HTTP_BACKLOG = 128
 NOT_CONFIGURED = "not configured any more"  # why a session is refused
 
 log = logs.get(__name__)
+
+
+@dataclass(slots=True)
+class NodeParts:
+    """The parts of a generation, wherever they come from.
+
+    http_server: one that answers at `http_listener` already. guard_fd: of `HostSetup`, and upstream_dns: of
+    `Connection`, both from a predecessor.
+    """
+
+    settings: NodeSettings
+    generation: int
+    state: SessionState
+    device: Device
+    udp: UdpSocket
+    network: Tunnel
+    nat: Nat
+    http_listener: socket.socket | None
+    http_server: HttpServer | None = None
+    guard_fd: int | None = None
+    upstream_dns: Sequence[str] = ()
 
 
 def make_folder(takeover_socket: Path) -> None:
@@ -47,13 +70,13 @@ def make_folder(takeover_socket: Path) -> None:
 
 
 def make_device(settings: NodeSettings, state: SessionState, peers: Iterable[PeerSettings]) -> Device:
-    """Return a device that counts and records in `state`, with `peers` as they come."""
+    """Return a device that counts and records in `state`; `peers` is iterated once."""
     return Device(settings.private_key, peers, state.arena, os.urandom, unix_time, state.record, mtu=settings.mtu)
 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A predecessor's state, and the device that has it. unknown_peers: peers in it that are not configured."""
+    """A predecessor's state, and the device that holds it. unknown_peers: peers in it that are not configured."""
 
     state: SessionState
     device: Device
@@ -61,7 +84,7 @@ class Restored:
 
 
 def restore(settings: NodeSettings, journal_fd: int, arena_fd: int, now: float) -> Restored:
-    """Restore a state while its owner serves on, by reading alone; both descriptors are the state's from here on.
+    """Restore a state while its owner serves, by reading alone; the state owns both descriptors, and closes them.
 
     Raises SnapshotError as `SessionState.open` does.
     """
@@ -76,10 +99,7 @@ def restore(settings: NodeSettings, journal_fd: int, arena_fd: int, now: float) 
 
 
 def adopt_network(settings: NodeSettings, tun: NamedFd | None) -> tuple[Tunnel, bool]:
-    """Return the tunnel's inside, and whether it is another one than before.
-
-    A TUN device that is passed and is our interface is used on.
-    """
+    """Return the tunnel's inside, and whether it is new: a passed TUN device of the configured interface is kept."""
     if tun is not None and settings.network == "tun" and tun.options.get("name") == settings.interface:
         try:
             return TunDevice.adopt(tun.fd, tun.options), False
@@ -93,9 +113,9 @@ def adopt_network(settings: NodeSettings, tun: NamedFd | None) -> tuple[Tunnel, 
 
 
 def adopt_nat(settings: NodeSettings, descriptor: int | None) -> Nat:
-    """Return the address translation that the settings ask for, with the socket that was passed, or one of its own.
+    """Return the address translation that the settings ask for, with the passed socket or a new one.
 
-    Raises ConfigError where it cannot be had at all. Nothing is changed yet.
+    Nothing is changed yet. Raises ConfigError where the kernel has none.
     """
     try:
         return Nat(settings.interface, settings.addresses, enabled=settings.nat, passed=descriptor)

@@ -1,8 +1,8 @@
-"""What a takeover by this release would come to, tried on a copy of the running server's state.
+"""A trial restore of a copy of the running server's state: what a takeover by this release would keep.
 
-The rule: nothing changes, neither the server nor anything around it. What is rehearsed is the restore, by the code of a
-takeover; sockets, devices and the hand-off itself are not. Sessions are counted by both sides at one moment, the
-server's.
+The rule: nothing changes, neither the server nor its host. The rehearsal runs the restore, with the code of a takeover;
+it leaves out sockets, devices and the hand-off. Both sides count the sessions at the same moment, which the server
+chooses.
 """
 
 import resource
@@ -29,11 +29,11 @@ COPIES_MAX = 5  # of one journal: compaction is rare, and a copy is a matter of 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rehearsal:
-    """What this release made of a state.
+    """The result of restoring a state with this release.
 
-    release: this one. sessions: those that it would keep, of `sessions_now` that the server has. refused: how many it
-    would not, by the reason. unknown_fields, unknown_types: what a newer release wrote, and this one passes over.
-    generation, pid: of the server.
+    release: this one. sessions: the number that it would keep, of `sessions_now` that the server has. refused: the
+    numbers that it would not keep, by reason. unknown_fields, unknown_types: the numbers of those that a newer release
+    wrote and this one ignores. generation, pid: of the server.
     """
 
     release: str
@@ -47,8 +47,8 @@ class Rehearsal:
 
 
 @dataclass(frozen=True, slots=True)
-class _Moment:
-    """What the server said with its state."""
+class _Snapshot:
+    """The figures that the server sends with its state, all of one snapshot."""
 
     at: float
     sessions: int
@@ -58,23 +58,23 @@ class _Moment:
     journal_end: int
 
     @classmethod
-    def of(cls, content: bytes) -> "_Moment":
+    def of(cls, content: bytes) -> "_Snapshot":
         try:
-            said = decode(content)
+            figures = decode(content)
             return cls(
-                float(said["at_boot_secs"]),
-                int(said["sessions"]),
-                int(said["generation"]),
-                int(said["pid"]),
-                int(said["journal_activations"]),
-                int(said["journal_end"]),
+                float(figures["at_boot_secs"]),
+                int(figures["sessions"]),
+                int(figures["generation"]),
+                int(figures["pid"]),
+                int(figures["journal_activations"]),
+                int(figures["journal_end"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise DecodeError(f"what the server says of its state cannot be read: {error!r}") from error
+            raise DecodeError(f"the figures that the server sent with its state cannot be read: {error!r}") from error
 
 
 def rehearse(settings: NodeSettings) -> Rehearsal:
-    """Restore a copy of the state of the server that listens at `takeover_socket`, and say what would be kept.
+    """Restore a copy of the state of the server that listens at `takeover_socket`, and count what would be kept.
 
     Raises SnapshotError where this release cannot restore it, other OxidizeErrors where there is nothing to restore.
     """
@@ -82,19 +82,17 @@ def rehearse(settings: NodeSettings) -> Rehearsal:
     for _ in range(COPIES_MAX):
         answer = _ask(settings.takeover_socket)
         try:
-            moment = _Moment.of(answer.content)
-            copies = _copy(answer, moment)
+            snapshot = _Snapshot.of(answer.content)
+            copies = _copy(answer, snapshot)
         finally:
-            close_unasked([named.fd for named in answer.fds])  # whatever they are
+            close_unasked([named.fd for named in answer.fds])  # of any name: the server's answer is not trusted
         if copies is not None:
-            return _restore(settings, moment, *copies)
-    raise SnapshotError(
-        f"journal: it was compacted {COPIES_MAX} times while it was copied, expected once at most: try again"
-    )
+            return _restore(settings, snapshot, *copies)
+    raise SnapshotError(f"journal: compacted {COPIES_MAX} times while it was copied, expected once at most: try again")
 
 
 def _keep_out_of_core_dumps() -> None:
-    """Let this process leave no core where it should crash: what it is about to read are keys (getrlimit(2))."""
+    """Let this process leave no core dump if it crashes, for it is about to read keys (getrlimit(2))."""
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
@@ -116,10 +114,10 @@ def _ask(takeover_socket: Path) -> Answer:
     return answer
 
 
-def _copy(answer: Answer, moment: _Moment) -> tuple[int, int] | None:
-    """Return copies of journal and arena, in this order of making; None where the journal was compacted meanwhile."""
+def _copy(answer: Answer, snapshot: _Snapshot) -> tuple[int, int] | None:
+    """Return copies of journal and arena, made in this order; None where the journal was compacted during the copy."""
     arena_source = answer.find(FdName.ARENA.value).fd
-    journal = copy_journal(answer.find(FdName.JOURNAL.value).fd, moment.journal_activations, moment.journal_end)
+    journal = copy_journal(answer.find(FdName.JOURNAL.value).fd, snapshot.journal_activations, snapshot.journal_end)
     if journal is None:
         return None
     try:
@@ -129,27 +127,27 @@ def _copy(answer: Answer, moment: _Moment) -> tuple[int, int] | None:
         raise
 
 
-def _restore(settings: NodeSettings, moment: _Moment, journal_fd: int, arena_fd: int) -> Rehearsal:
-    restored = restore(settings, journal_fd, arena_fd, moment.at)
+def _restore(settings: NodeSettings, snapshot: _Snapshot, journal_fd: int, arena_fd: int) -> Rehearsal:
+    restored = restore(settings, journal_fd, arena_fd, snapshot.at)
     state = restored.state
     try:
-        lost = _sessions_of_unknown_peers(restored, moment.at)
+        lost = _sessions_of_unknown_peers(restored, snapshot.at)
         return Rehearsal(
             release=oxidize.__version__,
-            sessions=restored.device.live_sessions(moment.at),
-            sessions_now=moment.sessions,
+            sessions=restored.device.live_sessions(snapshot.at),
+            sessions_now=snapshot.sessions,
             refused={NOT_CONFIGURED: lost} if lost else {},
             unknown_fields=state.unknown_fields,
             unknown_types=state.unknown_types,
-            generation=moment.generation,
-            pid=moment.pid,
+            generation=snapshot.generation,
+            pid=snapshot.pid,
         )
     finally:
         state.close()
 
 
 def _sessions_of_unknown_peers(restored: Restored, now: float) -> int:
-    """Return how many peers that are not configured any more have a session that is alive."""
+    """Return the number of live sessions of peers that are no longer configured."""
     if not restored.unknown_peers:
         return 0
     counters, peers = restored.state.arena.counters, restored.device.peers

@@ -12,7 +12,7 @@ from oxidize.control.reload_channel import Control
 from oxidize.errors import Phase, TakeoverError
 from oxidize.net.event_loop import Loop, boot_time
 from oxidize.runtime.cold_start import start_alone
-from oxidize.runtime.node import Node
+from oxidize.runtime.handover import Handover
 from oxidize.runtime.parts import make_folder
 from oxidize.runtime.succession import Succession
 from oxidize.service_manager import notify
@@ -21,7 +21,7 @@ from oxidize.state.records import FORMAT
 from oxidize.takeover.successor import Successor
 
 
-def start(settings: NodeSettings, loop: Loop, control: Control) -> Node:
+def start(settings: NodeSettings, loop: Loop, control: Control) -> Handover:
     """Begin a generation that serves when this returns.
 
     Raises ConfigError for sockets that cannot be had, TakeoverError when a predecessor serves on instead, or when there

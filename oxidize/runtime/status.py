@@ -1,4 +1,4 @@
-"""What `oxidize status` shows: asked for at the takeover socket, so that only the server's own user gets an answer."""
+"""The answers to the queries of `control.query`, which only the server's own user gets (`takeover.reception`)."""
 
 import base64
 import json
@@ -7,12 +7,10 @@ import os
 import socket
 import sys
 import time
-from typing import Any, Protocol
+from typing import Any
 
 import oxidize
-from oxidize.client.connection import Connection
 from oxidize.net.event_loop import boot_time
-from oxidize.net.udp import UdpSocket
 from oxidize.protocol.counters import (
     DROPS_START,
     RECEIVED_BYTES,
@@ -23,43 +21,14 @@ from oxidize.protocol.counters import (
     DropReason,
     Total,
 )
-from oxidize.protocol.device import Device
 from oxidize.protocol.peer import Peer
+from oxidize.runtime.node import Node
 from oxidize.runtime.offer import FdName, named_fd
-from oxidize.settings import NodeSettings
-from oxidize.state.session_state import SessionState
 from oxidize.takeover.host import Answer
 
 
-class Describable(Protocol):
-    """What a status is made of: a node."""
-
-    settings: NodeSettings
-    generation: int
-    device: Device
-    udp: UdpSocket
-    session_state: SessionState
-    counters: Counters
-    started_at: float
-    started_unix: float
-    connection: Connection | None
-    http_listener: socket.socket | None
-
-    @property
-    def errors_before(self) -> int | None:
-        """The errors that had been logged when this generation began to serve; None before that."""
-
-    @property
-    def state_name(self) -> str:
-        """What /health says."""
-
-    @property
-    def drain_left_secs(self) -> float | None:
-        """How long a drain still takes at most; None without one."""
-
-
-def _vitals(node: Describable, now: float) -> dict[str, Any]:
-    """Return what there is to say without naming a peer; times are seconds, `_unix` since the epoch."""
+def _vitals(node: Node, now: float) -> dict[str, Any]:
+    """Return the figures of a node that name no peer; times are in seconds, `_unix` since the epoch."""
     counters = node.counters
     return {
         **_identity(node),
@@ -77,7 +46,7 @@ def _vitals(node: Describable, now: float) -> dict[str, Any]:
     }
 
 
-def _identity(node: Describable) -> dict[str, Any]:
+def _identity(node: Node) -> dict[str, Any]:
     return {
         "role": node.settings.role,
         "state": node.state_name,
@@ -89,22 +58,22 @@ def _identity(node: Describable) -> dict[str, Any]:
 
 
 def _address_of(listener: socket.socket | None) -> str | None:
-    """Return where a TCP socket listens, as `127.0.0.1:9090` or `[::1]:9090`, None for nowhere."""
+    """Return the address of a TCP socket, as `127.0.0.1:9090` or `[::1]:9090`, or None without a socket."""
     if listener is None:
         return None
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{host}:{port}"
 
 
-def describe_vitals(node: Describable) -> bytes:
-    """Return the vitals of a node as JSON: of the work only counting sessions grows with the peers."""
+def describe_vitals(node: Node) -> bytes:
+    """Return the vitals of a node as JSON; only the counting of sessions takes longer with more peers."""
     return json.dumps(_vitals(node, boot_time())).encode()
 
 
-def hand_out_state(node: Describable) -> Answer:
-    """Return journal and arena, to be read and not written, with the vitals of the same moment.
+def hand_out_state(node: Node) -> Answer:
+    """Return journal and arena as read-only descriptors, with the vitals of the same moment.
 
-    `journal_activations` and `journal_end` name the journal of that moment: it goes on while it is read.
+    `journal_activations` and `journal_end` identify the journal of that moment, for it is written while it is read.
     """
     activations, end = node.session_state.journal.position
     content = {**_vitals(node, boot_time()), "journal_activations": activations, "journal_end": end}
@@ -112,7 +81,7 @@ def hand_out_state(node: Describable) -> Answer:
     return Answer(json.dumps(content).encode(), tuple(named_fd(FdName(name), fd) for name, fd in fds.items()))
 
 
-def describe(node: Describable) -> bytes:
+def describe(node: Node) -> bytes:
     """Return the status of a node as JSON: its vitals, its settings and every peer."""
     now = boot_time()
     unix_at_boot = time.time() - now
@@ -156,8 +125,8 @@ def _base64(key: bytes) -> str:
     return base64.b64encode(key).decode()
 
 
-def describe_process(node: Describable) -> bytes:
-    """Return what tells one process from another, as JSON: little work, however many peers there are."""
+def describe_process(node: Node) -> bytes:
+    """Return the identity of the process as JSON; the work does not grow with the number of peers."""
     return json.dumps(
         {
             **_identity(node),

@@ -7,7 +7,6 @@ predecessor's freeze and the first packet there is only what cannot be done befo
 import gc
 import os
 import socket
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,14 +22,14 @@ from oxidize.net.event_loop import READABLE, Loop, boot_time
 from oxidize.net.tun import TunDevice
 from oxidize.net.udp import UdpSocket
 from oxidize.protocol.counters import Total
-from oxidize.runtime.cold_start import apply_nat, check_nat, store_network
-from oxidize.runtime.node import Node, Parts, say_ready
+from oxidize.runtime.fd_store import apply_nat, check_nat, store_network
+from oxidize.runtime.handover import Handover
+from oxidize.runtime.node import Node
 from oxidize.runtime.offer import FdName, OfferState, descriptors_of
-from oxidize.runtime.parts import NOT_CONFIGURED, adopt_nat, adopt_network, bind_http, configure, restore
+from oxidize.runtime.parts import NOT_CONFIGURED, NodeParts, adopt_nat, adopt_network, bind_http, configure, restore
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
 from oxidize.takeover.host import NamedFd, Offer, reason_of
-from oxidize.takeover.predecessor import Predecessor
 from oxidize.takeover.successor import Commit, Successor
 
 log = logs.get(__name__)
@@ -49,8 +48,8 @@ class Succession:
     before: OfferState = field(default_factory=OfferState)  # of the offer
     is_network_new: bool = False
 
-    def run(self) -> Node:
-        """Return a node that serves; raises TakeoverError, or what hindered it, when the predecessor serves on."""
+    def run(self) -> Handover:
+        """Take over; raises TakeoverError, or what prevented it, where the predecessor still serves."""
         try:
             node = self._restore()
             now = boot_time()
@@ -65,8 +64,7 @@ class Succession:
             raise
         commit = self.successor.ready(summary)
         blackout = self._own(node, commit)
-        self._announce(node, commit, blackout, summary)
-        return node
+        return self._announce(node, commit, blackout, summary)
 
     def _give_back(self) -> None:
         """Make the predecessor the main process again where a coordinator that is gone has made us that.
@@ -97,7 +95,7 @@ class Succession:
         nat = adopt_nat(settings, self._fd(FdName.NAT))
         check_nat(nat)
         generation = offer.generation + 1
-        parts = Parts(settings, generation, restored.state, restored.device, udp, network, nat, listener)
+        parts = NodeParts(settings, generation, restored.state, restored.device, udp, network, nat, listener)
         parts.guard_fd, parts.upstream_dns = self._fd(FdName.GUARD), self.before.upstream_dns
         node = Node(parts, self.loop, self.before.watchdog_secs)
         if self._must_configure(node) or node.host_setup is not None:
@@ -120,24 +118,16 @@ class Succession:
         self.loop.run_once(0)
         return boot_time() - commit.frozen_at if commit.frozen_at is not None else None
 
-    def _announce(self, node: Node, commit: Commit, blackout: float | None, summary: dict[str, Any]) -> None:
-        """Tell everybody: the counters, the journal, the predecessor, the service manager and the coordinator."""
+    def _announce(self, node: Node, commit: Commit, blackout: float | None, summary: dict[str, Any]) -> Handover:
+        """Tell the counters, the journal, the predecessor, the service manager and the coordinator, in this order."""
         blackout_ms = blackout * 1000 if blackout is not None else None
         _count_takeover(node, blackout, summary)
-        entry = {
-            "at_unix": time.time(),
-            "result": "success",
-            "way": "inherited: the predecessor died" if commit.predecessor_died else "taken over",
-            "generation": node.generation,
-            "release": oxidize.__version__,
-            "sessions": summary["sessions"],
-            "blackout_ms": blackout_ms,
-        }
-        node.session_state.record_takeover(entry)
-        predecessor = node.open_takeover(held=True)
+        way = "inherited: the predecessor died" if commit.predecessor_died else "taken over"
+        node.record_start(way, summary["sessions"], blackout_ms)
+        handover = Handover(node, self.loop, held=True)
         self.successor.taken({"sessions": summary["sessions"], "blackout_ms": blackout_ms or 0.0})
         node.open_http()
-        say_ready(node)
+        node.notify_ready()
         if node.connection is not None and self.before.server != self.settings.server:
             node.connection.move()
         for _ in node.device.prepare_in_slices():
@@ -149,7 +139,8 @@ class Succession:
         log.info("took over", generation=node.generation, sessions=summary["sessions"], blackout_ms=blackout_ms)
         done = {**summary, "warnings": warnings, "generation": node.generation, "blackout_ms": blackout_ms or 0.0}
         self.control.done(done)
-        _PredecessorEnd(self.loop, self.successor, predecessor, node).watch()
+        _PredecessorEnd(self.loop, self.successor, handover).watch()
+        return handover
 
     def _finish(self, node: Node) -> list[str]:
         """Do what may wait until this process serves; return what could not be done.
@@ -157,9 +148,9 @@ class Succession:
         The predecessor is going, so nothing here may end this process: a tunnel without one of its routes is more than
         no tunnel.
         """
-        steps: list[Callable[[], None]] = [partial(apply_nat, node)]
+        steps: list[Callable[[], None]] = [partial(apply_nat, node.nat)]
         if self.is_network_new:
-            steps.append(partial(store_network, node))
+            steps.append(partial(store_network, node.network))
         if self._must_configure(node):
             steps.append(partial(configure, self.settings))
         if self.settings.role == "client":
@@ -214,13 +205,12 @@ class Succession:
 
 
 class _PredecessorEnd:
-    """Waits for the predecessor's end, after which a further successor is welcome."""
+    """Waits for the predecessor's end, and then admits the next successor."""
 
-    def __init__(self, loop: Loop, successor: Successor, predecessor: Predecessor, node: Node) -> None:
+    def __init__(self, loop: Loop, successor: Successor, handover: Handover) -> None:
         self._loop = loop
         self._successor = successor
-        self._held = predecessor
-        self._node = node
+        self._handover = handover
 
     def watch(self) -> None:
         self._loop.register(self._successor.predecessor_fd, READABLE, self._look)
@@ -239,9 +229,9 @@ class _PredecessorEnd:
             self._loop.remove_timed(self)
             self._successor.close()
             # Not before: a TAKEN that crosses our SIGKILL lets the predecessor thaw, with all the peers that it knows.
-            self._node.session_state.unhold()
-            self._node.device.forget_unknown_peers()
-            self._held.release()
+            self._handover.node.session_state.unhold()
+            self._handover.node.device.forget_unknown_peers()
+            self._handover.predecessor.release()
 
 
 def _count_takeover(node: Node, blackout: float | None, summary: Mapping[str, Any]) -> None:

@@ -1,8 +1,8 @@
-"""The service manager: sockets and stored files from it, state and files to it.
+"""Messages to the service manager, and the descriptors that it passes and stores.
 
-It may be systemd or anything that speaks as it does. Plain messages go through `sdnotify`; messages that carry files,
-and LISTEN_FDS with names, through `systemd` (PyPI: systemd-python). Where a manager is there and the package is not,
-that is an error: a server whose state is not stored would lose its sessions with the first crash.
+The rule: any manager will do that speaks systemd's protocol. Plain messages go through `sdnotify`; messages that carry
+descriptors, and LISTEN_FDS with names, through `systemd` (PyPI: systemd-python). A manager without that package is an
+error: a server whose state is not stored would lose its sessions with the first crash.
 
 Sources: sd_notify(3), sd_listen_fds(3), systemd.service(5) on FileDescriptorStoreMax=.
 """
@@ -20,7 +20,7 @@ BARRIER_TIMEOUT_SECS = 5.0
 
 
 def is_managed() -> bool:
-    """Tell whether a service manager listens to us."""
+    """Return whether a service manager listens to this process."""
     return bool(os.environ.get("NOTIFY_SOCKET"))
 
 
@@ -29,25 +29,25 @@ def notify(*assignments: str) -> None:
     if is_managed():
         notifier = sdnotify.SystemdNotifier()
         notifier.notify("\n".join(assignments))
-        if notifier.socket is not None:  # where the manager is gone there is none, and nothing to tell
+        if notifier.socket is not None:  # None where the manager has ended
             notifier.socket.close()
 
 
 def store_fd(name: str, fd: int) -> None:
-    """Put a file into the manager's store, from which it comes back with LISTEN_FDS after a crash or restart."""
+    """Put a descriptor into the manager's store, which passes it with LISTEN_FDS after a crash or restart."""
     if is_managed():
-        # FDPOLL=0: systemd would otherwise drop the file at the first EPOLLHUP or EPOLLERR, which a TUN may report.
+        # FDPOLL=0: systemd would otherwise drop it at the first EPOLLHUP or EPOLLERR, which a TUN device may report.
         _send_fd(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fd)
 
 
 def forget_fds(*names: str) -> None:
-    """Take files out of the manager's store."""
+    """Remove descriptors from the manager's store."""
     for name in names:
         notify("FDSTOREREMOVE=1", f"FDNAME={name}")
 
 
 def barrier() -> bool:
-    """Wait until the manager has processed everything that this process sent; False if it did not in time."""
+    """Wait until the manager has processed all messages of this process; return whether it did in time."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     try:
         _send_fd("BARRIER=1", write_end)
@@ -77,9 +77,9 @@ def _send_fd(message: str, fd: int) -> None:
 
 
 def listen_fds() -> dict[str, list[int]]:
-    """Return the file descriptors that the manager passed to this process, by their names.
+    """Return the descriptors that the manager passed to this process, by name.
 
-    They are close-on-exec from here on, and the environment no longer speaks of them.
+    They are made close-on-exec, and their variables removed from the environment.
     """
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return {}
@@ -91,7 +91,7 @@ def listen_fds() -> dict[str, list[int]]:
 
 
 def single(passed: dict[str, list[int]], names: Sequence[str]) -> dict[str, int]:
-    """Return the one file of each name; raises ConfigError where the manager passed several."""
+    """Return one descriptor for each of `names` that was passed; raises ConfigError where several share a name."""
     several = [name for name in names if len(passed.get(name, [])) > 1]
     if several:
         raise ConfigError(

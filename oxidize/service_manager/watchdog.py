@@ -1,7 +1,7 @@
-"""The service manager's watchdog, fed by the loop of the data path: a loop that stalls is killed and started again.
+"""Keep-alives to the service manager's watchdog from the loop of the data path: a stalled loop is killed and restarted.
 
-The interval comes with the environment of a process that the manager started. A successor's environment has none, or
-one that names its predecessor: it takes the interval from the offer.
+The rule: the interval is in the environment of a process that the manager started. A successor's environment has none,
+or one that names its predecessor, so it takes the interval from the OFFER.
 
 Source: sd_watchdog_enabled(3), systemd.service(5) WatchdogSec=.
 """
@@ -13,7 +13,7 @@ from oxidize.service_manager import notify
 
 
 def interval_secs(environ: Mapping[str, str] = os.environ) -> float:
-    """Return the watchdog's interval that the manager gave to this process, 0.0 for none."""
+    """Return the watchdog interval that the manager set for this process, 0.0 for none."""
     if environ.get("WATCHDOG_PID") not in {None, str(os.getpid())}:
         return 0.0
     text = environ.get("WATCHDOG_USEC", "")
@@ -21,7 +21,7 @@ def interval_secs(environ: Mapping[str, str] = os.environ) -> float:
 
 
 class Watchdog:
-    """Says WATCHDOG=1 at half of the interval, for as long as the loop calls it. `now`: the loop's time."""
+    """Sends WATCHDOG=1 twice in each interval, from the loop. `now`: the loop's time."""
 
     def __init__(self, interval: float, now: Callable[[], float]) -> None:
         self.interval = interval
@@ -29,10 +29,10 @@ class Watchdog:
         self._due_at = now()
 
     def next_deadline(self) -> float | None:
-        """Return when the next sign of life is due, or None without a watchdog."""
+        """Return when the next keep-alive is due, or None without a watchdog."""
         return self._due_at if self.interval else None
 
     def handle_timeout(self, now: float) -> None:
-        """Give a sign of life."""
+        """Send a keep-alive."""
         notify.notify("WATCHDOG=1")
         self._due_at = now + self.interval / 2

@@ -80,12 +80,14 @@ def describe_process(node):
 }
 LOGS_ERRORS = {
     "runtime.node": """
-_say_ready = say_ready
+_notify_ready = Node.notify_ready
 
-def say_ready(node):
-    _say_ready(node)
+def notify_ready(self):
+    _notify_ready(self)
     got_there()
     log.error("bad")
+
+Node.notify_ready = notify_ready
 """
 }
 

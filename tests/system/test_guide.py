@@ -28,12 +28,15 @@ COMMITS = (
     (
         "oxidize/runtime/node.py",
         """
-_say_ready = say_ready
+_notify_ready = Node.notify_ready
 
 
-def say_ready(node: "Node") -> None:
-    _say_ready(node)
+def notify_ready(self: Node) -> None:
+    _notify_ready(self)
     log.error("what this release does is wrong")
+
+
+Node.notify_ready = notify_ready  # type: ignore[method-assign]
 """,
     ),
 )

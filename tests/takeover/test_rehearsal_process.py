@@ -328,7 +328,7 @@ def test_a_successor_is_told_from_its_predecessor_by_its_errors(server: Server, 
 
 
 def test_a_predecessor_that_has_handed_over_counts_nothing_more(server: Server, tmp_path: Path) -> None:
-    pid = server.start(fault("oxidize.runtime.node:Node.finish", "raise", tmp_path / "mark"))
+    pid = server.start(fault("oxidize.runtime.handover:Handover.finish", "raise", tmp_path / "mark"))
     assert server.reload().status == 0
     assert server.lab.wait_ended(pid) == 1
     assert "ends because of a bug" in server.log_path.read_text()

@@ -17,7 +17,6 @@ from oxidize.cli import common
 from oxidize.cli.commands import main
 from oxidize.control import query as query_module
 from oxidize.control import reload as reload_module
-from oxidize.control.reload import ReloadResult
 from oxidize.errors import ConfigError, Phase, TakeoverError
 from tests.support.config_files import ALICE, BOB, CLIENT, PRIVATE, SERVER, peer, secret
 
@@ -208,11 +207,11 @@ def test_status_needs_neither_a_good_configuration_nor_the_key(path: Path, asked
 def test_reload_says_what_came_of_it(path: Path, asked: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def reload(*arguments: object) -> ReloadResult:
+    def reload(*arguments: object) -> dict[str, object]:
         calls.append(arguments)
         report = {"generation": 5, "pid": 77, "sessions": 1, "blackout_ms": 1.26}
         report |= {"refused": {"not wanted": 2}, "warnings": ["listen"]}
-        return ReloadResult(report, 0.5)
+        return {**report, "seconds": 0.5}
 
     monkeypatch.setattr(reload_module, "reload", reload)
     result = run("reload", "-c", path)
@@ -227,7 +226,7 @@ def test_reload_says_what_came_of_it(path: Path, asked: list[Path], monkeypatch:
 def test_a_reload_that_fails_says_why_and_who_serves(
     path: Path, asked: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def reload(*arguments: object) -> ReloadResult:
+    def reload(*arguments: object) -> dict[str, object]:
         raise TakeoverError(Phase.PREPARING, "no such release")
 
     monkeypatch.setattr(reload_module, "reload", reload)

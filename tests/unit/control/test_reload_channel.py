@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from oxidize.control.reload_channel import Control, NoControl, receive, send
+from oxidize.control.reload_channel import Control, receive, send
 from oxidize.errors import Phase, TakeoverError
 
 Pair = tuple[socket.socket, Control]
@@ -76,7 +76,7 @@ def test_what_is_no_message_counts_as_none(pair: Pair, data: bytes) -> None:
 
 
 def test_without_a_coordinator_every_step_is_allowed() -> None:
-    control = NoControl()
+    control = Control(None)
     assert not control.is_coordinated
     control.prepared({})
     control.done({})

@@ -173,7 +173,7 @@ def test_a_hook_takes_nothing_back_while_the_unit_goes_on(
 ) -> None:
     programs.add("resolvconf")
     removed: list[list[str]] = []
-    monkeypatch.setattr(unit_hooks.systemctl, "will_go_on", lambda: goes_on)
+    monkeypatch.setattr(unit_hooks.systemctl, "will_restart", lambda: goes_on)
     monkeypatch.setattr(unit_hooks, "remove_policy", lambda interfaces: removed.append(interfaces) or ["a rule"])
     unit_hooks.remove_names(config_path, gave_up=gave_up)
     assert unit_hooks.clean_up(config_path, gave_up=gave_up) == (["a rule"] if taken_back else [])

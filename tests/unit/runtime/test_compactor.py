@@ -1,6 +1,6 @@
 """Upkeep: one step at a time, soon again while there is more to do."""
 
-from oxidize.runtime.compactor import CHECK_SECS, PURGE_SECS, STEP_PAUSE_SECS, Upkeep
+from oxidize.runtime.compactor import CHECK_SECS, PURGE_SECS, STEP_PAUSE_SECS, JournalCompactor
 
 
 class FakeState:
@@ -15,7 +15,7 @@ class FakeState:
 
 
 def test_steps_follow_each_other_and_looks_are_rare() -> None:
-    upkeep = Upkeep(FakeState(3), lambda: 100.0)  # type: ignore[arg-type]
+    upkeep = JournalCompactor(FakeState(3), lambda: 100.0)  # type: ignore[arg-type]
     assert upkeep.next_deadline() == 100.0 + CHECK_SECS
     deadlines = []
     for now in (101.0, 102.0, 103.0, 104.0):
@@ -26,7 +26,7 @@ def test_steps_follow_each_other_and_looks_are_rare() -> None:
 
 def test_dead_keys_are_purged_now_and_then() -> None:
     state = FakeState(0)
-    upkeep = Upkeep(state, lambda: 100.0)  # type: ignore[arg-type]
+    upkeep = JournalCompactor(state, lambda: 100.0)  # type: ignore[arg-type]
     for now in (101.0, 100.0 + PURGE_SECS, 101.0 + PURGE_SECS, 100.0 + 2 * PURGE_SECS):
         upkeep.handle_timeout(now)
     assert state.purged == 2

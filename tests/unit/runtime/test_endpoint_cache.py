@@ -19,8 +19,8 @@ from oxidize.runtime.endpoint_cache import (
     STEP_PAUSE_SECS,
     STEP_PEERS,
     WRITE_SECS,
-    EndpointMemory,
-    recall,
+    EndpointCache,
+    load_endpoints,
 )
 from tests.support.network import Host, World
 
@@ -79,11 +79,11 @@ def places(server: Host) -> list[Endpoint | None]:
     return [peer.endpoint for peer in server.device.peers.values()]
 
 
-def memory(server: Host, path: Path) -> EndpointMemory:
-    return EndpointMemory(path, server.device, lambda: server.world.now)
+def memory(server: Host, path: Path) -> EndpointCache:
+    return EndpointCache(path, server.device, lambda: server.world.now)
 
 
-def run(memory: EndpointMemory, seconds: float, now: float) -> list[float]:
+def run(memory: EndpointCache, seconds: float, now: float) -> list[float]:
     """Let time pass; return when something was due."""
     moments = []
     end = now + seconds
@@ -100,7 +100,7 @@ def test_what_was_written_is_recalled(path: Path, log: FakeLog) -> None:
     server = server_with([V4, None, V6])
     memory(server, path).write_now()
     again = forgetful(server)
-    recall(path, again.device, straight, again.world.now)
+    load_endpoints(path, again.device, straight, again.world.now)
     assert places(again) == [V4, None, V6]
     assert log.warnings == []
 
@@ -109,7 +109,7 @@ def test_what_is_recalled_is_known_to_a_successor_and_asked_for_a_session(path: 
     server = server_with([V4])
     memory(server, path).write_now()
     again = forgetful(server)
-    recall(path, again.device, straight, again.world.now)
+    load_endpoints(path, again.device, straight, again.world.now)
     again.replace()
     assert places(again) == [V4]
 
@@ -118,7 +118,7 @@ def test_where_a_peer_is_by_configuration_or_by_its_own_word_goes_before_memory(
     server = server_with([V4, V4._replace(port=1)])
     memory(server, path).write_now()
     again = server_with([V6, None])
-    recall(path, again.device, straight, again.world.now)
+    load_endpoints(path, again.device, straight, again.world.now)
     assert places(again) == [V6, V4._replace(port=1)]
 
 
@@ -268,7 +268,7 @@ def test_a_file_that_is_none_costs_what_it_would_have_said_and_is_told_of(
 ) -> None:
     path.write_bytes(content)
     server = forgetful(server_with([V4]))
-    recall(path, server.device, straight, server.world.now)
+    load_endpoints(path, server.device, straight, server.world.now)
     assert places(server) == [None]
     assert len(log.warnings) == 1
     assert log.warnings[0]["path"] == str(path)
@@ -301,14 +301,14 @@ def test_a_place_that_is_none_costs_that_peers_and_no_others(place: object, path
     other = base64.b64encode((3).to_bytes(32, "big")).decode()
     path.write_bytes(document({KEY: place, other: str(V6), "not a key": str(V4), "": "", "\ud800": "\ud800"}))
     server = forgetful(server_with([V4, V6]))
-    recall(path, server.device, straight, server.world.now)
+    load_endpoints(path, server.device, straight, server.world.now)
     assert places(server) == [None, V6]
 
 
 def test_a_first_start_has_nothing_to_tell_of(path: Path, log: FakeLog) -> None:
     server = forgetful(server_with([V4]))
-    recall(path, server.device, straight, server.world.now)
-    recall(path / "below", server.device, straight, server.world.now)
+    load_endpoints(path, server.device, straight, server.world.now)
+    load_endpoints(path / "below", server.device, straight, server.world.now)
     assert places(server) == [None]
     assert [warning["path"] for warning in log.warnings] in ([], [str(path / "below")])
 
@@ -333,7 +333,7 @@ def a_link_to_itself(path: Path) -> None:
 def test_what_is_no_file_costs_nothing_else(make: Callable[[Path], None], path: Path, log: FakeLog) -> None:
     make(path)
     server = forgetful(server_with([V4]))
-    recall(path, server.device, straight, server.world.now)
+    load_endpoints(path, server.device, straight, server.world.now)
     assert places(server) == [None]
     assert len(log.warnings) == 1
     memory(server_with([V4]), path).write_now()

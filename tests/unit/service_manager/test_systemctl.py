@@ -1,4 +1,4 @@
-"""What systemd says of our unit: it is asked only where it is our manager, and not to know is no failure."""
+"""Queries to systemctl: only systemd as this process's manager is asked, and a missing answer is not an error."""
 
 import stat
 from pathlib import Path
@@ -38,34 +38,34 @@ def fake_systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Pat
         ("4:cpu:/system.slice/a.service", None),
     ],
 )
-def test_the_unit_is_that_of_the_cgroup(line: str, expected: str | None) -> None:
+def test_the_unit_is_read_from_the_cgroup(line: str, expected: str | None) -> None:
     assert systemctl.name(line) == expected
 
 
-def test_the_main_process_is_read_back(fake_systemctl: tuple[Path, dict[str, str]]) -> None:
+def test_the_main_pid_is_read_from_systemctl(fake_systemctl: tuple[Path, dict[str, str]]) -> None:
     answer, environ = fake_systemctl
     answer.write_text("4711\n")
     assert systemctl.main_pid(environ) == 4711
 
 
 @pytest.mark.parametrize("text", ["0\n", "", "[not set]\n"])
-def test_no_main_process_is_unknown(fake_systemctl: tuple[Path, dict[str, str]], text: str) -> None:
+def test_an_answer_without_a_main_pid_is_none(fake_systemctl: tuple[Path, dict[str, str]], text: str) -> None:
     answer, environ = fake_systemctl
     answer.write_text(text)
     assert systemctl.main_pid(environ) is None
 
 
-def test_a_systemctl_that_fails_or_is_missing_is_unknown(
+def test_a_systemctl_that_fails_or_is_missing_gives_none(
     fake_systemctl: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, environ = fake_systemctl
     assert systemctl.main_pid(environ) is None  # cat fails: there is no answer
     monkeypatch.setenv("PATH", "/nonexistent")
     assert systemctl.main_pid(environ) is None
-    assert not systemctl.will_go_on(environ)
+    assert not systemctl.will_restart(environ)
 
 
-def test_another_manager_is_not_asked(fake_systemctl: tuple[Path, dict[str, str]]) -> None:
+def test_a_service_manager_other_than_systemd_is_not_queried(fake_systemctl: tuple[Path, dict[str, str]]) -> None:
     answer, environ = fake_systemctl
     answer.write_text("4711\n")
     assert systemctl.main_pid({**environ, "NOTIFY_SOCKET": "/run/holder/notify"}) is None
@@ -85,25 +85,27 @@ def test_another_manager_is_not_asked(fake_systemctl: tuple[Path, dict[str, str]
         ("No jobs running.\n", True),
     ],
 )
-def test_a_stop_is_told_from_what_will_go_on(
+def test_a_unit_restarts_unless_its_job_is_a_stop(
     fake_systemctl: tuple[Path, dict[str, str]], jobs: str, expected: bool
 ) -> None:
     answer, environ = fake_systemctl
     answer.write_text(jobs)
-    assert systemctl.will_go_on(environ) is expected
+    assert systemctl.will_restart(environ) is expected
 
 
 # --- Reloading ---
 
 
-def test_a_reload_that_succeeds_says_nothing(fake_systemctl: tuple[Path, dict[str, str]], monkeypatch) -> None:
+def test_a_reload_that_succeeds_returns(
+    fake_systemctl: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     answer, _ = fake_systemctl
     answer.write_text("")
     monkeypatch.setenv("ANSWER", str(answer))
     systemctl.reload("oxidize-daemon.service")
 
 
-def test_a_reload_that_fails_says_what_the_service_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_reload_carries_the_status_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "systemctl"
     program.write_text('#!/bin/sh\ncase $1 in reload) echo "Job failed." >&2; exit 1;; show) echo "serves on";; esac\n')
     program.chmod(0o755)
@@ -115,7 +117,7 @@ def test_a_reload_that_fails_says_what_the_service_says(tmp_path: Path, monkeypa
         systemctl.reload("oxidize-daemon.service")
 
 
-def test_what_systemd_and_the_service_say_can_be_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_of_systemd_and_the_service_are_made_printable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "systemctl"
     says = r"printf '\033[2J%b\377' "
     program.write_text(f"#!/bin/sh\ncase $1 in reload) {says} failed >&2; exit 1;; show) {says} status;; esac\n")
@@ -128,5 +130,5 @@ def test_what_systemd_and_the_service_say_can_be_printed(tmp_path: Path, monkeyp
     assert "\x1b" not in str(caught.value)
 
 
-def test_a_process_that_is_gone_belongs_to_no_service() -> None:
+def test_a_process_that_has_ended_belongs_to_no_service() -> None:
     assert systemctl.service_of(0) is None

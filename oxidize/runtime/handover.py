@@ -1,0 +1,186 @@
+"""The predecessor's side of a takeover: what a node offers to its successor, and how it stops and starts serving.
+
+The rule: until COMMIT the node serves, so a takeover that fails before costs nothing. After it the node serves again
+only from the state that it finds then, for a successor that is dead by now may have owned it.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import oxidize
+from oxidize import logs
+from oxidize.control.query import ACCEPT, DRAIN, IDENTITY, QUERIES, STATE, STATUS, VITALS
+from oxidize.errors import OxidizeError, Phase, StateError, TakeoverError
+from oxidize.net import http
+from oxidize.net.event_loop import READABLE, Loop, boot_time
+from oxidize.net.tun import TunDevice
+from oxidize.protocol.counters import Total
+from oxidize.runtime import status
+from oxidize.runtime.compactor import JournalCompactor
+from oxidize.runtime.crash_loop import Stability
+from oxidize.runtime.node import Node
+from oxidize.runtime.offer import FdName, OfferState, named_fd
+from oxidize.takeover.host import Answer, NamedFd, Offer
+from oxidize.takeover.listener import Listener
+from oxidize.takeover.messages import Hello
+from oxidize.takeover.predecessor import Predecessor
+
+LINGER_SECS = 1.0  # for HTTP requests that were accepted before the hand-off
+LINGER_CHECK_SECS = 0.02
+
+log = logs.get(__name__)
+
+
+class Handover:
+    """A node that serves and listens for its successor (`takeover.host.TakeoverHost`).
+
+    held: whether a successor has to wait for `predecessor.release`, because the node's own predecessor still lives.
+    """
+
+    def __init__(self, node: Node, loop: Loop, *, held: bool) -> None:
+        self.node = node
+        self._loop = loop
+        self.predecessor = Predecessor(
+            Listener(node.settings.takeover_socket),
+            self,
+            release=oxidize.__version__,
+            register=lambda fd, callback: loop.register(fd, READABLE, callback),
+            unregister=loop.unregister,
+            clock=boot_time,
+            held=held,
+        )
+        loop.add_timed(self.predecessor)
+        loop.add_timed(JournalCompactor(node.session_state, boot_time))
+        loop.add_timed(Stability(node.counters, boot_time))
+
+    def close(self) -> None:
+        """Stop listening, and close the node; idempotent."""
+        self.predecessor.close()
+        self.node.close()
+
+    def offer(self, hello: Hello) -> Offer:
+        """Return all descriptors, and hold compaction; raises TakeoverError for a release too old for this state."""
+        node = self.node
+        needed = node.session_state.journal.envelope["min_reader"]
+        if max(hello.snapshot_versions, default=0) < needed:
+            raise TakeoverError(
+                Phase.OFFERING,
+                f"release {hello.release} reads state of formats {list(hello.snapshot_versions)}; expected {needed} or "
+                f"later: use a release of that format",
+            )
+        node.session_state.hold()
+        state = OfferState(
+            interface_digest=node.interface_digest,
+            installed_dns=node.host_setup.installed_dns if node.host_setup is not None else {},
+            watchdog_secs=node.watchdog_secs,
+            listen=node.settings.listen,
+            metrics_listen=node.settings.metrics_listen,
+            server=node.settings.server,
+            upstream_dns=tuple(node.connection.upstream_dns) if node.connection is not None else (),
+        )
+        # Not the node's own generation: a successor that died after COMMIT may have written a later one.
+        return Offer(node.session_state.generation, tuple(self._descriptors()), state.encode())
+
+    def _descriptors(self) -> Iterator[NamedFd]:
+        node = self.node
+        yield named_fd(FdName.UDP, node.udp.fileno(), node.udp.framing())
+        for name, fd in node.session_state.fds.items():
+            yield named_fd(FdName(name), fd)
+        if node.http_listener is not None:
+            yield named_fd(FdName.HTTP, node.http_listener.fileno())
+        if isinstance(node.network, TunDevice):
+            yield named_fd(FdName.TUN, node.network.fileno(), node.network.framing())
+        nat = node.nat.fileno()
+        if nat is not None:
+            yield named_fd(FdName.NAT, nat)
+        if node.host_setup is not None and node.host_setup.guard_fd is not None:
+            yield named_fd(FdName.GUARD, node.host_setup.guard_fd)
+        if "JOURNAL_STREAM" not in os.environ and sys.stderr is not None:
+            yield named_fd(FdName.STDERR, sys.stderr.fileno())
+
+    def offer_withdrawn(self, reason: str) -> None:
+        """Record that the successor will not own; the node served all the while."""
+        self.node.session_state.unhold()
+        self._record_failure(reason)
+
+    def freeze(self, report: dict[str, Any]) -> dict[str, Any]:
+        """Stop reading and sending, and record what only this process knows; return the contents of COMMIT."""
+        self.node.give_up_ownership()
+        self.node.session_state.stop_writing()
+        return {"journal_end": self.node.session_state.end}
+
+    def thaw(self, reason: str) -> None:
+        """Serve again: read what a successor that is dead by now has recorded, and continue from there."""
+        node, state = self.node, self.node.session_state
+        changes = state.sync()
+        state.become_writer()
+        state.unhold()
+        node.device.restore(changes, boot_time())
+        node.device.own()
+        node.serve()
+        if node.http_server is not None:
+            node.http_server.resume()
+        node.device.prepare()
+        self._restore_nat()
+        self._record_failure(reason)
+
+    def _restore_nat(self) -> None:
+        """Apply the node's own NAT rules: a successor that got as far as TAKEN may have replaced them."""
+        try:
+            self.node.nat.apply()
+        except OxidizeError as error:
+            log.error("serving without all of its settings", reason=str(error))
+
+    def _record_failure(self, reason: str) -> None:
+        node = self.node
+        node.counters[Total.TAKEOVERS_FAILED] += 1
+        entry = {"at_unix": time.time(), "result": "failure", "generation": node.generation, "reason": reason}
+        try:
+            node.session_state.record_takeover(entry)
+        except StateError as error:  # a full journal: serving matters more than the record
+            log.error("a failed takeover is not recorded", reason=str(error))
+
+    def finish(self, taken: dict[str, Any]) -> None:
+        """End, for the successor owns; HTTP requests that are under way are answered first."""
+        log.info("handed over", **taken)
+        self._loop.add_timed(_Linger(self.node.http_server, self._loop))
+
+    def answer(self, query: str) -> Answer:
+        """Answer a query of `control.query`, or carry it out; raises OxidizeError for any other."""
+        node = self.node
+        if query == STATUS:
+            return Answer(status.describe(node))
+        if query == VITALS:
+            return Answer(status.describe_vitals(node))
+        if query == STATE:
+            node.check_serving()
+            return status.hand_out_state(node)
+        if query == DRAIN:
+            node.drain()
+        elif query == ACCEPT:
+            node.accept()
+        elif query != IDENTITY:
+            raise OxidizeError(f"query {query!r}: expected one of {', '.join(QUERIES)}")
+        return Answer(status.describe_process(node))
+
+
+class _Linger:
+    """Stops the loop once no HTTP connection is open, or after LINGER_SECS."""
+
+    def __init__(self, server: http.HttpServer | None, loop: Loop) -> None:
+        self._server = server
+        self._loop = loop
+        self._ends_at = boot_time() + LINGER_SECS
+
+    def next_deadline(self) -> float:
+        return min(self._ends_at, boot_time() + LINGER_CHECK_SECS) if self._is_busy() else 0.0
+
+    def handle_timeout(self, now: float) -> None:
+        if not self._is_busy() or now >= self._ends_at:
+            self._loop.stop()
+
+    def _is_busy(self) -> bool:
+        return self._server is not None and self._server.busy > 0
