@@ -1,7 +1,7 @@
 """Errors, split by whose fault they are.
 
-A peer's bytes never raise: the protocol answers them with a `DropReason`. Everything else raises one of these, and its
-text names the value, what was expected and the remedy.
+The rule: a peer's bytes never raise, for the protocol answers them with a `DropReason`. Everything else raises one of
+these, and its text names the value, what was expected and the remedy.
 """
 
 from collections.abc import Sequence
@@ -9,27 +9,27 @@ from enum import StrEnum
 
 
 class OxidizeError(Exception):
-    """The base of every error that this project raises on purpose."""
+    """The base of all errors that this project raises on purpose."""
 
 
 class DecodeError(OxidizeError):
-    """Bytes from outside do not have the form that their specification gives them."""
+    """Bytes from outside do not have the form that their specification requires."""
 
 
 class StateError(OxidizeError):
-    """This process broke a rule of its own: a bug, or a limit of ours that was reached."""
+    """This process broke one of its own rules (a bug), or reached one of its own limits."""
 
 
 class WriterBusyError(StateError):
-    """Another process writes the state: it owns what this one was about to own."""
+    """Another process writes the state, and so owns what this one was about to own."""
 
 
 class SnapshotError(OxidizeError):
-    """A predecessor's state cannot be read; the text says which part and why."""
+    """A predecessor's state cannot be read; the text names the part and the reason."""
 
 
 class UnreachableError(OxidizeError):
-    """A client's server did not answer, as often as the operator allowed it to be asked."""
+    """A client's server did not answer within the number of attempts that the operator configured."""
 
 
 class ConfigError(OxidizeError):
@@ -73,4 +73,4 @@ class TakeoverError(OxidizeError):
 
 
 class DeployError(OxidizeError):
-    """A deployment was refused or has failed; the text says why, and what serves."""
+    """A deployment was refused or has failed; the text gives the reason, and the release that serves."""

@@ -115,7 +115,7 @@ def reload(config_path: Path | None, is_client: bool, log_level: str | None) -> 
         except ConfigError as error:
             fail(2, *error.problems, *who_serves(config_path, role, str(error)))
         except TakeoverError as error:
-            fail(1, str(error), *who_serves(config_path, role, str(error)))
+            fail(1, f"reload {error}", *who_serves(config_path, role, str(error)))
         click.echo(reloaded.summary)
         for warning in reloaded.warnings:
             click.echo(f"oxidize: {warning}", err=True)

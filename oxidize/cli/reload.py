@@ -65,14 +65,14 @@ def _log_level(takeover_socket: Path) -> str:
 def who_serves(config_path: Path, role: Literal["server", "client"], reason: str) -> list[str]:
     """Return a line about the process that serves although a reload failed; none where nobody answers."""
     from oxidize.control.query import IDENTITY, fetch  # noqa: PLC0415
-    from oxidize.control.reload import say_failure  # noqa: PLC0415
+    from oxidize.control.reload import notify_failure  # noqa: PLC0415
 
     try:
         found = fetch(config.takeover_socket_of(config_path, role), IDENTITY)
         generation, pid = int(found["generation"]), int(found["pid"])
     except (OxidizeError, KeyError, TypeError, ValueError):
         return []
-    say_failure(generation, reason)
+    notify_failure(generation, reason)
     return [f"not reloaded: generation {generation}, pid {pid}, serves as before"]
 
 

@@ -1,8 +1,8 @@
-"""`oxidize reload`: start the successor, tell the service manager, say what came of it.
+"""`oxidize reload`: start the successor, set the service manager's main process, and report the result.
 
-The rule: until the successor has been told GO nothing is changed, and after that whoever is left serving is what the
-service manager is told. The successor is forked twice, so that it is no child of ours when it becomes the main process:
-it outlives us, and the service manager can follow it.
+The rule: until the coordinator sends GO nothing is changed, and if the reload fails after that, the service manager's
+main process is again the one that serves. The successor is forked twice, so that it is not the coordinator's child when
+it becomes the main process: it outlives the coordinator, and the service manager can follow it.
 
 Source: systemd.service(5), ExecReload= and NotifyAccess=exec.
 """
@@ -28,9 +28,10 @@ LIFE_WITHOUT_OWNERSHIP_SECS = 90  # of a successor; beyond both of the above
 
 
 def reload(role: str, config_path: Path, log_level: str, takeover_socket: Path, predecessor_pid: int) -> Report:
-    """Replace the process `predecessor_pid` by a fresh one; raises TakeoverError with the successor's reason.
+    """Replace the process `predecessor_pid` by a new one; return the successor's report, with the `seconds` taken.
 
-    role: the subcommand that the successor runs, "server" or "client"; log_level: as on its command line.
+    Raises TakeoverError with the successor's reason. role: the subcommand that the successor runs, "server" or
+    "client". log_level: as on its command line.
     """
     started = time.monotonic()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -53,11 +54,11 @@ def reload(role: str, config_path: Path, log_level: str, takeover_socket: Path, 
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
-            pidfd = -1  # it ended already; the link says why
+            pidfd = -1  # it has ended already; the channel has the reason
         try:
             report = _coordinate(ours, pid, predecessor_pid, lambda: _serves(takeover_socket, pid))
         except TakeoverError:
-            # One that serves, or one without a predecessor to go back to, is all that there is.
+            # A successor that serves, or one whose predecessor has ended, is the only process that can serve.
             if _is_alive(predecessor_pid) and not _serves(takeover_socket, pid):
                 _kill(pidfd)
             raise
@@ -67,36 +68,32 @@ def reload(role: str, config_path: Path, log_level: str, takeover_socket: Path, 
     return {**report, "seconds": time.monotonic() - started}
 
 
-def say_failure(generation: int, reason: str) -> None:
-    """Let the service manager's status show that a reload failed, and who serves."""
+def notify_failure(generation: int, reason: str) -> None:
+    """Show in the service manager's status why a reload failed, and that `generation` still serves."""
     first_line, *_ = reason.splitlines() or [""]
     notify.notify(f"STATUS=generation {generation} serves on: not reloaded: {first_line}")
 
 
-def _coordinate(link: socket.socket, pid: int, predecessor_pid: int, serves: Callable[[], bool]) -> Report:
-    _expect(link, "prepared", Phase.PREPARING, PREPARE_TIMEOUT_SECS)
+def _coordinate(channel: socket.socket, pid: int, predecessor_pid: int, serves: Callable[[], bool]) -> Report:
+    _expect(channel, "prepared", PREPARE_TIMEOUT_SECS, Phase.PREPARING)
     try:
         _set_main_pid(pid)
-        send(link, {"event": "go"})
-        return _expect(link, "done", Phase.TAKING_OVER, TAKE_TIMEOUT_SECS)
+        send(channel, {"event": "go"})
+        return _expect(channel, "done", TAKE_TIMEOUT_SECS, Phase.TAKING_OVER)
     except (OSError, TakeoverError) as error:
         if _is_alive(predecessor_pid) and not serves():
-            _put_back(predecessor_pid)
+            # An error here matters less than the one that led to it.
+            with contextlib.suppress(TakeoverError):
+                _set_main_pid(predecessor_pid)
         if isinstance(error, TakeoverError):
             raise
         raise TakeoverError(Phase.TAKING_OVER, f"the successor is gone: {error}") from error
 
 
-def _put_back(predecessor_pid: int) -> None:
-    """Make the predecessor the main process again; what hinders that is less than why it had to be."""
-    with contextlib.suppress(TakeoverError):
-        _set_main_pid(predecessor_pid)
-
-
-def _expect(link: socket.socket, event: str, phase: Phase, timeout_secs: float) -> Report:
-    link.settimeout(timeout_secs)
+def _expect(channel: socket.socket, event: str, timeout_secs: float, phase: Phase) -> Report:
+    channel.settimeout(timeout_secs)
     try:
-        message = receive(link)
+        message = receive(channel)
     except TimeoutError:
         raise TakeoverError(phase, f"the successor did not get there within {timeout_secs:.0f} s") from None
     if message is None:
@@ -107,18 +104,17 @@ def _expect(link: socket.socket, event: str, phase: Phase, timeout_secs: float) 
 
 
 def _set_main_pid(pid: int) -> None:
-    """Tell the service manager of a new main process, if there is one; raises TakeoverError if it does not take it.
+    """Make a process the service manager's main process, if there is a manager; raises TakeoverError if it refuses.
 
-    A barrier that is passed only means that the message was read: what came of it is asked for. Not to get an answer is
-    no failure, another answer is.
+    The barrier proves only that the message was read, so the main PID is read back. A missing answer is not an error; a
+    different PID is.
     """
     if not notify.is_managed():
         return
     notify.notify(f"MAINPID={pid}")
     if not notify.barrier():
-        raise TakeoverError(
-            Phase.SETTING_MAIN_PID, f"the service manager did not read MAINPID={pid} in time: does it hang?"
-        )
+        reason = f"the service manager did not read MAINPID={pid} in time: does it hang?"
+        raise TakeoverError(Phase.SETTING_MAIN_PID, reason)
     accepted = systemctl.main_pid()
     if accepted not in {None, pid}:
         raise TakeoverError(
@@ -128,11 +124,11 @@ def _set_main_pid(pid: int) -> None:
 
 
 def _start_detached(command: list[str], inherited_fd: int) -> int:
-    """Start `command` in a session of its own, as nobody's child, and return its pid."""
+    """Start `command` in a session of its own, as a child of init, and return its pid."""
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
-        # Between fork and exec nothing may go wrong quietly, and nothing may return to the caller's code.
+        # Between fork and exec no error may pass silently, and the caller's code must not run.
         try:
             os.setsid()
             if (grandchild := os.fork()) != 0:
@@ -153,17 +149,17 @@ def _start_detached(command: list[str], inherited_fd: int) -> int:
 def _become(command: list[str], inherited_fd: int) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    # It survives the exec: a successor that hangs ends even where its coordinator was killed and nobody else knows it.
+    # It survives the exec: a successor that hangs ends even where its coordinator, which alone knows it, was killed.
     signal.alarm(LIFE_WITHOUT_OWNERSHIP_SECS)
-    # What the operator's shell left open here would stay so for as long as the successor lives: a pipe without an end.
+    # A descriptor that the operator's shell left open would stay open for the successor's life: a pipe without an end.
     os.closerange(3, inherited_fd)
     os.closerange(inherited_fd + 1, os.sysconf("SC_OPEN_MAX"))
     os.set_inheritable(inherited_fd, True)
-    os.execv(command[0], command)  # noqa: S606  # a shell is what we do not want
+    os.execv(command[0], command)  # noqa: S606  # deliberately without a shell
 
 
 def _serves(takeover_socket: Path, pid: int) -> bool:
-    """Tell whether it is this process that answers at the takeover socket."""
+    """Return whether it is this process that answers at the takeover socket."""
     try:
         return bool(fetch(takeover_socket, IDENTITY).get("pid") == pid)
     except OxidizeError:

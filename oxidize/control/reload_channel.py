@@ -49,7 +49,8 @@ class Control:
         except OSError:  # TimeoutError is one
             answer = None
         if answer is None or answer.get("event") != "go":
-            raise TakeoverError(Phase.PREPARING, "the coordinator is gone: expected its GO; run `oxidize reload` again")
+            reason = "the coordinator is gone: expected its GO; run `oxidize reload` again"
+            raise TakeoverError(Phase.PREPARING, reason)
         signal.alarm(0)  # set by the coordinator; from here on the predecessor bounds the takeover
 
     def done(self, report: Report) -> None:

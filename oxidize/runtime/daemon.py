@@ -20,7 +20,7 @@ log = logs.get(__name__)
 def run(role: Literal["server", "client"], config_path: Path, log_level: str, control_fd: int | None) -> int:
     """Run until the end of service or until a successor has taken over; return the exit status.
 
-    Raises ConfigError and other OxidizeErrors for what keeps it from serving; the coordinator has been told by then.
+    Raises ConfigError and other OxidizeErrors if the process cannot serve, after it has told the coordinator.
     """
     control = Control(control_fd)
     loop = Loop()
@@ -35,7 +35,7 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
         control.failed(str(error))
         _pause(control)
         raise
-    except Exception as error:  # the boundary of a takeover: whatever it was, the coordinator must hear of it
+    except Exception as error:  # the boundary of a takeover: the coordinator must get the reason
         control.failed(logs.redact_text(f"{type(error).__name__}: {error}"))
         log.exception("cannot start")
         _pause(control)
@@ -44,8 +44,8 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
         loop.run()
     except OxidizeError:
         raise
-    except Exception:  # the top of the loop: what is thrown here is a bug, and must not be printed with its secrets
-        # Nothing is closed by hand: a successor that is getting ready must see this process die, and inherit.
+    except Exception:  # the top of the loop: this is a bug, and must not be printed with its secrets
+        # Nothing is closed here: a successor that is preparing must see this process die, and inherit.
         log.exception("ends because of a bug")
         return 1
     handover.close()
@@ -56,7 +56,7 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
 
 
 def _pause(control: Control) -> None:
-    """Let a service manager that would start us again at once, and without a limit, not do so all the time."""
+    """Pause before the exit, for the service manager restarts this process at once and without a limit."""
     if notify.is_managed() and not control.is_coordinated:
         time.sleep(FAILED_START_PAUSE_SECS)
 

@@ -55,14 +55,14 @@ class NodeParts:
 
 
 def make_folder(takeover_socket: Path) -> None:
-    """Make the folder of the takeover socket if it is missing; raises ConfigError."""
+    """Create the folder of the takeover socket if it is missing; raises ConfigError."""
     try:
         takeover_socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
             [
                 (
-                    f"takeover_socket = {takeover_socket}: its folder cannot be made: {error.strerror}: expected a "
+                    f"takeover_socket = {takeover_socket}: its folder cannot be created: {error.strerror}: expected a "
                     "place where this user may write; set takeover_socket, or XDG_RUNTIME_DIR"
                 )
             ]

@@ -1,7 +1,7 @@
-"""The ways in which a generation begins: by takeover, from the service manager's store, or afresh.
+"""The ways to start a generation: by takeover, from the state in the service manager's fd store, or without state.
 
-The rule: a takeover wins where somebody listens at the takeover socket, then stored state, then nothing. Whoever was
-started to replace a process replaces it or ends: a start is the service manager's business, or the operator's, and
+The rule: a process that listens at the takeover socket is taken over, then stored state is used, then none. A process
+that was started to replace another one replaces it or ends: a start is left to the service manager or the operator, for
 `oxidize reload` may run as another user than a server should.
 """
 
@@ -9,7 +9,7 @@ import os
 
 import oxidize
 from oxidize.control.reload_channel import Control
-from oxidize.errors import Phase, TakeoverError
+from oxidize.errors import OxidizeError
 from oxidize.net.event_loop import Loop, boot_time
 from oxidize.runtime.cold_start import start_alone
 from oxidize.runtime.handover import Handover
@@ -22,10 +22,10 @@ from oxidize.takeover.successor import Successor
 
 
 def start(settings: NodeSettings, loop: Loop, control: Control) -> Handover:
-    """Begin a generation that serves when this returns.
+    """Start a generation, which serves when this returns.
 
-    Raises ConfigError for sockets that cannot be had, TakeoverError when a predecessor serves on instead, or when there
-    is none any more to take over from and a coordinator waits for that.
+    Raises ConfigError if a socket cannot be opened, TakeoverError if a predecessor still serves instead, and
+    OxidizeError if a coordinator waits for a takeover and the predecessor has ended.
     """
     make_folder(settings.takeover_socket)
     successor = Successor(
@@ -34,16 +34,15 @@ def start(settings: NodeSettings, loop: Loop, control: Control) -> Handover:
     offer = successor.connect()
     if offer is None and control.is_coordinated:
         successor.close()
-        raise TakeoverError(
-            Phase.CONNECTING,
-            f"the server that was to be replaced has ended: nobody listens at {settings.takeover_socket} any more; "
-            "nothing was started in its place: start it, or see whether its service manager has done so",
+        raise OxidizeError(
+            f"the server to be replaced has ended: no process listens at {settings.takeover_socket}; this process does "
+            "not start in its place: start it, or check whether its service manager has done so"
         )
     passed = notify.listen_fds()
     if offer is None:
         successor.close()
         return start_alone(settings, loop, control, passed)
     for fds in passed.values():
-        for fd in fds:  # the predecessor's own are the ones in use
+        for fd in fds:  # the predecessor's are the ones in use
             os.close(fd)
     return Succession(settings, loop, control, successor, offer).run()

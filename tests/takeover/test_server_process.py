@@ -123,8 +123,7 @@ def test_who_was_started_to_replace_a_server_never_starts_one(server: Server) ->
         said = json.loads(coordinator.recv(65_536))
     assert (done.returncode, said["event"]) == (1, "failed")
     assert said["reason"].startswith(
-        "failed while connecting: the server that was to be replaced has ended: "
-        f"nobody listens at {server.takeover_socket} any more"
+        f"the server to be replaced has ended: no process listens at {server.takeover_socket}; this process does not"
     )
     assert not server.takeover_socket.exists()
 

@@ -233,7 +233,7 @@ def test_a_reload_that_fails_says_why_and_who_serves(
     result = run("reload", "-c", path)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines() == [
-        "oxidize: failed while preparing: no such release",
+        "oxidize: reload failed while preparing: no such release",
         "oxidize: not reloaded: generation 4, pid 4242, serves as before",
     ]
 

@@ -186,7 +186,7 @@ def test_a_failed_reload_puts_the_file_back(path: Path, running: Running, comman
 
 
 def test_a_reload_that_fails_too_late_to_matter_is_a_warning(path: Path, running: Running) -> None:
-    running.failure = TakeoverError("done", "the successor ended without a reason")
+    running.failure = TakeoverError(Phase.TAKING_OVER, "the successor ended without a reason")
     running.takes_up_although_it_fails = True
     result = run(path, "add", "laptop")
     assert result.exit_code == 0

@@ -39,11 +39,11 @@ def test_the_answer_of_a_reload() -> None:
 
 def test_the_answer_of_a_refusal() -> None:
     said = (
-        "oxidize: failed while preparing: this release cannot read the sessions\n"
+        "oxidize: reload failed while preparing: this release cannot read the sessions\n"
         "oxidize: not reloaded: pid 1 serves as before\n"
     )
     answer = read_answer(f"log line\n{said}\n")
-    assert answer.line == "failed while preparing: this release cannot read the sessions"
+    assert answer.line == "reload failed while preparing: this release cannot read the sessions"
     assert (answer.blackout_ms, answer.generation) == (None, None)
 
 
