@@ -1,4 +1,4 @@
-"""Beginning without a predecessor: with the state from the service manager's store, or afresh.
+"""Start without a predecessor: with the state from the service manager's fd store, or without state.
 
 The rule: a state that cannot be restored costs the sessions, never the service.
 """
@@ -42,7 +42,7 @@ _Item = TypeVar("_Item")
 
 
 def start_alone(settings: NodeSettings, loop: Loop, control: Control, passed: dict[str, list[int]]) -> Handover:
-    """Begin with what the service manager passed, or with nothing; raises ConfigError for sockets not to be had."""
+    """Start with the descriptors that the service manager passed; raises ConfigError if a socket cannot be opened."""
     fds = _from_socket_unit(passed) | _stored(passed)
     check_host_setup(settings, _interfaces_before(fds))
     _close_unused(passed, fds)
@@ -50,7 +50,7 @@ def start_alone(settings: NodeSettings, loop: Loop, control: Control, passed: di
 
 
 class _ColdStart:
-    """One beginning without a predecessor. `fds`: what was passed, by name."""
+    """One start without a predecessor. `fds`: the passed descriptors, by name."""
 
     def __init__(self, settings: NodeSettings, loop: Loop, fds: dict[FdName, int]) -> None:
         self._settings = settings
@@ -68,14 +68,14 @@ class _ColdStart:
         self._network, self._is_network_new = adopt_network(settings, _passed_tun(settings, fds))
         self._nat = adopt_nat(settings, fds.get(FdName.NAT))
         if self._is_network_new:
-            check_nat(self._nat)  # before anything is stored: the next start would take that for a service that ran
+            check_nat(self._nat)  # before anything is stored, for the next start takes a stored TUN for one in service
 
     def run(self, control: Control) -> Handover:
         """Return a node that serves."""
         node = self._restore()
         is_restored = node is not None
         if node is None:
-            node = self._begin()
+            node = self._create()
         if self._settings.endpoints_file is not None:
             load_endpoints(self._settings.endpoints_file, node.device, self._responder.interleave, boot_time())
         if self._is_network_new:
@@ -97,13 +97,13 @@ class _ColdStart:
             self._configure_again(node)
         sessions, listen = node.device.live_sessions(boot_time()), self._udp.local_address
         log.info("serving", generation=node.generation, listen=listen, restored=is_restored, sessions=sessions)
-        self._warn_of_clients_apart()
+        self._warn_if_clients_are_isolated()
         report = {"sessions": sessions, "refused": {}, "warnings": [], "blackout_ms": 0.0}
         control.done({"generation": node.generation, **report})
         return handover
 
     def _configure_again(self, node: Node) -> None:
-        """Bring what outlived its process to what the settings say; it serves as it is already."""
+        """Apply the settings to what outlived the previous process; the node serves already."""
         steps: list[Callable[[], None]] = [partial(check_nat, self._nat), partial(apply_nat, node.nat)]
         if isinstance(self._network, TunDevice):
             steps.insert(0, partial(configure, self._settings))
@@ -113,17 +113,17 @@ class _ColdStart:
             try:
                 step()
             except OxidizeError as error:
-                log.error("serves, but not with all of its settings", reason=str(error))
+                log.error("serving without all of its settings", reason=str(error))
 
-    def _warn_of_clients_apart(self) -> None:
-        """Say so where the kernel will not carry packets from one client to another."""
+    def _warn_if_clients_are_isolated(self) -> None:
+        """Log where the kernel does not forward packets from one client to another."""
         settings = self._settings
         if settings.role == "server" and settings.network == "tun" and len(settings.peers) > 1:
             for _, name, value in not_forwarded(settings.addresses):
-                log.warning("clients reach the server and not one another", sysctl=name, value=value, expected="1")
+                log.warning("client-to-client forwarding is disabled", sysctl=name, value=value, expected="1")
 
-    def _begin(self) -> Node:
-        """Return a node without a past, whose state is stored before the first packet."""
+    def _create(self) -> Node:
+        """Return a node with a new state, which is stored before the first packet."""
         settings = self._settings
         state = SessionState.create(oxidize.__version__, 1, boot_id(), settings.public_key)
         node = self._make_node(state, 1)
@@ -144,7 +144,7 @@ class _ColdStart:
         return node
 
     def _restore(self) -> Node | None:
-        """Return a node with the stored state, or None where there is none that can be used."""
+        """Return a node with the stored state, or None where there is no usable one."""
         fds = self._fds
         if not all(name in fds for name in STATE):
             return None
@@ -160,11 +160,11 @@ class _ColdStart:
             self._wait_out(crash_loop.note_start(state.arena.counters))
             return self._restore_from(state)
         except WriterBusyError:
-            raise  # the state is good and somebody serves with it: to begin beside that one would be worse than to end
+            raise  # the state is good, and another process serves with it: a second server would be worse than none
         except SnapshotError as error:
-            log.error("the stored state is not used; clients will shake hands again", reason=str(error))
-        except Exception:  # a bug of ours in the restore must not keep the service down for ever
-            log.exception("the stored state is not used; clients will shake hands again")
+            log.error("the stored state is not used; clients will repeat their handshakes", reason=str(error))
+        except Exception:  # a bug in the restore must not keep the service down
+            log.exception("the stored state is not used; clients will repeat their handshakes")
         if state is not None:
             state.close()
         self._responder.node = None
@@ -186,18 +186,18 @@ class _ColdStart:
         return node
 
     def _wait_out(self, delay_secs: float) -> None:
-        """Wait, answering /health meanwhile; the sockets hold what comes."""
+        """Wait, and answer /health; the sockets hold the packets that arrive."""
         if delay_secs:
-            log.warning("crashed again and again: waits before it serves", delay_secs=delay_secs)
+            log.warning("crashed repeatedly: waiting before it serves", delay_secs=delay_secs)
         ends_at = boot_time() + delay_secs
         while (left := ends_at - boot_time()) > 0:
             self._loop.run_once(left)
 
 
 class _StartupResponder:
-    """What answers HTTP while a generation starts alone: "starting", until there is a node to ask.
+    """Answers HTTP during a start without a predecessor: "starting", until there is a node.
 
-    Nothing but HTTP is in the loop by then, so that a loop's turn in the middle of the work is harmless.
+    The loop has nothing but HTTP until then, so that an iteration in the middle of other work is harmless.
     """
 
     def __init__(self, loop: Loop) -> None:
@@ -206,11 +206,11 @@ class _StartupResponder:
         self._loop = loop
 
     def open(self, listener: socket.socket) -> None:
-        """Begin to answer."""
+        """Answer at `listener` from now on."""
         self.server = serve_http(listener, self._respond, self._loop)
 
     def interleave(self, items: Iterable[_Item]) -> Iterator[_Item]:
-        """Yield the items of a long piece of work, answering what has come between some of them."""
+        """Yield the items of a long piece of work, and answer pending requests between some of them."""
         for number, item in enumerate(items):
             if number % ITEMS_BETWEEN_ANSWERS == 0:
                 self._loop.run_once(0)
@@ -219,7 +219,7 @@ class _StartupResponder:
     def _respond(self, method: str, path: str) -> http.Response:
         if self.node is not None:
             return self.node.respond(method, path)
-        return health_response("starting")  # of /metrics too: there is nothing to measure yet
+        return health_response("starting")  # for /metrics too: there are no counters yet
 
 
 def _passed_tun(settings: NodeSettings, fds: dict[FdName, int]) -> NamedFd | None:
@@ -229,7 +229,7 @@ def _passed_tun(settings: NodeSettings, fds: dict[FdName, int]) -> NamedFd | Non
 
 
 def _interfaces_before(fds: Mapping[FdName, int]) -> list[str]:
-    """Return the interface of the process before us, whose rules give way to ours if it has another name."""
+    """Return the previous process's interface, whose rules are replaced if the name has changed."""
     name = interface_name_of_fd(fds[FdName.TUN]) if FdName.TUN in fds else None
     return [name] if name is not None else []
 
@@ -239,9 +239,9 @@ def _from_socket_unit(passed: dict[str, list[int]]) -> dict[FdName, int]:
 
 
 def _stored(passed: dict[str, list[int]]) -> dict[FdName, int]:
-    """Return what the store held, by name: journal and arena both and once, or neither of them.
+    """Return the descriptors of the store, by name: journal and arena both and once, or neither of them.
 
-    A process that was killed between storing the one and the other leaves a half, the next one would add to it.
+    A process that was killed between storing the two leaves one of them, and the next process would add to it.
     """
     once = {name: passed[name][0] for name in STORED if len(passed.get(name, [])) == 1}
     if any(name in passed for name in STATE) and not all(name in once for name in STATE):
@@ -256,6 +256,6 @@ def _close_unused(passed: dict[str, list[int]], used: dict[FdName, int]) -> None
         unused = [fd for fd in fds if fd not in used.values()]
         if unused:
             expected = ", ".join((*FROM_SOCKET_UNIT, *STORED)) + ": one of each"
-            log.warning("a passed file is not used", name=name, expected=expected)
+            log.warning("a passed descriptor is not used", name=name, expected=expected)
         for fd in unused:
             os.close(fd)

@@ -139,7 +139,7 @@ class Node:
     def check_serving(self) -> None:
         """Raise OxidizeError during a hand-off."""
         if not self._serving:
-            raise OxidizeError("a takeover is going on: ask again")
+            raise OxidizeError("a takeover is under way: ask again")
 
     def _stop_serving(self) -> None:
         self._serving = False

@@ -1,7 +1,7 @@
 """The successor's side of a takeover: restore while the predecessor serves, then own.
 
-The rule: until the hand-off only reads happen, so whatever fails before it leaves the predecessor serving; between the
-predecessor's freeze and the first packet there is only what cannot be done before.
+The rule: before the hand-off this process only reads, so a failure leaves the predecessor serving; between the
+predecessor's freeze and the first packet it does only what cannot be done before.
 """
 
 import gc
@@ -37,15 +37,15 @@ log = logs.get(__name__)
 
 @dataclass(slots=True)
 class Succession:
-    """The successor's side of one takeover."""
+    """The successor's side of one takeover. fds, before: the contents of `offer`, decoded in `run`."""
 
     settings: NodeSettings
     loop: Loop
     control: Control
     successor: Successor
     offer: Offer
-    fds: dict[FdName, NamedFd] = field(default_factory=dict)  # of the offer
-    before: OfferState = field(default_factory=OfferState)  # of the offer
+    fds: dict[FdName, NamedFd] = field(default_factory=dict)
+    before: OfferState = field(default_factory=OfferState)
     is_network_new: bool = False
 
     def run(self) -> Handover:
@@ -67,16 +67,16 @@ class Succession:
         return self._announce(node, commit, blackout, summary)
 
     def _give_back(self) -> None:
-        """Make the predecessor the main process again where a coordinator that is gone has made us that.
+        """Make the predecessor the main process again, where a coordinator that has ended had made this process that.
 
-        Else the service manager would take our end for the service's.
+        Otherwise the service manager would take the end of this process for the end of the service.
         """
         if notify.is_managed() and systemctl.main_pid() == os.getpid():
             notify.notify(f"MAINPID={self.offer.pid}")
             notify.barrier()
 
     def _restore(self) -> Node:
-        """Do all slow work, reading only; the predecessor serves all the while."""
+        """Do all slow work, by reading alone; the predecessor serves all the while."""
         settings, offer, fds = self.settings, self.offer, self.fds
         fds.update(descriptors_of(offer))
         self.before = OfferState.decode(offer.state)
@@ -85,8 +85,8 @@ class Succession:
             restored = restore(settings, fds[FdName.JOURNAL].fd, fds[FdName.ARENA].fd, boot_time())
         except SnapshotError as error:
             raise SnapshotError(
-                f"taking over from pid {offer.pid} at {settings.takeover_socket}: {error}. (To run a second one beside "
-                "it give it a takeover_socket and an interface of its own.)"
+                f"taking over from pid {offer.pid} at {settings.takeover_socket}: {error}. (A second process "
+                "beside it needs a takeover_socket and an interface of its own.)"
             ) from error
         http = self._fd(FdName.HTTP)
         listener = socket.socket(fileno=http) if http is not None else bind_http(settings)
@@ -119,7 +119,7 @@ class Succession:
         return boot_time() - commit.frozen_at if commit.frozen_at is not None else None
 
     def _announce(self, node: Node, commit: Commit, blackout: float | None, summary: dict[str, Any]) -> Handover:
-        """Tell the counters, the journal, the predecessor, the service manager and the coordinator, in this order."""
+        """Report to counters, journal, predecessor, service manager and coordinator, in this order."""
         blackout_ms = blackout * 1000 if blackout is not None else None
         _count_takeover(node, blackout, summary)
         way = "inherited: the predecessor died" if commit.predecessor_died else "taken over"
@@ -143,10 +143,9 @@ class Succession:
         return handover
 
     def _finish(self, node: Node) -> list[str]:
-        """Do what may wait until this process serves; return what could not be done.
+        """Do the work that can wait until this process serves; return a line for each step that failed.
 
-        The predecessor is going, so nothing here may end this process: a tunnel without one of its routes is more than
-        no tunnel.
+        The predecessor ends, so no failure here may end this process: a tunnel without a route is better than none.
         """
         steps: list[Callable[[], None]] = [partial(apply_nat, node.nat)]
         if self.is_network_new:
@@ -159,13 +158,13 @@ class Succession:
         for step in steps:
             try:
                 step()
-            except Exception as error:  # whatever it is: we own, and nobody else would
-                log.exception("serves, but not with all of its settings")
-                problems.append(f"it serves, but not with all of its settings: {reason_of(error)}")
+            except Exception as error:  # this process owns, and no other would
+                log.exception("serving without all of its settings")
+                problems.append(f"serving without all of its settings: {reason_of(error)}")
         return problems
 
     def _settle(self, node: Node) -> None:
-        """Bring the host_setup of a client to what the settings say, or take the predecessor's back."""
+        """Apply a client's host setup, or revert the predecessor's where the settings need none."""
         before, interfaces = self.before.installed_dns, self._interfaces_before()
         if node.host_setup is not None:
             node.host_setup.apply(before, interfaces, self.loop.run_once)
@@ -184,8 +183,8 @@ class Succession:
         return self.fds[name].fd if name in self.fds else None
 
     def _ignored(self, node: Node) -> list[str]:
-        """Return a line for each setting that changed and that only a start from nothing can take up."""
-        # Where nothing was handed over (None), this process has bound what it is set to.
+        """Return a line for each changed setting that only a start without a predecessor applies."""
+        # Where nothing was handed over (None), this process has bound its own socket.
         changed = {
             "listen": self.before.listen not in {None, self.settings.listen},
             "metrics_listen": self.before.metrics_listen not in {None, self.settings.metrics_listen},
@@ -194,7 +193,7 @@ class Succession:
         return [f"{key} {text}" for key, has_changed in changed.items() if has_changed]
 
     def _take_log(self) -> None:
-        """Log where the predecessor logged, if this process was started by a coordinator's terminal."""
+        """Log where the predecessor logged, if a coordinator in a terminal started this process."""
         fd = self._fd(FdName.STDERR)
         if fd is None:
             return
@@ -213,22 +212,22 @@ class _PredecessorEnd:
         self._handover = handover
 
     def watch(self) -> None:
-        self._loop.register(self._successor.predecessor_fd, READABLE, self._look)
+        self._loop.register(self._successor.predecessor_fd, READABLE, self._check)
         self._loop.add_timed(self)
-        self._look()
+        self._check()
 
     def next_deadline(self) -> float | None:
         return self._successor.next_deadline()
 
     def handle_timeout(self, now: float) -> None:
-        self._look()
+        self._check()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         if self._successor.has_predecessor_ended():
             self._loop.unregister(self._successor.predecessor_fd)
             self._loop.remove_timed(self)
             self._successor.close()
-            # Not before: a TAKEN that crosses our SIGKILL lets the predecessor thaw, with all the peers that it knows.
+            # Not before: a SIGKILL that crosses TAKEN lets the predecessor thaw, with all the peers that it knows.
             self._handover.node.session_state.unhold()
             self._handover.node.device.forget_unknown_peers()
             self._handover.predecessor.release()

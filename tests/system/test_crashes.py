@@ -38,7 +38,7 @@ def test_a_crash_loop_waits_before_ready_and_keeps_the_sessions(service: Service
     for _ in range(STARTS_WITHOUT_DELAY + 2):
         service.machine.kill(pid)
         pid = service.wait_for_main_process(other_than=pid)
-    assert service.machine.journal().count("crashed again and again") == 2
+    assert service.machine.journal().count("crashed repeatedly") == 2
     assert service.handshake() == handshake
     status = service.status()
     assert (status["sessions"], status["generation"]) == (1, STARTS_WITHOUT_DELAY + 3)

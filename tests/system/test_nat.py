@@ -123,7 +123,7 @@ def test_a_copy_that_a_release_without_nat_left_in_the_store_is_no_hindrance(rel
         pid = service.wait_for_main_process(other_than=pid)
         assert tables(service.namespace) == [TABLE]  # the store's copy holds it
     assert service.has_got_there()
-    assert "not with all of its settings" not in machine.journal()
+    assert "without all of its settings" not in machine.journal()
     relay.reach()
 
 

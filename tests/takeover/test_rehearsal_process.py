@@ -194,11 +194,11 @@ def test_who_is_handing_over_refuses_its_state_and_tells_its_vitals(
             env=fault("oxidize.takeover.successor:Successor.ready", "stall", after, "after")
         )
         stalled_pid(after)
-        with pytest.raises(TakeoverError, match="a takeover is going on: ask again"), state_of(server):
+        with pytest.raises(TakeoverError, match="a takeover is under way: ask again"), state_of(server):
             pass
         done = server.command("rehearse")
         assert (done.status, done.output) == (1, "")
-        assert "a takeover is going on: ask again" in done.errors
+        assert "a takeover is under way: ask again" in done.errors
         assert Vitals.of(fetch(server.takeover_socket, VITALS)).pid == pid
         go_on(after)
         assert server.finish_reload(reloading).status == 0

@@ -232,8 +232,8 @@ def test_a_server_that_is_too_old_is_told_from_one_that_refuses(
     monkeypatch.setattr(rehearsal, "fetch", lambda _, what: {"pid": 5, "release": "0.0.9"})
     with pytest.raises(OxidizeError, match=r"pid 5, release 0\.0\.9, is too old to hand out its state"):
         rehearse(running.settings())
-    refusing(monkeypatch, "a takeover is going on: ask again")
-    with pytest.raises(TakeoverError, match="failed while querying: a takeover is going on: ask again"):
+    refusing(monkeypatch, "a takeover is under way: ask again")
+    with pytest.raises(TakeoverError, match="failed while querying: a takeover is under way: ask again"):
         rehearse(running.settings())
 
 
