@@ -35,7 +35,7 @@ def fetch(takeover_socket: Path, what: str = STATUS) -> dict[str, Any]:
 def nothing_runs(takeover_socket: Path) -> OxidizeError:
     """Return the error for a socket at which no process listens."""
     return OxidizeError(
-        f"nothing runs: nobody listens at {takeover_socket}; start it with `oxidize server` or `oxidize client`, "
+        f"nothing runs: no process listens at {takeover_socket}; start it with `oxidize server` or `oxidize client`, "
         "or check takeover_socket in the configuration"
     )
 

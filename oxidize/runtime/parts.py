@@ -28,7 +28,7 @@ from oxidize.takeover.host import NamedFd
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 HTTP_BACKLOG = 128
-NOT_CONFIGURED = "not configured any more"  # why a session is refused
+NOT_CONFIGURED = "not configured any more"  # the reason for a refused session, which other releases read too
 
 log = logs.get(__name__)
 

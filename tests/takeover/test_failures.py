@@ -233,7 +233,7 @@ def test_a_stale_takeover_socket_is_no_predecessor(tmp_path: Path) -> None:
         assert server.reload() == Outcome(
             1,
             "",
-            f"oxidize: nothing runs: nobody listens at {server.takeover_socket}; "
+            f"oxidize: nothing runs: no process listens at {server.takeover_socket}; "
             "start it with `oxidize server` or `oxidize client`, or check takeover_socket in the configuration\n",
         )
         assert server.start() != pid

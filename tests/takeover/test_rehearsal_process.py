@@ -265,7 +265,7 @@ def test_nobody_to_rehearse_with_is_one_line(server: Server) -> None:
     done = server.command("rehearse")
     assert (done.status, done.output) == (1, "")
     (line,) = done.errors.splitlines()
-    assert line.startswith(f"oxidize: nothing runs: nobody listens at {server.takeover_socket}; start it with")
+    assert line.startswith(f"oxidize: nothing runs: no process listens at {server.takeover_socket}; start it with")
 
 
 def test_a_configuration_with_mistakes_is_not_rehearsed(server: Server) -> None:

@@ -159,7 +159,7 @@ def test_nothing_runs(command: str, path: Path) -> None:
     result = run(command, "-c", path)
     assert (result.exit_code, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"oxidize: nothing runs: nobody listens at {path.parent}/t.sock; start it with")
+    assert line.startswith(f"oxidize: nothing runs: no process listens at {path.parent}/t.sock; start it with")
 
 
 def test_a_file_at_the_takeover_socket_is_one_line(path: Path) -> None:

@@ -84,7 +84,7 @@ def test_nobody_at_the_first_look_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     answers(monkeypatch, None)
     result = run()
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith("oxidize: nothing runs: nobody listens at /run/server.sock")
+    assert result.stderr.startswith("oxidize: nothing runs: no process listens at /run/server.sock")
 
 
 def test_a_server_that_does_not_know_the_query_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
