@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from oxidize.control import decode as decode_module
 from oxidize.control import query as query_module
 from oxidize.control.decode import INTEGER_MAX, VALUES_MAX, decode
 from oxidize.control.query import ANSWER_BYTES_MAX, IDENTITY, STATUS, STATUS_BYTES_MAX, VITALS, fetch, find
@@ -14,7 +13,7 @@ from oxidize.errors import DecodeError, OxidizeError, Phase, TakeoverError
 SOCKET = Path("takeover.sock")
 
 
-def test_every_text_in_it_can_be_printed() -> None:
+def test_every_text_of_an_answer_is_made_printable() -> None:
     said = {
         "state": "\x1b[2J",
         "peers": [{"na\x07me": "\u202ea", "deep": [["\x9b"]]}],
@@ -51,23 +50,23 @@ def test_every_text_in_it_can_be_printed() -> None:
         b'{"\x1b": 1',
     ],
 )
-def test_what_cannot_be_read_is_one_kind_of_error(content: bytes) -> None:
+def test_an_unreadable_answer_is_a_decode_error(content: bytes) -> None:
     with pytest.raises(DecodeError, match="the server's answer cannot be read") as caught:
         decode(content)
     assert "\x1b" not in str(caught.value)
 
 
-def test_a_word_is_read() -> None:
+def test_a_64_bit_counter_is_decoded() -> None:
     assert decode(b'{"a": %d}' % INTEGER_MAX) == {"a": INTEGER_MAX}
 
 
-def test_many_values_are_not_made_into_objects(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_module.json, "loads", lambda *_, **__: pytest.fail("parsed"))
+def test_an_answer_of_too_many_values_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json, "loads", lambda *_, **__: pytest.fail("parsed"))
     with pytest.raises(DecodeError, match="values, expected at most"):
         decode(b'{"a": [' + b"[]," * (VALUES_MAX // 2) + b"0]}")
 
 
-def test_a_query_has_the_limit_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_query_has_a_limit_for_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     limits: dict[str, int] = {}
 
     def query(_path: Path, what: str, *, bytes_max: int, **_: object) -> bytes:
@@ -80,7 +79,7 @@ def test_a_query_has_the_limit_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> N
     assert limits == {STATUS: STATUS_BYTES_MAX, VITALS: ANSWER_BYTES_MAX, IDENTITY: ANSWER_BYTES_MAX}
 
 
-def test_a_refusal_can_be_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_of_a_refusal_is_made_printable(monkeypatch: pytest.MonkeyPatch) -> None:
     def query(*_: object, **__: object) -> bytes:
         raise TakeoverError(Phase.QUERYING, "no\x1b[2J")
 
@@ -90,7 +89,7 @@ def test_a_refusal_can_be_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (caught.value.phase, caught.value.reason) == (Phase.QUERYING, r"no\x1b[2J")
 
 
-def test_nobody_is_told_from_one_who_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_process_is_distinguished_from_a_silent_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(query_module, "query", lambda *_, **__: None)
     assert find(SOCKET) is None
     with pytest.raises(OxidizeError, match="nothing runs"):

@@ -1,4 +1,4 @@
-"""The link between a coordinator and its successor, over a real socket pair."""
+"""The channel between a coordinator and its successor, over a real socket pair."""
 
 import json
 import os
@@ -13,66 +13,72 @@ from oxidize.errors import Phase, TakeoverError
 Pair = tuple[socket.socket, Control]
 
 
+def socket_of(control: Control) -> socket.socket:
+    assert control._socket is not None
+    return control._socket
+
+
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     control = Control(theirs.detach())
     yield ours, control
     ours.close()
-    control._socket.close()
+    socket_of(control).close()
 
 
-def said(link: socket.socket) -> dict[str, object]:
-    return json.loads(link.recv(65_536))
+def sent(coordinator: socket.socket) -> dict[str, object]:
+    message: dict[str, object] = json.loads(coordinator.recv(65_536))
+    return message
 
 
 def test_prepared_waits_for_go(pair: Pair) -> None:
-    link, control = pair
-    send(link, {"event": "go"})
+    coordinator, control = pair
+    send(coordinator, {"event": "go"})
     control.prepared({"sessions": 3})
-    assert said(link) == {"event": "prepared", "pid": os.getpid(), "sessions": 3}
+    assert sent(coordinator) == {"event": "prepared", "pid": os.getpid(), "sessions": 3}
     control.done({"generation": 2})
-    assert said(link) == {"event": "done", "pid": os.getpid(), "generation": 2}
-    assert receive(link) is None
+    assert sent(coordinator) == {"event": "done", "pid": os.getpid(), "generation": 2}
+    assert receive(coordinator) is None
 
 
-def test_a_coordinator_that_is_gone_never_says_go(pair: Pair) -> None:
-    link, control = pair
-    link.shutdown(socket.SHUT_WR)
+def test_prepared_fails_if_the_coordinator_has_ended(pair: Pair) -> None:
+    coordinator, control = pair
+    coordinator.shutdown(socket.SHUT_WR)
     with pytest.raises(TakeoverError, match="the coordinator is gone") as caught:
         control.prepared({})
     assert caught.value.phase is Phase.PREPARING
 
 
-def test_anything_else_is_no_go(pair: Pair) -> None:
-    link, control = pair
-    send(link, {"event": "stop"})
+def test_prepared_fails_for_any_message_but_go(pair: Pair) -> None:
+    coordinator, control = pair
+    send(coordinator, {"event": "stop"})
     with pytest.raises(TakeoverError):
         control.prepared({})
 
 
 def test_the_reason_of_a_failure_reaches_the_coordinator(pair: Pair) -> None:
-    link, control = pair
+    coordinator, control = pair
     control.failed("the port is taken")
-    assert said(link) == {"event": "failed", "pid": os.getpid(), "reason": "the port is taken"}
+    assert sent(coordinator) == {"event": "failed", "pid": os.getpid(), "reason": "the port is taken"}
 
 
-def test_the_end_needs_nobody_to_listen(pair: Pair) -> None:
-    link, control = pair
-    link.close()
+def test_done_and_failed_need_no_coordinator_that_listens(pair: Pair) -> None:
+    coordinator, control = pair
+    coordinator.close()
     control.done({})
 
 
-def test_the_link_is_not_inherited_any_further(pair: Pair) -> None:
+def test_the_channel_is_not_inherited_by_children(pair: Pair) -> None:
     _, control = pair
-    assert not os.get_inheritable(control._socket.fileno())
+    assert not os.get_inheritable(socket_of(control).fileno())
 
 
 @pytest.mark.parametrize("data", [b"[]", b"3", b'"go"'])
-def test_what_is_no_message_counts_as_none(pair: Pair, data: bytes) -> None:
-    link, control = pair
-    link.send(data)
-    assert receive(control._socket) is None
+def test_data_that_is_no_message_is_received_as_none(pair: Pair, data: bytes) -> None:
+    coordinator, control = pair
+    coordinator.send(data)
+    assert receive(socket_of(control)) is None
 
 
 def test_without_a_coordinator_every_step_is_allowed() -> None:

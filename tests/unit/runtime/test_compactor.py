@@ -14,7 +14,7 @@ class FakeState:
         return self.steps > 0
 
 
-def test_steps_follow_each_other_and_looks_are_rare() -> None:
+def test_steps_of_a_compaction_follow_each_other_and_checks_are_rare() -> None:
     upkeep = JournalCompactor(FakeState(3), lambda: 100.0)  # type: ignore[arg-type]
     assert upkeep.next_deadline() == 100.0 + CHECK_SECS
     deadlines = []
@@ -24,7 +24,7 @@ def test_steps_follow_each_other_and_looks_are_rare() -> None:
     assert deadlines == [STEP_PAUSE_SECS, STEP_PAUSE_SECS, CHECK_SECS, CHECK_SECS]
 
 
-def test_dead_keys_are_purged_now_and_then() -> None:
+def test_the_compactor_purges_dead_keys_once_in_purge_secs() -> None:
     state = FakeState(0)
     upkeep = JournalCompactor(state, lambda: 100.0)  # type: ignore[arg-type]
     for now in (101.0, 100.0 + PURGE_SECS, 101.0 + PURGE_SECS, 100.0 + 2 * PURGE_SECS):

@@ -7,7 +7,7 @@ from oxidize.runtime.crash_loop import DELAY_MAX_SECS, STABLE_SECS, STARTS_WITHO
 from tests.support.counters import ArraySlots
 
 
-def test_some_starts_in_a_row_are_free_and_then_each_waits_longer_up_to_a_limit() -> None:
+def test_the_first_starts_in_a_row_are_immediate_and_later_ones_back_off_to_a_limit() -> None:
     counters = ArraySlots().counters
     delays = [note_start(counters) for _ in range(40)]
     assert delays[:STARTS_WITHOUT_DELAY] == [0.0] * STARTS_WITHOUT_DELAY
@@ -16,7 +16,7 @@ def test_some_starts_in_a_row_are_free_and_then_each_waits_longer_up_to_a_limit(
     assert delays[-1] == DELAY_MAX_SECS
 
 
-def test_a_generation_that_lasts_sets_the_count_back() -> None:
+def test_a_generation_that_lives_long_enough_resets_the_count() -> None:
     counters = ArraySlots().counters
     for _ in range(10):
         note_start(counters)
@@ -30,7 +30,7 @@ def test_a_generation_that_lasts_sets_the_count_back() -> None:
     assert note_start(counters) == 0.0
 
 
-def test_an_end_on_purpose_is_no_crash() -> None:
+def test_an_end_on_purpose_does_not_count_as_a_crash() -> None:
     counters = ArraySlots().counters
     for _ in range(20):
         counters[ENDED_ON_PURPOSE] = 1

@@ -1,4 +1,4 @@
-"""Draining: it ends when nobody is left, when nothing moves any more, or when the time is up."""
+"""Draining: it ends when no session is left, when all are idle, or when the time is up."""
 
 from types import SimpleNamespace
 
@@ -20,6 +20,9 @@ class FakeLoop:
     def add_timed(self, timed: object) -> None:
         self.timed.append(timed)
 
+    def remove_timed(self, timed: object) -> None:
+        self.timed.remove(timed)
+
     def stop(self) -> None:
         self.stopped = True
 
@@ -36,10 +39,15 @@ class Draining:
         self.drain = Drain(self.device, self.counters, self.loop)  # type: ignore[arg-type]
         self.drain.begin(TIMEOUT, self.loop.stop)
 
+    def due(self) -> float:
+        deadline = self.drain.next_deadline()
+        assert deadline is not None
+        return deadline
+
     def run(self, traffic: bool) -> float:
         """Let time pass, by the drain's own deadlines; return when it ended."""
         for _ in range(1000):
-            now = self.drain.next_deadline()
+            now = self.due()
             self.counters[Total.SENT_PACKETS] += traffic
             self.drain.handle_timeout(now)
             if self.loop.stopped:
@@ -47,33 +55,33 @@ class Draining:
         raise AssertionError("it never ends")
 
 
-def test_no_new_handshakes_from_its_begin(monkeypatch) -> None:
+def test_a_drain_refuses_new_handshakes_from_its_begin(monkeypatch: pytest.MonkeyPatch) -> None:
     draining = Draining(monkeypatch)
     assert not draining.device.accepting
     assert draining.loop.timed == [draining.drain]
     assert not draining.loop.stopped
 
 
-def test_nobody_left_ends_it_at_once(monkeypatch) -> None:
+def test_a_drain_without_sessions_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Draining(monkeypatch, sessions=0).run(traffic=True) == 0.0
 
 
-def test_sessions_that_are_used_are_served_until_the_time_is_up(monkeypatch) -> None:
+def test_a_drain_serves_active_sessions_until_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Draining(monkeypatch).run(traffic=True) == TIMEOUT
 
 
-def test_idle_sessions_end_it_early(monkeypatch) -> None:
+def test_a_drain_with_idle_sessions_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
     assert IDLE_SECS <= Draining(monkeypatch).run(traffic=False) <= IDLE_SECS + CHECK_SECS
 
 
-def test_the_last_session_that_ends_ends_it(monkeypatch) -> None:
+def test_a_drain_ends_with_the_last_session(monkeypatch: pytest.MonkeyPatch) -> None:
     draining = Draining(monkeypatch)
     draining.drain.handle_timeout(0.0)
     draining.sessions = 0
     assert draining.run(traffic=True) == CHECK_SECS
 
 
-def test_one_packet_in_either_direction_begins_the_wait_anew(monkeypatch) -> None:
+def test_a_packet_in_either_direction_restarts_the_idle_wait_of_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     draining = Draining(monkeypatch)
     draining.drain.handle_timeout(0.0)
     draining.counters[Total.RECEIVED_PACKETS] += 1
@@ -84,21 +92,20 @@ def test_one_packet_in_either_direction_begins_the_wait_anew(monkeypatch) -> Non
     assert draining.loop.stopped
 
 
-def test_a_stop_takes_over_a_drain_by_hand(monkeypatch) -> None:
+def test_a_stop_takes_over_a_drain_that_the_operator_began(monkeypatch: pytest.MonkeyPatch) -> None:
     draining = Draining(monkeypatch)
     ends: list[str] = []
     draining.drain.begin(TIMEOUT, lambda: ends.append("stopped"))
     while not draining.drain._is_over:
-        draining.drain.handle_timeout(draining.drain.next_deadline())
+        draining.drain.handle_timeout(draining.due())
     assert ends == ["stopped"]
     assert not draining.loop.stopped
     draining.drain.begin(TIMEOUT, lambda: ends.append("at once, for it is over"))
     assert ends == ["stopped", "at once, for it is over"]
 
 
-def test_a_drain_that_is_taken_back_accepts_again_and_never_ends(monkeypatch) -> None:
+def test_a_cancelled_drain_accepts_handshakes_again_and_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     draining = Draining(monkeypatch)
-    draining.loop.remove_timed = draining.loop.timed.remove
     draining.drain.cancel()
     assert draining.device.accepting
     assert draining.loop.timed == []

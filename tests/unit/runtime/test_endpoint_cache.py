@@ -96,7 +96,7 @@ def run(memory: EndpointCache, seconds: float, now: float) -> list[float]:
 # --- Round trips ---
 
 
-def test_what_was_written_is_recalled(path: Path, log: FakeLog) -> None:
+def test_endpoints_are_loaded_as_they_were_written(path: Path, log: FakeLog) -> None:
     server = server_with([V4, None, V6])
     memory(server, path).write_now()
     again = forgetful(server)
@@ -105,7 +105,7 @@ def test_what_was_written_is_recalled(path: Path, log: FakeLog) -> None:
     assert log.warnings == []
 
 
-def test_what_is_recalled_is_known_to_a_successor_and_asked_for_a_session(path: Path) -> None:
+def test_a_loaded_endpoint_reaches_the_successor_and_is_asked_for_a_session(path: Path) -> None:
     server = server_with([V4])
     memory(server, path).write_now()
     again = forgetful(server)
@@ -114,7 +114,7 @@ def test_what_is_recalled_is_known_to_a_successor_and_asked_for_a_session(path: 
     assert places(again) == [V4]
 
 
-def test_where_a_peer_is_by_configuration_or_by_its_own_word_goes_before_memory(path: Path) -> None:
+def test_a_configured_or_learned_endpoint_takes_precedence_over_the_cache(path: Path) -> None:
     server = server_with([V4, V4._replace(port=1)])
     memory(server, path).write_now()
     again = server_with([V6, None])
@@ -122,14 +122,14 @@ def test_where_a_peer_is_by_configuration_or_by_its_own_word_goes_before_memory(
     assert places(again) == [V6, V4._replace(port=1)]
 
 
-def test_a_link_local_place_is_left_out(path: Path) -> None:
+def test_a_link_local_endpoint_is_not_cached(path: Path) -> None:
     server = server_with([LINK_LOCAL, V4])
     memory(server, path).write_now()
     assert "fe80" not in path.read_text()
     assert len(json.loads(path.read_text())["endpoints"]) == 1
 
 
-def test_no_key_but_public_ones_is_in_it(path: Path) -> None:
+def test_the_cache_holds_no_private_key(path: Path) -> None:
     server = server_with([V4])
     memory(server, path).write_now()
     document = json.loads(path.read_text())
@@ -140,7 +140,7 @@ def test_no_key_but_public_ones_is_in_it(path: Path) -> None:
 # --- When it is written ---
 
 
-def test_it_is_written_when_somebody_has_moved_and_not_else(path: Path) -> None:
+def test_the_cache_is_written_only_after_an_endpoint_change(path: Path) -> None:
     server = server_with([V4])
     remembered = memory(server, path)
     assert run(remembered, WRITE_SECS - 1.0, server.world.now) == []
@@ -157,7 +157,7 @@ def test_it_is_written_when_somebody_has_moved_and_not_else(path: Path) -> None:
     assert json.loads(path.read_text())["endpoints"].popitem()[1] == str(V6)
 
 
-def test_many_peers_are_written_in_steps_and_nothing_is_seen_before_the_last(path: Path) -> None:
+def test_many_peers_are_written_in_steps_and_the_file_appears_with_the_last(path: Path) -> None:
     count = 3 * STEP_PEERS + 1
     server = server_with([V4._replace(port=port) for port in range(1, count + 1)])
     remembered = memory(server, path)
@@ -170,7 +170,7 @@ def test_many_peers_are_written_in_steps_and_nothing_is_seen_before_the_last(pat
     assert remembered.next_deadline() > begin + WRITE_SECS
 
 
-def test_who_moves_while_it_is_written_is_written_the_next_time(path: Path) -> None:
+def test_an_endpoint_that_changes_during_a_write_is_in_the_next_one(path: Path) -> None:
     server = server_with([V4._replace(port=port) for port in range(1, STEP_PEERS + 2)])
     remembered = memory(server, path)
     remembered.handle_timeout(remembered.next_deadline())
@@ -183,7 +183,7 @@ def test_who_moves_while_it_is_written_is_written_the_next_time(path: Path) -> N
 # --- The file itself ---
 
 
-def test_only_its_owner_may_read_it_whatever_the_mask(path: Path) -> None:
+def test_only_the_owner_may_read_the_cache_whatever_the_umask(path: Path) -> None:
     before = os.umask(0)
     try:
         memory(server_with([V4]), path).write_now()
@@ -192,7 +192,7 @@ def test_only_its_owner_may_read_it_whatever_the_mask(path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_it_is_replaced_as_a_whole_and_leaves_nothing_beside_it(path: Path) -> None:
+def test_the_cache_is_replaced_as_a_whole_and_leaves_no_other_file(path: Path) -> None:
     server = server_with([V4])
     path.write_text("old")
     path.with_name("endpoints.json.new").write_text("half, of a process that was killed")
@@ -203,7 +203,7 @@ def test_it_is_replaced_as_a_whole_and_leaves_nothing_beside_it(path: Path) -> N
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_it_is_not_written_through_a_link_that_somebody_put_there(path: Path) -> None:
+def test_the_cache_is_not_written_through_a_planted_symlink(path: Path) -> None:
     precious = path.parent / "precious"
     precious.write_text("precious")
     path.with_name("endpoints.json.new").symlink_to(precious)
@@ -213,7 +213,7 @@ def test_it_is_not_written_through_a_link_that_somebody_put_there(path: Path) ->
     assert not path.is_symlink()
 
 
-def test_a_folder_that_cannot_be_written_to_is_told_of_once(tmp_path: Path, log: FakeLog) -> None:
+def test_an_unwritable_folder_is_logged_once(tmp_path: Path, log: FakeLog) -> None:
     path = tmp_path / "none" / "endpoints.json"
     server = server_with([V4, V4])
     remembered = memory(server, path)
@@ -263,9 +263,7 @@ def document(endpoints: object, version: object = FORMAT) -> bytes:
     ],
     ids=lambda content: repr(content[:24]),
 )
-def test_a_file_that_is_none_costs_what_it_would_have_said_and_is_told_of(
-    content: bytes, path: Path, log: FakeLog
-) -> None:
+def test_an_unreadable_cache_is_logged_and_costs_its_endpoints_only(content: bytes, path: Path, log: FakeLog) -> None:
     path.write_bytes(content)
     server = forgetful(server_with([V4]))
     load_endpoints(path, server.device, straight, server.world.now)
@@ -297,7 +295,7 @@ def test_a_file_that_is_none_costs_what_it_would_have_said_and_is_told_of(
     ],
     ids=lambda place: ascii(place)[:24],
 )
-def test_a_place_that_is_none_costs_that_peers_and_no_others(place: object, path: Path, log: FakeLog) -> None:
+def test_an_invalid_endpoint_costs_that_peer_only(place: object, path: Path, log: FakeLog) -> None:
     other = base64.b64encode((3).to_bytes(32, "big")).decode()
     path.write_bytes(document({KEY: place, other: str(V6), "not a key": str(V4), "": "", "\ud800": "\ud800"}))
     server = forgetful(server_with([V4, V6]))
@@ -305,7 +303,7 @@ def test_a_place_that_is_none_costs_that_peers_and_no_others(place: object, path
     assert places(server) == [None, V6]
 
 
-def test_a_first_start_has_nothing_to_tell_of(path: Path, log: FakeLog) -> None:
+def test_a_first_start_without_a_cache_logs_nothing(path: Path, log: FakeLog) -> None:
     server = forgetful(server_with([V4]))
     load_endpoints(path, server.device, straight, server.world.now)
     load_endpoints(path / "below", server.device, straight, server.world.now)
@@ -330,7 +328,9 @@ def a_link_to_itself(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [a_folder, a_pipe_without_a_writer, a_file_without_an_end, a_link_to_itself])
-def test_what_is_no_file_costs_nothing_else(make: Callable[[Path], None], path: Path, log: FakeLog) -> None:
+def test_a_cache_path_that_is_no_file_costs_nothing_else(
+    make: Callable[[Path], None], path: Path, log: FakeLog
+) -> None:
     make(path)
     server = forgetful(server_with([V4]))
     load_endpoints(path, server.device, straight, server.world.now)

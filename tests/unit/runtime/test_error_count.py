@@ -49,25 +49,25 @@ def test_errors_and_worse_are_counted_from_begin_to_end(slots: ArraySlots, count
     assert slots.counters[Total.ERRORS_LOGGED] == 4
 
 
-def test_it_goes_on_from_what_a_predecessor_counted(slots: ArraySlots, count: ErrorCount) -> None:
+def test_the_error_count_continues_from_the_predecessors(slots: ArraySlots, count: ErrorCount) -> None:
     slots.counters[Total.ERRORS_LOGGED] = 41
     count.begin()
     log.error("one more")
     assert slots.counters[Total.ERRORS_LOGGED] == 42
 
 
-def test_what_was_there_before_is_remembered_also_after_a_thaw(slots: ArraySlots, count: ErrorCount) -> None:
+def test_the_errors_before_this_generation_are_kept_after_a_thaw(slots: ArraySlots, count: ErrorCount) -> None:
     slots.counters[Total.ERRORS_LOGGED] = 41
     assert count.before is None
     count.begin()
-    log.error("our own")
+    log.error("an error")
     count.end()
     count.begin()
-    log.error("our own, too")
+    log.error("another error")
     assert (count.before, slots.counters[Total.ERRORS_LOGGED]) == (41, 43)
 
 
-def test_words_that_are_gone_do_not_break_logging(
+def test_counters_that_are_gone_do_not_break_logging(
     slots: ArraySlots, count: ErrorCount, caplog: pytest.LogCaptureFixture
 ) -> None:
     count.begin()
@@ -76,15 +76,14 @@ def test_words_that_are_gone_do_not_break_logging(
     assert caplog.messages == ["still logged"]
 
 
-def test_what_another_thread_is_just_logging_is_counted_before_the_end_or_not_at_all(
+def test_a_record_of_another_thread_is_counted_before_the_end_or_not_at_all(
     slots: ArraySlots, count: ErrorCount
 ) -> None:
     count.begin()
     count.acquire()  # as if it were just being counted here
-    ended = threading.Event()
-    ending = threading.Thread(target=lambda: (count.end(), ended.set()))
+    ending = threading.Thread(target=count.end)
     ending.start()
-    assert not ended.is_set()  # it cannot be: the lock is held
+    assert ending.is_alive()  # it waits for the lock
     count.emit(logging.LogRecord("x", logging.ERROR, "", 0, "in time", None, None))
     count.release()
     ending.join()

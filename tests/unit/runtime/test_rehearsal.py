@@ -85,7 +85,7 @@ def outcome(**changes: Any) -> Rehearsal:
     return Rehearsal(**{**values, **changes})
 
 
-def test_all_is_kept(running: Running) -> None:
+def test_a_rehearsal_with_the_same_configuration_keeps_all_sessions(running: Running) -> None:
     assert rehearse(running.settings()) == outcome()
     assert running.asked == 1
 
@@ -99,7 +99,7 @@ def test_sessions_of_peers_that_are_not_configured_are_counted_and_not_their_rec
     assert rehearse(running.settings("carol")) == outcome(sessions=2, sessions_now=2)
 
 
-def test_a_session_that_was_only_asked_for_counts_as_it_does_for_the_server(running: Running) -> None:
+def test_an_unconfirmed_session_counts_as_it_does_for_the_server(running: Running) -> None:
     slot = running.state.arena.allocate()
     waiting = KeypairState(7, 7, os.urandom(32), os.urandom(32), NOW - 1, False, slot)
     running.state.record(PeerKeypairs(BOB, None, None, waiting, 1.0))
@@ -107,21 +107,21 @@ def test_a_session_that_was_only_asked_for_counts_as_it_does_for_the_server(runn
     assert rehearse(running.settings("bob")) == outcome(sessions=2, refused={"not configured any more": 1})
 
 
-def test_sessions_are_counted_at_the_servers_moment(running: Running) -> None:
+def test_sessions_are_counted_at_the_time_that_the_server_names(running: Running) -> None:
     running.says = {"at_boot_secs": NOW + REJECT_AFTER_TIME - 1.5}
     assert rehearse(running.settings()).sessions == 3
     running.says = {"at_boot_secs": NOW + REJECT_AFTER_TIME}
     assert rehearse(running.settings()).sessions == 0
 
 
-def test_what_came_after_that_moment_is_not_counted(running: Running) -> None:
+def test_records_after_the_servers_position_are_not_counted(running: Running) -> None:
     running.between = lambda: running.state.record(PeerKeypairs(ALICE, None, None, None, 1.0))
     assert rehearse(running.settings()) == outcome()
     running.between = lambda: None
     assert rehearse(running.settings()).sessions == 2
 
 
-def test_what_a_newer_release_wrote_is_counted(running: Running) -> None:
+def test_unknown_fields_and_types_of_a_newer_release_are_counted(running: Running) -> None:
     (record,) = (each for each in running.state.journal.live_records() if each["key"] == BOB and each["type"] == "peer")
     running.append({**record, "quota": {"bytes": 1}, "colour": "red"})
     running.append({"type": "route", "key": ALICE, "via": "10.0.0.0/8"})
@@ -152,7 +152,7 @@ def compact(state: SessionState) -> None:
         state.journal.compact_step(100)
 
 
-def test_a_journal_that_is_compacted_meanwhile_is_asked_for_again(running: Running) -> None:
+def test_a_journal_that_is_compacted_during_the_copy_is_requested_again(running: Running) -> None:
     def between() -> None:
         if running.asked < COPIES_MAX:
             compact(running.state)
@@ -162,7 +162,7 @@ def test_a_journal_that_is_compacted_meanwhile_is_asked_for_again(running: Runni
     assert running.asked == COPIES_MAX
 
 
-def test_a_journal_that_is_compacted_all_the_time_is_given_up(running: Running) -> None:
+def test_a_journal_that_is_compacted_at_every_attempt_is_given_up(running: Running) -> None:
     running.between = lambda: compact(running.state)
     with pytest.raises(SnapshotError, match=f"compacted {COPIES_MAX} times"):
         rehearse(running.settings())
@@ -170,27 +170,27 @@ def test_a_journal_that_is_compacted_all_the_time_is_given_up(running: Running) 
 
 
 @pytest.mark.parametrize("says", [{"journal_end": None}, {"sessions": "many"}, {"at_boot_secs": [1]}])
-def test_an_answer_that_is_none_is_refused(running: Running, says: dict[str, Any]) -> None:
+def test_an_unreadable_answer_is_refused(running: Running, says: dict[str, Any]) -> None:
     running.says = says
     with pytest.raises(DecodeError, match="cannot be read"):
         rehearse(running.settings())
 
 
 @pytest.mark.parametrize("end", [-1, 1 << 62, (1 << 64) - 1])
-def test_a_journal_that_ends_nowhere_is_refused(running: Running, end: int) -> None:
+def test_a_journal_end_beyond_the_file_is_refused(running: Running, end: int) -> None:
     running.says = {"journal_end": end}
     with pytest.raises(SnapshotError, match="journal"):
         rehearse(running.settings())
 
 
-def test_a_refusal_can_be_printed(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_of_a_refusal_is_made_printable(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     refusing(monkeypatch, "no\x1b[2J")
     with pytest.raises(TakeoverError) as caught:
         rehearse(running.settings())
     assert caught.value.reason == r"no\x1b[2J"
 
 
-def test_no_core_is_left_of_whoever_has_the_state(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_with_the_state_leaves_no_core_dump(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[tuple[int, int]] = []
 
     def answer(path: Path, query: str, **_: object) -> Answer:
@@ -240,11 +240,11 @@ def test_a_server_that_is_too_old_is_told_from_one_that_refuses(
 # --- For people ---
 
 
-def test_it_is_said_in_one_line() -> None:
+def test_a_rehearsal_is_printed_as_one_line() -> None:
     assert lines_of(outcome()) == [f"release {__version__} would keep 3 of 3 sessions (generation 4, pid 123)"]
 
 
-def test_what_is_not_kept_and_what_is_not_known_have_lines_of_their_own() -> None:
+def test_refused_sessions_and_unknown_records_have_lines_of_their_own() -> None:
     found = outcome(sessions=0, sessions_now=1, refused={"not configured any more": 1}, unknown_fields=2)
     assert lines_of(found) == [
         f"release {__version__} would keep 0 of 1 session (generation 4, pid 123)",

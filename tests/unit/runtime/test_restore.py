@@ -51,7 +51,7 @@ def states(host: Host, other: Host) -> list[KeypairState | None]:
 # --- Sessions ---
 
 
-def test_a_session_survives_its_process_on_either_side():
+def test_a_session_survives_its_process_on_either_side() -> None:
     world = World()
     client, server = connected(world)
     for host in (server, client, server):
@@ -66,7 +66,7 @@ def test_a_session_survives_its_process_on_either_side():
     assert client.total(Total.INITIATIONS_SENT) == 1
 
 
-def test_restoring_records_and_sends_nothing():
+def test_restoring_records_and_sends_nothing() -> None:
     world = World()
     client, server = connected(world)
     client.send(server)
@@ -79,7 +79,7 @@ def test_restoring_records_and_sends_nothing():
         assert bytes(host.slots.counters) == counters
 
 
-def test_a_handshake_in_flight_is_answered_to_the_successor():
+def test_a_handshake_in_flight_is_answered_to_the_successor() -> None:
     world = World()
     client, server = world.pair()
     client.send(server, b"staged")
@@ -90,7 +90,7 @@ def test_a_handshake_in_flight_is_answered_to_the_successor():
     assert server.delivered == [packet(client.inner, server.inner, b"staged")]
 
 
-def test_a_next_keypair_is_confirmed_to_the_successor():
+def test_a_next_keypair_is_confirmed_to_the_successor() -> None:
     world = World()
     client, server = world.pair()
     client.send(server)
@@ -102,7 +102,7 @@ def test_a_next_keypair_is_confirmed_to_the_successor():
     assert len(server.delivered) == 1
 
 
-def test_a_session_ends_by_the_age_of_its_newest_keypair_and_not_by_when_it_was_confirmed():
+def test_a_session_ends_by_the_age_of_its_newest_keypair_and_not_by_when_it_was_confirmed() -> None:
     world = World()
     client, server = world.pair()
     assert server.peer(client).session_ends_at(world.now) is None
@@ -121,7 +121,7 @@ def test_a_session_ends_by_the_age_of_its_newest_keypair_and_not_by_when_it_was_
     assert not server.peer(client).has_session(world.now)
 
 
-def test_a_replay_of_what_a_predecessor_received_is_refused():
+def test_a_replay_of_what_a_predecessor_received_is_refused() -> None:
     world = World()
     client, server = connected(world)
     client.send(server)
@@ -135,7 +135,7 @@ def test_a_replay_of_what_a_predecessor_received_is_refused():
     assert server.device.take_transmits() == []
 
 
-def test_expired_keys_are_forgotten_by_the_successor_too_and_in_the_records():
+def test_expired_keys_are_forgotten_by_the_successor_too_and_in_the_records() -> None:
     world = World()
     client, server = connected(world)
     world.now += REJECT_AFTER_TIME + 1
@@ -147,7 +147,7 @@ def test_expired_keys_are_forgotten_by_the_successor_too_and_in_the_records():
     assert PeerKeypairs(client.public_key, None, None, None, server.peer(client).last_handshake_unix) in server.folded()
 
 
-def test_the_slot_of_an_expired_keypair_stays_its_own_as_long_as_the_records_name_it():
+def test_the_slot_of_an_expired_keypair_stays_its_own_as_long_as_the_records_name_it() -> None:
     world = World()
     client, server = connected(world)
     slot = server.peer(client).current.state.slot
@@ -158,7 +158,7 @@ def test_the_slot_of_an_expired_keypair_stays_its_own_as_long_as_the_records_nam
     assert server.peer(client).current.state.slot != slot
 
 
-def test_an_initiator_keeps_to_rekey_timeout_across_generations():
+def test_an_initiator_keeps_to_rekey_timeout_across_generations() -> None:
     world = World()
     client, server = connected(world)
     client.replace()
@@ -169,7 +169,7 @@ def test_an_initiator_keeps_to_rekey_timeout_across_generations():
     assert len(server.delivered) == 1
 
 
-def test_a_kill_between_the_two_records_of_an_answer_leaves_the_session_usable():
+def test_a_kill_between_the_two_records_of_an_answer_leaves_the_session_usable() -> None:
     world = World()
     client, server = connected(world)
     world.run(130)
@@ -187,7 +187,7 @@ def test_a_kill_between_the_two_records_of_an_answer_leaves_the_session_usable()
     assert client.total(Total.INITIATIONS_SENT) == 2
 
 
-def test_cookies_of_a_predecessor_stay_good():
+def test_cookies_of_a_predecessor_stay_good() -> None:
     world = World()
     client, server = world.host(), world.host(under_load_handshakes=0)
     client.know(server)
@@ -208,7 +208,7 @@ def test_cookies_of_a_predecessor_stay_good():
 # --- Packets that wait for a session ---
 
 
-def test_staged_packets_are_handed_over_and_arrive_once():
+def test_staged_packets_are_handed_over_and_arrive_once() -> None:
     world = World()
     client, server = world.pair()
     for number in range(STAGED_PACKETS_MAX):
@@ -221,7 +221,7 @@ def test_staged_packets_are_handed_over_and_arrive_once():
     assert len(server.delivered) == STAGED_PACKETS_MAX
 
 
-def test_staged_packets_arrive_once_when_the_successor_dies_at_once():
+def test_staged_packets_arrive_once_when_the_successor_dies_at_once() -> None:
     world = World()
     client, server = world.pair()
     client.send(server, b"staged")
@@ -231,7 +231,7 @@ def test_staged_packets_arrive_once_when_the_successor_dies_at_once():
     assert server.delivered == [packet(client.inner, server.inner, b"staged")]
 
 
-def test_staged_packets_arrive_once_when_a_frozen_process_is_killed():
+def test_staged_packets_arrive_once_when_a_frozen_process_is_killed() -> None:
     world = World()
     client, server = world.pair()
     client.send(server, b"staged")
@@ -244,7 +244,7 @@ def test_staged_packets_arrive_once_when_a_frozen_process_is_killed():
     assert server.delivered == [packet(client.inner, server.inner, b"staged")]
 
 
-def test_staged_packets_leave_though_the_successor_died_between_the_session_and_their_record():
+def test_staged_packets_leave_though_the_successor_died_between_the_session_and_their_record() -> None:
     world = World()
     client, server = world.pair()
     client.send(server, b"staged")
@@ -260,7 +260,7 @@ def test_staged_packets_leave_though_the_successor_died_between_the_session_and_
     assert client.total(Total.INITIATIONS_SENT) == 1
 
 
-def test_staged_packets_that_are_given_up_are_dead_in_the_records():
+def test_staged_packets_that_are_given_up_are_dead_in_the_records() -> None:
     world = World()
     client, server = world.pair()
     client.send(server, b"staged")
@@ -274,7 +274,7 @@ def test_staged_packets_that_are_given_up_are_dead_in_the_records():
 
 
 @pytest.mark.parametrize("order", ["as recorded", "forwards", "backwards"])
-def test_a_thawing_predecessor_gives_up_a_slot_that_its_successor_gave_away(order: str):
+def test_a_thawing_predecessor_gives_up_a_slot_that_its_successor_gave_away(order: str) -> None:
     world = World()
     hub, *others = hosts = [world.host() for _ in range(3)]
     for host in others:
@@ -323,7 +323,7 @@ def lonely(world: World) -> tuple[Host, Host, Host]:
     return hub, kept, removed
 
 
-def test_the_slots_of_a_peer_that_is_not_configured_any_more_are_not_given_away():
+def test_the_slots_of_a_peer_that_is_no_longer_configured_are_not_allocated() -> None:
     world = World()
     hub, kept, removed = lonely(world)
     keypair = hub.peer(removed).current
@@ -338,7 +338,7 @@ def test_the_slots_of_a_peer_that_is_not_configured_any_more_are_not_given_away(
     assert removed.delivered == [packet(hub.inner, removed.inner, b"still here")]
 
 
-def test_a_peer_that_was_declared_dead_shares_no_slot_with_those_that_came_after():
+def test_a_peer_that_was_declared_dead_shares_no_slot_with_those_that_came_after() -> None:
     world = World()
     hub, kept, removed = lonely(world)
     predecessor = hub.hand_over()
@@ -359,7 +359,7 @@ def test_a_peer_that_was_declared_dead_shares_no_slot_with_those_that_came_after
     assert len(set(slots)) == len(slots)
 
 
-def test_a_strangers_rotation_moves_what_is_kept_for_it():
+def test_the_rotation_of_an_unknown_peer_moves_what_is_kept_for_it() -> None:
     world = World()
     hub, kept, removed = lonely(world)
     successor = hub.make_device()
@@ -384,7 +384,7 @@ def test_a_strangers_rotation_moves_what_is_kept_for_it():
 # --- Endpoints ---
 
 
-def test_a_peer_that_moves_to_and_fro_is_recorded_once_in_an_interval():
+def test_a_peer_that_moves_to_and_fro_is_recorded_once_in_an_interval() -> None:
     world = World()
     client, server = connected(world)
     world.now += ENDPOINT_RECORD_INTERVAL
@@ -403,7 +403,7 @@ def test_a_peer_that_moves_to_and_fro_is_recorded_once_in_an_interval():
     assert server.journal[journal:] == [PeerEndpoint(client.public_key, place) for place in places]
 
 
-def test_a_hand_over_knows_the_last_move():
+def test_a_hand_over_includes_the_last_endpoint_change() -> None:
     world = World()
     client, server = connected(world)
     for number in range(3):
@@ -414,7 +414,7 @@ def test_a_hand_over_knows_the_last_move():
     assert server.peer(client).endpoint == client.endpoint
 
 
-def test_a_packet_to_another_address_of_ours_is_no_move_of_the_peer():
+def test_a_packet_to_another_local_address_is_no_endpoint_change() -> None:
     world = World()
     client, server = connected(world)
     client.send(server)
@@ -424,7 +424,7 @@ def test_a_packet_to_another_address_of_ours_is_no_move_of_the_peer():
     assert server.total(Total.ENDPOINT_MOVES) == 0
 
 
-def test_a_packet_between_restore_and_hand_off_is_still_answered_by_a_keepalive():
+def test_a_packet_between_restore_and_hand_off_is_still_answered_by_a_keepalive() -> None:
     """It leaves a word behind and no record: only a second look at the counters shows that an answer is owed."""
     world = World()
     client, server = connected(world)

@@ -64,7 +64,7 @@ def printed(capsys: pytest.CaptureFixture[str], **more: object) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def test_the_whole(capsys) -> None:
+def test_the_status_page_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys) == [
         "server      healthy, generation 3, release 0.1.0",
         "process     pid 12345, up 1 h 1 min",
@@ -82,11 +82,11 @@ def test_the_whole(capsys) -> None:
     ]
 
 
-def test_nat_is_shown(capsys) -> None:
+def test_nat_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, nat=True)[2] == "listening   [::]:51820, interface oxidize0, nat"
 
 
-def test_what_is_usual_fits_into_80_columns(capsys) -> None:
+def test_usual_values_fit_into_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     widest = peer("a-name-of-16-cha", endpoint="[2001:db8::1234]:51820", last_handshake_unix=NOW - 86_399 * 9)
     lines = printed(
         capsys, peers=[widest], takeovers=[takeover(at_unix=NOW - 86_399 * 9, way="restored from the store")]
@@ -94,7 +94,7 @@ def test_what_is_usual_fits_into_80_columns(capsys) -> None:
     assert max(map(len, lines)) <= 80
 
 
-def test_nothing_is_cut_or_wrapped(capsys) -> None:
+def test_long_values_are_neither_cut_nor_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
     name, endpoint = "n" * 64, "[2001:db8:1111:2222:3333:4444:5555:6666]:51820"
     reason = "failed while preparing: " + "why " * 40
     lines = printed(capsys, peers=[peer(name, endpoint=endpoint)], takeovers=[takeover(reason=reason)])
@@ -102,19 +102,19 @@ def test_nothing_is_cut_or_wrapped(capsys) -> None:
     assert lines[-1].endswith(reason.strip())
 
 
-def test_a_failure_shows_its_reason_on_one_line_and_as_it_is(capsys) -> None:
+def test_a_failure_shows_its_reason_on_one_line_and_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     entry = takeover(result="failure", reason="no [red]key[/red]:\n [Errno 13] /x]", blackout_ms=None)
     del entry["sessions"]
     line = printed(capsys, takeovers=[entry])[-1]
     assert line == "5 s ago   failure           3         -         -  no [red]key[/red]: [Errno 13] /x]"
 
 
-def test_only_the_last_takeovers_are_shown(capsys) -> None:
+def test_only_the_last_takeovers_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, takeovers=[takeover(generation=number) for number in range(2, 18)])
     assert [line.split()[4] for line in lines[-5:]] == ["13", "14", "15", "16", "17"]
 
 
-def test_without_peers_and_takeovers_there_are_no_tables(capsys) -> None:
+def test_without_peers_and_takeovers_there_are_no_tables(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, peers=[], takeovers=[], sessions=0, drops={}, kernel_drops=0, network="userspace")
     assert lines[2:] == [
         "listening   [::]:51820, userspace network",
@@ -128,7 +128,7 @@ def test_nouns_agree_with_their_numbers() -> None:
     assert [counted(number, "peer") for number in (0, 1, 2)] == ["0 peers", "1 peer", "2 peers"]
 
 
-def test_queries_have_names_that_stay() -> None:
+def test_the_names_of_the_queries_never_change() -> None:
     assert query_module.QUERIES == ("status", "identity", "vitals", "state", "drain", "accept")
 
 
@@ -139,7 +139,9 @@ def test_queries_have_names_that_stay() -> None:
         (socket.AF_INET6, ("::1", 9090, 0, 0), "[::1]:9090"),
     ],
 )
-def test_where_metrics_are_served(family: socket.AddressFamily, name: tuple[object, ...], expected: str) -> None:
+def test_the_metrics_listener_is_shown_as_host_and_port(
+    family: socket.AddressFamily, name: tuple[object, ...], expected: str
+) -> None:
     listener = SimpleNamespace(family=family, getsockname=lambda: name)
     assert _address_of(listener) == expected  # type: ignore[arg-type]
     assert _address_of(None) is None
@@ -176,10 +178,12 @@ def connection(**more: object) -> dict[str, Any]:
         ),
     ],
 )
-def test_a_client_shows_its_connection(capsys, more: dict[str, object], expected: str) -> None:
+def test_a_client_shows_its_connection(
+    capsys: pytest.CaptureFixture[str], more: dict[str, object], expected: str
+) -> None:
     assert f"connection  {expected}" in printed(capsys, role="client", connection=connection(**more))
 
 
 @pytest.mark.parametrize("absent", [{}, {"connection": None}])
-def test_a_server_or_an_older_client_shows_none(capsys, absent: dict[str, object]) -> None:
+def test_a_server_or_an_older_client_shows_none(capsys: pytest.CaptureFixture[str], absent: dict[str, object]) -> None:
     assert not any(line.startswith("connection") for line in printed(capsys, **absent))

@@ -1,4 +1,4 @@
-"""The service manager's side, spoken to over a real socket: messages, files, barriers."""
+"""Messages, descriptors and barriers to a service manager, over a real socket."""
 
 import os
 import socket
@@ -27,7 +27,7 @@ def read(manager: socket.socket) -> tuple[list[str], list[int]]:
     return data.decode().split("\n"), list(fds)
 
 
-def test_without_a_manager_nothing_is_said(monkeypatch) -> None:
+def test_without_a_service_manager_no_message_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     assert not notify.is_managed()
     notify.notify("READY=1")
@@ -35,7 +35,7 @@ def test_without_a_manager_nothing_is_said(monkeypatch) -> None:
     notify.forget_fds("journal")
 
 
-def test_messages(manager) -> None:
+def test_assignments_are_sent_as_one_message(manager: socket.socket) -> None:
     assert notify.is_managed()
     notify.notify("READY=1", "STATUS=generation 1")
     assert read(manager) == (["READY=1", "STATUS=generation 1"], [])
@@ -46,7 +46,7 @@ def test_messages(manager) -> None:
     ]
 
 
-def test_a_file_is_stored_and_never_polled(manager) -> None:
+def test_a_descriptor_is_stored_with_polling_disabled(manager: socket.socket) -> None:
     memfd = os.memfd_create("journal")
     try:
         notify.store_fd("journal", memfd)
@@ -58,7 +58,7 @@ def test_a_file_is_stored_and_never_polled(manager) -> None:
         os.close(memfd)
 
 
-def test_a_barrier_waits_for_the_manager_to_close_it(manager) -> None:
+def test_a_barrier_waits_for_the_manager_to_close_it(manager: socket.socket) -> None:
     def obey() -> None:
         lines, (barrier,) = read(manager)
         assert lines == ["BARRIER=1"]
@@ -70,14 +70,14 @@ def test_a_barrier_waits_for_the_manager_to_close_it(manager) -> None:
     thread.join()
 
 
-def test_a_barrier_that_nobody_answers_fails(manager, monkeypatch) -> None:
+def test_a_barrier_without_an_answer_fails(manager: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notify, "BARRIER_TIMEOUT_SECS", 0.0)
     assert not notify.barrier()
     _, (barrier,) = read(manager)
     os.close(barrier)
 
 
-def test_files_passed_to_another_process_are_not_ours(monkeypatch) -> None:
+def test_descriptors_passed_to_another_process_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LISTEN_PID", str(os.getpid() + 1))
     monkeypatch.setenv("LISTEN_FDS", "1")
     assert notify.listen_fds() == {}
@@ -85,7 +85,7 @@ def test_files_passed_to_another_process_are_not_ours(monkeypatch) -> None:
     assert notify.listen_fds() == {}
 
 
-def test_passed_files_have_names_and_are_inherited_no_further(monkeypatch) -> None:
+def test_passed_descriptors_have_names_and_are_close_on_exec(monkeypatch: pytest.MonkeyPatch) -> None:
     class Daemon:
         @staticmethod
         def listen_fds_with_names(unset_environment: bool) -> dict[int, str]:
@@ -106,7 +106,7 @@ def test_passed_files_have_names_and_are_inherited_no_further(monkeypatch) -> No
             os.close(fd)
 
 
-def test_each_name_is_one_file() -> None:
+def test_two_passed_descriptors_of_one_name_are_an_error() -> None:
     assert notify.single({"udp": [3], "other": [4, 5]}, ("udp", "http")) == {"udp": 3}
     with pytest.raises(ConfigError) as caught:
         notify.single({"udp": [3, 4], "http": [5, 6, 7]}, ("udp", "http"))
@@ -115,13 +115,15 @@ def test_each_name_is_one_file() -> None:
     assert second.startswith("LISTEN_FDS: 3 files are named 'http'")
 
 
-def test_a_manager_without_the_package_is_an_error_and_not_a_server_that_forgets(manager, monkeypatch) -> None:
+def test_a_service_manager_without_systemd_python_is_an_error(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "systemd", None)
     with pytest.raises(ConfigError, match=r"pip install 'oxidize\[systemd\]'"):
         notify.store_fd("journal", 0)
 
 
-def test_a_manager_that_is_gone_is_one_line(manager) -> None:
+def test_a_service_manager_that_has_ended_is_an_error_of_one_line(manager: socket.socket) -> None:
     Path(os.environ["NOTIFY_SOCKET"]).unlink()
     with pytest.raises(ConfigError) as caught:
         notify.store_fd("journal", 0)
