@@ -1,7 +1,7 @@
 """`make demo`: replace a server under the traffic of its clients, and judge by what the clients saw.
 
-Rule: exit status 0 when the promise was kept, 1 when it was not or the run could not be made, 2 for a wrong option,
-130 for Ctrl-C; and nothing stays behind in any of these cases.
+Rule: exit status 0 if the promise was kept, 1 if it was not or the run failed, 2 for a wrong option, 130 for Ctrl-C;
+no process, file or socket remains in any of these cases.
 """
 
 import signal
@@ -17,7 +17,7 @@ from demo.run import Demonstration, Options
 from demo.screen import PLAIN_WIDTH, make_screen, print_verdict
 from oxidize.errors import OxidizeError
 
-CLIENTS_MAX = 500  # select(2) in the clients' process knows 1024 file descriptors
+CLIENTS_MAX = 500  # select(2), which the clients use, is limited to file descriptors below 1024
 REPORT = Path("demo-report.html")
 
 
@@ -28,17 +28,25 @@ def _end(number: int, _frame: FrameType | None) -> NoReturn:
 
 def _plot_module_missing() -> str | None:
     try:
-        import plotly  # noqa: F401, PLC0415  # an extra, and slow to import
+        import plotly  # noqa: F401, PLC0415  # slow to import, and not installed with oxidize
     except ImportError:
-        return "the plot needs the Python package plotly: install it with `pip install 'oxidize[demo]'`"
+        return "the report needs the Python package plotly: start the demonstration with `make demo`, which installs it"
     return None
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--seconds", type=click.FloatRange(1, 3600), default=20.0, show_default=True, help="How long to send.")
-@click.option("--clients", type=click.IntRange(1, CLIENTS_MAX), default=20, show_default=True, help="How many clients.")
 @click.option(
-    "--rate", type=click.FloatRange(1, 20_000), default=2000.0, show_default=True, help="Packets per second in all."
+    "--seconds", type=click.FloatRange(1, 3600), default=20.0, show_default=True, help="Duration of the traffic."
+)
+@click.option(
+    "--clients", type=click.IntRange(1, CLIENTS_MAX), default=20, show_default=True, help="Number of clients."
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(1, 20_000),
+    default=2000.0,
+    show_default=True,
+    help="Packets per second of all clients together.",
 )
 @click.option("--reloads", type=click.IntRange(0, 100), default=5, show_default=True, help="Planned replacements.")
 @click.option(
@@ -47,11 +55,11 @@ def _plot_module_missing() -> str | None:
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     default=REPORT,
     show_default=True,
-    help="Where the report goes.",
+    help="File for the report.",
 )
-@click.option("--no-table", is_flag=True, help="Print lines instead of a live table.")
+@click.option("--no-table", is_flag=True, help="Print lines, not a live table.")
 def main(seconds: float, clients: int, rate: float, reloads: int, report: Path, no_table: bool) -> None:
-    """Replace a server under traffic, kill it once, and show what its clients noticed."""
+    """Replace a server under traffic, kill it once, and report what its clients noticed."""
     if (missing := _plot_module_missing()) is not None:
         click.echo(f"demo: {missing}", err=True)
         sys.exit(1)
@@ -74,7 +82,7 @@ def _introduce(console: Console, demonstration: Demonstration) -> None:
     )
     if burst > 1:
         text += (
-            f" Each client sends {burst} at once: the server's socket may hold no more than "
+            f" Each client sends {burst} at once: the receive buffer of the server's socket is limited to "
             f"{demonstration.holder.receive_buffer_bytes:,} bytes (net.core.rmem_max) while a killed server restarts."
         )
     console.print(text, highlight=False, soft_wrap=not console.is_terminal)
@@ -95,22 +103,22 @@ def _run(console: Console, options: Options, report: Path, *, table: bool) -> bo
         raise
     finally:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the cleaning up
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the clean-up
         demonstration.close()
-    from demo.plot import write_report  # noqa: PLC0415  # slow to import: not while packets are timed
+    from demo.plot import write_report  # noqa: PLC0415  # slow to import: never while packets are timed
 
     print_verdict(console, verdict, demonstration.origin)
     if drops:
         console.print(
-            f"The kernel dropped {drops} datagrams at the server's receive buffer of {buffer_bytes:,} bytes, which was "
-            f"full: raise it with `sysctl net.core.rmem_max=8388608`, or send less with --rate.",
+            f"The kernel dropped {drops} datagrams because its receive buffer of {buffer_bytes:,} bytes was full: "
+            f"raise it with `sysctl net.core.rmem_max=8388608`, or send less with --rate.",
             style="yellow",
             highlight=False,
         )
     try:
         write_report(report, demonstration.tally, verdict)
     except OSError as error:
-        raise OxidizeError(f"--plot {report}: expected a file that can be written, but: {error}") from error
+        raise OxidizeError(f"--plot {report}: expected a file that can be written: {error}") from error
     console.print(f"Every reply's latency over time: {report.resolve()}", highlight=False, soft_wrap=True)
     return verdict.ok
 

@@ -1,7 +1,7 @@
-"""A release that cannot start: this one, with a fault that shows only when it restores a predecessor's sessions.
+"""A broken release: a copy of this one that fails when it restores a predecessor's sessions.
 
-Rule: the fault is in the copy alone, and it is of the kind that matters: everything imports, the configuration is good,
-the takeover begins, and then the new code cannot do what the old one did.
+Rule: only the copy is changed, and the fault is a realistic one: every import succeeds, the configuration is valid, the
+takeover begins, and only then does the new code fail.
 """
 
 import shutil
@@ -12,18 +12,18 @@ from oxidize.protocol.restore import restore_change
 
 _FAULT = f'''
 
-def {restore_change.__name__}(*_arguments: object) -> None:  # noqa: F811  # it takes the place of the real one
+def {restore_change.__name__}(*_arguments: object) -> None:  # noqa: F811  # replaces the one above
     """Fail."""
     from oxidize.errors import SnapshotError
 
-    raise SnapshotError("this release cannot read the sessions: it was broken on purpose, for the demonstration")
+    raise SnapshotError("this release cannot read the sessions: it was broken on purpose for the demonstration")
 '''
 
 
 def make_broken_release(directory: Path) -> Path:
-    """Copy the package into `directory`, break it, and return what to put into PYTHONPATH."""
+    """Copy the package into `directory`, break the copy, and return the value for PYTHONPATH."""
     package = Path(oxidize.__file__).parent
-    # Compiled files come along with their sources' times, or the traffic would be disturbed by compiling it all again.
+    # Compiled files and the times of their sources are copied too: compiling during the run would disturb the traffic.
     copy = Path(shutil.copytree(package, directory / "oxidize"))
     faulty_module = copy.joinpath(*restore_change.__module__.split(".")[1:]).with_suffix(".py")
     with faulty_module.open("a", encoding="utf-8") as module:

@@ -1,9 +1,9 @@
-"""The clients of the demonstration: WireGuard devices with a socket each, all in one process of their own.
+"""The clients of the demonstration: WireGuard devices with a socket each, all in one process.
 
-Rule: they know nothing of the server but its address and key, and report only what they saw themselves. Requests leave
-on a schedule fixed beforehand: a server that answers late does not make them send less. Run as
-`python -m demo.clients`: settings as JSON on standard input, records (`demo.records`) on standard output; it
-ends when its schedule does, or at once when standard input closes.
+Rule: the clients know only the server's address and key, and report only their own observations. Requests are sent on a
+fixed schedule: a slow server does not reduce their rate. Run as `python -m demo.clients`: settings as JSON on standard
+input, records (`demo.records`) on standard output. The process ends with its schedule, or at once when standard input
+closes.
 """
 
 import contextlib
@@ -31,18 +31,18 @@ from oxidize.state.arena import Arena
 
 FINISH = b"finish\n"  # on standard input
 WARM_UP_SECS_MAX = 15.0  # for every client's first handshake: two retries
-LINGER_SECS = 1.0  # for the last replies, where any is missing: without one for so long, none comes any more
-LINGER_SECS_MAX = 20.0  # where they keep coming: a slow machine works off what piled up
-LAST_LOOK_SECS = 0.1  # for what comes after the last reply: a duplicate
+LINGER_SECS = 1.0  # the wait for missing replies ends after this time without one
+LINGER_SECS_MAX = 20.0  # of that wait in all: a slow machine may need it to clear a backlog
+LAST_LOOK_SECS = 0.1  # for duplicates that arrive after the last reply
 REPORT_INTERVAL_SECS = 0.05
 TIMER_INTERVAL_SECS = 0.01
 START_DELAY_SECS = 0.05  # from the last warm-up reply to the first request of the schedule
 RECEIVE_BUFFER_BYTES = 1 << 20
 DATAGRAM_BYTES_MAX = 2048
-LATE_BURSTS_MAX = 32  # sent without a look at the replies, when we are late
+LATE_BURSTS_MAX = 32  # sent between two reads of replies, when the schedule is late
 _UDP_SEGMENT = 103  # linux/udp.h
 _SEGMENT = struct.Struct("H")
-SLOTS_PER_CLIENT = 16  # a peer and its keypairs, and a few to spare
+SLOTS_PER_CLIENT = 16  # a peer and its keypairs, with some spare
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class ClientSettings:
 
 @dataclass(frozen=True, slots=True)
 class FleetSettings:
-    """All clients: where the server is outside and inside the tunnels, and how much is sent for how long."""
+    """All clients: the server's addresses outside and inside the tunnels, the rate and the duration."""
 
     server_host: str
     server_port: int
@@ -66,15 +66,15 @@ class FleetSettings:
     packets_per_second: float  # of all clients together
     seconds: float
     burst: int = 1  # requests that a client sends at once; the rate stays the same
-    until_told: bool = False  # go on after `seconds` until FINISH comes
+    until_told: bool = False  # continue after `seconds` until FINISH arrives
 
     def to_json(self) -> str:
-        """Return it as one line of text."""
+        """Return the settings as one line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "FleetSettings":
-        """Return what `to_json` wrote."""
+        """Return the settings from the output of `to_json`."""
         fields = json.loads(text)
         fields["clients"] = tuple(ClientSettings(**client) for client in fields["clients"])
         return cls(**fields)
@@ -85,11 +85,11 @@ def _clock_ns() -> int:
 
 
 def _ignore_change(_change: Change) -> None:
-    """Forget it: a client of the demonstration has no successor."""
+    """Discard the change: a client of the demonstration has no successor."""
 
 
 class Client:
-    """One device, its socket, and the numbers of its requests."""
+    """One client: a device, its socket, and its numbered requests."""
 
     def __init__(self, index: int, settings: ClientSettings, fleet: FleetSettings) -> None:
         self.index = index
@@ -124,7 +124,7 @@ class Client:
         self._transmit()
 
     def receive(self) -> None:
-        """Read everything that waits in the socket and record what it was."""
+        """Read the datagrams that are queued in the socket, one batch at most, and record the packets in them."""
         datagrams: list[bytes] = []
         while len(datagrams) < BATCH_PACKETS_MAX:
             try:
@@ -147,7 +147,7 @@ class Client:
         self._transmit()
 
     def run_timers(self) -> None:
-        """Do what the device's timers ask for."""
+        """Run the device's timers that are due."""
         now = _clock_ns() / 1e9
         deadline = self._device.next_deadline()
         if deadline is not None and deadline <= now:
@@ -158,7 +158,7 @@ class Client:
         for transmit in self._device.take_transmits():
             datagrams = transmit.datagrams
             if len(datagrams) > 1 and len(set(map(len, datagrams))) == 1:
-                # UDP_SEGMENT (udp(7)): one call, and one buffer of the kernel's at the receiver, for all of them.
+                # UDP_SEGMENT (udp(7)): one call, and one socket buffer at the receiver, for all datagrams.
                 self._send(b"".join(datagrams), [(socket.IPPROTO_UDP, _UDP_SEGMENT, _SEGMENT.pack(len(datagrams[0])))])
             else:
                 for datagram in datagrams:
@@ -168,7 +168,7 @@ class Client:
         try:
             self.socket.sendmsg([data], control)
         except ConnectionRefusedError:
-            # That is about a datagram sent before, and nothing was sent now, and the device will not repeat it.
+            # The error is about an earlier datagram; this one was not sent, and the device does not repeat it.
             self._note_unreachable()
             with contextlib.suppress(ConnectionRefusedError):
                 self.socket.sendmsg([data], control)
@@ -182,7 +182,7 @@ class Client:
         self.records.append(Record(Kind.UNREACHABLE, self.index, 0, _clock_ns() / 1e9))
 
     def _note_counters(self, now: float) -> None:
-        """Record handshakes and drops that the device has counted since the last look."""
+        """Record the handshakes and drops that the device has counted since the last call."""
         counters = self._arena.counters
         if counters[Total.HANDSHAKES_INITIATOR] != self._handshakes:
             self._handshakes = counters[Total.HANDSHAKES_INITIATOR]
@@ -195,7 +195,7 @@ class Client:
 
 
 class Reporter:
-    """Writes records to a pipe without ever waiting for its reader."""
+    """Writer of records to a pipe, which never blocks on its reader."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -203,7 +203,7 @@ class Reporter:
         os.set_blocking(fd, False)
 
     def add(self, records: list[Record]) -> None:
-        """Take these records and write as much as fits; raises BrokenPipeError when nobody reads any more."""
+        """Queue records and write as much as the pipe takes; raises BrokenPipeError once the reader is gone."""
         self._pending += encode(records)
         try:
             while self._pending:
@@ -212,7 +212,7 @@ class Reporter:
             return
 
     def finish(self) -> None:
-        """Write the rest, waiting for the reader."""
+        """Write all queued records, blocking on the reader."""
         os.set_blocking(self._fd, True)
         self.add([])
 
@@ -233,10 +233,10 @@ class Fleet:
         self._open_ended = settings.until_told
 
     def run(self) -> None:
-        """Shake hands, send the schedule, wait for the last replies; returns early when told to stop."""
+        """Make the handshakes, send the schedule and wait for the last replies; return early when told to stop."""
         for client in self._clients:
             client.send_next(1)
-        self._wait_for_replies(WARM_UP_SECS_MAX)  # where one never comes, the verdict will say so
+        self._wait_for_replies(WARM_UP_SECS_MAX)  # a missing one shows in the verdict
         self._send_all()
         self._wait_for_last_replies()
         self._wait(LAST_LOOK_SECS)
@@ -253,7 +253,7 @@ class Fleet:
             due = int((now - start) / self._interval) + 1 if now >= start else 0
             if not self._open_ended:
                 due = min(due, max(done, self._planned))
-            # A few at a time, however late we are: replies must be read meanwhile.
+            # A few at a time even when late: replies must be read in between.
             for number in range(done, min(due, done + LATE_BURSTS_MAX)):
                 self._clients[number % len(self._clients)].send_next(self._burst)
                 done = number + 1
@@ -265,7 +265,7 @@ class Fleet:
             self._turn(TIMER_INTERVAL_SECS)
 
     def _wait_for_last_replies(self) -> None:
-        """Wait for as long as replies keep coming: one that is late is not lost."""
+        """Wait as long as replies keep arriving: a late reply is not lost."""
         deadline = _clock_ns() / 1e9 + LINGER_SECS_MAX
         before = None
         while before != (missing := self._missing) and _clock_ns() / 1e9 < deadline:
@@ -282,11 +282,11 @@ class Fleet:
             self._turn(TIMER_INTERVAL_SECS)
 
     def _turn(self, timeout: float) -> None:
-        """Wait for at most `timeout` seconds, read what came, do what is due. select(2) takes microseconds."""
+        """Wait for at most `timeout` seconds, read what arrived, run what is due. select(2) counts in microseconds."""
         readable, _, _ = select.select([*self._by_fd, self._control_fd], [], [], timeout)
         for ready in readable:
             if ready == self._control_fd:
-                self._open_ended = False  # it is FINISH, or the end of file
+                self._open_ended = False  # FINISH or the end of file
                 self._stopped = not os.read(self._control_fd, 4096)
             else:
                 self._by_fd[ready].receive()
@@ -314,17 +314,17 @@ class Fleet:
 
 def main() -> None:
     """Run the clients as this process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the demonstration, which then ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the demonstration, which then ends this process
     settings = FleetSettings.from_json(sys.stdin.readline())
     fleet = Fleet(settings, sys.stdin.fileno(), sys.stdout.fileno())
-    # A collection in the middle of the schedule would be seen as latency; nothing here makes cycles worth collecting.
+    # A garbage collection during the schedule would show as latency, and this process makes few reference cycles.
     gc.collect()
     gc.freeze()
     gc.disable()
     try:
         fleet.run()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would fail as well
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit fails too
     finally:
         fleet.close()
 

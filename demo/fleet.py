@@ -1,6 +1,6 @@
-"""The clients' process as the demonstration sees it: started, read from, ended.
+"""Start, read from and end the process of the clients (`demo.clients`).
 
-Rule: reading never waits, and the process ends with us: it watches the pipe that only we hold open.
+Rule: reading never blocks, and the clients end with the demonstration: they watch a pipe that only it holds open.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ _READ_BYTES = 1 << 16
 
 
 class FleetProcess:
-    """All clients in one process. log_path: where what it has to say goes, which is nothing unless it fails."""
+    """All clients in one process. log_path: the file for its standard error, which stays empty unless it fails."""
 
     def __init__(self, settings: FleetSettings, log_path: Path) -> None:
         self.log_path = log_path
@@ -26,11 +26,11 @@ class FleetProcess:
         with log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "demo.clients"],
-                cwd=Path(__file__).parents[1],  # the demonstration is not part of what is installed
+                cwd=Path(__file__).parents[1],  # the package `demo` is not installed
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                process_group=0,  # Ctrl-C at the terminal is for us alone
+                process_group=0,  # Ctrl-C at the terminal must not reach it
             )
         if self._process.stdin is None or self._process.stdout is None:
             raise StateError("no pipes to the clients' process")
@@ -42,7 +42,7 @@ class FleetProcess:
         self._control.flush()
 
     def read(self) -> list[Record]:
-        """Return the records that came since the last call; `ended` is set after the last of them."""
+        """Return the records that arrived since the last call; `ended` is set after the last record."""
         records: list[Record] = []
         while not self.ended:
             try:
@@ -54,13 +54,13 @@ class FleetProcess:
         return records
 
     def finish(self) -> None:
-        """Tell clients that were started with `until_told` that their schedule may end."""
-        with contextlib.suppress(BrokenPipeError):  # they ended already: `ended` says so
+        """Let clients that were started with `until_told` end their schedule."""
+        with contextlib.suppress(BrokenPipeError):  # the clients have ended already, as `ended` tells
             self._control.write(FINISH)
             self._control.flush()
 
     def close(self) -> None:
-        """End the process: it is asked first and killed when that does not help."""
+        """End the process by closing its standard input; kill it if it does not end within END_TIMEOUT_SECS."""
         if self._process.returncode is not None:
             return
         with contextlib.suppress(BrokenPipeError):

@@ -1,7 +1,6 @@
-"""When what is done to the server, and what its commands answered. Pure.
+"""The schedule of a run, and the parsing of command output. Pure.
 
-Rule: the schedule is fixed before the run; what a command printed is shown as it was, and only the blackout is read
-out of it.
+Rule: the schedule is fixed before the run; command output is shown unchanged, except for the blackout, which is parsed.
 """
 
 import re
@@ -14,25 +13,25 @@ _GENERATION = re.compile(r"generation (\d+)")
 _SUCCESS, _FAILURE = "reloaded: ", "oxidize: "
 
 BURSTS = (1, 2, 4, 8, 16, 32)
-RESTART_ALLOWANCE_SECS = 1.0  # what a restart may take on a slow machine; it takes a third of that on a good one
-# What one buffer of the kernel's is charged with, measured on Linux 6.18 for bursts of 1 to 32 of our requests (880 to
-# 3,900 bytes) and rounded up.
+RESTART_ALLOWANCE_SECS = 1.0  # a restart on a slow machine; it takes a third of that on a fast one
+# The kernel's charge for one socket buffer, measured on Linux 6.18 for bursts of 1 to 32 requests (880 to 3,900 bytes)
+# and rounded up.
 _BUFFER_OVERHEAD_BYTES = 900
 _BUFFER_PACKET_BYTES = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing to do, `at` seconds after the clients' schedule began."""
+    """One action, `at` seconds after the start of the clients' schedule."""
 
     at: float
     action: Action
 
 
 def plan(seconds: float, reloads: int) -> list[Step]:
-    """Spread so many reloads, one refused release and one kill evenly over the run.
+    """Return a schedule with `reloads` reloads, one refused release and one kill, evenly spread over `seconds`.
 
-    The refused release and the kill stand among the reloads, so that each is followed by a planned replacement.
+    The refused release and the kill are placed among the reloads, so that each is followed by a planned replacement.
     """
     actions = [Action.RELOAD] * reloads
     actions.insert((reloads + 1) // 3, Action.REFUSED)
@@ -42,11 +41,12 @@ def plan(seconds: float, reloads: int) -> list[Step]:
 
 
 def choose_burst(buffer_bytes: int, rate: float) -> int:
-    """Return how many requests each client must send at once so that a restart fits the server's receive buffer.
+    """Return how many requests each client must send at once so that the receive buffer holds them during a restart.
 
-    rate: packets per second of all clients. The kernel charges the receive buffer for each buffer of its own rather
-    than for the bytes in it (832 for a small datagram), and a burst sent with UDP_SEGMENT is one of those. What
-    net.core.rmem_max allows an ordinary user by default holds a quarter of a second of single datagrams at 2,000/s.
+    buffer_bytes: of the server's socket. rate: packets per second of all clients. The kernel charges the receive
+    buffer per socket buffer (832 bytes for a small datagram) and not per byte of payload, and a burst sent with
+    UDP_SEGMENT is one socket buffer. The default of net.core.rmem_max, which limits an ordinary user, holds a quarter
+    of a second of single datagrams at 2,000/s.
     """
     for burst in BURSTS:
         packets = buffer_bytes / (_BUFFER_OVERHEAD_BYTES + burst * _BUFFER_PACKET_BYTES) * burst
@@ -57,7 +57,7 @@ def choose_burst(buffer_bytes: int, rate: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What `oxidize reload` printed: its first line, without what is shown elsewhere, and what stands in it."""
+    """The output of `oxidize reload`: its first line without prefix and blackout, and the values parsed from it."""
 
     line: str
     blackout_ms: float | None
@@ -65,9 +65,9 @@ class Answer:
 
 
 def read_answer(output: str) -> Answer:
-    """Pick the command's own answer out of what it and its successor wrote.
+    """Return the command's own answer from the output that it shares with the successor's log.
 
-    The successor logs to the same file; the command's lines begin with "reloaded:" or, for a failure, "oxidize:".
+    The command's lines begin with "reloaded:" or, after a failure, "oxidize:".
     """
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     own = [line for line in lines if line.startswith((_SUCCESS, _FAILURE))] or lines[-1:] or ["it printed nothing"]

@@ -1,6 +1,6 @@
 """The report: every reply's latency over time with the replacements marked, in one file that needs no network.
 
-Rule: nothing is thinned out or averaged. Every reply is a point, so what looks empty was empty.
+Rule: nothing is thinned out or averaged. Every reply is a point, so a gap in the chart is a gap in the replies.
 """
 
 import html
@@ -12,16 +12,16 @@ from string import Template
 import plotly.graph_objects as go
 
 import oxidize
-from demo.page import PAGE
 from demo.verdict import Action, Judged, Tally, Verdict
 
+PAGE = Path(__file__).with_name("report_template.html")
 ACTION_COLOURS = {Action.RELOAD: "#3b5bdb", Action.REFUSED: "#b66a00", Action.KILL: "#c92a3b"}
-# Neighbours in time differ in hue, so that the moment at which another process answers can be seen.
+# Consecutive colours differ in hue, so that a change of the answering process is visible.
 PROCESS_COLOURS = ("#4263eb", "#0ca678", "#9c36b5", "#1098ad", "#5f3dc4", "#2b8a3e", "#1971c2")
 _BUTTONS = ["zoom2d", "pan2d", "resetScale2d", "toImage"]
-LABELS_IN_FULL_MAX = 8  # above more replacements than this stand their names alone
+LABELS_IN_FULL_MAX = 8  # with more replacements than this, a label is only the action's name
 
-# Points are drawn by WebGL; a browser without it draws them as SVG, which takes seconds longer but shows the same.
+# Points are drawn by WebGL; a browser without it draws them as SVG, with the same result some seconds later.
 _WITHOUT_WEBGL = """
 const plot = document.getElementById('{plot_id}');
 if (!document.createElement('canvas').getContext('webgl')) Plotly.restyle(plot, {type: 'scatter'});
@@ -29,14 +29,14 @@ if (!document.createElement('canvas').getContext('webgl')) Plotly.restyle(plot, 
 
 CHART_HEIGHT = 560
 AXIS_MARGIN = 1.4  # room below the lowest and above the highest point, as a factor
-LATENCY_MIN_MS = 1e-3  # a logarithm needs something to stand on
+LATENCY_MIN_MS = 1e-3  # drawn for shorter ones: a logarithm of zero does not exist
 _TICKS_MS = [b * 10.0**e for e in range(-2, 5) for b in (1, 2, 5)]
 _INK, _SOFT, _LINE = "#16202e", "#5b6b80", "#e3e8ef"
 _FONT = 'system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif'
 
 
 def write_report(path: Path, tally: Tally, verdict: Verdict) -> None:
-    """Write the page to `path`; raises OSError where that cannot be."""
+    """Write the report to `path`; raises OSError if the file cannot be written."""
     origin = _origin(tally)
     chart = figure(tally, verdict).to_html(
         full_html=False,
@@ -45,7 +45,7 @@ def write_report(path: Path, tally: Tally, verdict: Verdict) -> None:
         config={"displaylogo": False, "responsive": True, "modeBarButtons": [_BUTTONS]},
     )
     path.write_text(
-        Template(PAGE).substitute(
+        Template(PAGE.read_text("utf-8")).substitute(
             title="A WireGuard server, replaced under traffic",
             badge="passed" if verdict.ok else "failed",
             badge_class="passed" if verdict.ok else "failed",
@@ -62,7 +62,7 @@ def write_report(path: Path, tally: Tally, verdict: Verdict) -> None:
 
 
 def figure(tally: Tally, verdict: Verdict) -> go.Figure:
-    """Return the chart: a trace for each process that answered, and a mark for each replacement."""
+    """Return the chart: one trace per process that answered, and one mark per replacement."""
     origin = _origin(tally)
     chart = go.Figure()
     changes = [j.replacement.serving_at for j in verdict.replacements if j.replacement.serving_at is not None]
@@ -113,12 +113,12 @@ def _origin(tally: Tally) -> float:
 
 
 def _latencies(tally: Tally) -> list[tuple[float, float]]:
-    """Return when each reply came and its latency in ms, by time."""
+    """Return each reply's time of arrival and latency in ms, ordered by time."""
     return sorted((r, (r - s) * 1e3) for r, s in zip(tally.received_at, tally.sent_at, strict=True))
 
 
 def _by_process(tally: Tally, changes: Sequence[float]) -> list[tuple[list[float], list[float]]]:
-    """Cut the replies at the moments at which another process took over."""
+    """Split the replies at the times in `changes`, at which another process took over."""
     parts: list[tuple[list[float], list[float]]] = [([], [])]
     pending = sorted(changes)
     for at, ms in _latencies(tally):
@@ -153,7 +153,7 @@ def _mark(chart: go.Figure, judged: Judged, origin: float, *, in_full: bool) -> 
 
 
 def label(judged: Judged) -> list[str]:
-    """Return the lines that stand above a replacement's mark."""
+    """Return the lines of text above a replacement's mark."""
     replacement = judged.replacement
     name = "refused" if replacement.action is Action.REFUSED else replacement.action.value
     lines = [f"<b>{name}</b>" + ("" if replacement.succeeded else " failed")]
@@ -161,7 +161,7 @@ def label(judged: Judged) -> list[str]:
         lines.append(f"blackout {replacement.blackout_ms:.1f} ms")
     lines.append(f"silence {judged.gap_ms:.1f} ms")
     if replacement.action is Action.KILL:
-        lines.append(f"{judged.lost} lost in hand")
+        lines.append(f"{judged.lost} lost in its batch")
     return lines
 
 
@@ -174,7 +174,7 @@ def _lead(tally: Tally, verdict: Verdict) -> str:
 
 
 def _tiles(verdict: Verdict) -> list[tuple[str, str, bool]]:
-    """Return name, value, and whether the value is one that failed the run."""
+    """Return name, value and whether the value fails the run, for each tile."""
     beyond = verdict.lost - verdict.lost_in_hand
     return [
         ("requests sent", f"{verdict.sent:,}", False),

@@ -1,7 +1,7 @@
-"""What the clients saw, as records of one fixed size: the only evidence that the verdict is computed from.
+"""The clients' observations as records of one fixed size: the only input of the verdict.
 
-Rule: a record is written when the thing happened and never altered. All times are seconds of CLOCK_BOOTTIME, which the
-clients' process and the demo's own process read alike. Pure: bytes in, values out.
+Rule: a record is written at the time of the event and never altered. All times are seconds of CLOCK_BOOTTIME, which is
+the same clock in the clients' process and in the demonstration's. Pure: bytes in, values out.
 """
 
 import struct
@@ -17,15 +17,15 @@ RECORD_SIZE = _RECORD.size
 
 @unique
 class Kind(IntEnum):
-    """What happened to a client."""
+    """The kinds of event at a client."""
 
     SENT = 1  # number: of the request; at: when it was handed to the kernel
     REPLY = 2  # number: of the request; sent_at: from its payload; at: when the reply was read
-    CORRUPTED = 3  # an inner packet came that no request of this client explains
-    HANDSHAKE = 4  # number: handshakes that this client completed so far, this one included
-    UNREACHABLE = 5  # the kernel reported ICMP port unreachable: nobody held the server's port
+    CORRUPTED = 3  # an inner packet arrived that answers no request of this client
+    HANDSHAKE = 4  # number: handshakes that this client has completed, including this one
+    UNREACHABLE = 5  # the kernel reported ICMP port unreachable: no process held the server's port
     STARTED = 6  # every client has its session, the schedule starts at `at`
-    FINISHED = 7  # the last request was sent and the wait for its reply is over
+    FINISHED = 7  # the last request was sent and the wait for its reply has ended
     DROPPED = 8  # number: the protocol.counters.DropReason for which a client's device refused what the server sent
 
 
@@ -45,13 +45,13 @@ def encode(records: Iterable[Record]) -> bytes:
 
 
 class RecordDecoder:
-    """Turns a stream of bytes, cut anywhere, into records."""
+    """Decoder of a byte stream that arrives in chunks of any size."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[Record]:
-        """Yield every record that is complete now; raises DecodeError for a kind that does not exist."""
+        """Yield the records that `data` completes; raises DecodeError for an unknown kind."""
         data = self._rest + data
         whole = len(data) - len(data) % RECORD_SIZE
         self._rest = data[whole:]

@@ -1,7 +1,7 @@
-"""One run of the demonstration: the holder, the server, the clients, and what is done to the server meanwhile.
+"""One run of the demonstration: the holder, the server, the clients, and the actions on the server.
 
-Rule: whatever happens, `close` leaves no process, no file and no socket behind. The loop never waits for the server:
-commands and restarts run in the holder, and are looked at in passing.
+Rule: `close` leaves no process, file or socket behind, also after an error. The loop never waits for the server:
+commands and restarts run in the holder, and the loop polls their results.
 """
 
 import sys
@@ -24,7 +24,7 @@ from oxidize.terminal.screen import Screen
 READY_TIMEOUT_SECS = 30.0
 COMMAND_TIMEOUT_SECS = 60.0
 RESTART_TIMEOUT_SECS = 30.0
-OVERTIME_SECS = 60.0  # how much longer than planned the clients send, where commands take longer than planned
+OVERTIME_SECS = 60.0  # limit for the extra time that the clients send while commands take longer than planned
 STOP_TIMEOUT_SECS = 3.0
 TURN_SECS = 0.02
 RATE_WINDOW_SECS = 1.0
@@ -32,7 +32,7 @@ RATE_WINDOW_SECS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the operator may choose; rate in packets per second of all clients together."""
+    """The operator's options; rate in packets per second of all clients together."""
 
     seconds: float = 20.0
     clients: int = 20
@@ -42,7 +42,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class _Doing:
-    """A step that was begun: when, the main process before it, and how many restarts there had been."""
+    """A step in progress: its start, the main process before it, and the number of restarts before it."""
 
     action: Action
     started_at: float
@@ -51,7 +51,7 @@ class _Doing:
 
 
 class Demonstration:
-    """Everything that one run consists of; `run` once, `close` always."""
+    """One run: call `run` once and `close` always."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -71,16 +71,16 @@ class Demonstration:
 
     @property
     def burst(self) -> int:
-        """How many requests each client sends at once."""
+        """The number of requests that each client sends at once."""
         return choose_burst(self.holder.receive_buffer_bytes, self.options.rate)
 
     @property
     def origin(self) -> float:
-        """When the clients' schedule began, or now where it has not yet."""
+        """The start of the clients' schedule, or now if it has not started."""
         return clock() if self.tally.started_at is None else self.tally.started_at
 
     def run(self, screen: Screen[View]) -> Verdict:
-        """Do it all; raises StateError when the server or the clients cannot be started."""
+        """Make the run and return its verdict; raises StateError if server or clients cannot be started."""
         options = self.options
         settings = self._workspace.write(
             self.holder.udp_address, self.holder.http_address, options.clients, options.rate, options.seconds
@@ -104,7 +104,7 @@ class Demonstration:
                 next_show = clock() + 1 / REFRESH_PER_SECOND
                 screen.show(self._view())
             time.sleep(TURN_SECS)
-        while self._doing is not None:  # it began in time, so it counts
+        while self._doing is not None:  # it began before the end of the schedule, so it counts
             self._advance([])
             time.sleep(TURN_SECS)
         screen.show(self._view())
@@ -121,22 +121,22 @@ class Demonstration:
         self._workspace.close()
 
     def server_log(self) -> str:
-        """Return the end of what the server wrote."""
+        """Return the end of the server's log."""
         return _tail(self.holder.log_path)
 
     def _is_over(self, pending: Sequence[Step]) -> bool:
-        """Say whether the clients may end: all that was planned is done, or a slow machine had time enough for it."""
+        """Return whether the clients may end: all steps are done, or OVERTIME_SECS have passed."""
         if self.tally.started_at is None:
             return False
         elapsed = clock() - self.tally.started_at - self.options.seconds
         done = not pending and self._doing is None
         return elapsed > (0 if done else OVERTIME_SECS)
 
-    # --- What is done to the server ---
+    # --- Actions on the server ---
 
     def _advance(self, pending: list[Step]) -> None:
         if self._doing is not None:
-            replacement = self._look(self._doing)
+            replacement = self._poll(self._doing)
             if replacement is not None:
                 self.replacements.append(replacement)
                 self._doing = None
@@ -152,10 +152,10 @@ class Demonstration:
             self.holder.start_control([*self._command, "reload", *self._config_arguments], COMMAND_TIMEOUT_SECS, env)
         return doing
 
-    def _look(self, doing: _Doing) -> Replacement | None:
-        """Return what became of a step, None while it is under way."""
+    def _poll(self, doing: _Doing) -> Replacement | None:
+        """Return the result of a step, None while it is in progress."""
         if doing.action is Action.KILL:
-            return self._look_at_restart(doing)
+            return self._poll_restart(doing)
         result = self.holder.control_result
         if result is None:
             return None
@@ -170,25 +170,25 @@ class Demonstration:
             doing.action, doing.started_at, result.ended_at, moved, answer.blackout_ms, answer.line, serving_at
         )
 
-    def _look_at_restart(self, doing: _Doing) -> Replacement | None:
+    def _poll_restart(self, doing: _Doing) -> Replacement | None:
         restarts = self.holder.restarts[doing.restarts :]
         ready_at = restarts[-1].ready_at if restarts else None
         if ready_at is None:
             if self.holder.failure is None and clock() < doing.started_at + RESTART_TIMEOUT_SECS:
                 return None
-            detail = self.holder.failure or f"not ready again within {RESTART_TIMEOUT_SECS:g} s"
+            detail = self.holder.failure or f"the new process was not ready within {RESTART_TIMEOUT_SECS:g} s"
             return Replacement(doing.action, doing.started_at, clock(), False, None, detail)
         stored = " and ".join(self.holder.stored_names) or "nothing"
-        detail = f"{restarts[-1].reason}; started again by the holder with {stored} from its store"
+        detail = f"{restarts[-1].reason}; restarted by the holder with {stored} from its store"
         self._generation = self._ask_generation()
-        # The dead process cannot tell and the new one does not know: the holder's figure, from the kill to READY=1.
+        # Neither process can measure this blackout; it is the holder's figure, from the kill to READY=1.
         blackout_ms = (ready_at - doing.started_at) * 1e3
         return Replacement(doing.action, doing.started_at, ready_at, len(restarts) == 1, blackout_ms, detail, ready_at)
 
     def _ask_generation(self) -> int:
         return int(fetch(self._workspace.takeover_socket)["generation"])
 
-    # --- What is shown ---
+    # --- Display ---
 
     def _view(self) -> View:
         now, tally = clock(), self.tally
@@ -215,7 +215,7 @@ class Demonstration:
         )
 
     def _judge_events(self, now: float) -> None:
-        """Measure the silence around what is over, once, when all that belongs to it has come."""
+        """Measure the silence around each finished action once, after all replies that belong to it."""
         for replacement in self.replacements[len(self._events) :]:
             if now < replacement.ended_at + 2 * GAP_AFTER_SECS and self.tally.finished_at is None:
                 return

@@ -1,6 +1,6 @@
-"""What the operator sees while the demonstration runs: a live table on a terminal, plain lines elsewhere.
+"""The display of a run: a live table on a terminal, plain lines elsewhere, and the verdict at the end.
 
-Rule: a screen shows and decides nothing. Numbers shown while it runs are preliminary; the verdict is not.
+Rule: a screen displays and decides nothing. Numbers during the run are preliminary; those of the verdict are final.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ _ACTION_STYLES = {Action.RELOAD: "bold blue", Action.REFUSED: "bold yellow", Act
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One moment of a run; rates per second, times in seconds since the schedule began."""
+    """The state of a run at one moment; rates per second, times in seconds since the start of the schedule."""
 
     elapsed: float
     seconds: float
@@ -32,24 +32,24 @@ class View:
     reply_rate: float
     sent: int
     replies: int
-    lost: int  # so far: without a reply for too long
+    lost: int  # so far: without a reply for OVERDUE_SECS
     duplicated: int
     handshakes: int
     generation: int | None
     pid: int | None
-    doing: str  # what is being done to the server now, empty for nothing
+    doing: str  # the current action on the server, empty if there is none
     events: tuple[tuple[float, Judged], ...]
 
 
 class _Lines:
-    """The lines of each view: what was done to the server since the last one, and each second the numbers."""
+    """The lines for each view: the new actions on the server, and once per second the counters."""
 
     def __init__(self) -> None:
         self._next_at = 0.0
         self._shown = 0
 
     def of(self, view: View) -> Iterator[str]:
-        """Yield what is new in a view."""
+        """Yield the lines for what is new in a view."""
         for at, judged in view.events[self._shown :]:
             yield f"{view.elapsed:6.1f} s  at {at:.1f} s: {event_text(judged)}"
         self._shown = len(view.events)
@@ -62,14 +62,14 @@ class _Lines:
 
 
 def make_screen(console: Console, *, table: bool) -> Screen[View]:
-    """Return the screen that fits the console; plain lines where it is no terminal or no table is wanted."""
+    """Return the screen for a console: plain lines if it is no terminal or `table` is false."""
     if table and can_draw(console):
         return LiveScreen(console, _live_table)
     return LineScreen(_Lines().of, partial(print_line, console))
 
 
 def event_text(judged: Judged) -> str:
-    """Say in one line what was done to the server and what came of it."""
+    """Return one line about an action on the server and its result."""
     replacement = judged.replacement
     parts = [replacement.action.value if replacement.succeeded else f"{replacement.action.value} FAILED"]
     if replacement.blackout_ms is not None:
@@ -86,7 +86,7 @@ def _live_table(view: View) -> RenderableType:
     head = Table.grid(padding=(0, 3))
     for _ in range(8):
         head.add_column(justify="right")
-    names = ("time", "sent/s", "replies/s", "sent", "lost so far", "twice", "handshakes", "generation", "pid")
+    names = ("time", "sent/s", "replies/s", "sent", "lost so far", "duplicated", "handshakes", "generation", "pid")
     values = (
         f"{view.elapsed:.1f} s",
         f"{view.sent_rate:,.0f}",
@@ -124,7 +124,7 @@ def _is_bad(column: int, value: str) -> bool:
 
 
 def print_verdict(console: Console, verdict: Verdict, origin: float) -> None:
-    """Print the verdict: the numbers, each replacement, and the reasons where it failed."""
+    """Print the verdict: the numbers, each replacement, and the reasons if it failed."""
     numbers = Table(title="What the clients saw", title_justify="left", show_header=False, title_style="bold")
     numbers.add_column()
     numbers.add_column(justify="right")
@@ -146,7 +146,7 @@ def print_verdict(console: Console, verdict: Verdict, origin: float) -> None:
     done.add_column("what", no_wrap=True)
     for column in ("at", "blackout", "longest silence", "lost"):
         done.add_column(column, justify="right", no_wrap=True)
-    done.add_column("it said")
+    done.add_column("result")
     for judged in verdict.replacements:
         replacement = judged.replacement
         blackout = "none" if replacement.blackout_ms is None else f"{replacement.blackout_ms:.1f} ms"
@@ -160,9 +160,8 @@ def print_verdict(console: Console, verdict: Verdict, origin: float) -> None:
         )
     console.print(done)
     if verdict.ok:
-        console.print(
-            Text("passed: nothing lost by a planned replacement, nothing twice, no session", style="bold green")
-        )
+        text = "passed: planned replacements lost no packet and no session, and nothing arrived twice"
+        console.print(Text(text, style="bold green"))
         return
     console.print(Text("failed:", style="bold red"))
     for reason in verdict.reasons:

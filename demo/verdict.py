@@ -1,10 +1,9 @@
 """The verdict: pure arithmetic on what the clients saw.
 
-Rule: no number here comes from the server, except the blackout that it reports itself, and that decides nothing. A
-request is lost when no reply ever came; a reply is duplicated when its request was answered before, or when it was
-sealed with a counter that was used before; a session is lost when a client shook hands again although no rekey was due
-(WireGuard paper, section 6.2: after REKEY_AFTER_TIME). The only loss that passes is the one batch in the hand of a
-process killed by SIGKILL (design: the promise, 4).
+Rule: no number comes from the server, except the blackout, which it reports itself and which decides nothing. A request
+is lost if it got no reply. A reply is a duplicate if its request was answered before, or if its seal reuses a counter.
+A session is lost if a client made another handshake before a rekey was due (WireGuard paper, section 6.2: after
+REKEY_AFTER_TIME). The only loss that passes is the one batch that a process held when SIGKILL ended it.
 """
 
 from bisect import bisect_left, bisect_right
@@ -25,14 +24,14 @@ OVERDUE_SECS = 1.0  # while running, a request without a reply for this long is 
 KILL_MARGIN_SECS = 0.05
 KILL_REACH_SECS = 1.0
 
-# Silence is looked for from a little before a replacement until a little after it: a backlog is worked off meanwhile.
+# The silence is measured from a little before a replacement until a little after it, when a backlog is processed.
 GAP_BEFORE_SECS = 0.05
 GAP_AFTER_SECS = 0.25
 
 
 @unique
 class Action(Enum):
-    """What was done to the server."""
+    """The kinds of action on the server."""
 
     RELOAD = "reload"
     REFUSED = "refused release"
@@ -41,11 +40,11 @@ class Action(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """One thing done to the server, from `started_at` until the server was serving again at `ended_at`.
+    """One action on the server, from `started_at` until the server served again at `ended_at`.
 
-    succeeded: it ended as intended; for a release that cannot start that means refused, the old process serving on.
-    blackout_ms: as the server or the holder reports it, None where there was none. detail: one line for the reader.
-    serving_at: when the process that answers since then said that it was ready; None where none took over.
+    succeeded: whether it ended as intended; for a broken release: it was refused and the old process still serves.
+    blackout_ms: reported by the server or the holder, None if there was none. detail: one line for the operator.
+    serving_at: when the new process reported that it was ready; None if there is no new process.
     """
 
     action: Action
@@ -58,7 +57,7 @@ class Replacement:
 
 
 class Tally:
-    """Counts records as they come; keeps what the verdict and the plot need."""
+    """Counters and times from the records, as the verdict and the chart need them."""
 
     def __init__(self) -> None:
         self.sent = 0
@@ -72,14 +71,14 @@ class Tally:
         self.finished_at: float | None = None
         self.last_sent_at = 0.0
         self.waiting: dict[tuple[int, int], float] = {}  # (client, number) -> sent at, oldest first
-        self.handshakes: dict[int, list[float]] = {}  # by client, when each was seen complete
-        self.received_at: list[float] = []  # of every first reply, with
-        self.sent_at: list[float] = []  # when its request was sent
+        self.handshakes: dict[int, list[float]] = {}  # by client: when each handshake was complete
+        self.received_at: list[float] = []  # of each request's first reply
+        self.sent_at: list[float] = []  # of the requests in `received_at`, in the same order
         self._answered: set[tuple[int, int]] = set()
         self._highest: dict[int, int] = {}
 
     def add(self, records: Iterable[Record]) -> None:
-        """Count these records; a reply may come before the record of its request."""
+        """Count records; a reply may precede the record of its request."""
         for record in records:
             match record.kind:
                 case Kind.SENT:
@@ -120,13 +119,13 @@ class Tally:
 
     def _add_drop(self, reason: int) -> None:
         if reason == DropReason.REPLAYED_COUNTER:
-            self.duplicated += 1  # sealed twice with one counter: it never reached the inside, but it was sent
+            self.duplicated += 1  # sealed twice with one counter: refused by the client, but sent
         else:
             self.dropped[DropReason(reason)] += 1
 
     @property
     def handshakes_total(self) -> int:
-        """Handshakes that all clients together completed."""
+        """The number of handshakes that all clients together completed."""
         return sum(map(len, self.handshakes.values()))
 
     def overdue(self, now: float) -> int:
@@ -141,7 +140,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A replacement with what the clients saw of it: their longest silence in ms, and the requests lost in its hand."""
+    """A replacement with the clients' longest silence in ms and the requests lost in the killed process's batch."""
 
     replacement: Replacement
     gap_ms: float
@@ -150,7 +149,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Everything that is shown at the end; `reasons` says why it failed, empty when it did not."""
+    """The result of a run; `reasons` lists why it failed and is empty if it passed."""
 
     sent: int
     replies: int
@@ -174,25 +173,25 @@ class Verdict:
 
 
 def longest_gap(received_at: Sequence[float], begin: float, end: float) -> float:
-    """Return the longest time in seconds without a reply between `begin` and `end`; `received_at` is sorted."""
+    """Return the longest time without a reply between `begin` and `end`, seconds; `received_at` is sorted."""
     inside = received_at[bisect_left(received_at, begin) : bisect_right(received_at, end)]
     return max(later - earlier for earlier, later in pairwise([begin, *inside, max(begin, end)]))
 
 
 def silence_ms(received_at: Sequence[float], replacement: Replacement, last_sent_at: float) -> float:
-    """Return the longest silence that the clients heard around a replacement, ms; `received_at` is sorted."""
-    # The end of the run is no silence: nothing more was asked for.
+    """Return the longest time without a reply around a replacement, ms; `received_at` is sorted."""
+    # The time after the last request does not count as silence.
     end = min(replacement.ended_at + GAP_AFTER_SECS, max([last_sent_at, *received_at[-1:]]))
     return longest_gap(received_at, replacement.started_at - GAP_BEFORE_SECS, end) * 1e3
 
 
 def early_handshakes(times: Sequence[float]) -> int:
-    """Return how many handshakes of one client came before a rekey was due: each of them is a session lost."""
+    """Return how many of one client's handshakes came before a rekey was due; each is a lost session."""
     return sum(later - earlier < REKEY_AFTER_TIME for earlier, later in pairwise(times))
 
 
 def judge(tally: Tally, replacements: Sequence[Replacement], clients: int, planned: int) -> Verdict:
-    """Return the verdict on a finished run with `clients` clients and `planned` things to be done to the server."""
+    """Return the verdict on a finished run with `clients` clients and `planned` actions on the server."""
     received = sorted(tally.received_at)
     lost_at = sorted(tally.waiting.values())
     judged: list[Judged] = []
@@ -222,7 +221,7 @@ def judge(tally: Tally, replacements: Sequence[Replacement], clients: int, plann
 
 
 def _lost_in_hand(replacement: Replacement, lost_at: Sequence[float]) -> set[int]:
-    """Return the positions in `lost_at` of what a killed process may have had in its hand, at most one batch."""
+    """Return the positions in `lost_at` of the requests that a killed process may have held: at most one batch."""
     if replacement.action is not Action.KILL:
         return set()
     begin = replacement.started_at - KILL_REACH_SECS
@@ -236,26 +235,26 @@ def _reasons(
 ) -> list[str]:
     reasons = []
     if not tally.replies:
-        reasons.append("no reply ever came: expected one for each request")
+        reasons.append("no reply arrived: expected one for each request")
     if lost:
-        reasons.append(f"{lost} requests lost beyond the batch in a killed process's hand: expected none")
+        reasons.append(f"{lost} requests lost beyond a killed process's batch: expected none")
     if tally.duplicated:
-        reasons.append(f"{tally.duplicated} replies came twice: expected none")
+        reasons.append(f"{tally.duplicated} replies arrived twice: expected none")
     if tally.corrupted:
-        reasons.append(f"{tally.corrupted} packets came that no request explains: expected none")
+        reasons.append(f"{tally.corrupted} packets answer no request: expected none")
     for drop, count in tally.dropped.items():
         reasons.append(f"clients refused {count} datagrams ({drop.name.lower()}): expected none")
     if sessions_lost:
-        reasons.append(f"{sessions_lost} sessions lost, their clients shook hands again: expected none")
+        reasons.append(f"{sessions_lost} sessions lost (another handshake before a rekey was due): expected none")
     if len(tally.handshakes) < clients:
         reasons.append(f"{clients - len(tally.handshakes)} of {clients} clients never had a session")
     if tally.unreachable:
-        reasons.append(f"the port was unreachable {tally.unreachable} times: expected a process to hold it always")
+        reasons.append(f"the port was unreachable {tally.unreachable} times: expected it to be bound at all times")
     if tally.finished_at is None:
         reasons.append("the clients ended before their schedule did")
     for item in judged:
         if not item.replacement.succeeded:
             reasons.append(f"{item.replacement.action.value} did not end as intended: {item.replacement.detail}")
     if len(judged) < planned:
-        reasons.append(f"only {len(judged)} of {planned} replacements were made: the run was too short for them")
+        reasons.append(f"only {len(judged)} of {planned} actions took place: the run was too short")
     return reasons

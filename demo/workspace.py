@@ -1,6 +1,6 @@
-"""A private directory with a server's configuration and every key: all that a run needs, gone when it ends.
+"""The private directory of one run: the server's configuration and all keys. It is removed at the end.
 
-Rule: keys are made for one run, lie in files of mode 0600 in a directory of mode 0700, and are never printed.
+Rule: keys are made for one run, kept in files of mode 0600 in a directory of mode 0700, and never printed.
 """
 
 import base64
@@ -16,7 +16,7 @@ from demo.clients import ClientSettings, FleetSettings
 
 TUNNEL_NETWORK = IPv4Network("10.77.0.0/16")
 SERVER_ADDRESS = TUNNEL_NETWORK[1]
-DRAIN_TIMEOUT_SECS = 1.0  # nobody is there to be drained once the clients have ended
+DRAIN_TIMEOUT_SECS = 1.0  # there are no sessions to drain once the clients have ended
 
 _SERVER = """\
 [server]
@@ -38,7 +38,7 @@ allowed_ips = ["{address}/32"]
 
 
 class Workspace:
-    """The directory; `config_path` is the server's configuration once `write` was called."""
+    """The directory; `config_path` is the server's configuration, which `write` makes."""
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="oxidize-demo-"))  # mode 0700
@@ -48,7 +48,7 @@ class Workspace:
     def write(
         self, udp: tuple[str, int], http: tuple[str, int], clients: int, rate: float, seconds: float
     ) -> FleetSettings:
-        """Write the server's files; return what its clients need to know. udp, http: the addresses that are bound."""
+        """Write the server's files and return its clients' settings. udp, http: addresses of the bound sockets."""
         server_key = X25519PrivateKey.generate()
         self._write_key("server.key", server_key.private_bytes_raw())
         text = _SERVER.format(
@@ -85,7 +85,7 @@ class Workspace:
             file.write(base64.b64encode(key) + b"\n")
 
     def close(self) -> None:
-        """Remove it all; idempotent."""
+        """Remove the directory; idempotent."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
 

@@ -1,1 +1,1 @@
-"""A holder of sockets and descriptors for machines without systemd, with the processes that it starts."""
+"""A holder of sockets and file descriptors for machines without systemd, and the processes that it starts."""

@@ -1,7 +1,7 @@
 """A file descriptor store and the messages that fill it, as systemd's service manager keeps them for a unit.
 
-Rule: a message counts only when its sender is the service itself (`NotifyAccess=exec`: the main or the control process,
-told by SCM_CREDENTIALS, which no sender can forge). Source: sd_notify(3), sd_pid_notify_with_fds(3),
+Rule: a message counts only if its sender is the service itself (`NotifyAccess=exec`: the main or the control process,
+identified by SCM_CREDENTIALS, which a sender cannot forge). Source: sd_notify(3), sd_pid_notify_with_fds(3),
 systemd.service(5) `FileDescriptorStoreMax=`, unix(7).
 """
 
@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-STORE_MAX = 16  # FileDescriptorStoreMax= of the unit that the holder stands in for
+STORE_MAX = 16  # FileDescriptorStoreMax= of oxidize-daemon.service
 MESSAGE_BYTES_MAX = 4096  # systemd's own limit, PIPE_BUF
 MESSAGE_FDS_MAX = 253  # unix(7), SCM_MAX_FD
 NAME_CHARS_MAX = 255
@@ -26,20 +26,20 @@ _CONTROL_BYTES = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(4 * MESSAGE_
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """One datagram on the notify socket: its assignments, its sender's pid, and the fds that it carried (ours now)."""
+    """One datagram on the notify socket: its assignments, its sender's pid, and its fds, which the receiver owns."""
 
     assignments: Mapping[str, str]
     sender: int
     fds: tuple[int, ...]
 
     def close(self) -> None:
-        """Close every fd that it carried; the store keeps copies of what it took."""
+        """Close all fds of the message; the store has copies of those that it keeps."""
         for fd in self.fds:
             os.close(fd)
 
 
 def bind_notify_socket(path: str) -> socket.socket:
-    """Return a non-blocking datagram socket at `path` that tells each message's sender."""
+    """Return a non-blocking datagram socket bound to `path` that receives the credentials of each sender."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     sock.bind(path)
@@ -47,7 +47,7 @@ def bind_notify_socket(path: str) -> socket.socket:
 
 
 def receive_notification(sock: socket.socket) -> Notification | None:
-    """Return the next message, None when none waits. A truncated one has no assignments: it is not to be trusted."""
+    """Return the next message, None if none is queued. A truncated message is returned without assignments."""
     flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
     try:
         data, control, message_flags, _ = sock.recvmsg(MESSAGE_BYTES_MAX, _CONTROL_BYTES, flags)
@@ -69,7 +69,7 @@ def receive_notification(sock: socket.socket) -> Notification | None:
 
 
 class FdStore:
-    """Named file descriptors that outlive the process that stored them."""
+    """A store of named file descriptors that outlive the process that sent them."""
 
     def __init__(self, limit: int = STORE_MAX) -> None:
         self._limit = limit
@@ -77,23 +77,23 @@ class FdStore:
 
     @property
     def entries(self) -> tuple[tuple[str, int], ...]:
-        """Names and fds in the order in which they were stored."""
+        """The names and fds, oldest first."""
         return tuple(self._entries)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names alone; one name may stand for several fds."""
+        """The names, oldest first; several fds may share a name."""
         return tuple(name for name, _ in self._entries)
 
     def add(self, name: str, fd: int) -> bool:
-        """Keep a copy of `fd`; False when the same file is here already, or the store is full."""
+        """Store a copy of `fd`; return False if the same file is stored already or the store is full, else True."""
         if len(self._entries) >= self._limit or any(_same_file(fd, kept) for _, kept in self._entries):
             return False
         self._entries.append((name if _is_name(name) else DEFAULT_NAME, os.dup(fd)))
         return True
 
     def remove(self, name: str) -> int:
-        """Forget every fd of this name and return how many there were."""
+        """Close all fds of this name and return their number."""
         gone = [fd for entry, fd in self._entries if entry == name]
         self._entries = [(entry, fd) for entry, fd in self._entries if entry != name]
         for fd in gone:
@@ -101,7 +101,7 @@ class FdStore:
         return len(gone)
 
     def apply(self, notification: Notification) -> None:
-        """Do what FDSTORE, FDSTOREREMOVE and FDNAME in the message ask for. FDPOLL needs nothing: we never poll."""
+        """Apply FDSTORE, FDSTOREREMOVE and FDNAME of a message. FDPOLL is ignored: the store never polls its fds."""
         name = notification.assignments.get("FDNAME", DEFAULT_NAME)
         if notification.assignments.get("FDSTOREREMOVE") == "1":
             self.remove(name)
@@ -110,7 +110,7 @@ class FdStore:
                 self.add(name, fd)
 
     def close(self) -> None:
-        """Close everything; idempotent."""
+        """Close all fds; idempotent."""
         for _, fd in self._entries:
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -118,15 +118,15 @@ class FdStore:
 
 
 def _is_name(name: str) -> bool:
-    """Say whether LISTEN_FDNAMES can carry this name."""
+    """Return whether `name` is valid in LISTEN_FDNAMES."""
     return 0 < len(name) <= NAME_CHARS_MAX and ":" not in name and name.isascii() and name.isprintable()
 
 
 def _same_file(one: int, other: int) -> bool:
-    """Say whether two fds are one open file.
+    """Return whether two fds refer to the same file.
 
-    systemd asks kcmp(2) first. Device and inode are as good for memfds and sockets, which are all that comes here;
-    two opens of one device node would be taken for one, so those never count as the same.
+    systemd uses kcmp(2) first. Device and inode are sufficient for memfds and sockets; two opens of one character
+    device (TUN) share an inode, so they never count as the same.
     """
     a, b = os.fstat(one), os.fstat(other)
     return (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino) and not stat.S_ISCHR(a.st_mode)

@@ -1,9 +1,9 @@
-"""The holder: stands in for systemd where there is none, as far as a server whose process is replaced needs it.
+"""The holder: does for a server what systemd does, on machines without systemd.
 
-Rule: the sockets and the stored fds are open from the first moment to the last, whoever else comes and goes, and
-whenever the main process ends without being told to, it is started again at once with all of them. What systemd does is
-the specification: sd_listen_fds(3), sd_notify(3), sd_pid_notify_with_fds(3), systemd.service(5) with Type=notify,
-NotifyAccess=exec, Restart=always, RestartSec=0, ExecReload= and FileDescriptorStoreMax=16.
+Rule: the sockets and the stored fds stay open for the whole life of the holder, and if the main process ends without a
+request to stop, it is restarted at once with all of them. systemd's behaviour is the specification: sd_listen_fds(3),
+sd_notify(3), sd_pid_notify_with_fds(3), systemd.service(5) with Type=notify, NotifyAccess=exec, Restart=always,
+RestartSec=0, ExecReload= and FileDescriptorStoreMax=16.
 
 A thread of its own reads the notify socket and the pidfds; every public method may be called from any thread.
 """
@@ -24,25 +24,25 @@ from oxidize.errors import StateError
 from oxidize.holder import processes
 from oxidize.holder.fd_store import FdStore, Notification, bind_notify_socket, receive_notification
 
-RECEIVE_BUFFER_BYTES = 8 << 20  # asked for; an ordinary user gets no more than net.core.rmem_max allows
+RECEIVE_BUFFER_BYTES = 8 << 20  # requested; net.core.rmem_max limits it for an ordinary user
 LISTEN_BACKLOG = 64
 FAILED_STARTS_MAX = 3  # in a row without READY=1; systemd's start limit does the same
 SECOND_SIGTERM_SECS = 2.0  # from the second SIGTERM of a stop to SIGKILL
-_SWEEP_INTERVAL_SECS = 0.5  # how soon an orphan that nobody watches is reaped
+_SWEEP_INTERVAL_SECS = 0.5  # the longest time until an unwatched orphan is reaped
 
 _SO_RCVBUFFORCE = 33
-_SO_MEMINFO = 55  # socket(7) has no word on it: nine u32, the last is the number of packets dropped
+_SO_MEMINFO = 55  # missing in socket(7): nine u32, the last is the number of dropped packets
 _MEMINFO = struct.Struct("9I")
 
 
 def clock() -> float:
-    """Return CLOCK_BOOTTIME in seconds: the clock of everything in the demonstration."""
+    """Return CLOCK_BOOTTIME in seconds, the clock of all times that the holder reports."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """The main process ended without being told to and was started again; ready_at is None until it says READY=1."""
+    """A restart after an unexpected end of the main process; ready_at is None until the new one sends READY=1."""
 
     ended_at: float
     reason: str
@@ -53,7 +53,7 @@ class Restart:
 
 @dataclass(frozen=True, slots=True)
 class ControlResult:
-    """How a control process ended: its exit status (negative: the signal), all that it wrote, and when."""
+    """The end of a control process: its exit status (negative: the signal), its output, start and end."""
 
     status: int
     output: str
@@ -66,14 +66,14 @@ class _Process:
     pid: int
     pidfd: int
     started_at: float
-    deadline: float | None = None  # of a control process: killed when it is still there
-    ready_at: float | None = None  # of a main process: when it said READY=1
+    deadline: float | None = None  # of a control process, which is killed after it
+    ready_at: float | None = None  # of a main process: when it sent READY=1
 
 
 class Holder:
-    """Holds a server's sockets and stored fds and keeps the server running.
+    """Owner of a server's sockets and stored fds that keeps the server running.
 
-    server_argv: what to run, an absolute path first. directory: an existing private directory for the notify socket
+    server_argv: the command, with an absolute path. directory: an existing private directory for the notify socket
     and the server's log. env: the server's environment, this process's own by default.
     """
 
@@ -95,13 +95,13 @@ class Holder:
         self._subreaper = processes.Subreaper()
         self._thread = threading.Thread(target=self._run, name="holder", daemon=True)
         self._changed = threading.Condition(threading.RLock())
-        # All below is guarded by the condition's lock.
+        # All attributes below are guarded by the condition's lock.
         self._spared: set[int] = set()
         self._main: _Process | None = None
-        self._main_ended: str | None = None  # why, while the end of a control process is awaited
+        self._main_ended: str | None = None  # the reason, while the end of a control process is awaited
         self._control: _Process | None = None
         self._control_result: ControlResult | None = None
-        self._former: list[_Process] = []  # main processes that another one took over from, until they end
+        self._former: list[_Process] = []  # earlier main processes, replaced by a takeover, until they end
         self._failed_starts = 0
         self._failure: str | None = None
         self._stopping = False
@@ -109,29 +109,29 @@ class Holder:
         self._restarts: list[Restart] = []
         self._status = ""
 
-    # --- What it knows ---
+    # --- Read-only state ---
 
     @property
     def main_pid(self) -> int | None:
-        """The pid of the main process, None while there is none."""
+        """The main process's pid, None while there is none."""
         with self._changed:
             return self._main.pid if self._main else None
 
     @property
     def ready(self) -> bool:
-        """Whether the main process has said READY=1."""
+        """Whether the main process has sent READY=1."""
         with self._changed:
             return self._main is not None and self._main.ready_at is not None
 
     @property
     def ready_at(self) -> float | None:
-        """When the main process said READY=1."""
+        """When the main process sent READY=1, None if it has not."""
         with self._changed:
             return self._main.ready_at if self._main else None
 
     @property
     def failure(self) -> str | None:
-        """Why the server is not started any more, None while it is."""
+        """Why the holder has stopped restarting the server, None while it restarts it."""
         with self._changed:
             return self._failure
 
@@ -143,7 +143,7 @@ class Holder:
 
     @property
     def restarts(self) -> list[Restart]:
-        """Every time that the main process had to be started again."""
+        """All restarts of the main process, oldest first."""
         with self._changed:
             return list(self._restarts)
 
@@ -155,7 +155,7 @@ class Holder:
 
     @property
     def former_pids(self) -> list[int]:
-        """Main processes that were taken over from and have not ended yet."""
+        """The pids of former main processes that have not ended yet."""
         with self._changed:
             return [process.pid for process in self._former]
 
@@ -166,10 +166,10 @@ class Holder:
         drops: int = _MEMINFO.unpack(memory)[-1]
         return drops
 
-    # --- What it does ---
+    # --- Operations ---
 
     def start(self) -> None:
-        """Start the server; every other child that this process has now is left alone for good."""
+        """Start the server. Children that this process has already are never reaped or killed by the holder."""
         with self._changed:
             self._subreaper.enter()
             self._spared |= processes.children()
@@ -179,37 +179,37 @@ class Holder:
         self._thread.start()
 
     def exclude(self, pid: int) -> None:
-        """Leave this child, started after the holder, alone when it ends and when the holder closes."""
+        """Never reap or kill this child, which was started after the holder."""
         with self._changed:
             self._spared.add(pid)
 
     def wait_ready(self, timeout: float) -> None:
-        """Return once the main process is ready; raises StateError when it is not within `timeout` seconds."""
+        """Wait until the main process is ready; raises StateError if it is not within `timeout` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: self.ready or self._failure is not None, timeout)
             if self._failure is not None:
                 raise StateError(self._failure)
             if not self.ready:
-                raise StateError(f"the server did not say READY=1 within {timeout:g} s; see {self.log_path}")
+                raise StateError(f"the server did not send READY=1 within {timeout:g} s; see {self.log_path}")
 
     def wait_for(self, condition: Callable[[], bool], timeout: float) -> bool:
-        """Wait until `condition`, asked after each event, is true; return whether it is."""
+        """Wait until `condition`, evaluated after each event, is true; return whether it is."""
         with self._changed:
             return self._changed.wait_for(condition, timeout)
 
     def kill_main(self, number: int = signal.SIGKILL) -> float:
-        """Send a signal to the main process and return when; raises StateError when there is none."""
+        """Send a signal to the main process and return the time; raises StateError if there is no main process."""
         with self._changed:
             if self._main is None:
-                raise StateError("no main process to signal; wait until the holder has started it again")
+                raise StateError("no main process to signal; wait until the holder has restarted it")
             now = clock()
             processes.signal_process(self._main.pidfd, number)
             return now
 
     def start_control(self, argv: Sequence[str], timeout: float, env: Mapping[str, str] | None = None) -> None:
-        """Run a command as systemd runs ExecReload=, in the server's environment, NOTIFY_SOCKET and MAINPID set.
+        """Run a command as systemd runs ExecReload=, in the server's environment with NOTIFY_SOCKET and MAINPID.
 
-        `control_result` tells how it ended; it is killed after `timeout` seconds. Raises StateError when one runs.
+        `control_result` has its result; it is killed after `timeout` seconds. Raises StateError if one is running.
         """
         with self._changed:
             if self._control is not None:
@@ -217,7 +217,7 @@ class Holder:
             self._control_result = None
             now = clock()
             main_pid = {"MAINPID": str(self._main.pid)} if self._main else {}
-            # A file of its own: what it starts may go on writing here for long. Not a pipe, which would fill.
+            # A separate file, because processes that it starts may write long after it; a pipe would fill.
             self._controls += 1
             self._output_path = self._directory / f"control-{self._controls}.log"
             output = os.open(self._output_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -230,12 +230,12 @@ class Holder:
 
     @property
     def control_result(self) -> ControlResult | None:
-        """How the last control process ended; None while it runs, or when there was none."""
+        """The result of the last control process; None while it runs or if there was none."""
         with self._changed:
             return self._control_result
 
     def stop(self, timeout: float) -> None:
-        """End the server: SIGTERM, again after `timeout` seconds, then SIGKILL. Nothing is started again."""
+        """Stop the server for good: SIGTERM, a second SIGTERM after `timeout` seconds, then SIGKILL."""
         with self._changed:
             self._stopping = True
             for number, patience in (
@@ -249,7 +249,7 @@ class Holder:
                 self._changed.wait_for(lambda: self._main is None, patience)
 
     def close(self) -> None:
-        """End every process that came of this holder and let everything go; idempotent."""
+        """End all processes that the holder started, directly or not, and close everything; idempotent."""
         with self._changed:
             if self._closed:
                 return
@@ -272,7 +272,7 @@ class Holder:
         with contextlib.suppress(FileNotFoundError):
             Path(self._env["NOTIFY_SOCKET"]).unlink()
 
-    # --- Its thread ---
+    # --- The holder's thread ---
 
     def _run(self) -> None:
         while True:
@@ -280,7 +280,7 @@ class Holder:
             with self._changed:
                 if self._closed:
                     return
-                # Messages first: what a process said before it died must count.
+                # Messages first: those that a process sent before its death must count.
                 for key, _ in sorted(events, key=lambda event: event[0].data != self._on_notify):
                     key.data()
                 self._end_overdue_control()
@@ -299,11 +299,11 @@ class Holder:
         while (notification := receive_notification(self._notify)) is not None:
             try:
                 if notification.sender in {p.pid for p in (self._main, self._control) if p is not None}:
-                    self._obey(notification)
+                    self._apply(notification)
             finally:
-                notification.close()  # of a BARRIER=1 too: the hang-up is its answer
+                notification.close()  # also after BARRIER=1: the hang-up is its answer
 
-    def _obey(self, notification: Notification) -> None:
+    def _apply(self, notification: Notification) -> None:
         self._store.apply(notification)
         self._status = notification.assignments.get("STATUS", self._status)
         main_pid = notification.assignments.get("MAINPID", "")
@@ -319,7 +319,7 @@ class Holder:
             self._restarts[-1] = replace(self._restarts[-1], ready_at=main.ready_at)
 
     def _set_main(self, pid: int) -> None:
-        """Follow another process; the one before is only watched until it ends."""
+        """Make `pid` the main process; the former one is only watched until it ends."""
         if self._main is not None and self._main.pid == pid:
             return
         process = next((former for former in self._former if former.pid == pid), None)
@@ -329,7 +329,7 @@ class Holder:
             try:
                 process = self._watch(pid, clock())
             except OSError:
-                return  # no such process: systemd ignores it too
+                return  # no such process: ignored, as systemd does
         if self._main is not None:
             self._former.append(self._main)
         self._main, self._main_ended = process, None
@@ -343,7 +343,7 @@ class Holder:
         ended = processes.reap(process.pid)
         if ended is None:
             return
-        self._on_notify()  # its last words may have come after this round of events was read
+        self._on_notify()  # its last messages may have arrived after this round of events was read
         self._selector.unregister(process.pidfd)
         os.close(process.pidfd)
         if process is self._control:
@@ -352,22 +352,24 @@ class Holder:
             status = -signal.SIGKILL if ended.status is None else ended.status
             self._control_result = ControlResult(status, output, process.started_at, clock())
             if self._main is None and self._main_ended is not None:
-                self._start_again(self._main_ended)
+                self._restart(self._main_ended)
         elif process is self._main:
             self._main, self._status = None, ""
             if self._control is not None:
-                self._main_ended = str(ended)  # it may be about to name another main process
+                self._main_ended = str(ended)  # the control process may be about to name another main process
             elif not self._stopping:
-                self._start_again(str(ended))
+                self._restart(str(ended))
         else:
             self._former.remove(process)
 
-    def _start_again(self, reason: str) -> None:
+    def _restart(self, reason: str) -> None:
         self._main_ended = None
         if self._stopping:
             return
         if self._failed_starts >= FAILED_STARTS_MAX:
-            self._failure = f"the server ended {self._failed_starts} times before it was ready ({reason}): see its log"
+            self._failure = (
+                f"the server ended {self._failed_starts} times before it was ready ({reason}); see {self.log_path}"
+            )
             return
         ended_at = clock()
         main = self._start_main()
@@ -390,10 +392,10 @@ class Holder:
             processes.signal_process(control.pidfd, signal.SIGKILL)
 
     def _sweep(self) -> None:
-        """Reap orphans that ended: the middle processes of double forks, and successors that were refused."""
+        """Reap orphans that ended: intermediate processes of double forks, and refused successors."""
         watched = {p.pid for p in (self._main, self._control, *self._former) if p is not None}
         try:
-            # A look without taking, so that the usual answer, nothing, costs one system call.
+            # WNOWAIT peeks, so that the usual case, no ended child, costs one system call.
             if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 return
         except ChildProcessError:
@@ -403,7 +405,7 @@ class Holder:
 
 
 def _bind_sockets() -> tuple[socket.socket, socket.socket, int]:
-    """Return the UDP and the HTTP socket, non-blocking from the start, and the receive buffer that the kernel gave."""
+    """Return the UDP and the HTTP socket, both non-blocking, and the size of the UDP receive buffer in bytes."""
     with contextlib.ExitStack() as undo:
         udp = undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK))
         try:

@@ -1,8 +1,8 @@
-"""Starting, watching and ending processes the way a service manager does.
+"""Start, watch and end processes as a service manager does.
 
-Rule: nothing that was started here, or that it started in turn, outlives us: orphans are handed to us
-(PR_SET_CHILD_SUBREAPER), and a process is only ever signalled through its pidfd or as a child that we have not reaped,
-so a reused pid can never be hit. Sources: prctl(2), pidfd_open(2), waitid(2), posix_spawn(3), sd_listen_fds(3).
+Rule: no process that is started here, and none of its descendants, outlives this process: orphans become its children
+(PR_SET_CHILD_SUBREAPER). A process is signalled only through its pidfd or while it is an unreaped child, so a signal
+never reaches a reused pid. Sources: prctl(2), pidfd_open(2), waitid(2), posix_spawn(3), sd_listen_fds(3).
 """
 
 import contextlib
@@ -15,24 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LISTEN_FDS_START = 3  # sd_listen_fds(3)
-_FD_PARKING = 200  # where fds wait before they are put at 3, 4, ...: above every place that one can go to
+_FD_PARKING = 200  # fds are duplicated above this before they get 3, 4, ...: above every final number
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
 
-# LISTEN_PID must be the process's own pid, which nobody knows before it exists: a shell that execs keeps its pid.
+# LISTEN_PID must be the pid of the process itself, which is unknown before it starts: a shell that execs keeps its pid.
 _EXEC_WITH_LISTEN_PID = ("/bin/sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh")
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a process ended: its exit status, or the negative number of the signal that killed it; None if not told."""
+    """The end of a process: its exit status, or the negative number of the signal; None if unknown."""
 
     pid: int
     status: int | None
 
     def __str__(self) -> str:
-        """Say it in words."""
+        """Return the end as words: "exit status 1", "killed by SIGKILL"."""
         if self.status is None:
             return "ended"
         if self.status < 0:
@@ -48,14 +48,14 @@ class Subreaper:
         self._before = 0
 
     def enter(self) -> None:
-        """Become the subreaper; raises OSError where the kernel refuses."""
+        """Become the subreaper; raises OSError if the kernel refuses."""
         before = ctypes.c_int()
         self._prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before))
         self._before = before.value
         self._prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1))
 
     def leave(self) -> None:
-        """Be what this process was before."""
+        """Restore the setting from before `enter`."""
         self._prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(self._before))
 
     def _prctl(self, option: int, argument: object) -> None:
@@ -70,8 +70,8 @@ def spawn(
 ) -> int:
     """Start a process in a process group of its own and return its pid.
 
-    output_fd becomes its stdout and stderr. listen_fds: names and fds that it gets at 3, 4, ... by the protocol of
-    sd_listen_fds(3). It inherits nothing else, and no ignored or blocked signals.
+    output_fd: becomes its stdout and stderr. listen_fds: names and fds that it gets as 3, 4, ... by the protocol of
+    sd_listen_fds(3). It inherits no other fds, and no ignored or blocked signals.
     """
     env = {key: value for key, value in env.items() if not key.startswith(("LISTEN_", "WATCHDOG_"))}
     command = list(argv)
@@ -99,7 +99,7 @@ def spawn(
 
 
 def reap(pid: int, *, block: bool = False) -> Ended | None:
-    """Collect this child if it has ended; None while it lives. One that is no child of ours has an unknown status."""
+    """Reap a child that has ended; return None while it lives. The status of a process that is no child is unknown."""
     try:
         result = os.waitid(os.P_PID, pid, os.WEXITED | (0 if block else os.WNOHANG))
     except ChildProcessError:
@@ -110,34 +110,34 @@ def reap(pid: int, *, block: bool = False) -> Ended | None:
 
 
 def signal_process(pidfd: int, number: int) -> None:
-    """Send a signal to the process behind a pidfd; one that has ended already is no error."""
+    """Send a signal to the process of a pidfd; no error if the process has ended."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, number)
 
 
 def children() -> set[int]:
-    """Return the pids of this process's children, zombies too.
+    """Return the pids of this process's children, including zombies.
 
-    /proc/self/task/*/children would be cheaper, but needs CONFIG_PROC_CHILDREN, which not every kernel has.
+    /proc/self/task/*/children would be cheaper, but needs CONFIG_PROC_CHILDREN, which some kernels lack.
     """
     me = str(os.getpid())
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                # "pid (comm) state ppid ...": comm may hold anything, so count from its last parenthesis.
+                # "pid (comm) state ppid ...": comm may contain anything, so fields count from the last parenthesis.
                 if (entry / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[1] == me:
                     found.add(int(entry.name))
     return found
 
 
 def end_children(spared: set[int]) -> int:
-    """Kill every child but the spared ones, and what that leaves to us, until none is left; return how many ended."""
+    """Kill all children except `spared`, and the orphans that they leave, until none is left; return their number."""
     ended = 0
     while doomed := children() - spared:
         for pid in doomed:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)  # our child and not reaped: the pid cannot be anybody else's
+                os.kill(pid, signal.SIGKILL)  # an unreaped child: its pid cannot have been reused
             reap(pid, block=True)
             ended += 1
     return ended

@@ -317,7 +317,7 @@ def test_a_server_that_says_nothing_is_not_ready(private: Path) -> None:
     it = Held("import time; time.sleep(600)", private)
     try:
         it.holder.start()
-        with pytest.raises(StateError, match="did not say READY=1 within"):
+        with pytest.raises(StateError, match="did not send READY=1 within"):
             it.holder.wait_ready(0.05)
     finally:
         it.close()

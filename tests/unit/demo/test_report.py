@@ -65,7 +65,7 @@ def test_the_replacements_are_marked(tally: Tally, verdict: Verdict) -> None:
 
 def test_labels() -> None:
     assert label(Judged(REPLACEMENTS[0], 4.25, 0)) == ["<b>reload</b>", "blackout 3.1 ms", "silence 4.2 ms"]
-    assert label(Judged(REPLACEMENTS[2], 200.0, 7)) == ["<b>kill -9</b>", "silence 200.0 ms", "7 lost in hand"]
+    assert label(Judged(REPLACEMENTS[2], 200.0, 7)) == ["<b>kill -9</b>", "silence 200.0 ms", "7 lost in its batch"]
 
 
 def test_the_report_is_one_file_that_needs_no_network(tmp_path: Path, tally: Tally, verdict: Verdict) -> None:
@@ -85,7 +85,7 @@ def test_a_failed_report_gives_its_reasons(tmp_path: Path) -> None:
     write_report(tmp_path / "report.html", empty, judge(empty, [], 2, 1))
     page = (tmp_path / "report.html").read_text("utf-8")
     assert ">failed<" in page
-    assert "<li>no reply ever came: expected one for each request</li>" in page
+    assert "<li>no reply arrived: expected one for each request</li>" in page
 
 
 def view(elapsed: float, events: tuple[tuple[float, Judged], ...] = (), doing: str = "") -> View:
@@ -139,7 +139,7 @@ def test_the_verdict_is_printed_whole(tally: Tally, verdict: Verdict) -> None:
 def test_the_reasons_of_a_failure_are_printed() -> None:
     out = io.StringIO()
     print_verdict(Console(file=out, width=132), judge(Tally(), [], 2, 1), START)
-    assert "no reply ever came" in out.getvalue()
+    assert "no reply arrived" in out.getvalue()
     assert "passed" not in out.getvalue()
 
 

@@ -1,0 +1,32 @@
+"""What is installed where: the package alone in a wheel, and for `make demo` only what the demonstration imports."""
+
+import re
+import tomllib
+from pathlib import Path
+
+from setuptools import find_packages
+
+ROOT = Path(__file__).parents[2]
+TOOLS = {"hypothesis", "import-linter", "mypy", "pytest", "pyyaml", "ruff", "setuptools", "wheel"}
+
+
+def pinned(lock: str) -> set[str]:
+    """Return the lines "name==version" of a lock."""
+    return set(re.findall(r"^[\w-]+==\S+", (ROOT / lock).read_text(), re.MULTILINE))
+
+
+def test_a_wheel_contains_every_package_of_oxidize_and_nothing_else() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    found = find_packages(str(ROOT), **project["tool"]["setuptools"]["packages"]["find"])
+    expected = {path.parent.relative_to(ROOT) for path in (ROOT / "oxidize").rglob("*.py")}
+    assert sorted(found) == sorted(".".join(path.parts) for path in expected)
+
+
+def test_the_lock_of_the_demonstration_adds_plotly_and_no_development_tools() -> None:
+    names = {line.partition("==")[0] for line in pinned("requirements-demo.lock")}
+    assert "plotly" in names
+    assert not names & TOOLS
+
+
+def test_the_locks_agree_on_every_version() -> None:
+    assert pinned("requirements.lock") < pinned("requirements-demo.lock") < pinned("requirements-dev.lock")
