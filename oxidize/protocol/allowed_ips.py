@@ -1,8 +1,8 @@
 """Cryptokey routing: which peer an inner address belongs to.
 
-The rule (paper, section 2): an outgoing packet goes to the peer whose allowed IPs hold its destination by the longest
-prefix; an incoming one is accepted only when its source leads to the peer that sent it. The IP headers that decide this
-are those of RFC 791 and RFC 8200; bytes that are no IP packet lead nowhere.
+The rule (paper, section 2): an outgoing packet goes to the peer whose allowed IPs contain its destination by the
+longest prefix; an incoming packet is accepted only when its source belongs to the peer that sent it. The IP headers
+that decide this are those of RFC 791 and RFC 8200; bytes that are not an IP packet belong to no peer.
 """
 
 import struct
@@ -18,22 +18,22 @@ T = TypeVar("T")
 IPV4_HEADER_SIZE = 20  # without options
 IPV6_HEADER_SIZE = 40  # without extension headers
 
-# One call of struct reads from any buffer, and costs half of a slice of a memoryview and its copy.
+# One call of struct reads from any buffer, at half the cost of slicing a memoryview and copying the slice.
 _IPV4_SOURCE = struct.Struct("12x4s4x").unpack_from
 _IPV4_DESTINATION = struct.Struct("16x4s").unpack_from
 _IPV6_SOURCE = struct.Struct("8x16s16x").unpack_from
 _IPV6_DESTINATION = struct.Struct("24x16s").unpack_from
 _LENGTHS = struct.Struct(">BxHH").unpack_from  # version and IPv4 header size, IPv4 length, IPv6 payload length
 
-# Addresses whose answer is remembered, both families together. A peer with a wide allowed range chooses the addresses
-# that are looked up, so the memory is bounded; when it is full it is emptied, and the tables answer again.
+# Addresses whose answer is cached, both families together. A peer with a wide allowed range chooses the addresses that
+# are looked up, so the cache is bounded; when it is full it is emptied, and the tables answer again.
 CACHED_ADDRESSES_MAX = 4096
 
 
 class AllowedIPs(Generic[T]):
-    """A table of networks with a value each, asked by address for the longest prefix that holds it.
+    """A table of networks with a value each, looked up by the longest prefix that contains an address.
 
-    One dict for each prefix length in use, tried from the longest to the shortest.
+    There is one dict for each prefix length in use; lookups try them from the longest to the shortest.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class AllowedIPs(Generic[T]):
         self._cache: dict[bytes, T | None] = {}
 
     def insert(self, network: Network, value: T) -> None:
-        """Give `network` this value; a value that exactly this network had is replaced."""
+        """Give `network` this value, in place of any value that exactly this network has."""
         tables = self._ipv4 if network.version == 4 else self._ipv6
         open_bits = network.max_prefixlen - network.prefixlen
         if open_bits not in tables:
@@ -52,17 +52,6 @@ class AllowedIPs(Generic[T]):
             for key in sorted(tables):  # lookups rely on the order of insertion
                 tables[key] = tables.pop(key)
         tables[open_bits][int(network.network_address) >> open_bits] = value
-        self._cache.clear()
-
-    def remove_value(self, value: T) -> None:
-        """Remove every network whose value equals this one."""
-        for tables in (self._ipv4, self._ipv6):
-            for open_bits, table in list(tables.items()):
-                kept = {prefix: held for prefix, held in table.items() if held != value}
-                if kept:
-                    tables[open_bits] = kept
-                else:
-                    del tables[open_bits]
         self._cache.clear()
 
     def items(self) -> Iterator[tuple[Network, T]]:
@@ -74,14 +63,14 @@ class AllowedIPs(Generic[T]):
                     yield ip_network((address, 8 * address_size - open_bits)), value
 
     def lookup(self, address: bytes) -> T | None:
-        """Return the value of the longest prefix that holds `address`, 4 or 16 bytes; None when none does."""
+        """Return the value of the longest prefix that contains `address`, 4 or 16 bytes, or None."""
         found = self._cache.get(address, _NOT_CACHED)
         return self._search(address) if isinstance(found, _NotCached) else found
 
     def lookup_packet_destination(self, packet: Buffer) -> T | None:
-        """Return the value of an IP packet's destination; None when it has none, or the packet has no IP header.
+        """Return the value of an IP packet's destination, or None without a value or without an IP header.
 
-        Only the addresses are read: `inner_length` judges the rest of the header.
+        Only the addresses are read: `inner_length` checks the rest of the header.
         """
         version = packet[0] >> 4 if packet else 0
         if version == 4:
@@ -91,9 +80,9 @@ class AllowedIPs(Generic[T]):
         return None
 
     def lookup_packet_source(self, packet: Buffer) -> T | None:
-        """Return the value of an IP packet's source; None when it has none, or the packet has no IP header.
+        """Return the value of an IP packet's source, or None without a value or without an IP header.
 
-        Only the addresses are read: `inner_length` judges the rest of the header.
+        Only the addresses are read: `inner_length` checks the rest of the header.
         """
         version = packet[0] >> 4 if packet else 0
         if version == 4:
@@ -118,16 +107,16 @@ class AllowedIPs(Generic[T]):
 
 
 class _NotCached:
-    """The type of the mark for an address that was not asked for before: None is an answer."""
+    """The type of the sentinel for an address that is not in the cache; None is a cached answer."""
 
 
 _NOT_CACHED: Final = _NotCached()
 
 
 def inner_length(packet: Buffer) -> int:
-    """Return the length of an IP packet by its own header, in bytes; what follows is padding (paper, section 5.4.6).
+    """Return the length of an IP packet by its own header, bytes; the rest is padding (paper, section 5.4.6).
 
-    0 when the bytes are no IP packet, or the header claims more than there is.
+    Returns 0 when the bytes are not an IP packet, or when the header claims more bytes than there are.
     """
     size = len(packet)
     if size < IPV4_HEADER_SIZE:

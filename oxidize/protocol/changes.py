@@ -1,7 +1,8 @@
-"""What a successor must know, as values: one change for each thing that a device learned.
+"""The state that a successor must know, as values: one change for each fact that a device learned.
 
-A device hands every change to its recorder before any effect of it can be seen outside. Changes set state, they do not
-alter it: each replaces the one before it with the same `key`, so folding a stream of them in order restores the device.
+The rule: a device passes every change to its recorder before any effect of it can be seen outside. A change sets a part
+of the state to a value and replaces the earlier change with the same `change_key`, so that applying a stream of changes
+in order restores the device.
 """
 
 from dataclasses import dataclass, field
@@ -13,8 +14,9 @@ from oxidize.protocol.endpoint import Endpoint
 class KeypairState:
     """One transport keypair (paper, section 5.4.5).
 
-    local_index, remote_index: session indices, 32 bit. slot: its counters (`protocol.counters`). created_at: seconds of
-    the device's clock. is_initiator: our role in the handshake that made it.
+    local_index, remote_index: session indices, 32 bits. send_key, receive_key: 32 bytes. created_at: seconds of the
+    device's clock. is_initiator: whether this device was the initiator of the handshake. slot: the index of the first
+    of its counters (`protocol.counters`).
     """
 
     local_index: int
@@ -28,7 +30,7 @@ class KeypairState:
 
 @dataclass(frozen=True, slots=True)
 class PeerSeen:
-    """A peer has a slot of counters."""
+    """A peer, by its public key of 32 bytes, has a slot of counters; slot: the index of the first."""
 
     peer: bytes
     slot: int
@@ -36,7 +38,10 @@ class PeerSeen:
 
 @dataclass(frozen=True, slots=True)
 class PeerKeypairs:
-    """A peer's keypairs, all three at once: they rotate together. last_handshake_unix: seconds, 0.0 for never."""
+    """A peer's three keypairs, recorded together because they rotate together.
+
+    last_handshake_unix: seconds since the epoch, 0.0 for never.
+    """
 
     peer: bytes
     previous: KeypairState | None
@@ -47,7 +52,7 @@ class PeerKeypairs:
 
 @dataclass(frozen=True, slots=True)
 class PeerEndpoint:
-    """A peer was authenticated at this endpoint."""
+    """The endpoint at which a peer was last authenticated."""
 
     peer: bytes
     endpoint: Endpoint
@@ -55,7 +60,7 @@ class PeerEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class PeerTimestamp:
-    """The TAI64N of the newest initiation that a peer sent, 12 bytes, and when it came."""
+    """The TAI64N timestamp of a peer's newest initiation, 12 bytes, and the time at which it came, seconds."""
 
     peer: bytes
     timestamp: bytes
@@ -64,10 +69,11 @@ class PeerTimestamp:
 
 @dataclass(frozen=True, slots=True)
 class PeerHandshake:
-    """The handshake that we started and that is not answered yet; `local_index` 0 with empty keys: none any more.
+    """The handshake that this device started and that is unanswered; `no_handshake` says that there is none.
 
-    started_at: when the first initiation of this attempt was sent; sent_at: the latest; retry_at: when the next is due.
-    mac1: of the latest initiation, which a cookie reply is bound to.
+    local_index: 32 bits. ephemeral_private, chaining_key, hash: 32 bytes. mac1: of the latest initiation, which a
+    cookie reply is bound to. started_at: seconds, when the first initiation of this attempt was sent; sent_at: the
+    latest; retry_at: when the next is due.
     """
 
     peer: bytes
@@ -83,7 +89,7 @@ class PeerHandshake:
 
 @dataclass(frozen=True, slots=True)
 class PeerCookie:
-    """The cookie that a peer under load gave us."""
+    """The cookie that a peer under load sent, 16 bytes, and the time at which it came, seconds."""
 
     peer: bytes
     cookie: bytes = field(repr=False)
@@ -92,7 +98,7 @@ class PeerCookie:
 
 @dataclass(frozen=True, slots=True)
 class PeerStaged:
-    """Packets that wait for a session, oldest first; recorded at a freeze only."""
+    """A peer's staged packets, oldest first; recorded only at a freeze."""
 
     peer: bytes
     packets: tuple[bytes, ...] = field(repr=False)
@@ -100,14 +106,14 @@ class PeerStaged:
 
 @dataclass(frozen=True, slots=True)
 class PeerRemoved:
-    """A peer left the configuration: everything known of it is dead."""
+    """A peer left the configuration: all its earlier changes are void."""
 
     peer: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class CookieSecret:
-    """The secret of which our cookies are made (paper, section 5.4.7)."""
+    """The secret that this device's cookies are made of (paper, section 5.4.7); created_at: seconds."""
 
     secret: bytes = field(repr=False)
     created_at: float
@@ -139,5 +145,10 @@ _KINDS: dict[type, str] = {
 
 
 def change_key(change: Change) -> tuple[str, bytes]:
-    """Return what the change sets: its kind, and the public key of the peer or nothing."""
+    """Return the part of the state that a change sets: its kind, and the peer's public key or no bytes."""
     return _KINDS[type(change)], getattr(change, "peer", b"")
+
+
+def no_handshake(peer: bytes) -> PeerHandshake:
+    """Return the change that says that no handshake with a peer is in flight: index 0 and empty keys."""
+    return PeerHandshake(peer, 0, b"", b"", b"", b"", 0.0, 0.0, 0.0)

@@ -1,4 +1,4 @@
-"""Constants of the WireGuard protocol, apart from our own limits.
+"""Constants of the WireGuard protocol, and the limits of this implementation.
 
 Source: J. A. Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel" (the paper), sections 5 and 6.
 All times are seconds, all sizes bytes.
@@ -48,19 +48,19 @@ COOKIE_MAX_AGE = 120.0
 REKEY_TIMEOUT_JITTER_MAX = 0.334  # added to every retry, uniformly
 INITIATION_INTERVAL_MIN = 0.02  # initiations of one peer closer than this are ignored
 ZERO_KEYS_AFTER_TIME = REJECT_AFTER_TIME * 3  # section 6.3: forget all ephemeral keys
-STAGED_PACKETS_MAX = 128  # packets kept for one peer while it has no session; the oldest goes first
+STAGED_PACKETS_MAX = 128  # packets kept for one peer while it has no session; the oldest is dropped first
 
-# --- Our own limits ---
+# --- Limits of this implementation ---
 BATCH_PACKETS_MAX = 64  # packets read before they are written: what a crash may lose
 STAGED_PEER_BYTES_MAX = 15 << 20  # of one peer: they must fit into one record of the journal
-STAGED_BYTES_MAX = 64 << 20  # of all peers together: a hand-off writes them down, and a scan of a network fills them
-ENDPOINT_RECORD_INTERVAL = 1.0  # between two records of one peer's place: paths may alternate with every packet
+STAGED_BYTES_MAX = 64 << 20  # of all peers together: a hand-off records them, and a scan of a network fills them
+ENDPOINT_RECORD_INTERVAL = 1.0  # between two records of one peer's endpoint: paths may alternate with every packet
 PEERS_MAX = 20_000
-PEERS_PER_TIMEOUT_MAX = 16  # whose timers run at once: each may begin a handshake, which takes some 0.3 ms
+PEERS_PER_TIMEOUT_MAX = 16  # peers whose timers run at once: each may begin a handshake, which takes some 0.3 ms
 INNER_MTU_MAX = 65_535 - 80  # an inner packet that still fits an outer IPv6 datagram
 
-# Of handshakes that we begin because a peer uses a session that we have lost: what brings them about is not
-# authenticated, so they are few.
+# Handshakes that a device begins because a peer uses a session that the device has lost. The datagram that causes them
+# is not authenticated, so they are limited.
 UNKNOWN_INDEX_INTERVAL = 1.0  # between two with one peer
 UNKNOWN_INDEX_INITIATIONS_PER_SECOND = 250  # with all peers: a quarter of what one core can do
-UNKNOWN_INDEX_BURST_SECS = 0.2  # of these that may come at once
+UNKNOWN_INDEX_BURST_SECS = 0.2  # seconds' worth of them that may come at once

@@ -1,8 +1,8 @@
 """The two macs of a handshake message, and the cookies that let a loaded responder ask for proof of address.
 
-Rule: nothing is answered without a valid mac1, so whoever does not know our public key cannot tell that we are here;
-and under load no Diffie-Hellman is computed without a valid mac2, so whoever cannot receive at his address cannot make
-us work. All comparisons take the same time whether they fail early or late.
+Rule: nothing is answered without a valid mac1, so a sender that does not know this device's public key cannot find out
+that it exists; and under load no Diffie-Hellman is computed without a valid mac2, so a sender that cannot receive at
+its source address cannot cause one. All comparisons take the same time whether they fail early or late.
 
 Source: the paper, sections 5.3, 5.4.4 and 5.4.7.
 """
@@ -21,7 +21,7 @@ from oxidize.protocol.constants import (
 from oxidize.protocol.crypto import Buffer, RandomBytes, blake2s, mac, seal_x, unseal_x
 from oxidize.protocol.messages import MACS_SIZE, CookieReply, split_macs
 
-_SECRET_SIZE = 32  # the paper's R_m, of which it only says that it is random; a whole BLAKE2s key
+_SECRET_SIZE = 32  # the paper's R_m, which it only calls random; a whole BLAKE2s key
 _NO_MAC2 = bytes(MAC_SIZE)
 
 
@@ -36,10 +36,10 @@ def cookie_key(public_key: bytes) -> bytes:
 
 
 class CookieChecker:
-    """Our side of handshake messages that come to us: judges their macs and gives out cookies.
+    """The macs of handshake messages that this device receives, and the cookies that it gives out.
 
-    secret: what our cookies are made of, 32 bytes, or empty before the first `refresh`; secret_created_at: seconds.
-    Both are set from outside when a predecessor's are restored, so that its cookies stay good.
+    secret: what its cookies are made of, 32 bytes, or empty before the first `refresh`; secret_created_at: seconds.
+    Both are set from outside when a predecessor's are restored, so that its cookies stay valid.
     """
 
     __slots__ = ("_cookie_key", "_mac1_key", "_random_bytes", "secret", "secret_created_at")
@@ -63,16 +63,16 @@ class CookieChecker:
         return True
 
     def check_mac1(self, data: Buffer) -> bool:
-        """Return whether the sender of this handshake message knows our public key; False for too few bytes."""
+        """Return whether the sender of a handshake message knows this device's public key; False for too few bytes."""
         if len(data) < MACS_SIZE:
             return False
         covered, mac1, _, _ = split_macs(data)
         return compare_digest(mac1, mac(self._mac1_key, covered))
 
     def check_mac2(self, data: Buffer, source: bytes, now: float) -> bool:
-        """Return whether the sender of this handshake message had a cookie of ours at this address.
+        """Return whether a handshake message proves that its sender received this device's cookie at its address.
 
-        source: `Endpoint.identity` of where the message came from.
+        source: `Endpoint.identity` of the message's source.
         """
         if len(data) < MACS_SIZE or not self._is_fresh(now):
             return False
@@ -82,8 +82,8 @@ class CookieChecker:
     def create_reply(self, data: Buffer, sender_index: int, source: bytes, now: float) -> bytes:
         """Return the cookie reply to a handshake message, 64 bytes (section 5.4.7).
 
-        data: a message whose mac1 is valid. sender_index: that it carries. source: `Endpoint.identity` of where it came
-        from. Raises StateError without a fresh secret: call `refresh` with the same `now` before.
+        data: a message whose mac1 is valid. sender_index: the index in it. source: `Endpoint.identity` of its source.
+        Raises StateError without a fresh secret: call `refresh` with the same `now` before.
         """
         if not self._is_fresh(now):
             raise StateError(
@@ -101,10 +101,10 @@ class CookieChecker:
 
 
 class CookieJar:
-    """Our side of handshake messages that go to one peer: puts macs on them and keeps the cookie that it gave us.
+    """The macs of handshake messages that this device sends to one peer, and the cookie that the peer sent.
 
-    cookie: 16 bytes, or empty; received_at: seconds. last_mac1: of the latest message that no reply came to, or empty;
-    a reply must answer to it. All three are set from outside when they are restored.
+    cookie: 16 bytes, or empty; received_at: seconds. last_mac1: of the latest message, until a reply to it comes, then
+    empty; a reply is bound to it. All three are set from outside when they are restored.
     """
 
     __slots__ = ("_cookie_key", "_mac1_key", "cookie", "last_mac1", "received_at")
@@ -117,7 +117,7 @@ class CookieJar:
         self.last_mac1: bytes = b""
 
     def stamp(self, message: bytes, now: float) -> bytes:
-        """Return a handshake message with its mac1, and with its mac2 or, without a fresh cookie, zeros (5.4.4)."""
+        """Return a handshake message with mac1 and mac2; without a fresh cookie, mac2 is zeros (section 5.4.4)."""
         mac1 = mac(self._mac1_key, message)
         self.last_mac1 = mac1
         if not self.cookie or now - self.received_at >= COOKIE_MAX_AGE:
@@ -125,9 +125,9 @@ class CookieJar:
         return message + mac1 + mac(self.cookie, message, mac1)
 
     def consume_reply(self, reply: CookieReply, now: float) -> bool:
-        """Keep the cookie of an authentic reply to our latest message; return whether it was one.
+        """Keep the cookie of an authentic reply to the latest message; return whether the reply is authentic.
 
-        One message takes one reply, as in the reference implementation: a replay cannot make a cookie look younger.
+        A message takes one reply, as in the reference implementation: a replay cannot make a cookie look younger.
         """
         if not self.last_mac1:
             return False

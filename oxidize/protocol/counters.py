@@ -1,10 +1,10 @@
 """The layout of the device's counters: 64-bit words in one sequence.
 
-In life the sequence is the arena, a shared mapping that outlives the process; in tests it is an array. The live objects
-read and write the words directly, so at every instant at which the process may die the counters are right. Counters are
-named by their number and another release reads them: numbers are only ever added, never moved or used again.
+The sequence is the arena, a shared mapping that outlives the process (`state.arena`). The live objects read and write
+it in place, so the counters are right at every instant at which the process may die.
 
-The first `TOTALS_SLOTS` slots hold the totals; every other slot belongs to one peer or to one keypair.
+The rule: a counter is named by its index, and another release reads it, so indices are only added, never moved or used
+again. The first `TOTALS_SLOTS` slots hold the totals; every other slot belongs to one peer or to one keypair.
 """
 
 from enum import IntEnum, unique
@@ -23,27 +23,27 @@ REPLAY_BITMAP = 2
 REPLAY_WORDS = SLOT_WORDS - REPLAY_BITMAP
 
 # --- A peer's slot; times are nanoseconds of the device's monotonic clock, 0 for never ---
-RECEIVED_BYTES = 0  # outer bytes of authenticated messages, as `wg show transfer` counts
+RECEIVED_BYTES = 0  # outer bytes of authenticated messages, as `wg show transfer` counts them
 SENT_BYTES = 1
 RECEIVED_PACKETS = 2  # inner packets
 SENT_PACKETS = 3
 LAST_RECEIVED_NS = 4  # any authenticated message
-KEEPALIVE_OWED_NS = 5  # the first packet received since our last authenticated message; 0: none
+KEEPALIVE_OWED_NS = 5  # the first packet received since the last authenticated message was sent; 0: none
 LAST_SENT_NS = 6  # any authenticated message
 FIRST_UNANSWERED_NS = 7  # the first packet sent since the peer's last authenticated message; 0: none
-INITIATION_UNIX_NS = 8  # the timestamp of our newest initiation, nanoseconds since the epoch
-ROUND_TRIP_NS = 9  # between an initiation of ours and its response, smoothed; 0: not known
+INITIATION_UNIX_NS = 8  # the timestamp of the newest initiation sent, nanoseconds since the epoch
+ROUND_TRIP_NS = 9  # from an initiation sent to its response, smoothed; 0: not known
 # Of a link (`protocol.link`):
 LINK_STATE = 10  # a LinkState
 OUTAGE_SINCE_NS = 11  # when it went down; 0: it is up, or never was
 RETRIES = 12  # initiations since a session was made, or since the link went down
-SUSPECTED_SINCE_NS = 13  # the probe that silence called for and nothing has answered yet; 0: none
-PROBES_ANSWERED = 14  # by how much a peer that answers probes alone is asked less often
+SUSPECTED_SINCE_NS = 13  # the probe sent because of silence and not answered yet; 0: none
+PROBES_ANSWERED = 14  # doublings of the delay before the next probe, for a peer that answers only probes
 
 
 @unique
 class Total(IntEnum):
-    """Totals of the whole device, by their word; they run on across generations."""
+    """Totals of the whole device, by their index; they continue across generations."""
 
     RECEIVED_DATAGRAMS = 0
     RECEIVED_BYTES = 1  # UDP payload
@@ -57,19 +57,19 @@ class Total(IntEnum):
     SENT_KEEPALIVES = 9
     INITIATIONS_SENT = 10
     INITIATIONS_RECEIVED = 11  # authenticated ones
-    HANDSHAKES_INITIATOR = 12  # completed, by our role
+    HANDSHAKES_INITIATOR = 12  # completed, by this device's role
     HANDSHAKES_RESPONDER = 13
     COOKIE_REPLIES_SENT = 14
     COOKIE_REPLIES_RECEIVED = 15
     ENDPOINT_MOVES = 16
     BUFFERED_PACKETS = 17  # kept because there was no session
-    REPLAYED_PACKETS = 18  # sent at last, in a session that was made later than they came
+    REPLAYED_PACKETS = 18  # of the buffered packets, sent later in a new session
     RESENT_PACKETS = 19  # of those, sent before into a session that turned out to be dead
     OUTAGES = 20  # times that a link went down
     RECONNECTS = 21  # times that it came back
     OUTAGE_NS_SUM = 22  # of those that have ended
-    UNKNOWN_INDEX_INITIATIONS = 23  # handshakes begun because a peer used a session that we do not have
-    # The shell's own, kept here because they run on as well.
+    UNKNOWN_INDEX_INITIATIONS = 23  # handshakes begun because a peer used a session that this device does not have
+    # Of the runtime, kept here because they continue across generations too.
     TAKEOVERS_SUCCEEDED = 32
     TAKEOVERS_FAILED = 33
     RESTORES_AFTER_CRASH = 34
@@ -78,27 +78,28 @@ class Total(IntEnum):
     BLACKOUT_NS_MAX = 37
     SESSIONS_RESTORED = 38
     SESSIONS_REFUSED = 39
-    STARTS_IN_A_ROW = 40  # from stored state, none of which has lasted
+    STARTS_IN_A_ROW = 40  # starts from stored state, none of which has lasted
     ERRORS_LOGGED = 41  # lines logged as errors by generations that served
 
 
-# Outages that ended within OUTAGE_BOUNDS_SECS[i] are counted in word OUTAGES_START + i, longer ones in the word after.
+# Outages that ended within OUTAGE_BOUNDS_SECS[i] are counted at OUTAGES_START + i, longer ones at the index after
+# these.
 OUTAGES_START = 96
 OUTAGE_BOUNDS_SECS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
-ENDED_ON_PURPOSE = 120  # no total: 1 while the last generation is one that was told to end
-DROPS_START = 128  # DropReason r is counted in word DROPS_START + r
+ENDED_ON_PURPOSE = 120  # not a total: 1 while the last generation is one that was told to end
+DROPS_START = 128  # DropReason r is counted at DROPS_START + r
 
 
 @unique
 class DropReason(IntEnum):
-    """Why a datagram or a packet went no further."""
+    """Why a datagram or a packet was dropped."""
 
-    MALFORMED = 0  # no message of the protocol has this type or length
+    MALFORMED = 0  # its type or length is not that of any message
     MAC1_INVALID = 1
     COOKIE_REQUIRED = 2  # under load without a valid mac2: a cookie reply was sent instead
     RATE_LIMITED = 3  # under load, and this address sends too many handshakes
-    UNKNOWN_INDEX = 4  # no session or handshake of ours has this index
+    UNKNOWN_INDEX = 4  # neither a session nor a handshake of this device has this index
     AUTHENTICATION_FAILED = 5
     REPLAYED_COUNTER = 6  # seen before, or too old for the window
     REPLAYED_TIMESTAMP = 7  # an initiation not newer than the last one
@@ -106,31 +107,31 @@ class DropReason(IntEnum):
     UNKNOWN_PEER = 9  # a static key that is not configured
     KEYPAIR_EXPIRED = 10  # past REJECT_AFTER_TIME or REJECT_AFTER_MESSAGES
     SOURCE_NOT_ALLOWED = 11  # the inner source is not among the peer's allowed IPs
-    INNER_MALFORMED = 12  # what was inside is no IP packet
+    INNER_MALFORMED = 12  # the inner packet is not an IP packet
     DRAINING = 13  # no new handshakes while draining
     NO_ROUTE = 14  # outgoing: no peer has this address among its allowed IPs
-    NO_ENDPOINT = 15  # outgoing: nobody knows yet where this peer is
-    STAGED_OVERFLOW = 16  # outgoing: more than STAGED_PACKETS_MAX waited for a session
+    NO_ENDPOINT = 15  # outgoing: the peer's endpoint is not known yet
+    STAGED_OVERFLOW = 16  # outgoing: more than STAGED_PACKETS_MAX packets were staged
     HANDSHAKE_TIMED_OUT = 17  # outgoing: no session after REKEY_ATTEMPT_TIME
-    # The shell's own.
+    # Of the runtime.
     SEND_FAILED = 32  # the kernel refused an outer datagram
     NETWORK_WRITE_FAILED = 33  # the kernel refused an inner packet
-    ROUTE_UNSUPPORTED = 34  # userspace network: nothing there answers this packet
+    ROUTE_UNSUPPORTED = 34  # userspace network: it has no answer to this packet
     TRUNCATED = 35  # a datagram longer than the receive buffer
 
 
 @unique
 class LinkState(IntEnum):
-    """Where a peer stands that we keep a link up to; by the word LINK_STATE."""
+    """The state of the link to a peer; the counter LINK_STATE holds its number."""
 
     CONNECTING = 0  # there has been no session yet
-    CONNECTED = 1  # as far as we know
+    CONNECTED = 1  # as far as is known
     RECONNECTING = 2  # it does not answer, or cannot be reached
     FAILED = 3  # as many retries as were allowed went unanswered
 
 
 class Slots(Protocol):
-    """The store of words: allocates slots of SLOT_WORDS words, named by the index of their first word."""
+    """The store of the counters: allocates slots of SLOT_WORDS counters, named by the index of the first."""
 
     counters: Counters
 
@@ -138,10 +139,10 @@ class Slots(Protocol):
         """Return a free slot, zeroed by this call; raises StateError when none is left."""
 
     def claim(self, slot: int) -> None:
-        """Mark a slot that a predecessor allocated as used, its words as they are; idempotent."""
+        """Mark a slot that a predecessor allocated as used, leaving its counters as they are; idempotent."""
 
     def release(self, slot: int) -> None:
-        """Make a slot free, its words as they are; idempotent.
+        """Free a slot, leaving its counters as they are; idempotent.
 
         The record that named it must have been retired before. Releasing does not zero: a thawing predecessor releases
         slots that its successor may have given to another keypair, whose counter must stand.

@@ -1,6 +1,6 @@
-"""The primitives that WireGuard is made of, each with the interface that the paper gives it.
+"""The primitives of WireGuard, each with the interface that the paper gives it.
 
-Rule: no algorithm is implemented here, only composed: BLAKE2s and HMAC come from Python's standard library, ChaCha20,
+Rule: algorithms are composed here, never implemented: BLAKE2s and HMAC come from Python's standard library, ChaCha20,
 Poly1305 and X25519 from `cryptography` (OpenSSL). Randomness is injected.
 
 Sources: the paper, section 5.4; RFC 7693 (BLAKE2), RFC 2104 (HMAC), RFC 5869 (HKDF), RFC 8439 (ChaCha20-Poly1305),
@@ -117,7 +117,7 @@ def unseal_x(key: bytes, nonce: bytes, sealed: Buffer, associated: bytes) -> byt
 
 def hchacha20(key: bytes, nonce: bytes) -> bytes:
     """Return the 32-byte subkey for a 32-byte key and a 16-byte nonce (draft-irtf-cfrg-xchacha-03, section 2.2)."""
-    # `cryptography` has no HChaCha20, and rounds of our own in Python would be slow and not constant in time. But a
+    # `cryptography` has no HChaCha20, and rounds in Python would be slow and not constant in time. But a
     # ChaCha20 keystream block is the state after the rounds *plus* the state before them, word by word, while
     # HChaCha20 is the first and the last row of the state after the rounds, without that addition. Both rows held
     # public words (the constants; counter and nonce), so subtracting them from the library's block undoes it exactly.
@@ -153,15 +153,15 @@ def load_private_key(private: bytes) -> X25519PrivateKey:
 
 
 def public_key(private: bytes) -> bytes:
-    """Return the public key, 32 bytes, as `wg pubkey` does; raises StateError unless `private` has 32 bytes."""
+    """Return the public key of 32 private bytes, as `wg pubkey` does; raises StateError for another size."""
     return load_private_key(private).public_key().public_bytes_raw()
 
 
 def shared_secret(private: X25519PrivateKey, public: bytes) -> bytes | None:
     """Return the 32-byte Diffie-Hellman result: the paper's DH; None for a public key of low order.
 
-    A key of low order gives zeros whatever the private key is, so it proves nothing (RFC 7748, section 6.1).
-    Raises StateError unless `public` has 32 bytes.
+    A key of low order gives zeros with every private key, so it proves nothing (RFC 7748, section 6.1). Raises
+    StateError unless `public` has 32 bytes.
     """
     check_key_size("public key", public)
     peer = X25519PublicKey.from_public_bytes(public)
@@ -172,6 +172,6 @@ def shared_secret(private: X25519PrivateKey, public: bytes) -> bytes | None:
 
 
 def check_key_size(name: str, key: bytes) -> None:
-    """Raise StateError unless `key` has 32 bytes; the text tells its size, never its content."""
+    """Raise StateError unless `key` has 32 bytes; the text gives its size, never its content."""
     if len(key) != KEY_SIZE:
         raise StateError(f"{name} of {len(key)} bytes; expected {KEY_SIZE}, decoded from base64")

@@ -1,7 +1,7 @@
-"""Where a peer is: its outer address, and the address of ours that it talks to.
+"""The endpoint of a peer: its outer address, and the local address that its packets come to.
 
-The local half makes replies leave from the address that the packet came to (ip(7) IP_PKTINFO, ipv6(7) IPV6_PKTINFO). An
-endpoint is a plain value: two packets came the same way exactly when their endpoints are equal.
+The rule: an endpoint is a plain value, and two packets came over the same path exactly when their endpoints are equal.
+The local half makes replies leave from the address that the packet came to (ip(7) IP_PKTINFO, ipv6(7) IPV6_PKTINFO).
 """
 
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 
 class Endpoint(NamedTuple):
-    """One path to a peer; IPv4-mapped IPv6 addresses stand here as IPv4.
+    """One path to a peer; IPv4-mapped IPv6 addresses are held as IPv4.
 
     address: the peer's outer address, 4 or 16 bytes.
     port: its UDP port.
     scope_id: the interface index of a link-local IPv6 address, else 0.
-    local_address: our address that its packets come to, of the same length as `address`, or empty where not known.
-    local_interface: the index of the interface that they came in by, or 0.
+    local_address: the local address that its packets come to, as long as `address`, or empty if not known.
+    local_interface: the index of the interface that its packets come in by, or 0.
     """
 
     address: bytes
@@ -26,7 +26,7 @@ class Endpoint(NamedTuple):
 
     @property
     def remote(self) -> tuple[bytes, int, int]:
-        """Where the peer is, whichever way its packets come: address, port, scope."""
+        """Address, port and scope of the peer, without the local half."""
         return self[:3]
 
     @property

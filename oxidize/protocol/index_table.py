@@ -1,7 +1,7 @@
-"""Session indices: the 32-bit names under which messages to us find their handshake or keypair.
+"""Session indices: the 32-bit numbers by which received messages find their handshake or keypair.
 
-The rule (paper, section 5.4.2): an index is random, so that it tells an observer nothing, and at any time it names one
-thing at most. 0 is never given out: it stands for "none" in what a device records.
+The rule (paper, section 5.4.2): an index is random, so that it tells an observer nothing, and at any time it names at
+most one value. 0 is never allocated: in the changes that a device records it means "none".
 """
 
 from collections.abc import Callable
@@ -14,13 +14,13 @@ T = TypeVar("T")
 INDEX_SIZE = 4
 INDEX_MAX = (1 << 32) - 1
 
-# Draws before we give up. With 80,000 indices in use, more than PEERS_MAX peers need, one draw in 50,000 meets a used
-# one: eight in a row mean that the source of randomness is broken.
+# Draws before `new` gives up. With 80,000 indices in use, more than PEERS_MAX peers need, one draw in 50,000 hits a
+# used index: eight in a row mean that the source of randomness is broken.
 DRAWS_MAX = 8
 
 
 class IndexTable(Generic[T]):
-    """The session indices in use, with what each of them names."""
+    """The session indices in use, each with its value."""
 
     def __init__(self) -> None:
         self._values: dict[int, T] = {}
@@ -29,9 +29,9 @@ class IndexTable(Generic[T]):
         return len(self._values)
 
     def new(self, value: T, random_bytes: Callable[[int], bytes]) -> int:
-        """Name `value` by a random index that is not in use, and return it.
+        """Return a random index that was not in use and now names `value`.
 
-        Raises StateError when `random_bytes` yields nothing but zeros and indices in use.
+        random_bytes: count -> bytes. Raises StateError when it yields only zeros and indices in use.
         """
         for _ in range(DRAWS_MAX):
             index = int.from_bytes(random_bytes(INDEX_SIZE), "little")
@@ -44,15 +44,15 @@ class IndexTable(Generic[T]):
         )
 
     def claim(self, index: int, value: T) -> None:
-        """Name `value` by this index, whatever it named before; raises StateError when it is no index."""
+        """Make `index` name `value`, in place of any value before; raises StateError outside 1 to INDEX_MAX."""
         if not 0 < index <= INDEX_MAX:
             raise StateError(f"session index {index} cannot be claimed: expected one from 1 to {INDEX_MAX}")
         self._values[index] = value
 
     def get(self, index: int) -> T | None:
-        """Return what an index names, or None."""
+        """Return the value that an index names, or None."""
         return self._values.get(index)
 
     def release(self, index: int) -> None:
-        """Make an index name nothing; idempotent."""
+        """Free an index; idempotent."""
         self._values.pop(index, None)

@@ -1,8 +1,8 @@
 """Transport keypairs: sealing and opening data messages (paper, sections 5.4.5 and 5.4.6).
 
 The rule: no counter is ever sealed twice and no counter is ever accepted twice, whichever process holds the keypair and
-wherever it was killed. Both counters are words that outlive the process, and they change before the act they guard: the
-send counter is bumped before sealing, the replay window is marked before delivery.
+wherever it was killed. Both counters are in memory that outlives the process (`protocol.counters`), and change before
+the act that they guard: the send counter is advanced before sealing, the replay window is marked before delivery.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,11 +26,11 @@ from oxidize.protocol.replay import is_fresh, mark, mark_run
 
 _NONCE_PREFIX = bytes(4)
 _ZEROS = bytes(PADDING_MULTIPLE)
-_Owner = TypeVar("_Owner")  # whose it is; nothing here need know what that is
+_Owner = TypeVar("_Owner")  # the peer that a keypair belongs to; this module need not know its type
 
 
 class Keypair(Generic[_Owner]):
-    """One direction pair of keys that two peers agreed on; its counters live in the words of its slot."""
+    """The send and receive key of one session; `words` holds its counters and its replay window, in its slot."""
 
     __slots__ = ("_decrypt", "_encrypt", "_words", "peer", "state")
 
@@ -41,31 +41,26 @@ class Keypair(Generic[_Owner]):
         self._encrypt = ChaCha20Poly1305(state.send_key).encrypt
         self._decrypt = ChaCha20Poly1305(state.receive_key).decrypt
 
-    @property
-    def send_counter(self) -> int:
-        """The counter that the next message will be sealed with."""
-        return self._words[self.state.slot + SEND_COUNTER]
-
     def age(self, now: float) -> float:
-        """Seconds since the handshake that made this keypair."""
+        """Return the seconds since the handshake that made this keypair."""
         return now - self.state.created_at
 
     def is_expired(self, now: float) -> bool:
-        """Tell whether nothing may be sealed or opened any more (paper, section 6.2)."""
+        """Return whether the keypair may no longer seal or open messages (paper, section 6.2)."""
         return (
             now - self.state.created_at >= REJECT_AFTER_TIME
             or self._words[self.state.slot + SEND_COUNTER] >= REJECT_AFTER_MESSAGES
         )
 
     def wants_rekey(self) -> bool:
-        """Tell whether REKEY_AFTER_MESSAGES were sealed."""
+        """Return whether REKEY_AFTER_MESSAGES were sealed (paper, section 6.2)."""
         return self._words[self.state.slot + SEND_COUNTER] >= REKEY_AFTER_MESSAGES
 
     def seal(self, packets: Sequence[bytes | memoryview], mtu: int) -> list[bytes]:
         """Return one data message for each packet, in order; an empty packet makes a keepalive.
 
-        Packets are padded to a multiple of 16 bytes, but not beyond `mtu` (section 5.4.6). The caller has checked
-        `is_expired` for a batch of at most BATCH_PACKETS_MAX, which REJECT_AFTER_MESSAGES leaves room for.
+        Packets are padded to a multiple of 16 bytes, but not beyond `mtu`, bytes (section 5.4.6). The caller has
+        checked `is_expired`, and passes at most BATCH_PACKETS_MAX packets, which REJECT_AFTER_MESSAGES leaves room for.
         """
         word = self.state.slot + SEND_COUNTER
         first = self._words[word]
@@ -81,9 +76,10 @@ class Keypair(Generic[_Owner]):
         return messages
 
     def open(self, messages: Iterable[bytes | memoryview]) -> tuple[list[bytes], list[DropReason]]:
-        """Return what data messages to this keypair carry, in order, padding included; and why others were dropped.
+        """Return the plaintexts of data messages to this keypair, in order and with padding, and the drop reasons.
 
-        The counters of those that are returned are marked as seen, and nothing else changes.
+        messages: of at least DATA_OVERHEAD bytes (`messages.data_receiver`). The counters of the returned messages are
+        marked as seen; nothing else changes.
         """
         words, slot, decrypt = self._words, self.state.slot, self._decrypt
         receive_next = words[slot + RECEIVE_NEXT]
@@ -105,7 +101,7 @@ class Keypair(Generic[_Owner]):
         return self._mark(counters, plaintexts, drops), drops
 
     def _mark(self, counters: list[int], plaintexts: list[bytes], drops: list[DropReason]) -> list[bytes]:
-        """Mark counters of authentic messages; return the plaintexts of those that were not seen before."""
+        """Mark the counters of authentic messages; return the plaintexts of those not marked before."""
         words, slot = self._words, self.state.slot
         if not counters:
             return plaintexts
@@ -117,6 +113,6 @@ class Keypair(Generic[_Owner]):
         for counter, plaintext in zip(counters, plaintexts, strict=True):
             if mark(words, slot, counter):
                 marked.append(plaintext)
-            else:  # it came twice at once
+            else:  # the batch holds it twice
                 drops.append(DropReason.REPLAYED_COUNTER)
         return marked

@@ -1,7 +1,7 @@
 """The four messages on the wire: fixed layouts, little-endian, with no options and no versions.
 
 Rule: a message decodes only when its length and its whole first word, the type with its three reserved zero bytes, are
-right; every other sequence of bytes raises DecodeError and nothing else. What a message says is not judged here.
+right; every other sequence of bytes raises DecodeError and nothing else. The content of a message is not judged here.
 
 Source: the paper, sections 5.4.2 (initiation), 5.4.3 (response), 5.4.4 (macs), 5.4.6 (data), 5.4.7 (cookie reply).
 """
@@ -27,7 +27,7 @@ MACS_SIZE = 2 * MAC_SIZE
 
 DATA_HEADER = struct.Struct("<IIQ")  # type, receiver index, counter
 
-_DATA_RECEIVER = struct.Struct("<II")  # the first two of these
+_DATA_RECEIVER = struct.Struct("<II")  # the first two fields of a data header
 
 _TYPE = struct.Struct("<I")
 _INITIATION_HEADER = struct.Struct("<II")  # type, sender index
@@ -48,12 +48,12 @@ class Initiation(NamedTuple):
 
     @classmethod
     def decode(cls, data: Buffer) -> Self:
-        """Read a datagram of 148 bytes, its macs unchecked; raises DecodeError for anything else."""
+        """Decode a datagram of 148 bytes without checking its macs; raises DecodeError for any other."""
         _expect(data, TYPE_INITIATION, INITIATION_SIZE, "handshake initiation")
         return cls(*_INITIATION.unpack(data))
 
     def encode(self) -> bytes:
-        """Return the first 116 bytes of the message: all but its macs."""
+        """Return the message without its macs, 116 bytes."""
         header = _INITIATION_HEADER.pack(TYPE_INITIATION, self.sender_index)
         return header + self.ephemeral + self.encrypted_static + self.encrypted_timestamp
 
@@ -68,18 +68,18 @@ class Response(NamedTuple):
 
     @classmethod
     def decode(cls, data: Buffer) -> Self:
-        """Read a datagram of 92 bytes, its macs unchecked; raises DecodeError for anything else."""
+        """Decode a datagram of 92 bytes without checking its macs; raises DecodeError for any other."""
         _expect(data, TYPE_RESPONSE, RESPONSE_SIZE, "handshake response")
         return cls(*_RESPONSE.unpack(data))
 
     def encode(self) -> bytes:
-        """Return the first 60 bytes of the message: all but its macs."""
+        """Return the message without its macs, 60 bytes."""
         header = _RESPONSE_HEADER.pack(TYPE_RESPONSE, self.sender_index, self.receiver_index)
         return header + self.ephemeral + self.encrypted_nothing
 
 
 class CookieReply(NamedTuple):
-    """What a peer under load answers to a handshake message; sizes in bytes: nonce 24, encrypted_cookie 32."""
+    """The answer of a peer under load to a handshake message; sizes in bytes: nonce 24, encrypted_cookie 32."""
 
     receiver_index: int
     nonce: bytes
@@ -87,7 +87,7 @@ class CookieReply(NamedTuple):
 
     @classmethod
     def decode(cls, data: Buffer) -> Self:
-        """Read a datagram of 64 bytes; raises DecodeError for anything else."""
+        """Decode a datagram of 64 bytes; raises DecodeError for any other."""
         _expect(data, TYPE_COOKIE_REPLY, COOKIE_REPLY_SIZE, "cookie reply")
         return cls(*_COOKIE_REPLY.unpack(data))
 
@@ -98,7 +98,7 @@ class CookieReply(NamedTuple):
 
 
 def message_type(data: Buffer) -> int:
-    """Return the type of a message, 1 to 4, or 0 when its first word is none; the length is not looked at."""
+    """Return the type of a message, 1 to 4, or 0 when its first word is not one; the length is not checked."""
     if len(data) < _TYPE.size:
         return 0
     word: int = _TYPE.unpack_from(data)[0]
@@ -106,30 +106,20 @@ def message_type(data: Buffer) -> int:
 
 
 def data_receiver(data: Buffer) -> int | None:
-    """Return the receiver index of a data message, unauthenticated; None for every other datagram."""
+    """Return the receiver index of a data message, unauthenticated; None for any other datagram.
+
+    A datagram of less than the 32 bytes of a keepalive is not a data message.
+    """
     if len(data) < DATA_OVERHEAD:
         return None
     word, receiver_index = _DATA_RECEIVER.unpack_from(data)
     return receiver_index if word == TYPE_DATA else None
 
 
-def read_data_header(data: Buffer) -> tuple[int, int]:
-    """Return the receiver index and the counter of a data message, unauthenticated.
-
-    Raises DecodeError for another type, or for less than the 32 bytes of a keepalive.
-    """
-    if len(data) < DATA_OVERHEAD:
-        raise DecodeError(f"data message of {len(data)} bytes; expected at least {DATA_OVERHEAD}")
-    word, receiver_index, counter = DATA_HEADER.unpack_from(data)
-    if word != TYPE_DATA:
-        raise DecodeError(f"data message with first word {word:#010x}; expected {TYPE_DATA:#010x}")
-    return receiver_index, counter
-
-
 def split_macs(data: Buffer) -> tuple[memoryview, bytes, memoryview, bytes]:
-    """Return what mac1 covers, mac1, what mac2 covers, and mac2 of a handshake message (section 5.4.4).
+    """Return the bytes that mac1 covers, mac1, the bytes that mac2 covers, and mac2 (section 5.4.4).
 
-    Raises DecodeError for bytes that are shorter than the two macs.
+    data: a handshake message. Raises DecodeError when it is shorter than the two macs.
     """
     if len(data) < MACS_SIZE:
         raise DecodeError(f"handshake message of {len(data)} bytes; expected at least the {MACS_SIZE} of its macs")

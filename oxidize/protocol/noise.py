@@ -1,8 +1,8 @@
 """The handshake: Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s in one round trip, both roles.
 
-Rule: every function is a step of the paper from one value to the next; nothing is kept here, and a peer's bytes never
-raise. Who may shake hands, how often, and whether a timestamp is new, is the caller's to decide; the macs are
-`protocol.cookie`'s.
+Rule: every function is a step of the paper from one value to the next; no state is kept here, and a peer's bytes never
+raise. The caller decides which peers may begin a handshake, how often, and whether a timestamp is new; the macs belong
+to `protocol.cookie`.
 
 Source: the paper, sections 5.4.2 (initiation), 5.4.3 (response), 5.4.5 (transport keys); the TAI64N format is that of
 https://cr.yp.to/libtai/tai64.html.
@@ -37,20 +37,21 @@ _INITIAL_HASH = blake2s(_INITIAL_CHAINING_KEY, IDENTIFIER)
 _NO_PRESHARED_KEY = bytes(KEY_SIZE)  # section 5.4: zeros where there is none
 
 _TAI64N = struct.Struct(">QI")
-# The label of the Unix epoch. The ten are the seconds that TAI was ahead in 1970; like the reference implementations we
-# count no leap seconds after that, for only the order of a peer's own timestamps matters.
+# The label of the Unix epoch: TAI was ten seconds ahead in 1970. As in the reference implementations, later leap
+# seconds are not counted, because only the order of a peer's own timestamps matters.
 _TAI64_UNIX_EPOCH = (1 << 62) + 10
-# Precise clock readings would help others to fingerprint or to attack this host, so the reference implementations round
-# down to the largest power of two within a fiftieth of a second. Hence two timestamps less than 16.8 ms apart may be
-# equal, and the second initiation is refused as a replay: see INITIATION_INTERVAL_MIN.
+# Precise clock readings would help an attacker to fingerprint this host, so the reference implementations round down to
+# the largest power of two within a fiftieth of a second. Hence two timestamps less than 16.8 ms apart may be equal, and
+# the second initiation is refused as a replay: see INITIATION_INTERVAL_MIN.
 _TIMESTAMP_GRAIN_NS = 1 << 24
 _NS_PER_SEC = 1_000_000_000
 
 
 class LocalIdentity:
-    """Our static key, with everything that depends on it alone computed once; raises StateError for a bad size.
+    """This device's static key, and the values that depend only on it; raises StateError for a key of a wrong size.
 
-    private: the key object. public_key: 32 bytes. initial_hash: what every initiation to us starts its hash with.
+    private: the key object. public_key: 32 bytes. initial_hash: the hash that every initiation to this device starts
+    from, 32 bytes.
     """
 
     __slots__ = ("initial_hash", "private", "public_key")
@@ -62,10 +63,10 @@ class LocalIdentity:
 
 
 class RemoteIdentity:
-    """A peer's static key and the secrets that we share with it; raises StateError for a bad size.
+    """A peer's static key and the secrets shared with it; raises StateError for a key of a wrong size.
 
-    public_key, preshared_key: 32 bytes. static_shared: DH of the two static keys, or None when the peer's key is of
-    low order and no handshake with it can succeed.
+    public_key, preshared_key: 32 bytes. static_shared: DH of the two static keys, 32 bytes, or None when the peer's key
+    is of low order, so that no handshake with it can succeed.
     """
 
     __slots__ = ("preshared_key", "public_key", "static_shared")
@@ -79,7 +80,7 @@ class RemoteIdentity:
 
 @dataclass(frozen=True, slots=True)
 class InitiatorState:
-    """A handshake between our initiation and the response to it; local_index: 32 bits, the others 32 bytes."""
+    """The initiator's handshake between initiation and response; local_index: 32 bits, the others 32 bytes."""
 
     local_index: int
     ephemeral_private: bytes = field(repr=False)
@@ -89,7 +90,11 @@ class InitiatorState:
 
 @dataclass(frozen=True, slots=True)
 class ReceivedInitiation:
-    """An authentic initiation, before its timestamp was judged; timestamp: 12 bytes that order as the times do."""
+    """An authentic initiation whose timestamp is not checked yet.
+
+    remote: the peer that sent it. sender_index: 32 bits. ephemeral, chaining_key, hash: 32 bytes. timestamp: 12 bytes
+    that order as the times do.
+    """
 
     remote: RemoteIdentity
     sender_index: int
@@ -101,7 +106,7 @@ class ReceivedInitiation:
 
 @dataclass(frozen=True, slots=True)
 class TransportKeys:
-    """The two keys of a session, 32 bytes each, named from our side."""
+    """The two keys of a session, 32 bytes each, named from this device's side."""
 
     send_key: bytes = field(repr=False)
     receive_key: bytes = field(repr=False)
@@ -110,10 +115,11 @@ class TransportKeys:
 def create_initiation(
     local: LocalIdentity, remote: RemoteIdentity, local_index: int, timestamp: bytes, random_bytes: RandomBytes
 ) -> tuple[InitiatorState, bytes]:
-    """Start a handshake: return what its response needs, and the message without its macs, 116 bytes (5.4.2).
+    """Start a handshake (section 5.4.2).
 
-    timestamp: from `tai64n`, later than any that this peer saw from us. Raises StateError when the peer's key is of
-    low order.
+    Return the state that `consume_response` needs, and the message without its macs, 116 bytes. timestamp: from
+    `tai64n`, later than any that this device sent to the peer before. random_bytes: count -> bytes. Raises StateError
+    when the peer's key is of low order.
     """
     if remote.static_shared is None:
         raise StateError(f"peer key {remote.public_key.hex()} is of low order; expected a key made by `wg pubkey`")
@@ -140,9 +146,9 @@ def create_initiation(
 def consume_initiation(
     local: LocalIdentity, message: Initiation, find_remote: Callable[[bytes], RemoteIdentity | None]
 ) -> ReceivedInitiation | DropReason:
-    """Authenticate an initiation to us (5.4.2); returns AUTHENTICATION_FAILED or UNKNOWN_PEER when it is not to be.
+    """Authenticate an initiation (section 5.4.2); return AUTHENTICATION_FAILED or UNKNOWN_PEER when that fails.
 
-    find_remote: is given the 32-byte static key that the sender claims, and returns the peer or None.
+    find_remote: the static key that the sender claims, 32 bytes -> the peer or None.
     """
     (chaining_key,) = kdf(_INITIAL_CHAINING_KEY, message.ephemeral, 1)
     hash_ = blake2s(local.initial_hash, message.ephemeral)
@@ -172,9 +178,10 @@ def consume_initiation(
 def create_response(
     received: ReceivedInitiation, local_index: int, random_bytes: RandomBytes
 ) -> tuple[bytes, TransportKeys] | None:
-    """Answer an initiation: return the message without its macs, 60 bytes, and the keys (5.4.3, 5.4.5).
+    """Answer an initiation: return the message without its macs, 60 bytes, and the keys (sections 5.4.3, 5.4.5).
 
-    None when the initiator's ephemeral key is of low order. The keys are not confirmed before the initiator used them.
+    Returns None when the initiator's ephemeral key is of low order. The keys are confirmed only when the initiator has
+    used them.
     """
     ephemeral_private = generate_private_key(random_bytes)
     ephemeral = public_key(ephemeral_private)
@@ -194,7 +201,7 @@ def create_response(
 def consume_response(
     local: LocalIdentity, remote: RemoteIdentity, state: InitiatorState, message: Response
 ) -> TransportKeys | None:
-    """Finish the handshake that we started (5.4.3, 5.4.5); None when this is not the peer's answer to `state`."""
+    """Finish an initiator's handshake (sections 5.4.3, 5.4.5); None when the message is no valid answer to `state`."""
     if message.receiver_index != state.local_index:
         return None
     ephemeral_shared = shared_secret(load_private_key(state.ephemeral_private), message.ephemeral)

@@ -69,11 +69,6 @@ class PendingHandshake:
         )
 
 
-def no_handshake(peer: bytes) -> PeerHandshake:
-    """Return the change that says that no handshake of ours is in flight."""
-    return PeerHandshake(peer, 0, b"", b"", b"", b"", 0.0, 0.0, 0.0)
-
-
 class Peer:
     """The state that we share with one peer; `SessionTable` keeps the tables around it in step."""
 

@@ -1,17 +1,22 @@
 """The replay window: no counter is accepted twice, whatever instant the process dies at.
 
-Source: paper, section 5.4.6, and RFC 6479, on blocks of 64 counters, one word each, in a ring. A counter that was once
-marked never becomes fresh again, even when the process is killed between any two stores and another goes on from the
-words. Three rules hold that:
+The rule: a counter that was once marked never becomes fresh again, even when the process is killed between any two
+stores and another process continues with the same memory. The window is a ring of 64-bit words, one for each block of
+64 counters. Three properties keep the rule:
 
-- The words of the blocks up to that of the highest counter are true; what a word holds of a later block is of no
-  account, and is replaced before RECEIVE_NEXT makes it count.
-- RECEIVE_NEXT only ever grows, and passes one block at a time.
+- The words of the blocks up to that of the highest counter are valid; the word of a later block is not read, and is
+  replaced before RECEIVE_NEXT makes it valid.
+- RECEIVE_NEXT only grows, and passes one block at a time.
 - The ring has one word more than a window can touch, so the word that is replaced for the next block belongs to a
   block that the window has already left.
 
 RECEIVE_NEXT grows before the bit of its counter is set: a process that dies in between has not delivered the packet,
 and its counter is still fresh.
+
+In all functions `words` are the device's counters, and `slot` is the index of the first word of the keypair's slot
+(`protocol.counters`).
+
+Sources: the paper, section 5.4.6; RFC 6479.
 """
 
 from oxidize.errors import StateError
@@ -27,10 +32,9 @@ WINDOW_SIZE = (REPLAY_WORDS - 2) * BLOCK_BITS
 
 
 def is_fresh(words: Counters, slot: int, counter: int) -> bool:
-    """Tell whether `counter` is unmarked, not too old for the window, and below REJECT_AFTER_MESSAGES.
+    """Return whether `counter` is unmarked, not too old for the window, and below REJECT_AFTER_MESSAGES.
 
-    Changes nothing: a counter counts only once its packet is authenticated. slot: the index of the keypair's first
-    word.
+    Changes nothing: a counter is marked only after its packet was authenticated.
     """
     receive_next = words[slot + RECEIVE_NEXT]
     if counter >= receive_next:
@@ -42,7 +46,7 @@ def is_fresh(words: Counters, slot: int, counter: int) -> bool:
 
 
 def mark(words: Counters, slot: int, counter: int) -> bool:
-    """Mark an authenticated counter before its packet is delivered; False, and nothing changed, if it is not fresh."""
+    """Mark an authenticated counter before its packet is delivered; return False, unchanged, if it is not fresh."""
     receive_next = words[slot + RECEIVE_NEXT]
     block = counter >> BLOCK_SHIFT
     bit = 1 << (counter & BLOCK_MASK)
@@ -65,7 +69,7 @@ def mark(words: Counters, slot: int, counter: int) -> bool:
 
 
 def mark_run(words: Counters, slot: int, first: int, count: int) -> None:
-    """Mark `count` authenticated counters from `first` on, all above any before: as `mark` of each, but faster.
+    """Mark `count` authenticated counters from `first` on, all above any before: like `mark` of each, but faster.
 
     Raises StateError, with nothing marked, when `first` is below RECEIVE_NEXT or the run reaches REJECT_AFTER_MESSAGES.
     """
@@ -91,14 +95,14 @@ def mark_run(words: Counters, slot: int, first: int, count: int) -> None:
 def _enter_block(words: Counters, slot: int, block: int, bits: int, receive_next: int) -> None:
     """Advance the window into a later block than that of the highest counter, and mark `bits` there.
 
-    Blocks in between are cleared one at a time, each before RECEIVE_NEXT passes it. The last store is the one that
-    makes the marks count, so they come to count all at once.
+    Blocks in between are cleared one at a time, each before RECEIVE_NEXT passes it. The last store makes the marks
+    valid, all at once.
     """
     last = (words[slot + RECEIVE_NEXT] - 1) >> BLOCK_SHIFT
     if block - last > REPLAY_WORDS:
-        # A jump past the whole ring. Leave the distance behind at once, so that the steps below go round only once.
-        # Until they have, a skipped block may show the bits of an older one: a process that dies here makes its
-        # successor refuse counters that never came, but accept none that did.
+        # A jump past the whole ring: skip the distance at once, so that the loop below goes round only once. Until it
+        # has, a skipped block may show the bits of an older one: a process that dies here makes its successor refuse
+        # counters that never came, but accept none that did.
         last = block - REPLAY_WORDS
         words[slot + RECEIVE_NEXT] = (last + 1) << BLOCK_SHIFT
     for skipped in range(last + 1, block):

@@ -1,7 +1,7 @@
-"""Setting a device's tables from the changes that a predecessor recorded.
+"""Restore a device's tables from the changes that a predecessor recorded.
 
-The rule: restoring reads. It records nothing, sends nothing, zeroes no word and allocates no slot, because until the
-hand-off the counters and the journal belong to the predecessor.
+The rule: restoring only reads. It records nothing, sends nothing, zeroes no counter and allocates no slot, because
+until the hand-off the counters and the journal belong to the predecessor.
 """
 
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ from oxidize.protocol.session_table import SessionTable
 
 @dataclass(slots=True)
 class RestoreReport:
-    """What became of the changes: `applied` were set, `unknown_peers` belong to peers that are not configured."""
+    """The outcome of a restore: the number of changes applied, and of peers in them that are not configured."""
 
     applied: int = 0
     unknown_peers: int = 0
 
 
 def restore_change(table: SessionTable, cookies: CookieChecker, change: Change) -> Peer | None:
-    """Set one change; return the peer that it is about, or None for the device's own and for a peer we do not know."""
+    """Apply one change; return its peer, or None for a change of the device itself or of an unknown peer."""
     if isinstance(change, CookieSecret):
         cookies.secret, cookies.secret_created_at = change.secret, change.created_at
         return None

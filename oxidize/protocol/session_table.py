@@ -1,7 +1,7 @@
-"""Every peer, session index and slot of a device, changed only together.
+"""The peers, session indices and slots of a device, changed only together.
 
 The rule: a change is recorded before any effect of it can be seen outside, and a slot is released only after the record
-that named it has been replaced. So whoever restores from the records never meets a slot that serves two keypairs.
+that named it has been replaced. So a process that restores from the records never finds a slot with two keypairs.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
 
-from oxidize.protocol.changes import Change, KeypairState, PeerEndpoint, PeerKeypairs, PeerSeen
+from oxidize.protocol.changes import Change, KeypairState, PeerEndpoint, PeerKeypairs, PeerSeen, no_handshake
 from oxidize.protocol.constants import BATCH_PACKETS_MAX, ENDPOINT_RECORD_INTERVAL
 from oxidize.protocol.counters import DROPS_START, SENT_BYTES, Counters, DropReason, Slots, Total
 from oxidize.protocol.endpoint import Endpoint
@@ -17,12 +17,12 @@ from oxidize.protocol.index_table import IndexTable
 from oxidize.protocol.keypair import Keypair
 from oxidize.protocol.link import SUPERSEDED_MAX
 from oxidize.protocol.noise import TransportKeys
-from oxidize.protocol.peer import Peer, PeerKeypair, PendingHandshake, no_handshake
+from oxidize.protocol.peer import Peer, PeerKeypair, PendingHandshake
 from oxidize.protocol.timers import any_authenticated_sent
 
 
 class Transmit(NamedTuple):
-    """Datagrams that leave for one endpoint, in order; at most BATCH_PACKETS_MAX."""
+    """Datagrams to send to one endpoint, in order; at most BATCH_PACKETS_MAX."""
 
     endpoint: Endpoint
     datagrams: list[bytes]
@@ -30,31 +30,33 @@ class Transmit(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class UnknownPeer:
-    """A peer that a predecessor knew and we do not: until it is declared dead, its slots are not ours to give away."""
+    """A peer of the predecessor that is not configured here; its slots stay in use until its removal is recorded."""
 
     slots: dict[str, set[int]] = field(default_factory=dict)  # by the kind of change that named them
 
 
 @dataclass(slots=True)
 class SessionTable:
-    """The device's memory: what the handshakes and the data path share.
+    """The tables that the handshakes and the data path of a device share.
 
-    slots: the counters. record: takes every change, at once. random_bytes: count -> bytes.
+    slots: the store of the counters. record: called with every change, at once. random_bytes: count -> bytes.
+    by_remote: the peer that was last at this address and port (`Endpoint.remote`). endpoint_changes: how often any
+    peer's endpoint changed. moved: peers whose new endpoint is not recorded yet.
     """
 
     slots: Slots
     record: Callable[[Change], None]
     random_bytes: Callable[[int], bytes]
     peers: dict[bytes, Peer] = field(default_factory=dict)
-    by_remote: dict[tuple[bytes, int, int], Peer] = field(default_factory=dict)  # who was last at this address and port
+    by_remote: dict[tuple[bytes, int, int], Peer] = field(default_factory=dict)
     unknown_peers: dict[bytes, UnknownPeer] = field(default_factory=dict)
     indices: IndexTable[PeerKeypair | PendingHandshake | None] = field(default_factory=IndexTable)
     transmits: list[Transmit] = field(default_factory=list)
-    endpoint_changes: int = 0  # how often any peer was found at another endpoint than before
-    moved: set[Peer] = field(default_factory=set)  # whose new endpoint is still to be recorded
+    endpoint_changes: int = 0
+    moved: set[Peer] = field(default_factory=set)
     counters: Counters = field(init=False)
     _slot_owners: dict[int, PeerKeypair | Peer | UnknownPeer] = field(default_factory=dict)
-    _answered: set[Peer] = field(default_factory=set)  # whose handshake the records still call unanswered
+    _answered: set[Peer] = field(default_factory=set)  # peers whose answered handshake is unanswered in the records
 
     def __post_init__(self) -> None:
         self.counters = self.slots.counters
@@ -66,7 +68,7 @@ class SessionTable:
         self.counters[total] += amount
 
     def drop(self, reason: DropReason, amount: int = 1) -> None:
-        """Count what went no further."""
+        """Count dropped datagrams or packets."""
         self.counters[DROPS_START + reason] += amount
 
     def transmit(self, peer: Peer, endpoint: Endpoint, messages: Sequence[bytes], now: float) -> None:
@@ -76,7 +78,7 @@ class SessionTable:
         any_authenticated_sent(peer, self.counters, now)
 
     def transmit_unaccounted(self, endpoint: Endpoint, messages: Sequence[bytes]) -> None:
-        """Queue messages that belong to no session: cookie replies."""
+        """Queue messages outside any session, which are cookie replies, and count them in the totals only."""
         for first in range(0, len(messages), BATCH_PACKETS_MAX):
             batch = list(messages[first : first + BATCH_PACKETS_MAX])
             self.transmits.append(Transmit(endpoint, batch))
@@ -86,7 +88,7 @@ class SessionTable:
     # --- Peers ---
 
     def allocate_slot(self, peer: Peer) -> None:
-        """Give a peer its counters, once; raises StateError when the arena is full."""
+        """Allocate and record a peer's slot, unless it has one; raises StateError when all slots are in use."""
         if not peer.slot:
             slot = self.slots.allocate()
             self.record(PeerSeen(peer.public_key, slot))
@@ -94,7 +96,7 @@ class SessionTable:
             peer.slot = slot
 
     def set_endpoint(self, peer: Peer, endpoint: Endpoint | None) -> None:
-        """Set where a peer is, or that nobody knows, recording nothing."""
+        """Set a peer's endpoint, or None for not known, without recording it."""
         if peer.endpoint is not None and self.by_remote.get(peer.endpoint.remote) is peer:
             del self.by_remote[peer.endpoint.remote]
         self.endpoint_changes += 1
@@ -103,10 +105,10 @@ class SessionTable:
             self.by_remote[endpoint.remote] = peer
 
     def move_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
-        """Take the endpoint at which a peer was just authenticated as its own (roaming, section 2.1).
+        """Set and record the endpoint at which a peer was just authenticated (roaming, paper, section 2.1).
 
-        A peer that moves to and fro is recorded once in ENDPOINT_RECORD_INTERVAL. A crash in between costs no more than
-        that its packets go to a place where it was a moment ago, until the next one that it sends.
+        A peer that alternates between endpoints is recorded once in ENDPOINT_RECORD_INTERVAL. After a crash in between,
+        its packets go to an endpoint that it had a moment ago, until it sends its next packet.
         """
         if peer.endpoint == endpoint:
             return
@@ -120,19 +122,19 @@ class SessionTable:
             self.record_endpoint(peer, now)
 
     def record_endpoint(self, peer: Peer, now: float) -> None:
-        """Record where a peer is."""
+        """Record a peer's endpoint, if it is known."""
         if peer.endpoint is not None:
             self.record(PeerEndpoint(peer.public_key, peer.endpoint))
         peer.endpoint_recorded_at, peer.endpoint_record_at = now, inf
         self.moved.discard(peer)
 
     def record_moved(self) -> None:
-        """Record at once what `move_endpoint` held back."""
+        """Record at once the endpoints that `move_endpoint` held back."""
         for peer in list(self.moved):
             self.record_endpoint(peer, peer.endpoint_record_at)
 
     def clear_source(self, peer: Peer, now: float) -> None:
-        """Leave it to the kernel which address of ours messages to a peer leave from: the route may have changed."""
+        """Forget the local address of a peer's endpoint: the route may have changed, so the kernel chooses it."""
         if peer.endpoint is not None:
             self.move_endpoint(peer, Endpoint(*peer.endpoint.remote), now)
 
@@ -141,7 +143,10 @@ class SessionTable:
     def create_keypair(
         self, peer: Peer, keys: TransportKeys, indices: tuple[int, int], initiator: bool, now: float
     ) -> PeerKeypair:
-        """Return a keypair with a slot of its own, not yet installed; `indices`: ours and the peer's."""
+        """Return a keypair with a new slot, not yet installed; indices: the local one and the peer's, 32 bits each.
+
+        Raises StateError when all slots are in use.
+        """
         local, remote = indices
         slot = self.slots.allocate()
         state = KeypairState(local, remote, keys.send_key, keys.receive_key, now, initiator, slot)
@@ -149,7 +154,7 @@ class SessionTable:
         return keypair
 
     def rotate(self, peer: Peer, rotation: Callable[[], None]) -> None:
-        """Change a peer's keypairs by `rotation`, record the outcome, and let go of what fell out."""
+        """Change a peer's keypairs by `rotation`, record the outcome, and release the keypairs that it removed."""
         before = peer.keypairs
         rotation()
         after = peer.keypairs
@@ -161,7 +166,7 @@ class SessionTable:
                 self._let_go(keypair)
 
     def forget_keys(self, peer: Peer) -> None:
-        """Forget a peer's keypairs (section 6.3); a handshake in flight goes on."""
+        """Forget a peer's keypairs (paper, section 6.3); a handshake in flight continues."""
 
         def clear() -> None:
             peer.previous = peer.current = peer.next = None
@@ -170,7 +175,7 @@ class SessionTable:
             self.rotate(peer, clear)
 
     def _let_go(self, keypair: PeerKeypair) -> None:
-        """Free what a keypair held, unless it is another's by now: a successor may have given its slot away."""
+        """Free a keypair's index and slot unless another owns them: a successor may have allocated the slot again."""
         if self.indices.get(keypair.state.local_index) is keypair:
             self.indices.release(keypair.state.local_index)
         self._release_slot(keypair.state.slot, keypair)
@@ -180,10 +185,10 @@ class SessionTable:
             del self._slot_owners[slot]
             self.slots.release(slot)
 
-    # --- Handshakes of ours ---
+    # --- Handshakes that this device started ---
 
     def begin_handshake(self, pending: PendingHandshake) -> None:
-        """Make an initiation of ours the one that a response may answer."""
+        """Record an initiation about to be sent, and make it the one that a response may answer."""
         peer = pending.peer
         self._supersede_handshake(peer)
         self.record(pending.change())
@@ -191,38 +196,38 @@ class SessionTable:
         self.indices.claim(pending.state.local_index, pending)
 
     def end_handshake(self, peer: Peer) -> None:
-        """Forget the handshake in flight, if any: answered or given up."""
+        """Forget the handshake in flight, if any, because it was answered or given up."""
         if peer.handshake is not None:
             self.record(no_handshake(peer.public_key))
             self._release_handshake(peer)
 
     def answer_handshake(self, pending: PendingHandshake) -> None:
-        """Forget a handshake that was answered, and those before it.
+        """Forget a handshake that was answered, and the earlier ones.
 
-        Of those after it the responses are welcome, for the peer may have answered them as well, and then what it made
-        of the last one is all that it knows.
+        Responses to the later ones are still accepted: the peer may have answered them as well, and then it knows only
+        the session of the last one.
         """
         peer = pending.peer
         if peer.handshake is not None:
             self.record(no_handshake(peer.public_key))
             self._supersede_handshake(peer)
         if pending in peer.superseded:
-            place = peer.superseded.index(pending) + 1
-            for earlier in peer.superseded[:place]:
+            later = peer.superseded.index(pending) + 1
+            for earlier in peer.superseded[:later]:
                 self._release_index(earlier)
-            peer.superseded = peer.superseded[place:]
+            peer.superseded = peer.superseded[later:]
 
     def _supersede_handshake(self, peer: Peer) -> None:
-        """Let the handshake in flight give way to a newer one; on a link its response is welcome all the same.
+        """Replace the handshake in flight by a newer one; on a link its response is still accepted.
 
         A server that was away for a moment finds all initiations of that time in its queue, and answers the first.
         """
         pending, peer.handshake = peer.handshake, None
         if pending is None:
             return
-        welcome = (*peer.superseded, pending)
-        kept = welcome[-SUPERSEDED_MAX:] if peer.link is not None else ()
-        for forgotten in welcome[: len(welcome) - len(kept)]:
+        superseded = (*peer.superseded, pending)
+        kept = superseded[-SUPERSEDED_MAX:] if peer.link is not None else ()
+        for forgotten in superseded[: len(superseded) - len(kept)]:
             self._release_index(forgotten)
         peer.superseded = kept
 
@@ -236,10 +241,10 @@ class SessionTable:
         if self.indices.get(pending.state.local_index) is pending:
             self.indices.release(pending.state.local_index)
 
-    # --- Restoring: the same tables, set from records and never recorded again ---
+    # --- Restoring: the same tables, set from records without recording ---
 
     def restore_endpoint(self, peer: Peer, endpoint: Endpoint | None) -> None:
-        """Take over where a peer is."""
+        """Restore a peer's endpoint."""
         self.set_endpoint(peer, endpoint)
         peer.endpoint_record_at = inf
         self.moved.discard(peer)
@@ -249,16 +254,16 @@ class SessionTable:
         self._slot_owners[slot] = owner
 
     def restore_slot(self, peer: Peer, slot: int) -> None:
-        """Take over a peer's counters."""
+        """Restore a peer's slot."""
         if peer.slot != slot:
             self._release_slot(peer.slot, peer)
         self._claim_slot(slot, peer)
         peer.slot = slot
 
     def restore_keypairs(self, peer: Peer, states: Sequence[KeypairState | None]) -> None:
-        """Take over `states`: previous, current and next.
+        """Restore a peer's keypairs; states: previous, current and next.
 
-        Expired ones as well: the records name their slots, and the peer's timers will forget them.
+        Expired keypairs are restored too: the records name their slots, and the peer's timers will forget them.
         """
         before = {keypair.state.local_index: keypair for keypair in peer.keypairs}
         restored: list[PeerKeypair | None] = []
@@ -270,7 +275,7 @@ class SessionTable:
             restored.append(
                 known if known is not None and known.state == state else Keypair(state, peer, self.counters)
             )
-            if state.is_initiator:  # we had sent the initiation by then
+            if state.is_initiator:  # the initiation was sent before that
                 peer.initiation_sent_at = max(peer.initiation_sent_at, state.created_at)
         peer.previous, peer.current, peer.next = restored
         for keypair in before.values():
@@ -282,7 +287,7 @@ class SessionTable:
         self._forget_if_answered(peer)
 
     def restore_handshake(self, peer: Peer, pending: PendingHandshake | None) -> None:
-        """Take over the handshake in flight, or that there is none."""
+        """Restore the handshake in flight, or that there is none."""
         self._release_handshake(peer)
         peer.handshake = pending
         if pending is not None:
@@ -293,21 +298,21 @@ class SessionTable:
             self.indices.claim(peer.handshake.state.local_index, peer.handshake)
 
     def _forget_if_answered(self, peer: Peer) -> None:
-        """Forget a handshake whose index is a keypair's: its recorder died between the two records of the answer."""
+        """Forget a handshake whose index is a keypair's: the recorder died between the two records of the answer."""
         pending = peer.handshake
         if pending is not None and any(k.state.local_index == pending.state.local_index for k in peer.keypairs):
             peer.handshake = None
             self._answered.add(peer)
 
     def record_answered(self) -> None:
-        """Record what `_forget_if_answered` found."""
+        """Record the end of the handshakes that were found answered while restoring."""
         for peer in self._answered:
             if peer.handshake is None:
                 self.record(no_handshake(peer.public_key))
         self._answered.clear()
 
     def restore_removal(self, peer: Peer) -> None:
-        """Let a peer start afresh: another generation did not have it, and may have given its slots away."""
+        """Reset a peer that another generation removed: that generation may have allocated its slots again."""
         self.restore_handshake(peer, None)
         self.restore_keypairs(peer, (None, None, None))
         self._release_slot(peer.slot, peer)
@@ -318,7 +323,7 @@ class SessionTable:
     # --- Peers that are not configured ---
 
     def restore_unknown_peer(self, public_key: bytes, change: Change) -> None:
-        """Keep the slots that a change of an unknown peer names, in place of those that the last of its kind named."""
+        """Keep the slots that a change of an unknown peer names, in place of those of the last change of its kind."""
         unknown = self.unknown_peers.setdefault(public_key, UnknownPeer())
         if isinstance(change, PeerSeen):
             self._rename_slots(unknown, "peer", {change.slot})
@@ -327,7 +332,7 @@ class SessionTable:
             self._rename_slots(unknown, "keypairs", {state.slot for state in states if state is not None})
 
     def forget_unknown_peer(self, public_key: bytes) -> None:
-        """Free what an unknown peer held; where we are the recorder, its removal must have been recorded before."""
+        """Free an unknown peer's slots; if this process is the recorder, it must have recorded the removal before."""
         unknown = self.unknown_peers.pop(public_key, None)
         if unknown is not None:
             for kind in unknown.slots:

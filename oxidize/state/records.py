@@ -29,6 +29,7 @@ from oxidize.protocol.changes import (
     PeerStaged,
     PeerTimestamp,
     change_key,
+    no_handshake,
 )
 from oxidize.protocol.constants import COOKIE_SIZE, HASH_SIZE, KEY_SIZE, MAC_SIZE, TIMESTAMP_SIZE
 from oxidize.protocol.endpoint import Endpoint
@@ -305,6 +306,6 @@ _RETIRED: dict[str, _Decoder] = {
     "peer": lambda peer, _: PeerRemoved(peer),
     "removed": lambda peer, _: PeerRemoved(peer),
     "keypairs": lambda peer, _: PeerKeypairs(peer, None, None, None, 0.0),
-    "handshake": lambda peer, _: PeerHandshake(peer, 0, b"", b"", b"", b"", 0.0, 0.0, 0.0),
+    "handshake": lambda peer, _: no_handshake(peer),
     "staged": lambda peer, _: PeerStaged(peer, ()),
 }

@@ -19,7 +19,6 @@ from oxidize.protocol.messages import (
     Initiation,
     Response,
     message_type,
-    read_data_header,
     split_macs,
 )
 from oxidize.protocol.noise import (
@@ -41,7 +40,6 @@ DECODERS: list[Callable[[Buffer], object]] = [
     Initiation.decode,
     Response.decode,
     CookieReply.decode,
-    read_data_header,
     split_macs,
 ]
 

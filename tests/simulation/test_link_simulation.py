@@ -18,7 +18,7 @@ from oxidize.protocol.counters import LINK_STATE, OUTAGE_SINCE_NS, LinkState, To
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.link import INITIATION_SPACING_SECS, KNOCK_PACES, REFUSAL_GAP_SECS, LinkPolicy
-from oxidize.protocol.messages import DATA_HEADER, message_type, read_data_header
+from oxidize.protocol.messages import DATA_HEADER, message_type
 from oxidize.protocol.session_table import Transmit
 from tests.simulation.test_device_simulation import Simulation
 from tests.support.mortal_hosts import MortalHost, MortalWorld
@@ -285,7 +285,7 @@ class LinkSimulation(Simulation):
                 before = len(host.delivered)
                 host.receive([datagram], source)
                 if len(host.delivered) > before:
-                    name = read_data_header(datagram)
+                    name = DATA_HEADER.unpack_from(datagram)[1:]
                     assert name not in self.opened, f"index and counter {name} were delivered twice"
                     self.opened.add(name)
 

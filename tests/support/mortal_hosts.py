@@ -14,13 +14,13 @@ from oxidize.protocol.changes import (
     PeerSeen,
     PeerStaged,
     PeerTimestamp,
+    no_handshake,
 )
 from oxidize.protocol.constants import TIMESTAMP_SIZE, TYPE_DATA
 from oxidize.protocol.counters import TOTALS_WORDS, Counters
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.messages import message_type, read_data_header
-from oxidize.protocol.peer import no_handshake
+from oxidize.protocol.messages import DATA_HEADER, message_type
 from oxidize.protocol.session_table import Transmit
 from tests.support.counters import ArraySlots
 from tests.support.network import Host, World, packet
@@ -139,7 +139,7 @@ class MortalHost(Host):
         for transmit in left:
             for datagram in transmit.datagrams:
                 if message_type(datagram) == TYPE_DATA:
-                    name = read_data_header(datagram)
+                    name = DATA_HEADER.unpack_from(datagram)[1:]
                     assert name not in self.sealed, f"index and counter {name} left twice"
                     self.sealed.add(name)
         return left
