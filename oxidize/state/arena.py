@@ -1,10 +1,10 @@
-"""The counter arena: every 64-bit word of the device, in a memory file that outlives the process.
+"""The arena: the counters of the device, in a memory file that outlives the process.
 
-Rule: what a counter says is true at every instant at which the process may die. The live objects read and write the
-counters in place, so nothing is serialised at a hand-off and nothing is lost by SIGKILL. The file is sparse: slots that
-were never used cost no memory.
+Rule: a counter is right at every instant at which the process may die. The live objects read and write the counters in
+place, so nothing is serialised at a hand-off and nothing is lost by SIGKILL. The file is sparse: slots that were never
+used cost no memory.
 
-Sources: mmap(2) MAP_SHARED; the layout of the counters is `protocol.counters`.
+Sources: mmap(2) MAP_SHARED; `protocol.counters` defines the layout of the counters.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from oxidize.protocol.constants import PEERS_MAX
 from oxidize.protocol.counters import REPLAY_BITMAP, REPLAY_WORDS, SLOT_WORDS, TOTALS_SLOTS, TOTALS_WORDS, Counters
 from oxidize.state import memory_file
 
-# A peer's own slot, its previous, current and next keypair, and one that is still to be released.
+# A peer's own slot, its previous, current and next keypair, and one that is not released yet.
 SLOTS_PER_PEER = 5
 SLOTS_MAX = PEERS_MAX * SLOTS_PER_PEER
 
@@ -25,11 +25,11 @@ HEADER_BYTES = 4096  # one page before the first word: slots stay aligned to pag
 MAGIC = int.from_bytes(b"OXIARENA", "little")
 LAYOUT = 1
 
-# Words of the header. Another release reads them: numbers are only ever added.
+# Words of the header. Another release reads them: indices are only added.
 _MAGIC, _LAYOUT, _SLOT_WORDS, _TOTALS_SLOTS, _REPLAY_BITMAP, _REPLAY_WORDS, _SLOT_COUNT = range(7)
 _HEADER_WORDS = 7
 
-# What must be the same in both releases for one to read the other's counters.
+# The words that must be equal in two releases for one to read the other's counters.
 _EXPECTED = {
     "magic": (_MAGIC, MAGIC),
     "layout": (_LAYOUT, LAYOUT),
@@ -52,8 +52,8 @@ def _file_bytes(slot_count: int) -> int:
 class Arena:
     """Slots of counters in a sealed memory file (`protocol.counters.Slots`).
 
-    Made by `create` or `open`. `counters` begins with the totals; slots are named by the index of their first word.
-    `fd` is what a successor receives. Every operation is O(1), opening and creating included.
+    Made by `create` or `open`. `counters` begins with the totals; a slot is named by the index of its first counter.
+    `fd` is the descriptor that a successor receives. Every operation is O(1), `open` and `create` included.
     """
 
     def __init__(self, fd: int, slot_count: int) -> None:
@@ -61,14 +61,14 @@ class Arena:
         self._map = mmap.mmap(fd, _file_bytes(slot_count))
         self.counters: Counters = memoryview(self._map)[HEADER_BYTES:].cast("Q")
         self._limit = SLOT_WORDS * (TOTALS_SLOTS + slot_count)
-        # Slots from here on are free unless they are in `_used`; those below are free only if they are in `_free`.
+        # Slots from `_fresh` on are free unless they are in `_used`; those below are free only if they are in `_free`.
         self._fresh = TOTALS_WORDS
         self._free: dict[int, None] = {}
         self._used: set[int] = set()
 
     @classmethod
     def create(cls, slot_count: int = SLOTS_MAX) -> Self:
-        """Make an arena of zeros for `slot_count` slots; raises OSError when the kernel refuses."""
+        """Return a new arena of `slot_count` slots, all zeros; raises OSError when the kernel refuses."""
         fd = memory_file.create("oxidize-arena", _file_bytes(slot_count))
         try:
             header = memoryview(bytearray(_WORD_BYTES * _HEADER_WORDS)).cast("Q")
@@ -83,10 +83,10 @@ class Arena:
 
     @classmethod
     def open(cls, fd: int) -> Self:
-        """Map an arena that a predecessor made, writing nothing; every slot is free until it is claimed.
+        """Map a predecessor's arena without writing to it; every slot is free until it is claimed.
 
-        The arena owns `fd` from here on. Raises SnapshotError, and leaves `fd` to the caller, when the file is no arena
-        or one of another layout.
+        The arena owns `fd` from here on. Raises SnapshotError, and leaves `fd` to the caller, when the file is not an
+        arena or has another layout.
         """
         try:
             header = memoryview(os.pread(fd, _WORD_BYTES * _HEADER_WORDS, 0))
@@ -100,7 +100,7 @@ class Arena:
             if counters[word] != expected:
                 raise SnapshotError(f"arena: {what} is {counters[word]:#x}, expected {expected:#x}; {_REMEDY}")
         slot_count = counters[_SLOT_COUNT]
-        # Touching a mapping beyond the end of its file is SIGBUS, which no handler of ours could undo.
+        # Access to a mapping beyond the end of its file raises SIGBUS, which no signal handler could undo.
         if size != _file_bytes(slot_count):
             raise SnapshotError(
                 f"arena: {size} bytes for {slot_count} slots, expected {_file_bytes(slot_count)}; {_REMEDY}"
@@ -112,11 +112,11 @@ class Arena:
 
     @property
     def slots_used(self) -> int:
-        """The number of slots in use."""
+        """Number of slots in use."""
         return len(self._used)
 
     def holds(self, slot: int) -> bool:
-        """Tell whether `slot` is the first word of one of this arena's slots."""
+        """Return whether `slot` is the index of the first counter of one of this arena's slots."""
         return TOTALS_WORDS <= slot < self._limit and slot % SLOT_WORDS == 0
 
     def allocate(self) -> int:
@@ -138,7 +138,7 @@ class Arena:
         return slot
 
     def claim(self, slot: int) -> None:
-        """Mark a slot that a predecessor allocated as used, its counters as they are; idempotent.
+        """Mark a slot that a predecessor allocated as used, leaving its counters as they are; idempotent.
 
         Raises StateError when the arena has no such slot.
         """
@@ -147,7 +147,10 @@ class Arena:
         self._used.add(slot)
 
     def release(self, slot: int) -> None:
-        """Make a slot free, its counters as they are; idempotent. Raises StateError when the arena has no such slot."""
+        """Free a slot, leaving its counters as they are; idempotent.
+
+        Raises StateError when the arena has no such slot.
+        """
         self._check(slot)
         if slot in self._used:
             self._used.remove(slot)
@@ -157,16 +160,16 @@ class Arena:
     def _check(self, slot: int) -> None:
         if not self.holds(slot):
             raise StateError(
-                f"slot {slot} is none of this arena; expected a multiple of {SLOT_WORDS} from {TOTALS_WORDS} to "
+                f"slot {slot} is not in this arena; expected a multiple of {SLOT_WORDS} from {TOTALS_WORDS} to "
                 f"{self._limit - SLOT_WORDS}: this is a bug"
             )
 
     def close(self) -> None:
-        """Give up the counters and the file descriptor; the file lives on while anyone else holds it. Idempotent."""
+        """Release the counters and the descriptor; the file lives while another process holds it. Idempotent."""
         if self.fd < 0:
             return
         self.counters.release()
-        with contextlib.suppress(BufferError):  # somebody still holds a slice of the counters: the mapping ends with it
+        with contextlib.suppress(BufferError):  # a slice of the counters is still in use: the mapping ends with it
             self._map.close()
         os.close(self.fd)
         self.fd = -1

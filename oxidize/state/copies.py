@@ -1,8 +1,8 @@
-"""Copies of a journal and an arena that another process goes on writing.
+"""Copies of a journal and an arena while another process keeps writing them.
 
-The rule: a copy is the journal of one moment, and an arena that is no older: whoever reads the journal finds every slot
-that it names in use. The source is only read, by descriptors that may be read-only, and its writer does nothing for it.
-The copy is in memory files, as the state itself: it holds keys.
+The rule: a copy is the journal of one moment, and an arena that is no older, so that every slot that the journal names
+is in use in the arena. The source is only read, by descriptors that may be read-only, and its writer takes no part. The
+copy is in memory files, as the state itself: it holds keys.
 
 Sources: lseek(2) SEEK_DATA and SEEK_HOLE, memfd_create(2).
 """
@@ -13,14 +13,14 @@ import os
 from oxidize.errors import SnapshotError
 from oxidize.state.journal import ACTIVATIONS, END, HEADER_BYTES, HEADER_WORDS, REGION_BYTES, WORD_BYTES
 
-COPY_BYTES = 1 << 20  # at once
+COPY_BYTES = 1 << 20  # read and written at once
 
 
 def copy_journal(source: int, activations: int, end: int) -> int | None:
-    """Return a new memory file with the journal as it was at a `Journal.position`; None where that is gone.
+    """Return the descriptor of a copy of the journal as it was at a `Journal.position`, or None if that is gone.
 
-    It is gone when the regions have changed sides since: what was the active one may have been written over. Raises
-    SnapshotError where the source cannot be read.
+    activations, end: the position. It is gone when the regions have changed sides since: the region that was active may
+    have been overwritten. Raises SnapshotError when the source cannot be read.
     """
     try:
         header = _header(source)
@@ -28,19 +28,20 @@ def copy_journal(source: int, activations: int, end: int) -> int | None:
             return None
         number = activations & 1
         base = HEADER_BYTES + number * header[REGION_BYTES]
-        if not base <= end <= base + header[REGION_BYTES]:
-            raise SnapshotError(f"journal: it is said to end at {end}, which is not in its region from {base} on")
+        limit = base + header[REGION_BYTES]
+        if not base <= end <= limit:
+            raise SnapshotError(f"journal: the position ends at {end}, expected {base} to {limit}")
         header[END + number] = end
         copy = _new_file("oxidize-journal-copy", source)
         try:
             os.pwrite(copy, header, 0)
             _copy_range(source, copy, base, end)
-            # Checked last: as long as the sides are the same, no byte before the end has changed.
+            # Checked last: while the sides are the same, no byte before the end has changed.
             is_good = _header(source)[ACTIVATIONS] == activations
         except BaseException:
             os.close(copy)
             raise
-    except (OSError, OverflowError) as error:  # also numbers in its header that no file has
+    except (OSError, OverflowError) as error:  # the latter for header values that exceed any file's size
         raise SnapshotError(f"journal: it cannot be copied: {error}") from error
     if not is_good:
         os.close(copy)
@@ -49,7 +50,7 @@ def copy_journal(source: int, activations: int, end: int) -> int | None:
 
 
 def copy_arena(source: int) -> int:
-    """Return a new memory file with what an arena holds, as sparse as that; raises SnapshotError."""
+    """Return the descriptor of a copy of an arena, as sparse as the source; raises SnapshotError."""
     try:
         copy = _new_file("oxidize-arena-copy", source)
         try:
@@ -86,7 +87,7 @@ def _copy_data(source: int, copy: int) -> None:
         try:
             start = os.lseek(source, stop, os.SEEK_DATA)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # only a hole is left
+            if error.errno == errno.ENXIO:  # the rest is a hole
                 return
             raise
         stop = os.lseek(source, start, os.SEEK_HOLE)

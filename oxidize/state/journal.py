@@ -2,13 +2,15 @@
 
 Rules:
 - A record is in the journal exactly when the end of its region, one aligned 64-bit word, lies behind it. The bytes are
-  written first and the word is stored last, so a writer that is killed leaves a record whole or not at all.
-- There is one writer at a time. Whoever opens a journal reads; it becomes the writer once it has read everything.
-- Two regions serve in turn. Compaction copies the live records into the other one in small steps, while new records go
-  to both; one word then changes sides. At every instant one region is complete.
-- Descriptors that came by SCM_RIGHTS share their file offset, so only pread, pwrite and mmap touch the file.
+  written first and the word is stored last, so a writer that is killed leaves a whole record or none.
+- There is one writer at a time. A process that opens a journal reads it, and becomes the writer only after it has read
+  everything.
+- Two regions are used in turn. Compaction copies the live records into the inactive region in small steps, while new
+  records are written to both; then one word makes the other region the active one. At every instant one region is
+  complete.
+- Descriptors that came by SCM_RIGHTS share their file offset, so only pread, pwrite and mmap access the file.
 
-What a record is, `state.stream` says; what it is about, the journal does not know.
+`state.stream` defines the form of a record; the journal does not interpret its fields.
 
 Sources: pwrite(2), fallocate(2), fcntl(2).
 """
@@ -28,27 +30,26 @@ from oxidize.state.stream import ENVELOPE, RECORD_BYTES_MAX, REMEDY, RETIRE_ALL,
 ENVELOPE_MAGIC = "oxidize-journal"
 
 # --- Limits ---
-REGION_BYTES_MAX = 256 << 20  # of one region; sparse: only what is written costs memory
+REGION_BYTES_MAX = 256 << 20  # of one region; sparse: only written bytes cost memory
 FILE_BYTES_MAX = 1 << 40  # of another release's region: offsets stay far below 2^63
 COMPACT_BYTES_MIN = 256 << 10  # a smaller journal is not worth the copying
 PUNCH_BYTES_MAX = 512 << 10  # of memory given back in one step: some 200 us
-FREE_KEYS_MAX = (
-    512  # of an old index dropped in one step: some 200 us; 20,000 at once would stop the data path for 10 ms
-)
+# Keys of an old index that are dropped in one step: some 200 us; 20,000 at once would stop the data path for 10 ms.
+FREE_KEYS_MAX = 512
 
 # --- The header page. Another release reads it: words are only ever added. ---
 HEADER_BYTES = 4096
 MAGIC = int.from_bytes(b"OXIJRNAL", "little")
 LAYOUT = 1
 _MAGIC, _LAYOUT, REGION_BYTES = range(3)
-ACTIVATIONS = 3  # how often the regions changed sides: the active one is this number modulo 2
-END = 4  # the end of region 0, and in the next word that of region 1: offsets in the file
+ACTIVATIONS = 3  # how often the regions changed sides; modulo 2 it is the number of the active one
+END = 4  # the end of region 0, followed by that of region 1: offsets in the file
 HEADER_WORDS = 6
 WORD_BYTES = 8
 
 
 class _Region:
-    """One of the two halves of the file, and which of its records are live."""
+    """One of the two regions of the file, and the places of its live records."""
 
     __slots__ = ("base", "end", "limit", "live", "live_bytes", "number")
 
@@ -57,12 +58,12 @@ class _Region:
         self.base = HEADER_BYTES + number * region_bytes
         self.limit = self.base + region_bytes
         self.end = self.base
-        # Key -> type -> (offset, length). The bytes stay in the file: this process need not hold the state twice.
+        # Key -> type -> (offset, length). The bytes stay in the file, so that the state is not in memory twice.
         self.live: dict[bytes, dict[str, tuple[int, int]]] = {}
         self.live_bytes = 0
 
     def note(self, record: Record, offset: int, length: int) -> None:
-        """Account for a record that stands at `offset`."""
+        """Account for a record of `length` bytes at `offset`."""
         kind, key, retire = record["type"], record["key"], record.get("retire")
         types = self.live.setdefault(key, {})
         if kind in types:
@@ -82,8 +83,8 @@ class _Region:
 class Journal:
     """A journal in a sealed memory file of two regions.
 
-    Made by `create`, which writes, or by `open`, which reads until `become_writer`. `fd` is what a successor receives;
-    `envelope` is the newest envelope that was read or written. Offsets are bytes in the file.
+    Made by `create`, as the writer, or by `open`, as a reader until `become_writer`. `fd` is the descriptor that a
+    successor receives; `envelope` is the newest envelope that was read or written. Offsets are bytes in the file.
     """
 
     def __init__(self, fd: int, region_bytes: int, *, reader: int) -> None:
@@ -99,16 +100,17 @@ class Journal:
         self._writer = False
         self._held = False
         self._target: _Region | None = None  # of the compaction under way
-        self._pending: Iterator[bytes] = iter(())  # its keys that are still to be copied
-        self._punch = range(0)  # the part of the inactive region whose memory is still to be given back
+        self._pending: Iterator[bytes] = iter(())  # its keys that are not copied yet
+        self._punch = range(0)  # the part of the inactive region whose memory is not given back yet
         self._garbage: dict[bytes, dict[str, tuple[int, int]]] = {}  # the index of a region that is out of use
 
     @classmethod
     def create(cls, envelope: Record, *, reader: int, region_bytes: int = REGION_BYTES_MAX) -> Self:
-        """Make a journal that holds one record, the envelope, and become its writer.
+        """Return a new journal, as its writer, with one record, the envelope.
 
-        envelope: the fields beside type, key and magic; must have `format` and `min_reader`. reader: the newest
-        `min_reader` that this release understands. Raises OSError when the kernel refuses, StateError as `append` does.
+        envelope: the fields other than type, key and magic; must have `format` and `min_reader`. reader: the newest
+        `min_reader` that this release understands. region_bytes: of each region. Raises OSError when the kernel
+        refuses, and StateError as `append` does.
         """
         fd = memory_file.create("oxidize-journal", HEADER_BYTES + 2 * region_bytes)
         try:
@@ -127,15 +129,15 @@ class Journal:
 
     @classmethod
     def open(cls, fd: int, *, reader: int) -> Self:
-        """Map a predecessor's journal, writing nothing; the first `sync` reads it.
+        """Map a predecessor's journal without writing to it; the first `sync` reads it.
 
-        The journal owns `fd` from here on. Raises SnapshotError, and leaves `fd` to the caller, when the file is no
-        journal or one of another layout.
+        reader: the newest `min_reader` that this release understands. The journal owns `fd` from here on. Raises
+        SnapshotError, and leaves `fd` to the caller, when the file is not a journal or has another layout.
         """
         try:
             size = os.fstat(fd).st_size
             header = memoryview(os.pread(fd, HEADER_WORDS * WORD_BYTES, 0))
-            # Touching a mapping beyond the end of its file is SIGBUS.
+            # Access to a mapping beyond the end of its file raises SIGBUS.
             if size < HEADER_BYTES:
                 raise SnapshotError(f"journal: the file has {size} bytes, expected at least {HEADER_BYTES}; {REMEDY}")
             words = header.cast("Q")
@@ -153,7 +155,7 @@ class Journal:
             raise SnapshotError(f"journal: file descriptor {fd} cannot be read: {error}; {REMEDY}") from error
 
     def close(self) -> None:
-        """Give up the mapping and the file descriptor; the file lives on while anyone else holds it. Idempotent."""
+        """Release the mapping and the descriptor; the file lives while another process holds it. Idempotent."""
         if self.fd < 0:
             return
         self._writer = False
@@ -166,22 +168,22 @@ class Journal:
 
     @property
     def end(self) -> int:
-        """The offset behind the last record that this process has read or written."""
+        """Offset of the end of the last record that this process has read or written."""
         return self._active.end
 
     @property
     def position(self) -> tuple[int, int]:
-        """How often the regions have changed sides, and `end`: what names the journal as it is at this moment."""
+        """The number of activations, and `end`: together they identify the journal as it is now (`copies`)."""
         return self._words[ACTIVATIONS], self._active.end
 
     @property
     def size(self) -> int:
-        """Bytes from the first record to the end, live and dead."""
+        """Bytes of all records in the active region, live and dead."""
         return self._active.end - self._active.base
 
     @property
     def live_bytes(self) -> int:
-        """Bytes of the records that no later record replaced or retired."""
+        """Bytes of the records that no later record has replaced or retired."""
         return self._active.live_bytes
 
     def live_keys(self) -> list[tuple[str, bytes]]:
@@ -189,11 +191,11 @@ class Journal:
         return [(kind, key) for key, types in self._active.live.items() for kind in types]
 
     def sync(self) -> list[Record]:
-        """Read what another process appended, and return it in the order of the stream; for the writer, nothing.
+        """Return the records that another process appended since the last call, in order; none for the writer.
 
-        The first call returns the whole journal. Where the regions changed sides since the last one, it returns a
+        The first call returns the whole journal. If the regions changed sides since the last call, it returns a
         retirement for each record that vanished and then the whole journal. Raises SnapshotError when a record cannot
-        be read; the journal is then good for nothing but `close`.
+        be read; after that only `close` may be called.
         """
         if self._writer:
             return []
@@ -210,10 +212,10 @@ class Journal:
         for offset, length, record in scan(self.fd, region.end, end):
             self._check_envelope(record, first=offset == region.base)
             region.note(record, offset, length)
-            region.end = offset + length  # not `end`: an incomplete last record is to be overwritten
+            region.end = offset + length  # not `end`: the next writer overwrites an incomplete last record
             records.append(record)
         if not region.live:
-            raise SnapshotError(f"journal: it holds no complete record, expected an envelope; {REMEDY}")
+            raise SnapshotError(f"journal: no complete record, expected an envelope; {REMEDY}")
         vanished: list[Record] = []
         if region is not self._active:
             vanished = [
@@ -226,7 +228,7 @@ class Journal:
         return vanished + records
 
     def live_records(self) -> list[Record]:
-        """Read every live record again, the envelope first; raises SnapshotError when one cannot be read."""
+        """Return every live record, read again, the envelope first; raises SnapshotError when one cannot be read."""
         region = self._active
         return [
             record
@@ -235,10 +237,10 @@ class Journal:
         ]
 
     def _check_envelope(self, record: Record, *, first: bool) -> None:
-        """Refuse a stream that does not begin with an envelope, and records that this release must not guess at."""
+        """Refuse a stream without an envelope first, and an envelope that requires a newer reader."""
         if record["type"] != ENVELOPE:
             if first:
-                raise SnapshotError(f"journal: it begins with {record['type']!r}, expected an envelope; {REMEDY}")
+                raise SnapshotError(f"journal: the first record is {record['type']!r}, expected an envelope; {REMEDY}")
             return
         magic, min_reader, version = record.get("magic"), record.get("min_reader"), record.get("format")
         if magic != ENVELOPE_MAGIC or type(min_reader) is not int or type(version) is not int:
@@ -257,14 +259,14 @@ class Journal:
 
     @property
     def is_writer(self) -> bool:
-        """Whether this process may append."""
+        """Whether this process is the writer."""
         return self._writer
 
     def become_writer(self) -> None:
-        """Take over the writing; everything must have been read. Idempotent.
+        """Become the writer, after everything was read. Idempotent.
 
-        The caller answers for it that no other process writes any more. Raises StateError when there is something that
-        `sync` has not returned.
+        The caller guarantees that no other process writes. Raises StateError when there are records that `sync` has not
+        returned, and WriterBusyError when another process holds the writer's lock.
         """
         if self._writer:
             return
@@ -276,7 +278,7 @@ class Journal:
         self._writer = True
 
     def stop_writing(self) -> None:
-        """Leave the writing to another process; a compaction under way is given up. Idempotent."""
+        """Stop being the writer, for another process to become it; abandons a compaction. Idempotent."""
         if self._writer:
             self._abandon_compaction()
             self._writer = False
@@ -284,10 +286,10 @@ class Journal:
             self._seen = (self._words[ACTIVATIONS], self._active.end)
 
     def _lock(self) -> None:
-        """Hold the file against every other process; the kernel lets go when this one ends, however it ends.
+        """Lock the file against every other writer; the kernel releases the lock when this process ends.
 
-        A lock of POSIX belongs to the process, not to the open file that all generations share (fcntl(2), "Advisory
-        record locking"). It would be lost with any descriptor of the file that is closed: nothing here closes one.
+        A POSIX lock belongs to the process, not to the open file that all generations share (fcntl(2), "Advisory record
+        locking"). Closing any descriptor of the file would release it, so only `close` closes one.
         """
         try:
             fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -299,7 +301,7 @@ class Journal:
     def append(self, *records: Record) -> None:
         """Append records, all of them or none; each must have `type` (str) and `key` (bytes).
 
-        Raises StateError, with the journal as it was, when this process is not the writer, when a record is no record,
+        Raises StateError, with the journal unchanged, when this process is not the writer, when a record is malformed,
         or when a limit is reached.
         """
         if not self._writer:
@@ -322,11 +324,11 @@ class Journal:
             self._write(self._target.end, data)
             _note_all(self._target, records, encoded)
         except StateError:
-            # The records are safe. Only their copy failed, and nobody has seen the other region yet.
+            # The records are safe: only their copy failed, and no process has read the other region yet.
             self._abandon_compaction()
 
     def append_envelope(self, fields: Record) -> None:
-        """Append an envelope; it supersedes the one before it. Raises as `append` does."""
+        """Append an envelope, which replaces the last one; fields as in `create`. Raises as `append` does."""
         envelope = {"type": ENVELOPE, "key": b"", "magic": ENVELOPE_MAGIC, **fields}
         self.append(envelope)
         self.envelope = envelope
@@ -354,35 +356,35 @@ class Journal:
             raise StateError(f"the journal cannot take {len(data)} bytes: {error}; free some memory") from error
 
     def _store(self, word: int, value: int) -> None:
-        """Store a word of the header at once: an aligned copy of 8 bytes, which no reader and no signal can divide."""
+        """Store a word of the header atomically: an aligned copy of 8 bytes, which no reader sees in part."""
         self._words[word] = value
 
     # --- Compaction ---
 
     @property
     def needs_compaction(self) -> bool:
-        """Whether more than half of the journal is dead, and it is large enough to matter."""
+        """Whether more than half of a journal of at least COMPACT_BYTES_MIN is dead."""
         return self.size >= COMPACT_BYTES_MIN and self.size > 2 * self.live_bytes
 
     @property
     def is_compacting(self) -> bool:
-        """Whether `compact_step` has begun something that it has not finished."""
+        """Whether `compact_step` has work left of what it began."""
         return self._target is not None or bool(self._punch) or bool(self._garbage)
 
     def hold(self) -> None:
-        """Let the journal only grow, from OFFER to TAKEN of a takeover; a compaction under way is given up."""
+        """Suspend compaction, from OFFER to TAKEN of a takeover, so that the journal only grows; abandons one."""
         self._abandon_compaction()
         self._held = True
 
     def unhold(self) -> None:
-        """Allow compaction again."""
+        """Resume compaction."""
         self._held = False
 
     def compact_step(self, keys_max: int) -> bool:
-        """Copy the live records of `keys_max` keys, or free some memory; return whether more is to be done.
+        """Copy the live records of at most `keys_max` keys, or free some memory; return whether work is left.
 
         Begins a compaction if none is under way. Does nothing while the journal is held or another process writes it.
-        Raises StateError when the other region cannot be written; the journal is then as it was.
+        Raises StateError when the other region cannot be written; the journal is then unchanged.
         """
         if self._held or not self._writer:
             return False
@@ -391,7 +393,7 @@ class Journal:
             return self.is_compacting
         if self._target is None:
             self._target = _Region(1 - self._active.number, self._region_bytes)
-            self._pending = iter(list(self._active.live))  # the envelope's key is its first
+            self._pending = iter(list(self._active.live))  # the envelope's key is the first
         try:
             finished = self._copy(self._target, keys_max)
         except StateError:
@@ -402,13 +404,13 @@ class Journal:
         return True
 
     def _copy(self, target: _Region, keys_max: int) -> bool:
-        """Copy the live records of some keys to the other region; return whether none is left."""
+        """Copy the live records of at most `keys_max` keys to the other region; return whether none is left."""
         chunks: list[bytes] = []
         copied: list[Record] = []
         finished = True
         for count, key in enumerate(self._pending, 1):
             for kind, (offset, length) in self._active.live.get(key, {}).items():
-                if kind not in target.live.get(key, ()):  # else it was appended after the compaction began
+                if kind not in target.live.get(key, ()):  # else a newer one was appended there already
                     chunks.append(os.pread(self.fd, length, offset))
                     copied.append({"type": kind, "key": key})
             if count == keys_max:
@@ -420,18 +422,18 @@ class Journal:
         return finished
 
     def _change_sides(self, target: _Region) -> None:
-        """Make the other region the active one: by one word, stored when all the rest is in its place."""
+        """Make the other region the active one, by one word that is stored after everything else."""
         self._store(END + target.number, target.end)
         self._store(ACTIVATIONS, self._words[ACTIVATIONS] + 1)
         old = self._active
         self._active, self._target = target, None
         self._garbage = old.live
-        # Whole pages only: what lies around them may be the header or the other region.
+        # Whole pages only: the bytes around them may belong to the header or to the other region.
         page = mmap.ALLOCATIONGRANULARITY
         self._punch = range(-(-old.base // page) * page, min(-(-old.end // page), old.limit // page) * page)
 
     def _free_step(self) -> None:
-        """Give some of the inactive region's memory back to the kernel, and with it the keys that it held."""
+        """Give some of the inactive region's memory back to the kernel, and drop some keys of its index."""
         for _ in range(min(FREE_KEYS_MAX, len(self._garbage))):
             self._garbage.popitem()
         if not self._punch:
@@ -439,7 +441,7 @@ class Journal:
         length = min(PUNCH_BYTES_MAX, len(self._punch))
         try:
             memory_file.punch_hole(self.fd, self._punch.start, length)
-        except OSError:  # not every kernel can: then the memory waits for the next compaction
+        except OSError:  # not supported by every kernel: the next compaction overwrites the memory
             self._punch = range(0)
         else:
             self._punch = self._punch[length:]
@@ -452,7 +454,7 @@ class Journal:
 
 
 def _note_all(region: _Region, records: Sequence[Record], encoded: Sequence[bytes]) -> None:
-    """Account for records that were written one after the other at the end of a region."""
+    """Account for records that were written in sequence at the end of a region."""
     for record, data in zip(records, encoded, strict=True):
         region.note(record, region.end, len(data))
         region.end += len(data)

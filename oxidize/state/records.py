@@ -1,12 +1,12 @@
-"""The schema of the journal: how each change of the protocol stands in it as a record.
+"""The schema of the journal: how a change of the protocol is encoded as a record.
 
 Rules of its evolution, because old code reads what new code wrote (a rollback is a takeover):
-- A new field has a default, which a reader takes where the field is missing.
-- A field or a type that a reader does not know is passed over and counted.
-- Nothing is renamed, retyped or used again. A removed field is still written for one release.
-- What a reader must understand raises MIN_READER; an older release then refuses before it is ready.
+- A new field has a default, which a reader uses when the field is missing.
+- A field or a type that a reader does not know is skipped and counted.
+- No field or type is renamed, retyped or used again. A removed field is still written for one release.
+- A change that a reader must understand raises MIN_READER; an older release then refuses before it is ready.
 
-What ends other records says so with `retire` (`state.stream`): a removed peer retires everything under its key, a
+A change that ends other records has `retire` (`state.stream`): a removed peer retires every record under its key; a
 finished handshake and empty staging retire their own record.
 """
 
@@ -35,8 +35,8 @@ from oxidize.protocol.constants import COOKIE_SIZE, HASH_SIZE, KEY_SIZE, MAC_SIZ
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.state.stream import REMEDY, RETIRE_ALL, RETIRE_OWN, Record
 
-FORMAT = 1  # what this release writes, and the newest that it understands in full
-MIN_READER = 1  # the oldest FORMAT whose releases may read what this release writes
+FORMAT = 1  # the format that this release writes, and the newest that it understands in full
+MIN_READER = 1  # the oldest FORMAT whose releases may read a journal of this release
 
 _U32_MAX = (1 << 32) - 1
 _U64_MAX = (1 << 64) - 1
@@ -48,7 +48,7 @@ _ADDRESS_SIZES = (4, 16)
 
 @dataclass(slots=True)
 class Unknown:
-    """What records held that this release does not know: a later release wrote it."""
+    """The numbers of fields and types that this release does not know, because a later release wrote them."""
 
     fields: int = 0
     types: int = 0
@@ -58,7 +58,7 @@ class Unknown:
 
 
 def encode_change(change: Change) -> Record:
-    """Return the record of a change: string keys, and values that msgpack carries as they are."""
+    """Return the record of a change: string keys, and values that msgpack encodes unchanged."""
     kind, key = change_key(change)
     record: Record = {"type": kind, "key": key}
     match change:
@@ -118,14 +118,18 @@ def _encode_keypair(keypair: KeypairState | None) -> Record | None:
 
 
 class _Required:
-    """The default of a field that every release has written."""
+    """The type of the default of a field that every release has written."""
 
 
 _REQUIRED: Final = _Required()
 
 
 class _Fields:
-    """The fields of one map of a record; each is taken once, and what is left at the end is unknown."""
+    """The fields of one map of a record; each is taken once, and `end` counts the rest as unknown.
+
+    The methods that take a field raise SnapshotError when it is missing without a default, or has another type or
+    range.
+    """
 
     __slots__ = ("_fields", "_unknown", "_where")
 
@@ -137,9 +141,9 @@ class _Fields:
         self._unknown = unknown
 
     def _error(self, name: str, found: str, expected: str) -> SnapshotError:
-        # Numbers may be told; bytes and text never: most of them are keys.
-        place = f"{self._where}.{name}" if name else self._where
-        return SnapshotError(f"journal: {place} {found}, expected {expected}; {REMEDY}")
+        # Numbers may be shown; bytes and text never: most of them are keys.
+        field = f"{self._where}.{name}" if name else self._where
+        return SnapshotError(f"journal: {field} {found}, expected {expected}; {REMEDY}")
 
     def _take(self, name: str, default: object) -> object:
         value = self._fields.pop(name, default)
@@ -148,12 +152,12 @@ class _Fields:
         return value
 
     def skip(self, *names: str) -> None:
-        """Pass over fields that the journal has checked."""
+        """Skip fields that the journal has checked."""
         for name in names:
             self._fields.pop(name, None)
 
     def octets(self, name: str, sizes: range | tuple[int, ...], default: bytes | _Required = _REQUIRED) -> bytes:
-        """Take a string of bytes of one of these sizes."""
+        """Take bytes of one of these sizes."""
         value = self._take(name, default)
         if type(value) is not bytes:
             raise self._error(name, f"is of the type {type(value).__name__}", "bytes")
@@ -162,7 +166,7 @@ class _Fields:
         return value
 
     def integer(self, name: str, maximum: int, *, minimum: int = 0, default: int | _Required = _REQUIRED) -> int:
-        """Take a number from `minimum` to `maximum`."""
+        """Take an integer from `minimum` to `maximum`."""
         value = self._take(name, default)
         if type(value) is not int:
             raise self._error(name, f"is of the type {type(value).__name__}", "a number")
@@ -171,7 +175,7 @@ class _Fields:
         return value
 
     def seconds(self, name: str, default: float | _Required = _REQUIRED) -> float:
-        """Take a time, which is finite and not negative."""
+        """Take a time in seconds, finite and not negative."""
         value = self._take(name, default)
         if isinstance(value, bool) or not isinstance(value, float | int):
             raise self._error(name, f"is of the type {type(value).__name__}", "seconds")
@@ -180,7 +184,7 @@ class _Fields:
         return float(value)
 
     def flag(self, name: str) -> bool:
-        """Take a truth value."""
+        """Take a boolean."""
         value = self._take(name, _REQUIRED)
         if type(value) is not bool:
             raise self._error(name, f"is of the type {type(value).__name__}", "true or false")
@@ -191,12 +195,12 @@ class _Fields:
         return _Fields(f"{self._where}.{name}", self._take(name, _REQUIRED), self._unknown)
 
     def optional_map(self, name: str) -> "_Fields | None":
-        """Take a map, or None where there is none."""
+        """Take a map, or return None when it is missing or nil."""
         value = self._take(name, None)
         return None if value is None else _Fields(f"{self._where}.{name}", value, self._unknown)
 
     def packets(self, name: str) -> tuple[bytes, ...]:
-        """Take an array of packets."""
+        """Take an array of packets, each of at most 65,536 bytes."""
         value = self._take(name, _REQUIRED)
         if type(value) is not list:
             raise self._error(name, f"is of the type {type(value).__name__}", "an array")
@@ -206,15 +210,15 @@ class _Fields:
         return tuple(value)
 
     def end(self) -> None:
-        """Count what was not taken."""
+        """Count the fields that were not taken as unknown."""
         self._unknown.fields += len(self._fields)
 
 
 def decode_change(record: Record, unknown: Unknown) -> Change | None:
-    """Return the change that a record of `state.stream` holds, or None where there is none for this release.
+    """Return the change of a record (`state.stream`), or None for a record that is no change in this release.
 
     A type or a field that this release does not know is counted in `unknown`. Raises SnapshotError when a field is
-    missing, or is not what its type says.
+    missing, or has another type or range.
     """
     kind, key = record["type"], record["key"]
     retired = record.get("retire") is not None
@@ -301,7 +305,7 @@ _DECODERS: dict[str, _Decoder] = {
     ),
 }
 
-# What a retirement says as a change. Where nothing stands here, the peer's removal, which came with it, says it all.
+# A retirement as a change. A type that is not here is retired only together with its peer's removal, which is enough.
 _RETIRED: dict[str, _Decoder] = {
     "peer": lambda peer, _: PeerRemoved(peer),
     "removed": lambda peer, _: PeerRemoved(peer),

@@ -1,13 +1,14 @@
-"""The state of a server's sessions: the journal of what happened and the arena of what is counted, as one thing.
+"""The session state: the journal of a device's changes and the arena of its counters, as one object.
 
 Rules:
-- A change is recorded before any effect of it can be seen outside, so that every crash restores what peers know.
-- A takeover, a restart and a crash restore by the same code: `open`, `changes`, then `sync` for what came since.
-- State is good for one boot (its times are CLOCK_BOOTTIME) and for one identity (a session belongs to a static key).
-- It holds keys: it lives in two memory files and never on a disk.
+- A change is recorded before any effect of it can be seen outside, so that a crash restores the state that peers know.
+- A takeover, a restart and a crash restore by the same code: `open`, `changes`, then `sync` for later changes.
+- State is valid for one boot (its times are CLOCK_BOOTTIME) and for one identity (a session belongs to a static key).
+- State holds keys: it is in two memory files and never on a disk.
 
-Nothing here knows who owns the sockets: the caller says when this process may write (`become_writer`), must not any
-more (`stop_writing`), and when nothing may be compacted (`hold`, from OFFER to TAKEN).
+This module does not know which process owns the sockets: the caller says when this process may write
+(`become_writer`), when it no longer may (`stop_writing`), and when nothing may be compacted (`hold`, from OFFER to
+TAKEN).
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from oxidize.state.journal import Journal
 from oxidize.state.records import FORMAT, MIN_READER, Unknown, decode_change, encode_change
 from oxidize.state.stream import ENVELOPE, REMEDY, RETIRE_OWN, Record, fold
 
-TAKEOVERS_MAX = 16  # remembered
+TAKEOVERS_MAX = 16  # kept in the journal
 # A time of the state that lies further ahead than this was taken by another clock (time_namespaces(7)).
 CLOCK_AHEAD_SECS_MAX = 60.0
 
@@ -32,7 +33,7 @@ _TAKEOVER = "takeover"
 class SessionState:
     """A journal and an arena, with the schema of the protocol's changes.
 
-    Made by `create` for a first generation, or by `open` for every other. `arena` holds the device's counters;
+    Made by `create` for a first generation, by `open` for every other. `arena` is the store of the device's counters;
     `record` is the device's recorder.
     """
 
@@ -40,18 +41,18 @@ class SessionState:
         self.journal = journal
         self.arena = arena
         self._unknown = Unknown()
-        self._opened: list[Change] | None = None  # what `open` decoded, until something newer is known
-        # Kept beside the journal, so that nothing on the way to the hand-off has to search it.
+        self._opened: list[Change] | None = None  # the changes that `open` decoded, until there are newer ones
+        # Kept apart from the journal, so that a hand-off need not search it.
         self._peers_with_session: set[bytes] = set()
-        self._takeovers: dict[int, dict[str, Any]] = {}  # by a running number, oldest first
+        self._takeovers: dict[int, dict[str, Any]] = {}  # by a serial number, oldest first
         self._read_only: dict[str, int] = {}
 
     @classmethod
     def create(cls, release: str, generation: int, boot_id: str, public_key: bytes) -> Self:
-        """Make an empty state, and become its writer.
+        """Return a new, empty state, as its writer.
 
-        boot_id: of /proc/sys/kernel/random/boot_id. public_key: our static public key, 32 bytes. Raises OSError when
-        the kernel refuses the memory files.
+        boot_id: from /proc/sys/kernel/random/boot_id. public_key: this device's static public key, 32 bytes. Raises
+        OSError when the kernel refuses the memory files.
         """
         envelope = _envelope(release, generation, boot_id, public_key, MIN_READER)
         arena = Arena.create()
@@ -64,10 +65,10 @@ class SessionState:
 
     @classmethod
     def open(cls, journal_fd: int, arena_fd: int, *, boot_id: str, public_key: bytes, now: float) -> Self:
-        """Read a predecessor's state, writing nothing; both descriptors are the state's, and closed where this fails.
+        """Read a predecessor's state without writing to it; owns both descriptors, and closes them on failure.
 
-        Raises SnapshotError when the state cannot be read, wants a newer release, or is of another boot, clock or
-        identity.
+        boot_id, public_key: as in `create`. now: seconds of CLOCK_BOOTTIME. Raises SnapshotError when the state cannot
+        be read, requires a newer release, or belongs to another boot, clock or identity.
         """
         with contextlib.ExitStack() as undo:
             undo.callback(_close, journal_fd)
@@ -86,26 +87,27 @@ class SessionState:
         return state
 
     def close(self) -> None:
-        """Give up both files; they live on while anyone else holds them. Idempotent."""
+        """Release both files; they live while another process holds them. Idempotent."""
         self.journal.close()
         self.arena.close()
         for fd in self._read_only.values():
             os.close(fd)
         self._read_only.clear()
 
-    # --- What it is ---
+    # --- Read-only state ---
 
     @property
     def fds(self) -> dict[str, int]:
-        """The descriptors that a successor needs, by their names."""
+        """The descriptors that a successor receives, by name."""
         return {"journal": self.journal.fd, "arena": self.arena.fd}
 
     def read_only_fds(self) -> dict[str, int]:
-        """Return descriptors of open files of their own, through which nobody can write or map for writing.
+        """Return read-only descriptors of both files, by name, for a process that must not write them.
 
-        Nor can another user open them again for writing (`memory_file`); this one, and root, can do what they like.
-        Made at the first call and kept until `close`, and so for the caller to copy, not to close: closing any
-        descriptor of the journal would give up the writer's lock (`Journal._lock`). Raises OSError.
+        They belong to open files of their own, so they allow neither writing nor mapping for writing, and another user
+        cannot open them again for writing (`memory_file`); this user and root can. They are opened at the first call
+        and kept until `close`: the caller copies them and closes none, because closing any descriptor of the journal
+        would release the writer's lock (`Journal._lock`). Raises OSError.
         """
         for name, fd in self.fds.items():
             if name not in self._read_only:
@@ -125,39 +127,39 @@ class SessionState:
 
     @property
     def end(self) -> int:
-        """The journal's length as this process knows it: COMMIT carries it, and the successor must reach it."""
+        """Offset of the journal's end as this process knows it; COMMIT carries it, and the successor must reach it."""
         return self.journal.end
 
     @property
     def sessions(self) -> int:
-        """The number of peers that have a keypair."""
+        """Number of peers that have a keypair."""
         return len(self._peers_with_session)
 
     @property
     def unknown_fields(self) -> int:
-        """Fields that were passed over, because a newer release wrote them."""
+        """Number of fields that were skipped because a newer release wrote them."""
         return self._unknown.fields
 
     @property
     def unknown_types(self) -> int:
-        """Records that were passed over, because a newer release wrote them."""
+        """Number of records that were skipped because a newer release wrote them."""
         return self._unknown.types
 
     # --- Reading ---
 
     def changes(self) -> list[Change]:
-        """Return the whole state as changes, one for each thing known, a peer's PeerSeen before all else of it.
+        """Return the whole state as changes, one for each key (`change_key`), a peer's PeerSeen first.
 
         Raises SnapshotError when the journal cannot be read.
         """
-        # Handed out once, not kept: dropping so many objects at the hand-off would be a part of the blackout.
+        # Returned once, not kept: freeing so many objects at the hand-off would be a part of the blackout.
         opened, self._opened = self._opened, None
         return self._decode_whole(self.journal.live_records()) if opened is None else opened
 
     def sync(self) -> list[Change]:
-        """Return what another process recorded since this one last read or wrote, in its order.
+        """Return the changes that another process recorded since this one last read or wrote, in order.
 
-        Raises SnapshotError when it cannot be read; the state is then good for nothing but `close`.
+        Raises SnapshotError when they cannot be read; after that only `close` may be called.
         """
         records = self.journal.sync()
         if records:
@@ -205,7 +207,7 @@ class SessionState:
         if envelope.get("boot_id") != boot_id:
             raise SnapshotError(
                 f"journal: written in boot {envelope.get('boot_id')!r}, expected this boot, {boot_id!r}: its times "
-                "mean nothing here; start without it"
+                "are not valid here; start without it"
             )
         if envelope.get("public_key") != public_key:
             raise SnapshotError(
@@ -216,7 +218,7 @@ class SessionState:
     # --- Writing ---
 
     def record(self, change: Change) -> None:
-        """Append a change: what a device's recorder is.
+        """Append a change to the journal; the recorder of a device.
 
         Raises StateError when this process is not the writer or a limit of the journal is reached.
         """
@@ -225,25 +227,26 @@ class SessionState:
         self._note(change)
 
     def become_writer(self) -> None:
-        """Take over the writing, with everything read.
+        """Become the writer. Idempotent.
 
-        To be called when `changes` and `sync` have returned everything, else it raises StateError. Idempotent.
+        Raises StateError unless `changes` and `sync` have returned everything, and WriterBusyError when another process
+        holds the writer's lock.
         """
         self.journal.become_writer()
 
     def stop_writing(self) -> None:
-        """Leave the writing to another process. Idempotent."""
+        """Stop being the writer, for another process to become it. Idempotent."""
         self.journal.stop_writing()
 
     def begin_generation(self, release: str, generation: int) -> None:
-        """Write the envelope of a generation that now owns this state.
+        """Append the envelope of the generation that owns this state from now on.
 
-        Raises StateError when it is no later than the last one, or as `record` does.
+        Raises StateError when the generation is not later than the last one, or as `record` does.
         """
         envelope = self.journal.envelope
         if generation <= self.generation:
             raise StateError(f"generation {generation} after {self.generation}; expected a later one: a bug")
-        # Never lowered: what an earlier, newer release wrote may still be in there.
+        # Never lowered: records of a newer release that wrote earlier may still be live.
         min_reader = max(MIN_READER, envelope["min_reader"])
         self.journal.append_envelope(
             _envelope(release, generation, envelope["boot_id"], envelope["public_key"], min_reader)
@@ -252,7 +255,7 @@ class SessionState:
     # --- The history of takeovers ---
 
     def record_takeover(self, entry: dict[str, Any]) -> None:
-        """Remember a takeover, whatever came of it: string keys, plain values. Raises as `record` does."""
+        """Record a takeover, successful or not; entry: string keys, plain values. Raises as `record` does."""
         number = max(self._takeovers, default=0) + 1
         oldest = sorted(self._takeovers)[: max(0, len(self._takeovers) + 1 - TAKEOVERS_MAX)]
         retired = [{"type": _TAKEOVER, "key": _number_key(old), "retire": RETIRE_OWN} for old in oldest]
@@ -268,18 +271,18 @@ class SessionState:
     # --- Compaction ---
 
     def hold(self) -> None:
-        """Let the journal only grow, from OFFER to TAKEN."""
+        """Suspend compaction, from OFFER to TAKEN, so that the journal only grows."""
         self.journal.hold()
 
     def unhold(self) -> None:
-        """Allow compaction again."""
+        """Resume compaction."""
         self.journal.unhold()
 
     def maintain(self, keys_max: int = 16, *, purge: bool = False) -> bool:
-        """Do one bounded step of compaction if any is due; return whether more is to be done.
+        """Do one bounded step of compaction if any is due, between two batches; return whether work is left.
 
-        For between two batches. purge: it is due as soon as anything is dead, however little, because dead keys are to
-        be forgotten. Raises StateError when the memory file cannot be written; nothing is lost by that.
+        keys_max: keys copied in the step. purge: compaction is due as soon as any record is dead, because dead keys
+        must be forgotten. Raises StateError when the memory file cannot be written; no record is lost by that.
         """
         journal = self.journal
         is_due = journal.needs_compaction or (purge and journal.size > journal.live_bytes)
@@ -296,7 +299,7 @@ def _envelope(release: str, generation: int, boot_id: str, public_key: bytes, mi
         "generation": generation,
         "boot_id": boot_id,
         "public_key": public_key,
-        # The arena's layout, for who reads the journal alone; the arena's own header is what is checked.
+        # The arena's layout, for a reader of the journal alone; readers of both check the arena's own header.
         "slot_words": SLOT_WORDS,
         "totals_slots": TOTALS_SLOTS,
         "replay_words": REPLAY_WORDS,
@@ -304,7 +307,7 @@ def _envelope(release: str, generation: int, boot_id: str, public_key: bytes, mi
 
 
 def _close(fd: int) -> None:
-    with contextlib.suppress(OSError):  # it may never have been open
+    with contextlib.suppress(OSError):  # the caller may have passed a number that is not open
         os.close(fd)
 
 
@@ -313,7 +316,7 @@ def _number_key(number: int) -> bytes:
 
 
 def _check_clock(changes: list[Change], now: float) -> None:
-    """Refuse times that this clock has not reached: boot_id is the same in every time namespace."""
+    """Refuse times in this clock's future: time namespaces share one boot_id but not one clock."""
     for change in changes:
         if isinstance(change, PeerKeypairs):
             for keypair in _keypairs_of(change):

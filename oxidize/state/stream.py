@@ -1,14 +1,14 @@
-"""Records, and how a stream of them is read from a file that another process wrote.
+"""Records, and reading a stream of them from a file that another process wrote.
 
-Rule: bytes from outside are believed only as far as they were checked. What cannot be read is a SnapshotError that
-names the place; only an incomplete record at the very end is passed over, because a writer may die at any byte.
+Rule: bytes from outside are trusted only as far as they were checked. Bytes that cannot be read raise a SnapshotError
+that gives the offset; only an incomplete record at the very end is skipped, because a writer may die at any byte.
 
-A record is a string-keyed msgpack map with a `type` and a `key`, under which it replaces the record before it. With
-`retire` it instead ends that record ("own") or every record of the same key ("all"). The type "envelope" stands first
-in a stream and is never retired. Every other field belongs to the schema (`state.records`).
+A record is a string-keyed msgpack map with a `type` and a `key`; it replaces the earlier record with the same two. With
+`retire` it instead ends that record ("own") or every record of the same key ("all"). The type "envelope" is first in a
+stream and is never retired. Every other field belongs to the schema (`state.records`).
 
-msgpack's traps: a map may name a field twice and the last one would win; keys may be of any type; text may be no UTF-8;
-a header of five bytes may announce four thousand million elements.
+msgpack's traps: a map may name a field twice and the last one would win; keys may be of any type; text may not be
+UTF-8; a header of five bytes may announce four thousand million elements.
 
 Source: https://github.com/msgpack/msgpack/blob/master/spec.md.
 """
@@ -29,16 +29,16 @@ RETIRE_ALL = "all"
 
 REMEDY = "restore it with the release that wrote it, or start without it"
 
-# --- Limits, with room for what later releases may write ---
+# --- Limits, with room for the records of later releases ---
 RECORD_BYTES_MAX = 16 << 20  # STAGED_PEER_BYTES_MAX of packets and their frames
 STRING_BYTES_MAX = 4096  # names, releases and reasons
 MAP_ENTRIES_MAX = 256
-ARRAY_ENTRIES_MAX = 32_768  # three times the packets that a client may be told to keep
+ARRAY_ENTRIES_MAX = 32_768  # three times the packets that a client may be configured to keep
 READ_BYTES = 1 << 20  # read at once
 
 
 def scan(fd: int, start: int, end: int) -> Iterator[tuple[int, int, Record]]:
-    """Yield offset, length and content of every complete record between two offsets of a file.
+    """Yield offset, length and content of every complete record between two offsets of a file, in bytes.
 
     Raises SnapshotError when the file ends before `end`, or when a record cannot be read.
     """
@@ -63,13 +63,13 @@ def scan(fd: int, start: int, end: int) -> Iterator[tuple[int, int, Record]]:
                 length = start + unpacker.tell() - offset
                 yield offset, length, _checked(record)
                 offset += length
-    # ValueError covers UnicodeDecodeError and all of msgpack's own but BufferFull, which is an UnpackException.
+    # ValueError covers UnicodeDecodeError and all errors of msgpack but BufferFull, which is an UnpackException.
     except (ValueError, TypeError, RecursionError, OSError, msgpack.UnpackException) as error:
         raise SnapshotError(f"journal: the record at offset {offset} cannot be read: {error}; {REMEDY}") from error
 
 
 def fold(records: Iterable[Record]) -> list[Record]:
-    """Return what a stream comes to: the last record under each type and key, but none that was retired."""
+    """Return the live records of a stream: the last one of each type and key, without the retired ones."""
     live: dict[bytes, dict[str, Record]] = {}
     for record in records:
         kind, key, retire = record["type"], record["key"], record.get("retire")
@@ -83,7 +83,7 @@ def fold(records: Iterable[Record]) -> list[Record]:
 
 
 def _map_of_pairs(pairs: list[tuple[Any, Any]]) -> Record:
-    """Make a map of what msgpack read; raises ValueError where a dictionary would hide something."""
+    """Return the pairs of a msgpack map as a dictionary; raises ValueError if that would lose or retype one."""
     fields = dict(pairs)
     if len(fields) != len(pairs):
         raise ValueError("a map names a field twice")
@@ -94,7 +94,7 @@ def _map_of_pairs(pairs: list[tuple[Any, Any]]) -> Record:
 
 
 def _checked(record: Any) -> Record:
-    """Return what was read as a record; raises ValueError when a journal could not account for it."""
+    """Return a decoded object as a record; raises ValueError if a journal cannot account for it."""
     if type(record) is not dict:
         raise ValueError(f"it is of the type {type(record).__name__}, expected a map")
     kind, key, retire = record.get("type"), record.get("key"), record.get("retire")

@@ -18,6 +18,7 @@ from oxidize.protocol.messages import (
     CookieReply,
     Initiation,
     Response,
+    data_receiver,
     message_type,
     split_macs,
 )
@@ -40,6 +41,7 @@ DECODERS: list[Callable[[Buffer], object]] = [
     Initiation.decode,
     Response.decode,
     CookieReply.decode,
+    data_receiver,
     split_macs,
 ]
 

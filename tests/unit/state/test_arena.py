@@ -116,9 +116,9 @@ def test_a_claimed_slot_that_was_released_before_it_was_reached_is_given_out_onc
 @pytest.mark.parametrize("slot", [0, TOTALS_WORDS - SLOT_WORDS, TOTALS_WORDS + 1, TOTALS_WORDS + 8 * SLOT_WORDS, -64])
 def test_no_slot_outside_the_arena_can_be_claimed_or_released(arena: Arena, slot: int) -> None:
     assert not arena.holds(slot)
-    with pytest.raises(StateError, match=f"slot {slot} is none"):
+    with pytest.raises(StateError, match=f"slot {slot} is not in this arena"):
         arena.claim(slot)
-    with pytest.raises(StateError, match=f"slot {slot} is none"):
+    with pytest.raises(StateError, match=f"slot {slot} is not in this arena"):
         arena.release(slot)
 
 

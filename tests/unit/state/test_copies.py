@@ -183,7 +183,7 @@ def test_a_file_that_is_none_or_too_short_is_refused_and_nothing_stays_open(stat
     os.pwrite(empty, os.pread(fd, HEADER_BYTES, 0), 0)
     with pytest.raises(SnapshotError, match="the file ends at 4096, expected 8192 bytes"):
         copy_journal(empty, activations, 8192)
-    with pytest.raises(SnapshotError, match="it is said to end at"):
+    with pytest.raises(SnapshotError, match="the position ends at"):
         copy_journal(fd, activations, 1 << 40)
     read_end, write_end = os.pipe()
     with pytest.raises(SnapshotError, match="journal: it cannot be copied"):

@@ -426,7 +426,7 @@ def test_a_record_for_newer_readers_is_refused_before_what_follows_is_guessed_at
 @pytest.mark.parametrize(
     ("first", "message"),
     [
-        ({"type": "a", "key": b"1"}, "begins with 'a', expected an envelope"),
+        ({"type": "a", "key": b"1"}, "the first record is 'a', expected an envelope"),
         ({"type": "envelope", "key": b"", "magic": "other", **ENVELOPE}, "magic 'other'"),
         ({"type": "envelope", "key": b"", "magic": "oxidize-journal"}, "min_reader None"),
         ({"type": "envelope", "key": b"", "magic": "oxidize-journal", **ENVELOPE, "format": "1"}, "format '1'"),
