@@ -12,7 +12,7 @@ from oxidize.config.values import HostPort
 from oxidize.errors import ConfigError
 from oxidize.net.resolve import literal, look_up
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.link import LinkPolicy
+from oxidize.protocol.link_policy import LinkPolicy
 from oxidize.protocol.peer import PeerSettings
 
 

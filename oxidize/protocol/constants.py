@@ -4,6 +4,10 @@ Source: J. A. Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel" (the
 All times are seconds, all sizes bytes.
 """
 
+from math import inf
+
+NEVER = inf  # when a timer ends that is off
+
 # --- Section 5.4: labels of the Noise construction ---
 CONSTRUCTION = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
 IDENTIFIER = b"WireGuard v1 zx2c4 Jason@zx2c4.com"

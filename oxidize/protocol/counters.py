@@ -33,7 +33,7 @@ LAST_SENT_NS = 6  # any authenticated message
 FIRST_UNANSWERED_NS = 7  # the first packet sent since the peer's last authenticated message; 0: none
 INITIATION_UNIX_NS = 8  # the timestamp of the newest initiation sent, nanoseconds since the epoch
 ROUND_TRIP_NS = 9  # from an initiation sent to its response, smoothed; 0: not known
-# Of a link (`protocol.link`):
+# Of a link (`protocol.link_machine`):
 LINK_STATE = 10  # a LinkState
 OUTAGE_SINCE_NS = 11  # when it went down; 0: it is up, or never was
 RETRIES = 12  # initiations since a session was made, or since the link went down

@@ -1,8 +1,9 @@
-"""The device: everything that speaks WireGuard, behind one façade.
+"""The device: the WireGuard protocol behind one façade.
 
-It is driven by exactly four calls - `receive_datagrams`, `send_packets`, `handle_timeout` when `next_deadline` has
-come, and `take_transmits` after each of them - and never reads a clock, a socket or a random source by itself. A peer's
-bytes never raise: what cannot be used is counted under a `DropReason`.
+The rule: it is driven by exactly four calls - `receive_datagrams`, `send_packets`, `handle_timeout` when
+`next_deadline` has passed, and `take_transmits` after each of them - and never reads a clock, a socket or a random
+source by itself. A peer's bytes never raise: what cannot be used is counted under a `DropReason`. Its parts never call
+it: they return what happened and what is left to do.
 
 Source: J. A. Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel", sections 2, 5 and 6.
 """
@@ -10,7 +11,6 @@ Source: J. A. Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel", sec
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import count, groupby
-from math import inf
 
 from oxidize.errors import StateError
 from oxidize.protocol import timers
@@ -19,6 +19,7 @@ from oxidize.protocol.changes import Change, PeerRemoved, PeerStaged
 from oxidize.protocol.constants import (
     BATCH_PACKETS_MAX,
     DATA_OVERHEAD,
+    NEVER,
     PEERS_MAX,
     PEERS_PER_TIMEOUT_MAX,
     REKEY_ATTEMPT_TIME,
@@ -36,9 +37,10 @@ from oxidize.protocol.counters import (
     Total,
 )
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.handshaker import Handshaker
+from oxidize.protocol.handshaker import Handled, Handshaker
 from oxidize.protocol.keypair import Keypair
-from oxidize.protocol.link_keeper import LinkKeeper
+from oxidize.protocol.link import Links, ToDo
+from oxidize.protocol.link_machine import Link, LinkDo
 from oxidize.protocol.messages import data_receiver
 from oxidize.protocol.noise import LocalIdentity, RemoteIdentity
 from oxidize.protocol.peer import Peer, PeerKeypair, PeerSettings
@@ -46,9 +48,10 @@ from oxidize.protocol.rate_limiter import UNDER_LOAD_HANDSHAKES_PER_SECOND, Load
 from oxidize.protocol.restore import RestoreReport, restore_change
 from oxidize.protocol.session_table import SessionTable, Transmit
 from oxidize.protocol.staging import Staging
+from oxidize.protocol.timers import Timer
 
 _KEEPALIVE = b""
-PEERS_PER_SLICE = 256  # scheduled at a time: less than a millisecond
+PEERS_PER_SLICE = 256  # peers scheduled at a time: less than a millisecond
 
 
 class Device:
@@ -58,7 +61,7 @@ class Device:
     timestamps. record: takes every change before its effect can be seen. mtu: of the tunnel, bytes; messages are not
     padded beyond it. Raises StateError for more than PEERS_MAX peers.
 
-    `now` is everywhere a time in seconds of one monotonic clock that goes on across generations (CLOCK_BOOTTIME).
+    `now` is always a time in seconds of one monotonic clock that all generations share (CLOCK_BOOTTIME).
     """
 
     def __init__(
@@ -78,14 +81,12 @@ class Device:
         self._table = SessionTable(slots, record, random_bytes)
         self._counters = self._table.counters
         load = LoadMeter(under_load_handshakes)
-        self._handshaker = Handshaker(self.identity, self._table, unix_time, self._on_session, self._schedule, load)
+        self._handshaker = Handshaker(self.identity, self._table, unix_time, load)
         self._routes: AllowedIPs[Peer] = AllowedIPs()
         self._due: list[tuple[float, int, Peer]] = []
         self._order = count()
         self._staging = Staging(self._table)
-        self._links = LinkKeeper(
-            self._table, self._handshaker, self._staging, self._send_staged, self._send_keepalive, self._schedule
-        )
+        self._links = Links(self._table, self._staging)
         for settings in peers:
             self._add_peer(settings)
 
@@ -100,16 +101,16 @@ class Device:
         for network in settings.allowed_ips:
             self._routes.insert(network, peer)
 
-    # --- What the outside may look at ---
+    # --- Read-only state ---
 
     @property
     def peers(self) -> dict[bytes, Peer]:
-        """The peers by public key; to be read, not changed."""
+        """The peers by public key; callers must not change them."""
         return self._table.peers
 
     @property
     def endpoint_changes(self) -> int:
-        """How often any peer was found at another endpoint than before; a number to compare with an earlier one."""
+        """The number of times that any peer's endpoint was set; to be compared with an earlier value."""
         return self._table.endpoint_changes
 
     def live_sessions(self, now: float) -> int:
@@ -118,7 +119,7 @@ class Device:
 
     @property
     def accepting(self) -> bool:
-        """Whether new handshakes are answered; set it to False to drain."""
+        """Whether new handshakes are answered; False while draining."""
         return self._handshaker.accepting
 
     @accepting.setter
@@ -126,22 +127,22 @@ class Device:
         self._handshaker.accepting = value
 
     def link_state(self, peer: Peer) -> LinkState | None:
-        """Return where the link to a peer stands, None where we keep none up."""
+        """Return the state of the link to a peer, None for a peer without a link."""
         return self._links.state(peer) if peer.link is not None else None
 
     def take_transmits(self) -> list[Transmit]:
-        """Return the datagrams that are to leave now, in order, and forget them."""
+        """Return the queued datagrams, in order, and forget them."""
         transmits, self._table.transmits = self._table.transmits, []
         return transmits
 
     # --- From the network: outer datagrams in, inner packets out ---
 
     def receive_datagrams(self, datagrams: Sequence[bytes | memoryview], endpoint: Endpoint, now: float) -> list[bytes]:
-        """Take datagrams that came from one endpoint; return the packets to deliver, in order.
+        """Receive at most BATCH_PACKETS_MAX datagrams from one endpoint; return the packets to deliver, in order.
 
-        At most BATCH_PACKETS_MAX at a time: that is what a crash may lose.
+        A crash may lose one such batch.
         """
-        counters, table = self._counters, self._table
+        counters = self._counters
         counters[Total.RECEIVED_DATAGRAMS] += len(datagrams)
         counters[Total.RECEIVED_BYTES] += sum(map(len, datagrams))
         packets: list[bytes] = []
@@ -150,23 +151,32 @@ class Device:
                 packets += self._receive_data(receiver, list(run), endpoint, now)
                 continue
             for datagram in run:
-                dropped = self._handshaker.receive(datagram, endpoint, now)
-                if dropped is not None:
-                    table.drop(dropped)
+                self._receive_handshake(datagram, endpoint, now)
         if packets:
             counters[Total.RECEIVED_PACKETS] += len(packets)
             counters[Total.RECEIVED_PACKET_BYTES] += sum(map(len, packets))
         return packets
 
+    def _receive_handshake(self, datagram: bytes | memoryview, endpoint: Endpoint, now: float) -> None:
+        result = self._handshaker.receive(datagram, endpoint, now)
+        if not isinstance(result, Handled):
+            self._table.drop(result)
+        elif result.has_session:
+            self._on_session(result.peer, now)
+        else:
+            self._schedule(result.peer)
+
     def _receive_data(
         self, receiver: int, messages: Sequence[bytes | memoryview], endpoint: Endpoint, now: float
     ) -> list[bytes]:
-        """Take data messages to one keypair; return the packets to deliver."""
+        """Receive data messages for one keypair; return the packets to deliver."""
         table, counters = self._table, self._counters
         keypair = table.indices.get(receiver)
         if not isinstance(keypair, Keypair):
             table.drop(DropReason.UNKNOWN_INDEX, len(messages))
-            self._handshaker.answer_unknown_index(endpoint, now)
+            asked = self._handshaker.answer_unknown_index(endpoint, now)
+            if asked is not None:
+                self._schedule(asked)
             return []
         if keypair.is_expired(now):
             table.drop(DropReason.KEYPAIR_EXPIRED, len(messages))
@@ -179,12 +189,14 @@ class Device:
         peer = keypair.peer
         table.move_endpoint(peer, endpoint, now)
         first_unanswered_ns = counters[peer.slot + FIRST_UNANSWERED_NS]
-        # Before anything is sent because of it: that is unanswered.
+        # Before anything is sent in reply: a reply is unanswered.
         timers.any_authenticated_received(peer, counters, now)
         if keypair is peer.next:
-            self._handshaker.confirm(peer, now)
-        if peer.link is not None:
-            self._links.note_received(peer, first_unanswered_ns, now)
+            self._handshaker.confirm(peer)
+            self._on_session(peer, now)
+        if (link := peer.link) is not None:
+            self._carry_out(peer, self._links.on_received(peer, link, first_unanswered_ns, now), now)
+            link.first_sent.clear()  # what was to be sent again has been, or was dropped
         counters[peer.slot + RECEIVED_BYTES] += sum(map(len, plaintexts)) + DATA_OVERHEAD * len(plaintexts)
         if timers.receiving_wants_rekey(keypair, now) and keypair is peer.current:
             self._handshaker.initiate(peer, now)
@@ -194,7 +206,7 @@ class Device:
         return self._unwrap(peer, plaintexts)
 
     def _unwrap(self, peer: Peer, plaintexts: Sequence[bytes]) -> list[bytes]:
-        """Return what a peer may send of what it sent, without padding."""
+        """Return the packets that the peer's allowed IPs permit, without padding."""
         drop, lookup = self._table.drop, self._routes.lookup_packet_source
         packets = []
         for plaintext in plaintexts:
@@ -212,9 +224,9 @@ class Device:
     # --- To the network: inner packets in, outer datagrams queued ---
 
     def send_packets(self, packets: Sequence[bytes | memoryview], now: float) -> None:
-        """Take packets from the tunnel's side, at most BATCH_PACKETS_MAX, and queue what they become.
+        """Seal and queue at most BATCH_PACKETS_MAX packets from the tunnel.
 
-        Packets for a peer without a session are kept, STAGED_PACKETS_MAX at most, and a handshake begins.
+        Packets for a peer without a session are staged, and a handshake begins.
         """
         for peer, run in groupby(packets, key=self._routes.lookup_packet_destination):
             if peer is not None:
@@ -223,7 +235,7 @@ class Device:
                 self._table.drop(DropReason.NO_ROUTE, len(list(run)))
 
     def _send_to(self, peer: Peer, packets: Sequence[bytes | memoryview], now: float) -> None:
-        if peer.link is not None and self._links.holds_back(peer):
+        if peer.link is not None and self._links.holds_back(peer, peer.link):
             self._stage(peer, packets, now)
         else:
             self._send_now(peer, packets, now)
@@ -236,7 +248,7 @@ class Device:
         self._seal(peer, keypair, peer.endpoint, packets, now)
         timers.data_sent(peer, self._counters, now)
         if peer.link is not None:
-            self._links.note_sent(peer, list(map(bytes, packets)), now)
+            self._links.on_sent(peer.link, list(map(bytes, packets)), now)
         if timers.sending_wants_rekey(keypair, now):
             self._handshaker.initiate(peer, now)
         self._schedule(peer)
@@ -255,12 +267,13 @@ class Device:
             self._table.drop(DropReason.NO_ENDPOINT, len(packets))
             return
         self._staging.add(peer, packets)
-        # On a link the next retry has its time, and behind what is just being sent nothing waits for a session.
-        if peer.link is None or (peer.handshake_wanted_at == inf and peer.link.replay_at == inf):
+        # On a link the next retry keeps its time, and packets behind a burst already have a session.
+        if peer.link is None or (peer.handshake_wanted_at == NEVER and peer.link.replay_at == NEVER):
             self._handshaker.initiate(peer, now)
         self._schedule(peer)
 
     def _send_keepalive(self, peer: Peer, now: float) -> bool:
+        """Send a keepalive if there is a session to send it in; return whether there is."""
         keypair = peer.current
         if keypair is None or keypair.is_expired(now) or peer.endpoint is None:
             return False
@@ -271,18 +284,19 @@ class Device:
         return True
 
     def _on_session(self, peer: Peer, now: float) -> None:
-        """Send what waited for this session; an initiator with nothing to say confirms it by a keepalive."""
-        peer.handshake_wanted_at = inf
+        """Send the staged packets in a new session; an initiator without any confirms it by a keepalive."""
+        peer.handshake_wanted_at = NEVER
         if peer.link is not None:
-            self._links.note_session(peer, now)
+            self._links.on_session(peer, peer.link, now)
         sent = self._send_staged(peer, now)
         if not sent and peer.current is not None and peer.current.state.is_initiator:
             self._send_keepalive(peer, now)
         self._schedule(peer)
 
     def _send_staged(self, peer: Peer, now: float) -> int:
-        """Send what waited for a session, or the first burst of it; return how many packets that were."""
-        staged = self._links.take_burst(peer, now)
+        """Send the staged packets, on a link the next burst of them; return how many that were."""
+        link = peer.link
+        staged = self._links.take_burst(peer, link, now) if link is not None else self._staging.take(peer)
         self._table.count(Total.REPLAYED_PACKETS, len(staged))
         for first in range(0, len(staged), BATCH_PACKETS_MAX):
             self._send_now(peer, staged[first : first + BATCH_PACKETS_MAX], now)
@@ -291,13 +305,13 @@ class Device:
     # --- Timers ---
 
     def next_deadline(self) -> float | None:
-        """Return when `handle_timeout` is due, or None; it may turn out that nothing had to be done."""
+        """Return when `handle_timeout` is due, or None; it may be early, when nothing is due."""
         return self._due[0][0] if self._due else None
 
     def handle_timeout(self, now: float) -> None:
-        """Do what is due: retries, keepalives, forgetting keys.
+        """Handle the timers that have ended: retries, keepalives, forgetting keys.
 
-        For PEERS_PER_TIMEOUT_MAX peers at most, so that packets need not wait for all; `next_deadline` then says so.
+        At most those of PEERS_PER_TIMEOUT_MAX peers, so that packets need not wait for all; the rest stay due.
         """
         due: dict[Peer, None] = {}
         while self._due and self._due[0][0] <= now and len(due) < PEERS_PER_TIMEOUT_MAX:
@@ -309,93 +323,116 @@ class Device:
             self._schedule(peer)
 
     def _run_timers(self, peer: Peer, now: float) -> None:
-        counters = self._counters
-        if peer.endpoint_record_at <= now:
-            self._table.record_endpoint(peer, now)
-        if timers.zero_keys_at(peer) <= now:
-            self._table.forget_keys(peer)
-        if peer.handshake is not None and peer.handshake.retry_at <= now:
-            self._run_retry(peer, peer.handshake.started_at, now)
-        elif peer.handshake_wanted_at <= now:
-            if peer.staged and peer.can_send(now) and not self._links.holds_back(peer):
-                self._on_session(peer, now)
-            elif peer.endpoint is not None or self._links.note_unanswered_initiation(peer, now):
-                self._handshaker.initiate(peer, now)
-        if timers.unanswered_at(peer, counters) <= now:
-            self._links.note_silence(peer, now)
-            counters[peer.slot + FIRST_UNANSWERED_NS] = 0
-            self._table.clear_source(peer, now)
-            self._handshaker.initiate(peer, now)
-        if timers.keepalive_at(peer, counters) <= now:
-            counters[peer.slot + KEEPALIVE_OWED_NS] = 0
-            self._send_keepalive(peer, now)
-        if timers.persistent_keepalive_at(peer, counters) <= now:
-            self._table.allocate_slot(peer)
-            counters[peer.slot + LAST_SENT_NS] = int(now * 1e9)
-            if not self._send_keepalive(peer, now):
-                self._handshaker.initiate(peer, now)
-        if peer.link is not None:
-            self._links.run_timers(peer, now)
+        for timer, ends_at in timers.EXPIRIES.items():
+            if ends_at(peer, self._counters) <= now:
+                self._run_timer(timer, peer, now)
 
-    def _run_retry(self, peer: Peer, started_at: float, now: float) -> None:
-        """Send the initiation that was not answered once more, or give up."""
-        if peer.link is not None:
-            if self._links.note_unanswered_initiation(peer, now):
-                self._handshaker.retry(peer, now)
-        elif now - started_at >= REKEY_ATTEMPT_TIME:
+    def _run_timer(self, timer: Timer, peer: Peer, now: float) -> None:
+        counters = self._counters
+        match timer:
+            case Timer.ENDPOINT_RECORD:
+                self._table.record_endpoint(peer, now)
+            case Timer.ZERO_KEYS:
+                self._table.forget_keys(peer)
+            case Timer.HANDSHAKE:
+                self._run_handshake_timer(peer, now)
+            case Timer.SILENCE:
+                if peer.link is not None:
+                    self._links.on_silence(peer, peer.link, now)
+                counters[peer.slot + FIRST_UNANSWERED_NS] = 0
+                self._table.clear_source(peer, now)
+                self._handshaker.initiate(peer, now)
+            case Timer.KEEPALIVE:
+                counters[peer.slot + KEEPALIVE_OWED_NS] = 0
+                self._send_keepalive(peer, now)
+            case Timer.PERSISTENT_KEEPALIVE:
+                self._table.allocate_slot(peer)
+                counters[peer.slot + LAST_SENT_NS] = int(now * 1e9)
+                if not self._send_keepalive(peer, now):
+                    self._handshaker.initiate(peer, now)
+            case Timer.LINK:
+                if peer.link is not None:
+                    self._carry_out(peer, self._links.on_timers(peer, peer.link, now), now)
+
+    def _run_handshake_timer(self, peer: Peer, now: float) -> None:
+        """Send an initiation, the first or a retry, or give up; a session that has come since is used instead."""
+        link, pending = peer.link, peer.handshake
+        holds_back = link is not None and self._links.holds_back(peer, link)
+        if pending is None and peer.staged and peer.can_send(now) and not holds_back:
+            self._on_session(peer, now)
+        elif link is not None and (pending is not None or peer.endpoint is None):
+            self._carry_out(peer, self._links.on_unanswered(peer, link, now), now)
+        elif pending is not None and now - pending.started_at >= REKEY_ATTEMPT_TIME:
             self._table.end_handshake(peer)
-            dropped = len(self._staging.take(peer))
-            self._table.drop(DropReason.HANDSHAKE_TIMED_OUT, dropped)
+            self._table.drop(DropReason.HANDSHAKE_TIMED_OUT, len(self._staging.take(peer)))
         else:
             self._handshaker.retry(peer, now)
 
     def _schedule(self, peer: Peer) -> None:
-        # A look that is due earlier anyway will schedule the next one. So a peer's looks are falling in the order in
-        # which they were scheduled, and few: no entry is ever stale, nor does one replace another.
+        # An entry that is due earlier schedules the next one when it is handled. So a peer's entries are descending in
+        # the order in which they were made, and few: none is ever stale, and none replaces another.
         deadline, deadlines = timers.deadline(peer, self._counters), peer.deadlines
-        if deadline < (deadlines[-1] if deadlines else inf):
+        if deadline < (deadlines[-1] if deadlines else NEVER):
             deadlines.append(deadline)
             heappush(self._due, (deadline, next(self._order), peer))
 
     def use_cached_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
-        """Take it that a peer may be where it was in an earlier life of ours, unless it is known to be elsewhere."""
+        """Use a peer's endpoint from an earlier run, unless a newer one is known."""
         if peer.endpoint is None:
             self._table.move_endpoint(peer, endpoint, now)
 
-    # --- Links: peers that a session is kept up with at all times ---
+    # --- Links: peers with which a session is kept up at all times ---
 
     def watch_links(self, notify: Callable[[Peer, LinkState, str], None]) -> None:
-        """Have `notify` called with every peer whose link changed, its state and why; it must not call the device."""
+        """Have `notify` called with each peer whose link changed, its state and the reason; it must not call back."""
         self._links.notify = notify
 
     def begin_links(self, now: float) -> None:
         """Keep the links up from now on; for the owner."""
-        for peer in self._linked():
-            self._links.begin(peer, now)
+        for peer, link in self._linked():
+            self._carry_out(peer, self._links.begin(peer, link, now), now)
 
     def note_unreachable(self, remote: tuple[bytes, int, int], now: float, *, refused: bool) -> None:
-        """Take notice that the network says that it does not reach `remote` (`Endpoint.remote`).
-
-        refused: it says that nobody listens there.
-        """
-        self._links.note_unreachable(remote, now, refused=refused)
+        """Handle an error of the network about `remote` (`Endpoint.remote`); refused: the port is closed there."""
+        peer = self._table.by_remote.get(remote)
+        if peer is not None and (link := peer.link) is not None:
+            self._carry_out(peer, self._links.on_unreachable(peer, link, now, refused=refused), now)
 
     def note_network_change(self, now: float) -> None:
-        """Take notice that this machine's way to its peers has changed."""
-        for peer in self._linked():
-            self._links.note_network_change(peer, now)
+        """Handle a change of this machine's routes."""
+        for peer, link in self._linked():
+            self._carry_out(peer, self._links.on_route_change(peer, link, now), now)
 
     def set_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
-        """Take notice that the peer of a link is to be found at `endpoint`, as the resolver says."""
-        self._links.set_endpoint(peer, endpoint, now)
+        """Move the peer of a link to the endpoint that a resolver has returned."""
+        self._table.move_endpoint(peer, endpoint, now)
+        self._carry_out(peer, [LinkDo.RESET_BACKOFF], now)
 
-    def _linked(self) -> list[Peer]:
-        return [peer for peer in self._table.peers.values() if peer.link is not None]
+    def _linked(self) -> list[tuple[Peer, Link]]:
+        return [(peer, peer.link) for peer in self._table.peers.values() if peer.link is not None]
 
-    # --- Taking over from a predecessor, and being taken over ---
+    def _carry_out(self, peer: Peer, to_do: ToDo, now: float) -> None:
+        """Do what a link has left to the device."""
+        for do in to_do:
+            match do:
+                case LinkDo.INITIATE:
+                    self._handshaker.initiate(peer, now)
+                case LinkDo.INITIATE_BETWEEN:
+                    self._handshaker.initiate_between(peer, now)
+                case LinkDo.RETRY:
+                    self._handshaker.retry(peer, now)
+                case LinkDo.RESET_BACKOFF:
+                    self._handshaker.reset_backoff(peer, now)
+                case LinkDo.SEND_KEEPALIVE:
+                    self._send_keepalive(peer, now)
+                case LinkDo.SEND_STAGED:
+                    self._send_staged(peer, now)
+        self._schedule(peer)
+
+    # --- Takeover ---
 
     def restore(self, changes: Iterable[Change], now: float) -> RestoreReport:
-        """Set what `changes` say, in their order, recording and sending nothing; call it again with what came later.
+        """Apply `changes` in order without recording or sending; may be called again with later changes.
 
         What belongs to peers that are not configured is left alone until `forget_unknown_peers`.
         """
@@ -412,21 +449,21 @@ class Device:
         self._staging.note_restored(restaged)
         for peer in touched:
             if peer.staged and peer.handshake is None:
-                peer.handshake_wanted_at = now  # what was to send these packets may have died with who recorded them
+                peer.handshake_wanted_at = now  # the process that recorded them may have died before it began one
             self._schedule(peer)
         report.unknown_peers = len(self._table.unknown_peers)
         return report
 
     def prepare(self) -> None:
-        """Schedule every peer by its counters: those that no restored change spoke of too."""
+        """Schedule every peer by its counters, also peers without a restored change."""
         for _ in self.prepare_in_slices():
             pass
 
     def prepare_in_slices(self) -> Iterator[None]:
-        """Do as `prepare`, some peers at a time.
+        """Like `prepare`, but yield after every PEERS_PER_SLICE peers.
 
-        Due once more when this device owns: what another process noted in the counters after `restore`, a packet that
-        is owed an answer, has left no record behind.
+        Required once more when this device owns: what the predecessor noted in the counters after `restore`, such as a
+        packet that is owed an answer, has left no record.
         """
         for number, peer in enumerate(list(self._table.peers.values()), start=1):
             self._schedule(peer)
@@ -438,12 +475,12 @@ class Device:
         self._table.record_answered()
 
     def forget_unknown_peers(self) -> None:
-        """Declare dead what a predecessor knew of peers that are not configured any more."""
+        """Record the removal of the predecessor's peers that are not configured here."""
         for public_key in list(self._table.unknown_peers):
             self._table.record(PeerRemoved(public_key))
             self._table.forget_unknown_peer(public_key)
 
     def freeze(self) -> None:
-        """Record what only this process knows: the packets that wait for a session, which the next owner sends."""
+        """Record what only this process knows: staged packets, which the next owner sends, and moves held back."""
         self._table.record_moved()
         self._staging.write_down()

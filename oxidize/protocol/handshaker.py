@@ -1,18 +1,19 @@
-"""Handshakes of a device, both roles: who may start one, what is answered, what becomes of it.
+"""Handshakes of a device, in both roles: starting one, answering one, and installing the keypair that it makes.
 
 The rule (paper, sections 5.1, 5.3 and 5.4): nothing is allocated and nothing is answered before a message has passed
-the check that is cheapest for us - mac1, then under load mac2 and the rate of its source, then its authenticity, then
-its timestamp. A message that fails is counted and forgotten.
+the checks, the cheapest first: mac1, then under load mac2 and the rate of its source, then its authenticity, then its
+timestamp. A message that fails is counted and forgotten.
 """
 
 from collections.abc import Callable
-from math import inf
+from typing import NamedTuple
 
 from oxidize.errors import DecodeError
 from oxidize.protocol.changes import CookieSecret, PeerCookie, PeerTimestamp
 from oxidize.protocol.constants import (
     INITIATION_INTERVAL_MIN,
     INITIATION_SIZE,
+    NEVER,
     REKEY_ATTEMPT_TIME,
     REKEY_TIMEOUT,
     REKEY_TIMEOUT_JITTER_MAX,
@@ -36,7 +37,7 @@ from oxidize.protocol.counters import (
     Total,
 )
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.link import SUPERSEDED_SECS_MAX
+from oxidize.protocol.link_policy import INITIATION_SPACING_SECS, SUPERSEDED_SECS_MAX
 from oxidize.protocol.messages import CookieReply, Initiation, Response, message_type
 from oxidize.protocol.noise import (
     LocalIdentity,
@@ -59,16 +60,22 @@ from oxidize.protocol.timers import (
 )
 
 ROUND_TRIP_WEIGHT = 8  # how many measurements a smoothed round trip consists of (RFC 6298, section 2: alpha is 1/8)
-# What is longer is no round trip: a response that waited while this machine was suspended. So no retry is later than
-# the paper's.
+# A longer time is no round trip: the response waited while this machine was suspended. So no retry is later than the
+# paper's.
 ROUND_TRIP_SECS_MAX = REKEY_TIMEOUT / 2
 
 
-class Handshaker:
-    """Starts and answers handshakes on a device's session table.
+class Handled(NamedTuple):
+    """What a handshake message that was accepted has changed; has_session: whether it made a session to send in."""
 
-    unix_time: () -> seconds; it is called only for timestamps. on_session: called with a peer that can be sent to from
-    now on. on_timers: called with a peer whose timers changed. load: decides when cookies are asked for.
+    peer: Peer
+    has_session: bool
+
+
+class Handshaker:
+    """Starts and answers handshakes on a device's session table; the device looks at a peer's timers after each call.
+
+    unix_time: () -> seconds; it is called only for timestamps. load: decides when cookies are required.
     """
 
     def __init__(
@@ -76,8 +83,6 @@ class Handshaker:
         identity: LocalIdentity,
         table: SessionTable,
         unix_time: Callable[[], float],
-        on_session: Callable[[Peer, float], None],
-        on_timers: Callable[[Peer], None],
         load: LoadMeter,
     ) -> None:
         self.identity = identity
@@ -85,39 +90,48 @@ class Handshaker:
         self.cookie_checker = CookieChecker(identity.public_key, table.random_bytes)
         self._table = table
         self._unix_time = unix_time
-        self._on_session = on_session
-        self._on_timers = on_timers
         self._load = load
         self._limiter = RateLimiter()
         self._unknown_index_free_at = 0.0
 
-    # --- Our own initiations ---
+    # --- Initiations of this side ---
 
     def initiate(self, peer: Peer, now: float) -> None:
-        """Start a handshake, as soon as the last one is long enough ago; one that is in flight goes on (6.4)."""
+        """Start a handshake as soon as the last one is long enough ago, unless one is in flight (section 6.4)."""
         if peer.handshake is not None:
             peer.handshake.started_at = now
             return
         earliest = peer.initiation_sent_at + initiation_spacing_secs(peer)
         if now < earliest:
             peer.handshake_wanted_at = earliest
-            self._on_timers(peer)
             return
         self._send_initiation(peer, now, now)
 
     def retry(self, peer: Peer, now: float) -> None:
-        """Send the initiation of the handshake in flight once more, made anew (section 6.4).
+        """Send a new initiation for the handshake in flight (section 6.4), or start one.
 
-        It may leave from another address of ours than before: the route may have changed.
+        A retry may leave from another local address than the one before: the route may have changed.
         """
-        if peer.handshake is not None:
-            self._table.clear_source(peer, now)
-            self._send_initiation(peer, peer.handshake.started_at, now)
+        if peer.handshake is None:
+            self.initiate(peer, now)
+            return
+        self._table.clear_source(peer, now)
+        self._send_initiation(peer, peer.handshake.started_at, now)
 
-    def ask_between(self, peer: Peer, now: float) -> None:
-        """Send an initiation between two retries: the next one keeps its time, and this one is not counted.
+    def reset_backoff(self, peer: Peer, now: float) -> None:
+        """Retry as soon as the spacing allows, with the delays of a new outage: something promises an answer."""
+        if peer.link is not None:
+            peer.link.retries_before = self._table.counters[peer.slot + RETRIES]
+        pending = peer.handshake
+        if pending is None or now >= pending.sent_at + INITIATION_SPACING_SECS:
+            self.retry(peer, now)
+        else:
+            pending.retry_at = min(pending.retry_at, pending.sent_at + INITIATION_SPACING_SECS)
 
-        Only if an answer to the last one has had its time; a later initiation makes it worthless.
+    def initiate_between(self, peer: Peer, now: float) -> None:
+        """Send an initiation between two retries: the next retry keeps its time, and this one is not counted.
+
+        It is not sent before an answer to the last one has had its time: a later initiation makes that answer void.
         """
         pending, counters = peer.handshake, self._table.counters
         spacing = shortest_retry_secs(peer, counters)
@@ -125,12 +139,12 @@ class Handshaker:
             return
         retry_at = pending.retry_at if pending is not None else peer.handshake_wanted_at
         started_at = pending.started_at if pending is not None else now
-        self._send_initiation(peer, started_at, now, max(retry_at, now + spacing) if retry_at < inf else None)
+        self._send_initiation(peer, started_at, now, max(retry_at, now + spacing) if retry_at < NEVER else None)
 
     def _send_initiation(self, peer: Peer, started_at: float, now: float, retry_at: float | None = None) -> None:
-        """Send an initiation; `retry_at`: when the next one is due already, None where that is to be drawn."""
+        """Send an initiation; `retry_at`: when the next one is due, None to draw that."""
         table = self._table
-        peer.handshake_wanted_at = inf
+        peer.handshake_wanted_at = NEVER
         if peer.endpoint is None or peer.remote.static_shared is None:
             table.end_handshake(peer)
             if peer.link is not None:  # its name may resolve by then
@@ -153,42 +167,42 @@ class Handshaker:
         table.counters[peer.slot + FIRST_UNANSWERED_NS] = 0
         table.count(Total.INITIATIONS_SENT)
         table.transmit(peer, peer.endpoint, [stamped], now)
-        self._on_timers(peer)
 
     def _draw(self) -> float:
         return int.from_bytes(self._table.random_bytes(2), "big") / 65536
 
     def _next_timestamp(self, peer: Peer) -> int:
-        """Return the timestamp of an initiation, ns since the epoch: later than the last, also when the clock is set.
+        """Return the timestamp of an initiation, ns since the epoch: later than the last, even after a clock reset.
 
-        A responder ignores what is not newer (section 5.1), and would for as long as the clock had been ahead.
+        A responder ignores a timestamp that is not newer (section 5.1), for as long as the clock had been ahead.
         """
         word = peer.slot + INITIATION_UNIX_NS
         timestamp = self._table.counters[word] = next_timestamp(self._unix_time(), self._table.counters[word])
         return timestamp
 
-    def answer_unknown_index(self, endpoint: Endpoint, now: float) -> None:
-        """Begin a handshake with a peer that uses a session which we do not have: we have lost it, as in a reboot.
+    def answer_unknown_index(self, endpoint: Endpoint, now: float) -> Peer | None:
+        """Start a handshake with a peer that uses a session which this side has lost, as in a reboot; return the peer.
 
-        Only with a peer that was last at this endpoint and that we have no session with. The datagram may be anybody's:
-        so it brings about one initiation without retries, and there are UNKNOWN_INDEX_INTERVAL between two for a peer.
+        Only with a peer that was last at this endpoint and that has no session here; None otherwise. The datagram may
+        be forged: so it causes one initiation without retries, at most one in UNKNOWN_INDEX_INTERVAL for a peer.
         """
         peer = self._table.by_remote.get(endpoint.remote)
         if peer is None or not self.accepting or peer.handshake is not None or peer.has_session(now):
-            return
+            return None
         if now < peer.initiation_sent_at + UNKNOWN_INDEX_INTERVAL:
-            return
+            return None
         free_at = max(self._unknown_index_free_at, now - UNKNOWN_INDEX_BURST_SECS)
         if free_at > now:
-            return
+            return None
         self._unknown_index_free_at = free_at + 1.0 / UNKNOWN_INDEX_INITIATIONS_PER_SECOND
         self._table.count(Total.UNKNOWN_INDEX_INITIATIONS)
         self._send_initiation(peer, max(0.0, now - REKEY_ATTEMPT_TIME), now)
+        return peer
 
-    # --- What comes in ---
+    # --- Messages of peers ---
 
-    def receive(self, data: bytes | memoryview, endpoint: Endpoint, now: float) -> DropReason | None:
-        """Take one datagram that is not a data message; return why it was dropped, or None."""
+    def receive(self, data: bytes | memoryview, endpoint: Endpoint, now: float) -> DropReason | Handled:
+        """Handle one datagram that is not a data message; return what it has changed, or why it was dropped."""
         kind = message_type(data)
         if kind == 0 or len(data) > INITIATION_SIZE:
             return DropReason.MALFORMED
@@ -205,7 +219,7 @@ class Handshaker:
         return DropReason.MALFORMED
 
     def _refuse_early(self, message: bytes, sender_index: int, endpoint: Endpoint, now: float) -> DropReason | None:
-        """Check what can be checked without a Diffie-Hellman: mac1, and under load mac2 and the source's rate."""
+        """Check what needs no Diffie-Hellman: mac1, and under load mac2 and the source's rate."""
         if not self.cookie_checker.check_mac1(message):
             return DropReason.MAC1_INVALID
         if not self._load.note(now):
@@ -225,7 +239,9 @@ class Handshaker:
         peer = self._table.peers.get(public_key)
         return peer.remote if peer is not None else None
 
-    def _receive_initiation(self, message: Initiation, raw: bytes, endpoint: Endpoint, now: float) -> DropReason | None:
+    def _receive_initiation(
+        self, message: Initiation, raw: bytes, endpoint: Endpoint, now: float
+    ) -> DropReason | Handled:
         if (refused := self._refuse_early(raw, message.sender_index, endpoint, now)) is not None:
             return refused
         if not self.accepting:
@@ -253,10 +269,9 @@ class Handshaker:
         self._note_received(peer, endpoint, len(raw), now)
         table.count(Total.INITIATIONS_RECEIVED)
         table.transmit(peer, endpoint, [peer.cookie_jar.stamp(response, now)], now)
-        self._on_timers(peer)
-        return None
+        return Handled(peer, has_session=False)
 
-    def _receive_response(self, message: Response, raw: bytes, endpoint: Endpoint, now: float) -> DropReason | None:
+    def _receive_response(self, message: Response, raw: bytes, endpoint: Endpoint, now: float) -> DropReason | Handled:
         if (refused := self._refuse_early(raw, message.sender_index, endpoint, now)) is not None:
             return refused
         table = self._table
@@ -277,22 +292,21 @@ class Handshaker:
         table.answer_handshake(pending)
         self._note_received(peer, endpoint, len(raw), now)
         table.count(Total.HANDSHAKES_INITIATOR)
-        self._on_session(peer, now)
-        return None
+        return Handled(peer, has_session=True)
 
-    def _receive_cookie_reply(self, message: CookieReply, now: float) -> DropReason | None:
+    def _receive_cookie_reply(self, message: CookieReply, now: float) -> DropReason | Handled:
         entry = self._table.indices.get(message.receiver_index)
         if entry is None:
             return DropReason.UNKNOWN_INDEX
         jar = entry.peer.cookie_jar
         if isinstance(entry, PendingHandshake) and entry is not entry.peer.handshake:
-            # With a peer that takes longer than our next initiation no reply would ever be to the latest.
+            # A peer that takes longer than the next initiation of this side never replies to the latest one.
             jar.last_mac1, entry.mac1 = entry.mac1, b""
         if not jar.consume_reply(message, now):
             return DropReason.AUTHENTICATION_FAILED
         self._table.record(PeerCookie(entry.peer.public_key, jar.cookie, jar.received_at))
         self._table.count(Total.COOKIE_REPLIES_RECEIVED)
-        return None
+        return Handled(entry.peer, has_session=False)
 
     def _note_received(self, peer: Peer, endpoint: Endpoint, size: int, now: float) -> None:
         table = self._table
@@ -301,25 +315,24 @@ class Handshaker:
         any_authenticated_received(peer, table.counters, now)
 
     def _note_round_trip(self, pending: PendingHandshake, now: float) -> None:
-        """Measure by an answered initiation, unless it may have waited: it was superseded while the link was down.
+        """Measure the round trip by an answered initiation, unless that was superseded while the link was down.
 
-        Then it lay in the queue of a server that was away, for as long as that was.
+        Then it may have waited in the queue of a server that was away.
         """
         counters, slot = self._table.counters, pending.peer.slot
         if pending is not pending.peer.handshake and counters[slot + LINK_STATE] != LinkState.CONNECTED:
             return
-        # Less than nothing: a predecessor's clock was ahead of ours.
+        # Negative where a predecessor's clock was ahead of this process's.
         measured = int(min(max(now - pending.sent_at, 0.0), ROUND_TRIP_SECS_MAX) * 1e9)
         before = counters[slot + ROUND_TRIP_NS]
         counters[slot + ROUND_TRIP_NS] = before + (measured - before) // ROUND_TRIP_WEIGHT if before else measured
 
-    def confirm(self, peer: Peer, now: float) -> None:
-        """Take the next keypair into use: the initiator has just shown that it has it.
+    def confirm(self, peer: Peer) -> None:
+        """Take the next keypair into use: the initiator has just proved that it has it, and there is a session.
 
-        A handshake of ours that is in flight has become needless: both sides began one at once.
+        A handshake of this side that is in flight has become needless: both sides started one at once.
         """
         peer.last_handshake_unix = self._unix_time()
         self._table.rotate(peer, peer.promote_next)
         self._table.end_handshake(peer)
         self._table.count(Total.HANDSHAKES_RESPONDER)
-        self._on_session(peer, now)

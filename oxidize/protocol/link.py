@@ -1,119 +1,297 @@
-"""A link: a peer that we want a session with at all times, as a client wants one with its server.
+"""Links of a device: noticing that a peer is gone, holding packets back while it is, and coming back.
 
-The rule: the paper's timers are made for peers that may be away; they notice a dead session after 15 seconds and give
-up after 90. On a link silence is met by a handshake, the probe that every WireGuard server answers, after a time that
-follows from the round trip, and it is never given up unless the operator says so. What is constant about it stands
-here; `link_keeper` acts on it.
+The rules: an authentic message of the peer means that the link is up; silence and errors only make this side ask. What
+decides stands in the peer's counters, so that a successor goes on in the middle of an outage. `link_machine` has the
+states, `link_policy` the figures.
+
+Source: the paper, sections 6.4 and 6.5, for what is done otherwise; RFC 6298, section 5, for backing off.
 """
 
-from collections import deque
-from dataclasses import dataclass
-from math import inf
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from itertools import repeat
 
-# --- Noticing ---
-PROBE_SECS_MIN = 0.2  # of silence after sending: more than most hosts take for a delayed acknowledgement (RFC 1122)
-PROBE_ROUND_TRIPS = 4
-# Errors of the network that end a link that is up: one in so many seconds, and so many seconds' worth of them at once.
-# Whoever forges more gets no more. A real one comes again, and silence tells as well.
-ERROR_INTERVAL_SECS = 1.0
-ERROR_BURST_SECS = 2.0
-PROBES_ANSWERED_MAX = 8  # doublings; KEEPALIVE_TIMEOUT + REKEY_TIMEOUT, as in the paper, ends them anyway
-# Between two steps back towards the shortest time. Where answers now and then take longer than that, as to slow
-# requests, this is how often a handshake and packets sent again are for nothing; and a server has thousands of clients.
-EASE_SECS = 60.0
-PROBE_RETRY_FACTOR = 2  # of the first delay between two probes, before the link is down
-SILENT_INITIATIONS_MAX = 3  # unanswered, with nothing else heard meanwhile: then the link is down
-# --- Retrying ---
-# The least between two initiations: responders ignore those within 20 ms, and timestamps have a grain of 17 ms.
-INITIATION_SPACING_SECS = 0.025
-SUPERSEDED_MAX = 32  # initiations whose responses are welcome although there is a later one ...
-# ... for so long. The session counts from the response, which may be held back: the peer's must not end much sooner.
-SUPERSEDED_SECS_MAX = 90.0
-RETRY_JITTER = 0.25  # of a delay, taken off at random, so that the clients of one server do not come all at once
-# --- While the link is down ---
-# A knock is a small message between two retries, so that a server which is back is found sooner than by a retry that
-# has backed off. It is a keepalive in the old session, which a server that lost it may answer with a handshake, and
-# costs one that does not next to nothing. Only while its host says that the port is closed it is an initiation: there
-# is nobody whom that could burden.
-# For an outage of up to so many seconds: seconds between two. What nobody refuses may be waiting in the queue of a
-# socket that a restarting server is about to read, with that of all its other clients.
-KNOCK_PACES = ((10.0, 0.5), (inf, 1.0))
-REFUSED_KNOCK_PACES = ((10.0, 0.05), (120.0, 0.1), (inf, 1.0))
-# Linux says once a second to each host that a port is closed (icmp(7), icmp_ratelimit). That it says so no longer means
-# that the port may be open.
-REFUSAL_GAP_SECS = 1.2
-# --- Coming back ---
-RESEND_AGE_SECS_MAX = 1.0  # of a packet that is sent again
-ON_ITS_WAY_ROUND_TRIPS = 2  # how long a packet may have been on its way when one before it was answered
-# Silence speaks of a dead session only where it was not silent for longer than this before: else perhaps nobody ever
-# answers.
-LIVELY_SECS = 5.0
-# What waited for a session leaves in such bursts: the kernel's default receive buffer holds 92 full packets.
-REPLAY_BURST_PACKETS = 64
-REPLAY_PAUSE_SECS = 0.005
+from oxidize.protocol.constants import NEVER, REKEY_AFTER_TIME
+from oxidize.protocol.counters import (
+    FIRST_UNANSWERED_NS,
+    LAST_RECEIVED_NS,
+    LINK_STATE,
+    OUTAGE_BOUNDS_SECS,
+    OUTAGE_SINCE_NS,
+    OUTAGES_START,
+    PROBES_ANSWERED,
+    RETRIES,
+    ROUND_TRIP_NS,
+    SUSPECTED_SINCE_NS,
+    DropReason,
+    LinkState,
+    Total,
+)
+from oxidize.protocol.link_machine import DEVICE_DOES, Link, LinkDo, LinkEvent, advance
+from oxidize.protocol.link_policy import (
+    DECAY_SECS,
+    ERROR_BURST_SECS,
+    ERROR_INTERVAL_SECS,
+    IN_FLIGHT_ROUND_TRIPS,
+    LIVELY_SECS,
+    OUTAGE_PROBE_INTERVALS,
+    REFUSAL_GAP_SECS,
+    REFUSED_PROBE_INTERVALS,
+    REPLAY_BURST_PACKETS,
+    REPLAY_PAUSE_SECS,
+    RESEND_AGE_SECS_MAX,
+    UNANSWERED_PROBES_MAX,
+)
+from oxidize.protocol.peer import Peer
+from oxidize.protocol.session_table import SessionTable
+from oxidize.protocol.staging import Staging
+from oxidize.protocol.timers import NANOSECOND, prompt_secs
+
+ToDo = Iterable[LinkDo]  # what is left for the device to do, in order
 
 
-@dataclass(frozen=True, slots=True)
-class LinkPolicy:
-    """What the operator says of a link.
+class Links:
+    """The links of a device, as far as no packet is sent: a method returns what the device has to do then.
 
-    retry_secs: before the first retry; doubled with each, up to retry_secs_max. retries_max: how many may go unanswered
-    before the link has failed, 0 for any number. buffer_packets: how many are kept while there is no session. resend:
-    whether packets that were sent into a session that turns out to be dead are sent again.
+    A peer is passed with its link. The device looks at the peer's timers after each call.
     """
 
-    retry_secs: float = 0.05
-    retry_secs_max: float = 5.0
-    retries_max: int = 0
-    buffer_packets: int = 1000
-    resend: bool = True
+    def __init__(self, table: SessionTable, staging: Staging) -> None:
+        self._table = table
+        self._counters = table.counters
+        self._staging = staging
+        # Called with a peer, the new state of its link, and the reason; it must not call the device.
+        self.notify: Callable[[Peer, LinkState, str], None] = lambda *_: None
+
+    def state(self, peer: Peer) -> LinkState:
+        """Return the state of a link."""
+        return LinkState(self._counters[peer.slot + LINK_STATE]) if peer.slot else LinkState.CONNECTING
+
+    def holds_back(self, peer: Peer, link: Link) -> bool:
+        """Return whether packets to a peer are staged although there may be a session."""
+        return self._counters[peer.slot + LINK_STATE] != LinkState.CONNECTED or link.replay_at < NEVER
+
+    # --- Events ---
+
+    def begin(self, peer: Peer, link: Link, now: float) -> ToDo:
+        """Own a link from now on, in the state in which a predecessor left it."""
+        self._table.allocate_slot(peer)
+        counters, slot = self._counters, peer.slot
+        link.began_at = now
+        if counters[slot + FIRST_UNANSWERED_NS]:  # this side was silent while no process listened
+            counters[slot + FIRST_UNANSWERED_NS] = int(now * 1e9)
+        link.probe_at = NEVER  # it may date from an outage that another generation has ended
+        is_in_outage = counters[slot + OUTAGE_SINCE_NS] != 0
+        return self._handle(peer, link, LinkEvent.BEGIN_IN_OUTAGE if is_in_outage else LinkEvent.BEGIN, now)
+
+    def on_sent(self, link: Link, packets: list[bytes], now: float) -> None:
+        """Remember packets that were sealed, so that they can be sent again."""
+        if not link.policy.resend:
+            return
+        if not link.first_sent:
+            link.unanswered.extend(zip(repeat(now), packets))
+        else:
+            link.unanswered.extend((link.first_sent.pop(packet, now), packet) for packet in packets)
+
+    def on_received(self, peer: Peer, link: Link, first_unanswered_ns: int, now: float) -> ToDo:
+        """Handle an authentic message in a session; `first_unanswered_ns`: the peer's counter before it came."""
+        counters, slot = self._counters, peer.slot
+        self._forget_answered(peer, link, now)
+        link.unanswered_probes, link.assume_lost = 0, False
+        counters[slot + SUSPECTED_SINCE_NS] = 0
+        if counters[slot + PROBES_ANSWERED]:
+            self._decay(peer, link, first_unanswered_ns * NANOSECOND, now)
+        if counters[slot + LINK_STATE] == LinkState.CONNECTED:  # as nearly always: (CONNECTED, RECEIVED) does nothing
+            return ()
+        return self._handle(peer, link, LinkEvent.RECEIVED, now)
+
+    def on_session(self, peer: Peer, link: Link, now: float) -> None:
+        """Handle a new session: what was lost in the one before it goes before the staged packets."""
+        counters, slot = self._counters, peer.slot
+        was_lost = self._was_lost(peer, link)
+        self._handle(peer, link, LinkEvent.SESSION_REPLACED if was_lost else LinkEvent.SESSION, now)
+        if counters[slot + SUSPECTED_SINCE_NS]:
+            counters[slot + PROBES_ANSWERED] += 1
+            link.decayed_at = now  # a late answer may seem prompt after a packet sent again
+        link.unanswered.clear()
+        link.unanswered_probes = 0
+        # If the peer answers a later initiation too, it has lost this session, with what was sent into it until then.
+        link.assume_lost = bool(peer.superseded)
+        counters[slot + SUSPECTED_SINCE_NS] = counters[slot + RETRIES] = link.retries_before = 0
+
+    def on_silence(self, peer: Peer, link: Link, now: float) -> None:
+        """Handle silence since the first unanswered packet: a handshake begins because of it."""
+        counters, slot = self._counters, peer.slot
+        quiet_ns = counters[slot + FIRST_UNANSWERED_NS] - counters[slot + LAST_RECEIVED_NS]
+        link.assume_lost = not counters[slot + PROBES_ANSWERED] and quiet_ns * NANOSECOND <= LIVELY_SECS
+        counters[slot + SUSPECTED_SINCE_NS] = int(now * 1e9)
+
+    def on_unanswered(self, peer: Peer, link: Link, now: float) -> ToDo:
+        """Handle an initiation that was not answered in time."""
+        link.unanswered_probes += 1
+        beyond = link.unanswered_probes - UNANSWERED_PROBES_MAX
+        # Beyond it in CONNECTED: a predecessor that thawed counts from before its successor's session.
+        if beyond == 0 or (beyond > 0 and self.state(peer) == LinkState.CONNECTED):
+            self._handle(peer, link, LinkEvent.SILENT, now)
+        is_exhausted = 0 < link.policy.retries_max <= self._counters[peer.slot + RETRIES]
+        return self._handle(peer, link, LinkEvent.EXHAUSTED if is_exhausted else LinkEvent.UNANSWERED, now)
+
+    def on_unreachable(self, peer: Peer, link: Link, now: float, *, refused: bool) -> ToDo:
+        """Handle an error of the network about a datagram to the peer; refused: its host says that the port is closed.
+
+        An error is not authenticated, and so it only makes this side ask.
+        """
+        link.last_error = "nobody listens there" if refused else "it cannot be reached"
+        if self.state(peer) == LinkState.CONNECTED:
+            free_at = max(link.errors_free_at, now - ERROR_BURST_SECS)
+            if free_at > now:
+                return ()
+            link.errors_free_at = free_at + ERROR_INTERVAL_SECS
+        return self._handle(peer, link, LinkEvent.REFUSED if refused else LinkEvent.UNREACHABLE, now)
+
+    def on_route_change(self, peer: Peer, link: Link, now: float) -> ToDo:
+        """Handle a change of the route to a peer: probe it at once."""
+        self._table.clear_source(peer, now)
+        return self._handle(peer, link, LinkEvent.ROUTE_CHANGED, now)
+
+    def on_timers(self, peer: Peer, link: Link, now: float) -> ToDo:
+        """Handle the timers of a link that have ended."""
+        to_do: list[LinkDo] = []
+        if link.probe_at <= now:
+            to_do += self._probe(peer, link, now)
+        if link.replay_at <= now:
+            to_do.append(LinkDo.SEND_STAGED)
+        if link.refusals_end_at <= now:
+            link.refusals_end_at = NEVER
+            to_do += self._handle(peer, link, LinkEvent.REFUSALS_ENDED, now)
+        return to_do
+
+    def _probe(self, peer: Peer, link: Link, now: float) -> ToDo:
+        if not link.is_refused and not peer.can_send(now):
+            link.probe_at = NEVER  # the session has expired; a refusal starts the probes again
+            return ()
+        since_ns = self._counters[peer.slot + OUTAGE_SINCE_NS]
+        down_secs = now - (since_ns * NANOSECOND if since_ns else link.began_at)
+        intervals = REFUSED_PROBE_INTERVALS if link.is_refused else OUTAGE_PROBE_INTERVALS
+        link.probe_at = now + next(interval for age_max, interval in intervals if down_secs < age_max)
+        return (LinkDo.INITIATE_BETWEEN if link.is_refused else LinkDo.SEND_KEEPALIVE,)
+
+    # --- Staged packets ---
+
+    def take_burst(self, peer: Peer, link: Link, now: float) -> list[bytes]:
+        """Return as many of the staged packets as may leave at once; `on_timers` sends the rest."""
+        if link.replay_at == NEVER:
+            link.replay_left = len(peer.staged)
+        link.replay_left -= REPLAY_BURST_PACKETS
+        if link.replay_left > 0:
+            link.replay_at = now + REPLAY_PAUSE_SECS
+            return self._staging.take(peer, REPLAY_BURST_PACKETS)
+        link.replay_at = NEVER
+        return self._staging.take(peer)  # including packets staged since
+
+    def _stage_unanswered(self, peer: Peer, link: Link, now: float) -> None:
+        again = [(packet, sent_at) for sent_at, packet in link.unanswered if now - sent_at <= RESEND_AGE_SECS_MAX]
+        link.unanswered.clear()
+        link.first_sent = dict(again)
+        if again:
+            self._table.count(Total.RESENT_PACKETS, len(again))
+            self._staging.put_before(peer, [packet for packet, _ in again])
+
+    def _forget_answered(self, peer: Peer, link: Link, now: float) -> None:
+        """Forget packets that the peer must have received before it sent the message that has just come.
+
+        Younger ones may be on their way to a peer that has ended since.
+        """
+        in_flight_secs = IN_FLIGHT_ROUND_TRIPS * self._counters[peer.slot + ROUND_TRIP_NS] * NANOSECOND
+        horizon, unanswered = now - in_flight_secs, link.unanswered
+        if unanswered and unanswered[-1][0] <= horizon:
+            unanswered.clear()
+        while unanswered and unanswered[0][0] <= horizon:
+            unanswered.popleft()
+
+    # --- State transitions ---
+
+    def _handle(self, peer: Peer, link: Link, event: LinkEvent, now: float) -> ToDo:
+        """Pass an event through the table, and carry out what sends nothing; return what is left for the device."""
+        counters, slot = self._counters, peer.slot
+        since_ns = counters[slot + OUTAGE_SINCE_NS]
+        for do in (to_do := advance(counters, slot, event, now)):
+            match do:
+                case LinkDo.START_OUTAGE:
+                    counters[slot + RETRIES] = counters[slot + SUSPECTED_SINCE_NS] = link.retries_before = 0
+                    self._table.count(Total.OUTAGES)
+                    self._stage_unanswered(peer, link, now)
+                    link.probe_at, link.replay_at = now + OUTAGE_PROBE_INTERVALS[0][1], NEVER
+                case LinkDo.END_OUTAGE:
+                    link.probe_at = link.refusals_end_at = NEVER
+                    link.last_error = ""
+                    self._count_outage(since_ns, now)
+                case LinkDo.REPORT:
+                    state = self.state(peer)
+                    is_up = state == LinkState.CONNECTED
+                    self.notify(peer, state, _reason_up(event, since_ns, now) if is_up else _reason_down(peer, link))
+                case LinkDo.STAGE_UNANSWERED:
+                    self._stage_unanswered(peer, link, now)
+                case LinkDo.ASSUME_LOST:
+                    link.assume_lost = True
+                case LinkDo.CLEAR_RETRIES:
+                    counters[slot + RETRIES] = link.retries_before = 0
+                case LinkDo.RETRY_SOON:
+                    if peer.handshake is None:
+                        peer.handshake_wanted_at = now + link.policy.retry_secs
+                case LinkDo.PROBE_NOW:
+                    link.probe_at = now
+                case LinkDo.PROBE_REFUSED:
+                    link.refusals_end_at = now + REFUSAL_GAP_SECS
+                    link.probe_at = min(link.probe_at, now + REFUSED_PROBE_INTERVALS[0][1])
+                case LinkDo.GIVE_UP:
+                    self._give_up(peer, link)
+        return [do for do in to_do if do in DEVICE_DOES]
+
+    def _count_outage(self, since_ns: int, now: float) -> None:
+        if since_ns:
+            lasted_ns = max(0, int(now * 1e9) - since_ns)
+            self._table.count(Total.RECONNECTS)
+            self._table.count(Total.OUTAGE_NS_SUM, lasted_ns)
+            self._counters[OUTAGES_START + bisect_left(OUTAGE_BOUNDS_SECS, lasted_ns * NANOSECOND)] += 1
+
+    def _give_up(self, peer: Peer, link: Link) -> None:
+        link.probe_at = link.refusals_end_at = NEVER
+        self._table.end_handshake(peer)
+        peer.handshake_wanted_at = NEVER
+        if dropped := len(self._staging.take(peer)):
+            self._table.drop(DropReason.HANDSHAKE_TIMED_OUT, dropped)
+
+    def _was_lost(self, peer: Peer, link: Link) -> bool:
+        """Return whether the peer had lost the session before the new one.
+
+        If this side asked for the new one: whether it had reason to. If the peer did: whether it was too early for an
+        orderly one.
+        """
+        if peer.current is None or peer.previous is None:
+            return False
+        if peer.current.state.is_initiator:
+            return link.assume_lost
+        before, made_at = peer.previous.state, peer.current.state.created_at
+        return before.is_initiator or made_at - before.created_at < REKEY_AFTER_TIME
+
+    def _decay(self, peer: Peer, link: Link, first: float, now: float) -> None:
+        """Let the next probe come sooner again if what was sent first has been answered in good time."""
+        if first and now - first <= prompt_secs(peer, self._counters) and now >= link.decayed_at + DECAY_SECS:
+            link.decayed_at = now
+            self._counters[peer.slot + PROBES_ANSWERED] -= 1
 
 
-class Link:
-    """What is remembered of a link besides the counters of its peer; a successor does without it."""
+def _reason_up(event: LinkEvent, since_ns: int, now: float) -> str:
+    """Return what brought a link up, and for how long it was down, if it was."""
+    reason = "it answers" if event is LinkEvent.RECEIVED else "a handshake"
+    return f"{max(0.0, now - since_ns * NANOSECOND):.3f} s, {reason}" if since_ns else reason
 
-    __slots__ = (
-        "began_at",
-        "eased_at",
-        "errors_free_at",
-        "first_sent",
-        "knock_at",
-        "last_error",
-        "policy",
-        "presumes_loss",
-        "refusals_end_at",
-        "replay_at",
-        "replay_left",
-        "retries_before",
-        "silent_initiations",
-        "unanswered",
-    )
 
-    def __init__(self, policy: LinkPolicy) -> None:
-        self.policy = policy
-        # When each packet was sent that no authenticated message of the peer has followed in time, and what it was;
-        # oldest first.
-        self.unanswered: deque[tuple[float, bytes]] = deque(maxlen=policy.buffer_packets)
-        # Of packets that are to be sent again: when they were first, so that what is too old then is let go.
-        self.first_sent: dict[bytes, float] = {}
-        self.silent_initiations = 0  # of ours that nothing was heard after
-        self.last_error = ""  # what the network said last, while the link is not up
-        self.presumes_loss = False  # of what is unanswered, should the handshake that is in flight succeed
-        self.retries_before = 0  # those that the present delay does not follow from
-        self.began_at = 0.0  # when this process began to keep it up
-        self.knock_at = inf
-        self.refusals_end_at = inf
-        self.replay_at = inf  # when more of what waited is to leave; until then everything queues up behind it
-        self.replay_left = 0
-        self.eased_at = -inf
-        self.errors_free_at = -inf
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether the peer's host says that the port is closed."""
-        return self.refusals_end_at < inf
-
-    @property
-    def deadline(self) -> float:
-        """When the next of its own timers ends, or inf."""
-        return min(self.knock_at, self.refusals_end_at, self.replay_at)
+def _reason_down(peer: Peer, link: Link) -> str:
+    """Return why a link is not up, as far as this side knows."""
+    if peer.endpoint is None:
+        return "its name could not be looked up"
+    if link.last_error or peer.last_handshake_unix:
+        return link.last_error or "no answer"
+    return "no answer: is it up, and does each side have the other's public key?"

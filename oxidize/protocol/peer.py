@@ -1,4 +1,4 @@
-"""One peer: who it is, where it is, and the keypairs we share with it.
+"""One peer: its identity, its endpoint, and the keypairs that are shared with it.
 
 The rule of rotation (paper, section 5.4, and the reference implementations): the initiator may use a new keypair at
 once, so it becomes current; the responder must not send with it before the initiator has proved that it has the keys,
@@ -8,14 +8,14 @@ so it waits as next and becomes current with the first message that it opens.
 from collections import deque
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
-from math import inf
 
 from oxidize.protocol.changes import PeerHandshake, PeerKeypairs
-from oxidize.protocol.constants import REJECT_AFTER_TIME, STAGED_PACKETS_MAX, TIMESTAMP_SIZE
+from oxidize.protocol.constants import NEVER, REJECT_AFTER_TIME, STAGED_PACKETS_MAX, TIMESTAMP_SIZE
 from oxidize.protocol.cookie import CookieJar
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.keypair import Keypair
-from oxidize.protocol.link import Link, LinkPolicy
+from oxidize.protocol.link_machine import Link
+from oxidize.protocol.link_policy import LinkPolicy
 from oxidize.protocol.noise import InitiatorState, RemoteIdentity
 
 PeerKeypair = Keypair["Peer"]
@@ -25,7 +25,7 @@ PeerKeypair = Keypair["Peer"]
 class PeerSettings:
     """What the operator says of a peer; keys are 32 bytes, `persistent_keepalive` seconds (0: off).
 
-    link: how a session with it is kept up at all times; None leaves that to the paper's timers.
+    link: how a session is kept up at all times; None for the paper's timers alone.
     """
 
     public_key: bytes
@@ -38,20 +38,20 @@ class PeerSettings:
 
     @property
     def staged_max(self) -> int:
-        """How many packets are kept while there is no session."""
+        """The number of packets that are kept while there is no session."""
         return STAGED_PACKETS_MAX if self.link is None else self.link.buffer_packets
 
 
 @dataclass(slots=True)
 class PendingHandshake:
-    """An initiation of ours that is not answered yet; times as in `changes.PeerHandshake`."""
+    """An initiation of this side that is not answered yet; times as in `changes.PeerHandshake`."""
 
     peer: "Peer"
     state: InitiatorState
     started_at: float
     sent_at: float
     retry_at: float
-    mac1: bytes  # of the initiation, for a cookie reply to answer to; empty once one has
+    mac1: bytes  # of the initiation, which a cookie reply answers; empty once one has
 
     def change(self) -> PeerHandshake:
         """Return this handshake as a change for the journal."""
@@ -103,23 +103,23 @@ class Peer:
         self.remote = remote
         self.cookie_jar = CookieJar(settings.public_key)
         self.endpoint = settings.endpoint
-        self.endpoint_recorded_at = -inf
-        self.endpoint_record_at = inf  # when the record of a move that was held back is due
+        self.endpoint_recorded_at = -NEVER
+        self.endpoint_record_at = NEVER  # when the record of a move that was held back is due
         self.slot = 0  # 0: none yet; slot 0 holds totals
         self.previous: PeerKeypair | None = None
         self.current: PeerKeypair | None = None
         self.next: PeerKeypair | None = None
         self.handshake: PendingHandshake | None = None
-        self.superseded: tuple[PendingHandshake, ...] = ()  # earlier ones whose responses are welcome, oldest first
-        self.handshake_wanted_at = inf  # an initiation held back because the last one was too recent
-        self.initiation_sent_at = -inf
-        self.initiation_received_at = -inf
+        self.superseded: tuple[PendingHandshake, ...] = ()  # earlier ones whose responses are accepted, oldest first
+        self.handshake_wanted_at = NEVER  # an initiation held back because the last one was too recent
+        self.initiation_sent_at = -NEVER
+        self.initiation_received_at = -NEVER
         self.last_timestamp = bytes(TIMESTAMP_SIZE)
         self.last_handshake_unix = 0.0
         self.jitter = 0.0
         self.link = Link(settings.link) if settings.link is not None else None
         self.staged: deque[bytes] = deque(maxlen=settings.staged_max)
-        self.deadlines: list[float] = []  # when the device looks at this peer's timers; falling, the next one last
+        self.deadlines: list[float] = []  # when the device looks at this peer's timers, descending: the next is last
 
     @property
     def keypairs(self) -> tuple[PeerKeypair, ...]:
@@ -127,8 +127,8 @@ class Peer:
         return tuple(keypair for keypair in (self.previous, self.current, self.next) if keypair is not None)
 
     def has_session(self, now: float) -> bool:
-        """Tell whether the peer can be sent to without a handshake, or has just asked for that."""
-        # Written out: it is asked of twenty thousand peers at once, in the middle of serving.
+        """Return whether the peer can be sent to without a handshake, or has just asked for that."""
+        # Written out: it is called for twenty thousand peers at once, between two batches of packets.
         current, following = self.current, self.next
         if current is not None and not current.is_expired(now):
             return True
@@ -142,17 +142,17 @@ class Peer:
         return None
 
     def can_send(self, now: float) -> bool:
-        """Tell whether the peer can be sent to without a handshake."""
+        """Return whether the peer can be sent to without a handshake."""
         return self.endpoint is not None and self.current is not None and not self.current.is_expired(now)
 
     def rotate_as_initiator(self, keypair: PeerKeypair) -> None:
-        """Install a keypair that we asked for: ours to use at once."""
+        """Install a keypair that this side asked for: it may be used at once."""
         self.previous = self.next if self.next is not None else self.current
         self.next = None
         self.current = keypair
 
     def rotate_as_responder(self, keypair: PeerKeypair) -> None:
-        """Install a keypair that the peer asked for: unused until the peer has shown that it has it."""
+        """Install a keypair that the peer asked for: unused until the peer has proved that it has it."""
         self.previous = None
         self.next = keypair
 

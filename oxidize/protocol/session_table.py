@@ -15,7 +15,7 @@ from oxidize.protocol.counters import DROPS_START, SENT_BYTES, Counters, DropRea
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.index_table import IndexTable
 from oxidize.protocol.keypair import Keypair
-from oxidize.protocol.link import SUPERSEDED_MAX
+from oxidize.protocol.link_policy import SUPERSEDED_MAX
 from oxidize.protocol.noise import TransportKeys
 from oxidize.protocol.peer import Peer, PeerKeypair, PendingHandshake
 from oxidize.protocol.timers import any_authenticated_sent

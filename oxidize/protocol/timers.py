@@ -1,13 +1,15 @@
-"""The timers of section 6 of the paper, as functions of timestamps.
+"""The timers of a peer, those of section 6 of the paper among them, as functions of timestamps.
 
-A hook is called for each event and only notes when it happened; `deadline` derives from these notes when the peer must
-be looked at next. So a successor's timers are right as soon as it has the notes, which stand in the peer's counters.
+A hook is called for each event and only notes when it happened; EXPIRIES derives from these notes when each timer ends.
+So a successor's timers are right as soon as it has the notes, which stand in the peer's counters.
 """
 
-from math import inf
+from collections.abc import Callable, Mapping
+from enum import Enum, auto, unique
 
 from oxidize.protocol.constants import (
     KEEPALIVE_TIMEOUT,
+    NEVER,
     REJECT_AFTER_TIME,
     REKEY_AFTER_TIME,
     REKEY_TIMEOUT,
@@ -26,7 +28,7 @@ from oxidize.protocol.counters import (
     Counters,
     LinkState,
 )
-from oxidize.protocol.link import (
+from oxidize.protocol.link_policy import (
     INITIATION_SPACING_SECS,
     PROBE_RETRY_FACTOR,
     PROBE_ROUND_TRIPS,
@@ -36,7 +38,7 @@ from oxidize.protocol.link import (
 )
 from oxidize.protocol.peer import Peer, PeerKeypair
 
-SILENCE_SECS = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT  # after which section 6.5 calls for a handshake
+SILENCE_SECS = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT  # after which section 6.5 requires a handshake
 DOUBLINGS_MAX = 30  # of a retry's delay: beyond any limit that can be set
 
 NANOSECOND = 1e-9
@@ -49,66 +51,49 @@ def any_authenticated_sent(peer: Peer, counters: Counters, now: float) -> None:
 
 
 def any_authenticated_received(peer: Peer, counters: Counters, now: float) -> None:
-    """Note that the peer is there: nothing that we sent is unanswered."""
+    """Note a message of the peer: nothing that was sent to it is unanswered."""
     counters[peer.slot + LAST_RECEIVED_NS] = int(now * 1e9)
     counters[peer.slot + FIRST_UNANSWERED_NS] = 0
 
 
 def data_sent(peer: Peer, counters: Counters, now: float) -> None:
-    """Note that a packet, not a mere keepalive, was sent and waits for a sign of life."""
+    """Note that a packet, not a mere keepalive, was sent and is unanswered."""
     if not counters[peer.slot + FIRST_UNANSWERED_NS]:
         counters[peer.slot + FIRST_UNANSWERED_NS] = int(now * 1e9)
 
 
 def data_received(peer: Peer, counters: Counters, now: float) -> None:
-    """Note that a packet came, which we must answer with something within KEEPALIVE_TIMEOUT."""
+    """Note that a packet came: any message must answer it within KEEPALIVE_TIMEOUT."""
     if not counters[peer.slot + KEEPALIVE_OWED_NS]:
         counters[peer.slot + KEEPALIVE_OWED_NS] = int(now * 1e9)
 
 
 def sending_wants_rekey(keypair: PeerKeypair, now: float) -> bool:
-    """Tell whether a message sent with this keypair calls for a new one (section 6.2)."""
+    """Return whether a message sent with this keypair requires a new one (section 6.2)."""
     return (keypair.state.is_initiator and keypair.age(now) >= REKEY_AFTER_TIME) or keypair.wants_rekey()
 
 
 def receiving_wants_rekey(keypair: PeerKeypair, now: float) -> bool:
-    """Tell whether a message received with this keypair calls for a new one (section 6.2).
+    """Return whether a message received with this keypair requires a new one (section 6.2).
 
     Only the initiator, and only when the keypair would die before a keepalive and a retry could save it.
     """
     return keypair.state.is_initiator and keypair.age(now) >= REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT
 
 
-def keepalive_at(peer: Peer, counters: Counters) -> float:
-    """When a passive keepalive is due (section 6.5), or inf."""
-    owed = counters[peer.slot + KEEPALIVE_OWED_NS] if peer.slot else 0
-    return owed * NANOSECOND + KEEPALIVE_TIMEOUT if owed and peer.current is not None else inf
-
-
-def unanswered_at(peer: Peer, counters: Counters) -> float:
-    """When silence after sending calls for a handshake (section 6.5), or inf."""
-    first = counters[peer.slot + FIRST_UNANSWERED_NS] if peer.slot else 0
-    if not first or peer.handshake is not None:
-        return inf
-    if peer.link is None:
-        return first * NANOSECOND + SILENCE_SECS + peer.jitter
-    # Up to a third later: the clients of one server fall silent all at once.
-    return first * NANOSECOND + probe_secs(peer, counters) * (1.0 + peer.jitter)
-
-
 def prompt_secs(peer: Peer, counters: Counters) -> float:
-    """How long the peer of a link may take to answer, seconds: some round trips."""
+    """Return how long the peer of a link may take to answer, seconds: some round trips."""
     return max(PROBE_SECS_MIN, PROBE_ROUND_TRIPS * counters[peer.slot + ROUND_TRIP_NS] * NANOSECOND)
 
 
 def probe_secs(peer: Peer, counters: Counters) -> float:
-    """How long a link may be silent before a probe, seconds: longer for a peer that answers nothing but probes."""
+    """Return how long a link may be silent before a probe, seconds: longer for a peer that only answers probes."""
     doublings = min(counters[peer.slot + PROBES_ANSWERED], PROBES_ANSWERED_MAX)
     return min(prompt_secs(peer, counters) * 2.0**doublings, SILENCE_SECS)
 
 
 def retry_secs(peer: Peer, counters: Counters, draw: float) -> float:
-    """How long an answer to an initiation is waited for, seconds; `draw` is random, from 0 to 1."""
+    """Return how long an initiation may go unanswered before a retry, seconds; `draw` is random, from 0 to 1."""
     if peer.link is None:
         return REKEY_TIMEOUT + draw * REKEY_TIMEOUT_JITTER_MAX
     policy = peer.link.policy
@@ -121,40 +106,77 @@ def retry_secs(peer: Peer, counters: Counters, draw: float) -> float:
 
 
 def shortest_retry_secs(peer: Peer, counters: Counters) -> float:
-    """How long the peer of a link must be given to answer an initiation, seconds."""
+    """Return the minimum time that the peer of a link has to answer an initiation, seconds."""
     return max(2.0 * counters[peer.slot + ROUND_TRIP_NS] * NANOSECOND, INITIATION_SPACING_SECS)
 
 
 def initiation_spacing_secs(peer: Peer) -> float:
-    """How long after an initiation a new handshake must wait at the least, seconds."""
+    """Return the minimum time between an initiation and a new handshake, seconds."""
     return REKEY_TIMEOUT if peer.link is None else INITIATION_SPACING_SECS
 
 
-def persistent_keepalive_at(peer: Peer, counters: Counters) -> float:
-    """When the operator's keepalive is due, or inf; at once where nothing was ever exchanged."""
+# --- When each timer ends, or NEVER ---
+
+
+@unique
+class Timer(Enum):
+    """What is due when a timer ends."""
+
+    ENDPOINT_RECORD = auto()  # recording a move that was held back
+    ZERO_KEYS = auto()  # forgetting all keys (section 6.3)
+    HANDSHAKE = auto()  # a retry (section 6.4), or an initiation that was held back
+    SILENCE = auto()  # a handshake because of silence after sending (section 6.5)
+    KEEPALIVE = auto()  # a passive keepalive (section 6.5)
+    PERSISTENT_KEEPALIVE = auto()  # the operator's
+    LINK = auto()  # those of `link_machine.Link`
+
+
+def _zero_keys_at(peer: Peer, _: Counters) -> float:
+    newest = -NEVER
+    for keypair in (peer.previous, peer.current, peer.next):
+        if keypair is not None and keypair.state.created_at > newest:
+            newest = keypair.state.created_at
+    return newest + ZERO_KEYS_AFTER_TIME if newest > -NEVER else NEVER
+
+
+def _silence_at(peer: Peer, counters: Counters) -> float:
+    first = counters[peer.slot + FIRST_UNANSWERED_NS] if peer.slot else 0
+    if not first or peer.handshake is not None:
+        return NEVER
+    if peer.link is None:
+        return first * NANOSECOND + SILENCE_SECS + peer.jitter
+    # Up to a third later: the clients of one server fall silent all at once.
+    return first * NANOSECOND + probe_secs(peer, counters) * (1.0 + peer.jitter)
+
+
+def _keepalive_at(peer: Peer, counters: Counters) -> float:
+    owed = counters[peer.slot + KEEPALIVE_OWED_NS] if peer.slot else 0
+    return owed * NANOSECOND + KEEPALIVE_TIMEOUT if owed and peer.current is not None else NEVER
+
+
+def _persistent_keepalive_at(peer: Peer, counters: Counters) -> float:
     interval = peer.settings.persistent_keepalive
-    if not interval or peer.endpoint is None or peer.handshake is not None or peer.handshake_wanted_at < inf:
-        return inf
+    if not interval or peer.endpoint is None or peer.handshake is not None or peer.handshake_wanted_at < NEVER:
+        return NEVER
     if not peer.slot:
-        return 0.0
+        return 0.0  # nothing was ever exchanged
     last = max(counters[peer.slot + LAST_RECEIVED_NS], counters[peer.slot + LAST_SENT_NS])
     return last * NANOSECOND + interval
 
 
-def zero_keys_at(peer: Peer) -> float:
-    """When all keys of a peer are forgotten (section 6.3), or inf."""
-    newest = max((keypair.state.created_at for keypair in peer.keypairs), default=inf)
-    return newest + ZERO_KEYS_AFTER_TIME
+# In the order in which they are handled: an earlier one may move the end of a later one.
+EXPIRIES: Mapping[Timer, Callable[[Peer, Counters], float]] = {
+    Timer.ENDPOINT_RECORD: lambda peer, _: peer.endpoint_record_at,
+    Timer.ZERO_KEYS: _zero_keys_at,
+    Timer.HANDSHAKE: lambda peer, _: peer.handshake_wanted_at if peer.handshake is None else peer.handshake.retry_at,
+    Timer.SILENCE: _silence_at,
+    Timer.KEEPALIVE: _keepalive_at,
+    Timer.PERSISTENT_KEEPALIVE: _persistent_keepalive_at,
+    Timer.LINK: lambda peer, _: NEVER if peer.link is None else peer.link.deadline,
+}
+_EXPIRIES = tuple(EXPIRIES.values())
 
 
 def deadline(peer: Peer, counters: Counters) -> float:
-    """When the next of a peer's timers ends, or inf."""
-    return min(
-        peer.handshake.retry_at if peer.handshake is not None else peer.handshake_wanted_at,
-        keepalive_at(peer, counters),
-        unanswered_at(peer, counters),
-        persistent_keepalive_at(peer, counters),
-        zero_keys_at(peer),
-        peer.endpoint_record_at,
-        peer.link.deadline if peer.link is not None else inf,
-    )
+    """Return when the next of a peer's timers ends, or NEVER."""
+    return min([ends_at(peer, counters) for ends_at in _EXPIRIES])

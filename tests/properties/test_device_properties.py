@@ -3,6 +3,7 @@
 Genuine messages of all four types are captured in a world, some delivered and some not, and then broken in every way.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from random import Random
@@ -182,7 +183,7 @@ def test_random_datagrams_raise_nothing_change_no_session_and_are_counted_once(
     check_nothing_happens(world, target.host, batch, target.source)
 
 
-def check_nothing_happens(world: World, host: Host, batch: list[bytes | memoryview], source: Endpoint) -> None:
+def check_nothing_happens(world: World, host: Host, batch: Sequence[bytes | memoryview], source: Endpoint) -> None:
     before, (received, accounted) = state(host), count(host)
     drops = [host.dropped(reason) for reason in DropReason]
     assert host.device.receive_datagrams(batch, source, world.now) == []

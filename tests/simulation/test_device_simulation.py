@@ -287,7 +287,7 @@ def test_a_kill_before_any_effect_breaks_no_rule_and_no_session(scene: Scene, di
     assert effects > 5
     for at in range(effects):
         world, _ = play(scene, dies, at)
-        server, client = sorted(world.hosts.values(), key=lambda host: host.inner)
+        server, client = sorted(world.mortals, key=lambda host: host.inner)
         mortal = (client, server)[dies]
         assert mortal.deaths == 1, f"effect {at}"
         arrived = world.check_deliveries()

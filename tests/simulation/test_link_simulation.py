@@ -17,7 +17,7 @@ from oxidize.protocol.constants import KEEPALIVE_TIMEOUT, REKEY_TIMEOUT, TYPE_DA
 from oxidize.protocol.counters import LINK_STATE, OUTAGE_SINCE_NS, LinkState, Total
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.link import INITIATION_SPACING_SECS, KNOCK_PACES, REFUSAL_GAP_SECS, LinkPolicy
+from oxidize.protocol.link_policy import INITIATION_SPACING_SECS, OUTAGE_PROBE_INTERVALS, REFUSAL_GAP_SECS, LinkPolicy
 from oxidize.protocol.messages import DATA_HEADER, message_type
 from oxidize.protocol.session_table import Transmit
 from tests.simulation.test_device_simulation import Simulation
@@ -35,7 +35,7 @@ NOTICED_SECS = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + RECOVERY_SECS
 # calls for, and those between the retries while a port is said to be closed.
 INITIATIONS_PER_MINUTE = 100
 INITIATIONS_PER_REASON = 12
-INITIATIONS_PER_REFUSAL = int(REFUSAL_GAP_SECS / KNOCK_PACES[0][1]) + 1
+INITIATIONS_PER_REFUSAL = int(REFUSAL_GAP_SECS / OUTAGE_PROBE_INTERVALS[0][1]) + 1
 LATE_SECS = 3.0  # no datagram is on its way for longer
 COPIED_MAX = 300  # datagrams that somebody keeps to send them again
 
@@ -44,7 +44,6 @@ class LinkedHost(MortalHost):
     """A mortal host whose successors keep its links up, and whose wall clock may be wrong."""
 
     clock_error = 0.0
-    is_down = False
 
     def make_device(self) -> Device:
         device = super().make_device()
@@ -130,7 +129,7 @@ class LinkSimulation(Simulation):
 
     def talk(self, host: MortalHost) -> None:
         """Speak in one direction, the client's most of the time, or in both."""
-        speakers = self.random.choice([[self.client], [self.client], [self.server], self.hosts])
+        speakers: list[MortalHost] = self.random.choice([[self.client], [self.client], [self.server], self.hosts])
         for speaker in speakers:
             if not speaker.is_down:
                 other = self.server if speaker is self.client else self.client
@@ -218,7 +217,7 @@ class LinkSimulation(Simulation):
     def set_clock(self, _: MortalHost) -> None:
         self.client.clock_error = self.random.choice([0.0, -1e8, 1e8, self.random.uniform(-1e5, 1e5)])
 
-    def forge_error(self, _: MortalHost) -> None:
+    def forge_error(self, host: MortalHost) -> None:
         for _ in range(self.random.choice([1, 1, 100])):
             self.tell_of_error(refused=self.random.random() < 0.5)
 
@@ -277,7 +276,7 @@ class LinkSimulation(Simulation):
     def let_arrive(self) -> None:
         while self.on_the_wire and self.on_the_wire[0][0] <= self.world.now:
             _, _, source, target, datagram = heappop(self.on_the_wire)
-            host = self.world.hosts.get(target)
+            host = next((host for host in self.hosts if host.endpoint == target), None)
             if host is not None and host.is_down:
                 if not self.refusals or self.world.now >= self.refusals[-1] + 1.0:
                     self.tell_of_error(refused=True)

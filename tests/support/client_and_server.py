@@ -5,12 +5,12 @@ from oxidize.protocol.constants import (
 )
 from oxidize.protocol.counters import LinkState
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.link import (
+from oxidize.protocol.link_policy import (
     PROBE_SECS_MIN,
     LinkPolicy,
 )
 from oxidize.protocol.messages import message_type
-from tests.support.network import Host, World
+from tests.support.network import Host, Wire, World
 
 TICK = 0.01
 NOTICED_SECS = PROBE_SECS_MIN * (1 + REKEY_TIMEOUT_JITTER_MAX) + TICK
@@ -51,7 +51,14 @@ def payloads(host: Host) -> list[bytes]:
 
 
 def talk(
-    world: World, client: Host, server: Host, seconds: float, every: float, wire=None, first: int = 0, answered=False
+    world: World,
+    client: Host,
+    server: Host,
+    seconds: float,
+    every: float,
+    wire: Wire | None = None,
+    first: int = 0,
+    answered: bool = False,
 ) -> int:
     """Send numbered packets for a while; return the number after the last one."""
     end, number = world.now + seconds, first
@@ -74,7 +81,7 @@ def until_connected(world: World, client: Host, server: Host, seconds: float) ->
         world.run(TICK)
 
 
-def hold(kind: int, held: list[bytes]):
+def hold(kind: int, held: list[bytes]) -> Wire:
     """Return a wire that holds messages of a kind back."""
 
     def wire(source: Endpoint, destination: Endpoint, datagram: bytes) -> list[bytes]:

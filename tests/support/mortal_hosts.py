@@ -1,11 +1,12 @@
-"""Hosts whose process may be killed at any of its effects, and checks of what must hold whatever happens to them.
+"""Hosts whose process may be killed at any of its effects, and checks of what must hold after every event.
 
-An effect is what outlives a process: a record in the journal, a word of a slot, a datagram on the wire. A fuse counts
-them and kills the process before the one that it is set to.
+An effect is what outlives a process: a record in the journal, a counter of a slot, a datagram on the wire. A fuse
+counts them and kills the process before the one that it is set to.
 """
 
 from collections.abc import Callable
 from math import inf
+from typing import cast
 
 from oxidize.protocol.changes import (
     Change,
@@ -45,27 +46,39 @@ class Fuse:
         self.burnt += 1
 
 
-class FusedWords:
-    """Words that burn a fuse with every store to a slot; what is counted in totals restores nothing."""
+class FusedCounters:
+    """Counters that burn a fuse with every store to a slot, not to a total: nothing is restored from totals."""
 
-    def __init__(self, words: Counters, fuse: Fuse) -> None:
-        self._words = words
+    def __init__(self, counters: Counters, fuse: Fuse) -> None:
+        self._counters = counters
         self._fuse = fuse
 
     def __len__(self) -> int:
-        return len(self._words)
+        return len(self._counters)
 
     def __getitem__(self, index: int) -> int:
-        return self._words[index]
+        return self._counters[index]
 
     def __setitem__(self, index: int | slice, value: int | Counters) -> None:
         if isinstance(index, slice) or index >= TOTALS_WORDS:
             self._fuse.burn()
-        self._words[index] = value
+        if isinstance(index, slice):
+            assert isinstance(value, memoryview)
+            self._counters[index] = value
+        else:
+            assert isinstance(value, int)
+            self._counters[index] = value
+
+
+def fused(counters: Counters, fuse: Fuse) -> Counters:
+    """Return counters that burn a fuse, as what they stand in for: a memoryview cannot be subclassed."""
+    return cast("Counters", FusedCounters(counters, fuse))
 
 
 class MortalHost(Host):
-    """A host that is replaced when its process is killed: by its predecessor, while that is frozen, else afresh."""
+    """A host whose process, when killed, is replaced by its frozen predecessor if there is one, else by a new one."""
+
+    is_down = False
 
     def __init__(self, world: World, number: int, **options: int) -> None:
         super().__init__(world, number, **options)
@@ -73,12 +86,12 @@ class MortalHost(Host):
         self.predecessor: Device | None = None  # frozen; it may thaw
         self.offering = False
         self.deaths = 0
-        self.sent: dict[int, bytes] = {}  # what was given to this host's device, by its number
+        self.sent: dict[int, bytes] = {}  # packets that were given to this host's device, by number
         self.sealed: set[tuple[int, int]] = set()  # receiver index and counter of every data message that left
 
     def make_slots(self) -> ArraySlots:
         slots = super().make_slots()
-        slots.counters = FusedWords(slots.counters, self.fuse)
+        slots.counters = fused(slots.counters, self.fuse)
         return slots
 
     def record(self, change: Change) -> None:
@@ -88,7 +101,7 @@ class MortalHost(Host):
     # --- Living and dying ---
 
     def survive(self, action: Callable[[], object]) -> None:
-        """Do something that the process may not survive, and replace it then."""
+        """Run an action; replace the process if that kills it."""
         try:
             action()
         except Killed:
@@ -96,7 +109,7 @@ class MortalHost(Host):
         self.check()
 
     def bury(self) -> None:
-        """Go on after the death of the process that serves."""
+        """Replace the serving process, which is dead."""
         self.deaths += 1
         predecessor, self.predecessor = self.predecessor, None
         if predecessor is not None:
@@ -154,7 +167,7 @@ class MortalHost(Host):
     # --- What must hold ---
 
     def check(self) -> None:
-        """Check that the journal says what the device is, and that no slot serves two."""
+        """Check that the journal agrees with the device, and that no slot serves two."""
         journal = self.live
         slots = []
         for key, peer in self.device.peers.items():
@@ -163,9 +176,10 @@ class MortalHost(Host):
             assert peer.slot == (seen.slot if isinstance(seen, PeerSeen) else 0)
             said = journal.get(("keypairs", key))
             assert peer.keypairs_change() == said or (said is None and not peer.keypairs)
-            place = journal.get(("endpoint", key))
+            recorded = journal.get(("endpoint", key))
             if peer not in self.device._table.moved:
-                assert peer.endpoint == (place.endpoint if isinstance(place, PeerEndpoint) else peer.settings.endpoint)
+                known = recorded.endpoint if isinstance(recorded, PeerEndpoint) else peer.settings.endpoint
+                assert peer.endpoint == known
             newest = journal.get(("timestamp", key))
             assert peer.last_timestamp == getattr(newest, "timestamp", bytes(TIMESTAMP_SIZE))
             assert newest is None or isinstance(newest, PeerTimestamp)
@@ -186,11 +200,15 @@ class MortalHost(Host):
 class MortalWorld(World):
     """A world of mortal hosts."""
 
+    @property
+    def mortals(self) -> list[MortalHost]:
+        return [host for host in self.hosts.values() if isinstance(host, MortalHost)]
+
     def mortal(self, **options: int) -> MortalHost:
         return self.add(MortalHost(self, len(self.hosts) + 1, **options))
 
     def mesh(self, count: int) -> list[MortalHost]:
-        """Return hosts that know each other, each the places of those before it, and of the first."""
+        """Return hosts that know each other; each knows the endpoints of those before it."""
         hosts = [self.mortal() for _ in range(count)]
         for host in hosts:
             for other in hosts:
@@ -200,10 +218,10 @@ class MortalWorld(World):
         return hosts
 
     def check_deliveries(self) -> int:
-        """Check that what arrived was sent to whom it arrived at, and arrived once; return how many did."""
-        sent = {number: packet for host in self.hosts.values() for number, packet in host.sent.items()}
+        """Check that each packet arrived at its destination, unchanged and once; return how many arrived."""
+        sent = {number: packet for host in self.mortals for number, packet in host.sent.items()}
         arrived: set[int] = set()
-        for host in self.hosts.values():
+        for host in self.mortals:
             for delivered in host.delivered:
                 number = int.from_bytes(delivered[20:28], "big")
                 assert delivered == sent[number]

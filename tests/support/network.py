@@ -15,7 +15,7 @@ from oxidize.protocol.counters import DROPS_START, SEND_COUNTER, DropReason, Tot
 from oxidize.protocol.crypto import public_key
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.link import LinkPolicy
+from oxidize.protocol.link_policy import LinkPolicy
 from oxidize.protocol.peer import Peer, PeerSettings
 from oxidize.protocol.session_table import Transmit
 from tests.support.counters import ArraySlots

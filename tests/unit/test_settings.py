@@ -10,7 +10,7 @@ from oxidize.config import load_client, load_server
 from oxidize.config.schema import FWMARK_DEFAULT
 from oxidize.errors import ConfigError
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.link import LinkPolicy
+from oxidize.protocol.link_policy import LinkPolicy
 from oxidize.settings import NodeSettings, resolve
 from tests.support.config_files import ALICE, BOB, CLIENT, PRESHARED, PRIVATE, SERVER, load, peer, secret
 

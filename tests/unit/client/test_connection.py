@@ -11,7 +11,7 @@ from oxidize.client import connection as connection_module
 from oxidize.client.connection import LOOKUP_PAUSE_SECS, LOOKUP_PAUSE_SECS_MAX, Connection
 from oxidize.protocol.counters import LinkState
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.link import LinkPolicy
+from oxidize.protocol.link_policy import LinkPolicy
 from oxidize.settings import NodeSettings
 from tests.support.network import Host, World, lose_everything
 

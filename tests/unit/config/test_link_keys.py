@@ -13,7 +13,7 @@ from oxidize.config.schema import (
     RECONNECT_DELAY_MS_MIN,
 )
 from oxidize.protocol.constants import INITIATION_INTERVAL_MIN, STAGED_PEER_BYTES_MAX
-from oxidize.protocol.link import INITIATION_SPACING_SECS, LinkPolicy
+from oxidize.protocol.link_policy import INITIATION_SPACING_SECS, LinkPolicy
 from oxidize.settings import NodeSettings
 from tests.support.config_files import CLIENT, PRIVATE, SERVER, load, peer, problem, problems, secret
 

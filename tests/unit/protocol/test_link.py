@@ -11,11 +11,11 @@ from oxidize.protocol.constants import (
 )
 from oxidize.protocol.counters import OUTAGE_BOUNDS_SECS, OUTAGES_START, PROBES_ANSWERED, DropReason, LinkState, Total
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.link import (
-    EASE_SECS,
+from oxidize.protocol.link_policy import (
+    DECAY_SECS,
     PROBE_SECS_MIN,
     RESEND_AGE_SECS_MAX,
-    SILENT_INITIATIONS_MAX,
+    UNANSWERED_PROBES_MAX,
     LinkPolicy,
 )
 from oxidize.protocol.messages import message_type
@@ -35,7 +35,7 @@ from tests.support.network import World, lose_everything
 # --- Connecting ---
 
 
-def test_a_link_connects_without_being_asked():
+def test_a_link_connects_without_being_asked() -> None:
     world = World()
     client, server = linked(world)
     assert client.total(Total.HANDSHAKES_INITIATOR) == 1
@@ -43,7 +43,7 @@ def test_a_link_connects_without_being_asked():
     assert client.total(Total.OUTAGES) == 0
 
 
-def test_it_goes_on_trying_for_longer_than_the_paper_does():
+def test_it_goes_on_trying_for_longer_than_the_paper_does() -> None:
     world = World()
     client, server = world.host(), world.host()
     client.know(server, link=LinkPolicy())
@@ -62,7 +62,7 @@ def test_it_goes_on_trying_for_longer_than_the_paper_does():
 # --- Noticing ---
 
 
-def test_a_server_that_forgot_everything_is_noticed_after_a_short_silence_and_nothing_is_lost():
+def test_a_server_that_forgot_everything_is_noticed_after_a_short_silence_and_nothing_is_lost() -> None:
     world = World()
     client, server = linked(world)
     restart(server)
@@ -76,7 +76,7 @@ def test_a_server_that_forgot_everything_is_noticed_after_a_short_silence_and_no
     assert client.total(Total.OUTAGES) == 0, "it was never unreachable"
 
 
-def test_a_server_that_forgot_everything_but_our_place_asks_at_once():
+def test_a_server_that_forgot_everything_but_our_place_asks_at_once() -> None:
     world = World()
     client, server = linked(world, known=True)
     restart(server)
@@ -86,7 +86,7 @@ def test_a_server_that_forgot_everything_but_our_place_asks_at_once():
     assert server.total(Total.UNKNOWN_INDEX_INITIATIONS) == 1
 
 
-def test_nothing_is_sent_twice_where_the_operator_does_not_want_it():
+def test_nothing_is_sent_twice_where_the_operator_does_not_want_it() -> None:
     world = World()
     client, server = linked(world, LinkPolicy(resend=False))
     restart(server)
@@ -98,7 +98,7 @@ def test_nothing_is_sent_twice_where_the_operator_does_not_want_it():
     assert payloads(server) == [b"next"]
 
 
-def test_silence_is_no_outage_before_several_probes_went_unanswered():
+def test_silence_is_no_outage_before_several_probes_went_unanswered() -> None:
     world = World()
     client, server = linked(world)
     client.send(server)
@@ -108,11 +108,11 @@ def test_silence_is_no_outage_before_several_probes_went_unanswered():
         states.append(sent(world, client, TYPE_INITIATION))
         world.run(TICK, lose_everything)
         assert world.now < 1002.0
-    assert max(states) == SILENT_INITIATIONS_MAX
+    assert max(states) == UNANSWERED_PROBES_MAX
     assert client.total(Total.OUTAGES) == 1
 
 
-def test_traffic_in_one_direction_is_probed_ever_more_rarely():
+def test_traffic_in_one_direction_is_probed_ever_more_rarely() -> None:
     world = World()
     client, server = linked(world)
     talk(world, client, server, 120.0, 0.05)
@@ -126,11 +126,11 @@ def test_traffic_in_one_direction_is_probed_ever_more_rarely():
     assert client.total(Total.RESENT_PACKETS) <= PROBE_SECS_MIN / 0.05 + 2, "once, before it was known to be one-way"
 
 
-def test_after_answers_in_good_time_silence_is_noticed_soon_again():
+def test_after_answers_in_good_time_silence_is_noticed_soon_again() -> None:
     world = World()
     client, server = linked(world)
     talk(world, client, server, 60.0, 0.05)
-    for pause in [EASE_SECS] * 20 + [1.0]:
+    for pause in [DECAY_SECS] * 20 + [1.0]:
         client.send(server, b"asked")
         world.exchange()
         server.send(client)
@@ -144,7 +144,7 @@ def test_after_answers_in_good_time_silence_is_noticed_soon_again():
     assert payloads(server) == [b"noticed"]
 
 
-def test_answers_that_take_longer_than_a_probe_are_not_probed_for_time_and_again():
+def test_answers_that_take_longer_than_a_probe_are_not_probed_for_time_and_again() -> None:
     world = World()
     client, server = linked(world)
     for number in range(50):
@@ -159,7 +159,7 @@ def test_answers_that_take_longer_than_a_probe_are_not_probed_for_time_and_again
     assert client.total(Total.RESENT_PACKETS) == 1
 
 
-def test_an_error_of_the_network_is_an_outage_at_once_and_the_first_retry_comes_soon():
+def test_an_error_of_the_network_is_an_outage_at_once_and_the_first_retry_comes_soon() -> None:
     world = World()
     client, server = linked(world)
     client.send(server, b"refused")
@@ -175,7 +175,7 @@ def test_an_error_of_the_network_is_an_outage_at_once_and_the_first_retry_comes_
     assert client.slots.counters[OUTAGES_START] == 1, "shorter than the least of the bounds"
 
 
-def test_errors_about_others_mean_nothing():
+def test_errors_about_others_mean_nothing() -> None:
     world = World()
     client, server = linked(world)
     client.device.note_unreachable((b"\x01\x02\x03\x04", 5, 0), world.now, refused=True)
@@ -187,7 +187,7 @@ def test_errors_about_others_mean_nothing():
 # --- Retrying ---
 
 
-def test_retries_back_off_and_are_never_closer_than_servers_accept():
+def test_retries_back_off_and_are_never_closer_than_servers_accept() -> None:
     world = World()
     client, server = linked(world)
     client.send(server)
@@ -207,7 +207,7 @@ def test_retries_back_off_and_are_never_closer_than_servers_accept():
     assert len(times) < 30
 
 
-def test_after_so_many_retries_the_link_has_failed():
+def test_after_so_many_retries_the_link_has_failed() -> None:
     world = World()
     client, server = linked(world, LinkPolicy(retries_max=4))
     client.send(server, b"never")
@@ -216,7 +216,7 @@ def test_after_so_many_retries_the_link_has_failed():
     assert state(client, server) == LinkState.FAILED
     assert client.dropped(DropReason.HANDSHAKE_TIMED_OUT) == 1
     count = sent(world, client, TYPE_INITIATION)
-    assert count <= SILENT_INITIATIONS_MAX + 1 + 4
+    assert count <= UNANSWERED_PROBES_MAX + 1 + 4
     world.run(60.0, lose_everything)
     assert sent(world, client, TYPE_INITIATION) == count
     client.device.begin_links(world.now)
@@ -224,7 +224,7 @@ def test_after_so_many_retries_the_link_has_failed():
     assert state(client, server) == LinkState.CONNECTED, "who starts it again means it"
 
 
-def test_a_name_that_does_not_resolve_counts_as_retries():
+def test_a_name_that_does_not_resolve_counts_as_retries() -> None:
     world = World()
     client, server = world.host(), world.host()
     client.know(server, reachable=False, link=LinkPolicy(retries_max=3))
@@ -246,7 +246,7 @@ def test_a_name_that_does_not_resolve_counts_as_retries():
     assert state(other, server) == LinkState.FAILED
 
 
-def test_a_server_that_drains_is_not_flooded_with_handshakes():
+def test_a_server_that_drains_is_not_flooded_with_handshakes() -> None:
     world = World()
     client, server = linked(world)
     world.run(REKEY_AFTER_TIME)
@@ -263,7 +263,7 @@ def test_a_server_that_drains_is_not_flooded_with_handshakes():
     assert server.dropped(DropReason.DRAINING) == sent(world, client, TYPE_INITIATION)
 
 
-def test_a_clock_that_is_set_back_does_not_keep_us_out():
+def test_a_clock_that_is_set_back_does_not_keep_us_out() -> None:
     world = World()
     client, server = linked(world)
     client.device._handshaker._unix_time = lambda: 1_600_000_000.0
@@ -277,7 +277,7 @@ def test_a_clock_that_is_set_back_does_not_keep_us_out():
 # --- Buffering ---
 
 
-def test_what_is_sent_during_an_outage_arrives_in_order_after_it():
+def test_what_is_sent_during_an_outage_arrives_in_order_after_it() -> None:
     world = World()
     client, server = linked(world)
     end = talk(world, client, server, 0.5, 0.05, answered=True)
@@ -291,7 +291,7 @@ def test_what_is_sent_during_an_outage_arrives_in_order_after_it():
     assert OUTAGE_BOUNDS_SECS[bucket - 1] < client.total(Total.OUTAGE_NS_SUM) / 1e9 <= OUTAGE_BOUNDS_SECS[bucket]
 
 
-def test_the_oldest_go_first_when_the_buffer_is_full():
+def test_the_oldest_go_first_when_the_buffer_is_full() -> None:
     world = World()
     client, server = linked(world, LinkPolicy(buffer_packets=10))
     client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
@@ -304,7 +304,7 @@ def test_the_oldest_go_first_when_the_buffer_is_full():
     assert client.total(Total.REPLAYED_PACKETS) == 10
 
 
-def test_what_is_old_is_not_sent_again():
+def test_what_is_old_is_not_sent_again() -> None:
     world = World()
     client, server = linked(world)
     client.slots.counters[client.peer(server).slot + PROBES_ANSWERED] = 8  # as after long traffic one way

@@ -19,12 +19,12 @@ from oxidize.protocol.constants import (
 from oxidize.protocol.counters import LINK_STATE, OUTAGE_SINCE_NS, ROUND_TRIP_NS, DropReason, LinkState, Total
 from oxidize.protocol.crypto import public_key
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.link import ERROR_BURST_SECS, ERROR_INTERVAL_SECS, RESEND_AGE_SECS_MAX, LinkPolicy
+from oxidize.protocol.link_policy import ERROR_BURST_SECS, ERROR_INTERVAL_SECS, RESEND_AGE_SECS_MAX, LinkPolicy
 from oxidize.protocol.messages import DATA_HEADER, message_type
 from oxidize.protocol.peer import PeerSettings
 from oxidize.protocol.timers import shortest_retry_secs
+from tests.support.client_and_server import TICK, linked, payloads, restart, sent, state, until_connected
 from tests.support.network import Host, World, lose_everything
-from tests.unit.protocol.test_link import TICK, linked, payloads, restart, sent, state, until_connected
 
 HOUR = 3600.0
 
@@ -40,7 +40,7 @@ def held_response(world: World, client: Host, server: Host) -> list[bytes]:
 # --- Clocks ---
 
 
-def test_a_response_that_waited_for_a_suspended_client_is_no_measure_of_the_way():
+def test_a_response_that_waited_for_a_suspended_client_is_no_measure_of_the_way() -> None:
     world = World()
     client, server = linked(world)
     response = held_response(world, client, server)
@@ -51,13 +51,14 @@ def test_a_response_that_waited_for_a_suspended_client_is_no_measure_of_the_way(
 
 
 @pytest.mark.parametrize("known_ns", [0, 1])
-def test_an_initiation_that_a_predecessors_clock_says_is_still_to_come_can_be_answered(known_ns: int):
+def test_an_initiation_that_a_predecessors_clock_says_is_still_to_come_can_be_answered(known_ns: int) -> None:
     world = World()
     client, server = linked(world)
     response = held_response(world, client, server)
     peer = client.peer(server)
-    assert peer.handshake is not None
-    peer.handshake.sent_at = world.now + 50.0
+    pending = peer.handshake
+    assert pending is not None
+    pending.sent_at = world.now + 50.0
     client.slots.counters[peer.slot + ROUND_TRIP_NS] = known_ns
     client.receive(response, server.endpoint)
     assert peer.handshake is None
@@ -95,7 +96,7 @@ def test_a_successor_finds_words_that_agree(
 
 
 @pytest.mark.parametrize("event", ["network change", "error", "packet"])
-def test_a_link_that_has_failed_comes_to_rest_whatever_happens(event: str):
+def test_a_link_that_has_failed_comes_to_rest_whatever_happens(event: str) -> None:
     world = World()
     client, server = linked(world, LinkPolicy(retries_max=2))
     notes: list[LinkState] = []
@@ -140,7 +141,7 @@ def storm(world: World, client: Host, server: Host, answered: bool) -> int:
 
 
 @pytest.mark.parametrize("answered", [True, False], ids=["answered", "one-way"])
-def test_forged_errors_at_any_rate_cost_pauses_and_neither_packets_nor_many_handshakes(answered: bool):
+def test_forged_errors_at_any_rate_cost_pauses_and_neither_packets_nor_many_handshakes(answered: bool) -> None:
     world = World()
     client, server = linked(world)
     count = storm(world, client, server, answered)
@@ -154,7 +155,7 @@ def test_forged_errors_at_any_rate_cost_pauses_and_neither_packets_nor_many_hand
     assert sent(world, client, TYPE_INITIATION) <= 4 * 14
 
 
-def test_a_few_errors_are_heeded_at_once_and_then_one_in_a_while():
+def test_a_few_errors_are_heeded_at_once_and_then_one_in_a_while() -> None:
     world = World()
     client, server = linked(world)
     outages = []
@@ -168,7 +169,7 @@ def test_a_few_errors_are_heeded_at_once_and_then_one_in_a_while():
     assert outages[-1] > outages[-15] > outages[-30]
 
 
-def test_a_packet_is_not_sent_again_and_again_for_longer_than_it_is_young():
+def test_a_packet_is_not_sent_again_and_again_for_longer_than_it_is_young() -> None:
     world = World()
     client, server = linked(world)
     client.send(server, b"old")
@@ -191,7 +192,7 @@ def junk(world: World) -> bytes:
     return DATA_HEADER.pack(TYPE_DATA, world.random.getrandbits(32), 0) + world.random.randbytes(16)
 
 
-def test_junk_from_a_peers_place_brings_about_one_initiation_a_second_for_as_long_as_it_lasts():
+def test_junk_from_a_peers_place_brings_about_one_initiation_a_second_for_as_long_as_it_lasts() -> None:
     world = World()
     client, server = linked(world, known=True)
     restart(server)
@@ -209,7 +210,7 @@ def test_junk_from_a_peers_place_brings_about_one_initiation_a_second_for_as_lon
     assert not server.peer(client).staged
 
 
-def test_junk_for_all_peers_of_a_server_has_a_limit_of_its_own():
+def test_junk_for_all_peers_of_a_server_has_a_limit_of_its_own() -> None:
     world = World()
     server = world.host()
     places = [Endpoint(bytes([10, 9, number >> 8, number & 255]), 4242) for number in range(240)]
@@ -228,7 +229,7 @@ def test_junk_for_all_peers_of_a_server_has_a_limit_of_its_own():
 
 
 @pytest.mark.parametrize("is_down", [False, True], ids=["up", "down"])
-def test_junk_from_a_servers_place_does_nothing_to_a_client(is_down: bool):
+def test_junk_from_a_servers_place_does_nothing_to_a_client(is_down: bool) -> None:
     world = World()
     client, server = linked(world)
     if is_down:
@@ -241,7 +242,7 @@ def test_junk_from_a_servers_place_does_nothing_to_a_client(is_down: bool):
     assert sent(world, client, TYPE_INITIATION) == is_down
 
 
-def test_whatever_was_heard_once_means_nothing_when_it_is_heard_again():
+def test_whatever_was_heard_once_means_nothing_when_it_is_heard_again() -> None:
     world = World()
     client, server = linked(world)
     for number in range(20):
@@ -270,7 +271,7 @@ def test_whatever_was_heard_once_means_nothing_when_it_is_heard_again():
 # --- A server that means harm ---
 
 
-def test_a_server_that_begins_one_handshake_after_the_other_gets_answers_and_nothing_else_suffers():
+def test_a_server_that_begins_one_handshake_after_the_other_gets_answers_and_nothing_else_suffers() -> None:
     world = World()
     client, server = linked(world, LinkPolicy(buffer_packets=50), known=True)
     count, pause = 600, 0.005
@@ -291,7 +292,7 @@ def test_a_server_that_begins_one_handshake_after_the_other_gets_answers_and_not
     assert state(client, server) == LinkState.CONNECTED
 
 
-def test_a_server_that_answers_by_keepalives_alone_keeps_the_link_up_and_calm():
+def test_a_server_that_answers_by_keepalives_alone_keeps_the_link_up_and_calm() -> None:
     world = World()
     client, server = linked(world)
     for number in range(200):
@@ -305,7 +306,7 @@ def test_a_server_that_answers_by_keepalives_alone_keeps_the_link_up_and_calm():
     assert client.total(Total.RESENT_PACKETS) == 0
 
 
-def test_responses_that_were_held_back_for_long_do_not_end_a_session_for_good():
+def test_responses_that_were_held_back_for_long_do_not_end_a_session_for_good() -> None:
     world = World()
     client, server = linked(world)
     held: list[bytes] = []

@@ -13,8 +13,8 @@ from oxidize.protocol.constants import (
 )
 from oxidize.protocol.counters import ROUND_TRIP_NS, DropReason, LinkState, Total
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.link import (
-    KNOCK_PACES,
+from oxidize.protocol.link_policy import (
+    OUTAGE_PROBE_INTERVALS,
     REPLAY_BURST_PACKETS,
     REPLAY_PAUSE_SECS,
     SUPERSEDED_MAX,
@@ -37,7 +37,7 @@ from tests.support.network import World, lose_everything, packet
 # --- While it is down ---
 
 
-def test_knocks_bring_back_a_server_that_knows_our_place_at_once():
+def test_knocks_bring_back_a_server_that_knows_our_place_at_once() -> None:
     world = World()
     client, server = linked(world, known=True)
     client.send(server)
@@ -46,13 +46,13 @@ def test_knocks_bring_back_a_server_that_knows_our_place_at_once():
     assert state(client, server) == LinkState.RECONNECTING
     restart(server)
     server.delivered.clear()
-    world.run(KNOCK_PACES[1][1] + TICK)
+    world.run(OUTAGE_PROBE_INTERVALS[1][1] + TICK)
     assert state(client, server) == LinkState.CONNECTED
     assert server.total(Total.UNKNOWN_INDEX_INITIATIONS) + client.total(Total.HANDSHAKES_INITIATOR) >= 1
     assert len(server.delivered) == 1
 
 
-def test_knocks_end_with_the_session():
+def test_knocks_end_with_the_session() -> None:
     world = World()
     client, server = linked(world)
     client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
@@ -63,7 +63,7 @@ def test_knocks_end_with_the_session():
     assert sent(world, client, TYPE_INITIATION) > 0
 
 
-def test_when_refusals_end_the_server_is_asked_at_once():
+def test_when_refusals_end_the_server_is_asked_at_once() -> None:
     world = World()
     client, server = linked(world)
     for _ in range(20):
@@ -73,7 +73,7 @@ def test_when_refusals_end_the_server_is_asked_at_once():
     assert state(client, server) == LinkState.CONNECTED
 
 
-def test_another_way_is_tried_at_once():
+def test_another_way_is_tried_at_once() -> None:
     world = World()
     client, server = linked(world)
     client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
@@ -85,7 +85,7 @@ def test_another_way_is_tried_at_once():
     assert server.peer(client).endpoint == client.endpoint
 
 
-def test_a_server_that_moved_is_found_where_its_name_says():
+def test_a_server_that_moved_is_found_where_its_name_says() -> None:
     world = World()
     client, server = linked(world)
     world.move(server, Endpoint(bytes([203, 0, 113, 9]), 51820))
@@ -101,7 +101,7 @@ def test_a_server_that_moved_is_found_where_its_name_says():
 # --- The server's side ---
 
 
-def test_unknown_indices_bring_about_one_handshake_at_a_time():
+def test_unknown_indices_bring_about_one_handshake_at_a_time() -> None:
     world = World()
     client, server = linked(world, known=True)
     restart(server)
@@ -113,14 +113,14 @@ def test_unknown_indices_bring_about_one_handshake_at_a_time():
     assert sent(world, server, TYPE_INITIATION) == 0, "without retries"
 
 
-def test_unknown_indices_do_not_touch_a_session_that_is_alive():
+def test_unknown_indices_do_not_touch_a_session_that_is_alive() -> None:
     world = World()
     client, server = linked(world, known=True)
     server.receive([DATA_HEADER.pack(TYPE_DATA, 77, 0) + bytes(16)], client.endpoint)
     assert server.device.take_transmits() == []
 
 
-def test_unknown_indices_from_unknown_places_mean_nothing():
+def test_unknown_indices_from_unknown_places_mean_nothing() -> None:
     world = World()
     client, server = linked(world, known=True)
     restart(server)
@@ -128,7 +128,7 @@ def test_unknown_indices_from_unknown_places_mean_nothing():
     assert server.device.take_transmits() == []
 
 
-def test_unknown_indices_of_many_peers_have_one_limit():
+def test_unknown_indices_of_many_peers_have_one_limit() -> None:
     world = World()
     server, clients = world.host(), [world.host() for _ in range(100)]
     for client in clients:
@@ -143,7 +143,7 @@ def test_unknown_indices_of_many_peers_have_one_limit():
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 7.0])
-def test_a_successor_goes_on_with_an_outage(seconds: float):
+def test_a_successor_goes_on_with_an_outage(seconds: float) -> None:
     world = World()
     client, server = linked(world)
     client.send(server, b"1")
@@ -161,7 +161,7 @@ def test_a_successor_goes_on_with_an_outage(seconds: float):
     assert client.total(Total.OUTAGES) == began == client.total(Total.RECONNECTS)
 
 
-def test_a_predecessor_that_thaws_does_not_knock_where_its_successor_came_in():
+def test_a_predecessor_that_thaws_does_not_knock_where_its_successor_came_in() -> None:
     world = World()
     client, server = linked(world)
     client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
@@ -176,7 +176,7 @@ def test_a_predecessor_that_thaws_does_not_knock_where_its_successor_came_in():
     assert client.total(Total.SENT_KEEPALIVES) <= before + 1, "the one that was due already"
 
 
-def test_a_link_that_is_up_is_no_business_of_a_successors():
+def test_a_link_that_is_up_is_no_business_of_a_successors() -> None:
     world = World()
     client, server = linked(world)
     client.hand_over()
@@ -190,7 +190,7 @@ def test_a_link_that_is_up_is_no_business_of_a_successors():
 # --- What waited leaves in bursts ---
 
 
-def test_what_waited_leaves_in_bursts_and_what_comes_meanwhile_stays_behind_it():
+def test_what_waited_leaves_in_bursts_and_what_comes_meanwhile_stays_behind_it() -> None:
     world = World()
     client, server = linked(world)
     client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
@@ -213,7 +213,7 @@ def test_what_waited_leaves_in_bursts_and_what_comes_meanwhile_stays_behind_it()
     assert server.drops() == {}
 
 
-def test_what_comes_while_it_leaves_asks_for_no_further_session():
+def test_what_comes_while_it_leaves_asks_for_no_further_session() -> None:
     world = World()
     client, server = linked(world)
     client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
@@ -230,7 +230,7 @@ def test_what_comes_while_it_leaves_asks_for_no_further_session():
     assert payloads(server)[-1] == b"behind it"
 
 
-def test_an_outage_in_the_middle_of_it_loses_nothing():
+def test_an_outage_in_the_middle_of_it_loses_nothing() -> None:
     world = World()
     client, server = linked(world)
     client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
@@ -246,7 +246,7 @@ def test_an_outage_in_the_middle_of_it_loses_nothing():
 # --- Several initiations at once ---
 
 
-def test_a_response_to_an_earlier_initiation_is_as_good():
+def test_a_response_to_an_earlier_initiation_is_as_good() -> None:
     world = World()
     client, server = world.host(), world.host()
     client.know(server, link=LinkPolicy())
@@ -268,7 +268,7 @@ def test_a_response_to_an_earlier_initiation_is_as_good():
     assert client.peer(server).handshake is None
 
 
-def test_of_two_answered_initiations_the_session_of_the_later_one_stays():
+def test_of_two_answered_initiations_the_session_of_the_later_one_stays() -> None:
     world = World()
     client, server = linked(world)
     held: list[bytes] = []
@@ -290,7 +290,7 @@ def test_of_two_answered_initiations_the_session_of_the_later_one_stays():
     assert server.dropped(DropReason.UNKNOWN_INDEX) <= 1, "the confirmation of the first"
 
 
-def test_what_leaves_between_two_answers_is_sent_again_in_the_session_that_stays():
+def test_what_leaves_between_two_answers_is_sent_again_in_the_session_that_stays() -> None:
     world = World()
     client, server = linked(world)
     client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
@@ -311,7 +311,7 @@ def test_what_leaves_between_two_answers_is_sent_again_in_the_session_that_stays
 
 
 @pytest.mark.parametrize("away_secs", [3.0, 10.0])
-def test_an_initiation_that_waited_for_its_server_tells_nothing_of_the_round_trip(away_secs: float):
+def test_an_initiation_that_waited_for_its_server_tells_nothing_of_the_round_trip(away_secs: float) -> None:
     world = World()
     client, server = linked(world)
     round_trip = client.peer(server).slot + ROUND_TRIP_NS
@@ -326,7 +326,7 @@ def test_an_initiation_that_waited_for_its_server_tells_nothing_of_the_round_tri
     assert client.slots.counters[round_trip] == 20_000_000
 
 
-def test_indices_of_forgotten_initiations_are_released():
+def test_indices_of_forgotten_initiations_are_released() -> None:
     world = World()
     client, server = linked(world)
     client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
@@ -339,7 +339,7 @@ def test_indices_of_forgotten_initiations_are_released():
     assert len(client.device._table.indices) <= 2
 
 
-def test_what_was_on_its_way_when_the_last_answer_came_is_sent_again():
+def test_what_was_on_its_way_when_the_last_answer_came_is_sent_again() -> None:
     world = World()
     client, server = linked(world)
     client.slots.counters[client.peer(server).slot + ROUND_TRIP_NS] = 50_000_000
@@ -368,7 +368,7 @@ def test_what_was_on_its_way_when_the_last_answer_came_is_sent_again():
         ("no name", "its name could not be looked up"),
     ],
 )
-def test_a_link_that_does_not_come_up_is_told_of_once_with_the_reason(why: str, expected: str):
+def test_a_link_that_does_not_come_up_is_told_of_once_with_the_reason(why: str, expected: str) -> None:
     world = World()
     client, server = world.host(), world.host()
     client.know(server, reachable=why != "no name", link=LinkPolicy(retries_max=8))
@@ -384,7 +384,7 @@ def test_a_link_that_does_not_come_up_is_told_of_once_with_the_reason(why: str, 
     assert told == [(LinkState.CONNECTING, expected), (LinkState.FAILED, expected)]
 
 
-def test_reasons_to_hurry_are_no_reason_to_go_on_for_ever():
+def test_reasons_to_hurry_are_no_reason_to_go_on_for_ever() -> None:
     world = World()
     client, server = linked(world, LinkPolicy(retries_max=20))
     client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
@@ -395,7 +395,7 @@ def test_reasons_to_hurry_are_no_reason_to_go_on_for_ever():
     assert state(client, server) == LinkState.FAILED
 
 
-def test_the_time_between_a_death_and_the_next_process_is_no_silence_of_the_servers():
+def test_the_time_between_a_death_and_the_next_process_is_no_silence_of_the_servers() -> None:
     world = World()
     client, server = linked(world)
     client.send(server, b"asked")  # the answer waits in the socket, or is on its way

@@ -7,7 +7,7 @@ import pytest
 from oxidize.protocol import staging as staging_module
 from oxidize.protocol.changes import Change, PeerStaged
 from oxidize.protocol.counters import DROPS_START, DropReason, Total
-from oxidize.protocol.link import LinkPolicy
+from oxidize.protocol.link_policy import LinkPolicy
 from oxidize.protocol.noise import LocalIdentity, RemoteIdentity
 from oxidize.protocol.peer import Peer, PeerSettings
 from oxidize.protocol.session_table import SessionTable
