@@ -6,7 +6,7 @@ from typing import Literal
 
 from oxidize import config, logs
 from oxidize.control.reload_channel import Control
-from oxidize.errors import ConfigError, OxidizeError, UnreachableError
+from oxidize.errors import OxidizeError, UnreachableError
 from oxidize.net.event_loop import Loop
 from oxidize.runtime.startup import start
 from oxidize.service_manager import notify
@@ -27,10 +27,6 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
     try:
         logs.configure(log_level)
         handover = start(_load(role, config_path), loop, control)
-    except ConfigError as error:
-        control.failed("\n".join(error.problems))
-        _pause(control)
-        raise
     except OxidizeError as error:
         control.failed(str(error))
         _pause(control)

@@ -56,9 +56,12 @@ def test_the_error_count_continues_from_the_predecessors(slots: ArraySlots, coun
     assert slots.counters[Total.ERRORS_LOGGED] == 42
 
 
+def test_the_errors_before_a_generation_are_unknown_until_it_serves(count: ErrorCount) -> None:
+    assert count.before is None
+
+
 def test_the_errors_before_this_generation_are_kept_after_a_thaw(slots: ArraySlots, count: ErrorCount) -> None:
     slots.counters[Total.ERRORS_LOGGED] = 41
-    assert count.before is None
     count.begin()
     log.error("an error")
     count.end()
