@@ -96,14 +96,14 @@ def test_a_port_that_another_server_has_is_one_line(lab: Lab, server: Server, tm
     assert line.startswith(f"oxidize: metrics_listen = 127.0.0.1:{metrics_port(server)}: Address already in use")
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(server: Server) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error_of_one_line(server: Server) -> None:
     (server.lab.folder / "file").write_text("")
     server.write_config(takeover_socket="file/takeover.sock")
     status, lines = run_to_end(server)
     assert status == 2
     (line,) = lines
     assert line.startswith(
-        f"oxidize: takeover_socket = {server.lab.folder}/file/takeover.sock: its folder cannot be ma"
+        f"oxidize: takeover_socket = {server.lab.folder}/file/takeover.sock: its folder cannot be created"
     )
 
 
