@@ -25,8 +25,8 @@ from oxidize.runtime import crash_loop
 from oxidize.runtime.endpoint_cache import load_endpoints
 from oxidize.runtime.fd_store import apply_nat, check_nat, store_network
 from oxidize.runtime.handover import Handover
-from oxidize.runtime.http_endpoints import health_response
-from oxidize.runtime.node import Node, serve_http
+from oxidize.runtime.http_endpoints import health_response, serve_http
+from oxidize.runtime.node import Node
 from oxidize.runtime.offer import FROM_SOCKET_UNIT, STATE, STORED, FdName, named_fd
 from oxidize.runtime.parts import NodeParts, adopt_nat, adopt_network, bind_http, boot_id, configure, make_device
 from oxidize.service_manager import notify, watchdog

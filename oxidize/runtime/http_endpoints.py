@@ -4,11 +4,15 @@ The rule: only a healthy process answers /health with 200; one that starts or dr
 """
 
 import json
+import socket
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Literal
 
-from oxidize.net.http import Respond, Response
+from oxidize.net.event_loop import Loop, boot_time
+from oxidize.net.http import HttpServer, Respond, Response
+
+RENDER_SECS = 0.25  # between two renderings of the metrics
 
 State = Literal["starting", "healthy", "draining"]
 
@@ -36,3 +40,26 @@ def make_respond(state: Callable[[], State], render_metrics: Callable[[], tuple[
         return Response(HTTPStatus.NOT_FOUND, b"Not found. There are /health and /metrics here.\n")
 
     return respond
+
+
+def serve_http(listener: socket.socket, respond: Respond, loop: Loop) -> HttpServer:
+    """Answer HTTP at `listener`, which must not block, from the loop."""
+    server = HttpServer(listener, respond, loop.register, loop.unregister, boot_time)
+    loop.add_timed(server)
+    return server
+
+
+class ThrottledRender:
+    """Renders the metrics once in RENDER_SECS at most, so that no number of requests stops the data path."""
+
+    def __init__(self, render: Callable[[], tuple[bytes, str]]) -> None:
+        self._render = render
+        self._rendered = (b"", "")
+        self._until = 0.0
+
+    def __call__(self) -> tuple[bytes, str]:
+        """Return the text and its content type."""
+        if boot_time() >= self._until:
+            self._rendered = self._render()
+            self._until = boot_time() + RENDER_SECS
+        return self._rendered

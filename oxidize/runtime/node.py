@@ -8,7 +8,6 @@ for a session.
 import hashlib
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,21 +21,19 @@ from oxidize.hostnet.interface import routes_needed
 from oxidize.metrics import Live, Metrics
 from oxidize.net import http
 from oxidize.net.data_path import DataPath
-from oxidize.net.event_loop import READABLE, Loop, boot_time
+from oxidize.net.event_loop import READABLE, Loop, Timed, boot_time
 from oxidize.net.tun import TunDevice
 from oxidize.net.userspace import UserspaceNetwork
 from oxidize.protocol.counters import ENDED_ON_PURPOSE, DropReason
 from oxidize.runtime.drain import Drain
 from oxidize.runtime.endpoint_cache import EndpointCache
 from oxidize.runtime.error_count import ErrorCount
-from oxidize.runtime.http_endpoints import State, make_respond
+from oxidize.runtime.http_endpoints import State, ThrottledRender, make_respond, serve_http
 from oxidize.runtime.parts import NodeParts
 from oxidize.service_manager import notify, systemctl
 from oxidize.service_manager.watchdog import Watchdog
 from oxidize.settings import NodeSettings
 from oxidize.text import counted
-
-RENDER_SECS = 0.25  # between two renderings of the metrics
 
 log = logs.get(__name__)
 
@@ -75,11 +72,12 @@ class Node:
         self.counters = counters
         self._error_count = ErrorCount(counters)
         self._data_path = DataPath(parts.device, parts.udp, parts.network, counters, boot_time, refusal)
-        self._watchdog = Watchdog(watchdog_secs, boot_time)
+        self._timed: list[Timed] = [self._data_path, Watchdog(watchdog_secs, boot_time)]  # of the loop while it serves
         self._drain = Drain(parts.device, counters, loop)
         self._endpoint_cache: EndpointCache | None = None
         if parts.settings.endpoints_file is not None:
             self._endpoint_cache = EndpointCache(parts.settings.endpoints_file, parts.device, boot_time)
+            self._timed.append(self._endpoint_cache)
         self.connection: Connection | None = None
         if parts.settings.server is not None:
             self.connection = Connection(
@@ -124,10 +122,8 @@ class Node:
         tunnel = self.network.fileno()
         if tunnel is not None:
             self._loop.register(tunnel, READABLE, self._data_path.from_tunnel)
-        self._loop.add_timed(self._data_path)
-        self._loop.add_timed(self._watchdog)
-        if self._endpoint_cache is not None:
-            self._loop.add_timed(self._endpoint_cache)
+        for timed in self._timed:
+            self._loop.add_timed(timed)
         if self.drain_left_secs is not None:
             self._loop.add_timed(self._drain)
         self._serving = True
@@ -141,7 +137,8 @@ class Node:
         if not self._serving:
             raise OxidizeError("a takeover is under way: ask again")
 
-    def _stop_serving(self) -> None:
+    def give_up_ownership(self) -> None:
+        """Stop reading and sending, and record what only this process knows: the next owner continues from there."""
         self._serving = False
         if self.connection is not None:
             self.connection.stop()
@@ -149,17 +146,10 @@ class Node:
         tunnel = self.network.fileno()
         if tunnel is not None:
             self._loop.unregister(tunnel)
-        self._loop.remove_timed(self._data_path)
-        self._loop.remove_timed(self._watchdog)
-        if self._endpoint_cache is not None:
-            self._loop.remove_timed(self._endpoint_cache)
-        self._loop.remove_timed(self._drain)
+        for timed in (*self._timed, self._drain):
+            self._loop.remove_timed(timed)
         if self.http_server is not None:
             self.http_server.pause()
-
-    def give_up_ownership(self) -> None:
-        """Stop reading and sending, and record what only this process knows: the next owner continues from there."""
-        self._stop_serving()
         self._data_path.flush()
         self.udp.end_ownership()
         self.device.freeze()
@@ -298,26 +288,3 @@ def _host_setup_of(parts: NodeParts) -> HostSetup | None:
         return None
     port = int(parts.udp.local_address.rpartition(":")[2])
     return HostSetup(parts.settings, port, parts.guard_fd)
-
-
-def serve_http(listener: socket.socket, respond: http.Respond, loop: Loop) -> http.HttpServer:
-    """Answer HTTP at `listener`, which must not block, from the loop."""
-    server = http.HttpServer(listener, respond, loop.register, loop.unregister, boot_time)
-    loop.add_timed(server)
-    return server
-
-
-class ThrottledRender:
-    """Renders the metrics once in RENDER_SECS at most, so that no number of requests stops the data path."""
-
-    def __init__(self, render: Callable[[], tuple[bytes, str]]) -> None:
-        self._render = render
-        self._rendered = (b"", "")
-        self._until = 0.0
-
-    def __call__(self) -> tuple[bytes, str]:
-        """Return the text and its content type."""
-        if boot_time() >= self._until:
-            self._rendered = self._render()
-            self._until = boot_time() + RENDER_SECS
-        return self._rendered
