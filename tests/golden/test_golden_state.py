@@ -1,7 +1,7 @@
-"""State as every release wrote it, and as a later release may write it: what this release makes of them.
+"""The state as every release wrote it, and as a later release may write it: how this release reads it.
 
 The files are made once, when a release is cut (`python tests/golden/test_golden_state.py`), and never again: a test
-that fails here found that this release no longer reads what is out there.
+that fails here found that this release no longer reads the state of one that is in service.
 """
 
 import json
@@ -120,7 +120,7 @@ def opened(journal_fd: int, arena_fd: int) -> SessionState:
 
 @pytest.fixture
 def later() -> Iterator[Journal]:
-    """Yield the journal of 0.1.0 in the hands of a later release, which writes what this one does not know."""
+    """Yield the journal of 0.1.0 as a later release writes it, with fields and types that this one does not know."""
     journal = Journal.open(loaded("journal-0.1.0.bin"), reader=9)
     journal.sync()
     journal.become_writer()
@@ -151,7 +151,7 @@ def test_the_state_of_0_1_0_is_read_in_full() -> None:
     state.close()
 
 
-def test_the_state_of_0_1_0_is_carried_on() -> None:
+def test_the_state_of_0_1_0_survives_a_compaction_by_this_release() -> None:
     state = opened(loaded("journal-0.1.0.bin"), loaded("arena-0.1.0.bin"))
     state.become_writer()
     state.begin_generation("0.2.0", 3)
@@ -170,7 +170,7 @@ def envelope_of(later: Journal, **fields: Any) -> dict[str, Any]:
     return {**known, "release": "2.0.0", "generation": 3, **fields}
 
 
-def test_fields_and_types_of_a_later_release_are_passed_over_and_counted(later: Journal) -> None:
+def test_fields_and_types_of_a_later_release_are_ignored_and_counted(later: Journal) -> None:
     later.append_envelope(envelope_of(later, format=2, min_reader=1, cluster="eu-1"))
     live = {(r["type"], r["key"]): r for r in later.live_records()}
     keypairs = live["keypairs", ALICE]
@@ -186,7 +186,7 @@ def test_fields_and_types_of_a_later_release_are_passed_over_and_counted(later: 
     state.close()
 
 
-def test_a_peer_that_this_release_removes_is_gone_with_what_it_does_not_know_of_it(later: Journal) -> None:
+def test_the_unknown_records_of_a_removed_peer_are_removed_too(later: Journal) -> None:
     later.append({"type": "route", "key": ALICE, "via": "10.0.0.0/8"})
     state = after(later)
     state.become_writer()
@@ -198,7 +198,7 @@ def test_a_peer_that_this_release_removes_is_gone_with_what_it_does_not_know_of_
     state.close()
 
 
-def test_what_a_later_release_wrote_survives_a_rollback_and_its_compaction(later: Journal) -> None:
+def test_unknown_records_survive_a_rollback_and_its_compaction(later: Journal) -> None:
     unknown = {"type": "route", "key": ALICE, "via": "10.0.0.0/8"}
     later.append(unknown)
     later.stop_writing()
@@ -213,7 +213,7 @@ def test_what_a_later_release_wrote_survives_a_rollback_and_its_compaction(later
 
 
 @pytest.mark.parametrize("tail", [[], [{"type": "keypairs", "key": ALICE, "current": "now a string"}]])
-def test_a_state_that_must_be_understood_is_refused_with_reason_and_remedy(
+def test_a_state_that_needs_a_newer_reader_is_refused_with_reason_and_remedy(
     later: Journal, tail: list[dict[str, Any]]
 ) -> None:
     later.append_envelope(envelope_of(later, format=3, min_reader=FORMAT + 1))

@@ -1,4 +1,4 @@
-"""What a server answers is read whole or not at all, and of what it says nothing is obeyed."""
+"""A server's answer is decoded in full or refused, and none of its texts controls the terminal."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Crash loops: some starts are free, then each one waits longer, and a generation that lasts sets it back."""
+"""Crash loops: the first starts are immediate, later ones back off, and a stable generation resets the count."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Remembered endpoints: what is written comes back, and no file can cost more than itself."""
+"""The endpoint cache: endpoints are loaded as they were written, and a bad file costs nothing else."""
 
 import base64
 import json
@@ -49,47 +49,47 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "endpoints.json"
 
 
-def server_with(places: Iterable[Endpoint | None]) -> Host:
-    """Return a server whose peers were last seen there."""
+def server_with(endpoints: Iterable[Endpoint | None]) -> Host:
+    """Return a server with one peer for each of `endpoints`."""
     world = World()
     server = world.host()
-    for number, place in enumerate(places, start=2):
+    for number, endpoint in enumerate(endpoints, start=2):
         key = number.to_bytes(32, "big")
         network = ip_network((10 << 24) + number)
         server.peers.append(PeerSettings(key, allowed_ips=(network,), endpoint=None))
-        if place is not None:
-            server.peers[-1] = PeerSettings(key, allowed_ips=(network,), endpoint=place)
+        if endpoint is not None:
+            server.peers[-1] = PeerSettings(key, allowed_ips=(network,), endpoint=endpoint)
     server.start()
     return server
 
 
-def forgetful(server: Host) -> Host:
-    """Return the same server as it is configured: nobody's place is known."""
+def without_endpoints(server: Host) -> Host:
+    """Return a server of the same configuration, which knows no endpoint."""
     again = World().host()
     again.peers = [PeerSettings(peer.public_key, allowed_ips=peer.allowed_ips) for peer in server.peers]
     again.start()
     return again
 
 
-def straight(peers: Iterable[Peer]) -> Iterator[Peer]:
+def uninterrupted(peers: Iterable[Peer]) -> Iterator[Peer]:
     yield from peers
 
 
-def places(server: Host) -> list[Endpoint | None]:
+def endpoints_of(server: Host) -> list[Endpoint | None]:
     return [peer.endpoint for peer in server.device.peers.values()]
 
 
-def memory(server: Host, path: Path) -> EndpointCache:
+def cache_of(server: Host, path: Path) -> EndpointCache:
     return EndpointCache(path, server.device, lambda: server.world.now)
 
 
-def run(memory: EndpointCache, seconds: float, now: float) -> list[float]:
-    """Let time pass; return when something was due."""
+def run(cache: EndpointCache, seconds: float, now: float) -> list[float]:
+    """Let time pass; return the times of the deadlines."""
     moments = []
     end = now + seconds
-    while (due := memory.next_deadline()) <= end:
+    while (due := cache.next_deadline()) <= end:
         moments.append(due)
-        memory.handle_timeout(due)
+        cache.handle_timeout(due)
     return moments
 
 
@@ -98,40 +98,40 @@ def run(memory: EndpointCache, seconds: float, now: float) -> list[float]:
 
 def test_endpoints_are_loaded_as_they_were_written(path: Path, log: FakeLog) -> None:
     server = server_with([V4, None, V6])
-    memory(server, path).write_now()
-    again = forgetful(server)
-    load_endpoints(path, again.device, straight, again.world.now)
-    assert places(again) == [V4, None, V6]
+    cache_of(server, path).write_now()
+    again = without_endpoints(server)
+    load_endpoints(path, again.device, uninterrupted, again.world.now)
+    assert endpoints_of(again) == [V4, None, V6]
     assert log.warnings == []
 
 
 def test_a_loaded_endpoint_reaches_the_successor_and_is_asked_for_a_session(path: Path) -> None:
     server = server_with([V4])
-    memory(server, path).write_now()
-    again = forgetful(server)
-    load_endpoints(path, again.device, straight, again.world.now)
+    cache_of(server, path).write_now()
+    again = without_endpoints(server)
+    load_endpoints(path, again.device, uninterrupted, again.world.now)
     again.replace()
-    assert places(again) == [V4]
+    assert endpoints_of(again) == [V4]
 
 
 def test_a_configured_or_learned_endpoint_takes_precedence_over_the_cache(path: Path) -> None:
     server = server_with([V4, V4._replace(port=1)])
-    memory(server, path).write_now()
+    cache_of(server, path).write_now()
     again = server_with([V6, None])
-    load_endpoints(path, again.device, straight, again.world.now)
-    assert places(again) == [V6, V4._replace(port=1)]
+    load_endpoints(path, again.device, uninterrupted, again.world.now)
+    assert endpoints_of(again) == [V6, V4._replace(port=1)]
 
 
 def test_a_link_local_endpoint_is_not_cached(path: Path) -> None:
     server = server_with([LINK_LOCAL, V4])
-    memory(server, path).write_now()
+    cache_of(server, path).write_now()
     assert "fe80" not in path.read_text()
     assert len(json.loads(path.read_text())["endpoints"]) == 1
 
 
 def test_the_cache_holds_no_private_key(path: Path) -> None:
     server = server_with([V4])
-    memory(server, path).write_now()
+    cache_of(server, path).write_now()
     document = json.loads(path.read_text())
     assert document == {"format": FORMAT, "endpoints": {base64.b64encode((2).to_bytes(32, "big")).decode(): str(V4)}}
     assert base64.b64encode(server.private_key).decode() not in path.read_text()
@@ -142,7 +142,7 @@ def test_the_cache_holds_no_private_key(path: Path) -> None:
 
 def test_the_cache_is_written_only_after_an_endpoint_change(path: Path) -> None:
     server = server_with([V4])
-    remembered = memory(server, path)
+    remembered = cache_of(server, path)
     assert run(remembered, WRITE_SECS - 1.0, server.world.now) == []
     run(remembered, WRITE_SECS, server.world.now)
     assert path.exists()
@@ -160,7 +160,7 @@ def test_the_cache_is_written_only_after_an_endpoint_change(path: Path) -> None:
 def test_many_peers_are_written_in_steps_and_the_file_appears_with_the_last(path: Path) -> None:
     count = 3 * STEP_PEERS + 1
     server = server_with([V4._replace(port=port) for port in range(1, count + 1)])
-    remembered = memory(server, path)
+    remembered = cache_of(server, path)
     begin = remembered.next_deadline()
     for step in range(4):
         assert list(path.parent.iterdir()) == []
@@ -172,7 +172,7 @@ def test_many_peers_are_written_in_steps_and_the_file_appears_with_the_last(path
 
 def test_an_endpoint_that_changes_during_a_write_is_in_the_next_one(path: Path) -> None:
     server = server_with([V4._replace(port=port) for port in range(1, STEP_PEERS + 2)])
-    remembered = memory(server, path)
+    remembered = cache_of(server, path)
     remembered.handle_timeout(remembered.next_deadline())
     first = next(iter(server.device.peers.values()))
     server.device._table.move_endpoint(first, V6, server.world.now)
@@ -186,7 +186,7 @@ def test_an_endpoint_that_changes_during_a_write_is_in_the_next_one(path: Path) 
 def test_only_the_owner_may_read_the_cache_whatever_the_umask(path: Path) -> None:
     before = os.umask(0)
     try:
-        memory(server_with([V4]), path).write_now()
+        cache_of(server_with([V4]), path).write_now()
     finally:
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -197,7 +197,7 @@ def test_the_cache_is_replaced_as_a_whole_and_leaves_no_other_file(path: Path) -
     path.write_text("old")
     path.with_name("endpoints.json.new").write_text("half, of a process that was killed")
     with path.open() as reader:
-        memory(server, path).write_now()
+        cache_of(server, path).write_now()
         assert reader.read() == "old"
     assert json.loads(path.read_text())["format"] == FORMAT
     assert list(path.parent.iterdir()) == [path]
@@ -208,7 +208,7 @@ def test_the_cache_is_not_written_through_a_planted_symlink(path: Path) -> None:
     precious.write_text("precious")
     path.with_name("endpoints.json.new").symlink_to(precious)
     path.symlink_to(precious)
-    memory(server_with([V4]), path).write_now()
+    cache_of(server_with([V4]), path).write_now()
     assert precious.read_text() == "precious"
     assert not path.is_symlink()
 
@@ -216,7 +216,7 @@ def test_the_cache_is_not_written_through_a_planted_symlink(path: Path) -> None:
 def test_an_unwritable_folder_is_logged_once(tmp_path: Path, log: FakeLog) -> None:
     path = tmp_path / "none" / "endpoints.json"
     server = server_with([V4, V4])
-    remembered = memory(server, path)
+    remembered = cache_of(server, path)
     peer = next(iter(server.device.peers.values()))
     for number in range(1, 4):
         server.device._table.move_endpoint(peer, V4._replace(port=number), server.world.now)
@@ -265,9 +265,9 @@ def document(endpoints: object, version: object = FORMAT) -> bytes:
 )
 def test_an_unreadable_cache_is_logged_and_costs_its_endpoints_only(content: bytes, path: Path, log: FakeLog) -> None:
     path.write_bytes(content)
-    server = forgetful(server_with([V4]))
-    load_endpoints(path, server.device, straight, server.world.now)
-    assert places(server) == [None]
+    server = without_endpoints(server_with([V4]))
+    load_endpoints(path, server.device, uninterrupted, server.world.now)
+    assert endpoints_of(server) == [None]
     assert len(log.warnings) == 1
     assert log.warnings[0]["path"] == str(path)
 
@@ -298,16 +298,16 @@ def test_an_unreadable_cache_is_logged_and_costs_its_endpoints_only(content: byt
 def test_an_invalid_endpoint_costs_that_peer_only(place: object, path: Path, log: FakeLog) -> None:
     other = base64.b64encode((3).to_bytes(32, "big")).decode()
     path.write_bytes(document({KEY: place, other: str(V6), "not a key": str(V4), "": "", "\ud800": "\ud800"}))
-    server = forgetful(server_with([V4, V6]))
-    load_endpoints(path, server.device, straight, server.world.now)
-    assert places(server) == [None, V6]
+    server = without_endpoints(server_with([V4, V6]))
+    load_endpoints(path, server.device, uninterrupted, server.world.now)
+    assert endpoints_of(server) == [None, V6]
 
 
 def test_a_first_start_without_a_cache_logs_nothing(path: Path, log: FakeLog) -> None:
-    server = forgetful(server_with([V4]))
-    load_endpoints(path, server.device, straight, server.world.now)
-    load_endpoints(path / "below", server.device, straight, server.world.now)
-    assert places(server) == [None]
+    server = without_endpoints(server_with([V4]))
+    load_endpoints(path, server.device, uninterrupted, server.world.now)
+    load_endpoints(path / "below", server.device, uninterrupted, server.world.now)
+    assert endpoints_of(server) == [None]
     assert [warning["path"] for warning in log.warnings] in ([], [str(path / "below")])
 
 
@@ -332,9 +332,9 @@ def test_a_cache_path_that_is_no_file_costs_nothing_else(
     make: Callable[[Path], None], path: Path, log: FakeLog
 ) -> None:
     make(path)
-    server = forgetful(server_with([V4]))
-    load_endpoints(path, server.device, straight, server.world.now)
-    assert places(server) == [None]
+    server = without_endpoints(server_with([V4]))
+    load_endpoints(path, server.device, uninterrupted, server.world.now)
+    assert endpoints_of(server) == [None]
     assert len(log.warnings) == 1
-    memory(server_with([V4]), path).write_now()
+    cache_of(server_with([V4]), path).write_now()
     assert path.is_file() or len(log.warnings) == 2

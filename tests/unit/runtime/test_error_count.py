@@ -1,4 +1,4 @@
-"""Errors are counted by whoever owns, and counting them hurts nobody."""
+"""The error count: only the owner counts, and a failure of it does not disturb logging."""
 
 import logging
 import threading
@@ -34,7 +34,7 @@ def test_errors_and_worse_are_counted_from_begin_to_end(slots: ArraySlots, count
     count.begin()
     log.warning("no error")
     log.error("an error", peer="alice")
-    logging.getLogger("somebody.else").critical("%d of them", 2)
+    logging.getLogger("another.module").critical("%d of them", 2)
     try:
         raise ValueError
     except ValueError:

@@ -1,4 +1,4 @@
-"""A rehearsal restores a copy, counts at the server's moment, and says what it could not keep."""
+"""A rehearsal restores a copy, counts at the time that the server names, and reports what it could not keep."""
 
 import json
 import os
@@ -28,7 +28,7 @@ ALICE, BOB, CAROL = (bytes([letter]) * 32 for letter in b"ABC")
 
 
 class Running:
-    """A server that answers from this very process: a state with a session for each peer, and what it says."""
+    """A server in this process: a state with a session for each peer. says: changes to the figures of its answers."""
 
     def __init__(self, folder: Path) -> None:
         self.peers = [

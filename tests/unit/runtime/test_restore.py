@@ -39,7 +39,7 @@ def connected(world: World) -> tuple[Host, Host]:
 
 
 def sent(host: Host) -> list[int]:
-    """Return the types of what a host sends now."""
+    """Return the types of the messages that a host sends now."""
     return [message_type(datagram) for transmit in host.device.take_transmits() for datagram in transmit.datagrams]
 
 
@@ -435,7 +435,7 @@ def test_a_packet_to_another_local_address_is_no_endpoint_change() -> None:
 
 
 def test_a_packet_between_restore_and_hand_off_is_still_answered_by_a_keepalive() -> None:
-    """It leaves a word behind and no record: only a second look at the counters shows that an answer is owed."""
+    """Such a packet changes a counter and leaves no record: only a second read of the counters finds it."""
     world = World()
     client, server = connected(world)
     world.run(20.0)
