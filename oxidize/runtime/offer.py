@@ -17,7 +17,10 @@ from oxidize.takeover.host import NamedFd, Offer
 
 
 class FdName(StrEnum):
-    """The name of a descriptor, the same in an OFFER, in LISTEN_FDNAMES and in the service manager's fd store."""
+    """The name of a descriptor, the same in an OFFER, in LISTEN_FDNAMES and in the service manager's fd store.
+
+    An OFFER may carry each of them.
+    """
 
     UDP = "udp"
     HTTP = "http"
