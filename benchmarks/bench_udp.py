@@ -10,6 +10,7 @@ import statistics
 import struct
 import time
 from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_interface
 
 from oxidize.hostnet.interface import configure_interface
@@ -40,6 +41,22 @@ def drain(receiver: UdpSocket) -> int:
     return count
 
 
+def transmit_all(sender: UdpSocket, endpoint: Endpoint, batch: list[bytes], size: int) -> int:
+    """Send the batch in calls of `size` datagrams; return how many were sent."""
+    return sum(sender.transmit(endpoint, batch[:size]) for _ in range(len(batch) // size))
+
+
+def read_all(device: TunDevice, packets: list[bytes]) -> int:
+    """Append one batch of packets to `packets`; return how many there are."""
+    packets += device.read_packets(64)
+    return len(packets)
+
+
+def write_all(device: TunDevice, packets: list[bytes]) -> int:
+    """Return how many packets were written."""
+    return len(packets) - device.write_packets(packets)
+
+
 def bench_udp(host: str) -> None:
     sender, receiver = UdpSocket(bind_udp(host, 0)), UdpSocket(bind_udp(host, 0))
     for wrapped in (sender, receiver):
@@ -50,8 +67,8 @@ def bench_udp(host: str) -> None:
     for name, size in (("batch of 45", BATCH), ("single datagrams", 1)):
         sends, receives = [], []
         for _ in range(ROUNDS):
-            sends.append(timed(lambda n=size: sum(sender.transmit(endpoint, batch[:n]) for _ in range(BATCH // n))))
-            receives.append(timed(lambda: drain(receiver)))
+            sends.append(timed(partial(transmit_all, sender, endpoint, batch, size)))
+            receives.append(timed(partial(drain, receiver)))
         report(f"udp {host} {name}: transmit", sends)
         report(f"udp {host} {name}: receive", receives)
     sender.close()
@@ -75,9 +92,9 @@ def bench_tun() -> None:
             segments = [(17, 103, struct.pack("=H", 1392))]
             inside.sendmsg([bytes(1392 * BATCH)], segments, 0, ("10.9.0.2", 9))
             packets: list[bytes] = []
-            reads.append(timed(lambda got=packets, tun=device: got.extend(tun.read_packets(64)) or len(got)))
+            reads.append(timed(partial(read_all, device, packets)))
             echoed = [p[:12] + p[16:20] + p[12:16] + p[20:] for p in packets]
-            writes.append(timed(lambda back=echoed, tun=device: len(back) - tun.write_packets(back)))
+            writes.append(timed(partial(write_all, device, echoed)))
         name = "tun with vnet header" if vnet_header else "tun"
         report(f"{name}: read_packets", reads)
         report(f"{name}: write_packets", writes)

@@ -36,12 +36,12 @@ class Seen:
 
     def look(self, protocol: int, packet: bytes) -> None:
         if protocol == ETH_P_IP:
-            addresses = (socket.inet_ntop(socket.AF_INET, packet[at : at + 4]) for at in (12, 16))
-            self.packets.append((packet[9], *addresses))
+            source, destination = (socket.inet_ntop(socket.AF_INET, packet[at : at + 4]) for at in (12, 16))
+            self.packets.append((packet[9], source, destination))
         elif protocol == ETH_P_IPV6 and not (packet[6] == ICMPV6 and packet[40] in NEIGHBOUR_DISCOVERY):
-            addresses = (socket.inet_ntop(socket.AF_INET6, packet[at : at + 16]) for at in (8, 24))
+            source, destination = (socket.inet_ntop(socket.AF_INET6, packet[at : at + 16]) for at in (8, 24))
             if not packet[24:40].startswith(b"\xff"):  # multicast: reports of listeners, which the kernel sends
-                self.packets.append((packet[6], *addresses))
+                self.packets.append((packet[6], source, destination))
 
     def conversations(self) -> set[tuple[int, frozenset[str]]]:
         return {(protocol, frozenset((source, destination))) for protocol, source, destination in self.packets}

@@ -65,7 +65,7 @@ def test_twenty_reloads_under_kernel_traffic(site: Site, record_property: Callab
         assert [client.wireguard.latest_handshake() for client in clients] == handshakes
 
         def all_seen() -> bool:
-            sent = server.status()["totals"]["sent_datagrams"] - sent_before
+            sent: int = server.status()["totals"]["sent_datagrams"] - sent_before
             return sum(len(capture.datagrams) for capture in captures) == sent
 
         wait_for("the captures to have seen all that the server says it sent", all_seen)

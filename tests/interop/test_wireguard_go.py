@@ -4,7 +4,7 @@ import os
 import select
 import time
 from collections.abc import Callable, Sequence
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
 
 import pytest
 
@@ -159,8 +159,8 @@ class RecordingNetwork(UserspaceNetwork):
         super().__init__([ip_interface(f"{Site.SERVER4}/24"), ip_interface(f"{Site.SERVER6}/64")])
         self.received: list[bytes] = []
 
-    def write_packets(self, packets: Sequence[bytes]) -> int:
-        self.received += packets
+    def write_packets(self, packets: Sequence[bytes | bytearray | memoryview]) -> int:
+        self.received += map(bytes, packets)
         return super().write_packets(packets)
 
 
@@ -184,7 +184,7 @@ class DeviceHost:
         client.site.lab.stack.callback(self.udp.close)
         self.udp.take_ownership()
         self.path = DataPath(self.device, self.udp, self.network, self.slots.counters, clock)
-        self._echo = EchoPath(ip_address(Site.SERVER4), ip_address(client.inner4), 7)
+        self._echo = EchoPath(IPv4Address(Site.SERVER4), IPv4Address(client.inner4), 7)
 
     def total(self, total: Total) -> int:
         return self.slots.counters[total]

@@ -20,7 +20,7 @@ PRIVATE = base64.b64encode(bytes(range(32))).decode()
 
 
 @pytest.fixture(scope="module")
-def config_file(tmp_path_factory) -> Path:
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("config")
     key = folder / "server.key"
     key.write_text(PRIVATE)
@@ -48,7 +48,7 @@ loaders = st.sampled_from([load_server, load_client])
 
 
 @given(content=st.binary(max_size=200), loader=loaders)
-def test_bytes(config_file, content, loader):
+def test_bytes(config_file, content, loader) -> None:
     load(config_file, content, loader)
 
 
@@ -81,7 +81,7 @@ def body(table: dict) -> str:
 
 
 @given(header=st.sampled_from(["server", "client"]), table=tables, peers=st.lists(tables, max_size=3), loader=loaders)
-def test_values_of_every_kind(config_file, header, table, peers, loader):
+def test_values_of_every_kind(config_file, header, table, peers, loader) -> None:
     text = f"[{header}]\n{body(table)}" + "".join(f"[[peer]]\n{body(peer)}" for peer in peers)
     load(config_file, text.encode(), loader)
 
@@ -95,7 +95,7 @@ hosts = st.one_of(st.integers(1, 2**32 - 2).map(IPv4Address), st.integers(2, 2**
     port=st.integers(0, 65_535),
     keepalive=st.integers(0, 65_535),
 )
-def test_what_is_right_is_loaded_as_written(config_file, addresses, mtu, port, keepalive):
+def test_what_is_right_is_loaded_as_written(config_file, addresses, mtu, port, keepalive) -> None:
     peers = "".join(
         f'[[peer]]\nname = "peer-{i}"\npublic_key = "{base64.b64encode(bytes([9, i]) * 16).decode()}"\n'
         f'allowed_ips = ["{address}/{address.max_prefixlen}"]\npersistent_keepalive = {keepalive}\n'
@@ -143,7 +143,7 @@ def test_every_overlap_of_two_owners_is_found(claims):
 
 
 @given(claims, st.data())
-def test_a_network_that_its_owner_repeats_is_found(claims, data):
+def test_a_network_that_its_owner_repeats_is_found(claims, data) -> None:
     if claims:
         claims = [Claim(claim.network, 0) for claim in set(claims)]
         repeated = data.draw(st.sampled_from(claims))

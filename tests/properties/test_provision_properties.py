@@ -85,22 +85,22 @@ def check_converted(found: conversion.Converted, folder: Path, *, is_server: boo
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("import")
 
 
 @given(text=st.text(characters, max_size=200))
-def test_any_text(folder, text):
+def test_any_text(folder, text) -> None:
     convert(text, folder)
 
 
 @given(given_lines=st.lists(lines, max_size=12), newline=st.sampled_from(["\n", "\r\n"]))
-def test_lines_of_every_kind(folder, given_lines, newline):
+def test_lines_of_every_kind(folder, given_lines, newline) -> None:
     convert(newline.join(given_lines), folder)
 
 
 @given(interface=st.lists(lines, max_size=4), peers=st.lists(st.lists(lines, max_size=4), max_size=3))
-def test_files_that_are_nearly_right(folder, interface, peers):
+def test_files_that_are_nearly_right(folder, interface, peers) -> None:
     head = ["[Interface]", f"PrivateKey = {PRIVATE}", "Address = 10.8.0.1/24", *interface]
     for number, peer in enumerate(peers):
         head += [f"# peer {number}", "[Peer]", f"PublicKey = {PUBLIC[number]}", *peer]
@@ -130,7 +130,7 @@ NEW = PeerTable(name="new", public_key="K", allowed_ips=[ip_network("10.9.0.2/32
 
 
 @given(documents())
-def test_what_is_added_can_be_removed_without_a_trace(text):
+def test_what_is_added_can_be_removed_without_a_trace(text) -> None:
     added = add_peer(text, NEW)
     assert added.startswith(text)
     assert tomllib.loads(added)["peer"][-1]["name"] == "new"
@@ -138,7 +138,7 @@ def test_what_is_added_can_be_removed_without_a_trace(text):
 
 
 @given(documents(), st.data())
-def test_a_removal_keeps_every_other_line(text, data):
+def test_a_removal_keeps_every_other_line(text, data) -> None:
     peers = tomllib.loads(text).get("peer", [])
     if not peers:
         return

@@ -3,6 +3,8 @@
 A failure prints its seed and what happened.
 """
 
+from functools import partial
+
 import pytest
 
 from oxidize.takeover.machine import (
@@ -94,7 +96,7 @@ def random_world(seed: int) -> World:
         everybody.append(
             world.spawn(
                 name,
-                lambda me, fails_at=fails_at, points=points: take_over(me, restore_points=points, fails_at=fails_at),
+                partial(take_over, restore_points=points, fails_at=fails_at),
                 at=chance.choice((0.1, 0.102, 0.11, 1.0, 8.0, 45.0, 130.0)),
             )
         )

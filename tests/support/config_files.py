@@ -1,12 +1,14 @@
-"""Configuration files for tests, and the check that every problem with one has its due form."""
+"""Configuration files for tests, and checks that each problem found in one is reported in the required form."""
 
 import base64
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar, overload
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from oxidize.config import load_server
+from oxidize.config import ServerConfig, load_server
 from oxidize.errors import ConfigError
 
 
@@ -39,13 +41,20 @@ def peer(name: str = "alice", key: str = ALICE, ips: str = '"10.0.0.2/32"', more
     return f'[[peer]]\nname = "{name}"\npublic_key = "{key}"\nallowed_ips = [{ips}]\n{more}\n'
 
 
-def load(folder: Path, text: str, loader=load_server):
+Config = TypeVar("Config")
+
+
+@overload
+def load(folder: Path, text: str) -> ServerConfig: ...
+@overload
+def load(folder: Path, text: str, loader: Callable[[Path], Config]) -> Config: ...
+def load(folder: Path, text: str, loader: Callable[[Path], object] = load_server) -> object:
     path = folder / "oxidize.toml"
     path.write_text(text)
     return loader(path)
 
 
-def problems(folder: Path, text: str, loader=load_server) -> list[str]:
+def problems(folder: Path, text: str, loader: Callable[[Path], object] = load_server) -> list[str]:
     """Load a configuration with mistakes; return its lines without the folder of this test."""
     with pytest.raises(ConfigError) as caught:
         load(folder, text, loader)
@@ -58,6 +67,6 @@ def problems(folder: Path, text: str, loader=load_server) -> list[str]:
     return [line.replace(f"{folder}/", "") for line in lines]
 
 
-def problem(folder: Path, text: str, loader=load_server) -> str:
+def problem(folder: Path, text: str, loader: Callable[[Path], object] = load_server) -> str:
     (line,) = problems(folder, text, loader)
     return line

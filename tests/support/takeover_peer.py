@@ -222,6 +222,9 @@ class Peer:
                 return line
         raise AssertionError(f"{word!r} never came: {said}")
 
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
     def wake(self) -> None:
         """Let a process go on that stopped itself, once it has."""
         os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
@@ -231,7 +234,7 @@ class Peer:
         return self.process.wait(WAIT_SECS)
 
     def end(self) -> None:
-        if self.process.poll() is None:
+        if not self.has_ended():
             self.process.kill()
         self.process.wait()
         assert self.process.stdout is not None

@@ -97,7 +97,7 @@ def test_a_successor_that_goes_wrong_after_commit(stand: Stand, stop_at: str, ho
     assert predecessor.owns
     # The path leads here again, also where the successor had taken it already.
     asking = stand.ask("status")
-    stand.run_until(lambda: asking.process.poll() is not None)
+    stand.run_until(asking.has_ended)
     asking.wait_for('"serves": true')
     if how != "hang":
         stand.start("successor")
@@ -209,7 +209,7 @@ def test_an_offer_that_fails(stand: Stand) -> None:
     stand.host.refuses = "the journal is full"
     peer = stand.start("successor")
     stand.hear("offer")
-    stand.run_until(lambda: peer.process.poll() is not None)
+    stand.run_until(peer.has_ended)
     assert "the journal is full" in peer.wait_for("no:")
     assert stand.host.heard == ["offer"]
     assert predecessor.state == "listening"
@@ -223,7 +223,9 @@ def test_an_offer_that_fails(stand: Stand) -> None:
         (tuple(NamedFd(f"{n}", 0, "pipe") for n in range(600)), {}, "601 descriptors"),
     ],
 )
-def test_an_offer_that_no_message_can_hold(stand: Stand, fds: tuple[NamedFd, ...], state: dict, says: str) -> None:
+def test_an_offer_that_fits_no_message_is_refused(
+    stand: Stand, fds: tuple[NamedFd, ...], state: dict[str, object], says: str
+) -> None:
     predecessor = stand.serve()
     stand.host.more_fds, stand.host.state = fds, state
     channel, answer = stand.converse(hello())
@@ -323,7 +325,12 @@ def test_whoever_says_nothing_is_sent_away(stand: Stand) -> None:
     channel = connect(stand.path, 1.0)
     assert channel is not None
     answers: list[Message] = []
-    stand.run_until(lambda: bool(answers.extend(each.message for each in channel.look().received) or answers))
+
+    def is_answered() -> bool:
+        answers.extend(each.message for each in channel.look().received)
+        return bool(answers)
+
+    stand.run_until(is_answered)
     assert answers == [Refused("no HELLO and no query within 0.05 s")]
     channel.close()
 
@@ -360,12 +367,12 @@ def test_questions_are_answered_at_any_time(stand: Stand) -> None:
     stand.serve()
     for name, answer in [("status", "true"), ("big", str(5 << 20)), ("nonsense", "nobody knows 'nonsense'")]:
         peer = stand.ask(name)
-        stand.run_until(lambda peer=peer: peer.process.poll() is not None)
+        stand.run_until(peer.has_ended)
         peer.wait_for(answer)
     stand.start("successor", "owning", "hang")
     stand.hear("freeze")
     peer = stand.ask("status")
-    stand.run_until(lambda: peer.process.poll() is not None)
+    stand.run_until(peer.has_ended)
     peer.wait_for('"serves": false')
 
 
@@ -392,7 +399,7 @@ def test_whoever_had_just_handed_over_leads_to_the_new_owner(stand: Stand) -> No
     stand.serve()
     old.close()
     waiting[0].close()
-    stand.run_until(lambda: asking.process.poll() is not None)
+    stand.run_until(asking.has_ended)
     asking.wait_for("true")
 
 

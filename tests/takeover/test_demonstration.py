@@ -12,7 +12,7 @@ OPTIONS = Options(seconds=14.0, clients=20, rate=2000.0, reloads=5)
 
 
 @pytest.mark.handoff
-def test_the_clients_of_the_demonstration_notice_nothing():
+def test_the_clients_of_the_demonstration_notice_nothing() -> None:
     shown = io.StringIO()
     demonstration = Demonstration(OPTIONS)
     try:

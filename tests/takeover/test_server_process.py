@@ -180,7 +180,7 @@ def test_health_says_starting_while_thousands_of_sessions_are_restored(lab: Lab)
         fds = [("udp", udp.fileno()), ("http", listener.fileno()), *state.fds.items()]
         with server.log_path.open("wb") as log:
             pid = spawn((*OXIDIZE, "server", "-c", str(server.config_path)), os.environ, log.fileno(), fds)
-        answers = []
+        answers: list[tuple[int, object]] = []
         while not answers or answers[-1][0] != 200:
             assert reap(pid) is None, server.log_path.read_text()
             answers.append(health(port))

@@ -76,7 +76,7 @@ def test_garbage_is_refused(server: Server, journal: bytes) -> None:
 @pytest.mark.parametrize(("what", "reason"), [("boot", "written in boot"), ("key", "another private key")])
 def test_state_of_another_boot_or_key_is_refused(server: Server, what: str, reason: str) -> None:
     other = {"boot_id": "another boot"} if what == "boot" else {"key": Identity.make().public}
-    with contextlib.closing(state_of(server, **other)) as state:  # type: ignore[arg-type]
+    with contextlib.closing(state_of(server, **other)) as state:
         log = start_with(server, list(state.fds.items()))
     assert REFUSED in log
     assert reason in log

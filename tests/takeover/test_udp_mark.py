@@ -3,6 +3,7 @@
 import errno
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -36,10 +37,10 @@ def test_without_the_capability_a_mark_is_a_warning_and_no_end(
     real = wrapped._socket
 
     class Unprivileged(socket.socket):
-        def setsockopt(self, level: int, option: int, *value: object) -> None:  # type: ignore[override]
+        def setsockopt(self, level: int, option: int, *value: Any) -> None:
             if option == socket.SO_MARK:
                 raise PermissionError(errno.EPERM, "Operation not permitted")
-            super().setsockopt(level, option, *value)  # type: ignore[arg-type]
+            super().setsockopt(level, option, *value)
 
     wrapped._socket = Unprivileged(fileno=real.detach())
     try:

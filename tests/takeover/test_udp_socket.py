@@ -76,9 +76,9 @@ def receive_soon(wrapped: UdpSocket) -> ReceivedBatch:
     return batch
 
 
-def endpoint_of(plain: socket.socket, **local: bytes) -> Endpoint:
+def endpoint_of(plain: socket.socket, local_address: bytes = b"") -> Endpoint:
     host, port = plain.getsockname()[:2]
-    return Endpoint(ip_address(host).packed, port, **local)
+    return Endpoint(ip_address(host).packed, port, local_address=local_address)
 
 
 def numbered(count: int, size: int) -> list[bytes]:

@@ -6,6 +6,8 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +24,7 @@ log = logs.get("oxidize.test")
 
 
 @pytest.fixture(autouse=True)
-def root():
+def root() -> Iterator[logging.Logger]:
     """The root logger, put back as it was."""
     root = logging.getLogger()
     handlers, level, raise_exceptions = root.handlers[:], root.level, logging.raiseExceptions
@@ -36,7 +38,7 @@ def root():
 
 
 @pytest.fixture
-def stream():
+def stream() -> io.StringIO:
     stream = io.StringIO()
     logs.configure("debug", stream=stream, environ={})
     return stream
@@ -51,7 +53,7 @@ def event(stream: io.StringIO) -> str:
 # --- The format ---
 
 
-def test_a_line_has_time_level_name_message_and_fields(stream):
+def test_a_line_has_time_level_name_message_and_fields(stream: io.StringIO) -> None:
     log.info("session restored", peer="alice", sessions=3, reason="two words", empty="", none=None, ok=True)
     assert re.fullmatch(
         r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO oxidize\.test session restored "
@@ -60,7 +62,7 @@ def test_a_line_has_time_level_name_message_and_fields(stream):
     )
 
 
-def test_the_time_is_utc_in_milliseconds(stream):
+def test_the_time_is_utc_in_milliseconds(stream: io.StringIO) -> None:
     record = logging.LogRecord("oxidize.test", logging.INFO, "", 0, "message", None, None)
     record.created = 1_767_225_600.0129
     logging.getLogger().handle(record)
@@ -82,22 +84,22 @@ def test_the_time_is_utc_in_milliseconds(stream):
         (ValueError("broken"), "broken"),
     ],
 )
-def test_values(stream, value, shown):
+def test_values(stream: io.StringIO, value: object, shown: str) -> None:
     log.info("event", value=value)
     assert event(stream) == f"INFO oxidize.test event value={shown}"
 
 
-def test_a_message_stays_on_its_line(stream):
+def test_a_message_stays_on_its_line(stream: io.StringIO) -> None:
     log.warning("first\nsecond %s", "third\rfourth")
     assert event(stream) == r"WARNING oxidize.test first\nsecond third\rfourth"
 
 
-def test_other_loggers_are_shown_as_well(stream):
+def test_other_loggers_are_shown_as_well(stream: io.StringIO) -> None:
     logging.getLogger("pyroute2").error("%d of %s", 3, b"\1\2")
     assert event(stream) == "ERROR pyroute2 3 of (2 bytes)"
 
 
-def test_a_traceback_is_indented(stream):
+def test_a_traceback_is_indented(stream: io.StringIO) -> None:
     try:
         raise ValueError("broken")
     except ValueError:
@@ -110,17 +112,17 @@ def test_a_traceback_is_indented(stream):
 
 
 @pytest.mark.parametrize("args", [("x",), (1, 2), ({"a": 1},)])
-def test_arguments_that_do_not_fit_do_not_raise(stream, args):
+def test_arguments_that_do_not_fit_do_not_raise(stream: io.StringIO, args: tuple[object, ...]) -> None:
     log.info("count %d", *args)
     assert event(stream) == "INFO oxidize.test count %d (its arguments do not fit)"
 
 
-def test_a_stream_that_is_gone_does_not_raise(stream):
+def test_a_stream_that_is_gone_does_not_raise(stream: io.StringIO) -> None:
     stream.close()
     log.info("event", private_key=KEY)
 
 
-def test_two_handlers_show_the_same(stream, root):
+def test_two_handlers_show_the_same(stream: io.StringIO, root: logging.Logger) -> None:
     second = io.StringIO()
     handler = logging.StreamHandler(second)
     handler.setFormatter(logs._Formatter(with_header=True))
@@ -130,7 +132,7 @@ def test_two_handlers_show_the_same(stream, root):
     assert "keypairs=3" in second.getvalue()
 
 
-def test_the_level_is_kept_and_configuring_again_replaces(stream):
+def test_the_level_is_kept_and_configuring_again_replaces(stream: io.StringIO) -> None:
     second = io.StringIO()
     logs.configure("warning", stream=second, environ={})
     log.info("no")
@@ -140,7 +142,7 @@ def test_the_level_is_kept_and_configuring_again_replaces(stream):
     assert "no" not in second.getvalue()
 
 
-def test_an_unknown_level_is_an_error():
+def test_an_unknown_level_is_an_error() -> None:
     with pytest.raises(ConfigError, match="log level 'loud': expected one of debug, info"):
         logs.configure("loud", environ={})
 
@@ -197,13 +199,13 @@ class Careless:
         lambda: log.info("event", keypair=KeypairState(1, 2, KEY, KEY, 0.0, True, 64)),
     ],
 )
-def test_no_way_of_logging_a_key_shows_it(stream, way):
+def test_no_way_of_logging_a_key_shows_it(stream: io.StringIO, way: Callable[[], None]) -> None:
     way()
     assert_no_key(stream.getvalue())
     assert str(int.from_bytes(KEY, "big")) not in stream.getvalue()
 
 
-def test_a_traceback_shows_no_key(stream):
+def test_a_traceback_shows_no_key(stream: io.StringIO) -> None:
     try:
         raise_with_key()
     except ValueError:
@@ -211,7 +213,7 @@ def test_a_traceback_shows_no_key(stream):
     assert_no_key("\n".join(line for line in stream.getvalue().splitlines() if "raise ValueError(f" not in line))
 
 
-def test_a_public_key_is_shortened(stream):
+def test_a_public_key_is_shortened(stream: io.StringIO) -> None:
     log.info("event", public_key=KEY, peer_public_key=KEY_TEXT)
     assert event(stream) == "INFO oxidize.test event public_key=ZGVm…goM peer_public_key=ZGVm…goM".replace(
         "goM", KEY_TEXT.rstrip("=")[-4:]
@@ -219,7 +221,7 @@ def test_a_public_key_is_shortened(stream):
     assert_no_key(stream.getvalue())
 
 
-def test_counts_and_paths_are_shown(stream):
+def test_counts_and_paths_are_shown(stream: io.StringIO) -> None:
     path = "/opt/oxidize/releases/" + "a" * 50
     log.info("event", keypairs=3, has_key=True, path=path, digest="0" * 40)
     assert event(stream) == f"INFO oxidize.test event keypairs=3 has_key=True path={path} digest={'0' * 40}"
@@ -228,7 +230,7 @@ def test_counts_and_paths_are_shown(stream):
 # --- The journal ---
 
 
-def test_the_journal_gets_fields_and_nothing_unredacted(stream):
+def test_the_journal_gets_fields_and_nothing_unredacted(stream: io.StringIO) -> None:
     journal = pytest.importorskip("systemd.journal")
     sent = []
     handler = journal.JournalHandler(
@@ -256,28 +258,30 @@ def test_the_journal_gets_fields_and_nothing_unredacted(stream):
 
 
 @pytest.fixture
-def file_stream(tmp_path):
+def file_stream(tmp_path: Path) -> Iterator[io.TextIOWrapper]:
     with (tmp_path / "stderr").open("w") as file:
         yield file
 
 
-def journal_stream(file) -> str:
+def journal_stream(file: io.TextIOWrapper) -> str:
     found = os.fstat(file.fileno())
     return f"{found.st_dev}:{found.st_ino}"
 
 
-def test_a_stream_that_systemd_connected_goes_to_the_journal(file_stream, root):
+def test_a_stream_from_systemd_is_logged_to_the_journal(file_stream: io.TextIOWrapper, root: logging.Logger) -> None:
     journal = pytest.importorskip("systemd.journal")
     logs.configure(stream=file_stream, environ={"JOURNAL_STREAM": journal_stream(file_stream)})
     assert isinstance(root.handlers[-1], journal.JournalHandler)
 
 
-def test_an_inherited_journal_stream_is_not_ours(file_stream, root):
+def test_an_inherited_journal_stream_is_not_ours(file_stream: io.TextIOWrapper, root: logging.Logger) -> None:
     logs.configure(stream=file_stream, environ={"JOURNAL_STREAM": "1:2"})
     assert type(root.handlers[-1]) is logging.StreamHandler
 
 
-def test_under_systemd_the_package_must_be_there(monkeypatch, file_stream):
+def test_logging_under_systemd_needs_systemd_python(
+    monkeypatch: pytest.MonkeyPatch, file_stream: io.TextIOWrapper
+) -> None:
     monkeypatch.setitem(sys.modules, "systemd.journal", None)
     for environ in ({"JOURNAL_STREAM": journal_stream(file_stream)}, {"NOTIFY_SOCKET": "/run/systemd/notify"}):
         with pytest.raises(ConfigError, match=re.escape("pip install oxidize[systemd]")):

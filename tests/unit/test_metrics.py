@@ -1,34 +1,43 @@
 """Totals come from the counters alone, and names keep the conventions of Prometheus."""
 
 import re
+from functools import partial
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from oxidize.metrics import STATES, Live, Metrics
-from oxidize.protocol.counters import DROPS_START, TOTALS_WORDS, DropReason, LinkState, Total
+from oxidize.protocol.counters import DROPS_START, TOTALS_WORDS, Counters, DropReason, LinkState, Total
 
 BASE_UNITS = ("seconds", "bytes")
 NOT_BASE_UNITS = ("ms", "milliseconds", "us", "microseconds", "ns", "nanoseconds", "minutes", "kb", "kilobytes", "bits")
 
 
-def live(**changes) -> Live:
-    values = {"connections_active": 2, "peers": 3, "kernel_drops": 5, "generation": 7, "state": "healthy"}
+def live(**changes: object) -> Live:
+    values: dict[str, object] = {
+        "connections_active": 2,
+        "peers": 3,
+        "kernel_drops": 5,
+        "generation": 7,
+        "state": "healthy",
+    }
     values |= {"link": LinkState.CONNECTED} | changes
-    return Live(**{name: (lambda value=value: value) for name, value in values.items()})
+    functions: dict[str, Any] = {name: partial(values.get, name) for name in values}
+    return Live(**functions)
 
 
 @pytest.fixture
-def counters():
+def counters() -> Counters:
     return memoryview(bytearray(8 * TOTALS_WORDS)).cast("Q")
 
 
 @pytest.fixture
-def metrics(counters):
+def metrics(counters: Counters) -> Metrics:
     return Metrics(counters, live(), release="0.1.0")
 
 
-def samples(metrics: Metrics) -> dict:
+def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
     """Every sample of a scrape: a number by its name and labels."""
     body, _ = metrics.render()
     return {
@@ -38,7 +47,7 @@ def samples(metrics: Metrics) -> dict:
     }
 
 
-def test_live_values(metrics):
+def test_live_values(metrics: Metrics) -> None:
     found = samples(metrics)
     assert found["oxidize_connections_active",] == 2
     assert found["oxidize_peers",] == 3
@@ -50,9 +59,9 @@ def test_live_values(metrics):
     assert found["process_open_fds",] > 0
 
 
-def test_every_total_is_shown_from_its_own_word(counters, metrics):
+def test_every_total_is_shown_from_its_own_word(counters: Counters, metrics: Metrics) -> None:
     before = samples(metrics)
-    seen = set()
+    seen: set[tuple[str, ...]] = set()
     for total in Total:
         counters[total] = 3_000_000_000
         after = samples(metrics)
@@ -65,7 +74,7 @@ def test_every_total_is_shown_from_its_own_word(counters, metrics):
         before = after
 
 
-def test_the_names_that_dashboards_rely_on(counters, metrics):
+def test_the_names_that_dashboards_rely_on(counters: Counters, metrics: Metrics) -> None:
     for number, total in enumerate(Total, start=1):
         counters[total] = number
     found = samples(metrics)
@@ -81,7 +90,7 @@ def test_the_names_that_dashboards_rely_on(counters, metrics):
     assert found["oxidize_sessions_restored_total",] == counters[Total.SESSIONS_RESTORED]
 
 
-def test_every_drop_reason_is_there_from_the_start(counters, metrics):
+def test_every_drop_reason_is_there_from_the_start(counters: Counters, metrics: Metrics) -> None:
     found = samples(metrics)
     for reason in DropReason:
         assert found["oxidize_dropped_packets_total", reason.name.lower()] == 0
@@ -89,7 +98,7 @@ def test_every_drop_reason_is_there_from_the_start(counters, metrics):
     assert samples(metrics)["oxidize_dropped_packets_total", "replayed_counter"] == 4
 
 
-def test_blackouts_are_a_summary_in_seconds(counters, metrics):
+def test_blackouts_are_a_summary_in_seconds(counters: Counters, metrics: Metrics) -> None:
     counters[Total.TAKEOVERS_SUCCEEDED] = 3
     counters[Total.BLACKOUT_NS_SUM] = 12_000_000
     counters[Total.BLACKOUT_NS_LAST] = 2_500_000
@@ -101,7 +110,7 @@ def test_blackouts_are_a_summary_in_seconds(counters, metrics):
     assert found["oxidize_takeover_blackout_max_seconds",] == pytest.approx(0.007)
 
 
-def test_a_successor_goes_on_where_its_predecessor_was(counters, metrics):
+def test_a_successor_goes_on_where_its_predecessor_was(counters: Counters, metrics: Metrics) -> None:
     counters[Total.RECEIVED_BYTES] = 1000
     samples(metrics)
     successor = Metrics(counters, live(generation=8), release="0.2.0")
@@ -111,19 +120,19 @@ def test_a_successor_goes_on_where_its_predecessor_was(counters, metrics):
     assert found["oxidize_generation",] == 8
 
 
-def test_words_at_their_end_are_shown(counters, metrics):
+def test_words_at_their_end_are_shown(counters: Counters, metrics: Metrics) -> None:
     for number in range(TOTALS_WORDS):
         counters[number] = 2**64 - 1
     assert samples(metrics)["oxidize_received_bytes_total",] == float(2**64 - 1)
 
 
-def test_the_content_type_is_that_of_prometheus(metrics):
+def test_the_content_type_is_that_of_prometheus(metrics: Metrics) -> None:
     body, content_type = metrics.render()
     assert content_type.startswith("text/plain; version=")
     assert body.endswith(b"\n")
 
 
-def test_names_keep_the_conventions(metrics):
+def test_names_keep_the_conventions(metrics: Metrics) -> None:
     families = list(text_string_to_metric_families(metrics.render()[0].decode()))
     assert len({family.name for family in families}) == len(families)
     for family in families:

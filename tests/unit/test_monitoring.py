@@ -108,7 +108,7 @@ def kept_labels(expression: str) -> set[str]:
         return set(re.findall(r"\w+", grouping[0])) - {"le"}
     if re.match(r"(sum|max)\(", expression):
         return set()
-    return TARGET_LABELS.union(*(EXPORTED.get(name, {}) for name, *_ in selectors(expression)))
+    return set(TARGET_LABELS).union(*(EXPORTED.get(name, {}) for name, *_ in selectors(expression)))
 
 
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]

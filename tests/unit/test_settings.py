@@ -3,6 +3,7 @@
 import socket
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,12 +31,12 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     known: dict[str, str] = {}
     real = socket.getaddrinfo
 
-    def getaddrinfo(host, port, *arguments, **options):
+    def getaddrinfo(host: str, port: str | int, **options: Any) -> list[Any]:
         if options.get("flags", 0) & socket.AI_NUMERICHOST:
-            return real(host, port, *arguments, **options)
+            return real(host, port, **options)
         if host not in known and not any(c in host for c in ":0123456789"):
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return real(known.get(host, host), port, *arguments, **options, flags=socket.AI_NUMERICHOST)
+        return real(known.get(host, host), port, **options | {"flags": socket.AI_NUMERICHOST})
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     return known

@@ -119,7 +119,7 @@ class EchoClient:
     def queue_drops(self) -> int:
         """What the kernel could not keep for this client: then it has not seen everything."""
         words = struct.unpack("9I", self.socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))
-        return words[MEMINFO_DROPS]
+        return int(words[MEMINFO_DROPS])
 
 
 class Traffic:

@@ -10,6 +10,7 @@ import secrets
 import subprocess
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from tests.support.traffic.namespaces import Namespace, join, set_addresses
 from tests.support.traffic.oxidize_client import OxidizeClient
@@ -70,8 +71,8 @@ class Road:
 
     # --- Who is on it ---
 
-    def client(self, server_public_key: bytes, server: str | None = None, **options: object) -> OxidizeClient:
-        """Return a client that is not started yet."""
+    def client(self, server_public_key: bytes, server: str | None = None, **options: Any) -> OxidizeClient:
+        """Return a client that is not started yet; options: keys of its configuration."""
         return OxidizeClient(
             self.lab,
             server or f"{self.SERVER}:{PORT}",

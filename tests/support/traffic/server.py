@@ -179,7 +179,7 @@ class Server:
             ended = reap(pid)
             assert ended is None, f"the server has ended, {ended}: {self.log_path.read_text()}"
             with contextlib.suppress(OxidizeError):
-                return self.status()["pid"] == pid
+                return int(self.status()["pid"]) == pid
             return False
 
         wait_for("the server to serve", look)
@@ -287,7 +287,8 @@ def fault(where: str, do: str, mark: Path, when: str = "before") -> dict[str, st
 
 def stalled_pid(mark: Path) -> int:
     """Wait until a process has stalled at a fault and return its pid."""
-    return int(wait_for(f"a process to stall ({mark.name})", lambda: mark.exists() and mark.read_text()) or 0)
+    wait_for(f"a process to stall ({mark.name})", mark.exists)
+    return int(mark.read_text())
 
 
 def go_on(mark: Path) -> None:

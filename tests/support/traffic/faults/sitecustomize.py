@@ -1,8 +1,8 @@
-"""Makes a server of the tests go wrong at a chosen place; put on PYTHONPATH by a test, and known to nothing else.
+"""Plant a fault in a server: a test puts this folder on PYTHONPATH, and Python imports this module at start.
 
-TEST_FAULT is JSON. where: "module:function" or "module:Class.method". when: "before" or "after" it. do: "raise"; "exit"
-without a word; "stall" until the file `mark` with the suffix .go exists, having written its pid to `mark`. With the
-where "module:" and the do "absent" the module cannot be imported.
+TEST_FAULT is JSON. where: "module:function" or "module:Class.method". when: "before" or "after" the call. do: "raise";
+"exit" without a message; "stall": write the pid to `mark` and wait for the file `mark` with the suffix .go. With where
+"module:" and do "absent" the module cannot be imported.
 """
 
 import functools
@@ -13,10 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-STALL_SECS_MAX = 60.0  # nothing that stalls here outlives the test by more
+STALL_SECS_MAX = 60.0  # a stalled process outlives its test by at most this
 
 
-def _go_wrong(do, mark):
+def _go_wrong(do: str, mark: Path) -> None:
     if do == "exit":
         os._exit(3)
     if do == "raise":
@@ -30,7 +30,7 @@ def _go_wrong(do, mark):
         time.sleep(0.005)
 
 
-def _install(where, when, do, mark):
+def _install(where: str, when: str, do: str, mark: str) -> None:
     module_name, _, path = where.partition(":")
     if do == "absent":
         sys.modules[module_name] = None  # type: ignore[assignment]  # import then raises ModuleNotFoundError
@@ -40,7 +40,7 @@ def _install(where, when, do, mark):
     original = getattr(owner, name)
 
     @functools.wraps(original)
-    def faulty(*args, **kwargs):
+    def faulty(*args: object, **kwargs: object) -> object:
         if when == "before":
             _go_wrong(do, Path(mark))
         result = original(*args, **kwargs)
