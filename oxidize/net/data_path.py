@@ -1,7 +1,7 @@
-"""The data path: between the UDP socket, the device and the tunnel's network.
+"""The data path: between the UDP socket, the device and the tunnel.
 
-The rule: a batch is read, carried through and written before the next one is read. So between two calls this process
-holds no packet in its hand, which is when ownership may change, and a crash loses one batch at most.
+The rule: a batch is read, processed and written before the next one is read. Between two calls this process therefore
+holds no packet, which is when ownership may change, and a crash loses one batch at most.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,26 +12,26 @@ from oxidize.protocol.constants import BATCH_PACKETS_MAX
 from oxidize.protocol.counters import DROPS_START, Counters, DropReason
 from oxidize.protocol.device import Device
 
-BATCHES_PER_EVENT_MAX = 8  # then the other sources have their turn
+BATCHES_PER_EVENT_MAX = 8  # then the other event sources are served
 
 
 class Tunnel(Protocol):
-    """The tunnel's inside: a TUN device, or the userspace network."""
+    """The inner side of the data path, as `TunDevice` and `UserspaceNetwork` implement it."""
 
     def fileno(self) -> int | None:
-        """Return what becomes readable when packets wait, or None where they are ready after each write."""
+        """Return the descriptor that is readable while packets wait, or None if they are ready after each write."""
 
     def read_packets(self, limit: int) -> Sequence[bytes | memoryview]:
-        """Return up to `limit` packets that leave through the tunnel, without waiting."""
+        """Return up to `limit` packets for the peers, without waiting."""
 
     def write_packets(self, packets: Sequence[bytes]) -> int:
-        """Take packets that came through the tunnel; return how many were not taken."""
+        """Deliver packets that came from the peers; return how many were refused."""
 
 
 class DataPath:
-    """Carries batches both ways.
+    """Carries batches in both directions.
 
-    now: returns the loop's time. write_drop: the reason that counts what the network refuses.
+    now: returns the loop's time. write_drop: the reason under which packets that the tunnel refuses are counted.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class DataPath:
         self._replies_at_once = tunnel.fileno() is None
 
     def from_udp(self) -> None:
-        """Carry what waits in the UDP socket to the tunnel's network."""
+        """Carry the datagrams that wait in the UDP socket to the tunnel."""
         device, tunnel = self.device, self.tunnel
         for _ in range(BATCHES_PER_EVENT_MAX):
             batch = self.udp.receive()
             if batch is None:
                 if self.udp.unreachable:
-                    self._tell_unreachable()
+                    self._report_unreachable()
                 return
             if batch.truncated:
                 self._counters[DROPS_START + DropReason.TRUNCATED] += 1
@@ -72,7 +72,7 @@ class DataPath:
             self.flush()
 
     def from_tunnel(self) -> None:
-        """Carry what waits in the tunnel's network to the peers."""
+        """Carry the packets that wait in the tunnel to the peers."""
         for _ in range(BATCHES_PER_EVENT_MAX):
             packets = self.tunnel.read_packets(BATCH_PACKETS_MAX)
             if packets:
@@ -82,28 +82,28 @@ class DataPath:
                 return
 
     def flush(self) -> None:
-        """Send what the device has queued."""
+        """Send the datagrams that the device has queued."""
         for transmit in self.device.take_transmits():
             taken = self.udp.transmit(transmit.endpoint, transmit.datagrams)
             failed = len(transmit.datagrams) - taken
             if failed:
                 self._counters[DROPS_START + DropReason.SEND_FAILED] += failed
         if self.udp.unreachable:
-            self._tell_unreachable()
+            self._report_unreachable()
 
-    def _tell_unreachable(self) -> None:
+    def _report_unreachable(self) -> None:
         errors, self.udp.unreachable = self.udp.unreachable, []
         now = self._now()
         for remote, refused in dict.fromkeys(errors):
             self.device.note_unreachable(remote, now, refused=refused)
 
-    # --- What the loop asks for: the device's timers ---
+    # --- Called by the loop: the device's timers ---
 
     def next_deadline(self) -> float | None:
-        """Return when the device's next timer ends."""
+        """Return when the device's next timer expires."""
         return self.device.next_deadline()
 
     def handle_timeout(self, now: float) -> None:
-        """Let the device do what is due, and send what comes of it."""
+        """Run the device's due timers, and send what they queued."""
         self.device.handle_timeout(now)
         self.flush()

@@ -1,9 +1,9 @@
 """The event loop: one thread, one epoll, and the only reader of clocks.
 
-The rule: a callback that was unregistered is never called again, not even for an event of the same poll, nor is what
-was timed and removed. After a hand-off that is what keeps a predecessor off the sockets that are its successor's now.
+The rule: an unregistered callback is never called again, not even for an event of the same poll; nor is a removed
+timer. After a hand-off, this keeps a predecessor off the sockets that its successor owns.
 
-Sources: epoll(7); clock_gettime(2) for CLOCK_BOOTTIME, which goes on across generations and through a suspend.
+Sources: epoll(7); clock_gettime(2) for CLOCK_BOOTTIME, which continues across generations and through a suspend.
 """
 
 import os
@@ -17,31 +17,31 @@ from typing import Protocol
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
 EVENTS_MAX = 64  # events taken from one poll
-IDLE_WAIT_SECS = 60.0  # a poll ends at the latest after this; nothing depends on it
+IDLE_WAIT_SECS = 60.0  # the longest poll; nothing depends on it
 
 
 class Timed(Protocol):
-    """Something that must be called when its deadline has come."""
+    """An object with a deadline."""
 
     def next_deadline(self) -> float | None:
-        """Return when, on the loop's clock, or None."""
+        """Return the deadline on the loop's clock, or None."""
 
     def handle_timeout(self, now: float) -> None:
-        """Do what is due; called too early, do nothing."""
+        """Do the work that is due; do nothing if called too early."""
 
 
 def boot_time() -> float:
-    """Return the seconds of CLOCK_BOOTTIME."""
+    """Return CLOCK_BOOTTIME in seconds."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def unix_time() -> float:
-    """Return the seconds since the epoch, for timestamps and for people."""
+    """Return the seconds since the epoch, for timestamps and for display."""
     return time.time()
 
 
 class Loop:
-    """Calls back for readable file descriptors, ended deadlines and signals, until it is stopped."""
+    """Calls back for ready file descriptors, expired deadlines and signals, until it is stopped."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -56,7 +56,7 @@ class Loop:
     now = staticmethod(boot_time)
 
     def register(self, fd: int, events: int, callback: Callable[[], None]) -> None:
-        """Call back while one of `events` holds for `fd`; a second call replaces the first."""
+        """Call `callback` while one of `events` holds for `fd`; a second registration replaces the first."""
         if fd in self._callbacks:
             self._epoll.modify(fd, events)
         else:
@@ -64,28 +64,28 @@ class Loop:
         self._callbacks[fd] = callback
 
     def unregister(self, fd: int) -> None:
-        """Never call back for `fd` again; a no-op where nothing is registered."""
+        """Stop calling back for `fd`; a no-op if it is not registered."""
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
     def add_timed(self, timed: Timed) -> None:
-        """Watch the deadlines of `timed` from now on; a no-op where they are watched already."""
+        """Watch the deadlines of `timed`; a no-op if they are watched already."""
         if timed not in self._timed:
             self._timed.append(timed)
 
     def remove_timed(self, timed: Timed) -> None:
-        """Watch them no longer; a no-op where they were not watched."""
+        """Stop watching the deadlines of `timed`; a no-op if they are not watched."""
         if timed in self._timed:
             self._timed.remove(timed)
 
     def on_signal(self, number: signal.Signals, callback: Callable[[], None]) -> None:
-        """Call back, from the loop and not from the handler, when the signal has come."""
+        """Call `callback` after the signal has arrived, from the loop and not from the signal handler."""
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
         self._signals[number] = callback
         signal.signal(number, _noted_by_wakeup_fd)
 
     def run_once(self, timeout_secs: float | None = None) -> None:
-        """Wait for events until the next deadline, at most `timeout_secs`, and call back for all of them."""
+        """Wait for events until the next deadline, at most `timeout_secs`, and call back for each of them."""
         for fd, _ in self._epoll.poll(self._wait_secs(timeout_secs), EVENTS_MAX):
             callback = self._callbacks.get(fd)
             if callback is not None:
@@ -93,20 +93,20 @@ class Loop:
         now = self.now()
         for timed in tuple(self._timed):
             due = timed.next_deadline()
-            if due is not None and due <= now and timed in self._timed:  # else another one's timeout removed it
+            if due is not None and due <= now and timed in self._timed:  # else another timeout removed it
                 timed.handle_timeout(now)
 
     def run(self) -> None:
-        """Run until `stop`."""
+        """Run until `stop` is called."""
         while not self.stopped:
             self.run_once()
 
     def stop(self) -> None:
-        """Make `run` return after the present iteration."""
+        """Make `run` return after the current iteration."""
         self.stopped = True
 
     def close(self) -> None:
-        """Give up the loop's own file descriptors; what was registered stays its owner's."""
+        """Close the loop's own file descriptors; registered ones stay their owners'."""
         signal.set_wakeup_fd(-1)
         self._epoll.close()
         os.close(self._wakeup_read)
@@ -127,4 +127,4 @@ class Loop:
 
 
 def _noted_by_wakeup_fd(number: int, frame: FrameType | None) -> None:
-    """Let Python write the signal's number to the wakeup fd; the loop does the rest."""
+    """Do nothing: Python writes the signal's number to the wakeup fd, which the loop reads."""

@@ -1,9 +1,9 @@
-"""A small HTTP/1.1 server without a thread, for /health and /metrics, in somebody else's epoll loop.
+"""A small HTTP/1.1 server without a thread, driven by its owner's epoll loop.
 
 The rule: it never waits and never takes long, since the data path runs in the same loop; everything that a client can
-make it hold is bounded; and a client's bytes never raise. The listener is shared with the next generation (they have
-one file description between them), so nothing is ever changed on it: pausing means only that this process stops
-looking.
+make it hold is bounded; and a client's bytes never raise. Predecessor and successor share the listener's file
+description, so nothing is ever set on it: pausing means only that this process stops polling it.
+
 Sources: RFC 9112 by way of h11, RFC 9110; epoll(7).
 """
 
@@ -17,15 +17,15 @@ from http import HTTPStatus
 
 import h11
 
-CONNECTIONS_MAX = 64  # the oldest idle one goes when another comes
+CONNECTIONS_MAX = 64  # a further one closes the oldest idle one
 CONNECTION_SECS_MAX = 5.0  # from accept to close, whatever the client does
-ACCEPTS_PER_WAKEUP_MAX = 16  # then packets get their turn
+ACCEPTS_PER_WAKEUP_MAX = 16  # then the loop serves packets
 ACCEPT_RETRY_SECS = 1.0  # after the process or the system ran out of descriptors or memory
 REQUEST_HEAD_BYTES_MAX = 8192
-REQUEST_BODY_BYTES_MAX = 65_536  # no request here needs one; it is read and forgotten
+REQUEST_BODY_BYTES_MAX = 65_536  # no request here needs a body: it is read and discarded
 RECEIVE_BYTES_MAX = 16_384  # one read
 
-# accept(2): these concern the connection that was to be accepted, and it is gone.
+# accept(2): these errors concern only the connection to be accepted, which is gone.
 _ACCEPT_GONE = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH}
 
 Register = Callable[[int, int, Callable[[], None]], None]  # (descriptor, epoll events, callback)
@@ -34,7 +34,7 @@ Unregister = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What to answer a request with; the length, and that the connection closes, are added."""
+    """The response to a request; its length, and that the connection closes, are added when it is sent."""
 
     status: int
     body: bytes
@@ -46,10 +46,10 @@ Respond = Callable[[str, str], Response]  # (method, path) -> response; the meth
 
 
 class HttpServer:
-    """Answers requests that come to a listening socket, one for each connection.
+    """Answers the requests that arrive at a listening socket, one for each connection.
 
     Its owner drives it only through: the callbacks that it registers (a second registration of a descriptor replaces
-    the first); `handle_timeout` when `next_deadline` has come; `pause`, `resume` and `close`. The listener is the
+    the first); `handle_timeout` when `next_deadline` has passed; `pause`, `resume` and `close`. The listener stays the
     owner's: it must be non-blocking, and is never closed here.
     """
 
@@ -73,11 +73,11 @@ class HttpServer:
 
     @property
     def busy(self) -> int:
-        """How many connections are open."""
+        """The number of open connections."""
         return len(self._connections)
 
     def pause(self) -> None:
-        """Accept no more connections; those that are open are served on. Idempotent."""
+        """Stop accepting connections; open ones are still served. Idempotent."""
         self._retry_at = None
         self._listen(False)
 
@@ -93,17 +93,17 @@ class HttpServer:
             self._drop(connection)
 
     def next_deadline(self) -> float | None:
-        """Return when `handle_timeout` is to be called next, on the scale of the clock, or None."""
+        """Return when `handle_timeout` is due, on the scale of the clock, or None."""
         deadlines = [connection.deadline for connection in list(self._connections.values())[:1]]
         if self._retry_at is not None:
             deadlines.append(self._retry_at)
         return min(deadlines, default=None)
 
     def handle_timeout(self, now: float) -> None:
-        """Close every connection whose time is over, and accept again after a shortage."""
+        """Close every connection whose time is up, and accept again after a shortage."""
         for connection in list(self._connections.values()):
             if connection.deadline > now:
-                break  # all have the same time, so the oldest end first
+                break  # all have the same time limit, so the oldest expires first
             self._drop(connection)
         if self._retry_at is not None and self._retry_at <= now:
             self.resume()
@@ -127,7 +127,7 @@ class HttpServer:
                 return
             except OSError as error:
                 if error.errno not in _ACCEPT_GONE:
-                    # Out of descriptors or memory: the connection waits in the kernel, and to ask again at once would
+                    # Out of descriptors or memory: the connection waits in the kernel, and retrying at once would
                     # only keep the processor busy.
                     self._listen(False)
                     self._retry_at = self._clock() + ACCEPT_RETRY_SECS
@@ -150,7 +150,7 @@ class HttpServer:
         try:
             is_open = connection.advance()
         except BaseException:
-            # A bug of the responder's: its exception is for the top of the loop, but the client need not wait for it.
+            # A bug in the responder: the exception is for the top of the loop, but the client need not wait for it.
             self._drop(connection)
             raise
         if not is_open:
@@ -182,16 +182,16 @@ class _Connection:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no response is on its way."""
+        """Whether no response is being sent."""
         return not self._outgoing
 
     @property
     def events(self) -> int:
-        """The epoll events that it waits for."""
+        """The epoll events that the connection waits for."""
         return select.EPOLLOUT if self._outgoing else select.EPOLLIN
 
     def advance(self) -> bool:
-        """Do what is possible now; return whether the connection is still open."""
+        """Receive or send as far as possible; return whether the connection is still open."""
         try:
             return self._send() if self._outgoing else self._receive()
         except BlockingIOError:
@@ -214,9 +214,9 @@ class _Connection:
         return self._send()
 
     def _next_response(self) -> Response | None:
-        """Take what the client has sent so far; return the response as soon as it can be told.
+        """Parse what the client has sent so far; return the response as soon as it is known.
 
-        Raises h11.RemoteProtocolError when what was sent is no HTTP.
+        Raises h11.RemoteProtocolError for bytes that are not HTTP.
         """
         while True:
             event = self._protocol.next_event()
@@ -253,8 +253,8 @@ class _Connection:
             return True
         if self._protocol.their_state not in {h11.SEND_BODY, h11.ERROR}:
             return False
-        # More of the request is on its way. To close now would reset the connection, and the client might lose the
-        # response before it has read it (RFC 9112 section 9.6).
+        # More of the request is on its way. Closing now would reset the connection, and the client might lose the
+        # response before reading it (RFC 9112 section 9.6).
         self.socket.shutdown(socket.SHUT_WR)
         self._is_lingering = True
         return True
@@ -265,7 +265,7 @@ def _refusal(status: HTTPStatus, headers: tuple[tuple[str, str], ...] = ()) -> R
 
 
 def _path(target: bytes) -> str:
-    """Return the path of a request's target, which may be a whole URI (RFC 9112 section 3.2.2)."""
+    """Return the path of a request's target, which may be a complete URI (RFC 9112 section 3.2.2)."""
     text = target.decode("ascii", "replace").partition("?")[0]
     if text.lower().startswith(("http://", "https://")):
         text = "/" + text.partition("//")[2].partition("/")[2]

@@ -1,4 +1,4 @@
-"""Endpoints as the configuration has them: literal addresses, and names looked up by the system's resolver.
+"""Endpoints from their text in the configuration: literal addresses, and names through the system's resolver.
 
 Sources: getaddrinfo(3); RFC 6724 for the order of addresses.
 """
@@ -18,17 +18,17 @@ def split(text: str) -> tuple[str, int]:
 
 
 def literal(text: str) -> Endpoint | None:
-    """Return the endpoint that "address:port" names without any looking up; None for a name, or whatever else."""
+    """Return the endpoint that "address:port" names; None for a host name or for malformed text."""
     try:
         host, port = split(text)
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
     except (OSError, ValueError, OverflowError):
         return None
-    return _endpoint(found[0][4]) if 0 < port <= PORT_MAX else None  # getaddrinfo takes it modulo 65536
+    return _endpoint(found[0][4]) if 0 < port <= PORT_MAX else None  # getaddrinfo takes the port modulo 65536
 
 
 def look_up(text: str) -> list[Endpoint]:
-    """Return the endpoints that "host:port" names, the preferred first; raises OSError if there are none. It waits."""
+    """Return the endpoints of "host:port", the preferred first; raises OSError if there are none. Blocks."""
     host, port = split(text)
     found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     return list(dict.fromkeys(_endpoint(address) for *_, address in found))

@@ -1,11 +1,11 @@
-"""The TUN device: inner packets out of the kernel and back into it.
+"""The TUN device: inner packets from the kernel and to the kernel.
 
 The rule: a device's flags belong to its open file description, which predecessor and successor share. `adopt` checks
-them and changes nothing; only `create` sets them. The interface lives as long as anybody (a generation, or systemd's fd
-store) holds the description, and packets that come meanwhile wait in its queue.
+them and changes nothing; only `create` sets them. The interface exists as long as a generation or systemd's fd store
+holds the description, and packets that arrive while no process reads wait in its queue.
 
 Source: Linux Documentation/networking/tuntap.rst and linux/if_tun.h. Each read is one packet; with IFF_VNET_HDR a
-struct virtio_net_hdr stands before it, in both directions.
+struct virtio_net_hdr precedes it, in both directions.
 """
 
 import errno
@@ -42,24 +42,27 @@ _IFREQ = struct.Struct("=16sH22x")  # struct ifreq: name, flags
 
 
 class TunDevice:
-    """One TUN interface's queue of packets. Made by `create` or `adopt`, read and written by the loop alone."""
+    """One TUN interface's queue of packets: the data path's `Tunnel` with an interface of the kernel.
+
+    Made by `create` or `adopt`; only the loop reads and writes it.
+    """
 
     def __init__(self, descriptor: int, name: str, header_size: int) -> None:
-        """Hold a descriptor that is attached to `name`; `header_size` bytes stand before each packet (0 or 10)."""
+        """Hold a descriptor that is attached to `name`; `header_size` bytes precede each packet (0 or 10)."""
         self.name = name
         self._descriptor = descriptor
         self._header_size = header_size
 
     @classmethod
     def create(cls, name: str, *, vnet_header: bool = False) -> Self:
-        """Make the interface `name`, or attach to it where it is there and nobody holds it.
+        """Create the interface `name`, or attach to it if it exists and no process holds it.
 
         Raises ConfigError with the reason and the remedy.
         """
         encoded = os.fsencode(name)
         if not _INTERFACE_NAME.fullmatch(encoded) or name in (".", ".."):
             limit = f"1 to {INTERFACE_NAME_MAX} bytes without spaces, '/', ':' and '%'"
-            raise ConfigError([f"interface {name!r}: is no interface name; expected {limit}"])
+            raise ConfigError([f"interface {name!r}: is not an interface name; expected {limit}"])
         try:
             descriptor = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
@@ -74,9 +77,9 @@ class TunDevice:
 
     @classmethod
     def adopt(cls, descriptor: int, framing: Mapping[str, object]) -> Self:
-        """Take over a descriptor that came with this framing, changing nothing of it.
+        """Take over a descriptor that was passed with this framing, without changing it.
 
-        Raises OxidizeError when it is something else; the caller still owns the descriptor then.
+        Raises OxidizeError for any other descriptor, which the caller then still owns.
         """
         try:
             name, flags = _attachment(descriptor)
@@ -90,24 +93,24 @@ class TunDevice:
         if name != framing.get("name") or flags & _FRAMING_FLAGS != expected:
             raise OxidizeError(
                 f"descriptor {descriptor} passed as TUN device: is {name!r} with flags {flags & _FRAMING_FLAGS:#06x}; "
-                f"expected {framing.get('name')!r} with {expected:#06x}: stop the service once to have it made anew"
+                f"expected {framing.get('name')!r} with {expected:#06x}: stop and start the service to create it again"
             )
         return cls(descriptor, name, VNET_HEADER_SIZE if vnet_header else 0)
 
     @property
     def vnet_header(self) -> bool:
-        """Whether a virtio header stands before each packet."""
+        """Whether a virtio header precedes each packet."""
         return self._header_size != 0
 
     def framing(self) -> dict[str, object]:
-        """Return how packets come out of this device, for the OFFER of a takeover and for `adopt`."""
+        """Return how this device frames packets, for the OFFER of a takeover and for `adopt`."""
         return {"name": self.name, "vnet_header": self.vnet_header}
 
     def read_packets(self, limit: int) -> list[bytes]:
-        """Take up to `limit` packets; fewer mean that the queue is empty. Raises OxidizeError if the interface is gone.
+        """Return up to `limit` packets; fewer mean an empty queue. Raises OxidizeError if the interface is gone.
 
-        Each packet is a copy of its own: measured, a read into fixed slots gains nothing as long as packets are
-        looked at one by one.
+        Each packet is a copy: measured, reading into fixed slots gains nothing as long as packets are looked at one by
+        one.
         """
         header_size = self._header_size
         size = header_size + PACKET_BYTES_MAX
@@ -121,11 +124,11 @@ class TunDevice:
         except OSError as error:
             if not packets:
                 raise OxidizeError(self._gone(error)) from error
-        # What was read counts: an error that lasts comes again with the next call.
+        # Packets already read are returned: an error that lasts is raised by the next call.
         return [packet[header_size:] for packet in packets] if header_size else packets
 
     def write_packets(self, packets: Sequence[bytes | bytearray | memoryview]) -> int:
-        """Give packets to the kernel in their order; return how many it refused."""
+        """Write packets to the kernel in order; return how many it refused."""
         descriptor = self._descriptor
         header = _PLAIN_VNET_HEADER[: self._header_size]
         failures = 0
@@ -151,12 +154,12 @@ class TunDevice:
 
     def _gone(self, error: OSError) -> str:
         if error.errno == errno.EBADFD:
-            return f"interface {self.name}: was removed while in use; restart the service to have it made anew"
+            return f"interface {self.name}: was removed while in use; restart the service to create it again"
         return f"interface {self.name}: cannot be read ({error.strerror})"
 
 
 def interface_name_of_fd(descriptor: int) -> str | None:
-    """Return the name of the interface that a descriptor is attached to; None where it is to none."""
+    """Return the name of the interface that a descriptor is attached to, or None."""
     try:
         return _attachment(descriptor)[0]
     except OSError:
@@ -177,9 +180,9 @@ def _open_problem(error: OSError) -> str:
 
 def _attach_problem(error: OSError) -> str:
     if isinstance(error, PermissionError):
-        return "making a TUN device needs CAP_NET_ADMIN; run as root, or set network = 'userspace'"
+        return "creating a TUN device needs CAP_NET_ADMIN; run as root, or set network = 'userspace'"
     if error.errno == errno.EBUSY:
         return "another process holds it; stop that one, replace it with `oxidize reload`, or choose another name"
     if error.errno == errno.EINVAL:
-        return "an interface of this name is there and is no TUN device of this form; choose another name"
-    return f"cannot be made ({error.strerror})"
+        return "an interface of this name exists and is not a TUN device of this kind; choose another name"
+    return f"cannot be created ({error.strerror})"

@@ -1,4 +1,4 @@
-"""The UDP socket: batches in, batches out, nothing lost that the kernel would keep.
+"""The UDP socket: batches in, batches out, and no datagram lost that the kernel would keep.
 
 The rule: a socket's options belong to its open file description, which predecessor and successor share. Wrapping a
 socket therefore changes nothing; `take_ownership` is the one place that sets options, and only the owner calls it.
@@ -9,7 +9,6 @@ call for up to 64 datagrams in each direction.
 """
 
 import errno
-import logging
 import select
 import socket
 import struct
@@ -19,6 +18,7 @@ from ipaddress import IPv4Address, IPv6Address
 from socket import IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP, SOL_SOCKET
 from typing import NamedTuple
 
+from oxidize import logs
 from oxidize.errors import ConfigError
 from oxidize.net.udp_cmsg import (
     IP_PKTINFO,
@@ -41,18 +41,18 @@ from oxidize.net.udp_cmsg import (
 )
 from oxidize.protocol.endpoint import Endpoint
 
-# --- Our own limits ---
+# --- Limits ---
 SOCKET_BUFFER_BYTES = 8 << 20  # as in the socket unit: what queues while a process is replaced
 RECEIVE_BYTES_MAX = 65_536  # one receive: a whole GRO batch is never longer
-ENDPOINTS_CACHED_MAX = 32_768  # above PEERS_MAX, so that forged source addresses alone can fill it
+ENDPOINTS_CACHED_MAX = 32_768  # above PEERS_MAX, so that only forged source addresses can fill it
 SEGMENT_SIZES_CACHED_MAX = 32  # sizes for which views of the receive buffer are kept
 SEND_WAIT_MS = 10  # one wait for room in the send buffer ...
-SEND_WAITS_MAX = 5  # ... and how many there may be in one transmit: 50 ms in all
-QUEUED_ERRORS_MAX = 16  # errors taken from the socket in one receive before the loop gets its turn again
+SEND_WAITS_MAX = 5  # ... and how many one transmit may make: 50 ms in total
+QUEUED_ERRORS_MAX = 16  # errors taken from the socket in one receive, after which the loop continues
 
 PORT_MAX = 65_535
 
-# Room for the segment size, both kinds of packet info, and whatever else a unit file may have switched on.
+# Room for the segment size, both kinds of packet info, and other messages that a unit file may have switched on.
 _CONTROL_BYTES = 256
 
 # As plain integers: the flags of the socket module are enumerations, whose operators cost a microsecond each.
@@ -61,8 +61,8 @@ _CONTROL_CUT = int(socket.MSG_CTRUNC)
 _CUT = int(socket.MSG_TRUNC) | _CONTROL_CUT
 _FROM_ERRORS = int(socket.MSG_ERRQUEUE) | _DONTWAIT
 
-# What ICMP tells a socket about an earlier send: ip(7), "Error handling". It says nothing about the next datagram.
-# First what says that a peer cannot be reached at all.
+# ICMP errors of an earlier send: ip(7), "Error handling". They say nothing about the next datagram.
+# First those that mean that a peer cannot be reached at all.
 _UNREACHABLE = frozenset(
     {
         errno.ECONNREFUSED,
@@ -76,21 +76,21 @@ _UNREACHABLE = frozenset(
 )
 _QUEUED_ERRORS = _UNREACHABLE | {errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EPROTO, errno.EMSGSIZE}
 _NO_ROOM = frozenset({errno.EAGAIN, errno.ENOBUFS})
-# The address that we want to answer from is no longer ours (EINVAL for IPv6, ENETUNREACH for IPv4).
+# This host no longer has the source address of an answer (EINVAL for IPv6, ENETUNREACH for IPv4).
 _SOURCE_GONE = frozenset({errno.EINVAL, errno.ENETUNREACH, errno.EADDRNOTAVAIL})
-# Of these, EINVAL and EMSGSIZE speak of this path (its MTU), the others of the socket for good.
+# EINVAL and EMSGSIZE concern one path (its MTU), the others the socket for good.
 _SEGMENTATION_UNSUPPORTED = frozenset({errno.EIO, errno.EOPNOTSUPP, errno.ENOPROTOOPT})
 _SEGMENTATION_REFUSED = _SEGMENTATION_UNSUPPORTED | {errno.EINVAL, errno.EMSGSIZE}
 
-_log = logging.getLogger(__name__)
+log = logs.get(__name__)
 
 
 class ReceivedBatch(NamedTuple):
-    """Datagrams that came by one path, in their order.
+    """Datagrams that came by one path, in order.
 
-    datagrams: views of the socket's one receive buffer, valid until its next `receive`: copy what you keep. At most 64;
-    a sender on this host may segment into 128, which the kernel then hands over as they are.
-    truncated: bytes were lost on the way into the buffer; what was cut is left out of `datagrams`.
+    datagrams: views of the socket's one receive buffer, valid until its next `receive`: copy what must last. At most
+    64; a sender on this host may segment into 128, which the kernel then hands over as they are.
+    truncated: bytes were lost on the way into the buffer; a datagram that was cut is left out of `datagrams`.
     """
 
     endpoint: Endpoint
@@ -101,16 +101,16 @@ class ReceivedBatch(NamedTuple):
 class UdpSocket:
     """A bound UDP socket, IPv4 or IPv6 with or without IPv4-mapped addresses.
 
-    Driven by the loop alone: `receive` until None, `transmit`, and `take_ownership` once this generation owns it. It
-    owns the socket that it is given, and closes it.
+    Only the loop drives it: `receive` until None, `transmit`, and `take_ownership` once this generation owns it. It
+    owns the socket that is passed to it, and closes it.
 
     receive_errors: errors of earlier sends that the socket reported. send_failures: datagrams that the kernel refused.
-    unreachable: the peers that an error said cannot be reached (`Endpoint.remote`), each with whether it was refused by
-    its host; whoever asked for them takes them out.
+    unreachable: the peers that cannot be reached according to an error (`Endpoint.remote`), each with whether its host
+    refused; the reader of the list empties it.
     """
 
     def __init__(self, bound: socket.socket) -> None:
-        """Wrap a bound socket without changing any option of it; raises ConfigError if it is not a UDP socket."""
+        """Wrap a bound socket without changing any of its options; raises ConfigError if it is not a UDP socket."""
         if bound.family not in (socket.AF_INET, socket.AF_INET6) or bound.type != socket.SOCK_DGRAM:
             kind = f"{bound.family.name}/{bound.type.name}"
             remedy = "use ListenDatagram= in the socket unit"
@@ -131,7 +131,7 @@ class UdpSocket:
         self._reports_errors = False
         self.unreachable: list[tuple[tuple[bytes, int, int], bool]] = []
 
-    # --- Options: the owner's business ---
+    # --- Options: for the owner only ---
 
     def take_ownership(
         self,
@@ -143,17 +143,17 @@ class UdpSocket:
     ) -> None:
         """Set the options that this release wants; idempotent, for the owner only.
 
-        report_errors: what ICMP says of our datagrams is to be noted in `unreachable`.
-        Buffers are in bytes as SO_RCVBUF takes them (the kernel doubles the figure); they are raised as far as allowed
-        and never lowered. `receive_buffer` and `send_buffer` then tell what came of it. fwmark: by which policy routing
-        knows what this socket sends, 0 to leave it as it is.
+        receive_buffer, send_buffer: bytes as SO_RCVBUF takes them (the kernel doubles the figure). A buffer is raised
+        as far as allowed and never lowered; the properties of the same names return the result. report_errors: whether
+        ICMP errors of this socket's datagrams are noted in `unreachable`. fwmark: the mark by which policy routing
+        recognises this socket's packets, 0 to leave it unchanged.
         """
         if self._family == socket.AF_INET6:
             # On a dual stack socket this one covers IPv4-mapped packets too.
             self._socket.setsockopt(IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         else:
             self._socket.setsockopt(IPPROTO_IP, IP_PKTINFO, 1)
-        with suppress(OSError):  # before Linux 5.0: datagrams come singly
+        with suppress(OSError):  # before Linux 5.0, datagrams come singly
             self._socket.setsockopt(IPPROTO_UDP, UDP_GRO, 1)
         self._set_error_reports(enabled=report_errors)
         self._raise_buffer(socket.SO_RCVBUF, SO_RCVBUFFORCE, receive_buffer)
@@ -161,20 +161,20 @@ class UdpSocket:
         if fwmark:
             try:
                 self._socket.setsockopt(SOL_SOCKET, socket.SO_MARK, fwmark)
-            except PermissionError:  # looked for before the hand-off; where no rule needs the mark it does no harm
-                _log.warning("the UDP socket is not marked: that needs CAP_NET_ADMIN")
+            except PermissionError:  # checked before the hand-off; harmless where no rule needs the mark
+                log.warning("the UDP socket is not marked: that needs CAP_NET_ADMIN")
 
     def end_ownership(self) -> None:
-        """Switch off what the next owner need not know of; for the owner that stops.
+        """Switch off the options that the next owner may not know; for the owner that stops.
 
-        A release that does not read the queue of errors would find the socket readable for ever.
+        A release that does not read the error queue would find the socket readable forever.
         """
         if self._reports_errors:
             self._set_error_reports(enabled=False)
 
     def _set_error_reports(self, *, enabled: bool) -> None:
         self._reports_errors = enabled
-        for level, option in RECEIVE_ERRORS:  # on a dual stack socket each is for its own family
+        for level, option in RECEIVE_ERRORS:  # on a dual stack socket, each is for its own family
             with suppress(OSError):
                 self._socket.setsockopt(level, option, int(enabled))  # 0 empties the queue, too
 
@@ -182,8 +182,8 @@ class UdpSocket:
         current = self._socket.getsockopt(SOL_SOCKET, option)
         if current >= 2 * wanted or self._force_buffer(forced_option, wanted):
             return
-        # Without CAP_NET_ADMIN the kernel cuts the figure to its limit, which may be less than systemd set for us: try
-        # on a socket of no account first.
+        # Without CAP_NET_ADMIN the kernel cuts the figure to its limit, which may be less than systemd has set: try on
+        # a scratch socket first.
         with socket.socket(self._family, socket.SOCK_DGRAM) as trial:
             trial.setsockopt(SOL_SOCKET, option, wanted)
             granted = trial.getsockopt(SOL_SOCKET, option)
@@ -214,14 +214,14 @@ class UdpSocket:
         return f"[{host}]:{port}" if self._family == socket.AF_INET6 else f"{host}:{port}"
 
     def framing(self) -> dict[str, object]:
-        """Return how datagrams come out of this socket, for the OFFER of a takeover."""
+        """Return how this socket frames datagrams, for the OFFER of a takeover."""
         gro = _has_option(self._socket, IPPROTO_UDP, UDP_GRO) and self._socket.getsockopt(IPPROTO_UDP, UDP_GRO) != 0
         return {"family": "inet6" if self._family == socket.AF_INET6 else "inet", "gro": gro}
 
     def kernel_drops(self) -> int:
         """Return how many datagrams the kernel dropped at this socket since it was made, across generations (mod 2^32).
 
-        0 where a kernel does not tell.
+        0 if the kernel does not report it.
         """
         try:
             raw = self._socket.getsockopt(SOL_SOCKET, SO_MEMINFO, 256)
@@ -245,10 +245,10 @@ class UdpSocket:
     # --- Receiving ---
 
     def receive(self) -> ReceivedBatch | None:
-        """Take what the kernel hands over in one call, or None when there is nothing to read.
+        """Return what the kernel hands over in one call, or None if there is nothing to read.
 
-        Errors that ICMP left on the socket are counted and passed over. Raises OSError when the socket itself is
-        unusable: a bug.
+        Errors that ICMP left on the socket are counted and skipped. Raises OSError if the socket itself is unusable: a
+        bug.
         """
         for _ in range(QUEUED_ERRORS_MAX):
             try:
@@ -270,12 +270,12 @@ class UdpSocket:
         endpoint = self._endpoints.get(key) or self._learn_endpoint(key)
         datagrams = self._cut(size, segment_size) if 0 < segment_size < size else [self._buffer[:size]]
         if flags & _CUT:
-            # Without its control message a batch has lost the size of its segments: nothing in it can be told apart.
+            # Without its control message a batch has lost the size of its segments: its datagrams cannot be separated.
             return ReceivedBatch(endpoint, [] if flags & _CONTROL_CUT else datagrams[:-1], True)
         return ReceivedBatch(endpoint, datagrams, False)
 
     def _take_errors(self) -> None:
-        """Empty the socket's queue of errors: as long as there is one in it, the socket counts as readable."""
+        """Empty the socket's error queue: as long as it holds an error, the socket counts as readable."""
         for _ in range(QUEUED_ERRORS_MAX):
             try:
                 _, control, _, address = self._socket.recvmsg(0, _CONTROL_BYTES, _FROM_ERRORS)
@@ -311,10 +311,10 @@ class UdpSocket:
     # --- Sending ---
 
     def transmit(self, endpoint: Endpoint, datagrams: Sequence[Datagram]) -> int:
-        """Send datagrams to an endpoint in their order, from its local address; return how many the kernel took.
+        """Send datagrams to an endpoint in order, from its local address; return how many the kernel took.
 
-        The others are counted in `send_failures`: UDP promises nothing, so no error of a send is raised. Waits for room
-        in the send buffer, 50 ms at most in all.
+        The others are counted in `send_failures`: UDP promises nothing, so no send error is raised. Waits for room in
+        the send buffer, 50 ms at most in total.
         """
         count = len(datagrams)
         path = self._paths.get(endpoint) or self._find_path(endpoint)
@@ -334,7 +334,7 @@ class UdpSocket:
     def _find_path(self, endpoint: Endpoint) -> tuple[SocketAddress, list[ControlMessage]] | None:
         path = path_to(endpoint, self._family)
         if path is None:
-            _log.debug("%s cannot be reached: this socket speaks IPv4 only", endpoint)
+            log.debug("not sent: the socket is for IPv4 only", endpoint=endpoint)
             return None
         if len(self._paths) >= ENDPOINTS_CACHED_MAX:
             self._paths.clear()
@@ -345,11 +345,11 @@ class UdpSocket:
         return sum(self._send(path, (datagram,)) for datagram in datagrams)
 
     def _send(self, path: tuple[SocketAddress, list[ControlMessage]], run: Sequence[Datagram]) -> int:
-        """Send one run in one call, by lesser means where the kernel refuses; return how many datagrams it took."""
+        """Send one run in one call, or in a fallback where the kernel refuses; return how many datagrams it took."""
         address, control = path
         from_address = bool(control)
         segmented = len(run) > 1
-        may_be_old = self._reports_errors  # an error of an earlier send comes up at this one, which has not been tried
+        may_be_old = self._reports_errors  # a call may report an earlier send's error, and then has not sent
         if segmented:
             control = [*control, segment_message(len(run[0]))]
         while True:
@@ -366,15 +366,15 @@ class UdpSocket:
                 continue
             if segmented and code in _SEGMENTATION_REFUSED:
                 if code in _SEGMENTATION_UNSUPPORTED:
-                    _log.info("the kernel does not segment here (%s): datagrams are sent singly", errno.errorcode[code])
+                    log.info("datagrams are sent singly: the kernel does not segment", error=errno.errorcode[code])
                     self._segmentation = False
                 return self._send_singly(path, run)
             if from_address and code in _SOURCE_GONE:
-                # A reply from another address of ours beats none: the peer follows authenticated packets.
+                # A reply from another address of this host is better than none: the peer follows authenticated packets.
                 from_address = False
                 control = control[1:]
                 continue
-            _log.debug("%d datagrams to %s: %s", len(run), address, errno.errorcode.get(code or 0, code))
+            log.debug("not sent", datagrams=len(run), address=address, error=errno.errorcode.get(code or 0, code))
             self._note_unreachable(endpoint_from(address, b"").remote, code or 0)
             return 0
 
@@ -382,7 +382,7 @@ class UdpSocket:
         self._socket.sendmsg(run, control, _DONTWAIT, address)
 
     def _wait_for_room(self) -> bool:
-        """Wait until the send buffer has room; False when this transmit has waited long enough."""
+        """Wait for room in the send buffer; return False once this transmit has waited long enough."""
         if self._waits_left == 0:
             return False
         self._waits_left -= 1
@@ -391,9 +391,9 @@ class UdpSocket:
 
 
 def bind_udp(host: str | IPv4Address | IPv6Address, port: int) -> socket.socket:
-    """Bind a UDP socket of our own where none was passed; `::` takes IPv4 as well. Raises ConfigError when it cannot.
+    """Bind a UDP socket where none was passed; `::` takes IPv4 as well. Raises ConfigError if it cannot be bound.
 
-    SO_REUSEADDR stays off: with it set on both, another process could bind the same port and take all packets.
+    SO_REUSEADDR stays off: with it on both sockets, another process could bind the same port and take all packets.
     """
     if not 0 <= port <= PORT_MAX:  # getaddrinfo would take it modulo 65536
         raise ConfigError([f"listen address {host} port {port}: expected a port from 0 (any) to {PORT_MAX}"])
@@ -428,7 +428,7 @@ def _bind_problem(error: OSError) -> str:
 
 
 def _has_option(bound: socket.socket, level: int, option: int) -> bool:
-    """Tell whether the kernel knows an option: one that does not would ignore its control message in silence."""
+    """Return whether the kernel knows an option; otherwise it would silently ignore the control message."""
     try:
         bound.getsockopt(level, option)
     except OSError:

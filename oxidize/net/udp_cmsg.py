@@ -1,6 +1,6 @@
-"""What travels beside UDP payloads: control messages, socket options, and how a batch is cut into segmented sends.
+"""Control messages of UDP, numbers of socket options, and the cutting of a batch into segmented sends.
 
-The rule: everything here is a function of bytes, no system call is made. Sources: udp(7) UDP_SEGMENT and UDP_GRO, ip(7)
+The rule: everything here is a function of bytes; no system call is made. Sources: udp(7) UDP_SEGMENT and UDP_GRO, ip(7)
 IP_PKTINFO, ipv6(7) IPV6_PKTINFO, and Linux's uapi headers for the numbers that Python 3.11 does not name.
 """
 
@@ -65,7 +65,7 @@ def split_runs(sizes: Sequence[int]) -> list[tuple[int, int]]:
         size = sizes[start]
         limit = start + (min(SEGMENTS_MAX, SEGMENTED_BYTES_MAX // size or 1) if size else 1)
         limit = min(limit, count)
-        # Nearly every batch is one run: one pass in C tells.
+        # Nearly every batch is one run, which one pass in C confirms.
         end = limit if sizes[start:limit].count(size) == limit - start else start + 1
         while end < limit and sizes[end] == size:
             end += 1
@@ -77,7 +77,7 @@ def split_runs(sizes: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def segment_message(size: int) -> ControlMessage:
-    """Return the control message that has the kernel cut a send into datagrams of `size` bytes."""
+    """Return the control message that makes the kernel cut a send into datagrams of `size` bytes."""
     return IPPROTO_UDP, UDP_SEGMENT, _SEGMENT_SIZE.pack(size)
 
 
@@ -96,7 +96,7 @@ def read_control(messages: Sequence[ControlMessage]) -> tuple[int, bytes]:
 
 
 def read_error(messages: Sequence[ControlMessage]) -> int:
-    """Return the errno of a message from the queue of errors (ip(7), IP_RECVERR); 0 where it has none."""
+    """Return the errno of a message from the error queue (ip(7), IP_RECVERR), or 0 if it has none."""
     for level, kind, data in messages:
         if (level, kind) in RECEIVE_ERRORS:
             (number,) = _EXTENDED_ERROR.unpack_from(data)
@@ -122,7 +122,7 @@ def endpoint_from(address: SocketAddress, packet_info: bytes) -> Endpoint:
 
 
 def path_to(endpoint: Endpoint, family: int) -> tuple[SocketAddress, list[ControlMessage]] | None:
-    """Return socket address and control messages that lead to an endpoint by a socket of this family.
+    """Return the socket address and control messages that lead to an endpoint from a socket of this family.
 
     None: an IPv4 socket cannot reach an IPv6 address.
     """
@@ -139,7 +139,7 @@ def path_to(endpoint: Endpoint, family: int) -> tuple[SocketAddress, list[Contro
 
 
 def is_link_local(address: bytes) -> bool:
-    """Tell whether 16 bytes are an address of fe80::/10."""
+    """Return whether an address is one of fe80::/10 (16 bytes)."""
     return len(address) == 16 and address[0] == 0xFE and address[1] & 0xC0 == 0x80
 
 

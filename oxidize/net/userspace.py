@@ -2,7 +2,7 @@
 
 The rule: a packet in makes at most one packet out, which carries the same payload. Answered are ICMP echo (RFC 792),
 ICMPv6 echo (RFC 4443, section 4.2) and UDP echo (RFC 862, port 7), to the addresses given and to no other. Anything
-else is dropped without a word: damaged packets, fragments, IPv6 extension headers, sources that cannot be answered.
+else is dropped silently: damaged packets, fragments, IPv6 extension headers, sources that cannot be answered.
 
 Checksums (RFC 1071) are one's complement sums, which do not depend on the order of the words, and a whole packet of 16
 bit words, read as one number, leaves the same remainder by 65535. So a reply's checksum is the request's, corrected by
@@ -16,8 +16,8 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
 from oxidize.protocol.allowed_ips import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, Buffer, inner_length
 
-# Replies that wait to be read. The loop reads after each batch it wrote, of at most BATCH_PACKETS_MAX packets, so this
-# is room for its being held up; beyond it the oldest reply goes.
+# Replies that wait to be read. The loop reads after each batch of at most BATCH_PACKETS_MAX packets that it has
+# written, so this leaves room for a delay; beyond it the oldest reply is dropped.
 PENDING_REPLIES_MAX = 4096
 
 REPLY_HOP_LIMIT = 64
@@ -44,9 +44,8 @@ _IPV6_HEADER = struct.Struct(">IHBB16s16s")
 
 
 class UserspaceNetwork:
-    """A network whose only hosts are the server's own tunnel addresses.
+    """A network whose only hosts are the server's own tunnel addresses: the data path's `Tunnel` without an interface.
 
-    Driven as a TUN device is: `write_packets` takes what came through the tunnels, `read_packets` gives what goes back.
     replies_dropped: replies that were not read in time.
     """
 
@@ -57,14 +56,14 @@ class UserspaceNetwork:
 
     @property
     def pending(self) -> int:
-        """How many replies wait to be read."""
+        """The number of replies that wait to be read."""
         return len(self._replies)
 
     def fileno(self) -> None:
         """Return None: there is nothing to poll. Replies are ready as soon as `write_packets` returns."""
 
     def write_packets(self, packets: Sequence[Buffer]) -> int:
-        """Hand these packets to the addresses they are for; return how many nothing answered. Copies what it keeps."""
+        """Deliver packets to the addresses they are for; return how many had no answer. Copies what it keeps."""
         unanswered = 0
         for packet in packets:
             reply = answer(bytes(packet), self._addresses)
@@ -72,7 +71,7 @@ class UserspaceNetwork:
                 unanswered += 1
                 continue
             if len(self._replies) == PENDING_REPLIES_MAX:
-                self.replies_dropped += 1  # the deque lets go of its oldest
+                self.replies_dropped += 1  # the deque drops its oldest
             self._replies.append(reply)
         return unanswered
 
@@ -83,7 +82,7 @@ class UserspaceNetwork:
 
 
 def answer(packet: bytes, addresses: frozenset[bytes]) -> bytes | None:
-    """Return the reply that the host with these addresses, 4 or 16 bytes each, gives to a packet; None when none."""
+    """Return the reply of the host with these addresses, 4 or 16 bytes each, to a packet, or None."""
     length = inner_length(packet)
     if not length:
         return None
@@ -157,14 +156,14 @@ def _answer_icmp(message: bytes, request_type: int, reply_type: int, pseudo_head
 def _answer_udp(segment: bytes, endpoints: bytes, checksum_required: bool) -> bytes | None:
     """Return the UDP echo of a segment (RFC 768). endpoints: both IP addresses.
 
-    Addresses and ports change places, which leaves the checksum as it is; over IPv4 it may be zero, for "none".
+    Addresses and ports are swapped, which leaves the checksum as it is; over IPv4 it may be zero, for "none".
     """
     if len(segment) < _ECHO_HEADER_SIZE:
         return None
     source_port, destination_port, length, checksum = struct.unpack_from(">HHHH", segment)
     if destination_port != UDP_ECHO_PORT or not _ECHO_HEADER_SIZE <= length <= len(segment):
         return None
-    # Port 0 takes no reply, and another echo service would answer it for ever.
+    # Port 0 takes no reply, and another echo service would answer it forever.
     if source_port in (0, UDP_ECHO_PORT):
         return None
     segment = segment[:length]
@@ -177,7 +176,7 @@ def _answer_udp(segment: bytes, endpoints: bytes, checksum_required: bool) -> by
 
 
 def _is_answerable(source: bytes) -> bool:
-    """Tell whether a source is a single host (RFC 1122, section 3.2.1.3; RFC 4291, section 2.7)."""
+    """Return whether a source is a single host (RFC 1122, section 3.2.1.3; RFC 4291, section 2.7)."""
     if len(source) == 4:
         return 0 < source[0] < 224 and source[0] != 127
     return source[0] != 0xFF and source != bytes(16)
