@@ -1,1 +1,1 @@
-"""The client's side: the connection to its server, name look-ups, route changes, settings of the host."""
+"""The client's side: the connection to its server, name look-ups, route changes, and its setup of the host."""

@@ -1,8 +1,8 @@
-"""A client's connection: what the outside tells about it goes in, what becomes of it is logged and acted on.
+"""A client's connection: passes route changes and server addresses to the device, and logs the link's states.
 
-The rule: the device decides whether the link is up; this gives it what it cannot know by itself - another way to the
-server, another address of it - and tells the operator of each state once. (Errors of the network come from the socket,
-by way of `data_path`.)
+The rule: the device decides whether the link is up; the connection supplies what the device cannot know - a changed
+route to the server, another address of the server - and reports each state to the operator once. (Network errors come
+from the socket, through `data_path`.)
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from oxidize.settings import NodeSettings
 
 LOOKUP_PAUSE_SECS = 1.0  # between the first two lookups of an outage; doubled with each
 LOOKUP_PAUSE_SECS_MAX = 30.0
-HURRY_SECS = 1.0  # between two attempts for no other reason than that something in the network has changed
+PROBE_PAUSE_SECS = 1.0  # between two probes whose only reason is a change somewhere in the network
 
 log = logs.get(__name__)
 
@@ -33,7 +33,7 @@ class Connection:
     """The link of a client to its one server.
 
     flush: sends what the device has queued. fail: ends the process, with the reason. upstream_dns: the name servers of
-    this machine without the tunnel, where a predecessor knew them; empty to read them from the system.
+    this machine without the tunnel, as a predecessor knew them; empty to read them from the system.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Connection:
         self._loop = loop
         self._flush = flush
         self._fail = fail
-        self._watch = NetworkWatch(loop, self._look)
+        self._watch = NetworkWatch(loop, self._handle_network_change)
         self._mark = settings.fwmark if settings.default_routes else None
         self.upstream_dns = upstream_dns or _upstream_dns(settings)
         lookup: Lookup = look_up
@@ -62,27 +62,27 @@ class Connection:
             lookup = partial(look_up_past_tunnel, mark=self._mark, upstream_dns=self.upstream_dns)
         self._resolver = Resolver(server, lookup, loop, self._note_lookup)
         self._is_name = literal(server) is None
-        self._way: bytes | None = None
+        self._source_address: bytes | None = None
         self._lookup_at: float | None = None
         self._lookup_pause = LOOKUP_PAUSE_SECS
         self._lookups = 0  # in this outage
-        self._is_moving = False  # the configuration names another server, which is still to be found
+        self._is_moving = False  # the configuration names another server, whose address is not known yet
         self._failure: str | None = None
-        self._hurried_at = -inf
+        self._probed_at = -inf
         device.watch_links(self._note_link)
 
     @property
     def state(self) -> LinkState:
-        """Where the connection stands."""
+        """The state of the link."""
         return self._device.link_state(self._peer) or LinkState.CONNECTING
 
     # --- Serving ---
 
     def start(self, now: float) -> None:
-        """Keep the connection up from now on, wherever a predecessor left it; for the owner."""
+        """Maintain the connection, from the state in which a predecessor left it; for the owner only."""
         self._loop.add_timed(self)
         self._watch.start()
-        self._way = self._way_now()
+        self._source_address = self._find_route()
         if self.state == LinkState.CONNECTING:
             log.info("connecting", server=self._server)
         if self.state != LinkState.CONNECTED:
@@ -91,22 +91,22 @@ class Connection:
         self._flush()
 
     def stop(self) -> None:
-        """Leave the connection to somebody else, or to nobody."""
+        """Stop maintaining the connection; a successor may continue."""
         self._loop.remove_timed(self)
         self._watch.stop()
         self._resolver.stop()
 
     def move(self) -> None:
-        """Look the server up anew: the configuration names another one."""
+        """Change to the server that the configuration names instead of the one before."""
         endpoint = literal(self._server)
         if endpoint is not None:
-            self._place(endpoint, is_news=True)
+            self._set_endpoint(endpoint, is_change=True)
         else:
             self._is_moving = True
             self._begin_lookups(boot_time())
 
     def describe(self, now: float) -> dict[str, Any]:
-        """Return what `oxidize status` shows of it."""
+        """Return what `oxidize status` shows of the connection."""
         peer, counters = self._peer, self._counters
         return {
             "state": self.state.name.lower(),
@@ -118,7 +118,7 @@ class Connection:
         }
 
     def _outage_secs(self, now: float) -> float | None:
-        """Return for how long there has been an outage, or attempts to connect; None where there is neither."""
+        """Return the duration of the outage or of the attempts to connect so far; None without either."""
         peer, link = self._peer, self._peer.link
         if self.state == LinkState.CONNECTED or link is None:
             return None
@@ -126,63 +126,65 @@ class Connection:
         since = since_ns / 1e9 if since_ns else link.began_at
         return max(0.0, now - since) if since else None
 
-    # --- What the loop asks for ---
+    # --- Called by the loop ---
 
     def next_deadline(self) -> float | None:
-        """Return when the next lookup is due, or that the end is."""
+        """Return when the next lookup is due; 0.0 once the client has given up."""
         return 0.0 if self._failure is not None else self._lookup_at
 
     def handle_timeout(self, now: float) -> None:
-        """Look the server up, or end."""
+        """Look the server up, or end the process if the client has given up."""
         if self._failure is not None:
             failure, self._failure = self._failure, None
             self._fail(failure)
         elif self._lookup_at is None or now < self._lookup_at:
             return
-        elif not self._is_looked_for:
+        elif not self._needs_lookup:
             self._lookup_at = None
         else:
             self._lookup_at = now + self._lookup_pause
             self._lookup_pause = min(2 * self._lookup_pause, LOOKUP_PAUSE_SECS_MAX)
             self._resolver.ask()
 
-    # --- What happens ---
+    # --- Events ---
 
     def _note_link(self, peer: Peer, state: LinkState, reason: str) -> None:
-        """Tell of a state. The device is in the middle of its work: what it is told of comes later, from the loop."""
+        """Report a state. The device calls this while it works: any reaction comes later, from the loop."""
         name = state.name.lower()
         if state == LinkState.CONNECTED:
             log.info(name, server=self._server, endpoint=str(peer.endpoint), after=reason)
         elif state == LinkState.CONNECTING:
-            log.warning("not connected yet: tries again", server=self._server, reason=reason)
+            log.warning("not connected yet; retrying", server=self._server, reason=reason)
         elif state == LinkState.RECONNECTING:
             self._begin_lookups(boot_time())
             log.warning(name, server=self._server, endpoint=str(peer.endpoint), reason=reason)
         elif state == LinkState.FAILED:
             retries = peer.link.policy.retries_max if peer.link is not None else 0
             self._failure = (
-                f"gives up {self._server}: {reason}; max_reconnect_attempts = {retries} is all that was allowed: raise "
-                "it, or set it to 0 to go on for ever"
+                f"giving up on {self._server}: {reason}; max_reconnect_attempts = {retries} are used up: raise it, or "
+                "set it to 0 for no limit"
             )
             log.error(name, server=self._server, reason=reason, retries=retries)
         notify.notify(f"STATUS={name}: {self._server}")
 
-    def _look(self, now: float) -> None:
-        """Compare the way to the server with the one before: something in the network has changed."""
-        before, self._way = self._way, self._way_now()
+    def _handle_network_change(self, now: float) -> None:
+        """Compare the route to the server with the one before, after a change somewhere in the network."""
+        before, self._source_address = self._source_address, self._find_route()
         endpoint = self._peer.endpoint
         if endpoint is None:
             self._begin_lookups(now)
-        elif self._way is None:
+        elif self._source_address is None:
             self._device.note_unreachable(endpoint.remote, now, refused=False)
-        elif self._way != before or (self.state != LinkState.CONNECTED and now >= self._hurried_at + HURRY_SECS):
-            self._hurried_at = now
+        elif self._source_address != before or (
+            self.state != LinkState.CONNECTED and now >= self._probed_at + PROBE_PAUSE_SECS
+        ):
+            self._probed_at = now
             self._device.note_network_change(now)
             if self.state != LinkState.CONNECTED:
                 self._begin_lookups(now)
         self._flush()
 
-    def _way_now(self) -> bytes | None:
+    def _find_route(self) -> bytes | None:
         return source_address_for(self._peer.endpoint, self._mark) if self._peer.endpoint is not None else None
 
     def _begin_lookups(self, now: float) -> None:
@@ -190,37 +192,37 @@ class Connection:
             self._lookup_at, self._lookup_pause, self._lookups = now, LOOKUP_PAUSE_SECS, 0
 
     @property
-    def _is_looked_for(self) -> bool:
+    def _needs_lookup(self) -> bool:
         return self._is_moving or self.state != LinkState.CONNECTED
 
     def _note_lookup(self, outcome: list[Endpoint] | OSError) -> None:
         self._lookups += 1
         if isinstance(outcome, OSError):
             if self._lookups == 1:
-                log.warning(
-                    "the server's name cannot be looked up: tries again", server=self._server, reason=str(outcome)
-                )
+                log.warning("the server's name cannot be looked up; retrying", server=self._server, reason=str(outcome))
             return
-        if not self._is_looked_for:  # it was found in another way meanwhile, perhaps where its name does not say
+        if not self._needs_lookup:  # connected since, perhaps at an address that its name does not have
             return
         self._is_moving = False
         current = self._peer.endpoint
         remotes = [endpoint.remote for endpoint in outcome]
         if current is None or current.remote not in remotes:
-            self._place(outcome[0], is_news=current is not None)
+            self._set_endpoint(outcome[0], is_change=current is not None)
         elif self._lookups > 1 and self.state != LinkState.CONNECTED:
-            self._place(outcome[(remotes.index(current.remote) + 1) % len(outcome)], is_news=False)
+            self._set_endpoint(outcome[(remotes.index(current.remote) + 1) % len(outcome)], is_change=False)
 
-    def _place(self, endpoint: Endpoint, *, is_news: bool) -> None:
+    def _set_endpoint(self, endpoint: Endpoint, *, is_change: bool) -> None:
         if self._peer.endpoint is None or self._peer.endpoint.remote != endpoint.remote:
-            tell = log.info if is_news else log.debug
-            tell("the server is to be found elsewhere", server=self._server, endpoint=str(endpoint))
+            report = log.info if is_change else log.debug
+            report("the server has another address", server=self._server, endpoint=str(endpoint))
             self._device.set_endpoint(self._peer, endpoint, boot_time())
-            self._way = self._way_now()
+            self._source_address = self._find_route()
             self._flush()
 
 
 def _upstream_dns(settings: NodeSettings) -> list[str]:
-    """Return this machine's name servers, less those that a process before us may have set for the tunnel."""
-    ours = {str(server) for server in settings.name_servers.servers} if settings.name_servers is not None else set()
-    return [server for server in read_upstream_dns() if server not in ours]
+    """Return this machine's name servers without those that an earlier process may have set for the tunnel."""
+    installed = (
+        {str(server) for server in settings.name_servers.servers} if settings.name_servers is not None else set()
+    )
+    return [server for server in read_upstream_dns() if server not in installed]

@@ -1,8 +1,8 @@
-"""What a client sets outside of its interface, and takes back: policy routing, name servers, and the guard over both.
+"""What a client sets on its host beyond its interface: policy routing, DNS, and the cleanup guard for both.
 
-The rule: whatever would hinder it is found by `check_host_setup` before anything is changed, at a reload while the
-predecessor serves. Only the owner sets anything, after the hand-off. It is taken back by whichever comes first: the
-process itself when it ends for good, its guard, or the unit's ExecStopPost= where systemd runs us.
+The rule: `check_host_setup` finds every obstacle before anything is changed, at a reload while the predecessor serves.
+Only the owner changes anything, after the hand-off. The first of these reverts it: the process itself when it ends for
+good, its cleanup guard, or ExecStopPost= of its unit under systemd.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 from oxidize import logs
 from oxidize.config import NameServers
 from oxidize.errors import OxidizeError
-from oxidize.hostnet.cleanup_guard import Setting, start_guard, update_guard
+from oxidize.hostnet.cleanup_guard import Cleanup, start_guard, update_guard
 from oxidize.hostnet.dns_config import (
     Pause,
     apply_dns,
@@ -30,9 +30,9 @@ log = logs.get(__name__)
 
 
 def check_host_setup(settings: NodeSettings, replaced: Collection[str] = ()) -> None:
-    """Raise OxidizeError where this client's rules or name servers could not be set; changes nothing.
+    """Raise OxidizeError if this client's rules or name servers could not be set; change nothing.
 
-    replaced: interfaces of the generation before, whose rules give way to ours.
+    replaced: interfaces of the generation before, whose rules this client's replace.
     """
     if not has_host_setup(settings):
         return
@@ -44,12 +44,15 @@ def check_host_setup(settings: NodeSettings, replaced: Collection[str] = ()) -> 
 
 
 def has_host_setup(settings: NodeSettings) -> bool:
-    """Tell whether these are settings of a client with an interface of the kernel's."""
+    """Return whether the settings are those of a client with an interface of the kernel."""
     return settings.role == "client" and settings.network == "tun"
 
 
 def revert_host_setup(before: Mapping[str, Any], interfaces: Collection[str], pause: Pause = time.sleep) -> None:
-    """Remove what a predecessor had set, for a client that has an interface no more; raises OxidizeError."""
+    """Remove what a predecessor had set, for a client that has no interface any longer; raises OxidizeError.
+
+    before: the predecessor's `installed_dns`. interfaces: the predecessor's. pause: see `dns_config.Pause`.
+    """
     for change in remove_policy(interfaces):
         log.info("policy routing", change=change)
     if before:
@@ -57,27 +60,27 @@ def revert_host_setup(before: Mapping[str, Any], interfaces: Collection[str], pa
 
 
 class HostSetup:
-    """The surroundings of one generation of a client.
+    """The host setup of one generation of a client.
 
-    port: of its UDP socket. guard_fd: the pipe to the guard that a predecessor started, which is closed in `close`.
+    port: that of its UDP socket. guard_fd: the pipe to the guard that a predecessor started; `close` closes it.
+    installed_dns: the name servers that are set, for a successor to compare with its own; empty if there are none.
     """
 
     def __init__(self, settings: NodeSettings, port: int, guard_fd: int | None) -> None:
         self.guard_fd = guard_fd
-        self._is_removed = False
-        # The name servers that are set, for a successor to tell whether they change; empty where there are none.
+        self._is_reverted = False
         self.installed_dns: dict[str, Any] = {}
         self._settings = settings
         self._port = port
 
     def apply(self, before: Mapping[str, Any], replaced: Collection[str] = (), pause: Pause = time.sleep) -> None:
-        """Bring the system to what the settings say; raises OxidizeError.
+        """Bring the host to what the settings say; raises OxidizeError.
 
-        before: what a predecessor had `installed_dns`, empty where there was none. replaced: interfaces that were
-        ours. pause: called while a program runs.
+        before: the predecessor's `installed_dns`, empty without one. replaced: interfaces that the client had before.
+        pause: see `dns_config.Pause`.
         """
         settings = self._settings
-        self._keep_guard()
+        self._update_guard()
         for change in apply_policy(_policy(settings), settings.interface, self._port, replaced):
             log.info("policy routing", change=change)
         names = self._names
@@ -89,12 +92,12 @@ class HostSetup:
             apply_dns(names, now["record"], pause)
             log.info("name servers", set=now["servers"], domains=now["domains"])
         self.installed_dns = now
-        if self._is_removed:  # while a program ran, this process was told to end
+        if self._is_reverted:  # this process was told to end while a program ran
             self.revert()
 
     def revert(self) -> None:
-        """Take everything back; what cannot be is left to the guard or the unit, and logged."""
-        self._is_removed = True
+        """Remove everything that was set; a failure is logged, and left to the guard or the unit."""
+        self._is_reverted = True
         try:
             for change in remove_policy([self._settings.interface]):
                 log.info("policy routing", change=change)
@@ -103,10 +106,10 @@ class HostSetup:
             if self.guard_fd is not None:
                 update_guard(self.guard_fd, None)
         except (OxidizeError, OSError) as error:
-            log.error("not all that was set is removed", reason=str(error))
+            log.error("host setup not completely removed", reason=str(error))
 
     def close(self) -> None:
-        """Let go of the guard; idempotent."""
+        """Close the pipe to the guard; idempotent."""
         guard_fd, self.guard_fd = self.guard_fd, None
         if guard_fd is not None:
             os.close(guard_fd)
@@ -130,20 +133,20 @@ class HostSetup:
             return record_name(systemctl.own_name() or name)
         return record_name(name, socket.if_nametoindex(name))
 
-    def _keep_guard(self) -> None:
-        """Have a guard that knows what is going to be set, where no service manager sees to that."""
+    def _update_guard(self) -> None:
+        """Start or update the guard for what is about to be set, unless a service manager does its work."""
         if notify.is_managed() or not (self._settings.default_routes or self._names):
             return
         index = socket.if_nametoindex(self._settings.interface)
-        setting = Setting(interface_index=index, record=self._record() if self._names else None)
+        cleanup = Cleanup(interface_index=index, record=self._record() if self._names else None)
         if self.guard_fd is not None:
-            if update_guard(self.guard_fd, setting):
+            if update_guard(self.guard_fd, cleanup):
                 return
             self.close()
         try:
-            self.guard_fd = start_guard(setting)
+            self.guard_fd = start_guard(cleanup)
         except OSError as error:
-            log.warning("without a guard: a crash would leave rules behind until the next start", reason=str(error))
+            log.warning("no cleanup guard: a crash would leave rules behind until the next start", reason=str(error))
 
 
 def _policy(settings: NodeSettings) -> Policy:
@@ -151,7 +154,7 @@ def _policy(settings: NodeSettings) -> Policy:
 
 
 def _sets_names() -> bool:
-    """Tell whether name servers are this process's business, and not that of a root hook of its unit."""
+    """Return whether this process sets the name servers, and not a root hook of its unit."""
     return os.geteuid() == 0 or not notify.is_managed()
 
 

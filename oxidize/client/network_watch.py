@@ -1,7 +1,7 @@
-"""Notices that this machine's way to a server has changed: a link went down or up, an address or a route came or went.
+"""Detects possible changes of the route to a server: of a link, an address or a route.
 
-The rule: what the kernel says is only a reason to look. Its messages are not read; the way itself is asked for, which
-is what a packet sent now would take. It says a lot at once when a link comes up, so a look waits until it is quiet.
+The rule: a message from the kernel is only a trigger. It is not parsed; instead the route is looked up as it is for a
+packet sent now. A link that comes up causes a burst of messages, so the trigger waits for the burst to end.
 
 Sources: rtnetlink(7) for the groups, udp(7): connect on a UDP socket sends nothing and chooses the source address.
 """
@@ -17,19 +17,18 @@ from oxidize.protocol.endpoint import Endpoint
 # --- linux/rtnetlink.h: RTMGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE ---
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 
-QUIET_SECS = 0.02  # without a further message, before a look
-PUT_OFF_SECS_MAX = 0.2  # of a look in all
+QUIET_SECS = 0.02  # without a further message, before the callback
+DELAY_SECS_MAX = 0.2  # of the callback in total
 MESSAGE_BYTES = 65_536
-MESSAGES_MAX = 256  # read before the other sources have their turn
-
+MESSAGES_MAX = 256  # read before the other event sources are served
 
 log = logs.get(__name__)
 
 
 def source_address_for(endpoint: Endpoint, mark: int | None = None) -> bytes | None:
-    """Return the address of ours that packets to an endpoint leave from now; None where no route leads there.
+    """Return the local source address that the kernel uses for an endpoint, or None if there is no route.
 
-    mark: of the packets, where routing looks at it.
+    mark: the packets' mark, where policy routing uses it.
     """
     family = socket.AF_INET6 if len(endpoint.address) == 16 else socket.AF_INET
     path = path_to(endpoint, family)
@@ -46,38 +45,38 @@ def source_address_for(endpoint: Endpoint, mark: int | None = None) -> bytes | N
 
 
 class NetworkWatch:
-    """Calls `look` some time after the kernel said that anything about links, addresses or routes has changed."""
+    """Calls `changed` with the loop's time, once a burst of changes of links, addresses or routes is over."""
 
-    def __init__(self, loop: Loop, look: Callable[[float], None]) -> None:
+    def __init__(self, loop: Loop, changed: Callable[[float], None]) -> None:
         self._loop = loop
-        self._look = look
+        self._changed = changed
         self._socket: socket.socket | None = None
         self._due_at: float | None = None
         self._latest_at = 0.0
 
     def start(self) -> None:
-        """Begin to listen; without, where the kernel refuses: then silence and errors have to do."""
+        """Listen to the kernel; if it refuses, only silence and errors show that a server is unreachable."""
         try:
             self._socket = socket.socket(
                 socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
             )
             self._socket.bind((0, _GROUPS))
         except OSError as error:
-            log.warning("changes of the network are not seen", reason=str(error))
+            log.warning("changes of the network are not detected", reason=str(error))
             self._socket = None
             return
-        self._loop.register(self._socket.fileno(), READABLE, self._listen)
+        self._loop.register(self._socket.fileno(), READABLE, self._receive)
         self._loop.add_timed(self)
 
     def stop(self) -> None:
-        """Listen no longer; idempotent."""
+        """Stop listening; idempotent."""
         if self._socket is not None:
             self._loop.unregister(self._socket.fileno())
             self._loop.remove_timed(self)
             self._socket.close()
             self._socket = None
 
-    def _listen(self) -> None:
+    def _receive(self) -> None:
         if self._socket is None:
             return
         for _ in range(MESSAGES_MAX):
@@ -85,20 +84,20 @@ class NetworkWatch:
                 self._socket.recv(MESSAGE_BYTES)
             except BlockingIOError:
                 break
-            except OSError:  # ENOBUFS: there was more than it could hold
+            except OSError:  # ENOBUFS: messages were lost
                 continue
         now = self._loop.now()
         if self._due_at is None:
-            self._latest_at = now + PUT_OFF_SECS_MAX
+            self._latest_at = now + DELAY_SECS_MAX
         self._due_at = min(now + QUIET_SECS, self._latest_at)
 
-    # --- What the loop asks for ---
+    # --- Called by the loop ---
 
     def next_deadline(self) -> float | None:
-        """Return when the next look is due."""
+        """Return when the callback is due, or None."""
         return self._due_at
 
     def handle_timeout(self, now: float) -> None:
-        """Look."""
+        """Report a change once the burst of netlink messages is over."""
         self._due_at = None
-        self._look(now)
+        self._changed(now)

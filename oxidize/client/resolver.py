@@ -1,9 +1,9 @@
-"""Where endpoints are: names and addresses as the configuration has them, looked up without holding up the loop.
+"""Look-ups of the server's name, without blocking the loop.
 
-The rule: the loop never waits for a resolver. A literal address needs none; a name is looked up in a thread of its own,
-and the loop hears of the outcome through a pipe. Under a default route through the tunnel the queries of this process
-must not go into the tunnel that they are to bring up: they are sent by ourselves, with the mark that the tunnel's own
-packets carry, to the name servers that were there before it.
+The rule: the loop never waits for a resolver. A literal address needs none; a name is looked up in a separate thread,
+which reports the outcome to the loop through a pipe. With a default route through the tunnel, this process's queries
+must not enter the tunnel that they are meant to bring up: the process sends them itself, with the mark of the tunnel's
+own packets, to the name servers that the system had before the tunnel.
 
 Sources: getaddrinfo(3), resolv.conf(5), getent(1), socket(7) SO_MARK; RFC 6724 for the order of addresses.
 """
@@ -19,16 +19,16 @@ from oxidize.net.event_loop import READABLE, Loop
 from oxidize.net.resolve import literal, look_up, split
 from oxidize.protocol.endpoint import Endpoint
 
-LOOKUP_SECS_MAX = 5.0  # of a query by ourselves, all name servers together
+LOOKUP_SECS_MAX = 5.0  # of this process's own queries, all name servers together
 HOSTS_SECS_MAX = 2.0
-# systemd-resolved's stub would ask through the tunnel; this file has the servers that it asks itself.
+# systemd-resolved's stub would query through the tunnel; the first file has the servers that it queries.
 _RESOLV_CONFS = (Path("/run/systemd/resolve/resolv.conf"), Path("/etc/resolv.conf"))
 
 Lookup = Callable[[str], list[Endpoint]]
 
 
 def look_up_past_tunnel(text: str, mark: int, upstream_dns: Sequence[str]) -> list[Endpoint]:
-    """Do as `look_up`, with queries that carry `mark` to `upstream_dns`; what /etc/hosts says goes first."""
+    """Like `look_up`, but query the servers `upstream_dns` with `mark` set; /etc/hosts takes precedence."""
     host, port = split(text)
     addresses = _in_hosts(host) or _query(host, mark, upstream_dns)
     if not addresses:
@@ -37,7 +37,7 @@ def look_up_past_tunnel(text: str, mark: int, upstream_dns: Sequence[str]) -> li
 
 
 def read_upstream_dns() -> list[str]:
-    """Return the addresses of this machine's name servers, as they are before the tunnel changes them."""
+    """Return the addresses of this machine's name servers; to be called before the tunnel changes them."""
     for path in _RESOLV_CONFS:
         try:
             lines = path.read_text(errors="replace").splitlines()
@@ -61,8 +61,8 @@ def _in_hosts(host: str) -> list[str]:
 
 
 def _query(host: str, mark: int, upstream_dns: Sequence[str]) -> list[str]:
-    """Return the addresses that DNS has for a name; empty where no server tells."""
-    import dns.exception  # noqa: PLC0415  # a client with a default route alone needs it, and only in an outage
+    """Return the addresses that DNS has for a name; empty if no server answers with one."""
+    import dns.exception  # noqa: PLC0415  # only a client with a default route needs it, in an outage
     import dns.message  # noqa: PLC0415
     import dns.query  # noqa: PLC0415
     import dns.rdatatype  # noqa: PLC0415
@@ -77,7 +77,7 @@ def _query(host: str, mark: int, upstream_dns: Sequence[str]) -> list[str]:
                     marked.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
                     timeout = LOOKUP_SECS_MAX / 2 / len(upstream_dns)
                     answer = dns.query.udp(query, server, timeout=timeout, sock=marked)
-            except (OSError, ValueError, dns.exception.DNSException):  # ValueError: the server's address is none
+            except (OSError, ValueError, dns.exception.DNSException):  # ValueError: the server's address is malformed
                 continue
             addresses += [item.address for section in answer.answer for item in section if section.rdtype == kind]
         if addresses:
@@ -86,9 +86,9 @@ def _query(host: str, mark: int, upstream_dns: Sequence[str]) -> list[str]:
 
 
 class Resolver:
-    """Looks one name up, as often as it is asked to, one lookup at a time.
+    """Looks up one name on demand, one lookup at a time.
 
-    lookup: what runs in the thread. done: called from the loop with the endpoints, or with what went wrong.
+    lookup: runs in the thread. done: called from the loop with the endpoints, or with the error.
     """
 
     def __init__(self, text: str, lookup: Lookup, loop: Loop, done: Callable[[list[Endpoint] | OSError], None]) -> None:
@@ -104,18 +104,18 @@ class Resolver:
             return
         try:
             self._pipe_end, write_end = os.pipe2(os.O_CLOEXEC)
-        except OSError as error:  # no descriptor is left: an outage may last, a client may not end of it
+        except OSError as error:  # out of descriptors: the outage may last longer, but the client must not end
             self._done(error)
             return
         outcome: list[list[Endpoint] | OSError] = []
         self._loop.register(self._pipe_end, READABLE, lambda: self._finish(outcome))
         try:
             threading.Thread(target=self._run, args=(write_end, outcome), name="resolver", daemon=True).start()
-        except RuntimeError:  # no thread is left
+        except RuntimeError:  # out of threads: the closed pipe reports a lookup without an answer
             os.close(write_end)
 
     def stop(self) -> None:
-        """Forget a lookup that is under way: its outcome is not told."""
+        """Abandon a lookup that is under way: its outcome is not reported."""
         if self._pipe_end is not None:
             self._loop.unregister(self._pipe_end)
             os.close(self._pipe_end)
@@ -129,7 +129,7 @@ class Resolver:
         except ValueError as error:  # a name that cannot be encoded, an answer that cannot be read
             outcome.append(OSError(str(error)))
         finally:
-            os.close(write_end)  # the reader sees the end
+            os.close(write_end)  # the reader sees end of file
 
     def _finish(self, outcome: list[list[Endpoint] | OSError]) -> None:
         self.stop()

@@ -1,7 +1,7 @@
-"""What the unit of a client runs beside it: as its own user after each end, and as root for the name servers alone.
+"""Hooks of a client's systemd unit: as its own user after each end, and as root for the name servers only.
 
-The rule: whatever a hook takes back it leaves alone while the unit goes on, so that across a restart or a crash nothing
-passes the tunnel. A client that gave up is not started again. Source: systemd.service(5), ExecStartPost=,
+The rule: a hook removes nothing while the unit is about to restart, so that no packet bypasses the tunnel across a
+restart or a crash. A client that gave up is not started again. Source: systemd.service(5), ExecStartPost=,
 ExecStopPost= and the prefix "+".
 """
 
@@ -14,7 +14,7 @@ from oxidize.service_manager import systemctl
 
 
 def clean_up(config_path: Path, *, gave_up: bool) -> list[str]:
-    """Remove the client's rules unless its unit goes on; return what was removed, a line each. Raises OxidizeError.
+    """Remove the client's rules unless its unit will restart; return the changes, a line each. Raises OxidizeError.
 
     The interface may still be there: systemd's store holds it until after the last hook.
     """
@@ -24,7 +24,7 @@ def clean_up(config_path: Path, *, gave_up: bool) -> list[str]:
 
 
 def set_names(config_path: Path) -> list[str]:
-    """Set the name servers that are configured, or take ours back where none are; return the servers.
+    """Set the configured name servers, or remove them if none are configured; return the servers.
 
     Raises OxidizeError.
     """
@@ -38,7 +38,7 @@ def set_names(config_path: Path) -> list[str]:
 
 
 def remove_names(config_path: Path, *, gave_up: bool) -> None:
-    """Take our name servers back unless the unit goes on; raises OxidizeError."""
+    """Remove the name servers unless the unit will restart; raises OxidizeError."""
     if gave_up or not systemctl.will_restart():
         interface = config.client_interface_of(config_path)
         revert_dns(interface, record_name(systemctl.own_name() or interface))

@@ -1,9 +1,9 @@
-"""Whom this machine asks for names while a client's tunnel is up, through the system's own program for that.
+"""DNS settings while a client's tunnel is up, set through resolvectl or resolvconf.
 
-The rule: no file is written by us. Where systemd-resolved runs it is told about the tunnel's link, else `resolvconf`
-keeps a record of ours beside those of others; both go back by themselves to what was before when ours is removed. All
-questions go to our name servers meanwhile, as with wg-quick's `DNS =`. Sources: resolvectl(1), resolvconf(8) of
-openresolv and of Debian, wg-quick(8). It needs root.
+The rule: this process writes no file. Where systemd-resolved runs, it is given the name servers of the tunnel's link;
+elsewhere `resolvconf` keeps a record of them beside those of other programs. Both return to the earlier settings once
+these are removed. Until then all queries go to the configured servers, as with wg-quick's `DNS =`. Sources:
+resolvectl(1), resolvconf(8) of openresolv and of Debian, wg-quick(8). It needs root.
 """
 
 import os
@@ -20,28 +20,28 @@ from oxidize.errors import OxidizeError
 RESOLVED = Path("/run/systemd/resolve/io.systemd.Resolve")  # its socket, there while it runs
 TIMEOUT_SECS = 20.0  # more than resolvconf waits for its own lock
 POLL_SECS = 0.01  # between two checks whether a program has ended
-SAID_BYTES_MAX = 4_096  # of what a program says when it fails
+ERROR_BYTES_MAX = 4_096  # of the error output of a program that failed
 
 Program = Literal["resolvectl", "resolvconf"]
-Pause = Callable[[float], None]  # called with seconds, again and again while a program runs: a loop's `run_once` serves
+Pause = Callable[[float], None]  # called with seconds while a program runs; a loop's `run_once` serves
 
 
 def find_program() -> Program:
-    """Return the program that is told; raises OxidizeError with the remedy where this system has none."""
+    """Return the program that sets name servers; raises OxidizeError with the remedy if this system has none."""
     if RESOLVED.exists() and shutil.which("resolvectl"):
         return "resolvectl"
     if shutil.which("resolvconf"):
         return "resolvconf"
     raise OxidizeError(
-        "client.dns is set, but this system has nobody to tell: expected systemd-resolved to run, or the program "
+        "client.dns is set, but this system has no program for that: expected systemd-resolved to run, or the program "
         "resolvconf; install openresolv or start systemd-resolved, or remove the line and set /etc/resolv.conf by hand"
     )
 
 
 def check_dns(wanted: NameServers, *, is_ours_to_set: bool) -> None:
-    """Raise OxidizeError where these name servers could not be set; changes nothing.
+    """Raise OxidizeError if these name servers could not be set; change nothing.
 
-    is_ours_to_set: by this process, and not by a hook of the service manager that runs as root.
+    is_ours_to_set: whether this process sets them, and not a hook of its unit that runs as root.
     """
     if not wanted.servers:
         return
@@ -54,14 +54,14 @@ def check_dns(wanted: NameServers, *, is_ours_to_set: bool) -> None:
 
 
 def apply_dns(wanted: NameServers, record: str, pause: Pause = time.sleep) -> None:
-    """Have all names asked for at these servers. record: what `resolvconf` is to call it.
+    """Send all DNS queries of this system to these servers; raises OxidizeError with the program's last error line.
 
-    Raises OxidizeError with what the program said.
+    record: the name of the record in `resolvconf`.
     """
     link = wanted.interface
     servers = [str(server) for server in wanted.servers]
     if find_program() == "resolvectl":
-        # "~." sends every question to this link, where no other link claims a longer domain.
+        # "~." sends every query to this link, unless another link claims a longer domain.
         _run(["resolvectl", "domain", link, "~.", *wanted.domains], pause)
         _run(["resolvectl", "default-route", link, "true"], pause)
         _run(["resolvectl", "dns", link, *servers], pause)
@@ -73,9 +73,9 @@ def apply_dns(wanted: NameServers, record: str, pause: Pause = time.sleep) -> No
 
 
 def revert_dns(interface: str | None, record: str, pause: Pause = time.sleep) -> None:
-    """Take ours back; a no-op where there are none. Raises OxidizeError with what the program said.
+    """Remove the settings of `apply_dns`, if any; raises OxidizeError with the program's last error line.
 
-    interface: None where it is gone, and systemd-resolved has forgotten by itself what it was told of it.
+    interface: None if it is gone, and with it what systemd-resolved knew of it.
     """
     try:
         program = find_program()
@@ -88,11 +88,11 @@ def revert_dns(interface: str | None, record: str, pause: Pause = time.sleep) ->
 
 
 def record_name(owner: str, index: int | None = None) -> str:
-    """Return what `resolvconf` calls our record.
+    """Return the name of a client's record in `resolvconf`.
 
-    It begins with "tun.", for which Debian's resolvconf has a high place in its order. owner: the unit, whose interface
-    may get another name between two reloads; where there is none, the interface. index: of the interface, where the
-    record of a dead client must not be taken for that of the next one.
+    It begins with "tun.", which Debian's resolvconf places high in its order. owner: the unit, whose interface may get
+    another name between two reloads, or else the interface. index: that of the interface, where the record of a dead
+    client must not be mistaken for that of the next one.
     """
     return f"tun.{owner}" if index is None else f"tun.{owner}.{index}"
 
@@ -118,9 +118,9 @@ def _run(command: list[str], pause: Pause, given: str = "") -> None:
                 process.kill()
                 process.wait()
         stderr.seek(0)
-        said = stderr.read(SAID_BYTES_MAX).decode(errors="replace").strip()
+        errors = stderr.read(ERROR_BYTES_MAX).decode(errors="replace").strip()
     if process.returncode != 0:
-        last = said.splitlines()[-1] if said else "it said nothing"
+        last = errors.splitlines()[-1] if errors else "no error output"
         raise OxidizeError(f"{name}: exit status {process.returncode}: {last}; see client.dns")
 
 

@@ -1,8 +1,8 @@
-"""The interface's settings: MTU, queue, addresses and routes, brought to what the configuration says.
+"""The interface's settings: MTU, queue, addresses and routes, reconciled with the configuration.
 
 The rule: reconcile, never reset. Only what differs is changed, so that every generation may run this on the interface
-that its predecessor serves, and a run without a difference touches nothing. Of addresses all on our interface are ours
-but the link-local ones, which the kernel makes; of routes only those that carry our protocol number.
+that its predecessor serves, and a run without a difference touches nothing. All addresses of the interface are managed
+here, except link-local ones, which the kernel makes; of its routes only those with this program's protocol number.
 
 Source: rtnetlink(7), linux/rtnetlink.h, linux/if_addr.h. It needs CAP_NET_ADMIN.
 """
@@ -27,12 +27,12 @@ from oxidize.hostnet.netlink import FAMILIES, ROUTE_PROTOCOL, RT_TABLE_MAIN, Rec
 Interface = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
 
-# Packets that wait in the TUN device while nobody reads; the kernel's 500 overflow under one fast TCP stream.
+# Packets that wait in the TUN device while no process reads; the kernel's 500 overflow under one fast TCP stream.
 TRANSMIT_QUEUE_PACKETS = 2_000
 
 # --- linux/if.h, linux/if_addr.h ---
 _IFF_UP = 0x1
-_IFA_F_NODAD = 0x02  # usable at once: on a point-to-point device nobody could hold the same address
+_IFA_F_NODAD = 0x02  # usable at once: on a point-to-point device no other host could hold the same address
 
 _REMEDIES = {
     errno.EACCES: "IPv6 is switched off on this interface: set net.ipv6.conf.*.disable_ipv6 to 0, or use IPv4 only",
@@ -42,10 +42,10 @@ _REMEDIES = {
 
 
 def configure_interface(name: str, addresses: Sequence[Interface], mtu: int, routes: Sequence[Network]) -> list[str]:
-    """Bring an interface to this state and up, and return what was changed, a line each; empty if all was right.
+    """Bring an interface up and to this state; return the changes made, a line each.
 
     mtu: bytes. routes: networks that lead into the interface; those inside a network of `addresses` need no route of
-    their own and are passed over. Raises OxidizeError with the value that the kernel refused, and the remedy.
+    their own and are skipped. Raises OxidizeError with the value that the kernel refused, and the remedy.
     """
     with netlink.connect() as connected:
         reconciler = _Interface(connected, name)
@@ -56,7 +56,7 @@ def configure_interface(name: str, addresses: Sequence[Interface], mtu: int, rou
 
 
 def routes_needed(addresses: Iterable[Interface], routes: Iterable[Network]) -> set[Network]:
-    """Return the routes that the networks of the interface's own addresses do not already give."""
+    """Return the routes that the networks of the interface's own addresses do not already provide."""
     own = [address.network for address in addresses]
     return {route for route in routes if not any(_contains(network, route) for network in own)}
 
@@ -68,7 +68,7 @@ def _contains(outer: Network, inner: Network) -> bool:
 
 
 class _Interface(Reconciler):
-    """One run over one interface."""
+    """One run over one interface. `connected` is a pyroute2 IPRoute."""
 
     def __init__(self, connected: Any, name: str) -> None:
         super().__init__(connected, f"interface {name}", _REMEDIES)
@@ -83,7 +83,7 @@ class _Interface(Reconciler):
             wanted["txqlen"] = TRANSMIT_QUEUE_PACKETS
         if not self._link["flags"] & _IFF_UP:
             wanted["state"] = "up"
-        # One at a time: an error then names the setting that was refused.
+        # One at a time, so that an error names the setting that was refused.
         for key, value in wanted.items():
             self._change(f"{key} {value}", partial(self._netlink.link, "set", index=self._index, **{key: value}))
 
@@ -91,14 +91,14 @@ class _Interface(Reconciler):
         wanted = set(addresses)
         hosts = {address.ip for address in wanted}
         stale = {address for address in self._addresses() - wanted if not address.ip.is_link_local}
-        # IPv6 refuses an address a second time, even with another prefix length. The others go last: with its last
-        # IPv4 address an interface loses all its routes.
+        # IPv6 refuses an address a second time, even with another prefix length. The others are removed last: with
+        # its last IPv4 address an interface loses all its routes.
         conflicting = {address for address in stale if address.ip in hosts}
         self._remove_addresses(conflicting)
         self._add_addresses(wanted)
         self._remove_addresses(stale - conflicting)
         if stale:
-            # A primary IPv4 address takes along the secondary ones of its network.
+            # Removing a primary IPv4 address removes the secondary ones of its network.
             self._add_addresses(wanted)
 
     def reconcile_routes(self, wanted: set[Network]) -> None:
@@ -119,7 +119,7 @@ class _Interface(Reconciler):
         return found
 
     def _routes(self) -> list[tuple[Network, int]]:
-        """Return destination and protocol of the main table's routes into our interface."""
+        """Return destination and protocol of the main table's routes into the interface."""
         found = []
         for message in self._request("", lambda: list(self._netlink.get_routes(oif=self._index))):
             ours = message.get("oif") == self._index and message.get("table") == RT_TABLE_MAIN
@@ -135,7 +135,7 @@ class _Interface(Reconciler):
 
     def _remove_addresses(self, stale: set[Interface]) -> None:
         for address in sorted(stale, key=str):
-            # Gone already: it was secondary to the one removed before it.
+            # It may be gone already, as a secondary address of the one removed before it.
             self._change(f"address -{address}", partial(self._address, "del", address), done=errno.EADDRNOTAVAIL)
 
     def _address(self, command: str, address: Interface, **flags: int) -> None:

@@ -1,8 +1,8 @@
-"""`nat = true`: what the tunnel's networks send elsewhere is masqueraded, and TCP fits through the tunnel.
+"""`nat = true`: packets from the tunnel's networks to elsewhere are masqueraded, and TCP's MSS fits the tunnel.
 
-The rule: one table of our own and no other is touched; it belongs to a netlink socket that is handed over like the
-other descriptors, and dies with its last holder. Its chains stay while their rules are replaced, in one batch, so every
-packet finds the old rules or the new ones.
+The rule: no nftables table but the server's own is touched. It belongs to a netlink socket that is handed over like the
+other descriptors, and ends with the last holder of that socket. Its chains stay while their rules are replaced, in one
+batch, so every packet finds either the old rules or the new ones.
 
 Only the networks of `address` are masqueraded. A peer's allowed IPs outside of them are a site's network, which is
 routed with its own addresses. Source: docs/adr/0005, Linux Documentation/networking/ip-sysctl.rst.
@@ -31,7 +31,7 @@ _FAMILY = {4: nft.NFPROTO_IPV4, 6: nft.NFPROTO_IPV6}
 
 
 def table_name(interface: str) -> str:
-    """Return the name of the table, by which two servers of one machine do not meet."""
+    """Return the name of the table, which two servers of one machine do not share."""
     return f"oxidize-{interface}"
 
 
@@ -62,9 +62,9 @@ def not_forwarded(addresses: Iterable[InterfaceAddress]) -> list[tuple[int, str,
 
 
 class Nat:
-    """The table of one generation, or that there is to be none, and the socket that owns it.
+    """The table that one generation wants, or none, and the socket that owns it.
 
-    passed: the socket that came from a predecessor or from the store; this closes it.
+    passed: the socket from a predecessor or from the store, which this object closes. is_new: whether none was passed.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class Nat:
             self._socket = NftSocket.create()
 
     def check(self, *, may_be_freed: bool = False) -> None:
-        """Raise ConfigError for what would hinder `apply`, changing nothing.
+        """Raise ConfigError if `apply` would fail; change nothing.
 
-        may_be_freed: a table of our name that belongs to another socket is no hindrance, since `apply` comes later.
+        may_be_freed: accept a table of this name that belongs to another socket, which may be gone before `apply`.
         """
         if not self.enabled or self._socket is None:
             return
@@ -95,7 +95,7 @@ class Nat:
             raise self._problem(error) from error
 
     def apply(self) -> None:
-        """Make all that our socket owns exactly what the settings say; raises ConfigError, and then it is as before."""
+        """Make the tables of the socket match the settings; raises ConfigError, and then nothing has changed."""
         if self._socket is None:
             return
         try:
@@ -108,7 +108,7 @@ class Nat:
             self.close()
 
     def fileno(self) -> int | None:
-        """Return the descriptor to hand over, None where there is none."""
+        """Return the descriptor to hand over, or None."""
         return self._socket.fileno() if self._socket is not None else None
 
     def close(self) -> None:
@@ -118,31 +118,31 @@ class Nat:
             held.close()
 
     def _changes(self, tables: Sequence[Table], port: int) -> list[Message]:
-        """Return the batch that leads from what is there to what is to be; raises ConfigError for a foreign table."""
+        """Return the batch that leads from `tables` to the wanted one; raises ConfigError for a foreign table."""
         owned = {table.name for table in tables if table.owner == port}
         stale = [nft.delete_table(name) for name in sorted(owned - ({self._name} if self.enabled else set()))]
         if not self.enabled:
             return stale
         if self._name not in owned and (owner := self._foreign_owner(tables)) is not None:
-            raise self._in_the_way(owner)
+            raise self._taken(owner)
         return [*stale, *table_messages(self._interface, self._addresses, exclusive=self._name not in owned)]
 
     def _foreign_owner(self, tables: Sequence[Table]) -> int | None:
-        """Return the owner of the table of our name, 0 for none; None where it is ours, or not there."""
+        """Return the owner of a foreign table of this name, 0 if it has none; None if there is no foreign one."""
         owners = [table.owner for table in tables if table.name == self._name]
         return next((owner for owner in owners if self._socket is None or owner != self._socket.port), None)
 
-    def _in_the_way(self, owner: int) -> ConfigError:
+    def _taken(self, owner: int) -> ConfigError:
         if owner:
-            who = f"belongs to another process (netlink port {owner}): end that one, or choose another interface"
+            problem = f"belongs to another process (netlink port {owner}): end that one, or choose another interface"
         else:
-            who = f"is there and not ours: remove it with `nft delete table inet {self._name}`"
-        return ConfigError([f"server.nat = true: the nftables table inet {self._name} {who}"])
+            problem = f"exists and has no owner: remove it with `nft delete table inet {self._name}`"
+        return ConfigError([f"server.nat = true: the nftables table inet {self._name} {problem}"])
 
     def _problem(self, error: NftError) -> ConfigError:
         remedies = {
             errno.EPERM: "this needs CAP_NET_ADMIN: run as root, or remove nat",
-            errno.EINVAL: "expected Linux 5.12 or later, where a table can belong to a socket; remove nat",
+            errno.EINVAL: "expected Linux 5.12 or later, in which a socket can own a table; remove nat",
             errno.ENOENT: "expected the kernel modules nft_chain_nat, nft_masq, nft_rt and nft_exthdr: install them",
             errno.EOPNOTSUPP: "expected a kernel with nf_tables for the family inet: install its modules",
         }
@@ -151,7 +151,7 @@ class Nat:
 
 
 def table_messages(interface: str, addresses: Iterable[InterfaceAddress], *, exclusive: bool) -> list[Message]:
-    """Return the batch that makes the table, or gives the one that is there these rules and no others."""
+    """Return the batch that makes the table, or that replaces the rules of the existing one."""
     name = table_name(interface)
     syn = nft.meta_is(nft.NFT_META_L4PROTO, _TCP) + nft.payload_is(
         nft.NFT_PAYLOAD_TRANSPORT_HEADER, _TCP_FLAGS_OFFSET, bytes([_SYN]), bytes([_SYN | _RST])
@@ -164,7 +164,7 @@ def table_messages(interface: str, addresses: Iterable[InterfaceAddress], *, exc
     ]
     for key in (nft.NFT_META_IIFNAME, nft.NFT_META_OIFNAME):
         messages.append(nft.new_rule(name, FORWARD, nft.interface_is(key, interface), syn, nft.clamp_mss()))
-    # What this machine sends to itself passes here too, by lo, and must keep its address.
+    # Packets from this machine to itself pass here too, by lo, and must keep their address.
     elsewhere = [nft.interface_is(nft.NFT_META_OIFNAME, each, negate=True) for each in (interface, "lo")]
     for network in sorted({address.network for address in addresses}, key=str):
         messages.append(nft.new_rule(name, POSTROUTING, *elsewhere, _comes_from(network), nft.masquerade()))

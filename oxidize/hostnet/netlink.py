@@ -1,4 +1,4 @@
-"""Changes to the kernel's network settings by rtnetlink: one request at a time, each noted, each error with a remedy.
+"""Changes to the kernel's network settings by rtnetlink, with a record of each and a remedy for each error.
 
 The rule: an error that says that a request had nothing left to do is no error; every other one names the subject, the
 change and the remedy.
@@ -26,7 +26,7 @@ _REMEDIES = {
 
 
 def preload() -> None:
-    """Import what `connect` needs, where that is better done early."""
+    """Import what `connect` needs ahead of time."""
     import pyroute2  # noqa: F401, PLC0415
 
 

@@ -1,9 +1,9 @@
-"""The few messages to nftables that `nat` needs, over a netlink socket that may change hands.
+"""The few nftables messages that `nat` needs, over a netlink socket that may change hands.
 
-The rule: a table is made with NFT_TABLE_F_OWNER (Linux 5.12), so it belongs to the socket: nobody else may change it,
-and the kernel removes it once the last holder has closed that socket. The owner is the socket's port, not a process, so
-a socket that came by SCM_RIGHTS or from a service manager's store goes on owning. All of a change is one batch, which
-the kernel takes up whole or not at all.
+The rule: a table is made with NFT_TABLE_F_OWNER (Linux 5.12), so it belongs to the socket: no other socket may change
+it, and the kernel removes it once the last holder has closed its socket. The owner is the socket's port, not a process,
+so a socket passed by SCM_RIGHTS or by a service manager's store stays the owner. A change is one batch, which the
+kernel applies completely or not at all.
 
 Sources: nfnetlink(7) and netlink(7), linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h; `nft --debug=netlink`
 shows the expressions of a rule. It needs CAP_NET_ADMIN.
@@ -73,7 +73,7 @@ _DUMPS_MAX = 10
 
 
 class NftError(OxidizeError):
-    """The kernel refuses a change. `code`: errno. `step`: the number of the message in its batch, -1 for all of it."""
+    """The kernel refused a change. code: errno. step: number of the message in its batch, -1 for the whole batch."""
 
     def __init__(self, code: int, step: int) -> None:
         super().__init__(f"nftables: message {step}: {os.strerror(code)}")
@@ -83,7 +83,7 @@ class NftError(OxidizeError):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a batch: its type, its flags besides request and acknowledgement, and its attributes."""
+    """One message of a batch. kind: its type. flags: in addition to request and acknowledgement."""
 
     kind: int
     flags: int
@@ -92,7 +92,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table that is there. `owner`: the port of the socket that owns it, 0 for none."""
+    """An existing table. owner: the port of the socket that owns it, 0 for none."""
 
     name: str
     owner: int
@@ -197,25 +197,25 @@ def clamp_mss() -> bytes:
 
 
 def new_table(name: str, *, exclusive: bool) -> Message:
-    """Make a table that belongs to the socket; `exclusive`: it must not be there yet."""
+    """Make a table that belongs to the socket. exclusive: it must not exist yet."""
     flags = NLM_F_CREATE | (NLM_F_EXCL if exclusive else 0)
     return Message(NFT_MSG_NEWTABLE, flags, _text(NFTA_TABLE_NAME, name) + _number(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER))
 
 
 def delete_table(name: str) -> Message:
-    """Remove a table with all that is in it."""
+    """Remove a table with its chains and rules."""
     return Message(NFT_MSG_DELTABLE, 0, _text(NFTA_TABLE_NAME, name))
 
 
 def new_chain(table: str, name: str, kind: str, hook: int, priority: int) -> Message:
-    """Make a base chain that accepts what no rule of it decides; no change where it is there."""
+    """Make a base chain that accepts packets that none of its rules decides; a no-op if it exists."""
     at = _nested(NFTA_CHAIN_HOOK, _number(NFTA_HOOK_HOOKNUM, hook), _number(NFTA_HOOK_PRIORITY, priority))
     attributes = _text(NFTA_CHAIN_TABLE, table) + _text(NFTA_CHAIN_NAME, name) + at + _text(NFTA_CHAIN_TYPE, kind)
     return Message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, attributes)
 
 
 def delete_rules(table: str) -> Message:
-    """Remove all rules of a table, and leave its chains."""
+    """Remove all rules of a table, and keep its chains."""
     return Message(NFT_MSG_DELRULE, 0, _text(NFTA_RULE_TABLE, table))
 
 
@@ -232,7 +232,7 @@ def new_rule(table: str, chain: str, *expressions: bytes) -> Message:
 class NftSocket:
     """A netlink socket that owns tables of the family inet; one process at a time makes requests on it.
 
-    The kernel works within sendmsg(2), so that its answers are there when that returns and nothing here waits.
+    The kernel works within sendmsg(2), so its answers have arrived when that returns, and nothing here waits.
     """
 
     def __init__(self, underlying: socket.socket) -> None:
@@ -242,7 +242,7 @@ class NftSocket:
 
     @classmethod
     def create(cls) -> Self:
-        """Open a socket that owns nothing yet; raises OxidizeError where the kernel has no netfilter."""
+        """Open a socket that owns nothing yet; raises OxidizeError if the kernel has no netfilter."""
         try:
             made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
         except OSError as error:
@@ -252,7 +252,7 @@ class NftSocket:
 
     @classmethod
     def adopt(cls, descriptor: int) -> Self:
-        """Take over a descriptor with the tables that it owns; raises OxidizeError, and closes it, if it is none."""
+        """Take over a descriptor with the tables that it owns; raises OxidizeError for any other, and closes it."""
         try:
             passed = socket.socket(fileno=descriptor)
         except OSError as error:
@@ -264,15 +264,15 @@ class NftSocket:
         return cls(passed)
 
     def commit(self, messages: Sequence[Message]) -> None:
-        """Do all that a batch says; raises NftError, and then nothing has changed."""
+        """Apply a batch; raises NftError, and then nothing has changed."""
         self._batch(messages, is_final=True)
 
     def check(self, messages: Sequence[Message]) -> None:
-        """Have the kernel look whether it would do a batch; raises NftError. A batch without an end is undone."""
+        """Raise NftError if the kernel would refuse a batch; a batch without an end is checked and undone."""
         self._batch(messages, is_final=False)
 
     def tables(self) -> list[Table]:
-        """Return all tables of the family inet; raises OxidizeError."""
+        """Return all tables of the family inet; raises OxidizeError, and NftError if the kernel refuses."""
         for _ in range(_DUMPS_MAX):
             found, is_whole = self._dump()
             if is_whole:
@@ -288,7 +288,7 @@ class NftSocket:
         self._socket.close()
 
     def _batch(self, messages: Sequence[Message], *, is_final: bool) -> None:
-        self._forget_answers()
+        self._discard_answers()
         first = self._next(len(messages) + 2)
         parts = [_packed(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, first, NFNL_SUBSYS_NFTABLES)]
         for sequence, message in enumerate(messages, start=first + 1):
@@ -304,10 +304,10 @@ class NftSocket:
                 raise NftError(-code, sequence - first - 1)
         expected = range(first + 1, first + 1 + len(messages))
         if not answers.keys() >= set(expected):
-            raise OxidizeError(f"nftables: {len(answers)} answers, expected {len(expected)}; the change is not certain")
+            raise OxidizeError(f"nftables: {len(answers)} answers, expected {len(expected)}; the result is unknown")
 
     def _dump(self) -> tuple[list[Table], bool]:
-        self._forget_answers()
+        self._discard_answers()
         kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE
         self._send(_packed(kind, NLM_F_REQUEST | NLM_F_DUMP, self._next(1), 0, family=NFPROTO_INET))
         found = []
@@ -335,13 +335,13 @@ class NftSocket:
         except OSError as error:
             raise NftError(error.errno or errno.EIO, -1) from error
 
-    def _forget_answers(self) -> None:
-        """Drop what another holder of the socket has left unread."""
+    def _discard_answers(self) -> None:
+        """Discard answers that another holder of the socket has left unread."""
         for _ in self._answers():
             pass
 
     def _answers(self) -> Iterator[tuple[int, int, int, int, bytes]]:
-        """Yield type, flags, sequence, error (0 for success) and body of each message that has come."""
+        """Yield type, flags, sequence, error (0 for success) and body of each message that has arrived."""
         while True:
             try:
                 data = self._socket.recv(_ANSWER_BYTES_MAX, socket.MSG_DONTWAIT)

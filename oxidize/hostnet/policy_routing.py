@@ -1,17 +1,17 @@
-"""Default routes into the tunnel, by rules that let the tunnel's own datagrams past them.
+"""Default routes into the tunnel, by rules that exempt the tunnel's own datagrams.
 
 The rule: reconcile, never reset, as in `interface`. A default route in the main table would send the tunnel's own
-datagrams into the tunnel. So it stands in a table of its own, and rules say who looks there; for each family only
-where it is wanted:
+datagrams into the tunnel. So the route stands in a table of its own, and rules decide which packets use that table. For
+each version of IP that needs a default route, in this order:
 
-- IPv4 only, `udp nop`: does nothing, but without such a rule the kernel does not look at the ports of what it receives.
-- our UDP port, from this machine: table main. The kernel's reverse path check asks the same question for a reply, with
-  ports and without a mark, so that a strict rp_filter lets replies through and no sysctl or firewall has to be changed.
-- everybody: table main, but not its default route. Networks that are connected directly stay so.
-- everybody without our mark: the tunnel's table. The sockets of this process carry the mark.
+- IPv4 only, `udp nop`: no effect, but without such a rule the kernel ignores the ports of received packets.
+- from the client's UDP port, sent by this machine: table main. The kernel's reverse path check makes the same look-up
+  for a reply, with ports and without a mark, so a strict rp_filter accepts replies and no sysctl or firewall changes.
+- all packets: table main without its default route. Directly connected networks stay reachable.
+- packets without the client's mark: the tunnel's table. The sockets of the client carry the mark.
 
-Ours are the rules and routes with our protocol number, unless a route in their table leads into an interface that is
-not ours: then another client owns them. Sources: rtnetlink(7), ip-rule(8), linux/fib_rules.h, wg-quick(8) for the idea.
+A client owns the rules and routes with `ROUTE_PROTOCOL`, unless a route in their table leads into the interface of
+another client, which then owns them. Sources: rtnetlink(7), ip-rule(8), linux/fib_rules.h, wg-quick(8) for the idea.
 """
 
 import errno
@@ -25,7 +25,7 @@ from oxidize.errors import OxidizeError
 from oxidize.hostnet import netlink
 from oxidize.hostnet.netlink import FAMILIES, ROUTE_PROTOCOL, RT_TABLE_MAIN, Reconciler, remedy
 
-# Before the kernel's own (32766), and before those that get the first free number below them.
+# Before the kernel's own rules (32766), and before rules that get the first free number below those.
 RULE_PRIORITY = 30_000
 
 # --- linux/fib_rules.h, linux/in.h ---
@@ -44,7 +44,7 @@ _NO_SUCH_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is wanted. fwmark: of our sockets, and the number of the table. versions: of IP, 4 and 6, that go whole."""
+    """The wanted policy. fwmark: the sockets' mark and the table's number. versions: of IP, with a default route."""
 
     fwmark: int
     versions: frozenset[int]
@@ -52,7 +52,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Rule:
-    """One rule of the policy database, without what we never set."""
+    """One rule of the policy database, with the fields that are set here."""
 
     priority: int
     table: int
@@ -65,7 +65,7 @@ class Rule:
     is_nop: bool = False
 
     def __str__(self) -> str:
-        """Write it as ip-rule(8) does."""
+        """Return the rule in the notation of ip-rule(8)."""
         words = [f"{self.priority}:"]
         words += ["not"] if self.is_inverted else []
         words += [f"fwmark {self.fwmark:#x}"] if self.fwmark else []
@@ -87,9 +87,9 @@ class _Route:
 
 
 def rules_wanted(policy: Policy, version: int, port: int) -> list[Rule]:
-    """Return the rules for one version of IP, in their order. port: of our UDP socket."""
-    # Without "iif lo" the second would let forwarded datagrams past the tunnel, which happen to have our port; with it
-    # alone the kernel (fib_rule_requires_fldissect) looks at no ports. IPv6 has no rp_filter.
+    """Return the rules for one version of IP, in order. port: that of the client's UDP socket."""
+    # Without "iif lo" the second rule would exempt forwarded datagrams that happen to have this port; with it alone the
+    # kernel (fib_rule_requires_fldissect) ignores ports. IPv6 has no rp_filter.
     dissect = [Rule(RULE_PRIORITY, 0, ip_proto=_IPPROTO_UDP, is_nop=True)] if version == 4 else []
     return [
         *dissect,
@@ -100,9 +100,9 @@ def rules_wanted(policy: Policy, version: int, port: int) -> list[Rule]:
 
 
 def check_policy(policy: Policy, interfaces: Collection[str]) -> None:
-    """Change nothing; raise OxidizeError where another program has the table, the mark or all traffic already.
+    """Raise OxidizeError if another program has the table, the mark or all traffic already; change nothing.
 
-    interfaces: names of ours, which need not exist: of this configuration and of the one before it.
+    interfaces: the client's own, of this configuration and of the one before it; they need not exist.
     """
     with netlink.connect() as connected:
         indexes = _indexes(connected, interfaces)
@@ -112,10 +112,10 @@ def check_policy(policy: Policy, interfaces: Collection[str]) -> None:
 
 
 def apply_policy(policy: Policy, interface: str, port: int, replaced: Collection[str] = ()) -> list[str]:
-    """Bring rules and default routes to what is wanted and return what was changed, a line each; empty if nothing.
+    """Bring rules and default routes to the wanted policy; return the changes made, a line each.
 
-    interface: the tunnel's, which is up. port: of our UDP socket. replaced: other interfaces that were ours. Raises
-    OxidizeError as `check_policy` does, and with what the kernel refused.
+    interface: the tunnel's, which is up. port: that of the client's UDP socket. replaced: the client's interfaces
+    before this one. Raises OxidizeError as `check_policy` does, and for what the kernel refused.
     """
     with netlink.connect() as connected:
         indexes = _indexes(connected, [interface])
@@ -136,10 +136,10 @@ def apply_policy(policy: Policy, interface: str, port: int, replaced: Collection
 
 
 def remove_policy(interfaces: Collection[str] = (), indexes: Collection[int] = ()) -> list[str]:
-    """Remove the rules and default routes that were ours, and return what was removed, a line each.
+    """Remove a client's rules and default routes; return the changes made, a line each.
 
-    interfaces, indexes: ours by name or number, which need not exist any more. What another client uses is left alone,
-    also one that adopts these rules at this very moment.
+    interfaces, indexes: the client's, by name or number; they need not exist. Rules that another client uses are left
+    alone, even if it adopts them at this very moment.
     """
     with netlink.connect() as connected:
         own = frozenset(indexes) | _indexes(connected, interfaces)
@@ -158,9 +158,9 @@ def _indexes(connected: Any, interfaces: Iterable[str]) -> frozenset[int]:
 
 
 class _Family(Reconciler):
-    """The rules and default routes of one version of IP, as they are when this is made.
+    """The rules and default routes of one version of IP, as read when this object is made.
 
-    is_wanted: whether there are to be any. Where there are none either, a machine's thousands of routes are not read.
+    is_wanted: whether rules are wanted. If not, and there are none, a machine's thousands of routes are not read.
     """
 
     def __init__(self, connected: Any, version: int, *, is_wanted: bool = True) -> None:
@@ -176,17 +176,17 @@ class _Family(Reconciler):
         self._removed: list[Rule] = []
 
     def owned_by_others(self, own: Collection[int]) -> bool:
-        """Tell whether the rules with our protocol number serve an interface that is not ours."""
+        """Return whether the rules with `ROUTE_PROTOCOL` serve an interface that is not in `own`."""
         return bool(_routes_of_others(self._routes, self._tables, own))
 
     def refuse_others(self, policy: Policy, own: Collection[int]) -> None:
-        """Raise OxidizeError where all traffic of this family, the table or the mark is somebody else's."""
+        """Raise OxidizeError if another program or client has all traffic of this family, the table or the mark."""
         for rule in self._others:
             if policy.fwmark in (rule.table, rule.fwmark):
                 self._refuse(f"another program has the rule `{rule}`", "choose another fwmark for one of the two")
             if rule.is_inverted and rule.fwmark:
                 self._refuse(
-                    f"another program sends everything into a tunnel of its own by the rule `{rule}`",
+                    f"another program sends all packets into a tunnel of its own by the rule `{rule}`",
                     f"end that tunnel (wg-quick down), or remove {self._ip}'s default route from allowed_ips",
                 )
         for route in _routes_of_others(self._routes, self._tables | {policy.fwmark}, own):
@@ -199,10 +199,10 @@ class _Family(Reconciler):
         wanted = rules_wanted(policy, self._version, port)
         present = {(route.table, route.index) for route in self._routes if route.prefix_length == 0}
         if (policy.fwmark, index) not in present:
-            # In the place of one through an interface that is going: at no time is there none.
+            # Replaces one through an interface that is going, so that there is a default route at any time.
             request = partial(self._route, "replace", policy.fwmark, index)
             self._change(f"{self._ip} default route +{policy.fwmark}", request)
-            # Whoever removes a dead client's rules just now looks for our route afterwards: see restore_for_others.
+            # A process that removes a dead client's rules now looks for this route afterwards: restore_for_others.
             self._ours, _ = self._read_rules()
         for rule in wanted:
             if rule not in self._ours:
@@ -215,9 +215,9 @@ class _Family(Reconciler):
         self._remove_routes(own, keep=(0, 0))
 
     def restore_for_others(self, own: Collection[int]) -> None:
-        """Put back what was removed where another client has come meanwhile, and found the rules that it needs there.
+        """Put back removed rules that another client has found in place, and needs, since they were read.
 
-        One that puts its route there later finds them gone, and adds them itself.
+        A client that adds its route later finds them gone, and adds them itself.
         """
         used = {route.table for route in _routes_of_others(self._read_routes(), self._tables, own)}
         for rule in sorted(self._removed):
@@ -225,7 +225,7 @@ class _Family(Reconciler):
                 self._change(f"{self._ip} rule +{rule}", partial(self._rule, "add", rule), done=errno.EEXIST)
 
     def _remove_rules(self, stale: Collection[Rule]) -> None:
-        # The one that leads into the tunnel first: without the others it would send too much there.
+        # First the rule that leads into the tunnel: without the others it would send too much there.
         for rule in sorted(stale, reverse=True):
             self._change(f"{self._ip} rule -{rule}", partial(self._rule, "del", rule), done=errno.ENOENT)
             self._removed.append(rule)
@@ -239,7 +239,7 @@ class _Family(Reconciler):
                 self._change(f"{self._ip} default route -{route.table}", request, done=errno.ESRCH)
 
     def _read_rules(self) -> tuple[list[Rule], list[Rule]]:
-        """Return the rules with our protocol number, and the others that lead to a table."""
+        """Return the rules with `ROUTE_PROTOCOL`, and all others."""
         ours: list[Rule] = []
         others: list[Rule] = []
         read = partial(self._netlink.get_rules, family=self._family)
@@ -250,7 +250,7 @@ class _Family(Reconciler):
         return ours, others
 
     def _read_routes(self) -> list[_Route]:
-        """Return all routes but those of the kernel's own tables."""
+        """Return all routes except those of the kernel's own tables."""
         found = []
         read = partial(self._netlink.get_routes, family=self._family)
         messages = self._request("routes", lambda: list(read()), done=_NO_SUCH_FAMILY)
@@ -281,11 +281,11 @@ class _Family(Reconciler):
         self._netlink.rule(command, family=self._family, **options)
 
     def _refuse(self, found: str, remedy: str) -> None:
-        raise OxidizeError(f"policy routing for {self._ip}: {found}: expected none beside ours; {remedy}")
+        raise OxidizeError(f"policy routing for {self._ip}: {found}: expected only this client's; {remedy}")
 
 
 def _routes_of_others(routes: Iterable[_Route], tables: Collection[int], own: Collection[int]) -> list[_Route]:
-    """Return the routes through other interfaces in `tables`, and in any table default routes such as we set."""
+    """Return the routes through other interfaces in `tables`, and in any table default routes of other clients."""
     return [
         route
         for route in routes

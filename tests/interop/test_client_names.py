@@ -99,7 +99,7 @@ def test_without_dns_nobody_is_told(lab: Lab, tmp_path: Path) -> None:
 def test_nobody_to_tell_is_an_error_before_anything_is_changed(lab: Lab, tmp_path: Path) -> None:
     double = Double(tmp_path / "bin", there=False)
     place = Place(lab, dns=["10.9.0.1"])
-    assert "client.dns is set, but this system has nobody to tell" in place.client.start_in_vain(double.env)
+    assert "client.dns is set, but this system has no program for that" in place.client.start_in_vain(double.env)
     assert (place.rules(4), place.rules(6)) == ([], [])
     assert place.interface not in place.ip("link")
 

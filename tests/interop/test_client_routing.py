@@ -248,7 +248,7 @@ def test_a_failed_reload_leaves_everything_as_it_was(lab: Lab) -> None:
     place.client.write_config(allowed_ips=EVERYTHING)
     outcome = place.client.reload()
     assert outcome.status == 1
-    assert "IPv6: another program sends everything into a tunnel of its own" in outcome.errors
+    assert "IPv6: another program sends all packets into a tunnel of its own" in outcome.errors
     assert "serves as before" in outcome.errors
     assert place.rules() == rules
     ping(lab, place.here, FAR4, 2)

@@ -181,7 +181,7 @@ def test_after_the_last_retry_the_process_ends_once_and_not_in_the_middle_of_the
     assert scene.connection.next_deadline() == 0.0
     scene.connection.handle_timeout(scene.world.now)
     (failure,) = scene.failures
-    assert failure.startswith(f"gives up {NAME}: it cannot be reached; max_reconnect_attempts = 3 ")
+    assert failure.startswith(f"giving up on {NAME}: it cannot be reached; max_reconnect_attempts = 3 ")
     assert scene.log.lines[-1][:2] == ("error", "failed")
     scene.connection.handle_timeout(scene.world.now)
     assert len(scene.failures) == 1

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from oxidize.client import network_watch
-from oxidize.client.network_watch import PUT_OFF_SECS_MAX, QUIET_SECS, NetworkWatch, source_address_for
+from oxidize.client.network_watch import DELAY_SECS_MAX, QUIET_SECS, NetworkWatch, source_address_for
 from oxidize.protocol.endpoint import Endpoint
 
 LOOPBACK4, LOOPBACK6 = bytes([127, 0, 0, 1]), bytes(15) + b"\1"
@@ -150,11 +150,11 @@ def test_many_messages_make_one_look_once_it_is_quiet(watched: Watched) -> None:
 
 
 def test_a_look_is_not_put_off_for_ever(watched: Watched) -> None:
-    while watched.loop.time < 100.0 + 5 * PUT_OFF_SECS_MAX:
+    while watched.loop.time < 100.0 + 5 * DELAY_SECS_MAX:
         watched.say(b"noise")
         watched.pass_time(QUIET_SECS / 2)
     assert 4 <= len(watched.looks) <= 5
-    assert watched.looks[0] == pytest.approx(100.0 + PUT_OFF_SECS_MAX)
+    assert watched.looks[0] == pytest.approx(100.0 + DELAY_SECS_MAX)
 
 
 @pytest.mark.parametrize("error", [OSError(105, "No buffer space available"), OSError(12, "Cannot allocate memory")])
@@ -171,7 +171,7 @@ def test_a_socket_that_only_fails_does_not_hold_up_the_loop(watched: Watched) ->
 
 
 def test_a_look_may_end_the_watch(watched: Watched) -> None:
-    watched.watch._look = lambda now: watched.watch.stop()
+    watched.watch._changed = lambda now: watched.watch.stop()
     watched.say(b"gone")
     watched.pass_time(1.0)
     assert (watched.socket.closed, watched.loop.callbacks, watched.loop.timed) == (True, {}, [])

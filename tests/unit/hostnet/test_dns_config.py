@@ -119,7 +119,7 @@ def test_a_program_that_cannot_be_run_is_an_error(programs: Programs) -> None:
 def test_nobody_to_tell(programs: Programs) -> None:
     dns_config.RESOLVED.touch()  # runs, but there is no program with which to tell it
     for ask in (find_program, lambda: check_dns(WANTED, is_ours_to_set=False)):
-        with pytest.raises(OxidizeError, match=r"nobody to tell.*install openresolv or start systemd-resolved"):
+        with pytest.raises(OxidizeError, match=r"no program for that.*install openresolv or start systemd-resolved"):
             ask()
     check_dns(NONE, is_ours_to_set=True)
     revert_dns("lo", "record")

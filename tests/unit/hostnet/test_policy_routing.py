@@ -198,7 +198,7 @@ def test_another_programs_rules_are_an_error_and_stay(kernel: Kernel, rule: Row)
     kernel.rules = [{"family": 10, "action": 1, **rule}]
     state = kernel.state()
     for attempt in (lambda: check_policy(EVERYTHING, ["ox0"]), lambda: apply_policy(EVERYTHING, "ox0", PORT)):
-        with pytest.raises(OxidizeError, match=r"policy routing for IPv6: .*expected none beside ours; "):
+        with pytest.raises(OxidizeError, match=r"policy routing for IPv6: .*expected only this client's; "):
             attempt()
     assert [row for row in kernel.state() if row["family"] == 10] == state
     check_policy(Policy(1000, frozenset({4})), ["ox0"])
