@@ -1,8 +1,8 @@
-"""Structured logs: a message that never varies, and fields that do, by `logging`.
+"""Structured logs: a constant message and variable fields, through `logging`.
 
-The rule: no key material in any line, whoever wrote it and by whatever way. Bytes are never printed, a field whose name
-speaks of a key is hidden, and so is what looks like a key anywhere in a message, a field or a traceback; public keys
-are passed as the field `public_key` and shortened. One event is one line, whatever a peer's name or address holds.
+The rule: no line contains key material, whichever code logs it in whichever way. Bytes are never printed; a field whose
+name suggests a key is hidden, and so is text that looks like a key in a message, a field or a traceback; public keys
+are passed as the field `public_key` and shortened. One event is one line, whatever a peer's name or address contains.
 Sources: systemd.exec(5) for JOURNAL_STREAM, systemd.journal-fields(7), sd_journal_print(3).
 """
 
@@ -27,12 +27,12 @@ NESTING_MAX = 4  # containers within containers are shown to this depth
 
 _FIELDS = "oxidize_fields"  # the attribute of a record that holds its fields
 _IS_REDACTED = "oxidize_is_redacted"
-_OURS = "_is_oxidize_handler"  # marks the handler that configure() replaces
+_CONFIGURED = "_is_oxidize_handler"  # marks the handler that configure() replaces
 _RESERVED = frozenset({"exc_info", "stack_info", "stacklevel", "extra"})  # what Logger.log() itself takes
 
 _SECRET_NAME = re.compile(r"key|secret|psk|cookie|password|token", re.IGNORECASE)
 _PUBLIC_NAME = re.compile(r"(\w+_)?public_key", re.IGNORECASE)
-# Not part of a longer word: a path, or a longer hash, is none.
+# Not within a longer word: a path or a longer hash is not a key.
 _KEY_LIKE = re.compile(r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{43}=|(?<![0-9A-Za-z])[0-9A-Fa-f]{64}(?![0-9A-Za-z])")
 _BYTES_LITERAL = re.compile(r"""(?<![A-Za-z0-9_])(bytearray\()?b('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\)?""")
 _PLAIN_VALUE = re.compile(r"[^\s\"'=\\]+")
@@ -41,10 +41,10 @@ JournalSend = Callable[..., None]
 
 
 class Log(logging.LoggerAdapter[logging.Logger]):
-    """A logger whose methods take fields by keyword: `log.info("session restored", peer="alice", sessions=3)`."""
+    """A logger whose methods take fields as keywords: `log.info("session restored", peer="alice", sessions=3)`."""
 
     def process(self, msg: object, kwargs: MutableMapping[str, Any]) -> tuple[object, MutableMapping[str, Any]]:
-        """Move the fields to where the formatter finds them."""
+        """Move the fields into `extra`, where the formatter finds them."""
         fields = {name: value for name, value in kwargs.items() if name not in _RESERVED}
         passed_on = {name: value for name, value in kwargs.items() if name in _RESERVED}
         passed_on["extra"] = {**(passed_on.get("extra") or {}), _FIELDS: fields}
@@ -52,7 +52,7 @@ class Log(logging.LoggerAdapter[logging.Logger]):
 
 
 def get(name: str) -> Log:
-    """Return the log of the module `name`."""
+    """Return the logger of the module `name`."""
     return Log(logging.getLogger(name))
 
 
@@ -62,9 +62,9 @@ def configure(
     stream: TextIO | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> None:
-    """Send all logs of this process to the journal when systemd started it, else to `stream` (default: stderr).
+    """Send all logs of this process to the journal if systemd started it, else to `stream` (default: stderr).
 
-    A second call replaces what the first one set up. Raises ConfigError for an unknown level, and where systemd started
+    A second call replaces the handler of the first. Raises ConfigError for an unknown level, and if systemd started
     this process but the package for it is missing.
     """
     if level.lower() not in LEVELS:
@@ -73,14 +73,14 @@ def configure(
     is_journal = _is_journal(stream, environ)
     handler = _journal_handler() if is_journal else logging.StreamHandler(stream)
     if environ.get("NOTIFY_SOCKET") and not is_journal:
-        _import_journal()  # needed later for sure: better now than in the middle of a takeover
+        _import_journal()  # needed later: a missing package must not show in the middle of a takeover
     handler.setFormatter(_Formatter(with_header=not is_journal))
-    setattr(handler, _OURS, True)
+    setattr(handler, _CONFIGURED, True)
     root = logging.getLogger()
-    for old in [old for old in root.handlers if getattr(old, _OURS, False)]:
+    for old in [old for old in root.handlers if getattr(old, _CONFIGURED, False)]:
         root.removeHandler(old)
         old.close()
-    # What cannot be logged is not worth an exception, and logging's report of it would print the arguments as they are.
+    # A failure to log must not raise, and logging's report of it would print the arguments unredacted.
     logging.raiseExceptions = False
     root.addHandler(handler)
     root.setLevel(level.upper())
@@ -90,16 +90,16 @@ def configure(
 
 
 def redact_text(text: str) -> str:
-    """Return a text without what looks like a key or like the contents of bytes, on one line."""
+    """Return a text on one line, without anything that looks like a key or like the contents of bytes."""
     text = _KEY_LIKE.sub(HIDDEN, _BYTES_LITERAL.sub("(bytes)", text))
     return text if text.isprintable() else json.dumps(text, ensure_ascii=False)[1:-1].replace("\x7f", "\\u007f")
 
 
 def redact_field(name: str, value: object) -> str:
-    """Return the value of a field as text that may be printed."""
+    """Return the value of a field as redacted text."""
     if _PUBLIC_NAME.fullmatch(name):
         return _short_public_key(value)
-    # A number that fits a word is a count or an index, such as `keypairs=3`.
+    # A number of 64 bits is a count or an index, such as `keypairs=3`.
     is_number = value is None or isinstance(value, bool | float) or (isinstance(value, int) and value < 1 << 64)
     if _SECRET_NAME.search(name) and not is_number:
         return HIDDEN
@@ -107,7 +107,7 @@ def redact_field(name: str, value: object) -> str:
 
 
 def _short_public_key(value: object) -> str:
-    """Return enough of a public key to know it by: its first and last four characters, as wireguard-go logs it."""
+    """Return the first and last four characters of a public key, as wireguard-go logs it."""
     encoded = base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
     encoded = encoded.rstrip("=")
     return f"{encoded[:4]}…{encoded[-4:]}" if _KEY_LIKE.fullmatch(encoded + "=") else redact_text(encoded)
@@ -130,7 +130,7 @@ def _text(value: object, depth: int) -> str:
 
 
 def _redact_record(record: logging.LogRecord) -> None:
-    """Make a record safe to be shown by anybody; the same record may come again, by way of another handler."""
+    """Redact a record in place, once: another handler may format the same record again."""
     if getattr(record, _IS_REDACTED, False):
         return
     arguments = record.args
@@ -150,7 +150,7 @@ def _redact_record(record: logging.LogRecord) -> None:
 
 
 def _safe_argument(value: object) -> object:
-    """Leave numbers to formats such as %d, and make bytes harmless."""
+    """Return an argument unchanged, for formats such as %d, but bytes as their length."""
     return _text(value, NESTING_MAX) if isinstance(value, bytes | bytearray | memoryview) else value
 
 
@@ -158,9 +158,9 @@ def _safe_argument(value: object) -> object:
 
 
 class _Formatter(logging.Formatter):
-    """`2026-01-01T00:00:00.000Z INFO oxidize.server message key=value key="with space"`, and redacts before that.
+    """Redacts a record and formats it as `2026-01-01T00:00:00.000Z INFO oxidize.server message key=value`.
 
-    Without the header where the journal has its own. A handler formats before it reads anything else of a record.
+    Without the header for the journal, which has its own. A handler formats before it reads anything else of a record.
     """
 
     def __init__(self, *, with_header: bool) -> None:
@@ -168,7 +168,7 @@ class _Formatter(logging.Formatter):
         self._with_header = with_header
 
     def format(self, record: logging.LogRecord) -> str:
-        """Redact the record, and return its line, followed by those of its traceback."""
+        """Redact the record, and return its line followed by those of its traceback."""
         _redact_record(record)
         fields: Mapping[str, str] = getattr(record, _FIELDS, {})
         parts = [record.getMessage(), *(f"{name}={_quoted(value)}" for name, value in fields.items())]
@@ -182,7 +182,7 @@ class _Formatter(logging.Formatter):
         return line
 
     def formatException(self, ei: Any) -> str:  # noqa: N802  # the name is logging's
-        """Return the traceback, without secrets; its lines are indented, so that they are no events of their own."""
+        """Return the redacted traceback; its lines are indented, so that they do not look like events."""
         return "\n".join(f"    {redact_text(line)}" for line in super().formatException(ei).splitlines())
 
 
@@ -194,7 +194,7 @@ def _quoted(value: str) -> str:
 
 
 def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Return whether systemd connected the stream to the journal; an inherited variable alone does not tell."""
+    """Return whether systemd connected the stream to the journal; the variable alone may be inherited."""
     try:
         found = os.fstat(stream.fileno())
     except (OSError, ValueError):
@@ -222,9 +222,9 @@ def _journal_handler() -> logging.Handler:
 
 
 def journal_sender(send: JournalSend) -> JournalSend:
-    """Return what JournalHandler is to send with: our fields as fields of the journal, and nothing unredacted.
+    """Return the sender function for JournalHandler: it sends the record's fields as journal fields, all redacted.
 
-    The handler passes on every attribute of a record, arguments and exceptions among them.
+    The handler itself passes every attribute of a record, including arguments and exceptions.
     """
 
     def sender(message: str, /, **attributes: Any) -> None:

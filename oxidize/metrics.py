@@ -1,8 +1,8 @@
-"""The metrics that Prometheus collects, computed anew from the device's counters for every scrape.
+"""The metrics for Prometheus, computed from the device's counters at every scrape.
 
-The rule: nothing is counted here. Totals are read from the counters, which outlive the process, so that they run on
-across generations; what is live is asked for. Names follow the conventions of Prometheus: base units, the unit as a
-suffix, `_total` for what only grows. Sources: prometheus.io/docs/practices/naming; docs/concepts/metric_types.
+The rule: nothing is counted here. Totals are read from the counters, which outlive the process, so they continue across
+generations; live values are queried. Names follow the conventions of Prometheus: base units, the unit as a suffix,
+`_total` for counters that only grow. Sources: prometheus.io/docs/practices/naming; docs/concepts/metric_types.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ NS_PER_SEC = 1_000_000_000
 
 STATES = ("starting", "healthy", "draining")
 
-# Counters without labels: a word, the name without `_total`, the help.
+# Counters without labels: the index, the name without `_total`, the help text.
 _COUNTERS = (
     (Total.RECEIVED_DATAGRAMS, "oxidize_received_datagrams", "UDP datagrams received."),
     (Total.RECEIVED_BYTES, "oxidize_received_bytes", "Bytes of UDP payload received."),
@@ -49,39 +49,39 @@ _COUNTERS = (
     (Total.INITIATIONS_RECEIVED, "oxidize_initiations_received", "Authenticated handshake initiations received."),
     (Total.COOKIE_REPLIES_SENT, "oxidize_cookie_replies_sent", "Cookie replies sent because of load."),
     (Total.COOKIE_REPLIES_RECEIVED, "oxidize_cookie_replies_received", "Authenticated cookie replies received."),
-    (Total.ENDPOINT_MOVES, "oxidize_endpoint_moves", "Times that a peer was found at another endpoint than before."),
+    (Total.ENDPOINT_MOVES, "oxidize_endpoint_moves", "Changes of a peer's endpoint."),
     (
         Total.UNKNOWN_INDEX_INITIATIONS,
         "oxidize_unknown_index_initiations",
-        "Handshakes begun because a peer used a session that this server has lost.",
+        "Handshakes started because a peer used a session that this server has lost.",
     ),
-    (Total.BUFFERED_PACKETS, "oxidize_buffered_packets", "Inner packets kept because there was no session."),
-    (Total.REPLAYED_PACKETS, "oxidize_replayed_packets", "Inner packets sent at last, out of those that were kept."),
+    (Total.BUFFERED_PACKETS, "oxidize_buffered_packets", "Inner packets staged because there was no session."),
+    (Total.REPLAYED_PACKETS, "oxidize_replayed_packets", "Staged inner packets that were sent."),
     (
         Total.RESENT_PACKETS,
         "oxidize_resent_packets",
-        "Of those that were kept: had been sent before, in a session that turned out to be dead.",
+        "Staged inner packets that had been sent before, in a session that turned out to be dead.",
     ),
-    (Total.OUTAGES, "oxidize_outages", "Times that the client's server could not be reached."),
-    (Total.RECONNECTS, "oxidize_reconnects", "Times that the client reached it again."),
+    (Total.OUTAGES, "oxidize_outages", "Outages: times that the client could not reach its server."),
+    (Total.RECONNECTS, "oxidize_reconnects", "Outages that ended with a reconnection."),
     (
         Total.RESTORES_AFTER_CRASH,
         "oxidize_restores_after_crash",
-        "Generations that took the state of a predecessor that was gone.",
+        "Generations that restored the state of a predecessor that had ended.",
     ),
-    (Total.SESSIONS_RESTORED, "oxidize_sessions_restored", "Sessions that a generation took from its predecessor."),
-    (Total.SESSIONS_REFUSED, "oxidize_sessions_refused", "Sessions that a generation could not take."),
+    (Total.SESSIONS_RESTORED, "oxidize_sessions_restored", "Sessions that a generation restored from its predecessor."),
+    (Total.SESSIONS_REFUSED, "oxidize_sessions_refused", "Sessions that a generation could not restore."),
     (Total.ERRORS_LOGGED, "oxidize_logged_errors", "Lines logged as errors by generations that served."),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """What only the running process knows; every field is called once for each scrape.
+    """The values that only the running process has; each field is called once for each scrape.
 
-    connections_active: peers with a session that is alive. peers: those configured. kernel_drops: datagrams that the
-    kernel dropped because the UDP socket's queue was full, since the socket was made (socket(7) SO_MEMINFO).
-    generation: its number. state: one of STATES. link: where a client stands with its server; None for a server.
+    connections_active: peers with a live session. peers: configured peers. kernel_drops: datagrams that the kernel
+    dropped because the UDP socket's queue was full, since the socket was made (socket(7) SO_MEMINFO).
+    generation: its number. state: one of STATES. link: the state of a client's link; None for a server.
     """
 
     connections_active: Callable[[], int]
@@ -93,7 +93,7 @@ class Live:
 
 
 class Metrics:
-    """Renders all metrics: those of the counters, those of `live`, and those of the process from /proc."""
+    """Renders all metrics: from the counters, from `live`, and of the process from /proc."""
 
     def __init__(self, counters: Counters, live: Live, *, release: str) -> None:
         self._registry = CollectorRegistry()
@@ -112,19 +112,19 @@ class _CountersCollector(Collector):
         self._release = release
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric with its present value."""
+        """Yield every metric with its current value."""
         yield from self._collect_live()
         for word, name, text in _COUNTERS:
             yield CounterMetricFamily(name, text, value=self._counters[word])
         yield self._labelled(
             "oxidize_handshakes",
-            "Handshakes completed, by our role.",
+            "Handshakes completed, by this process's role.",
             "role",
             {"initiator": Total.HANDSHAKES_INITIATOR, "responder": Total.HANDSHAKES_RESPONDER},
         )
         yield self._labelled(
             "oxidize_dropped_packets",
-            "Datagrams and packets that went no further, by reason.",
+            "Datagrams and packets dropped, by reason.",
             "reason",
             {reason.name.lower(): DROPS_START + reason for reason in DropReason},
         )
@@ -135,9 +135,9 @@ class _CountersCollector(Collector):
     def _collect_live(self) -> Iterator[Metric]:
         live = self._live
         yield GaugeMetricFamily(
-            "oxidize_connections_active", "Peers with a session that is alive.", value=live.connections_active()
+            "oxidize_connections_active", "Peers with a live session.", value=live.connections_active()
         )
-        yield GaugeMetricFamily("oxidize_peers", "Peers that are configured.", value=live.peers())
+        yield GaugeMetricFamily("oxidize_peers", "Configured peers.", value=live.peers())
         yield CounterMetricFamily(
             "oxidize_socket_drops",
             "Datagrams that the kernel dropped because the queue of the UDP socket was full.",
@@ -148,17 +148,17 @@ class _CountersCollector(Collector):
             "The number of this generation; it grows with every replacement.",
             value=live.generation(),
         )
-        state = GaugeMetricFamily("oxidize_state", "1 for the state that the process is in.", labels=["state"])
+        state = GaugeMetricFamily("oxidize_state", "1 for the current state of the process.", labels=["state"])
         now = live.state()
         for name in STATES:
             state.add_metric([name], float(name == now))
         yield state
         yield GaugeMetricFamily(
             "oxidize_starts_in_a_row",
-            "Starts from a stored state since a generation has lasted: more than a few are a crash loop.",
+            "Starts from a stored state since the last generation that lasted: more than a few are a crash loop.",
             value=self._counters[Total.STARTS_IN_A_ROW],
         )
-        info = GaugeMetricFamily("oxidize_info", "Always 1; the label tells the release.", labels=["release"])
+        info = GaugeMetricFamily("oxidize_info", "Always 1; the label is the release.", labels=["release"])
         info.add_metric([self._release], 1.0)
         yield info
 
@@ -166,13 +166,13 @@ class _CountersCollector(Collector):
         counters = self._counters
         yield self._labelled(
             "oxidize_takeovers",
-            "Takeovers, by result; after a failure the predecessor serves on.",
+            "Takeovers, by result; after a failure the predecessor continues to serve.",
             "result",
             {"success": Total.TAKEOVERS_SUCCEEDED, "failure": Total.TAKEOVERS_FAILED},
         )
         yield SummaryMetricFamily(
             "oxidize_takeover_blackout_seconds",
-            "Time without a reader of the sockets, over all takeovers that succeeded.",
+            "Time without a reader of the sockets, over all successful takeovers.",
             count_value=counters[Total.TAKEOVERS_SUCCEEDED],
             sum_value=counters[Total.BLACKOUT_NS_SUM] / NS_PER_SEC,
         )
@@ -188,7 +188,7 @@ class _CountersCollector(Collector):
         )
 
     def _collect_link(self, now: LinkState) -> Iterator[Metric]:
-        state = GaugeMetricFamily("oxidize_connection_state", "1 for where the client stands.", labels=["state"])
+        state = GaugeMetricFamily("oxidize_connection_state", "1 for the state of the client's link.", labels=["state"])
         for link_state in LinkState:
             state.add_metric([link_state.name.lower()], float(link_state is now))
         yield state
@@ -198,7 +198,7 @@ class _CountersCollector(Collector):
             buckets.append((bound, float(total)))
         yield HistogramMetricFamily(
             "oxidize_outage_seconds",
-            "How long the client's server could not be reached, over all outages that have ended.",
+            "Length of the outages that have ended.",
             buckets=buckets,
             sum_value=self._counters[Total.OUTAGE_NS_SUM] / NS_PER_SEC,
         )
