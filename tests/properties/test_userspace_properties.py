@@ -76,7 +76,7 @@ def new_network() -> UserspaceNetwork:
 
 @settings(max_examples=300)
 @given(requests)
-def test_every_payload_comes_back_as_it_was(request: bytes) -> None:
+def test_every_echo_reply_has_the_payload_of_its_request(request: bytes) -> None:
     network = new_network()
     assert network.write_packets([request]) == 0
     (reply,) = network.read_packets(2)
@@ -108,7 +108,7 @@ def damaged(packet: bytes, at: int, junk: bytes, end: int) -> bytes:
         max_size=6,
     )
 )
-def test_no_bytes_raise_and_every_reply_is_a_right_packet(packets: list[bytes]) -> None:
+def test_no_bytes_raise_and_every_reply_is_a_valid_packet(packets: list[bytes]) -> None:
     network = new_network()
     unanswered = network.write_packets(packets)
     replies = network.read_packets(len(packets))

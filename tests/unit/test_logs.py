@@ -1,4 +1,4 @@
-"""One event is one line with its fields, and no way of logging a key shows it."""
+"""One event is one line with its fields, and a key that is logged in any way is not shown."""
 
 import base64
 import io
@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TextIO
 
 import pytest
 
@@ -25,7 +26,7 @@ log = logs.get("oxidize.test")
 
 @pytest.fixture(autouse=True)
 def root() -> Iterator[logging.Logger]:
-    """The root logger, put back as it was."""
+    """Yield the root logger, and restore it after the test."""
     root = logging.getLogger()
     handlers, level, raise_exceptions = root.handlers[:], root.level, logging.raiseExceptions
     yield root
@@ -45,7 +46,7 @@ def stream() -> io.StringIO:
 
 
 def event(stream: io.StringIO) -> str:
-    """The only line that was logged, without its time."""
+    """Return the only line that was logged, without its time."""
     (line,) = stream.getvalue().splitlines()
     return line.partition(" ")[2]
 
@@ -84,7 +85,7 @@ def test_the_time_is_utc_in_milliseconds(stream: io.StringIO) -> None:
         (ValueError("broken"), "broken"),
     ],
 )
-def test_values(stream: io.StringIO, value: object, shown: str) -> None:
+def test_a_value_is_shown_on_one_line_and_quoted_where_needed(stream: io.StringIO, value: object, shown: str) -> None:
     log.info("event", value=value)
     assert event(stream) == f"INFO oxidize.test event value={shown}"
 
@@ -94,7 +95,7 @@ def test_a_message_stays_on_its_line(stream: io.StringIO) -> None:
     assert event(stream) == r"WARNING oxidize.test first\nsecond third\rfourth"
 
 
-def test_other_loggers_are_shown_as_well(stream: io.StringIO) -> None:
+def test_records_of_other_loggers_are_redacted_and_shown(stream: io.StringIO) -> None:
     logging.getLogger("pyroute2").error("%d of %s", 3, b"\1\2")
     assert event(stream) == "ERROR pyroute2 3 of (2 bytes)"
 
@@ -112,17 +113,17 @@ def test_a_traceback_is_indented(stream: io.StringIO) -> None:
 
 
 @pytest.mark.parametrize("args", [("x",), (1, 2), ({"a": 1},)])
-def test_arguments_that_do_not_fit_do_not_raise(stream: io.StringIO, args: tuple[object, ...]) -> None:
+def test_a_record_whose_arguments_do_not_fit_does_not_raise(stream: io.StringIO, args: tuple[object, ...]) -> None:
     log.info("count %d", *args)
     assert event(stream) == "INFO oxidize.test count %d (its arguments do not fit)"
 
 
-def test_a_stream_that_is_gone_does_not_raise(stream: io.StringIO) -> None:
+def test_a_closed_stream_does_not_raise(stream: io.StringIO) -> None:
     stream.close()
     log.info("event", private_key=KEY)
 
 
-def test_two_handlers_show_the_same(stream: io.StringIO, root: logging.Logger) -> None:
+def test_two_handlers_show_the_same_redacted_line(stream: io.StringIO, root: logging.Logger) -> None:
     second = io.StringIO()
     handler = logging.StreamHandler(second)
     handler.setFormatter(logs._Formatter(with_header=True))
@@ -132,7 +133,7 @@ def test_two_handlers_show_the_same(stream: io.StringIO, root: logging.Logger) -
     assert "keypairs=3" in second.getvalue()
 
 
-def test_the_level_is_kept_and_configuring_again_replaces(stream: io.StringIO) -> None:
+def test_configuring_again_replaces_the_handler_and_the_level(stream: io.StringIO) -> None:
     second = io.StringIO()
     logs.configure("warning", stream=second, environ={})
     log.info("no")
@@ -199,7 +200,7 @@ class Careless:
         lambda: log.info("event", keypair=KeypairState(1, 2, KEY, KEY, 0.0, True, 64)),
     ],
 )
-def test_no_way_of_logging_a_key_shows_it(stream: io.StringIO, way: Callable[[], None]) -> None:
+def test_a_key_that_is_logged_in_any_way_is_not_shown(stream: io.StringIO, way: Callable[[], None]) -> None:
     way()
     assert_no_key(stream.getvalue())
     assert str(int.from_bytes(KEY, "big")) not in stream.getvalue()
@@ -230,9 +231,9 @@ def test_counts_and_paths_are_shown(stream: io.StringIO) -> None:
 # --- The journal ---
 
 
-def test_the_journal_gets_fields_and_nothing_unredacted(stream: io.StringIO) -> None:
+def test_the_journal_gets_the_fields_of_a_record_redacted(stream: io.StringIO) -> None:
     journal = pytest.importorskip("systemd.journal")
-    sent = []
+    sent: list[tuple[tuple[str, ...], dict[str, Any]]] = []
     handler = journal.JournalHandler(
         SYSLOG_IDENTIFIER="oxidize", sender_function=logs.journal_sender(lambda *a, **k: sent.append((a, k)))
     )
@@ -248,7 +249,7 @@ def test_the_journal_gets_fields_and_nothing_unredacted(stream: io.StringIO) -> 
     assert fields["SYSLOG_IDENTIFIER"] == "oxidize"
     assert fields["PRIORITY"] == "3"
     assert fields["LOGGER"] == "oxidize.test"
-    assert fields["CODE_FUNC"] == "test_the_journal_gets_fields_and_nothing_unredacted"
+    assert fields["CODE_FUNC"] == "test_the_journal_gets_the_fields_of_a_record_redacted"
     assert (fields["OXIDIZE_MESSAGE"], fields["OXIDIZE_PRIORITY"], fields["PID"]) == ("m", "1", "7")
     assert all(re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", name) for name in fields)
     shown = "\n".join(
@@ -258,30 +259,28 @@ def test_the_journal_gets_fields_and_nothing_unredacted(stream: io.StringIO) -> 
 
 
 @pytest.fixture
-def file_stream(tmp_path: Path) -> Iterator[io.TextIOWrapper]:
+def file_stream(tmp_path: Path) -> Iterator[TextIO]:
     with (tmp_path / "stderr").open("w") as file:
         yield file
 
 
-def journal_stream(file: io.TextIOWrapper) -> str:
+def journal_stream(file: TextIO) -> str:
     found = os.fstat(file.fileno())
     return f"{found.st_dev}:{found.st_ino}"
 
 
-def test_a_stream_from_systemd_is_logged_to_the_journal(file_stream: io.TextIOWrapper, root: logging.Logger) -> None:
+def test_a_stream_that_systemd_connected_is_logged_to_the_journal(file_stream: TextIO, root: logging.Logger) -> None:
     journal = pytest.importorskip("systemd.journal")
     logs.configure(stream=file_stream, environ={"JOURNAL_STREAM": journal_stream(file_stream)})
     assert isinstance(root.handlers[-1], journal.JournalHandler)
 
 
-def test_an_inherited_journal_stream_is_not_ours(file_stream: io.TextIOWrapper, root: logging.Logger) -> None:
+def test_an_inherited_journal_stream_is_not_used(file_stream: TextIO, root: logging.Logger) -> None:
     logs.configure(stream=file_stream, environ={"JOURNAL_STREAM": "1:2"})
     assert type(root.handlers[-1]) is logging.StreamHandler
 
 
-def test_logging_under_systemd_needs_systemd_python(
-    monkeypatch: pytest.MonkeyPatch, file_stream: io.TextIOWrapper
-) -> None:
+def test_under_systemd_the_package_systemd_is_required(monkeypatch: pytest.MonkeyPatch, file_stream: TextIO) -> None:
     monkeypatch.setitem(sys.modules, "systemd.journal", None)
     for environ in ({"JOURNAL_STREAM": journal_stream(file_stream)}, {"NOTIFY_SOCKET": "/run/systemd/notify"}):
         with pytest.raises(ConfigError, match=re.escape("pip install oxidize[systemd]")):

@@ -1,8 +1,6 @@
-"""Totals come from the counters alone, and names keep the conventions of Prometheus."""
+"""Metrics: totals come only from the counters, and names follow the conventions of Prometheus."""
 
 import re
-from functools import partial
-from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -14,17 +12,15 @@ BASE_UNITS = ("seconds", "bytes")
 NOT_BASE_UNITS = ("ms", "milliseconds", "us", "microseconds", "ns", "nanoseconds", "minutes", "kb", "kilobytes", "bits")
 
 
-def live(**changes: object) -> Live:
-    values: dict[str, object] = {
-        "connections_active": 2,
-        "peers": 3,
-        "kernel_drops": 5,
-        "generation": 7,
-        "state": "healthy",
-    }
-    values |= {"link": LinkState.CONNECTED} | changes
-    functions: dict[str, Any] = {name: partial(values.get, name) for name in values}
-    return Live(**functions)
+def live(generation: int = 7) -> Live:
+    return Live(
+        connections_active=lambda: 2,
+        peers=lambda: 3,
+        kernel_drops=lambda: 5,
+        generation=lambda: generation,
+        state=lambda: "healthy",
+        link=lambda: LinkState.CONNECTED,
+    )
 
 
 @pytest.fixture
@@ -38,7 +34,7 @@ def metrics(counters: Counters) -> Metrics:
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
-    """Every sample of a scrape: a number by its name and labels."""
+    """Return every sample of a scrape: its value by its name and labels."""
     body, _ = metrics.render()
     return {
         (sample.name, *sample.labels.values()): sample.value
@@ -47,7 +43,7 @@ def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
     }
 
 
-def test_live_values(metrics: Metrics) -> None:
+def test_live_values_are_read_at_every_scrape(metrics: Metrics) -> None:
     found = samples(metrics)
     assert found["oxidize_connections_active",] == 2
     assert found["oxidize_peers",] == 3
@@ -59,7 +55,7 @@ def test_live_values(metrics: Metrics) -> None:
     assert found["process_open_fds",] > 0
 
 
-def test_every_total_is_shown_from_its_own_word(counters: Counters, metrics: Metrics) -> None:
+def test_every_total_has_a_counter_of_its_own(counters: Counters, metrics: Metrics) -> None:
     before = samples(metrics)
     seen: set[tuple[str, ...]] = set()
     for total in Total:
@@ -74,7 +70,7 @@ def test_every_total_is_shown_from_its_own_word(counters: Counters, metrics: Met
         before = after
 
 
-def test_the_names_that_dashboards_rely_on(counters: Counters, metrics: Metrics) -> None:
+def test_the_names_that_dashboards_use_have_the_right_counters(counters: Counters, metrics: Metrics) -> None:
     for number, total in enumerate(Total, start=1):
         counters[total] = number
     found = samples(metrics)
@@ -90,7 +86,7 @@ def test_the_names_that_dashboards_rely_on(counters: Counters, metrics: Metrics)
     assert found["oxidize_sessions_restored_total",] == counters[Total.SESSIONS_RESTORED]
 
 
-def test_every_drop_reason_is_there_from_the_start(counters: Counters, metrics: Metrics) -> None:
+def test_every_drop_reason_is_exported_from_the_start(counters: Counters, metrics: Metrics) -> None:
     found = samples(metrics)
     for reason in DropReason:
         assert found["oxidize_dropped_packets_total", reason.name.lower()] == 0
@@ -110,7 +106,7 @@ def test_blackouts_are_a_summary_in_seconds(counters: Counters, metrics: Metrics
     assert found["oxidize_takeover_blackout_max_seconds",] == pytest.approx(0.007)
 
 
-def test_a_successor_goes_on_where_its_predecessor_was(counters: Counters, metrics: Metrics) -> None:
+def test_the_totals_of_a_successor_continue_those_of_its_predecessor(counters: Counters, metrics: Metrics) -> None:
     counters[Total.RECEIVED_BYTES] = 1000
     samples(metrics)
     successor = Metrics(counters, live(generation=8), release="0.2.0")
@@ -120,19 +116,19 @@ def test_a_successor_goes_on_where_its_predecessor_was(counters: Counters, metri
     assert found["oxidize_generation",] == 8
 
 
-def test_words_at_their_end_are_shown(counters: Counters, metrics: Metrics) -> None:
+def test_a_counter_at_its_limit_is_exported(counters: Counters, metrics: Metrics) -> None:
     for number in range(TOTALS_WORDS):
         counters[number] = 2**64 - 1
     assert samples(metrics)["oxidize_received_bytes_total",] == float(2**64 - 1)
 
 
-def test_the_content_type_is_that_of_prometheus(metrics: Metrics) -> None:
+def test_the_content_type_is_the_one_of_prometheus(metrics: Metrics) -> None:
     body, content_type = metrics.render()
     assert content_type.startswith("text/plain; version=")
     assert body.endswith(b"\n")
 
 
-def test_names_keep_the_conventions(metrics: Metrics) -> None:
+def test_metric_names_follow_the_conventions(metrics: Metrics) -> None:
     families = list(text_string_to_metric_families(metrics.render()[0].decode()))
     assert len({family.name for family in families}) == len(families)
     for family in families:

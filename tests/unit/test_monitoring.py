@@ -1,6 +1,6 @@
-"""The dashboard and the alert rules in `contrib` ask for nothing that is not exported: names, labels and their values.
+"""The dashboard and the alert rules in `contrib` query only what is exported: names, labels and their values.
 
-The expressions are not evaluated, for that takes Prometheus; `promtool check rules` parses them in full.
+The expressions are not evaluated, which needs Prometheus; `promtool check rules` parses them in full.
 """
 
 import json
@@ -20,7 +20,7 @@ CONTRIB = Path(__file__).parents[2] / "contrib"
 DASHBOARD = json.loads((CONTRIB / "grafana" / "oxidize.json").read_text())
 RULES = yaml.safe_load((CONTRIB / "prometheus" / "oxidize.rules.yml").read_text())
 
-TARGET_LABELS = frozenset({"job", "instance"})  # Prometheus adds them
+TARGET_LABELS = frozenset({"job", "instance"})  # added by Prometheus
 OVER_TIME = frozenset({"rate", "increase", "changes", "max_over_time"})
 OF_COUNTERS = frozenset({"rate", "increase"})
 FUNCTIONS = OVER_TIME | {"sum", "max", "histogram_quantile"}
@@ -31,7 +31,7 @@ PAIRS = {")": "(", "}": "{"}
 
 
 def exported() -> dict[str, dict[str, set[str]]]:
-    """Return what a server and a client export: the values of every label, by label and name."""
+    """Return what a server and a client export: the values of every label, by metric and label."""
     found: dict[str, dict[str, set[str]]] = {"up": {}}
     counters = memoryview(bytearray(8 * TOTALS_WORDS)).cast("Q")
     for link in (None, LinkState.CONNECTED):
@@ -50,7 +50,7 @@ EXPORTED = exported()
 
 
 def selectors(expression: str) -> Iterator[tuple[str, list[tuple[str, str, str]], str, str]]:
-    """Yield every name that is asked for, its matchers (label, operator, value), its interval and its function."""
+    """Yield each queried name, its matchers (label, operator, value), its interval and its function."""
     name = r"(?<![\w\"])([A-Za-z_]\w*)(?!\w)"
     for found in re.finditer(rf"(?:\b(\w+)\()?{name}(\{{[^}}]*\}})?(?:\[{INTERVAL}\])?(?!\s*\()", expression):
         around, metric, braces, interval = found.groups()
@@ -59,8 +59,9 @@ def selectors(expression: str) -> Iterator[tuple[str, list[tuple[str, str, str]]
 
 
 def shape_problems(expression: str) -> list[str]:
-    """Brackets that do not match, and words that mean nothing."""
-    problems, opened = [], []
+    """Return the brackets that do not match, and the words without a meaning."""
+    problems: list[str] = []
+    opened: list[str] = []
     tokens = [found.group() for found in TOKENS.finditer(expression)]
     for number, token in enumerate(tokens):
         following = tokens[number + 1] if number + 1 < len(tokens) else ""
@@ -79,11 +80,11 @@ def shape_problems(expression: str) -> list[str]:
 
 
 def problems_of(expression: str) -> list[str]:
-    """Return what is wrong with an expression of PromQL, as far as we use it."""
+    """Return the problems of a PromQL expression, as far as PromQL is used here."""
     problems = shape_problems(expression)
     found = list(selectors(expression))
     if not found:
-        problems.append("nothing is asked for")
+        problems.append("nothing is queried")
     grouping = set(re.findall(r"\w+", " ".join(re.findall(r"\bby \(([^)]*)\)", expression))))
     for metric, matchers, interval, function in found:
         labels = EXPORTED.get(metric, {})
@@ -101,14 +102,14 @@ def problems_of(expression: str) -> list[str]:
     return problems + [f"nothing has the label {label}" for label in sorted(grouping - TARGET_LABELS)]
 
 
-def kept_labels(expression: str) -> set[str]:
-    """Return the labels of what an expression yields."""
+def kept_labels(expression: str) -> frozenset[str]:
+    """Return the labels of the result of an expression."""
     grouping = re.findall(r"\bby \(([^)]*)\)", expression)
     if grouping:
-        return set(re.findall(r"\w+", grouping[0])) - {"le"}
+        return frozenset(re.findall(r"\w+", grouping[0])) - {"le"}
     if re.match(r"(sum|max)\(", expression):
-        return set()
-    return set(TARGET_LABELS).union(*(EXPORTED.get(name, {}) for name, *_ in selectors(expression)))
+        return frozenset()
+    return TARGET_LABELS.union(*(EXPORTED.get(name, {}) for name, *_ in selectors(expression)))
 
 
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
@@ -123,7 +124,7 @@ each_alert = pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["a
 
 
 @pytest.mark.parametrize(("title", "target"), QUERIES, ids=[f"{title} {target['refId']}" for title, target in QUERIES])
-def test_a_query_asks_for_what_there_is(title: str, target: dict[str, Any]) -> None:
+def test_a_query_asks_only_for_exported_metrics(title: str, target: dict[str, Any]) -> None:
     assert problems_of(target["expr"]) == []
     assert {label for label, _, _ in next(selectors(target["expr"]))[1]} >= TARGET_LABELS, "the variables choose"
     assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= kept_labels(target["expr"])
@@ -131,13 +132,13 @@ def test_a_query_asks_for_what_there_is(title: str, target: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("query", ANNOTATIONS, ids=lambda query: query["name"])
-def test_an_annotation_asks_for_what_there_is(query: dict[str, Any]) -> None:
+def test_an_annotation_asks_only_for_exported_metrics(query: dict[str, Any]) -> None:
     assert problems_of(query["expr"]) == []
     assert query["enable"]
 
 
 @each_panel
-def test_a_panel_shows_something_and_says_what(panel: dict[str, Any]) -> None:
+def test_a_panel_has_a_query_and_a_description(panel: dict[str, Any]) -> None:
     assert panel["targets"]
     assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
     assert panel["title"]
@@ -164,12 +165,10 @@ def test_the_dashboard_can_be_imported() -> None:
 def test_no_panel_covers_another() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
-        place = panel["gridPos"]
-        assert place["x"] + place["w"] <= 24
+        area = panel["gridPos"]
+        assert area["x"] + area["w"] <= 24
         cells = {
-            (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
+            (x, y) for x in range(area["x"], area["x"] + area["w"]) for y in range(area["y"], area["y"] + area["h"])
         }
         assert not cells & taken, panel["title"]
         taken |= cells
@@ -179,7 +178,7 @@ def test_no_panel_covers_another() -> None:
 
 
 @each_alert
-def test_an_alert_asks_for_what_there_is(alert: dict[str, Any]) -> None:
+def test_an_alert_asks_only_for_exported_metrics(alert: dict[str, Any]) -> None:
     assert problems_of(alert["expr"]) == []
     assert {"job", "instance"} <= kept_labels(alert["expr"])
 
@@ -195,12 +194,12 @@ def test_an_alert_says_what_to_do(alert: dict[str, Any]) -> None:
     assert set(labels) <= kept_labels(alert["expr"])
 
 
-def test_alerts_are_told_apart() -> None:
+def test_each_alert_has_a_name_of_its_own() -> None:
     names = [alert["alert"] for alert in ALERTS]
     assert len(set(names)) == len(names)
 
 
-# --- The checks themselves: each finds what it is there for ---
+# --- The checks themselves: each finds the problem it is for ---
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""A client's connection: what it looks up and when, what it takes notice of, and what it tells the operator."""
+"""A client's connection: which lookups it makes, which events it handles, and what it reports to the operator."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
 
@@ -9,11 +9,15 @@ import pytest
 
 from oxidize.client import connection as connection_module
 from oxidize.client.connection import LOOKUP_PAUSE_SECS, LOOKUP_PAUSE_SECS_MAX, Connection
+from oxidize.client.resolver import Lookup
 from oxidize.protocol.counters import LinkState
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.link_policy import LinkPolicy
+from oxidize.service_manager import notify
 from oxidize.settings import NodeSettings
 from tests.support.network import Host, World, lose_everything
+
+Wire = Callable[[Endpoint, Endpoint, bytes], Iterable[bytes]]
 
 ELSEWHERE = Endpoint(bytes([203, 0, 113, 9]), 51820)
 THIRD = Endpoint(bytes([203, 0, 113, 77]), 51820)
@@ -21,7 +25,7 @@ NAME, LITERAL = "vpn.example:51820", "192.0.2.2:51820"
 
 
 class FakeResolver:
-    """Notes when it is asked; the test says what comes of it."""
+    """Notes when it is asked; the test supplies the outcome."""
 
     def __init__(self, done: Callable[[list[Endpoint] | OSError], None], now: Callable[[], float]) -> None:
         self.done = done
@@ -50,8 +54,8 @@ class FakeLoop:
 
 
 class FakeWatch:
-    def __init__(self, loop: FakeLoop, look: Callable[[float], None]) -> None:
-        self.look = look
+    def __init__(self, loop: FakeLoop, changed: Callable[[float], None]) -> None:
+        self.changed = changed
         self.runs = False
 
     def start(self) -> None:
@@ -79,7 +83,7 @@ def settings_of(server: str, **more: object) -> NodeSettings:
 
 
 class Scene:
-    """A client with a connection, its server, and all that is outside of them."""
+    """A client with a connection, its server, and doubles of everything around them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, server: str, policy: LinkPolicy, *, found: bool) -> None:
         self.world = World()
@@ -88,16 +92,16 @@ class Scene:
         self.server.know(self.client, reachable=False)
         self.client.start()
         self.server.start()
-        self.wire = None
+        self.wire: Wire | None = None
         self.log = FakeLog()
         self.said: list[str] = []
         self.failures: list[str] = []
-        self.way: bytes | None = b"\x0a\0\0\1"
+        self.source: bytes | None = b"\x0a\0\0\1"
         monkeypatch.setattr(connection_module, "log", self.log)
         monkeypatch.setattr(connection_module, "boot_time", lambda: self.world.now)
         monkeypatch.setattr(connection_module, "NetworkWatch", FakeWatch)
-        monkeypatch.setattr(connection_module, "source_address_for", lambda endpoint, mark: self.way)
-        monkeypatch.setattr(connection_module.notify, "notify", self.said.append)
+        monkeypatch.setattr(connection_module, "source_address_for", lambda endpoint, mark: self.source)
+        monkeypatch.setattr(notify, "notify", self.said.append)
         monkeypatch.setattr(
             connection_module, "Resolver", lambda text, lookup, loop, done: FakeResolver(done, lambda: self.world.now)
         )
@@ -135,13 +139,13 @@ class Scene:
     def go_dark(self) -> None:
         """Begin an outage."""
         self.wire = lose_everything
-        self.client.device.note_unreachable(
-            self.client.peer(self.server).endpoint.remote, self.world.now, refused=False
-        )
+        endpoint = self.client.peer(self.server).endpoint
+        assert endpoint is not None
+        self.client.device.note_unreachable(endpoint.remote, self.world.now, refused=False)
         assert self.connection.state == LinkState.RECONNECTING
 
-    def look(self) -> None:
-        self.watch.look(self.world.now)
+    def change_network(self) -> None:
+        self.watch.changed(self.world.now)
         self.world.exchange(self.wire)
 
 
@@ -156,10 +160,10 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
     return scene
 
 
-# --- What the operator hears ---
+# --- Reports to the operator ---
 
 
-def test_each_state_is_told_of_once(make: Make) -> None:
+def test_each_state_is_reported_once(make: Make) -> None:
     scene = make()
     scene.run(60.0)
     scene.go_dark()
@@ -172,7 +176,7 @@ def test_each_state_is_told_of_once(make: Make) -> None:
     assert scene.said == [f"STATUS={state}: {NAME}" for state in ("connected", "reconnecting", "connected")]
 
 
-def test_after_the_last_retry_the_process_ends_once_and_not_in_the_middle_of_the_devices_work(make: Make) -> None:
+def test_after_the_last_retry_the_process_ends_once_and_only_from_the_loop(make: Make) -> None:
     scene = make(policy=LinkPolicy(retries_max=3))
     scene.go_dark()
     while scene.connection.state != LinkState.FAILED:
@@ -187,7 +191,7 @@ def test_after_the_last_retry_the_process_ends_once_and_not_in_the_middle_of_the
     assert len(scene.failures) == 1
 
 
-def test_the_status_tells_of_an_outage_and_of_what_waits(make: Make) -> None:
+def test_the_status_shows_an_outage_and_the_packets_that_wait(make: Make) -> None:
     scene = make()
     up = scene.connection.describe(scene.world.now)
     assert (up["state"], up["server"], up["outage_secs"], up["waiting_packets"]) == ("connected", NAME, None, 0)
@@ -199,7 +203,7 @@ def test_the_status_tells_of_an_outage_and_of_what_waits(make: Make) -> None:
     assert down["retries"] > 3
 
 
-def test_before_it_has_begun_there_is_a_status_too(make: Make) -> None:
+def test_a_connection_that_has_not_started_has_a_status(make: Make) -> None:
     scene = make()
     fresh = Host(scene.world, 9)
     fresh.know(scene.server, link=LinkPolicy())
@@ -209,10 +213,10 @@ def test_before_it_has_begun_there_is_a_status_too(make: Make) -> None:
     assert (described["state"], described["outage_secs"], described["retries"]) == ("connecting", None, 0)
 
 
-# --- Looking up ---
+# --- Lookups ---
 
 
-def test_a_client_starts_without_knowing_where_its_server_is(make: Make) -> None:
+def test_a_client_without_an_endpoint_looks_its_server_up_at_the_start(make: Make) -> None:
     scene = make(found=False)
     scene.run(0.0)
     assert len(scene.resolver.asked) == 1
@@ -221,7 +225,7 @@ def test_a_client_starts_without_knowing_where_its_server_is(make: Make) -> None
     assert scene.connection.state == LinkState.CONNECTED
 
 
-def test_an_outage_looks_the_name_up_at_once_and_ever_more_rarely(make: Make) -> None:
+def test_an_outage_looks_the_name_up_at_once_and_then_with_growing_pauses(make: Make) -> None:
     scene = make()
     scene.run(100.0)
     assert len(scene.resolver.asked) <= 1
@@ -243,14 +247,14 @@ def test_an_outage_looks_the_name_up_at_once_and_ever_more_rarely(make: Make) ->
     assert scene.resolver.asked == []
 
 
-def test_an_address_is_never_looked_up(make: Make) -> None:
+def test_a_literal_address_is_never_looked_up(make: Make) -> None:
     scene = make(LITERAL)
     scene.go_dark()
     scene.run(60.0)
     assert scene.resolver.asked == []
 
 
-def test_a_name_that_does_not_resolve_is_told_of_once_an_outage(make: Make) -> None:
+def test_a_name_that_does_not_resolve_is_reported_once_for_each_outage(make: Make) -> None:
     scene = make()
     for _ in range(2):
         scene.go_dark()
@@ -260,11 +264,11 @@ def test_a_name_that_does_not_resolve_is_told_of_once_an_outage(make: Make) -> N
         scene.wire = None
         scene.run(10.0)
         assert scene.connection.state == LinkState.CONNECTED
-    told = [fields["reason"] for _, event, fields in scene.log.lines if "cannot be looked up" in event]
-    assert told == ["Temporary failure in name resolution"] * 2
+    reported = [fields["reason"] for _, event, fields in scene.log.lines if "cannot be looked up" in event]
+    assert reported == ["Temporary failure in name resolution"] * 2
 
 
-def test_a_server_is_followed_to_where_its_name_says(make: Make) -> None:
+def test_a_client_follows_its_server_to_a_new_address_of_the_name(make: Make) -> None:
     scene = make()
     scene.world.move(scene.server, ELSEWHERE)
     scene.go_dark()
@@ -276,7 +280,7 @@ def test_a_server_is_followed_to_where_its_name_says(make: Make) -> None:
     assert scene.place == ELSEWHERE
 
 
-def test_of_several_addresses_each_has_its_turn(make: Make) -> None:
+def test_the_addresses_of_a_name_are_tried_in_turn(make: Make) -> None:
     scene = make()
     addresses = [scene.server.endpoint, ELSEWHERE, THIRD]
     scene.go_dark()
@@ -284,10 +288,10 @@ def test_of_several_addresses_each_has_its_turn(make: Make) -> None:
     for _ in range(5):
         scene.resolver.done(addresses)
         places.append(scene.place)
-    assert places == [addresses[0], ELSEWHERE, THIRD, addresses[0], ELSEWHERE], "the first time it may be the network"
+    assert places == [addresses[0], ELSEWHERE, THIRD, addresses[0], ELSEWHERE], "the first failure may be the network's"
 
 
-def test_a_lookup_that_ends_after_the_outage_moves_nothing(make: Make) -> None:
+def test_a_lookup_that_ends_after_the_outage_changes_no_endpoint(make: Make) -> None:
     scene = make()
     scene.go_dark()
     scene.run(0.1)
@@ -295,12 +299,13 @@ def test_a_lookup_that_ends_after_the_outage_moves_nothing(make: Make) -> None:
     scene.run(10.0)
     assert scene.connection.state == LinkState.CONNECTED
     before = scene.place
+    assert before is not None
     scene.resolver.done([ELSEWHERE])
     scene.resolver.done([before, ELSEWHERE])
     assert scene.place == before
 
 
-def test_a_predecessor_that_thaws_with_a_link_that_is_up_looks_nothing_up(make: Make) -> None:
+def test_a_predecessor_that_thaws_with_a_connected_link_makes_no_lookup(make: Make) -> None:
     scene = make()
     scene.go_dark()
     scene.run(5.0)
@@ -308,7 +313,7 @@ def test_a_predecessor_that_thaws_with_a_link_that_is_up_looks_nothing_up(make: 
     assert scene.resolver.stopped
     assert (scene.watch.runs, scene.loop.timed) == (False, [])
     scene.wire = None
-    scene.world.run(10.0)  # its successor's doing
+    scene.world.run(10.0)  # by its successor
     assert scene.connection.state == LinkState.CONNECTED
     scene.connection.start(scene.world.now)
     scene.resolver.asked.clear()
@@ -320,7 +325,7 @@ def test_a_predecessor_that_thaws_with_a_link_that_is_up_looks_nothing_up(make: 
 # --- Another server in the configuration ---
 
 
-def test_another_name_in_the_configuration_is_looked_up_until_it_is_found(make: Make) -> None:
+def test_a_new_name_in_the_configuration_is_looked_up_until_it_resolves(make: Make) -> None:
     scene = make()
     scene.resolver.asked.clear()
     scene.connection.move()
@@ -338,7 +343,7 @@ def test_another_name_in_the_configuration_is_looked_up_until_it_is_found(make: 
     assert scene.resolver.asked == []
 
 
-def test_another_address_in_the_configuration_is_gone_to_at_once(make: Make) -> None:
+def test_a_new_address_in_the_configuration_is_used_at_once(make: Make) -> None:
     scene = make(f"{ELSEWHERE}")
     scene.connection.move()
     assert scene.place == ELSEWHERE
@@ -347,47 +352,49 @@ def test_another_address_in_the_configuration_is_gone_to_at_once(make: Make) -> 
 # --- The network ---
 
 
-def test_a_way_that_is_gone_is_an_outage_and_one_that_is_back_ends_it(make: Make) -> None:
+def test_a_lost_route_is_an_outage_that_a_new_route_ends(make: Make) -> None:
     scene = make()
-    scene.way = None
-    scene.look()
-    assert scene.connection.state == LinkState.RECONNECTING
+    states = []
+    scene.source = None
+    scene.change_network()
+    states.append(scene.connection.state)
     scene.wire = lose_everything
     scene.run(50.0)
-    scene.wire, scene.way = None, b"\x0a\0\0\2"
-    scene.look()
-    assert scene.connection.state == LinkState.CONNECTED
+    scene.wire, scene.source = None, b"\x0a\0\0\2"
+    scene.change_network()
+    states.append(scene.connection.state)
+    assert states == [LinkState.RECONNECTING, LinkState.CONNECTED]
 
 
-def test_another_way_is_tried_and_the_same_one_is_no_news(make: Make) -> None:
+def test_a_changed_route_is_probed_and_an_unchanged_one_is_not(make: Make) -> None:
     scene = make()
     scene.world.run(1.0)
     scene.world.log.clear()
-    scene.look()
+    scene.change_network()
     assert scene.world.log == []
-    scene.way = b"\x0a\0\0\2"
-    scene.look()
+    scene.source = b"\x0a\0\0\2"
+    scene.change_network()
     assert scene.world.log
     assert scene.connection.state == LinkState.CONNECTED
 
 
-def test_a_change_during_an_outage_asks_and_looks_up_anew(make: Make) -> None:
+def test_a_network_change_during_an_outage_probes_and_looks_up_again(make: Make) -> None:
     scene = make()
     scene.go_dark()
     scene.run(120.0)
     scene.resolver.asked.clear()
     scene.world.log.clear()
-    scene.look()
+    scene.change_network()
     scene.run(0.0)
     assert len(scene.resolver.asked) == 1
     assert scene.world.log
 
 
-def test_a_change_before_the_server_was_found_looks_it_up(make: Make) -> None:
+def test_a_network_change_before_the_server_is_known_looks_it_up(make: Make) -> None:
     scene = make(found=False)
     scene.run(100.0)
     scene.resolver.asked.clear()
-    scene.look()
+    scene.change_network()
     scene.run(0.0)
     assert len(scene.resolver.asked) == 1
 
@@ -395,19 +402,22 @@ def test_a_change_before_the_server_was_found_looks_it_up(make: Make) -> None:
 # --- Past the tunnel ---
 
 
-def test_under_a_default_route_names_are_asked_for_with_the_mark_of_the_servers_that_were_there(
+def test_with_a_default_route_lookups_carry_the_mark_and_go_to_the_upstream_servers(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = make()
-    lookups = []
-    monkeypatch.setattr(
-        connection_module, "Resolver", lambda text, lookup, loop, done: lookups.append(lookup) or scene.resolver
-    )
+    lookups: list[Lookup] = []
+
+    def resolver(text: str, lookup: Lookup, *_: object) -> FakeResolver:
+        lookups.append(lookup)
+        return scene.resolver
+
+    monkeypatch.setattr(connection_module, "Resolver", resolver)
     monkeypatch.setattr(connection_module, "read_upstream_dns", lambda: ["192.0.2.53", "10.0.0.1"])
     dns = SimpleNamespace(servers=(ip_address("10.0.0.1"),))
     settings = settings_of(NAME, default_routes=(ip_network("0.0.0.0/0"),), name_servers=dns)
     first = scene.connect(scene.client, settings)
-    assert first.upstream_dns == ["192.0.2.53"], "the tunnel's own would be asked through the tunnel"
+    assert first.upstream_dns == ["192.0.2.53"], "the tunnel's own server would be queried through the tunnel"
     scene.connect(scene.client, settings, ["198.51.100.53"])
     scene.connect(scene.client, settings_of(NAME))
     assert [getattr(lookup, "keywords", None) for lookup in lookups] == [

@@ -1,21 +1,21 @@
-"""The network watch: which way packets would take, and a look only when the kernel has finished talking."""
+"""Route look-ups, and a network watch that reports a burst of kernel messages once."""
 
 import socket
+from collections.abc import Callable
 
 import pytest
 
-from oxidize.client import network_watch
 from oxidize.client.network_watch import DELAY_SECS_MAX, QUIET_SECS, NetworkWatch, source_address_for
 from oxidize.protocol.endpoint import Endpoint
 
 LOOPBACK4, LOOPBACK6 = bytes([127, 0, 0, 1]), bytes(15) + b"\1"
 
 
-# --- The way ---
+# --- Route look-ups ---
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "way"),
+    ("endpoint", "source"),
     [
         (Endpoint(LOOPBACK4, 9), LOOPBACK4),
         (Endpoint(bytes([127, 9, 9, 9]), 9), LOOPBACK4),
@@ -23,8 +23,8 @@ LOOPBACK4, LOOPBACK6 = bytes([127, 0, 0, 1]), bytes(15) + b"\1"
         (Endpoint(LOOPBACK4, 9, local_address=bytes([127, 0, 0, 2])), LOOPBACK4),
     ],
 )
-def test_the_way_to_an_endpoint_is_the_address_that_packets_leave_from(endpoint: Endpoint, way: bytes) -> None:
-    assert source_address_for(endpoint) == way
+def test_a_route_look_up_returns_the_source_address_of_packets(endpoint: Endpoint, source: bytes) -> None:
+    assert source_address_for(endpoint) == source
 
 
 @pytest.mark.parametrize(
@@ -32,19 +32,19 @@ def test_the_way_to_an_endpoint_is_the_address_that_packets_leave_from(endpoint:
     [
         Endpoint(bytes([255, 255, 255, 255]), 9),  # EACCES
         Endpoint(socket.inet_pton(socket.AF_INET6, "fe80::1"), 9),  # a link-local address of no link
-        Endpoint(socket.inet_pton(socket.AF_INET6, "fe80::1"), 9, 2**31 - 1),  # of one that is not there
+        Endpoint(socket.inet_pton(socket.AF_INET6, "fe80::1"), 9, 2**31 - 1),  # of a link that does not exist
     ],
 )
-def test_where_no_way_leads_there_is_none(endpoint: Endpoint) -> None:
+def test_an_endpoint_without_a_route_has_no_source_address(endpoint: Endpoint) -> None:
     assert source_address_for(endpoint) is None
 
 
 @pytest.mark.root
-def test_the_way_is_that_of_packets_with_a_mark() -> None:
+def test_a_route_look_up_may_carry_a_mark() -> None:
     assert source_address_for(Endpoint(LOOPBACK4, 9), mark=51820) == LOOPBACK4
 
 
-def test_without_a_descriptor_there_is_no_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_descriptor_there_is_no_source_address(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_socket(*_: object) -> None:
         raise OSError("Too many open files")
 
@@ -52,33 +52,33 @@ def test_without_a_descriptor_there_is_no_way(monkeypatch: pytest.MonkeyPatch) -
     assert source_address_for(Endpoint(LOOPBACK4, 9)) is None
 
 
-# --- When it is looked at ---
+# --- The watch ---
 
 
 class FakeLoop:
     def __init__(self) -> None:
         self.time = 100.0
-        self.callbacks: dict[int, object] = {}
+        self.callbacks: dict[int, Callable[[], None]] = {}
         self.timed: list[object] = []
 
     def now(self) -> float:
         return self.time
 
-    def register(self, fd, events, callback) -> None:
+    def register(self, fd: int, events: int, callback: Callable[[], None]) -> None:
         self.callbacks[fd] = callback
 
-    def unregister(self, fd) -> None:
+    def unregister(self, fd: int) -> None:
         del self.callbacks[fd]
 
-    def add_timed(self, timed) -> None:
+    def add_timed(self, timed: object) -> None:
         self.timed.append(timed)
 
-    def remove_timed(self, timed) -> None:
+    def remove_timed(self, timed: object) -> None:
         self.timed.remove(timed)
 
 
 class FakeSocket:
-    """What the kernel says; an exception is raised."""
+    """A netlink socket with messages that the test supplies; an exception is raised."""
 
     def __init__(self, *_: object) -> None:
         self.waiting: list[bytes | Exception] = []
@@ -104,19 +104,19 @@ class FakeSocket:
 
 
 class Watched:
-    """A watch with a clock that tests move."""
+    """A watch with a clock that the test moves."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.socket = FakeSocket()
         self.loop = FakeLoop()
-        self.looks: list[float] = []
-        monkeypatch.setattr(network_watch.socket, "socket", lambda *_: self.socket)
-        self.watch = NetworkWatch(self.loop, self.looks.append)  # type: ignore[arg-type]
+        self.changes: list[float] = []
+        monkeypatch.setattr(socket, "socket", lambda *_: self.socket)
+        self.watch = NetworkWatch(self.loop, self.changes.append)  # type: ignore[arg-type]
         self.watch.start()
 
-    def say(self, *messages: bytes | Exception) -> None:
+    def receive(self, *messages: bytes | Exception) -> None:
         self.socket.waiting += messages
-        self.loop.callbacks[99]()  # type: ignore[operator]
+        self.loop.callbacks[99]()
 
     def pass_time(self, seconds: float) -> None:
         end = self.loop.time + seconds
@@ -131,48 +131,48 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     return Watched(monkeypatch)
 
 
-def test_it_listens_for_links_addresses_and_routes(watched: Watched) -> None:
+def test_the_watch_listens_for_links_addresses_and_routes(watched: Watched) -> None:
     for group in (1, 5, 7, 9, 11):  # RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
         assert watched.socket.groups & 1 << (group - 1)
     assert watched.watch.next_deadline() is None
     assert watched.loop.timed == [watched.watch]
 
 
-def test_many_messages_make_one_look_once_it_is_quiet(watched: Watched) -> None:
+def test_a_burst_of_messages_is_reported_once_after_its_end(watched: Watched) -> None:
     for _ in range(5):
-        watched.say(b"link", b"address", b"route")
+        watched.receive(b"link", b"address", b"route")
         watched.pass_time(QUIET_SECS / 2)
-    assert watched.looks == []
+    assert watched.changes == []
     watched.pass_time(QUIET_SECS)
-    assert watched.looks == [pytest.approx(100.0 + 3 * QUIET_SECS)]
+    assert watched.changes == [pytest.approx(100.0 + 3 * QUIET_SECS)]
     watched.pass_time(60.0)
-    assert len(watched.looks) == 1
+    assert len(watched.changes) == 1
 
 
-def test_a_look_is_not_put_off_for_ever(watched: Watched) -> None:
+def test_a_report_is_not_delayed_forever(watched: Watched) -> None:
     while watched.loop.time < 100.0 + 5 * DELAY_SECS_MAX:
-        watched.say(b"noise")
+        watched.receive(b"noise")
         watched.pass_time(QUIET_SECS / 2)
-    assert 4 <= len(watched.looks) <= 5
-    assert watched.looks[0] == pytest.approx(100.0 + DELAY_SECS_MAX)
+    assert 4 <= len(watched.changes) <= 5
+    assert watched.changes[0] == pytest.approx(100.0 + DELAY_SECS_MAX)
 
 
 @pytest.mark.parametrize("error", [OSError(105, "No buffer space available"), OSError(12, "Cannot allocate memory")])
-def test_what_the_kernel_could_not_hold_is_a_reason_to_look_too(watched: Watched, error: OSError) -> None:
-    watched.say(error)
+def test_lost_messages_are_reported_as_a_change(watched: Watched, error: OSError) -> None:
+    watched.receive(error)
     watched.pass_time(QUIET_SECS)
-    assert len(watched.looks) == 1
+    assert len(watched.changes) == 1
 
 
-def test_a_socket_that_only_fails_does_not_hold_up_the_loop(watched: Watched) -> None:
+def test_a_socket_that_only_fails_does_not_block_the_loop(watched: Watched) -> None:
     watched.socket.waiting = [OSError(9, "Bad file descriptor")] * 100_000
-    watched.loop.callbacks[99]()  # type: ignore[operator]
+    watched.loop.callbacks[99]()
     assert len(watched.socket.waiting) > 90_000
 
 
-def test_a_look_may_end_the_watch(watched: Watched) -> None:
+def test_a_report_may_end_the_watch(watched: Watched) -> None:
     watched.watch._changed = lambda now: watched.watch.stop()
-    watched.say(b"gone")
+    watched.receive(b"gone")
     watched.pass_time(1.0)
     assert (watched.socket.closed, watched.loop.callbacks, watched.loop.timed) == (True, {}, [])
     watched.watch.stop()

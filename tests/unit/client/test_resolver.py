@@ -5,7 +5,9 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import dns.message
 import dns.query
@@ -46,7 +48,7 @@ def test_a_text_is_split_at_its_last_colon(text: str, expected: tuple[str, int])
         ("[fe80::1%lo]:9", Endpoint(socket.inet_pton(socket.AF_INET6, "fe80::1"), 9, socket.if_nametoindex("lo"))),
     ],
 )
-def test_addresses_need_no_looking_up(text: str, expected: Endpoint) -> None:
+def test_a_literal_address_is_an_endpoint(text: str, expected: Endpoint) -> None:
     assert literal(text) == expected
 
 
@@ -73,7 +75,7 @@ def test_addresses_need_no_looking_up(text: str, expected: Endpoint) -> None:
         "[fe80::1%nosuchlink]:51820",
     ],
 )
-def test_whatever_else_is_no_address_and_raises_nothing(text: str) -> None:
+def test_text_that_is_not_a_literal_address_yields_none(text: str) -> None:
     assert literal(text) is None
 
 
@@ -94,7 +96,7 @@ def found(*addresses: str, port: int = 51820) -> list[tuple[object, ...]]:
     ]
 
 
-def test_a_name_has_its_addresses_once_and_in_the_resolvers_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_yields_each_address_once_in_the_resolvers_order(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def getaddrinfo(host: str, port: int, **options: object) -> list[tuple[object, ...]]:
@@ -118,7 +120,7 @@ def test_a_name_that_does_not_resolve_is_an_os_error(monkeypatch: pytest.MonkeyP
 # --- Name servers ---
 
 
-def test_name_servers_are_those_of_the_first_file_that_names_some(
+def test_upstream_dns_is_read_from_the_first_file_with_name_servers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing, empty, full, later = (tmp_path / name for name in ("missing", "empty", "full", "later"))
@@ -131,11 +133,11 @@ def test_name_servers_are_those_of_the_first_file_that_names_some(
     assert read_upstream_dns() == []
 
 
-# --- Past the tunnel ---
+# --- Queries past the tunnel ---
 
 
 class NameServer:
-    """Answers on loopback; `answer` makes of each query what is sent back, or nothing."""
+    """A name server on the loopback; `answer` returns the reply to a query, or None for no reply."""
 
     def __init__(self, answer: Callable[[dns.message.Message], bytes | None]) -> None:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -166,14 +168,14 @@ Answer = Callable[[dns.message.Message], bytes | None]
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], NameServer]]:
-    """Start a name server that the queries of this test go to; its socket needs no mark where we may set none."""
+    """Return a function that starts a name server for all queries; without root, its sockets need no mark."""
     servers: list[NameServer] = []
     real_udp, real_hosts = dns.query.udp, resolver._in_hosts
 
     def start(answer: Answer) -> NameServer:
         server = NameServer(answer)
         servers.append(server)
-        monkeypatch.setattr(dns.query, "udp", lambda *args, **options: real_udp(*args, **options, port=server.port))
+        monkeypatch.setattr(dns.query, "udp", partial(real_udp, port=server.port))
         return server
 
     monkeypatch.setattr(resolver, "_in_hosts", lambda host: [] if host.endswith(".example") else real_hosts(host))
@@ -184,18 +186,24 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], NameSe
         server.close()
 
 
+def record(name: str, ttl: str, *rest: str) -> dns.rrset.RRset:
+    return dns.rrset.from_text(name, int(ttl), *rest)
+
+
 def answering(*texts: str) -> Answer:
-    """Answer with these records, those of the kind that was asked for or all kinds."""
+    """Answer with these records, of whatever kind."""
 
     def answer(query: dns.message.Message) -> bytes:
         response = dns.message.make_response(query)
-        response.answer = [dns.rrset.from_text(*text.split()) for text in texts]
+        response.answer = [record(*text.split()) for text in texts]
         return response.to_wire()
 
     return answer
 
 
-def test_both_kinds_of_address_are_asked_for_and_others_passed_over(serve: Callable[[Answer], NameServer]) -> None:
+def test_a_query_asks_for_both_kinds_of_address_and_ignores_others(
+    serve: Callable[[Answer], NameServer],
+) -> None:
     server = serve(
         answering(
             "vpn.example. 60 IN CNAME other.example.",
@@ -214,9 +222,9 @@ def test_queries_carry_the_mark(serve: Callable[[Answer], NameServer], monkeypat
     marks = []
     udp = dns.query.udp
 
-    def noting(*args: object, sock: socket.socket, **options: object) -> dns.message.Message:
-        marks.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK))
-        return udp(*args, sock=sock, **options)
+    def noting(*args: Any, **options: Any) -> dns.message.Message:
+        marks.append(options["sock"].getsockopt(socket.SOL_SOCKET, socket.SO_MARK))
+        return udp(*args, **options)
 
     monkeypatch.setattr(dns.query, "udp", noting)
     assert look_up_past_tunnel("vpn.example:51820", 51820, ["127.0.0.1"]) == [Endpoint(V4, 51820)]
@@ -234,7 +242,9 @@ def answering_others(query: dns.message.Message) -> bytes:
 
 
 def answering_half(query: dns.message.Message) -> bytes:
-    return answering("vpn.example. 60 IN A 192.0.2.66")(query)[:-2]
+    whole = answering("vpn.example. 60 IN A 192.0.2.66")(query)
+    assert whole is not None
+    return whole[:-2]
 
 
 def answering_in_circles(query: dns.message.Message) -> bytes:
@@ -255,7 +265,7 @@ def answering_in_circles(query: dns.message.Message) -> bytes:
     ],
     ids=["servfail", "other name", "cut", "circles", "empty", "junk", "echo", "no records"],
 )
-def test_answers_that_are_none_leave_it_to_the_system(
+def test_a_name_without_a_valid_answer_is_left_to_the_system(
     answer: Answer, serve: Callable[[Answer], NameServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resolver, "LOOKUP_SECS_MAX", 0.4)
@@ -265,18 +275,18 @@ def test_answers_that_are_none_leave_it_to_the_system(
 
 
 @pytest.mark.parametrize("broken", ["", "none", "192.0.2.256", "fe80::1%nosuchlink", "::1::", "\ud800"])
-def test_a_name_server_that_is_none_is_passed_over(broken: str, serve: Callable[[Answer], NameServer]) -> None:
+def test_a_malformed_name_server_is_skipped(broken: str, serve: Callable[[Answer], NameServer]) -> None:
     serve(answering("vpn.example. 60 IN A 192.0.2.7"))
     assert look_up_past_tunnel("vpn.example:51820", 1, [broken, "127.0.0.1"]) == [Endpoint(V4, 51820)]
 
 
-def test_a_name_that_can_be_none_in_dns_is_left_to_the_system(serve: Callable[[Answer], NameServer]) -> None:
+def test_a_name_that_dns_cannot_encode_is_left_to_the_system(serve: Callable[[Answer], NameServer]) -> None:
     serve(answering())
     with pytest.raises((OSError, UnicodeError)):
         look_up_past_tunnel("x" * 70 + ".example:51820", 1, ["127.0.0.1"])
 
 
-def test_the_hosts_file_goes_first(serve: Callable[[Answer], NameServer]) -> None:
+def test_the_hosts_file_takes_precedence_over_dns(serve: Callable[[Answer], NameServer]) -> None:
     server = serve(answering("localhost. 60 IN A 192.0.2.66"))
     endpoints = look_up_past_tunnel("localhost:51820", 1, ["127.0.0.1"])
     assert {endpoint.address for endpoint in endpoints} <= {bytes([127, 0, 0, 1]), bytes(15) + b"\1"}
@@ -288,7 +298,7 @@ def test_the_hosts_file_goes_first(serve: Callable[[Answer], NameServer]) -> Non
 
 
 class FakeLoop:
-    """Calls back when a test says so."""
+    """Calls back when the test tells it to."""
 
     def __init__(self) -> None:
         self.callbacks: dict[int, Callable[[], None]] = {}
@@ -301,14 +311,14 @@ class FakeLoop:
         del self.callbacks[fd]
 
     def run(self) -> None:
-        """Wait for the one lookup that is under way to end, as the loop would."""
+        """Wait for the end of the current lookup, as the loop would."""
         ((fd, callback),) = self.callbacks.items()
         assert os.read(fd, 1) == b""
         callback()
 
 
 class Lookups:
-    """A lookup whose outcome waits until the test lets it go."""
+    """A lookup whose outcome waits until the test releases it."""
 
     def __init__(self) -> None:
         self.outcome: list[Endpoint] | Exception = [Endpoint(V4, 51820)]
@@ -324,12 +334,16 @@ class Lookups:
         return self.outcome
 
 
+Parts = tuple[FakeLoop, Lookups, list[list[Endpoint] | OSError], Resolver]
+
+
 @pytest.fixture
-def parts() -> Iterator[tuple[FakeLoop, Lookups, list[list[Endpoint] | OSError], Resolver]]:
-    loop, lookups, outcomes = FakeLoop(), Lookups(), []
-    yield loop, lookups, outcomes, Resolver("vpn.example:51820", lookups, loop, outcomes.append)
+def parts() -> Iterator[Parts]:
+    loop, lookups = FakeLoop(), Lookups()
+    outcomes: list[list[Endpoint] | OSError] = []
+    yield loop, lookups, outcomes, Resolver("vpn.example:51820", lookups, loop, outcomes.append)  # type: ignore[arg-type]
     lookups.go.set()
-    for thread in threads():  # one that has told its outcome may not have ended yet, and the next test counts them
+    for thread in threads():  # a thread may still end after its report, and the next test counts threads
         thread.join(WAIT_SECS)
 
 
@@ -337,7 +351,7 @@ def threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "resolver"]
 
 
-def test_the_loop_hears_of_an_outcome(parts) -> None:
+def test_the_outcome_of_a_lookup_is_reported_from_the_loop(parts: Parts) -> None:
     loop, lookups, outcomes, resolver = parts
     resolver.ask()
     loop.run()
@@ -349,7 +363,7 @@ def test_the_loop_hears_of_an_outcome(parts) -> None:
     assert len(outcomes) == 2
 
 
-def test_there_is_one_lookup_at_a_time(parts) -> None:
+def test_a_resolver_runs_one_lookup_at_a_time(parts: Parts) -> None:
     loop, lookups, outcomes, resolver = parts
     lookups.go.clear()
     for _ in range(10):
@@ -360,7 +374,7 @@ def test_there_is_one_lookup_at_a_time(parts) -> None:
     assert len(lookups.asked) == len(outcomes) == 1
 
 
-def test_nobody_hears_of_a_lookup_after_a_stop(parts) -> None:
+def test_a_lookup_is_not_reported_after_a_stop(parts: Parts) -> None:
     loop, lookups, outcomes, resolver = parts
     lookups.go.clear()
     resolver.ask()
@@ -379,7 +393,7 @@ def test_nobody_hears_of_a_lookup_after_a_stop(parts) -> None:
     "error",
     [socket.gaierror(socket.EAI_NONAME, "not known"), TimeoutError("late"), UnicodeError("label too long")],
 )
-def test_an_error_of_a_lookup_reaches_the_loop_as_one_of_the_system(parts, error: Exception) -> None:
+def test_an_error_of_a_lookup_reaches_the_loop_as_an_os_error(parts: Parts, error: Exception) -> None:
     loop, lookups, outcomes, resolver = parts
     lookups.outcome = error
     resolver.ask()
@@ -389,10 +403,10 @@ def test_an_error_of_a_lookup_reaches_the_loop_as_one_of_the_system(parts, error
     assert str(error) in str(outcome)
 
 
-def test_a_bug_in_a_lookup_ends_it_and_not_the_process(parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_a_lookup_ends_the_lookup_and_not_the_process(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     loop, lookups, outcomes, resolver = parts
-    told: list[threading.ExceptHookArgs] = []
-    monkeypatch.setattr(threading, "excepthook", told.append)
+    reported: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", reported.append)
     lookups.outcome = KeyError("a bug")
     lookups.go.clear()
     resolver.ask()
@@ -401,12 +415,12 @@ def test_a_bug_in_a_lookup_ends_it_and_not_the_process(parts, monkeypatch: pytes
     loop.run()
     thread.join(WAIT_SECS)
     assert isinstance(outcomes[0], OSError)
-    assert [args.exc_type for args in told] == [KeyError]
+    assert [args.exc_type for args in reported] == [KeyError]
 
 
 @pytest.mark.parametrize("refused", ["pipe", "thread"])
-def test_a_machine_that_gives_no_thread_or_pipe_costs_the_lookup_alone(
-    parts, refused: str, monkeypatch: pytest.MonkeyPatch
+def test_a_shortage_of_threads_or_pipes_fails_only_the_lookup(
+    parts: Parts, refused: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop, _, outcomes, resolver = parts
 

@@ -1,4 +1,4 @@
-"""Name servers: the system's own program is told, through doubles that write down what they hear."""
+"""DNS settings through the system's program, here a double that records its arguments and input."""
 
 import os
 import stat
@@ -18,6 +18,7 @@ from oxidize.hostnet.dns_config import (
     record_name,
     revert_dns,
 )
+from oxidize.service_manager import systemctl
 
 WANTED = NameServers("lo", (ip_address("10.0.0.1"), ip_address("fd00::1")), ("corp.example",))
 NONE = NameServers("lo", (), ())
@@ -28,7 +29,7 @@ test ! -e "${0%/*}/fails" || { echo first >&2; echo "why it failed" >&2; exit 4;
 
 
 class Programs:
-    """A folder that is all of PATH."""
+    """A folder that is the whole PATH."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -39,7 +40,7 @@ class Programs:
         program.write_text(text)
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
 
-    def told(self) -> list[str]:
+    def calls(self) -> list[str]:
         log = self.folder / "log"
         return log.read_text().splitlines() if log.exists() else []
 
@@ -58,12 +59,12 @@ def run_resolved(programs: Programs) -> None:
     dns_config.RESOLVED.touch()
 
 
-def test_resolved_is_told_about_the_link(programs: Programs) -> None:
+def test_resolvectl_sets_and_reverts_the_dns_of_a_link(programs: Programs) -> None:
     programs.add("resolvconf")
     run_resolved(programs)
     apply_dns(WANTED, "record")
     revert_dns("lo", "record")
-    assert programs.told() == [
+    assert programs.calls() == [
         "resolvectl domain lo ~. corp.example",
         "resolvectl default-route lo true",
         "resolvectl dns lo 10.0.0.1 fd00::1",
@@ -72,20 +73,18 @@ def test_resolved_is_told_about_the_link(programs: Programs) -> None:
 
 
 @pytest.mark.parametrize("interface", ["gone0", None])
-def test_resolved_forgets_by_itself_what_it_was_told_of_an_interface_that_is_gone(
-    programs: Programs, interface: str | None
-) -> None:
+def test_the_dns_of_an_interface_that_is_gone_needs_no_resolvectl(programs: Programs, interface: str | None) -> None:
     run_resolved(programs)
     revert_dns(interface, "record")
-    assert programs.told() == []
+    assert programs.calls() == []
 
 
-def test_resolvconf_keeps_a_record(programs: Programs) -> None:
+def test_resolvconf_adds_and_removes_a_record(programs: Programs) -> None:
     programs.add("resolvconf")
-    programs.add("resolvectl")  # installed, but nothing runs
+    programs.add("resolvectl")  # installed, but systemd-resolved does not run
     apply_dns(WANTED, "record")
     revert_dns(None, "record")
-    assert programs.told() == [
+    assert programs.calls() == [
         "resolvconf -a record -m 0 -x",
         "nameserver 10.0.0.1",
         "nameserver fd00::1",
@@ -94,7 +93,7 @@ def test_resolvconf_keeps_a_record(programs: Programs) -> None:
     ]
 
 
-def test_a_program_that_fails_is_quoted(programs: Programs) -> None:
+def test_the_error_of_a_program_that_fails_is_quoted(programs: Programs) -> None:
     programs.add("resolvconf")
     (programs.folder / "fails").touch()
     with pytest.raises(
@@ -116,8 +115,8 @@ def test_a_program_that_cannot_be_run_is_an_error(programs: Programs) -> None:
         apply_dns(WANTED, "record")
 
 
-def test_nobody_to_tell(programs: Programs) -> None:
-    dns_config.RESOLVED.touch()  # runs, but there is no program with which to tell it
+def test_a_system_without_a_dns_program_is_an_error(programs: Programs) -> None:
+    dns_config.RESOLVED.touch()  # it runs, but its program is missing
     for ask in (find_program, lambda: check_dns(WANTED, is_ours_to_set=False)):
         with pytest.raises(OxidizeError, match=r"no program for that.*install openresolv or start systemd-resolved"):
             ask()
@@ -125,16 +124,16 @@ def test_nobody_to_tell(programs: Programs) -> None:
     revert_dns("lo", "record")
 
 
-def test_only_root_sets_them_itself(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_root_sets_name_servers_itself(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     programs.add("resolvconf")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     check_dns(WANTED, is_ours_to_set=False)
     with pytest.raises(OxidizeError, match="user 1000 may not change this system's name servers: expected root"):
         check_dns(WANTED, is_ours_to_set=True)
-    assert programs.told() == []
+    assert programs.calls() == []
 
 
-def test_records_of_two_clients_are_not_mixed_up() -> None:
+def test_two_clients_have_records_of_different_names() -> None:
     assert record_name("oxidize1") == "tun.oxidize1"
     assert record_name("oxidize1", 7) != record_name("oxidize1", 8)
 
@@ -152,30 +151,35 @@ def config_path(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_hook_sets_what_is_configured(programs: Programs, config_path: Path) -> None:
+def test_a_hook_sets_the_configured_name_servers(programs: Programs, config_path: Path) -> None:
     programs.add("resolvconf")
     assert unit_hooks.set_names(config_path) == ["10.0.0.1"]
     config_path.write_text(config_path.read_text().replace('dns = ["10.0.0.1"]', ""))
     assert unit_hooks.set_names(config_path) == []
-    assert programs.told() == ["resolvconf -a tun.lo -m 0 -x", "nameserver 10.0.0.1", "resolvconf -d tun.lo -f"]
+    assert programs.calls() == ["resolvconf -a tun.lo -m 0 -x", "nameserver 10.0.0.1", "resolvconf -d tun.lo -f"]
 
 
 @pytest.mark.parametrize(
-    ("goes_on", "gave_up", "taken_back"), [(True, False, False), (False, False, True), (True, True, True)]
+    ("restarts", "gave_up", "is_removed"), [(True, False, False), (False, False, True), (True, True, True)]
 )
-def test_a_hook_takes_nothing_back_while_the_unit_goes_on(
+def test_a_hook_removes_nothing_while_the_unit_restarts(
     programs: Programs,
     config_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    goes_on: bool,
+    restarts: bool,
     gave_up: bool,
-    taken_back: bool,
+    is_removed: bool,
 ) -> None:
     programs.add("resolvconf")
     removed: list[list[str]] = []
-    monkeypatch.setattr(unit_hooks.systemctl, "will_restart", lambda: goes_on)
-    monkeypatch.setattr(unit_hooks, "remove_policy", lambda interfaces: removed.append(interfaces) or ["a rule"])
+
+    def remove_policy(interfaces: list[str]) -> list[str]:
+        removed.append(interfaces)
+        return ["a rule"]
+
+    monkeypatch.setattr(systemctl, "will_restart", lambda: restarts)
+    monkeypatch.setattr(unit_hooks, "remove_policy", remove_policy)
     unit_hooks.remove_names(config_path, gave_up=gave_up)
-    assert unit_hooks.clean_up(config_path, gave_up=gave_up) == (["a rule"] if taken_back else [])
-    assert removed == ([["lo"]] if taken_back else [])
-    assert programs.told() == (["resolvconf -d tun.lo -f"] if taken_back else [])
+    assert unit_hooks.clean_up(config_path, gave_up=gave_up) == (["a rule"] if is_removed else [])
+    assert removed == ([["lo"]] if is_removed else [])
+    assert programs.calls() == (["resolvconf -d tun.lo -f"] if is_removed else [])

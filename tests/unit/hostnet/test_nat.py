@@ -1,4 +1,4 @@
-"""Address translation: what must be true of the machine, and whose tables are touched."""
+"""Address translation: what the machine must provide, and which tables are changed."""
 
 from ipaddress import ip_interface
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from oxidize.errors import ConfigError
 from oxidize.hostnet import nat as nat_module
 from oxidize.hostnet.nat import Nat, check_forwarding, table_messages
-from oxidize.hostnet.nftables import Message, NftError, Table, delete_table
+from oxidize.hostnet.nftables import Message, NftError, NftSocket, Table, delete_table
 
 ADDRESSES = [ip_interface("10.9.0.1/24"), ip_interface("fd09::1/64")]
 V4, V6 = "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"
@@ -26,7 +26,7 @@ def sysctls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 class FakeSocket:
-    """A socket beside tables that are there already; it notes what it is told to do."""
+    """A netlink socket with existing tables that records its batches."""
 
     port = PORT
 
@@ -56,15 +56,15 @@ class FakeSocket:
 
 
 def made(monkeypatch: pytest.MonkeyPatch, held: FakeSocket, *, enabled: bool = True, passed: int | None = 3) -> Nat:
-    monkeypatch.setattr(nat_module.NftSocket, "adopt", lambda descriptor: held)
-    monkeypatch.setattr(nat_module.NftSocket, "create", lambda: held)
+    monkeypatch.setattr(NftSocket, "adopt", lambda descriptor: held)
+    monkeypatch.setattr(NftSocket, "create", lambda: held)
     return Nat("ox0", ADDRESSES, enabled=enabled, passed=passed)
 
 
 # --- The sysctls ---
 
 
-def test_forwarding_is_asked_for_the_families_of_the_addresses(sysctls: Path) -> None:
+def test_forwarding_is_required_for_the_families_of_the_addresses(sysctls: Path) -> None:
     check_forwarding(ADDRESSES)
     sysctls.joinpath(V6).write_text("0\n")
     check_forwarding(ADDRESSES[:1])
@@ -85,10 +85,10 @@ def test_every_missing_sysctl_is_named(sysctls: Path) -> None:
     assert "net.ipv6.conf.all.forwarding is 'No such file or directory'" in second
 
 
-# --- Whose tables ---
+# --- Tables ---
 
 
-def test_a_new_table_must_not_be_there_yet_and_ours_is_brought_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_table_is_exclusive_and_an_own_table_is_updated(monkeypatch: pytest.MonkeyPatch) -> None:
     for found, exclusive in ([], True), ([Table("oxidize-ox0", PORT)], False):
         held = FakeSocket(Table("firewall", 0), Table("other", PORT + 1), *found)
         nat = made(monkeypatch, held)
@@ -98,13 +98,13 @@ def test_a_new_table_must_not_be_there_yet_and_ours_is_brought_up_to_date(monkey
         assert held.checked == held.committed == [table_messages("ox0", ADDRESSES, exclusive=exclusive)]
 
 
-def test_what_the_socket_owns_besides_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_tables_of_the_socket_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     held = FakeSocket(Table("oxidize-before", PORT))
     made(monkeypatch, held).apply()
     assert held.committed == [[delete_table("oxidize-before"), *table_messages("ox0", ADDRESSES, exclusive=True)]]
 
 
-def test_switched_off_it_removes_its_own_and_lets_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disabled_nat_removes_its_own_tables_and_closes_the_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     held = FakeSocket(Table("firewall", 0), Table("oxidize-ox0", PORT))
     nat = made(monkeypatch, held, enabled=False)
     nat.check()
@@ -115,7 +115,7 @@ def test_switched_off_it_removes_its_own_and_lets_go(monkeypatch: pytest.MonkeyP
     assert (held.is_closed, nat.fileno()) == (True, None)
 
 
-def test_never_asked_for_it_touches_nothing() -> None:
+def test_nat_that_was_never_enabled_changes_nothing() -> None:
     nat = Nat("ox0", ADDRESSES, enabled=False, passed=None)
     nat.check()
     nat.apply()
@@ -126,9 +126,7 @@ def test_never_asked_for_it_touches_nothing() -> None:
 @pytest.mark.parametrize(
     ("owner", "remedy"), [(0, "`nft delete table inet oxidize-ox0`"), (99, r"another process \(netlink port 99\)")]
 )
-def test_a_table_of_our_name_that_is_not_ours_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, owner: int, remedy: str
-) -> None:
+def test_a_foreign_table_of_this_name_is_an_error(monkeypatch: pytest.MonkeyPatch, owner: int, remedy: str) -> None:
     held = FakeSocket(Table("oxidize-ox0", owner))
     nat = made(monkeypatch, held, passed=None)
     with pytest.raises(ConfigError, match=remedy):
@@ -138,7 +136,7 @@ def test_a_table_of_our_name_that_is_not_ours_is_an_error(
     assert held.committed == []
 
 
-def test_only_a_table_that_somebody_holds_may_still_be_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_foreign_table_with_an_owner_may_still_be_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     made(monkeypatch, FakeSocket(Table("oxidize-ox0", 99)), passed=None).check(may_be_freed=True)
     with pytest.raises(ConfigError, match="nft delete table"):
         made(monkeypatch, FakeSocket(Table("oxidize-ox0", 0)), passed=None).check(may_be_freed=True)
@@ -147,12 +145,12 @@ def test_only_a_table_that_somebody_holds_may_still_be_freed(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("code", "remedy"), [(1, "CAP_NET_ADMIN"), (22, "Linux 5.12"), (2, "nft_masq"), (95, "nf_tables"), (28, "refuses")]
 )
-def test_what_the_kernel_refuses_comes_with_a_remedy(monkeypatch: pytest.MonkeyPatch, code: int, remedy: str) -> None:
+def test_a_refusal_by_the_kernel_comes_with_a_remedy(monkeypatch: pytest.MonkeyPatch, code: int, remedy: str) -> None:
     nat = made(monkeypatch, FakeSocket(refusal=NftError(code, 0)))
     with pytest.raises(ConfigError, match=rf"table inet oxidize-ox0: .*{remedy}"):
         nat.check()
 
 
-def test_only_networks_of_the_address_are_masqueraded_and_each_once() -> None:
+def test_each_network_of_the_addresses_is_masqueraded_once() -> None:
     addresses = [*ADDRESSES, ip_interface("10.9.0.9/24")]
     assert table_messages("ox0", addresses, exclusive=True) == table_messages("ox0", ADDRESSES, exclusive=True)

@@ -1,4 +1,4 @@
-"""Messages to nftables: their bytes, and what becomes of each answer that the kernel may give."""
+"""Messages to nftables: their bytes, and the effect of each answer of the kernel."""
 
 import errno
 import os
@@ -33,7 +33,7 @@ def table(name: str, owner: int, flags: int = 0) -> bytes:
 
 
 class Kernel:
-    """A socket whose other end gives answers that were put in beforehand, after each request."""
+    """A socket whose other end gives prepared answers, after each request."""
 
     def __init__(self, *answers: Iterable[bytes], stale: Iterable[bytes] = ()) -> None:
         self.requests: list[bytes] = []
@@ -84,7 +84,7 @@ def test_a_batch_stands_between_its_begin_and_its_end() -> None:
     assert end == (0x11, 1, 4, bytes.fromhex("0000000a"))
 
 
-def test_what_is_only_checked_has_no_end() -> None:
+def test_a_batch_that_is_only_checked_has_no_end() -> None:
     kernel = Kernel([acknowledgement(2), acknowledgement(3)])
     connected(kernel).check(BATCH)
     assert [kind for kind, *_ in split(kernel.requests[0])] == [0x10, 10 << 8 | 2, 10 << 8]
@@ -106,7 +106,7 @@ def test_an_interface_is_compared_with_the_nuls_after_its_name() -> None:
     assert [pair for pair in zip(equal, unequal, strict=True) if pair[0] != pair[1]] == [(0, 1)]
 
 
-def test_a_refusal_names_the_step_and_what_was_refused_first() -> None:
+def test_a_refusal_names_the_first_refused_step() -> None:
     kernel = Kernel([acknowledgement(2), acknowledgement(3, errno.EEXIST)])
     with pytest.raises(NftError, match="message 1: File exists") as caught:
         connected(kernel).commit(BATCH)
@@ -117,17 +117,17 @@ def test_a_refusal_names_the_step_and_what_was_refused_first() -> None:
     assert (caught.value.code, caught.value.step) == (errno.EPERM, -1)
 
 
-def test_a_missing_answer_is_no_success() -> None:
+def test_a_missing_answer_is_an_error() -> None:
     with pytest.raises(OxidizeError, match="1 answers, expected 2"):
         connected(Kernel([acknowledgement(2)])).commit(BATCH)
 
 
-def test_answers_to_another_holder_of_the_socket_are_not_taken_for_ours() -> None:
+def test_answers_to_another_holder_of_the_socket_are_discarded() -> None:
     kernel = Kernel([acknowledgement(2) + acknowledgement(3)], stale=[acknowledgement(2, errno.EPERM)])
     connected(kernel).commit(BATCH)
 
 
-def test_sequence_numbers_go_on() -> None:
+def test_sequence_numbers_continue_across_batches() -> None:
     kernel = Kernel([acknowledgement(2), acknowledgement(3)], [acknowledgement(6), acknowledgement(7)])
     held = connected(kernel)
     held.commit(BATCH)
@@ -142,7 +142,7 @@ def test_tables_are_listed_with_their_owners() -> None:
     assert split(kernel.requests[0]) == [(10 << 8 | 1, 1 | 0x300, 1, bytes.fromhex("01000000"))]
 
 
-def test_a_list_that_changed_while_it_was_read_is_read_again() -> None:
+def test_a_list_of_tables_that_changed_while_it_was_read_is_read_again() -> None:
     torn = [table("half", 0, flags=0x10), answer(DONE, 1, bytes(4), flags=0x10)]
     kernel = Kernel(torn, [table("whole", 0), answer(DONE, 2, bytes(4))])
     assert connected(kernel).tables() == [Table("whole", 0)]
@@ -150,7 +150,7 @@ def test_a_list_that_changed_while_it_was_read_is_read_again() -> None:
         connected(Kernel(*[torn] * 10)).tables()
 
 
-def test_a_list_that_is_refused_is_an_error() -> None:
+def test_a_refused_list_of_tables_is_an_error() -> None:
     with pytest.raises(NftError) as caught:
         connected(Kernel([acknowledgement(1, errno.EPERM)])).tables()
     assert caught.value.code == errno.EPERM

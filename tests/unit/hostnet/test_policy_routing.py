@@ -1,4 +1,4 @@
-"""Policy routing against a double of the kernel, in which another client may come at any moment."""
+"""Policy routing against a double of the kernel, where another client may start at any moment."""
 
 import errno
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Message(dict[str, Any]):
 
 
 class Kernel:
-    """Rules and routes, as far as they are asked for here. before: what runs before the n-th change."""
+    """Rules and routes, as far as policy routing reads them. before: what runs before the n-th change."""
 
     def __init__(self) -> None:
         self.links = {"ox0": 5, "ox1": 6}
@@ -79,7 +79,7 @@ class Kernel:
             raise NetlinkError(errno.ESRCH)
 
     def lose(self, name: str) -> None:
-        """Have an interface go, as with the process that held it."""
+        """Remove an interface, as at the end of the process that held it."""
         index = self.links.pop(name)
         self.routes = [route for route in self.routes if route["oif"] != index]
 
@@ -95,7 +95,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 
 def full_state(index: int = 5, port: int = PORT) -> list[Row]:
-    """Return what the kernel has once EVERYTHING leads into the interface `index`."""
+    """Return the kernel's state once EVERYTHING leads into the interface `index`."""
     other = Kernel()
     other.links = {"it": index}
     with pytest.MonkeyPatch.context() as patch:
@@ -104,7 +104,7 @@ def full_state(index: int = 5, port: int = PORT) -> list[Row]:
     return other.state()
 
 
-def test_the_rules_in_words() -> None:
+def test_a_rule_is_written_as_ip_rule_writes_it() -> None:
     assert [str(rule) for rule in rules_wanted(Policy(0x6F78, frozenset({4})), 4, 5000)] == [
         "30000: udp nop",
         "30001: iif lo udp sport 5000 lookup main",
@@ -127,7 +127,7 @@ def test_a_second_run_touches_nothing(kernel: Kernel) -> None:
 @pytest.mark.parametrize(
     "policy", [Policy(1000, frozenset({4})), Policy(2000, frozenset({4, 6})), Policy(1000, frozenset())], ids=str
 )
-def test_it_follows_what_is_wanted_and_back(kernel: Kernel, policy: Policy) -> None:
+def test_rules_follow_the_policy_and_back(kernel: Kernel, policy: Policy) -> None:
     apply_policy(EVERYTHING, "ox0", PORT)
     state = kernel.state()
     assert apply_policy(policy, "ox0", PORT)
@@ -139,7 +139,7 @@ def test_it_follows_what_is_wanted_and_back(kernel: Kernel, policy: Policy) -> N
     assert remove_policy(["ox0"]) == []
 
 
-def test_a_new_port_changes_its_rule_alone(kernel: Kernel) -> None:
+def test_a_new_port_changes_only_its_rule(kernel: Kernel) -> None:
     apply_policy(EVERYTHING, "ox0", 1)
     changes = apply_policy(EVERYTHING, "ox0", PORT)
     assert [change.split(":")[0] for change in changes[:2]] == ["IPv4 rule +30001", "IPv4 rule -30001"]
@@ -147,7 +147,7 @@ def test_a_new_port_changes_its_rule_alone(kernel: Kernel) -> None:
     assert kernel.state() == full_state()
 
 
-def test_at_no_time_does_everything_lead_into_the_tunnel_without_what_keeps_it_out(kernel: Kernel) -> None:
+def test_the_rule_into_the_tunnel_never_stands_without_its_exemptions(kernel: Kernel) -> None:
     def sane() -> None:
         for family in (2, 10):
             rules = [rule for rule in kernel.rules if rule["family"] == family]
@@ -163,7 +163,7 @@ def test_at_no_time_does_everything_lead_into_the_tunnel_without_what_keeps_it_o
     assert kernel.state() == []
 
 
-def test_the_interface_of_a_predecessor_gives_way(kernel: Kernel) -> None:
+def test_the_interface_of_a_predecessor_is_replaced(kernel: Kernel) -> None:
     apply_policy(EVERYTHING, "ox0", PORT)
     with pytest.raises(OxidizeError, match=r"has a route in table 1000, by another client.*end that client"):
         check_policy(EVERYTHING, ["ox1"])
@@ -194,7 +194,7 @@ def test_another_clients_rules_are_left_alone(kernel: Kernel, wanted: Policy) ->
     ],
     ids=["a full tunnel", "our mark", "our table"],
 )
-def test_another_programs_rules_are_an_error_and_stay(kernel: Kernel, rule: Row) -> None:
+def test_another_programs_rules_are_an_error_and_are_not_changed(kernel: Kernel, rule: Row) -> None:
     kernel.rules = [{"family": 10, "action": 1, **rule}]
     state = kernel.state()
     for attempt in (lambda: check_policy(EVERYTHING, ["ox0"]), lambda: apply_policy(EVERYTHING, "ox0", PORT)):
@@ -206,7 +206,7 @@ def test_another_programs_rules_are_an_error_and_stay(kernel: Kernel, rule: Row)
     assert kernel.state() == state
 
 
-def test_what_a_dead_client_left_goes(kernel: Kernel) -> None:
+def test_the_rules_of_a_dead_client_are_removed(kernel: Kernel) -> None:
     apply_policy(EVERYTHING, "ox0", PORT)
     kernel.lose("ox0")
     assert len(kernel.state()) == 7
@@ -214,7 +214,7 @@ def test_what_a_dead_client_left_goes(kernel: Kernel) -> None:
     assert kernel.state() == []
 
 
-def test_what_a_dead_client_left_is_adopted(kernel: Kernel) -> None:
+def test_the_rules_of_a_dead_client_are_adopted(kernel: Kernel) -> None:
     apply_policy(EVERYTHING, "ox0", PORT)
     kernel.lose("ox0")
     apply_policy(EVERYTHING, "ox1", 7)
@@ -225,7 +225,7 @@ def test_what_a_dead_client_left_is_adopted(kernel: Kernel) -> None:
 
 @pytest.mark.parametrize("fwmark", [1000, 2000])
 @pytest.mark.parametrize("request_number", range(1, 9))
-def test_a_client_that_comes_while_a_dead_ones_rules_are_removed_has_all_of_its_own(
+def test_a_client_that_starts_while_a_dead_clients_rules_are_removed_has_all_its_rules(
     kernel: Kernel, request_number: int, fwmark: int
 ) -> None:
     policy = Policy(fwmark, frozenset({4, 6}))
@@ -240,7 +240,7 @@ def test_a_client_that_comes_while_a_dead_ones_rules_are_removed_has_all_of_its_
 
 
 @pytest.mark.parametrize("request_number", range(1, 10))
-def test_a_client_that_is_setting_up_while_a_dead_ones_rules_are_removed_has_all_of_its_own(
+def test_a_client_that_sets_rules_while_a_dead_clients_are_removed_has_all_its_rules(
     kernel: Kernel, request_number: int
 ) -> None:
     apply_policy(EVERYTHING, "ox0", PORT)
@@ -250,7 +250,7 @@ def test_a_client_that_is_setting_up_while_a_dead_ones_rules_are_removed_has_all
     assert kernel.state() == full_state(6, 7)
 
 
-def test_a_kernel_without_ipv6_is_no_failure_where_ipv6_is_not_wanted(
+def test_a_kernel_without_ipv6_is_accepted_if_ipv6_is_not_wanted(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = kernel.get_rules
@@ -264,7 +264,7 @@ def test_a_kernel_without_ipv6_is_no_failure_where_ipv6_is_not_wanted(
     assert len(apply_policy(Policy(1000, frozenset({4})), "ox0", PORT)) == 5
 
 
-def test_what_the_kernel_refuses_is_named_with_its_remedy(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_by_the_kernel_is_named_with_its_remedy(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise NetlinkError(errno.EPERM)
 

@@ -1,6 +1,7 @@
-"""The data path: one batch through before the next is read, and what goes no further is counted."""
+"""The data path processes a batch completely before it reads the next, and counts what it cannot deliver."""
 
 from collections import deque
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 from oxidize.net.data_path import BATCHES_PER_EVENT_MAX, DataPath
@@ -31,51 +32,51 @@ class FakeUdp:
 
 
 class FakeDevice:
-    """Delivers every datagram as it is, and sends every packet as it is."""
+    """Delivers every datagram unchanged, and sends every packet unchanged."""
 
     def __init__(self) -> None:
         self.queued: list[Transmit] = []
         self.timeouts: list[float] = []
         self.unreachable: list[tuple[tuple[bytes, int, int], float, bool]] = []
 
-    def note_unreachable(self, remote, now, *, refused):
+    def note_unreachable(self, remote: tuple[bytes, int, int], now: float, *, refused: bool) -> None:
         self.unreachable.append((remote, now, refused))
 
-    def receive_datagrams(self, datagrams, endpoint, now):
+    def receive_datagrams(self, datagrams: Sequence[memoryview], endpoint: Endpoint, now: float) -> list[bytes]:
         assert endpoint == HERE
         return [bytes(datagram) for datagram in datagrams if datagram]
 
-    def send_packets(self, packets, now):
+    def send_packets(self, packets: Sequence[bytes], now: float) -> None:
         self.queued.append(Transmit(HERE, [bytes(packet) for packet in packets]))
 
-    def take_transmits(self):
+    def take_transmits(self) -> list[Transmit]:
         queued, self.queued = self.queued, []
         return queued
 
-    def next_deadline(self):
+    def next_deadline(self) -> float:
         return 7.0
 
-    def handle_timeout(self, now):
+    def handle_timeout(self, now: float) -> None:
         self.timeouts.append(now)
         self.send_packets([b"keepalive"], now)
 
 
-class FakeNetwork:
+class FakeTunnel:
     def __init__(self, log: list[str], fd: int | None) -> None:
         self.log = log
         self.fd = fd
         self.waiting: list[bytes] = []
         self.refused = 0
 
-    def fileno(self):
+    def fileno(self) -> int | None:
         return self.fd
 
-    def read_packets(self, limit):
+    def read_packets(self, limit: int) -> list[bytes]:
         self.log.append("read")
         taken, self.waiting = self.waiting[:limit], self.waiting[limit:]
         return taken
 
-    def write_packets(self, packets):
+    def write_packets(self, packets: Sequence[bytes]) -> int:
         self.log.append(f"write {len(packets)}")
         if self.fd is None:
             self.waiting += packets
@@ -85,13 +86,20 @@ class FakeNetwork:
 def make(fd: int | None = 9) -> SimpleNamespace:
     log: list[str] = []
     counters = ArraySlots().counters
-    udp, device, network = FakeUdp(log), FakeDevice(), FakeNetwork(log, fd)
-    path = DataPath(device, udp, network, counters, lambda: 5.0, DropReason.ROUTE_UNSUPPORTED)
-    return SimpleNamespace(path=path, udp=udp, device=device, network=network, counters=counters, log=log)
+    udp, device, tunnel = FakeUdp(log), FakeDevice(), FakeTunnel(log, fd)
+    path = DataPath(
+        device,  # type: ignore[arg-type]
+        udp,  # type: ignore[arg-type]
+        tunnel,
+        counters,
+        lambda: 5.0,
+        DropReason.ROUTE_UNSUPPORTED,
+    )
+    return SimpleNamespace(path=path, udp=udp, device=device, tunnel=tunnel, counters=counters, log=log)
 
 
 def dropped(parts: SimpleNamespace, reason: DropReason) -> int:
-    return parts.counters[DROPS_START + reason]
+    return int(parts.counters[DROPS_START + reason])
 
 
 def batch(*datagrams: bytes, truncated: bool = False) -> ReceivedBatch:
@@ -105,17 +113,17 @@ def test_a_batch_is_written_before_the_next_is_read() -> None:
     assert parts.log == ["receive", "write 2", "receive", "write 1", "receive"]
 
 
-def test_the_other_sources_have_their_turn_after_some_batches() -> None:
+def test_other_event_sources_are_served_after_a_limit_of_batches() -> None:
     parts = make()
     parts.udp.batches += [batch(b"a")] * (BATCHES_PER_EVENT_MAX + 1)
     parts.path.from_udp()
     assert len(parts.udp.batches) == 1
-    parts.network.waiting = [b"x"] * (BATCH_PACKETS_MAX * (BATCHES_PER_EVENT_MAX + 1))
+    parts.tunnel.waiting = [b"x"] * (BATCH_PACKETS_MAX * (BATCHES_PER_EVENT_MAX + 1))
     parts.path.from_tunnel()
-    assert len(parts.network.waiting) == BATCH_PACKETS_MAX
+    assert len(parts.tunnel.waiting) == BATCH_PACKETS_MAX
 
 
-def test_a_network_that_replies_at_once_is_read_before_the_next_batch() -> None:
+def test_a_tunnel_that_replies_at_once_is_read_before_the_next_batch() -> None:
     parts = make(fd=None)
     parts.udp.batches += [batch(b"a"), batch(b"b")]
     parts.path.from_udp()
@@ -123,27 +131,27 @@ def test_a_network_that_replies_at_once_is_read_before_the_next_batch() -> None:
     assert parts.log == [*once, *once, "receive"]
 
 
-def test_datagrams_that_deliver_nothing_write_nothing() -> None:
+def test_a_batch_without_packets_writes_nothing() -> None:
     parts = make()
     parts.udp.batches.append(batch(b""))
     parts.path.from_udp()
     assert parts.log == ["receive", "receive"]
 
 
-def test_what_goes_no_further_is_counted() -> None:
+def test_packets_and_datagrams_that_are_refused_are_counted() -> None:
     parts = make()
-    parts.network.refused = 2
+    parts.tunnel.refused = 2
     parts.udp.batches += [batch(b"a", b"b", b"c"), batch(truncated=True)]
     parts.path.from_udp()
     assert dropped(parts, DropReason.ROUTE_UNSUPPORTED) == 2
     assert dropped(parts, DropReason.TRUNCATED) == 1
     parts.udp.refused = 1
-    parts.network.waiting = [b"x", b"y"]
+    parts.tunnel.waiting = [b"x", b"y"]
     parts.path.from_tunnel()
     assert dropped(parts, DropReason.SEND_FAILED) == 1
 
 
-def test_what_a_timeout_makes_the_device_say_leaves_at_once() -> None:
+def test_datagrams_that_a_timeout_queues_are_sent_at_once() -> None:
     parts = make()
     assert parts.path.next_deadline() == 7.0
     parts.path.handle_timeout(7.5)
@@ -152,7 +160,7 @@ def test_what_a_timeout_makes_the_device_say_leaves_at_once() -> None:
     assert parts.device.queued == []
 
 
-def test_what_cannot_be_reached_is_told_once_a_turn_however_often_it_was_said() -> None:
+def test_an_unreachable_peer_is_reported_once_for_each_flush() -> None:
     parts = make()
     other = (bytes([192, 0, 2, 9]), 1, 0)
     parts.udp.unreachable = [(HERE.remote, True)] * 1000 + [(other, False), (HERE.remote, False)]

@@ -1,13 +1,16 @@
-"""The loop: what was unregistered or removed is never called again, and signals arrive between callbacks."""
+"""The loop never calls an unregistered callback or a removed timer, and handles signals between callbacks."""
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from math import inf
 
 import pytest
 
 from oxidize.net.event_loop import EVENTS_MAX, READABLE, WRITABLE, Loop, boot_time
+
+Pipes = list[tuple[int, int]]
 
 
 @pytest.fixture
@@ -18,7 +21,7 @@ def loop() -> Iterator[Loop]:
 
 
 @pytest.fixture
-def pipes() -> Iterator[list[tuple[int, int]]]:
+def pipes() -> Iterator[Pipes]:
     pipes = [os.pipe() for _ in range(2)]
     yield pipes
     for fd in (fd for pipe in pipes for fd in pipe):
@@ -29,7 +32,7 @@ class Timer:
     def __init__(self, due: float | None) -> None:
         self.due = due
         self.fired: list[float] = []
-        self.then = lambda: None
+        self.then: Callable[[], None] = lambda: None
 
     def next_deadline(self) -> float | None:
         return self.due
@@ -40,7 +43,7 @@ class Timer:
         self.then()
 
 
-def test_a_readable_descriptor_is_called_back_as_long_as_it_is_readable(loop, pipes) -> None:
+def test_a_callback_runs_as_long_as_its_descriptor_is_readable(loop: Loop, pipes: Pipes) -> None:
     (read, write), _ = pipes
     calls = []
     loop.register(read, READABLE, lambda: calls.append(os.read(read, 1)))
@@ -53,7 +56,7 @@ def test_a_readable_descriptor_is_called_back_as_long_as_it_is_readable(loop, pi
     assert calls == [b"a", b"b"]
 
 
-def test_what_one_callback_unregisters_is_not_called_for_an_event_of_the_same_poll(loop, pipes) -> None:
+def test_an_unregistered_callback_is_not_called_for_an_event_of_the_same_poll(loop: Loop, pipes: Pipes) -> None:
     (first, first_write), (second, second_write) = pipes
     calls = []
 
@@ -71,7 +74,7 @@ def test_what_one_callback_unregisters_is_not_called_for_an_event_of_the_same_po
     assert len(set(calls)) == 1
 
 
-def test_a_second_registration_replaces_the_first(loop, pipes) -> None:
+def test_a_second_registration_replaces_the_first(loop: Loop, pipes: Pipes) -> None:
     (read, write), _ = pipes
     calls = []
     loop.register(write, READABLE, lambda: calls.append("read"))
@@ -85,7 +88,7 @@ def test_a_second_registration_replaces_the_first(loop, pipes) -> None:
     assert calls == ["write"]
 
 
-def test_deadlines_that_have_passed_end_once(loop) -> None:
+def test_a_deadline_that_has_passed_is_handled_once(loop: Loop) -> None:
     past, future, never = Timer(boot_time() - 1), Timer(boot_time() + 1000), Timer(None)
     for timer in (past, future, never):
         loop.add_timed(timer)
@@ -96,7 +99,7 @@ def test_deadlines_that_have_passed_end_once(loop) -> None:
     assert future.fired == never.fired == []
 
 
-def test_what_one_timeout_removes_does_not_time_out(loop) -> None:
+def test_a_timer_that_another_timeout_removes_does_not_time_out(loop: Loop) -> None:
     first, second = Timer(0.0), Timer(0.0)
     first.then = lambda: loop.remove_timed(second)
     loop.add_timed(first)
@@ -106,7 +109,7 @@ def test_what_one_timeout_removes_does_not_time_out(loop) -> None:
     loop.remove_timed(second)
 
 
-def test_the_wait_ends_with_the_first_deadline(loop) -> None:
+def test_a_poll_waits_until_the_first_deadline(loop: Loop) -> None:
     loop.add_timed(Timer(boot_time() + 500))
     loop.add_timed(Timer(boot_time() + 5))
     loop.add_timed(Timer(inf))
@@ -116,7 +119,7 @@ def test_the_wait_ends_with_the_first_deadline(loop) -> None:
     assert loop._wait_secs(None) == 0.0
 
 
-def test_a_signal_is_handled_by_the_loop_and_not_where_it_strikes(loop) -> None:
+def test_a_signal_is_handled_by_the_loop_and_not_by_the_signal_handler(loop: Loop) -> None:
     before = signal.getsignal(signal.SIGUSR1)
     calls = []
     try:
@@ -131,7 +134,7 @@ def test_a_signal_is_handled_by_the_loop_and_not_where_it_strikes(loop) -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_it_runs_until_it_is_stopped(loop, pipes) -> None:
+def test_the_loop_runs_until_it_is_stopped(loop: Loop, pipes: Pipes) -> None:
     (read, write), _ = pipes
     turns = []
 
@@ -146,12 +149,17 @@ def test_it_runs_until_it_is_stopped(loop, pipes) -> None:
     assert len(turns) == 3
 
 
-def test_more_events_than_fit_into_one_poll_all_have_their_turn(loop) -> None:
+def test_events_that_do_not_fit_into_one_poll_are_handled_by_the_next(loop: Loop) -> None:
     pipes = [os.pipe() for _ in range(EVENTS_MAX + 10)]
-    seen = set()
+    seen: set[int] = set()
+
+    def note(fd: int) -> None:
+        os.read(fd, 1)
+        seen.add(fd)
+
     try:
         for read, write in pipes:
-            loop.register(read, READABLE, lambda fd=read: seen.add(os.read(fd, 1) and fd))
+            loop.register(read, READABLE, partial(note, read))
             os.write(write, b"x")
         loop.run_once(0)
         loop.run_once(0)

@@ -1,26 +1,28 @@
-"""/health and /metrics are answered without waiting; what a client sends never raises, and what it holds is bounded."""
+"""The HTTP server answers without waiting; a client's bytes never raise, and what a client can hold is bounded."""
 
 import errno
 import random
 import select
 import socket
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from oxidize.net import http
-from oxidize.net.http import HttpServer, Response
-from oxidize.runtime.http_endpoints import make_respond
+from oxidize.net.http import HttpServer, Respond, Response
+from oxidize.runtime.http_endpoints import State, make_respond
 
 
 class World:
     """A listener on the loopback, a loop, a clock, and clients."""
 
-    def __init__(self, respond) -> None:
+    def __init__(self, respond: Respond) -> None:
         self.now = 100.0
         self.epoll = select.epoll()
-        self.callbacks = {}
-        self.requests = []
-        self.clients = []
+        self.callbacks: dict[int, Callable[[], None]] = {}
+        self.requests: list[tuple[str, str]] = []
+        self.clients: list[socket.socket] = []
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.listener.setblocking(False)
 
@@ -30,19 +32,19 @@ class World:
 
         self.server = HttpServer(self.listener, recorded, self.register, self.unregister, lambda: self.now)
 
-    def register(self, descriptor, events, callback):
+    def register(self, descriptor: int, events: int, callback: Callable[[], None]) -> None:
         if descriptor in self.callbacks:
             self.epoll.modify(descriptor, events)
         else:
             self.epoll.register(descriptor, events)
         self.callbacks[descriptor] = callback
 
-    def unregister(self, descriptor):
+    def unregister(self, descriptor: int) -> None:
         del self.callbacks[descriptor]
         self.epoll.unregister(descriptor)
 
     def run(self) -> None:
-        """Call back until nothing is ready."""
+        """Run callbacks until nothing is ready."""
         while ready := self.epoll.poll(0):
             for descriptor, _ in ready:
                 if callback := self.callbacks.get(descriptor):
@@ -57,7 +59,7 @@ class World:
         return client
 
     def read(self, client: socket.socket) -> bytes:
-        """Everything that the server sends until it closes."""
+        """Return everything that the server sends until it closes the connection."""
         received = bytearray()
         client.setblocking(False)
         try:
@@ -66,8 +68,9 @@ class World:
                 try:
                     chunk = client.recv(65_536)
                 except BlockingIOError:
-                    # Nothing there and nothing ready: either the kernel is at it, or the server has stopped.
-                    assert select.select([client, self.epoll], [], [], 5)[0], f"the server is stuck after {received!r}"
+                    # Nothing to read and nothing ready: either the kernel is busy, or the server has stopped.
+                    waiting: list[Any] = [client, self.epoll]
+                    assert select.select(waiting, [], [], 5)[0], f"the server is stuck after {received!r}"
                     continue
                 if not chunk:
                     return bytes(received)
@@ -90,12 +93,12 @@ class World:
         self.epoll.close()
 
 
-def pages(state="healthy"):
+def pages(state: State = "healthy") -> Respond:
     return make_respond(lambda: state, lambda: (b"metric 1\n", "text/plain; version=1.0.0"))
 
 
 @pytest.fixture
-def world():
+def world() -> Iterator[World]:
     world = World(pages())
     yield world
     world.close()
@@ -112,10 +115,10 @@ def parse(answer: bytes) -> tuple[int, dict[str, str], bytes]:
     return int(status.split()[1]), {k.lower(): v for k, v in (line.split(": ", 1) for line in lines)}, body
 
 
-# --- The pages ---
+# --- Responses ---
 
 
-def test_a_page_is_answered_and_the_connection_closed(world):
+def test_a_request_is_answered_and_the_connection_closed(world: World) -> None:
     status, headers, body = parse(world.exchange(request()))
     assert status == 200
     assert body == b'{"status":"healthy","ready":true}'
@@ -129,22 +132,22 @@ def test_a_page_is_answered_and_the_connection_closed(world):
     assert world.server.busy == 0
 
 
-def test_head_has_the_headers_of_get_and_no_body(world):
+def test_a_head_request_gets_the_headers_of_get_and_no_body(world: World) -> None:
     status, headers, body = parse(world.exchange(request(method="HEAD")))
     assert (status, headers["content-length"], body) == (200, "33", b"")
 
 
 @pytest.mark.parametrize("target", ["http://localhost:9090/health", "HTTP://localhost/health?x=/y", "/health?"])
-def test_a_target_may_be_a_whole_uri(world, target):
+def test_a_request_target_may_be_a_complete_uri(world: World, target: str) -> None:
     assert parse(world.exchange(request(target)))[0] == 200
 
 
-def test_http_1_0_is_answered(world):
+def test_a_request_of_http_1_0_is_answered(world: World) -> None:
     assert parse(world.exchange(b"GET /health HTTP/1.0\r\n\r\n"))[0] == 200
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "BREW"])
-def test_other_methods_are_refused_with_the_ones_allowed(world, method):
+def test_a_method_other_than_get_and_head_is_refused_with_the_allowed_ones(world: World, method: str) -> None:
     client = world.connect(request(method=method, headers="Content-Length: 5\r\n", body="hello"))
     client.shutdown(socket.SHUT_WR)
     status, headers, _ = parse(world.read(client))
@@ -152,10 +155,10 @@ def test_other_methods_are_refused_with_the_ones_allowed(world, method):
     assert world.requests == []
 
 
-# --- Requests in pieces, and what is none ---
+# --- Requests in pieces, and malformed requests ---
 
 
-def test_a_request_may_come_byte_by_byte(world):
+def test_a_request_may_arrive_byte_by_byte(world: World) -> None:
     client = world.connect()
     for byte in request():
         client.send(bytes([byte]))
@@ -163,7 +166,7 @@ def test_a_request_may_come_byte_by_byte(world):
     assert parse(world.read(client))[0] == 200
 
 
-def test_a_body_is_read_and_forgotten_up_to_a_limit(world):
+def test_a_request_body_is_discarded_up_to_a_limit(world: World) -> None:
     size = http.REQUEST_BODY_BYTES_MAX
     assert parse(world.exchange(request(headers=f"Content-Length: {size}\r\n", body="x" * size)))[0] == 200
     client = world.connect(request(headers=f"Content-Length: {size + 1}\r\n", body="x" * (size + 1)))
@@ -184,14 +187,14 @@ def test_a_body_is_read_and_forgotten_up_to_a_limit(world):
         (b"GET /" + b"a" * 100_000, 431),
     ],
 )
-def test_what_is_no_request_is_refused(world, data, status):
+def test_a_malformed_request_is_refused(world: World, data: bytes, status: int) -> None:
     client = world.connect(data)
     client.shutdown(socket.SHUT_WR)
     assert parse(world.read(client))[0] == status
     assert world.requests == []
 
 
-def test_a_client_that_waits_for_nothing_is_forgotten(world):
+def test_a_connection_that_its_client_resets_is_dropped(world: World) -> None:
     for data in (b"", b"GET /hea"):
         client = world.connect(data)
         assert world.server.busy == 1
@@ -201,7 +204,7 @@ def test_a_client_that_waits_for_nothing_is_forgotten(world):
         assert world.server.busy == 0
 
 
-def test_random_bytes_never_raise(world):
+def test_random_bytes_never_raise(world: World) -> None:
     seed = 20_240_607
     rng = random.Random(seed)
     valid = request("/metrics", headers="Transfer-Encoding: chunked\r\n", body="5\r\nhello\r\n0\r\n\r\n")
@@ -222,7 +225,7 @@ def test_random_bytes_never_raise(world):
 # --- Limits ---
 
 
-def test_a_slow_reader_holds_up_nobody():
+def test_a_slow_client_does_not_delay_other_clients() -> None:
     body = b"x" * 8_000_000  # more than the kernel buffers
     world = World(lambda _method, path: Response(200, body if path == "/big" else b"small"))
     try:
@@ -235,7 +238,7 @@ def test_a_slow_reader_holds_up_nobody():
         world.close()
 
 
-def test_every_connection_ends_with_its_time(world):
+def test_every_connection_is_closed_after_its_time_limit(world: World) -> None:
     assert world.server.next_deadline() is None
     first = world.connect(b"GET /")
     world.now += 1
@@ -252,7 +255,7 @@ def test_every_connection_ends_with_its_time(world):
     assert world.server.next_deadline() is None
 
 
-def test_the_oldest_idle_connection_makes_room(world):
+def test_the_oldest_idle_connection_is_closed_for_a_new_one(world: World) -> None:
     clients = [world.connect() for _ in range(http.CONNECTIONS_MAX)]
     assert world.server.busy == http.CONNECTIONS_MAX
     newest = world.connect()
@@ -266,21 +269,21 @@ def test_the_oldest_idle_connection_makes_room(world):
 class Refusing:
     """A listener whose accept fails."""
 
-    def __init__(self, listener, *failures: int) -> None:
+    def __init__(self, listener: socket.socket, *failures: int) -> None:
         self.listener, self.failures = listener, list(failures)
 
     def fileno(self) -> int:
         return self.listener.fileno()
 
-    def accept(self):
+    def accept(self) -> tuple[socket.socket, Any]:
         if self.failures:
             raise OSError(self.failures.pop(0), "injected")
         return self.listener.accept()
 
 
 @pytest.mark.parametrize("shortage", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
-def test_a_shortage_of_descriptors_pauses_accepting_for_a_while(world, shortage):
-    world.server._listener = Refusing(world.listener, shortage)
+def test_a_shortage_of_descriptors_pauses_accepting_for_a_while(world: World, shortage: int) -> None:
+    world.server._listener = Refusing(world.listener, shortage)  # type: ignore[assignment]
     client = world.connect(request())
     assert world.listener.fileno() not in world.callbacks  # or the loop would spin
     assert world.server.next_deadline() == world.now + http.ACCEPT_RETRY_SECS
@@ -289,22 +292,22 @@ def test_a_shortage_of_descriptors_pauses_accepting_for_a_while(world, shortage)
     assert world.server.next_deadline() is None
 
 
-def test_a_connection_that_was_gone_before_it_was_accepted_is_passed_over(world):
-    world.server._listener = Refusing(world.listener, errno.ECONNABORTED)
+def test_a_connection_that_ends_before_it_is_accepted_is_skipped(world: World) -> None:
+    world.server._listener = Refusing(world.listener, errno.ECONNABORTED)  # type: ignore[assignment]
     assert parse(world.exchange(request()))[0] == 200
 
 
 # --- Handing over ---
 
 
-def test_a_paused_server_leaves_new_connections_to_its_successor(world):
+def test_a_paused_server_leaves_new_connections_to_its_successor(world: World) -> None:
     serving = world.connect(b"GET /health HTTP/1.1\r\n")
     world.server.pause()
     world.server.pause()
     waiting = world.connect(request())
     assert world.server.busy == 1
     serving.sendall(b"Host: a\r\n\r\n")
-    assert parse(world.read(serving))[0] == 200  # what was accepted is served
+    assert parse(world.read(serving))[0] == 200  # an accepted connection is served
     assert world.server.busy == 0
     # The successor has its own descriptor of the same file description.
     with world.listener.dup() as inherited:
@@ -316,15 +319,15 @@ def test_a_paused_server_leaves_new_connections_to_its_successor(world):
     assert parse(world.exchange(request()))[0] == 200
 
 
-def test_a_pause_outlasts_a_shortage(world):
-    world.server._listener = Refusing(world.listener, errno.EMFILE)
+def test_a_pause_outlasts_a_shortage(world: World) -> None:
+    world.server._listener = Refusing(world.listener, errno.EMFILE)  # type: ignore[assignment]
     world.connect(request())
     world.server.pause()
     world.server.handle_timeout(world.now + 60)
     assert world.listener.fileno() not in world.callbacks
 
 
-def test_close_leaves_nothing_but_the_listener(world):
+def test_closing_the_server_keeps_only_the_listener_open(world: World) -> None:
     client = world.connect()
     world.server.close()
     world.server.close()
@@ -334,8 +337,8 @@ def test_close_leaves_nothing_but_the_listener(world):
     world.server.handle_timeout(world.now + 60)
 
 
-def test_a_bug_of_the_responder_reaches_the_loop_and_frees_the_client():
-    def broken(_method, _path):
+def test_a_bug_in_the_responder_reaches_the_loop_and_closes_the_connection() -> None:
+    def broken(_method: str, _path: str) -> Response:
         raise ZeroDivisionError
 
     world = World(broken)

@@ -37,7 +37,7 @@ def test_runs_cover_every_datagram_once_and_in_order(sizes: list[int]) -> None:
 
 
 @given(sizes)
-def test_every_run_is_one_that_the_kernel_segments_back(sizes: list[int]) -> None:
+def test_the_kernel_segments_every_run_into_its_datagrams(sizes: list[int]) -> None:
     for start, end in control.split_runs(sizes):
         run = sizes[start:end]
         if len(run) > 1:
@@ -73,11 +73,11 @@ def test_runs_are_as_long_as_the_limits_allow(sizes: list[int]) -> None:
         ([65_507, 65_507], [(0, 1), (1, 2)]),
     ],
 )
-def test_runs_by_example(sizes: list[int], runs: list[tuple[int, int]]) -> None:
+def test_batches_are_cut_into_the_expected_runs(sizes: list[int], runs: list[tuple[int, int]]) -> None:
     assert control.split_runs(sizes) == runs
 
 
-def test_control_messages_in_any_order_and_with_strangers_among_them() -> None:
+def test_control_messages_are_read_in_any_order_and_among_unknown_ones() -> None:
     info = pktinfo6("2001:db8::1", 3)
     gro = (socket.IPPROTO_UDP, control.UDP_GRO, struct.pack("=i", 1452))
     overflow = (socket.SOL_SOCKET, 40, struct.pack("=I", 7))
@@ -87,7 +87,7 @@ def test_control_messages_in_any_order_and_with_strangers_among_them() -> None:
     assert control.read_control([gro, (*IP_PKTINFO, info), overflow]) == (1452, info)
 
 
-def test_the_segment_size_leaves_as_u16() -> None:
+def test_the_segment_size_is_sent_as_u16() -> None:
     assert control.segment_message(1452) == (17, 103, struct.pack("=H", 1452))
 
 
@@ -118,7 +118,9 @@ def test_the_segment_size_leaves_as_u16() -> None:
         (("2001:db8::1", 5, 0, 0), pktinfo4("192.0.2.9", 2), Endpoint(packed("2001:db8::1"), 5)),
     ],
 )
-def test_endpoints_as_received(address: control.SocketAddress, info: bytes, endpoint: Endpoint) -> None:
+def test_an_endpoint_is_made_of_received_address_and_packet_info(
+    address: control.SocketAddress, info: bytes, endpoint: Endpoint
+) -> None:
     assert control.endpoint_from(address, info) == endpoint
 
 
@@ -147,12 +149,12 @@ def test_a_path_without_local_address_has_no_control_message() -> None:
     assert control.path_to(Endpoint(packed("2001:db8::1"), 5), socket.AF_INET6) == (("2001:db8::1", 5, 0, 0), [])
 
 
-def test_no_path_from_an_ipv4_socket_to_an_ipv6_address() -> None:
+def test_an_ipv4_socket_has_no_path_to_an_ipv6_address() -> None:
     assert control.path_to(Endpoint(packed("2001:db8::1"), 5), socket.AF_INET) is None
 
 
 @given(st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16), st.integers(1, 65_535))
-def test_the_way_back_leads_to_where_a_packet_came_from(address: bytes, port: int) -> None:
+def test_the_path_to_a_received_endpoint_is_the_address_that_it_came_from(address: bytes, port: int) -> None:
     sent_to, _ = control.path_to(Endpoint(address, port), socket.AF_INET6) or pytest.fail("no path")
     again = control.endpoint_from(sent_to, b"")
     expected = address[12:] if address.startswith(bytes(10) + b"\xff\xff") and len(address) == 16 else address
@@ -162,6 +164,6 @@ def test_the_way_back_leads_to_where_a_packet_came_from(address: bytes, port: in
 @pytest.mark.parametrize(
     ("address", "expected"), [("fe80::1", True), ("febf::1", True), ("fec0::1", False), ("2001:db8::1", False)]
 )
-def test_link_local(address: str, expected: bool) -> None:
+def test_only_addresses_of_fe80_10_are_link_local(address: str, expected: bool) -> None:
     assert control.is_link_local(packed(address)) is expected
     assert not control.is_link_local(packed("169.254.0.1"))

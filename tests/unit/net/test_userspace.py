@@ -6,6 +6,7 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address
 import pytest
 
 from oxidize.net import userspace
+from oxidize.net.data_path import Tunnel
 from oxidize.net.userspace import UserspaceNetwork
 
 SERVER4, CLIENT4 = ip_address("10.0.0.1"), ip_address("10.0.0.2")
@@ -16,7 +17,7 @@ ICMP, UDP, ICMPV6 = 1, 17, 58
 
 def checksum(data: bytes) -> int:
     """RFC 1071, word by word."""
-    total = sum(struct.unpack(f">{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
+    total: int = sum(struct.unpack(f">{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return total ^ 0xFFFF
@@ -154,7 +155,7 @@ def test_udp_over_ipv4_may_have_no_checksum_and_over_ipv6_must() -> None:
     assert ask(ipv6(UDP, udp(b"payload"))) is None
 
 
-def test_options_are_passed_over_and_not_sent_back() -> None:
+def test_ipv4_options_are_skipped_and_not_sent_back() -> None:
     for options in (b"\x01\x01\x01\0", b"\x07\x27\x04" + bytes(37)):
         reply = ask(ipv4(ICMP, icmp_echo(b"\x12\x34\0\x01payload"), options=options))
         assert reply is not None
@@ -164,7 +165,7 @@ def test_options_are_passed_over_and_not_sent_back() -> None:
 
 @pytest.mark.parametrize("name", REQUESTS)
 @pytest.mark.parametrize("buffer", [bytearray, memoryview, lambda packet: memoryview(bytearray(packet))])
-def test_any_buffer_and_padding_behind_the_packet_do(name: str, buffer: type) -> None:
+def test_a_request_may_be_any_buffer_and_have_padding(name: str, buffer: type) -> None:
     expected = ask(REQUESTS[name])
     assert expected is not None
     assert ask(buffer(REQUESTS[name] + bytes(13))) == expected
@@ -179,7 +180,7 @@ def test_a_reply_outlives_the_buffer_of_its_request() -> None:
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_a_flipped_bit_anywhere_changes_the_answer_to_none_or_is_not_covered(name: str) -> None:
+def test_a_request_with_a_flipped_bit_is_not_answered_unless_no_checksum_covers_it(name: str) -> None:
     request = REQUESTS[name]
     # What no checksum of IPv6 covers and no answer depends on: traffic class, flow label and hop limit.
     uncovered = set(range(4, 32)) | set(range(56, 64)) if request[0] >> 4 == 6 else set()
@@ -197,7 +198,7 @@ def test_truncated_requests_are_not_answered(name: str) -> None:
         assert ask(REQUESTS[name][:end]) is None
 
 
-def test_a_short_message_in_a_right_header_is_not_answered() -> None:
+def test_a_short_message_in_a_valid_header_is_not_answered() -> None:
     for size in range(8):
         assert ask(ipv4(ICMP, icmp_echo(b"")[:size])) is None
         assert ask(ipv4(UDP, udp(b"")[:size])) is None
@@ -211,7 +212,7 @@ def test_fragments_are_not_answered(fragment: int) -> None:
     assert ask(ipv4(ICMP, icmp_echo(b"\x12\x34\0\x01"), fragment=fragment)) is None
 
 
-def test_dont_fragment_is_no_fragment() -> None:
+def test_a_packet_with_dont_fragment_is_answered() -> None:
     assert ask(ipv4(ICMP, icmp_echo(b"\x12\x34\0\x01"), fragment=0x4000)) is not None
 
 
@@ -235,12 +236,12 @@ def test_other_messages_are_not_answered() -> None:
 
 
 @pytest.mark.parametrize("ports", [(40_000, 8), (40_000, 0), (0, 7), (7, 7), (7, 40_000)])
-def test_only_the_echo_port_answers_and_never_another_echo_service(ports: tuple[int, int]) -> None:
+def test_only_the_echo_port_answers_and_never_to_another_echo_service(ports: tuple[int, int]) -> None:
     assert ask(udp4(source_port=ports[0], destination_port=ports[1])) is None
     assert ask(udp6(source_port=ports[0], destination_port=ports[1])) is None
 
 
-def test_udp_answers_what_its_own_length_holds() -> None:
+def test_a_udp_reply_has_the_payload_within_the_udp_length() -> None:
     longer = bytearray(ipv4(UDP, udp(b"payload") + b"trailer"))
     reply = ask(longer)
     assert reply is not None
@@ -261,17 +262,17 @@ def test_other_ipv6_addresses_do_not_answer() -> None:
 
 
 @pytest.mark.parametrize("source", ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255"])
-def test_sources_that_are_no_single_host_are_not_answered(source: str) -> None:
+def test_an_ipv4_source_that_is_not_a_single_host_is_not_answered(source: str) -> None:
     assert ask(ipv4(ICMP, icmp_echo(b"\x12\x34\0\x01"), source=source)) is None
 
 
 @pytest.mark.parametrize("source", ["::", "ff02::1"])
-def test_ipv6_sources_that_are_no_single_host_are_not_answered(source: str) -> None:
+def test_an_ipv6_source_that_is_not_a_single_host_is_not_answered(source: str) -> None:
     packet = ipv6(ICMPV6, struct.pack(">BBHI", 128, 0, 0, 1), source=source)
     assert ask(with_checksum(packet, at=2)) is None
 
 
-def test_replies_are_read_in_order_and_as_many_as_asked_for() -> None:
+def test_replies_are_read_in_order_up_to_the_limit() -> None:
     network = new_network()
     requests = [udp4(bytes([number])) for number in range(10)]
     assert network.write_packets([*requests, b"no packet", b""]) == 2
@@ -283,7 +284,7 @@ def test_replies_are_read_in_order_and_as_many_as_asked_for() -> None:
     assert network.replies_dropped == 0
 
 
-def test_replies_that_nobody_reads_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unread_replies_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(userspace, "PENDING_REPLIES_MAX", 4)
     network = new_network()
     assert network.write_packets([udp4(bytes([number])) for number in range(10)]) == 0
@@ -292,12 +293,13 @@ def test_replies_that_nobody_reads_are_bounded(monkeypatch: pytest.MonkeyPatch) 
     assert [reply[28] for reply in network.read_packets(10)] == [6, 7, 8, 9]
 
 
-def test_there_is_nothing_to_poll() -> None:
-    assert new_network().fileno() is None
+def test_a_userspace_network_has_no_descriptor_to_poll() -> None:
+    network: Tunnel = new_network()
+    assert network.fileno() is None
 
 
-def test_addresses_are_taken_as_hosts_or_as_interfaces() -> None:
-    for addresses in ([SERVER4, SERVER6], [IPv4Interface("10.0.0.1/24"), IPv6Interface("fd00::1/64")]):
-        network = UserspaceNetwork(addresses)
+def test_an_address_may_be_given_as_a_host_or_as_an_interface() -> None:
+    interfaces: list[IPv4Interface | IPv6Interface] = [IPv4Interface("10.0.0.1/24"), IPv6Interface("fd00::1/64")]
+    for network in (UserspaceNetwork([SERVER4, SERVER6]), UserspaceNetwork(interfaces)):
         assert network.write_packets(list(REQUESTS.values())) == 0
     assert UserspaceNetwork([]).write_packets(list(REQUESTS.values())) == len(REQUESTS)
