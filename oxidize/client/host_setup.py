@@ -37,7 +37,7 @@ def check_host_setup(settings: NodeSettings, replaced: Collection[str] = ()) -> 
     if not has_host_setup(settings):
         return
     if settings.name_servers is not None:
-        check_dns(settings.name_servers, is_ours_to_set=_sets_names())
+        check_dns(settings.name_servers, by_this_process=_sets_names())
     if settings.default_routes:
         _check_mark(settings.fwmark)
         check_policy(_policy(settings), [settings.interface, *replaced])

@@ -38,15 +38,15 @@ def find_program() -> Program:
     )
 
 
-def check_dns(wanted: NameServers, *, is_ours_to_set: bool) -> None:
+def check_dns(wanted: NameServers, *, by_this_process: bool) -> None:
     """Raise OxidizeError if these name servers could not be set; change nothing.
 
-    is_ours_to_set: whether this process sets them, and not a hook of its unit that runs as root.
+    by_this_process: whether this process sets them, and not a hook of its unit that runs as root.
     """
     if not wanted.servers:
         return
     find_program()
-    if is_ours_to_set and os.geteuid() != 0:
+    if by_this_process and os.geteuid() != 0:
         raise OxidizeError(
             f"client.dns is set, but user {os.geteuid()} may not change this system's name servers: expected root; run "
             "as root, or by the unit oxidize-client.service, or remove the line"

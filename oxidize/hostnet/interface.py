@@ -103,8 +103,8 @@ class _Interface(Reconciler):
 
     def reconcile_routes(self, wanted: set[Network]) -> None:
         present = self._routes()
-        ours = {network for network, protocol in present if protocol == ROUTE_PROTOCOL}
-        for network in sorted(ours - wanted, key=str):
+        managed = {network for network, protocol in present if protocol == ROUTE_PROTOCOL}
+        for network in sorted(managed - wanted, key=str):
             self._change(f"route -{network}", partial(self._route, "del", network), done=errno.ESRCH)
         for network in sorted(wanted - {network for network, _ in present}, key=str):
             self._change(f"route +{network}", partial(self._route, "add", network))
@@ -122,8 +122,8 @@ class _Interface(Reconciler):
         """Return destination and protocol of the main table's routes into the interface."""
         found = []
         for message in self._request("", lambda: list(self._netlink.get_routes(oif=self._index))):
-            ours = message.get("oif") == self._index and message.get("table") == RT_TABLE_MAIN
-            if ours and message["family"] in FAMILIES.values():
+            managed = message.get("oif") == self._index and message.get("table") == RT_TABLE_MAIN
+            if managed and message["family"] in FAMILIES.values():
                 any_host = "0.0.0.0" if message["family"] == socket.AF_INET else "::"  # noqa: S104 - no bind
                 found.append((ip_network(f"{message.get('dst') or any_host}/{message['dst_len']}"), message["proto"]))
         return found

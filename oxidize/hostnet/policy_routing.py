@@ -169,9 +169,9 @@ class _Family(Reconciler):
         self._ip = f"IPv{version}"
         self._family = FAMILIES[version]
         # Rules before routes: a client adds routes first, so one whose rules are seen here has its routes seen too.
-        self._ours, self._others = self._read_rules()
-        self._tables = {rule.table for rule in self._ours} - {0, RT_TABLE_MAIN}
-        self.is_there = bool(self._ours)
+        self._managed, self._others = self._read_rules()
+        self._tables = {rule.table for rule in self._managed} - {0, RT_TABLE_MAIN}
+        self.is_there = bool(self._managed)
         self._routes = self._read_routes() if self.is_there or is_wanted else []
         self._removed: list[Rule] = []
 
@@ -203,15 +203,15 @@ class _Family(Reconciler):
             request = partial(self._route, "replace", policy.fwmark, index)
             self._change(f"{self._ip} default route +{policy.fwmark}", request)
             # A process that removes a dead client's rules now looks for this route afterwards: restore_for_others.
-            self._ours, _ = self._read_rules()
+            self._managed, _ = self._read_rules()
         for rule in wanted:
-            if rule not in self._ours:
+            if rule not in self._managed:
                 self._change(f"{self._ip} rule +{rule}", partial(self._rule, "add", rule), done=errno.EEXIST)
-        self._remove_rules(set(self._ours) - set(wanted))
+        self._remove_rules(set(self._managed) - set(wanted))
         self._remove_routes(own, keep=(policy.fwmark, index))
 
     def remove(self, own: Collection[int]) -> None:
-        self._remove_rules(self._ours)
+        self._remove_rules(self._managed)
         self._remove_routes(own, keep=(0, 0))
 
     def restore_for_others(self, own: Collection[int]) -> None:
@@ -233,21 +233,21 @@ class _Family(Reconciler):
     def _remove_routes(self, own: Collection[int], keep: tuple[int, int]) -> None:
         for route in self._read_routes():
             key = (route.table, route.index)
-            is_ours = route.protocol == ROUTE_PROTOCOL and route.index in own and route.table != RT_TABLE_MAIN
-            if is_ours and key != keep and route.prefix_length == 0:
+            is_managed = route.protocol == ROUTE_PROTOCOL and route.index in own and route.table != RT_TABLE_MAIN
+            if is_managed and key != keep and route.prefix_length == 0:
                 request = partial(self._route, "del", *key)
                 self._change(f"{self._ip} default route -{route.table}", request, done=errno.ESRCH)
 
     def _read_rules(self) -> tuple[list[Rule], list[Rule]]:
         """Return the rules with `ROUTE_PROTOCOL`, and all others."""
-        ours: list[Rule] = []
+        managed: list[Rule] = []
         others: list[Rule] = []
         read = partial(self._netlink.get_rules, family=self._family)
         messages = self._request("rules", lambda: list(read()), done=_NO_SUCH_FAMILY)
         for message in messages or []:
             rule = _rule_from(message)
-            (ours if message.get_attr("FRA_PROTOCOL") == ROUTE_PROTOCOL else others).append(rule)
-        return ours, others
+            (managed if message.get_attr("FRA_PROTOCOL") == ROUTE_PROTOCOL else others).append(rule)
+        return managed, others
 
     def _read_routes(self) -> list[_Route]:
         """Return all routes except those of the kernel's own tables."""

@@ -137,7 +137,7 @@ def test_metric_names_follow_the_conventions(metrics: Metrics) -> None:
         assert family.samples, family.name
         words = family.name.split("_")
         assert not set(words) & set(NOT_BASE_UNITS), family.name
-        assert set(words[:-1]).isdisjoint(BASE_UNITS), f"{family.name}: the unit stands last"
+        assert set(words[:-1]).isdisjoint(BASE_UNITS), f"{family.name}: the unit is the last word"
         assert family.type in {"counter", "gauge", "summary", "histogram"}, family.name
         for sample in family.samples:
             # The parser takes `_total` off a counter's name; nothing but a counter may have it.

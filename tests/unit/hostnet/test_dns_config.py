@@ -117,19 +117,19 @@ def test_a_program_that_cannot_be_run_is_an_error(programs: Programs) -> None:
 
 def test_a_system_without_a_dns_program_is_an_error(programs: Programs) -> None:
     dns_config.RESOLVED.touch()  # it runs, but its program is missing
-    for ask in (find_program, lambda: check_dns(WANTED, is_ours_to_set=False)):
+    for ask in (find_program, lambda: check_dns(WANTED, by_this_process=False)):
         with pytest.raises(OxidizeError, match=r"no program for that.*install openresolv or start systemd-resolved"):
             ask()
-    check_dns(NONE, is_ours_to_set=True)
+    check_dns(NONE, by_this_process=True)
     revert_dns("lo", "record")
 
 
 def test_only_root_sets_name_servers_itself(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     programs.add("resolvconf")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    check_dns(WANTED, is_ours_to_set=False)
+    check_dns(WANTED, by_this_process=False)
     with pytest.raises(OxidizeError, match="user 1000 may not change this system's name servers: expected root"):
-        check_dns(WANTED, is_ours_to_set=True)
+        check_dns(WANTED, by_this_process=True)
     assert programs.calls() == []
 
 

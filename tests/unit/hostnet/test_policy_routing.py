@@ -192,7 +192,7 @@ def test_another_clients_rules_are_left_alone(kernel: Kernel, wanted: Policy) ->
         {"table": 254, "fwmark": 1000, "flags": 0, "protocol": 3},
         {"table": 1000, "flags": 0, "protocol": 4},
     ],
-    ids=["a full tunnel", "our mark", "our table"],
+    ids=["a full tunnel", "the same mark", "the same table"],
 )
 def test_another_programs_rules_are_an_error_and_are_not_changed(kernel: Kernel, rule: Row) -> None:
     kernel.rules = [{"family": 10, "action": 1, **rule}]
@@ -233,7 +233,7 @@ def test_a_client_that_starts_while_a_dead_clients_rules_are_removed_has_all_its
     kernel.lose("ox0")
     kernel.requests, kernel.before = 0, {request_number: lambda: apply_policy(policy, "ox1", 7)}
     remove_policy(indexes=[5])
-    kernel.before.get(request_number, lambda: None)()  # where it was not come to
+    kernel.before.get(request_number, lambda: None)()  # if that request was not made
     present = {(row["family"], row["priority"]) for row in kernel.rules if row.get("fwmark", fwmark) == fwmark}
     assert present >= {(2, 30000), (2, 30001), (2, 30002), (2, 30003), (10, 30001), (10, 30002), (10, 30003)}
     assert {(row["oif"], row["table"]) for row in kernel.routes} == {(6, fwmark)}
