@@ -22,7 +22,7 @@ from oxidize.protocol.constants import (
 from oxidize.protocol.counters import TOTALS_WORDS, DropReason, Total
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.messages import message_type
-from tests.support.network import Host, World, packet
+from tests.support.network import Host, World, joined, packet
 
 EXAMPLES = 300  # batches, of half BATCH_PACKETS_MAX at least
 DATAGRAMS_MIN = 10_000
@@ -271,11 +271,7 @@ def test_whatever_is_to_be_sent_raises_nothing_and_is_counted_once(packets: list
 
 def test_a_loaded_device_asks_for_cookies_and_keeps_its_sessions() -> None:
     world = World()
-    client, server = world.host(), world.host(under_load_handshakes=0)
-    client.know(server)
-    server.know(client)
-    client.start()
-    server.start()
+    client, server = joined(world.host(), world.host(under_load_handshakes=0))
     client.send(server)
     world.run(11)
     assert len(server.delivered) == 1

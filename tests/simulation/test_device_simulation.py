@@ -12,11 +12,11 @@ from random import Random
 
 import pytest
 
-from oxidize.protocol.constants import REKEY_TIMEOUT, TYPE_INITIATION
+from oxidize.protocol.constants import REKEY_TIMEOUT
 from oxidize.protocol.counters import DropReason, Total
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.messages import message_type
 from tests.support.mortal_hosts import MortalHost, MortalWorld
+from tests.support.network import initiations
 
 STEPS = 2_000
 SEEDS = [1, 2, 3, 4, 5]
@@ -26,6 +26,7 @@ class Simulation:
     """Draws what happens next. The network's delays are longer than the pauses, so datagrams overtake each other."""
 
     LOST, DUPLICATED = 0.1, 0.1
+    PAUSES = ([0.5, 5.0, 20.0, 130.0, 600.0], [50, 25, 15, 5, 1])  # longest pauses in seconds, and their weights
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
@@ -56,7 +57,7 @@ class Simulation:
         host.say(other, self.random.randint(1, 8), self.random.randint(0, 40))
 
     def wait(self, _: MortalHost) -> None:
-        longest = self.random.choices([0.5, 5.0, 20.0, 130.0, 600.0], [50, 25, 15, 5, 1])[0]
+        longest = self.random.choices(*self.PAUSES)[0]
         self.pass_time(self.random.random() * longest)
 
     def pass_time(self, seconds: float) -> None:
@@ -65,10 +66,15 @@ class Simulation:
             self.world.now = max(self.world.now, due)
             self.let_arrive()
             for host in self.hosts:
-                if (deadline := host.device.next_deadline()) is not None and deadline <= self.world.now:
+                deadline = host.device.next_deadline()
+                if not host.is_down and deadline is not None and deadline <= self.world.now:
                     host.handle_timeout()
             self.carry()
+            self.check()
         self.world.now = end
+
+    def check(self) -> None:
+        """Check the rules of this simulation; those of a host are checked by the host."""
 
     def move(self, _: MortalHost) -> None:
         host = self.random.choice(self.hosts[2:])  # the first two are where all the others look for them
@@ -298,7 +304,3 @@ def test_a_kill_before_any_effect_breaks_no_rule_and_no_session(scene: Scene, di
             host.say(other)
             world.run(REKEY_TIMEOUT * 2)
         assert world.check_deliveries() >= arrived + 2, f"effect {at}"
-
-
-def initiations(world: MortalWorld) -> int:
-    return sum(message_type(datagram) == TYPE_INITIATION for _, _, datagram in world.log)

@@ -78,6 +78,8 @@ class LinkedHost(MortalHost):
 class LinkSimulation(Simulation):
     """Draws what happens next to a client and its server."""
 
+    PAUSES = ([0.1, 1.0, 5.0, 30.0, 200.0], [40, 30, 20, 8, 2])
+
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
         self.world = MortalWorld(seed)
@@ -134,23 +136,6 @@ class LinkSimulation(Simulation):
             if not speaker.is_down:
                 other = self.server if speaker is self.client else self.client
                 speaker.say(other, self.random.randint(1, 8), self.random.randint(0, 40))
-
-    def wait(self, _: MortalHost) -> None:
-        longest = self.random.choices([0.1, 1.0, 5.0, 30.0, 200.0], [40, 30, 20, 8, 2])[0]
-        self.pass_time(self.random.random() * longest)
-
-    def pass_time(self, seconds: float) -> None:
-        end = self.world.now + seconds
-        while (due := min(filter(None, self._events()), default=end)) < end:
-            self.world.now = max(self.world.now, due)
-            self.let_arrive()
-            for host in self.hosts:
-                deadline = host.device.next_deadline()
-                if not host.is_down and deadline is not None and deadline <= self.world.now:
-                    host.handle_timeout()
-            self.carry()
-            self.check()
-        self.world.now = end
 
     def black_out(self, host: MortalHost) -> None:
         self.dark |= self.random.choice([{host}, set(self.hosts)])

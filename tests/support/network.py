@@ -11,11 +11,13 @@ from random import Random
 from typing import TypeVar
 
 from oxidize.protocol.changes import Change, PeerRemoved, change_key
+from oxidize.protocol.constants import TYPE_INITIATION
 from oxidize.protocol.counters import DROPS_START, SEND_COUNTER, DropReason, Total
 from oxidize.protocol.crypto import public_key
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.link_policy import LinkPolicy
+from oxidize.protocol.messages import message_type
 from oxidize.protocol.peer import Peer, PeerSettings
 from oxidize.protocol.session_table import Transmit
 from tests.support.counters import ArraySlots
@@ -252,3 +254,27 @@ class World:
 def lose_everything(source: Endpoint, destination: Endpoint, datagram: bytes) -> Iterable[bytes]:
     """Drop whatever is on the wire."""
     return []
+
+
+def joined(client: Host, server: Host, psk: bytes = bytes(32), server_psk: bytes | None = None) -> tuple[Host, Host]:
+    """Start two hosts that know each other's endpoints; server_psk: the preshared key of the server if it differs."""
+    client.know(server, psk=psk)
+    server.know(client, psk=psk if server_psk is None else server_psk)
+    client.start()
+    server.start()
+    return client, server
+
+
+def connected(world: World) -> tuple[Host, Host]:
+    """Return a new client and a new server with a session."""
+    client, server = world.pair()
+    client.send(server)
+    world.exchange()
+    assert server.delivered == [packet(client.inner, server.inner)]
+    server.delivered.clear()
+    return client, server
+
+
+def initiations(world: World) -> int:
+    """Return the number of handshake initiations that were sent."""
+    return sum(message_type(datagram) == TYPE_INITIATION for _, _, datagram in world.log)

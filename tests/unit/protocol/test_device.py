@@ -20,20 +20,7 @@ from oxidize.protocol.constants import (
 from oxidize.protocol.counters import SEND_COUNTER, DropReason, Total
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.messages import message_type
-from tests.support.network import Host, World, lose_everything, packet
-
-
-def connected(world: World) -> tuple[Host, Host]:
-    client, server = world.pair()
-    client.send(server)
-    world.exchange()
-    assert server.delivered == [packet(client.inner, server.inner)]
-    server.delivered.clear()
-    return client, server
-
-
-def initiations(world: World) -> int:
-    return sum(message_type(datagram) == TYPE_INITIATION for _, _, datagram in world.log)
+from tests.support.network import World, connected, initiations, joined, lose_everything, packet
 
 
 def test_the_first_packet_makes_a_handshake_and_arrives() -> None:
@@ -48,11 +35,7 @@ def test_the_first_packet_makes_a_handshake_and_arrives() -> None:
 
 def test_preshared_keys_must_agree() -> None:
     world = World()
-    client, server = world.host(), world.host()
-    client.know(server, psk=b"a" * 32)
-    server.know(client, psk=b"b" * 32)
-    client.start()
-    server.start()
+    client, server = joined(world.host(), world.host(), psk=b"a" * 32, server_psk=b"b" * 32)
     client.send(server)
     world.exchange()
     assert server.delivered == []
@@ -61,11 +44,7 @@ def test_preshared_keys_must_agree() -> None:
 
 def test_equal_preshared_keys_connect() -> None:
     world = World()
-    client, server = world.host(), world.host()
-    client.know(server, psk=b"a" * 32)
-    server.know(client, psk=b"a" * 32)
-    client.start()
-    server.start()
+    client, server = joined(world.host(), world.host(), psk=b"a" * 32, server_psk=b"a" * 32)
     client.send(server)
     world.exchange()
     assert len(server.delivered) == 1
@@ -326,11 +305,7 @@ def test_counters_near_their_end_rekey_and_then_stop() -> None:
 
 def test_under_load_cookies_are_asked_for_and_honoured() -> None:
     world = World()
-    client, server = world.host(), world.host(under_load_handshakes=0)
-    client.know(server)
-    server.know(client)
-    client.start()
-    server.start()
+    client, server = joined(world.host(), world.host(under_load_handshakes=0))
     client.send(server)
     world.exchange()
     assert server.dropped(DropReason.COOKIE_REQUIRED) == 1
@@ -342,11 +317,7 @@ def test_under_load_cookies_are_asked_for_and_honoured() -> None:
 
 def test_under_load_a_source_is_limited_though_its_cookie_is_good() -> None:
     world = World()
-    client, server = world.host(), world.host(under_load_handshakes=0)
-    client.know(server)
-    server.know(client)
-    client.start()
-    server.start()
+    client, server = joined(world.host(), world.host(under_load_handshakes=0))
     client.send(server)
     world.exchange()
     world.run(REKEY_TIMEOUT + 1)

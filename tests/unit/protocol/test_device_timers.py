@@ -8,15 +8,9 @@ from oxidize.protocol.constants import (
     REKEY_AFTER_TIME,
     REKEY_ATTEMPT_TIME,
     REKEY_TIMEOUT,
-    TYPE_INITIATION,
 )
 from oxidize.protocol.counters import DropReason, Total
-from oxidize.protocol.messages import message_type
-from tests.support.network import World, lose_everything
-
-
-def initiations(world: World) -> int:
-    return sum(message_type(datagram) == TYPE_INITIATION for _, _, datagram in world.log)
+from tests.support.network import World, initiations, joined, lose_everything
 
 
 def test_a_keepalive_is_a_message_that_calls_for_a_new_keypair_too() -> None:
@@ -28,11 +22,7 @@ def test_a_keepalive_is_a_message_that_calls_for_a_new_keypair_too() -> None:
 
 def test_a_new_session_makes_the_handshake_needless_that_was_held_back() -> None:
     world = World()
-    client, server = world.host(), world.host()
-    client.know(server)
-    server.know(client)
-    client.start()
-    server.start()
+    client, server = joined(world.host(), world.host())
     client.send(server)
     world.exchange()
     client.peer(server).current = client.peer(server).previous = None
@@ -105,11 +95,7 @@ def test_staged_packets_of_all_peers_have_one_limit(monkeypatch: pytest.MonkeyPa
 
 def test_of_two_handshakes_that_began_at_once_neither_is_repeated() -> None:
     world = World()
-    client, server = world.host(), world.host()
-    client.know(server)
-    server.know(client)
-    client.start()
-    server.start()
+    client, server = joined(world.host(), world.host())
     client.send(server)
     server.send(client)
     world.carry()

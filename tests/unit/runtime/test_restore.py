@@ -27,15 +27,7 @@ from oxidize.protocol.constants import (
 from oxidize.protocol.counters import DropReason, Total
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.messages import message_type
-from tests.support.network import Host, World, lose_everything, packet
-
-
-def connected(world: World) -> tuple[Host, Host]:
-    client, server = world.pair()
-    client.send(server)
-    world.exchange()
-    server.delivered.clear()
-    return client, server
+from tests.support.network import Host, World, connected, joined, lose_everything, packet
 
 
 def sent(host: Host) -> list[int]:
@@ -197,11 +189,7 @@ def test_a_kill_between_the_two_records_of_an_answer_leaves_the_session_usable()
 
 def test_cookies_of_a_predecessor_stay_good() -> None:
     world = World()
-    client, server = world.host(), world.host(under_load_handshakes=0)
-    client.know(server)
-    server.know(client)
-    client.start()
-    server.start()
+    client, server = joined(world.host(), world.host(under_load_handshakes=0))
     client.send(server)
     world.exchange()
     assert any(isinstance(change, CookieSecret) for change in server.journal)
