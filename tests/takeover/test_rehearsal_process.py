@@ -352,7 +352,7 @@ def test_who_is_frozen_counts_nothing(server: Server, clients: list[EchoClient],
 
 def as_nobody(server: Server, *arguments: str) -> list[str]:
     """Return a command of `oxidize` as an ordinary user; what it needs is imported before."""
-    modules = "oxidize.cli.commands, oxidize.runtime.daemon, oxidize.runtime.rehearsal"
+    modules = "pydantic.plugin._loader, oxidize.cli.commands, oxidize.runtime.daemon, oxidize.runtime.rehearsal"
     drop = f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})"
     code = f"import os, {modules}; 'a'.encode('idna'); {drop}; oxidize.cli.commands.main()"
     return [sys.executable, "-P", "-c", code, *arguments, "-c", str(server.config_path)]

@@ -132,8 +132,8 @@ def test_who_was_started_to_replace_a_server_never_starts_one(server: Server) ->
 def test_who_may_not_make_a_tun_device_is_told_in_one_line() -> None:
     # Everything is imported before: the interpreter's folders may be closed to that user, as pytest's are.
     code = (
-        "import os, oxidize.cli.commands, oxidize.runtime.daemon; 'a'.encode('idna'); os.setgroups([]); "
-        f"os.setgid({NOBODY}); os.setuid({NOBODY}); oxidize.cli.commands.main()"
+        "import os, pydantic.plugin._loader, oxidize.cli.commands, oxidize.runtime.daemon; 'a'.encode('idna'); "
+        f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY}); oxidize.cli.commands.main()"
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
