@@ -1,7 +1,7 @@
 """The journal against a dictionary: wherever its writer is killed, it reads as before or as after.
 
-Every store of a word and every pwrite, half done as well, is a moment at which SIGKILL may come. At each of them the
-memory file is copied and read anew, as a successor would.
+SIGKILL may come at every store of a word, and before, within and after every pwrite. At each of these instants the
+memory file is copied, and the copy is read as a successor would read it.
 """
 
 import os
@@ -41,7 +41,7 @@ class Recorded(Journal):
 
 
 def applied(model: Model, records: list[dict[str, Any]]) -> Model:
-    """Fold records into a model, by the rule as it is written in `state.stream`."""
+    """Fold records into a model, by the rule that `state.stream` states."""
     model = dict(model)
     for record in records:
         kind, key = record["type"], record["key"]
@@ -92,7 +92,7 @@ operations = st.lists(
 
 
 def perform(journal: Recorded, observer: Journal, seen: Model, operation: tuple[str, Any], model: Model) -> Model:
-    """Do one thing to the journal and return what the model is then; `seen` follows what the observer reads."""
+    """Apply one operation to the journal and return the new model; `seen` follows what the observer reads."""
     name, argument = operation
     if name == "append":
         try:
@@ -127,7 +127,7 @@ def hand_over(predecessor: Recorded) -> Recorded:
 
 
 def thaw(predecessor: Recorded, records: list[dict[str, Any]], model: Model) -> Model:
-    """Let a successor own the journal for a while, compact it against all agreements, and die."""
+    """Let a successor own the journal for a while, compact it although it is held, and die."""
     predecessor.stop_writing()
     successor = Journal.open(os.dup(predecessor.fd), reader=1)
     known = applied({}, successor.sync())
@@ -145,7 +145,7 @@ def thaw(predecessor: Recorded, records: list[dict[str, Any]], model: Model) -> 
 
 @settings(max_examples=200)
 @given(operations)
-def test_a_killed_writer_leaves_the_state_before_or_after_what_it_was_doing(script: list[tuple[str, Any]]) -> None:
+def test_a_killed_writer_leaves_the_state_before_or_after_its_operation(script: list[tuple[str, Any]]) -> None:
     journal = Recorded.create(ENVELOPE, reader=1, region_bytes=REGION_BYTES)
     observer = Journal.open(os.dup(journal.fd), reader=1)
     model: Model = {}
@@ -171,7 +171,7 @@ def test_a_killed_writer_leaves_the_state_before_or_after_what_it_was_doing(scri
 
 @settings(max_examples=100)
 @given(st.lists(puts | retirements, max_size=30), st.integers(1, 5))
-def test_a_finished_compaction_leaves_only_what_is_live(records: list[dict[str, Any]], keys_max: int) -> None:
+def test_a_finished_compaction_leaves_only_live_records(records: list[dict[str, Any]], keys_max: int) -> None:
     journal = Journal.create(ENVELOPE, reader=1, region_bytes=REGION_BYTES * 4)
     for record in records:
         journal.append(record)

@@ -1,6 +1,7 @@
-"""The replay window against a set of all counters ever accepted, in processes that live and in processes that die."""
+"""The replay window against a set of all counters ever accepted, in processes that are killed and in others."""
 
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -45,8 +46,12 @@ class DyingWords:
         self._words[index] = value
 
 
+def dying_words(words: Counters, stores_left: int) -> Counters:
+    return cast(Counters, DyingWords(words, stores_left))
+
+
 class Model:
-    """The rule, said without a bitmap."""
+    """The rule of the window, without a bitmap."""
 
     def __init__(self) -> None:
         self.accepted: set[int] = set()
@@ -75,7 +80,7 @@ def near(counter: int, offset: int) -> int:
 
 @settings(max_examples=200)
 @given(starts, st.lists(offsets, max_size=60), st.lists(offsets, max_size=20))
-def test_the_window_agrees_with_a_set(start: int, marked: list[int], asked: list[int]) -> None:
+def test_the_replay_window_agrees_with_a_set(start: int, marked: list[int], asked: list[int]) -> None:
     words, slot = new_window()
     model = Model()
     highest = start
@@ -101,7 +106,9 @@ def test_the_window_agrees_with_a_set(start: int, marked: list[int], asked: list
     ),
     st.lists(st.integers(-WINDOW_SIZE, 0), max_size=10),
 )
-def test_a_run_is_the_same_as_its_counters_one_by_one(start: int, runs: list[tuple[int, int]], late: list[int]) -> None:
+def test_marking_a_run_equals_marking_its_counters_one_by_one(
+    start: int, runs: list[tuple[int, int]], late: list[int]
+) -> None:
     fast, slot = new_window()
     slow, slow_slot = new_window()
     assert slot == slow_slot
@@ -127,7 +134,7 @@ def test_no_sequence_of_kills_makes_an_accepted_counter_fresh(start: int, steps:
     for offset, run, stores in steps:
         receive_next = words[slot + RECEIVE_NEXT]
         counter = near(max(start, receive_next - 1), offset)
-        dying: Counters = DyingWords(words, stores)  # type: ignore[assignment]
+        dying = dying_words(words, stores)
         try:
             if not run:
                 if mark(dying, slot, counter):
@@ -157,25 +164,25 @@ def _run_step(first: int, count: int) -> Step:
 @pytest.mark.parametrize("highest", [0, 63, 64, 2 * RING_SIZE + 31])
 @pytest.mark.parametrize("jump", [1, 64, 65, WINDOW_SIZE, WINDOW_SIZE + 64, RING_SIZE, RING_SIZE + 64, 9 * RING_SIZE])
 @pytest.mark.parametrize("run", [0, 100, RING_SIZE + 100])
-def test_a_kill_between_any_two_stores_makes_nothing_fresh_again(highest: int, jump: int, run: int) -> None:
+def test_a_kill_between_any_two_stores_makes_no_counter_fresh_again(highest: int, jump: int, run: int) -> None:
     step = _run_step(highest + jump, run) if run else _mark_step(highest + jump)
     marked = range(max(0, highest + 1 - RING_SIZE), highest + 1)
-    # Blocks are cleared whole: their ends stand for them, which lets every store of every case be tried.
+    # Blocks are cleared whole, so their ends represent them; then every store of every case can be tried.
     accepted = [counter for counter in marked if counter % 64 in (0, 1, 63) or counter == highest]
     stores = 0
     while True:
         words, slot = new_window()
         mark_run(words, slot, marked.start, len(marked))
-        dying = DyingWords(words, stores)
+        dying = dying_words(words, stores)
         finished = False
         try:
-            step(dying, slot)  # type: ignore[arg-type]
+            step(dying, slot)
             finished = True
         except Killed:
             pass
         fresh_again = [counter for counter in accepted if is_fresh(words, slot, counter)]
         assert not fresh_again, f"after {stores} stores"
-        # The successor goes on from the words, and must not undo it either.
+        # The successor continues with the same words, and must not undo it either.
         assert mark(words, slot, highest + jump + run + 1)
         assert not any(is_fresh(words, slot, counter) for counter in accepted), f"after {stores} stores and one more"
         if finished:
@@ -190,9 +197,9 @@ def test_a_kill_refuses_no_counter_that_never_came(jump: int) -> None:
     for stores in range(2 * REPLAY_WORDS + 4):
         words, slot = new_window()
         mark_run(words, slot, 0, highest + 1)
-        dying = DyingWords(words, stores)
+        dying = dying_words(words, stores)
         try:
-            mark(dying, slot, highest + jump)  # type: ignore[arg-type]
+            mark(dying, slot, highest + jump)
             killed = False
         except Killed:
             killed = True

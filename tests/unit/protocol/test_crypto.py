@@ -36,13 +36,13 @@ LOW_ORDER_POINTS = [  # https://cr.yp.to/ecdh.html, "How do I validate Curve2551
 
 
 class TestBlake2s:
-    def test_rfc7693_appendix_b_abc(self) -> None:
+    def test_blake2s_agrees_with_rfc_7693_appendix_b(self) -> None:
         expected = "508c5e8c327c14e2e1a72ba34eeb452f37458b209ed63a294d999b4c86675982"
         assert crypto.blake2s(b"abc").hex() == expected
         assert crypto.blake2s(b"a", bytearray(b"b"), b"", memoryview(b"c")).hex() == expected
 
-    def test_rfc7693_appendix_e_self_test(self) -> None:
-        """Every digest of the self-test, those that we have functions for by our functions."""
+    def test_blake2s_and_mac_pass_the_self_test_of_rfc_7693_appendix_e(self) -> None:
+        """Every digest of the self-test, computed by the functions of `crypto` where they have its size."""
 
         def sequence(length: int, seed: int) -> bytes:
             a, b, out = (0xDEAD4BAD * seed) & 0xFFFFFFFF, 1, bytearray()
@@ -64,14 +64,14 @@ class TestBlake2s:
                 grand.update(keyed)
         assert grand.hexdigest() == "6a411f08ce25adcdfb02aba641451cec53c598b24f4fc787fbdc88797f4c1dfe"
 
-    def test_mac_of_parts_is_mac_of_the_whole(self) -> None:
+    def test_the_mac_of_parts_is_the_mac_of_the_whole(self) -> None:
         assert crypto.mac(b"k" * 32, b"ab", memoryview(b"c"), b"") == crypto.mac(b"k" * 32, b"abc")
         assert crypto.mac(b"k" * 32, b"abc") != crypto.mac(b"j" * 32, b"abc")
 
 
 class TestKeyDerivation:
     @pytest.mark.parametrize("key", [b"", b"k", b"k" * 32, b"k" * 64, b"k" * 65])
-    def test_hmac_is_rfc2104(self, key: bytes) -> None:
+    def test_hmac_agrees_with_rfc_2104(self, key: bytes) -> None:
         block = (hashlib.blake2s(key).digest() if len(key) > 64 else key).ljust(64, b"\0")
         inner = hashlib.blake2s(bytes(byte ^ 0x36 for byte in block) + b"data").digest()
         outer = hashlib.blake2s(bytes(byte ^ 0x5C for byte in block) + inner).digest()
@@ -110,39 +110,39 @@ class TestKeyDerivation:
             ),
         ],
     )
-    def test_kdf_of_the_reference(
+    def test_the_kdf_agrees_with_wireguard_go(
         self, chaining_key: bytes, material: bytes, expected: tuple[str, ...], count: int
     ) -> None:
         assert tuple(key.hex() for key in crypto.kdf(chaining_key, material, count)) == expected[:count]
 
     @pytest.mark.parametrize("count", [-1, 0, 4])
-    def test_kdf_refuses_other_counts(self, count: int) -> None:
+    def test_the_kdf_refuses_other_counts(self, count: int) -> None:
         with pytest.raises(StateError, match="expected 1 to 3"):
             crypto.kdf(b"", b"", count)
 
 
 class TestAead:
-    def test_rfc8439_appendix_a5(self) -> None:
+    def test_seal_and_unseal_agree_with_rfc_8439_appendix_a5(self) -> None:
         vector = AEAD["rfc8439_appendix_a5"]
         counter = int.from_bytes(vector["nonce"][4:], "little")
         assert crypto.seal(vector["key"], counter, vector["plaintext"], vector["associated"]) == vector["sealed"]
         assert crypto.unseal(vector["key"], counter, vector["sealed"], vector["associated"]) == vector["plaintext"]
 
-    def test_hchacha20_of_the_draft(self) -> None:
+    def test_hchacha20_agrees_with_the_draft(self) -> None:
         vector = AEAD["xchacha_draft_hchacha20"]
         assert crypto.hchacha20(vector["key"], vector["nonce"]) == vector["subkey"]
 
-    def test_hchacha20_accepts_every_word(self) -> None:
+    def test_hchacha20_accepts_a_nonce_of_the_largest_words(self) -> None:
         """The nonce's first word is ChaCha20's counter: it may be the last one before it wraps."""
         assert len(crypto.hchacha20(b"\xff" * 32, b"\xff" * 16)) == 32
 
-    def test_xchacha20_poly1305_of_the_draft(self) -> None:
+    def test_seal_x_and_unseal_x_agree_with_the_draft(self) -> None:
         vector = AEAD["xchacha_draft_aead"]
         key, nonce, associated = vector["key"], vector["nonce"], vector["associated"]
         assert crypto.seal_x(key, nonce, vector["plaintext"], associated) == vector["sealed"]
         assert crypto.unseal_x(key, nonce, vector["sealed"], associated) == vector["plaintext"]
 
-    def test_whatever_is_altered_is_not_authentic(self) -> None:
+    def test_an_altered_ciphertext_key_nonce_or_associated_data_is_not_authentic(self) -> None:
         key, nonce, sealed = b"k" * 32, b"n" * 24, crypto.seal(b"k" * 32, 7, b"text", b"ad")
         assert crypto.unseal(key, 7, memoryview(sealed), b"ad") == b"text"
         assert crypto.unseal(key, 8, sealed, b"ad") is None
@@ -161,12 +161,12 @@ class TestAead:
             assert crypto.unseal_x(key, nonce, altered_x, b"ad") is None
 
     @pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 100])
-    def test_bytes_of_any_length_are_refused_not_raised(self, length: int) -> None:
+    def test_unsealing_bytes_of_any_length_returns_none(self, length: int) -> None:
         assert crypto.unseal(b"k" * 32, 0, bytes(length), b"") is None
         assert crypto.unseal_x(b"k" * 32, b"n" * 24, bytes(length), b"") is None
 
     @pytest.mark.parametrize("size", [0, 12, 23, 25])
-    def test_extended_nonce_of_another_size_is_our_mistake(self, size: int) -> None:
+    def test_an_extended_nonce_of_another_size_is_a_state_error(self, size: int) -> None:
         with pytest.raises(StateError, match=f"of {size} bytes; expected 24"):
             crypto.seal_x(b"k" * 32, bytes(size), b"", b"")
         with pytest.raises(StateError, match=f"of {size} bytes; expected 24"):
@@ -195,10 +195,10 @@ class TestX25519:
             ),
         ],
     )
-    def test_rfc7748_section_5_2(self, scalar: str, point: str, expected: str) -> None:
+    def test_x25519_agrees_with_rfc_7748_section_5_2(self, scalar: str, point: str, expected: str) -> None:
         assert scalar_multiply(bytes.fromhex(scalar), bytes.fromhex(point)).hex() == expected
 
-    def test_rfc7748_section_5_2_thousand_iterations(self) -> None:
+    def test_a_thousand_iterations_of_x25519_agree_with_rfc_7748_section_5_2(self) -> None:
         scalar = point = (9).to_bytes(32, "little")
         for iteration in range(1, 1001):
             scalar, point = scalar_multiply(scalar, point), scalar
@@ -206,7 +206,7 @@ class TestX25519:
                 assert scalar.hex() == "422c8e7a6227d7bca1350b3e2bb7279f7897b87bb6854b783c60e80311ae3079"
         assert scalar.hex() == "684cf59ba83309552800ef566f2f4d3c1c3887c49360e3875f2eb94d99532c51"
 
-    def test_rfc7748_section_6_1(self) -> None:
+    def test_x25519_agrees_with_rfc_7748_section_6_1(self) -> None:
         alice = bytes.fromhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a")
         bob = bytes.fromhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb")
         shared = "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742"
@@ -217,18 +217,18 @@ class TestX25519:
         assert scalar_multiply(bob, alice_public).hex() == shared
 
     @pytest.mark.parametrize("point", LOW_ORDER_POINTS, ids=bytes.hex)
-    def test_points_of_low_order_share_no_secret(self, point: bytes) -> None:
+    def test_public_keys_of_low_order_share_no_secret(self, point: bytes) -> None:
         private = crypto.load_private_key(crypto.generate_private_key(random.Random(1).randbytes))
         assert crypto.shared_secret(private, point) is None
 
     @pytest.mark.parametrize("size", [0, 31, 33])
-    def test_keys_of_another_size_are_our_mistake(self, size: int) -> None:
+    def test_a_key_of_another_size_is_a_state_error(self, size: int) -> None:
         with pytest.raises(StateError, match=f"private key of {size} bytes; expected 32"):
             crypto.public_key(bytes(size))
         with pytest.raises(StateError, match=f"public key of {size} bytes; expected 32"):
             crypto.shared_secret(crypto.load_private_key(b"k" * 32), bytes(size))
 
-    def test_errors_tell_no_key(self) -> None:
+    def test_errors_show_no_key(self) -> None:
         with pytest.raises(StateError) as caught:
             crypto.load_private_key(b"secret" * 5)
         assert "secret" not in str(caught.value)
@@ -243,7 +243,7 @@ def wg(*arguments: str, text: str = "") -> bytes:
 class TestAgainstWg:
     """`wg` comes with the Debian package wireguard-tools, which `make test` installs."""
 
-    def test_its_private_keys_are_clamped_as_ours(self) -> None:
+    def test_private_keys_are_clamped_as_wg_clamps_them(self) -> None:
         for private in [wg("genkey") for _ in range(4)]:
             assert crypto.generate_private_key({KEY_SIZE: private}.__getitem__) == private
 
@@ -253,7 +253,7 @@ class TestAgainstWg:
         assert (private[0] & 0b111, private[31] & 0b1100_0000) == (0, 0b0100_0000)
         assert private[1:31] == bytes([fill]) * 30
 
-    def test_its_public_keys_are_ours(self) -> None:
+    def test_public_keys_are_those_of_wg(self) -> None:
         private_keys = [wg("genkey"), crypto.generate_private_key(random.Random(2).randbytes)]
         for private in private_keys:
             assert crypto.public_key(private) == wg("pubkey", text=base64.b64encode(private).decode())

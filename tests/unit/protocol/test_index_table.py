@@ -1,4 +1,4 @@
-"""Session indices: random, never zero, never two things at once."""
+"""Session indices: random, never zero, never two values at once."""
 
 import random
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from oxidize.protocol.index_table import DRAWS_MAX, IndexTable
 
 
 def draws(*indices: int) -> Callable[[int], bytes]:
-    """A source of randomness that yields these indices, then fails."""
+    """Return a source of randomness that yields these indices, then fails."""
     left = [index.to_bytes(4, "little") for index in indices]
 
     def random_bytes(size: int) -> bytes:
@@ -20,7 +20,7 @@ def draws(*indices: int) -> Callable[[int], bytes]:
     return random_bytes
 
 
-def test_an_index_names_its_value_until_released() -> None:
+def test_an_index_names_its_value_until_it_is_released() -> None:
     table: IndexTable[str] = IndexTable()
     index = table.new("a", draws(0x0403_0201))
     assert index == 0x0403_0201
@@ -46,7 +46,7 @@ def test_a_source_without_randomness_is_an_error_and_not_a_loop() -> None:
     assert len(table) == 0
 
 
-def test_indices_use_all_of_32_bits() -> None:
+def test_indices_use_all_32_bits() -> None:
     table: IndexTable[int] = IndexTable()
     source = random.Random(1)
     indices = [table.new(number, source.randbytes) for number in range(1000)]
@@ -56,7 +56,7 @@ def test_indices_use_all_of_32_bits() -> None:
         assert {index >> bit & 1 for index in indices} == {0, 1}
 
 
-def test_claiming_replaces() -> None:
+def test_claiming_an_index_replaces_its_value() -> None:
     table: IndexTable[str] = IndexTable()
     table.claim(0xFFFF_FFFF, "a")
     table.claim(0xFFFF_FFFF, "b")
@@ -65,7 +65,7 @@ def test_claiming_replaces() -> None:
 
 
 @pytest.mark.parametrize("index", [0, -1, 1 << 32])
-def test_what_is_no_index_cannot_be_claimed(index: int) -> None:
+def test_an_index_out_of_range_cannot_be_claimed(index: int) -> None:
     table: IndexTable[str] = IndexTable()
     with pytest.raises(StateError, match=str(index)):
         table.claim(index, "a")

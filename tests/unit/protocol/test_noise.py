@@ -1,4 +1,4 @@
-"""Whole handshakes joined in memory, the published Noise vector, and everything that must make one fail."""
+"""Whole handshakes in memory, the published Noise vector, and the reasons for which a handshake fails."""
 
 import json
 import random
@@ -81,7 +81,7 @@ def make_pair(psk: bytes = bytes(KEY_SIZE), responders_psk: bytes | None = None,
 
 class TestWhole:
     @pytest.mark.parametrize("psk", [bytes(KEY_SIZE), PSK], ids=["no psk", "psk"])
-    def test_keys_match_both_ways(self, psk: bytes) -> None:
+    def test_the_keys_of_both_peers_match_in_both_directions(self, psk: bytes) -> None:
         pair = make_pair(psk)
         state, initiation = pair.initiate()
         received = pair.receive(initiation)
@@ -93,7 +93,7 @@ class TestWhole:
         assert initiators.send_key != initiators.receive_key
         assert len(initiators.send_key) == len(initiators.receive_key) == KEY_SIZE
 
-    def test_what_the_responder_learns(self) -> None:
+    def test_the_responder_learns_peer_timestamp_and_index_from_an_initiation(self) -> None:
         pair = make_pair()
         state, initiation = pair.initiate()
         received = pair.receive(initiation)
@@ -104,7 +104,7 @@ class TestWhole:
         response, _ = pair.respond(received)
         assert (response.sender_index, response.receiver_index) == (RESPONDER_INDEX, INITIATOR_INDEX)
 
-    def test_sizes_without_macs(self) -> None:
+    def test_the_sizes_of_messages_without_macs_are_those_of_the_paper(self) -> None:
         pair = make_pair()
         _, initiation = pair.initiate()
         response, _ = pair.respond(pair.receive(initiation))
@@ -127,8 +127,8 @@ class TestWhole:
         received = pair.receive(initiation)
         assert pair.respond(received)[1] != pair.respond(received)[1]
 
-    def test_another_process_can_finish_it(self) -> None:
-        """The state and the two identities, made anew from what was recorded, are all that is needed."""
+    def test_another_process_can_finish_a_handshake(self) -> None:
+        """The recorded state and the two identities, constructed again, are sufficient."""
         pair = make_pair(PSK)
         state, initiation = pair.initiate()
         response, responders = pair.respond(pair.receive(initiation))
@@ -141,16 +141,18 @@ class TestWhole:
 
 
 class TestPublishedVectors:
-    def test_initial_values(self) -> None:
+    def test_the_initial_chaining_key_and_hash_are_those_of_other_implementations(self) -> None:
         """The two constants that boringtun and other implementations carry as literals."""
         assert noise._INITIAL_CHAINING_KEY.hex() == "60e26daef327efc02ec335e2a025d2d016eb4206f87277f52d38d1988b78cd36"
         assert noise._INITIAL_HASH.hex() == "2211b361081ac566691243db458ad5322d9c6c662293e8b70ee19c65ba079ef3"
 
-    def test_noise_ikpsk2(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_handshake_agrees_with_the_published_vector_of_noise_ikpsk2(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """WireGuard differs from plain Noise in its prologue and its payloads only.
 
-        With the vector's prologue, and its second payload sealed where we seal nothing, our two messages are the
-        vector's first two, and our transport keys make and open all its others.
+        With the vector's prologue, and with its second payload sealed in place of the empty one, the two messages are
+        the vector's first two, and the transport keys seal and open all its others.
         """
         vector = json.loads((Path(__file__).parents[2] / "vectors" / "noise_ikpsk2.json").read_text())
         key = {name: bytes.fromhex(value) for name, value in vector["keys"].items()}
@@ -194,7 +196,7 @@ class TestPublishedVectors:
             assert crypto.unseal(receiver.receive_key, number // 2, ciphertext, b"") == payload
 
 
-Consume = Callable[[bytes], object | None]  # the whole way of a datagram; None when it is refused
+Consume = Callable[[bytes], object | None]  # all checks of a datagram; None when it is refused
 
 
 def refused_everywhere(genuine: bytes, consume: Consume, positions: range) -> None:
@@ -207,7 +209,7 @@ def refused_everywhere(genuine: bytes, consume: Consume, positions: range) -> No
 
 
 class TestTampering:
-    def test_any_byte_of_an_initiation(self) -> None:
+    def test_an_initiation_with_any_altered_byte_is_refused(self) -> None:
         """As an attacker who does not know the responder's public key: mac1 protects the indices too."""
         pair = make_pair()
         checker = CookieChecker(pair.responder.public_key, pair.randomness.randbytes)
@@ -225,7 +227,7 @@ class TestTampering:
 
         refused_everywhere(genuine, consume, range(132))
 
-    def test_any_field_of_an_initiation_under_a_valid_mac1(self) -> None:
+    def test_an_initiation_with_any_altered_field_is_refused_under_a_valid_mac1(self) -> None:
         """As an attacker who knows that key and so can make mac1 valid: only the sender index is not sealed."""
         pair = make_pair()
 
@@ -238,7 +240,7 @@ class TestTampering:
 
         refused_everywhere(pair.initiate()[1].encode(), consume, range(8, 116))
 
-    def test_any_byte_of_a_response(self) -> None:
+    def test_a_response_with_any_altered_byte_is_refused(self) -> None:
         pair = make_pair()
         state, initiation = pair.initiate()
         response, _ = pair.respond(pair.receive(initiation))
@@ -256,7 +258,7 @@ class TestTampering:
 
         refused_everywhere(genuine, consume, range(76))
 
-    def test_any_field_of_a_response_under_a_valid_mac1(self) -> None:
+    def test_a_response_with_any_altered_field_is_refused_under_a_valid_mac1(self) -> None:
         pair = make_pair()
         state, initiation = pair.initiate()
         response, _ = pair.respond(pair.receive(initiation))
@@ -268,20 +270,20 @@ class TestTampering:
 
 
 class TestRefusals:
-    def test_an_initiation_to_somebody_else(self) -> None:
+    def test_an_initiation_to_another_responder_is_refused(self) -> None:
         pair, other = make_pair(), make_pair(seed=2)
         _, initiation = pair.initiate()
         assert consume_initiation(other.responder, initiation, pair.find) is DropReason.AUTHENTICATION_FAILED
 
-    def test_a_peer_that_is_not_configured(self) -> None:
+    def test_an_initiation_of_an_unknown_peer_is_refused(self) -> None:
         pair = make_pair()
         asked: list[bytes] = []
         _, initiation = pair.initiate()
         assert consume_initiation(pair.responder, initiation, asked.append) is DropReason.UNKNOWN_PEER
         assert asked == [pair.initiator.public_key]
 
-    def test_a_claimed_key_without_its_private_half(self) -> None:
-        """Anyone who knows two public keys can seal one to the other: the static DH must still fail."""
+    def test_an_initiation_with_a_static_key_whose_private_key_is_missing_is_refused(self) -> None:
+        """An attacker who knows two public keys can seal one to the other: the static DH must still fail."""
         pair, forger = make_pair(), make_pair(seed=2)
         impostor = LocalIdentity(forger.initiator.private.private_bytes_raw())
         impostor.public_key = pair.initiator.public_key
@@ -298,27 +300,27 @@ class TestRefusals:
         assert asked == [pair.initiator.public_key]
 
     @pytest.mark.parametrize(("ours", "theirs"), [(PSK, bytes(32)), (bytes(32), PSK), (PSK, PSK[::-1])])
-    def test_different_preshared_keys(self, ours: bytes, theirs: bytes) -> None:
+    def test_a_response_under_another_preshared_key_is_refused(self, ours: bytes, theirs: bytes) -> None:
         pair = make_pair(ours, theirs)
         state, initiation = pair.initiate()
         response, _ = pair.respond(pair.receive(initiation))  # the key enters with the response
         assert consume_response(pair.initiator, pair.to_responder, state, response) is None
 
-    def test_an_answer_to_another_initiation(self) -> None:
+    def test_a_response_to_another_initiation_is_refused(self) -> None:
         pair = make_pair()
         _, earlier = pair.initiate()
         later, _ = pair.initiate()
         response, _ = pair.respond(pair.receive(earlier))
         assert consume_response(pair.initiator, pair.to_responder, later, response) is None
 
-    def test_an_answer_from_somebody_else(self) -> None:
+    def test_a_response_of_another_peer_is_refused(self) -> None:
         pair, other = make_pair(), make_pair(seed=2)
         state, _ = pair.initiate()
         _, others = other.initiate()
         response, _ = other.respond(other.receive(others))
         assert consume_response(pair.initiator, pair.to_responder, state, response) is None
 
-    def test_an_answer_to_another_index(self) -> None:
+    def test_a_response_to_another_index_is_refused(self) -> None:
         pair = make_pair()
         state, initiation = pair.initiate()
         response, _ = pair.respond(pair.receive(initiation))
@@ -327,33 +329,33 @@ class TestRefusals:
 
 
 class TestLowOrder:
-    def test_a_peer_with_such_a_key_cannot_be_called(self) -> None:
+    def test_no_initiation_is_made_for_a_static_key_of_low_order(self) -> None:
         pair = make_pair()
         remote = RemoteIdentity(pair.initiator, LOW_ORDER)
         assert remote.static_shared is None
         with pytest.raises(StateError, match="of low order; expected a key made by"):
             create_initiation(pair.initiator, remote, 1, TIMESTAMP, pair.randomness.randbytes)
 
-    def test_a_peer_with_such_a_key_cannot_call(self) -> None:
-        """Its static DH is known to everybody, so everybody could call in its name."""
+    def test_an_initiation_with_a_static_key_of_low_order_is_refused(self) -> None:
+        """The static DH with it is public, so any attacker could send an initiation in its name."""
         pair = make_pair()
         _, initiation = pair.initiate()
         remote = RemoteIdentity(pair.responder, LOW_ORDER)
         received = consume_initiation(pair.responder, initiation, lambda _: remote)
         assert received is DropReason.AUTHENTICATION_FAILED
 
-    def test_an_initiation_with_such_an_ephemeral_key(self) -> None:
+    def test_an_initiation_with_an_ephemeral_key_of_low_order_is_refused(self) -> None:
         pair = make_pair()
         _, initiation = pair.initiate()
         forged = initiation._replace(ephemeral=LOW_ORDER)
         assert consume_initiation(pair.responder, forged, pair.find) is DropReason.AUTHENTICATION_FAILED
 
-    def test_an_answer_to_such_an_ephemeral_key(self) -> None:
+    def test_no_response_is_made_for_an_ephemeral_key_of_low_order(self) -> None:
         pair = make_pair()
         received = replace(pair.receive(pair.initiate()[1]), ephemeral=LOW_ORDER)
         assert create_response(received, RESPONDER_INDEX, pair.randomness.randbytes) is None
 
-    def test_a_response_with_such_an_ephemeral_key(self) -> None:
+    def test_a_response_with_an_ephemeral_key_of_low_order_is_refused(self) -> None:
         pair = make_pair()
         state, initiation = pair.initiate()
         response, _ = pair.respond(pair.receive(initiation))
@@ -362,7 +364,7 @@ class TestLowOrder:
 
 
 class TestValues:
-    def test_no_secret_in_any_repr(self) -> None:
+    def test_no_repr_shows_a_secret(self) -> None:
         pair = make_pair(PSK)
         state, initiation = pair.initiate()
         received = pair.receive(initiation)
@@ -379,7 +381,7 @@ class TestValues:
             assert secret.hex() not in shown
 
     @pytest.mark.parametrize("size", [0, 31, 33])
-    def test_keys_of_another_size_are_our_mistake(self, size: int) -> None:
+    def test_an_identity_with_a_key_of_another_size_is_a_state_error(self, size: int) -> None:
         local = make_pair().initiator
         with pytest.raises(StateError, match=f"private key of {size} bytes"):
             LocalIdentity(bytes(size))
@@ -390,18 +392,18 @@ class TestValues:
 
 
 class TestTai64n:
-    def test_label_of_libtai(self) -> None:
+    def test_a_label_agrees_with_the_example_of_libtai(self) -> None:
         """https://cr.yp.to/libtai/tai64.html: 400000002a2b2c2d is the second of 1992-06-02 08:07:09 TAI."""
         ten_seconds_behind = datetime(1992, 6, 2, 8, 6, 59, tzinfo=UTC)
         assert tai64n(ten_seconds_behind.timestamp()).hex() == "400000002a2b2c2d" + "00000000"
 
-    def test_label_of_the_unix_epoch(self) -> None:
+    def test_the_label_of_the_unix_epoch_is_ten_seconds_of_tai(self) -> None:
         assert tai64n(0.0).hex() == "400000000000000a" + "00000000"
 
     @pytest.mark.parametrize(
         ("fraction", "nanoseconds"), [(0.0, 0), (0.0167, 0), (0.0168, 1 << 24), (0.5, 29 << 24), (0.9999, 59 << 24)]
     )
-    def test_nanoseconds_are_rounded_down(self, fraction: float, nanoseconds: int) -> None:
+    def test_the_nanoseconds_of_a_label_are_rounded_down(self, fraction: float, nanoseconds: int) -> None:
         assert int.from_bytes(tai64n(1_700_000_000 + fraction)[8:], "big") == nanoseconds
 
     def test_labels_order_as_times_do(self) -> None:
@@ -418,6 +420,6 @@ class TestTai64n:
             assert tai64n(time + INITIATION_INTERVAL_MIN) > tai64n(time), time
 
     @pytest.mark.parametrize("time", [-1.0, float("nan")])
-    def test_a_clock_before_the_epoch_is_our_mistake(self, time: float) -> None:
+    def test_a_clock_before_the_epoch_is_a_state_error(self, time: float) -> None:
         with pytest.raises(StateError, match="expected a time after 1970"):
             tai64n(time)

@@ -12,12 +12,12 @@ A = ip_address("192.0.2.1").packed
 B = ip_address("192.0.2.2").packed
 
 
-def test_the_numbers_are_those_of_the_reference_implementations() -> None:
+def test_the_limits_are_those_of_the_reference_implementations() -> None:
     assert (HANDSHAKES_PER_SECOND, HANDSHAKES_BURST) == (20, 5)
 
 
 @pytest.mark.parametrize("now", [0.0, 1.0, 12_345.678, 1e8 + 1 / 3])
-def test_a_burst_is_allowed_and_then_the_rate(now: float) -> None:
+def test_a_source_is_allowed_a_burst_and_then_the_rate(now: float) -> None:
     limiter = RateLimiter()
     assert [limiter.allow(A, now) for _ in range(7)] == [True] * 5 + [False] * 2
     assert not limiter.allow(A, now + 0.049)
@@ -34,13 +34,13 @@ def test_a_source_that_keeps_to_the_rate_is_never_denied() -> None:
         assert limiter.allow(A, 100.0 + step * 0.05)
 
 
-def test_denials_cost_nothing() -> None:
+def test_denied_handshakes_take_no_tokens() -> None:
     limiter = RateLimiter()
     allowed = sum(limiter.allow(A, 5.0 + step / 1000) for step in range(1000))  # 50 times the rate, for a second
     assert allowed == 5 + 19
 
 
-def test_sources_do_not_share() -> None:
+def test_sources_do_not_share_tokens() -> None:
     limiter = RateLimiter()
     for _ in range(6):
         limiter.allow(A, 1.0)
@@ -48,7 +48,7 @@ def test_sources_do_not_share() -> None:
     assert limiter.allow(B, 1.0)
 
 
-def test_an_ipv6_source_is_its_64() -> None:
+def test_ipv6_sources_of_one_64_share_tokens() -> None:
     limiter = RateLimiter()
     for host in range(5):
         assert limiter.allow(ip_address(f"2001:db8::{host:x}").packed, 1.0)
@@ -57,7 +57,7 @@ def test_an_ipv6_source_is_its_64() -> None:
     assert limiter.allow(ip_address("32.1.13.184").packed, 1.0)  # the same first four bytes
 
 
-def test_what_it_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_remembered_sources_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_limiter, "SOURCES_MAX", 100)
     limiter = RateLimiter()
     for number in range(1000):
@@ -70,7 +70,7 @@ def test_what_it_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert limiter.allow((899).to_bytes(4, "big"), 1.0)  # the oldest is
 
 
-def test_sources_that_are_gone_are_forgotten() -> None:
+def test_sources_with_a_full_bucket_are_forgotten() -> None:
     limiter = RateLimiter()
     for number in range(1000):
         limiter.allow(number.to_bytes(4, "big"), 1.0)
@@ -79,7 +79,7 @@ def test_sources_that_are_gone_are_forgotten() -> None:
     assert len(limiter) == 1
 
 
-def test_forgetting_changes_no_answer() -> None:
+def test_forgetting_sources_changes_no_answer() -> None:
     """Against a bucket for each source that is never forgotten."""
     source = random.Random(3)
     limiter = RateLimiter()

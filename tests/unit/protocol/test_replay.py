@@ -1,4 +1,4 @@
-"""The replay window (paper, section 5.4.6) in a process that lives."""
+"""The replay window (paper, section 5.4.6) in a process that is not killed."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def new_window() -> tuple[Counters, int]:
     return slots.counters, slots.allocate()
 
 
-def test_the_window_is_as_large_as_the_reference_implementations_keep_it() -> None:
+def test_the_window_is_at_least_as_large_as_that_of_the_reference_implementations() -> None:
     assert WINDOW_SIZE >= 2048
 
 
@@ -50,7 +50,7 @@ def test_the_window_ends_exactly_at_its_size(highest: int) -> None:
     assert not mark(words, slot, oldest)
 
 
-def test_counters_that_a_jump_passed_over_are_fresh() -> None:
+def test_counters_that_a_jump_skipped_are_fresh() -> None:
     words, slot = new_window()
     mark_run(words, slot, 0, RING_SIZE)  # every word is full
     assert mark(words, slot, 3 * RING_SIZE)

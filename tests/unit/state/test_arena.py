@@ -1,4 +1,4 @@
-"""The arena: slots in a memory file, seen by two owners at once."""
+"""The arena: slots in a memory file that two processes map at once."""
 
 import fcntl
 import os
@@ -33,13 +33,13 @@ def forged(data: bytes) -> int:
     return fd
 
 
-def test_words_begin_with_the_totals_behind_the_header(arena: Arena) -> None:
+def test_the_totals_are_the_first_counters_after_the_header(arena: Arena) -> None:
     arena.counters[Total.RECEIVED_DATAGRAMS] = 7
     assert content(arena.fd)[HEADER_BYTES : HEADER_BYTES + 8] == (7).to_bytes(8, "little")
     assert len(arena.counters) == TOTALS_WORDS + 8 * SLOT_WORDS
 
 
-def test_a_successor_sees_every_word_at_once_and_changes_nothing_by_opening(arena: Arena) -> None:
+def test_a_successor_sees_every_store_at_once_and_writes_nothing_by_opening(arena: Arena) -> None:
     slot = arena.allocate()
     arena.counters[slot] = 2**64 - 1
     before = content(arena.fd)
@@ -52,7 +52,7 @@ def test_a_successor_sees_every_word_at_once_and_changes_nothing_by_opening(aren
     assert arena.counters[slot + 1] == 5
 
 
-def test_slots_are_distinct_multiples_and_run_out_with_a_clear_error(arena: Arena) -> None:
+def test_slots_are_distinct_and_an_allocation_beyond_the_last_is_an_error(arena: Arena) -> None:
     slots = [arena.allocate() for _ in range(8)]
     assert slots == [TOTALS_WORDS + i * SLOT_WORDS for i in range(8)]
     assert arena.slots_used == 8
@@ -60,7 +60,7 @@ def test_slots_are_distinct_multiples_and_run_out_with_a_clear_error(arena: Aren
         arena.allocate()
 
 
-def test_allocating_zeroes_and_releasing_does_not(arena: Arena) -> None:
+def test_allocating_a_slot_zeroes_it_and_releasing_does_not(arena: Arena) -> None:
     slot = arena.allocate()
     arena.counters[slot : slot + SLOT_WORDS] = memoryview(b"\xff" * 8 * SLOT_WORDS).cast("Q")
     neighbour = arena.allocate()
@@ -72,7 +72,7 @@ def test_allocating_zeroes_and_releasing_does_not(arena: Arena) -> None:
     assert arena.counters[neighbour] == 9
 
 
-def test_releasing_twice_frees_one_slot(arena: Arena) -> None:
+def test_releasing_a_slot_twice_frees_one_slot(arena: Arena) -> None:
     slots = [arena.allocate() for _ in range(8)]
     arena.release(slots[3])
     arena.release(slots[3])
@@ -81,7 +81,7 @@ def test_releasing_twice_frees_one_slot(arena: Arena) -> None:
         arena.allocate()
 
 
-def test_a_claimed_slot_keeps_its_words_and_is_not_given_out(arena: Arena) -> None:
+def test_a_claimed_slot_keeps_its_counters_and_is_not_allocated(arena: Arena) -> None:
     slots = [arena.allocate() for _ in range(5)]
     arena.counters[slots[0]] = 1000
     successor = reopened(arena)
@@ -97,7 +97,7 @@ def test_a_claimed_slot_keeps_its_words_and_is_not_given_out(arena: Arena) -> No
     successor.close()
 
 
-def test_a_claim_takes_a_slot_back_from_the_free_ones(arena: Arena) -> None:
+def test_claiming_a_free_slot_puts_it_into_use(arena: Arena) -> None:
     slot = arena.allocate()
     arena.counters[slot] = 77
     arena.release(slot)
@@ -106,7 +106,7 @@ def test_a_claim_takes_a_slot_back_from_the_free_ones(arena: Arena) -> None:
     assert arena.counters[slot] == 77
 
 
-def test_a_claimed_slot_that_was_released_before_it_was_reached_is_given_out_once(arena: Arena) -> None:
+def test_a_slot_claimed_and_released_before_any_allocation_is_allocated_once(arena: Arena) -> None:
     beyond = TOTALS_WORDS + 4 * SLOT_WORDS
     arena.claim(beyond)
     arena.release(beyond)
@@ -114,7 +114,7 @@ def test_a_claimed_slot_that_was_released_before_it_was_reached_is_given_out_onc
 
 
 @pytest.mark.parametrize("slot", [0, TOTALS_WORDS - SLOT_WORDS, TOTALS_WORDS + 1, TOTALS_WORDS + 8 * SLOT_WORDS, -64])
-def test_no_slot_outside_the_arena_can_be_claimed_or_released(arena: Arena, slot: int) -> None:
+def test_a_slot_outside_the_arena_cannot_be_claimed_or_released(arena: Arena, slot: int) -> None:
     assert not arena.holds(slot)
     with pytest.raises(StateError, match=f"slot {slot} is not in this arena"):
         arena.claim(slot)
@@ -122,7 +122,7 @@ def test_no_slot_outside_the_arena_can_be_claimed_or_released(arena: Arena, slot
         arena.release(slot)
 
 
-def test_the_full_size_costs_no_memory_until_it_is_used() -> None:
+def test_an_arena_of_full_size_costs_no_memory_until_it_is_used() -> None:
     arena = Arena.create()
     assert len(arena.counters) == TOTALS_WORDS + SLOTS_MAX * SLOT_WORDS
     arena.allocate()
@@ -130,13 +130,13 @@ def test_the_full_size_costs_no_memory_until_it_is_used() -> None:
     arena.close()
 
 
-def test_the_file_is_sealed_at_its_size_and_not_inherited(arena: Arena) -> None:
+def test_the_file_of_an_arena_is_sealed_at_its_size_and_not_inherited(arena: Arena) -> None:
     with pytest.raises(PermissionError):
         os.ftruncate(arena.fd, HEADER_BYTES)
     assert fcntl.fcntl(arena.fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
 
 
-def test_closing_is_idempotent_and_leaves_no_descriptor_open() -> None:
+def test_closing_an_arena_twice_leaves_no_descriptor_open() -> None:
     descriptors = Path("/proc/self/fd")
     before = len(list(descriptors.iterdir()))
     arena = Arena.create(slot_count=1)
@@ -145,7 +145,7 @@ def test_closing_is_idempotent_and_leaves_no_descriptor_open() -> None:
     assert len(list(descriptors.iterdir())) == before
 
 
-def test_closing_with_a_slice_still_held_does_not_raise() -> None:
+def test_an_arena_closes_while_a_slice_of_its_counters_is_in_use() -> None:
     arena = Arena.create(slot_count=1)
     held = arena.counters[TOTALS_WORDS : TOTALS_WORDS + 2]
     arena.close()
@@ -165,26 +165,26 @@ def test_closing_with_a_slice_still_held_does_not_raise() -> None:
         (6, "bytes for 9 slots"),
     ],
 )
-def test_another_layout_is_refused_by_name_and_the_descriptor_stays_the_callers(
+def test_an_arena_of_another_layout_is_refused_by_name_and_its_descriptor_stays_open(
     arena: Arena, word: int, what: str
 ) -> None:
     data = bytearray(content(arena.fd))
     data[8 * word] += 1
-    fd = forged(data)
+    fd = forged(bytes(data))
     with pytest.raises(SnapshotError, match=f"{what}.*expected.*start without it"):
         Arena.open(fd)
     os.close(fd)
 
 
 @pytest.mark.parametrize("size", [0, 1, 55, 4096, 5000])
-def test_a_file_that_ends_too_early_is_refused_before_it_is_mapped(arena: Arena, size: int) -> None:
+def test_a_truncated_arena_is_refused_before_it_is_mapped(arena: Arena, size: int) -> None:
     fd = forged(content(arena.fd)[:size])
     with pytest.raises(SnapshotError, match=r"bytes.*expected"):
         Arena.open(fd)
     os.close(fd)
 
 
-def test_what_is_no_file_is_refused() -> None:
+def test_a_pipe_is_refused_as_an_arena() -> None:
     reader, writer = os.pipe()
     with pytest.raises(SnapshotError, match="cannot be read"):
         Arena.open(reader)

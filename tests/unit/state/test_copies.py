@@ -1,4 +1,4 @@
-"""Copies of a state that its owner goes on writing: whole, of one moment, and nothing to the owner."""
+"""Copies of a state while its owner writes it: complete, of one moment, and without work for the owner."""
 
 import mmap
 import os
@@ -53,10 +53,10 @@ def compact(state: SessionState) -> None:
     assert state.journal.position[0] == activations + 1
 
 
-# --- What is handed out ---
+# --- Read-only descriptors ---
 
 
-def test_what_is_handed_out_can_be_read_and_not_written(state: SessionState) -> None:
+def test_read_only_descriptors_can_be_read_and_not_written(state: SessionState) -> None:
     for name, fd in state.read_only_fds().items():
         assert os.pread(fd, 4096, 0) == os.pread(state.fds[name], 4096, 0)
         with pytest.raises(OSError, match="Bad file descriptor"):
@@ -70,13 +70,13 @@ def test_what_is_handed_out_can_be_read_and_not_written(state: SessionState) -> 
         assert not os.get_inheritable(fd)
 
 
-def test_it_is_an_open_file_of_its_own(state: SessionState) -> None:
+def test_read_only_descriptors_have_file_offsets_of_their_own(state: SessionState) -> None:
     for name, fd in state.read_only_fds().items():
         os.lseek(fd, 7, os.SEEK_SET)
         assert os.lseek(state.fds[name], 0, os.SEEK_CUR) == 0
 
 
-def test_the_same_descriptors_are_handed_out_every_time_until_the_end(state: SessionState) -> None:
+def test_read_only_descriptors_stay_the_same_until_the_state_is_closed(state: SessionState) -> None:
     fds = state.read_only_fds()
     assert state.read_only_fds() == fds
     state.close()
@@ -85,16 +85,16 @@ def test_the_same_descriptors_are_handed_out_every_time_until_the_end(state: Ses
             os.fstat(fd)
 
 
-def test_the_writer_keeps_its_lock_whoever_gets_a_descriptor_and_closes_it(state: SessionState) -> None:
+def test_the_writer_keeps_its_lock_when_another_process_closes_its_descriptors(state: SessionState) -> None:
     for _ in range(2):
         fds = tuple(state.read_only_fds().values())
         subprocess.run([sys.executable, "-c", "pass"], pass_fds=fds, check=True)
-        with copied_elsewhere(state) as child:
+        with start_second_writer(state) as child:
             assert child.stdout is not None
             assert child.stdout.readline().strip() == "busy"
 
 
-def copied_elsewhere(state: SessionState) -> "subprocess.Popen[str]":
+def start_second_writer(state: SessionState) -> "subprocess.Popen[str]":
     fds = tuple(state.fds.values())
     command = [sys.executable, "-c", CHILD, *map(str, fds)]
     return subprocess.Popen(command, pass_fds=fds, stdout=subprocess.PIPE, text=True)
@@ -103,7 +103,7 @@ def copied_elsewhere(state: SessionState) -> "subprocess.Popen[str]":
 # --- Copies ---
 
 
-def test_a_copy_is_the_state_and_shares_nothing_with_it(state: SessionState) -> None:
+def test_a_copy_equals_the_state_and_shares_no_memory_with_it(state: SessionState) -> None:
     slot = state.arena.allocate()
     state.arena.counters[slot + SEND_COUNTER] = 4242
     before = {name: content(fd) for name, fd in state.fds.items()}
@@ -117,7 +117,7 @@ def test_a_copy_is_the_state_and_shares_nothing_with_it(state: SessionState) -> 
     copy.close()
 
 
-def test_a_copy_is_of_the_moment_that_is_named(state: SessionState) -> None:
+def test_a_copy_is_the_state_at_the_given_position(state: SessionState) -> None:
     position = state.journal.position
     state.record(PeerSeen(BOB, state.arena.allocate()))
     copy = copied(state, position)
@@ -125,7 +125,7 @@ def test_a_copy_is_of_the_moment_that_is_named(state: SessionState) -> None:
     copy.close()
 
 
-def test_a_copy_takes_no_more_memory_than_what_is_in_use(state: SessionState) -> None:
+def test_a_copy_is_as_sparse_as_its_source(state: SessionState) -> None:
     journal = copy_journal(state.read_only_fds()["journal"], *state.journal.position)
     assert journal is not None
     for source, copy in ((state.fds["journal"], journal), (state.fds["arena"], copy_arena(state.fds["arena"]))):
@@ -134,7 +134,7 @@ def test_a_copy_takes_no_more_memory_than_what_is_in_use(state: SessionState) ->
         os.close(copy)
 
 
-def test_either_region_is_copied(state: SessionState) -> None:
+def test_a_copy_is_made_of_either_region(state: SessionState) -> None:
     for _ in range(3):
         compact(state)
         copy = copied(state)
@@ -149,31 +149,31 @@ def test_a_long_journal_is_copied_in_pieces(state: SessionState, monkeypatch: py
     copy.close()
 
 
-def test_a_journal_that_was_compacted_since_is_gone(state: SessionState) -> None:
+def test_a_position_before_a_compaction_cannot_be_copied(state: SessionState) -> None:
     position = state.journal.position
     compact(state)
     assert copy_journal(state.read_only_fds()["journal"], *position) is None
-    compact(state)  # back at the same side, with other bytes in it
+    compact(state)  # the same region is active again, with other bytes
     assert copy_journal(state.read_only_fds()["journal"], *position) is None
 
 
-def test_a_journal_that_is_compacted_while_it_is_copied_is_gone(
+def test_a_journal_that_is_compacted_during_the_copy_is_not_returned(
     state: SessionState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = open_fds()
     fd = state.read_only_fds()["journal"]
     real = copies._copy_range
 
-    def compacted_meanwhile(*arguments: int) -> None:
+    def copy_and_compact(*arguments: int) -> None:
         real(*arguments)
         compact(state)
 
-    monkeypatch.setattr(copies, "_copy_range", compacted_meanwhile)
+    monkeypatch.setattr(copies, "_copy_range", copy_and_compact)
     assert copy_journal(fd, *state.journal.position) is None
-    assert len(open_fds()) == len(before) + 2  # those that the state keeps
+    assert len(open_fds()) == len(before) + 2  # the read-only descriptors that the state keeps
 
 
-def test_a_file_that_is_none_or_too_short_is_refused_and_nothing_stays_open(state: SessionState) -> None:
+def test_a_source_that_is_too_short_or_unreadable_is_refused_and_no_copy_stays_open(state: SessionState) -> None:
     fd = state.read_only_fds()["journal"]
     activations, _ = state.journal.position
     empty = os.memfd_create("empty")

@@ -1,4 +1,4 @@
-"""The journal: what is written is there, what is torn is not, and nobody writes out of turn."""
+"""The journal: whole records are read, torn ones are not, and one process writes at a time."""
 
 import fcntl
 import os
@@ -82,7 +82,7 @@ def test_a_reader_finds_the_envelope_first_and_every_record_in_order(journal: Jo
     reader.close()
 
 
-def test_reading_writes_nothing(journal: Journal) -> None:
+def test_reading_a_journal_writes_nothing(journal: Journal) -> None:
     journal.append(record("a", b"1"))
     before = content(journal)
     reader = Journal.open(os.dup(journal.fd), reader=1)
@@ -101,7 +101,7 @@ def test_the_shared_file_offset_is_neither_used_nor_moved(journal: Journal) -> N
     assert os.lseek(journal.fd, 0, os.SEEK_CUR) == 12345
 
 
-def test_sync_returns_only_what_came_since(journal: Journal) -> None:
+def test_sync_returns_only_the_records_since_the_last_call(journal: Journal) -> None:
     reader = Journal.open(os.dup(journal.fd), reader=1)
     assert len(reader.sync()) == 1
     assert reader.sync() == []
@@ -113,7 +113,7 @@ def test_sync_returns_only_what_came_since(journal: Journal) -> None:
     reader.close()
 
 
-def test_a_record_replaces_the_one_with_its_type_and_key(journal: Journal) -> None:
+def test_a_record_replaces_the_record_of_the_same_type_and_key(journal: Journal) -> None:
     journal.append(record("a", b"1", "x" * 100))
     large = journal.live_bytes
     journal.append(record("a", b"1", ""))
@@ -122,7 +122,7 @@ def test_a_record_replaces_the_one_with_its_type_and_key(journal: Journal) -> No
     assert sorted(journal.live_keys()) == [("a", b"1"), ("envelope", b"")]
 
 
-def test_retiring_ends_one_record_or_all_of_a_key(journal: Journal) -> None:
+def test_a_retirement_ends_one_record_or_all_records_of_a_key(journal: Journal) -> None:
     for kind, key in (("a", b"1"), ("b", b"1"), ("c", b"1"), ("a", b"2")):
         journal.append(record(kind, key, kind))
     journal.append({"type": "a", "key": b"1", "retire": "own"})
@@ -136,7 +136,7 @@ def test_retiring_ends_one_record_or_all_of_a_key(journal: Journal) -> None:
     only_envelope.close()
 
 
-def test_a_new_envelope_supersedes_the_old_one(journal: Journal) -> None:
+def test_a_new_envelope_replaces_the_old_one(journal: Journal) -> None:
     journal.append(record("a", b"1"))
     journal.append_envelope({**ENVELOPE, "release": "0.2.0"})
     compact(journal)
@@ -149,14 +149,14 @@ def test_a_new_envelope_supersedes_the_old_one(journal: Journal) -> None:
 # --- Torn records ---
 
 
-def test_a_last_record_torn_at_any_byte_is_not_there(journal: Journal) -> None:
+def test_a_last_record_torn_at_any_byte_is_not_read(journal: Journal) -> None:
     journal.append(record("a", b"1", "kept"))
     before = content(journal)
     start = journal.end
     journal.append(record("a", b"1", "torn" * 10, more=[1, {"x": b"y"}]))
     after = content(journal)
     for cut in range(start, journal.end):
-        # The writer died in pwrite: the end was not stored, and what follows is old memory.
+        # The writer died in pwrite: the end was not stored, and the bytes after the cut are old ones.
         for rest in (b"\0", b"\xff", b"\xc1"):
             image = bytearray(before[:start] + after[start:cut] + rest * (len(after) - cut))
             image[: 8 * END + 8] = before[: 8 * END + 8]
@@ -166,7 +166,7 @@ def test_a_last_record_torn_at_any_byte_is_not_there(journal: Journal) -> None:
             reader.close()
 
 
-def test_an_incomplete_record_before_the_end_is_passed_over_and_overwritten(journal: Journal) -> None:
+def test_an_incomplete_record_before_the_end_is_skipped_and_overwritten(journal: Journal) -> None:
     journal.append(record("a", b"1", "kept"))
     start = journal.end
     journal.append(record("a", b"1", "torn" * 10))
@@ -190,7 +190,7 @@ def test_several_records_are_appended_all_or_none(journal: Journal) -> None:
     assert values(journal.live_records()) == {}
 
 
-# --- Who writes ---
+# --- The writer ---
 
 
 def test_a_reader_must_not_append_before_it_is_the_writer_and_has_read_everything(journal: Journal) -> None:
@@ -214,7 +214,7 @@ def test_a_reader_must_not_append_before_it_is_the_writer_and_has_read_everythin
     successor.close()
 
 
-def test_a_thawing_predecessor_takes_over_what_its_successor_appended(journal: Journal) -> None:
+def test_a_thawing_predecessor_reads_the_records_that_its_successor_appended(journal: Journal) -> None:
     journal.append(record("a", b"1", 1))
     journal.hold()
     journal.stop_writing()
@@ -231,7 +231,7 @@ def test_a_thawing_predecessor_takes_over_what_its_successor_appended(journal: J
     assert values(journal.live_records()) == {("a", b"1"): 2, ("a", b"2"): 3, ("a", b"3"): 4}
 
 
-def test_a_reader_whom_a_compaction_overtook_learns_what_vanished(journal: Journal) -> None:
+def test_a_reader_behind_a_compaction_gets_a_retirement_for_each_vanished_record(journal: Journal) -> None:
     for key in (b"1", b"2", b"3"):
         journal.append(record("a", key, 0))
     reader = Journal.open(os.dup(journal.fd), reader=1)
@@ -254,13 +254,14 @@ def test_a_reader_whom_a_compaction_overtook_learns_what_vanished(journal: Journ
 # --- Compaction ---
 
 
-def test_compaction_keeps_what_is_live_and_frees_the_memory_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compaction_keeps_live_records_and_frees_the_memory_of_dead_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "PUNCH_BYTES_MAX", 1 << 16)
     journal = made(1 << 20)
     for i in range(100):
         journal.append(record("a", b"%d" % (i % 3), bytes(10_000)))
     journal.append(record("a", b"last", "here"))
-    assert journal.needs_compaction
+    was_due = journal.needs_compaction
+    assert was_due
     blocks_before = os.fstat(journal.fd).st_blocks
     steps = 0
     while journal.compact_step(2):
@@ -283,7 +284,7 @@ def test_compaction_keeps_what_is_live_and_frees_the_memory_of_the_rest(monkeypa
     journal.close()
 
 
-def test_a_journal_that_is_small_or_mostly_live_is_left_alone(journal: Journal) -> None:
+def test_a_small_or_mostly_live_journal_needs_no_compaction(journal: Journal) -> None:
     for _ in range(100):
         journal.append(record("a", b"1", 0))
     assert not journal.needs_compaction
@@ -294,7 +295,7 @@ def test_a_journal_that_is_small_or_mostly_live_is_left_alone(journal: Journal) 
     large.close()
 
 
-def test_what_is_appended_during_a_compaction_goes_to_both_regions(journal: Journal) -> None:
+def test_records_appended_during_a_compaction_go_to_both_regions(journal: Journal) -> None:
     for i in range(6):
         journal.append(record("a", b"%d" % i, "old"), record("b", b"%d" % i, "old"))
     assert journal.compact_step(3)
@@ -318,7 +319,7 @@ def test_what_is_appended_during_a_compaction_goes_to_both_regions(journal: Jour
     after.close()
 
 
-def test_nothing_is_compacted_while_held_and_what_had_begun_is_given_up(journal: Journal) -> None:
+def test_holding_a_journal_abandons_its_compaction_and_allows_no_other(journal: Journal) -> None:
     for i in range(6):
         journal.append(record("a", b"%d" % i, i))
     assert journal.compact_step(2)
@@ -328,7 +329,7 @@ def test_nothing_is_compacted_while_held_and_what_had_begun_is_given_up(journal:
     assert not journal.compact_step(2)
     assert content(journal)[HEADER_BYTES + REGION_BYTES :] == other_region
     journal.unhold()
-    compact(journal)  # frees what was given up
+    compact(journal)  # frees the memory of the abandoned one
     compact(journal)
     assert word(content(journal), ACTIVATIONS) == 1
     assert len(values(journal.live_records())) == 6
@@ -350,7 +351,7 @@ class FullDisk(Journal):
         super()._write(offset, data)
 
 
-def test_a_compaction_that_fails_leaves_the_journal_as_it_was() -> None:
+def test_a_failed_compaction_leaves_the_journal_unchanged() -> None:
     journal = FullDisk.create(ENVELOPE, reader=1, region_bytes=REGION_BYTES)
     journal.append(record("a", b"1", 1))
     with pytest.raises(StateError, match="no space"):
@@ -360,10 +361,10 @@ def test_a_compaction_that_fails_leaves_the_journal_as_it_was() -> None:
     journal.close()
 
 
-# --- Limits, and what the kernel answers ---
+# --- Limits ---
 
 
-def test_a_full_journal_says_so_and_stays_readable(journal: Journal) -> None:
+def test_a_full_journal_refuses_records_and_stays_readable(journal: Journal) -> None:
     for count in range(60):
         journal.append(record("a", b"1", count, padding=bytes(1000)))
     with pytest.raises(StateError, match=r"journal is full: \d+ bytes \(\d+ of them live\).*compaction"):
@@ -373,7 +374,7 @@ def test_a_full_journal_says_so_and_stays_readable(journal: Journal) -> None:
     journal.append(record("a", b"1", 60, padding=bytes(10_000)))
 
 
-def test_the_full_size_costs_no_memory_until_it_is_used() -> None:
+def test_a_journal_of_full_size_costs_no_memory_until_it_is_used() -> None:
     journal = Journal.create(ENVELOPE, reader=1)
     assert os.fstat(journal.fd).st_size == HEADER_BYTES + 2 * REGION_BYTES_MAX
     assert os.fstat(journal.fd).st_blocks * 512 <= 16 * 4096
@@ -398,7 +399,7 @@ def test_the_full_size_costs_no_memory_until_it_is_used() -> None:
         ({"type": "a", "key": b"", "retire": "all"}, "retire the envelope"),
     ],
 )
-def test_our_own_mistakes_are_refused_before_anything_is_written(
+def test_a_malformed_record_is_refused_before_anything_is_written(
     journal: Journal, bad: dict[str, Any], message: str
 ) -> None:
     before = content(journal)
@@ -409,10 +410,10 @@ def test_our_own_mistakes_are_refused_before_anything_is_written(
     assert values(journal.live_records()) == {("a", b"1"): 2**64 - 1}
 
 
-# --- What cannot be read ---
+# --- Refused journals ---
 
 
-def test_a_record_for_newer_readers_is_refused_before_what_follows_is_guessed_at(journal: Journal) -> None:
+def test_an_envelope_for_newer_readers_is_refused(journal: Journal) -> None:
     journal.append_envelope({"format": 7, "min_reader": 5, "release": "9.0"})
     reader = opened(content(journal), reader=4)
     with pytest.raises(SnapshotError, match=r"format 7, written by release '9.0', wants a reader of 5.*reads 4.*newer"):
@@ -453,7 +454,7 @@ def test_a_stream_without_its_envelope_is_refused(journal: Journal, first: dict[
         (2, 1 << 63, "regions of"),
     ],
 )
-def test_another_layout_is_refused(journal: Journal, index: int, value: int, message: str) -> None:
+def test_a_journal_of_another_layout_is_refused(journal: Journal, index: int, value: int, message: str) -> None:
     with pytest.raises(SnapshotError, match=f"{message}.*expected"):
         opened(with_word(content(journal), index, value))
 
@@ -480,7 +481,7 @@ def test_a_file_that_ends_before_its_records_is_refused(journal: Journal) -> Non
     reader.close()
 
 
-def test_a_file_that_ends_behind_its_records_is_enough(journal: Journal) -> None:
+def test_a_file_that_ends_right_after_its_records_is_read_and_written(journal: Journal) -> None:
     journal.append(record("a", b"1", 1))
     short = opened(content(journal)[: journal.end])
     assert values(short.sync()) == {("a", b"1"): 1}
@@ -491,7 +492,7 @@ def test_a_file_that_ends_behind_its_records_is_enough(journal: Journal) -> None
     short.close()
 
 
-def test_what_is_no_file_is_refused() -> None:
+def test_a_pipe_is_refused_as_a_journal() -> None:
     ends = os.pipe()
     with pytest.raises(SnapshotError, match=r"expected at least|cannot be read"):
         Journal.open(ends[0], reader=1)

@@ -1,4 +1,4 @@
-"""The files of a state: nobody opens them for writing but by their owner's will."""
+"""The files of a state: a process without a writable descriptor cannot open them for writing."""
 
 import os
 import stat
@@ -11,7 +11,7 @@ from oxidize.state.memory_file import MODE
 from oxidize.state.session_state import SessionState
 
 NOBODY = 65_534
-# Opens what it was given for reading again, to be read and to be written.
+# Opens a descriptor that was handed over for reading again, for reading and for writing.
 REOPEN = (
     'head -c 8 "/proc/self/fd/$0" >/dev/null && echo read; (exec 9<>"/proc/self/fd/$0") 2>/dev/null && echo written'
 )
@@ -21,7 +21,7 @@ def make() -> SessionState:
     return SessionState.create("0.1.0", 1, "boot", bytes(32))
 
 
-def test_their_mode_lets_nobody_write_whatever_the_umask() -> None:
+def test_the_mode_of_state_files_allows_no_writing_under_any_umask() -> None:
     before = os.umask(0)
     try:
         state = make()
@@ -34,7 +34,7 @@ def test_their_mode_lets_nobody_write_whatever_the_umask() -> None:
 
 
 @pytest.mark.root
-def test_another_user_who_was_given_them_reads_and_cannot_open_them_for_writing() -> None:
+def test_another_user_with_descriptors_of_state_files_cannot_reopen_them_for_writing() -> None:
     with closing(make()) as state:
         for fd in state.read_only_fds().values():
             command = ["sh", "-c", REOPEN, str(fd)]

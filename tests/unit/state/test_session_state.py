@@ -1,4 +1,4 @@
-"""Session state: what one generation recorded the next one knows, and nothing of another boot, clock or identity."""
+"""Session state: a generation restores what its predecessor recorded, in the same boot, clock and identity only."""
 
 import os
 from collections.abc import Iterator
@@ -38,9 +38,11 @@ def state() -> Iterator[SessionState]:
     state.close()
 
 
-def successor_of(state: SessionState, **other: object) -> SessionState:
-    context = {"boot_id": BOOT_ID, "public_key": PUBLIC_KEY, "now": NOW, **other}
-    return SessionState.open(os.dup(state.fds["journal"]), os.dup(state.fds["arena"]), **context)  # type: ignore[arg-type]
+def successor_of(
+    state: SessionState, boot_id: str = BOOT_ID, public_key: bytes = PUBLIC_KEY, now: float = NOW
+) -> SessionState:
+    journal_fd, arena_fd = os.dup(state.fds["journal"]), os.dup(state.fds["arena"])
+    return SessionState.open(journal_fd, arena_fd, boot_id=boot_id, public_key=public_key, now=now)
 
 
 def keypair(slot: int, index: int = 1, created_at: float = NOW) -> KeypairState:
@@ -56,7 +58,7 @@ def open_descriptors() -> int:
 
 def test_a_successor_knows_the_last_change_of_each_key_and_every_counter(state: SessionState) -> None:
     peer_slot, slot = state.arena.allocate(), state.arena.allocate()
-    last = [
+    last: list[Change] = [
         PeerSeen(ALICE, peer_slot),
         PeerKeypairs(ALICE, None, keypair(slot, 2), None, 1.7e9),
         PeerEndpoint(ALICE, Endpoint(b"\x7f\0\0\1", 5)),
@@ -74,7 +76,7 @@ def test_a_successor_knows_the_last_change_of_each_key_and_every_counter(state: 
     successor.close()
 
 
-def test_peers_come_before_all_else_of_them_however_they_were_recorded(state: SessionState) -> None:
+def test_changes_begin_with_the_peers_in_any_order_of_recording(state: SessionState) -> None:
     slots = [state.arena.allocate() for _ in range(2)]
     state.record(PeerCookie(ALICE, b"c" * 16, 1.0))
     state.record(PeerEndpoint(BOB, Endpoint(b"\x7f\0\0\1", 5)))
@@ -87,7 +89,7 @@ def test_peers_come_before_all_else_of_them_however_they_were_recorded(state: Se
     successor.close()
 
 
-def test_changes_follow_what_was_recorded_after_opening(state: SessionState) -> None:
+def test_changes_include_records_after_opening(state: SessionState) -> None:
     slot = state.arena.allocate()
     state.record(PeerSeen(ALICE, slot))
     state.stop_writing()
@@ -125,7 +127,7 @@ def test_a_peer_without_keypairs_keeps_its_last_handshake(state: SessionState) -
 # --- A takeover, step by step ---
 
 
-def test_the_tail_reaches_the_successor_in_order(state: SessionState) -> None:
+def test_the_tail_of_the_journal_reaches_the_successor_in_order(state: SessionState) -> None:
     slots = [state.arena.allocate() for _ in range(2)]
     state.record(PeerSeen(ALICE, slots[0]))
     state.hold()
@@ -155,7 +157,7 @@ def test_the_tail_reaches_the_successor_in_order(state: SessionState) -> None:
 
 
 def test_staged_packets_stay_in_the_journal_until_their_owner_retires_them(state: SessionState) -> None:
-    """Not by becoming the writer: an owner that dies before it sent them leaves them to the next one."""
+    """Becoming the writer does not retire them: an owner that dies before it sent them leaves them to the next one."""
     staged = PeerStaged(ALICE, (b"one", b"two"))
     state.record(staged)
     state.stop_writing()
@@ -168,7 +170,7 @@ def test_staged_packets_stay_in_the_journal_until_their_owner_retires_them(state
     successor.close()
 
 
-def test_dead_keys_are_purged_however_few(state: SessionState) -> None:
+def test_a_purge_removes_even_a_few_dead_keys(state: SessionState) -> None:
     state.record(PeerKeypairs(ALICE, None, keypair(state.arena.allocate()), None, 1.0))
     state.record(PeerKeypairs(ALICE, None, None, None, 1.0))
     secret = keypair(0).send_key
@@ -179,10 +181,10 @@ def test_dead_keys_are_purged_however_few(state: SessionState) -> None:
     while state.maintain():
         pass
     assert secret not in os.pread(state.journal.fd, len(before), HEADER_BYTES)
-    assert not state.maintain(purge=True), "what is alive alone is no reason to compact"
+    assert not state.maintain(purge=True), "live records alone need no compaction"
 
 
-def test_a_thawing_predecessor_learns_what_its_dead_successor_did(state: SessionState) -> None:
+def test_a_thawing_predecessor_reads_the_changes_of_its_dead_successor(state: SessionState) -> None:
     slots = [state.arena.allocate() for _ in range(3)]
     state.record(PeerSeen(ALICE, slots[0]))
     state.record(PeerKeypairs(ALICE, None, keypair(slots[1]), None, 1.0))
@@ -211,9 +213,7 @@ def test_a_thawing_predecessor_learns_what_its_dead_successor_did(state: Session
     state.begin_generation("0.1.0", 3)
 
 
-def test_a_rollback_never_lowers_what_a_reader_must_understand(
-    state: SessionState, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rollback_never_lowers_min_reader(state: SessionState, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("oxidize.state.session_state.MIN_READER", 4)
     state.begin_generation("4.0.0", 2)
     monkeypatch.setattr("oxidize.state.session_state.MIN_READER", 1)
@@ -221,24 +221,30 @@ def test_a_rollback_never_lowers_what_a_reader_must_understand(
     assert state.journal.envelope["min_reader"] == 4
 
 
-# --- What is refused ---
+# --- Refused states ---
 
 
 @pytest.mark.parametrize(
-    ("other", "message"),
+    ("boot_id", "public_key", "now", "message"),
     [
-        ({"boot_id": "another"}, "written in boot '6f1f.*expected this boot, 'another'.*start without it"),
-        ({"public_key": b"Q" * 32}, "another private key.*start without it"),
-        ({"now": NOW - CLOCK_AHEAD_SECS_MAX - 1}, "1000 s, expected no later than now, 939 s.*start without it"),
+        ("another", PUBLIC_KEY, NOW, "written in boot '6f1f.*expected this boot, 'another'.*start without it"),
+        (BOOT_ID, b"Q" * 32, NOW, "another private key.*start without it"),
+        (
+            BOOT_ID,
+            PUBLIC_KEY,
+            NOW - CLOCK_AHEAD_SECS_MAX - 1,
+            "1000 s, expected no later than now, 939 s.*start without it",
+        ),
     ],
+    ids=["boot", "identity", "clock"],
 )
 def test_state_of_another_boot_identity_or_clock_is_refused_and_closed(
-    state: SessionState, other: dict[str, object], message: str
+    state: SessionState, boot_id: str, public_key: bytes, now: float, message: str
 ) -> None:
     state.record(PeerKeypairs(ALICE, None, keypair(state.arena.allocate()), None, 1.0))
     before = open_descriptors()
     with pytest.raises(SnapshotError, match=message):
-        successor_of(state, **other)
+        successor_of(state, boot_id, public_key, now)
     assert open_descriptors() == before
 
 
@@ -255,7 +261,7 @@ def test_an_envelope_without_a_generation_is_refused(state: SessionState) -> Non
         successor_of(state)
 
 
-def test_descriptors_that_are_no_state_are_refused_and_closed(state: SessionState) -> None:
+def test_descriptors_of_other_files_are_refused_and_closed(state: SessionState) -> None:
     before = open_descriptors()
     for journal_fd, arena_fd in (
         (state.fds["arena"], state.fds["arena"]),
@@ -271,7 +277,7 @@ def test_descriptors_that_are_no_state_are_refused_and_closed(state: SessionStat
 # --- History, compaction, descriptors ---
 
 
-def test_the_last_takeovers_are_remembered_across_generations(state: SessionState) -> None:
+def test_the_last_takeovers_are_kept_across_generations(state: SessionState) -> None:
     entries = [{"generation": i // 2, "result": "failed" if i % 2 else "succeeded"} for i in range(TAKEOVERS_MAX + 5)]
     for entry in entries:
         state.record_takeover(entry)
@@ -286,7 +292,7 @@ def test_the_last_takeovers_are_remembered_across_generations(state: SessionStat
     successor.close()
 
 
-def test_maintenance_compacts_only_when_it_pays_and_nothing_is_held(
+def test_maintenance_compacts_only_a_mostly_dead_journal_that_is_not_held(
     state: SessionState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_module, "COMPACT_BYTES_MIN", 20_000)
@@ -313,7 +319,7 @@ def test_maintenance_compacts_only_when_it_pays_and_nothing_is_held(
     successor.close()
 
 
-def test_closing_leaves_no_descriptor_open() -> None:
+def test_closing_a_state_leaves_no_descriptor_open() -> None:
     before = open_descriptors()
     state = SessionState.create("0.1.0", 1, BOOT_ID, PUBLIC_KEY)
     assert set(state.fds) == {"journal", "arena"}

@@ -1,4 +1,4 @@
-"""Records as bytes from outside: what is read, what is passed over, and what is refused by its place."""
+"""Records as bytes from outside: which are read, which are skipped, and which are refused with their offset."""
 
 import os
 from collections.abc import Iterator
@@ -28,17 +28,17 @@ def scanned(fd: int, data: bytes, start: int = 0) -> list[tuple[int, int, dict[s
     return list(scan(fd, start, start + len(data)))
 
 
-def test_offsets_and_lengths_are_those_of_the_file(fd: int) -> None:
+def test_scanned_offsets_and_lengths_are_those_in_the_file(fd: int) -> None:
     records = [{"type": "a", "key": b"1", "value": value} for value in ("", [1.5, None], {"x": True}, 2**64 - 1)]
     packed = [msgpack.packb(record) for record in records]
-    place, expected = 100, []
+    offset, expected = 100, []
     for record, data in zip(records, packed, strict=True):
-        expected.append((place, len(data), record))
-        place += len(data)
+        expected.append((offset, len(data), record))
+        offset += len(data)
     assert scanned(fd, b"".join(packed), 100) == expected
 
 
-def test_a_record_may_cross_the_border_of_what_is_read_at_once(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_may_span_two_reads(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     data = GOOD * 50 + msgpack.packb({"type": "b", "key": bytes(200)})
     expected = scanned(fd, data)
     for size in (1, 2, 7, 64):
@@ -76,21 +76,21 @@ def test_a_record_may_cross_the_border_of_what_is_read_at_once(fd: int, monkeypa
         (msgpack.packb({"type": "envelope", "key": b"x"}), "envelope with a key"),
     ],
 )
-def test_what_cannot_be_read_is_refused_by_its_place(fd: int, bad: bytes, message: str) -> None:
+def test_a_record_that_cannot_be_read_is_refused_with_its_offset(fd: int, bad: bytes, message: str) -> None:
     with pytest.raises(SnapshotError, match=f"record at offset {len(GOOD)} .*{message}.*start without it"):
         scanned(fd, GOOD + bad)
 
 
-def test_a_file_that_ends_too_early_is_refused(fd: int) -> None:
+def test_a_file_that_ends_before_its_records_is_refused(fd: int) -> None:
     size = os.fstat(fd).st_size
     with pytest.raises(SnapshotError, match=f"the file ends at {size}, expected records to {size + 5}"):
         list(scan(fd, size, size + 5))
 
 
 @given(st.binary(max_size=200), st.integers(0, 40))
-def test_random_bytes_raise_nothing_but_snapshot_errors(fd: int, data: bytes, place: int) -> None:
+def test_random_bytes_raise_only_snapshot_errors(fd: int, data: bytes, offset: int) -> None:
     packed = GOOD * 3
-    mixed = packed[:place] + data + packed[place:]
+    mixed = packed[:offset] + data + packed[offset:]
     try:
         records = scanned(fd, mixed)
     except SnapshotError:
@@ -99,7 +99,7 @@ def test_random_bytes_raise_nothing_but_snapshot_errors(fd: int, data: bytes, pl
     assert all(type(record["type"]) is str and type(record["key"]) is bytes for _, _, record in records)
 
 
-def test_a_fold_keeps_the_last_of_each_and_nothing_retired() -> None:
+def test_a_fold_keeps_the_last_record_of_each_type_and_key_unless_retired() -> None:
     def record(kind: str, key: bytes, value: int, **more: str) -> dict[str, Any]:
         return {"type": kind, "key": key, "value": value, **more}
 

@@ -1,8 +1,9 @@
-"""One writer, enforced by the kernel: a second process cannot write the journal, and a dead one holds nothing."""
+"""One writer, enforced by the kernel: a second process cannot write the journal, and a dead one holds no lock."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -30,7 +31,7 @@ else:
 
 
 @pytest.fixture
-def state():
+def state() -> Iterator[SessionState]:
     state = SessionState.create("0.1.0", 1, BOOT, KEY)
     yield state
     state.close()
@@ -42,35 +43,35 @@ def start(state: SessionState, *more: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, pass_fds=fds, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def said_by(child: "subprocess.Popen[str]") -> str:
+def first_line_of(child: "subprocess.Popen[str]") -> str:
     assert child.stdout is not None
     return child.stdout.readline().strip()
 
 
-def test_a_second_process_cannot_write(state: SessionState) -> None:
+def test_a_second_process_cannot_become_the_writer(state: SessionState) -> None:
     with start(state) as child:
-        assert said_by(child) == "busy"
+        assert first_line_of(child) == "busy"
 
 
-def test_the_lock_survives_compaction(state: SessionState) -> None:
+def test_the_writers_lock_survives_compaction(state: SessionState) -> None:
     for number in range(50):
         state.record_takeover({"number": number})
     while state.maintain(purge=True):
         pass
     with start(state) as child:
-        assert said_by(child) == "busy"
+        assert first_line_of(child) == "busy"
 
 
-def test_who_leaves_the_writing_lets_another_process_write(state: SessionState) -> None:
+def test_a_process_that_stops_writing_lets_another_become_the_writer(state: SessionState) -> None:
     state.stop_writing()
     with start(state) as child:
-        assert said_by(child) == "writer"
+        assert first_line_of(child) == "writer"
 
 
-def test_a_killed_writer_holds_nothing(state: SessionState) -> None:
+def test_a_killed_writer_holds_no_lock(state: SessionState) -> None:
     state.stop_writing()
     with start(state, "stay") as child:
-        assert said_by(child) == "writer"
+        assert first_line_of(child) == "writer"
         state.sync()
         with pytest.raises(WriterBusyError, match="another process"):
             state.become_writer()
