@@ -1,11 +1,11 @@
-"""What a sparse file holds."""
+"""The contents of sparse files."""
 
 import errno
 import os
 
 
 def content(fd: int) -> bytes:
-    """Return every extent of a file that is no hole, with its place."""
+    """Return the offset and content of every extent that is not a hole."""
     size, parts, stop = os.fstat(fd).st_size, [], 0
     while stop < size:
         try:

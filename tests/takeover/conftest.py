@@ -1,9 +1,12 @@
-"""What tests with real processes have in common."""
+"""Fixtures of the tests with real processes."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.support.open_fds import no_leaked_fds
+from tests.support.takeover_peer import Stand
 from tests.support.traffic.clients import EchoClient
 
 
@@ -13,3 +16,11 @@ def clients() -> Iterator[list[EchoClient]]:
     yield clients
     for client in clients:
         client.socket.close()
+
+
+@pytest.fixture
+def stand(tmp_path: Path) -> Iterator[Stand]:
+    with no_leaked_fds():
+        stand = Stand(tmp_path / "takeover.sock")
+        yield stand
+        stand.close()

@@ -1,7 +1,6 @@
 """Answers that bring descriptors along: whoever asked for them has them, and nobody else keeps one."""
 
 import array
-import gc
 import os
 import socket
 import struct
@@ -19,24 +18,16 @@ from oxidize.takeover import Answer, NamedFd, query, query_with_fds
 from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, close_fds
 from oxidize.takeover.messages import DEPTH_MAX, Reply, encode
 from oxidize.takeover.reception import ANSWER_BYTES_MAX
+from tests.support.open_fds import no_leaked_fds
 from tests.support.takeover_peer import WAIT_SECS, Stand, clock
 
 T = TypeVar("T")
 
 
-def open_fds() -> list[str]:
-    gc.collect()
-    return sorted(each.name for each in Path("/proc/self/fd").iterdir())
-
-
 @pytest.fixture
-def stand(tmp_path: Path) -> Iterator[Stand]:
-    before = open_fds()
-    stand = Stand(tmp_path / "takeover.sock")
+def stand(stand: Stand) -> Stand:
     stand.serve()
-    yield stand
-    stand.close()
-    assert open_fds() == before
+    return stand
 
 
 def asked(stand: Stand, ask: Callable[[], T]) -> T:
@@ -81,9 +72,8 @@ def test_an_answer_without_descriptors_has_none(stand: Stand) -> None:
 
 def test_who_wants_the_bytes_alone_keeps_no_descriptor(stand: Stand) -> None:
     stand.host.answer_fds = (NamedFd("out", stand.host.out, "pipe"),)
-    before = open_fds()
-    assert asked(stand, lambda: query(stand.path, "fds", clock=clock)) == b"with descriptors"
-    assert open_fds() == before
+    with no_leaked_fds():
+        assert asked(stand, lambda: query(stand.path, "fds", clock=clock)) == b"with descriptors"
 
 
 def test_as_many_as_one_message_carries(stand: Stand) -> None:
@@ -152,9 +142,8 @@ def answered_by_hands(
 def memfd() -> Iterator[int]:
     memfd = os.memfd_create("answer")
     os.write(memfd, b"content")
-    before = open_fds()
-    yield memfd
-    assert open_fds() == before
+    with no_leaked_fds():
+        yield memfd
     os.close(memfd)
 
 
@@ -217,9 +206,8 @@ def no_memfd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[int]:
         "device": lambda: [os.open("/dev/zero", os.O_RDONLY)],
     }
     fds = made[request.param]()
-    before = open_fds()
-    yield fds[0]
-    assert open_fds() == before
+    with no_leaked_fds():
+        yield fds[0]
     close_fds(fds)
 
 

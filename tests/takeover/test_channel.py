@@ -1,7 +1,6 @@
 """Channel and listener on real sockets: descriptors move, nothing leaks, the path always leads to somebody."""
 
 import contextlib
-import gc
 import os
 import resource
 import socket
@@ -18,22 +17,17 @@ from oxidize.errors import DecodeError, StateError, TakeoverError
 from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, close_fds, connect, is_authorised
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.messages import MESSAGE_BYTES_MAX, MoreFds, Query, Ready, Withdrawn
+from tests.support.open_fds import no_leaked_fds
 
 
 def names_in(directory: Path) -> list[str]:
     return sorted(each.name for each in directory.iterdir())
 
 
-def open_fds() -> list[str]:
-    gc.collect()
-    return names_in(Path("/proc/self/fd"))
-
-
 @pytest.fixture(autouse=True)
 def no_leak() -> Iterator[None]:
-    before = open_fds()
-    yield
-    assert open_fds() == before
+    with no_leaked_fds():
+        yield
 
 
 @contextlib.contextmanager

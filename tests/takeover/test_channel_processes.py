@@ -1,11 +1,8 @@
 """Whole takeovers between real processes: killed with SIGKILL, stopped with SIGSTOP, and rivals at every step."""
 
-import gc
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -17,20 +14,6 @@ from tests.support.takeover_peer import NORMAL, WAIT_SECS, Stand, clock
 
 # So short that a stopped process is given up at once; a process that is well is never waited for in these tests.
 HASTY = replace(NORMAL, restore=0.3, taken=0.3, kill=0.3, exit_grace=0.3, withdrawn_exit=0.3, commit=0.3, death=0.3)
-
-
-def open_fds() -> list[str]:
-    gc.collect()
-    return sorted(each.name for each in Path("/proc/self/fd").iterdir())
-
-
-@pytest.fixture
-def stand(tmp_path: Path) -> Iterator[Stand]:
-    before = open_fds()
-    stand = Stand(tmp_path / "takeover.sock")
-    yield stand
-    stand.close()
-    assert open_fds() == before
 
 
 def hello(**changes: object) -> Hello:

@@ -14,6 +14,7 @@ import pytest
 
 from oxidize.errors import TakeoverError
 from oxidize.takeover import who_listens
+from tests.support.open_fds import no_leaked_fds
 from tests.support.takeover_peer import WAIT_SECS, clock
 
 NOBODY = 65_534
@@ -39,10 +40,6 @@ def listening(path: Path, uid: int) -> Iterator["subprocess.Popen[bytes]"]:
         process.kill()
 
 
-def open_fds() -> list[Path]:
-    return sorted(Path("/proc/self/fd").iterdir())
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "takeover.sock"
@@ -55,9 +52,8 @@ def mute(path: Path) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def test_one_that_answers_nothing_is_known(path: Path, mute: "subprocess.Popen[bytes]") -> None:
-    before = open_fds()
-    assert who_listens(path, clock=clock) == (mute.pid, os.getuid())
-    assert open_fds() == before
+    with no_leaked_fds():
+        assert who_listens(path, clock=clock) == (mute.pid, os.getuid())
     mute.kill()
     mute.wait()
     assert who_listens(path, clock=clock) is None

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,14 +15,11 @@ from oxidize.state import copies
 from oxidize.state.copies import copy_arena, copy_journal
 from oxidize.state.journal import HEADER_BYTES
 from oxidize.state.session_state import SessionState
+from tests.support.open_fds import open_fds
 from tests.support.sparse_files import content
 from tests.unit.state.test_writer_lock import BOOT, CHILD, KEY
 
 ALICE, BOB = b"A" * 32, b"B" * 32
-
-
-def open_fds() -> list[str]:
-    return sorted(each.name for each in Path("/proc/self/fd").iterdir())
 
 
 @pytest.fixture
