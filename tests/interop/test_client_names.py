@@ -58,7 +58,7 @@ def index_of(place: Place) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_name_servers_are_set_and_taken_back(lab: Lab, tmp_path: Path, number: signal.Signals) -> None:
+def test_dns_servers_are_set_and_reverted(lab: Lab, tmp_path: Path, number: signal.Signals) -> None:
     double = Double(tmp_path / "bin")
     place = Place(lab, allowed_ips=["10.9.0.0/24"], dns=["10.9.0.1", "fd09::1", "corp.example", "example.org"])
     place.client.start(double.env)
@@ -74,7 +74,7 @@ def test_name_servers_are_set_and_taken_back(lab: Lab, tmp_path: Path, number: s
     wait_for("the name servers to be taken back", lambda: double.told() == [f"resolvconf -d {record} -f"])
 
 
-def test_name_servers_go_with_a_reload(lab: Lab, tmp_path: Path) -> None:
+def test_a_reload_without_dns_reverts_the_dns_servers(lab: Lab, tmp_path: Path) -> None:
     double = Double(tmp_path / "bin")
     place = Place(lab, dns=["10.9.0.1"])
     place.client.start(double.env)
@@ -87,7 +87,7 @@ def test_name_servers_go_with_a_reload(lab: Lab, tmp_path: Path) -> None:
     assert double.told() == []
 
 
-def test_without_dns_nobody_is_told(lab: Lab, tmp_path: Path) -> None:
+def test_a_client_without_dns_calls_no_dns_program(lab: Lab, tmp_path: Path) -> None:
     double = Double(tmp_path / "bin")
     place = Place(lab)
     place.client.start(double.env)
@@ -96,7 +96,7 @@ def test_without_dns_nobody_is_told(lab: Lab, tmp_path: Path) -> None:
     assert double.told() == []
 
 
-def test_nobody_to_tell_is_an_error_before_anything_is_changed(lab: Lab, tmp_path: Path) -> None:
+def test_a_missing_dns_program_is_an_error_before_any_change(lab: Lab, tmp_path: Path) -> None:
     double = Double(tmp_path / "bin", there=False)
     place = Place(lab, dns=["10.9.0.1"])
     assert "client.dns is set, but this system has no program for that" in place.client.start_in_vain(double.env)
@@ -104,7 +104,7 @@ def test_nobody_to_tell_is_an_error_before_anything_is_changed(lab: Lab, tmp_pat
     assert place.interface not in place.ip("link")
 
 
-def test_a_program_that_fails_ends_the_start_and_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
+def test_a_failing_dns_program_ends_the_start_without_a_trace(lab: Lab, tmp_path: Path) -> None:
     double = Double(tmp_path / "bin")
     double.fail()
     place = Place(lab, dns=["10.9.0.1"])

@@ -87,7 +87,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 
 @pytest.mark.parametrize("ipv6", [False, True], ids=["over IPv4", "over IPv6"])
 @pytest.mark.parametrize("rp_filter", [0, 1], ids=["no rp_filter", "strict rp_filter"])
-def test_everything_but_the_server_goes_through_the_tunnel(lab: Lab, ipv6: bool, rp_filter: int) -> None:
+def test_all_traffic_except_to_the_server_goes_through_the_tunnel(lab: Lab, ipv6: bool, rp_filter: int) -> None:
     place = Place(lab, ipv6=ipv6)
     for name in ("all", "up0"):
         place.sysctl(f"ipv4/conf/{name}/rp_filter", rp_filter)
@@ -121,7 +121,7 @@ def test_only_the_family_with_a_default_route_is_rerouted(lab: Lab) -> None:
     }
 
 
-def test_what_is_forwarded_goes_through_the_tunnel_whatever_its_port(lab: Lab) -> None:
+def test_forwarded_traffic_of_any_port_goes_through_the_tunnel(lab: Lab) -> None:
     place = Place(lab)
     place.client.start()
     ping(lab, place.here, FAR4, 2)
@@ -141,7 +141,7 @@ def test_what_is_forwarded_goes_through_the_tunnel_whatever_its_port(lab: Lab) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
-def test_nothing_is_left_behind(lab: Lab, number: signal.Signals) -> None:
+def test_a_client_leaves_no_rule_or_route_behind(lab: Lab, number: signal.Signals) -> None:
     place = Place(lab)
     place.client.start()
     place.assert_full()
@@ -154,7 +154,7 @@ def test_nothing_is_left_behind(lab: Lab, number: signal.Signals) -> None:
     ping(lab, place.here, SERVER4, 2)
 
 
-def test_a_guard_outlives_the_generation_that_started_it(lab: Lab) -> None:
+def test_the_cleanup_guard_outlives_the_generation_that_started_it(lab: Lab) -> None:
     place = Place(lab)
     place.client.start()
     ping(lab, place.here, FAR4, 2)
@@ -172,7 +172,7 @@ def test_a_guard_outlives_the_generation_that_started_it(lab: Lab) -> None:
     wait_for("the guard to end", lambda: not place.guards())
 
 
-def test_a_guard_leaves_alone_what_the_next_client_has_adopted(lab: Lab) -> None:
+def test_the_cleanup_guard_keeps_what_the_next_client_has_adopted(lab: Lab) -> None:
     place = Place(lab)
     place.client.start()
     (guard,) = place.guards()
@@ -189,7 +189,7 @@ def test_a_guard_leaves_alone_what_the_next_client_has_adopted(lab: Lab) -> None
     place.wait_bare()
 
 
-def test_leftovers_of_ours_are_adopted_or_removed(lab: Lab) -> None:
+def test_leftovers_of_a_former_client_are_adopted_or_removed(lab: Lab) -> None:
     place = Place(lab)
     proto = ("proto", str(ROUTE_PROTOCOL))
     for family in ("-4", "-6"):
@@ -205,7 +205,7 @@ def test_leftovers_of_ours_are_adopted_or_removed(lab: Lab) -> None:
 # --- Reloads ---
 
 
-def test_the_rules_follow_a_reload(lab: Lab) -> None:
+def test_routing_rules_follow_a_reload(lab: Lab) -> None:
     place = Place(lab, allowed_ips=["10.9.0.0/24", FAR4])
     place.client.start()
     assert place.rules(4) == place.rules(6) == []
@@ -239,7 +239,7 @@ def test_the_rules_follow_a_reload(lab: Lab) -> None:
     place.wait_bare()
 
 
-def test_a_failed_reload_leaves_everything_as_it_was(lab: Lab) -> None:
+def test_a_failed_reload_keeps_the_routing(lab: Lab) -> None:
     place = Place(lab, allowed_ips=["0.0.0.0/0"])
     place.client.start()
     rules = place.rules()
@@ -261,7 +261,7 @@ def test_a_failed_reload_leaves_everything_as_it_was(lab: Lab) -> None:
 # --- Other programs ---
 
 
-def test_what_others_have_set_is_left_alone(lab: Lab) -> None:
+def test_routing_of_other_programs_is_kept(lab: Lab) -> None:
     place = Place(lab)
     place.ip("rule", "add", "from", "10.77.0.0/16", "lookup", "77")
     place.ip("route", "add", "10.78.0.0/16", "dev", "lan0", "table", "77")
@@ -286,7 +286,7 @@ def test_what_others_have_set_is_left_alone(lab: Lab) -> None:
     ],
     ids=["a full tunnel", "the mark", "the table"],
 )
-def test_another_programs_routing_is_an_error_before_anything_is_changed(
+def test_conflicting_routing_of_another_program_is_an_error_before_any_change(
     lab: Lab, command: tuple[str, ...], said: str
 ) -> None:
     place = Place(lab)
@@ -301,7 +301,7 @@ def test_another_programs_routing_is_an_error_before_anything_is_changed(
     assert place.rules() == rules
 
 
-def test_a_second_client_may_not_have_everything_too(lab: Lab) -> None:
+def test_a_second_client_with_a_default_route_is_refused(lab: Lab) -> None:
     place = Place(lab)
     place.client.start()
     second = OxidizeClient(

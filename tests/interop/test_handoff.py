@@ -36,7 +36,9 @@ def knock_at_a_closed_port(client: Client) -> None:
             knocking.sendto(b"?", (address, PORT + 1))
 
 
-def test_twenty_reloads_under_kernel_traffic(site: Site, record_property: Callable[[str, object], None]) -> None:
+def test_twenty_reloads_lose_no_packet_of_kernel_traffic(
+    site: Site, record_property: Callable[[str, object], None]
+) -> None:
     clients = connect_all(site)
     first, second = clients
     server = site.server

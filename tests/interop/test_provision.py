@@ -51,7 +51,7 @@ def sessions(site: Site) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("more", [(), ("--preshared-key",)], ids=["", "preshared key"])
-def test_a_client_that_is_added_live_pings_at_once(site: Site, tmp_path: Path, more: tuple[str, ...]) -> None:
+def test_a_client_added_to_a_running_server_can_ping_at_once(site: Site, tmp_path: Path, more: tuple[str, ...]) -> None:
     old = site.add_client()
     site.server.start()
     old.connect()
@@ -91,7 +91,7 @@ def test_a_client_that_is_added_live_pings_at_once(site: Site, tmp_path: Path, m
     assert old.wireguard.latest_handshake() == handshake
 
 
-def test_a_client_that_keeps_its_key_to_itself(site: Site, tmp_path: Path) -> None:
+def test_a_client_can_be_added_by_its_public_key(site: Site, tmp_path: Path) -> None:
     site.server.start()
     client = newcomer(site)
     own = b64(client.wireguard.identity.public)
@@ -141,7 +141,7 @@ def test_a_server_of_wg_quick_serves_its_clients_after_the_import(site: Site, tm
             ping(site.lab, client.namespace, address, 2)
 
 
-def test_the_script_sets_up_our_own_client(site: Site, tmp_path: Path) -> None:
+def test_the_printed_commands_set_up_an_oxidize_client(site: Site, tmp_path: Path) -> None:
     site.server.start()
     client = newcomer(site)
     client.wireguard.stop()  # its place is ours

@@ -65,7 +65,7 @@ def wait_until_back(trips: Sequence[Trip]) -> None:
 
 
 @pytest.mark.beside
-def test_a_tunnel_survives_everything(lab: Lab, record_property: Record) -> None:
+def test_a_tunnel_survives_outages_of_every_kind(lab: Lab, record_property: Record) -> None:
     """Both with wireguard-go as server, over IPv4, and with us, over IPv6; at the same time."""
     with contextlib.ExitStack() as stack:
         trips = [Trip(lab, stack, "to-go", GoServer), Trip(lab, stack, "to-us", None)]
@@ -105,7 +105,7 @@ def test_a_tunnel_survives_everything(lab: Lab, record_property: Record) -> None
         assert trip.client.log.count("connection connecting ") == 1
 
 
-def test_a_server_that_was_started_anew_asks_its_peers_itself(lab: Lab) -> None:
+def test_a_restarted_server_starts_handshakes_itself(lab: Lab) -> None:
     """An unmodified client would use its lost session for another fifteen seconds."""
     road = Road(lab)
     server = OurServer(road, remembers=True)
@@ -124,7 +124,7 @@ def test_a_server_that_was_started_anew_asks_its_peers_itself(lab: Lab) -> None:
     assert totals["initiations_received"] == 0
 
 
-def test_a_server_is_found_where_its_name_says_by_then(lab: Lab) -> None:
+def test_a_client_follows_a_server_name_to_another_address(lab: Lab) -> None:
     road = Road(lab)
     server = GoServer(road)
     hosts = lab.folder / "hosts"
@@ -146,7 +146,7 @@ def test_a_server_is_found_where_its_name_says_by_then(lab: Lab) -> None:
     assert "the server has another address" in client.log
 
 
-def test_it_starts_without_a_network_and_connects_when_there_is_one(lab: Lab) -> None:
+def test_a_client_started_without_a_network_connects_later(lab: Lab) -> None:
     road = Road(lab)
     server = GoServer(road)
     client = road.client(server.public_key)
@@ -159,7 +159,7 @@ def test_it_starts_without_a_network_and_connects_when_there_is_one(lab: Lab) ->
     ping(lab, road.client_side, Road.INNER_SERVER, 2)
 
 
-def test_it_gives_up_where_it_is_told_to_and_says_so(lab: Lab) -> None:
+def test_a_client_gives_up_after_its_configured_retries(lab: Lab) -> None:
     road = Road(lab)
     client = road.client(bytes(range(32)), max_reconnect_attempts=3, reconnect_delay_ms=30)
     pid = client.spawn()

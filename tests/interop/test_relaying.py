@@ -119,7 +119,7 @@ def source_seen(world: World, address: str) -> str:
     return str(peer[0])
 
 
-def test_nothing_on_the_way_to_a_host_beyond_is_lost_while_the_server_is_replaced(world: World) -> None:
+def test_packets_to_a_host_beyond_the_server_survive_its_replacement(world: World) -> None:
     world.start()
     for address in (BEYOND4, BEYOND6):
         ping(world.site.lab, world.client.namespace, address, 3)
@@ -154,7 +154,7 @@ def test_nothing_on_the_way_to_a_host_beyond_is_lost_while_the_server_is_replace
     assert world.site.server.status()["totals"]["takeovers_succeeded"] == GENERATIONS
 
 
-def test_the_rules_are_these(world: World) -> None:
+def test_the_nat_table_has_exactly_these_rules(world: World) -> None:
     world.start()
     name = world.site.server.status()["interface"]
     assert rules(world.site.namespace, world.table) == [
@@ -175,7 +175,7 @@ def test_the_rules_are_these(world: World) -> None:
     assert "nat" in world.site.server.command("status").output.splitlines()[2]
 
 
-def test_only_what_leaves_the_tunnel_is_translated(world: World) -> None:
+def test_only_packets_that_leave_the_tunnel_are_translated(world: World) -> None:
     world.start()
     assert (source_seen(world, BEYOND4), source_seen(world, BEYOND6)) == (UPLINK4, UPLINK6)
     inside = World(world.site, world.client, world.site.namespace)  # to the server itself
@@ -216,7 +216,7 @@ def _mss(segment: bytes) -> int:
 
 
 @pytest.mark.parametrize(("address", "headers"), [(BEYOND4, 40), (BEYOND6, 60)])
-def test_the_mss_fits_the_tunnel_both_ways(world: World, address: str, headers: int) -> None:
+def test_the_mss_fits_the_tunnel_in_both_directions(world: World, address: str, headers: int) -> None:
     mtu = 1300  # less than the client believes, and than the network beyond has
     world.start(mtu=mtu)
     with (
@@ -231,7 +231,7 @@ def test_the_mss_fits_the_tunnel_both_ways(world: World, address: str, headers: 
 # --- The life of the table ---
 
 
-def test_others_tables_are_left_alone(world: World) -> None:
+def test_tables_of_other_programs_are_kept(world: World) -> None:
     namespace, server = world.site.namespace, world.site.server
     nft(namespace, "-f", "-", text=OTHERS)
     before = nft(namespace, "list", "ruleset")
@@ -248,7 +248,7 @@ def test_others_tables_are_left_alone(world: World) -> None:
     assert nft(namespace, "list", "ruleset") == before
 
 
-def test_the_table_dies_with_a_server_that_nobody_holds(world: World) -> None:
+def test_the_nat_table_ends_with_a_server_without_holder(world: World) -> None:
     world.start()
     world.site.server.replace()
     nft(world.site.namespace, "flush", "ruleset")  # nobody else can remove it
@@ -259,7 +259,7 @@ def test_the_table_dies_with_a_server_that_nobody_holds(world: World) -> None:
     wait_for("the table to be gone", lambda: not tables(world.site.namespace))
 
 
-def test_nat_is_switched_on_changed_and_off_by_reloads(world: World) -> None:
+def test_reloads_switch_nat_on_change_it_and_switch_it_off(world: World) -> None:
     namespace, server = world.site.namespace, world.site.server
     world.start(nat=False)
     ping(world.site.lab, world.client.namespace, Site.SERVER4, 2)
@@ -276,7 +276,7 @@ def test_nat_is_switched_on_changed_and_off_by_reloads(world: World) -> None:
     assert tables(namespace) == []  # at once, not with the predecessor's end
 
 
-def test_the_table_goes_along_with_another_interface(world: World) -> None:
+def test_the_nat_table_follows_a_renamed_interface(world: World) -> None:
     world.start()
     before = world.table
     world.configure(interface="other0")
@@ -303,7 +303,7 @@ def test_a_missing_sysctl_is_named_with_its_remedy(world: World) -> None:
     world.site.server.start()
 
 
-def test_a_reload_that_cannot_have_it_leaves_the_predecessor_serving(world: World) -> None:
+def test_a_reload_that_cannot_apply_nat_leaves_the_predecessor_serving(world: World) -> None:
     world.start()
     ping(world.site.lab, world.client.namespace, BEYOND4, 2)
     before, pid = rules(world.site.namespace, world.table), world.site.server.status()["pid"]
@@ -317,7 +317,7 @@ def test_a_reload_that_cannot_have_it_leaves_the_predecessor_serving(world: Worl
     ping(world.site.lab, world.client.namespace, BEYOND4, 2)
 
 
-def test_a_successor_that_dies_before_it_owns_leaves_the_rules_as_they_were(world: World) -> None:
+def test_a_successor_that_dies_before_it_owns_leaves_the_nat_rules_unchanged(world: World) -> None:
     world.start()
     ping(world.site.lab, world.client.namespace, BEYOND4, 2)
     before, pid = rules(world.site.namespace, world.table), world.site.server.status()["pid"]
@@ -329,7 +329,7 @@ def test_a_successor_that_dies_before_it_owns_leaves_the_rules_as_they_were(worl
     ping(world.site.lab, world.client.namespace, BEYOND4, 2)
 
 
-def test_a_successor_that_owns_serves_on_though_it_cannot_change_the_table(world: World) -> None:
+def test_a_successor_serves_even_if_it_cannot_change_the_nat_table(world: World) -> None:
     world.start()
     ping(world.site.lab, world.client.namespace, BEYOND4, 2)
     before = rules(world.site.namespace, world.table)
@@ -340,7 +340,7 @@ def test_a_successor_that_owns_serves_on_though_it_cannot_change_the_table(world
     ping(world.site.lab, world.client.namespace, BEYOND4, 2)
 
 
-def test_a_table_of_our_name_that_is_not_ours_is_left_alone(world: World) -> None:
+def test_a_foreign_table_with_the_name_of_the_nat_table_is_kept(world: World) -> None:
     world.start(nat=False)
     table = world.table
     nft(world.site.namespace, "add", "table", *table.split())
@@ -352,7 +352,7 @@ def test_a_table_of_our_name_that_is_not_ours_is_left_alone(world: World) -> Non
     ping(world.site.lab, world.client.namespace, Site.SERVER4, 2)
 
 
-def test_a_table_that_another_process_holds_is_left_alone(world: World) -> None:
+def test_a_nat_table_that_another_process_owns_is_kept(world: World) -> None:
     world.start()
     before = rules(world.site.namespace, world.table)
     world.configure(takeover_socket=str(world.site.lab.folder / "second.sock"), listen="[::]:51821", metrics_listen="")

@@ -124,17 +124,17 @@ def check_packets_both_ways(vnet_header: bool) -> None:
 
 
 @in_own_namespace
-def test_packets_go_both_ways() -> None:
+def test_packets_pass_a_tun_device_in_both_directions() -> None:
     check_packets_both_ways(vnet_header=False)
 
 
 @in_own_namespace
-def test_packets_go_both_ways_with_a_virtio_header() -> None:
+def test_packets_with_a_virtio_header_pass_a_tun_device_in_both_directions() -> None:
     check_packets_both_ways(vnet_header=True)
 
 
 @in_own_namespace
-def test_a_read_takes_no_more_than_its_limit_and_ends_with_the_queue() -> None:
+def test_a_read_stops_at_its_limit_or_at_an_empty_queue() -> None:
     device = TunDevice.create("ox0")
     assert device.read_packets(64) == []
     configure_interface("ox0", ADDRESSES[:1], MTU, [])
@@ -150,7 +150,7 @@ def test_a_read_takes_no_more_than_its_limit_and_ends_with_the_queue() -> None:
 
 
 @in_own_namespace
-def test_refused_packets_are_counted_and_the_others_delivered() -> None:
+def test_refused_packets_are_counted_and_other_packets_delivered() -> None:
     device = TunDevice.create("ox0")
     configure_interface("ox0", ADDRESSES, MTU, [])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inside:
@@ -175,7 +175,7 @@ def test_a_removed_interface_is_an_error_and_not_silence() -> None:
 
 
 @in_own_namespace
-def test_a_successor_adopts_the_device_and_what_waits_in_it() -> None:
+def test_a_successor_adopts_the_device_with_its_queued_packets() -> None:
     for vnet_header in (False, True):
         predecessor = TunDevice.create("ox0", vnet_header=vnet_header)
         configure_interface("ox0", ADDRESSES, MTU, [])
@@ -192,7 +192,7 @@ def test_a_successor_adopts_the_device_and_what_waits_in_it() -> None:
 
 
 @in_own_namespace
-def test_a_descriptor_that_is_something_else_is_not_adopted() -> None:
+def test_a_descriptor_that_is_no_tun_device_is_not_adopted() -> None:
     device = TunDevice.create("ox0")
     for framing in ({"name": "ox1", "vnet_header": False}, {"name": "ox0", "vnet_header": True}, {}):
         with pytest.raises(OxidizeError, match="expected"):
@@ -219,12 +219,12 @@ def test_a_device_that_cannot_be_made_says_why() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a-name-that-is-too-long", "a b", "a/b", "ox%d", "..", "ä" * 8])
-def test_bad_names_are_refused_before_anything_is_opened(name: str) -> None:
+def test_invalid_interface_names_are_refused_before_a_device_is_opened(name: str) -> None:
     with pytest.raises(ConfigError, match="expected 1 to 15 bytes"):
         TunDevice.create(name)
 
 
-def test_a_missing_device_node_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_device_node_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tun_module, "_DEVICE", tmp_path / "tun")
     with pytest.raises(ConfigError, match=r"load the module tun, or set network = 'userspace'"):
         TunDevice.create("ox0")
@@ -254,7 +254,7 @@ def state_of(name: str) -> dict[str, object]:
 
 
 @in_own_namespace
-def test_an_interface_is_brought_to_its_state_once() -> None:
+def test_configuring_an_interface_twice_changes_nothing_the_second_time() -> None:
     device = TunDevice.create("ox0")
     routes = [
         ip_network(text)
@@ -290,7 +290,7 @@ def test_an_interface_is_brought_to_its_state_once() -> None:
 
 
 @in_own_namespace
-def test_a_new_configuration_changes_what_differs() -> None:
+def test_a_new_configuration_changes_only_what_differs() -> None:
     device = TunDevice.create("ox0")
     configure_interface("ox0", ADDRESSES, MTU, [ip_network("10.50.0.0/16"), ip_network("10.60.0.0/16")])
     changes = configure_interface(
@@ -331,7 +331,7 @@ def test_secondary_addresses_outlive_their_primary() -> None:
 
 
 @in_own_namespace
-def test_what_others_set_is_left_alone() -> None:
+def test_addresses_and_routes_of_other_programs_are_kept() -> None:
     device = TunDevice.create("ox0")
     other = TunDevice.create("other0")
     configure_interface("other0", [ip_interface("10.7.0.1/24")], MTU, [ip_network("10.71.0.0/16")])
@@ -353,7 +353,7 @@ def test_what_others_set_is_left_alone() -> None:
 
 
 @in_own_namespace
-def test_what_the_kernel_refuses_is_named_with_its_remedy() -> None:
+def test_a_setting_that_the_kernel_refuses_is_an_error_with_a_remedy() -> None:
     device, other = TunDevice.create("ox0"), TunDevice.create("other0")
     with pytest.raises(OxidizeError, match="interface nope0: the interface is not there"):
         configure_interface("nope0", ADDRESSES, MTU, [])

@@ -72,7 +72,7 @@ def test_a_wrong_preshared_key_gives_no_session(site: Site) -> None:
 
 
 @pytest.mark.parametrize("ipv6", [False, True], ids=["over IPv4", "over IPv6"])
-def test_the_server_begins_where_it_knows_the_endpoint(site: Site, ipv6: bool) -> None:
+def test_the_server_starts_a_handshake_with_a_known_endpoint(site: Site, ipv6: bool) -> None:
     client = site.add_client()
     outer = f"[{client.outer6}]" if ipv6 else client.outer4
     site.server.peers[0] = client.table(endpoint=f"{outer}:{client.wireguard.listen_port()}")
@@ -120,7 +120,7 @@ def set_link(site: Site, client: Client, server4: str, outer4: str) -> None:
     client.move(outer4, client.outer6)
 
 
-def test_persistent_keepalives_go_both_ways(site: Site) -> None:
+def test_persistent_keepalives_are_sent_in_both_directions(site: Site) -> None:
     client = site.add_client()
     endpoint = f"{client.outer4}:{client.wireguard.listen_port()}"
     site.server.peers[0] = client.table(endpoint=endpoint, keepalive=1)
@@ -136,7 +136,7 @@ def test_persistent_keepalives_go_both_ways(site: Site) -> None:
     assert totals(site)["received_packets"] == totals(site)["sent_packets"] == 0
 
 
-def test_a_client_that_lost_its_state_comes_back(site: Site) -> None:
+def test_a_client_that_lost_its_state_reconnects(site: Site) -> None:
     client = site.add_client()
     site.server.start()
     client.connect()
@@ -214,7 +214,7 @@ class DeviceHost:
             self.turn()
 
 
-def test_our_device_begins_with_wireguard_go(site: Site) -> None:
+def test_the_device_starts_a_handshake_with_wireguard_go(site: Site) -> None:
     client = site.add_client()
     client.connect(knows_endpoint=False)
     host = DeviceHost(client, endpoint=True)
@@ -225,7 +225,7 @@ def test_our_device_begins_with_wireguard_go(site: Site) -> None:
     assert client.wireguard.latest_handshake() > 0
 
 
-def test_a_client_under_our_load_comes_back_with_our_cookie(site: Site) -> None:
+def test_wireguard_go_retries_with_the_cookie_of_a_loaded_device(site: Site) -> None:
     client = site.add_client()
     host = DeviceHost(client, endpoint=False, under_load_handshakes=0)
     client.connect(keepalive=1)
@@ -237,7 +237,7 @@ def test_a_client_under_our_load_comes_back_with_our_cookie(site: Site) -> None:
     host.run_until("a reply", lambda: host.answered() == {1})
 
 
-def test_our_device_comes_back_with_the_cookie_of_a_loaded_wireguard_go(site: Site) -> None:
+def test_the_device_retries_with_the_cookie_of_a_loaded_wireguard_go(site: Site) -> None:
     client = site.add_client()  # which does not know us yet, so that no copy of the flood can make a session
     host = DeviceHost(client, endpoint=True)
     host.device.send_packets([host._echo.request(1, 0)], clock())

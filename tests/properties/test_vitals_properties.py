@@ -37,13 +37,13 @@ def use(vitals: Vitals) -> None:
 
 
 @given(JSON)
-def test_anything(said: Any) -> None:
+def test_any_json_gives_vitals_or_a_named_problem(said: Any) -> None:
     with pytest.raises(DecodeError):
         Vitals.of(said)
 
 
 @given(st.dictionaries(st.sampled_from(sorted(GOOD)), JSON, min_size=1))
-def test_fields_of_any_type(changes: dict[str, Any]) -> None:
+def test_vitals_with_fields_of_any_type_are_read_or_refused(changes: dict[str, Any]) -> None:
     try:
         vitals = Vitals.of({**GOOD, **changes})
     except DecodeError:
@@ -52,7 +52,7 @@ def test_fields_of_any_type(changes: dict[str, Any]) -> None:
 
 
 @given(st.sampled_from(sorted(taken(3))), JSON)
-def test_a_takeover_with_fields_of_any_type(name: str, value: Any) -> None:
+def test_a_takeover_with_fields_of_any_type_is_read_or_refused(name: str, value: Any) -> None:
     try:
         vitals = Vitals.of({**GOOD, "takeovers": [taken(2), {**taken(3), name: value}]})
     except DecodeError:
@@ -61,7 +61,7 @@ def test_a_takeover_with_fields_of_any_type(name: str, value: Any) -> None:
 
 
 @given(st.floats(allow_nan=True), st.floats(allow_nan=True))
-def test_moments_of_any_distance(first: float, second: float) -> None:
+def test_rates_of_vitals_at_any_distance_in_time_are_finite(first: float, second: float) -> None:
     try:
         vitals = [
             Vitals.of({**GOOD, "at_boot_secs": at, "totals": {"sent_packets": 2**64 - 1}}) for at in (first, second)
@@ -106,7 +106,7 @@ def test_moments_of_any_distance(first: float, second: float) -> None:
         {"errors_before": True},
     ],
 )
-def test_what_is_wrong_is_named(changes: dict[str, Any]) -> None:
+def test_a_wrong_field_is_named(changes: dict[str, Any]) -> None:
     (name,) = changes
     with pytest.raises(DecodeError, match=f"vitals cannot be read: {name} is no "):
         Vitals.of({**GOOD, **changes})
@@ -115,12 +115,12 @@ def test_what_is_wrong_is_named(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "name", sorted(GOOD.keys() - {"release_folder", "takeovers", "metrics_listen", "errors_before"})
 )
-def test_what_is_missing_is_named(name: str) -> None:
+def test_a_missing_field_is_named(name: str) -> None:
     with pytest.raises(DecodeError, match=f"they have no '{name}'"):
         Vitals.of({field: value for field, value in GOOD.items() if field != name})
 
 
-def test_an_older_release_says_less() -> None:
+def test_vitals_of_an_older_release_may_lack_fields() -> None:
     least = {
         name: GOOD[name] for name in GOOD.keys() - {"release_folder", "takeovers", "metrics_listen", "errors_before"}
     }
@@ -135,7 +135,7 @@ def test_an_older_release_says_less() -> None:
     assert Vitals.of({**least, "metrics_listen": None, "errors_before": None}) == vitals
 
 
-def test_what_a_newer_release_adds_to_a_takeover_is_left_out() -> None:
+def test_unknown_fields_of_a_newer_release_are_ignored() -> None:
     vitals = Vitals.of({**GOOD, "takeovers": [{**taken(3), "blackout_ms": None, "more": {"of": ["it"]}}]})
     assert vitals.takeovers == ({**taken(3), "blackout_ms": None},)
     assert vitals.blackout_ms is None

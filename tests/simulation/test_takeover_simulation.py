@@ -19,7 +19,7 @@ from tests.support.takeover_world import HANGS, World, assert_settled, run, star
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_without_faults_the_successor_owns_and_the_predecessor_is_gone(seed: int) -> None:
+def test_a_takeover_without_faults_ends_with_the_successor_alone(seed: int) -> None:
     world, first, second = start(seed)
     run(world, f"seed {seed}")
     assert second.serves
@@ -48,7 +48,7 @@ def run_every_point(who: int, kind: float, seeds: range) -> None:
 
 @pytest.mark.parametrize("who", [0, 1], ids=["predecessor", "successor"])
 @pytest.mark.parametrize("kind", [0.0, *HANGS], ids=lambda kind: f"hang-{kind:g}" if kind else "crash")
-def test_one_fault_at_every_point(who: int, kind: float) -> None:
+def test_one_fault_at_any_point_breaks_no_rule(who: int, kind: float) -> None:
     run_every_point(who, kind, range(8))
 
 
@@ -115,7 +115,7 @@ def run_seeds(seeds: range) -> None:
 
 
 @pytest.mark.parametrize("block", range(10))
-def test_many_faults_and_rivals(block: int) -> None:
+def test_many_faults_and_rivals_break_no_rule(block: int) -> None:
     run_seeds(range(block * 300, (block + 1) * 300))
 
 
@@ -140,7 +140,7 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("bug", PLANTED)
-def test_the_world_finds_a_planted_bug(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_simulation_finds_a_planted_bug(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     table, state, event, after, to_do = PLANTED[bug]
     monkeypatch.setitem(table, (state, event), (after, tuple(Do[name] for name in to_do.split())))  # type: ignore[arg-type]
 

@@ -81,7 +81,7 @@ def client(tmp_path: Path, seed: Path) -> Iterator[ClientService]:
         yield ClientService(lab, seed)
 
 
-def test_reloads_lose_nothing(client: ClientService) -> None:
+def test_reloads_of_the_client_lose_no_packet(client: ClientService) -> None:
     pid = client.start()
     handshake, traffic = client.server.latest_handshake(), client.traffic()
     for _ in range(RELOADS):
@@ -94,7 +94,7 @@ def test_reloads_lose_nothing(client: ClientService) -> None:
     assert (status["generation"], status["connection"]["state"]) == (RELOADS + 1, "connected")
 
 
-def test_restarts_and_kills_lose_no_session(client: ClientService) -> None:
+def test_restarts_and_kills_of_the_client_lose_no_session(client: ClientService) -> None:
     pid = client.start()
     handshake, traffic = client.server.latest_handshake(), client.traffic()
     for _ in range(RESTARTS):
@@ -109,7 +109,7 @@ def test_restarts_and_kills_lose_no_session(client: ClientService) -> None:
     assert client.server.latest_handshake() == handshake
 
 
-def test_a_stop_leaves_nothing_behind(client: ClientService) -> None:
+def test_a_stopped_client_leaves_nothing_behind(client: ClientService) -> None:
     client.start()
     client.machine.systemctl("stop", CLIENT)
     assert client.machine.processes(CLIENT) == set()
@@ -118,7 +118,7 @@ def test_a_stop_leaves_nothing_behind(client: ClientService) -> None:
     client.start()
 
 
-def test_it_stays_down_once_it_has_given_up(client: ClientService) -> None:
+def test_a_client_that_gave_up_is_not_restarted(client: ClientService) -> None:
     config = client.machine.root / "etc/oxidize/client.toml"
     config.write_text(config.read_text() + "max_reconnect_attempts = 2\n")
     client.server.stop()

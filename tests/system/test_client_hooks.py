@@ -111,7 +111,7 @@ def client(tmp_path: Path, seed: Path) -> Iterator[Client]:
         yield Client(lab, seed)
 
 
-def test_rules_and_name_servers_stay_while_the_unit_goes_on_and_go_with_it(client: Client) -> None:
+def test_routing_rules_and_dns_servers_last_exactly_as_long_as_the_unit(client: Client) -> None:
     machine = client.machine
     client.systemctl("start")
     rules = client.rules()
@@ -146,7 +146,7 @@ def test_rules_and_name_servers_stay_while_the_unit_goes_on_and_go_with_it(clien
     assert client.told()[-1] == f"resolvconf -d {RECORD} -f"
 
 
-def test_an_interface_of_another_name_replaces_the_one_before(client: Client) -> None:
+def test_a_renamed_interface_replaces_the_former_one(client: Client) -> None:
     client.systemctl("start")
     rules = client.rules()
     client.write_config(dns=[], interface="tunnel9")
@@ -159,7 +159,7 @@ def test_an_interface_of_another_name_replaces_the_one_before(client: Client) ->
     assert client.rules() == []
 
 
-def test_a_process_that_is_killed_to_stop_the_unit_leaves_nothing(client: Client) -> None:
+def test_a_client_killed_to_stop_the_unit_leaves_nothing_behind(client: Client) -> None:
     client.drop_in("[Service]\nKillSignal=SIGKILL\n")
     client.systemctl("start")
     assert len(client.rules()) == 7
@@ -168,7 +168,7 @@ def test_a_process_that_is_killed_to_stop_the_unit_leaves_nothing(client: Client
     assert client.told()[-1] == f"resolvconf -d {RECORD} -f"
 
 
-def test_a_client_that_gives_up_leaves_nothing(client: Client) -> None:
+def test_a_client_that_gives_up_leaves_nothing_behind(client: Client) -> None:
     client.write_config(dns=["10.9.0.1"], attempts=4)
     client.systemctl("start")
     wait_for("the unit to end", lambda: client.machine.show("ActiveState", NAME) == "failed")

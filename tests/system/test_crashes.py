@@ -17,7 +17,7 @@ WATCHDOG_SECS = 2
 STALLED_PACKETS_PER_SECOND = 2_000
 
 
-def test_five_kills(service: Service, record_property: Callable[[str, object], None]) -> None:
+def test_five_kills_lose_no_session(service: Service, record_property: Callable[[str, object], None]) -> None:
     service.start()
     pid = service.machine.main_pid()
     handshake, traffic = service.handshake(), service.traffic()
@@ -32,7 +32,7 @@ def test_five_kills(service: Service, record_property: Callable[[str, object], N
     assert service.machine.show("NRestarts") == str(KILLS)
 
 
-def test_a_crash_loop_waits_before_ready_and_keeps_the_sessions(service: Service) -> None:
+def test_a_crash_loop_delays_ready_and_keeps_the_sessions(service: Service) -> None:
     service.start()
     handshake, pid = service.handshake(), service.machine.main_pid()
     for _ in range(STARTS_WITHOUT_DELAY + 2):
@@ -46,7 +46,7 @@ def test_a_crash_loop_waits_before_ready_and_keeps_the_sessions(service: Service
 
 
 @pytest.mark.parametrize("reloads", [0, 2])
-def test_a_loop_that_stalls_is_killed_in_any_generation(service: Service, reloads: int) -> None:
+def test_the_watchdog_kills_a_stalled_loop_in_any_generation(service: Service, reloads: int) -> None:
     service.drop_in(f"[Service]\nWatchdogSec={WATCHDOG_SECS}\n")
     service.start()
     for _ in range(reloads):
@@ -61,7 +61,7 @@ def test_a_loop_that_stalls_is_killed_in_any_generation(service: Service, reload
     assert "Watchdog timeout" in service.machine.journal()
 
 
-def test_a_process_that_serves_is_left_alone_by_the_watchdog(service: Service) -> None:
+def test_the_watchdog_does_not_kill_a_serving_process(service: Service) -> None:
     service.drop_in(f"[Service]\nWatchdogSec={WATCHDOG_SECS}\n")
     service.start()
     service.machine.systemctl("reload", DAEMON)

@@ -107,7 +107,7 @@ def serving(service: Service) -> tuple[str, str]:
     return folder.rpartition("/")[2], service.current()
 
 
-def test_a_good_release(service: Service, record_property: Record) -> None:
+def test_a_good_release_is_deployed_without_loss(service: Service, record_property: Record) -> None:
     service.start()
     first, pid = service.current(), service.machine.main_pid()
     service.add_release("good")
@@ -138,7 +138,9 @@ def test_a_good_release(service: Service, record_property: Record) -> None:
         ),
     ],
 )
-def test_a_release_that_never_serves(service: Service, broken: dict[str, str], result: str, expected: str) -> None:
+def test_a_release_that_never_serves_leaves_the_old_one_serving(
+    service: Service, broken: dict[str, str], result: str, expected: str
+) -> None:
     service.start()
     first, pid = service.current(), service.machine.main_pid()
     service.add_release("bad", broken)
@@ -154,7 +156,7 @@ def test_a_release_that_never_serves(service: Service, broken: dict[str, str], r
     assert (service.machine.show("NRestarts"), service.handshake()) == ("0", handshake)
 
 
-def test_a_release_that_crashes_after_two_seconds(service: Service) -> None:
+def test_a_release_that_crashes_after_two_seconds_is_rolled_back(service: Service) -> None:
     service.start()
     first, pid = service.current(), service.machine.main_pid()
     service.add_release("bad", CRASHES)
@@ -172,7 +174,7 @@ def test_a_release_that_crashes_after_two_seconds(service: Service) -> None:
     assert service.handshake() == handshake
 
 
-def test_a_release_that_drops_packets(service: Service, record_property: Record) -> None:
+def test_a_release_that_drops_packets_is_rolled_back(service: Service, record_property: Record) -> None:
     service.start()
     first = service.current()
     service.add_release("bad", DROPS)
@@ -191,7 +193,7 @@ def test_a_release_that_drops_packets(service: Service, record_property: Record)
     assert (service.machine.show("NRestarts"), service.handshake()) == ("0", handshake)
 
 
-def test_a_release_that_answers_rubbish_is_taken_back_all_the_same(service: Service) -> None:
+def test_a_release_with_malformed_answers_is_rolled_back(service: Service) -> None:
     service.start()
     first, pid = service.current(), service.machine.main_pid()
     service.add_release("bad", ANSWERS_RUBBISH | LOGS_ERRORS)
@@ -212,7 +214,7 @@ def test_a_release_that_answers_rubbish_is_taken_back_all_the_same(service: Serv
     assert (service.machine.show("NRestarts"), service.handshake()) == ("0", handshake)
 
 
-def test_rolling_back_twice_reads_what_a_later_release_wrote(service: Service) -> None:
+def test_rolling_back_twice_reads_the_state_of_a_later_release(service: Service) -> None:
     service.start()
     first = service.current()
     service.add_release("second")
@@ -239,7 +241,7 @@ def test_rolling_back_twice_reads_what_a_later_release_wrote(service: Service) -
     ]
 
 
-def test_fewer_sessions_are_not_kept_without_force(service: Service) -> None:
+def test_a_release_that_loses_sessions_needs_force(service: Service) -> None:
     service.start()
     first = service.current()
     service.add_release("good")
@@ -296,7 +298,7 @@ def deploy_killed(service: Service, where: str, release: str) -> None:
     assert outcome.status == -9, outcome
 
 
-def test_a_deployment_that_is_killed_at_each_step(service: Service) -> None:
+def test_a_deployment_killed_at_any_step_leaves_a_server_serving(service: Service) -> None:
     service.start()
     first = service.current()
     service.add_release("next")
@@ -329,7 +331,7 @@ def test_a_deployment_that_is_killed_at_each_step(service: Service) -> None:
     assert service.handshake() == handshake
 
 
-def test_the_second_of_two_is_refused_and_the_first_can_be_interrupted(service: Service) -> None:
+def test_a_second_deployment_is_refused_and_the_first_can_be_interrupted(service: Service) -> None:
     service.start()
     first = service.current()
     service.add_release("next")

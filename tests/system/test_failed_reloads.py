@@ -85,7 +85,9 @@ def fail_to_reload(service: Service, expected: str, *, may_restart: bool = False
         pytest.param(HANGS, "did not get there within", id="hangs"),
     ],
 )
-def test_a_release_that_never_gets_ready(service: Service, broken: dict[str, str], expected: str) -> None:
+def test_a_reload_to_a_release_that_is_never_ready_fails(
+    service: Service, broken: dict[str, str], expected: str
+) -> None:
     service.start()
     service.add_release("zz-broken", broken)
     service.switch_to("zz-broken")
@@ -104,20 +106,20 @@ def test_a_release_that_never_gets_ready(service: Service, broken: dict[str, str
         pytest.param(COORDINATOR_KILLED_AFTER_MAINPID, "code=killed, status=9/KILL", id="coordinator"),
     ],
 )
-def test_a_kill_after_mainpid(service: Service, broken: dict[str, str], expected: str) -> None:
+def test_a_kill_after_mainpid_is_a_failed_reload(service: Service, broken: dict[str, str], expected: str) -> None:
     service.start()
     service.add_release("zz-broken", broken)
     service.switch_to("zz-broken")
     fail_to_reload(service, expected, may_restart=True)
 
 
-def test_a_configuration_that_is_wrong(service: Service) -> None:
+def test_a_reload_with_a_wrong_configuration_fails(service: Service) -> None:
     service.start()
     service.write_config(mtu=5)
     fail_to_reload(service, "mtu")
 
 
-def test_the_status_tells_why_a_reload_failed(service: Service) -> None:
+def test_the_unit_status_says_why_a_reload_failed(service: Service) -> None:
     service.start()
     service.write_config(mtu=5)
     assert service.machine.try_run("systemctl", "reload", DAEMON).status == 1
@@ -126,7 +128,7 @@ def test_the_status_tells_why_a_reload_failed(service: Service) -> None:
     assert "mtu" in status
 
 
-def test_a_restart_during_a_reload(service: Service) -> None:
+def test_a_restart_during_a_reload_loses_nothing(service: Service) -> None:
     service.start()
     pid, good = service.machine.main_pid(), service.releases()[0]
     handshake, traffic = service.handshake(), service.traffic()

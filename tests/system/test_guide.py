@@ -67,7 +67,7 @@ def expected_status(command: Command, following: Command | None) -> set[int]:
     return {0}
 
 
-def test_every_command_of_the_guide(service: Service, workshop: Workshop) -> None:
+def test_every_command_of_the_guide_works_under_traffic(service: Service, workshop: Workshop) -> None:
     guide = commands_of_the_guide()
     assert [command.text for command in guide if command.is_endless] == ENDLESS
     others = [Client(service, number, None) for number in range(2, CLIENTS + 1)]  # type: ignore[arg-type]

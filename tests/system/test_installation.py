@@ -31,30 +31,30 @@ def untouched(tmp_path_factory: pytest.TempPathFactory, seed: Path) -> Iterator[
         yield Service(lab, seed)
 
 
-def test_the_units_are_without_fault(untouched: Service) -> None:
+def test_systemd_finds_no_fault_in_the_units(untouched: Service) -> None:
     outcome = untouched.machine.try_run("systemd-analyze", "verify", *UNITS, CLIENT)
     assert (outcome.status, outcome.output, outcome.errors) == (0, "", "")
 
 
-def test_the_services_are_not_exposed(untouched: Service) -> None:
+def test_systemd_rates_the_services_as_well_protected(untouched: Service) -> None:
     for unit in (DAEMON, CLIENT):
         untouched.machine.run("systemd-analyze", "security", f"--threshold={EXPOSURE_MAX * 10:.0f}", unit)
 
 
-def test_keys_reach_no_disk(untouched: Service) -> None:
+def test_the_services_are_not_swapped_and_dump_no_core(untouched: Service) -> None:
     for unit in (DAEMON, CLIENT):
         found = [untouched.machine.show(name, unit) for name in ("MemorySwapMax", "LimitCORE", "LimitCORESoft")]
         assert found == ["0", "0", "0"], unit
 
 
-def test_a_reload_ends_before_systemd_ends_it(untouched: Service) -> None:
+def test_the_timeouts_of_a_reload_are_shorter_than_systemds(untouched: Service) -> None:
     units = {"min": 60, "s": 1}
     limit = re.findall(r"(\d+)(min|s)\b", untouched.machine.show("TimeoutStartUSec"))
     seconds = sum(int(number) * units[unit] for number, unit in limit)
     assert seconds > PREPARE_TIMEOUT_SECS + TAKE_TIMEOUT_SECS
 
 
-def test_a_release_is_complete_in_itself(untouched: Service, seed: Path) -> None:
+def test_a_release_needs_nothing_outside_its_folder(untouched: Service, seed: Path) -> None:
     (release,) = untouched.releases()
     folder = f"/{RELEASES}/{release}"
     record = json.loads(untouched.machine.run("cat", f"{folder}/release.json"))
@@ -72,12 +72,12 @@ def test_a_release_is_complete_in_itself(untouched: Service, seed: Path) -> None
     assert prefix == folder
 
 
-def test_only_the_service_reads_the_configuration(untouched: Service) -> None:
+def test_only_the_service_can_read_the_configuration(untouched: Service) -> None:
     modes = untouched.machine.run("stat", "-c", "%a %U %G", "/etc/oxidize", "/etc/oxidize/server.toml").splitlines()
     assert modes == ["750 root oxidize", "640 root oxidize"]
 
 
-def test_the_sysctls_for_nat_are_installed_and_no_other(seed: Path) -> None:
+def test_only_the_sysctls_for_nat_are_installed(seed: Path) -> None:
     text = (seed / "usr/lib/sysctl.d/60-oxidize.conf").read_text()
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert lines == ["net.ipv4.ip_forward = 1", "net.ipv6.conf.all.forwarding = 1"]
@@ -95,7 +95,7 @@ def modes(service: Service, *paths: str) -> list[str]:
     return service.machine.run("stat", "-c", "%a %U %G", *paths).splitlines()
 
 
-def test_the_service_has_a_folder_of_its_own_below_one_of_roots(service: Service) -> None:
+def test_the_service_owns_its_folder_below_one_owned_by_root(service: Service) -> None:
     service.write_config(drain_timeout_secs=0.5)
     assert modes(service, STATE) == ["755 root root"]
     service.start()
@@ -111,7 +111,7 @@ def test_the_service_has_a_folder_of_its_own_below_one_of_roots(service: Service
     assert modes(service, *folders[:2]) == ["755 root root", "700 oxidize oxidize"]
 
 
-def test_it_is_installed_and_removed_under_the_lock(service: Service) -> None:
+def test_make_install_and_uninstall_take_the_lock(service: Service) -> None:
     """On a machine where root installs from the checkout of somebody else."""
     machine, source, python = service.machine, "/srv/source", "/srv/python"
     copy = machine.root / source.lstrip("/")

@@ -55,7 +55,7 @@ def relay(service: Service) -> Relay:
     return Relay(service, beyond)
 
 
-def test_the_table_outlives_processes_and_ends_with_the_service(relay: Relay) -> None:
+def test_the_nat_table_outlives_processes_and_ends_with_the_service(relay: Relay) -> None:
     service, machine = relay.service, relay.service.machine
     machine.run(*APPLY_SYSCTLS)
     relay.start()
@@ -79,7 +79,7 @@ def test_the_table_outlives_processes_and_ends_with_the_service(relay: Relay) ->
     assert tables(service.namespace) == []
 
 
-def test_nat_goes_on_and_off_by_reload_and_the_store_follows(relay: Relay) -> None:
+def test_reloads_switch_nat_on_and_off_also_in_the_fd_store(relay: Relay) -> None:
     service, machine = relay.service, relay.service.machine
     machine.run(*APPLY_SYSCTLS)
     service.write_config()
@@ -98,7 +98,7 @@ def test_nat_goes_on_and_off_by_reload_and_the_store_follows(relay: Relay) -> No
     assert handles(service.namespace) == made
 
 
-def test_a_copy_that_a_release_without_nat_left_in_the_store_is_no_hindrance(relay: Relay) -> None:
+def test_a_stale_nat_descriptor_in_the_fd_store_does_no_harm(relay: Relay) -> None:
     service, machine = relay.service, relay.service.machine
     machine.run(*APPLY_SYSCTLS)
     relay.start()
@@ -127,7 +127,7 @@ def test_a_copy_that_a_release_without_nat_left_in_the_store_is_no_hindrance(rel
     relay.reach()
 
 
-def test_without_the_sysctl_it_does_not_start(relay: Relay) -> None:
+def test_a_server_with_nat_does_not_start_without_the_sysctl(relay: Relay) -> None:
     service, machine = relay.service, relay.service.machine
     for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
         with service.namespace.entered():

@@ -7,7 +7,7 @@ from tests.system.service import OXIDIZE, Service
 TOML = "/etc/oxidize/server.toml"
 
 
-def test_a_peer_comes_and_goes_by_systemds_reload(service: Service) -> None:
+def test_a_peer_is_added_and_removed_by_systemctl_reload(service: Service) -> None:
     machine = service.machine
     machine.run("sh", "-c", f"chown root:oxidize {TOML} && chmod 0640 {TOML}")
     service.start()
@@ -33,7 +33,7 @@ def test_a_peer_comes_and_goes_by_systemds_reload(service: Service) -> None:
     service.wait_for_main_process()
 
 
-def test_a_reload_that_fails_leaves_the_file_and_says_why(service: Service) -> None:
+def test_a_failed_reload_restores_the_file_and_says_why(service: Service) -> None:
     service.start()
     service.add_release("broken", {"net.event_loop": "got_there()\nraise SystemExit(3)"})
     service.switch_to("broken")
@@ -49,7 +49,7 @@ def test_a_reload_that_fails_leaves_the_file_and_says_why(service: Service) -> N
     assert service.machine.run("cat", TOML) == before
 
 
-def test_an_imported_server_is_the_services(service: Service) -> None:
+def test_an_imported_server_configuration_serves_in_the_unit(service: Service) -> None:
     machine = service.machine
     client = service.client
     lines = ["[Interface]", f"PrivateKey = {b64(service.identity.private)}", "ListenPort = 51820"]
@@ -66,7 +66,7 @@ def test_an_imported_server_is_the_services(service: Service) -> None:
     assert [peer["name"] for peer in service.status()["peers"]] == ["laptop"]
 
 
-def test_what_the_script_writes_is_read_by_the_clients_service(service: Service) -> None:
+def test_the_printed_commands_configure_the_clients_unit(service: Service) -> None:
     machine = service.machine
     command = ("peer", "add", "laptop", "--preshared-key", "--format", "script", "--endpoint", "vpn.example.org")
     added = machine.try_run(OXIDIZE, *command)

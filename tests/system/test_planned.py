@@ -18,7 +18,7 @@ RELOADS = 20
 RESTARTS = 5
 
 
-def test_twenty_reloads(service: Service, record_property: Record) -> None:
+def test_twenty_reloads_of_the_unit_lose_no_packet(service: Service, record_property: Record) -> None:
     service.start()
     pids = [service.machine.main_pid()]
     handshake, traffic = service.handshake(), service.traffic()
@@ -34,7 +34,7 @@ def test_twenty_reloads(service: Service, record_property: Record) -> None:
     assert service.status()["generation"] == RELOADS + 1
 
 
-def test_five_restarts(service: Service, record_property: Record) -> None:
+def test_five_restarts_of_the_unit_lose_no_session(service: Service, record_property: Record) -> None:
     service.start()
     pid = service.machine.main_pid()
     handshake, traffic = service.handshake(), service.traffic()
@@ -49,7 +49,7 @@ def test_five_restarts(service: Service, record_property: Record) -> None:
     assert service.machine.show("NRestarts") == "0"
 
 
-def test_daemon_reexec(service: Service) -> None:
+def test_a_reload_works_after_daemon_reexec(service: Service) -> None:
     service.start()
     pid = service.machine.main_pid()
     handshake, traffic = service.handshake(), service.traffic()
@@ -66,7 +66,7 @@ def test_daemon_reexec(service: Service) -> None:
     assert service.handshake() == handshake
 
 
-def test_a_reload_takes_up_what_was_changed(service: Service) -> None:
+def test_a_reload_applies_changed_settings(service: Service) -> None:
     service.start()
     machine = service.machine
     first, handshake = machine.main_pid(), service.handshake()
@@ -85,7 +85,7 @@ def test_a_reload_takes_up_what_was_changed(service: Service) -> None:
     assert service.handshake() == handshake
 
 
-def test_a_reload_during_a_reload(service: Service) -> None:
+def test_a_reload_during_a_reload_loses_nothing(service: Service) -> None:
     service.start()
     pid = service.machine.main_pid()
     handshake, traffic = service.handshake(), service.traffic()
@@ -99,7 +99,7 @@ def test_a_reload_during_a_reload(service: Service) -> None:
     assert service.handshake() == handshake
 
 
-def test_stop_and_start(service: Service) -> None:
+def test_a_stop_forgets_sessions_and_a_start_serves_again(service: Service) -> None:
     service.write_config(drain_timeout_secs=0.5)
     service.start()
     first, handshake = service.machine.main_pid(), service.handshake()
@@ -118,7 +118,7 @@ def test_stop_and_start(service: Service) -> None:
     assert service.handshake() > handshake
 
 
-def test_a_stop_drains(service: Service) -> None:
+def test_a_stop_drains_the_sessions(service: Service) -> None:
     service.write_config(drain_timeout_secs=4)
     service.start()
     handshake, traffic = service.handshake(), service.traffic(rate=1000)

@@ -44,7 +44,7 @@ def with_fds(stand: Stand) -> Answer:
     return answer
 
 
-def test_descriptors_come_in_order_with_their_names_and_stay_the_hosts(stand: Stand) -> None:
+def test_an_answer_carries_descriptors_in_order_with_their_names(stand: Stand) -> None:
     stand.host.answer_fds = (
         NamedFd("in", stand.reading, "pipe", {"framing": "none"}),
         NamedFd("out", stand.host.out, "pipe"),
@@ -70,13 +70,13 @@ def test_an_answer_without_descriptors_has_none(stand: Stand) -> None:
     assert answer == Answer(b'{"serves": true}')
 
 
-def test_who_wants_the_bytes_alone_keeps_no_descriptor(stand: Stand) -> None:
+def test_a_query_for_bytes_alone_keeps_no_descriptor(stand: Stand) -> None:
     stand.host.answer_fds = (NamedFd("out", stand.host.out, "pipe"),)
     with no_leaked_fds():
         assert asked(stand, lambda: query(stand.path, "fds", clock=clock)) == b"with descriptors"
 
 
-def test_as_many_as_one_message_carries(stand: Stand) -> None:
+def test_an_answer_carries_as_many_descriptors_as_one_message_can(stand: Stand) -> None:
     named = [NamedFd(str(number), stand.host.out, "pipe") for number in range(FDS_PER_MESSAGE_MAX)]
     stand.host.answer_fds = tuple(named[:-1])
     answer = with_fds(stand)
@@ -94,7 +94,7 @@ def test_as_many_as_one_message_carries(stand: Stand) -> None:
         (NamedFd("out", 1, "pipe", {"x": bytes(70_000)}), "shorten it"),
     ],
 )
-def test_descriptors_that_no_message_can_name_are_a_refusal(stand: Stand, named: NamedFd, says: str) -> None:
+def test_an_answer_with_descriptors_that_cannot_be_named_is_refused(stand: Stand, named: NamedFd, says: str) -> None:
     stand.host.answer_fds = (named,)
     with pytest.raises(TakeoverError, match=says):
         with_fds(stand)
@@ -147,7 +147,7 @@ def memfd() -> Iterator[int]:
     os.close(memfd)
 
 
-def test_an_older_release_names_none(tmp_path: Path, memfd: int) -> None:
+def test_a_reply_of_an_older_release_has_no_names(tmp_path: Path, memfd: int) -> None:
     reply = msgpack.packb({"type": "reply"})
     assert answered_by_hand(tmp_path / "socket", reply, [memfd]) == Answer(b"content")
 
@@ -170,7 +170,7 @@ for _ in range(DEPTH_MAX):
         ({"fds": [{**ENTRY, "options": NESTED}]}, 2, "deep"),
     ],
 )
-def test_an_answer_that_is_wrong_leaves_no_descriptor_behind(
+def test_a_malformed_answer_leaks_no_descriptor(
     tmp_path: Path, memfd: int, fields: dict[str, object], count: int, says: str
 ) -> None:
     data = msgpack.packb({"type": "reply", **fields})
@@ -178,14 +178,14 @@ def test_an_answer_that_is_wrong_leaves_no_descriptor_behind(
         answered_by_hand(tmp_path / "socket", data, [memfd] * count)
 
 
-def test_an_answer_that_is_too_long_leaves_no_descriptor_behind(tmp_path: Path, memfd: int) -> None:
+def test_an_oversized_answer_leaks_no_descriptor(tmp_path: Path, memfd: int) -> None:
     os.truncate(memfd, ANSWER_BYTES_MAX + 1)
     reply = msgpack.packb({"type": "reply", "fds": [ENTRY]})
     with pytest.raises(TakeoverError, match="expected at most"):
         answered_by_hand(tmp_path / "socket", reply, [memfd, memfd])
 
 
-def test_whoever_asks_says_how_long_an_answer_may_be(stand: Stand, tmp_path: Path, memfd: int) -> None:
+def test_a_query_limits_the_length_of_its_answer(stand: Stand, tmp_path: Path, memfd: int) -> None:
     def ask(bytes_max: int) -> bytes | None:
         return asked(stand, lambda: query(stand.path, "big", clock=clock, bytes_max=bytes_max))
 
@@ -211,7 +211,7 @@ def no_memfd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[int]:
     close_fds(fds)
 
 
-def test_what_is_no_memory_file_is_no_answer(tmp_path: Path, no_memfd: int) -> None:
+def test_a_descriptor_that_is_no_memory_file_is_no_answer(tmp_path: Path, no_memfd: int) -> None:
     reply = msgpack.packb({"type": "reply"})
     with pytest.raises(TakeoverError, match=r"an answer that cannot be read: .*; expected a memfd"):
         answered_by_hand(tmp_path / "socket", reply, [no_memfd])
@@ -232,7 +232,7 @@ def test_an_answer_is_read_until_the_deadline(tmp_path: Path, memfd: int, monkey
 
 @pytest.mark.parametrize("data", [msgpack.packb({"type": "refused", "reason": "not now"}), b"rubbish"])
 @pytest.mark.parametrize("comes", ["with it", "behind it"])
-def test_a_socket_that_came_unasked_is_closed_without_lingering(tmp_path: Path, data: bytes, comes: str) -> None:
+def test_an_unexpected_socket_is_closed_without_lingering(tmp_path: Path, data: bytes, comes: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as unasked:
         unasked.connect(server.getsockname())
         unasked.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 3600))
@@ -244,11 +244,11 @@ def test_a_socket_that_came_unasked_is_closed_without_lingering(tmp_path: Path, 
         assert not lingers
 
 
-def test_a_refusal_with_descriptors_leaves_none_behind(tmp_path: Path, memfd: int) -> None:
+def test_a_refusal_with_descriptors_leaks_none(tmp_path: Path, memfd: int) -> None:
     refused = msgpack.packb({"type": "refused", "reason": "not now"})
     with pytest.raises(TakeoverError, match="not now"):
         answered_by_hand(tmp_path / "socket", refused, [memfd])
 
 
-def test_a_reply_reads_as_before_for_a_release_that_knows_no_descriptors() -> None:
+def test_a_release_without_descriptors_can_read_a_reply() -> None:
     assert msgpack.unpackb(encode(Reply())) == {"type": "reply", "fds": []}

@@ -67,7 +67,7 @@ def test_a_descriptor_moves_and_is_not_inherited(tmp_path: Path) -> None:
         close_fds([reading, moved])
 
 
-def test_as_many_descriptors_as_the_kernel_allows(tmp_path: Path) -> None:
+def test_a_message_carries_as_many_descriptors_as_the_kernel_allows(tmp_path: Path) -> None:
     with joined(tmp_path) as (near, far):
         near.send(MoreFds(), [near.fileno()] * FDS_PER_MESSAGE_MAX)
         received = far.receive()
@@ -94,7 +94,7 @@ def test_descriptors_beyond_the_limit_of_open_files_are_an_error_and_no_leak(tmp
     ("data", "says"),
     [(b"\xc1", "no msgpack"), (b"\x80" * (MESSAGE_BYTES_MAX + 1), "more than"), (b"\x80", "type None")],
 )
-def test_what_comes_with_no_message_is_closed(tmp_path: Path, data: bytes, says: str) -> None:
+def test_descriptors_without_a_message_are_closed(tmp_path: Path, data: bytes, says: str) -> None:
     with joined(tmp_path) as (near, far):
         with raw(near) as connection:
             socket.send_fds(connection, [data], [0, 0, 0])
@@ -112,7 +112,7 @@ def test_an_empty_datagram_counts_as_the_end_and_leaks_nothing(tmp_path: Path) -
         assert far.receive() is None
 
 
-def test_nothing_yet_is_not_the_end(tmp_path: Path) -> None:
+def test_an_empty_queue_is_not_the_end_of_a_connection(tmp_path: Path) -> None:
     with joined(tmp_path) as (near, far):
         with pytest.raises(BlockingIOError):
             far.receive()
@@ -125,7 +125,7 @@ def test_nothing_yet_is_not_the_end(tmp_path: Path) -> None:
             far.send(Query("too late"))
 
 
-def test_unread_words_of_ours_do_not_hide_the_last_words_of_the_peer(tmp_path: Path) -> None:
+def test_unread_messages_to_a_peer_do_not_hide_its_last_message(tmp_path: Path) -> None:
     with joined(tmp_path) as (near, far):
         far.send(Ready({}))  # never read: the kernel reports a reset to far, before what near had said
         near.send(Withdrawn("the server is stopping"))
@@ -135,7 +135,7 @@ def test_unread_words_of_ours_do_not_hide_the_last_words_of_the_peer(tmp_path: P
         assert look.closed
 
 
-def test_a_peer_that_does_not_read_does_not_block(tmp_path: Path) -> None:
+def test_a_peer_that_does_not_read_does_not_block_the_sender(tmp_path: Path) -> None:
     def flood(channel: Channel) -> None:
         for _ in range(10_000):
             channel.send(Ready({"x": bytes(60_000)}))
@@ -144,7 +144,7 @@ def test_a_peer_that_does_not_read_does_not_block(tmp_path: Path) -> None:
         flood(near)
 
 
-def test_the_peer_is_known(tmp_path: Path) -> None:
+def test_a_channel_knows_the_process_of_its_peer(tmp_path: Path) -> None:
     with joined(tmp_path) as (near, far):
         for channel in (near, far):
             assert (channel.peer.pid, channel.peer.uid) == (os.getpid(), os.geteuid())
@@ -198,7 +198,7 @@ def test_only_the_same_user_and_root_are_authorised() -> None:
 # --- The listener ---
 
 
-def test_nobody_else_can_connect_whatever_the_umask(tmp_path: Path) -> None:
+def test_the_socket_file_admits_no_other_user_under_any_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         listener = Listener(tmp_path / "takeover.sock")
@@ -210,7 +210,7 @@ def test_nobody_else_can_connect_whatever_the_umask(tmp_path: Path) -> None:
     assert names_in(tmp_path) == []
 
 
-def test_nobody_listens(tmp_path: Path) -> None:
+def test_connecting_without_a_listener_finds_nothing(tmp_path: Path) -> None:
     path = tmp_path / "takeover.sock"
     assert connect(path, 1.0) is None
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dead:
@@ -225,7 +225,7 @@ def test_nobody_listens(tmp_path: Path) -> None:
     listener.close()
 
 
-def test_somebody_else_listens(tmp_path: Path) -> None:
+def test_connecting_to_a_socket_of_another_kind_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "takeover.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
         other.bind(str(path))
@@ -234,7 +234,7 @@ def test_somebody_else_listens(tmp_path: Path) -> None:
             connect(path, 1.0)
 
 
-def test_a_listener_that_accepts_nothing_is_not_waited_for_without_end(tmp_path: Path) -> None:
+def test_connecting_to_a_listener_that_never_accepts_times_out(tmp_path: Path) -> None:
     listener = Listener(tmp_path / "takeover.sock")
     waiting = []
 
@@ -296,7 +296,7 @@ def test_the_path_is_never_without_a_listener(tmp_path: Path) -> None:
     assert failures == []
 
 
-def test_a_path_that_cannot_be(tmp_path: Path) -> None:
+def test_an_impossible_path_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TakeoverError, match="at most 107"):
         Listener(tmp_path / ("x" * 108))
     with pytest.raises(TakeoverError, match="expected a directory"):
@@ -307,7 +307,7 @@ def test_a_path_that_cannot_be(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["occupied"]
 
 
-def test_a_fork_may_not_accept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_process_cannot_accept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listener = Listener(tmp_path / "takeover.sock")
     with monkeypatch.context() as patch:
         patch.setattr(os, "getpid", lambda: -1)

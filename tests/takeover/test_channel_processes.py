@@ -20,7 +20,7 @@ def hello(**changes: object) -> Hello:
     return replace(Hello("test", os.getpid(), (1,)), **changes)  # type: ignore[arg-type]
 
 
-def test_a_takeover(stand: Stand) -> None:
+def test_a_successor_takes_over(stand: Stand) -> None:
     predecessor = stand.serve()
     peer = stand.start("successor")
     assert stand.hear("finish") == {"blackout_ms": 1.5}
@@ -34,7 +34,7 @@ def test_a_takeover(stand: Stand) -> None:
     assert stand.path.exists()  # the successor's by now
 
 
-def test_a_takeover_from_a_process_that_exits(stand: Stand) -> None:
+def test_a_predecessor_exits_after_a_takeover(stand: Stand) -> None:
     old = stand.start("predecessor")
     old.wait_for("serving")
     new = stand.start("successor")
@@ -43,7 +43,7 @@ def test_a_takeover_from_a_process_that_exits(stand: Stand) -> None:
     assert not stand.path.exists()
 
 
-def test_nobody_to_take_over_from(stand: Stand) -> None:
+def test_a_successor_without_a_predecessor_starts_alone(stand: Stand) -> None:
     peer = stand.start("successor")
     peer.wait_for("nobody listens")
     assert peer.wait() == 0
@@ -53,7 +53,7 @@ def test_nobody_to_take_over_from(stand: Stand) -> None:
 
 
 @pytest.mark.parametrize("how", ["crash", "hang", "fail"])
-def test_a_successor_that_goes_wrong_before_ready(stand: Stand, how: str) -> None:
+def test_a_successor_that_fails_before_ready_leaves_the_predecessor_serving(stand: Stand, how: str) -> None:
     predecessor = stand.serve(HASTY if how == "hang" else NORMAL)
     peer = stand.start("successor", "restoring", how)
     reason = stand.hear("offer_withdrawn")
@@ -70,7 +70,7 @@ def test_a_successor_that_goes_wrong_before_ready(stand: Stand, how: str) -> Non
 
 @pytest.mark.parametrize("stop_at", ["owning", "listening"])
 @pytest.mark.parametrize("how", ["crash", "hang", "fail"])
-def test_a_successor_that_goes_wrong_after_commit(stand: Stand, stop_at: str, how: str) -> None:
+def test_a_successor_that_fails_after_commit_lets_the_predecessor_thaw(stand: Stand, stop_at: str, how: str) -> None:
     predecessor = stand.serve(replace(NORMAL, taken=0.3) if how == "hang" else NORMAL)
     peer = stand.start("successor", stop_at, how)
     reason = str(stand.hear("thaw"))
@@ -87,14 +87,14 @@ def test_a_successor_that_goes_wrong_after_commit(stand: Stand, stop_at: str, ho
         assert stand.hear("finish") == {"blackout_ms": 1.5}
 
 
-def test_a_successor_that_ends_right_after_taken(stand: Stand) -> None:
+def test_a_successor_that_ends_right_after_taken_leaves_one_owner_at_most(stand: Stand) -> None:
     stand.serve()
     stand.start("successor", "taken", "crash")
     stand.run_until(lambda: stand.host.heard[2:] in (["finish"], ["thaw"]))  # thaw: its death was seen with its words
     assert stand.host.serves is ("thaw" in stand.host.heard)
 
 
-def test_noise_instead_of_ready(stand: Stand) -> None:
+def test_an_unexpected_message_instead_of_ready_ends_the_takeover(stand: Stand) -> None:
     predecessor = stand.serve()
     channel, _ = stand.converse(hello())
     channel.send(Taken({}))
@@ -108,7 +108,7 @@ def test_noise_instead_of_ready(stand: Stand) -> None:
 # --- The predecessor goes wrong ---
 
 
-def test_a_predecessor_that_dies_while_the_successor_restores(stand: Stand) -> None:
+def test_a_successor_owns_if_its_predecessor_dies_during_the_restore(stand: Stand) -> None:
     old = stand.start("predecessor")
     old.wait_for("serving")
     with Successor(stand.path, release="new", snapshot_versions=[1], clock=clock) as successor:
@@ -127,7 +127,7 @@ def test_a_predecessor_that_dies_while_the_successor_restores(stand: Stand) -> N
 
 
 @pytest.mark.parametrize("stop_at", ["freeze", "committed"])
-def test_a_predecessor_that_dies_at_the_hand_off(stand: Stand, stop_at: str) -> None:
+def test_a_successor_owns_if_its_predecessor_dies_at_the_hand_off(stand: Stand, stop_at: str) -> None:
     old = stand.start("predecessor", stop_at, "crash")
     old.wait_for("serving")
     new = stand.start("successor")
@@ -136,7 +136,7 @@ def test_a_predecessor_that_dies_at_the_hand_off(stand: Stand, stop_at: str) -> 
     assert (old.wait(), new.wait()) == (-signal.SIGKILL, 0)
 
 
-def test_a_predecessor_that_hangs_before_the_offer(stand: Stand) -> None:
+def test_a_predecessor_that_hangs_before_the_offer_is_an_error(stand: Stand) -> None:
     old = stand.start("predecessor", "offer", "hang")
     old.wait_for("serving")
     new = stand.start("successor", timeouts=replace(NORMAL, offer=0.3))
@@ -176,7 +176,7 @@ def test_a_predecessor_that_hangs_after_commit_is_killed_in_the_end(stand: Stand
         os.close(offer.find("out").fd)
 
 
-def test_a_freeze_that_fails(stand: Stand) -> None:
+def test_a_freeze_that_fails_leaves_the_predecessor_serving(stand: Stand) -> None:
     predecessor = stand.serve()
     stand.host.commit = {"no message can hold": object()}
     peer = stand.start("successor")
@@ -187,7 +187,7 @@ def test_a_freeze_that_fails(stand: Stand) -> None:
     stand.run_until(lambda: predecessor.state == "listening")
 
 
-def test_an_offer_that_fails(stand: Stand) -> None:
+def test_an_offer_that_fails_leaves_the_predecessor_serving(stand: Stand) -> None:
     predecessor = stand.serve()
     stand.host.refuses = "the journal is full"
     peer = stand.start("successor")
@@ -228,7 +228,7 @@ def test_an_offer_of_a_closed_descriptor_is_withdrawn(stand: Stand) -> None:
     stand.run_until(lambda: predecessor.state == "listening")
 
 
-def test_an_offer_of_more_descriptors_than_one_message_carries(stand: Stand) -> None:
+def test_an_offer_may_have_more_descriptors_than_one_message_carries(stand: Stand) -> None:
     stand.serve()
     stand.host.more_fds = tuple(NamedFd(f"fd-{n}", stand.reading, "pipe") for n in range(300))
     stand.start("successor")
@@ -269,14 +269,16 @@ def test_a_rival_is_told_busy_at_every_step(stand: Stand) -> None:
 @pytest.mark.parametrize(
     ("protocol_min", "protocol", "welcome"), [(1, 1, True), (1, 9, True), (2, 9, False), (0, 0, False)]
 )
-def test_the_protocol_must_be_common(stand: Stand, protocol_min: int, protocol: int, welcome: bool) -> None:
+def test_a_successor_without_a_common_protocol_is_refused(
+    stand: Stand, protocol_min: int, protocol: int, welcome: bool
+) -> None:
     stand.serve()
     channel, answer = stand.converse(hello(protocol_min=protocol_min, protocol=protocol))
     assert isinstance(answer, Refused) is not welcome
     channel.close()
 
 
-def test_another_user_is_refused(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_successor_of_another_user_is_refused(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     stand.serve()
     monkeypatch.setattr("oxidize.takeover.reception.is_authorised", lambda *_: False)
     channel, answer = stand.converse(hello())
@@ -303,7 +305,7 @@ def test_a_successor_that_could_not_be_killed_is_refused(stand: Stand, monkeypat
     channel.close()
 
 
-def test_whoever_says_nothing_is_sent_away(stand: Stand) -> None:
+def test_a_silent_connection_is_refused_after_a_deadline(stand: Stand) -> None:
     stand.serve(replace(NORMAL, hello=0.05))
     channel = connect(stand.path, 1.0)
     assert channel is not None
@@ -318,7 +320,7 @@ def test_whoever_says_nothing_is_sent_away(stand: Stand) -> None:
     channel.close()
 
 
-def test_too_many_connections(stand: Stand) -> None:
+def test_connections_beyond_the_limit_are_refused(stand: Stand) -> None:
     stand.serve()
     crowd = []
     for _ in range(16):
@@ -346,7 +348,7 @@ def test_a_hello_is_held_back_until_the_hosts_own_predecessor_is_gone(stand: Sta
     channel.close()
 
 
-def test_questions_are_answered_at_any_time(stand: Stand) -> None:
+def test_queries_are_answered_during_a_takeover(stand: Stand) -> None:
     stand.serve()
     for name, answer in [("status", "true"), ("big", str(5 << 20)), ("nonsense", "nobody knows 'nonsense'")]:
         peer = stand.ask(name)
@@ -359,17 +361,17 @@ def test_questions_are_answered_at_any_time(stand: Stand) -> None:
     peer.wait_for('"serves": false')
 
 
-def test_nobody_to_ask(stand: Stand) -> None:
+def test_a_query_without_a_listener_finds_nothing(stand: Stand) -> None:
     assert query(stand.path, "status", clock=clock) is None
 
 
-def test_a_server_that_does_not_answer(stand: Stand) -> None:
+def test_a_query_to_a_hanging_server_times_out(stand: Stand) -> None:
     stand.serve()  # its loop never runs
     with pytest.raises(TakeoverError, match="does it hang"):
         query(stand.path, "status", clock=clock, timeout=0.1)
 
 
-def test_whoever_had_just_handed_over_leads_to_the_new_owner(stand: Stand) -> None:
+def test_a_query_to_a_former_owner_reaches_the_new_one(stand: Stand) -> None:
     old = Listener(stand.path)
     asking = stand.ask("status")
     waiting: list[Channel] = []

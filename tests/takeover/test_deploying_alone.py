@@ -72,7 +72,7 @@ def installation(tmp_path: Path, clients: list[EchoClient]) -> Iterator[Installa
         yield made
 
 
-def test_a_release_is_shipped_and_taken_back_under_traffic(
+def test_a_release_is_deployed_and_rolled_back_under_traffic(
     installation: Installation, clients: list[EchoClient]
 ) -> None:
     installation.add("two", 2.0)
@@ -101,7 +101,7 @@ def test_a_release_is_shipped_and_taken_back_under_traffic(
     ],
     ids=["cannot be run", "does not start"],
 )
-def test_a_bad_release_leaves_the_one_before_serving(
+def test_a_bad_release_leaves_the_previous_one_serving(
     installation: Installation, clients: list[EchoClient], broken: str, result: str, expected: str
 ) -> None:
     # The successor is started by `python -m oxidize`: what breaks it breaks the module as well.
@@ -127,7 +127,7 @@ def test_a_bad_release_leaves_the_one_before_serving(
     ],
     ids=["answers rubbish", "does not say who it is"],
 )
-def test_a_release_that_answers_no_question_rightly_is_taken_back(installation: Installation, code: str) -> None:
+def test_a_release_with_wrong_answers_to_queries_is_rolled_back(installation: Installation, code: str) -> None:
     put_into_module(installation.add("two", 2.0), f"import oxidize.runtime.status as s\n{code}")
     told = installation.run("deploy", "--release=two", "--settle=1", expected=1)
     assert (told["result"], installation.serving()) == ("rolled back", "one")

@@ -192,7 +192,7 @@ def test_status_answers_during_a_takeover(bench: Bench, when: str, expected: int
     bench.assert_served_by(successor)
 
 
-def test_nobody_reads_between_the_freeze_and_the_first_iteration_of_the_successor(bench: Bench) -> None:
+def test_no_process_reads_between_the_freeze_and_the_successors_first_iteration(bench: Bench) -> None:
     env = fault("oxidize.takeover.successor:Successor.ready", "stall", bench.mark, "after")
     reloading = bench.server.start_reload(env=env)
     successor = stalled_pid(bench.mark)

@@ -187,7 +187,7 @@ def finished_control(holder: Holder, script: str, timeout: float = WAIT_SECS) ->
 
 
 @serving
-def test_the_server_gets_its_sockets_and_is_followed(held: Held) -> None:
+def test_the_holder_passes_its_sockets_and_follows_the_main_process(held: Held) -> None:
     pid, state, text = held.client.ask("hello")
     assert (pid, state, text) == (held.holder.main_pid, "1", "hello")
     assert held.holder.status == "started 1"
@@ -199,7 +199,7 @@ def test_the_server_gets_its_sockets_and_is_followed(held: Held) -> None:
 
 @serving
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_killed_server_comes_back_with_its_state_and_misses_nothing(held: Held, number: signal.Signals) -> None:
+def test_a_killed_server_is_restarted_with_its_state_and_loses_nothing(held: Held, number: signal.Signals) -> None:
     first, _, _ = held.client.ask("before")
     killed_at = held.holder.kill_main(number)
     for i in range(50):
@@ -224,13 +224,13 @@ def test_a_killed_server_comes_back_with_its_state_and_misses_nothing(held: Held
     indirect=True,
     ids=["exits 0"],
 )
-def test_an_exit_that_nobody_asked_for_is_a_restart_too(held: Held) -> None:
+def test_an_unexpected_exit_causes_a_restart(held: Held) -> None:
     assert held.client.ask("x")[1] == "2"
     assert [restart.reason for restart in held.holder.restarts] == ["exit status 0"]
 
 
 @replaceable
-def test_a_successor_becomes_the_main_process_and_is_started_again_when_it_is_killed(held: Held) -> None:
+def test_a_successor_becomes_the_main_process_and_is_restarted_after_a_kill(held: Held) -> None:
     old, _, _ = held.client.ask("a")
     assert finished_control(held.holder, RELOADING) == (0, "moved\n")
     assert held.holder.wait_for(lambda: held.holder.ready, WAIT_SECS)
@@ -259,7 +259,7 @@ def test_a_refused_successor_leaves_the_old_process_serving(held: Held) -> None:
 
 
 @replaceable
-def test_the_server_that_dies_under_a_control_process_is_started_again_after_it(held: Held) -> None:
+def test_a_server_that_dies_during_a_control_process_is_restarted_after_it(held: Held) -> None:
     old, _, _ = held.client.ask("a")
     script = PREAMBLE + "os.kill(int(os.environ['MAINPID']), signal.SIGKILL)\nbarrier()\nbarrier()\n"
     assert finished_control(held.holder, script)[0] == 0
@@ -276,14 +276,14 @@ def test_a_control_process_that_hangs_is_killed(held: Held) -> None:
 
 
 @serving
-def test_only_one_control_process_at_a_time(held: Held) -> None:
+def test_a_second_control_process_is_refused_while_one_runs(held: Held) -> None:
     held.holder.start_control(argv("import time; time.sleep(600)"), WAIT_SECS)
     with pytest.raises(StateError, match="one at a time"):
         held.holder.start_control(argv("pass"), WAIT_SECS)
 
 
 @serving
-def test_messages_from_anybody_else_are_ignored(held: Held, private: Path) -> None:
+def test_notifications_from_other_processes_are_ignored(held: Held, private: Path) -> None:
     memfd = os.memfd_create("foreign")
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -313,7 +313,7 @@ def test_a_server_that_cannot_start_is_given_up_with_a_reason(private: Path) -> 
         it.close()
 
 
-def test_a_server_that_says_nothing_is_not_ready(private: Path) -> None:
+def test_a_server_without_a_ready_message_is_not_ready(private: Path) -> None:
     it = Held("import time; time.sleep(600)", private)
     try:
         it.holder.start()
@@ -324,21 +324,21 @@ def test_a_server_that_says_nothing_is_not_ready(private: Path) -> None:
 
 
 @serving
-def test_stop_ends_it_and_starts_nothing_again(held: Held) -> None:
+def test_stop_ends_the_server_and_prevents_restarts(held: Held) -> None:
     held.holder.stop(WAIT_SECS)
     assert held.holder.main_pid is None
     assert held.holder.restarts == []
 
 
 @pytest.mark.parametrize("held", [DEAF], indirect=True, ids=["deaf"])
-def test_stop_kills_a_server_that_does_not_listen(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_kills_a_server_that_ignores_sigterm(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("oxidize.holder.holder.SECOND_SIGTERM_SECS", 0.05)
     held.holder.stop(0.05)
     assert held.holder.wait_for(lambda: held.holder.main_pid is None, WAIT_SECS)
     assert held.holder.restarts == []
 
 
-def test_close_ends_orphans_that_nobody_announced(private: Path) -> None:
+def test_close_ends_unannounced_orphans(private: Path) -> None:
     orphaning = SERVER + (
         "if os.fork() == 0:\n"
         "    if os.fork() == 0:\n"
@@ -356,5 +356,5 @@ def test_close_ends_orphans_that_nobody_announced(private: Path) -> None:
         it.close()  # asserts that none is left
 
 
-def test_a_holder_that_never_started_closes(private: Path) -> None:
+def test_a_holder_that_was_never_started_can_be_closed(private: Path) -> None:
     Held(SERVING, private).close()

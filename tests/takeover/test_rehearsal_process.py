@@ -69,7 +69,7 @@ def get(listen: str, path: str) -> http.client.HTTPResponse:
 # --- Vitals ---
 
 
-def test_vitals_are_what_a_deploy_reads(server: Server, clients: list[EchoClient]) -> None:
+def test_vitals_have_the_fields_that_a_deployment_reads(server: Server, clients: list[EchoClient]) -> None:
     pid = server.start()
     with Traffic(server, clients, 100.0):
         before = Vitals.of(fetch(server.takeover_socket, VITALS))
@@ -90,7 +90,7 @@ def test_vitals_are_what_a_deploy_reads(server: Server, clients: list[EchoClient
     assert answer["started_unix"] == status["started_unix"]
 
 
-def test_a_session_ends_by_age(server: Server, clients: list[EchoClient]) -> None:
+def test_a_status_says_when_a_session_ends_by_age(server: Server, clients: list[EchoClient]) -> None:
     server.start()
     assert [peer["session_ends_unix"] for peer in server.status()["peers"]] == [0.0] * 3
     before = time.time()
@@ -117,7 +117,7 @@ def test_a_status_is_vitals_and_more_and_vitals_name_no_peer(server: Server) -> 
 # --- The state ---
 
 
-def test_the_state_can_be_read_and_not_written(server: Server) -> None:
+def test_the_handed_out_state_can_be_read_but_not_written(server: Server) -> None:
     server.start()
     with state_of(server) as answer:
         assert [(named.name, named.kind) for named in answer.fds] == [("journal", "memfd"), ("arena", "memfd")]
@@ -149,7 +149,7 @@ def writable(pid: int) -> dict[str, int]:
     return {name: os.open(entry, os.O_RDWR | os.O_CLOEXEC) for name, entry in dict(state_files(pid)).items()}
 
 
-def test_whoever_hands_out_the_state_still_is_its_only_writer(server: Server) -> None:
+def test_a_server_that_hands_out_its_state_remains_its_only_writer(server: Server) -> None:
     server.start()
     for _ in range(2):
         with state_of(server):
@@ -165,7 +165,7 @@ def test_whoever_hands_out_the_state_still_is_its_only_writer(server: Server) ->
         server.replace()
 
 
-def test_asking_again_and_again_takes_no_more_descriptors(server: Server) -> None:
+def test_repeated_queries_leak_no_descriptors(server: Server) -> None:
     pid = server.start()
     before = state_files(pid)
     with state_of(server):
@@ -178,7 +178,7 @@ def test_asking_again_and_again_takes_no_more_descriptors(server: Server) -> Non
     assert state_files(pid) == after_one
 
 
-def test_who_is_handing_over_refuses_its_state_and_tells_its_vitals(
+def test_a_server_in_a_takeover_refuses_its_state_but_answers_with_vitals(
     server: Server, clients: list[EchoClient], tmp_path: Path
 ) -> None:
     pid = server.start()
@@ -243,7 +243,7 @@ def test_a_rehearsal_under_traffic_keeps_all_and_changes_nothing(server: Server,
         wait_for("a rehearsal that leaves every byte as it was", nothing_changed)
 
 
-def test_it_says_to_people_what_would_be_lost(server: Server, clients: list[EchoClient]) -> None:
+def test_a_rehearsal_prints_what_would_be_lost(server: Server, clients: list[EchoClient]) -> None:
     pid = server.start()
     with Traffic(server, clients, 100.0) as traffic:
         del server.peers[1]
@@ -261,7 +261,7 @@ def test_it_says_to_people_what_would_be_lost(server: Server, clients: list[Echo
         traffic.assert_unharmed()
 
 
-def test_nobody_to_rehearse_with_is_one_line(server: Server) -> None:
+def test_a_rehearsal_without_a_running_server_is_an_error_of_one_line(server: Server) -> None:
     done = server.command("rehearse")
     assert (done.status, done.output) == (1, "")
     (line,) = done.errors.splitlines()
@@ -300,7 +300,7 @@ def errors_before(server: Server) -> int | None:
     return Vitals.of(fetch(server.takeover_socket, VITALS)).errors_before
 
 
-def test_errors_are_counted_and_the_count_runs_on(server: Server, tmp_path: Path) -> None:
+def test_the_count_of_errors_continues_across_a_takeover(server: Server, tmp_path: Path) -> None:
     server.start(fault("oxidize.metrics:Metrics.render", "raise", tmp_path / "mark"))
     listen = server.status()["metrics_listen"]
     for number in (1, 2):
@@ -312,7 +312,7 @@ def test_errors_are_counted_and_the_count_runs_on(server: Server, tmp_path: Path
     assert errors_logged(server) == 2
 
 
-def test_a_successor_is_told_from_its_predecessor_by_its_errors(server: Server, tmp_path: Path) -> None:
+def test_the_errors_of_successor_and_predecessor_are_told_apart(server: Server, tmp_path: Path) -> None:
     broken = fault("oxidize.metrics:Metrics.render", "raise", tmp_path / "mark")
     server.start(broken)
     listen = server.status()["metrics_listen"]
@@ -327,7 +327,7 @@ def test_a_successor_is_told_from_its_predecessor_by_its_errors(server: Server, 
     assert (errors_before(server), errors_logged(server)) == (3, 4)
 
 
-def test_a_predecessor_that_has_handed_over_counts_nothing_more(server: Server, tmp_path: Path) -> None:
+def test_a_predecessor_counts_no_errors_after_the_hand_off(server: Server, tmp_path: Path) -> None:
     pid = server.start(fault("oxidize.runtime.handover:Handover.finish", "raise", tmp_path / "mark"))
     assert server.reload().status == 0
     assert server.lab.wait_ended(pid) == 1
@@ -335,7 +335,7 @@ def test_a_predecessor_that_has_handed_over_counts_nothing_more(server: Server, 
     assert errors_logged(server) == 0
 
 
-def test_who_is_frozen_counts_nothing(server: Server, clients: list[EchoClient], tmp_path: Path) -> None:
+def test_a_frozen_predecessor_counts_no_errors(server: Server, clients: list[EchoClient], tmp_path: Path) -> None:
     server.start()
     with Traffic(server, clients, 20.0) as traffic:
         where = "oxidize.state.session_state:SessionState.become_writer"

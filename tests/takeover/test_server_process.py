@@ -81,7 +81,7 @@ def run_to_end(server: Server, env: Mapping[str, str] | None = None) -> tuple[in
 # --- Starting, and what keeps it from that ---
 
 
-def test_a_port_that_another_server_has_is_one_line(lab: Lab, server: Server, tmp_path: Path) -> None:
+def test_an_occupied_port_is_an_error_of_one_line(lab: Lab, server: Server, tmp_path: Path) -> None:
     server.start()
     listen = str(server.status()["listen"])
     server.write_config(listen=listen, takeover_socket="other.sock", metrics_listen="")
@@ -107,14 +107,14 @@ def test_a_folder_that_cannot_be_created_is_an_error_of_one_line(server: Server)
     )
 
 
-def test_a_service_manager_that_is_not_there_is_one_line(server: Server) -> None:
+def test_a_missing_service_manager_is_an_error_of_one_line(server: Server) -> None:
     status, lines = run_to_end(server, {**os.environ, "NOTIFY_SOCKET": str(server.lab.folder / "none")})
     assert status == 2
     (line,) = lines
     assert line.startswith(f"oxidize: NOTIFY_SOCKET = {server.lab.folder}/none: No such file or directory")
 
 
-def test_who_was_started_to_replace_a_server_never_starts_one(server: Server) -> None:
+def test_a_process_started_as_successor_never_starts_without_a_predecessor(server: Server) -> None:
     """Its coordinator found one, which has ended since."""
     coordinator, link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with coordinator, link:
@@ -129,7 +129,7 @@ def test_who_was_started_to_replace_a_server_never_starts_one(server: Server) ->
 
 
 @pytest.mark.root
-def test_who_may_not_make_a_tun_device_is_told_in_one_line() -> None:
+def test_a_missing_permission_for_tun_is_an_error_of_one_line() -> None:
     # Everything is imported before: the interpreter's folders may be closed to that user, as pytest's are.
     code = (
         "import os, pydantic.plugin._loader, oxidize.cli.commands, oxidize.runtime.daemon; 'a'.encode('idna'); "
@@ -166,7 +166,7 @@ def stored_state(server: Server) -> tuple[SessionState, list[PeerTable]]:
     return state, peers
 
 
-def test_health_says_starting_while_thousands_of_sessions_are_restored(lab: Lab) -> None:
+def test_health_reports_starting_while_thousands_of_sessions_are_restored(lab: Lab) -> None:
     server = Server(lab, [], address=["10.64.255.254/10"])
     state, peers = stored_state(server)
     server.peers = peers
@@ -197,7 +197,7 @@ def test_health_says_starting_while_thousands_of_sessions_are_restored(lab: Lab)
 # --- Asking ---
 
 
-def test_status_and_reload_with_a_configuration_that_was_broken(server: Server) -> None:
+def test_status_works_and_reload_fails_with_a_broken_configuration(server: Server) -> None:
     pid = server.start()
     good = server.config_path.read_text()
     for broken in (good.replace("[server]", "[server]\nnonsense = 1"), good + "[[[\n"):
@@ -212,7 +212,7 @@ def test_status_and_reload_with_a_configuration_that_was_broken(server: Server) 
     assert server.status()["pid"] == pid
 
 
-def test_every_other_user_is_refused(server: Server) -> None:
+def test_queries_of_another_user_are_refused(server: Server) -> None:
     server.start()
     assert server.takeover_socket.stat().st_mode & 0o777 == 0o600
 
@@ -221,7 +221,7 @@ def test_every_other_user_is_refused(server: Server) -> None:
 
 
 @pytest.mark.handoff
-def test_reload_returns_though_the_successor_lives_on(server: Server) -> None:
+def test_reload_returns_while_the_successor_keeps_running(server: Server) -> None:
     """Whoever reads what reload prints, and what else it inherited, comes to an end."""
     server.start()
     read, write = os.pipe()
@@ -262,7 +262,7 @@ def test_no_descriptor_would_survive_an_exec(server: Server) -> None:
 
 
 @pytest.mark.handoff
-def test_the_level_of_the_logs_stays(server: Server) -> None:
+def test_a_reload_keeps_the_log_level(server: Server) -> None:
     pid = server.lab.spawn((*OXIDIZE, "server", "-c", str(server.config_path), "--log-level", "debug"), "server")
     wait_for("the server", server.takeover_socket.exists)
     assert pid != server.replace()["pid"]
@@ -283,7 +283,7 @@ def test_a_reload_that_cannot_work_says_why_once_and_the_old_process_serves(serv
 
 
 @pytest.mark.handoff
-def test_no_warning_of_ours_from_start_to_end(server: Server) -> None:
+def test_a_server_emits_no_python_warning_from_start_to_end(server: Server) -> None:
     env = {**os.environ, "PYTHONWARNINGS": "error", "PYTHONDEVMODE": "1"}
     pid = server.start(env)
     outcome = server.reload(env)
@@ -328,7 +328,7 @@ def test_a_server_with_sessions_drains_and_a_second_signal_ends_it(server: Serve
     assert "ends at once" in server.log_path.read_text()
 
 
-def test_draining_ends_when_the_time_is_up(server: Server, client: EchoClient) -> None:
+def test_draining_ends_at_its_time_limit(server: Server, client: EchoClient) -> None:
     server.write_config(drain_timeout_secs=1)
     pid = server.start()
     with Traffic(server, [client], 100.0) as traffic:
@@ -409,7 +409,7 @@ def copied_state(pid: int, public_key: bytes) -> SessionState:
 
 
 @pytest.mark.handoff
-def test_a_client_shakes_hands_and_is_replaced(lab: Lab, client: EchoClient) -> None:
+def test_a_client_keeps_its_session_across_a_takeover(lab: Lab, client: EchoClient) -> None:
     server = Server(lab, [client.table()])
     server.start()
     folder = lab.folder

@@ -54,7 +54,7 @@ def state_of(server: Server, *, boot_id: str = BOOT_ID, key: bytes | None = None
     return state
 
 
-def test_good_state_is_used(server: Server) -> None:
+def test_valid_stored_state_is_restored(server: Server) -> None:
     with contextlib.closing(state_of(server)) as state:
         log = start_with(server, list(state.fds.items()))
     assert REFUSED not in log
@@ -62,7 +62,7 @@ def test_good_state_is_used(server: Server) -> None:
 
 
 @pytest.mark.parametrize("journal", [b"", b"\xff" * 10_000])
-def test_garbage_is_refused(server: Server, journal: bytes) -> None:
+def test_stored_garbage_is_refused(server: Server, journal: bytes) -> None:
     fds = [("journal", garbage("journal", journal)), ("arena", garbage("arena", bytes(8192)))]
     log = start_with(server, fds)
     for _, fd in fds:
@@ -74,7 +74,7 @@ def test_garbage_is_refused(server: Server, journal: bytes) -> None:
 
 
 @pytest.mark.parametrize(("what", "reason"), [("boot", "written in boot"), ("key", "another private key")])
-def test_state_of_another_boot_or_key_is_refused(server: Server, what: str, reason: str) -> None:
+def test_stored_state_of_another_boot_or_key_is_refused(server: Server, what: str, reason: str) -> None:
     other = {"boot_id": "another boot"} if what == "boot" else {"key": Identity.make().public}
     with contextlib.closing(state_of(server, **other)) as state:
         log = start_with(server, list(state.fds.items()))
@@ -84,7 +84,7 @@ def test_state_of_another_boot_or_key_is_refused(server: Server, what: str, reas
 
 
 @pytest.mark.parametrize("kept", [["journal"], ["arena"], ["journal", "arena", "journal"]])
-def test_half_a_state_or_one_and_a_half_is_refused(server: Server, kept: list[str]) -> None:
+def test_stored_state_with_a_missing_or_an_extra_file_is_refused(server: Server, kept: list[str]) -> None:
     with contextlib.closing(state_of(server)) as state:
         log = start_with(server, [(name, state.fds[name]) for name in kept])
     assert REFUSED in log
@@ -99,7 +99,7 @@ sys.stdin.read()
 """
 
 
-def test_state_that_another_process_writes_is_not_shared(server: Server) -> None:
+def test_stored_state_with_another_writer_is_not_used(server: Server) -> None:
     """It is not refused either: who writes it serves, and the manager's next try finds that one's takeover socket."""
     with contextlib.closing(state_of(server)) as state:
         journal = state.fds["journal"]

@@ -76,7 +76,7 @@ def drain(wrapped: UdpSocket) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_closed_port_is_told_and_the_socket_comes_to_rest(family: str, closing: Closing) -> None:
+def test_an_unreachable_port_is_reported_and_the_socket_becomes_idle(family: str, closing: Closing) -> None:
     ours, theirs = FAMILIES[family]
     wrapped, gone = make(closing, ours, report_errors=True), endpoint(theirs, closed_port(theirs))
     assert wrapped.transmit(gone, [b"hello"]) == 1
@@ -89,7 +89,7 @@ def test_a_closed_port_is_told_and_the_socket_comes_to_rest(family: str, closing
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_datagram_that_meets_an_old_error_is_sent_all_the_same(family: str, closing: Closing) -> None:
+def test_a_datagram_that_meets_an_earlier_error_is_sent(family: str, closing: Closing) -> None:
     ours, theirs = FAMILIES[family]
     wrapped, gone = make(closing, ours, report_errors=True), endpoint(theirs, closed_port(theirs))
     alive = listen(closing, theirs)
@@ -101,7 +101,7 @@ def test_the_datagram_that_meets_an_old_error_is_sent_all_the_same(family: str, 
     assert wrapped.send_failures == 0
 
 
-def test_many_errors_are_taken_in_turns_and_none_is_left(closing: Closing) -> None:
+def test_many_queued_errors_are_read_in_slices(closing: Closing) -> None:
     wrapped = make(closing, "127.0.0.1", report_errors=True)
     gone = [endpoint("127.0.0.1", closed_port("127.0.0.1")) for _ in range(3 * QUEUED_ERRORS_MAX)]
     for peer in gone:
@@ -112,7 +112,7 @@ def test_many_errors_are_taken_in_turns_and_none_is_left(closing: Closing) -> No
     assert len({remote for remote, refused in wrapped.unreachable}) > QUEUED_ERRORS_MAX
 
 
-def test_datagrams_come_through_between_errors(closing: Closing) -> None:
+def test_datagrams_are_received_between_errors(closing: Closing) -> None:
     wrapped = make(closing, "127.0.0.1", report_errors=True)
     port = int(wrapped.local_address.rpartition(":")[2])
     alive, gone = listen(closing, "127.0.0.1"), endpoint("127.0.0.1", closed_port("127.0.0.1"))
@@ -129,7 +129,7 @@ def test_datagrams_come_through_between_errors(closing: Closing) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_who_does_not_ask_is_told_nothing(family: str, closing: Closing) -> None:
+def test_a_socket_without_error_reporting_reports_no_error(family: str, closing: Closing) -> None:
     ours, theirs = FAMILIES[family]
     wrapped, gone = make(closing, ours, report_errors=False), endpoint(theirs, closed_port(theirs))
     wrapped.transmit(gone, [b"hello"])
@@ -139,7 +139,7 @@ def test_who_does_not_ask_is_told_nothing(family: str, closing: Closing) -> None
     assert wrapped.send_failures == 0
 
 
-def test_an_owner_that_does_not_ask_takes_back_what_another_asked_for(closing: Closing) -> None:
+def test_an_owner_without_error_reporting_switches_it_off(closing: Closing) -> None:
     wrapped = make(closing, "::", report_errors=True)
     successor = UdpSocket(socket.socket(fileno=os.dup(wrapped.fileno())))
     closing.append(successor)
@@ -151,7 +151,7 @@ def test_an_owner_that_does_not_ask_takes_back_what_another_asked_for(closing: C
     assert successor.unreachable == []
 
 
-def test_errors_that_a_predecessor_left_are_a_successors_to_hear(closing: Closing) -> None:
+def test_a_successor_reads_the_errors_left_by_its_predecessor(closing: Closing) -> None:
     wrapped = make(closing, "::", report_errors=True)
     gone = endpoint("127.0.0.1", closed_port("127.0.0.1"))
     wrapped.transmit(gone, [b"hello"])
@@ -188,7 +188,7 @@ class Failing(UdpSocket):
     ],
 )
 @pytest.mark.parametrize("asked", [True, False])
-def test_a_send_that_fails_twice_is_told_by_what_it_says(
+def test_a_send_that_fails_twice_is_reported_by_its_error(
     code: int, told: list[bool], asked: bool, closing: Closing
 ) -> None:
     wrapped = Failing(bind_udp("127.0.0.1", 0))
@@ -202,7 +202,7 @@ def test_a_send_that_fails_twice_is_told_by_what_it_says(
     assert wrapped.unreachable == ([(peer.remote, refused) for refused in told] if asked else [])
 
 
-def test_errors_that_an_owner_asked_for_do_not_keep_the_next_one_awake(closing: Closing) -> None:
+def test_errors_requested_by_a_former_owner_do_not_wake_the_next_one(closing: Closing) -> None:
     wrapped, plain = make(closing, "::", report_errors=True), listen(closing, "127.0.0.1")
     closed = Endpoint(ip_address("127.0.0.1").packed, plain.getsockname()[1])
     plain.close()

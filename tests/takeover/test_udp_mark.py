@@ -31,9 +31,7 @@ def test_only_the_owner_marks_what_it_sends(wrapped: UdpSocket) -> None:
     assert mark_of(wrapped) == 7
 
 
-def test_without_the_capability_a_mark_is_a_warning_and_no_end(
-    wrapped: UdpSocket, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_mark_without_the_capability_is_only_a_warning(wrapped: UdpSocket, caplog: pytest.LogCaptureFixture) -> None:
     real = wrapped._socket
 
     class Unprivileged(socket.socket):

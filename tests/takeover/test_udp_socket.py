@@ -128,7 +128,7 @@ def refusing(closing: list[UdpSocket | socket.socket]) -> Refusing:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_coalesced_batch_comes_apart_into_its_datagrams(family: str, ours: Ours, peer: Peer) -> None:
+def test_a_coalesced_batch_is_split_into_its_datagrams(family: str, ours: Ours, peer: Peer) -> None:
     our_host, peer_host = FAMILIES[family]
     wrapped, plain = ours(our_host), peer(peer_host)
     sent = [*numbered(20, 1400), b"a shorter last one"]
@@ -148,7 +148,7 @@ def test_a_coalesced_batch_comes_apart_into_its_datagrams(family: str, ours: Our
     assert wrapped.receive() is None
 
 
-def test_sizes_change_from_batch_to_batch(ours: Ours, peer: Peer) -> None:
+def test_batches_may_differ_in_size(ours: Ours, peer: Peer) -> None:
     wrapped, plain = ours("127.0.0.1"), peer("127.0.0.1")
     for count, size in [(2, 1400), (30, 100), (1, 1400), (5, 1400), (1, 0), (3, 100)]:
         sent = numbered(count, size)
@@ -157,7 +157,7 @@ def test_sizes_change_from_batch_to_batch(ours: Ours, peer: Peer) -> None:
         assert [bytes(datagram) for datagram in receive_soon(wrapped).datagrams] == sent
 
 
-def test_more_sizes_than_are_cached(ours: Ours, peer: Peer) -> None:
+def test_more_sizes_than_the_cache_holds_are_received(ours: Ours, peer: Peer) -> None:
     wrapped, plain = ours("127.0.0.1"), peer("127.0.0.1")
     for size in range(4, 4 * (udp.SEGMENT_SIZES_CACHED_MAX + 5), 4):
         sent = numbered(3, size)
@@ -165,7 +165,7 @@ def test_more_sizes_than_are_cached(ours: Ours, peer: Peer) -> None:
         assert [bytes(datagram) for datagram in receive_soon(wrapped).datagrams] == sent
 
 
-def test_one_path_is_one_endpoint_object(ours: Ours, peer: Peer) -> None:
+def test_packets_of_one_path_share_one_endpoint_object(ours: Ours, peer: Peer) -> None:
     wrapped, plain = ours("::"), peer("127.0.0.1")
     plain.sendto(b"1", ("127.0.0.1", port_of(wrapped)))
     first = receive_soon(wrapped).endpoint
@@ -188,7 +188,7 @@ def test_endpoints_are_cached_up_to_a_limit(ours: Ours, peer: Peer, monkeypatch:
         assert len(wrapped._paths) <= 3
 
 
-def test_what_was_cut_is_not_handed_out(ours: Ours, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_truncated_batch_is_dropped(ours: Ours, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(udp, "RECEIVE_BYTES_MAX", 2_500)
     wrapped, plain = ours("127.0.0.1"), peer("127.0.0.1")
     sent = numbered(10, 1000)
@@ -198,9 +198,7 @@ def test_what_was_cut_is_not_handed_out(ours: Ours, peer: Peer, monkeypatch: pyt
     assert [bytes(datagram) for datagram in batch.datagrams] == sent[:2]
 
 
-def test_a_batch_whose_segment_size_was_lost_is_not_handed_out(
-    ours: Ours, peer: Peer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_without_its_segment_size_is_dropped(ours: Ours, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(udp, "_CONTROL_BYTES", 0)
     wrapped, plain = ours("127.0.0.1"), peer("127.0.0.1")
     plain.sendmsg(numbered(3, 1000), [(17, UDP_SEGMENT, struct.pack("=H", 1000))], 0, ("127.0.0.1", port_of(wrapped)))
@@ -235,7 +233,7 @@ def test_a_closed_socket_is_a_bug_and_raises(ours: Ours) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_of_mixed_sizes_arrives_as_it_was(family: str, ours: Ours, peer: Peer) -> None:
+def test_a_batch_of_mixed_sizes_arrives_unchanged(family: str, ours: Ours, peer: Peer) -> None:
     our_host, peer_host = FAMILIES[family]
     wrapped, plain = ours(our_host), peer(peer_host)
     sent: list[bytes | memoryview] = [*numbered(70, 1452), b"short", b"", memoryview(b"view"), *numbered(5, 1452)]
@@ -244,7 +242,7 @@ def test_a_batch_of_mixed_sizes_arrives_as_it_was(family: str, ours: Ours, peer:
     assert wrapped.send_failures == 0
 
 
-def test_a_batch_leaves_in_one_call_and_comes_in_one(ours: Ours) -> None:
+def test_a_batch_is_sent_and_received_in_one_call_each(ours: Ours) -> None:
     sender, receiver = ours("127.0.0.1"), ours("127.0.0.1")
     sent = numbered(45, 1452)
     assert sender.transmit(Endpoint(bytes([127, 0, 0, 1]), port_of(receiver)), sent) == 45
@@ -252,7 +250,7 @@ def test_a_batch_leaves_in_one_call_and_comes_in_one(ours: Ours) -> None:
 
 
 @pytest.mark.parametrize("our_host", ["0.0.0.0", "::"])
-def test_replies_leave_from_the_address_that_the_packet_came_to(our_host: str, ours: Ours, peer: Peer) -> None:
+def test_a_reply_is_sent_from_the_address_that_received_the_packet(our_host: str, ours: Ours, peer: Peer) -> None:
     wrapped, plain = ours(our_host), peer("127.0.0.1")
     for address in ("127.0.0.2", "127.0.0.3"):
         plain.sendto(b"question", (address, port_of(wrapped)))
@@ -267,7 +265,7 @@ def test_replies_leave_from_the_address_that_the_packet_came_to(our_host: str, o
     [("0.0.0.0", "127.0.0.1", "192.0.2.77"), ("::", "127.0.0.1", "192.0.2.77"), ("::", "::1", "2001:db8::77")],
 )
 @pytest.mark.parametrize("count", [1, 3])
-def test_an_answer_from_another_address_where_the_old_one_is_gone(
+def test_a_reply_is_sent_from_another_address_if_the_old_one_is_gone(
     our_host: str, peer_host: str, lost: str, count: int, ours: Ours, peer: Peer
 ) -> None:
     wrapped, plain = ours(our_host), peer(peer_host)
@@ -279,7 +277,7 @@ def test_an_answer_from_another_address_where_the_old_one_is_gone(
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EINVAL, errno.EOPNOTSUPP, errno.EMSGSIZE])
-def test_without_segmentation_datagrams_leave_singly(code: int, refusing: Refusing, peer: Peer) -> None:
+def test_datagrams_are_sent_singly_without_segmentation(code: int, refusing: Refusing, peer: Peer) -> None:
     plain = peer("127.0.0.1")
     refusing.refuse = lambda count, from_address: code if count > 1 else 0
     sent = numbered(10, 500)
@@ -290,7 +288,7 @@ def test_without_segmentation_datagrams_leave_singly(code: int, refusing: Refusi
     assert refusing.calls == (21 if lasting else 22)
 
 
-def test_a_kernel_that_does_not_know_segmentation_is_not_asked_for_it(
+def test_segmentation_is_not_requested_from_a_kernel_without_it(
     monkeypatch: pytest.MonkeyPatch, closing: list[UdpSocket | socket.socket], peer: Peer
 ) -> None:
     monkeypatch.setattr(udp, "UDP_SEGMENT", 9_999)
@@ -324,7 +322,7 @@ def test_an_ipv4_socket_counts_what_it_cannot_reach(ours: Ours) -> None:
     assert wrapped.send_failures == 2
 
 
-def test_a_full_send_buffer_is_waited_for_a_bounded_number_of_times(refusing: Refusing, peer: Peer) -> None:
+def test_the_wait_for_a_full_send_buffer_is_bounded(refusing: Refusing, peer: Peer) -> None:
     plain = peer("127.0.0.1")
     left = 3
 
@@ -348,7 +346,7 @@ def test_a_full_send_buffer_is_waited_for_a_bounded_number_of_times(refusing: Re
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"])
-def test_wrapping_changes_nothing_of_a_shared_socket(host: str) -> None:
+def test_wrapping_a_shared_socket_changes_none_of_its_options(host: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as bound:  # blocking, as systemd passes it
         bound.bind((host, 0))
@@ -361,7 +359,7 @@ def test_wrapping_changes_nothing_of_a_shared_socket(host: str) -> None:
         assert options_of(bound) == before
 
 
-def test_a_successor_finds_the_predecessors_options_and_leaves_them(ours: Ours, peer: Peer) -> None:
+def test_a_successor_keeps_the_predecessors_socket_options(ours: Ours, peer: Peer) -> None:
     predecessor, plain = ours("::"), peer("127.0.0.1")
     before = options_of(predecessor._socket)
     successor = UdpSocket(socket.socket(fileno=os.dup(predecessor.fileno())))
@@ -377,7 +375,7 @@ def test_a_successor_finds_the_predecessors_options_and_leaves_them(ours: Ours, 
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"])
-def test_taking_ownership_twice_is_taking_it_once(host: str, ours: Ours) -> None:
+def test_taking_ownership_is_idempotent(host: str, ours: Ours) -> None:
     wrapped = ours(host)
     once = options_of(wrapped._socket)
     assert once["gro"] == 1
@@ -399,9 +397,7 @@ def test_buffers_are_raised_and_never_lowered(ours: Ours) -> None:
     assert (wrapped.receive_buffer, wrapped.send_buffer) == raised
 
 
-def test_without_the_capability_buffers_are_raised_to_the_common_limit(
-    ours: Ours, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_buffers_are_raised_to_rmem_max_without_the_capability(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(UdpSocket, "_force_buffer", lambda self, option, size: False)
     wrapped = ours("127.0.0.1")
     limit = wrapped.receive_buffer
@@ -413,7 +409,9 @@ def test_without_the_capability_buffers_are_raised_to_the_common_limit(
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a buffer larger than the common limit")
-def test_without_the_capability_a_larger_buffer_of_systemd_stays(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_larger_buffer_set_by_systemd_is_kept_without_the_capability(
+    ours: Ours, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wrapped = ours("127.0.0.1")
     before = (wrapped.receive_buffer, wrapped.send_buffer)
     assert before == (2 * udp.SOCKET_BUFFER_BYTES, 2 * udp.SOCKET_BUFFER_BYTES)
@@ -451,7 +449,7 @@ def test_detach_leaves_the_socket_open() -> None:
 # --- Binding ---
 
 
-def test_our_own_bind_is_dual_stack_non_blocking_and_exclusive() -> None:
+def test_a_bound_socket_is_dual_stack_non_blocking_and_exclusive() -> None:
     with bind_udp("::", 0) as bound:
         assert bound.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 0
         assert bound.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) == 0
@@ -478,6 +476,6 @@ def test_a_bind_that_fails_says_why(host: str, port: int, problem: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [(socket.AF_INET, socket.SOCK_STREAM), (socket.AF_UNIX, socket.SOCK_DGRAM)])
-def test_only_udp_sockets_are_taken(kind: tuple[int, int]) -> None:
+def test_a_socket_of_another_kind_is_refused(kind: tuple[int, int]) -> None:
     with socket.socket(*kind) as other, pytest.raises(ConfigError, match="ListenDatagram="):
         UdpSocket(other)

@@ -51,7 +51,7 @@ def mute(path: Path) -> Iterator["subprocess.Popen[bytes]"]:
         yield process
 
 
-def test_one_that_answers_nothing_is_known(path: Path, mute: "subprocess.Popen[bytes]") -> None:
+def test_a_listener_that_answers_nothing_is_identified(path: Path, mute: "subprocess.Popen[bytes]") -> None:
     with no_leaked_fds():
         assert who_listens(path, clock=clock) == (mute.pid, os.getuid())
     mute.kill()
@@ -59,11 +59,11 @@ def test_one_that_answers_nothing_is_known(path: Path, mute: "subprocess.Popen[b
     assert who_listens(path, clock=clock) is None
 
 
-def test_nobody_is_none(path: Path) -> None:
+def test_a_missing_listener_is_none(path: Path) -> None:
     assert who_listens(path, clock=clock) is None
 
 
-def test_rubbish_is_not_read(path: Path) -> None:
+def test_the_messages_of_a_listener_are_not_read(path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(path))
         listener.listen()
@@ -75,7 +75,7 @@ def test_rubbish_is_not_read(path: Path) -> None:
 
 
 @pytest.mark.root
-def test_the_user_is_that_of_the_process(path: Path) -> None:
+def test_the_reported_user_is_the_one_of_the_process(path: Path) -> None:
     with listening(path, NOBODY) as process:
         assert who_listens(path, clock=clock) == (process.pid, NOBODY)
 
@@ -90,7 +90,7 @@ def test_a_full_backlog_is_an_error(path: Path) -> None:
                 who_listens(path, clock=clock, timeout=0.01)
 
 
-def test_a_signal_while_it_waits_makes_nobody_up(path: Path) -> None:
+def test_a_signal_during_the_wait_invents_no_listener(path: Path) -> None:
     """Where connect(2) is interrupted Python goes on with a socket that is not connected."""
     before = signal.signal(signal.SIGUSR1, lambda *_: None)
     main = threading.get_ident()

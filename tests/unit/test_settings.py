@@ -42,7 +42,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return known
 
 
-def test_a_server(folder: Path, resolver: dict[str, str]) -> None:
+def test_the_settings_of_a_server_come_from_its_configuration(folder: Path, resolver: dict[str, str]) -> None:
     resolver["bob.example"] = "192.0.2.7"
     more = 'endpoint = "bob.example:7"\npreshared_key_file = "psk"\npersistent_keepalive = 25\n'
     text = SERVER + "nat = true\n" + peer() + peer("bob", BOB, '"10.0.0.3/32", "fd00::3/128"', more)
@@ -88,7 +88,7 @@ def test_a_client_without_an_interface_marks_nothing(folder: Path, resolver: dic
     assert (settings.fwmark, settings.name_servers) == (0, None)
 
 
-def test_no_secret_is_shown(folder: Path, resolver: dict[str, str]) -> None:
+def test_the_text_of_settings_shows_no_secret(folder: Path, resolver: dict[str, str]) -> None:
     settings = NodeSettings.of_server(load(folder, SERVER + peer(more='preshared_key_file = "psk"\n'), load_server))
     shown = repr(settings)
     assert repr(settings.private_key) not in shown
@@ -113,5 +113,5 @@ def test_every_name_that_does_not_resolve_is_reported(folder: Path, resolver: di
         ("[::ffff:192.0.2.1]:9", Endpoint(bytes([192, 0, 2, 1]), 9)),
     ],
 )
-def test_endpoints_in_digits(text: str, expected: Endpoint) -> None:
+def test_a_numeric_endpoint_is_not_resolved(text: str, expected: Endpoint) -> None:
     assert resolve(text) == expected

@@ -135,7 +135,7 @@ def test_bursts_arrive_whole_and_at_the_same_rate(server: SmallServer) -> None:
     assert all(at >= started + i // 4 * 4 / RATE - 1e-6 for i, at in enumerate(schedule))
 
 
-def test_clients_go_on_until_they_are_told(server: SmallServer) -> None:
+def test_clients_continue_until_they_are_told_to_finish(server: SmallServer) -> None:
     server.start()
     settings = replace(server.settings, until_told=True, seconds=0.01)
     fleet = FleetProcess(settings, server.workspace.directory / "clients.log")
@@ -169,7 +169,7 @@ def every_tenth(server: SmallServer, action: str) -> None:
     server.send = send  # type: ignore[method-assign]
 
 
-def test_what_the_server_loses_is_seen(server: SmallServer) -> None:
+def test_a_request_that_the_server_drops_counts_as_lost(server: SmallServer) -> None:
     every_tenth(server, "lose")
     _, verdict = run(server)
     assert verdict.lost > 0
@@ -191,14 +191,14 @@ def test_a_reply_that_is_sealed_twice_is_a_duplicate(server: SmallServer) -> Non
     assert (verdict.lost, verdict.duplicated) == (0, PLANNED)
 
 
-def test_damage_is_seen(server: SmallServer) -> None:
+def test_a_damaged_datagram_is_reported(server: SmallServer) -> None:
     every_tenth(server, "damage")
     _, verdict = run(server)
     assert verdict.lost > 0
     assert any("authentication_failed" in reason for reason in verdict.reasons)
 
 
-def test_wrong_contents_are_seen(server: SmallServer) -> None:
+def test_a_reply_with_wrong_contents_is_reported(server: SmallServer) -> None:
     damaged = bytes(59) + b"\1"
     server.answers = lambda packets: [bytes(map(xor, packet, damaged)) for packet in packets]  # type: ignore[method-assign]
     server.start()
@@ -218,7 +218,7 @@ def test_settings_survive_json(server: SmallServer) -> None:
     assert FleetSettings.from_json(server.settings.to_json()) == server.settings
 
 
-def test_an_unbound_port_is_seen(server: SmallServer) -> None:
+def test_an_unbound_port_is_reported(server: SmallServer) -> None:
     server.socket.close()
     fleet = FleetProcess(server.settings, server.workspace.directory / "clients.log")
     try:
@@ -231,7 +231,7 @@ def test_an_unbound_port_is_seen(server: SmallServer) -> None:
         fleet.close()
 
 
-def test_the_workspace_is_private_and_goes_away(tmp_path: Path) -> None:
+def test_the_workspace_is_private_and_is_removed(tmp_path: Path) -> None:
     workspace = Workspace()
     try:
         workspace.write(("127.0.0.1", 1), ("127.0.0.1", 2), 2, 10.0, 1.0)

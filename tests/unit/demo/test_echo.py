@@ -25,12 +25,12 @@ def path() -> EchoPath:
     return EchoPath(CLIENT, SERVER, 7)
 
 
-def test_checksum_of_rfc_1071() -> None:
+def test_the_checksum_matches_the_example_of_rfc_1071() -> None:
     assert checksum(bytes.fromhex("0001f203f4f5f6f7")) == 0xFFFF - 0xDDF2
 
 
 @pytest.mark.parametrize("number", [0, 1, 65_535, 65_536, 2**63])
-def test_a_reply_gives_number_and_time_back(path: EchoPath, number: int) -> None:
+def test_a_reply_returns_number_and_time_of_its_request(path: EchoPath, number: int) -> None:
     request = path.request(number, 123_456_789)
     assert checksum(request[:20]) == 0
     assert checksum(request[20:]) == 0
@@ -38,16 +38,16 @@ def test_a_reply_gives_number_and_time_back(path: EchoPath, number: int) -> None
     assert path.read_reply(reply_to(request)) == (number, 123_456_789)
 
 
-def test_the_request_itself_is_no_reply(path: EchoPath) -> None:
+def test_a_request_is_no_reply(path: EchoPath) -> None:
     assert path.read_reply(path.request(1, 2)) is None
 
 
-def test_another_clients_reply_is_not_ours(path: EchoPath) -> None:
+def test_a_reply_to_another_client_is_refused(path: EchoPath) -> None:
     other = EchoPath(CLIENT, SERVER, 8)
     assert path.read_reply(reply_to(other.request(1, 2))) is None
 
 
-def test_no_single_byte_can_change_unnoticed(path: EchoPath) -> None:
+def test_a_change_of_any_byte_is_noticed(path: EchoPath) -> None:
     reply = reply_to(path.request(300, 2**40))
     for position in range(len(reply)):
         damaged = bytearray(reply)

@@ -10,7 +10,7 @@ from demo.verdict import Action
 
 @pytest.mark.parametrize("reloads", [0, 1, 2, 5, 50])
 @pytest.mark.parametrize("seconds", [1.0, 20.0])
-def test_everything_is_done_once_and_evenly(seconds: float, reloads: int) -> None:
+def test_the_schedule_has_each_action_and_equal_intervals(seconds: float, reloads: int) -> None:
     steps = plan(seconds, reloads)
     actions = [step.action for step in steps]
     assert actions.count(Action.RELOAD) == reloads
@@ -26,7 +26,7 @@ def test_the_usual_run_ends_with_planned_replacements() -> None:
     assert actions[actions.index(Action.KILL) + 1] is Action.RELOAD
 
 
-def test_the_answer_of_a_reload() -> None:
+def test_the_output_of_a_reload_is_parsed() -> None:
     output = (
         "2026-01-01 INFO oxidize: restored\n"
         "reloaded: generation 12, pid 4711: 20 sessions moved, blackout 3.1 ms, 0.41 s in all\n"
@@ -37,7 +37,7 @@ def test_the_answer_of_a_reload() -> None:
     assert (answer.blackout_ms, answer.generation) == (3.1, 12)
 
 
-def test_the_answer_of_a_refusal() -> None:
+def test_the_output_of_a_refused_reload_is_parsed() -> None:
     said = (
         "oxidize: reload failed while preparing: this release cannot read the sessions\n"
         "oxidize: not reloaded: pid 1 serves as before\n"
@@ -48,7 +48,7 @@ def test_the_answer_of_a_refusal() -> None:
 
 
 @pytest.mark.parametrize(("output", "line"), [("", "it printed nothing"), ("Traceback\nKeyError: 1\n", "KeyError: 1")])
-def test_an_answer_of_another_kind_is_shown_as_it_is(output: str, line: str) -> None:
+def test_other_output_is_shown_unchanged(output: str, line: str) -> None:
     assert read_answer(output).line == line
 
 
@@ -56,5 +56,5 @@ def test_an_answer_of_another_kind_is_shown_as_it_is(output: str, line: str) -> 
     ("buffer_bytes", "rate", "burst"),
     [(8 << 20, 2000.0, 1), (2 * 212_992, 2000.0, 8), (2 * 212_992, 200.0, 1), (2 * 212_992, 20_000.0, BURSTS[-1])],
 )
-def test_bursts_only_where_the_buffer_is_small(buffer_bytes: int, rate: float, burst: int) -> None:
+def test_bursts_grow_only_for_a_small_buffer(buffer_bytes: int, rate: float, burst: int) -> None:
     assert choose_burst(buffer_bytes, rate) == burst

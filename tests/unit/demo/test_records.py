@@ -12,7 +12,7 @@ records = st.builds(Record, st.sampled_from(Kind), st.integers(0, 2**16 - 1), st
 
 
 @given(st.lists(records, max_size=20), st.integers(1, 3 * RECORD_SIZE))
-def test_records_survive_any_cutting(wanted: list[Record], cut: int) -> None:
+def test_records_survive_a_split_at_any_byte(wanted: list[Record], cut: int) -> None:
     data = encode(wanted)
     assert len(data) == RECORD_SIZE * len(wanted)
     decoder = RecordDecoder()

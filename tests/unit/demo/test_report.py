@@ -52,7 +52,7 @@ def test_every_reply_is_drawn_once_in_the_colour_of_its_process(tally: Tally, ve
     assert {round(ms, 3) for trace in traces for ms in trace.y} == {0.5}
 
 
-def test_the_replacements_are_marked(tally: Tally, verdict: Verdict) -> None:
+def test_the_chart_marks_the_replacements(tally: Tally, verdict: Verdict) -> None:
     layout = figure(tally, verdict).layout
     lines = [(shape.x0, shape.line.dash) for shape in layout.shapes if shape.type == "line"]
     assert lines == [(pytest.approx(2.3), "solid"), (pytest.approx(4.3), "dot"), (pytest.approx(6.0), "solid")]
@@ -63,7 +63,7 @@ def test_the_replacements_are_marked(tally: Tally, verdict: Verdict) -> None:
     ]
 
 
-def test_labels() -> None:
+def test_a_label_shows_blackout_silence_and_loss() -> None:
     assert label(Judged(REPLACEMENTS[0], 4.25, 0)) == ["<b>reload</b>", "blackout 3.1 ms", "silence 4.2 ms"]
     assert label(Judged(REPLACEMENTS[2], 200.0, 7)) == ["<b>kill -9</b>", "silence 200.0 ms", "7 lost in its batch"]
 
@@ -95,7 +95,7 @@ def view(elapsed: float, events: tuple[tuple[float, Judged], ...] = (), doing: s
 EVENT = (2.0, Judged(REPLACEMENTS[0], 4.8, 0))
 
 
-def test_plain_lines_come_once_a_second_and_once_for_each_event() -> None:
+def test_plain_lines_appear_once_a_second_and_once_per_action() -> None:
     out = io.StringIO()
     screen = make_screen(Console(file=out, width=132), table=True)
     assert isinstance(screen, LineScreen)
@@ -115,7 +115,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_live_table_shows_what_is_being_done() -> None:
+def test_the_live_table_shows_the_current_action() -> None:
     out = Terminal()
     console = Console(file=out, width=132, _environ={"TERM": "xterm"})
     assert isinstance(make_screen(console, table=False), LineScreen)
@@ -127,7 +127,7 @@ def test_the_live_table_shows_what_is_being_done() -> None:
         assert text in out.getvalue()
 
 
-def test_the_verdict_is_printed_whole(tally: Tally, verdict: Verdict) -> None:
+def test_the_printed_verdict_is_complete(tally: Tally, verdict: Verdict) -> None:
     out = io.StringIO()
     print_verdict(Console(file=out, width=132), verdict, START)
     text = out.getvalue()
@@ -143,6 +143,6 @@ def test_the_reasons_of_a_failure_are_printed() -> None:
     assert "passed" not in out.getvalue()
 
 
-def test_points_are_plain_json(tally: Tally, verdict: Verdict) -> None:
+def test_the_points_of_the_chart_are_plain_json(tally: Tally, verdict: Verdict) -> None:
     data = json.loads(figure(tally, verdict).to_json())["data"]
     assert all(trace["type"] == "scattergl" for trace in data)

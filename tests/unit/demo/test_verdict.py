@@ -68,14 +68,14 @@ def test_one_request_lost_by_a_reload_fails(run: Run) -> None:
 
 
 @pytest.mark.parametrize("count", [1, BATCH_PACKETS_MAX])
-def test_one_batch_in_the_killed_hand_passes(run: Run, count: int) -> None:
+def test_one_batch_lost_by_a_kill_passes(run: Run, count: int) -> None:
     assert run.lose(KILLED_AT - count / RATE - 1e-6, KILLED_AT - 1e-6) == count
     verdict = run.judge(KILL)
     assert verdict.ok
     assert (verdict.lost, verdict.lost_in_hand, verdict.replacements[0].lost) == (count, count, count)
 
 
-def test_more_than_one_batch_fails_even_around_a_kill(run: Run) -> None:
+def test_more_than_one_batch_lost_by_a_kill_fails(run: Run) -> None:
     count = BATCH_PACKETS_MAX + 1
     assert run.lose(KILLED_AT - count / RATE - 1e-6, KILLED_AT - 1e-6) == count
     verdict = run.judge(KILL)
@@ -83,7 +83,7 @@ def test_more_than_one_batch_fails_even_around_a_kill(run: Run) -> None:
     assert verdict.reasons[0].startswith("1 requests lost")
 
 
-def test_what_was_sent_after_the_kill_cannot_have_been_in_its_hand(run: Run) -> None:
+def test_a_loss_after_a_kill_is_not_excused_by_it(run: Run) -> None:
     assert run.lose(KILLED_AT + 0.1 - 1e-6, KILLED_AT + 0.1 + 1e-6) == 1
     verdict = run.judge(KILL)
     assert (verdict.lost, verdict.lost_in_hand) == (1, 0)
@@ -98,7 +98,7 @@ def test_two_kills_do_not_excuse_the_same_loss_twice(run: Run) -> None:
     assert [judged.lost for judged in verdict.replacements] == [10, 0]
 
 
-def test_a_reply_that_comes_twice_fails(run: Run) -> None:
+def test_a_reply_that_arrives_twice_fails(run: Run) -> None:
     run.others.append(run.replies[7]._replace(at=START + 2))
     verdict = run.judge()
     assert (verdict.replies, verdict.duplicated) == (1200, 1)
@@ -110,7 +110,7 @@ def test_a_counter_that_is_sealed_twice_is_a_duplicate(run: Run) -> None:
     assert run.judge().duplicated == 1
 
 
-def test_other_drops_fail_by_name(run: Run) -> None:
+def test_drops_by_a_client_fail_with_their_reason(run: Run) -> None:
     run.others += [Record(Kind.DROPPED, 1, DropReason.UNKNOWN_INDEX, START + 2)] * 2
     assert run.judge().reasons == ("clients refused 2 datagrams (unknown_index): expected none",)
 
@@ -143,7 +143,7 @@ def test_a_client_without_a_session_fails(run: Run) -> None:
     ("kind", "reason"),
     [(Kind.CORRUPTED, "answer no request"), (Kind.UNREACHABLE, "the port was unreachable 1 times")],
 )
-def test_what_must_never_come_fails(run: Run, kind: Kind, reason: str) -> None:
+def test_corrupted_packets_and_an_unreachable_port_fail(run: Run, kind: Kind, reason: str) -> None:
     run.others.append(Record(kind, 0, 0, START + 1))
     (found,) = run.judge().reasons
     assert reason in found
@@ -154,7 +154,7 @@ def test_clients_that_end_early_fail(run: Run) -> None:
     assert run.judge().reasons == ("the clients ended before their schedule did",)
 
 
-def test_silence_fails() -> None:
+def test_a_run_without_replies_fails() -> None:
     verdict = judge(Tally(), [], 1, 0)
     assert verdict.reasons[0] == "no reply arrived: expected one for each request"
 
@@ -177,7 +177,7 @@ def test_the_silence_of_a_replacement_is_measured(run: Run) -> None:
     assert kill.gap_ms == pytest.approx(202.5, abs=0.1)
 
 
-def test_the_end_of_the_run_is_no_silence(run: Run) -> None:
+def test_the_time_after_the_last_request_is_no_silence(run: Run) -> None:
     (judged,) = run.judge(reload(START + 2.85)).replacements
     assert judged.gap_ms == pytest.approx(2.5)
 
@@ -189,7 +189,7 @@ def test_longest_gap_counts_both_ends() -> None:
     assert longest_gap([5.0], 2.0, 1.0) == 0.0
 
 
-def test_what_is_overdue_counts_as_lost_so_far() -> None:
+def test_an_overdue_request_counts_as_lost_so_far() -> None:
     tally = Tally()
     tally.add([Record(Kind.SENT, 0, i, START + i / 10) for i in range(10)])
     assert tally.overdue(START) == 0

@@ -57,7 +57,7 @@ def test_the_same_open_file_is_kept_once(store: FdStore, memfds: list[int]) -> N
     assert store.names == ("journal",)
 
 
-def test_two_files_of_one_name_are_two_entries_and_leave_together(store: FdStore, memfds: list[int]) -> None:
+def test_two_files_of_one_name_are_removed_together(store: FdStore, memfds: list[int]) -> None:
     store.add("a", memfds[0])
     store.add("b", memfds[1])
     store.add("a", memfds[2])
@@ -70,7 +70,7 @@ def test_two_files_of_one_name_are_two_entries_and_leave_together(store: FdStore
             os.fstat(fd)
 
 
-def test_it_keeps_copies(store: FdStore, memfds: list[int]) -> None:
+def test_the_store_keeps_copies_of_descriptors(store: FdStore, memfds: list[int]) -> None:
     fd = os.memfd_create("short")
     os.pwrite(fd, b"state", 0)
     store.add("journal", fd)
@@ -79,17 +79,17 @@ def test_it_keeps_copies(store: FdStore, memfds: list[int]) -> None:
     assert not os.get_inheritable(store.entries[0][1])
 
 
-def test_it_is_limited(store: FdStore, memfds: list[int]) -> None:
+def test_the_store_has_a_limit(store: FdStore, memfds: list[int]) -> None:
     assert [store.add(f"n{i}", fd) for i, fd in enumerate(memfds)] == [True] * STORE_MAX + [False]
 
 
 @pytest.mark.parametrize("name", ["", "a:b", "tab\there", "x" * 256, "é"])
-def test_a_name_that_the_environment_cannot_carry_is_replaced(store: FdStore, memfds: list[int], name: str) -> None:
+def test_a_name_invalid_in_listen_fdnames_is_replaced(store: FdStore, memfds: list[int], name: str) -> None:
     store.add(name, memfds[0])
     assert store.names == (DEFAULT_NAME,)
 
 
-def test_apply(store: FdStore, memfds: list[int]) -> None:
+def test_a_notification_adds_and_removes_descriptors(store: FdStore, memfds: list[int]) -> None:
     store.apply(stored("FDSTORE=1\nFDNAME=journal\nFDPOLL=0", memfds[0]))
     store.apply(stored("FDSTORE=1", memfds[1]))
     store.apply(stored("READY=1\nFDNAME=journal", memfds[2]))
@@ -98,7 +98,7 @@ def test_apply(store: FdStore, memfds: list[int]) -> None:
     assert [name for name, _ in store.entries] == [DEFAULT_NAME]
 
 
-def test_a_message_tells_its_sender_and_carries_fds(pair: Pair, memfds: list[int]) -> None:
+def test_a_message_has_its_sender_and_its_descriptors(pair: Pair, memfds: list[int]) -> None:
     sender, receiver = pair
     socket.send_fds(sender, [b"FDSTORE=1\nFDNAME=a=b\nnonsense\n"], memfds[:2])
     message = receive_notification(receiver)
@@ -111,7 +111,7 @@ def test_a_message_tells_its_sender_and_carries_fds(pair: Pair, memfds: list[int
     assert receive_notification(receiver) is None
 
 
-def test_a_truncated_message_says_nothing(pair: Pair) -> None:
+def test_a_truncated_message_has_no_assignments(pair: Pair) -> None:
     sender, receiver = pair
     sender.send(b"MAINPID=1\n" + b"X=" + b"y" * MESSAGE_BYTES_MAX)
     message = receive_notification(receiver)
@@ -119,7 +119,7 @@ def test_a_truncated_message_says_nothing(pair: Pair) -> None:
     assert message.assignments == {}
 
 
-def test_bytes_that_are_no_text_are_harmless(pair: Pair) -> None:
+def test_undecodable_bytes_do_not_hide_other_assignments(pair: Pair) -> None:
     sender, receiver = pair
     sender.send(b"\xff\xfe=\x80\0\nREADY=1")
     message = receive_notification(receiver)

@@ -25,7 +25,7 @@ FIRST, SECOND = "0.1.0-20261125T030904Z-558fa58", "0.2.0-20270101T000000Z-0badc0
 HERE = "1.0.0-20300101T010101Z-abcdef0"
 
 
-def test_commands_and_what_they_print_are_told_apart() -> None:
+def test_commands_and_their_output_are_told_apart() -> None:
     (console, block), (toml, _) = blocks(DOCUMENT)
     assert (console, toml) == ("console", "toml")
     assert commands(block) == [Command("one --long", ["printed", ""]), Command("two")]
@@ -54,7 +54,7 @@ def test_no_block_is_overlooked(block: str) -> None:
         ([f"{FIRST} -> {FIRST}"], f"{HERE} -> {HERE}\n"),
     ],
 )
-def test_what_is_as_shown(shown: list[str], printed: str) -> None:
+def test_output_like_the_transcript_matches(shown: list[str], printed: str) -> None:
     Names().match(shown, printed)
 
 
@@ -71,12 +71,12 @@ def test_what_is_as_shown(shown: list[str], printed: str) -> None:
         ([f"{FIRST} -> {FIRST}"], f"{HERE} -> {SECOND}\n"),
     ],
 )
-def test_what_is_not_as_shown(shown: list[str], printed: str) -> None:
+def test_output_unlike_the_transcript_does_not_match(shown: list[str], printed: str) -> None:
     with pytest.raises(AssertionError, match="not what is shown"):
         Names().match(shown, printed)
 
 
-def test_a_release_has_one_name_from_where_it_is_shown_first() -> None:
+def test_a_release_name_is_bound_where_it_first_appears() -> None:
     names = Names()
     with pytest.raises(AssertionError, match="shown nowhere before"):
         names.translated(f"deploy --release {FIRST}")
