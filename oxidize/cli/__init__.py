@@ -1,1 +1,1 @@
-"""The command line: one module for each group of commands, and what they print."""
+"""The command line: one module for each group of commands and for each page that they print."""

@@ -1,12 +1,11 @@
 """The command line: `oxidize`, and `oxidize-server` and `oxidize-client` as names of its two main subcommands.
 
-The rule: an error is one line for each problem on standard error, without a traceback; exit status 2 for what the
-operator can mend in the configuration or the command, 3 for a client that gave its server up, 1 for what else failed, 0
-otherwise.
+The hidden commands `clean-up` and `name-servers` are hooks that the client's systemd unit runs; rarely used by hand.
 """
 
 import base64
 import json
+import os
 import secrets
 import sys
 from pathlib import Path
@@ -15,9 +14,9 @@ import click
 
 import oxidize
 from oxidize import config
-from oxidize.cli.client_hooks import clean_up, name_servers
 from oxidize.cli.common import (
     CLIENT_CONFIG,
+    GAVE_UP_STATUS,
     LOG_LEVELS,
     SERVER_CONFIG,
     config_option,
@@ -40,16 +39,16 @@ KEY_SIZE = 32
 KEY_INPUT_BYTES_MAX = 4096
 
 
-_control_option = click.option("--control-fd", type=int, hidden=True, help="The link to the coordinator of a reload.")
+_control_option = click.option("--control-fd", type=int, hidden=True, help="Socket of the coordinator of a reload.")
 _log_level_option = click.option(
-    "--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True, help="Log this and what is worse."
+    "--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True, help="Lowest level to log."
 )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(oxidize.__version__, prog_name="oxidize")
 def main() -> None:
-    """Relay WireGuard tunnels by a process that can be replaced under traffic."""
+    """Relay WireGuard tunnels with a process that can be replaced under traffic."""
 
 
 @main.command(short_help="Run a server in the foreground.")
@@ -59,8 +58,8 @@ def main() -> None:
 def server(config_path: Path, log_level: str, control_fd: int | None) -> None:
     """Run a server in the foreground.
 
-    Where another server with the same takeover socket runs already, this one takes over from it: its sockets, its
-    sessions, every packet.
+    If a server with the same takeover socket is already running, this one takes over its sockets and its sessions
+    without losing a packet.
     """
     from oxidize.runtime.daemon import run  # noqa: PLC0415  # the other commands need none of it
 
@@ -75,7 +74,7 @@ def server(config_path: Path, log_level: str, control_fd: int | None) -> None:
 def client(config_path: Path, log_level: str, control_fd: int | None) -> None:
     """Run a client in the foreground.
 
-    Where another client with the same takeover socket runs already, this one takes over from it.
+    If a client with the same takeover socket is already running, this one takes over from it.
     """
     from oxidize.runtime.daemon import run  # noqa: PLC0415  # the other commands need none of it
 
@@ -87,7 +86,7 @@ def client(config_path: Path, log_level: str, control_fd: int | None) -> None:
 @either_config_option
 @click.option("--client", "is_client", is_flag=True, help="The file is a client's.")
 def check(config_path: Path | None, is_client: bool) -> None:
-    """Check a configuration, and do nothing else."""
+    """Check a configuration file and the key files that it names."""
     config_path = config_path or default_config(is_client)
     with errors_as_lines():
         loaded = _load(config_path, is_client)
@@ -97,14 +96,16 @@ def check(config_path: Path | None, is_client: bool) -> None:
         click.echo(f"{config_path}: good: {peers} {'peer' if peers == 1 else 'peers'}")
 
 
-@main.command(short_help="Replace the running process by a fresh one.")
+@main.command(short_help="Replace the running process by a new one.")
 @either_config_option
 @click.option("--client", "is_client", is_flag=True, help="Reload a client instead of a server.")
-@click.option("--log-level", type=click.Choice(LOG_LEVELS), help="As of `oxidize server`.  [default: as before]")
+@click.option(
+    "--log-level", type=click.Choice(LOG_LEVELS), help="Log level of the new process.  [default: that of the old one]"
+)
 def reload(config_path: Path | None, is_client: bool, log_level: str | None) -> None:
-    """Replace the running process by a fresh one: new code, new configuration, the same sessions.
+    """Replace the running process by a new one: new code, new configuration, the same sessions.
 
-    Exit status 1, with the reason, if the new process could not take over; then the old one serves as before.
+    Exit status 1, with the reason, if the new process could not take over; the old one then continues to serve.
     """
     role = role_of(is_client)
     config_path = config_path or default_config(is_client)
@@ -121,14 +122,14 @@ def reload(config_path: Path | None, is_client: bool, log_level: str | None) -> 
             click.echo(f"oxidize: {warning}", err=True)
 
 
-@main.command(short_help="Show the running process, its peers and last takeovers.")
+@main.command(short_help="Show the running process, its peers and its last takeovers.")
 @either_config_option
 @click.option("--client", "is_client", is_flag=True, help="Ask a client instead of a server.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(config_path: Path | None, is_client: bool, as_json: bool) -> None:
     """Show the running process, its peers and its last takeovers.
 
-    It is found also where the configuration has been broken since it was started.
+    This works even if the configuration file has become invalid since the process was started.
     """
     from oxidize.cli.status_page import render  # noqa: PLC0415
     from oxidize.control.query import fetch  # noqa: PLC0415
@@ -142,13 +143,13 @@ def status(config_path: Path | None, is_client: bool, as_json: bool) -> None:
             render(answer)
 
 
-@main.command(short_help="Refuse new sessions until nobody uses the old ones.")
+@main.command(short_help="Refuse new sessions and wait for the old ones to end.")
 @either_config_option
 @click.option("--cancel", is_flag=True, help="Accept new sessions again.")
 def drain(config_path: Path | None, cancel: bool) -> None:
-    """Drain a server by hand, as before a reboot: no new sessions, and wait until nobody uses the old ones.
+    """Refuse new sessions and wait until the old ones are no longer used, for example before a reboot.
 
-    It waits for drain_timeout_secs at most. Afterwards the server still runs, and still refuses new sessions, until it
+    The wait is limited to drain_timeout_secs. Afterwards the server still runs and still refuses new sessions, until it
     is stopped, reloaded, or told to accept them again (--cancel).
     """
     from oxidize.cli.drain_page import watch_drain  # noqa: PLC0415
@@ -181,7 +182,7 @@ def genpsk() -> None:
 
 @main.command(short_help="Print the public key of a private key.")
 def pubkey() -> None:
-    """Read a private key on standard input and print its public key, as `wg pubkey` does."""
+    """Read a private key from standard input and print its public key, as `wg pubkey` does."""
     from oxidize.config.values import parse_key  # noqa: PLC0415
     from oxidize.protocol.crypto import public_key  # noqa: PLC0415
 
@@ -191,6 +192,36 @@ def pubkey() -> None:
     click.echo(base64.b64encode(public_key(private)).decode())
 
 
+@main.command(hidden=True)
+@config_option(CLIENT_CONFIG)
+def clean_up(config_path: Path) -> None:
+    """Remove a client's routing rules after its end: ExecStopPost= of its unit."""
+    from oxidize.client import unit_hooks  # noqa: PLC0415
+
+    with errors_as_lines():
+        for change in unit_hooks.clean_up(config_path, gave_up=_has_given_up()):
+            click.echo(change)
+
+
+@main.command(hidden=True)
+@click.argument("action", type=click.Choice(["set", "remove"]))
+@config_option(CLIENT_CONFIG)
+def name_servers(action: str, config_path: Path) -> None:
+    """Set or remove a client's name servers: hooks of its unit, which run as root although the client does not."""
+    from oxidize.client import unit_hooks  # noqa: PLC0415
+
+    with errors_as_lines():
+        if action == "remove":
+            unit_hooks.remove_names(config_path, gave_up=_has_given_up())
+        elif servers := unit_hooks.set_names(config_path):
+            click.echo(f"name servers: {', '.join(servers)}")
+
+
+def _has_given_up() -> bool:
+    """Return whether the unit's main process gave up, after which it is not started again (systemd.exec(5))."""
+    return os.environ.get("EXIT_STATUS") == str(GAVE_UP_STATUS)
+
+
 main.add_command(watch)
 main.add_command(peer)
 main.add_command(rehearse)
@@ -198,8 +229,6 @@ main.add_command(import_wg_quick)
 main.add_command(deploy)
 main.add_command(rollback)
 main.add_command(releases)
-main.add_command(clean_up)
-main.add_command(name_servers)
 
 
 def _load(config_path: Path, is_client: bool) -> config.ServerConfig | config.ClientConfig:

@@ -1,7 +1,7 @@
-"""What the commands share: how an error is printed, the option that names the configuration, where that lies.
+"""Shared by the commands: printing of errors, the option that names the configuration, its default paths.
 
-The rule: an error is one line for each problem on standard error, without a traceback; exit status 2 for what the
-operator can mend in the configuration or the command, 3 for a client that gave its server up, 1 for what else failed.
+The rule: an error is one line for each problem on standard error, without a traceback. The exit status is 2 for a
+mistake in the configuration or the command, 3 for a client that gave up on its server, 1 for any other error, else 0.
 """
 
 import os
@@ -22,12 +22,12 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 GAVE_UP_STATUS = 3  # as in RestartPreventExitStatus= of oxidize-client.service
 SERVER_CONFIG = Path("/etc/oxidize/server.toml")
 CLIENT_CONFIG = Path("/etc/oxidize/client.toml")
-CONFIG_PATH = click.Path(path_type=Path, readable=False)  # not asked here: who reads it says why it cannot
+CONFIG_PATH = click.Path(path_type=Path, readable=False)  # not checked here: an error when it is read says why
 
 
 @contextmanager
 def errors_as_lines(*, is_coordinated: bool = False) -> Iterator[None]:
-    """Print errors and exit. Whoever is coordinated has told its coordinator, which prints them."""
+    """Print errors and exit. is_coordinated: the coordinator of a reload has received the error and prints it."""
     try:
         yield
     except ConfigError as error:
@@ -45,18 +45,18 @@ def fail(status: int, *lines: str) -> NoReturn:
     sys.exit(status)
 
 
-def say(line: str) -> None:
-    """Print what happened to standard error, where it is in nobody's way."""
+def print_line(line: str) -> None:
+    """Print a line about what was done to standard error, apart from the command's output."""
     click.echo(line, err=True)
 
 
-def warn(line: str) -> None:
-    """Print a warning."""
+def print_warning(line: str) -> None:
+    """Print a warning to standard error."""
     click.echo(f"oxidize: warning: {line}", err=True)
 
 
 def config_option(default: Path) -> Callable[[_Function], _Function]:
-    """Return the option -c with this default."""
+    """Return a decorator that adds the option -c with this default."""
     return click.option(
         "-c",
         "--config",
@@ -69,7 +69,7 @@ def config_option(default: Path) -> Callable[[_Function], _Function]:
 
 
 def either_config_option(function: _Function) -> _Function:
-    """Add the option -c of a command that has --client as well; it goes with `default_config`."""
+    """Add the option -c of a command that also has --client. Without it, `default_config` returns the path."""
     return click.option(
         "-c",
         "--config",
@@ -80,17 +80,17 @@ def either_config_option(function: _Function) -> _Function:
 
 
 def default_config(is_client: bool) -> Path:
-    """Return where the configuration lies that no option named."""
+    """Return the default path of the configuration."""
     return CLIENT_CONFIG if is_client else SERVER_CONFIG
 
 
 def role_of(is_client: bool) -> Literal["server", "client"]:
-    """Return what the option --client says."""
+    """Return the role that the option --client selects."""
     return "client" if is_client else "server"
 
 
 def warn_of_readable_output() -> None:
-    """Do as wg does: a key that goes to a file which others can read deserves a word."""
+    """Warn, as wg does, where a key is written to a file that other users can read."""
     found = os.fstat(1).st_mode
     if stat.S_ISREG(found) and found & 0o077:
-        warn("others can read the file that this goes to; `umask 077` first")
+        print_warning("standard output is a file that other users can read; run `umask 077` first")

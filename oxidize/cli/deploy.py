@@ -1,7 +1,8 @@
 """`oxidize deploy`, `oxidize rollback` and `oxidize releases`.
 
-The rule: what the commands do is in `oxidize.deploy`; here it gets its server, its screen and its words. A deployment
-that has switched ends with a release that serves, whoever interrupts it: a terminal that hangs up does not.
+The rule: `oxidize.deploy` does the work; this module gives it a server and a screen, and prints the outcome. A
+deployment that has switched ends with a release that serves, even if it is interrupted; a terminal that hangs up does
+not interrupt it.
 """
 
 import json
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from oxidize.cli.common import CONFIG_PATH, SERVER_CONFIG, config_option, errors_as_lines, fail
+from oxidize.cli.common import SERVER_CONFIG, config_option, errors_as_lines, fail
 from oxidize.deploy import SETTLE_SECS
 from oxidize.text import counted, printable
 
@@ -39,7 +40,7 @@ DEPLOYMENTS_SHOWN = 10
 FOLDER_PATH = click.Path(path_type=Path, file_okay=False)
 
 _prefix_option = click.option(
-    "--prefix", type=FOLDER_PATH, default=PREFIX, show_default=True, help="Where releases are installed."
+    "--prefix", type=FOLDER_PATH, default=PREFIX, show_default=True, help="Folder of the installation."
 )
 _state_option = click.option(
     "--state-dir",
@@ -47,19 +48,19 @@ _state_option = click.option(
     type=FOLDER_PATH,
     default=STATE_FOLDER,
     show_default=True,
-    help="Where the log of deployments is.",
+    help="Folder of the deployment log.",
 )
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 def _finite(_context: click.Context, _option: click.Parameter, value: float) -> float:
-    if not math.isfinite(value):  # which no range excludes
+    if not math.isfinite(value):  # a range does not exclude nan
         raise click.BadParameter(f"{value}: expected a number of seconds")
     return value
 
 
 def _deploying_options(function: _Function) -> _Function:
-    """Add what `deploy` and `rollback` have in common."""
+    """Add the options that `deploy` and `rollback` have in common."""
     options = (
         config_option(SERVER_CONFIG),
         click.option(
@@ -69,12 +70,10 @@ def _deploying_options(function: _Function) -> _Function:
             default=SETTLE_SECS,
             callback=_finite,
             show_default=True,
-            help="Seconds for which the release is watched, and taken back if anything is wrong.",
+            help="Seconds to watch the release, and roll it back if it is bad.",
         ),
-        click.option("--force", "forced", is_flag=True, help="Go on although sessions would be lost."),
-        click.option(
-            "--ignore-traffic", is_flag=True, help="Do not take it back because packets have stopped to flow."
-        ),
+        click.option("--force", "forced", is_flag=True, help="Continue even if sessions would be lost."),
+        click.option("--ignore-traffic", is_flag=True, help="Do not roll back because packets stopped flowing."),
         _prefix_option,
         _state_option,
         _json_option,
@@ -84,44 +83,44 @@ def _deploying_options(function: _Function) -> _Function:
     return function
 
 
-@click.command(short_help="Ship a release under traffic, and take it back if it is bad.")
-@click.option("--source", type=FOLDER_PATH, help="The checkout to build.  [default: this folder]")
-@click.option("--release", "name", help="Ship a release that is installed already, instead of building one.")
+@click.command(short_help="Deploy a release under traffic; roll back if it is bad.")
+@click.option("--source", type=FOLDER_PATH, help="The checkout to build.  [default: the current folder]")
+@click.option("--release", "name", metavar="NAME", help="Deploy an installed release instead of building one.")
 @_deploying_options
 def deploy(source: Path | None, name: str | None, **options: Any) -> None:
-    """Ship a release under traffic: build, rehearse, switch, watch, and take it back by itself if it is bad.
+    """Deploy a release under traffic: build, rehearse, switch, watch, and roll back automatically if it is bad.
 
-    Before anything is switched the new release checks the configuration and restores a copy of the live sessions.
-    Exit status 1, with what was seen, if it was refused or taken back; then the release before serves as before.
+    Before the switch the new release checks the configuration and restores a copy of the live sessions. Exit status 1,
+    with the reason, if the release was refused or rolled back; then the previous release serves.
     """
     if source is not None and name is not None:
-        raise click.UsageError("--source builds a release, --release names one that is built: give one of them")
+        raise click.UsageError("--source builds a release and --release names an installed one: give only one of them")
     with errors_as_lines():
         source = None if name is not None else _checkout(source or Path.cwd())
         _run(source, lambda deployer: deployer.deploy(name), **options)
 
 
-@click.command(short_help="Go back to the release before, under traffic.")
+@click.command(short_help="Roll back to the previous release under traffic.")
 @_deploying_options
 def rollback(**options: Any) -> None:
-    """Go back to the release that served before the one that runs; a second time one further back.
+    """Roll back to the release that served before the running one; a second rollback goes one further back.
 
-    It is a takeover like any other: sessions stay, and the older release is rehearsed and watched just the same.
+    It is a takeover: sessions are kept, and the older release is rehearsed and watched like a new one.
     """
     with errors_as_lines():
         _run(None, lambda deployer: deployer.rollback(), **options)
 
 
 @click.command(short_help="List the releases and the last deployments.")
-@click.option("-c", "--config", "config_path", type=CONFIG_PATH, default=SERVER_CONFIG, show_default=True)
+@config_option(SERVER_CONFIG)
 @_prefix_option
 @_state_option
 @_json_option
 def releases(config_path: Path, prefix: Path, state_folder: Path, as_json: bool) -> None:
     """List the installed releases and the last deployments.
 
-    Marked are the release that runs, the one that `current` leads to, and the one that a rollback would go to; "left"
-    is what was taken back, and is not gone back to.
+    Marks: "running" serves, "current" is started next, "rollback" is the target of a rollback, and "left" was rolled
+    back and is no longer a target.
     """
     from oxidize.cli.releases_page import describe, render  # noqa: PLC0415
     from oxidize.deploy.history import History  # noqa: PLC0415
@@ -137,7 +136,7 @@ def releases(config_path: Path, prefix: Path, state_folder: Path, as_json: bool)
 
 
 def _running_folder(config_path: Path) -> tuple[str | None, str]:
-    """Return where the server runs from, None where none runs; and why that cannot be told, "" where it can."""
+    """Return the folder that the server runs from, None if none is running; and why it is unknown, else ""."""
     from oxidize.cli.running_server import RunningServer  # noqa: PLC0415
     from oxidize.errors import OxidizeError  # noqa: PLC0415
 
@@ -150,7 +149,10 @@ def _running_folder(config_path: Path) -> tuple[str | None, str]:
 
 def _checkout(folder: Path) -> Path:
     if not (folder / "systemd/install.sh").is_file():
-        fail(2, f"{folder.absolute()}: expected a checkout of Oxidize; name it by --source, or a release by --release")
+        fail(
+            2,
+            f"{folder.absolute()}: expected a checkout of Oxidize; name one with --source, or a release with --release",
+        )
     return folder.absolute()
 
 
@@ -177,7 +179,7 @@ def _run(
     from oxidize.deploy.screen import open_screen  # noqa: PLC0415
     from oxidize.deploy.server import Clock  # noqa: PLC0415
 
-    who, installed, past, clock = _who(), Releases(prefix), History(state_folder), Clock()
+    who, installed, past, clock = _operator(), Releases(prefix), History(state_folder), Clock()
     options = Options(who=who, settle_secs=settle_secs, forced=forced, check_traffic=not ignore_traffic)
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     interrupts = Interrupts()
@@ -186,21 +188,21 @@ def _run(
             past.prepare()
             server = RunningServer(config_path, lock_fd)
             commands = Commands(installed, config_path, source, lock_fd)
-            with open_screen(sys.stderr if as_json else sys.stdout, server.look) as progress:
+            with open_screen(sys.stderr if as_json else sys.stdout, server.vitals_or_none) as progress:
                 repair(installed, past, server, clock, progress)
                 deployer = Deployer(installed, past, server, commands, progress, options, clock, interrupts)
                 entry = act(deployer)
-                for line in _besides(commands, installed, server):
+                for line in _reminders(commands, installed, server):
                     progress.note(line)
         try:
-            _tell(entry, progress, as_json=as_json)
-        except OSError:  # nobody reads it any more, and what is left is not to fail at the exit
+            _print_outcome(entry, progress, as_json=as_json)
+        except OSError:  # the reader is gone; the rest of the output must not fail at the exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(0 if entry.result == SUCCESS else 1)
 
 
-def _besides(commands: "Commands", installed: "Releases", server: "RunningServer") -> Iterator[str]:
-    """Yield what a deployment leaves to the operator."""
+def _reminders(commands: "Commands", installed: "Releases", server: "RunningServer") -> Iterator[str]:
+    """Yield what the operator still has to do."""
     from oxidize.deploy.releases import is_started_from  # noqa: PLC0415
     from oxidize.errors import OxidizeError  # noqa: PLC0415
     from oxidize.service_manager import systemctl  # noqa: PLC0415
@@ -208,17 +210,17 @@ def _besides(commands: "Commands", installed: "Releases", server: "RunningServer
     try:
         units = commands.changed_units() if server.main_pid() is not None else []
     except OxidizeError as error:
-        yield f"whether the units have changed cannot be told: {error}"
+        yield f"the units cannot be compared with the installed ones: {error}"
         units = []
     if units:
         differ = f"{', '.join(units)} of the checkout {'differs' if len(units) == 1 else 'differ'}"
-        yield f"{differ} from what is installed: `sudo make units` puts what is new there"
+        yield f"{differ} from what is installed: run `sudo make units`"
     pid, current = systemctl.property_of(CLIENT_SERVICE, "MainPID") or "0", installed.current()
     if pid.isdecimal() and int(pid) and current is not None and not is_started_from(int(pid), current.folder):
-        yield f"{CLIENT_SERVICE} runs another release: `systemctl reload oxidize-client`"
+        yield f"{CLIENT_SERVICE} runs another release: run `systemctl reload oxidize-client`"
 
 
-def _tell(entry: "Deployment", progress: "Progress", *, as_json: bool) -> None:
+def _print_outcome(entry: "Deployment", progress: "Progress", *, as_json: bool) -> None:
     from oxidize.deploy.history import DEPLOY, LOST, SUCCESS  # noqa: PLC0415
 
     if as_json:
@@ -241,8 +243,8 @@ def _tell(entry: "Deployment", progress: "Progress", *, as_json: bool) -> None:
     click.echo(f"oxidize: not {what} ({entry.result}){serves}", err=True)
 
 
-def _who() -> str:
-    """Return the operator's name: of who called sudo, else of this user."""
+def _operator() -> str:
+    """Return the operator's name: the user who called sudo, else this user."""
     name = os.environ.get("SUDO_USER")
     try:
         return name or pwd.getpwuid(os.getuid()).pw_name

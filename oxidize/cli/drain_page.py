@@ -1,6 +1,6 @@
-"""`oxidize drain` in a terminal: what is left, until nothing is.
+"""The progress of `oxidize drain`.
 
-The server drains by itself; this only looks, so that Ctrl-C changes nothing for it.
+Rule: the server drains by itself and this module only polls it, so that Ctrl-C does not end the drain.
 """
 
 import sys
@@ -14,35 +14,36 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from oxidize.control.query import DRAIN, IDENTITY, fetch
 from oxidize.text import counted
 
-LOOK_SECS = 0.25
+POLL_SECS = 0.25
 
 
 def watch_drain(takeover_socket: Path) -> None:
-    """Begin a drain and return when it has ended; raises OxidizeError where nobody listens, or no more."""
+    """Begin a drain and return when it has ended; raises OxidizeError if no server answers, or it stops to."""
     found = fetch(takeover_socket, DRAIN)
     timeout_secs = found["drain_timeout_secs"]
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True))
     console = Console(file=sys.stderr, highlight=False)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("draining", total=max(timeout_secs, LOOK_SECS))
+        task = progress.add_task("draining", total=max(timeout_secs, POLL_SECS))
         left_secs = timeout_secs
         while found["drain_left_secs"]:
             left_secs = found["drain_left_secs"]
             sessions = counted(found["sessions"], "session")
             progress.update(task, completed=timeout_secs - found["drain_left_secs"], description=f"{sessions} left")
-            time.sleep(LOOK_SECS)
+            time.sleep(POLL_SECS)
             found = fetch(takeover_socket, IDENTITY)
-        progress.update(task, completed=max(timeout_secs, LOOK_SECS), description="drained")
+        progress.update(task, completed=max(timeout_secs, POLL_SECS), description="drained")
     if found["drain_left_secs"] is None:
         click.echo("oxidize: the drain was ended by a reload or by --cancel: new sessions are accepted", err=True)
         sys.exit(1)
     click.echo(
-        f"drained: {_outcome(found['sessions'], is_out_of_time=left_secs <= 2 * LOOK_SECS)}; new ones are refused. "
-        f"Stop the server now, or take it back with `oxidize drain --cancel`."
+        f"drained: {_outcome(found['sessions'], is_out_of_time=left_secs <= 2 * POLL_SECS)}; new sessions are refused. "
+        "Stop the server now, or accept new sessions again with `oxidize drain --cancel`."
     )
 
 
 def _outcome(sessions: int, *, is_out_of_time: bool) -> str:
     if not sessions:
-        return "no session is left"
-    return f"{counted(sessions, 'session')} left, {'for the time is up' if is_out_of_time else 'none of them in use'}"
+        return "no session is open"
+    still_open = f"{counted(sessions, 'session')} still open"
+    return f"time limit reached with {still_open}" if is_out_of_time else f"{still_open}, none of them in use"

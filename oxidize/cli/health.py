@@ -1,7 +1,7 @@
-"""Whether a server calls itself ready: its /health, asked over HTTP.
+"""Readiness of a server, asked over HTTP at its /health.
 
-The rule: whoever answers may be bad. There is one deadline over connecting, sending and reading, a limit to what is
-read, no name is looked up, and what comes back can be printed.
+The rule: the answer is not trusted. One deadline covers connecting, sending and reading, the size of the answer is
+limited, no name is looked up, and the returned text is printable.
 
 Source: RFC 9112, by h11; getaddrinfo(3), AI_NUMERICHOST.
 """
@@ -18,7 +18,7 @@ from oxidize.text import printable
 
 READ_BYTES = 4096  # at once
 ANSWER_BYTES_MAX = 65_536
-BODY_BYTES_MAX = 4096  # of which is told
+BODY_BYTES_MAX = 4096  # kept for the reason
 REASON_CHARACTERS_MAX = 500
 READY_STATUS = 200
 
@@ -27,9 +27,9 @@ _ADDRESS = re.compile(r"(?:\[(?P<v6>[^\]]*:[^\]]*)\]|(?P<v4>[^\[\]:]*)):(?P<port
 
 
 def why_unready(address: str, timeout_secs: float, now: Callable[[], float] = time.monotonic) -> str:
-    """Return why the server at "host:port" does not call itself ready, as one line; "" where its /health answers 200.
+    """Return in one line why the server at "host:port" is not ready; "" if its /health answers 200.
 
-    address: as a server says it of itself, an IP address and a port; anything else is a reason. now: seconds.
+    address: as the server reports it, an IP address and a port; anything else is a reason. now: seconds.
     """
     found = _resolved(address)
     if found is None:
@@ -53,12 +53,12 @@ def why_unready(address: str, timeout_secs: float, now: Callable[[], float] = ti
         if answer.status is None:
             return _line(f"http://{address} does not answer: {error}")
     if answer.status is None:
-        return _line(f"http://{address} does not answer with what is HTTP")
+        return _line(f"http://{address} does not answer in HTTP")
     return "" if answer.status == READY_STATUS else _line(f"{answer.status} {answer.body.decode(errors='replace')}")
 
 
 class _Answer:
-    """What has come of an answer; status: None while that is not known."""
+    """An HTTP answer that is being received. status: None until it is known."""
 
     def __init__(self) -> None:
         self._connection = h11.Connection(h11.CLIENT)
@@ -75,11 +75,11 @@ class _Answer:
 
     @property
     def is_enough(self) -> bool:
-        """Whether nothing is to be learned from what is still to come."""
+        """Whether the rest of the answer makes no difference."""
         return self.status == READY_STATUS or self._is_over or len(self.body) >= BODY_BYTES_MAX
 
     def feed(self, data: bytes) -> None:
-        """Take in what was read, b"" for the end; raises h11.ProtocolError for what is no answer, or too long."""
+        """Parse received bytes, b"" for the end; raises h11.ProtocolError if the answer is invalid or too long."""
         self._bytes_read += len(data)
         if self._bytes_read > ANSWER_BYTES_MAX:
             raise h11.RemoteProtocolError(f"more than {ANSWER_BYTES_MAX} bytes")
@@ -99,7 +99,7 @@ class _Answer:
 
 
 def _resolved(address: str) -> tuple[socket.AddressFamily, tuple[Any, ...]] | None:
-    """Return where to connect to, or None for what is no IP address and port."""
+    """Return the address family and the socket address, or None if this is not an IP address and port."""
     match = _ADDRESS.fullmatch(address)
     if match is None or not 0 < int(match["port"]) <= 0xFFFF:
         return None

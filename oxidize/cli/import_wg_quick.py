@@ -1,30 +1,30 @@
-"""`oxidize import`: a file of wg-quick becomes a configuration of ours."""
+"""`oxidize import`: convert a wg-quick file to an Oxidize configuration."""
 
 from pathlib import Path
 
 import click
 
 from oxidize import config
-from oxidize.cli.common import CLIENT_CONFIG, SERVER_CONFIG, errors_as_lines, say
+from oxidize.cli.common import CLIENT_CONFIG, SERVER_CONFIG, errors_as_lines, print_line
 from oxidize.errors import ConfigError
 
 INPUT_BYTES_MAX = 16 << 20
 
 
-@click.command("import", short_help="Turn a wg-quick file into a configuration.")
+@click.command("import", short_help="Convert a wg-quick file to a configuration.")
 @click.argument("source", metavar="FILE", type=click.Path(path_type=Path, readable=False))
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, readable=False),
-    help=f"What to write; key files go beside it.  [default: {SERVER_CONFIG}; with --client {CLIENT_CONFIG}]",
+    help=f"File to write; key files are written beside it.  [default: {SERVER_CONFIG}; with --client {CLIENT_CONFIG}]",
 )
 @click.option("--client", "is_client", is_flag=True, help="The file is a client's; write client.toml.")
 @click.option("--force", is_flag=True, help="Overwrite files that exist.")
 def import_wg_quick(source: Path, output: Path | None, is_client: bool, force: bool) -> None:
-    """Turn a wg-quick file, such as /etc/wireguard/wg0.conf, into server.toml and its key files.
+    """Convert a wg-quick file, such as /etc/wireguard/wg0.conf, to server.toml and its key files.
 
-    Peers are named by the comments above them. What has no counterpart is reported, with what to do instead.
+    Peers are named by the comments above them. Settings without a counterpart are reported, with a remedy.
     """
     from oxidize.provision import conversion, wg_quick  # noqa: PLC0415
     from oxidize.provision.config_file import NewFile, install, service_owner  # noqa: PLC0415
@@ -33,12 +33,12 @@ def import_wg_quick(source: Path, output: Path | None, is_client: bool, force: b
     with errors_as_lines():
         document = wg_quick.parse(_read(source), str(source))
         if not is_client and conversion.is_client(document):
-            what = "this is a client's file, with one [Peer], its Endpoint, and a default route to it"
-            raise ConfigError([f"{source}: {what}; `oxidize import --client` makes a client.toml of it"])
+            what = "this is a client's file: one [Peer] with an Endpoint and a default route"
+            raise ConfigError([f"{source}: {what}; `oxidize import --client` converts it to client.toml"])
         found = (conversion.to_client if is_client else conversion.to_server)(document, str(source))
         owner = service_owner()
         files = [NewFile(name, f"{key}\n", 0o600, owner) for name, key in found.keys.items()]
-        # As tmpfiles.conf has it: the service reads its configuration and may not change it.
+        # As in tmpfiles.conf: the service may read its configuration and not change it.
         readable = owner is not None
         toml = NewFile(
             output.name, found.toml, 0o640 if readable else 0o600, owner.as_group_of_root() if owner else None
@@ -46,16 +46,18 @@ def import_wg_quick(source: Path, output: Path | None, is_client: bool, force: b
         load = config.load_client if is_client else config.load_server
         written = install(output.parent, [*files, toml], load, force=force)
         for path in written:
-            say(f"wrote {path}")
+            print_line(f"wrote {path}")
         for note in found.notes:
-            say(f"note: {note}")
+            print_line(f"note: {note}")
         if not is_client:
-            say(
-                "note: public_endpoint is not set: `oxidize peer add` tells clients where the server is, and guesses "
-                'without it; write public_endpoint = "vpn.example.org" under [server]'
+            print_line(
+                "note: public_endpoint is not set, so `oxidize peer add` has to guess the server's address; "
+                'write public_endpoint = "vpn.example.org" under [server]'
             )
-            say(f"note: the interface is oxidize0: firewall rules that name {source.stem} are to name it instead")
-        say(f"note: end the old tunnel before the new one starts: systemctl disable --now wg-quick@{source.stem}")
+            print_line(f"note: the interface is oxidize0: change firewall rules that name {source.stem}")
+        print_line(
+            f"note: stop the old tunnel before starting the new one: systemctl disable --now wg-quick@{source.stem}"
+        )
 
 
 def _read(source: Path) -> str:
@@ -63,12 +65,12 @@ def _read(source: Path) -> str:
         with source.open("rb") as file:
             content = file.read(INPUT_BYTES_MAX + 1)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no file has such a name"
-        raise ConfigError([f"{source}: {reason}: expected a file of wg-quick; correct the path"]) from error
+        reason = error.strerror if isinstance(error, OSError) else "invalid file name"
+        raise ConfigError([f"{source}: {reason}: expected a wg-quick file; correct the path"]) from error
     if len(content) > INPUT_BYTES_MAX:
-        raise ConfigError([f"{source}: more than {INPUT_BYTES_MAX} bytes: expected a file of wg-quick"])
+        raise ConfigError([f"{source}: more than {INPUT_BYTES_MAX} bytes: expected a wg-quick file"])
     try:
         return content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError([f"{source}: line {line} is not UTF-8: expected a file of wg-quick; correct it"]) from error
+        raise ConfigError([f"{source}: line {line} is not UTF-8: expected a wg-quick file; correct it"]) from error

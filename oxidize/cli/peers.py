@@ -1,7 +1,7 @@
-"""`oxidize peer`: clients added to a server's configuration, listed, and removed.
+"""`oxidize peer`: add, list and remove the clients in a server's configuration.
 
-The rule: standard output has what the client needs and nothing else; what happened here goes to standard error. The
-client's private key is printed once and kept nowhere. A change that the running server does not take up is undone.
+The rule: standard output has only what the client needs; reports about the server go to standard error. The client's
+private key is printed once and stored nowhere. A change that the running server does not apply is undone.
 """
 
 import base64
@@ -18,8 +18,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from oxidize import config
-from oxidize.cli.common import SERVER_CONFIG, config_option, errors_as_lines, fail, say, warn, warn_of_readable_output
-from oxidize.cli.reload import running_server, take_up, who_serves
+from oxidize.cli.common import (
+    SERVER_CONFIG,
+    config_option,
+    errors_as_lines,
+    fail,
+    print_line,
+    print_warning,
+    warn_of_readable_output,
+)
+from oxidize.cli.reload import apply_change, running_server, who_serves
 from oxidize.errors import ConfigError, OxidizeError
 
 if TYPE_CHECKING:
@@ -28,19 +36,19 @@ if TYPE_CHECKING:
 
 FORMATS = ("script", "conf", "qr")
 KEY_SHOWN_CHARS = 10
-# What a reload says of the peer that was removed, of which the removal itself tells.
+# The warning of a reload about the peer that was removed, which the removal has reported.
 REMOVED_NOT_MOVED = "1 peer not moved: not configured any more"
 
 # "\b" keeps click from filling the lines after it.
-ADD_HELP = """Add a client: make its key, take the next free address, reload, print its configuration.
+ADD_HELP = """Add a client: generate its key, assign the next free address, reload, print its configuration.
 
 \b
 script: shell commands that write client.toml and its keys,
         for `oxidize client`
-conf:   a file for wg-quick and every other WireGuard app
+conf:   a file for wg-quick and any other WireGuard app
 qr:     the same as a QR code, for phones
 
-NETWORKS and SERVERS are separated by commas. Without --endpoint clients are told the configuration's public_endpoint.
+NETWORKS and SERVERS are separated by commas. Without --endpoint the client gets the configuration's public_endpoint.
 """
 
 _no_reload_option = click.option("--no-reload", is_flag=True, help="Only change the file.")
@@ -52,32 +60,36 @@ def peer() -> None:
 
 
 def encoded(key: bytes) -> str:
-    """Return a key as wg writes it."""
+    """Return a key in base64, as wg writes it."""
     return base64.b64encode(key).decode()
 
 
 @peer.command(short_help="Add a client and print its configuration.", help=ADD_HELP)
 @click.argument("name")
 @config_option(SERVER_CONFIG)
-@click.option("--endpoint", metavar="HOST[:PORT]", help="Where the client finds the server.")
-@click.option("--allowed-ips", metavar="NETWORKS", help="What it reaches through the tunnel.  [default: its networks]")
-@click.option("--full", "is_full", is_flag=True, help="All of its traffic: --allowed-ips 0.0.0.0/0,::/0")
-@click.option("--dns", metavar="SERVERS", help="Name servers to ask, and domains to search.")
-@click.option("--keepalive", type=click.IntRange(0, 65_535), default=25, show_default=True, help="Seconds; 0 for none.")
-@click.option("--public-key", metavar="KEY", help="The client made its own key; none is made here.")
-@click.option("--preshared-key", "with_preshared_key", is_flag=True, help="Make a pre-shared key as well.")
+@click.option("--endpoint", metavar="HOST[:PORT]", help="Address of the server for the client.")
 @click.option(
-    "--format", "form", type=click.Choice(FORMATS), help="Print this alone.  [default: conf; in a terminal, all]"
+    "--allowed-ips", metavar="NETWORKS", help="Networks it reaches through the tunnel.  [default: the tunnel's]"
+)
+@click.option("--full", "is_full", is_flag=True, help="All traffic: --allowed-ips 0.0.0.0/0,::/0")
+@click.option("--dns", metavar="SERVERS", help="Name servers and search domains.")
+@click.option(
+    "--keepalive", type=click.IntRange(0, 65_535), default=25, show_default=True, help="Seconds; 0 to disable."
+)
+@click.option("--public-key", metavar="KEY", help="The client's own key; none is generated.")
+@click.option("--preshared-key", "with_preshared_key", is_flag=True, help="Also generate a pre-shared key.")
+@click.option(
+    "--format", "form", type=click.Choice(FORMATS), help="Print only this.  [default: conf; in a terminal, all]"
 )
 @_no_reload_option
 def add(config_path: Path, form: str | None, no_reload: bool, **wishes: Any) -> None:
-    """Add a client; ADD_HELP says to its user how."""
+    """Add a client; ADD_HELP is the help text."""
     from oxidize.provision.new_client import Wishes, set_up  # noqa: PLC0415
 
     if form == "qr" and not sys.stdout.isatty():
-        fail(2, "--format qr draws in a terminal, and standard output is none: expected a terminal, or --format conf")
+        fail(2, "--format qr: standard output is not a terminal; use a terminal, or --format conf")
     if form == "qr" and wishes["public_key"] is not None:
-        fail(2, "--format qr: expected a client without --public-key: a phone takes its private key from the code")
+        fail(2, "--format qr: expected no --public-key, since the code contains the private key; use --format conf")
     with errors_as_lines(), _locked(config_path) as file:
         loaded = config.load_server(config_path, content=file.content)
         running = None if no_reload else running_server(loaded.takeover_socket)
@@ -85,28 +97,28 @@ def add(config_path: Path, form: str | None, no_reload: bool, **wishes: Any) -> 
         setup = new.setup
         shown = _render(setup, form)
         with _added(file, setup):
-            say(f"added {setup.name}: {', '.join(str(address.ip) for address in setup.addresses)}")
+            print_line(f"added {setup.name}: {', '.join(str(address.ip) for address in setup.addresses)}")
             key = encoded(setup.public_key)
-            _take_up(file, loaded, running, no_reload, lambda keys: key in keys)
+            _apply(file, loaded, running, no_reload, lambda keys: key in keys)
         for warning in new.warnings:
-            warn(warning)
+            print_warning(warning)
         if setup.private_key is not None:
-            say("its private key is shown here once and kept nowhere on this machine")
+            print_line("its private key is shown only once and is not stored on this machine")
         if setup.private_key is not None or setup.preshared_key is not None:
             warn_of_readable_output()
         click.echo(shown, nl=False, color=True)
 
 
 def _port(loaded: config.ServerConfig, running: dict[str, Any] | None) -> int:
-    """Return the UDP port at which the server listens, or will."""
+    """Return the UDP port of the running server, or of the configuration if none is running."""
     return loaded.listen[1] if running is None else int(str(running["listen"]).rpartition(":")[2])
 
 
-@peer.command("list", short_help="Show the clients, and who is connected.")
+@peer.command("list", short_help="List the clients and whether they are connected.")
 @config_option(SERVER_CONFIG)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 def list_(config_path: Path, as_json: bool) -> None:
-    """Show the clients of the configuration, and who of them is connected now."""
+    """List the clients of the configuration and whether they are connected."""
     from oxidize.terminal.table import print_lines, table  # noqa: PLC0415
     from oxidize.terminal.units import ago  # noqa: PLC0415
 
@@ -128,18 +140,18 @@ def list_(config_path: Path, as_json: bool) -> None:
             ]
             for row in rows
         ]
-        if running is None:  # nobody knows who is connected
+        if running is None:  # only a running server knows the rest
             headings, cells = headings[:3], [cell[:3] for cell in cells]
         if rows:
             print_lines(table(headings, cells))
         if running is None:
-            say("no server runs")
+            print_line("no server is running")
         elif unloaded := [row["name"] for row in rows if not row["is_loaded"]]:
-            say(f"not in the running server yet: {', '.join(unloaded)}; reload it")
+            print_line(f"not loaded by the running server: {', '.join(unloaded)}; run `oxidize reload`")
 
 
 def _rows(loaded: config.ServerConfig, running: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Return what `peer list` shows of each peer; what only a running server knows is null without one."""
+    """Return one row for each peer; values that only a running server knows are None without one."""
     known = {found["public_key"]: found for found in running["peers"]} if running is not None else {}
     rows = []
     for one in loaded.peers:
@@ -175,13 +187,13 @@ def remove(name: str, config_path: Path, no_reload: bool) -> None:
         config.load_server(config_path, content=content)
         key = next(encoded(one.public_key) for one in loaded.peers if one.name == name)
         with _changed(file, content):
-            say(f"removed {name}{' and the comment above it' if removed.with_comment else ''}")
-            _take_up(file, loaded, running, no_reload, lambda keys: key not in keys, REMOVED_NOT_MOVED)
+            print_line(f"removed {name}{' and the comment above it' if removed.with_comment else ''}")
+            _apply(file, loaded, running, no_reload, lambda keys: key not in keys, REMOVED_NOT_MOVED)
         if running is not None and _has_session(running, key):
-            say("its session is cut")
+            print_line("its session has ended")
         preshared_key_file = removed.table.get("preshared_key_file")
         others = [one.get("preshared_key_file") for one in tomllib.loads(removed.text).get("peer", [])]
-        # Only what `peer add` wrote; whatever has another name is the operator's own.
+        # Only a file that `peer add` wrote; one with another name belongs to the operator.
         if preshared_key_file == f"{name}.psk" and preshared_key_file not in others:
             (config_path.parent / preshared_key_file).unlink(missing_ok=True)
 
@@ -196,12 +208,12 @@ def _has_session(running: dict[str, Any], key: str) -> bool:
 def _locked(config_path: Path) -> "AbstractContextManager[ConfigFile]":
     from oxidize.provision.config_file import locked  # noqa: PLC0415
 
-    return locked(config_path, lambda: say(f"waiting for another command that changes {config_path}"))
+    return locked(config_path, lambda: print_line(f"waiting for another command that changes {config_path}"))
 
 
 @contextmanager
 def _added(file: "ConfigFile", setup: "ClientSetup") -> Iterator[None]:
-    """Have the peer in the file, and its pre-shared key beside it; neither where what is done meanwhile fails."""
+    """Add the peer to the file and write its pre-shared key; undo both if the block fails."""
     from oxidize.provision.config_file import owner_of_keys, write_secret  # noqa: PLC0415
     from oxidize.provision.peer_tables import PeerTable, add_peer  # noqa: PLC0415
 
@@ -228,7 +240,7 @@ def _added(file: "ConfigFile", setup: "ClientSetup") -> Iterator[None]:
 
 @contextmanager
 def _changed(file: "ConfigFile", content: bytes) -> Iterator[None]:
-    """Have other content in the file; what was there is put back where what is done meanwhile fails."""
+    """Replace the content of the file; restore it if the block fails."""
     before = file.content
     file.replace(content)
     try:
@@ -237,44 +249,48 @@ def _changed(file: "ConfigFile", content: bytes) -> Iterator[None]:
         try:
             file.replace(before)
         except ConfigError as error:
-            fail(1, *error.problems, f"{file.path} keeps the change, although no server runs with it: undo it by hand")
-        say(f"oxidize: {file.path} is again as it was before")
+            fail(
+                1,
+                *error.problems,
+                f"{file.path}: the change is still in the file, but no server runs with it: undo it by hand",
+            )
+        print_line(f"oxidize: {file.path} has been restored")
         raise
 
 
-def _take_up(
+def _apply(
     file: "ConfigFile",
     loaded: config.ServerConfig,
     running: dict[str, Any] | None,
     no_reload: bool,
-    is_taken_up: Callable[[Collection[str]], bool],
+    is_applied: Callable[[Collection[str]], bool],
     expected_warning: str | None = None,
 ) -> None:
-    """Let the running server run with the change, if one runs; exits with the reason where that fails.
+    """Make the running server apply the change, if one is running; exit with the reason if that fails.
 
-    expected_warning: one that says nothing new.
+    expected_warning: a warning that is not printed.
     """
     if no_reload:
-        say("not reloaded: it takes effect with the next reload or start")
+        print_line("not reloaded: the change takes effect with the next reload or start")
         return
     if running is None:
-        say("no server runs: it takes effect with the next start")
+        print_line("no server is running: the change takes effect with the next start")
         return
     try:
-        reloaded = take_up(file.path, loaded.takeover_socket, running["pid"], is_taken_up)
+        reloaded = apply_change(file.path, loaded.takeover_socket, running["pid"], is_applied)
     except OxidizeError as error:
         fail(1, str(error), *who_serves(file.path, "server", str(error)))
-    say(reloaded.summary)
+    print_line(reloaded.summary)
     for warning in reloaded.warnings:
         if warning != expected_warning:
-            say(f"oxidize: {warning}")
+            print_line(f"oxidize: {warning}")
 
 
-# --- What is printed ---
+# --- Output ---
 
 
 def _render(setup: "ClientSetup", form: str | None) -> str:
-    """Return what goes to standard output; exits where a QR code alone is wanted and does not fit."""
+    """Return the standard output; exit if only a QR code is wanted and it does not fit."""
     from oxidize.provision import client_files  # noqa: PLC0415
 
     is_terminal = sys.stdout.isatty()
@@ -285,20 +301,22 @@ def _render(setup: "ClientSetup", form: str | None) -> str:
     code = _draw(setup)
     if form == "qr":
         if not code:
-            fail(2, "--format qr: the code needs a wider terminal, and a UTF-8 locale; or take --format conf")
+            fail(2, "--format qr: the code needs a wider terminal and a UTF-8 locale; or use --format conf")
         return code
     file_name = client_files.wg_quick_file_name(setup.name)
     parts = [
-        ("For `oxidize client`: paste it there as root", client_files.script(setup)),
-        (f"For wg-quick and every WireGuard app: {file_name}", client_files.wg_quick(setup)),
+        ("For `oxidize client`: paste this as root on the client", client_files.script(setup)),
+        (f"For wg-quick and any other WireGuard app: {file_name}", client_files.wg_quick(setup)),
     ]
     if setup.private_key is not None:
-        parts.append(("For a phone: scan it with the WireGuard app", code or "(the terminal is too narrow for it)\n"))
+        parts.append(
+            ("For a phone: scan this with the WireGuard app", code or "(the terminal is too narrow for the code)\n")
+        )
     return "".join(f"\n{click.style(heading, bold=True)}\n\n{text}" for heading, text in parts)
 
 
 def _draw(setup: "ClientSetup") -> str:
-    """Return a QR code of the client's configuration, empty where this terminal cannot show one."""
+    """Return a QR code of the client's configuration, or "" if this terminal cannot show it."""
     from oxidize.provision.client_files import wg_quick  # noqa: PLC0415
     from oxidize.provision.qr_code import draw  # noqa: PLC0415
 
@@ -307,5 +325,5 @@ def _draw(setup: "ClientSetup") -> str:
     if lines is None or "utf" not in (sys.stdout.encoding or "").lower():
         return ""
     if len(lines) >= size.lines:
-        warn(f"the QR code has {len(lines)} lines: make the terminal higher than that to scan it whole")
+        print_warning(f"the QR code has {len(lines)} lines; enlarge the terminal to scan it")
     return "".join(f"{line}\n" for line in lines)

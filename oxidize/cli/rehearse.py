@@ -1,4 +1,4 @@
-"""`oxidize rehearse`: what a takeover by this release would keep."""
+"""`oxidize rehearse`: try a takeover by this release on a copy of the server's state."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from oxidize import config
-from oxidize.cli.common import SERVER_CONFIG, config_option, errors_as_lines, warn
+from oxidize.cli.common import SERVER_CONFIG, config_option, errors_as_lines, print_warning
 from oxidize.text import counted, release_name
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 @config_option(SERVER_CONFIG)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def rehearse(config_path: Path, as_json: bool) -> None:
-    """Restore a copy of the running server's state, and say how many of its sessions this release would keep.
+    """Restore a copy of the running server's state, and print how many sessions this release would keep.
 
-    Nothing is changed. Exit status 0 when the state could be restored, also when fewer sessions would be kept; 1, with
-    the reason, when it could not.
+    Nothing is changed. Exit status 0 if the state could be restored, even if fewer sessions would be kept; 1, with the
+    reason, if it could not.
     """
     from oxidize.runtime.rehearsal import rehearse as run  # noqa: PLC0415  # the other commands need none of it
     from oxidize.settings import NodeSettings  # noqa: PLC0415
@@ -31,7 +31,7 @@ def rehearse(config_path: Path, as_json: bool) -> None:
     with errors_as_lines():
         loaded = config.load_server(config_path)
         for warning in loaded.warnings:
-            warn(warning)
+            print_warning(warning)
         outcome = run(NodeSettings.of_server(loaded))
         if as_json:
             click.echo(json.dumps(dataclasses.asdict(outcome), indent=2))
@@ -41,12 +41,12 @@ def rehearse(config_path: Path, as_json: bool) -> None:
 
 
 def lines_of(outcome: "Rehearsal") -> list[str]:
-    """Return what a rehearsal came to, for people."""
+    """Return the outcome of a rehearsal as lines for people."""
     kept = f"{outcome.sessions} of {counted(outcome.sessions_now, 'session')}"
     release, server = release_name(outcome.release, sys.prefix), f"generation {outcome.generation}, pid {outcome.pid}"
     lines = [f"release {release} would keep {kept} ({server})"]
     lines += [f"{counted(number, 'session')}: {reason}" for reason, number in outcome.refused.items()]
     if outcome.unknown_fields or outcome.unknown_types:
         fields, records = counted(outcome.unknown_fields, "field"), counted(outcome.unknown_types, "record")
-        lines.append(f"a newer release has written {fields} and {records} that this one passes over")
+        lines.append(f"a newer release has written {fields} and {records} that this one ignores")
     return lines

@@ -1,4 +1,4 @@
-"""`oxidize releases`: what is installed, what serves, where one would go back to, and what was deployed."""
+"""What `oxidize releases` prints: the installed releases, which one serves, the rollback target, past deployments."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -20,9 +20,9 @@ DEPLOYMENT_HEADINGS = ("when", "who", "what", "from", "to", "blackout", "result"
 
 
 def describe(releases: Releases, past: History, running_folder: str | None, problem: str) -> dict[str, Any]:
-    """Return what there is, as plain values; `_unix` is seconds since the epoch.
+    """Return the releases and deployments as plain values; `_unix` is seconds since the epoch.
 
-    running_folder: where the server runs from, None where none runs. problem: why that cannot be told, else "".
+    running_folder: where the server runs from, None if none is running. problem: why that is unknown, else "".
     """
     installed, entries, current = releases.all(), past.entries(), releases.current()
     running = releases.of_process(running_folder) if running_folder is not None else None
@@ -59,7 +59,7 @@ def describe(releases: Releases, past: History, running_folder: str | None, prob
 
 
 def render(found: dict[str, Any], deployments_shown: int) -> None:
-    """Print it for people."""
+    """Print a description for people."""
     rows = [
         (each["name"], each["version"], _when(each["built_unix"]), each["revision"], ", ".join(each["marks"]))
         for each in found["releases"]
@@ -69,16 +69,18 @@ def render(found: dict[str, Any], deployments_shown: int) -> None:
     else:
         click.echo("no release is installed: `sudo make install` makes one")
     for name in found["incomplete"]:
-        what = "its build was cut off; the next deployment removes it" if found["holder"] is None else "is being built"
+        what = (
+            "its build was interrupted; the next deployment removes it" if found["holder"] is None else "is being built"
+        )
         click.echo(f"{name}: {what}")
     if found["running_elsewhere"]:
-        click.echo(f"the server runs from {found['running_elsewhere']}, which is none of these")
+        click.echo(f"the server runs from {found['running_elsewhere']}, which is none of these releases")
     if found["problem"]:
-        click.echo(f"which of them serves cannot be told: {found['problem']}")
+        click.echo(f"the running release is unknown: {found['problem']}")
     if found["under_way"]:
         step, who = found["under_way"]["step"], found["under_way"]["who"]
         if found["holder"] is None:
-            click.echo(f"a deployment by {who} was killed at the step {step}; the next one puts it right")
+            click.echo(f"a deployment by {who} was killed at the step {step}; the next one repairs this")
         else:
             click.echo(f"a deployment by {who} is at the step {step}")
     deployments = found["deployments"][-deployments_shown:]

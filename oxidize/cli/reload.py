@@ -1,8 +1,8 @@
-"""Replacing the running process: by ourselves, or by systemd where it is systemd's.
+"""Replace the running process: directly, or through systemd where it belongs to a service.
 
-The rule: who runs is asked at the takeover socket, and what a reload came to is asked there again. A server that
-belongs to the service is reloaded by systemctl: only its own user may take its sockets (docs/adr/0004), and it is
-systemd that starts a process as that user.
+The rule: the running process is found at the takeover socket, and so is the outcome of a reload. A server that belongs
+to the service is reloaded by systemctl: only its own user may take its sockets (docs/adr/0004), and systemd starts a
+process as that user.
 """
 
 from collections.abc import Callable, Collection
@@ -20,7 +20,7 @@ SERVICE = "oxidize-daemon.service"
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """What a reload came to, in words: one line, and what the operator should know besides."""
+    """The outcome of a reload as text: one line, and warnings."""
 
     summary: str
     warnings: tuple[str, ...] = ()
@@ -29,9 +29,10 @@ class Reloaded:
 def replace_process(
     role: Literal["server", "client"], config_path: Path, takeover_socket: Path, log_level: str | None
 ) -> Reloaded:
-    """Replace the process that listens at `takeover_socket` by a fresh one; raises OxidizeError with the reason.
+    """Replace the process that listens at `takeover_socket` by a new one; raises OxidizeError with the reason.
 
-    log_level: of the successor, None for that of its predecessor. Who that is the kernel tells: it may answer rubbish.
+    log_level: of the successor, None for that of its predecessor. The kernel identifies the predecessor, because its
+    answers cannot be trusted.
     """
     from oxidize.control.query import nothing_runs  # noqa: PLC0415
     from oxidize.control.reload import reload  # noqa: PLC0415  # what checks a file needs none of it
@@ -52,7 +53,7 @@ def replace_process(
 
 
 def _log_level(takeover_socket: Path) -> str:
-    """Return the log level of the process that listens, or the usual one where it does not say."""
+    """Return the log level of the running process, or "info" if it does not answer with one."""
     from oxidize.control.query import IDENTITY, fetch  # noqa: PLC0415
 
     try:
@@ -63,7 +64,7 @@ def _log_level(takeover_socket: Path) -> str:
 
 
 def who_serves(config_path: Path, role: Literal["server", "client"], reason: str) -> list[str]:
-    """Return a line about the process that serves although a reload failed; none where nobody answers."""
+    """Return a line about the process that serves after a failed reload; no line if none answers."""
     from oxidize.control.query import IDENTITY, fetch  # noqa: PLC0415
     from oxidize.control.reload import notify_failure  # noqa: PLC0415
 
@@ -73,22 +74,22 @@ def who_serves(config_path: Path, role: Literal["server", "client"], reason: str
     except (OxidizeError, KeyError, TypeError, ValueError):
         return []
     notify_failure(generation, reason)
-    return [f"not reloaded: generation {generation}, pid {pid}, serves as before"]
+    return [f"not reloaded: generation {generation}, pid {pid}, still serves"]
 
 
 def running_server(takeover_socket: Path) -> dict[str, Any] | None:
-    """Return the status of the server that listens there, None where none does; raises OxidizeError if it is mute."""
+    """Return the status of the running server, None if there is none; raises OxidizeError if it does not answer."""
     from oxidize.control.query import find  # noqa: PLC0415
 
     return find(takeover_socket)
 
 
-def take_up(
-    config_path: Path, takeover_socket: Path, pid: int, is_taken_up: Callable[[Collection[str]], bool]
+def apply_change(
+    config_path: Path, takeover_socket: Path, pid: int, is_applied: Callable[[Collection[str]], bool]
 ) -> Reloaded:
-    """Let the running server take up a changed configuration; raises OxidizeError if it did not, with the reason.
+    """Make the running server apply a changed configuration; raises OxidizeError with the reason if it does not.
 
-    pid: of the server. is_taken_up: tells by the public keys of a server's peers whether it runs with the change.
+    pid: of the server. is_applied: returns, given the public keys of a server's peers, whether it has the change.
     """
     from oxidize.service_manager import systemctl  # noqa: PLC0415
 
@@ -99,15 +100,15 @@ def take_up(
         else:
             reloaded = replace_process("server", config_path, takeover_socket, None)
     except OxidizeError as error:
-        # A successor that could not say any more that it serves may serve all the same.
-        if not is_taken_up(_peers_of(takeover_socket)):
+        # A successor may serve although it could not report that it does.
+        if not is_applied(_peers_of(takeover_socket)):
             raise
         return Reloaded("reloaded", (f"warning: the reload ended with an error, but the change is in force: {error}",))
-    if not is_taken_up(_peers_of(takeover_socket)):
+    if not is_applied(_peers_of(takeover_socket)):
         raise TakeoverError(
             Phase.VERIFYING,
-            f"the server that was reloaded does not have what {config_path} says: it runs with another configuration; "
-            f"edit that one (-c), which `systemctl cat {SERVICE}` or `ps` names",
+            f"the reloaded server does not have the change in {config_path}: it runs with another configuration file; "
+            f"edit that one (-c), which `systemctl cat {SERVICE}` or `ps` shows",
         )
     return reloaded
 

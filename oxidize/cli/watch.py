@@ -1,7 +1,7 @@
 """`oxidize watch`: sessions, rates and takeovers as they happen.
 
-The rule: it only looks. A process that ends and comes back is what it is for, so that nobody answering is an error at
-the first look alone.
+The rule: it only reads. A process that ends and comes back is part of what it shows, so a missing answer is an error
+for the first poll only.
 """
 
 import signal
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from oxidize.deploy.vitals import Vitals
     from oxidize.terminal.screen import Screen
 
-Look = Callable[[], "Vitals | None"]
+Poll = Callable[[], "Vitals | None"]
 
 
 @click.command(short_help="Show sessions, rates and takeovers as they happen.")
@@ -35,15 +35,15 @@ Look = Callable[[], "Vitals | None"]
     default=1.0,
     show_default=True,
     metavar="SECS",
-    help="From one look to the next.",
+    help="Seconds between two polls.",
 )
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after as many looks.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON objects, one a line.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after this number of polls.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 def watch(config_path: Path | None, is_client: bool, interval: float, count: int | None, as_json: bool) -> None:
     """Show the running process until Ctrl-C: sessions, rates, drops and takeovers as they happen.
 
-    In a terminal it draws their course, a column for each look, and marks where the process was replaced; elsewhere it
-    prints a line for each look and for each takeover. Where nobody answers any more it waits until somebody does.
+    In a terminal it draws sparklines, a column for each poll, and marks where the process was replaced; elsewhere it
+    prints a line for each poll and for each takeover. If the process ends, it waits until one answers again.
     """
     from rich.console import Console  # noqa: PLC0415
 
@@ -56,10 +56,10 @@ def watch(config_path: Path | None, is_client: bool, interval: float, count: int
     with errors_as_lines():
         takeover_socket = config.takeover_socket_of(config_path or default_config(is_client), role)
         history, console = History(), Console(highlight=False)
-        history.add(time.time(), _first_look(takeover_socket))
+        history.add(time.time(), _first_poll(takeover_socket))
 
-        def look() -> "Vitals | None":
-            return _look(takeover_socket)
+        def poll() -> "Vitals | None":
+            return _poll(takeover_socket)
 
         screen: Screen[Sample] = LineScreen(json_lines if as_json else text_lines, click.echo)
         if not as_json and can_draw(console):
@@ -67,37 +67,37 @@ def watch(config_path: Path | None, is_client: bool, interval: float, count: int
             screen = live_screen(role, console, history)
         try:
             with screen:
-                follow(history, look, screen, interval, count)
+                follow(history, poll, screen, interval, count)
         except KeyboardInterrupt:
             pass
 
 
 def follow(
     history: "History",
-    look: Look,
+    poll: Poll,
     screen: "Screen[Sample]",
     interval: float,
-    looks_max: int | None,
+    polls_max: int | None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Show the first sample of a history, and then look again and again; `looks_max` counts the first one."""
+    """Show the first sample of a history, then poll at each interval. polls_max: includes the first sample."""
     screen.show(history.samples[-1])
-    due, looks = monotonic(), 1
-    while looks != looks_max:
-        # What is late is left out: a server that hung is not to be asked many times at once.
+    due, polls = monotonic(), 1
+    while polls != polls_max:
+        # A poll that is late is skipped: a server that hung must not get many queries at once.
         due = max(due + interval, monotonic())
         screen.wait(due - monotonic())
         vitals, reason = None, None
         try:
-            vitals = look()
+            vitals = poll()
         except OxidizeError as error:
             reason = " ".join(str(error).split())
         screen.show(history.add(time.time(), vitals, reason))
-        looks += 1
+        polls += 1
 
 
-def _first_look(takeover_socket: Path) -> "Vitals":
-    """Return the vitals; raises OxidizeError where nobody listens."""
+def _first_poll(takeover_socket: Path) -> "Vitals":
+    """Return the vitals; raises OxidizeError if no process listens."""
     from oxidize.control.query import IDENTITY, VITALS, fetch  # noqa: PLC0415
     from oxidize.deploy.vitals import Vitals  # noqa: PLC0415
 
@@ -113,7 +113,7 @@ def _first_look(takeover_socket: Path) -> "Vitals":
         ) from error
 
 
-def _look(takeover_socket: Path) -> "Vitals | None":
+def _poll(takeover_socket: Path) -> "Vitals | None":
     from oxidize.control.query import VITALS, find  # noqa: PLC0415
     from oxidize.deploy.vitals import Vitals  # noqa: PLC0415
 
@@ -122,5 +122,5 @@ def _look(takeover_socket: Path) -> "Vitals | None":
 
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
-    """Leave the terminal as it was, then end as by the signal."""
+    """Restore the terminal, then end with the exit status of the signal."""
     sys.exit(128 + number)

@@ -1,7 +1,7 @@
-"""What `oxidize watch` has seen: a sample for each look at a process, and the takeovers as they came.
+"""The history that `oxidize watch` shows: a sample for each poll, and the takeovers in the order seen.
 
-The rule: no clock and no terminal in here; times come with the samples, in seconds since the epoch. A look that nobody
-answered is a sample, too: the gap is what the operator wants to see.
+The rule: no clock and no terminal; times come with the samples, in seconds since the epoch. A poll without an answer is
+a sample too: the gap is what the operator wants to see.
 """
 
 from collections import deque
@@ -15,7 +15,7 @@ from oxidize.deploy.vitals import Rates, Vitals, rates
 
 SAMPLES_MAX = 1_000  # more columns than a terminal has
 TAKEOVERS_MAX = 100  # more lines than one has
-BLOCKS = "▁▂▃▄▅▆▇"  # not the full one: lines below one another would grow together
+BLOCKS = "▁▂▃▄▅▆▇"  # without the full block, so that adjacent lines stay apart
 ASCII_BLOCKS = "_.:-=+#"
 GAP = " "
 
@@ -23,7 +23,7 @@ GAP = " "
 def sparkline(values: Sequence[float | None], width: int, blocks: str = BLOCKS) -> str:
     """Return the last `width` values as one character each, right-aligned; the largest of them has the highest block.
 
-    The lowest block is zero and nothing else, None is a gap.
+    The lowest block stands only for zero, a gap for None.
     """
     shown = values[-width:] if width > 0 else ()
     highest = max((value for value in shown if value is not None), default=0.0)
@@ -39,9 +39,9 @@ def sparkline(values: Sequence[float | None], width: int, blocks: str = BLOCKS) 
 
 @dataclass(frozen=True, slots=True)
 class Takeover:
-    """One entry of the history that a server keeps; fields that an entry of its kind does not have are None.
+    """One entry of a server's takeover history; fields that this kind of entry lacks are None.
 
-    what: the way in which it came about, or why it failed. generation: that serves since then, or still.
+    what: the way of a takeover, or the reason of a failure. generation: the one that serves after it.
     """
 
     at_unix: float
@@ -54,7 +54,7 @@ class Takeover:
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> "Takeover":
-        """Read an entry as it stands among the vitals."""
+        """Parse an entry of the vitals."""
         succeeded = entry.get("result") == "success"
         what = str(entry.get("way" if succeeded else "reason", ""))
         return cls(
@@ -69,21 +69,21 @@ class Takeover:
 
     @property
     def generations(self) -> str:
-        """The generation before and after."""
+        """The generations before and after."""
         if self.generation is None:
             return "-"
         if not self.succeeded:
             return f"{self.generation} stays"
-        # A generation's number is its predecessor's and one; one without a predecessor is the first.
+        # A generation's number is its predecessor's plus one; the first has no predecessor.
         return f"{self.generation - 1} -> {self.generation}" if self.generation > 1 else str(self.generation)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One look. vitals: None where nobody answered, and then `reason` may say why.
+    """One poll. vitals: None without an answer; then `reason` may say why.
 
-    flow, drops_rate: since the last answer, a second; None where there is none. takeovers: new ones, oldest first.
-    away_secs: for how long nobody had answered before this answer, or has by now; 0.0 where the last look was answered.
+    flow, drops_rate: per second since the last answer; None if there is none. takeovers: new ones, oldest first.
+    away_secs: time since the last answer, if the previous poll had none; else 0.0.
     """
 
     at_unix: float
@@ -93,7 +93,7 @@ class Sample:
     drops_rate: float | None = None
     takeovers: tuple[Takeover, ...] = ()
     away_secs: float = 0.0
-    is_loss: bool = False  # the first look that nobody answered
+    is_loss: bool = False  # the first poll without an answer
 
     @property
     def is_return(self) -> bool:
@@ -102,7 +102,7 @@ class Sample:
 
 
 class History:
-    """The last samples, and the takeovers newest first, with those from before the first look."""
+    """The last samples, and the takeovers newest first, including those before the first poll."""
 
     def __init__(self) -> None:
         self.samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
@@ -111,7 +111,7 @@ class History:
         self.answered_unix = 0.0  # when the last answer came
 
     def add(self, at_unix: float, vitals: Vitals | None, reason: str | None = None) -> Sample:
-        """Append what a look brought and return it."""
+        """Append the sample of a poll and return it."""
         was_away = bool(self.samples) and self.samples[-1].vitals is None
         away_secs = max(at_unix - self.answered_unix, 0.0) if was_away else 0.0
         if vitals is None:
@@ -131,12 +131,12 @@ class History:
         return sample
 
     def _new_takeovers(self, at_unix: float, earlier: Vitals | None, vitals: Vitals) -> Iterator[Takeover]:
-        """Remember what is new and yield what happened since the first look."""
+        """Record the new takeovers, and yield those that happened since the first poll."""
         known = set(self.takeovers)
         new = [found for found in map(Takeover.of, vitals.takeovers) if found not in known]
         if earlier is not None and vitals.pid != earlier.pid and not any(found.succeeded for found in new):
             new.append(
-                Takeover(at_unix, True, "started anew, without the sessions", 1, vitals.release, vitals.sessions)
+                Takeover(at_unix, True, "started without sessions", 1, vitals.release, vitals.sessions)
                 if vitals.generation == 1
                 else Takeover(at_unix, True, "replaced", vitals.generation, vitals.release, vitals.sessions)
             )
@@ -150,7 +150,7 @@ class History:
 
 
 def _drops_rate(earlier: Vitals, later: Vitals) -> float:
-    """Return what was dropped a second, for whatever reason, and in the kernel's queue."""
+    """Return the drops per second, for all reasons and in the kernel's queue."""
     seconds = later.at - earlier.at
     # Counters that went back are those of a server without its predecessor's state, or of another socket.
     dropped = max(sum(later.drops.values()) - sum(earlier.drops.values()), 0)

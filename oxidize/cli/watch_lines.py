@@ -1,7 +1,7 @@
-"""What `oxidize watch` prints where there is no terminal: a line for each look, as text or as JSON.
+"""What `oxidize watch` prints without a terminal: a line for each poll, as text or as JSON.
 
-The rule: what happens once - a takeover, nobody answers, somebody answers again - has a line of its own, printed before
-the numbers that were seen with it.
+The rule: an event - a takeover, a lost answer, an answer again - has a separate line, printed before the numbers of the
+same poll.
 """
 
 import json
@@ -15,7 +15,7 @@ from oxidize.text import counted
 
 
 def text_lines(sample: Sample) -> Iterator[str]:
-    """Yield the lines for people that a sample makes."""
+    """Yield a sample as lines for people."""
     for takeover in sample.takeovers:
         yield f"{clock(takeover.at_unix)}  {takeover_text(takeover)}"
     if sample.is_loss:
@@ -27,7 +27,7 @@ def text_lines(sample: Sample) -> Iterator[str]:
 
 
 def json_lines(sample: Sample) -> Iterator[str]:
-    """Yield the same as JSON objects; times are seconds, `_unix` since the epoch, rates are a second."""
+    """Yield a sample as JSON objects; times are seconds, `_unix` since the epoch, rates are per second."""
     for takeover in sample.takeovers:
         yield _object("takeover", takeover.at_unix, _takeover_fields(takeover))
     if sample.is_loss:
@@ -85,9 +85,9 @@ def _numbers(sample: Sample, vitals: Vitals) -> str:
 
 
 def takeover_text(takeover: Takeover) -> str:
-    """Return a takeover in one line."""
+    """Return a takeover as one line."""
     if not takeover.succeeded:
-        return f"takeover FAILED, generation {takeover.generation} serves as before: {takeover.what}"
+        return f"takeover FAILED, generation {takeover.generation} still serves: {takeover.what}"
     parts = [f"{takeover.what}: generation {takeover.generations}"]
     parts += [f"release {takeover.release}"] if takeover.release is not None else []
     parts += [counted(takeover.sessions, "session")] if takeover.sessions is not None else []
@@ -96,10 +96,10 @@ def takeover_text(takeover: Takeover) -> str:
 
 
 def loss_text(sample: Sample) -> str:
-    """Say that there is no answer, and why where that is known: then there may well be somebody."""
-    return f"no answer: {sample.reason}" if sample.reason else "nobody answers"
+    """Return a line for a lost answer, with the reason if it is known."""
+    return f"no answer: {sample.reason}" if sample.reason else "no answer: no process listens"
 
 
 def rate_text(number: float) -> str:
-    """Return a rate of packets: by the tenth where it is small."""
+    """Return a rate of packets, to the tenth below ten."""
     return f"{number:.1f}" if 0 < number < 10 else f"{number:,.0f}"

@@ -1,7 +1,7 @@
 """What `oxidize watch` draws in a terminal.
 
-The rule: a frame is a function of the history, the time and the size of the terminal, and never larger than that; what
-matters most comes first, for the rest is cut. Nothing is said by colour alone.
+The rule: a frame is a function of the history, the time and the size of the terminal, and never larger than the
+terminal; the most important lines come first, because the rest is cut. No information is in the colour alone.
 """
 
 import os
@@ -20,9 +20,9 @@ from oxidize.terminal.units import byte_count, clock, duration, milliseconds, sh
 from oxidize.text import counted, release_name
 
 DAY_SECS = 86_400
-ROOMY_LINES = 20  # in fewer there are no empty lines
-MAXIMUM_COLUMNS = 60  # in fewer there is no room for the maximum
-WIDE_COLUMNS = 68  # in fewer there is none for a takeover's release and sessions
+ROOMY_LINES = 20  # with fewer there are no empty lines
+MAXIMUM_COLUMNS = 60  # with fewer the maximum is left out
+WIDE_COLUMNS = 68  # with fewer a takeover's release and sessions are left out
 NOW_WIDTH, MAXIMUM_WIDTH = 12, 10  # "1023.9 KiB/s", "1023.9 KiB"
 WIDE_HEADINGS = ("takeovers", "generation", "release", "sessions", "blackout", "")
 NARROW_HEADINGS = ("takeovers", "generation", "")
@@ -33,7 +33,7 @@ _FAILED, _SUCCEEDED = "bold red", "bold cyan"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What has a sparkline: its name, its value in a sample, how that is written, and what it is a rate of."""
+    """A row with a sparkline: its name, its value in a sample, how that is formatted, and its unit."""
 
     name: str
     read: Callable[[Sample], float | None]
@@ -54,7 +54,7 @@ NAME_WIDTH = max(len(row.name) for row in ROWS)
 
 @dataclass(frozen=True, slots=True)
 class Glyphs:
-    """What a sparkline and its marks are drawn with."""
+    """The characters of sparklines and takeover marks."""
 
     blocks: str
     succeeded: str
@@ -82,14 +82,13 @@ def frame(role: str, history: History, now: float, size: tuple[int, int], glyphs
 
 def _head(role: str, history: History, now: float, width: int) -> Iterator[Text]:
     last, vitals = history.samples[-1], history.last_vitals
-    assert vitals is not None, "the first look was answered"  # noqa: S101
+    assert vitals is not None, "the first poll was answered"  # noqa: S101
     is_there = last.vitals is not None
     if is_there:
         state = Text(vitals.state, style=_STATE_STYLES.get(vitals.state, "bold yellow"))
     else:
         away = short_duration(max(now - history.answered_unix, 0.0))
-        loss = "no answer" if last.reason else "nobody answers"
-        state = Text(f"{loss} since {clock(history.answered_unix)}, for {away}", style=_FAILED)
+        state = Text(f"no answer since {clock(history.answered_unix)}, for {away}", style=_FAILED)
     yield Text.assemble((role, "bold"), "  ", state)
     uptime = vitals.uptime_secs + (max(now - history.answered_unix, 0.0) if is_there else 0.0)
     parts = [
@@ -106,7 +105,7 @@ def _head(role: str, history: History, now: float, width: int) -> Iterator[Text]
 
 
 def _flow(parts: Sequence[str], width: int) -> Iterator[str]:
-    """Yield parts on as few lines as hold them."""
+    """Yield the parts, separated by commas, on as few lines as possible."""
     line = ""
     for part in parts:
         if line and len(line) + len(part) + 2 > width:
@@ -142,14 +141,14 @@ def _sparklines(history: History, width: int, glyphs: Glyphs) -> Iterator[Text]:
 
 
 def _mark(sample: Sample) -> str | None:
-    """Return the style of the columns of a sample with a takeover; None for one without."""
+    """Return the style of a sample's column if it has a takeover, else None."""
     if not sample.takeovers:
         return None
     return _SUCCEEDED if all(takeover.succeeded for takeover in sample.takeovers) else _FAILED
 
 
 def _marked(line: Text, drawn: str, marks: Sequence[str | None], columns: int, style: str = "") -> Text:
-    """Append what was drawn for the samples, right-aligned, and in their own style where there was a takeover."""
+    """Append a drawn line, right-aligned; the columns of takeovers have the style of their mark."""
     line.append(" " * (columns - len(drawn)))
     for character, mark in zip(drawn, marks, strict=True):
         line.append(character, style=mark or style)

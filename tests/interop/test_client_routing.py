@@ -249,7 +249,7 @@ def test_a_failed_reload_keeps_the_routing(lab: Lab) -> None:
     outcome = place.client.reload()
     assert outcome.status == 1
     assert "IPv6: another program sends all packets into a tunnel of its own" in outcome.errors
-    assert "serves as before" in outcome.errors
+    assert "still serves" in outcome.errors
     assert place.rules() == rules
     ping(lab, place.here, FAR4, 2)
     place.client.write_config(allowed_ips=["0.0.0.0/0"])

@@ -82,7 +82,7 @@ def test_a_client_added_to_a_running_server_can_ping_at_once(site: Site, tmp_pat
 
     removed = site.server.command("peer", "remove", "laptop")
     assert removed.status == 0, removed
-    assert "its session is cut\n" in removed.errors
+    assert "its session has ended\n" in removed.errors
     assert "not moved" not in removed.errors
     assert sessions(site) == {"client-1": True}
     steady.wait_for_replies(5)

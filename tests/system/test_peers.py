@@ -44,8 +44,8 @@ def test_a_failed_reload_restores_the_file_and_says_why(service: Service) -> Non
     assert (added.status, added.output) == (1, ""), added
     assert service.has_got_there()
     assert "oxidize: failed while running systemctl reload: Job for oxidize-daemon.service failed" in added.errors
-    assert "serves as before" in added.errors
-    assert f"{TOML} is again as it was before" in added.errors
+    assert "still serves" in added.errors
+    assert f"{TOML} has been restored" in added.errors
     assert service.machine.run("cat", TOML) == before
 
 

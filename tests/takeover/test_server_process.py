@@ -208,7 +208,7 @@ def test_status_works_and_reload_fails_with_a_broken_configuration(server: Serve
         assert f"pid {pid}" in shown.output
         refused = server.command("reload")
         assert refused.status == 2
-        assert refused.errors.splitlines()[-1] == f"oxidize: not reloaded: generation 1, pid {pid}, serves as before"
+        assert refused.errors.splitlines()[-1] == f"oxidize: not reloaded: generation 1, pid {pid}, still serves"
     assert server.status()["pid"] == pid
 
 
@@ -279,7 +279,7 @@ def test_a_reload_that_cannot_work_says_why_once_and_the_old_process_serves(serv
     lines = refused.errors.splitlines()
     assert (refused.status, refused.output) == (1, "")
     assert [line for line in lines if "expected a name that resolves" in line] == lines[:1]
-    assert lines[1:] == [f"oxidize: not reloaded: generation 1, pid {pid}, serves as before"]
+    assert lines[1:] == [f"oxidize: not reloaded: generation 1, pid {pid}, still serves"]
 
 
 @pytest.mark.handoff

@@ -234,7 +234,7 @@ def test_a_reload_that_fails_says_why_and_who_serves(
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines() == [
         "oxidize: reload failed while preparing: no such release",
-        "oxidize: not reloaded: generation 4, pid 4242, serves as before",
+        "oxidize: not reloaded: generation 4, pid 4242, still serves",
     ]
 
 
@@ -244,7 +244,7 @@ def test_a_reload_with_a_broken_configuration_says_who_serves(path: Path, asked:
     assert result.exit_code == 2
     lines = result.stderr.splitlines()
     assert lines[0].startswith(f"oxidize: {path}: peer.alice.nonsense = 1")
-    assert lines[1:] == ["oxidize: not reloaded: generation 4, pid 4242, serves as before"]
+    assert lines[1:] == ["oxidize: not reloaded: generation 4, pid 4242, still serves"]
 
 
 # --- Where a process is found by a broken configuration ---

@@ -97,8 +97,8 @@ def test_a_peer_is_added_where_no_server_runs(path: Path) -> None:
     assert result.exit_code == 0
     assert result.stderr.splitlines() == [
         "added laptop: 10.0.0.3",
-        "no server runs: it takes effect with the next start",
-        "its private key is shown here once and kept nowhere on this machine",
+        "no server is running: the change takes effect with the next start",
+        "its private key is shown only once and is not stored on this machine",
     ]
     document = parse(result.stdout, "stdout")
     private = document.interface.last("PrivateKey")
@@ -139,7 +139,7 @@ def test_every_option(path: Path) -> None:
         *("--keepalive", "0", "--public-key", BOB, "--preshared-key", "--no-reload"),
     )
     assert result.exit_code == 0, result.stderr
-    assert "not reloaded: it takes effect with the next reload or start\n" in result.stderr
+    assert "not reloaded: the change takes effect with the next reload or start\n" in result.stderr
     preshared = (path.parent / "laptop.psk").read_text().strip()
     for text in (
         '\nserver = "[2001:db8::1]:9"\n',
@@ -179,8 +179,8 @@ def test_a_failed_reload_puts_the_file_back(path: Path, running: Running, comman
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines()[1:] == [
         "oxidize: failed while preparing: no such release",
-        "oxidize: not reloaded: generation 4, pid 4242, serves as before",
-        f"oxidize: {path} is again as it was before",
+        "oxidize: not reloaded: generation 4, pid 4242, still serves",
+        f"oxidize: {path} has been restored",
     ]
     assert {file.name: file.read_text() for file in path.parent.iterdir()} == before
 
@@ -213,7 +213,7 @@ def test_what_an_editor_saved_during_the_reload_is_not_lost(
     monkeypatch.setattr(reload_module, "replace_process", reload)
     result = run(path, "add", "laptop")
     assert result.exit_code == 1
-    assert f"oxidize: {path} keeps the change" in result.stderr
+    assert f"oxidize: {path}: the change is still in the file" in result.stderr
     assert path.read_text().endswith("# edited\n")
 
 
@@ -367,11 +367,11 @@ def test_a_terminal_shows_all_of_them(path: Path) -> None:
     status, shown = in_terminal(path, 80, "add", "alice@laptop")
     assert status == 0
     for text in (
-        "every WireGuard app: alice-laptop.conf",
+        "any other WireGuard app: alice-laptop.conf",
         "cat > client.toml",
         "[Interface]\n",
         "▄▄▄▄▄",
-        "make the terminal higher",
+        "enlarge the terminal",
     ):
         assert text in shown
     code = [line for line in shown.splitlines() if "█" in line]
@@ -383,7 +383,7 @@ def test_a_terminal_shows_all_of_them(path: Path) -> None:
 def test_a_narrow_terminal_says_so_instead(path: Path) -> None:
     status, shown = in_terminal(path, 40, "add", "laptop")
     assert status == 0
-    assert "(the terminal is too narrow for it)" in shown
+    assert "(the terminal is too narrow for the code)" in shown
     assert "█" not in shown
     before = path.read_text()
     status, shown = in_terminal(path, 40, "add", "phone", "--format", "qr")
@@ -410,7 +410,7 @@ def test_the_list(path: Path, running: Running) -> None:
         f"alice  {ALICE[:10]}  10.0.0.2/32                 yes        never",
         f"bob    {BOB[:10]}  10.0.0.3/32, 10.0.0.128/25  no         never",
     ]
-    assert result.stderr == "not in the running server yet: bob; reload it\n"
+    assert result.stderr == "not loaded by the running server: bob; run `oxidize reload`\n"
     found = json.loads(run(path, "list", "--json").stdout)
     assert [(row["name"], row["is_loaded"], row["has_session"]) for row in found] == [
         ("alice", True, True),
@@ -421,7 +421,7 @@ def test_the_list(path: Path, running: Running) -> None:
 def test_the_list_where_no_server_runs(path: Path) -> None:
     result = run(path, "list")
     assert result.stdout.splitlines()[0] == "peer   public key  allowed ips"
-    assert result.stderr == "no server runs\n"
+    assert result.stderr == "no server is running\n"
     assert json.loads(run(path, "list", "--json").stdout)[0]["has_session"] is None
 
 
@@ -433,7 +433,7 @@ def test_a_peer_is_removed(path: Path, running: Running) -> None:
         "removed alice and the comment above it",
         "reloaded: made up",
         "oxidize: warning: listen",
-        "its session is cut",
+        "its session has ended",
     ]
     assert path.read_text() == LINES
 
@@ -452,7 +452,7 @@ def test_a_removal_is_told_once(
     monkeypatch.setattr(reload_module, "replace_process", reload)
     running.session_of = ALICE
     lines = run(path, "remove", "alice").stderr.splitlines()
-    assert lines[1:] == ["reloaded: made up", *expected, "its session is cut"]
+    assert lines[1:] == ["reloaded: made up", *expected, "its session has ended"]
 
 
 def test_its_preshared_key_goes_with_it(path: Path) -> None:

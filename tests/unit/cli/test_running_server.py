@@ -182,6 +182,6 @@ def test_a_server_that_cannot_be_asked_is_looked_at_without_an_error(
 
     monkeypatch.setattr(running_server, "find", mute)
     server = RunningServer(config)
-    assert server.look() is None
+    assert server.vitals_or_none() is None
     with pytest.raises(TakeoverError):
         server.vitals()

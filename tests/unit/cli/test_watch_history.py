@@ -111,7 +111,7 @@ def test_a_server_without_its_predecessors_state_is_told() -> None:
     history = History()
     history.add(NOON, vitals(takeovers=[taken(3)]))
     (found,) = history.add(NOON + 1, vitals(1, generation=1, pid=5, sessions=0)).takeovers
-    assert found == Takeover(NOON + 1, True, "started anew, without the sessions", 1, "0.1.0", 0)
+    assert found == Takeover(NOON + 1, True, "started without sessions", 1, "0.1.0", 0)
     assert history.add(NOON + 2, vitals(2, generation=1, pid=5, sessions=0)).takeovers == ()
     assert list(history.takeovers) == [found, Takeover.of(taken(3))]
 

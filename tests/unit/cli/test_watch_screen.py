@@ -71,7 +71,7 @@ def test_the_whole(history: History) -> None:
 
 def test_while_nobody_answers(history: History) -> None:
     history.add(NOON + 6, None)
-    assert drawn(history, 80, 24)[0] == "server  nobody answers since 22:13:25, for 1.0 s"
+    assert drawn(history, 80, 24)[0] == "server  no answer since 22:13:25, for 1.0 s"
     history.add(NOON + 6, None, "pid 4400 gives no answer: does it hang?")
     lines = drawn(history, 80, 24)
     assert lines[:3] == [
@@ -169,9 +169,9 @@ def test_lines_for_people(history: History) -> None:
         f"22:13:21  generation 3  pid 4242  20 sessions  {numbers} 0/s",
         "22:13:22  taken over: generation 3 -> 4, release 0.1.0, 20 sessions, blackout 0.7 ms",
         f"22:13:22  generation 4  pid 4300  20 sessions  {numbers} 0/s",
-        "22:13:23  takeover FAILED, generation 4 serves as before: it does not start",
+        "22:13:23  takeover FAILED, generation 4 still serves: it does not start",
         f"22:13:23  generation 4  pid 4300  20 sessions  {numbers} 0/s",
-        "22:13:24  nobody answers",
+        "22:13:24  no answer: no process listens",
         "22:13:25  restored from the store: generation 4 -> 5, release 0.1.0, 20 sessions",
         "22:13:25  answers again, 2.0 s after the last answer",
         f"22:13:25  generation 5  pid 4400  20 sessions  {numbers} 10/s",

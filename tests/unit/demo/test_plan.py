@@ -40,7 +40,7 @@ def test_the_output_of_a_reload_is_parsed() -> None:
 def test_the_output_of_a_refused_reload_is_parsed() -> None:
     said = (
         "oxidize: reload failed while preparing: this release cannot read the sessions\n"
-        "oxidize: not reloaded: pid 1 serves as before\n"
+        "oxidize: not reloaded: pid 1 still serves\n"
     )
     answer = read_answer(f"log line\n{said}\n")
     assert answer.line == "reload failed while preparing: this release cannot read the sessions"

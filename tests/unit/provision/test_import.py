@@ -117,11 +117,11 @@ def test_a_server_is_imported(wg0: Path) -> None:
             "oxidize.socket`, and write [Socket], ListenDatagram= and ListenDatagram=51830 on three lines"
         ),
         (
-            "note: public_endpoint is not set: `oxidize peer add` tells clients where the server is, and guesses "
-            'without it; write public_endpoint = "vpn.example.org" under [server]'
+            "note: public_endpoint is not set, so `oxidize peer add` has to guess the server's address; "
+            'write public_endpoint = "vpn.example.org" under [server]'
         ),
-        "note: the interface is oxidize0: firewall rules that name wg0 are to name it instead",
-        "note: end the old tunnel before the new one starts: systemctl disable --now wg-quick@wg0",
+        "note: the interface is oxidize0: change firewall rules that name wg0",
+        "note: stop the old tunnel before starting the new one: systemctl disable --now wg-quick@wg0",
     ]
 
 
@@ -147,7 +147,7 @@ def test_a_client_is_imported_where_that_is_said(wg0: Path) -> None:
     assert [str(address) for address in client.name_servers.servers] == ["10.8.0.1"]
     assert client.name_servers.domains == ("corp.example",)
     (note,) = (line for line in result.stderr.splitlines() if line.startswith("note: "))
-    assert note.startswith("note: end the old tunnel")
+    assert note.startswith("note: stop the old tunnel")
 
 
 def test_a_folder_is_made_for_what_is_imported(wg0: Path) -> None:

@@ -249,5 +249,5 @@ def test_refused_sessions_and_unknown_records_have_lines_of_their_own() -> None:
     assert lines_of(found) == [
         f"release {__version__} would keep 0 of 1 session (generation 4, pid 123)",
         "1 session: not configured any more",
-        "a newer release has written 2 fields and 0 records that this one passes over",
+        "a newer release has written 2 fields and 0 records that this one ignores",
     ]
