@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from oxidize.deploy.history import History
-from oxidize.deploy.lock import holder
+from oxidize.deploy.lock import lock_holder
 from oxidize.deploy.releases import Release, Releases
 from oxidize.deploy.retention import left_behind, release_before
 from oxidize.terminal.table import print_lines, table
@@ -53,7 +53,7 @@ def describe(releases: Releases, past: History, running_folder: str | None, prob
         "running_elsewhere": running_folder if running is None else None,
         "problem": problem,
         "under_way": asdict(under_way) if under_way is not None else None,
-        "holder": holder(releases.prefix),
+        "holder": lock_holder(releases.prefix),
         "deployments": [asdict(entry) for entry in entries],
     }
 

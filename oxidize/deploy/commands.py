@@ -1,7 +1,7 @@
-"""What a deployment runs: the build of a release, and the commands of the release itself before it serves.
+"""Commands that a deployment runs: the build of a release, and the release's own commands before it serves.
 
-The rule: a release that has not been tried runs as the user of the service and never as root, and whatever it prints
-when it fails is what the operator reads.
+The rule: a release that has not been tried runs as the user of the service and never as root. What it prints when it
+fails is shown to the operator.
 """
 
 import json
@@ -22,21 +22,21 @@ from oxidize.text import printable
 
 BUILD_TIMEOUT_SECS = 3600.0
 COMMAND_TIMEOUT_SECS = 120.0
-SERVER_MODULE = "oxidize.runtime.daemon"  # which the other commands do without
-LINES_SHOWN = 20  # of what a build that failed has printed last
-OUTPUT_BYTES_MAX = 1 << 20  # of a command of a release
+SERVER_MODULE = "oxidize.runtime.daemon"  # the other commands do not import it
+LINES_SHOWN = 20  # the last lines of a failed build
+OUTPUT_BYTES_MAX = 1 << 20  # of one command of a release
 READ_BYTES = 1 << 16
-ERROR_CHARACTERS_SHOWN = 4000  # the last: a traceback ends with what it is about
-# Another user's command is given nothing of our environment.
+ERROR_CHARACTERS_SHOWN = 4000  # the last ones: a traceback ends with the error
+# The environment of a command that runs as another user: nothing of this process's environment is passed on.
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
-LOCKED_VARIABLE = "OXIDIZE_LOCKED"  # tells systemd/install.sh that we hold the lock
+LOCKED_VARIABLE = "OXIDIZE_LOCKED"  # tells systemd/install.sh that this process holds the lock
 
 Owner = tuple[int, int] | None  # user and group ids
 
 
 @dataclass(frozen=True, slots=True)
 class Rehearsed:
-    """What a release would keep. now: sessions of the server at that moment. refused: sessions by reason."""
+    """Sessions that a release would keep. now: sessions of the running server. refused: sessions lost, by reason."""
 
     sessions: int
     now: int
@@ -44,7 +44,7 @@ class Rehearsed:
 
 
 class Commands:
-    """Runs commands. source: a checkout, None where nothing is built."""
+    """Runs commands. source: a checkout, None if nothing is built."""
 
     def __init__(self, releases: Releases, config_path: Path, source: Path | None, lock_fd: int) -> None:
         self._releases = releases
@@ -53,8 +53,8 @@ class Commands:
         self._lock_fd = lock_fd
 
     def build(self) -> Release:
-        """Build a release of the checkout; raises DeployError with the end of what was printed."""
-        # What outlives us keeps the lock, so that nobody takes its half of a release for a remainder.
+        """Build a release of the checkout; raises DeployError with the end of the output."""
+        # A build that outlives this process keeps the lock, so that its unfinished release is not removed as a remnant.
         done = self._make("release", timeout=BUILD_TIMEOUT_SECS, pass_fds=[self._lock_fd])
         lines = done.stdout.strip().splitlines()
         built = self._releases.of_process(lines[-1]) if lines else None
@@ -63,19 +63,19 @@ class Commands:
         return built
 
     def changed_units(self) -> list[str]:
-        """Return the units of the checkout that differ from the installed ones; none where there is no checkout."""
+        """Return the units of the checkout that differ from the installed ones; none without a checkout."""
         return self._make("changed-units").stdout.split() if self._source is not None else []
 
     def check(self, release: Release, owner: Owner) -> str:
-        """Let a release load its code and check the configuration; return its verdict.
+        """Make a release import its code and check the configuration; return what it prints.
 
-        Raises DeployError with every mistake, or with what the code lacks.
+        Raises DeployError with every mistake, or with the import error.
         """
         run([release.folder / "bin/python", "-P", "-c", f"import {SERVER_MODULE}"], owner)
         return run([release.program, "check", "-c", self._config_path], owner)
 
     def rehearse(self, release: Release, owner: Owner) -> Rehearsed:
-        """Let a release restore a copy of the live sessions; raises DeployError where it cannot."""
+        """Make a release restore a copy of the live sessions; raises DeployError if it cannot."""
         printed = run([release.program, "rehearse", "-c", self._config_path, "--json"], owner)
         try:
             found = json.loads(printed)
@@ -115,9 +115,9 @@ def run(
     timeout_secs: float = COMMAND_TIMEOUT_SECS,
     pass_fds: Sequence[int] = (),
 ) -> str:
-    """Run a command as the owner, and return what it prints; raises DeployError with what it prints as errors.
+    """Run a command as the owner and return its output; raises DeployError with its standard error.
 
-    It gets no terminal: whoever has root's can type into it (ioctl_tty(2), TIOCSTI).
+    It gets no terminal, because a process that has root's terminal can type into it (ioctl_tty(2), TIOCSTI).
     """
     user, group = owner if owner is not None and is_root() else (None, None)
     environment = ENVIRONMENT if user is not None else dict(os.environ)
@@ -140,18 +140,18 @@ def run(
         raise DeployError(f"{words[0]}: {error}") from error
     with process:
         try:
-            output, errors = _printed_by(process, words[0], timeout_secs)
+            output, errors = _output_of(process, words[0], timeout_secs)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
     if process.returncode != 0:
-        said = errors or f"exit status {process.returncode}, without a word"
-        raise DeployError(said.replace("oxidize: ", ""))
+        reason = errors or f"{words[0]}: exit status {process.returncode}, without any output"
+        raise DeployError(reason.replace("oxidize: ", ""))
     return output
 
 
-def _printed_by(process: "subprocess.Popen[bytes]", name: str, timeout_secs: float) -> tuple[str, str]:
-    """Wait for the end of a command; return what it printed, and printed as errors. Bounded in time and size."""
+def _output_of(process: "subprocess.Popen[bytes]", name: str, timeout_secs: float) -> tuple[str, str]:
+    """Wait for the end of a command; return its standard output and error. Bounded in time and size."""
     pipes = [(cast(IO[bytes], pipe), bytearray()) for pipe in (process.stdout, process.stderr)]
     deadline = time.monotonic() + timeout_secs
     with selectors.DefaultSelector() as selector:
@@ -160,17 +160,17 @@ def _printed_by(process: "subprocess.Popen[bytes]", name: str, timeout_secs: flo
         while selector.get_map():
             left = deadline - time.monotonic()
             if left <= 0:
-                raise DeployError(f"{name}: no end within {timeout_secs:.0f} s; it hangs")
+                raise DeployError(f"{name}: not finished within {timeout_secs:.0f} s; it hangs")
             for key, _ in selector.select(left):
                 part = os.read(key.fd, READ_BYTES)
                 key.data.extend(part)
                 if not part:
                     selector.unregister(key.fileobj)
                 if len(key.data) > OUTPUT_BYTES_MAX:
-                    raise DeployError(f"{name}: prints more than {OUTPUT_BYTES_MAX} bytes; expected some lines")
+                    raise DeployError(f"{name}: prints more than {OUTPUT_BYTES_MAX} bytes; expected a few lines")
     try:
         process.wait(max(deadline - time.monotonic(), 0.0))
     except subprocess.TimeoutExpired:
-        raise DeployError(f"{name}: no end within {timeout_secs:.0f} s; it hangs") from None
+        raise DeployError(f"{name}: not finished within {timeout_secs:.0f} s; it hangs") from None
     output, errors = (bytes(printed).decode(errors="replace").strip() for _, printed in pipes)
     return printable(output, OUTPUT_BYTES_MAX), printable(errors[-ERROR_CHARACTERS_SHOWN:])

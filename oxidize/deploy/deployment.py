@@ -1,7 +1,7 @@
 """One deployment from its beginning to its end.
 
-The rule: before the switch nothing is changed; from the switch on, everything that goes wrong ends with the release
-before serving, by takeover, whatever the new one answers. What is about to be done is in the history before it is done.
+The rule: before the switch nothing is changed; after it, every failure ends with the previous release serving, by
+takeover, whatever the new release answers. Each step is written to the history before it is taken.
 """
 
 from collections.abc import Callable
@@ -31,14 +31,14 @@ from oxidize.text import counted
 
 SAMPLE_SECS = 0.5
 BASELINE_SECS = 2.0
-MEASURE_SECS_MAX = 20.0  # by our own clock, whatever the server's says
+MEASURE_SECS_MAX = 20.0  # by this process's clock, because the server's may be wrong
 
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the operator chose. forced: go on although sessions would be lost."""
+    """The operator's options. forced: continue even if sessions would be lost. check_traffic: see HealthCheck."""
 
     who: str
     settle_secs: float = SETTLE_SECS
@@ -48,9 +48,9 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class _Before:
-    """What served before the switch. baseline: None for a server that could not be asked.
+    """The server before the switch. baseline: None if it did not answer.
 
-    peers: of its status, at the beginning and the end of the baseline. lost_sessions: how many would be, as announced.
+    peers: of its status, at the beginning and the end of the baseline. lost_sessions: as announced by the rehearsal.
     """
 
     release: Release
@@ -61,7 +61,7 @@ class _Before:
 
 
 class Deployer:
-    """Replaces the release that runs, and writes down what came of it. The caller holds the lock."""
+    """Replaces the running release and records the outcome. The caller holds the lock."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Deployer:
         self._source = self._target = ""
 
     def deploy(self, name: str | None) -> Deployment:
-        """Ship the release of that name, or with None one that is built now."""
+        """Deploy the release of that name, or with None one that is built now."""
 
         def choose() -> Release:
             if name is not None:
@@ -98,7 +98,7 @@ class Deployer:
         return self._run(history.DEPLOY, choose)
 
     def rollback(self) -> Deployment:
-        """Go back to the release that served before the one that runs."""
+        """Roll back to the release that served before the running one."""
 
         def choose() -> Release:
             running = self._running().name
@@ -109,7 +109,7 @@ class Deployer:
 
         return self._run(history.ROLLBACK, choose)
 
-    # --- The way forward ---
+    # --- Up to the switch ---
 
     def _run(self, action: str, choose: Callable[[], Release]) -> Deployment:
         self._action = action
@@ -119,12 +119,12 @@ class Deployer:
             entry = self._entry(history.REFUSED, str(error))
         except KeyboardInterrupt:
             entry = self._entry(history.REFUSED, "interrupted before anything was switched")
-        except Exception as error:  # noqa: BLE001 - a bug of ours before the switch: nothing is switched
+        except Exception as error:  # noqa: BLE001 - a bug of the deployment before the switch: nothing is switched
             entry = self._entry(history.REFUSED, f"{type(error).__name__}: {error}; this is a bug of the deployment")
         self._interrupts.ignore()
         try:
             self._history.append(entry)
-        except DeployError as error:  # what serves is as it is
+        except DeployError as error:  # the outcome does not change
             self._progress.note(f"not written down: {error}")
         if action == history.DEPLOY:
             self._tidy()
@@ -133,7 +133,7 @@ class Deployer:
     def _prepare_and_switch(self, choose: Callable[[], Release]) -> Deployment:
         target = choose()
         self._target = target.name
-        source = self._running()  # a build takes a while, in which somebody may have replaced it
+        source = self._running()  # the build takes a while, and another operator may have replaced it
         self._source = source.name
         serving = self._server.serving()
         if serving is not None and target == source:
@@ -143,44 +143,45 @@ class Deployer:
         self._step(Step.CHECK, lambda: self._commands.check(target, owner))
         if serving is None and not self._server.is_expected():
             self._interrupts.ignore()
-            return self._place(target)
+            return self._set_next(target)
         before = self._look_before(source, target, owner)
-        # From here to the end an interruption is noted, and acted on where one can.
+        # From here on an interruption is recorded, and handled where that is safe.
         self._interrupts.ignore()
         return self._replace(before, target)
 
     def _running(self) -> Release:
-        """Return the release that serves, or that the next start would run where none does."""
+        """Return the release that serves, or the one that the next start would run if none does."""
         serving = self._server.serving()
         if serving is None:
             current = self._releases.current()
             if current is None:
                 raise DeployError(
-                    f"nothing runs, and {self._releases.prefix}/current leads to no release; `make install` makes one"
+                    f"no server is running, and {self._releases.prefix}/current leads to no release; "
+                    "`make install` makes one"
                 )
             return current
         running = self._releases.of_process(serving.folder)
         if running is None:
             raise DeployError(
-                f"pid {serving.pid} runs from {serving.folder or 'a folder that cannot be seen'}; expected a release "
-                f"below {self._releases.prefix}/releases, to which one could go back: install one, and reload once"
+                f"pid {serving.pid} runs from {serving.folder or 'an unknown folder'}; expected a release below "
+                f"{self._releases.prefix}/releases, which a rollback could return to: install one, and reload once"
             )
         return running
 
     def _look_before(self, source: Release, target: Release, owner: Owner) -> _Before:
-        """Rehearse and measure; where one goes back, or by force, a server that cannot be asked is no hindrance."""
+        """Rehearse and measure. A rollback, or --force, continues without a server that answers."""
         must_answer = self._action == history.DEPLOY and not self._options.forced
         try:
             if must_answer:
                 self._refuse_unready()
-            lost = self._step(Step.REHEARSAL, lambda: self._rehearse(target, owner), _rehearsed).lost
-            return self._step(Step.TRAFFIC, lambda: self._measure(source, lost), _flowing)
+            lost = self._step(Step.REHEARSAL, lambda: self._rehearse(target, owner), _rehearsal_text).lost
+            return self._step(Step.TRAFFIC, lambda: self._measure(source, lost), _traffic_text)
         except _FewerSessionsError:
             raise
         except OxidizeError as error:
             if must_answer:
                 raise
-            self._progress.note(f"what serves cannot be compared with: {error}")
+            self._progress.note(f"the running server could not be measured: {error}")
             return _Before(source)
 
     def _refuse_unready(self) -> None:
@@ -202,7 +203,7 @@ class Deployer:
         text = f"{found.sessions} of {counted(found.now, 'session')}" + (f" ({refused})" if refused else "")
         if found.sessions < found.now:
             if not self._options.forced:
-                raise _FewerSessionsError(f"it would keep {text}; --force goes on all the same")
+                raise _FewerSessionsError(f"it would keep {text}; --force continues anyway")
             self._progress.note(f"it keeps {text}: forced")
         return _Rehearsal(text, max(found.now - found.sessions, 0))
 
@@ -211,44 +212,44 @@ class Deployer:
         seen = [self._vitals()]
         while seen[-1].at - seen[0].at < BASELINE_SECS:
             if self._clock.now() - began > MEASURE_SECS_MAX:
-                raise DeployError("the server's clock stands still; expected seconds to pass")
+                raise DeployError("the server's clock has stopped; expected it to advance")
             self._clock.sleep(SAMPLE_SECS)
             seen.append(self._vitals())
         if self._running() != source:
-            raise DeployError(f"{source.name} was replaced by somebody else meanwhile; try again")
+            raise DeployError(f"{source.name} was replaced by another operator during the measurement; try again")
         was_ready = not self._server.unready(seen[-1])
         return _Before(source, Baseline(tuple(seen)), (peers, self._server.peers()), lost_sessions, was_ready)
 
     def _vitals(self) -> Vitals:
         vitals = self._server.vitals()
         if vitals is None:
-            raise DeployError("nobody answers: the server has ended, is starting, or hangs")
+            raise DeployError("the server does not answer: it has ended, is starting, or hangs")
         return vitals
 
-    def _place(self, target: Release) -> Deployment:
-        """Make a release the one that the next start runs: nothing runs that could be replaced."""
+    def _set_next(self, target: Release) -> Deployment:
+        """Make a release the one that the next start runs, because no server is running that could be replaced."""
         self._step(Step.SWITCH, lambda: self._releases.point_current_at(target), lambda _: f"current -> {target.name}")
-        self._progress.note("nothing runs: the next start runs it")
-        return self._entry(history.SUCCESS, "nothing ran, and nothing runs")
+        self._progress.note("no server is running: the next start runs this release")
+        return self._entry(history.SUCCESS, "no server was running")
 
-    # --- From the switch on ---
+    # --- After the switch ---
 
     def _replace(self, before: _Before, target: Release) -> Deployment:
         try:
             first = self._step(
-                Step.SWITCH, lambda: self._switch(before, target), lambda vitals: _switched(before, vitals)
+                Step.SWITCH, lambda: self._switch(before, target), lambda vitals: _switch_text(before, vitals)
             )
-            vitals = self._step(Step.WATCH, lambda: self._watch(before, target, first), _watched)
+            vitals = self._step(Step.WATCH, lambda: self._watch(before, target, first), _watch_text)
         except OxidizeError as error:
-            return self._go_back(before, str(error))
+            return self._roll_back(before, str(error))
         except KeyboardInterrupt:
-            return self._go_back(before, "interrupted")
-        except Exception as error:  # noqa: BLE001 - whatever it is, what served before is to serve again
-            return self._go_back(before, f"{type(error).__name__}: {error}; this is a bug of the deployment")
+            return self._roll_back(before, "interrupted")
+        except Exception as error:  # noqa: BLE001 - whatever it is, the previous release must serve again
+            return self._roll_back(before, f"{type(error).__name__}: {error}; this is a bug of the deployment")
         return self._entry(history.SUCCESS, "", vitals)
 
     def _switch(self, before: _Before, target: Release) -> Vitals:
-        if before.baseline is None:  # what cannot be asked may crash, or hang, as often as it is reloaded
+        if before.baseline is None:  # a server that does not answer may crash or hang at each reload
             self._rollback.to(target, needs_answer=True)
         else:
             self._releases.point_current_at(target)
@@ -262,12 +263,12 @@ class Deployer:
             before.baseline or Baseline((replace(first, generation=first.generation - 1),)),
             str(target.folder),
             stall_secs=min(STALL_SECS, options.settle_secs / 2),
-            # Who goes back has a reason to, which what passes now need not bear out.
+            # The operator has a reason for a rollback, which the present traffic need not show.
             check_traffic=options.check_traffic and self._action == history.DEPLOY,
         )
         began, peers = self._clock.now(), self._check_sessions(before)
         while True:
-            self._interrupts.raise_noted()
+            self._interrupts.raise_pending()
             vitals = self._observe(check)
             passed = self._clock.now() - began
             self._progress.show(f"{passed:.0f} of {options.settle_secs:.0f} s")
@@ -300,22 +301,22 @@ class Deployer:
             raise DeployError(f"{counted(len(missing), 'session')} lost: {names}")
         return peers
 
-    # --- The way back ---
+    # --- Rollback ---
 
-    def _go_back(self, before: _Before, reason: str) -> Deployment:
-        """Let the release before serve again, by takeover; where it still serves, only `current` changes."""
+    def _roll_back(self, before: _Before, reason: str) -> Deployment:
+        """Make the previous release serve again, by takeover; if it still serves, only `current` changes."""
         source = before.release
         try:
             vitals = self._step(
                 Step.ROLL_BACK,
                 lambda: self._rollback.to(source, needs_answer=before.was_ready),
-                lambda vitals: _back(source, vitals),
+                lambda vitals: _rollback_text(source, vitals),
             )
-        except Exception as error:  # noqa: BLE001 - what was tried and what serves is said, whatever it is
-            return self._entry(history.LOST, f"{reason}\nand could not go back to {source.name}: {error}")
+        except Exception as error:  # noqa: BLE001 - whatever it is, the outcome is reported
+            return self._entry(history.LOST, f"{reason}\nand the rollback to {source.name} failed: {error}")
         missing = self._missing_after(before)
         if len(missing) > before.lost_sessions:
-            reason += f"\n{counted(len(missing), 'session')} lost on the way"
+            reason += f"\n{counted(len(missing), 'session')} lost during the rollback"
         if not self._rollback.has_switched:
             return self._entry(history.FAILED, reason)
         return self._entry(history.ROLLED_BACK, reason, vitals)
@@ -326,10 +327,10 @@ class Deployer:
         except OxidizeError:
             return []
 
-    # --- Besides ---
+    # --- Tidying and history ---
 
     def _tidy(self) -> None:
-        """Remove the releases that nobody goes back to; what cannot be is left for the next time."""
+        """Remove the releases that are no longer a rollback target; the next deployment retries what fails."""
         current = self._releases.current()
         try:
             running = self._running()
@@ -349,20 +350,20 @@ class Deployer:
             self._progress.end(StepResult(Step.TIDY, True, f"removed {names}", 0.0))
 
     def _step(self, step: Step, work: Callable[[], _Result], text: Callable[[_Result], str] = str) -> _Result:
-        """Do one step, and tell of it before and afterwards; `text` makes a line of what it returns."""
+        """Take one step, and record its begin and its end. text: formats what the step returns."""
         try:
             self._note_step(step)
         except DeployError as error:
             if step not in {Step.WATCH, Step.ROLL_BACK}:
                 raise
-            self._progress.note(f"not written down: {error}")  # to go on matters more by now
+            self._progress.note(f"not written down: {error}")  # to continue is more important now
         self._progress.begin(step)
         began = self._clock.now()
         try:
             result = work()
         except (OxidizeError, KeyboardInterrupt) as error:
-            said = str(error) or "interrupted"
-            self._progress.end(StepResult(step, False, said, self._clock.now() - began))
+            reason = str(error) or "interrupted"
+            self._progress.end(StepResult(step, False, reason, self._clock.now() - began))
             raise
         self._progress.end(StepResult(step, True, text(result), self._clock.now() - began))
         return result
@@ -380,7 +381,7 @@ class Deployer:
         )
 
     def _entry(self, result: str, reason: str, vitals: Vitals | None = None) -> Deployment:
-        """Return the line of the log. vitals: of the generation that this deployment has made."""
+        """Return the line for the log. vitals: of the generation that this deployment made."""
         return Deployment(
             at_unix=self._clock.unix(),
             who=self._options.who,
@@ -396,39 +397,39 @@ class Deployer:
 
 
 class _FewerSessionsError(DeployError):
-    """A release would keep fewer sessions, and nobody has said that this may be."""
+    """A release would keep fewer sessions, and --force is not given."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Rehearsal:
-    """What a rehearsal came to: for the operator, and how many sessions may be lost."""
+    """The outcome of a rehearsal: a text for the operator, and how many sessions may be lost."""
 
     text: str
     lost: int
 
 
-def _rehearsed(rehearsal: _Rehearsal) -> str:
+def _rehearsal_text(rehearsal: _Rehearsal) -> str:
     return rehearsal.text
 
 
-def _flowing(before: _Before) -> str:
+def _traffic_text(before: _Before) -> str:
     if before.baseline is None:
         return ""
     whole, sessions = before.baseline.whole, counted(before.baseline.last.sessions, "session")
     return f"{whole.received:,.0f} packets/s received, {whole.sent:,.0f} sent, {sessions}"
 
 
-def _switched(before: _Before, vitals: Vitals) -> str:
+def _switch_text(before: _Before, vitals: Vitals) -> str:
     blackout = f", blackout {vitals.blackout_ms:.1f} ms" if vitals.blackout_ms is not None else ""
     was = f"{before.baseline.last.generation} -> " if before.baseline is not None else ""
     return f"generation {was}{vitals.generation}, pid {vitals.pid}{blackout}"
 
 
-def _watched(vitals: Vitals) -> str:
-    return f"{counted(vitals.sessions, 'session')}, nothing speaks against it"
+def _watch_text(vitals: Vitals) -> str:
+    return f"{counted(vitals.sessions, 'session')}, no problems found"
 
 
-def _back(source: Release, vitals: Vitals | None) -> str:
+def _rollback_text(source: Release, vitals: Vitals | None) -> str:
     if vitals is None:
         return f"{source.name} serves"
     how = f"generation {vitals.generation}, pid {vitals.pid}, {counted(vitals.sessions, 'session')}"

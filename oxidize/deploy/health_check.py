@@ -1,8 +1,8 @@
-"""Whether a release that has just taken over is good, judged by what was seen before and what is seen since.
+"""Health check of a release that has just taken over: the server's condition now against a baseline of before.
 
 The rule: pure: observations go in, reasons against the release come out. What clients do by themselves is no reason,
-and neither is what anybody can send without a key: a session may end by age, a trickle may pause, and whoever floods
-the port must not be able to keep a release away.
+and neither is what can be sent without a key: a session may end by age, a low rate may pause, and a flood of the port
+must not be able to prevent a release.
 """
 
 from collections import deque
@@ -16,26 +16,26 @@ from oxidize.protocol.counters import DropReason
 from oxidize.text import counted
 
 # --- What counts as a reason ---
-FLOW_PACKETS_PER_SEC_MIN = 10.0  # in every sample before: a direction in which packets were flowing
-FLOW_SHARE_MIN = 0.1  # of that rate; below it they are not flowing any more
-STALL_SECS = 3.0  # for which that must last
-TRICKLE_PACKETS_MIN = 20  # to be expected by a trickle of before in all the time of watching: then one at least comes
-PEER_PACKETS_MIN = 20  # before the switch: a peer in whose session packets were flowing
-PEERS_MIN = 3  # of those; of fewer nobody can tell whether they stopped by themselves
+FLOW_PACKETS_PER_SEC_MIN = 10.0  # in every sample of the baseline: packets were flowing in this direction
+FLOW_SHARE_MIN = 0.1  # of that rate; below it they have stopped flowing
+STALL_SECS = 3.0  # how long that must last
+TRICKLE_PACKETS_MIN = 20  # expected at a low rate during the whole watch: then at least one must arrive
+PEER_PACKETS_MIN = 20  # before the switch: packets were flowing in this peer's session
+PEERS_MIN = 3  # such peers; fewer may have stopped by themselves
 DROPS_MIN = 20  # of one reason, within WINDOW_SECS
 WINDOW_SECS = 10.0
-DROP_SHARE_MAX = 0.01  # of all that was handled in that time
-DROP_GROWTH_MAX = 3.0  # times as many a second as before
-# Times the datagrams of before, and FLOOD_PER_SEC more: then a full queue is no fault of the release.
+DROP_SHARE_MAX = 0.01  # of all packets handled in that time
+DROP_GROWTH_MAX = 3.0  # times the rate of before
+# Above this multiple of the datagrams of before, plus FLOOD_PER_SEC, a full queue is not the release's fault.
 FLOOD_GROWTH = 2.0
 FLOOD_PER_SEC = 1000.0
 NOT_READY_MAX = 2  # observations in a row
-# Observations in a row. In the middle of a reload by somebody else the main process is another one than who answers.
+# Observations in a row. During a reload by another operator the main process is not the one that answers.
 DISAGREEMENTS_MAX = 3
-# An age is known to the second, by another clock, and a handshake takes a moment.
+# Ages are whole seconds of another clock, and a handshake takes a moment.
 SESSION_AGE_MARGIN_SECS = 5.0
 
-# Reasons that only a peer with a session, or this machine itself, can bring about.
+# Drop reasons that only a peer with a session, or this machine itself, can cause.
 OWN_REASONS = frozenset(
     reason.name.lower()
     for reason in (
@@ -55,10 +55,10 @@ Peers = Sequence[PeerVitals]
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was seen at one moment. serving: who serves, None for nobody. vitals: None where nobody listens.
+    """The server at one moment. serving: None if no process serves. vitals: None if no process listens.
 
-    unready: why /health does not call it ready, "" where it does. main_pid: as the service manager has it, None where
-    there is none or it cannot be asked.
+    unready: why /health does not report it as ready, "" if it does. main_pid: from the service manager, None if
+    there is none or it does not answer.
     """
 
     serving: Serving | None
@@ -69,37 +69,37 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What was seen before the switch, the oldest first; at least one."""
+    """Vitals before the switch, oldest first; at least one."""
 
     seen: tuple[Vitals, ...]
 
     @property
     def last(self) -> Vitals:
-        """The latest."""
+        """The latest vitals."""
         return self.seen[-1]
 
     @property
     def whole(self) -> Rates:
-        """The mean rates."""
+        """The mean rates of the whole baseline."""
         return rates(self.seen[0], self.last)
 
     def flow(self, direction: str, packets_per_sec_min: float) -> float:
-        """Return the packets a second in a direction, 0.0 where they were fewer in any sample."""
+        """Return the packets per second in a direction, 0.0 if they were below the minimum in any sample."""
         each = [getattr(rates(*pair), direction) for pair in zip(self.seen, self.seen[1:], strict=False)]
         is_flow = bool(each) and min(each) >= packets_per_sec_min
         return float(getattr(self.whole, direction)) if is_flow else 0.0
 
     def per_sec(self, counts: str, name: str) -> float:
-        """Return how much one of `totals` or `drops` grew a second."""
+        """Return the growth per second of one of the `totals` or `drops`."""
         seconds = self.last.at - self.seen[0].at
         return _grown(self.seen[0], self.last, counts, name) / seconds if seconds > 0 else 0.0
 
 
 class HealthCheck:
-    """Judges a release by one observation after the other.
+    """Checks a release, one observation after the other.
 
-    release_folder: of the release that is to serve. stall_secs: for how long packets may stay away. check_traffic:
-    whether what passes is judged at all, and not only who serves and how.
+    release_folder: of the release that must serve. stall_secs: how long packets may be missing. check_traffic: whether
+    traffic is checked, and not only which process serves and how.
     """
 
     def __init__(
@@ -116,10 +116,10 @@ class HealthCheck:
         self._stalled_since: dict[str, float] = {}
 
     def observe(self, observation: Observation) -> list[str]:
-        """Return what speaks against the release."""
+        """Return the reasons against the release."""
         now = observation.vitals
         if now is None:
-            return ["nobody serves any more: the process has ended"]
+            return ["no server is running: the process has ended"]
         reasons = [*self._identity(observation.serving, now), *self._readiness(observation)]
         reasons += self._agreement(observation.serving, now, observation.main_pid)
         reasons += self._errors(now)
@@ -130,24 +130,24 @@ class HealthCheck:
 
     @property
     def is_unsettled(self) -> bool:
-        """Whether the latest observation speaks against the release where another one has to bear it out."""
+        """Whether the latest observation has a reason against the release that the next ones have to confirm."""
         return bool(self._unready or self._disagreements)
 
     def conclude(self) -> list[str]:
-        """Return what speaks against it now that all the time of watching is over."""
+        """Return the reasons against the release at the end of the watch."""
         if not self._check_traffic or self._new is None:
             return []
         begin, reasons = self._baseline.last, []
         for direction in ("received", "sent"):
             expected = self._baseline.flow(direction, 1e-9) * (self._new.at - begin.at)
             if expected >= TRICKLE_PACKETS_MIN and not getattr(rates(begin, self._new), direction):
-                reasons.append(f"packets {direction}: none since the switch; {expected:,.0f} were to be expected")
+                reasons.append(f"packets {direction}: none since the switch; expected {expected:,.0f}")
         return reasons
 
     def _agreement(self, serving: Serving | None, now: Vitals, main_pid: int | None) -> list[str]:
         reasons = []
         if serving is None:
-            reasons.append(f"pid {now.pid} answers, and is no process that serves")
+            reasons.append(f"pid {now.pid} answers, but no process serves")
         elif now.pid != serving.pid:
             reasons.append(f"pid {now.pid} answers; expected {serving.pid}, which serves")
         elif main_pid not in {None, serving.pid}:
@@ -174,7 +174,7 @@ class HealthCheck:
             yield f"/health: {observation.unready}; expected it to be ready"
 
     def _errors(self, now: Vitals) -> Iterable[str]:
-        # What its predecessor has logged until the hand-off is not the release's.
+        # Errors that the predecessor logged until the hand-off are not the release's.
         before = now.errors_before if now.errors_before is not None else self._baseline.last.total("errors_logged")
         errors = now.total("errors_logged") - before
         if errors > 0:
@@ -218,7 +218,7 @@ class HealthCheck:
 
 
 def missing_sessions(before: Peers, after: Peers, now_unix: float) -> list[str]:
-    """Return the names of peers whose session is gone although it has not ended by age."""
+    """Return the names of peers whose session is gone but had not reached its end by age."""
     there = {peer.public_key: peer for peer in after}
     missing = []
     for peer in before:
@@ -232,9 +232,9 @@ def missing_sessions(before: Peers, after: Peers, now_unix: float) -> list[str]:
 
 
 def silenced_peers(before: tuple[Peers, Peers], after: tuple[Peers, Peers]) -> str:
-    """Return a reason where most of the peers from which packets came have sent none since, else "".
+    """Return a reason if most of the peers that were sending packets have sent none since the switch, else "".
 
-    before, after: the peers of a status at the beginning and the end of either time.
+    before, after: the peers of a status at the beginning and the end of each period.
     """
     flowing = {key for key, packets in _received(*before).items() if packets >= PEER_PACKETS_MIN}
     silent = [key for key, packets in _received(*after).items() if key in flowing and not packets]
@@ -253,12 +253,12 @@ def _received(earlier: Peers, later: Peers) -> dict[str, int]:
 
 
 def _grown(before: Vitals, now: Vitals, counts: str, name: str) -> int:
-    # What went back is counted anew, by a server without its predecessor's state.
+    # A counter that went back belongs to a server without its predecessor's state.
     return max(0, int(getattr(now, counts).get(name, 0)) - int(getattr(before, counts).get(name, 0)))
 
 
 def _was_taken_over(earlier: Vitals, later: Vitals) -> bool:
-    """Tell whether nothing but takeovers lies between: somebody has reloaded."""
+    """Return whether only takeovers lie between the two: another operator has reloaded."""
     ways = {entry.get("generation"): entry.get("way") for entry in later.takeovers if entry.get("result") == "success"}
     between = range(earlier.generation + 1, later.generation + 1)
     return bool(between) and all(ways.get(generation) == "taken over" for generation in between)

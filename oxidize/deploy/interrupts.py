@@ -1,8 +1,7 @@
-"""An operator's Ctrl-C, and a terminal that hangs up.
+"""The operator's Ctrl-C, and a terminal that hangs up.
 
-The rule: an interruption is a KeyboardInterrupt at a moment at which one can act on it, and never in the middle of a
-takeover. A terminal that hangs up ends nothing: whoever lost the connection finds a deployment that has ended well.
-Source: signal(7).
+The rule: an interruption is a KeyboardInterrupt at a moment at which it can be handled, never in the middle of a
+takeover. A terminal that hangs up interrupts nothing: the deployment continues to its end. Source: signal(7).
 """
 
 import contextlib
@@ -14,15 +13,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """SIGINT and SIGTERM, from `listening` on."""
+    """Handles SIGINT and SIGTERM inside of `listening`."""
 
     def __init__(self) -> None:
         self._is_ignored = False
-        self._is_noted = False
+        self._is_pending = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Heed the signals until the end of the block."""
+        """Handle the signals until the end of the block."""
         before = {number: signal.signal(number, self._interrupt) for number in SIGNALS}
         before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
@@ -32,17 +31,17 @@ class Interrupts:
                 signal.signal(number, handler)
 
     def ignore(self) -> None:
-        """Let no interruption through from now on, but where `raise_noted` is called; idempotent."""
+        """Record interruptions from now on, and raise them only in `raise_pending`; idempotent."""
         self._is_ignored = True
 
-    def raise_noted(self) -> None:
-        """Raise KeyboardInterrupt where one came that was not let through; once."""
-        if self._is_noted:
-            self._is_noted = False
+    def raise_pending(self) -> None:
+        """Raise KeyboardInterrupt once if an interruption was recorded."""
+        if self._is_pending:
+            self._is_pending = False
             raise KeyboardInterrupt
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._is_ignored:
-            self._is_noted = True
+            self._is_pending = True
         else:
             raise KeyboardInterrupt

@@ -1,8 +1,8 @@
-"""One deployment at a time.
+"""The lock of an installation: one deployment at a time.
 
-The rule: whoever holds the lock may change what is installed. It is a lock of the kernel's on an open file, so it ends
-with its holder, and with the last process that the holder gave the descriptor to: a build that outlives a killed
-deployment keeps it. `make install` takes the same one. Source: flock(2).
+The rule: only the process that holds the lock changes the installation. The kernel releases the lock when its holder
+has ended, and every process that inherited the descriptor: a build that outlives a killed deployment keeps it. `make
+install` takes the same lock. Source: flock(2).
 """
 
 import contextlib
@@ -18,10 +18,10 @@ LOCKS = Path("/proc/locks")
 LINE_BYTES_MAX = 256
 
 
-def holder(prefix: Path) -> str | None:
-    """Return what is known of the holder, "" where that cannot be read; None where nobody holds the lock.
+def lock_holder(prefix: Path) -> str | None:
+    """Return what the holder wrote about itself, "" if that cannot be read; None if the lock is free.
 
-    It is not tried: whoever came meanwhile would be refused. Source: proc(5), /proc/locks.
+    The lock is not tried, because that would make a concurrent attempt fail. Source: proc(5), /proc/locks.
     """
     path = prefix / NAME
     try:
@@ -29,7 +29,7 @@ def holder(prefix: Path) -> str | None:
         locks = LOCKS.read_text().splitlines()
     except OSError:
         return None
-    # Not by its device, which is another one there for some file systems (btrfs, overlayfs).
+    # The device is not compared: /proc/locks shows another one for some file systems (btrfs, overlayfs).
     if not any(" FLOCK " in line and f":{inode} " in line for line in locks):
         return None
     try:
@@ -40,22 +40,22 @@ def holder(prefix: Path) -> str | None:
 
 @contextlib.contextmanager
 def locked(prefix: Path, who: str) -> Iterator[int]:
-    """Hold the lock of an installation; yields its descriptor. Raises DeployError, and says who holds it.
+    """Hold the lock of an installation; yields its descriptor. Raises DeployError with the holder if it is taken.
 
-    who: what the next one is told, such as "pid 12, alice, since ...".
+    who: the holder as shown to others, such as "pid 12, alice, since ...".
     """
     path = prefix / NAME
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise DeployError(
-            f"{path}: {error.strerror}; expected an installation (`sudo make install` makes it) and the right to "
-            "change it: try sudo"
+            f"{path}: {error.strerror}; expected an installation (`sudo make install` makes one) that this user may "
+            "change: try sudo"
         ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between the two `make uninstall` may have removed it: then it excludes nobody.
+            # If `make uninstall` has removed the file since it was opened, the lock excludes no other process.
             if not os.path.samestat(os.fstat(descriptor), path.stat()):
                 raise BlockingIOError
         except (BlockingIOError, FileNotFoundError):

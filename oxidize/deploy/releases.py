@@ -1,7 +1,7 @@
 """The releases of an installation: `PREFIX/releases/NAME`, and `PREFIX/current` that leads to one of them.
 
-The rule: a release is never changed once it is there, and its `release.json` is what is written last: a folder without
-it is a build that was cut off. `current` changes by rename(2), so that it always leads somewhere. Source: rename(2).
+The rule: a complete release is never changed, and its `release.json` is written last: a folder without it is an
+interrupted build. `current` changes by rename(2), so that it always leads to a release. Source: rename(2).
 """
 
 import contextlib
@@ -28,17 +28,17 @@ class Release:
 
     @property
     def name(self) -> str:
-        """What its folder is called, and an operator calls it."""
+        """The name of its folder."""
         return self.folder.name
 
     @property
     def program(self) -> Path:
-        """Its command line."""
+        """The path of its command line."""
         return self.folder / "bin/oxidize"
 
 
 class Releases:
-    """What is installed below a prefix; every question is answered from the disk."""
+    """The releases below a prefix; every method reads the disk."""
 
     def __init__(self, prefix: Path) -> None:
         self.prefix = prefix.resolve()
@@ -46,16 +46,16 @@ class Releases:
         self._current = self.prefix / "current"
 
     def all(self) -> list[Release]:
-        """Return the complete releases, the newest first."""
+        """Return the complete releases, newest first."""
         found = [release for folder in self._folders() if (release := _read(folder)) is not None]
         return sorted(found, key=lambda release: (release.built_unix, release.name), reverse=True)
 
     def incomplete(self) -> list[Path]:
-        """Return the folders whose build was cut off."""
+        """Return the folders of interrupted builds."""
         return [folder for folder in self._folders() if not (folder / DESCRIPTION).exists()]
 
     def find(self, name: str) -> Release:
-        """Return the release of that name; raises DeployError."""
+        """Return the release of that name; raises DeployError if there is none."""
         for release in self.all():
             if release.name == name:
                 return release
@@ -63,20 +63,20 @@ class Releases:
         raise DeployError(f"release {name!r}: expected one of {names}; `oxidize releases` lists them")
 
     def of_process(self, folder: str) -> Release | None:
-        """Return the release that a process was started from, by its folder; None for what is none of ours."""
+        """Return the release that a process was started from, by its folder; None if it is not one of these."""
         resolved = Path(folder).resolve()
         return next((release for release in self.all() if release.folder == resolved), None)
 
     def current(self) -> Release | None:
-        """Return the release that `current` leads to; None where it leads to none."""
+        """Return the release that `current` leads to; None if it leads to none."""
         try:
             folder = self._current.resolve(strict=True)
-        except (OSError, RuntimeError):  # a circle of links is a RuntimeError
+        except (OSError, RuntimeError):  # a loop of links is a RuntimeError
             return None
         return next((release for release in self.all() if release.folder == folder), None)
 
     def point_current_at(self, release: Release) -> None:
-        """Let `current` lead to a release, in one step; raises DeployError."""
+        """Make `current` lead to a release, atomically; raises DeployError."""
         beside = self.prefix / "current.new"
         try:
             beside.unlink(missing_ok=True)
@@ -84,19 +84,21 @@ class Releases:
             beside.rename(self._current)
             _sync(self.prefix)
         except OSError as error:
-            raise DeployError(f"{self._current}: {error.strerror}; expected a folder that root may write") from error
+            raise DeployError(
+                f"{self._current}: {error.strerror}; expected a folder that this user may write to"
+            ) from error
 
     # --- Tidying ---
 
     def remove(self, release: Release) -> None:
-        """Remove a release; cut off, it is no release any more."""
+        """Remove a release. If this is interrupted, the rest is an incomplete release."""
         (release.folder / DESCRIPTION).unlink(missing_ok=True)
         remove_tree(release.folder)
 
     def remove_remains(self) -> list[str]:
-        """Remove what an interrupted build or switch has left, and return what that was."""
+        """Remove what interrupted builds and switches have left; return the names of the builds."""
         removed = []
-        with contextlib.suppress(OSError):  # whoever points `current` somewhere says what is wrong
+        with contextlib.suppress(OSError):  # point_current_at reports what is wrong
             (self.prefix / "current.new").unlink()
         for folder in self.incomplete():
             if not is_in_use(folder):
@@ -112,20 +114,20 @@ class Releases:
 
 
 def is_in_use(folder: Path) -> bool:
-    """Tell whether a process that we may look at was started from this folder: it may still load code from there."""
+    """Return whether a visible process was started from this folder: it may still load code from there."""
     return any(is_started_from(int(entry.name), folder) for entry in PROC.iterdir() if entry.name.isdigit())
 
 
 def is_started_from(pid: int, folder: Path) -> bool:
-    """Tell whether a process was started from this folder's `bin`; False for one that is gone or not ours to see."""
+    """Return whether a process was started from this folder's `bin`; False if it is gone or not visible."""
     return folder_of(pid) == str(folder)
 
 
 def folder_of(pid: int) -> str:
-    """Return the folder whose `bin` a process was started from, with links resolved; "" where that cannot be seen.
+    """Return the folder whose `bin` a process was started from, with links resolved; "" if it is not visible.
 
-    It is the interpreter's that counts, which the first line of a script names by the release: the script itself may
-    have been named by way of `current`, which leads elsewhere by now.
+    The interpreter's path counts, because the first line of a script names the release. The script's own path may go
+    through `current`, which may have changed since.
     """
     try:
         program = (PROC / str(pid) / "cmdline").read_bytes().split(b"\0")[0]
@@ -135,7 +137,7 @@ def folder_of(pid: int) -> str:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder with all that is in it; what cannot be removed is tried again by the next deployment."""
+    """Remove a folder and its contents; the next deployment retries what cannot be removed."""
     shutil.rmtree(folder, ignore_errors=True)
 
 

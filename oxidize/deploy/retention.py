@@ -1,7 +1,7 @@
-"""Which release a rollback goes to, and which releases are kept.
+"""The target of a rollback, and which releases are kept.
 
-The rule: to go back is to go to what served before, and then further back: never to a release that was left because it
-was bad, unless it is deployed anew. Told from the log of deployments; where that says nothing, by age.
+The rule: a rollback goes to the release that served before, and the next one further back, but never to a release that
+was left because it was bad, unless it has been deployed again. Read from the log of deployments, else from the age.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -10,34 +10,34 @@ from itertools import takewhile
 from oxidize.deploy.history import DEPLOY, FAILED, LOST, ROLLBACK, ROLLED_BACK, SUCCESS, Deployment
 from oxidize.deploy.releases import Release
 
-KEPT = 3  # besides the one that runs
-BAD_RESULTS = frozenset({FAILED, ROLLED_BACK, LOST})  # whose target is not gone back to
+KEPT = 3  # in addition to the running one
+BAD_RESULTS = frozenset({FAILED, ROLLED_BACK, LOST})  # whose target is no longer a rollback target
 
 
 def release_before(running: str, releases: Sequence[Release], entries: Iterable[Deployment]) -> Release | None:
-    """Return the release that a rollback from `running` goes to; None where there is none.
+    """Return the target of a rollback from `running`; None if there is none.
 
     releases: those installed, newest first. entries: of the log, oldest first.
     """
-    before = _way_back(running, releases, entries)
+    before = _targets(running, releases, entries)
     return before[0] if before else None
 
 
 def left_behind(entries: Iterable[Deployment]) -> Collection[str]:
-    """Return the names of what was left because it was bad, and is never gone back to."""
+    """Return the names of releases that were left because they were bad: never a rollback target."""
     return _replay(entries)[1]
 
 
 def removable(
     running: str, in_use: Collection[str], releases: Sequence[Release], entries: Iterable[Deployment]
 ) -> list[Release]:
-    """Return the releases that go: all but KEPT that one may go back to, and those that are in use.
+    """Return the releases to remove: all except KEPT rollback targets and those in use.
 
-    in_use: names besides `running`. What was left because it was bad goes first; what was built since the one that runs
-    and never served is still to be shipped, and stays.
+    in_use: names in addition to `running`. Bad releases are removed first. A release that was built after the running
+    one and has never served may still be deployed, and is kept.
     """
     entries = list(entries)
-    back = _way_back(running, releases, entries)
+    back = _targets(running, releases, entries)
     newer = {release.name for release in takewhile(lambda release: release.name != running, releases)}
     spared = {running, *in_use, *newer.difference(left_behind(entries), _served(entries))}
     others = [release for release in releases if release not in back]
@@ -45,8 +45,8 @@ def removable(
     return [release for release in releases if release not in kept and release.name not in spared]
 
 
-def _way_back(running: str, releases: Sequence[Release], entries: Iterable[Deployment]) -> list[Release]:
-    """Return the releases that one goes back to, one after the other."""
+def _targets(running: str, releases: Sequence[Release], entries: Iterable[Deployment]) -> list[Release]:
+    """Return the rollback targets, in the order of successive rollbacks."""
     stack, left = _replay(entries)
     _cut_or_push(stack, running)
     by_name = {release.name: release for release in releases}
@@ -63,12 +63,12 @@ def _way_back(running: str, releases: Sequence[Release], entries: Iterable[Deplo
 
 
 def _served(entries: Iterable[Deployment]) -> set[str]:
-    """Return the names of what has ever served."""
+    """Return the names of the releases that have ever served."""
     return {name for entry in entries if entry.result == SUCCESS for name in (entry.source, entry.target)}
 
 
 def _replay(entries: Iterable[Deployment]) -> tuple[list[str], set[str]]:
-    """Return the names of what has served, one upon the other, and those that were left because they were bad."""
+    """Return a stack of the names that have served, the present one on top, and the names of bad releases."""
     stack: list[str] = []
     left: set[str] = set()
     for entry in entries:
@@ -83,7 +83,7 @@ def _replay(entries: Iterable[Deployment]) -> tuple[list[str], set[str]]:
         elif entry.action == ROLLBACK and entry.result == SUCCESS:
             left.add(entry.source)
             if entry.target not in stack:
-                stack.clear()  # further back than what is known to have served
+                stack.clear()  # further back than the log knows
             _cut_or_push(stack, entry.target)
         elif entry.result in BAD_RESULTS:
             left.add(entry.target)
@@ -91,7 +91,7 @@ def _replay(entries: Iterable[Deployment]) -> tuple[list[str], set[str]]:
 
 
 def _cut_or_push(stack: list[str], name: str) -> None:
-    """Make this the top: by going back to it, or as a new one that was switched to by hand."""
+    """Make this name the top of the stack: cut back to it, or push it if it is new."""
     if name in stack:
         del stack[stack.index(name) + 1 :]
     else:

@@ -1,8 +1,7 @@
-"""The running server as a deployment sees it from outside, and what it can ask of it.
+"""The interface of the running server to a deployment.
 
-The rule: who serves is told by the kernel and the service manager, never by the server itself: a release that is bad
-may answer anything, or nothing. A deployment knows nothing of sockets and units; whoever starts it brings them
-(`cli.running_server`).
+The rule: the kernel and the service manager identify the serving process, never the server itself: a bad release may
+answer anything, or nothing. A deployment knows nothing of sockets and units; `cli.running_server` implements them.
 """
 
 import os
@@ -17,46 +16,46 @@ from oxidize.deploy.vitals import PeerVitals, Vitals
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """The process that serves. folder: that it was started from, with links resolved; "" where that cannot be seen."""
+    """The serving process. folder: that it was started from, with links resolved; "" if that is not visible."""
 
     pid: int
     folder: str
 
 
 class Server(Protocol):
-    """The one server of an installation. What raises is an OxidizeError with the reason."""
+    """The server of an installation. Methods raise OxidizeError with the reason."""
 
     def serving(self) -> Serving | None:
-        """Return the process that serves, None where there is none."""
+        """Return the serving process, None if there is none."""
 
     def is_expected(self) -> bool:
-        """Tell whether the service manager has it running, or is about to start it."""
+        """Return whether the service manager runs the server or is about to start it."""
 
     def is_reloading(self) -> bool:
-        """Tell whether the service manager is replacing its process just now."""
+        """Return whether the service manager is reloading the server now."""
 
     def main_pid(self) -> int | None:
-        """Return its main process as the service manager has it; None where that has none or cannot be asked."""
+        """Return the main process from the service manager; None if there is none or it does not answer."""
 
     def owner(self) -> tuple[int, int] | None:
-        """Return the user and group ids that it runs as, None where nothing runs and none is configured."""
+        """Return the server's user and group ids, None if none is running and none is configured."""
 
     def vitals(self) -> Vitals | None:
-        """Return how it is, None where nobody listens; raises for one that gives no answer that can be read."""
+        """Return the server's vitals, None if no process listens; raises if it does not answer correctly."""
 
     def peers(self) -> Sequence[PeerVitals]:
-        """Return the peers of its status; raises where nobody answers."""
+        """Return the peers in the server's status; raises if it does not answer."""
 
     def unready(self, vitals: Vitals) -> str:
-        """Return why its /health does not call it ready, "" where it does."""
+        """Return why /health does not report the server as ready, "" if it does."""
 
     def reload(self, program: Path) -> None:
-        """Replace its process by one of this program, by takeover; raises with the reason where it serves on."""
+        """Replace the process by one of this program, by takeover; raises if the old one still serves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The time, and how it is passed."""
+    """Time, and sleeping."""
 
     now: Callable[[], float] = time.monotonic
     unix: Callable[[], float] = time.time
@@ -64,5 +63,5 @@ class Clock:
 
 
 def is_root() -> bool:
-    """Tell whether this process may become another user."""
+    """Return whether this process may become another user."""
     return os.geteuid() == 0

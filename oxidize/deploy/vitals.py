@@ -1,8 +1,8 @@
-"""What a server tells of itself at one moment, and what lies between two such moments.
+"""A server's answer to the query "vitals", and the rates between two answers.
 
-The rule: rates come from the server's own clock and totals, which run on across generations, so that one that was
-replaced in between changes nothing. Fields that another release does not send have defaults. What a server says is
-believed in nothing but its meaning: every type and every number is checked, here and not where it is used.
+The rule: rates come from the server's own clock and totals, which continue across generations, so that a takeover in
+between makes no difference. Fields that another release does not send have defaults. Every type and every number of an
+answer is checked here, and not where it is used.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,10 +14,10 @@ from oxidize.errors import DecodeError
 _RECEIVED, _SENT = "received_packets", "sent_packets"
 _RECEIVED_BYTES, _SENT_BYTES = "received_packet_bytes", "sent_packet_bytes"
 
-COUNT_MAX = (1 << 64) - 1  # a word
+COUNT_MAX = (1 << 64) - 1  # a 64-bit counter
 PID_MAX = 1 << 22  # PID_MAX_LIMIT of Linux
 NUMBER_MAX = 1e11  # of times: seconds since the epoch until the year 5138
-SECONDS_MIN = 1e-3  # between two moments that there are rates of
+SECONDS_MIN = 1e-3  # between two answers, for rates
 
 T = TypeVar("T")
 Read = Callable[[object], T]
@@ -27,11 +27,11 @@ Read = Callable[[object], T]
 class Vitals:
     """One answer to the query "vitals".
 
-    at: seconds of CLOCK_BOOTTIME. state: as /health says it. release_folder: where the process was started from.
-    sessions: peers with a session that is alive. totals, drops: by the lower-case names of `Total` and `DropReason`.
+    at: seconds of CLOCK_BOOTTIME. state: as in /health. release_folder: where the process was started from.
+    sessions: peers with a live session. totals, drops: by the lower-case names of `Total` and `DropReason`.
     kernel_drops: datagrams lost because the socket's queue was full. takeovers: the last ones, oldest first.
-    metrics_listen: where /health is answered, "host:port", None for nowhere. errors_before: the total "errors_logged"
-    as it was when this generation began to serve; None where the release does not say.
+    metrics_listen: "host:port" of /health, None if there is none. errors_before: the total "errors_logged" at the time
+    when this generation began to serve; None if the release does not send it.
     """
 
     at: float
@@ -52,7 +52,7 @@ class Vitals:
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> "Vitals":
-        """Read an answer; raises DecodeError where it is none."""
+        """Parse an answer; raises DecodeError if it is invalid."""
         if not isinstance(answer, Mapping):
             raise DecodeError(f"the server's vitals cannot be read: a {type(answer).__name__}, expected a map")
         return cls(
@@ -74,12 +74,12 @@ class Vitals:
         )
 
     def total(self, name: str) -> int:
-        """Return a total by its name; 0 for one that this server does not have."""
+        """Return a total by its name; 0 if this server does not have it."""
         return self.totals.get(name, 0)
 
     @property
     def blackout_ms(self) -> float | None:
-        """Milliseconds without a reader in the takeover that made this generation; None without one."""
+        """Milliseconds without a reader in the takeover that made this generation; None if there was none."""
         for entry in reversed(self.takeovers):
             if entry.get("result") == "success":
                 return entry.get("blackout_ms") if entry.get("generation") == self.generation else None
@@ -90,8 +90,8 @@ class Vitals:
 class PeerVitals:
     """A peer in the answer to the query "status".
 
-    last_handshake_unix, session_ends_unix: seconds since the epoch, 0.0 for never, and for a release that does not say.
-    received_packets: inner packets, in all.
+    last_handshake_unix, session_ends_unix: seconds since the epoch, 0.0 for never, and if the release does not send it.
+    received_packets: total of inner packets.
     """
 
     name: str
@@ -103,7 +103,7 @@ class PeerVitals:
 
     @classmethod
     def all_of(cls, answer: Mapping[str, Any]) -> "tuple[PeerVitals, ...]":
-        """Read the peers of an answer; raises DecodeError where it is none."""
+        """Parse the peers of an answer; raises DecodeError if it is invalid."""
         peers = answer.get("peers") if isinstance(answer, Mapping) else None
         if not isinstance(peers, list) or not all(isinstance(peer, Mapping) for peer in peers):
             raise DecodeError("the server's status cannot be read: it has no list of peers")
@@ -123,21 +123,16 @@ class PeerVitals:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What passed through the tunnels, a second: inner packets, and their bytes, received and sent."""
+    """Traffic through the tunnels per second: inner packets and their bytes, received and sent."""
 
     received: float
     sent: float
     received_bytes: float
     sent_bytes: float
 
-    @property
-    def packets(self) -> float:
-        """Both ways."""
-        return self.received + self.sent
-
 
 def rates(earlier: Vitals, later: Vitals) -> Rates:
-    """Return the rates between two moments; zero where hardly any time lies between them."""
+    """Return the rates between two answers; zero if they are less than SECONDS_MIN apart."""
     seconds = later.at - earlier.at
 
     def rate(name: str) -> float:
@@ -148,17 +143,17 @@ def rates(earlier: Vitals, later: Vitals) -> Rates:
 
 
 class _WrongError(Exception):
-    """A value is not what it is to be; the text says what that is."""
+    """A value has the wrong type or range; the text names the expected one."""
 
 
 _NEEDED: Any = object()
 
 
 def _field(answer: Mapping[str, Any], name: str, read: Read[T], default: Any = _NEEDED) -> T | Any:
-    """Return a field as `read` has it; with a default it may be missing, and where that is None be null."""
+    """Return a field parsed by `read`. With a default it may be missing; with the default None it may be null."""
     if name not in answer:
         if default is _NEEDED:
-            raise DecodeError(f"the server's vitals cannot be read: they have no {name!r}")
+            raise DecodeError(f"the server's vitals cannot be read: {name!r} is missing")
         return default
     value = answer[name]
     if value is None and default is None:
@@ -166,7 +161,7 @@ def _field(answer: Mapping[str, Any], name: str, read: Read[T], default: Any = _
     try:
         return read(value)
     except _WrongError as wrong:
-        raise DecodeError(f"the server's vitals cannot be read: {name} is no {wrong}") from wrong
+        raise DecodeError(f"the server's vitals cannot be read: {name}: expected a {wrong}") from wrong
 
 
 def _flag(value: object) -> bool:
@@ -195,7 +190,7 @@ def _pid(value: object) -> int:
 
 def _number(value: object) -> float:
     if type(value) not in {int, float} or not 0 <= value <= NUMBER_MAX:  # type: ignore[operator]
-        raise _WrongError("number of a size that makes sense")
+        raise _WrongError(f"number of at most {NUMBER_MAX:g}")
     return float(value)  # type: ignore[arg-type]
 
 
@@ -215,7 +210,7 @@ _OF_TAKEOVER: dict[str, Read[Any]] = {
     "sessions": _count,
     "blackout_ms": _number,
 }
-_MAY_BE_NONE = frozenset({"blackout_ms"})  # after a death nobody knows since when nobody read
+_MAY_BE_NONE = frozenset({"blackout_ms"})  # unknown after the death of the predecessor
 
 
 def _takeovers(value: object) -> tuple[dict[str, Any], ...]:
@@ -225,9 +220,9 @@ def _takeovers(value: object) -> tuple[dict[str, Any], ...]:
 
 
 def _takeover(entry: object) -> dict[str, Any]:
-    """Return those fields of an entry that have a meaning here."""
+    """Return the known fields of an entry."""
     if not isinstance(entry, Mapping):
-        raise _WrongError("list of takeovers: one of them is no map")
+        raise _WrongError("list of takeovers, each a map")
     try:
         return {
             name: None if entry[name] is None and name in _MAY_BE_NONE else read(entry[name])
@@ -235,4 +230,4 @@ def _takeover(entry: object) -> dict[str, Any]:
             if name in entry
         }
     except _WrongError as wrong:
-        raise _WrongError(f"list of takeovers: in one of them something is no {wrong}") from wrong
+        raise _WrongError(f"list of takeovers; a field of one is not a {wrong}") from wrong

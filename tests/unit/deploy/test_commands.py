@@ -84,7 +84,7 @@ def test_a_check_is_asked_of_the_release_itself(tmp_path: Path, release: Release
     with pytest.raises(DeployError, match=r"^mtu: expected more\nnat: expected less$"):
         commands(tmp_path).check(release, None)
     says(release, "exit 7")
-    with pytest.raises(DeployError, match="exit status 7, without a word"):
+    with pytest.raises(DeployError, match="exit status 7, without any output"):
         commands(tmp_path).check(release, None)
     release.program.unlink()
     with pytest.raises(DeployError, match="No such file"):

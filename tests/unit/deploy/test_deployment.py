@@ -104,7 +104,7 @@ def test_a_release_that_cannot_be_taken_back_is_said_to_be_lost(world: World) ->
     world.behaviours["one"] = Behaviour(refuses="cannot read the state")
     entry = world.deployer().deploy("two")
     assert (entry.result, running(world), current(world)) == (history.LOST, "two", "one")
-    assert "could not go back to one" in entry.reason
+    assert "the rollback to one failed" in entry.reason
     assert "cannot read the state" in entry.reason
 
 
@@ -180,7 +180,7 @@ def test_without_a_server_only_current_changes(world: World) -> None:
     world.running = None
     entry = world.deployer().deploy("two")
     assert (entry.result, current(world), world.reloads) == (history.SUCCESS, "two", [])
-    assert world.progress.notes == ["nothing runs: the next start runs it"]
+    assert world.progress.notes == ["no server is running: the next start runs this release"]
 
 
 def test_what_crashes_all_the_time_can_be_gone_back_from(world: World) -> None:

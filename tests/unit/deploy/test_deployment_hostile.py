@@ -173,7 +173,7 @@ def test_a_server_that_is_replaced_while_it_is_measured_is_not_replaced_again(wo
     during(world, 1.0, lambda: world.serve(three))
     entry = deploy(world)
     assert (entry.result, serving(world)) == (history.REFUSED, ("three", "three"))
-    assert "by somebody else" in entry.reason
+    assert "by another operator" in entry.reason
 
 
 def test_what_serves_already_is_also_what_the_next_start_runs(world: World) -> None:
@@ -187,7 +187,7 @@ def test_a_clock_that_stands_still_is_not_waited_for(world: World) -> None:
     assert vitals is not None
     world.vitals = lambda: vitals  # type: ignore[method-assign]
     entry = deploy(world)
-    assert (entry.result, "stands still" in entry.reason) == (history.REFUSED, True)
+    assert (entry.result, "has stopped" in entry.reason) == (history.REFUSED, True)
 
 
 def behind(world: World, name: str, number: int, what: Callable[[object], object]) -> None:
@@ -285,7 +285,7 @@ def test_a_trickle_that_dries_up_for_good_is_a_reason(world: World) -> None:
     world.behaviours["one"] = Behaviour(packets_per_sec=5.0)
     world.behaviours["two"] = Behaviour(packets_per_sec=0.0)
     entry = deploy(world)
-    assert "packets received: none since the switch; 50 were to be expected" in entry.reason
+    assert "packets received: none since the switch; expected 50" in entry.reason
     world.behaviours["two"] = Behaviour(packets_per_sec=0.5)
     assert deploy(world).result == history.SUCCESS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from oxidize.deploy.history import LOG_BYTES_MAX, Deployment, History, UnderWay
-from oxidize.deploy.lock import NAME, holder, locked
+from oxidize.deploy.lock import NAME, lock_holder, locked
 from oxidize.deploy.releases import Releases
 from oxidize.deploy.retention import KEPT, release_before, removable
 from oxidize.errors import DeployError
@@ -91,12 +91,12 @@ def test_a_folder_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_second_is_told_who_is_first(tmp_path: Path) -> None:
-    assert holder(tmp_path) is None
+    assert lock_holder(tmp_path) is None
     with locked(tmp_path, "pid 12, alice"), pytest.raises(DeployError, match=r"under way \(pid 12, alice\)"):
         locked(tmp_path, "pid 13, bob").__enter__()
-    assert holder(tmp_path) is None
+    assert lock_holder(tmp_path) is None
     with locked(tmp_path, "pid 13, bob"):
-        assert holder(tmp_path) == "pid 13, bob"
+        assert lock_holder(tmp_path) == "pid 13, bob"
 
 
 def test_a_child_that_was_given_the_lock_keeps_it(tmp_path: Path) -> None:

@@ -123,11 +123,11 @@ def test_an_interruption_is_noted_while_nothing_may_be_cut_off(number: int) -> N
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
         interrupts.ignore()
-        interrupts.raise_noted()
+        interrupts.raise_pending()
         os.kill(os.getpid(), number)
         with pytest.raises(KeyboardInterrupt):
-            interrupts.raise_noted()
-        interrupts.raise_noted()
+            interrupts.raise_pending()
+        interrupts.raise_pending()
     assert signal.getsignal(number) is before
 
 
