@@ -40,7 +40,7 @@ class Installation:
         packages.parent.mkdir(parents=True)
         packages.symlink_to(sysconfig.get_path("purelib"))
         program = folder / "bin/oxidize"
-        program.write_text(f"#!{python}\n{broken}\nfrom oxidize.cli import main\nmain()\n")
+        program.write_text(f"#!{python}\n{broken}\nfrom oxidize.cli.commands import main\nmain()\n")
         program.chmod(0o755)
         (folder / DESCRIPTION).write_text(json.dumps({"version": "0", "built_unix": built_unix, "revision": "r"}))
         return program
