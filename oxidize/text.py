@@ -1,10 +1,10 @@
-"""Words that more than one part prints: numbers with their nouns, what a release is called, what others say."""
+"""Texts that several parts print: numbers with their nouns, names of releases, text from outside made printable."""
 
 import re
 from pathlib import PurePath
 
-# What a terminal obeys, or shows in another order than it stands, or cannot encode: control characters (C0 without the
-# newline, DEL, C1), marks and overrides of direction, separators of lines, lone surrogates.
+# Characters that a terminal executes, reorders or cannot encode: control characters (C0 without the newline, DEL, C1),
+# direction marks and overrides, line separators, lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _CUT = "..."
 
@@ -15,15 +15,15 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def release_name(version: str, folder: str) -> str:
-    """Return what an installed release is called, by the folder that a process runs from; else its version alone."""
+    """Return the name of the release in the folder that a process runs from; its version if it is not installed."""
     name = PurePath(folder).name
     return name if name.startswith(f"{version}-") else version
 
 
 def printable(text: str, characters_max: int = 4096) -> str:
-    r"""Return a text of others as one that commands no terminal, of `characters_max` characters at most.
+    r"""Return a text from outside without anything that a terminal executes, `characters_max` characters at most.
 
-    What is unprintable becomes `\xNN` or `\uNNNN`, a newline stays, and a longer text ends in "...".
+    Unprintable characters become `\xNN` or `\uNNNN`, newlines are kept, and a longer text ends in "...".
     """
     shown = _UNPRINTABLE.sub(_escaped, text[: characters_max + 1])
     return shown if len(shown) <= characters_max else shown[: characters_max - len(_CUT)] + _CUT

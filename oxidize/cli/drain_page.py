@@ -32,7 +32,8 @@ def watch_drain(takeover_socket: Path) -> None:
             progress.update(task, completed=timeout_secs - found["drain_left_secs"], description=f"{sessions} left")
             time.sleep(POLL_SECS)
             found = fetch(takeover_socket, IDENTITY)
-        progress.update(task, completed=max(timeout_secs, POLL_SECS), description="drained")
+        outcome = "drained" if found["drain_left_secs"] is not None else "ended early"
+        progress.update(task, completed=max(timeout_secs, POLL_SECS), description=outcome)
     if found["drain_left_secs"] is None:
         click.echo("oxidize: the drain was ended by a reload or by --cancel: new sessions are accepted", err=True)
         sys.exit(1)

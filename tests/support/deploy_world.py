@@ -1,4 +1,4 @@
-"""A deployment without a machine: releases in a folder, a server and a clock that are played."""
+"""A deployment without a machine: releases in a folder, a simulated server and a simulated clock."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ UNIX = 1_800_000_000.0
 
 
 def add_release(prefix: Path, name: str, built_unix: float) -> Release:
-    """Put a release there that nothing can be run of."""
+    """Add a release whose program does nothing."""
     folder = prefix / "releases" / name
     (folder / "bin").mkdir(parents=True)
     (folder / "bin/oxidize").write_text("#!/bin/sh\n")
@@ -31,7 +31,7 @@ def add_release(prefix: Path, name: str, built_unix: float) -> Release:
 
 @dataclass
 class Behaviour:
-    """What a release does when it serves."""
+    """The behaviour of a release that serves."""
 
     refuses: str = ""  # its reload fails, with this reason
     ends_after_secs: float | None = None  # it crashes, and is started again from `current`
@@ -51,7 +51,7 @@ class Behaviour:
 
 @dataclass
 class World:
-    """All of it; `server` of a Deployer is this itself."""
+    """The installation and its server: implements `oxidize.deploy.server.Server`."""
 
     prefix: Path
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class World:
         self.errors_before = 0.0
         self.kernel_drops = 0.0
         self.clock = Clock(lambda: self.time, lambda: UNIX + self.time, self.sleep)
-        self.commands = PlayedCommands(self)
+        self.commands = SimulatedCommands(self)
 
     def deployer(self, **options: Any) -> Deployer:
         chosen = Options(who="alice", **options)
@@ -94,7 +94,7 @@ class World:
         )
 
     def serve(self, release: Release) -> None:
-        """Let a release serve, as it would after a start."""
+        """Make a release serve, as after a start."""
         self.releases.point_current_at(release)
         self._become(release)
 
@@ -125,7 +125,7 @@ class World:
         self.errors_before = self.totals["errors_logged"]
         self.totals["errors_logged"] += self.behaviour().errors
 
-    # --- What a deployment sees (`oxidize.deploy.server.Server`) ---
+    # --- oxidize.deploy.server.Server ---
 
     def serving(self) -> Serving | None:
         return Serving(self.pid, str(self.running.folder)) if self.running is not None else None
@@ -203,8 +203,8 @@ class World:
         return None
 
 
-class PlayedCommands(Commands):
-    """The commands of a release, played. build_names: of the releases that `build` makes, one after the other."""
+class SimulatedCommands(Commands):
+    """Simulated commands of a release. to_build: names of the releases that `build` makes, one after the other."""
 
     def __init__(self, world: World) -> None:
         super().__init__(world.releases, Path("server.toml"), None, -1)

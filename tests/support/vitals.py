@@ -1,4 +1,4 @@
-"""What a server answers to the query "vitals", made up."""
+"""Invented answers to the query "vitals"."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ NOON = 1_700_000_000.0
 
 
 def answer(second: float = 0.0, **more: Any) -> dict[str, Any]:
-    """An answer `second` seconds after the first one, of a server under 100 packets of 1024 bytes a second each way."""
+    """Return an answer `second` seconds after the first one, at 100 packets/s of 1024 bytes each way."""
     totals = {
         "received_packets": 100,
         "sent_packets": 100,
@@ -39,7 +39,7 @@ def vitals(second: float = 0.0, **more: Any) -> Vitals:
 
 
 def taken(generation: int, second: float = 0.0, **more: Any) -> dict[str, Any]:
-    """A takeover as a server remembers it."""
+    """Return a takeover as in a server's history."""
     entry = {"at_unix": NOON + second, "result": "success", "way": "taken over", "generation": generation}
     return {**entry, "release": "0.1.0", "sessions": 20, "blackout_ms": 0.74, **more}
 

@@ -43,7 +43,7 @@ def test_help_fits_into_80_columns_and_no_summary_is_cut(command: str) -> None:
     assert not any(line.endswith("...") for line in result.output.splitlines()[1:])
 
 
-def test_the_version() -> None:
+def test_version_option_prints_the_version() -> None:
     assert run("--version").output == f"oxidize, version {oxidize.__version__}\n"
 
 
@@ -55,7 +55,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
 # --- check ---
 
 
-def test_check_says_that_a_configuration_is_good(path: Path) -> None:
+def test_check_reports_a_valid_configuration(path: Path) -> None:
     result = run("check", "-c", path)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == f"{path}: good: 1 peer\n"
@@ -63,12 +63,12 @@ def test_check_says_that_a_configuration_is_good(path: Path) -> None:
     assert run("check", "-c", path).stdout == f"{path}: good: 2 peers\n"
 
 
-def test_check_of_a_client(path: Path) -> None:
+def test_check_accepts_a_client_configuration(path: Path) -> None:
     path.write_text(CLIENT + 'allowed_ips = ["10.0.0.0/24"]\n')
     assert run("check", "-c", path, "--client").stdout == f"{path}: good: 1 peer\n"
 
 
-def test_check_prints_every_mistake_on_a_line_of_its_own(path: Path) -> None:
+def test_check_prints_one_line_for_each_mistake(path: Path) -> None:
     path.write_text(path.read_text() + "nonsense = 1\n" + peer("alice", ALICE, '"10.0.0.2/32"'))
     (path.parent / "server.key").chmod(0o644)
     result = run("check", "-c", path)
@@ -80,7 +80,7 @@ def test_check_prints_every_mistake_on_a_line_of_its_own(path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["server", "client", "check", "reload", "status"])
 @pytest.mark.parametrize("what", ["missing", "a folder"])
-def test_a_file_that_cannot_be_read_is_one_line(command: str, what: str, tmp_path: Path) -> None:
+def test_an_unreadable_configuration_is_a_one_line_error(command: str, what: str, tmp_path: Path) -> None:
     path = tmp_path / "none.toml" if what == "missing" else tmp_path
     result = run(command, "-c", path)
     assert result.exit_code == 2
@@ -89,8 +89,10 @@ def test_a_file_that_cannot_be_read_is_one_line(command: str, what: str, tmp_pat
 
 
 @pytest.mark.parametrize("command", [["server"], ["client"], ["check"], ["reload"], ["status"], ["peer", "list"]])
-def test_nor_is_a_file_of_somebody_else_more(command: list[str], path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for a user without root, whom a file's mode keeps out."""
+def test_a_configuration_of_another_user_is_a_one_line_error(
+    command: list[str], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refuse to open the file, as for a user without the right to read it."""
 
     def refuse(*arguments: object) -> NoReturn:
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -106,7 +108,7 @@ def test_nor_is_a_file_of_somebody_else_more(command: list[str], path: Path, mon
 # --- keys ---
 
 
-def test_keys_are_those_of_wg() -> None:
+def test_generated_keys_have_the_form_of_wg() -> None:
     private = run("genkey").stdout
     key = base64.b64decode(private)
     assert len(key) == 32
@@ -155,21 +157,23 @@ def test_pubkey_refuses_what_wg_refuses(text: bytes) -> None:
 
 
 @pytest.mark.parametrize("command", ["status", "reload"])
-def test_nothing_runs(command: str, path: Path) -> None:
+def test_a_command_without_a_running_process_is_a_one_line_error(command: str, path: Path) -> None:
     result = run(command, "-c", path)
     assert (result.exit_code, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"oxidize: nothing runs: no process listens at {path.parent}/t.sock; start it with")
 
 
-def test_a_file_at_the_takeover_socket_is_one_line(path: Path) -> None:
+def test_a_regular_file_at_the_takeover_socket_is_a_one_line_error(path: Path) -> None:
     (path.parent / "t.sock").write_text("")
     result = run("status", "-c", path)
     assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
 
 
 @pytest.mark.parametrize("command", ["check", "reload", "status"])
-def test_the_default_file_is_that_of_the_role(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_configuration_depends_on_the_role(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(common, "SERVER_CONFIG", tmp_path / "server.toml")
     monkeypatch.setattr(common, "CLIENT_CONFIG", tmp_path / "client.toml")
     assert run(command).stderr.startswith(f"oxidize: {tmp_path}/server.toml: No such file")
@@ -178,7 +182,7 @@ def test_the_default_file_is_that_of_the_role(command: str, tmp_path: Path, monk
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The sockets at which a process was asked for; one runs at any."""
+    """The takeover sockets that were queried; a process answers at each."""
     asked: list[Path] = []
 
     def fetch(socket: Path, what: str = "status") -> dict[str, object]:
@@ -190,26 +194,26 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return asked
 
 
-def test_status_as_json(path: Path, asked: list[Path]) -> None:
+def test_status_prints_json(path: Path, asked: list[Path]) -> None:
     result = run("status", "-c", path, "--json")
     assert result.exit_code == 0
     assert result.stdout.startswith('{\n  "generation": 4,\n')
     assert asked == [path.parent / "t.sock"]
 
 
-def test_status_needs_neither_a_good_configuration_nor_the_key(path: Path, asked: list[Path]) -> None:
+def test_status_needs_neither_a_valid_configuration_nor_the_key(path: Path, asked: list[Path]) -> None:
     (path.parent / "server.key").unlink()
     path.write_text(path.read_text() + "nonsense = 1\n[server\n")
     assert run("status", "-c", path, "--json").exit_code == 0
     assert asked == [path.parent / "t.sock"]
 
 
-def test_reload_says_what_came_of_it(path: Path, asked: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reload_prints_its_outcome(path: Path, asked: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def reload(*arguments: object) -> dict[str, object]:
         calls.append(arguments)
-        report = {"generation": 5, "pid": 77, "sessions": 1, "blackout_ms": 1.26}
+        report: dict[str, object] = {"generation": 5, "pid": 77, "sessions": 1, "blackout_ms": 1.26}
         report |= {"refused": {"not wanted": 2}, "warnings": ["listen"]}
         return {**report, "seconds": 0.5}
 
@@ -223,7 +227,7 @@ def test_reload_says_what_came_of_it(path: Path, asked: list[Path], monkeypatch:
     assert calls == [("server", path, "debug", found, 4242), ("server", path, "error", found, 4242)]
 
 
-def test_a_reload_that_fails_says_why_and_who_serves(
+def test_a_failed_reload_prints_the_reason_and_the_serving_process(
     path: Path, asked: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def reload(*arguments: object) -> dict[str, object]:
@@ -238,7 +242,7 @@ def test_a_reload_that_fails_says_why_and_who_serves(
     ]
 
 
-def test_a_reload_with_a_broken_configuration_says_who_serves(path: Path, asked: list[Path]) -> None:
+def test_a_reload_with_an_invalid_configuration_prints_the_serving_process(path: Path, asked: list[Path]) -> None:
     path.write_text(path.read_text() + "nonsense = 1\n")
     result = run("reload", "-c", path)
     assert result.exit_code == 2
@@ -263,7 +267,7 @@ def test_a_reload_with_a_broken_configuration_says_who_serves(path: Path, asked:
         ("", None),
     ],
 )
-def test_the_takeover_socket_is_found(tmp_path: Path, text: str, expected: str | None) -> None:
+def test_the_takeover_socket_is_read_from_any_configuration(tmp_path: Path, text: str, expected: str | None) -> None:
     path = tmp_path / "server.toml"
     path.write_bytes(text.encode("latin-1"))
     environ = {"XDG_RUNTIME_DIR": "/run/user/7"}
@@ -271,19 +275,19 @@ def test_the_takeover_socket_is_found(tmp_path: Path, text: str, expected: str |
     assert config.takeover_socket_of(path, "server", environ) == (tmp_path / expected if expected else default)
 
 
-def test_a_client_has_another_default(tmp_path: Path) -> None:
+def test_a_client_has_a_default_takeover_socket_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "client.toml"
     path.write_text("")
     assert config.takeover_socket_of(path, "client", {}) == Path("/run/oxidize-client/takeover.sock")
 
 
-def test_it_agrees_with_what_a_good_configuration_says(path: Path) -> None:
+def test_the_takeover_socket_agrees_with_the_loaded_configuration(path: Path) -> None:
     assert config.takeover_socket_of(path, "server") == config.load_server(path).takeover_socket
     path.write_text(SERVER + peer())
     assert config.takeover_socket_of(path, "server") == config.load_server(path).takeover_socket
 
 
-def test_every_command_is_a_command() -> None:
+def test_every_installed_program_runs() -> None:
     assert sorted(main.commands) == [
         "check",
         "clean-up",

@@ -1,4 +1,4 @@
-"""Whether a server calls itself ready is found out by a deadline, whatever it answers."""
+"""The readiness of a server is known by a deadline, whatever it answers."""
 
 import contextlib
 import itertools
@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from oxidize.cli import health
-from oxidize.cli.health import ANSWER_BYTES_MAX, BODY_BYTES_MAX, REASON_CHARACTERS_MAX, why_unready
+from oxidize.cli.health import ANSWER_BYTES_MAX, BODY_BYTES_MAX, REASON_CHARACTERS_MAX, _Answer, why_unready
 
 WAIT_SECS = 20.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -18,7 +17,7 @@ Serve = Callable[[socket.socket], None]
 
 
 class Played:
-    """An HTTP server that answers one request as a test says."""
+    """An HTTP server that answers one request as scripted by a test."""
 
     def __init__(self, family: socket.AddressFamily, host: str) -> None:
         self._listener = socket.create_server((host, 0), family=family)
@@ -66,12 +65,12 @@ def endlessly(piece: bytes, first: bytes = b"") -> Serve:
 
 
 def hurrying() -> Callable[[], float]:
-    """Return a clock by which two seconds lie between any two looks."""
+    """Return a clock that advances two seconds at each reading."""
     seconds = itertools.count(step=2)
     return lambda: float(next(seconds))
 
 
-def test_ready_is_nothing(server: Played) -> None:
+def test_a_ready_server_gives_no_reason(server: Played) -> None:
     server.answers(OK)
     assert why_unready(server.address, WAIT_SECS) == ""
     lines = server.asked.split(b"\r\n")
@@ -79,25 +78,25 @@ def test_ready_is_nothing(server: Played) -> None:
     assert f"host: {server.address}".encode() in [line.lower() for line in lines]
 
 
-def test_ipv6() -> None:
+def test_an_ipv6_address_is_asked() -> None:
     server = Played(socket.AF_INET6, "::1")
     server.answers(OK)
     assert why_unready(server.address, WAIT_SECS) == ""
     server.close()
 
 
-def test_unready_is_the_status_and_the_body_on_one_line(server: Played) -> None:
+def test_an_unready_server_gives_status_and_body_on_one_line(server: Played) -> None:
     body = b'{"state":\n "\x1b[2Jdraining"}'
     server.answers(b"HTTP/1.1 503 Not now\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
     assert why_unready(server.address, WAIT_SECS) == r'503 {"state": "\x1b[2Jdraining"}'
 
 
-def test_an_answer_before_the_answer_is_passed_over(server: Played) -> None:
+def test_an_informational_response_is_ignored(server: Played) -> None:
     server.answers(b"HTTP/1.1 102 Processing\r\n\r\n" + OK)
     assert why_unready(server.address, WAIT_SECS) == ""
 
 
-def test_a_body_that_ends_with_the_connection(server: Played) -> None:
+def test_a_body_may_end_with_the_connection(server: Played) -> None:
     server.answers(b"HTTP/1.0 500 Oh\r\n\r\nbroken")
     assert why_unready(server.address, WAIT_SECS) == "500 broken"
 
@@ -105,12 +104,12 @@ def test_a_body_that_ends_with_the_connection(server: Played) -> None:
 @pytest.mark.parametrize(
     "cut", [b"", b"HTTP/1.1 200", b"SSH-2.0-OpenSSH_9.2\r\n\r\n", b"HTTP/1.1 101 Switching\r\n\r\n"]
 )
-def test_what_is_no_answer(server: Played, cut: bytes) -> None:
+def test_an_invalid_answer_is_a_reason(server: Played, cut: bytes) -> None:
     server.answers(cut)
     assert why_unready(server.address, WAIT_SECS).startswith(f"http://{server.address} does not answer")
 
 
-def test_a_body_that_is_cut_off_still_has_a_status(server: Played) -> None:
+def test_a_truncated_body_still_has_a_status(server: Played) -> None:
     server.answers(b"HTTP/1.1 503 No\r\nContent-Length: 99\r\n\r\nstarting")
     assert why_unready(server.address, WAIT_SECS) == "503 starting"
 
@@ -127,20 +126,20 @@ def test_a_body_that_is_cut_off_still_has_a_status(server: Played) -> None:
         (b"HTTP/1.1 200 OK\r\n", b"X-More: and more\r\n"),
     ],
 )
-def test_what_never_comes_to_an_end_is_over_at_a_limit(server: Played, first: bytes, piece: bytes) -> None:
+def test_an_endless_answer_ends_at_the_size_limit(server: Played, first: bytes, piece: bytes) -> None:
     server.answers(endlessly(piece, first))
     assert why_unready(server.address, WAIT_SECS).startswith(f"http://{server.address} does not answer")
 
 
-def test_megabytes_are_not_read(server: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_body_is_not_read(server: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    feed = health._Answer.feed
+    feed = _Answer.feed
 
-    def counted(answer: health._Answer, data: bytes) -> None:
+    def counted(answer: _Answer, data: bytes) -> None:
         read.append(len(data))
         feed(answer, data)
 
-    monkeypatch.setattr(health._Answer, "feed", counted)
+    monkeypatch.setattr(_Answer, "feed", counted)
     server.answers(endlessly(b"x" * 4096, b"HTTP/1.1 503 No\r\nContent-Length: 999999999\r\n\r\n"))
     reason = why_unready(server.address, WAIT_SECS)
     assert reason.startswith("503 xxxx")
@@ -149,13 +148,13 @@ def test_megabytes_are_not_read(server: Played, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 OK\r\n"])
-def test_there_is_one_deadline_over_all(server: Played, first: bytes) -> None:
-    """It sends a byte for each two seconds, which no time-out of a single read would notice."""
+def test_one_deadline_covers_the_whole_request(server: Played, first: bytes) -> None:
+    """A byte every two seconds does not exceed the time-out of a single read."""
     server.answers(endlessly(b"x", first))
     assert why_unready(server.address, 9.0, hurrying()) == f"http://{server.address} does not answer within 9 s"
 
 
-def test_what_has_come_by_the_deadline_is_told(server: Played) -> None:
+def test_a_status_received_before_the_deadline_is_reported(server: Played) -> None:
     server.answers(endlessly(b"1\r\nx\r\n", b"HTTP/1.1 503 No\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nwhy?\r\n"))
     seconds = itertools.count()
 
@@ -165,7 +164,7 @@ def test_what_has_come_by_the_deadline_is_told(server: Played) -> None:
     assert why_unready(server.address, 50.0, now).startswith("503 ")
 
 
-def test_nobody_listens() -> None:
+def test_a_refused_connection_is_a_reason() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
     assert why_unready(address, WAIT_SECS) == f"http://{address} does not answer: [Errno 111] Connection refused"
@@ -197,8 +196,8 @@ def test_nobody_listens() -> None:
         "[::1%\x00]:80",
     ],
 )
-def test_what_is_no_address_is_a_reason_and_no_connection(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health.socket, "socket", lambda *_: pytest.fail("connected"))
+def test_an_invalid_address_is_a_reason_without_a_connection(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socket", lambda *_: pytest.fail("connected"))
     reason = why_unready(address, WAIT_SECS)
     assert reason.endswith("expected an IP address and a port")
     assert "\x1b" not in reason

@@ -1,4 +1,4 @@
-"""`oxidize peer`: what goes to which output, what is in the file afterwards, and what a failed reload leaves."""
+"""`oxidize peer`: its outputs, the changed file, and the state after a failed reload."""
 
 import contextlib
 import json
@@ -46,7 +46,7 @@ def names(path: Path) -> list[str]:
 
 
 class Running:
-    """A server that is made up; it has the peers that its configuration had at the last reload."""
+    """A simulated server; its peers are those of the configuration at the last reload."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -91,7 +91,7 @@ def running(path: Path, monkeypatch: pytest.MonkeyPatch) -> Running:
 # --- add ---
 
 
-def test_a_peer_is_added_where_no_server_runs(path: Path) -> None:
+def test_a_peer_is_added_without_a_running_server(path: Path) -> None:
     before = path.read_text()
     result = run(path, "add", "laptop")
     assert result.exit_code == 0
@@ -122,7 +122,7 @@ def test_a_peer_is_added_where_no_server_runs(path: Path) -> None:
     assert private.value not in "".join(file.read_text() for file in path.parent.iterdir())
 
 
-def test_every_option(path: Path) -> None:
+def test_peer_add_applies_every_option(path: Path) -> None:
     result = run(
         path,
         *(
@@ -154,7 +154,7 @@ def test_every_option(path: Path) -> None:
     assert (encoded(added.public_key), encoded(added.preshared_key)) == (BOB, preshared)
 
 
-def test_the_running_server_takes_it_up(path: Path, running: Running) -> None:
+def test_the_running_server_applies_an_added_peer(path: Path, running: Running) -> None:
     result = run(path, "add", "laptop")
     assert result.exit_code == 0
     assert result.stderr.splitlines()[1:3] == ["reloaded: made up", "oxidize: warning: listen"]
@@ -163,16 +163,21 @@ def test_the_running_server_takes_it_up(path: Path, running: Running) -> None:
 
 
 def test_systemd_reloads_its_own_server(path: Path, running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    reloaded = []
+    reloaded: list[str] = []
+
+    def reload(service: str) -> None:
+        reloaded.append(service)
+        running.load()
+
     monkeypatch.setattr(systemctl, "service_of", lambda pid: "oxidize-daemon.service")
-    monkeypatch.setattr(systemctl, "reload", lambda service: (reloaded.append(service), running.load()))
+    monkeypatch.setattr(systemctl, "reload", reload)
     result = run(path, "add", "laptop")
     assert (result.exit_code, reloaded, running.reloads) == (0, ["oxidize-daemon.service"], 0)
     assert "reloaded oxidize-daemon.service\n" in result.stderr
 
 
 @pytest.mark.parametrize("command", [("add", "laptop", "--preshared-key"), ("remove", "alice")])
-def test_a_failed_reload_puts_the_file_back(path: Path, running: Running, command: tuple[str, ...]) -> None:
+def test_a_failed_reload_restores_the_file(path: Path, running: Running, command: tuple[str, ...]) -> None:
     before = {file.name: file.read_text() for file in path.parent.iterdir()}
     running.failure = TakeoverError(Phase.PREPARING, "no such release")
     result = run(path, *command)
@@ -185,7 +190,7 @@ def test_a_failed_reload_puts_the_file_back(path: Path, running: Running, comman
     assert {file.name: file.read_text() for file in path.parent.iterdir()} == before
 
 
-def test_a_reload_that_fails_too_late_to_matter_is_a_warning(path: Path, running: Running) -> None:
+def test_a_reload_that_fails_after_the_change_is_applied_is_a_warning(path: Path, running: Running) -> None:
     running.failure = TakeoverError(Phase.TAKING_OVER, "the successor ended without a reason")
     running.takes_up_although_it_fails = True
     result = run(path, "add", "laptop")
@@ -194,7 +199,7 @@ def test_a_reload_that_fails_too_late_to_matter_is_a_warning(path: Path, running
     assert names(path) == ["alice", "laptop"]
 
 
-def test_a_server_with_another_configuration_is_found_out(path: Path, running: Running) -> None:
+def test_a_server_with_another_configuration_is_an_error(path: Path, running: Running) -> None:
     running.is_deaf = True
     before = path.read_text()
     result = run(path, "add", "laptop")
@@ -203,7 +208,7 @@ def test_a_server_with_another_configuration_is_found_out(path: Path, running: R
     assert path.read_text() == before
 
 
-def test_what_an_editor_saved_during_the_reload_is_not_lost(
+def test_an_edit_saved_during_the_reload_is_not_lost(
     path: Path, running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def reload(*arguments: object) -> reload_module.Reloaded:
@@ -241,7 +246,9 @@ def test_what_an_editor_saved_during_the_reload_is_not_lost(
         (["x", "--public-key", OWN_PUBLIC], "expected the other side's public key"),
     ],
 )
-def test_a_wrong_wish_is_one_line_and_changes_nothing(path: Path, arguments: list[str], expected: str) -> None:
+def test_an_invalid_option_is_a_one_line_error_and_changes_nothing(
+    path: Path, arguments: list[str], expected: str
+) -> None:
     before = path.read_text()
     result = run(path, "add", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
@@ -278,24 +285,25 @@ def test_a_preshared_key_that_is_there_already_is_not_overwritten(path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("address", "is_public", "said"), [("198.51.100.7", True, "own address;"), ("10.1.2.3", False, "and private: no")]
+    ("address", "is_public", "warning"),
+    [("198.51.100.7", True, "own address;"), ("10.1.2.3", False, "and private: no")],
 )
-def test_a_guess_is_called_one(
-    path: Path, monkeypatch: pytest.MonkeyPatch, address: str, is_public: bool, said: str
+def test_a_guessed_endpoint_is_a_warning(
+    path: Path, monkeypatch: pytest.MonkeyPatch, address: str, is_public: bool, warning: str
 ) -> None:
     path.write_text(path.read_text().replace('public_endpoint = "vpn.example.org"\n', 'listen = "[::]:7"\n'))
     monkeypatch.setattr(endpoint, "guess", lambda: endpoint.Guess(ip_address(address), is_public))
     result = run(path, "add", "laptop")
     assert f"Endpoint = {address}:7\n" in result.stdout
     (line,) = (line for line in result.stderr.splitlines() if "guess" in line)
-    assert said in line
+    assert warning in line
     assert "--endpoint HOST, or set public_endpoint" in line
     monkeypatch.setattr(endpoint, "guess", lambda: None)
     assert "--endpoint is missing" in run(path, "add", "phone").stderr
 
 
 @pytest.mark.parametrize(
-    ("lines", "arguments", "said"),
+    ("lines", "arguments", "warning"),
     [
         ("", ["--full"], "laptop sends 0.0.0.0/0 and ::/0 here, and without nat = true it reaches nothing beyond"),
         ("", ["--allowed-ips", "10.0.0.0/24,::/0"], "laptop sends ::/0 here, "),
@@ -306,13 +314,15 @@ def test_a_guess_is_called_one(
         ("", [], None),
     ],
 )
-def test_a_client_whose_traffic_would_end_here(path: Path, lines: str, arguments: list[str], said: str | None) -> None:
+def test_a_client_whose_traffic_would_not_be_forwarded_is_a_warning(
+    path: Path, lines: str, arguments: list[str], warning: str | None
+) -> None:
     path.write_text(path.read_text().replace("\n# Alice\n", f"{lines}\n# Alice\n"))
     result = run(path, "add", "laptop", *arguments)
     assert result.exit_code == 0, result.stderr
     warnings = [line for line in result.stderr.splitlines() if line.startswith("oxidize: warning: ")]
-    assert len(warnings) == (said is not None)
-    assert all(str(said) in line for line in warnings)
+    assert len(warnings) == (warning is not None)
+    assert all(str(warning) in line for line in warnings)
 
 
 def test_a_link_to_the_configuration_is_followed(path: Path, tmp_path: Path) -> None:
@@ -323,7 +333,7 @@ def test_a_link_to_the_configuration_is_followed(path: Path, tmp_path: Path) -> 
     assert names(path) == ["alice", "laptop"]
 
 
-def test_many_at_once_lose_none(path: Path) -> None:
+def test_concurrent_additions_lose_no_peer(path: Path) -> None:
     """Threads, each with its own lock on the folder as processes have."""
     results: list[int] = []
 
@@ -363,7 +373,7 @@ def in_terminal(path: Path, columns: int, *arguments: str) -> tuple[int, str]:
     return running.returncode, shown.decode().replace("\r\n", "\n")
 
 
-def test_a_terminal_shows_all_of_them(path: Path) -> None:
+def test_a_terminal_shows_all_formats(path: Path) -> None:
     status, shown = in_terminal(path, 80, "add", "alice@laptop")
     assert status == 0
     for text in (
@@ -380,7 +390,7 @@ def test_a_terminal_shows_all_of_them(path: Path) -> None:
     assert max(len(line) for line in files if "\x1b[38" not in line) <= 80
 
 
-def test_a_narrow_terminal_says_so_instead(path: Path) -> None:
+def test_a_narrow_terminal_gets_a_note_instead_of_a_code(path: Path) -> None:
     status, shown = in_terminal(path, 40, "add", "laptop")
     assert status == 0
     assert "(the terminal is too narrow for the code)" in shown
@@ -392,7 +402,7 @@ def test_a_narrow_terminal_says_so_instead(path: Path) -> None:
     assert path.read_text() == before
 
 
-def test_no_code_for_what_is_no_terminal(path: Path) -> None:
+def test_a_code_is_refused_without_a_terminal(path: Path) -> None:
     before = path.read_text()
     assert run(path, "add", "phone", "--format", "qr").exit_code == 2
     assert path.read_text() == before
@@ -401,7 +411,7 @@ def test_no_code_for_what_is_no_terminal(path: Path) -> None:
 # --- list and remove ---
 
 
-def test_the_list(path: Path, running: Running) -> None:
+def test_peer_list_shows_connections(path: Path, running: Running) -> None:
     running.session_of = ALICE
     path.write_text(path.read_text() + peer("bob", BOB, '"10.0.0.3/32", "10.0.0.128/25"'))
     result = run(path, "list")
@@ -418,7 +428,7 @@ def test_the_list(path: Path, running: Running) -> None:
     ]
 
 
-def test_the_list_where_no_server_runs(path: Path) -> None:
+def test_peer_list_without_a_running_server_shows_no_connections(path: Path) -> None:
     result = run(path, "list")
     assert result.stdout.splitlines()[0] == "peer   public key  allowed ips"
     assert result.stderr == "no server is running\n"
@@ -442,7 +452,7 @@ def test_a_peer_is_removed(path: Path, running: Running) -> None:
     ("number", "expected"),
     [("1 peer", []), ("2 peers", ["oxidize: 2 peers not moved: not configured any more"])],
 )
-def test_a_removal_is_told_once(
+def test_a_removal_is_reported_once(
     path: Path, running: Running, monkeypatch: pytest.MonkeyPatch, number: str, expected: list[str]
 ) -> None:
     def reload(*arguments: object) -> reload_module.Reloaded:
@@ -455,7 +465,7 @@ def test_a_removal_is_told_once(
     assert lines[1:] == ["reloaded: made up", *expected, "its session has ended"]
 
 
-def test_its_preshared_key_goes_with_it(path: Path) -> None:
+def test_a_removed_peer_takes_its_preshared_key_with_it(path: Path) -> None:
     assert run(path, "add", "laptop", "--preshared-key").exit_code == 0
     secret(path.parent / "own.psk", PRESHARED)
     path.write_text(path.read_text() + peer("bob", BOB, '"10.0.0.9/32"', 'preshared_key_file = "own.psk"'))
@@ -464,13 +474,13 @@ def test_its_preshared_key_goes_with_it(path: Path) -> None:
     assert (path.parent / "own.psk").exists()
 
 
-def test_an_unknown_name_has_a_close_match(path: Path) -> None:
+def test_an_unknown_name_suggests_a_close_match(path: Path) -> None:
     result = run(path, "remove", "alise")
     assert result.exit_code == 2
     assert result.stderr == "oxidize: alise: expected the name of a peer; did you mean alice?\n"
 
 
-def test_help_fits_into_80_columns() -> None:
+def test_the_help_of_peer_fits_into_80_columns() -> None:
     for command in ("add", "list", "remove"):
         result = CliRunner().invoke(main, ["peer", command, "-h"], terminal_width=80)
         assert result.exit_code == 0

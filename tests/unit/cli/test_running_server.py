@@ -1,4 +1,4 @@
-"""Who serves, and how it is replaced: told by systemd and the kernel, whatever the server says."""
+"""The serving process and its replacement, known from systemd and the kernel and not from the server."""
 
 import os
 import pwd
@@ -11,12 +11,13 @@ from oxidize.cli.running_server import RunningServer
 from oxidize.deploy.releases import folder_of
 from oxidize.deploy.server import Serving
 from oxidize.errors import DeployError, Phase, TakeoverError
+from oxidize.service_manager import systemctl
 
 SERVICE = "oxidize-daemon.service"
 
 
 class Played:
-    """systemd and the kernel, played. listener: pid and uid; services: of pids; unit: its properties."""
+    """A stand-in for systemd and the kernel. listener: pid and uid; services: of pids; unit: its properties."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.listener: tuple[int, int] | None = None
@@ -24,9 +25,9 @@ class Played:
         self.unit: dict[str, str] = {}
         self.reloaded: list[str] = []
         patch.setattr(running_server, "who_listens", lambda *_, **__: self.listener)
-        patch.setattr(running_server.systemctl, "service_of", self.services.get)
-        patch.setattr(running_server.systemctl, "property_of", lambda service, name: self.unit.get(name))
-        patch.setattr(running_server.systemctl, "reload", self.reloaded.append)
+        patch.setattr(systemctl, "service_of", self.services.get)
+        patch.setattr(systemctl, "property_of", lambda service, name: self.unit.get(name))
+        patch.setattr(systemctl, "reload", self.reloaded.append)
 
     def runs(self, pid: int, *, main_pid: int | None = None, user: str = "nobody") -> None:
         self.listener, self.services[pid] = (pid, 0), SERVICE
@@ -46,13 +47,13 @@ def config(tmp_path: Path) -> Path:
 
 
 def own_config(tmp_path: Path) -> Path:
-    """Return the configuration of a server that is nobody's service."""
+    """Return the configuration of a server that belongs to no service."""
     path = tmp_path / "own.toml"
     path.write_text('[server]\ntakeover_socket = "/tmp/none/takeover.sock"\n')
     return path
 
 
-def test_of_the_service_the_main_process_serves_whoever_listens(played: Played, config: Path) -> None:
+def test_the_main_process_of_the_service_serves_whatever_process_listens(played: Played, config: Path) -> None:
     played.runs(1, main_pid=os.getpid())
     server = RunningServer(config)
     assert server.serving() == Serving(os.getpid(), folder_of(os.getpid()))
@@ -60,16 +61,16 @@ def test_of_the_service_the_main_process_serves_whoever_listens(played: Played, 
     assert server.is_expected()
 
 
-def test_of_any_other_server_who_listens_serves(played: Played, config: Path) -> None:
+def test_without_a_service_the_listening_process_serves(played: Played, config: Path) -> None:
     played.listener = (os.getpid(), 1234)
-    played.unit = {"ActiveState": "active", "MainPID": "77", "User": "nobody"}  # of a service beside it
+    played.unit = {"ActiveState": "active", "MainPID": "77", "User": "nobody"}  # of another service
     server = RunningServer(config)
     assert server.serving() == Serving(os.getpid(), folder_of(os.getpid()))
     assert (server.main_pid(), server.is_expected(), server.is_reloading()) == (None, False, False)
     assert server.owner() == (1234, 1234)
 
 
-def test_a_listener_that_has_just_ended_is_whose_it_was(played: Played, config: Path) -> None:
+def test_a_listener_that_has_just_ended_still_belongs_to_its_service(played: Played, config: Path) -> None:
     played.runs(os.getpid())
     server = RunningServer(config)
     assert server.main_pid() == os.getpid()
@@ -92,7 +93,7 @@ def test_a_listener_that_has_just_ended_is_whose_it_was(played: Played, config: 
         (None, False, False),
     ],
 )
-def test_where_nobody_listens_the_service_may_still_be_coming(
+def test_a_service_without_a_listener_may_still_be_starting(
     played: Played, config: Path, state: str | None, expected: bool, reloading: bool
 ) -> None:
     if state is not None:
@@ -101,13 +102,13 @@ def test_where_nobody_listens_the_service_may_still_be_coming(
     assert (server.serving(), server.is_expected(), server.is_reloading()) == (None, expected, reloading)
 
 
-def test_the_service_is_no_server_of_another_configuration(played: Played, tmp_path: Path) -> None:
+def test_the_service_does_not_serve_another_configuration(played: Played, tmp_path: Path) -> None:
     played.unit = {"ActiveState": "active", "MainPID": str(os.getpid())}
     server = RunningServer(own_config(tmp_path))
     assert (server.serving(), server.is_expected()) == (None, False)
 
 
-def test_where_systemd_does_not_say_who_the_main_process_is_who_listens_serves(played: Played, config: Path) -> None:
+def test_the_listening_process_serves_if_systemd_does_not_answer(played: Played, config: Path) -> None:
     played.runs(os.getpid())
     server = RunningServer(config)
     assert server.serving() is not None
@@ -117,7 +118,7 @@ def test_where_systemd_does_not_say_who_the_main_process_is_who_listens_serves(p
     assert server.serving() is None
 
 
-def test_a_service_that_is_being_stopped_is_still_the_one_to_be_asked(played: Played, config: Path) -> None:
+def test_a_service_that_is_being_stopped_still_owns_the_server(played: Played, config: Path) -> None:
     played.runs(os.getpid())
     played.unit["ActiveState"] = "deactivating"
     server = RunningServer(config)
@@ -137,9 +138,7 @@ def test_a_service_may_have_another_name(played: Played, tmp_path: Path) -> None
     assert played.reloaded == ["relay.service"]
 
 
-def test_a_server_that_another_service_has_started_for_itself_is_not_that_services(
-    played: Played, tmp_path: Path
-) -> None:
+def test_a_server_that_is_a_child_of_another_service_does_not_belong_to_it(played: Played, tmp_path: Path) -> None:
     played.runs(os.getpid(), main_pid=77)
     played.services[os.getpid()] = "ssh.service"
     server = RunningServer(own_config(tmp_path))
@@ -147,17 +146,17 @@ def test_a_server_that_another_service_has_started_for_itself_is_not_that_servic
     assert server.serving() == Serving(os.getpid(), folder_of(os.getpid()))
 
 
-def test_a_service_runs_as_its_unit_says_and_not_as_who_listens(played: Played, config: Path) -> None:
+def test_the_owner_of_a_service_comes_from_its_unit(played: Played, config: Path) -> None:
     played.runs(os.getpid(), user="nobody")
     nobody = pwd.getpwnam("nobody")
     assert RunningServer(config).owner() == (nobody.pw_uid, nobody.pw_gid)
 
 
-def test_nobody_is_the_owner_of_nothing(played: Played, config: Path) -> None:
+def test_there_is_no_owner_without_a_server(played: Played, config: Path) -> None:
     assert RunningServer(config).owner() is None
 
 
-def test_any_other_server_is_replaced_by_the_program_which_keeps_the_lock(
+def test_a_server_without_a_service_is_reloaded_by_the_program_with_the_lock(
     played: Played, config: Path, tmp_path: Path
 ) -> None:
     played.listener = (os.getpid(), os.getuid())
@@ -174,7 +173,7 @@ def test_any_other_server_is_replaced_by_the_program_which_keeps_the_lock(
     assert played.reloaded == []
 
 
-def test_a_server_that_cannot_be_asked_is_looked_at_without_an_error(
+def test_a_server_that_does_not_answer_has_no_vitals_and_raises_nothing(
     played: Played, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def mute(*_: object) -> None:

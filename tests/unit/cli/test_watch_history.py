@@ -1,4 +1,4 @@
-"""What `oxidize watch` keeps: samples with rates, each takeover once, and gaps."""
+"""The history of `oxidize watch`: samples with rates, each takeover once, and gaps."""
 
 import pytest
 
@@ -21,7 +21,7 @@ from tests.support.vitals import NOON, failed, taken, vitals
         ([1, 2], -1, ""),
     ],
 )
-def test_a_sparkline(values: list[float | None], width: int, expected: str) -> None:
+def test_a_sparkline_scales_to_its_largest_value(values: list[float | None], width: int, expected: str) -> None:
     assert sparkline(values, width) == expected
 
 
@@ -38,7 +38,7 @@ def test_the_first_sample_has_no_rates() -> None:
     assert (sample.flow, sample.drops_rate, sample.is_loss, sample.is_return) == (None, None, False, False)
 
 
-def test_rates_are_those_since_the_last_answer() -> None:
+def test_rates_cover_the_time_since_the_last_answer() -> None:
     history = History()
     history.add(NOON, vitals())
     sample = history.add(NOON + 2, vitals(2, drops={"malformed": 8, "no_route": 3, "draining": 1}, kernel_drops=2))
@@ -48,14 +48,14 @@ def test_rates_are_those_since_the_last_answer() -> None:
     assert sample.drops_rate == 2
 
 
-def test_counters_that_went_back_are_no_negative_drops() -> None:
+def test_counters_that_went_back_give_no_negative_drops() -> None:
     history = History()
     history.add(NOON, vitals())
     assert history.add(NOON + 1, vitals(1, drops={}, kernel_drops=3)).drops_rate == 2
     assert history.add(NOON + 1, vitals(1, drops={}, kernel_drops=9)).drops_rate == 0  # no time has passed
 
 
-def test_a_loss_is_told_once_and_a_return_says_for_how_long() -> None:
+def test_a_loss_is_reported_once_and_a_return_with_its_duration() -> None:
     history = History()
     history.add(NOON, vitals())
     lost = [history.add(NOON + second, None, "why") for second in (1, 2)]
@@ -70,7 +70,7 @@ def test_a_loss_is_told_once_and_a_return_says_for_how_long() -> None:
     assert not history.add(NOON + 4, vitals(4)).is_return
 
 
-def test_only_so_many_samples_are_kept() -> None:
+def test_the_history_keeps_a_limited_number_of_samples() -> None:
     history = History()
     for second in range(SAMPLES_MAX + 5):
         history.add(NOON + second, vitals(second))
@@ -94,7 +94,7 @@ def test_a_takeover_is_new_once_and_those_from_before_are_not() -> None:
     assert [found.generation for found in history.takeovers] == [4, 3, 3, 2]
 
 
-def test_a_takeover_as_it_is_read() -> None:
+def test_a_takeover_is_parsed() -> None:
     assert Takeover.of(taken(4)) == Takeover(NOON, True, "taken over", 4, "0.1.0", 20, 0.74)
     assert Takeover.of(failed(3)) == Takeover(NOON, False, "it does not start", 3)
     assert Takeover.of({}) == Takeover(0.0, False, "", None)
@@ -107,7 +107,7 @@ def test_the_generations_of_a_takeover(entry: dict[str, object], expected: str) 
     assert Takeover.of(entry).generations == expected
 
 
-def test_a_server_without_its_predecessors_state_is_told() -> None:
+def test_a_server_without_its_predecessors_state_is_a_takeover_entry() -> None:
     history = History()
     history.add(NOON, vitals(takeovers=[taken(3)]))
     (found,) = history.add(NOON + 1, vitals(1, generation=1, pid=5, sessions=0)).takeovers
@@ -116,7 +116,7 @@ def test_a_server_without_its_predecessors_state_is_told() -> None:
     assert list(history.takeovers) == [found, Takeover.of(taken(3))]
 
 
-def test_a_takeover_that_its_server_could_not_remember_is_told() -> None:
+def test_an_unrecorded_replacement_is_a_takeover_entry() -> None:
     history = History()
     history.add(NOON, vitals())
     (found,) = history.add(NOON + 1, vitals(1, generation=4, pid=5, takeovers=[failed(3)])).takeovers[1:]

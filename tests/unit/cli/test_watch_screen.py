@@ -1,8 +1,9 @@
-"""What `oxidize watch` draws and prints, at a fixed size."""
+"""The frames and lines of `oxidize watch`, at fixed sizes."""
 
 import io
 import json
 import time
+from typing import Literal
 
 import pytest
 from rich.console import Console, Group
@@ -21,7 +22,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def history() -> History:
-    """A server that is taken over, then fails to be, and then away for a second."""
+    """A server with a takeover, a failed takeover, and a second without an answer."""
     history = History()
     before = [taken(2, -200_000), taken(3, -60)]
     after = [*before, taken(4, 2), failed(4, 3)]
@@ -37,7 +38,9 @@ def history() -> History:
     return history
 
 
-def drawn(history: History, width: int, height: int, glyphs: Glyphs = GLYPHS, colour: str | None = None) -> list[str]:
+def drawn(
+    history: History, width: int, height: int, glyphs: Glyphs = GLYPHS, colour: Literal["standard"] | None = None
+) -> list[str]:
     """The lines of a frame as a terminal of this size shows them, one second after the last sample."""
     console = Console(
         file=io.StringIO(), width=width, height=height, highlight=False, force_terminal=True, color_system=colour
@@ -47,7 +50,7 @@ def drawn(history: History, width: int, height: int, glyphs: Glyphs = GLYPHS, co
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
-def test_the_whole(history: History) -> None:
+def test_a_frame_of_80_columns(history: History) -> None:
     assert drawn(history, 80, 24) == [
         "server  healthy",
         "generation 5, release 0.1.0, pid 4400, up 10 s, 25 peers",
@@ -69,7 +72,7 @@ def test_the_whole(history: History) -> None:
     ]
 
 
-def test_while_nobody_answers(history: History) -> None:
+def test_a_frame_without_an_answer(history: History) -> None:
     history.add(NOON + 6, None)
     assert drawn(history, 80, 24)[0] == "server  no answer since 22:13:25, for 1.0 s"
     history.add(NOON + 6, None, "pid 4400 gives no answer: does it hang?")
@@ -82,7 +85,7 @@ def test_while_nobody_answers(history: History) -> None:
     assert lines[5] == "sessions                    -         20" + "▇▇▇▇ ▇".rjust(38)
 
 
-def test_nothing_has_happened_yet() -> None:
+def test_a_frame_of_the_first_poll() -> None:
     history = History()
     history.add(NOON, vitals())
     lines = drawn(history, 80, 24)
@@ -91,7 +94,7 @@ def test_nothing_has_happened_yet() -> None:
     assert lines[-1] == "no takeovers yet"
 
 
-def test_a_narrow_terminal(history: History) -> None:
+def test_a_frame_of_a_narrow_terminal(history: History) -> None:
     assert drawn(history, 44, 30) == [
         "server  healthy",
         "generation 5, release 0.1.0, pid 4400",
@@ -124,7 +127,7 @@ def test_a_frame_is_never_larger_than_the_terminal(history: History, width: int,
     assert max(line.cell_len for line in lines) <= width
 
 
-def test_what_has_scrolled_away_is_not_the_maximum() -> None:
+def test_the_maximum_covers_only_the_visible_samples() -> None:
     history = History()
     history.add(NOON, vitals(sessions=1000))
     for second in range(1, 39):
@@ -132,14 +135,14 @@ def test_what_has_scrolled_away_is_not_the_maximum() -> None:
     assert drawn(history, 80, 24)[4] == "sessions                   20         20  " + "▇" * 38
 
 
-def test_without_unicode(history: History) -> None:
+def test_a_frame_without_unicode_is_ascii(history: History) -> None:
     text = "\n".join(drawn(history, 80, 24, ASCII_GLYPHS))
     assert text.isascii()
     assert "vx v\n" in text
     assert "___ #\n" in text
 
 
-def test_a_state_that_is_not_healthy_and_takeovers_have_colours(history: History) -> None:
+def test_states_other_than_healthy_and_takeovers_have_colours(history: History) -> None:
     history.add(NOON + 6, vitals(6, generation=5, pid=4400, state="draining", takeovers=[]))
     lines = drawn(history, 80, 24, colour="standard")
     assert "\x1b[1;33mdraining\x1b[0m" in lines[0]
@@ -161,7 +164,7 @@ def test_the_live_screen_leaves_the_terminal_as_it_was(history: History) -> None
 # --- Lines ---
 
 
-def test_lines_for_people(history: History) -> None:
+def test_text_lines_of_a_history(history: History) -> None:
     lines = [line for sample in history.samples for line in text_lines(sample)]
     numbers = "received     100 packets/s  100.0 KiB/s  sent     100 packets/s   50.0 KiB/s  dropped"
     assert lines == [
@@ -178,17 +181,17 @@ def test_lines_for_people(history: History) -> None:
     ]
 
 
-def test_a_state_that_is_not_healthy_is_in_the_line() -> None:
+def test_a_text_line_names_a_state_other_than_healthy() -> None:
     (line,) = text_lines(History().add(NOON, vitals(state="draining", sessions=1)))
     assert line == "22:13:20  draining, generation 3  pid 4242  1 session"
 
 
-def test_why_nobody_answers_is_in_the_line(history: History) -> None:
+def test_a_text_line_has_the_reason_of_a_loss(history: History) -> None:
     assert list(text_lines(history.add(NOON + 6, None, "it hangs"))) == ["22:13:26  no answer: it hangs"]
     assert list(text_lines(history.add(NOON + 7, None, "it hangs"))) == []
 
 
-def test_lines_for_programs(history: History) -> None:
+def test_json_lines_of_a_history(history: History) -> None:
     objects = [json.loads(line) for sample in history.samples for line in json_lines(sample)]
     assert [found["type"] for found in objects] == [
         *("sample", "sample", "takeover", "sample", "takeover", "sample", "lost", "takeover", "back", "sample")
@@ -218,5 +221,5 @@ def test_lines_for_programs(history: History) -> None:
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(0, "0"), (0.26, "0.3"), (9.96, "10.0"), (10, "10"), (1234.5, "1,234")])
-def test_small_rates_are_told_by_the_tenth(rate: float, expected: str) -> None:
+def test_small_rates_have_tenths(rate: float, expected: str) -> None:
     assert rate_text(rate) == expected

@@ -1,12 +1,13 @@
-"""One deployment from its beginning to its end, on a played server."""
+"""One deployment from its beginning to its end, with a simulated server."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from oxidize.deploy import history
+from oxidize.deploy import SETTLE_SECS, history
 from oxidize.deploy.commands import Rehearsed
-from oxidize.deploy.deployment import BASELINE_SECS, SETTLE_SECS
+from oxidize.deploy.deployment import BASELINE_SECS
 from oxidize.deploy.history import UnderWay
 from oxidize.deploy.progress import Step
 from oxidize.deploy.releases import Release
@@ -75,11 +76,11 @@ def test_a_good_release_is_built_rehearsed_switched_to_and_watched(world: World)
         pytest.param({"is_mute": True}, "gives no answer", id="hangs"),
         pytest.param({"is_mute": True, "ends_after_secs": 11.0}, "gives no answer", id="hangs until it is ended"),
         pytest.param({"answers": DecodeError("not JSON")}, "not JSON", id="answers what cannot be read"),
-        pytest.param({"answers": ZeroDivisionError()}, "a bug of the deployment", id="answers what nobody thought of"),
+        pytest.param({"answers": ZeroDivisionError()}, "a bug of the deployment", id="raises an unexpected error"),
         pytest.param({"logs_per_sec": 1.0}, "logged as errors", id="logs errors later"),
     ],
 )
-def test_a_bad_release_is_taken_back_by_takeover(world: World, behaviour: dict[str, object], expected: str) -> None:
+def test_a_bad_release_is_rolled_back_by_takeover(world: World, behaviour: dict[str, Any], expected: str) -> None:
     add(world, **behaviour)
     entry = world.deployer().deploy("two")
     assert entry.result == history.ROLLED_BACK
@@ -90,7 +91,7 @@ def test_a_bad_release_is_taken_back_by_takeover(world: World, behaviour: dict[s
     assert steps(world)[-1] == (Step.ROLL_BACK, True)
 
 
-def test_a_release_that_never_serves_leaves_the_one_before_alone(world: World) -> None:
+def test_a_release_that_never_serves_leaves_the_previous_one_running(world: World) -> None:
     add(world, refuses="broken on purpose")
     pid = world.pid
     entry = world.deployer().deploy("two")
@@ -99,7 +100,7 @@ def test_a_release_that_never_serves_leaves_the_one_before_alone(world: World) -
     assert (world.pid, world.reloads) == (pid, ["two"])
 
 
-def test_a_release_that_cannot_be_taken_back_is_said_to_be_lost(world: World) -> None:
+def test_a_release_that_cannot_be_rolled_back_is_reported_as_lost(world: World) -> None:
     add(world, errors=1)
     world.behaviours["one"] = Behaviour(refuses="cannot read the state")
     entry = world.deployer().deploy("two")
@@ -108,7 +109,7 @@ def test_a_release_that_cannot_be_taken_back_is_said_to_be_lost(world: World) ->
     assert "cannot read the state" in entry.reason
 
 
-def test_what_is_wrong_with_the_main_process_is_a_reason(world: World) -> None:
+def test_a_wrong_main_process_is_a_reason(world: World) -> None:
     add(world, on_reload=lambda: setattr(world, "main_pid_is_wrong", True))
     entry = world.deployer().deploy("two")
     assert "the main process of the service is" in entry.reason
@@ -116,7 +117,7 @@ def test_what_is_wrong_with_the_main_process_is_a_reason(world: World) -> None:
 
 
 @pytest.mark.parametrize("what", ["problem", "rehearsal_problem"])
-def test_what_the_preflight_finds_stops_it_before_the_switch(world: World, what: str) -> None:
+def test_a_failed_check_before_the_switch_refuses_the_release(world: World, what: str) -> None:
     add(world)
     setattr(world.commands, what, "server.toml: mtu = 5: expected more")
     entry = world.deployer(forced=what == "problem").deploy("two")
@@ -124,7 +125,7 @@ def test_what_the_preflight_finds_stops_it_before_the_switch(world: World, what:
     assert (current(world), world.reloads) == ("one", [])
 
 
-def test_fewer_sessions_stop_it_unless_it_is_forced(world: World) -> None:
+def test_a_release_that_keeps_fewer_sessions_is_refused_unless_forced(world: World) -> None:
     add(world)
     world.commands.rehearsed = Rehearsed(1, 2, {"not configured any more": 1})
     entry = world.deployer().deploy("two")
@@ -136,12 +137,12 @@ def test_fewer_sessions_stop_it_unless_it_is_forced(world: World) -> None:
     assert any("forced" in note for note in world.progress.notes)
 
 
-def test_traffic_may_be_left_out_of_the_verdict(world: World) -> None:
+def test_the_health_check_can_ignore_traffic(world: World) -> None:
     add(world, packets_per_sec=0.0)
     assert world.deployer(check_traffic=False).deploy("two").result == history.SUCCESS
 
 
-def test_rolling_back_goes_further_back_each_time_and_never_to_what_was_left(world: World) -> None:
+def test_each_rollback_goes_further_back_and_never_to_a_bad_release(world: World) -> None:
     for name in ("two", "three"):
         world.commands.to_build = [name]
         assert world.deployer().deploy(None).result == history.SUCCESS
@@ -156,13 +157,13 @@ def test_rolling_back_goes_further_back_each_time_and_never_to_what_was_left(wor
     assert world.deployer().rollback().target == "one"
 
 
-def test_what_serves_already_is_not_deployed(world: World) -> None:
+def test_a_release_that_already_serves_is_not_deployed(world: World) -> None:
     entry = world.deployer().deploy("one")
     assert (entry.result, entry.reason) == (history.SUCCESS, "one serves already: nothing was done")
     assert (world.reloads, steps(world)) == ([], [])
 
 
-def test_a_process_from_elsewhere_is_left_alone(world: World) -> None:
+def test_a_process_that_runs_from_no_release_is_not_replaced(world: World) -> None:
     add(world)
     world.running = Release(Path("/home/alice/checkout/.venv"), "0.1.0", 0.0, "")
     entry = world.deployer().deploy("two")
@@ -171,11 +172,11 @@ def test_a_process_from_elsewhere_is_left_alone(world: World) -> None:
     assert world.reloads == []
 
 
-def test_an_unknown_release_is_told_from_those_there_are(world: World) -> None:
+def test_an_unknown_release_is_refused_with_a_list_of_releases(world: World) -> None:
     assert "expected one of one;" in world.deployer().deploy("five").reason
 
 
-def test_without_a_server_only_current_changes(world: World) -> None:
+def test_a_deployment_without_a_server_only_changes_current(world: World) -> None:
     add(world)
     world.running = None
     entry = world.deployer().deploy("two")
@@ -183,7 +184,7 @@ def test_without_a_server_only_current_changes(world: World) -> None:
     assert world.progress.notes == ["no server is running: the next start runs this release"]
 
 
-def test_what_crashes_all_the_time_can_be_gone_back_from(world: World) -> None:
+def test_a_release_that_keeps_crashing_can_be_rolled_back(world: World) -> None:
     world.commands.to_build = ["two"]
     world.deployer().deploy(None)
     one = world.releases.find("one")
@@ -201,7 +202,7 @@ def test_what_crashes_all_the_time_can_be_gone_back_from(world: World) -> None:
     assert (entry.result, running(world)) == (history.SUCCESS, "one")
 
 
-def test_an_interruption_after_the_switch_goes_back(world: World) -> None:
+def test_an_interruption_after_the_switch_rolls_back(world: World) -> None:
     add(world)
     sample = world.unready
 
@@ -216,7 +217,7 @@ def test_an_interruption_after_the_switch_goes_back(world: World) -> None:
     assert (running(world), current(world)) == ("one", "one")
 
 
-def test_a_bug_of_ours_after_the_switch_goes_back(world: World) -> None:
+def test_a_bug_of_the_deployment_after_the_switch_rolls_back(world: World) -> None:
     add(world)
 
     def fails() -> None:
@@ -236,7 +237,7 @@ def test_an_interruption_before_the_switch_changes_nothing(world: World) -> None
     assert (current(world), world.reloads) == ("one", [])
 
 
-def test_releases_that_nobody_goes_back_to_are_removed(world: World) -> None:
+def test_releases_that_are_no_rollback_target_are_removed(world: World) -> None:
     for name in ("two", "three", "four", "five", "six"):
         world.commands.to_build = [name]
         assert world.deployer().deploy(None).result == history.SUCCESS
@@ -244,7 +245,7 @@ def test_releases_that_nobody_goes_back_to_are_removed(world: World) -> None:
     assert steps(world)[-1] == (Step.TIDY, True)
 
 
-def test_releases_that_were_bad_go_before_those_that_served(world: World) -> None:
+def test_bad_releases_are_removed_before_those_that_served(world: World) -> None:
     world.commands.to_build = ["two"]
     world.deployer().deploy(None)
     for name in ("bad-1", "bad-2", "bad-3", "bad-4"):
@@ -257,7 +258,7 @@ def test_releases_that_were_bad_go_before_those_that_served(world: World) -> Non
     assert world.deployer().rollback().target == "one"
 
 
-def test_a_reload_that_is_under_way_is_waited_for_before_going_back(world: World) -> None:
+def test_a_rollback_waits_for_a_reload_that_is_under_way(world: World) -> None:
     add(world)
 
     def is_slow() -> None:
@@ -270,7 +271,7 @@ def test_a_reload_that_is_under_way_is_waited_for_before_going_back(world: World
     assert world.time - began >= 5.0
 
 
-def test_a_full_disk_stops_it_before_the_switch_and_never_after_it(world: World) -> None:
+def test_a_full_disk_stops_a_deployment_before_the_switch_and_never_after_it(world: World) -> None:
     add(world, errors=1)
     begin = world.history.begin
     full_at = Step.SWITCH

@@ -1,4 +1,4 @@
-"""Deployments in bad company: servers that were bad before, others who reload, peers and outsiders at their worst."""
+"""Deployments under bad conditions: a bad previous release, other operators, and misbehaving peers and outsiders."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +10,8 @@ from oxidize.deploy import history
 from oxidize.deploy.commands import Rehearsed
 from oxidize.deploy.deployment import Deployer
 from oxidize.deploy.history import Deployment
-from oxidize.deploy.progress import Step
+from oxidize.deploy.interrupts import Interrupts
+from oxidize.deploy.progress import Progress, Step
 from oxidize.deploy.releases import Release
 from oxidize.errors import DecodeError, DeployError, Phase, TakeoverError
 from tests.support.deploy_world import Behaviour, World, add_release
@@ -38,7 +39,7 @@ def serving(world: World) -> tuple[str, str]:
 
 
 def during(world: World, at: float, what: object) -> None:
-    """Do something once this much time has passed since now."""
+    """Call an action once, after this many seconds of the world's clock."""
     passing, due = world.clock.sleep, world.time + at
     pending = [what]
 
@@ -67,7 +68,7 @@ def during(world: World, at: float, what: object) -> None:
         Behaviour(ends_after_secs=0.2),
     ],
 )
-def test_a_rollback_succeeds_from_whatever_is_bad(world: World, behaviour: Behaviour) -> None:
+def test_a_rollback_succeeds_from_any_bad_release(world: World, behaviour: Behaviour) -> None:
     if behaviour.answers is not None and not isinstance(behaviour.answers, DecodeError):
         behaviour.answers = TakeoverError(Phase.QUERYING, "recursion")  # what `find` makes of it
     assert deploy(world).result == history.SUCCESS
@@ -76,7 +77,7 @@ def test_a_rollback_succeeds_from_whatever_is_bad(world: World, behaviour: Behav
     assert (entry.result, entry.target, serving(world)) == (history.SUCCESS, "one", ("one", "one"))
 
 
-def test_a_rollback_that_cannot_be_rehearsed_is_tried_all_the_same(world: World) -> None:
+def test_a_rollback_that_cannot_be_rehearsed_is_still_tried(world: World) -> None:
     assert deploy(world).result == history.SUCCESS
     world.commands.rehearsal_problem = "the server does not hand out its state"
     assert world.deployer().rollback().result == history.SUCCESS
@@ -91,41 +92,41 @@ def test_a_rollback_that_would_lose_sessions_is_refused_unless_it_is_forced(worl
     assert world.deployer(forced=True).rollback().result == history.SUCCESS
 
 
-def test_a_rollback_is_not_taken_back_for_what_passes(world: World) -> None:
+def test_a_rollback_is_not_undone_because_of_traffic(world: World) -> None:
     assert deploy(world).result == history.SUCCESS
     world.behaviours["one"] = Behaviour(packets_per_sec=0.0, drops_per_sec=100.0, kernel_drops_per_sec=10.0)
     assert world.deployer().rollback().result == history.SUCCESS
 
 
-def test_a_release_that_mends_can_be_shipped_by_force_over_one_that_is_mute(world: World) -> None:
+def test_force_deploys_a_fix_over_a_server_that_does_not_answer(world: World) -> None:
     world.behaviours["one"] = Behaviour(is_mute=True)
     assert deploy(world).result == history.REFUSED
     assert deploy(world, forced=True).result == history.SUCCESS
     assert serving(world) == ("two", "two")
 
 
-def test_errors_of_the_one_before_are_not_blamed_on_the_next(world: World) -> None:
+def test_errors_of_the_predecessor_do_not_count_against_the_release(world: World) -> None:
     world.behaviours["one"] = Behaviour(logs_per_sec=3.0)
     assert deploy(world).result == history.SUCCESS
 
 
-# --- What others do meanwhile ---
+# --- Other operators ---
 
 
-def test_a_server_that_drains_is_left_to_it(world: World) -> None:
+def test_a_draining_server_is_not_replaced(world: World) -> None:
     world.behaviours["one"] = Behaviour(unready="503 draining")
     entry = deploy(world)
     assert (entry.result, world.reloads) == (history.REFUSED, [])
     assert "neither starting nor draining" in entry.reason
 
 
-def test_somebody_elses_reload_while_it_is_watched_is_no_reason(world: World) -> None:
+def test_a_reload_by_another_operator_during_the_watch_is_no_reason(world: World) -> None:
     during(world, 6.0, lambda: world.reload(Path()))
     assert deploy(world).result == history.SUCCESS
     assert world.reloads == ["two", "two"]
 
 
-def test_somebody_elses_release_while_it_is_watched_is_one(world: World) -> None:
+def test_a_release_by_another_operator_during_the_watch_is_a_reason(world: World) -> None:
     three = add_release(world.prefix, "three", 3.0)
     during(world, 6.0, lambda: world.serve(three))
     entry = deploy(world)
@@ -134,7 +135,7 @@ def test_somebody_elses_release_while_it_is_watched_is_one(world: World) -> None
 
 
 def serve_during_the_build(world: World, release: Release) -> None:
-    """Let a release come to serve while "four" is built."""
+    """Make a release begin to serve while "four" is built."""
     build = world.commands.build
 
     def slow() -> Release:
@@ -145,21 +146,21 @@ def serve_during_the_build(world: World, release: Release) -> None:
     world.commands.to_build = ["four"]
 
 
-def test_what_has_come_to_serve_during_the_build_is_what_one_goes_back_to(world: World) -> None:
+def test_a_release_that_began_to_serve_during_the_build_is_the_rollback_target(world: World) -> None:
     serve_during_the_build(world, add_release(world.prefix, "three", 3.0))
     world.behaviours["four"] = Behaviour(errors=1)
     entry = world.deployer().deploy(None)
     assert (entry.result, entry.source, serving(world)) == (history.ROLLED_BACK, "three", ("three", "three"))
 
 
-def test_a_server_that_came_up_during_the_build_is_replaced_and_not_passed_over(world: World) -> None:
+def test_a_server_that_started_during_the_build_is_replaced(world: World) -> None:
     world.running = None
     serve_during_the_build(world, world.releases.find("one"))
     assert world.deployer().deploy(None).result == history.SUCCESS
     assert serving(world) == ("four", "four")
 
 
-def test_a_server_that_is_being_started_is_not_taken_for_none(world: World) -> None:
+def test_a_starting_server_is_not_mistaken_for_none(world: World) -> None:
     world.running, world.is_starting = None, True
     entry = deploy(world)
     assert (entry.result, "is starting" in entry.reason) == (history.REFUSED, True)
@@ -168,7 +169,7 @@ def test_a_server_that_is_being_started_is_not_taken_for_none(world: World) -> N
     assert found.name == "one"
 
 
-def test_a_server_that_is_replaced_while_it_is_measured_is_not_replaced_again(world: World) -> None:
+def test_a_server_that_is_replaced_during_the_measurement_is_not_replaced_again(world: World) -> None:
     three = add_release(world.prefix, "three", 3.0)
     during(world, 1.0, lambda: world.serve(three))
     entry = deploy(world)
@@ -176,13 +177,13 @@ def test_a_server_that_is_replaced_while_it_is_measured_is_not_replaced_again(wo
     assert "by another operator" in entry.reason
 
 
-def test_what_serves_already_is_also_what_the_next_start_runs(world: World) -> None:
+def test_current_leads_to_a_release_that_already_serves(world: World) -> None:
     world.releases.point_current_at(world.releases.find("two"))
     assert deploy(world, "one").result == history.SUCCESS
     assert serving(world) == ("one", "one")
 
 
-def test_a_clock_that_stands_still_is_not_waited_for(world: World) -> None:
+def test_a_server_clock_that_has_stopped_is_refused(world: World) -> None:
     vitals = world.vitals()
     assert vitals is not None
     world.vitals = lambda: vitals  # type: ignore[method-assign]
@@ -191,7 +192,7 @@ def test_a_clock_that_stands_still_is_not_waited_for(world: World) -> None:
 
 
 def behind(world: World, name: str, number: int, what: Callable[[object], object]) -> None:
-    """Let `what` change what the so-many-th call of a method of the world returns, once "two" serves."""
+    """Make `what` replace the result of one numbered call of a world's method, once "two" serves."""
     asked, calls = getattr(world, name), []
 
     def changed() -> object:
@@ -204,7 +205,7 @@ def behind(world: World, name: str, number: int, what: Callable[[object], object
     setattr(world, name, changed)
 
 
-def test_a_reload_between_two_questions_is_no_reason(world: World) -> None:
+def test_a_reload_between_two_queries_is_no_reason(world: World) -> None:
     def reloaded(found: object) -> object:
         world.reload(Path())
         return found
@@ -218,7 +219,7 @@ def test_a_service_manager_that_does_not_answer_once_is_no_reason(world: World) 
     assert deploy(world).result == history.SUCCESS
 
 
-def test_a_last_observation_that_is_in_doubt_is_looked_at_again(world: World) -> None:
+def test_an_unconfirmed_last_observation_is_repeated(world: World) -> None:
     for number in (4, 5):
         behind(world, "serving", number, lambda _: None)
     assert deploy(world, settle_secs=0.5).result == history.SUCCESS
@@ -241,7 +242,7 @@ def test_a_release_that_cannot_be_removed_is_left_for_the_next_time(
     assert any("the next deployment tries again" in note for note in world.progress.notes)
 
 
-def test_a_link_that_cannot_be_changed_is_no_loss(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_that_cannot_be_changed_loses_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(release: Release) -> None:
         raise DeployError("current: No space left on device")
 
@@ -251,8 +252,8 @@ def test_a_link_that_cannot_be_changed_is_no_loss(world: World, monkeypatch: pyt
     assert "No space left" in entry.reason
 
 
-def test_a_bug_of_ours_before_the_switch_switches_nothing(world: World) -> None:
-    world.commands.check = lambda *_: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+def test_a_bug_of_the_deployment_before_the_switch_switches_nothing(world: World) -> None:
+    world.commands.check = lambda *_: 1 / 0  # type: ignore[method-assign, assignment]
     entry = deploy(world)
     assert (entry.result, serving(world)) == (history.REFUSED, ("one", "one"))
     assert "a bug of the deployment" in entry.reason
@@ -261,12 +262,12 @@ def test_a_bug_of_ours_before_the_switch_switches_nothing(world: World) -> None:
 # --- What clients and outsiders do ---
 
 
-def test_rubbish_from_anywhere_is_no_reason(world: World) -> None:
+def test_malformed_datagrams_are_no_reason(world: World) -> None:
     world.behaviours["two"] = Behaviour(rubbish_per_sec=5000.0)
     assert deploy(world).result == history.SUCCESS
 
 
-def test_peers_that_fall_silent_together_are_a_reason_and_one_is_none(world: World) -> None:
+def test_most_peers_falling_silent_is_a_reason_and_one_is_not(world: World) -> None:
     world.peers_of = ["alice", "bob", "carol"]
     world.commands.rehearsed = Rehearsed(3, 3, {})
     world.behaviours["two"] = Behaviour(silent=["bob"])
@@ -281,7 +282,7 @@ def test_peers_that_fall_silent_together_are_a_reason_and_one_is_none(world: Wor
     )
 
 
-def test_a_trickle_that_dries_up_for_good_is_a_reason(world: World) -> None:
+def test_a_low_rate_that_stops_for_the_whole_watch_is_a_reason(world: World) -> None:
     world.behaviours["one"] = Behaviour(packets_per_sec=5.0)
     world.behaviours["two"] = Behaviour(packets_per_sec=0.0)
     entry = deploy(world)
@@ -290,7 +291,7 @@ def test_a_trickle_that_dries_up_for_good_is_a_reason(world: World) -> None:
     assert deploy(world).result == history.SUCCESS
 
 
-def test_force_allows_no_more_to_be_lost_than_was_announced(world: World) -> None:
+def test_force_allows_only_the_announced_loss_of_sessions(world: World) -> None:
     world.commands.rehearsed = Rehearsed(1, 2, {"not configured any more": 1})
     world.behaviours["two"] = Behaviour(lost_peers=["bob"])
     assert deploy(world, forced=True).result == history.SUCCESS
@@ -306,13 +307,14 @@ def test_a_release_that_never_served_has_no_blackout(world: World) -> None:
     assert (entry.result, entry.blackout_ms, entry.sessions) == (history.FAILED, None, None)
 
 
-def test_an_interruption_is_acted_on_while_it_is_watched_and_forgotten_on_the_way_back(world: World) -> None:
+def test_an_interruption_ends_the_watch_and_is_ignored_during_the_rollback(world: World) -> None:
+    interrupts: Interrupts
     during(world, 4.0, lambda: interrupts._interrupt(2, None))
     deployer = world.deployer()
     interrupts = deployer._interrupts
     begin = world.progress.begin
 
-    class Impatient(type(world.progress)):  # type: ignore[misc]
+    class Impatient(Progress):
         def begin(self, step: Step) -> None:
             if step is Step.ROLL_BACK:
                 interrupts._interrupt(2, None)
@@ -323,7 +325,7 @@ def test_an_interruption_is_acted_on_while_it_is_watched_and_forgotten_on_the_wa
     assert (entry.result, entry.reason, serving(world)) == (history.ROLLED_BACK, "interrupted", ("one", "one"))
 
 
-def test_an_interruption_once_all_is_done_changes_nothing(world: World) -> None:
+def test_an_interruption_after_the_end_changes_nothing(world: World) -> None:
     deployer = world.deployer()
     append = world.history.append
 

@@ -1,4 +1,4 @@
-"""What speaks against a release, and what does not."""
+"""Observations that count against a release, and those that do not."""
 
 from dataclasses import replace
 from typing import Any
@@ -65,11 +65,11 @@ def judged(before: Baseline, samples: int = 20, *, received: int = 500, drops: i
     return reasons
 
 
-def test_a_release_that_does_what_the_one_before_did_is_good() -> None:
+def test_a_release_that_behaves_like_its_predecessor_is_good() -> None:
     assert judged(baseline()) == []
 
 
-def test_a_trickle_that_stops_is_no_reason() -> None:
+def test_a_low_rate_that_pauses_is_no_reason() -> None:
     assert judged(baseline(received=2), received=0) == []
 
 
@@ -77,7 +77,7 @@ def test_a_flow_that_pauses_for_a_moment_is_no_reason() -> None:
     assert judged(baseline(), samples=5, received=0) == []
 
 
-def test_a_flow_that_stops_is_one() -> None:
+def test_a_flow_that_stops_is_a_reason() -> None:
     assert any("packets received: 0 a second" in reason for reason in judged(baseline(), samples=7, received=0))
 
 
@@ -85,7 +85,7 @@ def test_a_flow_that_is_less_by_half_is_no_reason() -> None:
     assert judged(baseline(), received=250) == []
 
 
-def test_rubbish_that_came_before_as_well_is_no_reason() -> None:
+def test_drops_at_the_rate_of_before_are_no_reason() -> None:
     assert judged(baseline(received=100, drops=50), received=100, drops=60) == []
     assert any("no route" in reason for reason in judged(baseline(received=100, drops=2), received=100, drops=50))
 
@@ -99,7 +99,7 @@ def test_a_queue_that_overflows_is_a_reason_unless_it_did_before() -> None:
     assert judged(baseline(kernel=5), kernel=5) == []
 
 
-def test_not_ready_once_is_no_reason() -> None:
+def test_one_unready_observation_is_no_reason() -> None:
     check = HealthCheck(baseline(), TWO)
     now = replace(FIRST, at=104.0, generation=5, pid=11)
     assert check.observe(Observation(SERVING, now, "503 starting")) == []
@@ -118,7 +118,7 @@ def test_not_ready_once_is_no_reason() -> None:
         (Serving(11, ""), {}, 11, f"pid 11 serves; expected {TWO}"),
     ],
 )
-def test_who_serves_is_who_should(
+def test_a_wrong_serving_process_is_a_reason(
     serving: Serving, changed: dict[str, Any], main_pid: int | None, expected: str
 ) -> None:
     now = replace(FIRST, **{"at": 104.0, "generation": 5, "pid": 11, **changed})
@@ -126,7 +126,7 @@ def test_who_serves_is_who_should(
 
 
 @pytest.mark.parametrize("serving", [SERVING, None])
-def test_nobody_is_a_reason(serving: Serving | None) -> None:
+def test_a_missing_server_is_a_reason(serving: Serving | None) -> None:
     check = HealthCheck(baseline(), TWO)
     assert check.observe(Observation(serving, None)) == ["no server is running: the process has ended"]
 
@@ -139,15 +139,15 @@ def test_nobody_is_a_reason(serving: Serving | None) -> None:
         (None, 11, None, "pid 11 answers, but no process serves"),
     ],
 )
-def test_who_answers_and_who_serves_may_differ_for_a_moment_and_no_longer(
+def test_answering_and_serving_process_may_differ_only_briefly(
     serving: Serving | None, pid: int, main_pid: int | None, expected: str
 ) -> None:
     check = HealthCheck(baseline(), TWO)
     now = replace(FIRST, at=104.0, generation=5, pid=pid)
-    assert check.observe(Observation(serving, now, main_pid=main_pid)) == []
-    assert check.is_unsettled
-    assert check.observe(Observation(Serving(pid, TWO), now, main_pid=pid)) == []
-    assert not check.is_unsettled
+    reasons = check.observe(Observation(serving, now, main_pid=main_pid))
+    assert (reasons, check.is_unsettled) == ([], True)
+    reasons = check.observe(Observation(Serving(pid, TWO), now, main_pid=pid))
+    assert (reasons, check.is_unsettled) == ([], False)
     found = [check.observe(Observation(serving, now, main_pid=main_pid)) for _ in range(3)]
     assert found == [[], [], [expected]]
 
@@ -177,7 +177,7 @@ def test_a_flood_that_overflows_the_queue_is_no_reason() -> None:
     assert judged(baseline(), received=0, kernel=100)
 
 
-def test_errors_are_those_of_the_release_alone() -> None:
+def test_only_errors_of_the_release_itself_count() -> None:
     now = later(replace(baseline().last, generation=5, pid=11), 0.5, received=500)
     now = replace(now, totals={**now.totals, "errors_logged": 7})
     for before, reasons in ((7, []), (5, ["2 lines logged as errors since the switch"]), (None, ["7 lines"])):
@@ -186,7 +186,7 @@ def test_errors_are_those_of_the_release_alone() -> None:
         assert all(given in seen for given, seen in zip(reasons, found, strict=True))
 
 
-def test_rates_come_of_the_servers_own_clock() -> None:
+def test_rates_are_measured_by_the_servers_clock() -> None:
     passed = rates(FIRST, later(FIRST, 2.0, received=500))
     assert (passed.received, passed.sent) == (250.0, 250.0)
     assert rates(FIRST, FIRST).received == 0.0
@@ -194,7 +194,7 @@ def test_rates_come_of_the_servers_own_clock() -> None:
 
 
 @pytest.mark.parametrize("answer", [{}, {"at_boot_secs": "x"}, {"at_boot_secs": None}])
-def test_an_answer_that_is_none_is_a_decode_error(answer: dict[str, Any]) -> None:
+def test_invalid_vitals_are_a_decode_error(answer: dict[str, Any]) -> None:
     with pytest.raises(DecodeError):
         Vitals.of(answer)
 
@@ -224,7 +224,7 @@ def peer(name: str, *, has_session: bool = True, age: float = 10.0, ends: float 
         ([], [peer("b")], []),
     ],
 )
-def test_only_a_session_that_did_not_end_by_age_is_missing(
+def test_a_session_that_ended_by_age_is_not_missing(
     before: list[PeerVitals], after: list[PeerVitals], missing: list[str]
 ) -> None:
     assert missing_sessions(before, after, 1000.0) == missing
@@ -240,6 +240,6 @@ def test_the_age_of_a_session_is_that_of_its_keypair() -> None:
     "answer",
     [None, [], {}, {"peers": None}, {"peers": {}}, {"peers": [None]}, {"peers": [{}]}, {"peers": [{"name": 1}]}],
 )
-def test_a_status_that_is_none_is_a_decode_error(answer: Any) -> None:
+def test_an_invalid_status_is_a_decode_error(answer: Any) -> None:
     with pytest.raises(DecodeError):
         PeerVitals.all_of(answer)

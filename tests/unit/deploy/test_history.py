@@ -33,7 +33,7 @@ def deployed(source: str, target: str, result: str = "success", action: str = "d
 # --- The log ---
 
 
-def test_what_has_ended_is_read_back_and_nothing_is_under_way(past: History) -> None:
+def test_an_ended_deployment_is_read_back_and_none_is_under_way(past: History) -> None:
     past.begin(UNDER_WAY)
     assert past.under_way() == UNDER_WAY
     past.append(ENTRY)
@@ -42,7 +42,7 @@ def test_what_has_ended_is_read_back_and_nothing_is_under_way(past: History) -> 
     assert past.under_way() is None
 
 
-def test_a_line_that_was_cut_off_costs_itself_alone(past: History) -> None:
+def test_a_truncated_line_does_not_affect_the_others(past: History) -> None:
     past.append(ENTRY)
     with past.log.open("a") as log:
         log.write('{"at_unix": 2, "who": "bo')
@@ -51,19 +51,19 @@ def test_a_line_that_was_cut_off_costs_itself_alone(past: History) -> None:
 
 
 @pytest.mark.parametrize("line", ["[]", "7", "{}", '"x"', "{", '{"at_unix": 1}', "\0"])
-def test_lines_that_are_none_are_passed_over(past: History, line: str) -> None:
+def test_invalid_lines_of_the_log_are_skipped(past: History, line: str) -> None:
     past.log.write_text(f"{line}\n")
     past.append(ENTRY)
     assert past.entries() == [ENTRY]
 
 
-def test_fields_of_a_later_release_are_passed_over(past: History) -> None:
+def test_fields_of_a_later_release_are_ignored(past: History) -> None:
     past.append(ENTRY)
     past.log.write_text(json.dumps(json.loads(past.log.read_text()) | {"region": "eu"}) + "\n")
     assert past.entries() == [ENTRY]
 
 
-def test_the_log_does_not_grow_for_ever(past: History) -> None:
+def test_the_log_has_a_size_limit(past: History) -> None:
     line = past.log
     past.append(ENTRY)
     line.write_text(line.read_text() * (LOG_BYTES_MAX // line.stat().st_size + 2))
@@ -81,7 +81,7 @@ def test_a_link_in_the_place_of_the_log_is_not_followed(past: History, tmp_path:
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_folder_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
+def test_a_state_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DeployError, match="expected a folder that this user may write"):
         History(tmp_path / "file/state").prepare()
@@ -90,7 +90,7 @@ def test_a_folder_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
 # --- The lock ---
 
 
-def test_the_second_is_told_who_is_first(tmp_path: Path) -> None:
+def test_a_second_deployment_is_refused_with_the_holder_of_the_lock(tmp_path: Path) -> None:
     assert lock_holder(tmp_path) is None
     with locked(tmp_path, "pid 12, alice"), pytest.raises(DeployError, match=r"under way \(pid 12, alice\)"):
         locked(tmp_path, "pid 13, bob").__enter__()
@@ -99,7 +99,7 @@ def test_the_second_is_told_who_is_first(tmp_path: Path) -> None:
         assert lock_holder(tmp_path) == "pid 13, bob"
 
 
-def test_a_child_that_was_given_the_lock_keeps_it(tmp_path: Path) -> None:
+def test_a_child_that_inherits_the_lock_keeps_it(tmp_path: Path) -> None:
     with locked(tmp_path, "pid 12, alice") as lock_fd:
         command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[lock_fd])
@@ -115,7 +115,7 @@ def test_a_child_that_was_given_the_lock_keeps_it(tmp_path: Path) -> None:
         pass
 
 
-def test_a_child_that_was_not_given_it_does_not(tmp_path: Path) -> None:
+def test_a_child_that_does_not_inherit_the_lock_does_not_keep_it(tmp_path: Path) -> None:
     with locked(tmp_path, "pid 12, alice"):
         command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -139,7 +139,7 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path) -> None
 # --- The releases on disk ---
 
 
-def test_current_leads_to_one_release_after_the_other(tmp_path: Path) -> None:
+def test_current_always_leads_to_a_release(tmp_path: Path) -> None:
     releases = Releases(tmp_path)
     assert (releases.all(), releases.current()) == ([], None)
     one, two = add_release(tmp_path, "one", 1.0), add_release(tmp_path, "two", 2.0)
@@ -154,13 +154,13 @@ def test_current_leads_to_one_release_after_the_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 1}', '{"version": "1", "built_unix": "x"}'])
-def test_a_release_that_is_not_described_is_none(tmp_path: Path, text: str) -> None:
+def test_a_folder_without_a_valid_description_is_no_release(tmp_path: Path, text: str) -> None:
     release = add_release(tmp_path, "one", 1.0)
     (release.folder / "release.json").write_text(text)
     assert Releases(tmp_path).all() == []
 
 
-def test_a_circle_of_links_leads_nowhere(tmp_path: Path) -> None:
+def test_a_loop_of_links_leads_to_no_release(tmp_path: Path) -> None:
     (tmp_path / "current").symlink_to("current")
     assert Releases(tmp_path).current() is None
 
@@ -179,12 +179,12 @@ def before(releases: Releases, running: str, *entries: Deployment) -> str | None
     return found.name if found is not None else None
 
 
-def test_without_a_log_the_way_back_is_by_age(tmp_path: Path) -> None:
+def test_without_a_log_rollback_targets_go_by_age(tmp_path: Path) -> None:
     releases = names(tmp_path, "a", "b", "c")
     assert [before(releases, name) for name in ("c", "b", "a")] == ["b", "a", None]
 
 
-def test_the_way_back_is_what_served_whatever_its_age(tmp_path: Path) -> None:
+def test_a_rollback_target_is_what_served_whatever_its_age(tmp_path: Path) -> None:
     releases = names(tmp_path, "a", "b", "c")
     entries = [deployed("b", "c"), deployed("c", "a")]
     assert before(releases, "a", *entries) == "c"
@@ -194,7 +194,7 @@ def test_the_way_back_is_what_served_whatever_its_age(tmp_path: Path) -> None:
     assert before(releases, "b", *entries) is None  # a was left, and is the only older one
 
 
-def test_what_was_switched_to_by_hand_counts_as_what_serves(tmp_path: Path) -> None:
+def test_a_release_that_was_switched_to_by_hand_counts_as_serving(tmp_path: Path) -> None:
     releases = names(tmp_path, "a", "b", "c", "d")
     assert before(releases, "d", deployed("a", "b")) == "b"
     assert before(releases, "a", deployed("a", "b"), deployed("b", "c")) is None
@@ -202,7 +202,7 @@ def test_what_was_switched_to_by_hand_counts_as_what_serves(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("known", [[], [deployed("b", "c")]])
-def test_no_rollback_goes_to_where_one_came_from(tmp_path: Path, known: list[Deployment]) -> None:
+def test_no_rollback_returns_to_the_release_that_was_left(tmp_path: Path, known: list[Deployment]) -> None:
     releases = names(tmp_path, "a", "b", "c")
     entries = [*known, deployed("c", "b", action="rollback")]
     assert before(releases, "b", *entries) == "a"
@@ -211,7 +211,7 @@ def test_no_rollback_goes_to_where_one_came_from(tmp_path: Path, known: list[Dep
 
 
 @pytest.mark.parametrize("result", ["failed", "rolled back", "lost"])
-def test_what_did_not_hold_is_not_gone_back_to(tmp_path: Path, result: str) -> None:
+def test_a_bad_release_is_no_rollback_target(tmp_path: Path, result: str) -> None:
     releases = names(tmp_path, "a", "bad", "c")
     assert before(releases, "c", deployed("a", "bad", result), deployed("a", "c")) == "a"
     assert before(releases, "c", deployed("a", "bad", result)) == "a"
@@ -220,30 +220,30 @@ def test_what_did_not_hold_is_not_gone_back_to(tmp_path: Path, result: str) -> N
 
 
 @pytest.mark.parametrize("result", ["refused", "interrupted"])
-def test_what_was_only_stopped_may_be_gone_back_to(tmp_path: Path, result: str) -> None:
+def test_a_refused_or_interrupted_release_may_be_a_rollback_target(tmp_path: Path, result: str) -> None:
     releases = names(tmp_path, "a", "b", "c")
     assert before(releases, "b", deployed("a", "b", result)) == "a"
     assert before(releases, "c", deployed("a", "b", result), deployed("b", "c")) == "b"
 
 
-def test_a_release_that_is_gone_is_passed_over(tmp_path: Path) -> None:
+def test_a_removed_release_is_skipped(tmp_path: Path) -> None:
     releases = names(tmp_path, "a", "c")
     assert before(releases, "c", deployed("a", "b"), deployed("b", "c")) == "a"
 
 
-def test_what_is_still_to_be_shipped_stays(tmp_path: Path) -> None:
+def test_a_release_that_is_still_to_be_deployed_is_kept(tmp_path: Path) -> None:
     releases = names(tmp_path, "a", "b", "c", "d", "e", "bad", "new")
     entries = [deployed("d", "e"), deployed("e", "bad", "rolled back"), deployed("e", "new", "refused")]
     assert [release.name for release in removable("e", {"e"}, releases.all(), entries)] == ["bad", "a"]
 
 
-def test_a_rollback_that_was_taken_back_goes_further_the_next_time(tmp_path: Path) -> None:
+def test_a_rollback_that_was_undone_goes_further_back_the_next_time(tmp_path: Path) -> None:
     releases = names(tmp_path, "a", "b", "c")
     assert before(releases, "c", deployed("b", "c")) == "b"
     assert before(releases, "c", deployed("b", "c"), deployed("c", "b", "rolled back", "rollback")) == "a"
 
 
-def test_three_are_kept_besides_the_one_that_runs(tmp_path: Path) -> None:
+def test_three_releases_are_kept_in_addition_to_the_running_one(tmp_path: Path) -> None:
     releases = names(tmp_path, "a", "b", "c", "d", "e", "f")
     gone = removable("f", {"f", "a"}, releases.all(), [])
     assert [release.name for release in gone] == ["b"]

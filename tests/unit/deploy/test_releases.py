@@ -1,4 +1,4 @@
-"""Building a release, and the lock under which it is done: with a stand-in for Python and pip, so in no time."""
+"""The build of a release and its lock, with a fast stand-in for Python and pip; and the deployment script."""
 
 import fcntl
 import json
@@ -17,7 +17,7 @@ from oxidize import __version__
 
 ROOT = Path(__file__).parents[3]
 UNITS = ["oxidize-daemon.service", "oxidize.socket", "oxidize-http.socket", "oxidize-client.service"]
-# Tells that a build has begun, and goes on when it is told to; a build without these two does not wait.
+# Reports that a build has begun, and waits for a signal to continue; without these two a build does not wait.
 PYTHON = """#!/bin/sh
 set -eu
 test "$1 $2" = "-m venv" || exit 0
@@ -78,7 +78,7 @@ class Builder:
 
     @contextmanager
     def build(self) -> Iterator[tuple["subprocess.Popen[str]", int]]:
-        """Start a build that waits in its first step; yield it and the pid of its shell; leave no process of it."""
+        """Start a build that waits in its first step; yield it and the pid of its shell; end all its processes."""
         env = self.environment(TEST_BEGUN=str(self.begun), TEST_GO=str(self.go))
         pipe = subprocess.PIPE
         begun = os.open(self.begun, os.O_RDONLY | os.O_NONBLOCK)
@@ -86,7 +86,8 @@ class Builder:
             self.command("release"), env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True
         )
         try:
-            select.select([begun, build.stdout], [], [])
+            assert build.stdout is not None
+            select.select([begun, build.stdout.fileno()], [], [])
             os.set_blocking(begun, True)
             shell = os.read(begun, 100)
             assert shell, f"the build has ended: {build.communicate()}"
@@ -98,7 +99,7 @@ class Builder:
             build.communicate()
 
     def releases(self) -> list[Path]:
-        """Return the folders of builds, whole or not."""
+        """Return the folders of builds, complete or not."""
         return sorted((self.prefix / "releases").iterdir())
 
 
@@ -107,7 +108,7 @@ def builder(tmp_path: Path) -> Builder:
     return Builder(tmp_path)
 
 
-def test_a_release_says_what_it_is_and_nothing_else_is_changed(builder: Builder) -> None:
+def test_a_release_is_described_and_nothing_else_is_changed(builder: Builder) -> None:
     done = builder.make("release")
     (folder,) = builder.releases()
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, str(folder)), done
@@ -130,14 +131,14 @@ def test_an_installation_points_at_a_whole_release(builder: Builder, tmp_path: P
     assert not builder.prefix.exists()
 
 
-def test_a_change_that_is_in_no_commit_is_told(builder: Builder) -> None:
+def test_an_uncommitted_change_is_part_of_the_name(builder: Builder) -> None:
     with (builder.source / "README.md").open("a") as file:
         file.write("changed\n")
     folder = Path(builder.make("release").stdout.splitlines()[-1])
     assert json.loads((folder / "release.json").read_text())["revision"] == f"{builder.revision}-dirty"
 
 
-def test_a_checkout_of_somebody_elses_has_a_revision_too(builder: Builder) -> None:
+def test_a_checkout_of_another_user_has_a_revision(builder: Builder) -> None:
     env = {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}
     assert "dubious ownership" in builder.git("describe", "--always", **env).stderr
     assert builder.make("release", **env).stdout.strip().endswith(f"Z-{builder.revision}")
@@ -151,7 +152,7 @@ def test_a_build_that_fails_leaves_nothing(builder: Builder) -> None:
     assert builder.releases() == []
 
 
-def test_a_build_that_is_told_to_end_leaves_nothing(builder: Builder) -> None:
+def test_a_terminated_build_leaves_nothing(builder: Builder) -> None:
     with builder.build() as (build, shell):
         os.kill(shell, signal.SIGTERM)
         builder.go.write_text("0\n")  # a shell heeds a signal when its command has ended
@@ -160,7 +161,7 @@ def test_a_build_that_is_told_to_end_leaves_nothing(builder: Builder) -> None:
     assert builder.releases() == []
 
 
-def test_a_build_that_is_killed_is_no_release_and_keeps_the_lock_as_long_as_it_goes_on(builder: Builder) -> None:
+def test_a_killed_build_is_no_release_and_its_children_keep_the_lock(builder: Builder) -> None:
     with builder.build() as (build, shell):
         for pid in (build.pid, shell):
             os.kill(pid, signal.SIGKILL)
@@ -247,7 +248,7 @@ def test_the_script_runs_the_installed_command(prefix: Path, given: list[str], e
     assert (done.returncode, printed, done.stderr) == (5, expected, f"{prefix}/current/bin/oxidize\n")
 
 
-def test_the_script_goes_back_from_a_release_that_does_not_work_by_another(tmp_path: Path) -> None:
+def test_the_script_rolls_back_a_broken_release_with_another_one(tmp_path: Path) -> None:
     put_command(tmp_path / "current", "exit 1")
     for name, works in (("1", "exit 0"), ("2", "exit 0"), ("3", "exit 1")):
         put_command(tmp_path / "releases" / name, works)
@@ -257,7 +258,7 @@ def test_the_script_goes_back_from_a_release_that_does_not_work_by_another(tmp_p
     assert done.stdout.split("\n")[:-1] == ["rollback", "--prefix", str(tmp_path)]
 
 
-def test_the_script_says_where_nothing_is_installed(tmp_path: Path) -> None:
+def test_the_script_reports_a_missing_installation(tmp_path: Path) -> None:
     done = deploy(tmp_path)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
     assert "nothing is installed yet" in done.stderr
@@ -265,7 +266,7 @@ def test_the_script_says_where_nothing_is_installed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("given", [["-h"], ["--rollback", "--help"]])
-def test_the_script_explains_itself(prefix: Path, given: list[str]) -> None:
+def test_the_script_has_a_help(prefix: Path, given: list[str]) -> None:
     done = deploy(prefix, *given)
     assert (done.returncode, done.stderr) == (0, "")
     assert "--rollback" in done.stdout

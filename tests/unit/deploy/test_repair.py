@@ -1,4 +1,4 @@
-"""What a deployment that was killed leaves behind, at each step, and what the next one makes of it."""
+"""The repair of a deployment that was killed, at each step."""
 
 import os
 from dataclasses import replace
@@ -17,11 +17,11 @@ from tests.support.traffic.server import wait_for
 
 
 class Killed(BaseException):
-    """The end of the process: nothing of it may be handled."""
+    """The end of the process, which no code may handle."""
 
 
 class KilledAt(Progress):
-    """Kills the deployment as a step begins."""
+    """Kills the deployment when `last_step` begins."""
 
     def __init__(self, step: Step) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def killed_at(world: World, step: Step, **options: object) -> None:
 
 
 def serving(world: World) -> tuple[str, str]:
-    """Return what serves and where `current` leads to."""
+    """Return the names of the serving release and of the one that `current` leads to."""
     found = world.releases.current()
     assert found is not None
     assert world.running is not None
@@ -57,14 +57,14 @@ def serving(world: World) -> tuple[str, str]:
 
 
 def repaired(world: World) -> list[str]:
-    """Return what is told of the repair."""
+    """Repair, and return the notes and texts of its progress."""
     progress = Progress()
     repair(world.releases, world.history, world, world.clock, progress)
     assert all(result.step is Step.REPAIR for result in progress.results)
     return [*progress.notes, *(result.text for result in progress.results)]
 
 
-def test_without_an_interruption_there_is_nothing_to_do(world: World) -> None:
+def test_without_an_interruption_there_is_nothing_to_repair(world: World) -> None:
     assert repaired(world) == []
     assert world.history.entries() == []
 
@@ -79,7 +79,9 @@ def test_without_an_interruption_there_is_nothing_to_do(world: World) -> None:
         (Step.WATCH, "two", "it was not watched"),
     ],
 )
-def test_what_serves_is_what_current_leads_to(world: World, step: Step, expected: str, words: str) -> None:
+def test_a_repair_makes_current_lead_to_the_serving_release(
+    world: World, step: Step, expected: str, words: str
+) -> None:
     killed_at(world, step)
     (line,) = repaired(world)
     assert f"interrupted at the step {step.value}" in line
@@ -90,7 +92,7 @@ def test_what_serves_is_what_current_leads_to(world: World, step: Step, expected
     assert repaired(world) == []
 
 
-def test_a_kill_between_the_link_and_the_reload(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_between_the_link_and_the_reload_is_repaired(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(self: World, program: Path) -> None:
         raise Killed
 
@@ -104,7 +106,9 @@ def test_a_kill_between_the_link_and_the_reload(world: World, monkeypatch: pytes
     assert serving(world) == ("one", "one")
 
 
-def test_a_reload_that_outlives_the_deployment_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repair_waits_for_a_reload_that_outlives_the_deployment(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed(self: World, program: Path) -> None:
         self.reloading_until = self.time + 3.0
         raise Killed
@@ -126,7 +130,7 @@ def test_a_reload_that_outlives_the_deployment_is_waited_for(world: World, monke
     assert serving(world) == ("two", "two")
 
 
-def test_a_rollback_that_was_cut_off_is_finished(world: World) -> None:
+def test_an_interrupted_rollback_is_completed(world: World) -> None:
     world.behaviours["two"] = Behaviour(errors=1)
     killed_at(world, Step.ROLL_BACK)
     assert serving(world) == ("two", "two")
@@ -135,7 +139,7 @@ def test_a_rollback_that_was_cut_off_is_finished(world: World) -> None:
     assert serving(world) == ("one", "one")
 
 
-def test_a_rollback_that_cannot_be_finished_is_said_and_stands_in_nobodys_way(world: World) -> None:
+def test_a_rollback_that_cannot_be_completed_is_reported_once(world: World) -> None:
     world.behaviours["two"] = Behaviour(errors=1)
     killed_at(world, Step.ROLL_BACK)
     world.behaviours["one"] = Behaviour(refuses="no")
@@ -145,7 +149,7 @@ def test_a_rollback_that_cannot_be_finished_is_said_and_stands_in_nobodys_way(wo
     assert repaired(world) == []
 
 
-def test_a_server_that_was_stopped_meanwhile_is_not_waited_for(world: World) -> None:
+def test_a_repair_does_not_wait_for_a_stopped_server(world: World) -> None:
     world.behaviours["two"] = Behaviour(errors=1)
     killed_at(world, Step.ROLL_BACK)
     world.running, now = None, world.time
@@ -154,7 +158,7 @@ def test_a_server_that_was_stopped_meanwhile_is_not_waited_for(world: World) -> 
     assert (world.time, [entry.result for entry in world.history.entries()]) == (now, [history.ROLLED_BACK])
 
 
-def test_what_an_operator_has_put_right_is_left_so(world: World) -> None:
+def test_a_repair_keeps_the_release_that_an_operator_has_started(world: World) -> None:
     world.behaviours["two"] = Behaviour(errors=1)
     killed_at(world, Step.ROLL_BACK)
     world.serve(add_release(world.prefix, "three", 3.0))
@@ -163,7 +167,7 @@ def test_what_an_operator_has_put_right_is_left_so(world: World) -> None:
     assert serving(world) == ("three", "three")
 
 
-def test_a_process_from_elsewhere_is_left_alone(world: World) -> None:
+def test_a_process_that_runs_from_no_release_is_not_repaired(world: World) -> None:
     killed_at(world, Step.WATCH)
     assert world.running is not None
     world.running = replace(world.running, folder=Path("/home/alice/checkout/.venv"))
@@ -171,7 +175,7 @@ def test_a_process_from_elsewhere_is_left_alone(world: World) -> None:
     assert "runs from none of the releases" in line
 
 
-def test_with_nothing_running_current_leads_back_to_what_ran(world: World) -> None:
+def test_without_a_server_current_leads_to_the_previous_release_again(world: World) -> None:
     killed_at(world, Step.WATCH)
     world.running = None
     (line,) = repaired(world)
@@ -181,7 +185,7 @@ def test_with_nothing_running_current_leads_back_to_what_ran(world: World) -> No
     assert found.name == "one"
 
 
-def test_halves_of_releases_go_and_so_does_a_link_that_was_not_renamed(world: World) -> None:
+def test_interrupted_builds_and_links_are_removed(world: World) -> None:
     half = world.prefix / "releases/half"
     (half / "bin").mkdir(parents=True)
     (world.prefix / "current.new").symlink_to("releases/half")
@@ -190,7 +194,7 @@ def test_halves_of_releases_go_and_so_does_a_link_that_was_not_renamed(world: Wo
     assert not (world.prefix / "current.new").is_symlink()
 
 
-def test_a_half_that_a_process_runs_from_stays(world: World) -> None:
+def test_an_interrupted_build_that_a_process_runs_from_is_kept(world: World) -> None:
     (world.prefix / "releases/two" / DESCRIPTION).unlink()
     program = world.prefix / "releases/two/bin/python"
     program.symlink_to("/bin/cat")
@@ -206,14 +210,14 @@ def test_a_half_that_a_process_runs_from_stays(world: World) -> None:
     assert world.releases.remove_remains() == ["two"]
 
 
-def test_a_mute_server_is_known_by_its_process(world: World) -> None:
+def test_a_server_that_does_not_answer_is_identified_by_its_process(world: World) -> None:
     killed_at(world, Step.WATCH)
     world.behaviours["two"] = Behaviour(is_mute=True)
     (line,) = repaired(world)
     assert "two serves; it was not watched" in line
 
 
-def test_the_next_deployment_goes_on_from_what_serves(world: World) -> None:
+def test_the_next_deployment_starts_from_the_serving_release(world: World) -> None:
     killed_at(world, Step.WATCH)
     repaired(world)
     world.progress = Progress()

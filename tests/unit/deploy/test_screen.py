@@ -1,4 +1,4 @@
-"""What a deployment looks like, and what interrupts it."""
+"""The screens of a deployment, and its interruptions."""
 
 import io
 import os
@@ -29,7 +29,7 @@ def go_through(screen: Progress) -> None:
     screen.show("3 of 10 s")
 
 
-def test_without_a_terminal_there_are_lines() -> None:
+def test_without_a_terminal_a_deployment_prints_lines() -> None:
     file = io.StringIO()
     with open_screen(file, lambda: FIRST, width=100) as screen:
         go_through(screen)
@@ -58,7 +58,7 @@ def test_a_terminal_shows_the_steps_and_the_server(width: int) -> None:
         assert words in " ".join(shown.split()), words
 
 
-def test_the_last_picture_stays_without_the_pulse() -> None:
+def test_the_last_picture_stays_without_the_statistics() -> None:
     file = io.StringIO()
     progress = Progress()
     with LiveSteps(console(file, terminal=True), progress, lambda: FIRST):
@@ -86,7 +86,7 @@ class Latin(io.StringIO):
 
 
 class Hanging(io.StringIO):
-    """A terminal that takes nothing, until it is `released`."""
+    """A terminal that accepts no output until it is `released`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Hanging(io.StringIO):
 
 @pytest.mark.parametrize("terminal", [False, True])
 @pytest.mark.parametrize("kind", [Gone, Latin, Hanging])
-def test_a_terminal_at_its_worst_holds_up_nothing(
+def test_a_bad_terminal_does_not_hold_up_a_deployment(
     terminal: bool, kind: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(screen_module, "CLOSE_SECS", 0.01)
@@ -116,7 +116,7 @@ def test_a_terminal_at_its_worst_holds_up_nothing(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_is_noted_while_nothing_may_be_cut_off(number: int) -> None:
+def test_an_interruption_is_recorded_while_it_cannot_be_handled(number: int) -> None:
     interrupts = Interrupts()
     before = signal.getsignal(number)
     with interrupts.listening():
