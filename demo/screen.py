@@ -16,6 +16,7 @@ from demo.verdict import Action, Judged, Verdict
 from oxidize.terminal.screen import LineScreen, LiveScreen, Screen, can_draw, print_line
 
 PLAIN_WIDTH = 132
+WIDE_COLUMNS = 100  # with fewer the columns of the live table stand closer together
 PLAIN_INTERVAL_SECS = 1.0
 REFRESH_PER_SECOND = 8
 
@@ -64,7 +65,7 @@ class _Lines:
 def make_screen(console: Console, *, table: bool) -> Screen[View]:
     """Return the screen for a console: plain lines if it is no terminal or `table` is false."""
     if table and can_draw(console):
-        return LiveScreen(console, _live_table)
+        return LiveScreen(console, partial(_live_table, gap=3 if console.width >= WIDE_COLUMNS else 1))
     return LineScreen(_Lines().of, partial(print_line, console))
 
 
@@ -82,8 +83,8 @@ def _or_dash(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
-def _live_table(view: View) -> RenderableType:
-    head = Table.grid(padding=(0, 3))
+def _live_table(view: View, gap: int) -> RenderableType:
+    head = Table.grid(padding=(0, gap))
     for _ in range(8):
         head.add_column(justify="right")
     names = ("time", "sent/s", "replies/s", "sent", "lost so far", "duplicated", "handshakes", "generation", "pid")
@@ -100,7 +101,7 @@ def _live_table(view: View) -> RenderableType:
     )
     head.add_row(*(Text(name, style="dim") for name in names))
     head.add_row(*(Text(value, style="bold red" if _is_bad(n, value) else "bold") for n, value in enumerate(values)))
-    events = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim", expand=True)
+    events = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="dim", expand=True)
     events.add_column("at", justify="right", no_wrap=True, min_width=7)
     events.add_column("what", no_wrap=True, min_width=15)
     for name in ("blackout", "longest silence"):

@@ -74,7 +74,12 @@ def encoded(key: bytes) -> str:
 @click.option("--full", "is_full", is_flag=True, help="All traffic: --allowed-ips 0.0.0.0/0,::/0")
 @click.option("--dns", metavar="SERVERS", help="Name servers and search domains.")
 @click.option(
-    "--keepalive", type=click.IntRange(0, 65_535), default=25, show_default=True, help="Seconds; 0 to disable."
+    "--keepalive",
+    type=click.IntRange(0, 65_535),
+    default=25,
+    show_default=True,
+    metavar="SECS",
+    help="Interval of keepalives; 0 to disable.",
 )
 @click.option("--public-key", metavar="KEY", help="The client's own key; none is generated.")
 @click.option("--preshared-key", "with_preshared_key", is_flag=True, help="Also generate a pre-shared key.")

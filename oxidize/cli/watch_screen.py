@@ -98,13 +98,13 @@ def _head(role: str, history: History, now: float, width: int) -> Iterator[Text]
     ]
     parts += [f"up {duration(uptime)}", counted(vitals.peers, "peer")]
     style = "" if is_there else "dim"
-    for number, line in enumerate(_flow(parts if is_there else ["last seen:", *parts], width)):
+    for number, line in enumerate(_wrapped(parts if is_there else ["last seen:", *parts], width)):
         yield Text(line if number else line.replace(":,", ":"), style=style)
     if not is_there and last.reason:
         yield Text(last.reason, style="yellow")
 
 
-def _flow(parts: Sequence[str], width: int) -> Iterator[str]:
+def _wrapped(parts: Sequence[str], width: int) -> Iterator[str]:
     """Yield the parts, separated by commas, on as few lines as possible."""
     line = ""
     for part in parts:
