@@ -254,7 +254,7 @@ def test_the_script_rolls_back_a_broken_release_with_another_one(tmp_path: Path)
         put_command(tmp_path / "releases" / name, works)
     done = deploy(tmp_path, "--rollback")
     program = f"{tmp_path}/releases/2/bin/oxidize"
-    assert done.stderr.splitlines() == [f"{tmp_path}/current is broken; this is done by {program}", program]
+    assert done.stderr.splitlines() == [f"{tmp_path}/current is broken; using {program}", program]
     assert done.stdout.split("\n")[:-1] == ["rollback", "--prefix", str(tmp_path)]
 
 
