@@ -2,7 +2,6 @@
 
 import base64
 import os
-import re
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 
@@ -11,8 +10,6 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 
 from oxidize.config import default_takeover_socket, load_client, load_server
 from oxidize.config.report import HIDDEN, show
-from oxidize.config.schema import ClientTable, PeerTable, ServerTable
-from oxidize.config.table import fields_by_key
 from oxidize.config.values import _SMALL_ORDER
 from oxidize.errors import ConfigError
 from oxidize.protocol.constants import PEERS_MAX
@@ -31,8 +28,6 @@ from tests.support.config_files import (
     problems,
     secret,
 )
-
-EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 @pytest.fixture(autouse=True)
@@ -119,33 +114,6 @@ def test_a_client_gets_its_defaults(folder):
 @pytest.mark.parametrize("off", ['""', "false"])
 def test_metrics_can_be_off(folder, off):
     assert load(folder, f"{SERVER}metrics_listen = {off}\n{peer()}").metrics_listen is None
-
-
-def test_the_examples_load(tmp_path):
-    for name in ("server.toml", "client.toml"):
-        (tmp_path / name).write_text((EXAMPLES / name).read_text())
-    for name in ("server.key", "client.key", "alice.psk", "client.psk"):
-        secret(tmp_path / name, PRIVATE)
-    server, client = load_server(tmp_path / "server.toml"), load_client(tmp_path / "client.toml")
-    assert [p.name for p in server.peers] == ["alice", "branch-office"]
-    assert server.warnings == client.warnings == ()
-
-
-@pytest.mark.parametrize(
-    ("name", "loader", "tables"),
-    [("server.toml", load_server, [ServerTable, PeerTable]), ("client.toml", load_client, [ClientTable])],
-)
-def test_the_examples_name_every_key_and_its_true_default(tmp_path, name, loader, tables):
-    text = (EXAMPLES / name).read_text()
-    for key in ("server.key", "client.key", "alice.psk", "client.psk"):
-        secret(tmp_path / key, PRIVATE)
-    (tmp_path / name).write_text(text)
-    as_written = loader(tmp_path / name)
-    (tmp_path / name).write_text(re.sub(r"^# (?=[a-z_]+ = )", "", text, flags=re.MULTILINE))
-    assert loader(tmp_path / name) == as_written
-    for table in tables:
-        for key in fields_by_key(table):
-            assert re.search(rf"^(# )?{key} = ", text, flags=re.MULTILINE), key
 
 
 # --- Where things are ---
