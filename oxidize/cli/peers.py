@@ -87,18 +87,18 @@ def encoded(key: bytes) -> str:
     "--format", "form", type=click.Choice(FORMATS), help="Print only this.  [default: conf; in a terminal, all]"
 )
 @_no_reload_option
-def add(config_path: Path, form: str | None, no_reload: bool, **wishes: Any) -> None:
+def add(config_path: Path, form: str | None, no_reload: bool, **options: Any) -> None:
     """Add a client; ADD_HELP is the help text."""
-    from oxidize.provision.new_client import Wishes, set_up  # noqa: PLC0415
+    from oxidize.provision.new_client import ClientOptions, new_client  # noqa: PLC0415
 
     if form == "qr" and not sys.stdout.isatty():
         fail(2, "--format qr: standard output is not a terminal; use a terminal, or --format conf")
-    if form == "qr" and wishes["public_key"] is not None:
+    if form == "qr" and options["public_key"] is not None:
         fail(2, "--format qr: expected no --public-key, since the code contains the private key; use --format conf")
     with errors_as_lines(), _locked(config_path) as file:
         loaded = config.load_server(config_path, content=file.content)
         running = None if no_reload else running_server(loaded.takeover_socket)
-        new = set_up(Wishes(**wishes), loaded, _port(loaded, running))
+        new = new_client(ClientOptions(**options), loaded, _port(loaded, running))
         setup = new.setup
         shown = _render(setup, form)
         with _added(file, setup):
@@ -220,10 +220,10 @@ def _locked(config_path: Path) -> "AbstractContextManager[ConfigFile]":
 def _added(file: "ConfigFile", setup: "ClientSetup") -> Iterator[None]:
     """Add the peer to the file and write its pre-shared key; undo both if the block fails."""
     from oxidize.provision.config_file import owner_of_keys, write_secret  # noqa: PLC0415
-    from oxidize.provision.peer_tables import PeerTable, add_peer  # noqa: PLC0415
+    from oxidize.provision.peer_tables import NewPeer, add_peer  # noqa: PLC0415
 
     text = file.content.decode()
-    table = PeerTable(
+    table = NewPeer(
         name=setup.name,
         public_key=encoded(setup.public_key),
         allowed_ips=[ip_network(address.ip) for address in setup.addresses],

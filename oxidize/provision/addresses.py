@@ -1,8 +1,8 @@
 """The next free address in a server's networks.
 
-The rule: an address that is given out is no one's yet: not the server's, in no peer's allowed IPs, and not one with a
-meaning of its own. Sources: RFC 1122 section 3.2.1.3 (network and broadcast address), RFC 3021 (/31), RFC 4291 section
-2.6.1 (the subnet-router anycast address), RFC 6164 (/127).
+The rule: a new address is not in use: it is neither the server's nor in a peer's allowed IPs, and it has no special
+meaning in its network. Sources: RFC 1122 section 3.2.1.3 (network and broadcast address), RFC 3021 (/31), RFC 4291
+section 2.6.1 (the subnet-router anycast address), RFC 6164 (/127).
 """
 
 from bisect import bisect_right
@@ -16,7 +16,7 @@ from oxidize.errors import ConfigError
 def free_addresses(own: Sequence[InterfaceAddress], taken: Iterable[Network]) -> tuple[InterfaceAddress, ...]:
     """Return the lowest free address in each network of `own`, with the network's prefix length.
 
-    Where one host number is free in all networks it is the same in all, so that 10.9.0.7 and fd09::7 are one peer's.
+    If one host number is free in all networks, all addresses have it, so that 10.9.0.7 and fd09::7 are the same peer's.
     Raises ConfigError with a line for each network that is full.
     """
     claimed = [*taken, *(address.network.__class__(address.ip) for address in own)]
@@ -36,7 +36,7 @@ def free_addresses(own: Sequence[InterfaceAddress], taken: Iterable[Network]) ->
 
 
 def tunnel_networks(own: Sequence[InterfaceAddress]) -> tuple[Network, ...]:
-    """Return the networks of the server's addresses, each once; of two that overlap the smaller one."""
+    """Return the networks of the server's addresses, each once; of two that overlap, the smaller one."""
     networks = list(dict.fromkeys(address.network for address in own))
     return tuple(
         network
@@ -46,7 +46,7 @@ def tunnel_networks(own: Sequence[InterfaceAddress]) -> tuple[Network, ...]:
 
 
 class _Space:
-    """The host numbers of one network, and which ranges of them are taken."""
+    """The host numbers of one network, and the ranges of them that are taken."""
 
     def __init__(self, network: Network, claimed: Iterable[Network]) -> None:
         self.network = network
@@ -64,7 +64,7 @@ class _Space:
         return first, min(int(other.broadcast_address) - self._base + 1, self.network.num_addresses)
 
     def next_free(self, number: int) -> int | None:
-        """Return the first free host number from `number` on, None where there is none."""
+        """Return the first free host number from `number` on, or None."""
         before = bisect_right(self._starts, number) - 1
         if before >= 0 and number < self._ranges[before][1]:
             number = self._ranges[before][1]
@@ -76,7 +76,7 @@ class _Space:
 
 
 def _common(spaces: Sequence[_Space]) -> int | None:
-    """Return the lowest host number that is free in all networks, None where there is none."""
+    """Return the lowest host number that is free in all networks, or None."""
     number = 0
     while True:
         found = [space.next_free(number) for space in spaces]
@@ -89,7 +89,7 @@ def _common(spaces: Sequence[_Space]) -> int | None:
 
 
 def _merge(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the same numbers as ranges that neither touch nor overlap, in order."""
+    """Return the same numbers as sorted ranges that neither touch nor overlap."""
     merged: list[tuple[int, int]] = []
     for start, end in sorted(ranges):
         if merged and start <= merged[-1][1]:

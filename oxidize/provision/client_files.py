@@ -1,7 +1,7 @@
-"""A client's configuration, as the server's operator hands it over: for wg-quick and the like, and `oxidize client`.
+"""A client's configuration as text: a file for wg-quick and WireGuard apps, client.toml, and a script that writes it.
 
-The rule: whoever has the text has the client's private key. It is made of values that were checked, and it is nowhere
-written by this side. Sources: wg-quick(8), wg(8); examples/client.toml; systemd/tmpfiles.conf for who may read what.
+The rule: the text contains the client's private key, so it is never written to a file on the server. It is made of
+values that were checked. Sources: wg-quick(8), wg(8); examples/client.toml; systemd/tmpfiles.conf for file modes.
 """
 
 import base64
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from oxidize.config import InterfaceAddress, Network
 from oxidize.config.values import INTERFACE_NAME_MAX, HostAddress
 
-MTU_USUAL = 1420  # what both clients take where nothing is said
+MTU_DEFAULT = 1420  # of wg-quick and of `oxidize client`
 
-# With umask 077 all is root's alone until it is the service's, where there is one.
+# With umask 077 only root can read the files until they belong to the service, if its user exists.
 _SCRIPT = """\
 # For {name}, as root: writes /etc/oxidize/client.toml and its keys.
 (
@@ -59,10 +59,10 @@ fi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSetup:
-    """All that a client must know.
+    """The values of a client's configuration.
 
-    private_key, preshared_key, server_public_key: 32 bytes; private_key is None where the client made its own, and the
-    public key is then what it is known by. endpoint: "host:port". dns: name servers and search domains. mtu:
+    private_key, preshared_key, server_public_key: 32 bytes; private_key is None if the client made its own, and then
+    only public_key is known. endpoint: "host:port". dns: name servers and search domains. mtu:
     bytes. persistent_keepalive: seconds, 0 for off.
     """
 
@@ -80,7 +80,7 @@ class ClientSetup:
 
 
 def wg_quick(setup: ClientSetup) -> str:
-    """Return the client's file for wg-quick and every other WireGuard app."""
+    """Return the client's file for wg-quick and WireGuard apps."""
     if setup.private_key is not None:
         key = f"PrivateKey = {_base64(setup.private_key)}"
     else:
@@ -88,7 +88,7 @@ def wg_quick(setup: ClientSetup) -> str:
     lines = ["[Interface]", key, f"Address = {_joined(setup.addresses)}"]
     if setup.dns:
         lines.append(f"DNS = {_joined(setup.dns)}")
-    if setup.mtu != MTU_USUAL:
+    if setup.mtu != MTU_DEFAULT:
         lines.append(f"MTU = {setup.mtu}")
     lines += ["", "[Peer]", f"PublicKey = {_base64(setup.server_public_key)}"]
     if setup.preshared_key is not None:
@@ -100,7 +100,7 @@ def wg_quick(setup: ClientSetup) -> str:
 
 
 def client_toml(setup: ClientSetup) -> str:
-    """Return client.toml; the keys are in files beside it."""
+    """Return client.toml, which names key files in its own folder."""
     values: dict[str, object] = {
         "server": setup.endpoint,
         "server_public_key": _base64(setup.server_public_key),
@@ -110,17 +110,17 @@ def client_toml(setup: ClientSetup) -> str:
         "allowed_ips": [str(network) for network in setup.allowed_ips],
         "dns": [str(entry) for entry in setup.dns] or None,
         "persistent_keepalive": setup.persistent_keepalive if setup.persistent_keepalive != 25 else None,
-        "mtu": setup.mtu if setup.mtu != MTU_USUAL else None,
+        "mtu": setup.mtu if setup.mtu != MTU_DEFAULT else None,
     }
     lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
     return "\n".join(["[client]", *lines, ""])
 
 
 def script(setup: ClientSetup) -> str:
-    """Return shell commands that write client.toml and its keys; a file that exists already ends them before that.
+    """Return shell commands that write client.toml and its keys, or fail before that if one of the files exists.
 
-    Without a private key they expect that of the client to be in client.key. What they write belongs to the service
-    where they run as root and its user exists, else to whoever runs them.
+    Without a private key in `setup` they require client.key to exist. The files belong to the service's user if the
+    commands run as root and that user exists, otherwise to the user who runs them.
     """
     contents: dict[str, str] = {}
     if setup.private_key is not None:
@@ -139,7 +139,7 @@ def script(setup: ClientSetup) -> str:
 
 
 def wg_quick_file_name(name: str) -> str:
-    """Return what to call a peer's file so that wg-quick, which names its interface after it, accepts it."""
+    """Return a file name for a peer that wg-quick accepts: the interface is named after the file."""
     interface = re.sub(r"[^A-Za-z0-9_=+.-]", "-", name)[:INTERFACE_NAME_MAX].rstrip(".-")
     return f"{interface}.conf"
 

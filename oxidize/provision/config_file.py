@@ -1,7 +1,7 @@
-"""The operator's configuration as a file that is changed while others may change it too.
+"""Atomic changes of a configuration file, and new files beside it.
 
-The rule: a change is whole or it is not there, it is made by one command at a time, and it never takes the place of
-what somebody else has written meanwhile. The file keeps its owner and its mode; a link to it stays a link. Sources:
+The rule: a change is made completely or not at all, by one command at a time, and it never overwrites a concurrent
+change by an editor. The file keeps its owner and its mode; a link to it stays a link. Sources:
 rename(2), fsync(2), flock(2).
 """
 
@@ -24,21 +24,21 @@ FOLDER_MODE = 0o750  # as tmpfiles.conf has it: the service finds its files ther
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who is to own a file, by number."""
+    """The owner of a file, as numbers."""
 
     uid: int
     gid: int
 
     def as_group_of_root(self) -> "Owner":
-        """Return root with this one's group."""
+        """Return root as the owner, with the same group."""
         return Owner(0, self.gid)
 
 
 @dataclass(slots=True)
 class ConfigFile:
-    """A configuration while nobody else may change it by these commands; `content` is what it holds.
+    """A configuration that is locked against other commands of this program.
 
-    path: as it was given. target: the file itself, where path is a link.
+    path: as given. target: the file itself if path is a link. content: of the file.
     """
 
     path: Path
@@ -46,40 +46,40 @@ class ConfigFile:
     content: bytes
 
     def replace(self, content: bytes) -> None:
-        """Put other content in its place; raises ConfigError, and changes nothing, where that cannot be done."""
+        """Replace the content; raises ConfigError, and changes nothing, if that fails or the file has changed."""
         with _as_config_errors(self.path, "a folder that can be written to", "run the command as its owner or as root"):
             if self.target.read_bytes() != self.content:
                 raise ConfigError(
-                    [f"{self.path} was changed by somebody else meanwhile: nothing is changed; run the command again"]
+                    [f"{self.path} was changed by another program since: nothing is changed; run the command again"]
                 )
             _replace(self.target, content)
         self.content = content
 
 
 @contextlib.contextmanager
-def locked(path: Path, say_waiting: Callable[[], None]) -> Iterator[ConfigFile]:
-    """Yield a configuration that no other such command changes meanwhile; raises ConfigError if it cannot be read.
+def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[ConfigFile]:
+    """Lock a configuration against other commands and yield it; raises ConfigError if it cannot be read.
 
-    say_waiting: called where another command has to be waited for.
+    on_wait: called before waiting for another command to end.
     """
     with contextlib.ExitStack() as stack:
         with _as_config_errors(path, "a readable configuration file", "correct the path, or who may read it (sudo)"):
             target = path.resolve(strict=True)
-            # The folder, not the file: that is another one after each change.
+            # The folder is locked, not the file, since each change replaces the file.
             folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, folder)
             try:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                say_waiting()
+                on_wait()
                 fcntl.flock(folder, fcntl.LOCK_EX)
             content = target.read_bytes()
         yield ConfigFile(path, target, content)
 
 
 def write_secret(path: Path, key: str, owner: Owner | None) -> None:
-    """Write a key to a new file that only its owner can read; raises ConfigError where that file exists already."""
-    with _as_config_errors(path, "to write a new file", "remove it if nobody uses it, or correct who may write there"):
+    """Write a key to a new file that only its owner can read; raises ConfigError if the file exists."""
+    with _as_config_errors(path, "to write a new file", "remove it if it is unused, or correct who may write there"):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, SECRET_MODE)
         try:
             with os.fdopen(descriptor, "w") as file:
@@ -94,9 +94,9 @@ def write_secret(path: Path, key: str, owner: Owner | None) -> None:
 
 
 def owner_of_keys(private_key_file: Path | None) -> Owner | None:
-    """Return who must own a key for the server to read it; None for whoever runs this, who cannot give files away.
+    """Return the owner that a key needs so that the server can read it, None unless this process is root.
 
-    It is the owner of the server's private key, or without such a file the user of the service, where that exists.
+    That is the owner of the server's private key or, without such a file, the service's user if it exists.
     """
     if os.geteuid() != 0:
         return None
@@ -108,7 +108,7 @@ def owner_of_keys(private_key_file: Path | None) -> Owner | None:
 
 
 def service_owner() -> Owner | None:
-    """Return the user of the service; None where it does not exist or where we are not root."""
+    """Return the user of the service; None if it does not exist or this process is not root."""
     if os.geteuid() != 0:
         return None
     try:
@@ -128,7 +128,7 @@ def _replace(target: Path, content: bytes) -> None:
             made = os.fstat(file.fileno())
             if (before.st_uid, before.st_gid) != (made.st_uid, made.st_gid):
                 os.fchown(file.fileno(), before.st_uid, before.st_gid)
-            shutil.copystat(target, name)  # the mode, and what security modules keep beside it
+            shutil.copystat(target, name)  # the mode, and the attributes of security modules
             os.utime(name)
             os.fsync(file.fileno())
         os.rename(name, target)  # noqa: PTH104  # the name of a temporary file is text
@@ -141,7 +141,7 @@ def _replace(target: Path, content: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class NewFile:
-    """A file that is to be written; its content may be a key."""
+    """A file to write; its content may be a key."""
 
     name: str
     content: str = field(repr=False)
@@ -150,11 +150,11 @@ class NewFile:
 
 
 def install(folder: Path, files: Sequence[NewFile], load: Callable[[Path], object], *, force: bool) -> list[Path]:
-    """Write files, the last of which is a configuration that `load` accepts; return where they are.
+    """Write files, the last of which is a configuration that `load` accepts; return their paths.
 
-    They are made in a folder of their own and moved when all is well, the configuration last. `folder` is made where it
-    is missing. force: whether what exists may be overwritten. Raises ConfigError, and writes nothing, where that is not
-    so or a file cannot be written.
+    They are written to a temporary folder and moved once `load` succeeds, the configuration last. `folder` is made if
+    it is missing. force: whether existing files are overwritten. Raises ConfigError, and writes nothing, if a file
+    exists without force or cannot be written.
     """
     paths = [folder / file.name for file in files]
     existing = [path for path in paths if os.path.lexists(path)]
@@ -189,9 +189,9 @@ def install(folder: Path, files: Sequence[NewFile], load: Callable[[Path], objec
 
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """Have a folder, which is the service's to read where that exists; it goes again if what is done meanwhile fails.
+    """Make a missing folder, which the service's user can read if it exists; remove it again if the body fails.
 
-    Raises ConfigError where it cannot be made. The folder above it is not made: a mistyped path would look like one.
+    Raises ConfigError if it cannot be made. Its parent is not made, since the path may be mistyped.
     """
     with contextlib.ExitStack() as undo:
         if not os.path.lexists(folder):
@@ -214,7 +214,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder last beyond a loss of power."""
+    """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -224,7 +224,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _as_config_errors(path: Path, expected: str, remedy: str) -> Iterator[None]:
-    """Raise what the system says of a file as the operator's error."""
+    """Raise errors of the operating system as ConfigError with the path."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link that leads to itself

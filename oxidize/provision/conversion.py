@@ -1,8 +1,8 @@
-"""What a file of wg-quick comes to as a configuration of ours.
+"""Convert a wg-quick file to an Oxidize configuration.
 
-The rule: everything in the file is either in the result or named in a note with what to do instead; nothing is dropped
-in silence. What wg decides is decided as wg does: host bits are masked, an address that two peers have is the last
-one's. Sources: wg(8), wg-quick(8).
+The rule: every setting of the file is either in the result or named in a note with what to do instead. Ambiguities are
+resolved as wg does: host bits are masked, and an address that two peers have belongs to the last one. Sources:
+wg(8), wg-quick(8).
 """
 
 import json
@@ -19,7 +19,7 @@ from oxidize.config.schema import KEEPALIVE_SECS_MAX
 from oxidize.config.values import PORT_MAX, HostAddress, InvalidValueError
 from oxidize.errors import ConfigError
 from oxidize.protocol.constants import KEY_SIZE
-from oxidize.provision.names import peer_names
+from oxidize.provision.peer_names import peer_names
 from oxidize.provision.wg_quick import Document, Section, Setting
 
 _T = TypeVar("_T")
@@ -31,22 +31,22 @@ _FORWARDS = re.compile(r"ip_forward|\.forwarding\b")
 _FILTERS = re.compile(r"\bforward\b", re.IGNORECASE)
 _KNOWN_COMMANDS = (_MASQUERADES, _FORWARDS, _FILTERS)
 
-# Settings that are not taken over: the values that mean nothing anyhow, and what to say of any other.
+# Settings without a counterpart: the values that have no effect, and the note for any other.
 _WITHOUT_COUNTERPART: dict[str, tuple[tuple[str, ...], str]] = {
-    "PreUp": ((), "no counterpart; let a unit of its own run it before {unit} starts"),
-    "PreDown": ((), "no counterpart; let a unit of its own run it before {unit} ends"),
-    "PostDown": ((), "no counterpart; let a unit of its own run it after {unit} has ended"),
+    "PreUp": ((), "no counterpart; run it from a separate unit before {unit} starts"),
+    "PreDown": ((), "no counterpart; run it from a separate unit before {unit} ends"),
+    "PostDown": ((), "no counterpart; run it from a separate unit after {unit} has ended"),
     "Table": (("auto",), "no counterpart; routes to the peers' allowed_ips go into the main table"),
     "FwMark": (("0", "off"), "no counterpart; packets leave without a mark"),
-    "SaveConfig": (("false",), "the file is only changed by you, by `oxidize peer add` and by `oxidize peer remove`"),
-    "DNS": ((), "a server has no use for name servers of its own; set them for its machine"),
+    "SaveConfig": (("false",), "only you, `oxidize peer add` and `oxidize peer remove` change the file"),
+    "DNS": ((), "a server sets no name servers; set them for the machine"),
 }
 _DEFAULT_ROUTES = {ip_network("0.0.0.0/0"), ip_network("::/0")}
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """A configuration, the key files that it names (base64 by file name), and what had no counterpart."""
+    """A configuration, its key files (base64 by file name), and notes on settings that have no counterpart."""
 
     toml: str
     keys: dict[str, str] = field(repr=False)
@@ -54,7 +54,7 @@ class Converted:
 
 
 def is_client(document: Document) -> bool:
-    """Tell whether a file is evidently a client's: one peer, which is somewhere, and everything goes there."""
+    """Return whether a file is a client's: one peer with an endpoint and a default route, and no port to listen at."""
     return (
         len(document.peers) == 1
         and document.peers[0].last("Endpoint") is not None
@@ -79,12 +79,12 @@ def to_server(document: Document, source: str) -> Converted:
     }
     port = reading.one(interface, "ListenPort", _number(PORT_MAX))
     if port is None:
-        notes.append(f"there is no ListenPort, so wg took any; this one takes {UNIT_PORT}")
+        notes.append(f"there is no ListenPort, so wg used any port; this server listens at {UNIT_PORT}")
     else:
         table["listen"] = f"[::]:{port}"
         if port != UNIT_PORT:
             notes.append(
-                f"ListenPort = {port}: under systemd the port is that of oxidize.socket: "
+                f"ListenPort = {port}: under systemd oxidize.socket sets the port: "
                 f"`systemctl edit oxidize.socket`, and write [Socket], ListenDatagram= and ListenDatagram={port} "
                 f"on three lines"
             )
@@ -139,13 +139,13 @@ def to_client(document: Document, source: str) -> Converted:
         "mtu": reading.one(interface, "MTU", _number(PORT_MAX)),
     }
     if interface.last("ListenPort") is not None:
-        notes.append("ListenPort: the client takes any port")
+        notes.append("ListenPort: the client uses any port")
     notes += _interface_notes(interface, has_nat=False, is_client=True)
     return reading.result(_table("[client]", table), keys, notes)
 
 
 class _Reading:
-    """Values of one file; what is wrong with them is collected."""
+    """Parses the values of one file and collects the mistakes in them."""
 
     def __init__(self, source: str) -> None:
         self._source = source
@@ -155,13 +155,13 @@ class _Reading:
         self._problems.append((line, f"{self._source}: line {line}: {text}"))
 
     def result(self, lines: Sequence[str], keys: dict[str, str], notes: Sequence[str]) -> Converted:
-        """Return what was read; raises ConfigError if anything of it was wrong."""
+        """Return the configuration; raises ConfigError if there are mistakes."""
         if self._problems:
             raise ConfigError([problem for _, problem in sorted(self._problems)])
         return Converted("\n".join([*lines, ""]), keys, tuple(notes))
 
     def parsed(self, setting: Setting, text: str, parse: Callable[[str], _T]) -> _T | None:
-        """Return a value of a setting, or report that it is none."""
+        """Return the parsed value of a setting; a mistake is reported and gives None."""
         try:
             return parse(text)
         except InvalidValueError as error:
@@ -170,12 +170,12 @@ class _Reading:
             return None
 
     def one(self, section: Section, name: str, parse: Callable[[str], _T]) -> _T | None:
-        """Return the value of a setting that is there once at most."""
+        """Return the value of a setting that holds one value, None if it is absent or wrong."""
         setting = section.last(name)
         return None if setting is None else self.parsed(setting, "".join(setting.value.split()), parse)
 
     def each(self, section: Section, name: str, parse: Callable[[str], _T]) -> Iterator[_T]:
-        """Yield the values of all settings of a name, in which they are separated by commas."""
+        """Yield the values of all settings of one name; commas separate them within a setting."""
         for setting in section.all(name):
             for word in setting.value.split(","):
                 if word.strip():
@@ -184,7 +184,7 @@ class _Reading:
                         yield value
 
     def key(self, section: Section, name: str) -> str:
-        """Return a key that must be there, in base64."""
+        """Return a required key in base64."""
         if section.last(name) is None:
             self.wrong(section.line, f"{name} is missing in this section; add it")
         return self.one(section, name, _key) or ""
@@ -196,7 +196,7 @@ class _Reading:
         return "" if key is None else key[1]
 
     def preshared_key(self, section: Section) -> str | None:
-        """Return a pre-shared key in base64; zeros are none, as for wg."""
+        """Return a pre-shared key in base64; zeros mean none, as for wg."""
         key = self.one(section, "PresharedKey", _key)
         return None if key is None or values.parse_key(key) == bytes(KEY_SIZE) else key
 
@@ -205,25 +205,25 @@ class _Reading:
         if not interface.all("Address"):
             self.wrong(
                 interface.line,
-                "Address is missing: expected the addresses in the tunnel; add Address = 10.0.0.1/24 as it is set now",
+                "Address is missing: expected the addresses in the tunnel; add the current one, such as 10.0.0.1/24",
             )
         return found
 
     def networks(self, peers: Sequence[Section], names: Sequence[str], notes: list[str]) -> list[list[Network]]:
-        """Return the allowed IPs of each peer, none of which overlaps another's."""
+        """Return the allowed IPs of each peer without overlaps; one network within another is a mistake."""
         found = [list(dict.fromkeys(self.each(section, "AllowedIPs", _network))) for section in peers]
         owners = {network: owner for owner, networks in enumerate(found) for network in networks}
         for owner, networks in enumerate(found):
             for network in [network for network in networks if owners[network] != owner]:
                 networks.remove(network)
-                notes.append(f"{network} of {names[owner]} is left to {names[owners[network]]}, as wg does")
+                notes.append(f"{network} of {names[owner]} goes to {names[owners[network]]}, as with wg")
         claims = [Claim(network, owner) for owner, networks in enumerate(found) for network in networks]
         for inner, outer in find_overlaps(claims):
             if inner.owner != outer.owner:
                 self.wrong(
                     peers[inner.owner].line,
                     f"{inner.network} of {names[inner.owner]} lies within {outer.network} of {names[outer.owner]}: "
-                    f"expected no overlap, which only wg has a meaning for; give every address to one peer",
+                    f"expected no overlap; give every address to one peer",
                 )
         return found
 
@@ -236,7 +236,7 @@ def _interface_notes(interface: Section, has_nat: bool, is_client: bool = False)
         if setting.name == "PostUp":
             yield from (f"{shown}: {text}" for text in _command_notes(setting.value, has_nat, unit))
         elif setting.name == "PostDown" and any(pattern.search(setting.value) for pattern in _KNOWN_COMMANDS):
-            continue  # it undoes what PostUp did
+            continue  # it reverts PostUp
         elif setting.name in _WITHOUT_COUNTERPART and not (setting.name == "DNS" and is_client):
             harmless, text = _WITHOUT_COUNTERPART[setting.name]
             if setting.value.lower() not in harmless:
@@ -244,14 +244,14 @@ def _interface_notes(interface: Section, has_nat: bool, is_client: bool = False)
 
 
 def _command_notes(command: str, has_nat: bool, unit: str) -> Iterator[str]:
-    """Yield what to do instead of a command that wg-quick ran."""
+    """Yield the replacements for a command that wg-quick runs."""
     known = False
     if _MASQUERADES.search(command):
         known = True
         if has_nat:
-            yield "address translation is nat = true now"
+            yield "nat = true replaces this address translation"
         else:
-            yield "address translation is to be set up by hand, for the interface oxidize0"
+            yield "set up address translation by hand, for the interface oxidize0"
     if _FORWARDS.search(command):
         known = True
         yield "forwarding is a setting of the machine: write it to /etc/sysctl.d/, for net.ipv4.ip_forward and IPv6"
@@ -259,7 +259,7 @@ def _command_notes(command: str, has_nat: bool, unit: str) -> Iterator[str]:
         known = True
         yield "a firewall that drops forwarded packets needs this rule for the interface oxidize0"
     if not known:
-        yield f"no counterpart; let a unit of its own run it after {unit} has started"
+        yield f"no counterpart; run it from a separate unit after {unit} has started"
 
 
 def _table(header: str, table: Mapping[str, object]) -> list[str]:
@@ -267,16 +267,16 @@ def _table(header: str, table: Mapping[str, object]) -> list[str]:
 
 
 def _name_servers(interface: Section, notes: list[str]) -> list[HostAddress | str]:
-    """Return the name servers and search domains of DNS =, which wg-quick separates by commas and by spaces."""
+    """Return the name servers and search domains of DNS =, separated by commas or spaces as for wg-quick."""
     found: list[HostAddress | str] = []
     for setting in interface.all("DNS"):
         for word in filter(None, re.split(r"[,\s]+", setting.value)):
             try:
                 found.append(values.name_server(word))
             except InvalidValueError as error:
-                notes.append(f"line {setting.line}: DNS = {show('DNS', word)}: left out: expected {error.expected}")
+                notes.append(f"line {setting.line}: DNS = {show('DNS', word)}: ignored: expected {error.expected}")
     if found and all(isinstance(entry, str) for entry in found):
-        notes.append("DNS names no name server, so its domains are left out, as by wg-quick")
+        notes.append("DNS has no name server, so its domains are ignored, as by wg-quick")
         return []
     return found
 

@@ -1,7 +1,7 @@
-"""What a new client gets: its key, its addresses, and what it is told of the server.
+"""The configuration of a new client: its key, its addresses, and the values of the server.
 
-The rule: every wish is checked as the configuration checks its values, and all that is wrong is said at once, before
-anything is made.
+The rule: options are checked as the configuration checks its values, and all mistakes are reported at once, before a
+key is generated.
 """
 
 import secrets
@@ -14,7 +14,7 @@ from oxidize.config.values import PORT_MAX, HostAddress, InvalidValueError, Publ
 from oxidize.errors import ConfigError
 from oxidize.protocol.constants import KEY_SIZE
 from oxidize.protocol.crypto import generate_private_key, public_key
-from oxidize.provision import endpoint
+from oxidize.provision import server_endpoint
 from oxidize.provision.addresses import free_addresses, tunnel_networks
 from oxidize.provision.client_files import ClientSetup
 
@@ -24,8 +24,8 @@ DEFAULT_ROUTES = "0.0.0.0/0, ::/0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
-    """What the operator wants a new client to be, as written on the command line; None where it is left to us."""
+class ClientOptions:
+    """The options of a new client as written on the command line; None for the default."""
 
     name: str
     endpoint: str | None
@@ -39,14 +39,14 @@ class Wishes:
 
 @dataclass(frozen=True, slots=True)
 class NewClient:
-    """A client that is to be, and what the operator should know about it."""
+    """A new client's configuration, and warnings for the operator."""
 
     setup: ClientSetup
     warnings: tuple[str, ...]
 
 
-def set_up(wishes: Wishes, server: ServerConfig, port: int) -> NewClient:
-    """Return a new client of this server, which listens at `port`; raises ConfigError with all that is wrong."""
+def new_client(options: ClientOptions, server: ServerConfig, port: int) -> NewClient:
+    """Return a new client of a server that listens at `port`; raises ConfigError with every mistake."""
     problems: list[str] = []
 
     def checked(option: str, given: str, parse: Callable[[str], _T]) -> _T | None:
@@ -56,49 +56,49 @@ def set_up(wishes: Wishes, server: ServerConfig, port: int) -> NewClient:
             problems.append(f"{option} {given}: expected {error.expected}{f'; {error.remedy}' if error.remedy else ''}")
             return None
 
-    checked("NAME", wishes.name, values.peer_name)
-    if any(peer.name == wishes.name for peer in server.peers):
+    checked("NAME", options.name, values.peer_name)
+    if any(peer.name == options.name for peer in server.peers):
         problems.append(
-            f"NAME {wishes.name}: expected a name that no peer has; take another one, "
-            f"or `oxidize peer remove {wishes.name}` first"
+            f"NAME {options.name}: expected a name that no peer has; take another one, "
+            f"or `oxidize peer remove {options.name}` first"
         )
-    if wishes.is_full and wishes.allowed_ips is not None:
+    if options.is_full and options.allowed_ips is not None:
         problems.append("--full and --allowed-ips: expected one of them; leave out the other")
-    routes = DEFAULT_ROUTES if wishes.is_full else wishes.allowed_ips
+    routes = DEFAULT_ROUTES if options.is_full else options.allowed_ips
     allowed_ips = tunnel_networks(server.addresses) if routes is None else checked("--allowed-ips", routes, _networks)
-    dns = checked("--dns", wishes.dns, _name_servers) if wishes.dns is not None else ()
-    theirs = checked("--public-key", wishes.public_key, values.public_key) if wishes.public_key is not None else None
-    told = checked("--endpoint", wishes.endpoint, _public_endpoint) if wishes.endpoint is not None else None
-    holder = next((peer.name for peer in server.peers if peer.public_key == theirs), None)
-    if holder is not None:
+    dns = checked("--dns", options.dns, _name_servers) if options.dns is not None else ()
+    theirs = checked("--public-key", options.public_key, values.public_key) if options.public_key is not None else None
+    given = checked("--endpoint", options.endpoint, _public_endpoint) if options.endpoint is not None else None
+    owner = next((peer.name for peer in server.peers if peer.public_key == theirs), None)
+    if owner is not None:
         problems.append(
-            f"--public-key {wishes.public_key}: expected a key that no peer has, but {holder} has it; "
-            f"`oxidize peer remove {holder}` first"
+            f"--public-key {options.public_key}: expected a key that no peer has, but {owner} has it; "
+            f"`oxidize peer remove {owner}` first"
         )
-    where, warnings = _endpoint(told or server.public_endpoint, port)
-    if where is None and told is None and wishes.endpoint is None:
+    where, warnings = _endpoint(given or server.public_endpoint, port)
+    if where is None and given is None and options.endpoint is None:
         problems.append("--endpoint is missing: expected HOST or HOST:PORT: no address of this machine can be guessed")
     if problems or where is None or allowed_ips is None or dns is None:
         raise ConfigError(problems)
     private = generate_private_key(secrets.token_bytes) if theirs is None else None
     setup = ClientSetup(
-        name=wishes.name,
+        name=options.name,
         addresses=free_addresses(server.addresses, [net for peer in server.peers for net in peer.allowed_ips]),
         private_key=private,
         public_key=public_key(private) if private is not None else theirs or b"",
-        preshared_key=secrets.token_bytes(KEY_SIZE) if wishes.with_preshared_key else None,
+        preshared_key=secrets.token_bytes(KEY_SIZE) if options.with_preshared_key else None,
         server_public_key=server.public_key,
         endpoint=where,
         allowed_ips=allowed_ips,
         dns=dns,
-        persistent_keepalive=wishes.keepalive,
+        persistent_keepalive=options.keepalive,
         mtu=server.mtu,
     )
     return NewClient(setup, (*warnings, *_route_warnings(setup, server)))
 
 
 def _route_warnings(setup: ClientSetup, server: ServerConfig) -> Iterator[str]:
-    """Yield a warning where all of a client's traffic comes here and goes no further."""
+    """Yield a warning if all of a client's traffic is routed to a server that does not translate addresses."""
     defaults = [str(network) for network in setup.allowed_ips if network.prefixlen == 0]
     if not defaults or server.nat:
         return
@@ -106,21 +106,21 @@ def _route_warnings(setup: ClientSetup, server: ServerConfig) -> Iterator[str]:
     if server.network == "userspace":
         remedy = 'write network = "tun" and nat = true under [server], and restart'
     yield (
-        f"{setup.name} sends {' and '.join(defaults)} here, and without nat = true it reaches nothing beyond this "
-        f"server, unless rules of your own translate its addresses; {remedy}"
+        f"{setup.name} routes {' and '.join(defaults)} to this server, and without nat = true it reaches nothing "
+        f"beyond it, unless other rules translate its addresses; {remedy}"
     )
 
 
-def _endpoint(told: PublicEndpoint | None, port: int) -> tuple[str | None, tuple[str, ...]]:
-    """Return what clients are told, and a warning where that is a guess."""
-    if told is not None:
-        return endpoint.written(told, port), ()
-    guess = endpoint.guess()
+def _endpoint(given: PublicEndpoint | None, port: int) -> tuple[str | None, tuple[str, ...]]:
+    """Return the endpoint for the client, and a warning if it is a guess."""
+    if given is not None:
+        return server_endpoint.format_endpoint(given, port), ()
+    guess = server_endpoint.guess()
     if guess is None:
         return None, ()
-    where = endpoint.written((str(guess.address), None), port)
+    where = server_endpoint.format_endpoint((str(guess.address), None), port)
     private = "" if guess.is_public else ", and private: no client elsewhere can reach it"
-    remedy = "say --endpoint HOST, or set public_endpoint under [server]"
+    remedy = "use --endpoint HOST, or set public_endpoint under [server]"
     return where, (f"the endpoint {where} is a guess, this machine's own address{private}; {remedy}",)
 
 
@@ -136,7 +136,7 @@ def _name_servers(given: str) -> tuple[HostAddress | str, ...]:
 
 
 def _public_endpoint(given: str) -> PublicEndpoint:
-    """Parse an endpoint as the configuration does, with a word of its own for a port that cannot be."""
+    """Parse an endpoint as the configuration does, with a separate error for a port that is out of range."""
     try:
         return values.public_endpoint(given)
     except InvalidValueError:

@@ -1,10 +1,10 @@
-"""Tables [[peer]] put into the text of a server's configuration and taken out of it.
+"""Add a table [[peer]] to the text of a server's configuration, or remove one.
 
-The rule: not a byte changes outside of the one table, and the new text means the old one with that table more or less:
-both are parsed and compared before the new one is given out. Source: TOML 1.0.
+The rule: no byte changes outside of the one table, and the new text means the old one with that table added or removed:
+both are parsed and compared before the new one is returned. Source: TOML 1.0.
 
-It is done on lines, not on a tree of the document: a library that keeps comments hangs those above a table on the table
-before, and so would let a removed peer take the next one's comment with it.
+This works on lines, not on a tree of the document: libraries that keep comments attach those above a table to the table
+before it, so that removing a peer would remove the next one's comment.
 """
 
 import difflib
@@ -24,8 +24,8 @@ _HEADER = re.compile(r"\s*\[")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PeerTable:
-    """A table [[peer]] that is to be written.
+class NewPeer:
+    """A table [[peer]] to write.
 
     public_key: base64. preshared_key_file: a path relative to the configuration's folder. endpoint: "host:port".
     persistent_keepalive: seconds. None, or 0, leaves the key out.
@@ -48,12 +48,12 @@ class PeerTable:
             "endpoint": self.endpoint,
             "persistent_keepalive": self.persistent_keepalive or None,
         }
-        # What the checks of `oxidize.config` let pass is ASCII, of which JSON and TOML write strings alike.
+        # `oxidize.config` accepts only ASCII in these values, and JSON and TOML write such strings alike.
         return ["[[peer]]", *(f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None)]
 
 
-def add_peer(text: str, peer: PeerTable) -> str:
-    """Return the text with the table at its end; raises ConfigError where it cannot stand there."""
+def add_peer(text: str, peer: NewPeer) -> str:
+    """Return the text with the table at its end; raises ConfigError if the peers are not written as tables."""
     added = "\n".join([*peer.lines(), ""])
     if text:
         added = ("\n" if text.endswith("\n") else "\n\n") + added
@@ -67,7 +67,7 @@ def add_peer(text: str, peer: PeerTable) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """A text without one of its peers; the values of the table that is gone, and whether a comment went with it."""
+    """A text without one peer, the values of the removed table, and whether a comment was removed with it."""
 
     text: str
     table: dict[str, Any]
@@ -77,7 +77,7 @@ class Removed:
 def remove_peer(text: str, name: str) -> Removed:
     """Return the text without the table of that name and the comment right above it.
 
-    Raises ConfigError where there is no such table, with the name that was probably meant.
+    Raises ConfigError, with the name that was probably meant, if there is no such table.
     """
     before = _parse(text)
     names = [str(peer.get("name")) for peer in _peers(before)]
@@ -101,16 +101,16 @@ def remove_peer(text: str, name: str) -> Removed:
 
 
 def unknown_name(name: str, names: Sequence[str]) -> str:
-    """Return what to say of a name that no peer has."""
+    """Return the error for a name that no peer has."""
     close = difflib.get_close_matches(name, names, 1)
     hint = f"did you mean {close[0]}?" if close else "`oxidize peer list` shows them"
     return f"{name}: expected the name of a peer; {hint}"
 
 
 def _peer_blocks(lines: Sequence[str]) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Yield every table of a document: its first line, the line after its last key, and what it holds as a peer.
+    """Yield every table of a document: its first line, the line after its last key, and its values if it is a peer.
 
-    Raises ConfigError where peers are not written as tables.
+    Raises ConfigError if peers are not written as tables.
     """
     start = 0
     for number in range(len(lines) + 1):
@@ -119,7 +119,7 @@ def _peer_blocks(lines: Sequence[str]) -> Iterator[tuple[int, int, dict[str, Any
         try:
             found = tomllib.loads("".join(lines[start:number]))
         except tomllib.TOMLDecodeError:
-            continue  # the bracket stands within a string or a list of several lines
+            continue  # the bracket is within a string or a list of several lines
         end = number
         while end > start and _TRIVIA.fullmatch(lines[end - 1].rstrip("\r\n")):
             end -= 1
@@ -130,7 +130,7 @@ def _peer_blocks(lines: Sequence[str]) -> Iterator[tuple[int, int, dict[str, Any
         start = number
 
 
-_NOT_TABLES = "peer is one list here: expected a table [[peer]] for each peer; write it so, then this can edit the file"
+_NOT_TABLES = "peer is one list here: expected a table [[peer]] for each peer; write it so, and run the command again"
 
 
 def _peers(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -148,5 +148,5 @@ def _checked(text: str, expected: dict[str, Any]) -> str:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([_NOT_TABLES]) from error
     if found != expected:
-        raise StateError("the edited configuration would say something else than was meant; nothing is changed")
+        raise StateError("the edited configuration differs from what was meant; nothing is changed; this is a bug")
     return text

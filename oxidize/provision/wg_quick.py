@@ -1,7 +1,7 @@
-"""A file of wg-quick, read as wg and wg-quick read it.
+"""Parse a wg-quick file as wg and wg-quick do.
 
-The rule: what they accept is accepted, what they refuse is refused with its line's number, and no message shows what
-may be a key. Nothing is judged here: every setting comes out as text, with its line. Sources: wg(8), section
+The rule: what they accept is accepted, what they refuse is refused with its line number, and no message shows a
+possible key. Values are not checked: every setting is returned as text, with its line. Sources: wg(8), section
 "Configuration File Format"; wg-quick(8). Both cut a line at the first "#" and compare names without regard to case; of
 a setting that holds one value the last one counts.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from oxidize.errors import ConfigError
 
-# Every name, as it is written in the manuals, and whether each line of it adds to the ones before.
+# Every name as in the manuals, and whether a repeated setting adds to those before.
 INTERFACE_NAMES = {
     "PrivateKey": False,
     "ListenPort": False,
@@ -40,7 +40,7 @@ _SETTING = re.compile(r"([A-Za-z]{1,32})\s*=(.*)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One line: its name as the manual writes it, its value, which may be a key, and its number."""
+    """One line: its name as in the manual, its value, which may be a key, and its number."""
 
     name: str
     value: str = field(repr=False)
@@ -49,14 +49,14 @@ class Setting:
 
 @dataclass(slots=True)
 class Section:
-    """One section: its settings in order, and the comments that are its own."""
+    """One section: its settings in order, and the comments that belong to it."""
 
     line: int
     settings: list[Setting] = field(default_factory=list)
     comments: list[str] = field(default_factory=list, repr=False)
 
     def all(self, name: str) -> list[Setting]:
-        """Return the settings of one name that count: all of those that add up, else the last."""
+        """Return the effective settings of one name: all if they add up, otherwise the last."""
         found = [setting for setting in self.settings if setting.name == name]
         return found if INTERFACE_NAMES.get(name, PEER_NAMES.get(name)) else found[-1:]
 
@@ -75,7 +75,7 @@ class Document:
 
 
 def parse(text: str, source: str) -> Document:
-    """Return what is in the text; raises ConfigError with a line for each mistake, which begins with `source`."""
+    """Return the parsed text; raises ConfigError with a line for each mistake, beginning with `source`."""
     reader = _Reader(source)
     for number, line in enumerate(text.split("\n"), start=1):
         reader.read(number, line)
@@ -90,7 +90,7 @@ def parse(text: str, source: str) -> Document:
 
 
 class _Reader:
-    """What has been read so far."""
+    """The state of parsing."""
 
     def __init__(self, source: str) -> None:
         self.interface: Section | None = None
@@ -98,8 +98,8 @@ class _Reader:
         self.problems: list[str] = []
         self._source = source
         self._kind = ""
-        self._section: Section | None = None  # None after a header that was wrong too
-        self._comments: list[str] = []  # those right above the present line: whose they are is seen by what follows
+        self._section: Section | None = None  # None before the first header and after a wrong one
+        self._comments: list[str] = []  # those right above the current line: the next one decides whose they are
 
     def read(self, number: int, line: str) -> None:
         text, _, comment = line.partition("#")
@@ -116,7 +116,7 @@ class _Reader:
             self._set(number, text)
 
     def keep_comments(self) -> None:
-        """Give the comments above this line to the present section."""
+        """Assign the comments above this line to the current section."""
         if self._section is not None:
             self._section.comments += self._comments
         self._comments = []

@@ -1,4 +1,4 @@
-"""Whatever stands in a file of wg-quick, it is imported or refused; what is added can be removed; no address twice."""
+"""Any wg-quick file is imported or refused, an added peer can be removed, and no address is given twice."""
 
 import base64
 import tomllib
@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oxidize.config import load_server
+from oxidize.config import HostAddress, Network, load_server
 from oxidize.errors import ConfigError
 from oxidize.provision import conversion, wg_quick
 from oxidize.provision.addresses import free_addresses
-from oxidize.provision.peer_tables import PeerTable, add_peer, remove_peer
+from oxidize.provision.peer_tables import NewPeer, add_peer, remove_peer
 
 PRIVATE = base64.b64encode(bytes(range(32))).decode()
 PUBLIC = [base64.b64encode(bytes([9, number]) * 16).decode() for number in range(4)]
@@ -49,7 +49,7 @@ lines = st.one_of(
 
 
 def convert(text: str, folder: Path) -> None:
-    """Import, and check the form of the error if there is one; what comes out must be loaded, or refused by name."""
+    """Import a file and check the form of the error if there is one, or else that the result loads or is refused."""
     for turn in (conversion.to_server, conversion.to_client):
         try:
             found = turn(wg_quick.parse(text, "wg0.conf"), "wg0.conf")
@@ -66,7 +66,7 @@ def convert(text: str, folder: Path) -> None:
 
 
 def check_converted(found: conversion.Converted, folder: Path, *, is_server: bool) -> None:
-    """What was converted shows no key, and is loaded or refused by name."""
+    """Check that a converted file shows no key, and that it loads or is refused with reasons."""
     assert all(PRIVATE not in note and len(note.splitlines()) == 1 for note in found.notes)
     if not is_server:
         return
@@ -90,17 +90,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(text=st.text(characters, max_size=200))
-def test_any_text(folder, text) -> None:
+def test_any_text_is_imported_or_refused(folder: Path, text: str) -> None:
     convert(text, folder)
 
 
 @given(given_lines=st.lists(lines, max_size=12), newline=st.sampled_from(["\n", "\r\n"]))
-def test_lines_of_every_kind(folder, given_lines, newline) -> None:
+def test_lines_of_every_kind_are_imported_or_refused(folder: Path, given_lines: list[str], newline: str) -> None:
     convert(newline.join(given_lines), folder)
 
 
 @given(interface=st.lists(lines, max_size=4), peers=st.lists(st.lists(lines, max_size=4), max_size=3))
-def test_files_that_are_nearly_right(folder, interface, peers) -> None:
+def test_files_that_are_nearly_right_are_imported_or_refused(
+    folder: Path, interface: list[str], peers: list[list[str]]
+) -> None:
     head = ["[Interface]", f"PrivateKey = {PRIVATE}", "Address = 10.8.0.1/24", *interface]
     for number, peer in enumerate(peers):
         head += [f"# peer {number}", "[Peer]", f"PublicKey = {PUBLIC[number]}", *peer]
@@ -116,7 +118,7 @@ notes = st.sampled_from(["", 'note = """\n[[peer]]\nname = "p1"\n"""', "more = [
 
 @st.composite
 def documents(draw: st.DrawFn) -> str:
-    """A configuration with comments, blank lines and values of several lines wherever they may be."""
+    """Draw a configuration with comments, blank lines and values of several lines in every place."""
     text = [*draw(st.lists(comments, max_size=2)), "[server]", 'address = "10.9.0.1/24"  # [x]', *draw(blanks)]
     for number in range(draw(st.integers(0, 4))):
         header = draw(st.sampled_from(["[[peer]]", ' [["peer"]] # x', "[[ peer ]]"]))
@@ -126,11 +128,11 @@ def documents(draw: st.DrawFn) -> str:
     return draw(st.sampled_from(["\n", "\r\n"])).join(text) + draw(st.sampled_from(["", "\n"]))
 
 
-NEW = PeerTable(name="new", public_key="K", allowed_ips=[ip_network("10.9.0.2/32")])
+NEW = NewPeer(name="new", public_key="K", allowed_ips=[ip_network("10.9.0.2/32")])
 
 
 @given(documents())
-def test_what_is_added_can_be_removed_without_a_trace(text) -> None:
+def test_an_added_peer_can_be_removed_without_a_trace(text: str) -> None:
     added = add_peer(text, NEW)
     assert added.startswith(text)
     assert tomllib.loads(added)["peer"][-1]["name"] == "new"
@@ -138,7 +140,7 @@ def test_what_is_added_can_be_removed_without_a_trace(text) -> None:
 
 
 @given(documents(), st.data())
-def test_a_removal_keeps_every_other_line(text, data) -> None:
+def test_removing_a_peer_keeps_every_other_line(text: str, data: st.DataObject) -> None:
     peers = tomllib.loads(text).get("peer", [])
     if not peers:
         return
@@ -173,7 +175,9 @@ networks4 = st.builds(
         max_size=12,
     ),
 )
-def test_an_address_is_nobodys_yet(length4, length6, host, taken):
+def test_a_free_address_is_the_lowest_that_is_not_in_use(
+    length4: int, length6: int, host: int, taken: list[Network]
+) -> None:
     own = [ip_interface((10 << 24 | host, length4)), ip_interface((0xFD << 120 | host, length6))]
     try:
         found = free_addresses(own, taken)
@@ -183,7 +187,7 @@ def test_an_address_is_nobodys_yet(length4, length6, host, taken):
         full = []
         assert [address.network for address in found] == [address.network for address in own]
 
-    def is_free(address, network) -> bool:
+    def is_free(address: HostAddress, network: Network) -> bool:
         special = {network.network_address} | ({network.broadcast_address} if network.version == 4 else set())
         usable = network.max_prefixlen - network.prefixlen <= 1 or address not in special
         return usable and address not in {one.ip for one in own} and not any(address in net for net in taken)

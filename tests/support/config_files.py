@@ -1,4 +1,4 @@
-"""Configuration files for tests, and checks that each problem found in one is reported in the required form."""
+"""Configuration files for tests, and the check of the form of every problem."""
 
 import base64
 from collections.abc import Callable
@@ -11,8 +11,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from oxidize.config import ServerConfig, load_server
 from oxidize.errors import ConfigError
 
+T = TypeVar("T")
+
 
 def b64(number: int) -> str:
+    """Return a key in base64, made of a number."""
     return base64.b64encode(number.to_bytes(32, "big")).decode()
 
 
@@ -25,6 +28,7 @@ ALICE, BOB = b64(0xA11CE << 100), b64(0xB0B << 100)
 
 
 def secret(path: Path, text: str, mode: int = 0o600) -> Path:
+    """Write a file of a mode."""
     path.write_text(text)
     path.chmod(mode)
     return path
@@ -41,14 +45,12 @@ def peer(name: str = "alice", key: str = ALICE, ips: str = '"10.0.0.2/32"', more
     return f'[[peer]]\nname = "{name}"\npublic_key = "{key}"\nallowed_ips = [{ips}]\n{more}\n'
 
 
-Config = TypeVar("Config")
-
-
 @overload
 def load(folder: Path, text: str) -> ServerConfig: ...
 @overload
-def load(folder: Path, text: str, loader: Callable[[Path], Config]) -> Config: ...
+def load(folder: Path, text: str, loader: Callable[[Path], T]) -> T: ...
 def load(folder: Path, text: str, loader: Callable[[Path], object] = load_server) -> object:
+    """Write a configuration and load it."""
     path = folder / "oxidize.toml"
     path.write_text(text)
     return loader(path)
@@ -68,5 +70,6 @@ def problems(folder: Path, text: str, loader: Callable[[Path], object] = load_se
 
 
 def problem(folder: Path, text: str, loader: Callable[[Path], object] = load_server) -> str:
+    """Load a configuration with one mistake; return its line without the folder of this test."""
     (line,) = problems(folder, text, loader)
     return line

@@ -1,9 +1,8 @@
-"""Settings: either configuration makes the same kind of value, and names are resolved all at once."""
+"""Settings have one form for servers and clients, and the names of all peers are resolved when they are made."""
 
 import socket
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,22 +26,20 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def resolver(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Names that resolve; every other one does not."""
+    """Return the names that resolve, to be filled; no other name does."""
     known: dict[str, str] = {}
     real = socket.getaddrinfo
 
-    def getaddrinfo(host: str, port: str | int, **options: Any) -> list[Any]:
-        if options.get("flags", 0) & socket.AI_NUMERICHOST:
-            return real(host, port, **options)
-        if host not in known and not any(c in host for c in ":0123456789"):
+    def getaddrinfo(host: str, port: int, *, type: int, flags: int = 0) -> object:  # noqa: A002  # as in the library
+        if not flags & socket.AI_NUMERICHOST and host not in known and not any(c in host for c in ":0123456789"):
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return real(known.get(host, host), port, **options | {"flags": socket.AI_NUMERICHOST})
+        return real(known.get(host, host), port, type=type, flags=socket.AI_NUMERICHOST)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     return known
 
 
-def test_the_settings_of_a_server_come_from_its_configuration(folder: Path, resolver: dict[str, str]) -> None:
+def test_the_settings_of_a_server_have_resolved_peers(folder: Path, resolver: dict[str, str]) -> None:
     resolver["bob.example"] = "192.0.2.7"
     more = 'endpoint = "bob.example:7"\npreshared_key_file = "psk"\npersistent_keepalive = 25\n'
     text = SERVER + "nat = true\n" + peer() + peer("bob", BOB, '"10.0.0.3/32", "fd00::3/128"', more)
@@ -58,7 +55,7 @@ def test_the_settings_of_a_server_come_from_its_configuration(folder: Path, reso
     assert bob.preshared_key != bytes(32)
 
 
-def test_a_client_listens_at_any_port_and_has_a_link_to_one_peer(folder: Path, resolver: dict[str, str]) -> None:
+def test_the_settings_of_a_client_have_any_port_and_a_link_to_one_peer(folder: Path, resolver: dict[str, str]) -> None:
     settings = NodeSettings.of_client(load(folder, CLIENT + 'allowed_ips = ["10.0.0.0/24"]\n', load_client))
     assert settings.role == "client"
     assert settings.listen == ("::", 0)
@@ -88,14 +85,14 @@ def test_a_client_without_an_interface_marks_nothing(folder: Path, resolver: dic
     assert (settings.fwmark, settings.name_servers) == (0, None)
 
 
-def test_the_text_of_settings_shows_no_secret(folder: Path, resolver: dict[str, str]) -> None:
+def test_settings_show_no_secret(folder: Path, resolver: dict[str, str]) -> None:
     settings = NodeSettings.of_server(load(folder, SERVER + peer(more='preshared_key_file = "psk"\n'), load_server))
     shown = repr(settings)
     assert repr(settings.private_key) not in shown
     assert repr(settings.peers[0].preshared_key) not in shown
 
 
-def test_every_name_that_does_not_resolve_is_reported(folder: Path, resolver: dict[str, str]) -> None:
+def test_every_endpoint_that_does_not_resolve_is_reported(folder: Path, resolver: dict[str, str]) -> None:
     text = SERVER + peer(more='endpoint = "a.example:1"\n') + peer("bob", BOB, '"10.0.0.3/32"', 'endpoint = "b.x:2"\n')
     with pytest.raises(ConfigError) as caught:
         NodeSettings.of_server(load(folder, text, load_server))
@@ -113,5 +110,5 @@ def test_every_name_that_does_not_resolve_is_reported(folder: Path, resolver: di
         ("[::ffff:192.0.2.1]:9", Endpoint(bytes([192, 0, 2, 1]), 9)),
     ],
 )
-def test_a_numeric_endpoint_is_not_resolved(text: str, expected: Endpoint) -> None:
+def test_a_literal_endpoint_is_parsed(text: str, expected: Endpoint) -> None:
     assert resolve(text) == expected

@@ -21,7 +21,7 @@ from oxidize.cli.peers import add, encoded
 from oxidize.control import query as query_module
 from oxidize.errors import Phase, TakeoverError
 from oxidize.protocol.crypto import public_key
-from oxidize.provision import endpoint
+from oxidize.provision import server_endpoint
 from oxidize.provision.wg_quick import parse
 from oxidize.service_manager import systemctl
 from tests.support.config_files import ALICE, BOB, OWN_PUBLIC, PRESHARED, PRIVATE, SERVER, peer, secret
@@ -292,21 +292,21 @@ def test_a_guessed_endpoint_is_a_warning(
     path: Path, monkeypatch: pytest.MonkeyPatch, address: str, is_public: bool, warning: str
 ) -> None:
     path.write_text(path.read_text().replace('public_endpoint = "vpn.example.org"\n', 'listen = "[::]:7"\n'))
-    monkeypatch.setattr(endpoint, "guess", lambda: endpoint.Guess(ip_address(address), is_public))
+    monkeypatch.setattr(server_endpoint, "guess", lambda: server_endpoint.Guess(ip_address(address), is_public))
     result = run(path, "add", "laptop")
     assert f"Endpoint = {address}:7\n" in result.stdout
     (line,) = (line for line in result.stderr.splitlines() if "guess" in line)
     assert warning in line
     assert "--endpoint HOST, or set public_endpoint" in line
-    monkeypatch.setattr(endpoint, "guess", lambda: None)
+    monkeypatch.setattr(server_endpoint, "guess", lambda: None)
     assert "--endpoint is missing" in run(path, "add", "phone").stderr
 
 
 @pytest.mark.parametrize(
     ("lines", "arguments", "warning"),
     [
-        ("", ["--full"], "laptop sends 0.0.0.0/0 and ::/0 here, and without nat = true it reaches nothing beyond"),
-        ("", ["--allowed-ips", "10.0.0.0/24,::/0"], "laptop sends ::/0 here, "),
+        ("", ["--full"], "laptop routes 0.0.0.0/0 and ::/0 to this server, and without nat = true it reaches nothing"),
+        ("", ["--allowed-ips", "10.0.0.0/24,::/0"], "laptop routes ::/0 to this server, "),
         ("", ["--full"], "; write nat = true under [server], and reload"),
         ('network = "userspace"\n', ["--full"], '; write network = "tun" and nat = true under [server], and restart'),
         ("", ["--allowed-ips", "10.0.0.0/8"], None),

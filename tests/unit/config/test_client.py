@@ -1,4 +1,4 @@
-"""A client's routes and name servers in its configuration."""
+"""The routes and name servers in the configuration of a client."""
 
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -19,14 +19,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_without_a_word_nothing_is_changed(folder):
+def test_a_client_without_dns_keeps_the_systems_name_servers(folder: Path) -> None:
     config = load(folder, CLIENT + SOME, load_client)
     assert config.name_servers == NameServers("oxidize1", (), ())
     assert config.fwmark == FWMARK_DEFAULT
     assert config.warnings == ()
 
 
-def test_a_client_may_have_default_routes_and_networks_in_them(folder):
+def test_a_client_may_have_default_routes_and_networks_in_them(folder: Path) -> None:
     config = load(folder, CLIENT + 'allowed_ips = ["0.0.0.0/0", "::/0", "10.0.0.0/24"]\nfwmark = 256', load_client)
     assert config.allowed_ips == tuple(map(ip_network, ("0.0.0.0/0", "::/0", "10.0.0.0/24")))
     assert config.fwmark == 256
@@ -45,7 +45,9 @@ def test_a_client_may_have_default_routes_and_networks_in_them(folder):
         ),
     ],
 )
-def test_name_servers_are_addresses_and_domains(folder, given, servers, domains):
+def test_name_servers_are_addresses_and_domains(
+    folder: Path, given: str, servers: list[str], domains: list[str]
+) -> None:
     text = CLIENT + f'allowed_ips = ["0.0.0.0/0", "::/0"]\ninterface = "tun7"\ndns = {given}'
     config = load(folder, text, load_client)
     assert config.name_servers == NameServers("tun7", tuple(map(ip_address, servers)), tuple(domains))
@@ -67,12 +69,12 @@ def test_name_servers_are_addresses_and_domains(folder, given, servers, domains)
         ('network = "userspace"\ndns = ["10.0.0.1"]', 'expected no name servers with network = "userspace"'),
     ],
 )
-def test_mistakes(folder, more, expected):
+def test_a_mistake_in_dns_or_fwmark_is_reported(folder: Path, more: str, expected: str) -> None:
     assert expected in problem(folder, CLIENT + SOME + more, load_client)
 
 
 @pytest.mark.parametrize("route", ["0.0.0.0/0", "::/0"])
-def test_a_default_route_needs_an_interface(folder, route):
+def test_a_default_route_needs_an_interface(folder: Path, route: str) -> None:
     text = CLIENT + f'allowed_ips = ["{route}"]\nnetwork = "userspace"'
     line = problem(folder, text, load_client)
     assert f'client.allowed_ips = "{route}": expected no default route with network = "userspace"' in line
@@ -80,19 +82,19 @@ def test_a_default_route_needs_an_interface(folder, route):
 
 
 @pytest.mark.parametrize(("server", "allowed"), [("10.1.2.3:51820", "10.0.0.0/8"), ("[2001:db8::1]:51820", "2000::/3")])
-def test_a_network_around_the_server_is_warned_of(folder, server, allowed):
+def test_an_allowed_network_that_contains_the_server_is_a_warning(folder: Path, server: str, allowed: str) -> None:
     text = CLIENT.replace("vpn.example.org:51820", server)
     (warning,) = load(folder, text + f'allowed_ips = ["{allowed}"]', load_client).warnings
     assert f"client.allowed_ips: {allowed} has the server's own address in it" in warning
     assert load(folder, text + 'allowed_ips = ["0.0.0.0/0", "::/0"]', load_client).warnings == ()
 
 
-def test_a_name_server_outside_of_the_tunnel_is_warned_of(folder):
+def test_a_name_server_outside_of_the_tunnel_is_a_warning(folder: Path) -> None:
     (warning,) = load(folder, CLIENT + SOME + 'dns = ["10.0.0.1", "9.9.9.9", "a.example"]', load_client).warnings
     assert "client.dns: 9.9.9.9 is in none of allowed_ips" in warning
 
 
-def test_name_servers_are_read_without_the_keys(folder):
+def test_name_servers_are_read_without_the_keys(folder: Path) -> None:
     text = CLIENT.replace("server.key", "nowhere.key") + SOME
     (folder / "client.toml").write_text(text + 'dns = ["10.0.0.1"]')
     assert load_name_servers(folder / "client.toml") == NameServers("oxidize1", (ip_address("10.0.0.1"),), ())
@@ -111,12 +113,12 @@ def test_name_servers_are_read_without_the_keys(folder):
         ("no TOML", "oxidize1"),
     ],
 )
-def test_the_interface_of_a_broken_configuration(tmp_path, text, expected):
+def test_the_interface_of_a_broken_configuration_is_read(tmp_path: Path, text: str, expected: str) -> None:
     path = tmp_path / "client.toml"
     path.write_text(text)
     assert client_interface_of(path) == expected
 
 
-def test_a_configuration_that_is_not_there_has_no_interface(tmp_path):
+def test_a_configuration_that_is_not_there_has_no_interface(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a readable configuration file"):
         client_interface_of(tmp_path / "client.toml")

@@ -2,6 +2,7 @@
 
 import base64
 import os
+from pathlib import Path
 
 import pytest
 
@@ -11,20 +12,20 @@ from tests.support.config_files import CLIENT, PRESHARED, PRIVATE, SERVER, load,
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch):
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     secret(tmp_path / "server.key", PRIVATE + "\n")
     secret(tmp_path / "alice.psk", PRESHARED + "\n")
     return tmp_path
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644, 0o610])
-def test_a_key_that_others_can_read_is_refused(folder, mode):
+def test_a_key_that_others_can_read_is_refused(folder: Path, mode: int) -> None:
     (folder / "server.key").chmod(mode)
     assert problem(folder, SERVER + peer()) == (
         'oxidize.toml: server.private_key_file = "server.key": expected a file that only its owner can read, '
@@ -35,7 +36,7 @@ def test_a_key_that_others_can_read_is_refused(folder, mode):
 @pytest.mark.parametrize(
     "content", ["", "\n", "not a key", PRIVATE[:-1], PRIVATE + PRIVATE, PRIVATE[:-4], "\xff\xfe", "x" * 10_000]
 )
-def test_a_file_without_one_key_is_refused(folder, content):
+def test_a_file_without_one_key_is_refused(folder: Path, content: str) -> None:
     secret(folder / "server.key", content)
     line = problem(folder, SERVER + peer())
     assert (
@@ -49,7 +50,7 @@ def test_a_file_without_one_key_is_refused(folder, content):
     assert '"oxidize genpsk" prints it' in line
 
 
-def test_a_key_file_must_be_a_file(folder):
+def test_a_key_file_must_be_a_file(folder: Path) -> None:
     (folder / "server.key").unlink()
     assert "No such file or directory; correct the path" in problem(folder, SERVER + peer())
     (folder / "server.key").mkdir()
@@ -59,7 +60,7 @@ def test_a_key_file_must_be_a_file(folder):
     assert "expected a regular file" in problem(folder, SERVER + peer())
 
 
-def test_a_key_in_the_wrong_place_is_not_shown(folder):
+def test_a_private_key_in_the_wrong_place_is_not_shown(folder: Path) -> None:
     start = '[server]\naddress = "10.0.0.1/24"\n'
     for line in (
         f'private_key_file = "{PRIVATE}"',
@@ -78,12 +79,12 @@ def test_a_key_in_the_wrong_place_is_not_shown(folder):
     assert PRESHARED[:10] not in problem(folder, SERVER + peer(more=f'preshared_key = "{PRESHARED}"'))
 
 
-def test_our_private_key_as_a_peers_public_key_is_not_shown(folder):
+def test_the_private_key_as_a_peers_public_key_is_not_shown(folder: Path) -> None:
     lines = problems(folder, SERVER + peer(key=PRIVATE) + peer("bob", PRIVATE, '"10.0.0.3/32"'))
     assert f'peer.bob.public_key = "{HIDDEN}": expected a public key of its own' in lines[0]
 
 
-def test_a_loaded_configuration_prints_no_secret(folder):
+def test_a_loaded_configuration_prints_no_secret(folder: Path) -> None:
     server = load(folder, SERVER + peer(more='preshared_key_file = "alice.psk"'))
     client = load(folder, CLIENT + 'allowed_ips = ["10.0.0.0/24"]\npreshared_key_file = "alice.psk"', load_client)
     for shown in (repr(server), repr(client)):

@@ -1,4 +1,4 @@
-"""Every mistake an operator can make gets one line with file, key, value, what was expected, and the remedy."""
+"""Every mistake in a configuration gives one line with file, key, value, what was expected, and the remedy."""
 
 import base64
 import os
@@ -31,13 +31,13 @@ from tests.support.config_files import (
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch):
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     secret(tmp_path / "server.key", PRIVATE + "\n")
     secret(tmp_path / "alice.psk", PRESHARED + "\n")
     return tmp_path
@@ -46,7 +46,7 @@ def folder(tmp_path):
 # --- What loads ---
 
 
-def test_the_smallest_server_gets_every_default(folder):
+def test_the_smallest_server_gets_every_default(folder: Path) -> None:
     config = load(folder, SERVER + peer())
     assert config.listen == ("::", 51820)
     assert config.interface == "oxidize0"
@@ -66,7 +66,7 @@ def test_the_smallest_server_gets_every_default(folder):
     assert (alice.preshared_key, alice.endpoint, alice.persistent_keepalive) == (bytes(32), None, 0)
 
 
-def test_every_key_of_a_server_is_taken(folder):
+def test_every_key_of_a_server_is_taken(folder: Path) -> None:
     config = load(
         folder,
         f"""
@@ -100,7 +100,7 @@ def test_every_key_of_a_server_is_taken(folder):
     assert (alice.endpoint, alice.persistent_keepalive) == ("[2001:db8::1]:51820", 25)
 
 
-def test_a_client_gets_its_defaults(folder):
+def test_a_client_gets_its_defaults(folder: Path) -> None:
     config = load(folder, CLIENT + 'allowed_ips = ["10.0.0.0/24"]\npreshared_key_file = "alice.psk"', load_client)
     assert config.interface == "oxidize1"
     assert config.metrics_listen is None
@@ -112,14 +112,14 @@ def test_a_client_gets_its_defaults(folder):
 
 
 @pytest.mark.parametrize("off", ['""', "false"])
-def test_metrics_can_be_off(folder, off):
+def test_metrics_can_be_turned_off(folder: Path, off: str) -> None:
     assert load(folder, f"{SERVER}metrics_listen = {off}\n{peer()}").metrics_listen is None
 
 
 # --- Where things are ---
 
 
-def test_the_takeover_socket_of_an_ordinary_user_is_in_their_runtime_directory(monkeypatch):
+def test_the_takeover_socket_of_an_ordinary_user_is_in_their_runtime_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     environ = {"XDG_RUNTIME_DIR": "/run/user/1000"}
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert default_takeover_socket(environ=environ) == Path("/run/user/1000/oxidize/takeover.sock")
@@ -129,7 +129,7 @@ def test_the_takeover_socket_of_an_ordinary_user_is_in_their_runtime_directory(m
     assert default_takeover_socket(environ=environ) == Path("/run/oxidize/takeover.sock")
 
 
-def test_the_private_key_can_be_a_systemd_credential_which_the_group_may_read(folder):
+def test_the_private_key_can_be_a_systemd_credential_which_the_group_may_read(folder: Path) -> None:
     credentials = folder / "credentials"
     credentials.mkdir()
     secret(credentials / "private_key", PRIVATE, 0o440)
@@ -145,7 +145,7 @@ def test_the_private_key_can_be_a_systemd_credential_which_the_group_may_read(fo
 # --- The lines ---
 
 
-def test_a_line_has_file_key_value_expectation_and_remedy(folder):
+def test_an_error_has_file_key_value_expectation_and_remedy(folder: Path) -> None:
     assert problem(folder, SERVER + "mtu = 99999\n" + peer()) == (
         "oxidize.toml: server.mtu = 99999: expected a whole number from 576 to 65455; "
         "remove the line for the default 1420"
@@ -193,7 +193,7 @@ BAD_SERVER_VALUES = [
 
 
 @pytest.mark.parametrize(("line", "expected"), BAD_SERVER_VALUES)
-def test_a_bad_value_in_the_server_table(folder, line, expected):
+def test_a_bad_value_in_the_server_table_is_reported(folder: Path, line: str, expected: str) -> None:
     assert expected in problem(folder, f"{SERVER}{line}\n{peer()}")
 
 
@@ -213,36 +213,36 @@ def test_a_bad_value_in_the_server_table(folder, line, expected):
         ('["10.0.0.1/24", "10.0.0.1/32"]', "expected every address once"),
     ],
 )
-def test_a_bad_address(folder, address, expected):
+def test_a_bad_address_is_reported(folder: Path, address: str, expected: str) -> None:
     text = f'[server]\nprivate_key_file = "server.key"\naddress = {address}\n{peer()}'
     assert expected in problem(folder, text)
 
 
-def test_ipv6_needs_its_smallest_mtu(folder):
+def test_an_mtu_that_is_too_small_for_ipv6_is_reported(folder: Path) -> None:
     text = '[server]\nprivate_key_file = "server.key"\naddress = ["10.0.0.1/24", "fd00::1/64"]\nmtu = 1279\n' + peer()
     assert "server.mtu = 1279: expected at least 1280, which IPv6 needs (server.address has fd00::1/64)" in problem(
         folder, text
     )
 
 
-def test_nat_is_off_unless_asked_for(folder):
+def test_nat_is_off_unless_asked_for(folder: Path) -> None:
     assert load(folder, SERVER + peer()).nat is False
     config = load(folder, SERVER + "nat = true\n" + peer())
     assert (config.nat, config.warnings) == (True, ())
 
 
 @pytest.mark.parametrize("value", ['"yes"', "1", '"false"'])
-def test_nat_is_true_or_false_and_nothing_else(folder, value):
+def test_nat_is_true_or_false_and_nothing_else(folder: Path, value: str) -> None:
     assert "server.nat = " + value + ": expected true or false" in problem(folder, f"{SERVER}nat = {value}\n{peer()}")
 
 
-def test_nat_needs_the_kernels_network(folder):
+def test_nat_needs_the_kernels_network(folder: Path) -> None:
     line = problem(folder, SERVER + 'nat = true\nnetwork = "userspace"\n' + peer())
     assert 'server.nat = true: expected false, as network = "userspace" hands no packet to the kernel' in line
     assert load(folder, SERVER + 'nat = false\nnetwork = "userspace"\n' + peer()).nat is False
 
 
-def test_nat_from_which_no_peer_has_anything_is_a_warning(folder):
+def test_nat_that_applies_to_no_peer_is_a_warning(folder: Path) -> None:
     text = SERVER.replace("10.0.0.1/24", "10.0.0.1/32") + "nat = true\n" + peer()
     (warning,) = load(folder, text).warnings
     assert "server.nat" in warning
@@ -274,18 +274,18 @@ BAD_PEER_VALUES = [
 
 
 @pytest.mark.parametrize(("change", "expected"), BAD_PEER_VALUES)
-def test_a_bad_value_in_a_peer(folder, change, expected):
+def test_a_bad_value_in_a_peer_is_reported(folder: Path, change: dict[str, str], expected: str) -> None:
     assert expected in problem(folder, SERVER + peer(**change))
 
 
-def test_allowed_ips_are_a_list(folder):
+def test_allowed_ips_that_are_not_a_list_are_reported(folder: Path) -> None:
     text = SERVER + f'[[peer]]\nname = "alice"\npublic_key = "{ALICE}"\nallowed_ips = "10.0.0.2/32"\n'
     assert 'allowed_ips = "10.0.0.2/32": expected a list of networks in CIDR notation; write it as' in problem(
         folder, text
     )
 
 
-def test_missing_keys_are_named_with_an_example(folder):
+def test_missing_keys_are_reported_with_an_example(folder: Path) -> None:
     lines = problems(folder, "[server]\n[[peer]]\n")
     assert (
         "oxidize.toml: server.address is missing: expected one or more addresses in CIDR notation; "
@@ -295,7 +295,7 @@ def test_missing_keys_are_named_with_an_example(folder):
     assert {line.split()[1] for line in lines} >= {"peer[1].name", "peer[1].public_key", "peer[1].allowed_ips"}
 
 
-def test_all_mistakes_are_reported_at_once(folder):
+def test_all_mistakes_are_reported_at_once(folder: Path) -> None:
     text = (
         '[server]\naddress = "10.0.0.1"\nprivate_key_file = "missing.key"\nmtu = 1\ncolour = "red"\n'
         + peer(more='endpoint = "nowhere"')
@@ -333,7 +333,7 @@ def test_all_mistakes_are_reported_at_once(folder):
         (b"a = " + b"1" * 10_000, "expected TOML as in examples/"),
     ],
 )
-def test_what_is_no_toml(folder, text, expected):
+def test_a_file_that_is_not_toml_is_refused(folder: Path, text: bytes, expected: str) -> None:
     path = folder / "oxidize.toml"
     path.write_bytes(text)
     with pytest.raises(ConfigError) as caught:
@@ -343,13 +343,13 @@ def test_what_is_no_toml(folder, text, expected):
     assert expected in line
 
 
-def test_a_file_that_is_not_there(folder):
+def test_a_missing_file_is_refused(folder: Path) -> None:
     for path in (folder / "none.toml", folder, "nul\0"):
         with pytest.raises(ConfigError, match="expected a readable configuration file"):
             load_server(path)
 
 
-def test_tables_of_the_wrong_kind(folder):
+def test_tables_of_the_wrong_kind_are_reported(folder: Path) -> None:
     assert "peer = {…}: expected tables [[peer]]" in problem(folder, SERVER + "[peer]\nname = 'x'\n")
     assert "peer = [1]: expected tables [[peer]]" in problem(folder, "peer = [1]\n" + SERVER)
     assert "server = [[…]]: expected one table [server]" in problems(folder, "server = [[1]]\n")[0]
@@ -364,7 +364,7 @@ def test_tables_of_the_wrong_kind(folder):
     )
 
 
-def test_too_many_peers(folder):
+def test_too_many_peers_are_reported(folder: Path) -> None:
     text = SERVER + "[[peer]]\n" * (PEERS_MAX + 1)
     assert problems(folder, text)[0] == (
         f"oxidize.toml: peer: {PEERS_MAX + 1} tables: expected at most {PEERS_MAX}; give the rest to a second server"
@@ -374,7 +374,7 @@ def test_too_many_peers(folder):
 # --- Peers against one another ---
 
 
-def test_two_peers_cannot_share_name_or_key(folder):
+def test_two_peers_cannot_share_name_or_key(folder: Path) -> None:
     lines = problems(
         folder, SERVER + peer() + peer("alice", BOB, '"10.0.0.3/32"') + peer("bob", ALICE, '"10.0.0.4/32"')
     )
@@ -398,7 +398,9 @@ def test_two_peers_cannot_share_name_or_key(folder):
         ('"fd00::/64"', '"fd00::7"', ("bob", "fd00::7/128", "alice", "fd00::/64")),
     ],
 )
-def test_two_peers_cannot_share_addresses(folder, first, second, reported):
+def test_two_peers_cannot_share_addresses(
+    folder: Path, first: str, second: str, reported: tuple[str, str, str, str]
+) -> None:
     line = problem(folder, SERVER + peer(ips=first) + peer("bob", BOB, second))
     inner, inner_network, outer, outer_network = reported
     assert line == (
@@ -407,19 +409,19 @@ def test_two_peers_cannot_share_addresses(folder, first, second, reported):
     )
 
 
-def test_one_peer_may_have_a_network_and_a_part_of_it(folder):
+def test_one_peer_may_have_a_network_and_a_part_of_it(folder: Path) -> None:
     config = load(folder, SERVER + peer(ips='"10.0.0.0/8", "10.1.0.0/16", "::/0"'))
     assert len(config.peers[0].allowed_ips) == 3
 
 
-def test_our_own_key_is_no_peer(folder):
+def test_a_peer_with_the_public_key_of_this_side_is_refused(folder: Path) -> None:
     line = problem(folder, SERVER + peer(key=OWN_PUBLIC))
     assert "expected the other side's public key, but it is the one of our own private_key_file" in line
     text = CLIENT.replace(ALICE, OWN_PUBLIC) + 'allowed_ips = ["10.0.0.0/24"]'
     assert "client.server_public_key" in problem(folder, text, load_client)
 
 
-def test_what_is_legal_but_hardly_meant_is_warned_of(folder):
+def test_a_configuration_that_is_legal_but_hardly_meant_is_a_warning(folder: Path) -> None:
     assert "nobody can connect" in load(folder, SERVER).warnings[0]
     config = load(folder, SERVER + peer(ips="") + peer("bob", BOB, '"10.0.0.1/32"'))
     empty, own = config.warnings
@@ -427,14 +429,14 @@ def test_what_is_legal_but_hardly_meant_is_warned_of(folder):
     assert "peer.bob.allowed_ips: 10.0.0.1/32 is the server's own address 10.0.0.1/24" in own
 
 
-def test_the_points_of_small_order_are_those_that_every_shared_secret_of_is_zero():
+def test_a_point_of_small_order_gives_no_shared_secret() -> None:
     private = X25519PrivateKey.from_private_bytes(base64.b64decode(PRIVATE))
     for point in _SMALL_ORDER:
         with pytest.raises(ValueError, match="computing shared key"):
             private.exchange(X25519PublicKey.from_public_bytes(point))
 
 
-def test_long_values_are_shortened():
+def test_long_values_are_shortened_in_errors() -> None:
     assert show("interface", "x y " * 100) == '"' + ("x y " * 100)[:58] + "…"
     assert show("interface", "\u202eevil") == '"\\u202eevil"'
 
@@ -451,11 +453,11 @@ def test_long_values_are_shortened():
         ("[2001:db8::1]:7", ("2001:db8::1", 7)),
     ],
 )
-def test_a_public_endpoint_may_have_a_port(folder, given, expected):
+def test_a_public_endpoint_may_have_a_port(folder: Path, given: str, expected: tuple[str, int | None]) -> None:
     assert load(folder, f'{SERVER}public_endpoint = "{given}"\n{peer()}').public_endpoint == expected
 
 
-def test_content_is_taken_for_that_of_the_file(folder):
+def test_given_content_is_used_instead_of_the_file(folder: Path) -> None:
     path = folder / "oxidize.toml"
     assert load_server(path, content=(SERVER + peer()).encode()).peers[0].name == "alice"
     assert not path.exists()

@@ -1,4 +1,4 @@
-"""The next free address: the lowest in every network, the same number in all where that can be, and no one's yet."""
+"""The next free address is the lowest one in every network, with the same host number in all if that is possible."""
 
 from ipaddress import ip_interface, ip_network
 
@@ -35,7 +35,7 @@ def free(own: str, taken: str = "") -> str:
         ("10.9.0.1/24 10.8.0.1/24", "10.8.0.2/32", "10.9.0.3/24 10.8.0.3/24"),
     ],
 )
-def test_the_lowest_one(own: str, taken: str, expected: str) -> None:
+def test_the_lowest_free_address_is_found(own: str, taken: str, expected: str) -> None:
     assert free(own, taken) == expected
 
 
@@ -48,12 +48,12 @@ def test_the_lowest_one(own: str, taken: str, expected: str) -> None:
         ("10.9.0.1/32 fd09::1/64", "", ["10.9.0.1/32"]),
     ],
 )
-def test_a_full_network_is_named(own: str, taken: str, full: list[str]) -> None:
+def test_a_full_network_is_reported(own: str, taken: str, full: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         free(own, taken)
     assert [problem.partition(": no free address")[0] for problem in caught.value.problems] == full
 
 
-def test_the_networks_of_the_tunnel() -> None:
+def test_the_networks_of_the_tunnel_are_the_smallest_of_those_that_overlap() -> None:
     own = [ip_interface(address) for address in ("10.0.0.1/8", "10.9.0.1/24", "10.9.0.2/24", "fd09::1/64")]
     assert tunnel_networks(own) == (ip_network("10.9.0.0/24"), ip_network("fd09::/64"))

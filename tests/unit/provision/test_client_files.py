@@ -1,4 +1,4 @@
-"""What a client is handed: files that its tools load, and a code that reads as it should."""
+"""The files for a new client load in its tools, and the QR code is the code of the text."""
 
 import os
 import subprocess
@@ -13,8 +13,8 @@ from oxidize.config import load_client
 from oxidize.config.values import interface_name
 from oxidize.protocol.crypto import public_key
 from oxidize.provision.client_files import ClientSetup, client_toml, script, wg_quick, wg_quick_file_name
-from oxidize.provision.endpoint import written
 from oxidize.provision.qr_code import draw
+from oxidize.provision.server_endpoint import format_endpoint
 
 PRIVATE, PRESHARED, SERVER = bytes(range(32)), bytes(range(1, 33)), public_key(bytes(range(2, 34)))
 DNS = [ip_address("10.9.0.1"), "corp.example.org"]
@@ -46,7 +46,7 @@ def run_script(
     return subprocess.run(["sh"], input=text, text=True, check=False, capture_output=True, env=environ)
 
 
-def test_a_file_of_wg_quick() -> None:
+def test_a_wg_quick_file_has_the_clients_values() -> None:
     assert wg_quick(SETUP).splitlines() == [
         "[Interface]",
         "PrivateKey = AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
@@ -68,7 +68,7 @@ def test_a_file_of_wg_quick() -> None:
     assert "PersistentKeepalive" not in wg_quick(more)
 
 
-def test_a_client_that_has_its_own_key() -> None:
+def test_a_client_that_has_its_own_key_gets_a_file_without_one() -> None:
     own = replace(SETUP, private_key=None)
     assert "\nPrivateKey" not in wg_quick(own)
     assert "client.key <<" not in script(own)
@@ -93,7 +93,7 @@ def test_the_script_writes_what_the_client_loads(tmp_path: Path, preshared_key: 
 
 @pytest.mark.parametrize("name", ["client.key", "client.psk", "client.toml"])
 @pytest.mark.parametrize("content", ["", "precious"])
-def test_a_file_that_exists_ends_the_script_before_it_writes(tmp_path: Path, name: str, content: str) -> None:
+def test_the_script_writes_nothing_if_a_file_exists(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
     done = run_script(replace(SETUP, preshared_key=PRESHARED), tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
@@ -104,7 +104,7 @@ def test_a_file_that_exists_ends_the_script_before_it_writes(tmp_path: Path, nam
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: content}
 
 
-def test_a_client_that_has_its_own_key_needs_it_there(tmp_path: Path) -> None:
+def test_the_script_needs_the_key_of_a_client_that_made_its_own(tmp_path: Path) -> None:
     own = replace(SETUP, private_key=None)
     done = run_script(own, tmp_path)
     assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
@@ -127,7 +127,7 @@ STUBS = {
 @pytest.mark.parametrize(
     ("uid", "service", "is_theirs"), [("0", "yes", True), ("0", "", False), ("1000", "yes", False)]
 )
-def test_what_root_writes_is_the_services_where_it_exists(
+def test_the_scripts_files_belong_to_the_service_if_root_writes_them(
     tmp_path: Path, uid: str, service: str, is_theirs: bool
 ) -> None:
     bin_folder, folder = tmp_path / "bin", tmp_path / "etc"
@@ -156,7 +156,7 @@ def test_what_root_writes_is_the_services_where_it_exists(
     )
 
 
-def test_a_folder_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
+def test_an_existing_folder_keeps_its_mode(tmp_path: Path) -> None:
     tmp_path.chmod(0o711)
     assert run_script(SETUP, tmp_path).returncode == 0
     assert tmp_path.stat().st_mode & 0o777 == 0o711
@@ -172,18 +172,18 @@ def test_a_folder_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
         ("fourteen-chars.and-more", "fourteen-chars.conf"),
     ],
 )
-def test_wg_quick_takes_the_name_of_its_file(name: str, expected: str) -> None:
+def test_wg_quick_accepts_the_name_of_a_peers_file(name: str, expected: str) -> None:
     assert wg_quick_file_name(name) == expected
     interface_name(expected.removesuffix(".conf"))
 
 
-def test_what_is_usual_is_left_out_of_the_toml() -> None:
+def test_client_toml_has_no_keys_with_default_values() -> None:
     keys = [line.partition(" =")[0] for line in client_toml(SETUP).splitlines()]
     assert keys == ["[client]", "server", "server_public_key", "private_key_file", "address", "allowed_ips"]
     assert "persistent_keepalive = 0\nmtu = 1280\n" in client_toml(replace(SETUP, persistent_keepalive=0, mtu=1280))
 
 
-def test_a_setup_shows_no_key() -> None:
+def test_the_repr_of_a_setup_shows_no_key() -> None:
     assert str(PRIVATE) not in repr(SETUP)
 
 
@@ -202,10 +202,10 @@ def modules(lines: list[str]) -> list[list[bool]]:
 
 
 @pytest.mark.parametrize("border", [4, 2])
-def test_the_code_is_what_was_drawn(border: int) -> None:
+def test_the_qr_code_in_the_terminal_is_the_code_of_the_text(border: int) -> None:
     text = wg_quick(SETUP)
     expected = segno.make(text, error="l", boost_error=False, micro=False)
-    width, height = expected.symbol_size(border=border)
+    width, height = map(int, expected.symbol_size(border=border))
     lines = draw(text, width if border == 2 else 80)
     assert lines is not None
     found = modules(lines)[:height]  # an odd last row shares its characters with the terminal's ground
@@ -213,12 +213,12 @@ def test_the_code_is_what_was_drawn(border: int) -> None:
     assert all(len(row) == width <= 80 for row in found)
 
 
-def test_no_code_where_there_is_no_room() -> None:
+def test_no_qr_code_is_drawn_without_enough_columns() -> None:
     assert draw(wg_quick(SETUP), 60) is None
     assert draw("x" * 3000, 1000) is None  # more than any code holds
 
 
-def test_all_that_is_usual_fits_into_80_columns() -> None:
+def test_the_qr_code_of_a_large_configuration_fits_into_80_columns() -> None:
     most = replace(
         SETUP,
         preshared_key=PRESHARED,
@@ -234,4 +234,4 @@ def test_all_that_is_usual_fits_into_80_columns() -> None:
     [(("a.example", None), "a.example:7"), (("a.example", 9), "a.example:9"), (("fd09::1", None), "[fd09::1]:7")],
 )
 def test_an_endpoint_is_written_with_its_port(endpoint: tuple[str, int | None], expected: str) -> None:
-    assert written(endpoint, 7) == expected
+    assert format_endpoint(endpoint, 7) == expected

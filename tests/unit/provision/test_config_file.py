@@ -1,4 +1,4 @@
-"""A configuration that is changed on disk: whole or not at all, by one at a time, with its owner and mode."""
+"""A configuration on disk is replaced atomically, by one command at a time, and keeps its owner and mode."""
 
 import fcntl
 import os
@@ -12,7 +12,7 @@ from oxidize.provision.config_file import NewFile, Owner, install, locked, write
 
 
 def never() -> None:
-    raise AssertionError("nobody else holds it")
+    raise AssertionError("expected no other command to hold the lock")
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def test_it_is_replaced_with_its_mode(path: Path) -> None:
+def test_a_replaced_configuration_keeps_its_mode(path: Path) -> None:
     before = path.stat()
     (path.parent / "other").hardlink_to(path)
     with locked(path, never) as file:
@@ -38,14 +38,14 @@ def test_it_is_replaced_with_its_mode(path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="lacks root: only root gives files away")
-def test_it_keeps_its_owner(path: Path) -> None:
+def test_a_replaced_configuration_keeps_its_owner(path: Path) -> None:
     os.chown(path, 12345, 54321)
     with locked(path, never) as file:
         file.replace(b"new")
     assert (path.stat().st_uid, path.stat().st_gid, path.stat().st_mode & 0o777) == (12345, 54321, 0o640)
 
 
-def test_a_link_is_followed(path: Path, tmp_path: Path) -> None:
+def test_a_symbolic_link_stays_and_its_target_is_replaced(path: Path, tmp_path: Path) -> None:
     link = tmp_path / "elsewhere" / "link.toml"
     link.parent.mkdir()
     link.symlink_to(path)
@@ -56,26 +56,26 @@ def test_a_link_is_followed(path: Path, tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
-def test_what_somebody_else_wrote_stays(path: Path) -> None:
+def test_a_concurrent_change_of_the_configuration_is_not_overwritten(path: Path) -> None:
     with locked(path, never) as file:
         path.write_text("theirs")
-        with pytest.raises(ConfigError, match="changed by somebody else"):
+        with pytest.raises(ConfigError, match="changed by another program"):
             file.replace(b"new")
     assert path.read_text() == "theirs"
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_only_one_at_a_time(path: Path) -> None:
+def test_a_second_command_waits_for_the_lock(path: Path) -> None:
     waited = []
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
 
-        def say_waiting() -> None:
+        def on_wait() -> None:
             waited.append(True)
             fcntl.flock(folder, fcntl.LOCK_UN)  # the other command ends
 
-        with locked(path, say_waiting), pytest.raises(BlockingIOError):
+        with locked(path, on_wait), pytest.raises(BlockingIOError):
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
@@ -84,14 +84,14 @@ def test_only_one_at_a_time(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["none.toml", "a\0b", "loop"])
-def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str) -> None:
+def test_a_configuration_that_cannot_be_read_is_one_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(ConfigError) as caught, locked(tmp_path / name, never):
         pass
     assert len(caught.value.problems) == 1
 
 
-def test_a_secret_is_its_owners(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_a_written_key(tmp_path: Path) -> None:
     path = tmp_path / "a.psk"
     write_secret(path, "KEY", None)
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("KEY\n", 0o600)
@@ -117,7 +117,7 @@ def test_files_are_installed_together(tmp_path: Path) -> None:
     assert modes == {"server.key": 0o600, "server.toml": 0o640}
 
 
-def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
+def test_existing_files_are_overwritten_only_with_force(tmp_path: Path) -> None:
     (tmp_path / "server.key").write_text("precious")
     with pytest.raises(ConfigError, match=r"server\.key exists: .*--force"):
         install(tmp_path, FILES, lambda path: None, force=False)
@@ -126,7 +126,7 @@ def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
     assert (tmp_path / "server.key").read_text() == "KEY\n"
 
 
-def test_what_does_not_load_is_not_installed(tmp_path: Path) -> None:
+def test_files_are_not_installed_if_the_configuration_does_not_load(tmp_path: Path) -> None:
     def load(path: Path) -> None:
         raise ConfigError([f"{path}: bad", "also"])
 
@@ -137,7 +137,7 @@ def test_what_does_not_load_is_not_installed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
-def test_a_folder_that_is_not_there_is_made(tmp_path: Path, umask: int) -> None:
+def test_a_missing_folder_is_made(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         install(tmp_path / "new", FILES, lambda path: None, force=False)
@@ -148,14 +148,14 @@ def test_a_folder_that_is_not_there_is_made(tmp_path: Path, umask: int) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="lacks root: only root gives files away")
-def test_it_is_the_services_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_made_folder_belongs_to_the_group_of_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config_file, "service_owner", lambda: Owner(12345, 54321))
     install(tmp_path / "new", FILES, lambda path: None, force=False)
     found = (tmp_path / "new").stat()
     assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (0, 54321, 0o750)
 
 
-def test_it_goes_again_where_nothing_is_installed(tmp_path: Path) -> None:
+def test_a_made_folder_is_removed_if_nothing_is_installed(tmp_path: Path) -> None:
     def load(path: Path) -> None:
         raise ConfigError([f"{path}: bad"])
 

@@ -1,4 +1,4 @@
-"""`oxidize import`: what wg-quick's file comes to, what is said of the rest, and what is wrong with a bad one."""
+"""`oxidize import` converts a wg-quick file, notes what has no counterpart, and reports every mistake."""
 
 import os
 import tomllib
@@ -11,7 +11,7 @@ from oxidize.cli.commands import main
 from oxidize.config import load_client, load_server
 from oxidize.errors import ConfigError
 from oxidize.provision import config_file, conversion, wg_quick
-from oxidize.provision.names import peer_names
+from oxidize.provision.peer_names import peer_names
 from tests.support.config_files import ALICE, BOB, OWN_PUBLIC, PRESHARED, PRIVATE, b64
 
 CAROL = b64(0xCA401 << 100)
@@ -113,7 +113,7 @@ def test_a_server_is_imported(wg0: Path) -> None:
     assert result.stderr.splitlines() == [
         *(f"wrote {out}/{name}" for name in ("server.key", "laptop.psk", "server.toml")),
         (
-            "note: ListenPort = 51830: under systemd the port is that of oxidize.socket: `systemctl edit "
+            "note: ListenPort = 51830: under systemd oxidize.socket sets the port: `systemctl edit "
             "oxidize.socket`, and write [Socket], ListenDatagram= and ListenDatagram=51830 on three lines"
         ),
         (
@@ -125,7 +125,7 @@ def test_a_server_is_imported(wg0: Path) -> None:
     ]
 
 
-def test_what_is_there_is_not_overwritten(wg0: Path) -> None:
+def test_an_import_overwrites_nothing_without_force(wg0: Path) -> None:
     assert run(wg0).exit_code == 0
     wg0.write_text(SERVER.replace("51830", "51831"))
     result = run(wg0)
@@ -136,7 +136,7 @@ def test_what_is_there_is_not_overwritten(wg0: Path) -> None:
     assert load_server(wg0.parent / "out/server.toml").listen[1] == 51831
 
 
-def test_a_client_is_imported_where_that_is_said(wg0: Path) -> None:
+def test_a_client_is_imported_with_its_option(wg0: Path) -> None:
     wg0.write_text(CLIENT)
     result = run(wg0, "--client", name="client.toml")
     assert result.exit_code == 0, result.stderr
@@ -150,7 +150,7 @@ def test_a_client_is_imported_where_that_is_said(wg0: Path) -> None:
     assert note.startswith("note: stop the old tunnel")
 
 
-def test_a_folder_is_made_for_what_is_imported(wg0: Path) -> None:
+def test_an_import_makes_the_missing_folder(wg0: Path) -> None:
     (wg0.parent / "out").rmdir()
     assert run(wg0).exit_code == 0
     assert load_server(wg0.parent / "out/server.toml").listen[1] == 51830
@@ -158,7 +158,7 @@ def test_a_folder_is_made_for_what_is_imported(wg0: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="lacks root: only root gives files away")
 @pytest.mark.parametrize(("text", "role"), [(SERVER, "server"), (CLIENT, "client")])
-def test_what_is_imported_is_the_services(wg0: Path, monkeypatch: pytest.MonkeyPatch, text: str, role: str) -> None:
+def test_imported_files_belong_to_the_service(wg0: Path, monkeypatch: pytest.MonkeyPatch, text: str, role: str) -> None:
     monkeypatch.setattr(config_file, "service_owner", lambda: config_file.Owner(12345, 54321))
     wg0.write_text(text)
     assert run(wg0, *(["--client"] if role == "client" else []), name=f"{role}.toml").exit_code == 0
@@ -170,13 +170,13 @@ def test_what_is_imported_is_the_services(wg0: Path, monkeypatch: pytest.MonkeyP
 
 
 def dns_of_client(*lines: str) -> tuple[object, list[str]]:
-    """Return what becomes of lines of a client, and the notes."""
+    """Return the key dns and the notes for these lines of a client."""
     text = CLIENT.replace("DNS = 10.8.0.1, corp.example\n", "".join(f"{line}\n" for line in lines))
     found = conversion.to_client(wg_quick.parse(text, "wg0.conf"), "wg0.conf")
     return tomllib.loads(found.toml)["client"].get("dns"), list(found.notes)
 
 
-def test_name_servers_and_search_domains() -> None:
+def test_dns_gives_name_servers_and_search_domains() -> None:
     assert dns_of_client() == (None, [])
     assert dns_of_client("DNS = corp.example. fd42::1,", "DNS = 10.8.0.1") == (
         ["corp.example", "fd42::1", "10.8.0.1"],
@@ -184,14 +184,14 @@ def test_name_servers_and_search_domains() -> None:
     )
     entries, (note,) = dns_of_client("DNS = 10.8.0.1, 0.0.0.0")
     assert entries == ["10.8.0.1"]
-    assert note == 'line 4: DNS = "0.0.0.0": left out: expected an address that one machine can have, without a zone'
+    assert note == 'line 4: DNS = "0.0.0.0": ignored: expected an address that one machine can have, without a zone'
     assert dns_of_client("DNS = corp.example") == (
         None,
-        ["DNS names no name server, so its domains are left out, as by wg-quick"],
+        ["DNS has no name server, so its domains are ignored, as by wg-quick"],
     )
 
 
-def test_a_clients_file_is_known_for_one(wg0: Path) -> None:
+def test_the_file_of_the_other_role_is_refused(wg0: Path) -> None:
     wg0.write_text(CLIENT.replace("10.8.0.0/24", "0.0.0.0/0, ::/0"))
     result = run(wg0)
     assert result.exit_code == 2
@@ -203,7 +203,7 @@ def test_a_clients_file_is_known_for_one(wg0: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"\xff", b""])
-def test_what_is_no_such_file_is_one_line(wg0: Path, content: bytes | None) -> None:
+def test_a_file_that_is_not_of_wg_quick_is_one_error(wg0: Path, content: bytes | None) -> None:
     wg0.unlink()
     if content is not None:
         wg0.write_bytes(content)
@@ -225,46 +225,46 @@ def test_what_is_no_such_file_is_one_line(wg0: Path, content: bytes | None) -> N
         ("PostUp = sysctl -w net.ipv4.ip_forward=1", ["/etc/sysctl.d/"]),
         ("PostUp = iptables -A FORWARD -i %i -j ACCEPT", ["for the interface oxidize0"]),
         ("PostUp = ip rule add; sysctl net.ipv4.ip_forward=1 # x", ["/etc/sysctl.d/"]),
-        ("PostUp = /root/hook", ['line 4: PostUp = "/root/hook": no counterpart; let a unit of its own run it after']),
+        ("PostUp = /root/hook", ['line 4: PostUp = "/root/hook": no counterpart; run it from a separate unit after']),
         (f"PostUp = wg set %i private-key <(echo {PRIVATE})", ["PostUp = (not shown): no counterpart"]),
         ("PreUp = a", ["before oxidize-daemon starts"]),
         ("PreDown = a", ["before oxidize-daemon ends"]),
         ("PostDown = a", ["after oxidize-daemon has ended"]),
         ("PostDown = iptables -t nat -D POSTROUTING -o eth0 -j MASQUERADE", []),
-        ("SaveConfig = true", ["only changed by you"]),
+        ("SaveConfig = true", ["only you, `oxidize peer add`"]),
         ("SaveConfig = false", []),
         ("Table = off", ["no counterpart; routes"]),
         ("Table = auto", []),
         ("FwMark = 0x1", ["without a mark"]),
         ("FwMark = off", []),
-        ("DNS = 1.1.1.1", ["no use for name servers"]),
+        ("DNS = 1.1.1.1", ["a server sets no name servers"]),
     ],
 )
-def test_everything_else_is_reported(line: str, expected: list[str]) -> None:
+def test_a_setting_without_a_counterpart_is_reported(line: str, expected: list[str]) -> None:
     found = notes(f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.8.0.1/24\n{line}\nListenPort = 51820\n")
     assert len(found) == len(expected)
     assert all(text in note for text, note in zip(expected, found, strict=True))
     assert all(PRIVATE not in note for note in found)
 
 
-def test_a_file_without_a_port_is_told_which_it_gets() -> None:
+def test_a_file_without_a_port_is_reported_with_the_port_it_gets() -> None:
     (note,) = notes(f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.8.0.1/24\n")
-    assert note == "there is no ListenPort, so wg took any; this one takes 51820"
+    assert note == "there is no ListenPort, so wg used any port; this server listens at 51820"
 
 
-def test_an_address_that_two_have_is_the_last_ones() -> None:
+def test_an_address_of_two_peers_goes_to_the_last_one() -> None:
     text = (
         f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.8.0.1/24\nListenPort = 51820\n"
         f"[Peer]\nPublicKey = {ALICE}\nAllowedIPs = 10.8.0.2/32, 10.8.0.2/32, 10.8.0.9/32\n"
         f"[Peer]\nPublicKey = {BOB}\nAllowedIPs = 10.8.0.2/32\n"
     )
-    assert notes(text) == ["10.8.0.2/32 of peer-1 is left to peer-2, as wg does"]
+    assert notes(text) == ["10.8.0.2/32 of peer-1 goes to peer-2, as with wg"]
 
 
 # --- What is wrong ---
 
 
-def test_every_mistake_has_its_line() -> None:
+def test_every_mistake_is_reported_with_its_line() -> None:
     assert problems("[Interface]\nPrivatKey = x\nfoo\nNonsense = 1\n[Pear]\nPublicKey = a\n = 3\n") == [
         "line 2: PrivatKey: expected a name that [Interface] has; did you mean PrivateKey?",
         "line 3: expected Name = value, or a section in brackets; correct it, or begin it with #",
@@ -293,7 +293,7 @@ def test_networks_within_networks_are_refused() -> None:
     assert line.startswith("line 8: 10.8.0.3/32 of bob lies within 10.8.0.0/24 of peer-1: expected no overlap")
 
 
-def test_a_setting_before_any_section() -> None:
+def test_a_setting_before_any_section_is_reported() -> None:
     assert problems("MTU = 3\n")[0] == "line 1: expected a section first; write [Interface] above it"
 
 
@@ -326,12 +326,12 @@ def test_a_setting_before_any_section() -> None:
         ("# " + "n" * 100 + "\n[Peer]\n", ["peer-1"]),
     ],
 )
-def test_names_come_from_comments(text: str, expected: list[str]) -> None:
+def test_the_names_of_peers_come_from_comments(text: str, expected: list[str]) -> None:
     document = wg_quick.parse("[Interface]\nMTU = 1\n\n" + text, "wg0.conf")
     assert peer_names(document.peers) == expected
 
 
-def test_nothing_shows_a_key() -> None:
+def test_a_parsed_and_a_converted_file_show_no_key() -> None:
     document = wg_quick.parse(SERVER, "wg0.conf")
     found = conversion.to_server(document, "wg0.conf")
     for shown in (repr(document), repr(found), found.toml):

@@ -1,13 +1,13 @@
-"""Tables put in and taken out: nothing else changes, not even a space."""
+"""Adding and removing a peer changes nothing else in the text, not even a space."""
 
 from ipaddress import ip_network
 
 import pytest
 
 from oxidize.errors import ConfigError
-from oxidize.provision.peer_tables import PeerTable, add_peer, remove_peer
+from oxidize.provision.peer_tables import NewPeer, add_peer, remove_peer
 
-LAPTOP = PeerTable(name="laptop", public_key="KEY=", allowed_ips=[ip_network("10.9.0.2/32"), ip_network("fd09::2/128")])
+LAPTOP = NewPeer(name="laptop", public_key="KEY=", allowed_ips=[ip_network("10.9.0.2/32"), ip_network("fd09::2/128")])
 LAPTOP_TEXT = '[[peer]]\nname = "laptop"\npublic_key = "KEY="\nallowed_ips = ["10.9.0.2/32", "fd09::2/128"]\n'
 
 FILE = """\
@@ -40,7 +40,7 @@ name = "carol"
 """
 
 
-def test_a_table_is_put_at_the_end() -> None:
+def test_a_new_peer_is_added_at_the_end() -> None:
     assert add_peer(FILE, LAPTOP) == FILE + "\n" + LAPTOP_TEXT
     assert add_peer("", LAPTOP) == LAPTOP_TEXT
     assert add_peer("[server]", LAPTOP) == "[server]\n\n" + LAPTOP_TEXT
@@ -48,8 +48,8 @@ def test_a_table_is_put_at_the_end() -> None:
     assert add_peer(windows, LAPTOP) == windows + ("\n" + LAPTOP_TEXT).replace("\n", "\r\n")
 
 
-def test_only_what_is_said_is_written() -> None:
-    table = PeerTable(
+def test_a_new_peer_has_only_the_keys_that_are_set() -> None:
+    table = NewPeer(
         name="a",
         public_key="K",
         allowed_ips=[],
@@ -66,7 +66,7 @@ def test_only_what_is_said_is_written() -> None:
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_what_was_put_in_is_taken_out_again(newline: str) -> None:
+def test_removing_an_added_peer_restores_the_text(newline: str) -> None:
     text = FILE.replace("\n", newline)
     removed = remove_peer(add_peer(text, LAPTOP), "laptop")
     assert removed.text == text
@@ -74,7 +74,7 @@ def test_what_was_put_in_is_taken_out_again(newline: str) -> None:
     assert not removed.with_comment
 
 
-def test_a_table_goes_with_the_comment_right_above_it() -> None:
+def test_a_peer_is_removed_with_the_comment_right_above_it() -> None:
     start, end = FILE.index("# Alice's laptop"), FILE.index('[[ "peer" ]]')
     removed = remove_peer(FILE, "alice")
     assert removed.text == FILE[:start] + FILE[end:]
@@ -88,12 +88,12 @@ def test_the_comment_above_the_next_table_stays() -> None:
     assert not removed.with_comment
 
 
-def test_the_last_table_leaves_what_follows_it() -> None:
+def test_the_comments_below_the_last_peer_stay() -> None:
     start, end = FILE.index("# Carol"), FILE.index("# the end")
     assert remove_peer(FILE, "carol").text == FILE[:start] + FILE[end:]
 
 
-def test_a_file_without_a_last_newline() -> None:
+def test_a_peer_is_removed_from_a_file_without_a_last_newline() -> None:
     assert remove_peer('[[peer]]\nname = "a"\n[[peer]]\nname = "b"', "b").text == '[[peer]]\nname = "a"\n'
     assert remove_peer('[[peer]]\nname = "a"\n[[peer]]\nname = "b"', "a").text == '[[peer]]\nname = "b"'
     assert remove_peer('[[peer]]\nname = "a"', "a").text == ""
@@ -102,20 +102,20 @@ def test_a_file_without_a_last_newline() -> None:
 @pytest.mark.parametrize(
     ("name", "hint"), [("alise", "did you mean alice?"), ("xyz", "`oxidize peer list` shows them"), ("", "`oxidize")]
 )
-def test_an_unknown_name(name: str, hint: str) -> None:
+def test_an_unknown_name_of_a_peer_is_refused_with_a_hint(name: str, hint: str) -> None:
     with pytest.raises(ConfigError, match="expected the name of a peer") as caught:
         remove_peer(FILE, name)
     assert hint in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ['peer = [{name = "a"}]\n', "peer = []\n", 'peer = [\n {name = "a"},\n]\n[server]\n'])
-def test_peers_in_a_list_are_left_alone(text: str) -> None:
+def test_peers_in_a_list_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"expected a table \[\[peer\]\]"):
         add_peer(text, LAPTOP)
     with pytest.raises(ConfigError):
         remove_peer(text, "a")
 
 
-def test_a_table_within_a_peer_is_left_alone() -> None:
+def test_a_table_within_a_peer_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"expected a table \[\[peer\]\]"):
         remove_peer('[[peer]]\nname = "a"\n[peer.x]\n', "a")

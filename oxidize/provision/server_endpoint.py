@@ -1,7 +1,7 @@
-"""Where clients are to find the server: as the operator says, or else as well as this machine can tell.
+"""The endpoint of the server in a client's configuration, guessed if the operator gives none.
 
-The rule: what is guessed is said to be a guess. A machine knows the addresses of its interfaces, not what a router
-before it makes of them, nor its name.
+The rule: a guess is reported as a guess. A machine knows the addresses of its interfaces, but neither its name nor what
+a router translates the addresses to.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ _SOMEWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """An address of this machine; `is_public` if the internet may reach it."""
+    """An address of this machine; is_public: whether the internet may reach it."""
 
     address: IPv4Address | IPv6Address
     is_public: bool
 
 
 def guess() -> Guess | None:
-    """Return the address from which this machine reaches the internet, rather a public one and rather IPv4."""
+    """Return the address from which this machine reaches the internet; public before private, IPv4 before IPv6."""
     found = []
     for family, target in _SOMEWHERE:
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -35,7 +35,7 @@ def guess() -> Guess | None:
     return next((one for one in found if one.is_public), found[0] if found else None)
 
 
-def written(endpoint: PublicEndpoint, port: int) -> str:
-    """Return "host:port", with `port` where the endpoint names none and brackets around an IPv6 address."""
+def format_endpoint(endpoint: PublicEndpoint, port: int) -> str:
+    """Return "host:port", with `port` if the endpoint has none, and with brackets around an IPv6 address."""
     host, own_port = endpoint
     return f"{f'[{host}]' if ':' in host else host}:{port if own_port is None else own_port}"

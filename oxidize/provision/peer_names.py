@@ -1,8 +1,8 @@
-"""What to call the peers of a file that has no names for them.
+"""Names for the peers of a wg-quick file, which has none, from its comments.
 
-The rule: a name comes from a comment that is short enough to be one and holds nothing that could be a key or a setting
-put out of use; every peer gets one, and no two the same. Sources of the forms: what people and the usual installers
-write, such as "# laptop", "# Name = laptop", "### Client laptop", "### begin laptop ###".
+The rule: a name comes from a comment that is short enough and contains neither a possible key nor a setting that is
+commented out; every peer gets a different name. Sources of the forms: what operators and common installers write, such
+as "# laptop", "# Name = laptop", "### Client laptop", "### begin laptop ###".
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from oxidize.config.values import PEER_NAME_MAX
 from oxidize.provision.wg_quick import PEER_NAMES, Section
 
-_WORDS_MAX = 3  # more are a sentence
+_WORDS_MAX = 3  # more words are a sentence
 _LABELLED = re.compile(r"(?:friendly_?)?name\s*[=:]\s*(?P<name>.+)", re.IGNORECASE)
 _INTRODUCED = re.compile(r"(?:client|peer|user|begin|begin_peer)\b[\s:=]+(?P<name>.+)", re.IGNORECASE)
 _ENDING = re.compile(r"(?:end|end_peer)\b", re.IGNORECASE)
@@ -31,7 +31,7 @@ def peer_names(peers: Sequence[Section]) -> list[str]:
 
 
 def _from_comments(comments: Iterable[str]) -> str:
-    """Return the name that comments give, one with a label rather than the first; empty where none does."""
+    """Return the name in the comments, preferably one with a label; empty if there is none."""
     usable = [comment for comment in comments if not (_KEY.search(comment) or _SETTING.match(comment))]
     labelled = [match["name"] for match in map(_LABELLED.match, usable) if match]
     return next((name for name in map(_sanitized, [*labelled, *_short(usable)]) if name), "")
@@ -46,7 +46,7 @@ def _short(comments: Iterable[str]) -> Iterator[str]:
 
 
 def _sanitized(text: str) -> str:
-    """Return what of a text can be in a name."""
+    """Return a text without the characters that a name cannot have."""
     name = re.sub(r"[^A-Za-z0-9_.@-]+", "-", text.strip().strip("\"'"))
     return re.sub(r"^[^A-Za-z0-9]+", "", name)[:PEER_NAME_MAX].rstrip("-")
 
