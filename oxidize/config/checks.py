@@ -88,7 +88,7 @@ def _check_delays(client: Checked[ClientTable], report: Report) -> None:
 
 
 def _check_nat(server: Checked[ServerTable], report: Report) -> None:
-    """Report address translation where the kernel has no packets to translate."""
+    """Report address translation without a network interface of the kernel."""
     if server.valid.get("nat") and server.valid.get("network") == "userspace":
         expected = 'false, as network = "userspace" hands no packet to the kernel'
         report.wrong("server.nat", True, expected, 'remove the line, or set network = "tun"')
@@ -117,13 +117,13 @@ def _check_foreign(
     own_public_key = public_key(private_key)
     for table in tables:
         if table.valid.get(name) == own_public_key:
-            expected = "the other side's public key, but it is the one of our own private_key_file"
+            expected = "the other side's public key, but it belongs to private_key_file of this file"
             remedy = "run `oxidize pubkey` with the other side's private key"
             report.wrong(f"{table.prefix}.{name}", table.given[name], expected, remedy)
 
 
 def _check_overlaps(tables: Sequence[Checked[TableT]], report: Report) -> None:
-    """Report every network in `allowed_ips` that lies within one of another table, or stands twice in its own."""
+    """Report every network in `allowed_ips` that lies within another table's, or is listed twice."""
     claims = [
         Claim(network, owner) for owner, table in enumerate(tables) for network in table.valid.get("allowed_ips", ())
     ]
@@ -141,9 +141,9 @@ def _check_overlaps(tables: Sequence[Checked[TableT]], report: Report) -> None:
 
 
 def _warn_of_peers(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable]], report: Report) -> None:
-    """Warn of what is legal but leaves a peer, or everybody, without service."""
+    """Warn of legal settings that leave a peer, or all clients, without service."""
     if not peers:
-        report.warn("peer", "there is no table [[peer]], so nobody can connect")
+        report.warn("peer", "there is no table [[peer]], so no client can connect")
     own: Mapping[Any, str] = {address.ip: str(address) for address in server.valid.get("addresses", ())}
     for peer in peers:
         networks = peer.valid.get("allowed_ips", (None,))
@@ -155,7 +155,7 @@ def _warn_of_peers(server: Checked[ServerTable], peers: Sequence[Checked[PeerTab
 
 
 def _warn_of_nat(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable]], report: Report) -> None:
-    """Warn of address translation from which no peer has anything."""
+    """Warn of address translation that applies to no peer."""
     if not server.valid.get("nat"):
         return
     own = [address.network for address in server.valid.get("addresses", ())]
@@ -163,13 +163,13 @@ def _warn_of_nat(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable
     if networks and own and not any(inner.overlaps(outer) for inner in networks for outer in own):
         report.warn(
             "server.nat",
-            f"translates only what comes from the networks of address ({', '.join(map(str, own))}), "
+            f"translates only packets from the networks of address ({', '.join(map(str, own))}), "
             "and no peer's allowed_ips lie in them",
         )
 
 
 def check_client_network(client: Checked[ClientTable], report: Report) -> None:
-    """Report what only a kernel's interface can have where there is none, and name servers without one."""
+    """Report routes and name servers that need a network interface of the kernel, and search domains alone."""
     valid = client.valid
     servers = [entry for entry in valid.get("dns", ()) if not isinstance(entry, str)]
     if valid.get("dns") and not servers:
@@ -183,31 +183,33 @@ def check_client_network(client: Checked[ClientTable], report: Report) -> None:
             expected = 'no default route with network = "userspace", which routes nothing of this machine'
             report.wrong("client.allowed_ips", str(network), expected, remedy)
     if servers:
-        expected = 'no name servers with network = "userspace", through which this machine can ask nobody'
+        expected = 'no name servers with network = "userspace", which routes nothing of this machine'
         report.wrong("client.dns", client.given["dns"], expected, remedy)
 
 
 def _warn_of_client_routes(client: Checked[ClientTable], report: Report) -> None:
-    """Warn of routes that lead the tunnel's own packets, or questions to its name servers, where they hardly belong."""
+    """Warn of routes that send the tunnel's own packets into it, or queries to name servers outside of it."""
     networks = client.valid.get("allowed_ips", ())
     server = host_address(client.valid.get("server", ""))
     for network in networks:
         if server is not None and network.prefixlen > 0 and server in network:
             report.warn(
                 "client.allowed_ips",
-                f"{network} has the server's own address in it, so the tunnel's packets would go into the tunnel "
+                f"{network} contains the server's own address, so the tunnel's packets would go into the tunnel "
                 f"unless a longer route leads to {server}; 0.0.0.0/0 and ::/0 need none",
             )
     reached = [*networks, *(address.network for address in client.valid.get("addresses", ()))]
     for entry in client.valid.get("dns", ()):
         if not isinstance(entry, str) and not any(entry in network for network in reached):
-            report.warn("client.dns", f"{entry} is in none of allowed_ips, so it is asked outside of the tunnel")
+            report.warn(
+                "client.dns", f"{entry} is in none of allowed_ips, so queries to it do not go through the tunnel"
+            )
 
 
 def find_overlaps(claims: Iterable[Claim]) -> list[tuple[Claim, Claim]]:
     """Return every claim that conflicts, each with the closest one that it lies within or equals.
 
-    A conflict is a network within another owner's, or one that the same owner claims twice. Takes O(n log n) steps.
+    A conflict is a network within another owner's, or one that the same owner claims twice. It takes O(n log n) steps.
     """
     conflicts = []
     enclosing: list[Claim] = []

@@ -19,7 +19,7 @@ from oxidize.config.table import Checked, Table, table_of
 from oxidize.protocol.constants import KEY_SIZE
 
 CREDENTIAL_NAME = "private_key"
-KEY_FILE_BYTES_MAX = 4096  # a key has 44 and a line's end
+KEY_FILE_BYTES_MAX = 4096  # a key has 44 and a newline
 NO_PRESHARED_KEY = bytes(KEY_SIZE)  # paper, section 5.2
 
 OTHERS_MASK = 0o077  # group and others
@@ -33,7 +33,7 @@ def public_key(private: bytes) -> bytes:
 
 
 def private_key(value: object, info: ValidationInfo) -> bytes:
-    """Return the key in the file `value`, or in systemd's credential where that is None; b"" if it is reported."""
+    """Return the key in the file `value`, or in systemd's credential if that is None; b"" if a problem is reported."""
     checked = table_of(info)
     given = None if value is None else values.file_path(value)
     directory = checked.source.environ.get("CREDENTIALS_DIRECTORY", "")
@@ -52,14 +52,14 @@ def private_key(value: object, info: ValidationInfo) -> bytes:
 
 
 def preshared_key(value: object, info: ValidationInfo) -> bytes:
-    """Return the key in the file `value`, or zeros if that is None or if a mistake in the file is reported."""
+    """Return the key in the file `value`, or zeros if that is None or a problem is reported."""
     if value is None:
         return NO_PRESHARED_KEY
     return _read_key("preshared_key_file", values.file_path(value), table_of(info)) or NO_PRESHARED_KEY
 
 
 def _read_key(name: str, given: str, checked: Checked[Table]) -> bytes:
-    """Return the 32 bytes in the key file `given`; b"" if there are none, which is reported under the key `name`."""
+    """Return the 32 bytes in the key file `given`; b"" if a problem is reported, under the key `name`."""
     source, key = checked.source, f"{checked.prefix}.{name}"
     if not source.reads_keys:
         return b""

@@ -100,7 +100,7 @@ def read_file(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(FILE_BYTES_MAX + 1)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no file has such a name"
+        reason = error.strerror if isinstance(error, OSError) else "invalid file name"
         Report(str(path)).fail(
             f"{reason}: expected a readable configuration file; correct the path, or who may read it (sudo)"
         )

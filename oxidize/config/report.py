@@ -1,6 +1,6 @@
 """The mistakes found in one configuration file, as lines for its operator.
 
-The rule: one line for each mistake, and never key material in one, whatever the operator wrote where.
+The rule: one line for each mistake, and no line shows a secret key, even if one is in the wrong place.
 """
 
 import json
@@ -13,7 +13,7 @@ from oxidize.errors import ConfigError
 VALUE_CHARS_MAX = 60  # more of a value than this is not shown
 INT_BITS_SHOWN_MAX = 64  # a longer whole number is described, not shown
 
-# What may be a key in base64 or in hexadecimal, whole or cut short by a character or two.
+# A possible key in base64 or in hexadecimal, complete or without its last characters.
 _KEY_LIKE = re.compile(r"(?![/.])[A-Za-z0-9+/]{40,44}={0,2}")
 _KEY_WITHIN = re.compile(r"[A-Za-z0-9+/]{43}=|[0-9A-Fa-f]{64}")
 _SECRET_NAME = re.compile(r"key|secret|psk|private", re.IGNORECASE)
@@ -23,7 +23,7 @@ HIDDEN = "(not shown)"
 
 @dataclass
 class Report:
-    """Collects problems and warnings of the file `source`; no problem will show one of `secrets`, keys in base64."""
+    """Collects problems and warnings of the file `source`; `secrets` are keys in base64 that no problem shows."""
 
     source: str
     problems: list[str] = field(default_factory=list)
@@ -31,16 +31,16 @@ class Report:
     secrets: set[str] = field(default_factory=set, repr=False)
 
     def wrong(self, key: str, value: object, expected: str, remedy: str, *, name: str | None = None) -> None:
-        """Add a problem with a value that is there; `name` is the last part of `key` if that has dots in it."""
+        """Add a problem with a value; `name` is the last part of `key`, given if that part has dots in it."""
         shown = show(key.rpartition(".")[2] if name is None else name, value)
         self.problems.append(f"{self.source}: {_printable(key)} = {shown}: expected {expected}; {remedy}")
 
     def missing(self, key: str, expected: str, remedy: str) -> None:
-        """Add a problem with a value that is not there."""
+        """Add a problem with a missing value."""
         self.problems.append(f"{self.source}: {key} is missing: expected {expected}; {remedy}")
 
     def excess(self, key: str, found: str, expected: str, remedy: str) -> None:
-        """Add a problem with how many there are of something."""
+        """Add a problem with a number of tables."""
         self.problems.append(f"{self.source}: {key}: {found}: expected {expected}; {remedy}")
 
     def warn(self, key: str, text: str) -> None:
@@ -48,7 +48,7 @@ class Report:
         self.warnings.append(f"{self.source}: {key}: {text}")
 
     def fail(self, text: str) -> NoReturn:
-        """Raise ConfigError for a file of which nothing can be read."""
+        """Raise ConfigError for a file that cannot be parsed at all."""
         raise ConfigError([f"{self.source}: {text}"])
 
     def check(self) -> None:
@@ -57,17 +57,17 @@ class Report:
             raise ConfigError([_KEY_WITHIN.sub(self._hide_secret, problem) for problem in self.problems])
 
     def _hide_secret(self, key: re.Match[str]) -> str:
-        # Our private key can stand where a public key belongs, and those are shown.
+        # The private key may be in the place of a public key, and public keys are shown.
         return HIDDEN if key[0] in self.secrets else key[0]
 
 
 def _printable(key: str) -> str:
-    """Return a key on one line, whatever is in it."""
+    """Return a key on one line, escaped if needed."""
     return key if key.isprintable() else json.dumps(key)
 
 
 def show(name: str, value: object) -> str:
-    """Return the value of a key as TOML would write it, on one line, shortened, and hidden where it may be a secret."""
+    """Return the value of a key as TOML would write it, on one line, shortened, and hidden if it may be a secret."""
     is_public = name in _PUBLIC_NAMES
     if not is_public and not name.endswith("_file") and _SECRET_NAME.search(name):
         return HIDDEN
@@ -85,7 +85,7 @@ def _toml(value: object, *, is_public: bool) -> str:
     if isinstance(value, int) and value.bit_length() > INT_BITS_SHOWN_MAX:
         return f"(a number of {value.bit_length()} bits)"
     if isinstance(value, (list, tuple)):
-        # Nested ones are cut off: they are as deep as the operator likes.
+        # Nested lists are cut off: they may be of any depth.
         items = ("[…]" if isinstance(item, (list, tuple)) else _toml(item, is_public=is_public) for item in value)
         return f"[{', '.join(items)}]"
     return "{…}" if isinstance(value, dict) else str(value)

@@ -228,5 +228,5 @@ def _as_config_errors(path: Path, expected: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
-        reason = error.strerror if isinstance(error, OSError) else "no file has such a name"
+        reason = error.strerror if isinstance(error, OSError) else "invalid file name"
         raise ConfigError([f"{path}: {reason}: expected {expected}; {remedy}"]) from error

@@ -85,7 +85,7 @@ def test_a_default_route_needs_an_interface(folder: Path, route: str) -> None:
 def test_an_allowed_network_that_contains_the_server_is_a_warning(folder: Path, server: str, allowed: str) -> None:
     text = CLIENT.replace("vpn.example.org:51820", server)
     (warning,) = load(folder, text + f'allowed_ips = ["{allowed}"]', load_client).warnings
-    assert f"client.allowed_ips: {allowed} has the server's own address in it" in warning
+    assert f"client.allowed_ips: {allowed} contains the server's own address" in warning
     assert load(folder, text + 'allowed_ips = ["0.0.0.0/0", "::/0"]', load_client).warnings == ()
 
 

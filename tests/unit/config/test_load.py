@@ -416,13 +416,13 @@ def test_one_peer_may_have_a_network_and_a_part_of_it(folder: Path) -> None:
 
 def test_a_peer_with_the_public_key_of_this_side_is_refused(folder: Path) -> None:
     line = problem(folder, SERVER + peer(key=OWN_PUBLIC))
-    assert "expected the other side's public key, but it is the one of our own private_key_file" in line
+    assert "expected the other side's public key, but it belongs to private_key_file of this file" in line
     text = CLIENT.replace(ALICE, OWN_PUBLIC) + 'allowed_ips = ["10.0.0.0/24"]'
     assert "client.server_public_key" in problem(folder, text, load_client)
 
 
 def test_a_configuration_that_is_legal_but_hardly_meant_is_a_warning(folder: Path) -> None:
-    assert "nobody can connect" in load(folder, SERVER).warnings[0]
+    assert "no client can connect" in load(folder, SERVER).warnings[0]
     config = load(folder, SERVER + peer(ips="") + peer("bob", BOB, '"10.0.0.1/32"'))
     empty, own = config.warnings
     assert "peer.alice.allowed_ips: the list is empty" in empty
