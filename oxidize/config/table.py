@@ -84,13 +84,14 @@ def fields_by_key(model: type[Table]) -> dict[str, FieldInfo]:
 
 def check_table(model: type[TableT], given: Mapping[str, object], prefix: str, source: SourceFile) -> Checked[TableT]:
     """Validate one table and report every mistake in it under names that begin with `prefix`."""
-    checked = Checked[TableT](prefix, source, given)
+    checked: Checked[TableT] = Checked(prefix, source, given)
     try:
         checked.table = model.model_validate(given, context=checked)
     except ValidationError as error:
+        fields = fields_by_key(model)
         for detail in error.errors(include_url=False):
             cause = detail.get("ctx", {}).get("error")
-            _report_detail(fields_by_key(model), checked, detail["type"], str(detail["loc"][0]), detail["input"], cause)
+            _report_detail(fields, checked, detail["type"], str(detail["loc"][0]), detail["input"], cause)
     return checked
 
 
