@@ -53,17 +53,17 @@ REPLAY_BURST_PACKETS = 64
 REPLAY_PAUSE_SECS = 0.005
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LinkPolicy:
-    """What the operator says of a link.
+    """How a link is kept up, as configured; the defaults are those of the keys in `config.schema`.
 
     retry_secs: before the first retry; doubled with each, up to retry_secs_max. retries_max: how many may go unanswered
     before the link has failed, 0 for any number. buffer_packets: how many are kept while there is no session. resend:
     whether packets that were sent into a session that turns out to be dead are sent again.
     """
 
-    retry_secs: float = 0.05
-    retry_secs_max: float = 5.0
-    retries_max: int = 0
-    buffer_packets: int = 1000
-    resend: bool = True
+    retry_secs: float
+    retry_secs_max: float
+    retries_max: int
+    buffer_packets: int
+    resend: bool

@@ -17,16 +17,17 @@ from oxidize.protocol.constants import KEEPALIVE_TIMEOUT, REKEY_TIMEOUT, TYPE_DA
 from oxidize.protocol.counters import LINK_STATE, OUTAGE_SINCE_NS, LinkState, Total
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.link_policy import INITIATION_SPACING_SECS, OUTAGE_PROBE_INTERVALS, REFUSAL_GAP_SECS, LinkPolicy
+from oxidize.protocol.link_policy import INITIATION_SPACING_SECS, OUTAGE_PROBE_INTERVALS, REFUSAL_GAP_SECS
 from oxidize.protocol.messages import DATA_HEADER, message_type
 from oxidize.protocol.session_table import Transmit
 from tests.simulation.test_device_simulation import Simulation
+from tests.support.link_policy import DEFAULT_POLICY
 from tests.support.mortal_hosts import MortalHost, MortalWorld
 from tests.support.network import EPOCH
 
 ROUNDS, STEPS = 8, 90
 SEEDS = [1, 2, 3, 4, 22, 78, 83, 96]
-POLICY = LinkPolicy()
+POLICY = DEFAULT_POLICY
 
 RECOVERY_SECS = POLICY.retry_secs_max + 1.0
 # At the latest, of a dead session; what was sent into it is lost where a link is known to be silent by nature.

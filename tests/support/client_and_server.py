@@ -10,6 +10,7 @@ from oxidize.protocol.link_policy import (
     LinkPolicy,
 )
 from oxidize.protocol.messages import message_type
+from tests.support.link_policy import DEFAULT_POLICY
 from tests.support.network import Host, Wire, World
 
 TICK = 0.01
@@ -19,7 +20,7 @@ NOTICED_SECS = PROBE_SECS_MIN * (1 + REKEY_TIMEOUT_JITTER_MAX) + TICK
 def linked(world: World, policy: LinkPolicy | None = None, *, known: bool = False) -> tuple[Host, Host]:
     """Return a client with a link to a server, connected; `known`: the server is configured with the client's place."""
     client, server = world.host(), world.host()
-    client.know(server, link=policy or LinkPolicy())
+    client.know(server, link=policy or DEFAULT_POLICY)
     server.know(client, reachable=known)
     client.start()
     server.start()

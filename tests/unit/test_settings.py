@@ -10,9 +10,9 @@ from oxidize.config import load_client, load_server
 from oxidize.config.schema import FWMARK_DEFAULT
 from oxidize.errors import ConfigError
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.link_policy import LinkPolicy
 from oxidize.settings import NodeSettings, resolve
 from tests.support.config_files import ALICE, BOB, CLIENT, PRESHARED, PRIVATE, SERVER, load, peer, secret
+from tests.support.link_policy import DEFAULT_POLICY
 
 V6 = Endpoint(socket.inet_pton(socket.AF_INET6, "2001:db8::1"), 51820)
 
@@ -63,7 +63,7 @@ def test_the_settings_of_a_client_have_any_port_and_a_link_to_one_peer(folder: P
     assert settings.server == "vpn.example.org:51820"
     (server,) = settings.peers
     assert (server.name, server.endpoint) == ("server", None), "a name is looked up while it runs"
-    assert server.link == LinkPolicy()
+    assert server.link == DEFAULT_POLICY
     assert settings.drain_timeout_secs == 0.0
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.link_policy import LinkPolicy
 from oxidize.service_manager import notify
 from oxidize.settings import NodeSettings
+from tests.support.link_policy import DEFAULT_POLICY
 from tests.support.network import Host, World, lose_everything
 
 Wire = Callable[[Endpoint, Endpoint, bytes], Iterable[bytes]]
@@ -155,7 +157,7 @@ Make = Callable[..., Scene]
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
     def scene(server: str = NAME, policy: LinkPolicy | None = None, *, found: bool = True) -> Scene:
-        return Scene(monkeypatch, server, policy or LinkPolicy(), found=found)
+        return Scene(monkeypatch, server, policy or DEFAULT_POLICY, found=found)
 
     return scene
 
@@ -177,7 +179,7 @@ def test_each_state_is_reported_once(make: Make) -> None:
 
 
 def test_after_the_last_retry_the_process_ends_once_and_only_from_the_loop(make: Make) -> None:
-    scene = make(policy=LinkPolicy(retries_max=3))
+    scene = make(policy=replace(DEFAULT_POLICY, retries_max=3))
     scene.go_dark()
     while scene.connection.state != LinkState.FAILED:
         scene.world.run(0.1, scene.wire)
@@ -206,7 +208,7 @@ def test_the_status_shows_an_outage_and_the_packets_that_wait(make: Make) -> Non
 def test_a_connection_that_has_not_started_has_a_status(make: Make) -> None:
     scene = make()
     fresh = Host(scene.world, 9)
-    fresh.know(scene.server, link=LinkPolicy())
+    fresh.know(scene.server, link=DEFAULT_POLICY)
     fresh.start()
     connection = scene.connect(fresh, settings_of(LITERAL))
     described = connection.describe(5.0)

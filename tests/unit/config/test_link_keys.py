@@ -16,6 +16,7 @@ from oxidize.protocol.constants import INITIATION_INTERVAL_MIN, STAGED_PEER_BYTE
 from oxidize.protocol.link_policy import INITIATION_SPACING_SECS, LinkPolicy
 from oxidize.settings import NodeSettings
 from tests.support.config_files import CLIENT, PRIVATE, SERVER, load, peer, problem, problems, secret
+from tests.support.link_policy import DEFAULT_POLICY
 
 LINKED = CLIENT + 'allowed_ips = ["10.0.0.0/24"]\n'
 
@@ -35,7 +36,7 @@ def test_a_link_gets_the_defaults_of_the_schema(folder: Path) -> None:
     assert (config.reconnect_delay_ms, config.max_reconnect_delay_ms) == (50, 5000)
     assert (config.max_reconnect_attempts, config.reconnect_buffer_size, config.resend_unanswered) == (0, 1000, True)
     (server,) = NodeSettings.of_client(config).peers
-    assert server.link == LinkPolicy()
+    assert server.link == DEFAULT_POLICY
 
 
 def test_every_key_of_a_link_is_in_its_policy(folder: Path) -> None:
@@ -44,7 +45,9 @@ def test_every_key_of_a_link_is_in_its_policy(folder: Path) -> None:
         "reconnect_buffer_size = 12\nresend_unanswered = false\n"
     )
     (server,) = NodeSettings.of_client(load(folder, LINKED + more, load_client)).peers
-    assert server.link == LinkPolicy(0.2, 30.0, 7, 12, resend=False)
+    assert server.link == LinkPolicy(
+        retry_secs=0.2, retry_secs_max=30.0, retries_max=7, buffer_packets=12, resend=False
+    )
     assert server.staged_max == 12
 
 

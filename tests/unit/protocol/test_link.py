@@ -1,5 +1,6 @@
 """Links: a client that keeps a session up with a server that goes away, forgets, or is hard to reach."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 from oxidize.protocol.constants import (
@@ -16,7 +17,6 @@ from oxidize.protocol.link_policy import (
     PROBE_SECS_MIN,
     RESEND_AGE_SECS_MAX,
     UNANSWERED_PROBES_MAX,
-    LinkPolicy,
 )
 from oxidize.protocol.messages import message_type
 from tests.support.client_and_server import (
@@ -30,6 +30,7 @@ from tests.support.client_and_server import (
     talk,
     until_connected,
 )
+from tests.support.link_policy import DEFAULT_POLICY
 from tests.support.network import World, lose_everything
 
 # --- Connecting ---
@@ -46,7 +47,7 @@ def test_a_link_connects_without_being_asked() -> None:
 def test_it_goes_on_trying_for_longer_than_the_paper_does() -> None:
     world = World()
     client, server = world.host(), world.host()
-    client.know(server, link=LinkPolicy())
+    client.know(server, link=DEFAULT_POLICY)
     server.know(client, reachable=False)
     client.start()
     server.start()
@@ -88,7 +89,7 @@ def test_a_server_that_forgot_everything_but_our_place_asks_at_once() -> None:
 
 def test_nothing_is_sent_twice_where_the_operator_does_not_want_it() -> None:
     world = World()
-    client, server = linked(world, LinkPolicy(resend=False))
+    client, server = linked(world, replace(DEFAULT_POLICY, resend=False))
     restart(server)
     client.send(server, b"lost")
     world.exchange()
@@ -209,7 +210,7 @@ def test_retries_back_off_and_are_never_closer_than_servers_accept() -> None:
 
 def test_after_so_many_retries_the_link_has_failed() -> None:
     world = World()
-    client, server = linked(world, LinkPolicy(retries_max=4))
+    client, server = linked(world, replace(DEFAULT_POLICY, retries_max=4))
     client.send(server, b"never")
     world.exchange(lose_everything)
     world.run(60.0, lose_everything)
@@ -227,7 +228,7 @@ def test_after_so_many_retries_the_link_has_failed() -> None:
 def test_a_name_that_does_not_resolve_counts_as_retries() -> None:
     world = World()
     client, server = world.host(), world.host()
-    client.know(server, reachable=False, link=LinkPolicy(retries_max=3))
+    client.know(server, reachable=False, link=replace(DEFAULT_POLICY, retries_max=3))
     server.know(client, reachable=False)
     client.start()
     server.start()
@@ -239,7 +240,7 @@ def test_a_name_that_does_not_resolve_counts_as_retries() -> None:
     world.exchange()
     assert payloads(server) == [b"early"]
     other = world.host()
-    other.know(server, reachable=False, link=LinkPolicy(retries_max=3))
+    other.know(server, reachable=False, link=replace(DEFAULT_POLICY, retries_max=3))
     other.start()
     other.device.begin_links(world.now)
     world.run(10.0)
@@ -293,7 +294,7 @@ def test_what_is_sent_during_an_outage_arrives_in_order_after_it() -> None:
 
 def test_the_oldest_go_first_when_the_buffer_is_full() -> None:
     world = World()
-    client, server = linked(world, LinkPolicy(buffer_packets=10))
+    client, server = linked(world, replace(DEFAULT_POLICY, buffer_packets=10))
     client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
     for number in range(25):
         client.send(server, bytes([number]))

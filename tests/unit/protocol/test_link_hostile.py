@@ -1,6 +1,7 @@
 """Links among liars: forged errors and datagrams, servers that mean harm, clocks that are wrong."""
 
 from collections import Counter
+from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
@@ -19,11 +20,12 @@ from oxidize.protocol.constants import (
 from oxidize.protocol.counters import LINK_STATE, OUTAGE_SINCE_NS, ROUND_TRIP_NS, DropReason, LinkState, Total
 from oxidize.protocol.crypto import public_key
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.link_policy import ERROR_BURST_SECS, ERROR_INTERVAL_SECS, RESEND_AGE_SECS_MAX, LinkPolicy
+from oxidize.protocol.link_policy import ERROR_BURST_SECS, ERROR_INTERVAL_SECS, RESEND_AGE_SECS_MAX
 from oxidize.protocol.messages import DATA_HEADER, message_type
 from oxidize.protocol.peer import PeerSettings
 from oxidize.protocol.timers import shortest_retry_secs
 from tests.support.client_and_server import TICK, linked, payloads, restart, sent, state, until_connected
+from tests.support.link_policy import DEFAULT_POLICY
 from tests.support.network import Host, World, lose_everything
 
 HOUR = 3600.0
@@ -98,7 +100,7 @@ def test_a_successor_finds_words_that_agree(
 @pytest.mark.parametrize("event", ["network change", "error", "packet"])
 def test_a_link_that_has_failed_comes_to_rest_whatever_happens(event: str) -> None:
     world = World()
-    client, server = linked(world, LinkPolicy(retries_max=2))
+    client, server = linked(world, replace(DEFAULT_POLICY, retries_max=2))
     notes: list[LinkState] = []
     client.device.watch_links(lambda _, new, reason: notes.append(new))
     client.send(server)
@@ -273,7 +275,7 @@ def test_whatever_was_heard_once_means_nothing_when_it_is_heard_again() -> None:
 
 def test_a_server_that_begins_one_handshake_after_the_other_gets_answers_and_nothing_else_suffers() -> None:
     world = World()
-    client, server = linked(world, LinkPolicy(buffer_packets=50), known=True)
+    client, server = linked(world, replace(DEFAULT_POLICY, buffer_packets=50), known=True)
     count, pause = 600, 0.005
     for number in range(count):
         client.send(server, number.to_bytes(4, "big"))

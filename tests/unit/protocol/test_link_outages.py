@@ -1,5 +1,7 @@
 """Links while they are down, and while they come back; the server's side of it, and successors in the middle of it."""
 
+from dataclasses import replace
+
 import pytest
 
 from oxidize.protocol.constants import (
@@ -18,7 +20,6 @@ from oxidize.protocol.link_policy import (
     REPLAY_BURST_PACKETS,
     REPLAY_PAUSE_SECS,
     SUPERSEDED_MAX,
-    LinkPolicy,
 )
 from oxidize.protocol.messages import DATA_HEADER, message_type
 from tests.support.client_and_server import (
@@ -32,6 +33,7 @@ from tests.support.client_and_server import (
     state,
     until_connected,
 )
+from tests.support.link_policy import DEFAULT_POLICY
 from tests.support.network import World, lose_everything, packet
 
 # --- While it is down ---
@@ -249,7 +251,7 @@ def test_an_outage_in_the_middle_of_it_loses_nothing() -> None:
 def test_a_response_to_an_earlier_initiation_is_as_good() -> None:
     world = World()
     client, server = world.host(), world.host()
-    client.know(server, link=LinkPolicy())
+    client.know(server, link=DEFAULT_POLICY)
     server.know(client, reachable=False)
     client.start()
     server.start()
@@ -371,7 +373,7 @@ def test_what_was_on_its_way_when_the_last_answer_came_is_sent_again() -> None:
 def test_a_link_that_does_not_come_up_is_told_of_once_with_the_reason(why: str, expected: str) -> None:
     world = World()
     client, server = world.host(), world.host()
-    client.know(server, reachable=why != "no name", link=LinkPolicy(retries_max=8))
+    client.know(server, reachable=why != "no name", link=replace(DEFAULT_POLICY, retries_max=8))
     client.start()
     server.start()
     told: list[tuple[LinkState, str]] = []
@@ -386,7 +388,7 @@ def test_a_link_that_does_not_come_up_is_told_of_once_with_the_reason(why: str, 
 
 def test_reasons_to_hurry_are_no_reason_to_go_on_for_ever() -> None:
     world = World()
-    client, server = linked(world, LinkPolicy(retries_max=20))
+    client, server = linked(world, replace(DEFAULT_POLICY, retries_max=20))
     client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
     for _ in range(60):
         world.run(1.5, lose_everything)

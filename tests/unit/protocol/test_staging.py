@@ -1,18 +1,19 @@
 """Staging: what waits leaves in order, is never too much, and is in the records as long as nobody has sent it."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
 from oxidize.protocol import staging as staging_module
 from oxidize.protocol.changes import Change, PeerStaged
 from oxidize.protocol.counters import DROPS_START, DropReason, Total
-from oxidize.protocol.link_policy import LinkPolicy
 from oxidize.protocol.noise import LocalIdentity, RemoteIdentity
 from oxidize.protocol.peer import Peer, PeerSettings
 from oxidize.protocol.session_table import SessionTable
 from oxidize.protocol.staging import Staging
 from tests.support.counters import ArraySlots
+from tests.support.link_policy import DEFAULT_POLICY
 
 LIMIT = 5
 
@@ -26,7 +27,7 @@ class Scene:
 
     def peer(self, number: int = 1, limit: int = LIMIT) -> Peer:
         identity = LocalIdentity(bytes(31) + b"\7")
-        settings = PeerSettings(number.to_bytes(32, "big"), link=LinkPolicy(buffer_packets=limit))
+        settings = PeerSettings(number.to_bytes(32, "big"), link=replace(DEFAULT_POLICY, buffer_packets=limit))
         return Peer(settings, RemoteIdentity(identity, settings.public_key, bytes(32)))
 
     def dropped(self) -> int:
