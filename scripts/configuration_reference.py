@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from oxidize.config.report import show
 from oxidize.config.schema import ClientTable, NodeTable, PeerTable, ServerTable
-from oxidize.config.table import Table, fields_by_key
+from oxidize.config.validation import Table, fields_by_key
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 

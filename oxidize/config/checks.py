@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from oxidize.config.keys import public_key
 from oxidize.config.report import Report
 from oxidize.config.schema import MTU_IPV6_MIN, ClientTable, PeerTable, ServerTable
-from oxidize.config.table import Checked, SourceFile, TableT, check_table
+from oxidize.config.validation import Checked, SourceFile, TableT, check_table
 from oxidize.config.values import Network, host_address, is_peer_name
 from oxidize.protocol.constants import PEERS_MAX
 
@@ -173,7 +173,7 @@ def check_client_network(client: Checked[ClientTable], report: Report) -> None:
     valid = client.valid
     servers = [entry for entry in valid.get("dns", ()) if not isinstance(entry, str)]
     if valid.get("dns") and not servers:
-        expected = "the address of one name server or more beside the domains"
+        expected = "the address of at least one name server, not only domains"
         report.wrong("client.dns", client.given["dns"], expected, "add one, or remove the line")
     if valid.get("network") != "userspace":
         return

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from pydantic import ValidationInfo
 
 from oxidize.config import values
-from oxidize.config.table import Checked, Table, table_of
+from oxidize.config.validation import Checked, Table, table_of
 from oxidize.protocol.constants import KEY_SIZE
 
 CREDENTIAL_NAME = "private_key"

@@ -13,7 +13,7 @@ from typing import Any
 from oxidize.config import checks
 from oxidize.config.report import Report
 from oxidize.config.schema import ClientTable, NameServers, PeerTable, ServerTable
-from oxidize.config.table import Checked, SourceFile, TableT, check_table, unknown_key
+from oxidize.config.validation import Checked, SourceFile, TableT, check_table, unknown_key
 from oxidize.errors import StateError
 
 FILE_BYTES_MAX = 16 << 20  # PEERS_MAX peers of 300 bytes are 6 MB

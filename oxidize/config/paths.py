@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import ValidationInfo
 
 from oxidize.config import values
-from oxidize.config.table import table_of
+from oxidize.config.validation import table_of
 
 Role = Literal["server", "client"]
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BeforeValidator, Field, PlainValidator
 
 from oxidize.config import keys, paths, values
-from oxidize.config.table import Table
+from oxidize.config.validation import Table
 from oxidize.config.values import HostAddress, HostPort, InterfaceAddress, Network, PublicEndpoint
 from oxidize.protocol.constants import INNER_MTU_MAX
 
@@ -80,10 +80,7 @@ class NodeTable(Table):
     read (mode 0600). Without this key the systemd credential `private_key` is used; one of the two is required. Under
     systemd 252 use the file: credentials reach `ExecStart=` alone, and a reload starts the next process."""
     mtu: int = Field(
-        MTU_DEFAULT,
-        ge=MTU_MIN,
-        le=INNER_MTU_MAX,
-        description=f"a whole number from {MTU_MIN} to {INNER_MTU_MAX}",
+        MTU_DEFAULT, ge=MTU_MIN, le=INNER_MTU_MAX, description=f"a whole number from {MTU_MIN} to {INNER_MTU_MAX}"
     )
     """The size in bytes of the largest packet inside the tunnel. With an IPv6 address at least 1280. It is the same on
     both sides."""
@@ -187,10 +184,7 @@ class ClientTable(NodeTable):
     """The number of unanswered attempts after which the client gives up and exits with status 3. With the default
     delays 5 attempts take a second or two, 20 a minute."""
     reconnect_buffer_size: int = Field(
-        1000,
-        ge=1,
-        le=RECONNECT_BUFFER_MAX,
-        description=f"a whole number of packets from 1 to {RECONNECT_BUFFER_MAX}",
+        1000, ge=1, le=RECONNECT_BUFFER_MAX, description=f"a whole number of packets from 1 to {RECONNECT_BUFFER_MAX}"
     )
     """The number of packets that are kept during an outage and sent in order when the server is back; the oldest are
     dropped first."""
@@ -198,9 +192,7 @@ class ClientTable(NodeTable):
     """Whether packets of the last second before an outage that nothing came back for are sent again. Some of them may
     have arrived and then arrive twice: TCP and ping tolerate that, some uses of UDP do not."""
     dns: _NameServers = Field(
-        default=[],
-        validate_default=True,
-        description="a list of name servers' addresses and of domains to search in",
+        default=[], validate_default=True, description="a list of name servers' addresses and of domains to search in"
     )
     """The name servers to use while the client runs, at least one, and search domains; an empty list leaves the
     system's settings unchanged. It needs systemd-resolved or `resolvconf`, root, and `network = "tun"`. All names are

@@ -131,7 +131,7 @@ def _networks(given: str) -> tuple[Network, ...]:
 def _name_servers(given: str) -> tuple[HostAddress | str, ...]:
     found = tuple(values.name_server(word.strip()) for word in given.split(","))
     if all(isinstance(entry, str) for entry in found):
-        raise InvalidValueError("the address of one name server or more beside the domains, such as 10.9.0.1")
+        raise InvalidValueError("the address of at least one name server, not only domains, such as 10.9.0.1")
     return found
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from oxidize.config import ClientConfig, HostAddress, ServerConfig, load_client, load_server
 from oxidize.config.checks import Claim, find_overlaps
 from oxidize.config.schema import ClientTable, PeerTable, ServerTable
-from oxidize.config.table import fields_by_key
+from oxidize.config.validation import fields_by_key
 from oxidize.errors import ConfigError
 
 T = TypeVar("T")

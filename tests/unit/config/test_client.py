@@ -62,7 +62,7 @@ def test_name_servers_are_addresses_and_domains(
         ("dns = 53", "expected the address of a name server, such as"),
         ('dns = ["0.0.0.0"]', "expected an address that one machine can have"),
         ('dns = ["fe80::1%eth0"]', "expected an address that one machine can have, without a zone"),
-        ('dns = ["corp.example"]', "expected the address of one name server or more beside the domains"),
+        ('dns = ["corp.example"]', "expected the address of at least one name server, not only domains"),
         ("fwmark = 255", "expected a whole number from 256 to 4294967295"),
         ("fwmark = 4294967296", "expected a whole number from 256 to 4294967295"),
         ('fwmark = "0x100"', "expected a whole number from 256 to 4294967295"),

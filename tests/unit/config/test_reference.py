@@ -8,7 +8,7 @@ import pytest
 
 from oxidize.config import ClientConfig, ServerConfig, load_client, load_server
 from oxidize.config.schema import ClientTable, NodeTable, PeerTable, ServerTable
-from oxidize.config.table import Table, fields_by_key
+from oxidize.config.validation import Table, fields_by_key
 from scripts.configuration_reference import PAGE, meanings, page
 from tests.support.config_files import PRIVATE, secret
 
