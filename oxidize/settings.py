@@ -7,6 +7,7 @@ client's server is looked up while the client runs (`client.connection`), since 
 from pathlib import Path
 
 from oxidize.config import ClientConfig, NameServers, Network, ServerConfig
+from oxidize.config.paths import Role
 from oxidize.config.schema import NodeTable
 from oxidize.config.values import HostPort
 from oxidize.errors import ConfigError
@@ -24,7 +25,7 @@ class NodeSettings(NodeTable):
     whose packets must stay out of the tunnel, 0 for none. name_servers: None to leave the system's unchanged.
     """
 
-    role: str
+    role: Role
     peers: tuple[PeerSettings, ...]
     routes: tuple[Network, ...]
     default_routes: tuple[Network, ...] = ()
