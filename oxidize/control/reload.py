@@ -34,7 +34,7 @@ def reload(role: str, config_path: Path, log_level: str, takeover_socket: Path, 
     "client". log_level: as on its command line.
     """
     started = time.monotonic()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel, successor_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [
         sys.executable,
         "-P",
@@ -46,17 +46,17 @@ def reload(role: str, config_path: Path, log_level: str, takeover_socket: Path, 
         "--log-level",
         log_level,
         "--control-fd",
-        str(theirs.fileno()),
+        str(successor_end.fileno()),
     ]
-    with ours:
-        with theirs:
-            pid = _start_detached(command, theirs.fileno())
+    with channel:
+        with successor_end:
+            pid = _start_detached(command, successor_end.fileno())
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
             pidfd = -1  # it has ended already; the channel has the reason
         try:
-            report = _coordinate(ours, pid, predecessor_pid, lambda: _serves(takeover_socket, pid))
+            report = _coordinate(channel, pid, predecessor_pid, lambda: _serves(takeover_socket, pid))
         except TakeoverError:
             # A successor that serves, or one whose predecessor has ended, is the only process that can serve.
             if _is_alive(predecessor_pid) and not _serves(takeover_socket, pid):

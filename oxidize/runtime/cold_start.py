@@ -157,7 +157,7 @@ class _ColdStart:
                 public_key=self._settings.public_key,
                 now=boot_time(),
             )
-            self._wait_out(crash_loop.note_start(state.arena.counters))
+            self._wait_out(crash_loop.count_start(state.arena.counters))
             return self._restore_from(state)
         except WriterBusyError:
             raise  # the state is good, and another process serves with it: a second server would be worse than none

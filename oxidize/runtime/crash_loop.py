@@ -15,7 +15,7 @@ DELAY_FIRST_SECS = 0.1
 DELAY_MAX_SECS = 10.0  # well below the unit's TimeoutStartSec=
 
 
-def note_start(counters: Counters) -> float:
+def count_start(counters: Counters) -> float:
     """Count a start with a predecessor's state; return the seconds to wait before READY."""
     if counters[ENDED_ON_PURPOSE]:
         counters[ENDED_ON_PURPOSE] = 0

@@ -21,7 +21,7 @@ QUERY_TIMEOUT_SECS = 2.0  # a query takes 3 to 7 ms
 RELOAD_TIMEOUT_SECS = 120.0  # more than TimeoutStartSec= of the unit, which bounds a reload
 
 
-def name(cgroup: str) -> str | None:
+def service_in(cgroup: str) -> str | None:
     """Return the service that a process belongs to, by its line of /proc/PID/cgroup (cgroups(7))."""
     for line in cgroup.splitlines():
         hierarchy, controllers, path = line.split(":", 2)
@@ -33,13 +33,13 @@ def name(cgroup: str) -> str | None:
 
 def own_name() -> str | None:
     """Return the service that this process belongs to, without ".service"; None where there is none."""
-    found = _service_in(CGROUP)
+    found = _read_service(CGROUP)
     return found.removesuffix(".service") if found is not None else None
 
 
 def service_of(pid: int) -> str | None:
     """Return the service that a process belongs to, or None where it belongs to none or cannot be known."""
-    return _service_in(Path("/proc", str(pid), "cgroup"))
+    return _read_service(Path("/proc", str(pid), "cgroup"))
 
 
 def main_pid(environ: Mapping[str, str] = os.environ) -> int | None:
@@ -80,15 +80,15 @@ def reload(service: str) -> None:
     raise TakeoverError(Phase.RUNNING_SYSTEMCTL, f"{reason} ({status})" if status else reason)
 
 
-def _service_in(cgroup: Path) -> str | None:
+def _read_service(cgroup: Path) -> str | None:
     try:
-        return name(cgroup.read_text())
+        return service_in(cgroup.read_text())
     except OSError:
         return None
 
 
 def _own_unit(environ: Mapping[str, str]) -> str | None:
-    return _service_in(CGROUP) if environ.get("NOTIFY_SOCKET") == SYSTEMD_SOCKET else None
+    return _read_service(CGROUP) if environ.get("NOTIFY_SOCKET") == SYSTEMD_SOCKET else None
 
 
 def _query_own_unit(environ: Mapping[str, str], *arguments: str) -> str | None:

@@ -39,7 +39,7 @@ def fake_systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Pat
     ],
 )
 def test_the_unit_is_read_from_the_cgroup(line: str, expected: str | None) -> None:
-    assert systemctl.name(line) == expected
+    assert systemctl.service_in(line) == expected
 
 
 def test_the_main_pid_is_read_from_systemctl(fake_systemctl: tuple[Path, dict[str, str]]) -> None:
