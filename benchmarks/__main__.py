@@ -1,4 +1,4 @@
-"""Runs every benchmark in a process of its own: `make bench`, or `python -m benchmarks blackout` for one of them."""
+"""Run each benchmark in a separate process: `make bench`, or `python -m benchmarks blackout` for one of them."""
 
 import subprocess
 import sys

@@ -1,8 +1,8 @@
-"""How long nobody reads while a server is replaced, by the number of its sessions.
+"""Measure the blackout of a takeover, by the number of sessions.
 
-The rule that this checks: the blackout does not grow with the number of sessions. Servers are started from stored state
-with made-up sessions, as a service manager starts one after a crash, and then replaced by `oxidize reload` under the
-traffic of one real client. Compare rows of one run only.
+The rule under test: the blackout does not grow with the number of sessions. Servers start from stored state with
+synthetic sessions, as after a crash, and are then replaced by `oxidize reload` under the traffic of one real client.
+Compare rows of one run only.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ SESSIONS = (10, 1_000, 10_000)
 RELOADS = 5
 START_SECS_MAX = 60.0
 ECHOES_PER_SECOND = 500.0
-CLIENT_SECS_MAX = 120.0  # it is ended when the reloads are done
+CLIENT_SECS_MAX = 120.0  # the client is ended after the reloads
 SERVER_ADDRESS = IPv4Address("10.64.0.1")
 FIRST_ADDRESS = IPv4Address("10.64.0.2")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -56,14 +56,14 @@ PEER = '[[peer]]\nname = "p{number}"\npublic_key = "{key}"\nallowed_ips = ["{add
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one number of sessions."""
+    """The result for one number of sessions."""
 
     sessions: int
-    start_secs: float  # from the first instruction to /health that says healthy
-    health_ms_max: float  # the slowest answer of /health while the sessions were restored
+    start_secs: float  # from the start of the process to a healthy /health
+    health_ms_max: float  # the longest response time of /health during the restore
     reload_secs: float
     blackouts_ms: list[float]
-    echo_ms_max: float  # the slowest reply that a real client got while the server was replaced
+    echo_ms_max: float  # the highest latency of the real client during the takeovers
 
     def print(self, base: float) -> None:
         median = statistics.median(self.blackouts_ms)
@@ -77,7 +77,7 @@ HEADINGS = "sessions     start  slowest health   reload     blackout      larges
 
 
 def stored_state(public_key: bytes, peers: list[bytes]) -> SessionState:
-    """Return the state of a server to which every peer has just shaken hands."""
+    """Return the state of a server with a fresh session of every peer."""
     state = SessionState.create(oxidize.__version__, 1, BOOT_ID.read_text().strip(), public_key)
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
     for number, peer in enumerate(peers, 1):
@@ -91,7 +91,7 @@ def stored_state(public_key: bytes, peers: list[bytes]) -> SessionState:
 
 
 class Server:
-    """A server that is started from the state of `sessions` sessions, and has one peer more: a real client."""
+    """A server that starts from a state with `sessions` sessions and has one more peer, a real client."""
 
     def __init__(self, directory: Path, sessions: int) -> None:
         self.config = directory / "server.toml"
@@ -132,9 +132,9 @@ class Server:
         return str(json.loads(answer.partition(b"\r\n\r\n")[2])["status"])
 
     def wait_healthy(self) -> float:
-        """Return the longest time that an answer of /health took, in ms, once the first one had come."""
+        """Return the longest response time of /health in ms, after the first response."""
         slowest = 0.0
-        state = self.health()  # this one waits for the interpreter
+        state = self.health()  # the first request waits for the interpreter
         while state != "healthy":
             asked = time.perf_counter()
             state = self.health()
@@ -143,7 +143,7 @@ class Server:
         return slowest * 1e3
 
     def clients(self) -> FleetSettings:
-        """Return what the real client needs to know."""
+        """Return the settings of the real client."""
         host, port = self._udp.getsockname()
         client = ClientSettings(self._client_key.private_bytes_raw().hex(), bytes(32).hex(), str(FIRST_ADDRESS))
         key = self._key.public_key().public_bytes_raw().hex()
@@ -187,7 +187,7 @@ def running(sessions: int) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def echoing(server: Server) -> Iterator[list[float]]:
-    """Let a real client send echo requests meanwhile; at the end the list has every reply's latency in ms."""
+    """Let a real client send echo requests while entered; at exit the list has all latencies in ms."""
     latencies: list[float] = []
     fleet = FleetProcess(server.clients(), server.log.with_name("client.log"))
     try:

@@ -1,9 +1,9 @@
-"""How soon a tunnel works again after its server was away: our client beside wireguard-go as client, in one run.
+"""Measure the time to reconnect after a server outage: `oxidize client` compared with wireguard-go in one run.
 
-Both clients are on roads of their own, each with a server of the same kind, and what happens to the servers happens at
-the same time. The server ends, its port is unbound for some seconds, and it starts without its sessions. Measured is
-the time from the moment at which it serves again to the first reply to a ping through the tunnel; a ping is sent every
-20 ms all the while. Compare rows of one run only. As root: it needs network namespaces.
+Each client has its own link to its own server of the same kind, and both servers have the same outage at the same time:
+the server ends, its port is unbound for some seconds, and it starts without its sessions. The result is the time from
+the server's return to the first reply to a ping through the tunnel; a ping is sent every 20 ms. Compare rows of one run
+only. It needs root for network namespaces.
 """
 
 import os
@@ -37,7 +37,7 @@ SERVERS: dict[str, Callable[[Road], GoServer | OurServer]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """Times from the server's return to the first packet through, seconds, of both clients."""
+    """The times from the server's return to the first packet through the tunnel, seconds, for both clients."""
 
     server: str
     outage_secs: float
@@ -53,7 +53,7 @@ class Row:
 
 
 class Place:
-    """A road with a server and a client on it, and a ping that never stops."""
+    """A link with a server, a client and a continuous ping."""
 
     def __init__(self, lab: Lab, name: str, make_server: Callable[[Road], GoServer | OurServer]) -> None:
         self.road = Road(lab)
@@ -73,7 +73,7 @@ class Place:
         self.server.stop()
 
     def come_back(self) -> float:
-        """Start the server again; return when it served, in seconds since the epoch."""
+        """Restart the server; return the time at which it serves, seconds since the epoch."""
         if isinstance(self.server, OurServer):
             self.server.start()
             stamp = _SERVING.findall(self.server.server.log_path.read_text())[-1]
@@ -86,7 +86,7 @@ class Place:
         return wait_for("a reply", lambda: self._ping.first_reply_since(since), BACK_SECS_MAX) - since
 
     def settle(self) -> None:
-        """Wait until pings are answered as they are sent."""
+        """Wait until pings are answered without delay."""
         self._ping.wait_for_replies(50)
 
 
@@ -100,7 +100,7 @@ class GoPlace(Place):
 
 
 class StampedPing(Ping):
-    """A ping that tells when each reply came."""
+    """A ping that records the time of each reply."""
 
     OPTIONS = ("-D",)
 
@@ -109,7 +109,7 @@ class StampedPing(Ping):
         self._path = lab.folder / f"{name}.log"
 
     def first_reply_since(self, since: float) -> float | None:
-        """Return when the first reply after `since` came, seconds since the epoch."""
+        """Return the time of the first reply after `since`, seconds since the epoch."""
         stamps = (float(stamp) for stamp in _REPLY.findall(self._path.read_text()))
         return next((stamp for stamp in stamps if stamp >= since), None)
 
@@ -118,7 +118,7 @@ def measure(server: str) -> list[Row]:
     """Measure all outages with one kind of server."""
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second, ExitStack() as stack:
         lab = stack.enter_context(Lab(Path(first)))
-        other = Lab(Path(second))  # files of its own; its processes end with those of the first
+        other = Lab(Path(second))  # separate files; its processes end with those of the first
         stack.callback(other.stack.close)
         places = [Place(lab, "ours", SERVERS[server]), GoPlace(other, "theirs", SERVERS[server])]
         rows = []

@@ -1,4 +1,4 @@
-"""What the UDP socket and the TUN device cost per packet: run as `python benchmarks/bench_udp.py` (TUN parts as root).
+"""Measure the cost per packet of the UDP socket and the TUN device: `python -m benchmarks udp` (the TUN part as root).
 
 Compare rows of one run only: absolute figures drift by a third on a shared machine.
 """

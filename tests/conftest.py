@@ -1,4 +1,4 @@
-"""What every test may count on: a skip says what it lacked, and where CI runs as root a skip is a failure.
+"""Settings of all tests: a skipped test says what it lacks, and in CI as root a skip is a failure.
 
 Markers: `root` (namespaces and TUN), `needs("wg", ...)` (programs that must be installed), `handoff` (a process is
 replaced under traffic: `make test-handoff`), `beside` (see beside.py).
@@ -15,7 +15,7 @@ from tests.support.beside import ALONE, Beside
 
 TUN = Path("/dev/net/tun")
 
-# A shared machine stalls for longer than any deadline on one example; how long the whole takes is seen in `make check`.
+# No deadline per example: a shared machine may stall for longer than any. `make check` bounds the total.
 settings.register_profile("oxidize", deadline=None, print_blob=True)
 settings.load_profile("oxidize")
 
@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _lacking(item: pytest.Item) -> str | None:
-    """What this machine or user lacks to run `item`, in words for the report; None where it lacks nothing."""
+    """Return what this machine or user lacks to run `item`, None if nothing."""
     if item.get_closest_marker("root"):
         if os.geteuid() != 0:
             return "lacks root: network namespaces and TUN need it"
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _forbidden_skips(config: pytest.Config) -> int:
-    """How many tests were skipped although nothing may be: CI as root has everything that a test can ask for."""
+    """Return the number of skipped tests in CI as root, where every requirement is met, else 0."""
     if not os.environ.get("CI") or os.geteuid() != 0:
         return 0
     reporter = config.pluginmanager.get_plugin("terminalreporter")

@@ -1,7 +1,7 @@
-"""A long test that mostly waits is run beside those that only compute: the same test, by a pytest of its own.
+"""Run long tests that mostly wait in a pytest of their own, in parallel with tests that only compute.
 
-The rule: its outcome is that of the test itself, with all that it prints; where nothing is selected beside which it
-could run, it runs in its place. Tests that measure what passes through this machine are never beside one another.
+The rule: the outcome and output are those of the test itself; if no computing test is selected, the test runs in its
+place. Tests that measure traffic on this machine never run in parallel with each other.
 """
 
 import os
@@ -21,14 +21,14 @@ ALONE = "OXIDIZE_TESTALONE"  # set for the pytest that runs the one test
 
 @dataclass(eq=False)  # pluggy wants a hash
 class Beside:
-    """Starts the tests that are marked `beside` when all are known, and tells their outcomes in their places."""
+    """Plugin that starts tests marked `beside` after the collection and reports their outcomes in their places."""
 
     _folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="oxidize-beside-")))
     _started: dict[str, int] = field(default_factory=dict)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Put first what computes, and then what is started beside it."""
+        """Start the marked tests, and order the computing tests first, then the marked ones."""
         tests = Path(__file__).parents[1]
         computing = [item for item in session.items if item.path.relative_to(tests).parts[0] in COMPUTING]
         marked = [
@@ -51,7 +51,7 @@ class Beside:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
-        """Wait for the outcome instead of calling the function that is under way elsewhere."""
+        """Wait for the outcome of a started test, and do not call its function here."""
         pid = self._started.pop(pyfuncitem.nodeid, None)
         if pid is None:
             return None
@@ -61,7 +61,7 @@ class Beside:
         return True
 
     def pytest_unconfigure(self) -> None:
-        """End what nobody waited for, which ends what it has started itself (tests.support.traffic.server.Lab)."""
+        """Interrupt the tests still running; each ends its own processes (tests.support.traffic.server.Lab)."""
         for pid in self._started.values():
             os.kill(pid, signal.SIGINT)
             reap(pid, block=True)

@@ -1,4 +1,4 @@
-"""A client with a link to a server, in a network in memory, and what tests ask of both."""
+"""A client with a link to a server in a network in memory, with helpers for both."""
 
 from oxidize.protocol.constants import (
     REKEY_TIMEOUT_JITTER_MAX,
@@ -18,7 +18,7 @@ NOTICED_SECS = PROBE_SECS_MIN * (1 + REKEY_TIMEOUT_JITTER_MAX) + TICK
 
 
 def linked(world: World, policy: LinkPolicy | None = None, *, known: bool = False) -> tuple[Host, Host]:
-    """Return a client with a link to a server, connected; `known`: the server is configured with the client's place."""
+    """Return a client with a connected link, and its server. known: whether the server has the client's endpoint."""
     client, server = world.host(), world.host()
     client.know(server, link=policy or DEFAULT_POLICY)
     server.know(client, reachable=known)
@@ -40,7 +40,7 @@ def sent(world: World, host: Host, kind: int) -> int:
 
 
 def restart(server: Host) -> None:
-    """Start a server anew, without its sessions and without what it learned."""
+    """Restart a server without its sessions and learned endpoints."""
     server.slots.counters[:] = memoryview(bytes(8 * len(server.slots.counters))).cast("Q")
     server.journal.clear()
     server.live.clear()
@@ -61,7 +61,7 @@ def talk(
     first: int = 0,
     answered: bool = False,
 ) -> int:
-    """Send numbered packets for a while; return the number after the last one."""
+    """Send a numbered packet every `every` seconds for `seconds`; return the next number."""
     end, number = world.now + seconds, first
     while world.now < end:
         client.send(server, number.to_bytes(4, "big"))
@@ -75,7 +75,7 @@ def talk(
 
 
 def until_connected(world: World, client: Host, server: Host, seconds: float) -> None:
-    """Let time pass until the link is up and nothing waits, and not on to where silence is looked into."""
+    """Let time pass until the link is connected and no packet is staged; fail after `seconds`."""
     end = world.now + seconds
     while state(client, server) != LinkState.CONNECTED or client.peer(server).staged:
         assert world.now < end
@@ -83,7 +83,7 @@ def until_connected(world: World, client: Host, server: Host, seconds: float) ->
 
 
 def hold(kind: int, held: list[bytes]) -> Wire:
-    """Return a wire that holds messages of a kind back."""
+    """Return a wire that keeps back messages of one kind and collects them in `held`."""
 
     def wire(source: Endpoint, destination: Endpoint, datagram: bytes) -> list[bytes]:
         if message_type(datagram) != kind:

@@ -1,7 +1,7 @@
-"""A network in memory: hosts with real devices, joined by calls, with a clock that only tests move.
+"""A network in memory: hosts with real devices, and a clock that only tests advance.
 
-Everything is drawn from one seed. `World.exchange` carries datagrams until nobody has more to say, `World.run` lets
-time pass and timers end. A filter may drop, duplicate or delay what is on the wire.
+All randomness comes from one seed. `World.exchange` carries datagrams until no device has any left, `World.run` lets
+time pass and timers expire. A `Wire` may drop, duplicate or delay datagrams.
 """
 
 from collections.abc import Callable, Iterable
@@ -35,7 +35,7 @@ def packet(source: str, destination: str, payload: bytes = b"ping") -> bytes:
 
 
 class Host:
-    """One device with an address, and all that its process would keep outside itself."""
+    """One device with an address, and the state that its process keeps outside itself."""
 
     def __init__(self, world: "World", number: int, **options: int) -> None:
         self.world = world
@@ -48,9 +48,9 @@ class Host:
         self.slots = ArraySlots(256)
         self.journal: list[Change] = []
         self.live: dict[tuple[str, bytes], Change] = {}
-        # How much of the journal a successor that restores, and a frozen predecessor, know.
+        # The lengths of the journal known to a restoring successor and to a frozen predecessor.
         self.offered_at = self.frozen_at = 0
-        self.flushed: list[Transmit] = []  # what left last, before the process changed
+        self.flushed: list[Transmit] = []  # transmits of the former process that are not carried yet
         self.delivered: list[bytes] = []
         self.device: Device
         self.successor: Device
@@ -64,13 +64,13 @@ class Host:
         psk: bytes = bytes(32),
         link: LinkPolicy | None = None,
     ) -> None:
-        """Put a peer into the configuration."""
+        """Add a peer to the configuration."""
         endpoint = other.endpoint if reachable else None
         networks = (ip_network(f"{other.inner}/32"),)
         self.peers.append(PeerSettings(other.public_key, psk, networks, endpoint, keepalive, link=link))
 
     def make_device(self) -> Device:
-        """Return the device of another process: it shares journal and counters, and knows nothing yet."""
+        """Return the device of a new process, which shares journal and counters and has restored nothing."""
         world = self.world
         device = Device(
             self.private_key,
@@ -98,15 +98,15 @@ class Host:
             self.live[change_key(change)] = change
 
     def start(self) -> None:
-        """Make a device that knows nothing."""
+        """Make a device without sessions."""
         self.device = self.make_device()
 
     def folded(self) -> list[Change]:
-        """Return the journal with every change that another one replaced, or that is of a removed peer, left out."""
+        """Return the journal without superseded changes and changes of removed peers."""
         return list(self.live.values())
 
     def cut_journal(self, length: int) -> None:
-        """Let the process have died after so many records."""
+        """Cut the journal after `length` records, as if the process had died there."""
         kept = self.journal[:length]
         self.journal.clear()
         self.live.clear()
@@ -114,13 +114,13 @@ class Host:
             Host.record(self, change)
 
     def replace(self) -> None:
-        """Let a successor take over by the journal and the counters alone, as after a kill."""
+        """Replace the process by one that restores from journal and counters alone, as after a kill."""
         self.start()
         self.device.restore(self.folded(), self.world.now)
         self.device.own()
 
     def offer(self) -> None:
-        """Let a successor restore, while this process serves on."""
+        """Let a successor restore while this process serves."""
         self.successor = self.make_device()
         self.successor.restore(self.folded(), self.world.now)
         self.offered_at = len(self.journal)
@@ -140,13 +140,13 @@ class Host:
         return predecessor
 
     def hand_over(self) -> Device:
-        """Let a successor take over as planned; return the predecessor, which may thaw."""
+        """Make a planned takeover; return the predecessor, which may thaw."""
         self.offer()
         self.freeze()
         return self.commit()
 
     def thaw(self, predecessor: Device) -> None:
-        """Let the successor die, and the predecessor go on from what it left."""
+        """Let the successor die and the predecessor continue from the state that it left."""
         predecessor.restore(self.journal[self.frozen_at :], self.world.now)
         predecessor.own()
         self.device = predecessor
@@ -183,7 +183,7 @@ class Host:
 
 
 class World:
-    """Hosts on one network, and its clock in seconds."""
+    """The hosts of one network, and its clock in seconds."""
 
     def __init__(self, seed: int = 0) -> None:
         self.random = Random(seed)
@@ -200,7 +200,7 @@ class World:
         return host
 
     def pair(self, **options: "float | LinkPolicy") -> tuple[Host, Host]:
-        """Return a client, which knows where the server is, and the server, which does not know the client's place."""
+        """Return a started client that knows the server's endpoint, and a server that does not know the client's."""
         client, server = self.host(), self.host()
         client.know(server, **options)  # type: ignore[arg-type]
         server.know(client, reachable=False)
@@ -209,13 +209,13 @@ class World:
         return client, server
 
     def move(self, host: Host, endpoint: Endpoint) -> None:
-        """Give a host another address (roaming)."""
+        """Change the endpoint of a host (roaming)."""
         del self.hosts[host.endpoint]
         host.endpoint = endpoint
         self.hosts[endpoint] = host
 
     def carry(self, wire: Wire | None = None) -> int:
-        """Carry what every device has queued, once; return how many datagrams left."""
+        """Carry the queued datagrams of all devices once; return their number."""
         sent = 0
         queued = [(host, host.take_transmits()) for host in list(self.hosts.values())]
         for host, transmits in queued:
@@ -230,14 +230,14 @@ class World:
         return sent
 
     def exchange(self, wire: Wire | None = None) -> None:
-        """Carry datagrams until all is quiet."""
+        """Carry datagrams until no device has any left."""
         for _ in range(50):
             if not self.carry(wire):
                 return
         raise AssertionError("the hosts talk for ever")
 
     def run(self, seconds: float, wire: Wire | None = None) -> None:
-        """Let time pass; every timer ends when it is due."""
+        """Let time pass; every timer expires when it is due."""
         end = self.now + seconds
         while True:
             deadlines = [due for host in self.hosts.values() if (due := host.device.next_deadline()) is not None]
@@ -252,7 +252,7 @@ class World:
 
 
 def lose_everything(source: Endpoint, destination: Endpoint, datagram: bytes) -> Iterable[bytes]:
-    """Drop whatever is on the wire."""
+    """Drop every datagram."""
     return []
 
 

@@ -1,7 +1,6 @@
-"""Either side of a takeover as a process of its own, told where to crash, hang or fail; and the test's own side.
+"""Either side of a takeover as a separate process that crashes, hangs or fails at a given step, and the test's side.
 
-Run as
-`python -m tests.support.takeover_peer successor|predecessor|asker PATH STOP_AT HOW TIMEOUTS`; it says where it is.
+Run as `python -m tests.support.takeover_peer successor|predecessor|asker PATH STOP_AT HOW TIMEOUTS`; prints its steps.
 """
 
 import json
@@ -33,7 +32,7 @@ def clock() -> float:
 
 
 class Loop:
-    """The least that a host's loop must be."""
+    """A minimal event loop of a host."""
 
     def __init__(self) -> None:
         self._poll = select.poll()
@@ -52,7 +51,7 @@ class Loop:
         deadline = predecessor.next_deadline()
         if deadline is not None:
             timeout = min(timeout, max(0.0, deadline - clock()))
-        # As a real loop: the callbacks of one batch are all called, also of what an earlier one of them has closed.
+        # Like a real loop, call all callbacks of a batch, even if an earlier one has closed the descriptor of a later.
         for callback in [self._callbacks[fd] for fd, _ in self._poll.poll(timeout * 1000 + 1)]:
             callback()
         predecessor.handle_timeout(clock())
@@ -63,7 +62,7 @@ class Loop:
 
 
 class Host:
-    """A server whose whole service is the right to write to a pipe; it notes what it is told."""
+    """A server whose only resource is the right to write to a pipe; it records all calls."""
 
     def __init__(self, out: int, stage: Stage = lambda _: None) -> None:
         self.out = out
@@ -220,13 +219,13 @@ class Peer:
             said.append(line)
             if word in line:
                 return line
-        raise AssertionError(f"{word!r} never came: {said}")
+        raise AssertionError(f"{word!r} was not printed: {said}")
 
     def has_ended(self) -> bool:
         return self.process.poll() is not None
 
     def wake(self) -> None:
-        """Let a process go on that stopped itself, once it has."""
+        """Wait until the process has stopped itself, and continue it."""
         os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
         os.kill(self.pid, signal.SIGCONT)
 
@@ -242,7 +241,7 @@ class Peer:
 
 
 class Stand:
-    """The test's own process as predecessor, and whoever it starts."""
+    """The test's own process as predecessor, and the processes that it starts."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -285,7 +284,7 @@ class Stand:
         return dict(self.host.told)[what]
 
     def converse(self, message: Message) -> tuple[Channel, Message | None]:
-        """Say one thing from this very process, and wait for the answer."""
+        """Send one message from this process and wait for the answer."""
         channel = connect(self.path, 1.0)
         assert channel is not None
         channel.send(message)

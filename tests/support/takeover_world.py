@@ -1,8 +1,8 @@
-"""A world in which processes take over from one another, and are killed and stopped on the way.
+"""A seeded simulation of processes that take over from one another and are killed or stopped at any point.
 
-It is seeded, and runs both machines as processes. Each point between two actions is a point at which a process may be
-killed or stopped. As in the kernel, what was sent can be read at once and survives its sender, a connection ends a
-little before its process is reported dead, and SIGKILL takes a while to end even a process that runs.
+Both state machines run as simulated processes, which may be killed or stopped between any two actions. As in the
+kernel, sent messages can be read at once and survive their sender, a connection ends a little before its process is
+reported dead, and SIGKILL needs some time to end a running process.
 """
 
 import random
@@ -28,7 +28,7 @@ HANGS = (0.5, 3.0, 7.0, 12.0, 40.0, 120.0, FOREVER)
 
 @dataclass
 class Wait:
-    """A process sleeps until there is something to see, or the deadline; without both it only yields."""
+    """Sleep until there is an event or the deadline has passed; without both, only yield."""
 
     has_work: Callable[[], bool] = lambda: True
     deadline: float | None = None
@@ -56,11 +56,11 @@ class Process:
         self.program: Generator[Wait, None, None] | None = None
         self.wait = Wait()
         self.runs = True
-        self.gone_at = FOREVER  # when its pidfd tells
+        self.gone_at = FOREVER  # when its pidfd becomes readable
         self.hung_until = 0.0
         self.kill_at = FOREVER
         self.serves = False
-        self.has_exited = False  # by itself
+        self.has_exited = False  # without a signal
         self.points = 0
         self.faults: dict[int, float] = {}  # point -> hang in seconds, 0 to crash
         self.connections: list[Connection] = []
@@ -163,7 +163,7 @@ class World:
 
 
 def serve(me: Process, *, first: bool = True) -> Generator[Wait, None, None]:
-    """A server from its first generation on: what predecessor.py does, with a point before every action."""
+    """A server from its first generation on: the steps of predecessor.py with a fault point before every action."""
     world = me.world
     machine = PredecessorMachine()
     current: Connection | None = None
@@ -243,7 +243,7 @@ def serve(me: Process, *, first: bool = True) -> Generator[Wait, None, None]:
 def take_over(
     me: Process, *, restore_points: int = 3, fails_at: SuccessorState | None = None, hangs_up: bool = False
 ) -> Generator[Wait, None, None]:
-    """A successor: what successor.py and its host do, with a point before every action."""
+    """A successor: the steps of successor.py and its host with a fault point before every action."""
     world = me.world
     machine = SuccessorMachine()
     link: list[Connection] = []
@@ -311,7 +311,7 @@ def take_over(
         yield Wait(has_work, machine.next_deadline())
         yield from carry_out(look())
     if machine.state is SuccessorState.ABSENT:
-        # A fresh start: it cannot bind the port while another process has it (or systemd restarts none that runs).
+        # A start without a predecessor: it cannot bind a port that another process holds.
         me.serves = not any(each.runs for each in world.processes if each is not me)
         if me.serves:
             yield from serve(me)
@@ -334,7 +334,7 @@ def take_over(
         end = world.now + world.lingering
         yield Wait(lambda: world.now >= end, end)
         return
-    if hangs_up:  # against the rules, while it owns
+    if hangs_up:  # against the protocol, while it owns
         link[-1].closed_by_successor = True
         yield Wait(lambda: False, world.now + 20.0)
     world.listener = me
@@ -364,7 +364,7 @@ def run(world: World, what: str) -> None:
 
 
 def assert_settled(world: World, what: str) -> None:
-    """Exactly one owner, unless nobody is left who could be it."""
+    """Check that there is exactly one owner, or that no process is left."""
     world.check()
     able = [each for each in world.processes if each.runs and each.hung_until < world.now]
     owners = [each.name for each in world.processes if each.serves]

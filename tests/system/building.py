@@ -1,7 +1,7 @@
-"""What a machine needs for releases to be built on it, by an operator who is not root: a checkout, wheels, and `sudo`.
+"""Equip a machine for building releases as an ordinary operator: a checkout, wheels, and `sudo`.
 
-Rule: nothing comes from a network, for the machine has none; the commands are those of any other machine, and what they
-lack here is put beside them.
+Rule: nothing is downloaded inside, since the machine has no network. The commands are those of any machine; programs
+that are missing here are replaced by scripts.
 """
 
 import os
@@ -42,7 +42,7 @@ exec /usr/local/libexec/sudo-setpriv --reuid="$user" --regid="$user" --init-grou
 
 
 def download(folder: Path) -> Path:
-    """Download what a build installs, by the hashes of the locks, and return the folder."""
+    """Download the packages of a build by the hashes of the locks; return the folder."""
     blocks = re.split(r"\n(?=\S)", (ROOT / "requirements-dev.lock").read_text())
     tools = [block for block in blocks if block.partition("==")[0] in BUILD_TOOLS]
     assert len(tools) == len(BUILD_TOOLS), f"expected {BUILD_TOOLS} in requirements-dev.lock, found {len(tools)}"
@@ -58,7 +58,7 @@ def download(folder: Path) -> Path:
 
 
 class Workshop:
-    """A machine with an operator, a checkout of this source as it is here, and an origin that it can be pulled from."""
+    """A machine with an operator, a checkout of this source tree, and an origin to pull from."""
 
     def __init__(self, machine: Machine, wheels: Path) -> None:
         self.machine = machine
@@ -68,18 +68,18 @@ class Workshop:
         self._put_checkout()
 
     def command(self, *command: str) -> tuple[str, ...]:
-        """Return a command that runs this one inside as the operator."""
+        """Return a command that runs the given one inside as the operator."""
         as_operator = ("setpriv", f"--reuid={OPERATOR}", f"--regid={OPERATOR}", "--init-groups")
         # Whoever started the tests in the background had SIGINT ignored, which no shell undoes.
         environment = ("env", "--default-signal=INT", "-i", *(f"{name}={value}" for name, value in ENVIRONMENT.items()))
         return self.machine.command(*as_operator, *environment, *command)
 
     def interrupt(self, group: int) -> None:
-        """Do to a process group what a terminal does for Ctrl-C."""
+        """Send SIGINT to a process group, as a terminal does for Ctrl-C."""
         self.machine.run("kill", "-s", "INT", "--", f"-{group}")
 
     def put_program(self, name: str, text: str) -> None:
-        """Put a script where everybody finds it."""
+        """Install a script in the PATH of all users."""
         path = self.machine.root / "usr/local/bin" / name
         path.write_text(text)
         path.chmod(0o755)
@@ -106,7 +106,7 @@ class Workshop:
         self._git(CHECKOUT, "clone", "--quiet", ORIGIN, ".")
 
     def publish(self, path: str, code: str) -> None:
-        """Add code at the end of a file, and let origin have it."""
+        """Append code to a file and push it to the origin."""
         with (self.machine.root / AUTHOR.lstrip("/") / path).open("a") as file:
             file.write(code)
         self._commit(f"Change {path}")

@@ -1,4 +1,4 @@
-"""What the tests on a real systemd stand on: `service`, installed and configured on a machine that has just booted."""
+"""Fixtures of the tests on a real systemd: `service` is installed and configured on a freshly booted machine."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The product, installed below a folder once for all tests."""
+    """Install the product below a folder, once for all tests."""
     return install(tmp_path_factory.mktemp("seed"))
 
 

@@ -1,6 +1,6 @@
-"""A machine of its own: systemd as PID 1 in namespaces, with the product installed, ended by the stack it was made on.
+"""A machine in namespaces: systemd as PID 1, with the product installed, ended by the ExitStack that it is given.
 
-Rule: nothing outside is changed but one directory of cgroups, which is removed. Sources: namespaces(7), cgroups(7),
+Rule: nothing outside is changed except one directory of cgroups, which is removed. Sources: namespaces(7), cgroups(7),
 systemd.exec(5), nsenter(1).
 """
 
@@ -35,7 +35,7 @@ def _cgroup_root() -> Path:
 
 
 def _remove_cgroup(cgroup: Path) -> bool:
-    """Remove a subtree of cgroups, the deepest first; False where a process is left in it."""
+    """Remove a subtree of cgroups, the deepest first; return False if a process is left in it."""
     try:
         for folder, _, _ in os.walk(cgroup, topdown=False):
             Path(folder).rmdir()
@@ -47,16 +47,16 @@ def _remove_cgroup(cgroup: Path) -> bool:
 
 
 def _remove_stale_cgroups(root: Path) -> None:
-    """Remove what test runs that were killed have left; their machines died with them."""
+    """Remove the cgroups of killed test runs, whose machines ended with them."""
     for cgroup in root.glob(f"{_CGROUP_NAME}*"):
         if not Path("/proc", cgroup.name.removeprefix(_CGROUP_NAME).partition("-")[0]).exists():
             _remove_cgroup(cgroup)
 
 
 def _reap_namespaced() -> bool:
-    """Collect our children in PID namespaces below ours; True when none is left.
+    """Reap the children of this process in nested PID namespaces; return True if none is left.
 
-    A PID 1 does not end before every process of its namespace is collected: whoever waits for it alone waits for ever.
+    A PID 1 ends only after every process of its namespace is reaped, so waiting for it alone would never return.
     """
     namespaced = [pid for pid in children() if len(_pids(pid)) > len(_pids("self"))]
     left = [pid for pid in namespaced if not reap(pid)]  # each is tried: PID 1 may be the first
@@ -64,7 +64,7 @@ def _reap_namespaced() -> bool:
 
 
 def _pids(pid: int | str) -> list[int]:
-    """Return the pids of a process in its namespaces, from ours to its own; none where it is gone."""
+    """Return the pids of a process in its namespaces, the outermost first; none if it is gone."""
     with contextlib.suppress(OSError):
         for line in Path("/proc", str(pid), "status").read_text().splitlines():
             if line.startswith("NSpid:"):
@@ -73,7 +73,7 @@ def _pids(pid: int | str) -> list[int]:
 
 
 class Machine:
-    """A booted systemd. namespace: its network. seed: a folder of files that it has besides those of this machine."""
+    """A booted systemd. namespace: its network. seed: a folder of files that are added to those of the host."""
 
     def __init__(self, lab: Lab, namespace: Namespace, seed: Path) -> None:
         self.lab = lab
@@ -117,16 +117,16 @@ class Machine:
 
     @property
     def root(self) -> Path:
-        """Its root directory as seen from here; for files, not through its absolute links."""
+        """The machine's root directory as seen from the host; do not follow its absolute links."""
         return Path(f"/proc/{self.pid}/root")
 
     def command(self, *command: str) -> tuple[str, ...]:
-        """Return a command that runs this one inside."""
+        """Return a command that runs the given one inside."""
         enter = ("nsenter", f"--target={self.pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--")
         return (*enter, *command)
 
     def try_run(self, *command: str, seconds: float = 60.0) -> Outcome:
-        """Run a command inside to its end."""
+        """Run a command inside and return its outcome."""
         environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "SYSTEMD_PAGER": ""}
         done = subprocess.run(
             self.command(*command),
@@ -140,7 +140,7 @@ class Machine:
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     def run(self, *command: str, seconds: float = 60.0) -> str:
-        """Run a command inside, which must succeed, and return what it prints."""
+        """Run a command inside that must succeed; return its output."""
         outcome = self.try_run(*command, seconds=seconds)
         assert outcome.status == 0, f"{' '.join(command)}: {outcome}\n{self.journal()}{self.journal(unit=CLIENT)}"
         return outcome.output
@@ -149,7 +149,7 @@ class Machine:
         return self.run("systemctl", *arguments)
 
     def start(self, *command: str) -> "subprocess.Popen[str]":
-        """Start a command inside; its end is waited for by the caller, or it is killed with the machine."""
+        """Start a command inside; the caller waits for its end, or the end of the machine kills it."""
         return subprocess.Popen(
             self.command(*command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -165,11 +165,11 @@ class Machine:
         return self.systemctl("show", "-p", name, "--value", unit).strip()
 
     def main_pid(self, unit: str = DAEMON) -> int:
-        """Return the main process of a service, as a pid of the machine; 0 for none."""
+        """Return the main PID of a service, as seen inside the machine; 0 for none."""
         return int(self.show("MainPID", unit))
 
     def processes(self, unit: str = DAEMON) -> set[int]:
-        """Return all processes in a service's cgroup, as pids of the machine."""
+        """Return the pids in a service's cgroup, as seen inside the machine."""
         found = set()
         for folder, _, _ in os.walk(self.cgroup / "system.slice" / unit):
             for pid in (Path(folder) / "cgroup.procs").read_text().split():
@@ -177,11 +177,11 @@ class Machine:
         return found
 
     def kill(self, pid: int, signal_name: str = "KILL") -> None:
-        """Signal a process by its pid of the machine."""
+        """Send a signal to a process by its pid inside the machine."""
         self.run("kill", "-s", signal_name, str(pid))
 
     def wait_for(self, what: str, look: Callable[[], object], seconds: float = WAIT_SECS) -> None:
-        """Wait for something; a failure shows the service's log."""
+        """Wait for a condition; a failure shows the log of the service."""
         try:
             wait_for(what, look, seconds)
         except AssertionError as error:
@@ -189,13 +189,13 @@ class Machine:
 
 
 def prioritize(pid: int) -> None:
-    """Give a process that was started here, with all its threads, the machine's priority."""
+    """Give a process and all its threads the machine's scheduling priority."""
     for thread in Path("/proc", str(pid), "task").iterdir():
         os.setpriority(os.PRIO_PROCESS, int(thread.name), PRIORITY)
 
 
 def install(folder: Path) -> Path:
-    """Install the product below a folder, as a package would be made, and return the folder."""
+    """Install the product below a folder, as a packager does with DESTDIR; return the folder."""
     make = shutil.which("make")
     assert make is not None
     done = subprocess.run(

@@ -1,7 +1,7 @@
-"""The service as installed on a machine, with one unmodified wireguard-go as its client, and what must be true of it.
+"""The installed service on a machine, with one unmodified wireguard-go as its client.
 
-Rule: all is done as an operator does it, by systemctl and files; what is asserted is asked of systemd, the kernel and
-the client, and of the server only what nobody else can tell.
+Rule: every action is an operator's (systemctl, files). Assertions ask systemd, the kernel and the client; they ask the
+server only for facts that no other source has.
 """
 
 import json
@@ -25,9 +25,9 @@ MARKS = "/run/oxidize/got-there"
 
 
 class Service:
-    """A booted machine with a configured service that does not run yet, and a client that runs.
+    """A booted machine with a configured service that is not started, and a running client.
 
-    It has what `tests.support.traffic.site.Client` asks of a site: lab, namespace, server.
+    It has the attributes that `tests.support.traffic.site.Client` needs of a site: lab, namespace, server.
     """
 
     def __init__(self, lab: Lab, seed: Path) -> None:
@@ -50,7 +50,7 @@ class Service:
         self.machine.run("chown", "oxidize:", "/etc/oxidize/server.key")
 
     def write_config(self, **options: object) -> None:
-        """Write the configuration, with these keys of [server] besides what it must have."""
+        """Write the configuration: the required keys of [server] and these options."""
         options = {"address": [f"{Site.SERVER4}/24", f"{Site.SERVER6}/64"], "private_key_file": "server.key"} | options
         lines = ["[server]", *(f"{key} = {json.dumps(value)}" for key, value in options.items())]
         for peer in self.peers:
@@ -59,7 +59,7 @@ class Service:
         (self.machine.root / CONFIG).write_text("\n".join(lines) + "\n")
 
     def drop_in(self, text: str) -> None:
-        """Add settings to the service's unit."""
+        """Add a drop-in to the unit of the service."""
         folder = self.machine.root / f"etc/systemd/system/{DAEMON}.d"
         folder.mkdir(exist_ok=True)
         (folder / "test.conf").write_text(text)
@@ -74,7 +74,7 @@ class Service:
     def add_release(self, name: str, broken: Mapping[str, str] | None = None) -> None:
         """Install a copy of the current release; broken: code to add at the end of modules ("runtime.node").
 
-        The code calls `got_there()` where it does what it is there for; see `has_got_there`.
+        The code calls `got_there()` where it has its effect; see `has_got_there`.
         """
         broken = broken or {}
         current = self.releases()[0]
@@ -106,18 +106,18 @@ class Service:
         return [json.loads(line) for line in lines]
 
     def has_got_there(self) -> bool:
-        """Tell whether all code of the added releases ran: what it replaces may have another name by now."""
+        """Return whether the added code of all releases ran: a function that it replaces may have been renamed."""
         return self.machine.try_run("stat", "/", *self._marks).status == 0
 
     def switch_to(self, release: str) -> None:
-        """Point `current` at a release, in one step as `make install` does."""
+        """Point `current` to a release atomically, as `make install` does."""
         self.machine.run("ln", "-s", f"releases/{release}", "/opt/oxidize/current.new")
         self.machine.run("mv", "-T", "/opt/oxidize/current.new", "/opt/oxidize/current")
 
     # --- Running ---
 
     def start(self) -> None:
-        """Start the service and make the client's session."""
+        """Start the service and establish the client's session."""
         self.machine.systemctl("start", DAEMON)
         self.client.connect()
         prioritize(self.client.wireguard.pid)
@@ -125,7 +125,7 @@ class Service:
         ping(self.lab, self.client.namespace, Site.SERVER4, 2)
 
     def reconnect(self) -> None:
-        """Make a new session at once; by itself the client would use a lost one for another fifteen seconds."""
+        """Make a new session at once; left alone, the client uses a lost one for another 15 s."""
         self.client.wireguard.wg("set", self.client.wireguard.name, "peer", b64(self.identity.public), "remove")
         self.client.connect()
         ping(self.lab, self.client.namespace, Site.SERVER4, 2)
@@ -134,11 +134,11 @@ class Service:
         self.machine.systemctl("stop", *UNITS)
 
     def traffic(self, rate: int = PACKETS_PER_SECOND) -> NumberedTraffic:
-        """Start numbered datagrams from the client to the server and back, so many a second each way."""
+        """Start numbered datagrams between client and server at this rate in each direction."""
         return NumberedTraffic(self.lab, self.client.namespace, self.namespace, Site.SERVER4, rate)
 
     def status(self) -> dict[str, Any]:
-        """Return what `oxidize status` prints."""
+        """Return the output of `oxidize status --json`."""
         found: dict[str, Any] = json.loads(self.machine.run(OXIDIZE, "status", "--json"))
         return found
 
@@ -153,13 +153,13 @@ class Service:
         return int(head.split()[1]), json.loads(body)
 
     def handshake(self) -> int:
-        """Return when the client last shook hands."""
+        """Return the time of the client's last handshake."""
         return self.client.wireguard.latest_handshake()
 
     # --- What must be true ---
 
     def wait_for_main_process(self, other_than: int = 0) -> int:
-        """Wait until the service is active with one process, its main process; return its pid."""
+        """Wait until the service is active and its main process is the only one; return its pid."""
         found = [0]
 
         def look() -> bool:

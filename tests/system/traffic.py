@@ -1,6 +1,6 @@
-"""Numbered datagrams through the tunnel and back, by a process at either end, and the verdict on what became of them.
+"""Numbered datagrams through the tunnel between two processes, and the verdict on losses and duplicates.
 
-Rule: both ends count for themselves, so a loss or a duplicate is of one direction. See `stage/numbered.py`.
+Rule: each end counts independently, so every loss or duplicate belongs to one direction. See `stage/numbered.py`.
 """
 
 import json
@@ -27,7 +27,7 @@ _PROGRESS = struct.Struct("<QQ")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of the datagrams. lost_runs: numbers of the first and last request of each run without a reply."""
+    """The counts of a run. lost_runs: the first and last number of each run of unanswered requests."""
 
     sent: int
     seconds: float
@@ -40,7 +40,7 @@ class Verdict:
     lost_runs: list[tuple[int, int]]
 
     def assert_unharmed(self, *, crashes: int = 0) -> None:
-        """Fail if anything was duplicated, or lost but for the batch in hand of each crash."""
+        """Fail on any duplicate, and on any loss beyond one batch in each direction per crash."""
         at_most = crashes * BATCH_PACKETS_MAX
         assert max(self.lost_up, self.lost_down) <= at_most, str(self)
         assert (self.duplicated, self.reordered, self.unsent) == (0, 0, 0), str(self)
@@ -54,7 +54,7 @@ class Verdict:
 
 
 class NumberedTraffic:
-    """Requests from one namespace to an address in another, from now until `stop`."""
+    """Requests from one namespace to an address in another, from construction until `stop`."""
 
     def __init__(self, lab: Lab, client: Namespace, server: Namespace, address: str, rate: int) -> None:
         self._lab = lab
@@ -83,11 +83,11 @@ class NumberedTraffic:
         return sent, replies
 
     def replies(self) -> int:
-        """Return how many requests have been answered so far."""
+        """Return the number of requests answered so far."""
         return self._progress()[1]
 
     def wait_until_caught_up(self, forgiven: int = 0) -> None:
-        """Wait until no backlog is left of a pause: a machine must not be asked for more than it can do.
+        """Wait until the backlog of a pause is processed, so that a slow machine is not overloaded.
 
         forgiven: requests that may be lost.
         """
@@ -103,12 +103,12 @@ class NumberedTraffic:
             raise AssertionError(f"{error}: {self.stop()}") from None
 
     def wait_for_replies(self, more: int) -> None:
-        """Wait until so many more requests have been answered: the tunnel works."""
+        """Wait until the given number of further requests is answered."""
         wanted = self.replies() + more
         wait_for(f"{more} more replies", lambda: self.replies() >= wanted)
 
     def stop(self) -> Verdict:
-        """End it, wait for what is on its way, and return the verdict."""
+        """Stop sending, wait for datagrams in flight, and return the verdict."""
         ends = {}
         for end, pid in (("send", self._send), ("echo", self._echo)):
             kill(pid, signal.SIGTERM)

@@ -1,8 +1,8 @@
-"""A document's commands, what it shows of their output, and a shell in which they run one after the other.
+"""The commands of a document, the output that it shows, and a shell that runs them in order.
 
-Rule: a block "console" holds commands, each after the prompt "$ ", and below each what it prints; what follows in the
-block may be left out only where "..." says so. A command ends with status 0, or the next one is `echo $?` and shows
-another; one below which "^C" stands is endless, and is interrupted once it has printed something.
+Rule: a "console" block has commands after the prompt "$ ", each followed by its output; only "..." stands for omitted
+output. A command ends with status 0, unless the next one is `echo $?` and shows another status. A command followed by
+"^C" is endless and is interrupted once it has printed something.
 """
 
 import os
@@ -35,7 +35,7 @@ _TOKEN = re.compile(
 
 @dataclass(slots=True)
 class Command:
-    """One command. shown: the lines below it."""
+    """One command. shown: the lines of output in the document."""
 
     text: str
     shown: list[str] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Command:
 
 
 def blocks(document: str) -> Iterator[tuple[str, str]]:
-    """Yield the kind of each fenced block, and what is in it; fails where there is a fence that it does not find."""
+    """Yield kind and content of each fenced block; fail on an unmatched fence."""
     fences = re.findall(r"^\s*(?:```|~~~)", document, re.MULTILINE)
     assert len(fences) == 2 * len(_FENCE.findall(document)), "expected fences of ``` at the beginning of a line"
     for found in _FENCE.finditer(document):
@@ -54,7 +54,7 @@ def blocks(document: str) -> Iterator[tuple[str, str]]:
 
 
 def commands(block: str) -> list[Command]:
-    """Return the commands of a block; a backslash at the end of a line goes on in the next."""
+    """Return the commands of a block; a backslash at the end continues a line."""
     found: list[Command] = []
     lines = iter(block.splitlines())
     for line in lines:
@@ -70,22 +70,22 @@ def commands(block: str) -> list[Command]:
 
 
 class Names:
-    """What the releases that a document names are called here, as far as its commands have printed them."""
+    """The actual names of the releases in a document, as its commands have printed them so far."""
 
     def __init__(self) -> None:
         self._here: dict[str, str] = {}
 
     def translated(self, command: str) -> str:
-        """Return a command with the names of here in it."""
+        """Return a command with the actual names."""
         found = re.sub(_RELEASE, lambda match: self._here.get(match[0], match[0]), command)
         left = [name for name in re.findall(_RELEASE, command) if name not in self._here]
         assert not left, f"{command}: {left} were shown nowhere before"
         return found
 
     def match(self, shown: Sequence[str], printed: str) -> None:
-        """Fail where the output is not as shown, but for numbers, units of bytes, and blanks.
+        """Fail if the output differs from the shown one in more than numbers, units of bytes and blanks.
 
-        A release has one name all along.
+        A release keeps the name that it has at its first occurrence.
         """
         new: dict[str, str] = {}
         # An endless command has gone on, by the time at which it is interrupted.
@@ -126,9 +126,9 @@ class Names:
 
 
 class Shell:
-    """One bash, which reads the commands as they are given to it; standard output and error are one stream.
+    """One bash that reads commands one by one; standard output and error are one stream.
 
-    interrupt: sends SIGINT to a process group, by its number as that bash sees it.
+    interrupt: sends SIGINT to a process group, given by its number as seen by bash.
     """
 
     def __init__(self, command: Sequence[str], interrupt: Callable[[int], None]) -> None:
@@ -152,9 +152,9 @@ class Shell:
         self._output.close()
 
     def run(self, command: Command, text: str) -> tuple[int, str]:
-        """Run a command to its end, or interrupt it, and return its status and what it has printed.
+        """Run a command, interrupt it if it is endless, and return its status and output.
 
-        text: the command as it is to be run here.
+        text: the command with the actual names.
         """
         self._number += 1
         begun, ended = (f"{word}-{self._number}" for word in ("begun", "ended"))
@@ -186,7 +186,7 @@ class Shell:
         return data.decode(errors="replace")
 
     def _read_until(self, pattern: str, command: Command) -> tuple[str, str]:
-        """Read to a line that the shell prints, and return what came beside it, and what the pattern's group found."""
+        """Read to a marker line of the shell; return the other output and the group of the pattern."""
         text, ends_at = "", time.monotonic() + COMMAND_SECS
         while (found := re.search(pattern, text)) is None:
             assert time.monotonic() < ends_at, f"{command.text}: no end after {COMMAND_SECS:g} s\n{text}"

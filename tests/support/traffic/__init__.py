@@ -1,1 +1,1 @@
-"""Real servers, real clients and what was on the wire between them, for the tests that replace processes."""
+"""Real servers, real clients and captures of the traffic between them, for tests that replace processes."""

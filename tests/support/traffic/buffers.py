@@ -1,7 +1,7 @@
-"""The receive buffers of others' processes, enlarged from outside.
+"""Enlarge the receive buffers of other processes.
 
-Rule: after a pause everything that has gathered comes at once; what a default buffer of 212,992 bytes (of ping:
-131,072) cannot hold of that is lost by who measures, before it is counted. Source: pidfd_getfd(2).
+Rule: after a pause the backlog arrives at once. A default buffer of 212,992 bytes (ping: 131,072) may be too small for
+it, and then the measuring process loses packets that the server delivered. Source: pidfd_getfd(2).
 """
 
 import contextlib
@@ -18,12 +18,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def enlarge_buffers(pid: int) -> None:
-    """Enlarge the buffers of a process's sockets for datagrams."""
+    """Enlarge the buffers of a process's datagram sockets."""
     pidfd = os.pidfd_open(pid)
     try:
         for entry in Path("/proc", str(pid), "fd").iterdir():
             target = ""
-            with contextlib.suppress(FileNotFoundError):  # it is its process's, to close as it likes
+            with contextlib.suppress(FileNotFoundError):  # the process has closed it
                 target = str(entry.readlink())
             if target.startswith("socket:"):
                 fd = _libc.syscall(_PIDFD_GETFD, pidfd, int(entry.name), 0)

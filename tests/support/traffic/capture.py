@@ -1,6 +1,6 @@
-"""Everything that passes an interface, by a raw socket: outer datagrams, and ICMP errors in any direction.
+"""Capture the outer datagrams and ICMP errors on an interface with a raw socket.
 
-Rule: a capture that missed anything proves nothing, so `stop` fails when the kernel dropped a packet of it. Sources:
+Rule: an incomplete capture proves nothing, so `stop` fails if the kernel dropped a packet of it. Sources:
 packet(7), RFC 792 and RFC 4443 for the errors.
 """
 
@@ -24,7 +24,7 @@ _PORT_UNREACHABLE = {ETH_P_IP: (_ICMP, 3, 3), ETH_P_IPV6: (_ICMPV6, 1, 4)}
 
 
 class Capture:
-    """What passes interface `name` while entered. `port`: the UDP source port whose datagrams are kept."""
+    """A capture on interface `name` while entered. port: the UDP source port whose datagrams are kept."""
 
     def __init__(self, namespace: Namespace, name: str, port: int) -> None:
         self.port = port
@@ -48,7 +48,7 @@ class Capture:
         self._socket.close()
 
     def stop(self) -> None:
-        """Take what is queued and look no further; fails if anything escaped the capture."""
+        """Read the queued packets and end the capture; fail if the kernel dropped any."""
         self._stopping.set()
         self._thread.join()
         _, drops = struct.unpack("II", self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
@@ -68,7 +68,7 @@ class Capture:
         if protocol == ETH_P_IP:
             kind, start = packet[9], (packet[0] & 0x0F) * 4
         elif protocol == ETH_P_IPV6:
-            kind, start = packet[6], 40  # nobody here sends extension headers before UDP or an error
+            kind, start = packet[6], 40  # no sender in these tests uses extension headers
         else:
             return
         if kind == _UDP:

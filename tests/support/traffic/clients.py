@@ -1,7 +1,7 @@
-"""Clients in this process: devices with a socket each, that send numbered echo requests and keep all that comes back.
+"""Clients in this process: devices with a socket each, which send numbered echo requests and record all replies.
 
-Rule: they count what they saw themselves, and the verdict is theirs: a request is lost when its reply did not come by
-the end, and what comes twice is duplicated whether the tunnel or the device noticed it.
+Rule: the verdict uses only the clients' own observations. A request without a reply at the end is lost; a reply that
+arrives twice is duplicated, whether the client or the replay window noticed it.
 """
 
 import os
@@ -27,8 +27,8 @@ from tests.support.traffic.wire import transport_pairs
 
 SERVER_INNER = IPv4Address("10.9.0.1")
 DATAGRAM_BYTES_MAX = 2048
-LINGER_SECS = 3.0  # for the last replies, where any is missing
-LAST_LOOK_SECS = 0.2  # for what comes after the last reply: a duplicate
+LINGER_SECS = 3.0  # the longest wait for missing replies
+LAST_LOOK_SECS = 0.2  # for duplicates that arrive after the last reply
 
 
 def clock() -> float:
@@ -36,13 +36,13 @@ def clock() -> float:
 
 
 class EchoClient:
-    """One peer of a server. number: 2 to 254, of its tunnel address."""
+    """One peer of a server. number: 2 to 254, the last byte of its tunnel address."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.identity = Identity.make()
         self.address = IPv4Address(f"10.9.0.{number}")
-        self.datagrams: list[bytes] = []  # everything that the server sent here
+        self.datagrams: list[bytes] = []  # all datagrams from the server
         self.sent = 0
         self.replies: Counter[int] = Counter()
         self.corrupted = 0
@@ -54,11 +54,11 @@ class EchoClient:
         self._device: Device
 
     def table(self) -> PeerTable:
-        """Return this client as the server's configuration has it."""
+        """Return the table of this client for the server's configuration."""
         return PeerTable(f"client-{self.number}", self.identity.public, (f"{self.address}/32",))
 
     def connect(self, server: Server) -> None:
-        """Become a client of this server, which runs."""
+        """Connect to a running server."""
         port = server.port
         self._endpoint = Endpoint(bytes([127, 0, 0, 1]), port)
         self.socket.connect(("127.0.0.1", port))  # so that the kernel reports an unreachable port
@@ -74,7 +74,7 @@ class EchoClient:
         self._transmit()
 
     def receive(self) -> None:
-        """Read all that waits; raises ConnectionRefusedError where the server's port was unbound for a moment."""
+        """Read all queued datagrams; raises ConnectionRefusedError if the server's port was unbound at any time."""
         while True:
             try:
                 datagram = self.socket.recv(DATAGRAM_BYTES_MAX)
@@ -106,24 +106,24 @@ class EchoClient:
 
     @property
     def duplicated(self) -> int:
-        """What came twice: replies, and datagrams that the replay window kept back."""
+        """The number of duplicated replies, including datagrams that the replay window refused."""
         replayed = self._slots.counters[DROPS_START + DropReason.REPLAYED_COUNTER]
         return sum(self.replies.values()) - len(self.replies) + replayed
 
     @property
     def handshakes(self) -> int:
-        """How often this client has shaken hands."""
+        """The number of handshakes that this client completed."""
         return self._slots.counters[Total.HANDSHAKES_INITIATOR]
 
     @property
     def queue_drops(self) -> int:
-        """What the kernel could not keep for this client: then it has not seen everything."""
+        """The number of datagrams that the kernel dropped at this client's socket."""
         words = struct.unpack("9I", self.socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))
         return int(words[MEMINFO_DROPS])
 
 
 class Traffic:
-    """Echo requests of all clients on a schedule, from a thread, while entered; sessions are made before.
+    """A thread that sends echo requests of all clients on a schedule while entered; sessions are made before.
 
     packets_per_second: of all clients together.
     """
@@ -156,7 +156,7 @@ class Traffic:
             client.socket.close()
 
     def stop(self) -> None:
-        """Stop sending, and wait for what is still to come; raises what the thread has met. Idempotent."""
+        """Stop sending and wait for the last replies; raises the thread's exception. Idempotent."""
         self._stopping.set()
         self._thread.join()
         if self._error is not None:
@@ -170,12 +170,12 @@ class Traffic:
         return sum(len(client.replies) for client in self.clients)
 
     def wait_for_requests(self, more: int = 40) -> None:
-        """Wait until so many more requests were sent."""
+        """Wait until the given number of further requests was sent."""
         wanted = self.requests() + more
         wait_for("more requests", lambda: self._error is not None or self.requests() >= wanted)
 
     def wait_for_more(self, replies: int = 20) -> None:
-        """Wait until so many more replies have come: the server serves."""
+        """Wait until the given number of further replies has arrived."""
         wanted = self.replies() + replies
         wait_for("more replies", lambda: self._error is not None or self.replies() >= wanted)
 
@@ -210,7 +210,7 @@ class Traffic:
     # --- The verdict ---
 
     def pairs(self) -> list[tuple[int, int]]:
-        """Return (receiver index, counter) of every transport message that the server sent to anybody."""
+        """Return (receiver index, counter) of all transport messages that the server sent to any client."""
         return [pair for client in self.clients for pair in transport_pairs(client.datagrams)]
 
     @property
@@ -218,7 +218,7 @@ class Traffic:
         return sum(client.waiting for client in self.clients)
 
     def assert_unharmed(self, *, lost_at_most: int = 0) -> None:
-        """Fail unless every request was answered once, by the sessions that there were at the start."""
+        """Fail unless every request was answered exactly once, in the sessions from the start."""
         self.stop()
         assert self.lost <= lost_at_most, f"{self.lost} of {self.requests()} lost"
         assert sum(client.duplicated for client in self.clients) == 0

@@ -1,7 +1,7 @@
-"""A client behind a router, with a neighbour on another link, and a server and a host beyond.
+"""A client behind a router, with a neighbour on a second link, and a server with a host behind it.
 
-The client's link leads to a router, which is the server's namespace. The server's outer addresses are behind it, off
-the link, so the tunnel's own packets need the default route of the main table. A second link has a neighbour.
+The router is the server's namespace. The server's outer addresses are not on the client's link, so the tunnel's own
+packets need the default route of the main table.
 """
 
 import secrets
@@ -23,7 +23,7 @@ EVERYTHING = ("0.0.0.0/0", "::/0")
 
 
 class Place:
-    """The namespaces, the wireguard-go and the client."""
+    """The namespaces, the wireguard-go server and the client."""
 
     def __init__(self, lab: Lab, *, ipv6: bool = False, **options: object) -> None:
         self.lab = lab
@@ -52,19 +52,19 @@ class Place:
         self.server.set_peer(self.client.identity.public, "10.9.0.2/32,fd09::2/128")
 
     def ip(self, *arguments: str) -> str:
-        """Run ip(8) where the client is and return what it prints."""
+        """Run ip(8) in the client's namespace and return its output."""
         with self.here.entered():
             done = subprocess.run(["ip", *arguments], capture_output=True, check=True, text=True)
         return done.stdout
 
     def rules(self, version: int = 4) -> list[str]:
-        """Return the rules but for the kernel's own."""
+        """Return the routing rules without the kernel's own."""
         lines = [line.split(":", 1)[1].strip() for line in self.ip(f"-{version}", "rule").splitlines()]
         kernels = ("from all lookup local", "from all lookup main", "from all lookup default")
         return [line for line in lines if line not in kernels]
 
     def our_rules(self, version: int = 4) -> list[str]:
-        """Return the rules of a full tunnel."""
+        """Return the expected routing rules of a full tunnel."""
         return [
             *([f"from all ipproto udp nop proto {ROUTE_PROTOCOL}"] if version == 4 else []),
             f"from all iif lo ipproto udp sport {self.client.port} lookup main proto {ROUTE_PROTOCOL}",
@@ -76,13 +76,13 @@ class Place:
         assert (self.rules(4), self.rules(6)) == (self.our_rules(4), self.our_rules(6))
 
     def wait_bare(self) -> None:
-        """Wait until no rule is left, and see that no route is."""
+        """Wait until no rule is left, and check that no route is left."""
         wait_for("the rules to be gone", lambda: self.rules(4) == self.rules(6) == [])
         for version in (4, 6):
             assert self.ip(f"-{version}", "route", "show", "table", "all", "proto", str(ROUTE_PROTOCOL)) == ""
 
     def guards(self) -> set[int]:
-        """Return the guards in the client's namespace."""
+        """Return the pids of the cleanup guards in the client's namespace."""
         with self.here.entered():
             ours = Path("/proc/thread-self/ns/net").readlink()
         found = set()

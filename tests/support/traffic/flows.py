@@ -1,7 +1,7 @@
-"""One datagram a flow, each from a socket of its own: whoever translates addresses decides about every one anew.
+"""Many UDP flows of one datagram each: NAT takes a new decision for every one.
 
-Rule: the receiver notes whom it saw, so a single flow that nobody translated shows. Source: the first packet of a flow
-alone passes the nat chains (nft(8), "nat").
+Rule: the receiver records every source address, so a single untranslated flow shows. Source: only the first packet of a
+flow passes the nat chains (nft(8), "nat").
 """
 
 import socket
@@ -15,7 +15,7 @@ FLOWS_PER_SECOND = 200
 
 
 class Flows:
-    """Datagrams from one namespace to an address in another, while entered."""
+    """A stream of flows from one namespace to an address in another while entered."""
 
     def __init__(self, sender: Namespace, receiver: Namespace, address: str) -> None:
         self._family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -27,7 +27,7 @@ class Flows:
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=run) for run in (self._send, self._receive)]
         self.sent = 0
-        self.sources: Counter[str] = Counter()  # whom the receiver saw, and how often
+        self.sources: Counter[str] = Counter()  # source addresses, and how often each was seen
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -39,7 +39,7 @@ class Flows:
         self._receiving.close()
 
     def stop(self) -> None:
-        """Send no more, and receive what is on its way; idempotent."""
+        """Stop sending and receive what is in flight; idempotent."""
         self._stopping.set()
         for thread in self._threads:
             thread.join()

@@ -1,7 +1,7 @@
-"""Network namespaces without names: held by a descriptor, gone with it and the processes inside, whatever happens.
+"""Unnamed network namespaces: each exists as long as its descriptor and the processes inside.
 
-Rule: nothing is mounted and nothing outside is touched. A thread enters one for as long as it makes sockets or starts
-processes there; those stay where they were made. Sources: setns(2), unshare(2), network_namespaces(7).
+Rule: nothing is mounted and nothing outside is changed. A thread enters a namespace to make sockets or start processes,
+which stay there. Sources: setns(2), unshare(2), network_namespaces(7).
 """
 
 import ctypes
@@ -26,7 +26,7 @@ def _check(result: int) -> None:
 
 
 class Namespace:
-    """One network namespace; closed by the stack that it was made on."""
+    """One network namespace, closed with the ExitStack that it is given."""
 
     def __init__(self, stack: ExitStack) -> None:
         home = os.open(_OWN, os.O_RDONLY)
@@ -44,12 +44,12 @@ class Namespace:
 
     @property
     def path(self) -> str:
-        """A path by which others can refer to this namespace."""
+        """A path by which other processes can refer to this namespace."""
         return f"/proc/{os.getpid()}/fd/{self._fd}"
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Be inside, this thread alone."""
+        """Move this thread into the namespace while entered."""
         home = os.open(_OWN, os.O_RDONLY)
         try:
             _check(_libc.setns(self._fd, CLONE_NEWNET))
@@ -70,7 +70,7 @@ def _netlink(namespace: Namespace) -> Iterator[IPRoute]:
 def join(one: Namespace, one_name: str, other: Namespace, other_name: str) -> None:
     """Connect two namespaces by a veth pair, without addresses.
 
-    Neither end carries super-packets (gso_max_segs 1), so a capture sees every datagram by itself.
+    Neither end carries super-packets (gso_max_segs 1), so a capture sees single datagrams.
     """
     with _netlink(one) as netlink:
         netlink.link("add", ifname=one_name, kind="veth", peer={"ifname": other_name, "net_ns_fd": other.path})
@@ -81,6 +81,6 @@ def join(one: Namespace, one_name: str, other: Namespace, other_name: str) -> No
 
 
 def set_addresses(namespace: Namespace, name: str, addresses: Sequence[str], mtu: int = 1500) -> None:
-    """Give an interface these addresses and no others, and bring it up."""
+    """Replace the addresses of an interface and bring it up."""
     with namespace.entered():
         configure_interface(name, [ip_interface(address) for address in addresses], mtu, [])

@@ -1,6 +1,6 @@
-"""What `nft` says of a namespace's tables.
+"""The nftables of a namespace, as `nft` lists them.
 
-Rule: what a server made is looked at by the kernel's other user, never by the code that made it. Source: nft(8).
+Rule: the tables of a server are read with nft, never with the server's own code. Source: nft(8).
 """
 
 import re
@@ -11,7 +11,7 @@ from tests.support.traffic.server import WAIT_SECS
 
 
 def nft(namespace: Namespace, *arguments: str, text: str = "") -> str:
-    """Run nft, with `text` as its input, and return what it prints."""
+    """Run nft with `text` as input and return its output."""
     with namespace.entered():
         done = subprocess.run(
             ["/usr/sbin/nft", *arguments], input=text, capture_output=True, check=False, text=True, timeout=WAIT_SECS
@@ -32,10 +32,10 @@ def rules(namespace: Namespace, table: str) -> list[str]:
 
 
 def handles(namespace: Namespace) -> list[str]:
-    """Return the lines that name a table or chain, with the number that the kernel gave it when it was made.
+    """Return the lines of tables and chains with their handles, which the kernel assigns on creation.
 
-    A chain's number begins anew with each table, a table's never. What nft takes for the owner's name is left out: it
-    asks who has the number of the owner's port as a pid, and by now that may be anybody.
+    Handles of chains are unique in a table, handles of tables in the namespace. The owner's name is left out: nft takes
+    it from the process whose pid equals the owner's port, which may be an unrelated one.
     """
     return re.findall(
         r"^\s*((?:table|chain) .*# handle \d+)", nft(namespace, "--handle", "list", "ruleset"), re.MULTILINE

@@ -1,6 +1,6 @@
-"""A client as an operator runs it, `oxidize client`, replaced and ended by the commands and signals that there are.
+"""A client as an operator runs it, replaced and ended by commands and signals; the counterpart of `server.Server`.
 
-Rule: as in `server`: whatever is started here has ended when the `Lab` is left. It is the sibling of `Server`.
+Rule: every process that is started here has ended when the `Lab` is left.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ class OxidizeClient:
         self.write_config()
 
     def write_config(self, **options: object) -> None:
-        """Write the configuration with these keys changed, for this once; None leaves a key out."""
+        """Write the configuration with these keys changed, this time only; None omits a key."""
         merged = {key: value for key, value in (self._options | options).items() if value is not None}
         lines = ["[client]", *(f"{key} = {json.dumps(value)}" for key, value in merged.items())]
         self.config_path.write_text("\n".join(lines) + "\n")
@@ -72,12 +72,12 @@ class OxidizeClient:
     # --- Processes ---
 
     def spawn(self, env: Mapping[str, str] | None = None) -> int:
-        """Start `oxidize client` and return its pid, whatever will become of it."""
+        """Start `oxidize client` and return its pid at once."""
         with self._inside():
             return self.lab.spawn((*OXIDIZE, "client", "-c", str(self.config_path)), self.name, env)
 
     def start(self, env: Mapping[str, str] | None = None) -> int:
-        """Start `oxidize client` and return its pid once that process serves."""
+        """Start `oxidize client`; return its pid once it serves."""
         pid = self.spawn(env)
 
         def look() -> bool:
@@ -91,7 +91,7 @@ class OxidizeClient:
         return pid
 
     def start_in_vain(self, env: Mapping[str, str] | None = None) -> str:
-        """Start `oxidize client`, which must end by itself and not with success; return its log."""
+        """Start `oxidize client`, which must fail; return its log."""
         assert self.lab.wait_ended(self.spawn(env)) not in (0, None)
         return self.log
 
@@ -100,7 +100,7 @@ class OxidizeClient:
         return self.command("reload", "--client", env=env)
 
     def replace(self, env: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """Run `oxidize reload --client`, which must succeed, to the predecessor's end; return the new status."""
+        """Run a reload that must succeed and wait for the predecessor's end; return the new status."""
         before = self.status()
         outcome = self.reload(env)
         assert outcome.status == 0, f"{outcome}\n{self.log}"
@@ -110,24 +110,24 @@ class OxidizeClient:
         return after
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End the process that serves by a signal, and wait for its end."""
+        """Send a signal to the serving process and wait for its end."""
         pid = self.status()["pid"]
         kill(pid, number)
         expected = -number if number == signal.SIGKILL else 0
         assert self.lab.wait_ended(pid) == expected, self.log
 
     def kill(self) -> None:
-        """End the process that serves without its having a say."""
+        """Kill the serving process."""
         self.stop(signal.SIGKILL)
 
-    # --- Looking ---
+    # --- Queries ---
 
     def status(self) -> dict[str, Any]:
-        """Return the status; raises OxidizeError where nobody serves."""
+        """Return the status; raises OxidizeError if no process serves."""
         return fetch(self.takeover_socket)
 
     def metrics(self) -> dict[str, float]:
-        """Return every sample of /metrics, by its name with its labels."""
+        """Return the samples of /metrics by name with labels."""
         host, _, port = str(self._options["metrics_listen"]).rpartition(":")
         with self._inside():
             connection = socket.create_connection((host, int(port)), timeout=10)
@@ -140,13 +140,13 @@ class OxidizeClient:
 
     @property
     def port(self) -> int:
-        """The UDP port from which it sends."""
+        """The UDP port of the client."""
         return int(str(self.status()["listen"]).rpartition(":")[2])
 
     def command(self, *arguments: str, env: Mapping[str, str] | None = None) -> Outcome:
         """Run another command of `oxidize` on this configuration."""
         output, errors = self.lab.folder / f"{self.name}.out", self.lab.folder / f"{self.name}.err"
-        # Files and not pipes: a successor or a guard may hold them open.
+        # Files, not pipes: a successor or a cleanup guard may hold them open.
         with self._inside(), output.open("wb") as out, errors.open("wb") as err:
             done = subprocess.run(
                 [*OXIDIZE, *arguments, "-c", str(self.config_path)],

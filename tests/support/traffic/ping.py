@@ -1,7 +1,7 @@
-"""The kernel's ping, and what its output proves.
+"""ping(8) in a namespace, and the evaluation of its output.
 
-Rule: a reply is lost when its number never appears; those of the last moment, which may be on their way when ping is
-stopped, are left out. Source: ping(8) of iputils.
+Rule: a request is lost if the number of its reply never appears; the last ones, whose replies may be in flight when
+ping is stopped, are not counted. Source: ping(8) of iputils.
 """
 
 import re
@@ -17,21 +17,21 @@ from tests.support.traffic.server import Lab, kill, wait_for
 
 _REPLY = re.compile(r"icmp_seq=(\d+) (?:ttl|hlim)=")
 _SUMMARY = re.compile(r"^(\d+) packets transmitted, (\d+) received", re.MULTILINE)
-INTERVAL_SECS = 0.02  # at 10 ms and below ping spins, and takes the processor from those whom it measures
+INTERVAL_SECS = 0.02  # with 10 ms or less ping spins, and takes processor time from the measured processes
 ON_THEIR_WAY_SECS = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class PingResult:
-    """What one ping saw."""
+    """The result of one ping."""
 
     transmitted: int
     lost: tuple[int, ...]
     duplicated: tuple[int, ...]
-    errors: tuple[str, ...]  # lines in which somebody says that the destination cannot be reached
+    errors: tuple[str, ...]  # lines with ICMP errors
 
     def summary(self) -> str:
-        """Return it in a line, what was lost in runs."""
+        """Return one line, with lost numbers as ranges."""
         runs: list[list[int]] = []
         for number in self.lost:
             if runs and runs[-1][1] == number - 1:
@@ -53,7 +53,7 @@ def _read(text: str, *, on_their_way: int) -> PingResult:
 
 
 def wait_for_replies(pings: "Sequence[Ping]", more: int) -> None:
-    """Wait until each of them has had so many more replies, counted from now."""
+    """Wait until each ping has had `more` further replies."""
     wanted = [(ping, ping.replies() + more) for ping in pings]
     for ping, replies in wanted:
         wait_for(f"{more} more replies ({ping.name})", lambda: ping.replies() >= replies)  # noqa: B023
@@ -76,7 +76,7 @@ class Ping:
         self._read_to = self._replies = 0
 
     def replies(self) -> int:
-        """Return how many replies have come so far."""
+        """Return the number of replies so far."""
         with self._log.open("rb") as log:
             log.seek(self._read_to)
             lines = log.read().rpartition(b"\n")[0]
@@ -88,11 +88,11 @@ class Ping:
         wait_for_replies([self], more)
 
     def enlarge_buffers(self) -> None:
-        """Make room for replies that come all at once; once it has had one."""
+        """Enlarge the receive buffer for a backlog of replies; call it after the first reply."""
         enlarge_buffers(self._pid)
 
     def stop(self) -> PingResult:
-        """End it and return what it saw."""
+        """End ping and return its result."""
         kill(self._pid, signal.SIGINT)
         self._lab.wait_ended(self._pid)
         return _read(self._log.read_text(), on_their_way=round(ON_THEIR_WAY_SECS / self._interval))
@@ -101,7 +101,7 @@ class Ping:
 def ping(
     lab: Lab, namespace: Namespace, target: str, count: int = 5, *, interval: float = 0.05, wait: int = 10
 ) -> None:
-    """Send `count` requests and fail unless every one is answered, once; the first may wait for a handshake."""
+    """Fail unless each of `count` requests is answered once; the first may wait for a handshake."""
     log = lab.folder / "ping.log"
     log.unlink(missing_ok=True)
     with namespace.entered():

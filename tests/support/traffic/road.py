@@ -1,8 +1,8 @@
-"""A client and a server with one road between them, on which things can go wrong.
+"""A client and a server in two namespaces with one link between them, which a test can disturb.
 
 The client is 192.0.2.2 and 2001:db8::2 outside and 10.9.0.2 inside, the server 192.0.2.1, 2001:db8::1 and 10.9.0.1.
-(RFC 5737, RFC 3849.) The server is Debian's wireguard-go or ours. Loss is the work of nftables in the client's
-namespace, which drops in both directions what goes to or comes from the server's port.
+(RFC 5737, RFC 3849.) The server is Debian's wireguard-go or Oxidize. nftables in the client's namespace
+produces loss: it drops datagrams to and from the server's port.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ OUTER_PREFIX = 24
 
 
 class Road:
-    """Two namespaces, joined."""
+    """Two namespaces joined by a veth pair."""
 
     SERVER, CLIENT = "192.0.2.1", "192.0.2.2"
     SERVER6, CLIENT6 = "2001:db8::1", "2001:db8::2"
@@ -36,25 +36,25 @@ class Road:
         self.place_server(self.SERVER, self.SERVER6)
         self.place_client(self.CLIENT, self.CLIENT6)
 
-    # --- What goes wrong ---
+    # --- Disturbances ---
 
     def place_server(self, address: str, address6: str) -> None:
-        """Give the server these addresses instead of those that it had."""
+        """Replace the addresses of the server."""
         set_addresses(self.server_side, "clients0", [f"{address}/{OUTER_PREFIX}", f"{address6}/64"])
 
     def place_client(self, address: str, address6: str) -> None:
-        """Give the client these addresses instead of those that it had."""
+        """Replace the addresses of the client."""
         set_addresses(self.client_side, self.LINK, [f"{address}/{OUTER_PREFIX}", f"{address6}/64"])
 
     def set_link(self, state: str) -> None:
-        """Take the client's link "down" or "up"."""
+        """Set the client's link "down" or "up"."""
         self._run("ip", "link", "set", self.LINK, state)
         if state == "up":
-            self.place_client(self.CLIENT, self.CLIENT6)  # IPv6 addresses go with the link
+            self.place_client(self.CLIENT, self.CLIENT6)  # a link that is down loses its IPv6 addresses
 
     @contextlib.contextmanager
     def losing(self, percent: int) -> Iterator[None]:
-        """Lose so many of a hundred datagrams in each direction."""
+        """Drop `percent` of the datagrams in each direction while entered."""
         table = "inet oxidize_test_loss"
         self._run("nft", f"add table {table}")
         for hook, port in (("input", "sport"), ("output", "dport")):
@@ -69,10 +69,10 @@ class Road:
         with self.client_side.entered():
             subprocess.run(command, check=True, capture_output=True, timeout=10)
 
-    # --- Who is on it ---
+    # --- Client and servers ---
 
     def client(self, server_public_key: bytes, server: str | None = None, **options: Any) -> OxidizeClient:
-        """Return a client that is not started yet; options: keys of its configuration."""
+        """Return a client that is not started; options: keys of its configuration."""
         return OxidizeClient(
             self.lab,
             server or f"{self.SERVER}:{PORT}",
@@ -94,16 +94,16 @@ class GoServer:
         self._client_key = b""
 
     def serve(self, client_public_key: bytes) -> None:
-        """Know this client, and listen."""
+        """Configure the client as a peer, and listen."""
         self._client_key = client_public_key
         self._configure()
 
     def stop(self) -> None:
-        """End it, with its sessions; its port is unbound."""
+        """End the server and its sessions; its port is unbound."""
         self.wireguard.stop()
 
     def start(self) -> None:
-        """Start it anew after `stop`."""
+        """Restart the server after `stop`."""
         self.wireguard.start()
         self._configure()
 
@@ -115,9 +115,9 @@ class GoServer:
 
 
 class OurServer:
-    """`oxidize server` as the server of one client, with nobody to hold its socket or its state.
+    """`oxidize server` as the server of one client, without a holder of its socket and state.
 
-    remembers: whether it remembers endpoints.
+    remembers: whether it stores endpoints (`endpoints_file`).
     """
 
     def __init__(self, road: Road, *, remembers: bool) -> None:
@@ -135,15 +135,15 @@ class OurServer:
         self.public_key = self.server.identity.public
 
     def serve(self, client_public_key: bytes) -> None:
-        """Know this client, and listen."""
+        """Configure the client as a peer, and listen."""
         self.server.peers = [PeerTable("client", client_public_key, (f"{Road.INNER_CLIENT}/32",))]
         self.server.write_config(**self._options)
         self.start()
 
     def stop(self) -> None:
-        """End it by SIGTERM; without a holder its port is unbound and its sessions are lost."""
+        """End the server by SIGTERM; without a holder its port is unbound and its sessions are lost."""
         self.server.stop()
 
     def start(self) -> None:
-        """Start it anew after `stop`."""
+        """Restart the server after `stop`."""
         self.server.start()

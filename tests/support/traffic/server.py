@@ -1,6 +1,6 @@
-"""A server as an operator runs it, replaced by the commands that an operator has.
+"""A server as an operator runs it, replaced by the commands of an operator.
 
-Rule: whatever a test starts here, and whatever that starts in turn, has ended when `Lab` is left, however it is left.
+Rule: every process that a test starts here, and every descendant of it, has ended when `Lab` is left.
 """
 
 import base64
@@ -30,7 +30,7 @@ FAULTS = Path(__file__).parent / "faults"
 
 
 def wait_for(what: str, look: Callable[[], T | None], seconds: float = WAIT_SECS) -> T:
-    """Return what `look` finds as soon as it finds something; fails after `seconds`, saying what was waited for."""
+    """Return the first true result of `look`; fail after `seconds` with the name `what`."""
     deadline = time.monotonic() + seconds
     while True:
         found = look()
@@ -41,12 +41,12 @@ def wait_for(what: str, look: Callable[[], T | None], seconds: float = WAIT_SECS
 
 
 def is_gone(pid: int) -> bool:
-    """Tell whether there is no such process any more, not even a zombie."""
+    """Return whether no such process exists, not even a zombie."""
     return not Path("/proc", str(pid)).exists()
 
 
 class Lab:
-    """While entered, every orphan of ours becomes our child; at the end each child that came meanwhile is ended."""
+    """While entered, this process adopts all orphans below it; at the end, all children made since then are ended."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -64,18 +64,18 @@ class Lab:
         self.stack.close()
 
     def spawn(self, command: Sequence[str], name: str, env: Mapping[str, str] | None = None) -> int:
-        """Start a program of which all output goes to `folder/name.log`, and return its pid."""
+        """Start a program with its output appended to `folder/name.log`; return its pid."""
         with (self.folder / f"{name}.log").open("ab") as log:
             return spawn(command, os.environ if env is None else env, log.fileno())
 
     def wait_ended(self, pid: int, seconds: float = WAIT_SECS) -> int | None:
-        """Wait for the end of a process that was started here and return its exit status, below 0 for a signal."""
+        """Wait for the end of a child and return its exit status, negative for a signal."""
         return wait_for(f"the end of process {pid}", lambda: reap(pid), seconds).status
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A private key and its public one."""
+    """A key pair."""
 
     private: bytes
     public: bytes
@@ -104,7 +104,7 @@ class PeerTable:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a command came to."""
+    """The exit status and the output of a command."""
 
     status: int
     output: str
@@ -171,7 +171,7 @@ class Server:
     # --- Processes ---
 
     def start(self, env: Mapping[str, str] | None = None, program: Sequence[str] = OXIDIZE) -> int:
-        """Start `oxidize server` and return its pid once that process serves."""
+        """Start `oxidize server`; return its pid once it serves."""
         with self._inside():
             pid = self.lab.spawn((*program, "server", "-c", str(self.config_path)), "server", env)
 
@@ -186,7 +186,7 @@ class Server:
         return pid
 
     def stop(self) -> None:
-        """End the process that serves without a drain, by the second of two requests."""
+        """End the serving process without waiting for its drain, by a second SIGTERM."""
         pid = self.status()["pid"]
         kill(pid, signal.SIGTERM)
         wait_for("the server to drain", lambda: is_gone(pid) or self.status()["state"] == "draining")
@@ -194,16 +194,16 @@ class Server:
         assert self.lab.wait_ended(pid) == 0
 
     def start_reload(self, name: str = "reload", env: Mapping[str, str] | None = None) -> int:
-        """Start `oxidize reload` and return its pid; `finish_reload` says what came of it."""
+        """Start `oxidize reload` and return its pid for `finish_reload`."""
         output, errors = self.lab.folder / f"{name}.out", self.lab.folder / f"{name}.err"
         with self._inside(), output.open("wb") as out, errors.open("wb") as err:
-            # Files and not pipes: a successor that hangs holds them open.
+            # Files, not pipes: a hanging successor holds them open.
             command = [*OXIDIZE, "reload", "-c", str(self.config_path)]
             actions = [(os.POSIX_SPAWN_DUP2, out.fileno(), 1), (os.POSIX_SPAWN_DUP2, err.fileno(), 2)]
             return os.posix_spawn(command[0], command, os.environ if env is None else env, file_actions=actions)
 
     def finish_reload(self, pid: int, name: str = "reload", seconds: float = WAIT_SECS) -> Outcome:
-        """Wait for the end of a reload."""
+        """Wait for the end of a reload and return its outcome."""
         status = self.lab.wait_ended(pid, seconds)
         assert status is not None
         folder = self.lab.folder
@@ -214,7 +214,7 @@ class Server:
         return self.finish_reload(self.start_reload(env=env))
 
     def replace(self) -> dict[str, Any]:
-        """Run `oxidize reload`, which must succeed and leave one process; return the successor's status."""
+        """Run a reload that must succeed and leave one process; return the successor's status."""
         before = self.status()
         outcome = self.reload()
         assert outcome.status == 0, f"{outcome}\n{self.log_path.read_text()}"
@@ -225,7 +225,7 @@ class Server:
         return after
 
     def processes(self) -> set[int]:
-        """Return every process that runs this configuration, zombies not counted."""
+        """Return the pids of all processes that run this configuration, without zombies."""
         found = set()
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -235,15 +235,15 @@ class Server:
                         found.add(int(entry.name))
         return found
 
-    # --- Looking ---
+    # --- Queries ---
 
     def status(self) -> dict[str, Any]:
-        """Return the status; raises OxidizeError where nobody serves."""
+        """Return the status; raises OxidizeError if no process serves."""
         return fetch(self.takeover_socket)
 
     @property
     def port(self) -> int:
-        """The UDP port that is listened at."""
+        """The UDP port of the server."""
         return int(str(self.status()["listen"]).rpartition(":")[2])
 
     def command(self, *arguments: str) -> Outcome:
@@ -261,7 +261,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a process holds: open files, by what they are, and resident memory."""
+    """A process's open files, by kind, and its resident memory."""
 
     files: tuple[str, ...]
     resident_kib: int
@@ -274,28 +274,28 @@ class Footprint:
         return cls(tuple(kinds), int(line.split()[1]))
 
     def assert_no_larger_than(self, earlier: "Footprint") -> None:
-        """Fail if a generation holds other files, or markedly more memory, than an earlier one did."""
+        """Fail if the kinds of files differ from an earlier generation's, or the memory is 30% larger."""
         assert self.files == earlier.files
         assert self.resident_kib < 1.3 * earlier.resident_kib, f"{earlier.resident_kib} KiB, then {self.resident_kib}"
 
 
 def fault(where: str, do: str, mark: Path, when: str = "before") -> dict[str, str]:
-    """Return an environment in which a server goes wrong: see `faults/sitecustomize.py`."""
+    """Return an environment that plants a fault in a server; see `faults/sitecustomize.py`."""
     spec = json.dumps({"where": where, "when": when, "do": do, "mark": str(mark)})
     return {**os.environ, "PYTHONPATH": str(FAULTS), "TEST_FAULT": spec}
 
 
 def stalled_pid(mark: Path) -> int:
-    """Wait until a process has stalled at a fault and return its pid."""
+    """Wait until a process stalls at a fault; return its pid."""
     wait_for(f"a process to stall ({mark.name})", mark.exists)
     return int(mark.read_text())
 
 
 def go_on(mark: Path) -> None:
-    """Let a stalled process go on."""
+    """Let a stalled process continue."""
     mark.with_suffix(".go").touch()
 
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
-    """Signal a process that was started here and was not yet waited for."""
+    """Send a signal to a child that was not reaped yet."""
     os.kill(pid, number)

@@ -5,6 +5,7 @@ Outer addresses: client k is 192.0.2.(4k+2) and 2001:db8:k::2, the server the ad
 """
 
 import secrets
+from typing import Any
 
 from tests.support.traffic.namespaces import Namespace, join, set_addresses
 from tests.support.traffic.server import Lab, PeerTable, Server, b64
@@ -34,7 +35,7 @@ class Site:
         self.clients: list[Client] = []
 
     def add_client(self, *, preshared_key: bytes | None = None) -> "Client":
-        """Start a wireguard-go that the server's configuration has as a peer; before the server starts."""
+        """Start a wireguard-go and add it to the configuration of the server, which is not started yet."""
         client = Client(self, len(self.clients) + 1, preshared_key)
         self.clients.append(client)
         self.server.peers.append(client.table())
@@ -61,13 +62,13 @@ class Client:
         self.wireguard = WireguardGo(site.lab, self.namespace, [f"{self.inner4}/24", f"{self.inner6}/64"])
 
     def table(self, *, endpoint: str | None = None, keepalive: int = 0) -> PeerTable:
-        """Return this client as the server's configuration has it."""
+        """Return the table of this client for the server's configuration."""
         networks = (f"{self.inner4}/32", f"{self.inner6}/128")
         public_key = self.wireguard.identity.public
         return PeerTable(f"client-{self.number}", public_key, networks, self.preshared_key, endpoint, keepalive)
 
     def connect(self, *, ipv6: bool = False, keepalive: int = 0, knows_endpoint: bool = True) -> None:
-        """Make the server its peer."""
+        """Configure the server as this client's peer."""
         endpoint = f"[{self.server6}]:{PORT}" if ipv6 else f"{self.server4}:{PORT}"
         self.wireguard.set_peer(
             self.site.server.identity.public,
@@ -78,11 +79,12 @@ class Client:
         )
 
     def move(self, outer4: str, outer6: str) -> None:
-        """Give its outer link other addresses."""
+        """Change the addresses of the outer link."""
         set_addresses(self.namespace, self.link, [f"{outer4}/30", f"{outer6}/64"])
 
-    def peer_status(self) -> dict[str, object]:
-        """Return what the server says of this client."""
+    def peer_status(self) -> dict[str, Any]:
+        """Return this client's entry in the server's status."""
         key = b64(self.wireguard.identity.public)
+        found: dict[str, Any]
         (found,) = (peer for peer in self.site.server.status()["peers"] if peer["public_key"] == key)
-        return found  # type: ignore[no-any-return]
+        return found

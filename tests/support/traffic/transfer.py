@@ -1,6 +1,6 @@
 """A paced TCP transfer through a tunnel, checked byte for byte.
 
-Rule: sender and receiver hash what they sent and received by themselves; only equal hashes are an intact transfer.
+Rule: sender and receiver hash their bytes independently; only equal hashes prove an intact transfer.
 """
 
 import hashlib
@@ -16,15 +16,15 @@ from tests.support.traffic.server import WAIT_SECS
 
 CHUNK_BYTES = 8_192
 BYTES_PER_SECOND = 500_000
-# So little is ever on its way that it fits into wireguard-go's receive buffer, the kernel's default of 212,992 bytes,
-# when all of it comes at once after a blackout: what that socket drops is not the server's to keep.
+# Small enough that all bytes in flight fit into wireguard-go's receive buffer (the kernel's default of 212,992 bytes)
+# when they arrive at once after a blackout: a drop at that socket is not the server's loss.
 WINDOW_BYTES = 65_536
 
 
 class Transfer:
-    """Bytes from one namespace to an address in another, while entered.
+    """A transfer from one namespace to an address in another while entered.
 
-    wait_secs: how long it may stand still without being given up.
+    wait_secs: the longest pause before the transfer fails.
     """
 
     def __init__(self, sender: Namespace, receiver: Namespace, address: str, wait_secs: float = WAIT_SECS) -> None:
@@ -44,7 +44,7 @@ class Transfer:
         self._errors: list[BaseException] = []
         self._sent, self._received = hashlib.sha256(), hashlib.sha256()
         self.sent_bytes = self.received_bytes = 0
-        self.longest_gap_secs = 0.0  # between two reads of the receiver
+        self.longest_gap_secs = 0.0  # between two reads
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -57,7 +57,7 @@ class Transfer:
         self._listener.close()
 
     def assert_intact(self) -> None:
-        """End the transfer; fail unless all that was sent was received, in order and unchanged."""
+        """End the transfer; fail unless all bytes were received, in order and unchanged."""
         self._join()
         if self._errors:
             raise self._errors[0]
@@ -78,7 +78,7 @@ class Transfer:
             self._errors.append(error)
 
     def _send(self) -> None:
-        stream = random.Random(1)  # any bytes, as long as no two chunks are the same
+        stream = random.Random(1)  # any bytes in which no two chunks are equal
         self._sending.connect(self._listener.getsockname())
         started = time.monotonic()
         while not self._stopping.is_set():

@@ -1,7 +1,7 @@
-"""Debian's wireguard-go as it comes, in a namespace of its own: the other side of the interoperability tests.
+"""Debian's unmodified wireguard-go in its own network namespace: the other side of the interoperability tests.
 
-Rule: its control sockets lie in one directory for all namespaces, so every interface has a name of its own, and what it
-leaves there is removed. Sources: wg(8), wireguard-go's README.
+Rule: all namespaces share the directory of its control sockets, so every interface has a unique name, and leftovers are
+removed. Sources: wg(8), wireguard-go's README.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class WireguardGo:
         self.start()
 
     def start(self) -> None:
-        """Start a process, with this key and these addresses, and no peers."""
+        """Start a process with this key and these addresses, and no peers."""
         env = {**os.environ, "WG_PROCESS_FOREGROUND": "1", "LOG_LEVEL": "verbose", "GOMAXPROCS": "2"}
         with self.namespace.entered():
             self.pid = self.lab.spawn(("/usr/bin/wireguard-go", "-f", self.name), self.name, env)
@@ -59,7 +59,7 @@ class WireguardGo:
         return (self.lab.folder / f"{self.name}.log").read_text()
 
     def restart(self) -> None:
-        """End the process and start another one with the same key, without its sessions and peers."""
+        """Replace the process by one with the same key and neither sessions nor peers."""
         self.stop()
         self.start()
 
@@ -73,10 +73,10 @@ class WireguardGo:
             finally:
                 (CONTROL / f"{self.name}.sock").unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
-                    CONTROL.rmdir()  # ours were the last
+                    CONTROL.rmdir()  # only if empty
 
     def wg(self, *arguments: str) -> str:
-        """Run wg and return what it prints."""
+        """Run wg and return its output."""
         with self.namespace.entered():
             done = subprocess.run(
                 ["/usr/bin/wg", *arguments], capture_output=True, check=False, text=True, timeout=WAIT_SECS
@@ -85,7 +85,7 @@ class WireguardGo:
         return done.stdout
 
     def enlarge_buffers(self) -> None:
-        """Enlarge the buffers of its UDP sockets from outside."""
+        """Enlarge the receive buffers of its UDP sockets."""
         enlarge_buffers(self.pid)
 
     def set_peer(
@@ -97,7 +97,7 @@ class WireguardGo:
         preshared_key: bytes | None = None,
         keepalive: int = 0,
     ) -> None:
-        """Give it a peer, or change the one that it has."""
+        """Add or change a peer."""
         options = ["allowed-ips", allowed_ips, "persistent-keepalive", str(keepalive)]
         if endpoint is not None:
             options += ["endpoint", endpoint]
@@ -112,7 +112,7 @@ class WireguardGo:
         return int(self.wg("show", self.name, "listen-port"))
 
     def latest_handshake(self) -> int:
-        """Return when it last shook hands, seconds since the epoch, 0 for never."""
+        """Return the time of the last handshake, seconds since the epoch; 0 for none."""
         return int(self.wg("show", self.name, "latest-handshakes").split()[1])
 
     def transfer(self) -> tuple[int, int]:
@@ -121,5 +121,5 @@ class WireguardGo:
         return int(received), int(sent)
 
     def endpoint(self) -> str:
-        """Return where it believes its peer to be."""
+        """Return the endpoint of the peer."""
         return self.wg("show", self.name, "endpoints").split()[1]

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Become systemd as PID 1 of its own namespaces: boot.sh CGROUP SEED STAGE, with PRIORITY in the environment. Run by
-# machine.py, in the network namespace that the machine is to have. CGROUP and STAGE, an empty folder, exist.
-# The rule: of this machine's files everything is seen and nothing is changed, for the root is an overlay over / with
-# its upper layer in memory, to which SEED (with etc, usr and opt) is added; and its cgroups are all below CGROUP.
+# Become systemd as PID 1 of new namespaces: boot.sh CGROUP SEED STAGE, with PRIORITY in the environment. machine.py runs
+# it in the network namespace of the machine. CGROUP and STAGE (an empty folder) exist.
+# The rule: the host's files are visible and never changed, because the root is an overlay over / with its upper layer in
+# memory, to which SEED (with etc, usr and opt) is added. All cgroups of the machine are below CGROUP.
 set -eu
 if [ "${1}" != inside ]; then
 	echo $$ > "$1/cgroup.procs"
@@ -17,7 +17,7 @@ mkdir "$stage/upper" "$stage/work" "$stage/upper-opt" "$stage/work-opt" "$stage/
 root=$stage/root
 cp -a "$seed/etc" "$seed/usr" "$stage/upper"
 
-# What a machine without devices, kernel modules and logins does not need; some of it would reach out of its namespaces.
+# Units that a machine without devices, kernel modules and logins does not need; some would act outside its namespaces.
 units=$stage/upper/etc/systemd/system
 mkdir -p "$units"
 for unit in systemd-udevd.service systemd-udev-trigger.service systemd-udevd-control.socket \
@@ -42,7 +42,7 @@ cat > "$units/stage.target" <<-END
 END
 echo stage > "$stage/upper/etc/hostname"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$stage/upper,workdir=$stage/work" "$root"
-# A mount of its own: SEED lies in /, and layers of one overlay may not.
+# A separate mount: SEED is below /, and layers of one overlay must not overlap.
 mkdir -p "$root/opt"
 mount -t overlay overlay -o "lowerdir=$seed/opt,upperdir=$stage/upper-opt,workdir=$stage/work-opt" "$root/opt"
 
@@ -51,13 +51,13 @@ mount -t sysfs sysfs "$root/sys"
 mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
 mount -t tmpfs -o mode=755,nosuid tmpfs "$root/dev"
 mkdir "$root/dev/pts" "$root/dev/shm" "$root/dev/net"
-# A container may have no kmsg; systemd does without.
+# A container may lack kmsg; systemd works without it.
 for node in null zero full random urandom tty kmsg; do
 	test -e "/dev/$node" || continue
 	touch "$root/dev/$node"
 	mount --bind "/dev/$node" "$root/dev/$node"
 done
-# Open to all, as udev makes it (50-udev-default.rules); where no udev runs, the machine's own is root's alone.
+# Mode 0666 as udev sets it (50-udev-default.rules); without udev the host's device is restricted to root.
 mknod -m 0666 "$root/dev/net/tun" c 10 200
 mount -t devpts -o newinstance,ptmxmode=0666,mode=620,gid=5 devpts "$root/dev/pts"
 mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"

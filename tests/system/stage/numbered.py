@@ -1,8 +1,8 @@
 """Numbered datagrams: `echo PORT FILE` answers them, `send ADDRESS PORT RATE FILE` sends them and counts the replies.
 
-Rule: each side counts for itself what it got, got twice and got too early. SIGTERM ends the sending; what is still on
-its way is waited for, and the tally is then written to FILE as one JSON object. While it runs, FILE.progress holds the
-number of requests sent and of different replies got, 8 bytes each.
+Rule: each side counts its own datagrams, duplicates and reorderings. SIGTERM ends the sending; the process waits for
+datagrams in flight and writes the tally to FILE as one JSON object. While it runs, FILE.progress holds the numbers of
+sent requests and of distinct replies, 8 bytes each.
 """
 
 import json
@@ -29,7 +29,7 @@ NUMBERS_MAX = 8_000_000  # of requests: more than ten minutes
 
 
 class Tally:
-    """What one side has got."""
+    """The counts of one side."""
 
     def __init__(self) -> None:
         self.seen = bytearray(NUMBERS_MAX)
@@ -55,7 +55,7 @@ class Tally:
         self.last_at = now
 
     def lost(self, sent: int) -> list[tuple[int, int]]:
-        """Return the runs of numbers below `sent` that never came, as (first, last)."""
+        """Return the runs of missing numbers below `sent` as (first, last)."""
         runs: list[tuple[int, int]] = []
         start = self.seen.find(0, 0, sent)
         while start >= 0:
@@ -82,7 +82,7 @@ def make_socket(family: int) -> socket.socket:
 
 
 class Ending:
-    """True once SIGTERM came."""
+    """Whether SIGTERM has arrived."""
 
     def __init__(self) -> None:
         self.asked = False
