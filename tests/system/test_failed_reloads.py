@@ -21,9 +21,10 @@ KILLED_AFTER_MAINPID = {
     "control.reload_channel": f"""
 _prepared = Control.prepared
 
-def prepared(*a):
-    _prepared(*a)
-    {_KILLED}
+def prepared(self, report):
+    _prepared(self, report)
+    if self.is_coordinated:  # not where systemd starts the release again
+        {_KILLED}
 
 Control.prepared = prepared
 """
