@@ -1,4 +1,4 @@
-"""A client's name servers, through a double of the system's program: set, followed by reloads, taken back."""
+"""A client's DNS servers with a fake `resolvconf`: set, changed by reloads, reverted."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ test ! -e "$0.fails" || { echo "no such luck" >&2; exit 3; }
 
 
 class Double:
-    """A folder that stands for PATH, with a `resolvconf` that writes down what it is told."""
+    """A folder for PATH with a fake `resolvconf` that records its calls."""
 
     def __init__(self, folder: Path, *, there: bool = True) -> None:
         folder.mkdir()
@@ -44,7 +44,7 @@ class Double:
         self._program.with_suffix(".fails").touch()
 
     def told(self) -> list[str]:
-        """Return what it was told since the last time."""
+        """Return the calls since the last time."""
         log = self._program.with_suffix(".log")
         lines = log.read_text().splitlines() if log.exists() else []
         log.unlink(missing_ok=True)

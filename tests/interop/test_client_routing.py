@@ -1,4 +1,4 @@
-"""A client that routes everything through its tunnel, against Debian's wireguard-go: what goes where, what is left."""
+"""A client that routes all traffic through its tunnel to Debian's wireguard-go: routes, rules and leftovers."""
 
 import os
 import secrets
@@ -29,7 +29,7 @@ NEIGHBOUR_DISCOVERY = range(133, 138)  # RFC 4861
 
 
 class Seen:
-    """Every IP packet that passed an interface: (IP protocol, source, destination), and how many there were."""
+    """The IP packets that passed an interface: (IP protocol, source, destination)."""
 
     def __init__(self) -> None:
         self.packets: list[tuple[int, str, str]] = []
@@ -49,7 +49,7 @@ class Seen:
 
 @contextmanager
 def watching(namespace: Namespace, name: str) -> Iterator[Seen]:
-    """Look at all packets of an interface while entered."""
+    """Record all packets of an interface while entered."""
     seen, ending = Seen(), threading.Event()
     with namespace.entered():
         watcher = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)

@@ -1,4 +1,4 @@
-"""Twenty reloads under unmodified wireguard-go clients, kernel ping and TCP: the issue's promise on real traffic."""
+"""Twenty reloads under real traffic: unmodified wireguard-go clients, the kernel's ping and TCP."""
 
 import socket
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def connect_all(site: Site) -> list[Client]:
 
 
 def knock_at_a_closed_port(client: Client) -> None:
-    """Send what must be answered by port unreachable, in both families: the captures can tell."""
+    """Provoke port-unreachable errors in both families, to prove that the captures see them."""
     for family, address in ((socket.AF_INET, client.server4), (socket.AF_INET6, client.server6)):
         with client.namespace.entered(), socket.socket(family, socket.SOCK_DGRAM) as knocking:
             knocking.sendto(b"?", (address, PORT + 1))

@@ -1,4 +1,4 @@
-"""What `oxidize peer add` and `oxidize import` make, used by the unmodified tools that it is meant for."""
+"""The output of `oxidize peer add` and `oxidize import`, used by the unmodified tools that it is made for."""
 
 import json
 import subprocess
@@ -17,14 +17,14 @@ pytestmark = [pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "wg-quic
 
 
 def stripped(path: Path) -> str:
-    """Return what wg-quick would give to wg of a file."""
+    """Return the part of a file that wg-quick passes to wg."""
     done = subprocess.run(["wg-quick", "strip", str(path)], capture_output=True, check=False, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def set_up(client: Client, file: Path, addresses: list[str]) -> None:
-    """Configure a client's wireguard-go by a file alone, as `wg-quick up` does."""
+    """Configure a client's wireguard-go from a file alone, as `wg-quick up` does."""
     name = client.wireguard.name
     bare = file.with_suffix(".stripped")
     bare.write_text(stripped(file))
@@ -38,7 +38,7 @@ def value(text: str, name: str) -> str:
 
 
 def newcomer(site: Site) -> Client:
-    """Return a client that the server does not know."""
+    """Return a client that is no peer of the server."""
     client = Client(site, len(site.clients) + 1, None)
     site.clients.append(client)
     return client

@@ -1,4 +1,4 @@
-"""A client that keeps its tunnel up through whatever happens to the server, the network and itself."""
+"""A client that keeps its tunnel up through outages of the server, the network and its own process."""
 
 import contextlib
 import re
@@ -36,7 +36,7 @@ def wait_for_state(client: OxidizeClient, state: str, seconds: float = 20.0) -> 
 
 
 class Trip:
-    """A client and its server on a road of their own, with a ping and a transfer that never stop."""
+    """A client and its server on a separate link, with a continuous ping and transfer."""
 
     def __init__(self, lab: Lab, stack: contextlib.ExitStack, name: str, server: type[GoServer] | None) -> None:
         self.road = Road(lab)
@@ -56,7 +56,7 @@ class Trip:
 
 
 def wait_until_back(trips: Sequence[Trip]) -> None:
-    """Wait until ping and transfer of each go on."""
+    """Wait until ping and transfer of each are making progress."""
     wait_for_replies([trip.ping for trip in trips], 20)
     received = [trip.transfer.received_bytes for trip in trips]
     for trip, before in zip(trips, received, strict=True):
@@ -66,7 +66,7 @@ def wait_until_back(trips: Sequence[Trip]) -> None:
 
 @pytest.mark.beside
 def test_a_tunnel_survives_outages_of_every_kind(lab: Lab, record_property: Record) -> None:
-    """Both with wireguard-go as server, over IPv4, and with us, over IPv6; at the same time."""
+    """With wireguard-go as server over IPv4 and with Oxidize over IPv6, at the same time."""
     with contextlib.ExitStack() as stack:
         trips = [Trip(lab, stack, "to-go", GoServer), Trip(lab, stack, "to-us", None)]
         for seconds in OUTAGES_SECS:  # the server is killed, its port is unbound, it starts without its sessions
@@ -106,7 +106,7 @@ def test_a_tunnel_survives_outages_of_every_kind(lab: Lab, record_property: Reco
 
 
 def test_a_restarted_server_starts_handshakes_itself(lab: Lab) -> None:
-    """An unmodified client would use its lost session for another fifteen seconds."""
+    """An unmodified client would use its lost session for another 15 s."""
     road = Road(lab)
     server = OurServer(road, remembers=True)
     client = WireguardGo(lab, road.client_side, [f"{Road.INNER_CLIENT}/24"])

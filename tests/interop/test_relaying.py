@@ -1,6 +1,7 @@
-"""`nat = true`: a client reaches a host beyond the server that knows no way back to it, while the server is replaced.
+"""`nat = true`: a client reaches a host behind the server that has no route back to it, while the server is replaced.
 
-The host beyond is 198.51.100.2 and 2001:db8:ffff::2, the server's address there ends with 1 (RFC 5737, RFC 3849).
+The host behind the server is 198.51.100.2 and 2001:db8:ffff::2; the server's address there ends with 1 (RFC 5737, RFC
+3849).
 """
 
 import socket
@@ -54,7 +55,7 @@ table ip nat {
 
 @dataclass
 class World:
-    """A site with one client and a host beyond it."""
+    """A site with one client and a host behind the server."""
 
     site: Site
     client: Client
@@ -68,7 +69,7 @@ class World:
         self.site.server.write_config(**{"nat": True} | options)
 
     def connect(self) -> None:
-        """Make the server the client's way to the host beyond."""
+        """Make the server the client's gateway to the host behind it."""
         networks = ["10.9.0.0/24", "fd09::/64", f"{BEYOND4}/32", f"{BEYOND6}/128"]
         self.client.wireguard.set_peer(
             self.site.server.identity.public, ",".join(networks), endpoint=f"{self.client.server4}:{PORT}"
@@ -83,7 +84,7 @@ class World:
         self.connect()
 
     def forward(self, **values: int) -> None:
-        """Set the sysctls of the server's namespace: v4, v6."""
+        """Set the forwarding sysctls of the server's namespace."""
         with self.site.namespace.entered():
             for version, name in SYSCTLS.items():
                 Path("/proc/sys", name).write_text(str(values.get(f"v{version}", 1)))
@@ -102,7 +103,7 @@ def world(site: Site) -> World:
 
 
 def source_seen(world: World, address: str) -> str:
-    """Connect from the client to the host beyond and return whom that sees."""
+    """Connect from the client to the host behind the server; return the source address that the host sees."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with world.beyond.entered():
         listener = socket.socket(family)
@@ -188,7 +189,7 @@ def test_only_packets_that_leave_the_tunnel_are_translated(world: World) -> None
 
 @contextmanager
 def syns_at(namespace: Namespace, name: str) -> Iterator[list[tuple[int, int]]]:
-    """Note (flags, MSS) of each TCP SYN that passes an interface; it is all there when this is left."""
+    """Record (flags, MSS) of each TCP SYN on an interface; the list is complete at exit."""
     found: list[tuple[int, int]] = []
     with namespace.entered():
         raw = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)

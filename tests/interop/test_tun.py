@@ -1,4 +1,4 @@
-"""The TUN device and its interface against the kernel, each test in a child with a network namespace of its own."""
+"""The TUN device and its interface on the real kernel, each test in a child with its own network namespace."""
 
 import ctypes
 import fcntl
@@ -34,7 +34,7 @@ MTU = 1420
 
 
 def in_own_namespace(test: Callable[[], None]) -> Callable[[], None]:
-    """Run a test in a child with its own network namespace, so that this process's stays as it is."""
+    """Run a test in a child with its own network namespace, so that this process keeps its own."""
 
     @pytest.mark.root
     @needs_root
@@ -234,7 +234,7 @@ def test_a_missing_device_node_is_an_error_with_a_remedy(monkeypatch: pytest.Mon
 
 
 def state_of(name: str) -> dict[str, object]:
-    """Return what a run may change, as the kernel tells it, without the link-local addresses."""
+    """Return the kernel's view of the interface, without link-local addresses."""
     with IPRoute() as netlink:
         index = socket.if_nametoindex(name)
         (link,) = netlink.link("get", index=index)

@@ -1,4 +1,4 @@
-"""Our server and our device against Debian's wireguard-go: every way of coming to a session, and what keeps it."""
+"""The server and the device against Debian's wireguard-go: every way to establish and to keep a session."""
 
 import os
 import select
@@ -115,7 +115,7 @@ def test_a_client_that_moves_keeps_its_session(site: Site) -> None:
 
 
 def set_link(site: Site, client: Client, server4: str, outer4: str) -> None:
-    """Give both ends of a client's link other IPv4 addresses."""
+    """Change the IPv4 addresses of both ends of a client's link."""
     set_addresses(site.namespace, f"client{client.number}", [f"{server4}/30", f"{client.server6}/64"])
     client.move(outer4, client.outer6)
 
@@ -153,7 +153,7 @@ def test_a_client_that_lost_its_state_reconnects(site: Site) -> None:
 
 
 class RecordingNetwork(UserspaceNetwork):
-    """Answers echo requests, and keeps all that came."""
+    """A userspace network that also records all packets."""
 
     def __init__(self) -> None:
         super().__init__([ip_interface(f"{Site.SERVER4}/24"), ip_interface(f"{Site.SERVER6}/64")])
@@ -165,7 +165,7 @@ class RecordingNetwork(UserspaceNetwork):
 
 
 class DeviceHost:
-    """A device of ours in the server's place, on a real socket, with no process or loop around it."""
+    """A device in the server's place on a real socket, without a process or an event loop."""
 
     def __init__(self, client: Client, *, endpoint: bool, **options: int) -> None:
         wireguard = client.wireguard
@@ -198,11 +198,11 @@ class DeviceHost:
         self.path.flush()
 
     def answered(self) -> set[int]:
-        """Return the numbers of the requests that the client's kernel answered."""
+        """Return the numbers of the requests answered by the client's kernel."""
         return {reply[0] for packet in self.network.received if (reply := self._echo.read_reply(packet)) is not None}
 
     def turn(self) -> None:
-        """Wait for a moment and do what is to be done."""
+        """Wait for at most one timer or datagram, and process it."""
         select.select([self.udp.fileno()], [], [], 0.005)
         self.path.from_udp()
         self.path.handle_timeout(clock())

@@ -1,4 +1,4 @@
-"""Whatever bytes come, decoders raise DecodeError only and the handshake raises nothing."""
+"""For any bytes, decoders raise only DecodeError and the handshake raises nothing."""
 
 import random
 from collections.abc import Callable
@@ -98,7 +98,7 @@ def test_arbitrary_initiations_are_dropped(message: Initiation) -> None:
 def test_initiations_with_a_genuine_static_key_are_dropped(
     index: int, claimed: bytes, encrypted_timestamp: bytes, ephemeral: bytes
 ) -> None:
-    """An attacker who knows our public key reaches the lookup with any static key that he likes."""
+    """An attacker who knows the responder's public key reaches the lookup with any static key."""
     attacker = LocalIdentity(REMOTE_PRIVATE)
     attacker.public_key = claimed
     to_us = RemoteIdentity(attacker, LOCAL.public_key)

@@ -16,7 +16,7 @@ payloads = st.one_of(st.binary(max_size=64), st.integers(0, 1400).map(bytes), st
 
 
 def ones_sum(data: bytes) -> int:
-    """The one's complement sum of RFC 1071, word by word; 0xFFFF where the data holds its own right checksum."""
+    """Return the one's complement sum of RFC 1071; 0xFFFF for data with a correct checksum."""
     total = 0
     for (word,) in struct.iter_unpack(">H", data + bytes(len(data) % 2)):
         total += word
@@ -55,7 +55,7 @@ requests = st.one_of(
 
 
 def check_reply(reply: bytes) -> bytes:
-    """Assert that a packet is whole and its checksums are right; return what follows its IP header."""
+    """Check that a packet is complete with correct checksums; return the part after its IP header."""
     assert inner_length(reply) == len(reply)
     if reply[0] >> 4 == 4:
         assert ones_sum(reply[:20]) == 0xFFFF
@@ -92,7 +92,7 @@ def test_every_echo_reply_has_the_payload_of_its_request(request: bytes) -> None
 
 
 def damaged(packet: bytes, at: int, junk: bytes, end: int) -> bytes:
-    """Write some bytes over a packet, and cut off its end."""
+    """Overwrite some bytes of a packet and cut off its end."""
     at %= len(packet)
     return (packet[:at] + junk + packet[at + len(junk) :])[:end]
 

@@ -1,4 +1,4 @@
-"""Whatever a server says of itself: vitals that can be used, or a DecodeError."""
+"""Any answer of a server gives usable vitals or a DecodeError."""
 
 from math import isfinite
 from typing import Any
@@ -24,7 +24,7 @@ JSON = st.recursive(
 
 
 def use(vitals: Vitals) -> None:
-    """Do what is done with vitals: nothing of it may raise."""
+    """Use vitals as a deployment does; nothing may raise."""
     assert vitals.blackout_ms is None or vitals.blackout_ms >= 0
     later = Vitals.of(answer(1.0))
     for earlier, now in ((vitals, later), (later, vitals), (vitals, vitals)):

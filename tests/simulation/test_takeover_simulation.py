@@ -1,6 +1,6 @@
-"""Every crash, hang and delay, at every step of a takeover, for either side: one owner, and never none while one lives.
+"""Crashes, hangs and delays at every step of a takeover on either side: one owner as long as a process lives.
 
-A failure prints its seed and what happened.
+A failure prints its seed and the events.
 """
 
 from functools import partial
@@ -84,7 +84,7 @@ def test_a_stopped_successor_that_even_sigkill_does_not_end_never_owns_twice() -
 
 
 def random_world(seed: int) -> World:
-    """Several successors, rivals and followers, each with up to two faults."""
+    """Return a world with several successors, rivals and followers, each with up to two faults."""
     world, first, second = start(seed, hangs_up=seed % 50 == 0)
     chance = world.random
     world.lingering = chance.choice((0.0, 0.3, 4.0, 30.0))

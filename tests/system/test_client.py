@@ -1,4 +1,4 @@
-"""The client's service: replaced, restarted, killed and stopped like the server's, with wireguard-go as its server."""
+"""The service of the client: reloaded, restarted, killed and stopped, with wireguard-go as its server."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ INTERFACE = "oxidize1"
 
 
 class ClientService:
-    """A booted machine with a configured client that does not run yet, and a server that does."""
+    """A booted machine with a configured client that is not started, and a running server."""
 
     def __init__(self, lab: Lab, seed: Path) -> None:
         self.lab = lab
@@ -62,7 +62,7 @@ class ClientService:
         return self.machine.main_pid(CLIENT)
 
     def wait_for_main_process(self, other_than: int) -> int:
-        """Wait for another main process, alone and serving."""
+        """Wait until another main process serves alone; return its pid."""
 
         def look() -> int | None:
             pid = self.machine.main_pid(CLIENT)

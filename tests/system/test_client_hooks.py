@@ -1,4 +1,4 @@
-"""A client under systemd, as an unprivileged user: its rules and name servers go with the unit, not with a process."""
+"""A client under systemd as an unprivileged user: its rules and DNS servers last as long as the unit, not a process."""
 
 import threading
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ class Client:
         self.write_config(dns=["10.9.0.1"])
 
     def drop_in(self, text: str) -> None:
-        """Add settings to the unit."""
+        """Add a drop-in to the unit."""
         self._put(f"/etc/systemd/system/{NAME}.d/test.conf", text)
         self.machine.systemctl("daemon-reload")
 
@@ -69,7 +69,7 @@ class Client:
         return [line for text in lines for line in text.splitlines() if f"proto {ROUTE_PROTOCOL}" in line]
 
     def told(self) -> list[str]:
-        """Return what resolvconf was told since the last time."""
+        """Return the calls of resolvconf since the last time."""
         log = self.machine.root / "run/resolvconf.log"
         lines = log.read_text().splitlines() if log.exists() else []
         log.unlink(missing_ok=True)
@@ -88,7 +88,7 @@ class Client:
 
 @contextmanager
 def watched_rules(client: Client) -> Iterator[list[list[str]]]:
-    """Look at the rules again and again while entered; what was seen is filled in at the end."""
+    """Poll the routing rules while entered; the list is complete at exit."""
     seen: list[list[str]] = []
     ending = threading.Event()
 

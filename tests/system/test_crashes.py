@@ -1,4 +1,4 @@
-"""What nobody plans: a process that is killed, or that stalls, loses no session and at most the batch in its hand."""
+"""Crashes: a process that is killed or stalls loses no session and at most one batch of packets."""
 
 from collections.abc import Callable
 

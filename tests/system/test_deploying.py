@@ -1,6 +1,6 @@
-"""Releases that are shipped under traffic, good and bad ones: what serves in the end is right, and nothing is lost.
+"""Deployments of good and bad releases under traffic: the right release serves in the end, and nothing is lost.
 
-But for the release that drops packets, whose loss ends with the rollback, and the one that crashes: its batch in hand.
+Two exceptions: a release that drops packets loses them until the rollback, and one that crashes loses its batch.
 """
 
 import json
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.handoff
 
 Record = Callable[[str, object], None]
 SETTLE = "--settle=3"
-RATE = 1_000  # a second each way: besides, this machine runs what a deployment runs
+RATE = 1_000  # per second in each direction; less than elsewhere, because a deployment needs processor time too
 
 # --- Releases that are broken, by the modules with code added to them ---
 CANNOT_BE_RUN = {"settings": "got_there()\nraise RuntimeError('broken on purpose')"}
@@ -93,7 +93,7 @@ Node.notify_ready = notify_ready
 
 
 def deploy(service: Service, *arguments: str, command: str = "deploy", expected: int = 0) -> dict[str, Any]:
-    """Run a deployment to its end and return what it tells."""
+    """Run a deployment and return its JSON output."""
     outcome = service.machine.try_run(OXIDIZE, command, "--json", *arguments, seconds=180)
     assert outcome.status == expected, f"{outcome}\n{service.machine.journal()}"
     told: dict[str, Any] = json.loads(outcome.output)
@@ -102,7 +102,7 @@ def deploy(service: Service, *arguments: str, command: str = "deploy", expected:
 
 
 def serving(service: Service) -> tuple[str, str]:
-    """Return the release that serves, and the one that `current` leads to."""
+    """Return the serving release and the one that `current` points to."""
     folder = str(service.status()["release_folder"])
     return folder.rpartition("/")[2], service.current()
 

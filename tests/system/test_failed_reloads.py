@@ -1,4 +1,4 @@
-"""Reloads that fail: the predecessor serves on, nothing is lost, and the operator gets the reason everywhere."""
+"""Failed reloads: the predecessor keeps serving, nothing is lost, and the operator gets the reason everywhere."""
 
 import pytest
 
@@ -49,10 +49,10 @@ def _set_main_pid(pid):
 
 
 def fail_to_reload(service: Service, expected: str, *, may_restart: bool = False) -> None:
-    """Reload under traffic, which must fail, and see that nothing else happened; then reload with success.
+    """Make a reload under traffic that must fail without any other effect; then one that succeeds.
 
-    may_restart: a main process died of a signal, whereupon systemd 252 starts the service anew unless it hears of
-    another main process first.
+    may_restart: a main process was killed by a signal, and systemd 252 restarts the service unless another main process
+    is announced first.
     """
     machine = service.machine
     pid = machine.main_pid()

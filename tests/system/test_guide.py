@@ -1,6 +1,6 @@
-"""Every command of docs/zero-downtime.md, in its order, on one machine under traffic: all are as the guide says.
+"""Every command of docs/zero-downtime.md, in order, on one machine under traffic, has the effect that the guide shows.
 
-Rule: no command of the guide is left out. What cannot run here as it stands is named in this file.
+Rule: no command of the guide is left out. Commands that cannot run here unchanged are named in this file.
 """
 
 from itertools import pairwise
@@ -44,7 +44,7 @@ Node.notify_ready = notify_ready  # type: ignore[method-assign]
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a build installs, downloaded once for all tests."""
+    """The packages of a build, downloaded once for all tests."""
     return building.download(tmp_path_factory.mktemp("build"))
 
 

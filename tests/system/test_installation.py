@@ -1,4 +1,4 @@
-"""What `make install` puts where, and what systemd says of the units."""
+"""The files of `make install`, and systemd's verdict on the units."""
 
 import json
 import re
@@ -26,7 +26,7 @@ test "$1 $2" != "-m venv" || { mkdir -p "$3/bin" "$3/lib" && touch "$3/pyvenv.cf
 
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory: pytest.TempPathFactory, seed: Path) -> Iterator[Service]:
-    """One machine for all tests that only look."""
+    """One machine for all tests that change nothing."""
     with Lab(tmp_path_factory.mktemp("untouched")) as lab:
         yield Service(lab, seed)
 
@@ -112,7 +112,7 @@ def test_the_service_owns_its_folder_below_one_owned_by_root(service: Service) -
 
 
 def test_make_install_and_uninstall_take_the_lock(service: Service) -> None:
-    """On a machine where root installs from the checkout of somebody else."""
+    """Root installs from a checkout of another user."""
     machine, source, python = service.machine, "/srv/source", "/srv/python"
     copy = machine.root / source.lstrip("/")
     shutil.copytree(ROOT / "systemd", copy / "systemd")

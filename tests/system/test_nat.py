@@ -1,4 +1,4 @@
-"""`nat = true` on a real systemd: its table and the flows through it outlive each process and end with the service."""
+"""`nat = true` on a real systemd: its nftables table and flows outlive each process and end with the service."""
 
 from dataclasses import dataclass
 from ipaddress import ip_interface, ip_network
@@ -25,7 +25,7 @@ PING_INTERVAL_SECS = 0.1
 
 @dataclass
 class Relay:
-    """The service with a host beyond it to which its client has a route, and which knows no way back."""
+    """The service with a host behind it that its client has a route to, without a route back."""
 
     service: Service
     beyond: Namespace

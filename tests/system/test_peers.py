@@ -1,4 +1,4 @@
-"""`oxidize peer` and `oxidize import` where systemd runs the server: its own reload, its user's files."""
+"""`oxidize peer` and `oxidize import` with a server under systemd: reload by systemctl, files of the service's user."""
 
 from tests.support.traffic.server import b64
 from tests.support.traffic.site import Site

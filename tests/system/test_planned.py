@@ -1,4 +1,4 @@
-"""What an operator plans: a reload, restart or daemon-reexec loses nothing, and a stop stops."""
+"""Planned operations: a reload, restart or daemon-reexec loses nothing, and a stop drains and ends the service."""
 
 import time
 from collections.abc import Callable

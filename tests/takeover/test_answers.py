@@ -1,4 +1,4 @@
-"""Answers that bring descriptors along: whoever asked for them has them, and nobody else keeps one."""
+"""Answers to queries that carry descriptors: only a caller that asked for them keeps any."""
 
 import array
 import os
@@ -31,7 +31,7 @@ def stand(stand: Stand) -> Stand:
 
 
 def asked(stand: Stand, ask: Callable[[], T]) -> T:
-    """Return what a question comes to, asked from a thread while the server's loop runs here."""
+    """Return the result of a query made in a thread while the server's loop runs here."""
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(ask)
         stand.run_until(asking.done)
@@ -105,14 +105,14 @@ def test_an_answer_with_descriptors_that_cannot_be_named_is_refused(stand: Stand
 
 
 def answered_by_hand(path: Path, data: bytes, fds: Sequence[int], now: Callable[[], float] = clock) -> Answer | None:
-    """Return what a query makes of this answer."""
+    """Return the result of a query with this answer."""
     return answered_by_hands(path, [(data, fds)], now)
 
 
 def answered_by_hands(
     path: Path, messages: Sequence[tuple[bytes, Sequence[int]]], now: Callable[[], float] = clock
 ) -> Answer | None:
-    """Return what a query makes of these messages, all of which are there before it looks."""
+    """Return the result of a query whose answer is these messages, all sent before it reads."""
     are_there, send = threading.Event(), Channel.send
 
     def send_late(*arguments: Any) -> None:
@@ -196,7 +196,7 @@ def test_a_query_limits_the_length_of_its_answer(stand: Stand, tmp_path: Path, m
 
 @pytest.fixture(params=["pipe", "socket", "folder", "file", "device"])
 def no_memfd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[int]:
-    """A descriptor that is no memory file: from some of these nothing can be read, from others only in time."""
+    """A descriptor that is no memory file: reading some of these fails or blocks."""
     (tmp_path / "file").write_text("content")
     made: dict[str, Callable[[], Sequence[int]]] = {
         "pipe": os.pipe,

@@ -1,4 +1,4 @@
-"""Channel and listener on real sockets: descriptors move, nothing leaks, the path always leads to somebody."""
+"""Channel and listener on real sockets: descriptors move, none leaks, and the path always has a listener."""
 
 import contextlib
 import os
@@ -47,7 +47,7 @@ def joined(directory: Path) -> Iterator[tuple[Channel, Channel]]:
 
 @contextlib.contextmanager
 def raw(channel: Channel) -> Iterator[socket.socket]:
-    """The channel's own socket, to say what the channel would not."""
+    """The channel's own socket, for messages that the channel itself would not send."""
     with socket.socket(fileno=os.dup(channel.fileno())) as connection:
         yield connection
 

@@ -1,4 +1,4 @@
-"""Whole takeovers between real processes: killed with SIGKILL, stopped with SIGSTOP, and rivals at every step."""
+"""Whole takeovers between real processes: with SIGKILL, SIGSTOP and rivals at every step."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Deployments where no service manager runs the server: real processes and releases, by any user."""
+"""Deployments without a service manager: real processes and releases, run by any user."""
 
 import json
 import os
@@ -22,7 +22,7 @@ PACKETS_PER_SECOND = 300.0
 
 
 class Installation:
-    """A prefix with releases of the code under test, one of which serves."""
+    """A prefix with releases of the code under test; one of them serves."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -30,7 +30,7 @@ class Installation:
         self.state = server.lab.folder / "state"
 
     def add(self, name: str, built_unix: float, broken: str = "") -> Path:
-        """Put a release there, with code that runs before its own, and return its program."""
+        """Add a release with code that runs before its own, and return its program."""
         folder = self.prefix / "releases" / name
         (folder / "bin").mkdir(parents=True)
         python = folder / "bin/python"
@@ -50,7 +50,7 @@ class Installation:
         return (str(self.prefix / "current/bin/oxidize"), *arguments, *where)
 
     def run(self, *arguments: str, expected: int = 0) -> dict[str, Any]:
-        """Run a command to its end, and return what it tells."""
+        """Run a command and return its JSON output."""
         done = subprocess.run(
             self.command(*arguments, "--json"), capture_output=True, check=False, text=True, timeout=90
         )
@@ -134,7 +134,7 @@ def test_a_release_with_wrong_answers_to_queries_is_rolled_back(installation: In
 
 
 def put_into_module(program: Path, broken: str) -> None:
-    """Let code run at the start of every interpreter of a release (site, sitecustomize)."""
+    """Run code at the start of every interpreter of a release (site, sitecustomize)."""
     (packages,) = program.parents[1].glob("lib/python*/site-packages")
     target = packages.resolve()
     packages.unlink()

@@ -1,6 +1,6 @@
-"""Replacements that go wrong at every step: whoever is left serves, and the clients notice nothing but a pause.
+"""Takeovers that fail at every step: the surviving process serves, and the clients notice only a pause.
 
-Each test makes a real server go wrong through `faults/sitecustomize.py`, which only the successor's environment names.
+Each test plants a fault in a real successor by its environment (`faults/sitecustomize.py`).
 """
 
 import os
@@ -25,7 +25,7 @@ SLOW_PACKETS_PER_SECOND = 20.0  # where nobody reads for seconds: an ordinary us
 
 @dataclass(slots=True)
 class Bench:
-    """A server under traffic, and where its successors go wrong."""
+    """A server under traffic, and the file that marks a fault of its successors."""
 
     lab: Lab
     server: Server
@@ -34,7 +34,7 @@ class Bench:
     mark: Path
 
     def assert_served_by(self, pid: int, *, lost_at_most: int = 0) -> None:
-        """Fail unless this process alone serves, the same sessions as before, with nothing lost, doubled or reused."""
+        """Fail unless this process alone serves, with the same sessions and no loss, duplicate or reused nonce."""
         self.traffic.wait_for_more()
         wait_for("one process to be left", lambda: self.server.processes() == {pid})
         status = self.server.status()

@@ -1,4 +1,4 @@
-"""Twenty generations of one server under the traffic of ordinary users' clients: nothing lost, nothing sealed twice."""
+"""Twenty generations of one server under traffic, run by an ordinary user: no loss and no reused nonce."""
 
 from pathlib import Path
 

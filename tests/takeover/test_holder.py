@@ -1,4 +1,4 @@
-"""The holder against real child processes: they store memfds, are killed, replaced and refused, and come back."""
+"""The holder with real child processes, which store memfds and are killed, replaced, refused and restarted."""
 
 import os
 import signal
@@ -130,7 +130,7 @@ def private(tmp_path: Path) -> Path:
 
 
 class Client:
-    """Asks the server one thing at a time."""
+    """A client that sends the server one request at a time."""
 
     def __init__(self, holder: Holder) -> None:
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -1,4 +1,4 @@
-"""What a deploy asks a running server for, and the rehearsal of a takeover: real processes, under traffic."""
+"""The queries of a deployment to a running server, and rehearsals of a takeover, with real processes under traffic."""
 
 import contextlib
 import http.client
@@ -132,7 +132,7 @@ def test_the_handed_out_state_can_be_read_but_not_written(server: Server) -> Non
 
 
 def state_files(pid: int) -> list[tuple[str, Path]]:
-    """Return the descriptors of a process that lead to its state: what each is, and where."""
+    """Return the descriptors of a process's state: number and target."""
     found = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # a connection that ended since it was listed
@@ -143,7 +143,7 @@ def state_files(pid: int) -> list[tuple[str, Path]]:
 
 
 def writable(pid: int) -> dict[str, int]:
-    """Return descriptors of the state of a process through which it may be written: its user may have them."""
+    """Return writable descriptors of a process's state, which only its own user can open."""
     for _, entry in state_files(pid):
         entry.chmod(0o600)
     return {name: os.open(entry, os.O_RDWR | os.O_CLOEXEC) for name, entry in dict(state_files(pid)).items()}
@@ -211,7 +211,7 @@ def test_a_server_in_a_takeover_refuses_its_state_but_answers_with_vitals(
 
 
 def content_of(server: Server) -> dict[str, bytes]:
-    """Return what the server's journal and arena hold."""
+    """Return the contents of the server's journal and arena."""
     with state_of(server) as answer:
         return {named.name: content(named.fd) for named in answer.fds}
 
@@ -351,7 +351,7 @@ def test_a_frozen_predecessor_counts_no_errors(server: Server, clients: list[Ech
 
 
 def as_nobody(server: Server, *arguments: str) -> list[str]:
-    """Return a command of `oxidize` as an ordinary user; what it needs is imported before."""
+    """Return a command of `oxidize` that runs as an ordinary user, after all imports."""
     modules = "pydantic.plugin._loader, oxidize.cli.commands, oxidize.runtime.daemon, oxidize.runtime.rehearsal"
     drop = f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})"
     code = f"import os, {modules}; 'a'.encode('idna'); {drop}; oxidize.cli.commands.main()"

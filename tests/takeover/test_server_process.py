@@ -1,4 +1,4 @@
-"""Real server and client processes, as an operator starts, asks, reloads and ends them."""
+"""Real server and client processes that are started, queried, reloaded and ended as by an operator."""
 
 import base64
 import contextlib
@@ -69,7 +69,7 @@ def metrics_port(server: Server) -> int:
 
 
 def run_to_end(server: Server, env: Mapping[str, str] | None = None) -> tuple[int | None, list[str]]:
-    """Run a server that must not come to serve; return its exit status and what it printed."""
+    """Run a server that must fail to start; return its exit status and its lines of output."""
     pid = server.lab.spawn((*OXIDIZE, "server", "-c", str(server.config_path)), "refused", env)
     status = server.lab.wait_ended(pid)
     log = server.lab.folder / "refused.log"
@@ -115,7 +115,7 @@ def test_a_missing_service_manager_is_an_error_of_one_line(server: Server) -> No
 
 
 def test_a_process_started_as_successor_never_starts_without_a_predecessor(server: Server) -> None:
-    """Its coordinator found one, which has ended since."""
+    """Its coordinator found a predecessor, which has ended since."""
     coordinator, link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with coordinator, link:
         command = [*OXIDIZE, "server", "-c", str(server.config_path), "--control-fd", str(link.fileno())]
@@ -150,7 +150,7 @@ def test_a_missing_permission_for_tun_is_an_error_of_one_line() -> None:
 
 
 def stored_state(server: Server) -> tuple[SessionState, list[PeerTable]]:
-    """Return the state of a server that has SESSIONS sessions, and the peers whose they are."""
+    """Return the state of a server with SESSIONS sessions, and their peers."""
     peers = [
         PeerTable(f"p{number}", os.urandom(32), (f"10.64.{number >> 8}.{number & 0xFF}/32",))
         for number in range(SESSIONS)
@@ -222,7 +222,7 @@ def test_queries_of_another_user_are_refused(server: Server) -> None:
 
 @pytest.mark.handoff
 def test_reload_returns_while_the_successor_keeps_running(server: Server) -> None:
-    """Whoever reads what reload prints, and what else it inherited, comes to an end."""
+    """A reader of the output sees its end, because the successor inherits none of the descriptors."""
     server.start()
     read, write = os.pipe()
     try:
@@ -350,7 +350,7 @@ def test_sighup_changes_nothing_and_says_what_would(server: Server) -> None:
 
 
 def secrets_in(state: SessionState) -> set[bytes]:
-    """Return every session key of a state."""
+    """Return all session keys of a state."""
     found = set()
     for change in state.changes():
         if isinstance(change, PeerKeypairs):
@@ -388,7 +388,7 @@ def test_no_key_is_in_any_log_or_answer(lab: Lab, client: EchoClient) -> None:
 
 
 def copied_state(pid: int, public_key: bytes) -> SessionState:
-    """Read the state of a process that serves, as a successor would."""
+    """Read the state of a serving process as a successor does."""
     files = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:

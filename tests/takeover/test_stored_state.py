@@ -1,4 +1,4 @@
-"""Stored state that is no use: refused with a logged reason, and the server serves without it."""
+"""Unusable stored state is refused with a logged reason, and the server serves without it."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ def garbage(name: str, content: bytes) -> int:
 
 
 def start_with(server: Server, stored: Sequence[tuple[str, int]]) -> str:
-    """Start a server to which a manager passes its socket and `stored`; return its log once it serves."""
+    """Start a server that gets its socket and `stored` from a service manager; return its log once it serves."""
     with socket.socket(type=socket.SOCK_DGRAM) as udp, server.log_path.open("wb") as log:
         udp.bind(("127.0.0.1", 0))
         udp.setblocking(False)
@@ -100,7 +100,7 @@ sys.stdin.read()
 
 
 def test_stored_state_with_another_writer_is_not_used(server: Server) -> None:
-    """It is not refused either: who writes it serves, and the manager's next try finds that one's takeover socket."""
+    """It is not refused either: its writer serves, and the manager's next start finds the writer's takeover socket."""
     with contextlib.closing(state_of(server)) as state:
         journal = state.fds["journal"]
         command = [sys.executable, "-c", WRITER, str(journal)]

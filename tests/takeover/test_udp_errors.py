@@ -1,4 +1,4 @@
-"""What ICMP says of our datagrams, on real loopback sockets: told where it is asked for, and in nobody's way."""
+"""ICMP errors on real loopback sockets: reported where requested, harmless elsewhere."""
 
 import errno
 import os
@@ -60,14 +60,14 @@ def endpoint(host: str, port: int) -> Endpoint:
 
 
 def is_ready(wrapped: UdpSocket, wait_ms: int = 0) -> bool:
-    """Tell whether epoll says anything of a socket that is registered as the loop registers it."""
+    """Return whether epoll reports any event for a socket registered as in the event loop."""
     with select.epoll() as epoll:
         epoll.register(wrapped.fileno(), select.EPOLLIN)
         return bool(epoll.poll(wait_ms / 1000))
 
 
 def drain(wrapped: UdpSocket) -> None:
-    """Do as the loop does, until nothing is to be read; a socket that stays ready for ever fails."""
+    """Read like the event loop until nothing is left; fail if the socket stays ready."""
     for _ in range(1000):
         if not is_ready(wrapped):
             return
@@ -164,7 +164,7 @@ def test_a_successor_reads_the_errors_left_by_its_predecessor(closing: Closing) 
 
 
 class Failing(UdpSocket):
-    """A socket whose kernel refuses each send; `refuse`: with what."""
+    """A socket whose sends all fail with the error number `refuse`."""
 
     refuse = 0
     calls = 0

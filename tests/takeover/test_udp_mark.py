@@ -1,4 +1,4 @@
-"""The mark of the tunnel's own packets: an option of the shared socket, so its owner's."""
+"""The mark of the tunnel's own packets: an option of the shared socket, which its owner sets."""
 
 import errno
 import socket

@@ -1,4 +1,4 @@
-"""The UDP socket on real loopback sockets: batches, local addresses, fallbacks, and what a successor must not touch."""
+"""The UDP socket on real loopback sockets: batches, local addresses, fallbacks, and options kept by a successor."""
 
 import errno
 import os
@@ -104,7 +104,7 @@ def options_of(bound: socket.socket) -> dict[str, int]:
 
 
 class Refusing(UdpSocket):
-    """A socket whose kernel answers sends with an error; `refuse` decides from the datagrams and control messages."""
+    """A socket whose sends fail; `refuse` returns the error from the datagrams and control messages."""
 
     refuse: Callable[[int, bool], int] = staticmethod(lambda count, from_address: 0)
     calls = 0

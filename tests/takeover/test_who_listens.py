@@ -1,4 +1,4 @@
-"""Who listens at a socket is told by the kernel, whatever the listener says."""
+"""The kernel identifies the listener at a socket, independent of the listener's answers."""
 
 import contextlib
 import os
@@ -91,7 +91,7 @@ def test_a_full_backlog_is_an_error(path: Path) -> None:
 
 
 def test_a_signal_during_the_wait_invents_no_listener(path: Path) -> None:
-    """Where connect(2) is interrupted Python goes on with a socket that is not connected."""
+    """After an interrupted connect(2), Python continues with an unconnected socket."""
     before = signal.signal(signal.SIGUSR1, lambda *_: None)
     main = threading.get_ident()
     over = threading.Event()

@@ -1,4 +1,4 @@
-"""What others say can be printed: it commands no terminal, and is no longer than expected."""
+"""Foreign text is printable: without control characters, and of limited length."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The clients' process against a small server in this one, which can be told to lose, repeat and damage."""
+"""The clients' process against a small server in this process, which can drop, repeat and damage datagrams."""
 
 import base64
 import socket
@@ -31,7 +31,7 @@ PLANNED = CLIENTS + round(RATE * SECONDS)  # one more of each client to warm up
 
 
 class SmallServer:
-    """Answers echo requests through WireGuard in a thread; `send` is what a test may replace."""
+    """A thread that answers echo requests through WireGuard; a test may replace `send`."""
 
     def __init__(self) -> None:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

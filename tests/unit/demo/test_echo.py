@@ -1,4 +1,4 @@
-"""Echo requests and what their replies prove."""
+"""Echo requests and the check of their replies."""
 
 from ipaddress import IPv4Address
 
@@ -10,7 +10,7 @@ CLIENT, SERVER = IPv4Address("10.77.0.2"), IPv4Address("10.77.0.1")
 
 
 def reply_to(request: bytes) -> bytes:
-    """What RFC 792 asks of a host: addresses exchanged, type 0, checksums anew."""
+    """Return the reply of a host by RFC 792: addresses exchanged, type 0, new checksums."""
     header = bytearray(request[:20])
     header[12:16], header[16:20] = header[16:20], header[12:16]
     message = bytearray(request[20:])

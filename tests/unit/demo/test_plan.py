@@ -1,4 +1,4 @@
-"""The schedule of replacements, and what is read out of the commands' answers."""
+"""The schedule of a run, and the parsing of command output."""
 
 from itertools import pairwise
 

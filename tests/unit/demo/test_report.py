@@ -1,4 +1,4 @@
-"""The report and the screens: they show every point and every word, and refer to nothing outside."""
+"""The report and the screens show every point and every text; the report needs no other file."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The verdict on runs that are written down here: what fails one, and what does not."""
+"""The verdict on synthetic runs: which observations fail a run."""
 
 import pytest
 from hypothesis import given
@@ -24,7 +24,7 @@ KILL = Replacement(Action.KILL, KILLED_AT, KILLED_AT + 0.2, True, None, "again",
 
 
 class Run:
-    """A perfect run of 3 s that a test then spoils."""
+    """A perfect run of 3 s, for a test to modify."""
 
     def __init__(self) -> None:
         self.sent = [Record(Kind.SENT, k % CLIENTS, k // CLIENTS, START + k / RATE) for k in range(round(3 * RATE))]

@@ -1,4 +1,4 @@
-"""How a document's commands are found, and when what they print is as the document shows it."""
+"""Commands in a document, and the comparison of their output with the shown one."""
 
 import pytest
 
