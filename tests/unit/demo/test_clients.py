@@ -113,6 +113,20 @@ def run(server: SmallServer) -> tuple[list[Record], Verdict]:
     return records, judge(tally, [], CLIENTS, 0)
 
 
+def records_until(server: SmallServer, kind: Kind) -> list[Record]:
+    """Run the clients until they report this kind of event, and end them in the middle of their schedule."""
+    fleet = FleetProcess(server.settings, server.workspace.directory / "clients.log")
+    records: list[Record] = []
+    try:
+        while not any(record.kind is kind for record in records):
+            assert not fleet.ended
+            records += fleet.read()
+            time.sleep(0.005)
+    finally:
+        fleet.close()
+    return records
+
+
 def test_a_perfect_server_passes(server: SmallServer) -> None:
     records, verdict = run(server)
     assert verdict.reasons == ()
@@ -202,16 +216,8 @@ def test_a_reply_with_wrong_contents_is_reported(server: SmallServer) -> None:
     damaged = bytes(59) + b"\1"
     server.answers = lambda packets: [bytes(map(xor, packet, damaged)) for packet in packets]  # type: ignore[method-assign]
     server.start()
-    fleet = FleetProcess(server.settings, server.workspace.directory / "clients.log")
-    try:
-        records: list[Record] = []
-        while not any(record.kind is Kind.CORRUPTED for record in records):
-            assert not fleet.ended
-            records += fleet.read()
-            time.sleep(0.005)
-        assert not any(record.kind is Kind.REPLY for record in records)
-    finally:
-        fleet.close()  # in the middle of its warm-up: it ends when it is told to
+    records = records_until(server, Kind.CORRUPTED)
+    assert not any(record.kind is Kind.REPLY for record in records)
 
 
 def test_settings_survive_json(server: SmallServer) -> None:
@@ -220,15 +226,7 @@ def test_settings_survive_json(server: SmallServer) -> None:
 
 def test_an_unbound_port_is_reported(server: SmallServer) -> None:
     server.socket.close()
-    fleet = FleetProcess(server.settings, server.workspace.directory / "clients.log")
-    try:
-        records: list[Record] = []
-        while not any(record.kind is Kind.UNREACHABLE for record in records):
-            assert not fleet.ended
-            records += fleet.read()
-            time.sleep(0.005)
-    finally:
-        fleet.close()
+    assert records_until(server, Kind.UNREACHABLE)
 
 
 def test_the_workspace_is_private_and_is_removed(tmp_path: Path) -> None:
