@@ -120,7 +120,7 @@ def measure(server: str) -> list[Row]:
         lab = stack.enter_context(Lab(Path(first)))
         other = Lab(Path(second))  # separate files; its processes end with those of the first
         stack.callback(other.stack.close)
-        places = [Place(lab, "ours", SERVERS[server]), GoPlace(other, "theirs", SERVERS[server])]
+        places = [Place(lab, "oxidize", SERVERS[server]), GoPlace(other, "wireguard-go", SERVERS[server])]
         rows = []
         for outage in OUTAGES_SECS:
             times: list[list[float]] = [[], []]
@@ -142,8 +142,8 @@ def main() -> None:
     if os.geteuid() != 0:
         print("left out: it needs root, for network namespaces: sudo make bench-reconnect")
         return
-    print("from the server's return to the first packet through; ms, medians and the worst of ours")
-    print(f"{'server':28} {'outage':>8} {'ours':>9} {'(worst)':>9} {'wireguard-go':>12} {'ratio':>8}")
+    print("from the server's return to the first packet through the tunnel; ms, medians and the worst of oxidize")
+    print(f"{'server':28} {'outage':>8} {'oxidize':>9} {'(worst)':>9} {'wireguard-go':>12} {'ratio':>8}")
     for server in SERVERS:
         for row in measure(server):
             print(row, flush=True)

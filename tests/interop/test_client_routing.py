@@ -178,7 +178,7 @@ def test_the_cleanup_guard_keeps_what_the_next_client_has_adopted(lab: Lab) -> N
     (guard,) = place.guards()
     os.kill(guard, signal.SIGSTOP)
     place.client.kill()
-    assert len(place.rules()) == 4  # nobody has removed them
+    assert len(place.rules()) == 4  # still installed
     place.client.start()
     place.assert_full()
     os.kill(guard, signal.SIGCONT)

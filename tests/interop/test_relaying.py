@@ -35,7 +35,7 @@ SYSCTLS = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 _SYN, _ACK = 0x02, 0x10
 _MSS_OPTION = 2
 
-# A firewall of somebody else, which lets pass what is ours and counts nothing that changes by itself.
+# A firewall of another program, which admits the test's traffic and has no counters that change by themselves.
 OTHERS = """
 table inet firewall {
 	set known { type ipv4_addr; elements = { 192.0.2.200 } }
@@ -137,7 +137,7 @@ def test_packets_to_a_host_beyond_the_server_survive_its_replacement(world: Worl
         for _ in range(GENERATIONS):
             pid = world.site.server.replace()["pid"]
             assert rules(world.site.namespace, world.table) == before
-            assert handles(world.site.namespace) == made  # the same ones, not made anew
+            assert handles(world.site.namespace) == made  # the same tables, not new ones
             wait_for_replies(pings, 5)
             footprints.append(Footprint.of(pid))
         wait_for_replies(pings, 10)
@@ -252,7 +252,7 @@ def test_tables_of_other_programs_are_kept(world: World) -> None:
 def test_the_nat_table_ends_with_a_server_without_holder(world: World) -> None:
     world.start()
     world.site.server.replace()
-    nft(world.site.namespace, "flush", "ruleset")  # nobody else can remove it
+    nft(world.site.namespace, "flush", "ruleset")  # no other process can remove the table
     assert tables(world.site.namespace) == [world.table]
     pid = world.site.server.status()["pid"]
     kill(pid)

@@ -264,7 +264,7 @@ def test_the_device_retries_with_the_cookie_of_a_loaded_wireguard_go(site: Site)
     host.run_until("a cookie", cookies)
     client.connect(knows_endpoint=False)
     host.run_until("a session under load", lambda: cookies() and host.total(Total.HANDSHAKES_INITIATOR))
-    assert clock() < loaded_at + UNDER_LOAD_AFTER_SECS, "wireguard-go was not under load any more"
+    assert clock() < loaded_at + UNDER_LOAD_AFTER_SECS, "wireguard-go was no longer under load"
     assert host.total(Total.INITIATIONS_SENT) >= 2
     host.ask(2)
     host.run_until("a reply", lambda: 2 in host.answered())

@@ -123,7 +123,7 @@ class World:
                 if following >= until:
                     return
                 self.now = following
-        raise AssertionError(f"no rest after {STEPS_MAX} steps: somebody spins")
+        raise AssertionError(f"still active after {STEPS_MAX} steps: a process spins")
 
     def _apply_time(self) -> None:
         for at, process in [each for each in self.spawns if each[0] <= self.now]:

@@ -55,7 +55,7 @@ def workshop(service: Service, wheels: Path) -> Workshop:
 
 def commands_of_the_guide() -> list[Command]:
     found = list(blocks(GUIDE.read_text()))
-    assert {kind for kind, _ in found} == {"console"}, "a block of another kind: are these commands that nobody runs?"
+    assert {kind for kind, _ in found} == {"console"}, "a block of another kind: are these commands that no test runs?"
     return [command for _, block in found for command in commands(block)]
 
 

@@ -136,7 +136,7 @@ def test_a_stop_drains_the_sessions(service: Service) -> None:
 def test_a_drain_by_hand_leaves_the_server_running_until_it_is_stopped(service: Service) -> None:
     service.start()
     pid, restarts = service.machine.main_pid(), service.machine.show("NRestarts")
-    drained = service.machine.run(OXIDIZE, "drain")  # nobody sends: it ends after some idle seconds
+    drained = service.machine.run(OXIDIZE, "drain")  # no client sends, so the drain ends after some idle seconds
     assert "drained" in drained
     assert service.health() == (503, {"status": "draining", "ready": False})
     assert (service.machine.main_pid(), service.machine.show("NRestarts")) == (pid, restarts)

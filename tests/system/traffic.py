@@ -15,7 +15,7 @@ from tests.support.traffic.namespaces import Namespace
 from tests.support.traffic.server import Lab, kill, wait_for
 from tests.system.machine import prioritize
 
-# Each way, so that the server relays 10,000 a second. Twice as many pass as well on two cores that nobody else uses;
+# In each direction, so that the server relays 10,000/s. Twice as many pass on two otherwise idle cores;
 # with less, it is the machine that loses packets, before the service does.
 PACKETS_PER_SECOND = 5_000
 PORT = 7

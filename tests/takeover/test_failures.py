@@ -20,7 +20,7 @@ from tests.support.traffic.wire import assert_no_nonce_twice
 pytestmark = pytest.mark.handoff
 
 PACKETS_PER_SECOND = 200.0
-SLOW_PACKETS_PER_SECOND = 20.0  # where nobody reads for seconds: an ordinary user's receive buffer holds so many
+SLOW_PACKETS_PER_SECOND = 20.0  # while no process reads for seconds: as many as an ordinary user's receive buffer holds
 
 
 @dataclass(slots=True)

@@ -239,7 +239,7 @@ def test_a_rehearsal_under_traffic_keeps_all_and_changes_nothing(server: Server,
             rehearsed(server)
             return content_of(server) == before
 
-        # Again where a timer of the server's own has run meanwhile.
+        # Repeated if one of the server's own timers has run in between.
         wait_for("a rehearsal that leaves every byte as it was", nothing_changed)
 
 

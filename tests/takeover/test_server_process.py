@@ -240,7 +240,7 @@ def test_reload_returns_while_the_successor_keeps_running(server: Server) -> Non
             r"reloaded: generation 2, pid \d+: 0 sessions moved, blackout \d+\.\d ms, \d+\.\d\d s in all\n",
             command.stdout,
         )
-        assert os.read(read, 1) == b""  # nobody holds the other end
+        assert os.read(read, 1) == b""  # no process holds the other end
     finally:
         os.close(read)
     pid = server.status()["pid"]
@@ -322,7 +322,7 @@ def test_a_server_with_sessions_drains_and_a_second_signal_ends_it(server: Serve
         wait_for("the handshake to be refused", lambda: server.status()["drops"]["draining"])
         os.kill(pid, signal.SIGTERM)
         assert server.lab.wait_ended(pid) == 0
-        with contextlib.suppress(ConnectionRefusedError):  # the traffic goes on against a port that is closed
+        with contextlib.suppress(ConnectionRefusedError):  # the traffic continues against the closed port
             traffic.stop()
     late.socket.close()
     assert "ends at once" in server.log_path.read_text()

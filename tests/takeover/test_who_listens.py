@@ -18,7 +18,7 @@ from tests.support.open_fds import no_leaked_fds
 from tests.support.takeover_peer import WAIT_SECS, clock
 
 NOBODY = 65_534
-# Listens, says that it does, and answers nobody.
+# Listens, reports that it does, and answers no connection.
 MUTE = """
 import os, socket, sys
 s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
