@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from tests.support.traffic.direct_link import PORT, DirectLink, GoServer, OxidizeServer
 from tests.support.traffic.namespaces import Namespace
 from tests.support.traffic.ping import Ping, ping
-from tests.support.traffic.road import PORT, GoServer, OurServer, Road
 from tests.support.traffic.server import Lab, wait_for
 from tests.support.traffic.wireguard_go import WireguardGo
 
@@ -28,9 +28,9 @@ RUNS = 3
 BACK_SECS_MAX = 60.0
 _SERVING = re.compile(r"^(\S+)Z INFO \S+ serving ", re.MULTILINE)
 _REPLY = re.compile(r"^\[(\d+\.\d+)\] \d+ bytes from", re.MULTILINE)
-SERVERS: dict[str, Callable[[Road], GoServer | OurServer]] = {
-    "oxidize": lambda road: OurServer(road, remembers=True),
-    "oxidize, endpoints_file off": lambda road: OurServer(road, remembers=False),
+SERVERS: dict[str, Callable[[DirectLink], GoServer | OxidizeServer]] = {
+    "oxidize": lambda link: OxidizeServer(link, remembers=True),
+    "oxidize, endpoints_file off": lambda link: OxidizeServer(link, remembers=False),
     "wireguard-go": GoServer,
 }
 
@@ -55,16 +55,16 @@ class Row:
 class Place:
     """A link with a server, a client and a continuous ping."""
 
-    def __init__(self, lab: Lab, name: str, make_server: Callable[[Road], GoServer | OurServer]) -> None:
-        self.road = Road(lab)
-        self.server = make_server(self.road)
+    def __init__(self, lab: Lab, name: str, make_server: Callable[[DirectLink], GoServer | OxidizeServer]) -> None:
+        self.link = DirectLink(lab)
+        self.server = make_server(self.link)
         self._connect(name)
-        ping(lab, self.road.client_side, Road.INNER_SERVER, 2)
-        self._ping = StampedPing(lab, self.road.client_side, Road.INNER_SERVER, f"{name}-ping")
+        ping(lab, self.link.client_side, DirectLink.INNER_SERVER, 2)
+        self._ping = StampedPing(lab, self.link.client_side, DirectLink.INNER_SERVER, f"{name}-ping")
         self._ping.wait_for_replies(5)
 
     def _connect(self, name: str) -> None:
-        client = self.road.client(self.server.public_key, name=name, reconnect_buffer_size=1000)
+        client = self.link.client(self.server.public_key, name=name, reconnect_buffer_size=1000)
         self.server.serve(client.identity.public)
         client.start()
 
@@ -74,7 +74,7 @@ class Place:
 
     def come_back(self) -> float:
         """Restart the server; return the time at which it serves, seconds since the epoch."""
-        if isinstance(self.server, OurServer):
+        if isinstance(self.server, OxidizeServer):
             self.server.start()
             stamp = _SERVING.findall(self.server.server.log_path.read_text())[-1]
             return datetime.fromisoformat(f"{stamp}+00:00").timestamp()
@@ -94,9 +94,9 @@ class GoPlace(Place):
     """The same with wireguard-go as client."""
 
     def _connect(self, name: str) -> None:
-        client = WireguardGo(self.road.lab, self.road.client_side, [f"{Road.INNER_CLIENT}/24"])
+        client = WireguardGo(self.link.lab, self.link.client_side, [f"{DirectLink.INNER_CLIENT}/24"])
         self.server.serve(client.identity.public)
-        client.set_peer(self.server.public_key, "10.9.0.0/24", endpoint=f"{Road.SERVER}:{PORT}", keepalive=25)
+        client.set_peer(self.server.public_key, "10.9.0.0/24", endpoint=f"{DirectLink.SERVER}:{PORT}", keepalive=25)
 
 
 class StampedPing(Ping):

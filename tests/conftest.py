@@ -1,7 +1,7 @@
 """Settings of all tests: a skipped test says what it lacks, and in CI as root a skip is a failure.
 
 Markers: `root` (namespaces and TUN), `needs("wg", ...)` (programs that must be installed), `handoff` (a process is
-replaced under traffic: `make test-handoff`), `beside` (see beside.py).
+replaced under traffic: `make test-handoff`), `parallel` (see support/parallel_tests.py).
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.support.beside import ALONE, Beside
+from tests.support.parallel_tests import ALONE, ParallelTests
 
 TUN = Path("/dev/net/tun")
 
@@ -22,7 +22,7 @@ settings.load_profile("oxidize")
 
 def pytest_configure(config: pytest.Config) -> None:
     if ALONE not in os.environ:
-        config.pluginmanager.register(Beside())
+        config.pluginmanager.register(ParallelTests())
 
 
 def _lacking(item: pytest.Item) -> str | None:

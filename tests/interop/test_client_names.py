@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute
 
-from tests.support.traffic.crossing import Place
+from tests.support.traffic.routed_client import Place
 from tests.support.traffic.server import Lab, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping", "ip")]

@@ -15,10 +15,10 @@ import pytest
 from oxidize.config.schema import FWMARK_DEFAULT
 from oxidize.hostnet.netlink import ROUTE_PROTOCOL
 from oxidize.hostnet.policy_routing import RULE_PRIORITY
-from tests.support.traffic.crossing import EVERYTHING, FAR4, FAR6, NEAR4, NEAR6, PORT, SERVER4, SERVER6, Place
 from tests.support.traffic.namespaces import Namespace
 from tests.support.traffic.oxidize_client import OxidizeClient
 from tests.support.traffic.ping import ping
+from tests.support.traffic.routed_client import EVERYTHING, FAR4, FAR6, NEAR4, NEAR6, PORT, SERVER4, SERVER6, Place
 from tests.support.traffic.server import Lab, is_gone, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping", "ip")]

@@ -11,7 +11,7 @@ from tests.support.traffic.ping import Ping, ping, wait_for_replies
 from tests.support.traffic.server import Footprint, is_gone, wait_for
 from tests.support.traffic.site import PORT, Client, Site
 from tests.support.traffic.transfer import Transfer
-from tests.support.traffic.wire import assert_no_nonce_twice, transport_pairs
+from tests.support.traffic.transport_messages import assert_no_nonce_twice, transport_pairs
 
 pytestmark = [pytest.mark.handoff, pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping")]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.traffic.direct_link import PORT, DirectLink, GoServer, OxidizeServer
 from tests.support.traffic.oxidize_client import OxidizeClient
 from tests.support.traffic.ping import Ping, ping, wait_for_replies
-from tests.support.traffic.road import PORT, GoServer, OurServer, Road
 from tests.support.traffic.server import OXIDIZE, Lab, wait_for
 from tests.support.traffic.transfer import Transfer
 from tests.support.traffic.wireguard_go import WireguardGo
@@ -39,17 +39,17 @@ class Trip:
     """A client and its server on a separate link, with a continuous ping and transfer."""
 
     def __init__(self, lab: Lab, stack: contextlib.ExitStack, name: str, server: type[GoServer] | None) -> None:
-        self.road = Road(lab)
-        self.server = GoServer(self.road) if server else OurServer(self.road, remembers=True)
-        place = f"{Road.SERVER}:{PORT}" if server else f"[{Road.SERVER6}]:{PORT}"
-        self.client = self.road.client(self.server.public_key, place, name=name, reconnect_buffer_size=BUFFER_PACKETS)
+        self.link = DirectLink(lab)
+        self.server = GoServer(self.link) if server else OxidizeServer(self.link, remembers=True)
+        place = f"{DirectLink.SERVER}:{PORT}" if server else f"[{DirectLink.SERVER6}]:{PORT}"
+        self.client = self.link.client(self.server.public_key, place, name=name, reconnect_buffer_size=BUFFER_PACKETS)
         self.server.serve(self.client.identity.public)
         self.client.start()
-        inside = self.road.client_side
-        ping(lab, inside, Road.INNER_SERVER, 2)
-        self.ping = Ping(lab, inside, Road.INNER_SERVER, f"{name}-ping")
+        inside = self.link.client_side
+        ping(lab, inside, DirectLink.INNER_SERVER, 2)
+        self.ping = Ping(lab, inside, DirectLink.INNER_SERVER, f"{name}-ping")
         self.transfer = stack.enter_context(
-            Transfer(inside, self.road.server_side, Road.INNER_SERVER, wait_secs=STILL_SECS_MAX)
+            Transfer(inside, self.link.server_side, DirectLink.INNER_SERVER, wait_secs=STILL_SECS_MAX)
         )
         wait_until_back([self])
         self.ping.enlarge_buffers()
@@ -64,7 +64,7 @@ def wait_until_back(trips: Sequence[Trip]) -> None:
         wait_for_state(trip.client, "connected")
 
 
-@pytest.mark.beside
+@pytest.mark.parallel
 def test_a_tunnel_survives_outages_of_every_kind(lab: Lab, record_property: Record) -> None:
     """With wireguard-go as server over IPv4 and with Oxidize over IPv6, at the same time."""
     with contextlib.ExitStack() as stack:
@@ -77,21 +77,21 @@ def test_a_tunnel_survives_outages_of_every_kind(lab: Lab, record_property: Reco
                 trip.server.start()
             wait_until_back(trips)
         for trip in trips:
-            trip.road.set_link("down")
+            trip.link.set_link("down")
         time.sleep(LINK_DOWN_SECS)
         for trip in trips:
-            trip.road.set_link("up")
+            trip.link.set_link("up")
         wait_until_back(trips)
         for trip in trips:
-            trip.road.place_client("192.0.2.77", "2001:db8::77")
+            trip.link.place_client("192.0.2.77", "2001:db8::77")
         wait_until_back(trips)
         for trip in trips:
             trip.client.replace()
         wait_until_back(trips)
-        results = [trip.ping.stop() for trip in trips]  # what is lost on a lossy road is lost
+        results = [trip.ping.stop() for trip in trips]  # what is lost on a lossy link is lost
         with contextlib.ExitStack() as losses:
             for trip in trips:
-                losses.enter_context(trip.road.losing(30))
+                losses.enter_context(trip.link.losing(30))
             time.sleep(LOSSY_SECS)
         for trip in trips:
             received = trip.transfer.received_bytes
@@ -107,16 +107,16 @@ def test_a_tunnel_survives_outages_of_every_kind(lab: Lab, record_property: Reco
 
 def test_a_restarted_server_starts_handshakes_itself(lab: Lab) -> None:
     """An unmodified client would use its lost session for another 15 s."""
-    road = Road(lab)
-    server = OurServer(road, remembers=True)
-    client = WireguardGo(lab, road.client_side, [f"{Road.INNER_CLIENT}/24"])
+    link = DirectLink(lab)
+    server = OxidizeServer(link, remembers=True)
+    client = WireguardGo(lab, link.client_side, [f"{DirectLink.INNER_CLIENT}/24"])
     server.serve(client.identity.public)
-    client.set_peer(server.public_key, "10.9.0.0/24", endpoint=f"{Road.SERVER}:{PORT}")
-    ping(lab, road.client_side, Road.INNER_SERVER, 2)
+    client.set_peer(server.public_key, "10.9.0.0/24", endpoint=f"{DirectLink.SERVER}:{PORT}")
+    ping(lab, link.client_side, DirectLink.INNER_SERVER, 2)
     server.stop()
     server.start()
     assert server.server.status()["sessions"] == 0
-    traffic = Ping(lab, road.client_side, Road.INNER_SERVER, "ping-again")
+    traffic = Ping(lab, link.client_side, DirectLink.INNER_SERVER, "ping-again")
     traffic.wait_for_replies(2)
     traffic.stop()
     totals = server.server.status()["totals"]
@@ -125,43 +125,43 @@ def test_a_restarted_server_starts_handshakes_itself(lab: Lab) -> None:
 
 
 def test_a_client_follows_a_server_name_to_another_address(lab: Lab) -> None:
-    road = Road(lab)
-    server = GoServer(road)
+    link = DirectLink(lab)
+    server = GoServer(link)
     hosts = lab.folder / "hosts"
-    hosts.write_text(f"{Road.SERVER} vpn.example.org\n")
-    client = road.client(server.public_key, f"vpn.example.org:{PORT}")
+    hosts.write_text(f"{DirectLink.SERVER} vpn.example.org\n")
+    client = link.client(server.public_key, f"vpn.example.org:{PORT}")
     server.serve(client.identity.public)
     # Its own /etc/hosts, for the file that getaddrinfo reads is the same everywhere.
     script = f'mount --bind {hosts} /etc/hosts && exec "$@"'
-    with road.client_side.entered():
+    with link.client_side.entered():
         command = ("/usr/bin/unshare", "--mount", "/bin/sh", "-c", script, "sh", *OXIDIZE)
         lab.spawn((*command, "client", "-c", str(client.config_path)), client.name)
     wait_for("the client to listen", client.takeover_socket.exists)
-    ping(lab, road.client_side, Road.INNER_SERVER, 2)
-    road.place_server("192.0.2.9", "2001:db8::9")
+    ping(lab, link.client_side, DirectLink.INNER_SERVER, 2)
+    link.place_server("192.0.2.9", "2001:db8::9")
     with hosts.open("w") as file:  # the same file, not another one in its place: it is mounted
         file.write("192.0.2.9 vpn.example.org\n")
-    ping(lab, road.client_side, Road.INNER_SERVER, 2)
+    ping(lab, link.client_side, DirectLink.INNER_SERVER, 2)
     assert client.status()["peers"][0]["endpoint"] == f"192.0.2.9:{PORT}"
     assert "the server has another address" in client.log
 
 
 def test_a_client_started_without_a_network_connects_later(lab: Lab) -> None:
-    road = Road(lab)
-    server = GoServer(road)
-    client = road.client(server.public_key)
+    link = DirectLink(lab)
+    server = GoServer(link)
+    client = link.client(server.public_key)
     server.serve(client.identity.public)
-    road.set_link("down")
+    link.set_link("down")
     client.start()
     assert client.status()["connection"]["state"] == "connecting"
-    road.set_link("up")
+    link.set_link("up")
     wait_for_state(client, "connected")
-    ping(lab, road.client_side, Road.INNER_SERVER, 2)
+    ping(lab, link.client_side, DirectLink.INNER_SERVER, 2)
 
 
 def test_a_client_gives_up_after_its_configured_retries(lab: Lab) -> None:
-    road = Road(lab)
-    client = road.client(bytes(range(32)), max_reconnect_attempts=3, reconnect_delay_ms=30)
+    link = DirectLink(lab)
+    client = link.client(bytes(range(32)), max_reconnect_attempts=3, reconnect_delay_ms=30)
     pid = client.spawn()
     assert lab.wait_ended(pid) == 3
     (last,) = (line for line in client.log.splitlines() if line.startswith("oxidize:"))
@@ -169,14 +169,14 @@ def test_a_client_gives_up_after_its_configured_retries(lab: Lab) -> None:
 
 
 def test_an_outage_is_seen_in_status_and_metrics(lab: Lab) -> None:
-    road = Road(lab)
-    server = GoServer(road)
-    client = road.client(server.public_key, metrics_listen="127.0.0.1:9091")
+    link = DirectLink(lab)
+    server = GoServer(link)
+    client = link.client(server.public_key, metrics_listen="127.0.0.1:9091")
     server.serve(client.identity.public)
     client.start()
     wait_for_state(client, "connected")
     server.stop()
-    ping_pid = Ping(lab, road.client_side, Road.INNER_SERVER, "waiting")
+    ping_pid = Ping(lab, link.client_side, DirectLink.INNER_SERVER, "waiting")
     wait_for_state(client, "reconnecting")
     shown = client.command("status", "--client").output
     assert re.search(r"connection +reconnecting to 192\.0\.2\.1:51820, for .*(retry|retries)", shown), shown

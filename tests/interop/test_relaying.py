@@ -16,13 +16,13 @@ import pytest
 
 from oxidize.hostnet.interface import configure_interface
 from tests.support.traffic.capture import ETH_P_ALL, ETH_P_IP
-from tests.support.traffic.flows import Flows
 from tests.support.traffic.namespaces import Namespace, join, set_addresses
 from tests.support.traffic.nftables import handles, nft, rules, tables
 from tests.support.traffic.ping import Ping, ping, wait_for_replies
 from tests.support.traffic.server import WAIT_SECS, Footprint, fault, kill, wait_for
 from tests.support.traffic.site import PORT, Client, Site
 from tests.support.traffic.transfer import Transfer
+from tests.support.traffic.udp_flows import Flows
 from tests.support.traffic.wireguard_go import INNER_MTU
 
 pytestmark = [pytest.mark.handoff, pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping", "nft")]

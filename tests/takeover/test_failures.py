@@ -15,7 +15,7 @@ import pytest
 from oxidize.protocol.constants import BATCH_PACKETS_MAX
 from tests.support.traffic.clients import EchoClient, Traffic
 from tests.support.traffic.server import Lab, Outcome, Server, fault, go_on, kill, stalled_pid, wait_for
-from tests.support.traffic.wire import assert_no_nonce_twice
+from tests.support.traffic.transport_messages import assert_no_nonce_twice
 
 pytestmark = pytest.mark.handoff
 

@@ -7,7 +7,7 @@ import pytest
 from oxidize.protocol.counters import Total
 from tests.support.traffic.clients import EchoClient, Traffic
 from tests.support.traffic.server import Footprint, Lab, Server, is_gone
-from tests.support.traffic.wire import assert_no_nonce_twice
+from tests.support.traffic.transport_messages import assert_no_nonce_twice
 
 pytestmark = pytest.mark.handoff
 

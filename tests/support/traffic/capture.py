@@ -11,7 +11,7 @@ from typing import Self
 
 from oxidize.net.udp_cmsg import SO_RCVBUFFORCE
 from tests.support.traffic.namespaces import Namespace
-from tests.support.traffic.wire import UDP_PAYLOAD_BYTES_MAX
+from tests.support.traffic.transport_messages import UDP_PAYLOAD_BYTES_MAX
 
 ETH_P_ALL = 0x0003
 ETH_P_IP, ETH_P_IPV6 = 0x0800, 0x86DD

@@ -23,7 +23,7 @@ from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.peer import PeerSettings
 from tests.support.counters import ArraySlots
 from tests.support.traffic.server import WAIT_SECS, Identity, PeerTable, Server, wait_for
-from tests.support.traffic.wire import transport_pairs
+from tests.support.traffic.transport_messages import transport_pairs
 
 SERVER_INNER = IPv4Address("10.9.0.1")
 DATAGRAM_BYTES_MAX = 2048

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.traffic.buffers import enlarge_buffers
 from tests.support.traffic.namespaces import Namespace
+from tests.support.traffic.receive_buffers import enlarge_buffers
 from tests.support.traffic.server import Lab, kill, wait_for
 
 _REPLY = re.compile(r"icmp_seq=(\d+) (?:ttl|hlim)=")

@@ -20,10 +20,10 @@ ALONE = "OXIDIZE_TESTALONE"  # set for the pytest that runs the one test
 
 
 @dataclass(eq=False)  # pluggy wants a hash
-class Beside:
-    """Plugin that starts tests marked `beside` after the collection and reports their outcomes in their places."""
+class ParallelTests:
+    """Plugin that starts tests marked `parallel` after the collection and reports their outcomes in their places."""
 
-    _folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="oxidize-beside-")))
+    _folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="oxidize-parallel-")))
     _started: dict[str, int] = field(default_factory=dict)
 
     @pytest.hookimpl(trylast=True)
@@ -32,7 +32,9 @@ class Beside:
         tests = Path(__file__).parents[1]
         computing = [item for item in session.items if item.path.relative_to(tests).parts[0] in COMPUTING]
         marked = [
-            item for item in session.items if item.get_closest_marker("beside") and not item.get_closest_marker("skip")
+            item
+            for item in session.items
+            if item.get_closest_marker("parallel") and not item.get_closest_marker("skip")
         ]
         if session.config.option.collectonly or not computing:
             return

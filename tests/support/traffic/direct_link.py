@@ -21,7 +21,7 @@ PORT = 51820
 OUTER_PREFIX = 24
 
 
-class Road:
+class DirectLink:
     """Two namespaces joined by a veth pair."""
 
     SERVER, CLIENT = "192.0.2.1", "192.0.2.2"
@@ -88,8 +88,8 @@ class Road:
 class GoServer:
     """wireguard-go as the server of one client."""
 
-    def __init__(self, road: Road) -> None:
-        self.wireguard = WireguardGo(road.lab, road.server_side, [f"{Road.INNER_SERVER}/24"])
+    def __init__(self, link: DirectLink) -> None:
+        self.wireguard = WireguardGo(link.lab, link.server_side, [f"{DirectLink.INNER_SERVER}/24"])
         self.public_key = self.wireguard.identity.public
         self._client_key = b""
 
@@ -108,35 +108,35 @@ class GoServer:
         self._configure()
 
     def _configure(self) -> None:
-        self.wireguard.set_peer(self._client_key, f"{Road.INNER_CLIENT}/32")
+        self.wireguard.set_peer(self._client_key, f"{DirectLink.INNER_CLIENT}/32")
         self.serves_since = time.time()  # seconds since the epoch
         self.wireguard.wg("set", self.wireguard.name, "listen-port", str(PORT))
         self.wireguard.enlarge_buffers()
 
 
-class OurServer:
+class OxidizeServer:
     """`oxidize server` as the server of one client, without a holder of its socket and state.
 
     remembers: whether it stores endpoints (`endpoints_file`).
     """
 
-    def __init__(self, road: Road, *, remembers: bool) -> None:
-        self._road = road
+    def __init__(self, link: DirectLink, *, remembers: bool) -> None:
+        self._link = link
         self.server = Server(
-            road.lab,
+            link.lab,
             [],
             listen=f"[::]:{PORT}",
             network="tun",
             interface=f"ox{secrets.token_hex(5)}",
-            address=[f"{Road.INNER_SERVER}/24"],
-            inside=road.server_side.entered,
+            address=[f"{DirectLink.INNER_SERVER}/24"],
+            inside=link.server_side.entered,
         )
-        self._options = {"endpoints_file": str(road.lab.folder / "endpoints.json") if remembers else ""}
+        self._options = {"endpoints_file": str(link.lab.folder / "endpoints.json") if remembers else ""}
         self.public_key = self.server.identity.public
 
     def serve(self, client_public_key: bytes) -> None:
         """Configure the client as a peer, and listen."""
-        self.server.peers = [PeerTable("client", client_public_key, (f"{Road.INNER_CLIENT}/32",))]
+        self.server.peers = [PeerTable("client", client_public_key, (f"{DirectLink.INNER_CLIENT}/32",))]
         self.server.write_config(**self._options)
         self.start()
 
