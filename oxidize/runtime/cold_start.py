@@ -23,12 +23,12 @@ from oxidize.net.udp import UdpSocket, bind_udp
 from oxidize.protocol.counters import Total
 from oxidize.runtime import crash_loop
 from oxidize.runtime.endpoint_cache import load_endpoints
-from oxidize.runtime.fd_store import apply_nat, check_nat, store_network
+from oxidize.runtime.fd_store import apply_nat, check_nat, store_tunnel
 from oxidize.runtime.handover import Handover
 from oxidize.runtime.http_endpoints import health_response, serve_http
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import FROM_SOCKET_UNIT, STATE, STORED, FdName, named_fd
-from oxidize.runtime.parts import NodeParts, adopt_nat, adopt_network, bind_http, boot_id, configure, make_device
+from oxidize.runtime.parts import NodeParts, adopt_nat, adopt_tunnel, bind_http, boot_id, configure, make_device
 from oxidize.service_manager import notify, watchdog
 from oxidize.settings import NodeSettings
 from oxidize.state.session_state import SessionState
@@ -65,9 +65,9 @@ class _ColdStart:
         self._udp = UdpSocket(
             socket.socket(fileno=fds[FdName.UDP]) if FdName.UDP in fds else bind_udp(*settings.listen)
         )
-        self._network, self._is_network_new = adopt_network(settings, _passed_tun(settings, fds))
+        self._tunnel, self._is_tunnel_new = adopt_tunnel(settings, _passed_tun(settings, fds))
         self._nat = adopt_nat(settings, fds.get(FdName.NAT))
-        if self._is_network_new:
+        if self._is_tunnel_new:
             check_nat(self._nat)  # before anything is stored, for the next start takes a stored TUN for one in service
 
     def run(self, control: Control) -> Handover:
@@ -78,11 +78,11 @@ class _ColdStart:
             node = self._create()
         if self._settings.endpoints_file is not None:
             load_endpoints(self._settings.endpoints_file, node.device, self._responder.interleave, boot_time())
-        if self._is_network_new:
+        if self._is_tunnel_new:
             apply_nat(node.nat)
-            store_network(node.network)
+            store_tunnel(node.tunnel)
         node.device.prepare()
-        if self._is_network_new and isinstance(self._network, TunDevice):
+        if self._is_tunnel_new and isinstance(self._tunnel, TunDevice):
             configure(self._settings)
             if node.host_setup is not None:
                 node.host_setup.apply({}, self._interfaces_before)
@@ -93,7 +93,7 @@ class _ColdStart:
         handover = Handover(node, self._loop, held=False)
         node.device.forget_unknown_peers()
         node.notify_ready()
-        if not self._is_network_new:
+        if not self._is_tunnel_new:
             self._configure_again(node)
         sessions, listen = node.device.live_sessions(boot_time()), self._udp.local_address
         log.info("serving", generation=node.generation, listen=listen, restored=is_restored, sessions=sessions)
@@ -105,7 +105,7 @@ class _ColdStart:
     def _configure_again(self, node: Node) -> None:
         """Apply the settings to what outlived the previous process; the node serves already."""
         steps: list[Callable[[], None]] = [partial(check_nat, self._nat), partial(apply_nat, node.nat)]
-        if isinstance(self._network, TunDevice):
+        if isinstance(self._tunnel, TunDevice):
             steps.insert(0, partial(configure, self._settings))
         if node.host_setup is not None:
             steps.append(partial(node.host_setup.apply, {}, self._interfaces_before, self._loop.run_once))
@@ -138,7 +138,7 @@ class _ColdStart:
         device = make_device(settings, state, self._responder.interleave(settings.peers))
         http_server = self._responder.server
         parts = NodeParts(
-            settings, generation, state, device, self._udp, self._network, self._nat, self._listener, http_server
+            settings, generation, state, device, self._udp, self._tunnel, self._nat, self._listener, http_server
         )
         self._responder.node = node = Node(parts, self._loop, watchdog.interval_secs())
         return node

@@ -10,11 +10,11 @@ from oxidize.runtime.offer import FdName
 from oxidize.service_manager import notify
 
 
-def store_network(network: Tunnel) -> None:
+def store_tunnel(tunnel: Tunnel) -> None:
     """Store a new TUN device instead of the one that is no longer used."""
     notify.forget_fds(FdName.TUN)
-    if isinstance(network, TunDevice):
-        notify.store_fd(FdName.TUN, network.fileno())
+    if isinstance(tunnel, TunDevice):
+        notify.store_fd(FdName.TUN, tunnel.fileno())
 
 
 def check_nat(nat: Nat) -> None:

@@ -91,8 +91,8 @@ class Handover:
             yield named_fd(FdName(name), fd)
         if node.http_listener is not None:
             yield named_fd(FdName.HTTP, node.http_listener.fileno())
-        if isinstance(node.network, TunDevice):
-            yield named_fd(FdName.TUN, node.network.fileno(), node.network.framing())
+        if isinstance(node.tunnel, TunDevice):
+            yield named_fd(FdName.TUN, node.tunnel.fileno(), node.tunnel.framing())
         nat = node.nat.fileno()
         if nat is not None:
             yield named_fd(FdName.NAT, nat)

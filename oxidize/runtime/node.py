@@ -51,7 +51,7 @@ class Node:
         self.session_state = parts.state
         self.device = parts.device
         self.udp = parts.udp
-        self.network = parts.network
+        self.tunnel = parts.tunnel
         self.nat = parts.nat
         # Computed now and not on request, in the middle of serving: with ten thousand routes it takes 15 ms.
         self.interface_digest = _interface_digest_of(parts.settings)
@@ -66,12 +66,12 @@ class Node:
         self._loop = loop
         self._serving = False
         self._is_ending = False  # told to end, and draining first
-        is_userspace = isinstance(parts.network, UserspaceNetwork)
+        is_userspace = isinstance(parts.tunnel, UserspaceNetwork)
         refusal = DropReason.ROUTE_UNSUPPORTED if is_userspace else DropReason.NETWORK_WRITE_FAILED
         counters = parts.state.arena.counters
         self.counters = counters
         self._error_count = ErrorCount(counters)
-        self._data_path = DataPath(parts.device, parts.udp, parts.network, counters, boot_time, refusal)
+        self._data_path = DataPath(parts.device, parts.udp, parts.tunnel, counters, boot_time, refusal)
         self._timed: list[Timed] = [self._data_path, Watchdog(watchdog_secs, boot_time)]  # of the loop while it serves
         self._drain = Drain(parts.device, counters, loop)
         self._endpoint_cache: EndpointCache | None = None
@@ -119,9 +119,9 @@ class Node:
         self._loop.on_signal(signal.SIGHUP, lambda: log.warning("SIGHUP changes nothing: use `oxidize reload`"))
         self.udp.take_ownership(report_errors=self.connection is not None, fwmark=self.settings.fwmark)
         self._loop.register(self.udp.fileno(), READABLE, self._data_path.from_udp)
-        tunnel = self.network.fileno()
-        if tunnel is not None:
-            self._loop.register(tunnel, READABLE, self._data_path.from_tunnel)
+        tunnel_fd = self.tunnel.fileno()
+        if tunnel_fd is not None:
+            self._loop.register(tunnel_fd, READABLE, self._data_path.from_tunnel)
         for timed in self._timed:
             self._loop.add_timed(timed)
         if self.drain_left_secs is not None:
@@ -143,9 +143,9 @@ class Node:
         if self.connection is not None:
             self.connection.stop()
         self._loop.unregister(self.udp.fileno())
-        tunnel = self.network.fileno()
-        if tunnel is not None:
-            self._loop.unregister(tunnel)
+        tunnel_fd = self.tunnel.fileno()
+        if tunnel_fd is not None:
+            self._loop.unregister(tunnel_fd)
         for timed in (*self._timed, self._drain):
             self._loop.remove_timed(timed)
         if self.http_server is not None:
@@ -260,8 +260,8 @@ class Node:
         if self.http_listener is not None:
             self.http_listener.close()
         self.udp.close()
-        if isinstance(self.network, TunDevice):
-            self.network.close()
+        if isinstance(self.tunnel, TunDevice):
+            self.tunnel.close()
         self.nat.close()
         if self.host_setup is not None:
             self.host_setup.close()

@@ -46,7 +46,7 @@ class NodeParts:
     state: SessionState
     device: Device
     udp: UdpSocket
-    network: Tunnel
+    tunnel: Tunnel
     nat: Nat
     http_listener: socket.socket | None
     http_server: HttpServer | None = None
@@ -98,8 +98,8 @@ def restore(settings: NodeSettings, journal_fd: int, arena_fd: int, now: float) 
     return Restored(state, device, report.unknown_peers)
 
 
-def adopt_network(settings: NodeSettings, tun: NamedFd | None) -> tuple[Tunnel, bool]:
-    """Return the tunnel's inside, and whether it is new: a passed TUN device of the configured interface is kept."""
+def adopt_tunnel(settings: NodeSettings, tun: NamedFd | None) -> tuple[Tunnel, bool]:
+    """Return the tunnel, and whether it is new: a passed TUN device of the configured interface is kept."""
     if tun is not None and settings.network == "tun" and tun.options.get("name") == settings.interface:
         try:
             return TunDevice.adopt(tun.fd, tun.options), False

@@ -22,11 +22,11 @@ from oxidize.net.event_loop import READABLE, Loop, boot_time
 from oxidize.net.tun import TunDevice
 from oxidize.net.udp import UdpSocket
 from oxidize.protocol.counters import Total
-from oxidize.runtime.fd_store import apply_nat, check_nat, store_network
+from oxidize.runtime.fd_store import apply_nat, check_nat, store_tunnel
 from oxidize.runtime.handover import Handover
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import FdName, OfferState, descriptors_of
-from oxidize.runtime.parts import NOT_CONFIGURED, NodeParts, adopt_nat, adopt_network, bind_http, configure, restore
+from oxidize.runtime.parts import NOT_CONFIGURED, NodeParts, adopt_nat, adopt_tunnel, bind_http, configure, restore
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
 from oxidize.takeover.host import NamedFd, Offer, reason_of
@@ -46,7 +46,7 @@ class Succession:
     offer: Offer
     fds: dict[FdName, NamedFd] = field(default_factory=dict)
     before: OfferState = field(default_factory=OfferState)
-    is_network_new: bool = False
+    is_tunnel_new: bool = False
 
     def run(self) -> Handover:
         """Take over; raises TakeoverError, or what prevented it, where the predecessor still serves."""
@@ -90,12 +90,12 @@ class Succession:
             ) from error
         http = self._fd(FdName.HTTP)
         listener = socket.socket(fileno=http) if http is not None else bind_http(settings)
-        network, self.is_network_new = adopt_network(settings, fds.get(FdName.TUN))
+        tunnel, self.is_tunnel_new = adopt_tunnel(settings, fds.get(FdName.TUN))
         udp = UdpSocket(socket.socket(fileno=fds[FdName.UDP].fd))
         nat = adopt_nat(settings, self._fd(FdName.NAT))
         check_nat(nat)
         generation = offer.generation + 1
-        parts = NodeParts(settings, generation, restored.state, restored.device, udp, network, nat, listener)
+        parts = NodeParts(settings, generation, restored.state, restored.device, udp, tunnel, nat, listener)
         parts.guard_fd, parts.upstream_dns = self._fd(FdName.GUARD), self.before.upstream_dns
         node = Node(parts, self.loop, self.before.watchdog_secs)
         if self._must_configure(node) or node.host_setup is not None:
@@ -148,8 +148,8 @@ class Succession:
         The predecessor ends, so no failure here may end this process: a tunnel without a route is better than none.
         """
         steps: list[Callable[[], None]] = [partial(apply_nat, node.nat)]
-        if self.is_network_new:
-            steps.append(partial(store_network, node.network))
+        if self.is_tunnel_new:
+            steps.append(partial(store_tunnel, node.tunnel))
         if self._must_configure(node):
             steps.append(partial(configure, self.settings))
         if self.settings.role == "client":
@@ -173,7 +173,7 @@ class Succession:
 
     def _must_configure(self, node: Node) -> bool:
         is_changed = self.before.interface_digest != node.interface_digest
-        return isinstance(node.network, TunDevice) and (is_changed or self.is_network_new)
+        return isinstance(node.tunnel, TunDevice) and (is_changed or self.is_tunnel_new)
 
     def _interfaces_before(self) -> list[str]:
         tun = self.fds.get(FdName.TUN)
