@@ -222,7 +222,5 @@ class Connection:
 
 def _upstream_dns(settings: NodeSettings) -> list[str]:
     """Return this machine's name servers without those that an earlier process may have set for the tunnel."""
-    installed = (
-        {str(server) for server in settings.name_servers.servers} if settings.name_servers is not None else set()
-    )
+    installed = {str(server) for server in settings.name_servers.servers} if settings.name_servers else set()
     return [server for server in read_upstream_dns() if server not in installed]

@@ -15,13 +15,7 @@ from oxidize import logs
 from oxidize.config import NameServers
 from oxidize.errors import OxidizeError
 from oxidize.hostnet.cleanup_guard import Cleanup, start_guard, update_guard
-from oxidize.hostnet.dns_config import (
-    Pause,
-    apply_dns,
-    check_dns,
-    record_name,
-    revert_dns,
-)
+from oxidize.hostnet.dns_config import Pause, apply_dns, check_dns, record_name, revert_dns
 from oxidize.hostnet.policy_routing import Policy, apply_policy, check_policy, remove_policy
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings

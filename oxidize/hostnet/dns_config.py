@@ -1,8 +1,8 @@
 """DNS settings while a client's tunnel is up, set through resolvectl or resolvconf.
 
 The rule: this process writes no file. Where systemd-resolved runs, it is given the name servers of the tunnel's link;
-elsewhere `resolvconf` keeps a record of them beside those of other programs. Both return to the earlier settings once
-these are removed. Until then all queries go to the configured servers, as with wg-quick's `DNS =`. Sources:
+elsewhere `resolvconf` keeps a record of them beside those of other programs. Removing them restores the earlier
+settings in both. Until then all queries go to the configured servers, as with wg-quick's `DNS =`. Sources:
 resolvectl(1), resolvconf(8) of openresolv and of Debian, wg-quick(8). It needs root.
 """
 
@@ -17,7 +17,7 @@ from typing import BinaryIO, Literal
 from oxidize.config import NameServers
 from oxidize.errors import OxidizeError
 
-RESOLVED = Path("/run/systemd/resolve/io.systemd.Resolve")  # its socket, there while it runs
+RESOLVED = Path("/run/systemd/resolve/io.systemd.Resolve")  # a socket that exists while systemd-resolved runs
 TIMEOUT_SECS = 20.0  # more than resolvconf waits for its own lock
 POLL_SECS = 0.01  # between two checks whether a program has ended
 ERROR_BYTES_MAX = 4_096  # of the error output of a program that failed

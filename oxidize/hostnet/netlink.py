@@ -1,7 +1,7 @@
 """Changes to the kernel's network settings by rtnetlink, with a record of each and a remedy for each error.
 
-The rule: an error that says that a request had nothing left to do is no error; every other one names the subject, the
-change and the remedy.
+The rule: an error which means that a request had nothing left to do is ignored; any other names the subject, the change
+and the remedy.
 
 Source: rtnetlink(7), linux/rtnetlink.h, errno(3).
 """
@@ -48,7 +48,7 @@ class Reconciler:
         self._remedies = remedies
 
     def _change(self, description: str, request: Callable[[], object], *, done: int = 0) -> None:
-        """Make a change and note it. done: the error that says that there was nothing left to do."""
+        """Make a change and note it. done: the error which means that there was nothing left to do."""
         self._request(description, request, done={done})
         self.changes.append(description)
 

@@ -260,7 +260,7 @@ class NftSocket:
             raise OxidizeError(f"descriptor {descriptor} passed as nat: {error.strerror}") from error
         if (passed.family, passed.proto) != (socket.AF_NETLINK, NETLINK_NETFILTER):
             passed.close()
-            raise OxidizeError(f"descriptor {descriptor} passed as nat: is no netlink socket of the kernel's netfilter")
+            raise OxidizeError(f"descriptor {descriptor} passed as nat: is not a netlink socket of netfilter")
         return cls(passed)
 
     def commit(self, messages: Sequence[Message]) -> None:

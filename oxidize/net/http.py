@@ -18,7 +18,7 @@ from http import HTTPStatus
 import h11
 
 CONNECTIONS_MAX = 64  # a further one closes the oldest idle one
-CONNECTION_SECS_MAX = 5.0  # from accept to close, whatever the client does
+CONNECTION_SECS_MAX = 5.0  # from accept to close, for every client
 ACCEPTS_PER_WAKEUP_MAX = 16  # then the loop serves packets
 ACCEPT_RETRY_SECS = 1.0  # after the process or the system ran out of descriptors or memory
 REQUEST_HEAD_BYTES_MAX = 8192
