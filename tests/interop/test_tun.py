@@ -211,7 +211,7 @@ def test_a_device_that_cannot_be_made_says_why() -> None:
     with pytest.raises(ConfigError, match=r"ox0: another process holds it.*oxidize reload"):
         TunDevice.create("ox0")
     held.close()
-    with pytest.raises(ConfigError, match="no TUN device of this form"):
+    with pytest.raises(ConfigError, match="not a TUN device of this kind"):
         TunDevice.create("lo")
     os.setresuid(65_534, 65_534, 65_534)
     with pytest.raises(ConfigError, match=r"needs CAP_NET_ADMIN|cannot be opened; run as root"):
