@@ -149,5 +149,5 @@ lock: | packages ## renew the locks of the dependencies in pyproject.toml (newes
 	@$(LOCK) --extra demo --extra dev -c requirements-demo.lock pyproject.toml -o requirements-dev.lock
 
 clean: ## remove everything that make created here, the virtual environment too
-	@rm -rf .venv .stamps build dist oxidize.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-*.html
+	@rm -rf .venv .stamps build dist oxidize.egg-info .mypy_cache .import_linter_cache .ruff_cache .pytest_cache .hypothesis demo-*.html
 	@find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
