@@ -9,6 +9,18 @@ from typing import Any
 
 import pytest
 
+from tests.system.broken_releases import (
+    ANSWERS_RUBBISH,
+    CANNOT_BE_READ_BY_THE_SUCCESSOR,
+    CANNOT_BE_RUN,
+    CANNOT_READ,
+    CRASHES,
+    DOES_NOT_START,
+    DROPS,
+    LOGS_ERRORS,
+    NEVER_READY,
+    WRITES_MORE,
+)
 from tests.system.machine import DAEMON
 from tests.system.service import OXIDIZE, Service
 
@@ -17,79 +29,6 @@ pytestmark = pytest.mark.handoff
 Record = Callable[[str, object], None]
 SETTLE = "--settle=3"
 RATE = 1_000  # per second in each direction; less than elsewhere, because a deployment needs processor time too
-
-# --- Releases that are broken, by the modules with code added to them ---
-CANNOT_BE_RUN = {"settings": "got_there()\nraise RuntimeError('broken on purpose')"}
-DOES_NOT_START = {"runtime.startup": "def start(*_):\n    got_there()\n    raise RuntimeError('broken on purpose')"}
-NEVER_READY = {
-    "runtime.startup": "import time\n\n\ndef start(*_):\n    got_there()\n    time.sleep(1000)",
-    "control.reload": "PREPARE_TIMEOUT_SECS /= 15",  # not the half minute that is right for a slow machine
-}
-CRASHES = {
-    "runtime.node": """
-_serve = Node.serve
-
-def serve(self):
-    _serve(self)
-    got_there()
-    signal.alarm(2)  # whose default is to end the process
-
-Node.serve = serve
-"""
-}
-DROPS = {
-    "net.data_path": """
-def from_udp(self):
-    got_there()
-    while self.udp.receive() is not None:
-        pass
-
-DataPath.from_udp = from_udp
-"""
-}
-CANNOT_READ = {"runtime.parts": "import oxidize.state.session_state as s\ngot_there()\ns.FORMAT = 0"}
-CANNOT_BE_READ_BY_THE_SUCCESSOR = {"runtime.startup": "got_there()\nFORMAT = 0"}
-# What a later release may do: fields and records that this one does not know, in those of the live session too.
-WRITES_MORE = {
-    "runtime.parts": """
-_begin = SessionState.begin_generation
-
-def begin_generation(self, release, generation):
-    _begin(self, "0.2.0", generation)
-    for record in self.journal.live_records():
-        if record["type"] in ("peer", "keypairs", "endpoint"):
-            self.journal.append({**record, "quota": {"bytes": 2**40}})
-    self.journal.append({"type": "statistics", "key": b"", "values": [1.5, None]})
-    got_there()
-
-SessionState.begin_generation = begin_generation
-"""
-}
-ANSWERS_RUBBISH = {
-    "runtime.status": """
-def describe_vitals(node):
-    got_there()
-    return b"[" * 100_000
-
-def describe(node):
-    return b"null"
-
-def describe_process(node):
-    return b"null"
-"""
-}
-LOGS_ERRORS = {
-    "runtime.node": """
-_notify_ready = Node.notify_ready
-
-def notify_ready(self):
-    _notify_ready(self)
-    got_there()
-    log.error("bad")
-
-Node.notify_ready = notify_ready
-"""
-}
 
 
 def deploy(service: Service, *arguments: str, command: str = "deploy", expected: int = 0) -> dict[str, Any]:

@@ -4,48 +4,18 @@ import pytest
 
 from oxidize.protocol.constants import BATCH_PACKETS_MAX
 from tests.support.traffic.server import wait_for
+from tests.system.broken_releases import (
+    COORDINATOR_KILLED_AFTER_MAINPID,
+    DOES_NOT_START,
+    EXITS,
+    KILLED_AFTER_COMMIT,
+    KILLED_AFTER_MAINPID,
+    NEVER_READY,
+)
 from tests.system.machine import DAEMON
 from tests.system.service import Service
 
 pytestmark = pytest.mark.handoff
-
-_KILLED = "import signal; got_there(); os.kill(os.getpid(), signal.SIGKILL)"
-# What is wrong with a release, by the modules that are broken in it.
-EXITS = {"runtime.startup": "def start(*_):\n    got_there()\n    raise SystemExit(3)"}
-RAISES = {"runtime.startup": "def start(*_):\n    got_there()\n    raise RuntimeError('broken on purpose')"}
-HANGS = {
-    "runtime.startup": "import time\n\n\ndef start(*_):\n    got_there()\n    time.sleep(1000)",
-    "control.reload": "PREPARE_TIMEOUT_SECS /= 15",  # not the half minute that is right for a slow machine
-}
-KILLED_AFTER_MAINPID = {
-    "control.reload_channel": f"""
-_prepared = Control.prepared
-
-def prepared(self, report):
-    _prepared(self, report)
-    if self.is_coordinated:  # not where systemd starts the release again
-        {_KILLED}
-
-Control.prepared = prepared
-"""
-}
-KILLED_AFTER_COMMIT = {
-    "runtime.succession": f"""
-def _own(self, node, commit):
-    {_KILLED}
-
-Succession._own = _own
-"""
-}
-COORDINATOR_KILLED_AFTER_MAINPID = {
-    "control.reload": f"""
-_accepted = _set_main_pid
-
-def _set_main_pid(pid):
-    _accepted(pid)
-    {_KILLED}
-"""
-}
 
 
 def fail_to_reload(service: Service, expected: str, *, may_restart: bool = False) -> None:
@@ -82,8 +52,8 @@ def fail_to_reload(service: Service, expected: str, *, may_restart: bool = False
     ("broken", "expected"),
     [
         pytest.param(EXITS, "ended without a reason", id="exits"),
-        pytest.param(RAISES, "broken on purpose", id="raises"),
-        pytest.param(HANGS, "did not get there within", id="hangs"),
+        pytest.param(DOES_NOT_START, "broken on purpose", id="raises"),
+        pytest.param(NEVER_READY, "did not get there within", id="hangs"),
     ],
 )
 def test_a_reload_to_a_release_that_is_never_ready_fails(
@@ -133,7 +103,7 @@ def test_a_restart_during_a_reload_loses_nothing(service: Service) -> None:
     service.start()
     pid, good = service.machine.main_pid(), service.releases()[0]
     handshake, traffic = service.handshake(), service.traffic()
-    service.add_release("zz-broken", {"runtime.startup": HANGS["runtime.startup"]})
+    service.add_release("zz-broken", {"runtime.startup": NEVER_READY["runtime.startup"]})
     service.switch_to("zz-broken")
     reload = service.machine.start("systemctl", "reload", DAEMON)
     wait_for("the successor to hang", service.has_got_there)
