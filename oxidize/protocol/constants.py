@@ -55,7 +55,7 @@ ZERO_KEYS_AFTER_TIME = REJECT_AFTER_TIME * 3  # section 6.3: forget all ephemera
 STAGED_PACKETS_MAX = 128  # packets kept for one peer while it has no session; the oldest is dropped first
 
 # --- Limits of this implementation ---
-BATCH_PACKETS_MAX = 64  # packets read before they are written: what a crash may lose
+BATCH_PACKETS_MAX = 64  # packets read before they are written; a crash may lose so many
 STAGED_PEER_BYTES_MAX = 15 << 20  # of one peer: they must fit into one record of the journal
 STAGED_BYTES_MAX = 64 << 20  # of all peers together: a hand-off records them, and a scan of a network fills them
 ENDPOINT_RECORD_INTERVAL = 1.0  # between two records of one peer's endpoint: paths may alternate with every packet

@@ -38,7 +38,7 @@ def cookie_key(public_key: bytes) -> bytes:
 class CookieChecker:
     """The macs of handshake messages that this device receives, and the cookies that it gives out.
 
-    secret: what its cookies are made of, 32 bytes, or empty before the first `refresh`; secret_created_at: seconds.
+    secret: the key of its cookies, 32 bytes, or empty before the first `refresh`; secret_created_at: seconds.
     Both are set from outside when a predecessor's are restored, so that its cookies stay valid.
     """
 

@@ -87,7 +87,7 @@ class Total(IntEnum):
 OUTAGES_START = 96
 OUTAGE_BOUNDS_SECS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
-ENDED_ON_PURPOSE = 120  # not a total: 1 while the last generation is one that was told to end
+ENDED_ON_PURPOSE = 120  # not a total: 1 if the last generation ended because it was asked to
 DROPS_START = 128  # DropReason r is counted at DROPS_START + r
 
 

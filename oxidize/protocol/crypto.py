@@ -87,7 +87,7 @@ def seal(key: bytes, counter: int, plaintext: Buffer, associated: bytes) -> byte
 
 
 def unseal(key: bytes, counter: int, sealed: Buffer, associated: bytes) -> bytes | None:
-    """Return what `seal` was given, or None when the bytes, of whatever length, are not authentic."""
+    """Return the plaintext of `seal`, or None when the bytes, of any length, are not authentic."""
     try:
         return ChaCha20Poly1305(key).decrypt(_COUNTER_NONCE.pack(counter), sealed, associated)
     except InvalidTag:
@@ -104,7 +104,7 @@ def seal_x(key: bytes, nonce: bytes, plaintext: Buffer, associated: bytes) -> by
 
 
 def unseal_x(key: bytes, nonce: bytes, sealed: Buffer, associated: bytes) -> bytes | None:
-    """Return what `seal_x` was given, or None when the bytes, of whatever length, are not authentic.
+    """Return the plaintext of `seal_x`, or None when the bytes, of any length, are not authentic.
 
     Raises StateError for a nonce that is not 24 bytes long.
     """

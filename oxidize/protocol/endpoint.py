@@ -36,7 +36,7 @@ class Endpoint(NamedTuple):
 
     @property
     def identity(self) -> bytes:
-        """Address and port as bytes: what a cookie is bound to (paper, section 5.4.7)."""
+        """Address and port as bytes; a cookie is bound to them (paper, section 5.4.7)."""
         return self.address + self.port.to_bytes(2, "big")
 
     def __str__(self) -> str:

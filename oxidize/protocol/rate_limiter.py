@@ -1,8 +1,8 @@
-"""How many handshakes this host computes: from everybody before it asks for cookies, and from one source after that.
+"""Limits on handshakes: the rate at which a device asks for cookies, and the rate of each source under load.
 
 Rules (paper, section 5.3):
-- A handshake costs a hundred times more than any other datagram, so the rate of handshakes alone decides what load is:
-  more of them in one second than the threshold, until a whole second has passed with fewer.
+- A handshake costs a hundred times more than any other datagram, so the rate of handshakes alone decides: the device is
+  under load from the moment of more than a threshold of them in one second, until a whole second has passed with fewer.
 - Under load, a source that proved its address by a cookie is still limited. The paper gives no numbers; 20 handshakes a
   second, 5 at once, are those of the reference implementations. IPv6 sources count by their /64, the least that a site
   is given (RFC 6177).
@@ -25,7 +25,7 @@ _EXPIRED_PER_CALL = 2  # more than the one that a call can add: the table shrink
 
 
 class LoadMeter:
-    """The number of handshake messages in windows of one second; threshold: of them in a window, beyond it is load."""
+    """A counter of handshake messages in windows of one second; threshold: the most in a window without load."""
 
     __slots__ = ("_count", "_loaded_until", "_threshold", "_window_end")
 

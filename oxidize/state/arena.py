@@ -95,11 +95,11 @@ class Arena:
             raise SnapshotError(f"arena: file descriptor {fd} cannot be read: {error}; {_REMEDY}") from error
         if len(header) < _WORD_BYTES * _HEADER_WORDS:
             raise SnapshotError(f"arena: the file has {size} bytes, expected a header of {HEADER_BYTES}; {_REMEDY}")
-        counters = header.cast("Q")
-        for what, (word, expected) in _EXPECTED.items():
-            if counters[word] != expected:
-                raise SnapshotError(f"arena: {what} is {counters[word]:#x}, expected {expected:#x}; {_REMEDY}")
-        slot_count = counters[_SLOT_COUNT]
+        words = header.cast("Q")
+        for name, (word, expected) in _EXPECTED.items():
+            if words[word] != expected:
+                raise SnapshotError(f"arena: {name} is {words[word]:#x}, expected {expected:#x}; {_REMEDY}")
+        slot_count = words[_SLOT_COUNT]
         # Access to a mapping beyond the end of its file raises SIGBUS, which no signal handler could undo.
         if size != _file_bytes(slot_count):
             raise SnapshotError(
@@ -109,11 +109,6 @@ class Arena:
             return cls(fd, slot_count)
         except OSError as error:
             raise SnapshotError(f"arena: file descriptor {fd} cannot be mapped: {error}; {_REMEDY}") from error
-
-    @property
-    def slots_used(self) -> int:
-        """Number of slots in use."""
-        return len(self._used)
 
     def holds(self, slot: int) -> bool:
         """Return whether `slot` is the index of the first counter of one of this arena's slots."""

@@ -37,7 +37,7 @@ PUNCH_BYTES_MAX = 512 << 10  # of memory given back in one step: some 200 us
 # Keys of an old index that are dropped in one step: some 200 us; 20,000 at once would stop the data path for 10 ms.
 FREE_KEYS_MAX = 512
 
-# --- The header page. Another release reads it: words are only ever added. ---
+# --- The header page. Another release reads it: words are only added. ---
 HEADER_BYTES = 4096
 MAGIC = int.from_bytes(b"OXIJRNAL", "little")
 LAYOUT = 1
@@ -257,11 +257,6 @@ class Journal:
 
     # --- Writing ---
 
-    @property
-    def is_writer(self) -> bool:
-        """Whether this process is the writer."""
-        return self._writer
-
     def become_writer(self) -> None:
         """Become the writer, after everything was read. Idempotent.
 
@@ -368,7 +363,7 @@ class Journal:
 
     @property
     def is_compacting(self) -> bool:
-        """Whether `compact_step` has work left of what it began."""
+        """Whether a compaction, or the freeing of memory after one, is under way."""
         return self._target is not None or bool(self._punch) or bool(self._garbage)
 
     def hold(self) -> None:

@@ -209,8 +209,8 @@ def test_a_reader_must_not_append_before_it_is_the_writer_and_has_read_everythin
     successor.sync()
     successor.become_writer()
     successor.append(record("a", b"3", 3))
-    assert successor.is_writer
-    assert not journal.is_writer
+    with pytest.raises(StateError, match="become_writer"):
+        journal.append(record("a", b"4"))
     successor.close()
 
 
