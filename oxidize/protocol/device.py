@@ -195,7 +195,8 @@ class Device:
             self._handshaker.confirm(peer)
             self._on_session(peer, now)
         if (link := peer.link) is not None:
-            self._carry_out(peer, self._links.on_received(peer, link, first_unanswered_ns, now), now)
+            if to_do := self._links.on_received(peer, link, first_unanswered_ns, now):
+                self._carry_out(peer, to_do, now)
             link.first_sent.clear()  # what was to be sent again has been, or was dropped
         counters[peer.slot + RECEIVED_BYTES] += sum(map(len, plaintexts)) + DATA_OVERHEAD * len(plaintexts)
         if timers.receiving_wants_rekey(keypair, now) and keypair is peer.current:

@@ -8,7 +8,7 @@ Source: the paper, sections 6.4 and 6.5, for what is done otherwise; RFC 6298, s
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from itertools import repeat
 
 from oxidize.protocol.constants import NEVER, REKEY_AFTER_TIME
@@ -47,7 +47,7 @@ from oxidize.protocol.session_table import SessionTable
 from oxidize.protocol.staging import Staging
 from oxidize.protocol.timers import NANOSECOND, prompt_secs
 
-ToDo = Iterable[LinkDo]  # what is left for the device to do, in order
+ToDo = Sequence[LinkDo]  # what is left for the device to do, in order
 
 
 class Links:
