@@ -174,12 +174,12 @@ class Connection:
         if endpoint is None:
             self._begin_lookups(now)
         elif self._source_address is None:
-            self._device.note_unreachable(endpoint.remote, now, refused=False)
+            self._device.on_unreachable(endpoint.remote, now, refused=False)
         elif self._source_address != before or (
             self.state != LinkState.CONNECTED and now >= self._probed_at + PROBE_PAUSE_SECS
         ):
             self._probed_at = now
-            self._device.note_network_change(now)
+            self._device.on_route_change(now)
             if self.state != LinkState.CONNECTED:
                 self._begin_lookups(now)
         self._flush()

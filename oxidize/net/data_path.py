@@ -95,7 +95,7 @@ class DataPath:
         errors, self.udp.unreachable = self.udp.unreachable, []
         now = self._now()
         for remote, refused in dict.fromkeys(errors):
-            self.device.note_unreachable(remote, now, refused=refused)
+            self.device.on_unreachable(remote, now, refused=refused)
 
     # --- Called by the loop: the device's timers ---
 

@@ -356,7 +356,7 @@ class Device:
                     self._carry_out(peer, self._links.on_timers(peer, peer.link, now), now)
 
     def _run_handshake_timer(self, peer: Peer, now: float) -> None:
-        """Send an initiation, the first or a retry, or give up; a session that has come since is used instead."""
+        """Send an initiation or give up; a session that was made since then is used instead."""
         link, pending = peer.link, peer.handshake
         holds_back = link is not None and self._links.holds_back(peer, link)
         if pending is None and peer.staged and peer.can_send(now) and not holds_back:
@@ -393,13 +393,13 @@ class Device:
         for peer, link in self._linked():
             self._carry_out(peer, self._links.begin(peer, link, now), now)
 
-    def note_unreachable(self, remote: tuple[bytes, int, int], now: float, *, refused: bool) -> None:
+    def on_unreachable(self, remote: tuple[bytes, int, int], now: float, *, refused: bool) -> None:
         """Handle an error of the network about `remote` (`Endpoint.remote`); refused: the port is closed there."""
         peer = self._table.by_remote.get(remote)
         if peer is not None and (link := peer.link) is not None:
             self._carry_out(peer, self._links.on_unreachable(peer, link, now, refused=refused), now)
 
-    def note_network_change(self, now: float) -> None:
+    def on_route_change(self, now: float) -> None:
         """Handle a change of this machine's routes."""
         for peer, link in self._linked():
             self._carry_out(peer, self._links.on_route_change(peer, link, now), now)
@@ -447,7 +447,7 @@ class Device:
                 if isinstance(change, PeerStaged | PeerRemoved):
                     restaged.add(peer)
             report.applied += 1
-        self._staging.note_restored(restaged)
+        self._staging.on_restored(restaged)
         for peer in touched:
             if peer.staged and peer.handshake is None:
                 peer.handshake_wanted_at = now  # the process that recorded them may have died before it began one
@@ -484,4 +484,4 @@ class Device:
     def freeze(self) -> None:
         """Record what only this process knows: staged packets, which the next owner sends, and moves held back."""
         self._table.record_moved()
-        self._staging.write_down()
+        self._staging.record_all()

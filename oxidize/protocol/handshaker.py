@@ -176,8 +176,8 @@ class Handshaker:
 
         A responder ignores a timestamp that is not newer (section 5.1), for as long as the clock had been ahead.
         """
-        word = peer.slot + INITIATION_UNIX_NS
-        timestamp = self._table.counters[word] = next_timestamp(self._unix_time(), self._table.counters[word])
+        counters, index = self._table.counters, peer.slot + INITIATION_UNIX_NS
+        timestamp = counters[index] = next_timestamp(self._unix_time(), counters[index])
         return timestamp
 
     def answer_unknown_index(self, endpoint: Endpoint, now: float) -> Peer | None:
@@ -266,7 +266,7 @@ class Handshaker:
         peer.last_timestamp, peer.initiation_received_at = received.timestamp, now
         keypair = table.create_keypair(peer, keys, (index, received.sender_index), False, now)
         table.rotate(peer, lambda: peer.rotate_as_responder(keypair))
-        self._note_received(peer, endpoint, len(raw), now)
+        self._on_authenticated(peer, endpoint, len(raw), now)
         table.count(Total.INITIATIONS_RECEIVED)
         table.transmit(peer, endpoint, [peer.cookie_jar.stamp(response, now)], now)
         return Handled(peer, has_session=False)
@@ -287,10 +287,10 @@ class Handshaker:
         indices = (pending.state.local_index, message.sender_index)
         keypair = table.create_keypair(peer, keys, indices, True, now)
         peer.last_handshake_unix = self._unix_time()
-        self._note_round_trip(pending, now)
+        self._measure_round_trip(pending, now)
         table.rotate(peer, lambda: peer.rotate_as_initiator(keypair))
         table.answer_handshake(pending)
-        self._note_received(peer, endpoint, len(raw), now)
+        self._on_authenticated(peer, endpoint, len(raw), now)
         table.count(Total.HANDSHAKES_INITIATOR)
         return Handled(peer, has_session=True)
 
@@ -308,13 +308,13 @@ class Handshaker:
         self._table.count(Total.COOKIE_REPLIES_RECEIVED)
         return Handled(entry.peer, has_session=False)
 
-    def _note_received(self, peer: Peer, endpoint: Endpoint, size: int, now: float) -> None:
+    def _on_authenticated(self, peer: Peer, endpoint: Endpoint, size: int, now: float) -> None:
         table = self._table
         table.move_endpoint(peer, endpoint, now)
         table.counters[peer.slot + RECEIVED_BYTES] += size
         any_authenticated_received(peer, table.counters, now)
 
-    def _note_round_trip(self, pending: PendingHandshake, now: float) -> None:
+    def _measure_round_trip(self, pending: PendingHandshake, now: float) -> None:
         """Measure the round trip by an answered initiation, unless that was superseded while the link was down.
 
         Then it may have waited in the queue of a server that was away.

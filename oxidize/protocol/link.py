@@ -1,7 +1,7 @@
 """Links of a device: noticing that a peer is gone, holding packets back while it is, and coming back.
 
 The rules: an authentic message of the peer means that the link is up; silence and errors only make this side ask. What
-decides stands in the peer's counters, so that a successor goes on in the middle of an outage. `link_machine` has the
+decides is in the peer's counters, so that a successor continues in the middle of an outage. `link_machine` has the
 states, `link_policy` the figures.
 
 Source: the paper, sections 6.4 and 6.5, for what is done otherwise; RFC 6298, section 5, for backing off.
@@ -141,7 +141,7 @@ class Links:
 
         An error is not authenticated, and so it only makes this side ask.
         """
-        link.last_error = "nobody listens there" if refused else "it cannot be reached"
+        link.last_error = "the port is closed" if refused else "the host is unreachable"
         if self.state(peer) == LinkState.CONNECTED:
             free_at = max(link.errors_free_at, now - ERROR_BURST_SECS)
             if free_at > now:
@@ -195,7 +195,7 @@ class Links:
         link.first_sent = dict(again)
         if again:
             self._table.count(Total.RESENT_PACKETS, len(again))
-            self._staging.put_before(peer, [packet for packet, _ in again])
+            self._staging.add_older(peer, [packet for packet, _ in again])
 
     def _forget_answered(self, peer: Peer, link: Link, now: float) -> None:
         """Forget packets that the peer must have received before it sent the message that has just come.
@@ -284,14 +284,14 @@ class Links:
 
 def _reason_up(event: LinkEvent, since_ns: int, now: float) -> str:
     """Return what brought a link up, and for how long it was down, if it was."""
-    reason = "it answers" if event is LinkEvent.RECEIVED else "a handshake"
+    reason = "a message" if event is LinkEvent.RECEIVED else "a handshake"
     return f"{max(0.0, now - since_ns * NANOSECOND):.3f} s, {reason}" if since_ns else reason
 
 
 def _reason_down(peer: Peer, link: Link) -> str:
     """Return why a link is not up, as far as this side knows."""
     if peer.endpoint is None:
-        return "its name could not be looked up"
+        return "the name does not resolve"
     if link.last_error or peer.last_handshake_unix:
         return link.last_error or "no answer"
-    return "no answer: is it up, and does each side have the other's public key?"
+    return "no answer: is the server up, and does each side have the other's public key?"

@@ -10,7 +10,7 @@ only a new owner of the link, or the peer itself, brings it back from there. `li
 guards are its: which of two events it was - passes each through `advance`, and carries out the actions in order or
 returns them to the device. Every event has a place in every state.
 
-Two counters of the peer hold the state, so that a successor goes on in the middle of an outage: LINK_STATE, and
+Two counters of the peer hold the state, so that a successor continues in the middle of an outage: LINK_STATE, and
 OUTAGE_SINCE_NS, set in RECONNECTING, 0 in CONNECTING and CONNECTED, either in FAILED. OUTAGE_SINCE_NS is written first.
 A process that is killed between the two leaves CONNECTED with an outage (it was going down) or RECONNECTING without one
 (it was coming back). The next owner's BEGIN keeps that state and makes the outage agree with it.
@@ -122,7 +122,7 @@ LINK_TABLE: Mapping[tuple[LinkState, LinkEvent], tuple[LinkState, tuple[LinkDo, 
 def advance(counters: Counters, slot: int, event: LinkEvent, now: float) -> tuple[LinkDo, ...]:
     """Pass one event through the table for the peer of a slot: the only place where LINK_STATE is written.
 
-    Returns what is to be done, in order.
+    Returns the actions, in order.
     """
     before, since = LinkState(counters[slot + LINK_STATE]), counters[slot + OUTAGE_SINCE_NS]
     after, to_do = LINK_TABLE[before, event]

@@ -70,7 +70,7 @@ class PendingHandshake:
 
 
 class Peer:
-    """The state that we share with one peer; `SessionTable` keeps the tables around it in step."""
+    """The state that is shared with one peer; `SessionTable` keeps the tables around it consistent."""
 
     __slots__ = (
         "cookie_jar",
@@ -157,7 +157,7 @@ class Peer:
         self.next = keypair
 
     def promote_next(self) -> None:
-        """Take the next keypair into use: its first message has come (key confirmation)."""
+        """Take the next keypair into use: its first message has arrived (key confirmation)."""
         self.previous = self.current
         self.current = self.next
         self.next = None

@@ -1,8 +1,8 @@
-"""Packets that wait for a session, of all peers.
+"""Staged packets of all peers: they wait for a session.
 
-Rules: they leave in the order in which they came. Whoever owns next sends them: a freeze leaves them in the records,
-and they leave the records before they are sent, no sooner. Limits: a number for each peer, beyond which the oldest go
-first; bytes for each peer (they are one record) and for all, beyond which nothing is kept.
+The rules: they are sent in the order in which they came. The next owner sends those that a freeze has recorded; they
+leave the records immediately before they are sent. Limits: a number for each peer, beyond which the oldest are dropped;
+bytes for each peer (they are one record) and for all peers, beyond which new ones are dropped.
 
 Source: the paper, section 6.4; `changes.PeerStaged`.
 """
@@ -17,22 +17,22 @@ from oxidize.protocol.session_table import SessionTable
 
 
 class Staging:
-    """The packets that wait, `Peer.staged`, and what must be known of them besides."""
+    """The staged packets, which are in `Peer.staged`, with their sizes and what the records hold of them."""
 
     def __init__(self, table: SessionTable) -> None:
-        self.waiting: set[Peer] = set()  # peers with staged packets
-        self.written_down: set[Peer] = set()  # peers whose staged packets the records hold
+        self.peers: set[Peer] = set()  # peers with staged packets
+        self.recorded: set[Peer] = set()  # peers whose staged packets the records hold
         self._table = table
         self._bytes: dict[Peer, int] = {}
         self._bytes_total = 0
 
     def add(self, peer: Peer, packets: Sequence[bytes | memoryview]) -> None:
-        """Keep packets of a peer, behind those that wait already."""
+        """Stage packets of a peer, behind those that are staged."""
         self._table.count(Total.BUFFERED_PACKETS, len(packets))
         self._keep(peer, packets)
 
-    def put_before(self, peer: Peer, packets: Sequence[bytes]) -> None:
-        """Keep packets that are older than those that wait."""
+    def add_older(self, peer: Peer, packets: Sequence[bytes]) -> None:
+        """Stage packets of a peer that are older than those that are staged."""
         newer = self._forget(peer)
         self.add(peer, packets)
         self._keep(peer, newer)
@@ -52,40 +52,40 @@ class Staging:
         if dropped:
             self._table.drop(DropReason.STAGED_OVERFLOW, dropped)
         if peer.staged:
-            self.waiting.add(peer)
+            self.peers.add(peer)
 
     def take(self, peer: Peer, limit: int | None = None) -> list[bytes]:
-        """Return what waits for a session, `limit` packets at most, and forget it.
+        """Return the oldest `limit` staged packets of a peer, or all, and forget them.
 
-        It leaves the records first: whoever restores after us must not send it as well. No sooner than that, though: as
-        long as we have sent nothing of it, they may.
+        They leave the records first: a process that restores later must not send them as well. They do not leave them
+        earlier: until this process has sent any, the other one may.
         """
-        if peer in self.written_down:
+        if peer in self.recorded:
             self._table.record(PeerStaged(peer.public_key, ()))
-            self.written_down.discard(peer)
+            self.recorded.discard(peer)
         if limit is None or limit >= len(peer.staged):
             return self._forget(peer)
         taken = [peer.staged.popleft() for _ in range(limit)]
         self._count(peer, -sum(map(len, taken)))
         return taken
 
-    def write_down(self) -> None:
-        """Record all that waits, for the next owner."""
-        for peer in self.waiting:
+    def record_all(self) -> None:
+        """Record all staged packets, for the next owner."""
+        for peer in self.peers:
             self._table.record(PeerStaged(peer.public_key, tuple(peer.staged)))
-            self.written_down.add(peer)
+            self.recorded.add(peer)
 
-    def note_restored(self, peers: Iterable[Peer]) -> None:
-        """Take notice that the records have set what waits for these peers."""
+    def on_restored(self, peers: Iterable[Peer]) -> None:
+        """Account for the staged packets of peers that were restored from the records."""
         for peer in peers:
-            for known in (self.waiting, self.written_down):
+            for known in (self.peers, self.recorded):
                 (known.add if peer.staged else known.discard)(peer)
             self._count(peer, sum(map(len, peer.staged)) - self._bytes.get(peer, 0))
 
     def _forget(self, peer: Peer) -> list[bytes]:
         staged = list(peer.staged)
         peer.staged.clear()
-        self.waiting.discard(peer)
+        self.peers.discard(peer)
         self._bytes_total -= self._bytes.pop(peer, 0)
         return staged
 

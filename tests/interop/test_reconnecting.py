@@ -165,7 +165,7 @@ def test_a_client_gives_up_after_its_configured_retries(lab: Lab) -> None:
     pid = client.spawn()
     assert lab.wait_ended(pid) == 3
     (last,) = (line for line in client.log.splitlines() if line.startswith("oxidize:"))
-    assert re.search(r"giving up on 192\.0\.2\.1:51820: nobody listens there; max_reconnect_attempts = 3 are", last)
+    assert re.search(r"giving up on 192\.0\.2\.1:51820: the port is closed; max_reconnect_attempts = 3 are", last)
 
 
 def test_an_outage_is_seen_in_status_and_metrics(lab: Lab) -> None:

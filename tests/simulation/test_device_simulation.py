@@ -128,7 +128,7 @@ class Simulation:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_nothing_leaves_or_arrives_twice_whoever_dies(seed: int) -> None:
+def test_no_message_leaves_or_arrives_twice_whichever_process_dies(seed: int) -> None:
     simulation = Simulation(seed)
     try:
         simulation.run(STEPS)
@@ -169,7 +169,7 @@ class CalmSimulation(Simulation):
 
 
 @pytest.mark.parametrize("seed", [1, 2, 113])
-def test_planned_takeovers_lose_nothing_whether_their_successors_live(seed: int) -> None:
+def test_planned_takeovers_lose_no_packet_whether_or_not_their_successors_live(seed: int) -> None:
     simulation = CalmSimulation(seed)
     simulation.run(500)
     simulation.pass_time(REKEY_TIMEOUT * 2)

@@ -190,7 +190,7 @@ class LinkSimulation(Simulation):
 
     def tell_of_change(self) -> None:
         self.note_reason()
-        self.client.survive(lambda: self.client.device.note_network_change(self.world.now))
+        self.client.survive(lambda: self.client.device.on_route_change(self.world.now))
 
     def resolve(self) -> None:
         """Let the client hear where the server is."""
@@ -214,7 +214,7 @@ class LinkSimulation(Simulation):
         peer = self.client.peer(self.server)
         if peer.endpoint is not None:
             remote = peer.endpoint.remote
-            note = self.client.device.note_unreachable
+            note = self.client.device.on_unreachable
             self.client.survive(lambda: note(remote, self.world.now, refused=refused))
 
     def forge_data(self, host: MortalHost) -> None:
@@ -339,7 +339,7 @@ def simulate(simulation: Simulation, seed: int, steps: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_link_comes_back_whatever_happens_and_nothing_arrives_twice(seed: int) -> None:
+def test_a_link_recovers_from_any_faults_and_no_datagram_arrives_twice(seed: int) -> None:
     simulation = LinkSimulation(seed)
     simulate(simulation, seed, STEPS)
     # The world was a lively one.
@@ -383,7 +383,7 @@ class CalmLinkSimulation(LinkSimulation):
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_what_waited_for_a_link_arrives_in_order(seed: int) -> None:
+def test_packets_staged_for_a_link_arrive_in_order(seed: int) -> None:
     simulation = CalmLinkSimulation(seed)
     simulate(simulation, seed, STEPS)
     arrived = [number for number in dict.fromkeys(simulation.server.numbers()) if number in simulation.held]

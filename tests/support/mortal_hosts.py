@@ -192,8 +192,8 @@ class MortalHost(Host):
                 assert self.device._table.indices.get(pending.local_index) is peer.handshake
             staged = journal.get(("staged", key))
             assert isinstance(staged, PeerStaged | None)
-            assert bool(staged and staged.packets) == (peer in self.device._staging.written_down)
-            assert bool(peer.staged) == (peer in self.device._staging.waiting)
+            assert bool(staged and staged.packets) == (peer in self.device._staging.recorded)
+            assert bool(peer.staged) == (peer in self.device._staging.peers)
         assert len(set(slots)) == len(slots), "a slot serves two"
 
 

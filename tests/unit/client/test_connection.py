@@ -143,7 +143,7 @@ class Scene:
         self.wire = lose_everything
         endpoint = self.client.peer(self.server).endpoint
         assert endpoint is not None
-        self.client.device.note_unreachable(endpoint.remote, self.world.now, refused=False)
+        self.client.device.on_unreachable(endpoint.remote, self.world.now, refused=False)
         assert self.connection.state == LinkState.RECONNECTING
 
     def change_network(self) -> None:
@@ -174,7 +174,7 @@ def test_each_state_is_reported_once(make: Make) -> None:
     scene.run(10.0)
     assert scene.log.events() == ["connecting", "connected", "reconnecting", "connected"]
     assert [level for level, *_ in scene.log.lines] == ["info", "info", "warning", "info"]
-    assert scene.log.lines[2][2]["reason"] == "it cannot be reached"
+    assert scene.log.lines[2][2]["reason"] == "the host is unreachable"
     assert scene.said == [f"STATUS={state}: {NAME}" for state in ("connected", "reconnecting", "connected")]
 
 
@@ -187,7 +187,7 @@ def test_after_the_last_retry_the_process_ends_once_and_only_from_the_loop(make:
     assert scene.connection.next_deadline() == 0.0
     scene.connection.handle_timeout(scene.world.now)
     (failure,) = scene.failures
-    assert failure.startswith(f"giving up on {NAME}: it cannot be reached; max_reconnect_attempts = 3 ")
+    assert failure.startswith(f"giving up on {NAME}: the host is unreachable; max_reconnect_attempts = 3 ")
     assert scene.log.lines[-1][:2] == ("error", "failed")
     scene.connection.handle_timeout(scene.world.now)
     assert len(scene.failures) == 1

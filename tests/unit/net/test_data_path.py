@@ -39,7 +39,7 @@ class FakeDevice:
         self.timeouts: list[float] = []
         self.unreachable: list[tuple[tuple[bytes, int, int], float, bool]] = []
 
-    def note_unreachable(self, remote: tuple[bytes, int, int], now: float, *, refused: bool) -> None:
+    def on_unreachable(self, remote: tuple[bytes, int, int], now: float, *, refused: bool) -> None:
         self.unreachable.append((remote, now, refused))
 
     def receive_datagrams(self, datagrams: Sequence[memoryview], endpoint: Endpoint, now: float) -> list[bytes]:

@@ -23,7 +23,7 @@ from oxidize.protocol.messages import message_type
 from tests.support.network import World, connected, initiations, joined, lose_everything, packet
 
 
-def test_the_first_packet_makes_a_handshake_and_arrives() -> None:
+def test_the_first_packet_starts_a_handshake_and_arrives() -> None:
     world = World()
     client, server = connected(world)
     server.send(client, b"pong", count=3)
@@ -33,7 +33,7 @@ def test_the_first_packet_makes_a_handshake_and_arrives() -> None:
     assert client.drops() == server.drops() == {}
 
 
-def test_preshared_keys_must_agree() -> None:
+def test_different_preshared_keys_do_not_connect() -> None:
     world = World()
     client, server = joined(world.host(), world.host(), psk=b"a" * 32, server_psk=b"b" * 32)
     client.send(server)
@@ -62,7 +62,7 @@ def test_the_responder_does_not_send_before_the_initiator_has_confirmed() -> Non
     assert server.peer(client).next is not None
 
 
-def test_packets_wait_for_the_session_in_order_and_the_oldest_go_first() -> None:
+def test_staged_packets_keep_their_order_and_the_oldest_are_dropped_first() -> None:
     world = World()
     client, server = world.pair()
     for number in range(STAGED_PACKETS_MAX + 5):
@@ -73,7 +73,7 @@ def test_packets_wait_for_the_session_in_order_and_the_oldest_go_first() -> None
     assert client.dropped(DropReason.STAGED_OVERFLOW) == 5
 
 
-def test_a_packet_for_nobody_and_one_for_a_peer_of_unknown_place_are_counted() -> None:
+def test_packets_without_a_route_or_an_endpoint_are_counted() -> None:
     world = World()
     client, server = world.pair()
     client.device.send_packets([packet(client.inner, "10.9.9.9")], world.now)
@@ -82,7 +82,7 @@ def test_a_packet_for_nobody_and_one_for_a_peer_of_unknown_place_are_counted() -
     assert server.dropped(DropReason.NO_ENDPOINT) == 1
 
 
-def test_a_source_that_is_not_allowed_is_not_delivered() -> None:
+def test_a_packet_from_a_source_that_is_not_allowed_is_not_delivered() -> None:
     world = World()
     client, server = connected(world)
     client.device.send_packets([packet("10.0.0.77", server.inner)], world.now)
@@ -224,7 +224,7 @@ def test_nothing_is_sealed_or_opened_after_reject_after_time() -> None:
     assert kinds == [TYPE_INITIATION]
 
 
-def test_what_is_received_is_answered_within_keepalive_timeout() -> None:
+def test_a_received_packet_is_answered_within_keepalive_timeout() -> None:
     world = World()
     client, server = connected(world)
     sent = server.total(Total.SENT_KEEPALIVES)
@@ -235,7 +235,7 @@ def test_what_is_received_is_answered_within_keepalive_timeout() -> None:
     assert client.total(Total.RECEIVED_KEEPALIVES) == 1
 
 
-def test_an_answer_makes_the_keepalive_needless() -> None:
+def test_an_answer_replaces_the_keepalive() -> None:
     world = World()
     client, server = connected(world)
     world.run(5)
@@ -245,7 +245,7 @@ def test_an_answer_makes_the_keepalive_needless() -> None:
     assert server.total(Total.SENT_KEEPALIVES) == 0
 
 
-def test_silence_after_sending_makes_a_new_handshake() -> None:
+def test_silence_after_sending_starts_a_new_handshake() -> None:
     world = World()
     client, server = connected(world)
     client.send(server)
@@ -267,7 +267,7 @@ def test_persistent_keepalives_come_at_their_interval_and_bring_up_the_tunnel() 
     assert server.total(Total.RECEIVED_KEEPALIVES) == 1 + 4
 
 
-def test_a_persistent_keepalive_does_not_give_up() -> None:
+def test_persistent_keepalives_never_give_up() -> None:
     world = World()
     client, _ = world.pair(keepalive=25.0)
     world.run(300, lose_everything)
@@ -275,7 +275,7 @@ def test_a_persistent_keepalive_does_not_give_up() -> None:
     assert client.total(Total.HANDSHAKES_INITIATOR) == 1
 
 
-def test_keys_are_forgotten_in_the_end() -> None:
+def test_keys_are_forgotten_after_zero_keys_after_time() -> None:
     world = World()
     client, server = connected(world)
     world.run(ZERO_KEYS_AFTER_TIME + 1, lose_everything)
@@ -284,7 +284,7 @@ def test_keys_are_forgotten_in_the_end() -> None:
     assert client.device.next_deadline() is None
 
 
-def test_counters_near_their_end_rekey_and_then_stop() -> None:
+def test_a_send_counter_near_its_end_causes_a_rekey_and_then_stops() -> None:
     world = World()
     client, server = connected(world)
     current = client.peer(server).current
@@ -303,7 +303,7 @@ def test_counters_near_their_end_rekey_and_then_stop() -> None:
 # --- Under load ---
 
 
-def test_under_load_cookies_are_asked_for_and_honoured() -> None:
+def test_under_load_a_device_requires_and_accepts_cookies() -> None:
     world = World()
     client, server = joined(world.host(), world.host(under_load_handshakes=0))
     client.send(server)
@@ -315,7 +315,7 @@ def test_under_load_cookies_are_asked_for_and_honoured() -> None:
     assert server.delivered == [packet(client.inner, server.inner)]
 
 
-def test_under_load_a_source_is_limited_though_its_cookie_is_good() -> None:
+def test_under_load_the_rate_of_a_source_with_a_good_cookie_is_limited() -> None:
     world = World()
     client, server = joined(world.host(), world.host(under_load_handshakes=0))
     client.send(server)
@@ -332,7 +332,7 @@ def test_under_load_a_source_is_limited_though_its_cookie_is_good() -> None:
     assert server.dropped(DropReason.RATE_LIMITED) >= 8  # 40 in 1.2 s; 5 and 20 a second may pass
 
 
-def test_draining_refuses_new_handshakes_and_keeps_sessions() -> None:
+def test_a_draining_device_refuses_new_handshakes_and_keeps_sessions() -> None:
     world = World()
     client, server = connected(world)
     server.device.accepting = False

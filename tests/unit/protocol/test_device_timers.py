@@ -13,14 +13,14 @@ from oxidize.protocol.counters import DropReason, Total
 from tests.support.network import World, initiations, joined, lose_everything
 
 
-def test_a_keepalive_is_a_message_that_calls_for_a_new_keypair_too() -> None:
+def test_a_keepalive_may_require_a_new_keypair() -> None:
     world = World()
     client, _ = world.pair(keepalive=25.0)
     world.run(REKEY_AFTER_TIME + 25.0 + 1)
     assert client.total(Total.HANDSHAKES_INITIATOR) == 2
 
 
-def test_a_new_session_makes_the_handshake_needless_that_was_held_back() -> None:
+def test_a_new_session_cancels_the_initiation_that_was_held_back() -> None:
     world = World()
     client, server = joined(world.host(), world.host())
     client.send(server)
@@ -37,7 +37,7 @@ def test_a_new_session_makes_the_handshake_needless_that_was_held_back() -> None
     assert len(server.delivered) == 2
 
 
-def test_whoever_still_sends_does_not_give_up() -> None:
+def test_a_device_that_still_sends_packets_does_not_give_up_its_handshake() -> None:
     world = World()
     client, server = world.pair()
     for _ in range(12):
@@ -48,7 +48,7 @@ def test_whoever_still_sends_does_not_give_up() -> None:
     assert client.dropped(DropReason.HANDSHAKE_TIMED_OUT) == 12
 
 
-def test_silence_lets_the_kernel_choose_our_address_again() -> None:
+def test_silence_lets_the_kernel_choose_the_local_address_again() -> None:
     world = World()
     client, server = world.pair()
     client.send(server)
@@ -63,7 +63,7 @@ def test_silence_lets_the_kernel_choose_our_address_again() -> None:
     assert server.device.take_transmits()[0].endpoint == client.endpoint
 
 
-def test_few_looks_at_a_peer_are_scheduled_however_long_it_talks() -> None:
+def test_few_deadlines_of_a_peer_are_scheduled_under_long_traffic() -> None:
     world = World()
     client, server = world.pair()
     for _ in range(60):
@@ -93,7 +93,7 @@ def test_staged_packets_of_all_peers_have_one_limit(monkeypatch: pytest.MonkeyPa
     assert client.dropped(DropReason.STAGED_OVERFLOW) == 1
 
 
-def test_of_two_handshakes_that_began_at_once_neither_is_repeated() -> None:
+def test_neither_of_two_simultaneous_handshakes_is_repeated() -> None:
     world = World()
     client, server = joined(world.host(), world.host())
     client.send(server)

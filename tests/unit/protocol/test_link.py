@@ -36,7 +36,7 @@ from tests.support.network import World, lose_everything
 # --- Connecting ---
 
 
-def test_a_link_connects_without_being_asked() -> None:
+def test_a_link_connects_without_traffic() -> None:
     world = World()
     client, server = linked(world)
     assert client.total(Total.HANDSHAKES_INITIATOR) == 1
@@ -44,7 +44,7 @@ def test_a_link_connects_without_being_asked() -> None:
     assert client.total(Total.OUTAGES) == 0
 
 
-def test_it_goes_on_trying_for_longer_than_the_paper_does() -> None:
+def test_a_link_retries_for_longer_than_the_limit_of_the_paper() -> None:
     world = World()
     client, server = world.host(), world.host()
     client.know(server, link=DEFAULT_POLICY)
@@ -63,7 +63,7 @@ def test_it_goes_on_trying_for_longer_than_the_paper_does() -> None:
 # --- Noticing ---
 
 
-def test_a_server_that_forgot_everything_is_noticed_after_a_short_silence_and_nothing_is_lost() -> None:
+def test_a_restarted_server_is_noticed_after_a_short_silence_and_no_packet_is_lost() -> None:
     world = World()
     client, server = linked(world)
     restart(server)
@@ -77,7 +77,7 @@ def test_a_server_that_forgot_everything_is_noticed_after_a_short_silence_and_no
     assert client.total(Total.OUTAGES) == 0, "it was never unreachable"
 
 
-def test_a_server_that_forgot_everything_but_our_place_asks_at_once() -> None:
+def test_a_restarted_server_that_knows_the_clients_endpoint_starts_a_handshake_at_once() -> None:
     world = World()
     client, server = linked(world, known=True)
     restart(server)
@@ -87,7 +87,7 @@ def test_a_server_that_forgot_everything_but_our_place_asks_at_once() -> None:
     assert server.total(Total.UNKNOWN_INDEX_INITIATIONS) == 1
 
 
-def test_nothing_is_sent_twice_where_the_operator_does_not_want_it() -> None:
+def test_no_packet_is_sent_again_when_resending_is_off() -> None:
     world = World()
     client, server = linked(world, replace(DEFAULT_POLICY, resend=False))
     restart(server)
@@ -99,7 +99,7 @@ def test_nothing_is_sent_twice_where_the_operator_does_not_want_it() -> None:
     assert payloads(server) == [b"next"]
 
 
-def test_silence_is_no_outage_before_several_probes_went_unanswered() -> None:
+def test_silence_is_an_outage_only_after_several_unanswered_probes() -> None:
     world = World()
     client, server = linked(world)
     client.send(server)
@@ -113,7 +113,7 @@ def test_silence_is_no_outage_before_several_probes_went_unanswered() -> None:
     assert client.total(Total.OUTAGES) == 1
 
 
-def test_traffic_in_one_direction_is_probed_ever_more_rarely() -> None:
+def test_one_way_traffic_is_probed_more_and_more_rarely() -> None:
     world = World()
     client, server = linked(world)
     talk(world, client, server, 120.0, 0.05)
@@ -127,7 +127,7 @@ def test_traffic_in_one_direction_is_probed_ever_more_rarely() -> None:
     assert client.total(Total.RESENT_PACKETS) <= PROBE_SECS_MIN / 0.05 + 2, "once, before it was known to be one-way"
 
 
-def test_after_answers_in_good_time_silence_is_noticed_soon_again() -> None:
+def test_prompt_answers_shorten_the_silence_before_a_probe_again() -> None:
     world = World()
     client, server = linked(world)
     talk(world, client, server, 60.0, 0.05)
@@ -145,7 +145,7 @@ def test_after_answers_in_good_time_silence_is_noticed_soon_again() -> None:
     assert payloads(server) == [b"noticed"]
 
 
-def test_answers_that_take_longer_than_a_probe_are_not_probed_for_time_and_again() -> None:
+def test_slow_answers_do_not_cause_a_probe_each_time() -> None:
     world = World()
     client, server = linked(world)
     for number in range(50):
@@ -160,12 +160,12 @@ def test_answers_that_take_longer_than_a_probe_are_not_probed_for_time_and_again
     assert client.total(Total.RESENT_PACKETS) == 1
 
 
-def test_an_error_of_the_network_is_an_outage_at_once_and_the_first_retry_comes_soon() -> None:
+def test_a_network_error_starts_an_outage_at_once_and_an_early_retry() -> None:
     world = World()
     client, server = linked(world)
     client.send(server, b"refused")
     world.exchange(lose_everything)
-    client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+    client.device.on_unreachable(server.endpoint.remote, world.now, refused=True)
     assert state(client, server) == LinkState.RECONNECTING
     client.send(server, b"kept")
     world.exchange(lose_everything)
@@ -176,12 +176,12 @@ def test_an_error_of_the_network_is_an_outage_at_once_and_the_first_retry_comes_
     assert client.slots.counters[OUTAGES_START] == 1, "shorter than the least of the bounds"
 
 
-def test_errors_about_others_mean_nothing() -> None:
+def test_network_errors_about_other_endpoints_are_ignored() -> None:
     world = World()
     client, server = linked(world)
-    client.device.note_unreachable((b"\x01\x02\x03\x04", 5, 0), world.now, refused=True)
+    client.device.on_unreachable((b"\x01\x02\x03\x04", 5, 0), world.now, refused=True)
     assert state(client, server) == LinkState.CONNECTED
-    server.device.note_unreachable(client.endpoint.remote, world.now, refused=True)
+    server.device.on_unreachable(client.endpoint.remote, world.now, refused=True)
     assert server.device.link_state(server.peer(client)) is None
 
 
@@ -208,7 +208,7 @@ def test_retries_back_off_and_are_never_closer_than_servers_accept() -> None:
     assert len(times) < 30
 
 
-def test_after_so_many_retries_the_link_has_failed() -> None:
+def test_a_link_fails_after_the_allowed_number_of_retries() -> None:
     world = World()
     client, server = linked(world, replace(DEFAULT_POLICY, retries_max=4))
     client.send(server, b"never")
@@ -225,7 +225,7 @@ def test_after_so_many_retries_the_link_has_failed() -> None:
     assert state(client, server) == LinkState.CONNECTED, "who starts it again means it"
 
 
-def test_a_name_that_does_not_resolve_counts_as_retries() -> None:
+def test_attempts_without_an_endpoint_count_as_retries() -> None:
     world = World()
     client, server = world.host(), world.host()
     client.know(server, reachable=False, link=replace(DEFAULT_POLICY, retries_max=3))
@@ -247,7 +247,7 @@ def test_a_name_that_does_not_resolve_counts_as_retries() -> None:
     assert state(other, server) == LinkState.FAILED
 
 
-def test_a_server_that_drains_is_not_flooded_with_handshakes() -> None:
+def test_a_draining_server_is_not_flooded_with_initiations() -> None:
     world = World()
     client, server = linked(world)
     world.run(REKEY_AFTER_TIME)
@@ -264,12 +264,12 @@ def test_a_server_that_drains_is_not_flooded_with_handshakes() -> None:
     assert server.dropped(DropReason.DRAINING) == sent(world, client, TYPE_INITIATION)
 
 
-def test_a_clock_that_is_set_back_does_not_keep_us_out() -> None:
+def test_a_client_whose_clock_was_set_back_can_connect() -> None:
     world = World()
     client, server = linked(world)
     client.device._handshaker._unix_time = lambda: 1_600_000_000.0
     world.run(1.0)
-    client.device.note_network_change(world.now)
+    client.device.on_route_change(world.now)
     world.exchange()
     assert client.total(Total.HANDSHAKES_INITIATOR) == 2
     assert server.dropped(DropReason.REPLAYED_TIMESTAMP) == 0
@@ -278,7 +278,7 @@ def test_a_clock_that_is_set_back_does_not_keep_us_out() -> None:
 # --- Buffering ---
 
 
-def test_what_is_sent_during_an_outage_arrives_in_order_after_it() -> None:
+def test_packets_sent_during_an_outage_arrive_in_order_after_it() -> None:
     world = World()
     client, server = linked(world)
     end = talk(world, client, server, 0.5, 0.05, answered=True)
@@ -292,10 +292,10 @@ def test_what_is_sent_during_an_outage_arrives_in_order_after_it() -> None:
     assert OUTAGE_BOUNDS_SECS[bucket - 1] < client.total(Total.OUTAGE_NS_SUM) / 1e9 <= OUTAGE_BOUNDS_SECS[bucket]
 
 
-def test_the_oldest_go_first_when_the_buffer_is_full() -> None:
+def test_the_oldest_packets_are_dropped_first_when_the_buffer_is_full() -> None:
     world = World()
     client, server = linked(world, replace(DEFAULT_POLICY, buffer_packets=10))
-    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    client.device.on_unreachable(server.endpoint.remote, world.now, refused=False)
     for number in range(25):
         client.send(server, bytes([number]))
     until_connected(world, client, server, 1.0)
@@ -305,7 +305,7 @@ def test_the_oldest_go_first_when_the_buffer_is_full() -> None:
     assert client.total(Total.REPLAYED_PACKETS) == 10
 
 
-def test_what_is_old_is_not_sent_again() -> None:
+def test_old_unanswered_packets_are_not_sent_again() -> None:
     world = World()
     client, server = linked(world)
     client.slots.counters[client.peer(server).slot + PROBES_ANSWERED] = 8  # as after long traffic one way
@@ -314,6 +314,6 @@ def test_what_is_old_is_not_sent_again() -> None:
     world.run(RESEND_AGE_SECS_MAX + TICK, lose_everything)
     client.send(server, b"young")
     world.exchange(lose_everything)
-    client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+    client.device.on_unreachable(server.endpoint.remote, world.now, refused=True)
     world.run(1.0)
     assert payloads(server) == [b"young"]

@@ -34,7 +34,7 @@ HOUR = 3600.0
 def held_response(world: World, client: Host, server: Host) -> list[bytes]:
     """Let the client begin a handshake; return the response, which is still on its way."""
     world.run(1.0)
-    client.device.note_network_change(world.now)
+    client.device.on_route_change(world.now)
     world.carry()
     return [datagram for transmit in server.take_transmits() for datagram in transmit.datagrams]
 
@@ -42,7 +42,7 @@ def held_response(world: World, client: Host, server: Host) -> list[bytes]:
 # --- Clocks ---
 
 
-def test_a_response_that_waited_for_a_suspended_client_is_no_measure_of_the_way() -> None:
+def test_a_response_that_waited_for_a_suspended_client_is_no_round_trip() -> None:
     world = World()
     client, server = linked(world)
     response = held_response(world, client, server)
@@ -53,7 +53,7 @@ def test_a_response_that_waited_for_a_suspended_client_is_no_measure_of_the_way(
 
 
 @pytest.mark.parametrize("known_ns", [0, 1])
-def test_an_initiation_that_a_predecessors_clock_says_is_still_to_come_can_be_answered(known_ns: int) -> None:
+def test_an_initiation_whose_sending_time_is_in_the_future_can_be_answered(known_ns: int) -> None:
     world = World()
     client, server = linked(world)
     response = held_response(world, client, server)
@@ -79,7 +79,7 @@ def test_an_initiation_that_a_predecessors_clock_says_is_still_to_come_can_be_an
         (LinkState.FAILED, 0, LinkState.CONNECTING, False),
     ],
 )
-def test_a_successor_finds_words_that_agree(
+def test_a_successor_makes_the_counters_of_a_link_agree(
     before: LinkState, since_ns: int, after: LinkState, is_since_set: bool
 ) -> None:
     world = World()
@@ -98,7 +98,7 @@ def test_a_successor_finds_words_that_agree(
 
 
 @pytest.mark.parametrize("event", ["network change", "error", "packet"])
-def test_a_link_that_has_failed_comes_to_rest_whatever_happens(event: str) -> None:
+def test_a_failed_link_comes_to_rest_after_any_event(event: str) -> None:
     world = World()
     client, server = linked(world, replace(DEFAULT_POLICY, retries_max=2))
     notes: list[LinkState] = []
@@ -107,9 +107,9 @@ def test_a_link_that_has_failed_comes_to_rest_whatever_happens(event: str) -> No
     world.exchange(lose_everything)
     world.run(60.0, lose_everything)
     if event == "network change":
-        client.device.note_network_change(world.now)
+        client.device.on_route_change(world.now)
     elif event == "error":
-        client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+        client.device.on_unreachable(server.endpoint.remote, world.now, refused=True)
     else:
         client.send(server)
     looks = 0
@@ -136,14 +136,14 @@ def storm(world: World, client: Host, server: Host, answered: bool) -> int:
             world.exchange()
             if answered:
                 server.send(client)
-        client.device.note_unreachable(server.endpoint.remote, world.now, refused=moment % 2 == 0)
+        client.device.on_unreachable(server.endpoint.remote, world.now, refused=moment % 2 == 0)
         world.exchange()
         world.run(TICK)
     return number
 
 
 @pytest.mark.parametrize("answered", [True, False], ids=["answered", "one-way"])
-def test_forged_errors_at_any_rate_cost_pauses_and_neither_packets_nor_many_handshakes(answered: bool) -> None:
+def test_forged_errors_at_any_rate_cost_no_packets_and_few_handshakes(answered: bool) -> None:
     world = World()
     client, server = linked(world)
     count = storm(world, client, server, answered)
@@ -157,12 +157,12 @@ def test_forged_errors_at_any_rate_cost_pauses_and_neither_packets_nor_many_hand
     assert sent(world, client, TYPE_INITIATION) <= 4 * 14
 
 
-def test_a_few_errors_are_heeded_at_once_and_then_one_in_a_while() -> None:
+def test_network_errors_have_an_effect_in_one_burst_and_then_once_an_interval() -> None:
     world = World()
     client, server = linked(world)
     outages = []
     for _ in range(50):
-        client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+        client.device.on_unreachable(server.endpoint.remote, world.now, refused=False)
         world.run(0.1)
         assert state(client, server) == LinkState.CONNECTED
         outages.append(client.total(Total.OUTAGES))
@@ -171,14 +171,14 @@ def test_a_few_errors_are_heeded_at_once_and_then_one_in_a_while() -> None:
     assert outages[-1] > outages[-15] > outages[-30]
 
 
-def test_a_packet_is_not_sent_again_and_again_for_longer_than_it_is_young() -> None:
+def test_a_packet_is_not_sent_again_beyond_its_maximum_age() -> None:
     world = World()
     client, server = linked(world)
     client.send(server, b"old")
     began = world.now
     for _ in range(5):
         world.exchange()
-        client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+        client.device.on_unreachable(server.endpoint.remote, world.now, refused=False)
         world.run(0.9)
         link = client.peer(server).link
         assert link is not None
@@ -194,7 +194,7 @@ def junk(world: World) -> bytes:
     return DATA_HEADER.pack(TYPE_DATA, world.random.getrandbits(32), 0) + world.random.randbytes(16)
 
 
-def test_junk_from_a_peers_place_brings_about_one_initiation_a_second_for_as_long_as_it_lasts() -> None:
+def test_junk_from_a_peers_endpoint_causes_at_most_one_initiation_a_second() -> None:
     world = World()
     client, server = linked(world, known=True)
     restart(server)
@@ -212,7 +212,7 @@ def test_junk_from_a_peers_place_brings_about_one_initiation_a_second_for_as_lon
     assert not server.peer(client).staged
 
 
-def test_junk_for_all_peers_of_a_server_has_a_limit_of_its_own() -> None:
+def test_junk_from_the_endpoints_of_all_peers_has_one_limit() -> None:
     world = World()
     server = world.host()
     places = [Endpoint(bytes([10, 9, number >> 8, number & 255]), 4242) for number in range(240)]
@@ -231,11 +231,11 @@ def test_junk_for_all_peers_of_a_server_has_a_limit_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("is_down", [False, True], ids=["up", "down"])
-def test_junk_from_a_servers_place_does_nothing_to_a_client(is_down: bool) -> None:
+def test_junk_from_a_servers_endpoint_has_no_effect_on_a_client(is_down: bool) -> None:
     world = World()
     client, server = linked(world)
     if is_down:
-        client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+        client.device.on_unreachable(server.endpoint.remote, world.now, refused=False)
     for _ in range(1000):
         client.receive([junk(world), bytes(world.random.randbytes(world.random.randrange(200)))], server.endpoint)
     assert client.device.take_transmits() == []
@@ -244,7 +244,7 @@ def test_junk_from_a_servers_place_does_nothing_to_a_client(is_down: bool) -> No
     assert sent(world, client, TYPE_INITIATION) == is_down
 
 
-def test_whatever_was_heard_once_means_nothing_when_it_is_heard_again() -> None:
+def test_repeated_datagrams_have_no_effect() -> None:
     world = World()
     client, server = linked(world)
     for number in range(20):
@@ -252,7 +252,7 @@ def test_whatever_was_heard_once_means_nothing_when_it_is_heard_again() -> None:
         world.exchange()
         server.send(client)
         world.exchange()
-        client.device.note_network_change(world.now)
+        client.device.on_route_change(world.now)
         world.exchange()
         world.run(1.0)
     log = list(world.log)
@@ -273,7 +273,7 @@ def test_whatever_was_heard_once_means_nothing_when_it_is_heard_again() -> None:
 # --- A server that means harm ---
 
 
-def test_a_server_that_begins_one_handshake_after_the_other_gets_answers_and_nothing_else_suffers() -> None:
+def test_a_server_that_floods_a_client_with_handshakes_exhausts_nothing() -> None:
     world = World()
     client, server = linked(world, replace(DEFAULT_POLICY, buffer_packets=50), known=True)
     count, pause = 600, 0.005
@@ -294,7 +294,7 @@ def test_a_server_that_begins_one_handshake_after_the_other_gets_answers_and_not
     assert state(client, server) == LinkState.CONNECTED
 
 
-def test_a_server_that_answers_by_keepalives_alone_keeps_the_link_up_and_calm() -> None:
+def test_a_server_that_only_sends_keepalives_keeps_the_link_up_without_probes() -> None:
     world = World()
     client, server = linked(world)
     for number in range(200):
@@ -308,7 +308,7 @@ def test_a_server_that_answers_by_keepalives_alone_keeps_the_link_up_and_calm() 
     assert client.total(Total.RESENT_PACKETS) == 0
 
 
-def test_responses_that_were_held_back_for_long_do_not_end_a_session_for_good() -> None:
+def test_responses_held_back_for_long_do_not_break_the_session() -> None:
     world = World()
     client, server = linked(world)
     held: list[bytes] = []
@@ -319,7 +319,7 @@ def test_responses_that_were_held_back_for_long_do_not_end_a_session_for_good() 
         held.append(datagram)
         return []
 
-    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    client.device.on_unreachable(server.endpoint.remote, world.now, refused=False)
     world.run(5.0, hold)
     assert len(held) > 3
     until_connected(world, client, server, 6.0)

@@ -39,7 +39,7 @@ from tests.support.network import World, lose_everything, packet
 # --- While it is down ---
 
 
-def test_knocks_bring_back_a_server_that_knows_our_place_at_once() -> None:
+def test_outage_probes_find_a_server_that_knows_the_clients_endpoint_at_once() -> None:
     world = World()
     client, server = linked(world, known=True)
     client.send(server)
@@ -54,10 +54,10 @@ def test_knocks_bring_back_a_server_that_knows_our_place_at_once() -> None:
     assert len(server.delivered) == 1
 
 
-def test_knocks_end_with_the_session() -> None:
+def test_outage_probes_end_with_the_session() -> None:
     world = World()
     client, server = linked(world)
-    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    client.device.on_unreachable(server.endpoint.remote, world.now, refused=False)
     world.run(REJECT_AFTER_TIME, lose_everything)
     world.log.clear()
     world.run(60.0, lose_everything)
@@ -65,29 +65,29 @@ def test_knocks_end_with_the_session() -> None:
     assert sent(world, client, TYPE_INITIATION) > 0
 
 
-def test_when_refusals_end_the_server_is_asked_at_once() -> None:
+def test_a_server_is_probed_at_once_when_refusals_end() -> None:
     world = World()
     client, server = linked(world)
     for _ in range(20):
-        client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+        client.device.on_unreachable(server.endpoint.remote, world.now, refused=True)
         world.run(1.0, lose_everything)
     world.run(0.3)
     assert state(client, server) == LinkState.CONNECTED
 
 
-def test_another_way_is_tried_at_once() -> None:
+def test_a_new_route_is_tried_at_once() -> None:
     world = World()
     client, server = linked(world)
-    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    client.device.on_unreachable(server.endpoint.remote, world.now, refused=False)
     world.run(20.0, lose_everything)
     world.move(client, Endpoint(bytes([198, 51, 100, 7]), 4242))
-    client.device.note_network_change(world.now)
+    client.device.on_route_change(world.now)
     world.exchange()
     assert state(client, server) == LinkState.CONNECTED
     assert server.peer(client).endpoint == client.endpoint
 
 
-def test_a_server_that_moved_is_found_where_its_name_says() -> None:
+def test_a_server_that_moved_is_found_at_its_resolved_endpoint() -> None:
     world = World()
     client, server = linked(world)
     world.move(server, Endpoint(bytes([203, 0, 113, 9]), 51820))
@@ -103,7 +103,7 @@ def test_a_server_that_moved_is_found_where_its_name_says() -> None:
 # --- The server's side ---
 
 
-def test_unknown_indices_bring_about_one_handshake_at_a_time() -> None:
+def test_unknown_indices_cause_one_handshake_at_a_time() -> None:
     world = World()
     client, server = linked(world, known=True)
     restart(server)
@@ -115,14 +115,14 @@ def test_unknown_indices_bring_about_one_handshake_at_a_time() -> None:
     assert sent(world, server, TYPE_INITIATION) == 0, "without retries"
 
 
-def test_unknown_indices_do_not_touch_a_session_that_is_alive() -> None:
+def test_unknown_indices_do_not_affect_a_live_session() -> None:
     world = World()
     client, server = linked(world, known=True)
     server.receive([DATA_HEADER.pack(TYPE_DATA, 77, 0) + bytes(16)], client.endpoint)
     assert server.device.take_transmits() == []
 
 
-def test_unknown_indices_from_unknown_places_mean_nothing() -> None:
+def test_unknown_indices_from_unknown_endpoints_are_ignored() -> None:
     world = World()
     client, server = linked(world, known=True)
     restart(server)
@@ -145,12 +145,12 @@ def test_unknown_indices_of_many_peers_have_one_limit() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 7.0])
-def test_a_successor_goes_on_with_an_outage(seconds: float) -> None:
+def test_a_successor_continues_an_outage(seconds: float) -> None:
     world = World()
     client, server = linked(world)
     client.send(server, b"1")
     world.exchange(lose_everything)
-    client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+    client.device.on_unreachable(server.endpoint.remote, world.now, refused=True)
     world.run(seconds, lose_everything)
     client.send(server, b"2")
     began = client.total(Total.OUTAGES)
@@ -163,10 +163,10 @@ def test_a_successor_goes_on_with_an_outage(seconds: float) -> None:
     assert client.total(Total.OUTAGES) == began == client.total(Total.RECONNECTS)
 
 
-def test_a_predecessor_that_thaws_does_not_knock_where_its_successor_came_in() -> None:
+def test_a_predecessor_that_thaws_sends_no_probes_after_its_successor_has_reconnected() -> None:
     world = World()
     client, server = linked(world)
-    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    client.device.on_unreachable(server.endpoint.remote, world.now, refused=False)
     predecessor = client.hand_over()
     client.device.begin_links(world.now)
     until_connected(world, client, server, 1.0)
@@ -178,7 +178,7 @@ def test_a_predecessor_that_thaws_does_not_knock_where_its_successor_came_in() -
     assert client.total(Total.SENT_KEEPALIVES) <= before + 1, "the one that was due already"
 
 
-def test_a_link_that_is_up_is_no_business_of_a_successors() -> None:
+def test_a_successor_sends_nothing_on_a_link_that_is_up() -> None:
     world = World()
     client, server = linked(world)
     client.hand_over()
@@ -192,10 +192,10 @@ def test_a_link_that_is_up_is_no_business_of_a_successors() -> None:
 # --- What waited leaves in bursts ---
 
 
-def test_what_waited_leaves_in_bursts_and_what_comes_meanwhile_stays_behind_it() -> None:
+def test_staged_packets_leave_in_bursts_before_newer_packets() -> None:
     world = World()
     client, server = linked(world)
-    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    client.device.on_unreachable(server.endpoint.remote, world.now, refused=False)
     for number in range(300):
         client.send(server, number.to_bytes(4, "big"))
     sizes = []
@@ -215,10 +215,10 @@ def test_what_waited_leaves_in_bursts_and_what_comes_meanwhile_stays_behind_it()
     assert server.drops() == {}
 
 
-def test_what_comes_while_it_leaves_asks_for_no_further_session() -> None:
+def test_packets_sent_between_two_bursts_start_no_handshake() -> None:
     world = World()
     client, server = linked(world)
-    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    client.device.on_unreachable(server.endpoint.remote, world.now, refused=False)
     for _ in range(10):
         client.send(server, count=BATCH_PACKETS_MAX)
     while state(client, server) != LinkState.CONNECTED:
@@ -232,15 +232,15 @@ def test_what_comes_while_it_leaves_asks_for_no_further_session() -> None:
     assert payloads(server)[-1] == b"behind it"
 
 
-def test_an_outage_in_the_middle_of_it_loses_nothing() -> None:
+def test_an_outage_between_two_bursts_loses_no_packet() -> None:
     world = World()
     client, server = linked(world)
-    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    client.device.on_unreachable(server.endpoint.remote, world.now, refused=False)
     for number in range(200):
         client.send(server, number.to_bytes(4, "big"))
     while state(client, server) != LinkState.CONNECTED:
         world.run(TICK / 10, lambda _, __, datagram: [] if message_type(datagram) == TYPE_DATA else [datagram])
-    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    client.device.on_unreachable(server.endpoint.remote, world.now, refused=False)
     until_connected(world, client, server, 1.0)
     assert [int.from_bytes(payload, "big") for payload in payloads(server)] == list(range(200))
 
@@ -248,7 +248,7 @@ def test_an_outage_in_the_middle_of_it_loses_nothing() -> None:
 # --- Several initiations at once ---
 
 
-def test_a_response_to_an_earlier_initiation_is_as_good() -> None:
+def test_a_response_to_an_earlier_initiation_connects() -> None:
     world = World()
     client, server = world.host(), world.host()
     client.know(server, link=DEFAULT_POLICY)
@@ -270,12 +270,12 @@ def test_a_response_to_an_earlier_initiation_is_as_good() -> None:
     assert client.peer(server).handshake is None
 
 
-def test_of_two_answered_initiations_the_session_of_the_later_one_stays() -> None:
+def test_the_session_of_the_later_of_two_answered_initiations_stays() -> None:
     world = World()
     client, server = linked(world)
     held: list[bytes] = []
     world.run(1.0)
-    client.device.note_network_change(world.now)
+    client.device.on_route_change(world.now)
     world.exchange(hold(TYPE_INITIATION, held))
     world.run(0.5, hold(TYPE_INITIATION, held))
     responses: list[bytes] = []
@@ -292,10 +292,10 @@ def test_of_two_answered_initiations_the_session_of_the_later_one_stays() -> Non
     assert server.dropped(DropReason.UNKNOWN_INDEX) <= 1, "the confirmation of the first"
 
 
-def test_what_leaves_between_two_answers_is_sent_again_in_the_session_that_stays() -> None:
+def test_packets_sent_between_two_responses_are_sent_again_in_the_session_that_stays() -> None:
     world = World()
     client, server = linked(world)
-    client.device.note_unreachable(server.endpoint.remote, world.now, refused=False)
+    client.device.on_unreachable(server.endpoint.remote, world.now, refused=False)
     for number in range(2 * REPLAY_BURST_PACKETS):
         client.send(server, bytes([number]))
     held: list[bytes] = []
@@ -313,7 +313,7 @@ def test_what_leaves_between_two_answers_is_sent_again_in_the_session_that_stays
 
 
 @pytest.mark.parametrize("away_secs", [3.0, 10.0])
-def test_an_initiation_that_waited_for_its_server_tells_nothing_of_the_round_trip(away_secs: float) -> None:
+def test_an_initiation_that_waited_for_its_server_does_not_change_the_round_trip(away_secs: float) -> None:
     world = World()
     client, server = linked(world)
     round_trip = client.peer(server).slot + ROUND_TRIP_NS
@@ -331,9 +331,9 @@ def test_an_initiation_that_waited_for_its_server_tells_nothing_of_the_round_tri
 def test_indices_of_forgotten_initiations_are_released() -> None:
     world = World()
     client, server = linked(world)
-    client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+    client.device.on_unreachable(server.endpoint.remote, world.now, refused=True)
     for _ in range(100):
-        client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+        client.device.on_unreachable(server.endpoint.remote, world.now, refused=True)
         world.run(0.5, lose_everything)
     assert sent(world, client, TYPE_INITIATION) > 2 * SUPERSEDED_MAX
     assert len(client.device._table.indices) <= SUPERSEDED_MAX + 3
@@ -341,7 +341,7 @@ def test_indices_of_forgotten_initiations_are_released() -> None:
     assert len(client.device._table.indices) <= 2
 
 
-def test_what_was_on_its_way_when_the_last_answer_came_is_sent_again() -> None:
+def test_a_packet_in_flight_at_the_last_answer_is_sent_again() -> None:
     world = World()
     client, server = linked(world)
     client.slots.counters[client.peer(server).slot + ROUND_TRIP_NS] = 50_000_000
@@ -353,7 +353,7 @@ def test_what_was_on_its_way_when_the_last_answer_came_is_sent_again() -> None:
     world.run(0.05, lose_everything)
     server.send(client)  # what it had said before
     world.exchange()
-    client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+    client.device.on_unreachable(server.endpoint.remote, world.now, refused=True)
     until_connected(world, client, server, 1.0)
     assert payloads(server) == [b"answered", b"on its way"]
 
@@ -364,13 +364,13 @@ def test_what_was_on_its_way_when_the_last_answer_came_is_sent_again() -> None:
 @pytest.mark.parametrize(
     ("why", "expected"),
     [
-        ("silence", "no answer: is it up, and does each side have the other's public key?"),
-        ("refused", "nobody listens there"),
-        ("unreachable", "it cannot be reached"),
-        ("no name", "its name could not be looked up"),
+        ("silence", "no answer: is the server up, and does each side have the other's public key?"),
+        ("refused", "the port is closed"),
+        ("unreachable", "the host is unreachable"),
+        ("no name", "the name does not resolve"),
     ],
 )
-def test_a_link_that_does_not_come_up_is_told_of_once_with_the_reason(why: str, expected: str) -> None:
+def test_a_link_that_does_not_come_up_is_reported_once_with_the_reason(why: str, expected: str) -> None:
     world = World()
     client, server = world.host(), world.host()
     client.know(server, reachable=why != "no name", link=replace(DEFAULT_POLICY, retries_max=8))
@@ -381,23 +381,23 @@ def test_a_link_that_does_not_come_up_is_told_of_once_with_the_reason(why: str, 
     client.device.begin_links(world.now)
     for _ in range(600):
         if why in {"refused", "unreachable"}:
-            client.device.note_unreachable(server.endpoint.remote, world.now, refused=why == "refused")
+            client.device.on_unreachable(server.endpoint.remote, world.now, refused=why == "refused")
         world.run(0.1, lose_everything)
     assert told == [(LinkState.CONNECTING, expected), (LinkState.FAILED, expected)]
 
 
-def test_reasons_to_hurry_are_no_reason_to_go_on_for_ever() -> None:
+def test_resetting_the_backoff_does_not_raise_the_number_of_retries() -> None:
     world = World()
     client, server = linked(world, replace(DEFAULT_POLICY, retries_max=20))
-    client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
+    client.device.on_unreachable(server.endpoint.remote, world.now, refused=True)
     for _ in range(60):
         world.run(1.5, lose_everything)
-        client.device.note_unreachable(server.endpoint.remote, world.now, refused=True)
-        client.device.note_network_change(world.now)
+        client.device.on_unreachable(server.endpoint.remote, world.now, refused=True)
+        client.device.on_route_change(world.now)
     assert state(client, server) == LinkState.FAILED
 
 
-def test_the_time_between_a_death_and_the_next_process_is_no_silence_of_the_servers() -> None:
+def test_the_time_without_a_process_is_no_silence_of_the_server() -> None:
     world = World()
     client, server = linked(world)
     client.send(server, b"asked")  # the answer waits in the socket, or is on its way

@@ -61,22 +61,22 @@ def test_packets_leave_in_the_order_in_which_they_came(scene: Scene) -> None:
     peer = scene.peer()
     scene.staging.add(peer, [memoryview(b"a"), b"b"])
     scene.staging.add(peer, [b"c"])
-    assert scene.staging.waiting == {peer}
+    assert scene.staging.peers == {peer}
     assert scene.staging.take(peer) == [b"a", b"b", b"c"]
     assert scene.staging.take(peer) == []
-    assert scene.staging.waiting == set()
+    assert scene.staging.peers == set()
     assert (scene.bytes_in_books(), scene.dropped()) == (0, 0)
     assert scene.slots.counters[Total.BUFFERED_PACKETS] == 3
 
 
-def test_what_is_kept_is_a_copy(scene: Scene) -> None:
+def test_staged_packets_are_copies(scene: Scene) -> None:
     peer, buffer = scene.peer(), bytearray(b"old")
     scene.staging.add(peer, [memoryview(buffer)])
     buffer[:] = b"new"
     assert scene.staging.take(peer) == [b"old"]
 
 
-def test_of_too_many_the_oldest_go_first(scene: Scene) -> None:
+def test_the_oldest_of_too_many_packets_are_dropped(scene: Scene) -> None:
     peer = scene.peer()
     scene.staging.add(peer, numbered(range(LIMIT + 3)))
     assert scene.dropped() == 3
@@ -84,67 +84,67 @@ def test_of_too_many_the_oldest_go_first(scene: Scene) -> None:
     assert scene.staging.take(peer) == numbered(range(3, LIMIT + 3))
 
 
-def test_older_packets_are_put_before_those_that_wait(scene: Scene) -> None:
+def test_older_packets_are_staged_before_newer_ones(scene: Scene) -> None:
     peer = scene.peer()
     scene.staging.add(peer, numbered([3, 4]))
-    scene.staging.put_before(peer, numbered([1, 2]))
+    scene.staging.add_older(peer, numbered([1, 2]))
     assert scene.staging.take(peer) == numbered([1, 2, 3, 4])
 
 
-def test_older_packets_go_first_where_they_are_too_many_with_those_that_wait(scene: Scene) -> None:
+def test_older_packets_are_dropped_first_when_they_are_staged_before_newer_ones(scene: Scene) -> None:
     peer = scene.peer()
     scene.staging.add(peer, numbered([4, 5, 6]))
-    scene.staging.put_before(peer, numbered([1, 2, 3]))
+    scene.staging.add_older(peer, numbered([1, 2, 3]))
     assert scene.staging.take(peer) == numbered([2, 3, 4, 5, 6])
     assert (scene.dropped(), scene.bytes_in_books()) == (1, 0)
-    scene.staging.put_before(peer, [])
-    assert (scene.staging.take(peer), scene.staging.waiting) == ([], set())
+    scene.staging.add_older(peer, [])
+    assert (scene.staging.take(peer), scene.staging.peers) == ([], set())
 
 
-def test_what_waits_can_be_taken_by_and_by(scene: Scene) -> None:
+def test_staged_packets_can_be_taken_in_parts(scene: Scene) -> None:
     peer = scene.peer()
     scene.staging.add(peer, numbered(range(5), 10))
     assert scene.staging.take(peer, 2) == numbered([0, 1], 10)
-    assert (scene.bytes_in_books(), scene.staging.waiting) == (30, {peer})
+    assert (scene.bytes_in_books(), scene.staging.peers) == (30, {peer})
     scene.staging.add(peer, numbered([5], 10))
     assert scene.staging.take(peer, 4) == numbered([2, 3, 4, 5], 10)
-    assert (scene.bytes_in_books(), scene.staging.waiting) == (0, set())
+    assert (scene.bytes_in_books(), scene.staging.peers) == (0, set())
 
 
 # --- Bytes ---
 
 
 @pytest.mark.usefixtures("small")
-def test_one_peer_has_its_share_of_bytes_and_no_more(scene: Scene) -> None:
+def test_the_staged_bytes_of_one_peer_are_limited(scene: Scene) -> None:
     peer = scene.peer(limit=1000)
     scene.staging.add(peer, numbered(range(5), 30))
     assert scene.staging.take(peer) == numbered(range(3), 30)
     assert scene.dropped() == 2
     scene.staging.add(peer, [bytes(101)])
-    assert scene.staging.waiting == set()
+    assert scene.staging.peers == set()
     scene.staging.add(peer, [bytes(100)])
     assert scene.bytes_in_books() == 100
 
 
 @pytest.mark.usefixtures("small")
-def test_a_flood_for_many_peers_is_bounded_for_all_of_them_together(scene: Scene) -> None:
+def test_the_staged_bytes_of_all_peers_are_limited(scene: Scene) -> None:
     peers = [scene.peer(number, limit=1000) for number in range(1, 50)]
     for peer in peers:
         scene.staging.add(peer, numbered(range(9), 10))
     assert scene.bytes_in_books() == 250
     assert sum(len(packet) for peer in peers for packet in peer.staged) == 250
     assert scene.dropped() == 49 * 9 - 25
-    assert scene.staging.waiting == {peer for peer in peers if peer.staged}
+    assert scene.staging.peers == {peer for peer in peers if peer.staged}
     scene.staging.take(peers[0])
     scene.staging.add(peers[-1], numbered([7], 10))
     assert scene.staging.take(peers[-1]) == numbered([7], 10)
 
 
 @pytest.mark.usefixtures("small")
-def test_what_overflows_when_older_packets_are_put_before_is_what_is_newer(scene: Scene) -> None:
+def test_newer_packets_overflow_when_older_ones_are_staged_before_them(scene: Scene) -> None:
     peer = scene.peer(limit=1000)
     scene.staging.add(peer, numbered([4, 5, 6], 30))
-    scene.staging.put_before(peer, numbered([1, 2], 30))
+    scene.staging.add_older(peer, numbered([1, 2], 30))
     assert scene.staging.take(peer) == numbered([1, 2, 4], 30)
     assert (scene.dropped(), scene.bytes_in_books()) == (2, 0)
 
@@ -152,13 +152,13 @@ def test_what_overflows_when_older_packets_are_put_before_is_what_is_newer(scene
 # --- Records ---
 
 
-def test_all_that_waits_is_written_down_and_leaves_the_records_before_it_is_sent(scene: Scene) -> None:
+def test_staged_packets_are_recorded_and_leave_the_records_before_they_are_sent(scene: Scene) -> None:
     first, second, idle = scene.peer(1), scene.peer(2), scene.peer(3)
     scene.staging.add(first, [b"a", b"b"])
     scene.staging.add(second, [b"c"])
     scene.staging.take(idle)
     assert scene.records == []
-    scene.staging.write_down()
+    scene.staging.record_all()
     assert set(scene.records) == {
         PeerStaged(first.public_key, (b"a", b"b")),
         PeerStaged(second.public_key, (b"c",)),
@@ -170,26 +170,26 @@ def test_all_that_waits_is_written_down_and_leaves_the_records_before_it_is_sent
     assert len(scene.records) == 1
 
 
-def test_what_is_taken_by_and_by_leaves_the_records_with_the_first_of_it(scene: Scene) -> None:
+def test_packets_taken_in_parts_leave_the_records_with_the_first_part(scene: Scene) -> None:
     peer = scene.peer()
     scene.staging.add(peer, numbered(range(4)))
-    scene.staging.write_down()
+    scene.staging.record_all()
     scene.records.clear()
     scene.staging.take(peer, 1)
     scene.staging.take(peer, 1)
     assert scene.records == [PeerStaged(peer.public_key, ())]
-    scene.staging.write_down()
+    scene.staging.record_all()
     assert scene.records[1:] == [PeerStaged(peer.public_key, tuple(numbered([2, 3])))]
 
 
-def test_what_the_records_set_is_in_the_books(scene: Scene) -> None:
+def test_restored_packets_are_accounted_for(scene: Scene) -> None:
     peer, emptied = scene.peer(1), scene.peer(2)
     scene.staging.add(emptied, [b"sent by another owner"])
-    scene.staging.write_down()
+    scene.staging.record_all()
     peer.staged.extend([b"ab", b"c"])
     emptied.staged.clear()
-    scene.staging.note_restored([peer, emptied])
-    assert scene.staging.waiting == scene.staging.written_down == {peer}
+    scene.staging.on_restored([peer, emptied])
+    assert scene.staging.peers == scene.staging.recorded == {peer}
     assert scene.bytes_in_books() == 3
     scene.records.clear()
     assert scene.staging.take(peer) == [b"ab", b"c"]
