@@ -23,7 +23,7 @@ SEEDS = [1, 2, 3, 4, 5]
 
 
 class Simulation:
-    """Draws what happens next. The network's delays are longer than the pauses, so datagrams overtake each other."""
+    """Draws the next event. The network's delays are longer than the pauses, so datagrams overtake each other."""
 
     LOST, DUPLICATED = 0.1, 0.1
     PAUSES = ([0.5, 5.0, 20.0, 130.0, 600.0], [50, 25, 15, 5, 1])  # longest pauses in seconds, and their weights
@@ -77,7 +77,7 @@ class Simulation:
         """Check the rules of this simulation; those of a host are checked by the host."""
 
     def move(self, _: MortalHost) -> None:
-        host = self.random.choice(self.hosts[2:])  # the first two are where all the others look for them
+        host = self.random.choice(self.hosts[2:])  # the others know the endpoints of the first two
         self.world.move(host, Endpoint(self.random.randbytes(4), self.random.randrange(1, 1 << 16)))
 
     def kill(self, host: MortalHost) -> None:
@@ -88,7 +88,7 @@ class Simulation:
         host.fuse.left = self.random.randint(0, 60)
 
     def hand_over(self, host: MortalHost) -> None:
-        """Do the next step of a takeover, or let its successor die in the one that it is at."""
+        """Do the next step of a takeover, or let its successor die at the present one."""
         if host.predecessor is not None:
             if self.random.random() < 0.5:
                 host.predecessor = None  # TAKEN: it exits
@@ -143,7 +143,7 @@ def test_no_message_leaves_or_arrives_twice_whichever_process_dies(seed: int) ->
 
 
 class CalmSimulation(Simulation):
-    """A network that only takes its time, and takeovers as planned or whose successor dies as soon as it owns."""
+    """A network that only delays, and takeovers as planned or whose successor dies as soon as it owns."""
 
     LOST = DUPLICATED = 0.0
 
@@ -155,7 +155,7 @@ class CalmSimulation(Simulation):
         return 0.05
 
     def talk(self, host: MortalHost) -> None:
-        """Speak towards the first host only: where both sides begin, a packet may meet a keypair that is gone."""
+        """Send to the first host only: where both sides start a handshake, a packet may find no keypair any longer."""
         if host is not self.hosts[0]:
             host.say(self.hosts[0], self.random.randint(1, 8))
 
@@ -200,7 +200,7 @@ def conversation(world: MortalWorld, client: MortalHost, server: MortalHost) -> 
 
 
 def loss_of_many(world: MortalWorld, client: MortalHost, server: MortalHost) -> None:
-    """Let the window of received counters pass over several blocks."""
+    """Move the window of received counters over several blocks."""
     client.say(server, 64)
     client.say(server, 64)
     for transmit in client.take_transmits():
@@ -234,7 +234,7 @@ def moving(world: MortalWorld, client: MortalHost, server: MortalHost) -> None:
 
 
 def planned_hand_over(world: MortalWorld, client: MortalHost, server: MortalHost) -> None:
-    """Replace both, in all that a takeover goes through, with a session and with packets that wait for one."""
+    """Replace both processes, in each step of a takeover, with a session and with staged packets."""
     world.run(200)
     client.say(server)
     for host in (client, server):

@@ -1,9 +1,9 @@
-"""A client's link in a seeded world where everything goes wrong: outages, restarts, takeovers, crashes, lies.
+"""A client's link in a seeded world with every fault: outages, restarts, takeovers, crashes, forgeries.
 
-The rules that must hold after every event: what `mortal` checks; a datagram is delivered once, and a packet twice only
-where the client sent it again on purpose; initiations keep their distance and their schedule; the counters of the link
-agree. And whatever has happened: once it is over the link is up within RECOVERY_SECS, nothing waits, and what is said
-then arrives. A failure names its seed: put it into SEEDS.
+The rules that must hold after every event: those of `mortal_hosts`; a datagram is delivered once, and a packet twice
+only where the client sent it again on purpose; initiations keep their spacing and their schedule; the counters of the
+link agree. After all faults have ended the link is up within RECOVERY_SECS, no packet is staged, and packets that are
+sent then arrive. A failure names its seed: add it to SEEDS.
 """
 
 from bisect import bisect_left
@@ -30,15 +30,15 @@ SEEDS = [1, 2, 3, 4, 22, 78, 83, 96]
 POLICY = DEFAULT_POLICY
 
 RECOVERY_SECS = POLICY.retry_secs_max + 1.0
-# At the latest, of a dead session; what was sent into it is lost where a link is known to be silent by nature.
+# The longest time to notice a dead session; packets sent into it are lost on a link whose peer often does not answer.
 NOTICED_SECS = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + RECOVERY_SECS
-# Initiations in a minute: the schedule's own with one probe a second, as many as an event that makes it begin anew
-# calls for, and those between the retries while a port is said to be closed.
+# Initiations in a minute: those of the schedule with one probe a second, those of an event that resets the backoff, and
+# those between the retries while the port is reported as closed.
 INITIATIONS_PER_MINUTE = 100
 INITIATIONS_PER_REASON = 12
 INITIATIONS_PER_REFUSAL = int(REFUSAL_GAP_SECS / OUTAGE_PROBE_INTERVALS[0][1]) + 1
 LATE_SECS = 3.0  # no datagram is on its way for longer
-COPIED_MAX = 300  # datagrams that somebody keeps to send them again
+COPIED_MAX = 300  # datagrams that are kept to be sent again
 
 
 class LinkedHost(MortalHost):
@@ -60,7 +60,7 @@ class LinkedHost(MortalHost):
         self.device.begin_links(self.world.now)
 
     def forget_everything(self) -> None:
-        """Start anew, as after a reboot."""
+        """Start without any state, as after a reboot."""
         self.predecessor, self.offering, self.fuse.left = None, False, inf
         self.slots.counters[:] = memoryview(bytes(8 * len(self.slots.counters))).cast("Q")
         self.journal.clear()
@@ -77,7 +77,7 @@ class LinkedHost(MortalHost):
 
 
 class LinkSimulation(Simulation):
-    """Draws what happens next to a client and its server."""
+    """Draws the next event of a client and its server."""
 
     PAUSES = ([0.1, 1.0, 5.0, 30.0, 200.0], [40, 30, 20, 8, 2])
 
@@ -94,7 +94,7 @@ class LinkSimulation(Simulation):
         self.copies: list[tuple[Endpoint, Endpoint, bytes]] = []
         self.opened: set[tuple[int, int]] = set()  # receiver index and counter of every data message that was delivered
         self.initiations: list[float] = []
-        self.reasons: list[float] = []  # when something made the retries begin anew
+        self.reasons: list[float] = []  # when an event reset the backoff
         self.refusals: list[float] = []
         self.deeds = {
             self.talk: 50,
@@ -131,7 +131,7 @@ class LinkSimulation(Simulation):
     # --- What may happen ---
 
     def talk(self, host: MortalHost) -> None:
-        """Speak in one direction, the client's most of the time, or in both."""
+        """Send packets in one direction, mostly the client's, or in both."""
         speakers: list[MortalHost] = self.random.choice([[self.client], [self.client], [self.server], self.hosts])
         for speaker in speakers:
             if not speaker.is_down:
@@ -150,7 +150,7 @@ class LinkSimulation(Simulation):
         self.server.is_down = True
 
     def come_back(self, _: MortalHost) -> None:
-        """Start the server without what it knew; perhaps it remembers where the client was."""
+        """Start the server without its state, sometimes with the client's endpoint of before."""
         if not self.server.is_down:
             return
         remembered = self.server.peer(self.client).endpoint
@@ -175,7 +175,7 @@ class LinkSimulation(Simulation):
         super().set_fuse(host)
 
     def move(self, _: MortalHost) -> None:
-        """Let the client roam, and notice it or not."""
+        """Give the client another endpoint; it notices the change or does not."""
         self.world.move(self.client, self.new_place())
         if self.random.random() < 0.5:
             self.tell_of_change()
@@ -193,11 +193,11 @@ class LinkSimulation(Simulation):
         self.client.survive(lambda: self.client.device.on_route_change(self.world.now))
 
     def resolve(self) -> None:
-        """Let the client hear where the server is."""
+        """Give the client the endpoint of the server, as a resolver does."""
         self.note_reason()
-        place = self.server.endpoint
+        endpoint = self.server.endpoint
         self.client.survive(
-            lambda: self.client.device.set_endpoint(self.client.peer(self.server), place, self.world.now)
+            lambda: self.client.device.set_endpoint(self.client.peer(self.server), endpoint, self.world.now)
         )
 
     def set_clock(self, _: MortalHost) -> None:
@@ -296,7 +296,7 @@ class LinkSimulation(Simulation):
         slot = client.peer(self.server).slot
         is_down = counters[slot + LINK_STATE] == LinkState.RECONNECTING
         assert is_down == (counters[slot + OUTAGE_SINCE_NS] != 0)
-        # A kill between a word and the total that counts it leaves the total wrong by one.
+        # A kill between a counter and the total that belongs to it leaves the total wrong by one.
         off_by = client.total(Total.OUTAGES) - client.total(Total.RECONNECTS) - is_down
         assert abs(off_by) <= client.deaths
         copies = sum(number - 1 for number in Counter(self.server.numbers()).values())
@@ -305,7 +305,7 @@ class LinkSimulation(Simulation):
         assert len(back) == len(set(back)), "the server sends nothing twice"
 
     def recover(self) -> None:
-        """Let all faults end, and see what becomes of the link."""
+        """End all faults, and check that the link recovers."""
         self.is_calm = True
         self.dark.clear()
         self.come_back(self.server)
@@ -351,7 +351,7 @@ def test_a_link_recovers_from_any_faults_and_no_datagram_arrives_twice(seed: int
 
 
 class CalmLinkSimulation(LinkSimulation):
-    """A network that only takes its time or carries nothing at all, takeovers as planned, and packets one way."""
+    """A network that delays or drops everything, planned takeovers, and packets in one direction."""
 
     LOST = DUPLICATED = 0.0
 

@@ -1,4 +1,4 @@
-"""The device as its users see it: two real ones joined in memory, over every timer of the paper's section 6."""
+"""The device through its public calls: two real devices joined in memory, with each timer of the paper's section 6."""
 
 import pytest
 
@@ -289,13 +289,13 @@ def test_a_send_counter_near_its_end_causes_a_rekey_and_then_stops() -> None:
     client, server = connected(world)
     current = client.peer(server).current
     assert current is not None
-    word = current.state.slot + SEND_COUNTER
+    index = current.state.slot + SEND_COUNTER
     world.now += REKEY_TIMEOUT
-    client.slots.counters[word] = REKEY_AFTER_MESSAGES
+    client.slots.counters[index] = REKEY_AFTER_MESSAGES
     client.send(server)
     kinds = [message_type(d) for t in client.device.take_transmits() for d in t.datagrams]
     assert TYPE_INITIATION in kinds
-    client.slots.counters[word] = REJECT_AFTER_MESSAGES
+    client.slots.counters[index] = REJECT_AFTER_MESSAGES
     client.send(server)
     assert client.device.take_transmits() == []
 

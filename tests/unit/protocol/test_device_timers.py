@@ -1,4 +1,4 @@
-"""Where the timers of a device meet each other, and what they may cost."""
+"""Timers of a device that affect each other, and their cost."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Links: a client that keeps a session up with a server that goes away, forgets, or is hard to reach."""
+"""Links: a client that keeps a session up with a server that disappears, loses its state, or is hard to reach."""
 
 from dataclasses import replace
 from itertools import pairwise

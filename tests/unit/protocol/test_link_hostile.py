@@ -1,4 +1,4 @@
-"""Links among liars: forged errors and datagrams, servers that mean harm, clocks that are wrong."""
+"""Links under attack: forged errors and datagrams, malicious servers, and wrong clocks."""
 
 from collections import Counter
 from dataclasses import replace
@@ -32,7 +32,7 @@ HOUR = 3600.0
 
 
 def held_response(world: World, client: Host, server: Host) -> list[bytes]:
-    """Let the client begin a handshake; return the response, which is still on its way."""
+    """Let the client start a handshake; return the response, which is still on its way."""
     world.run(1.0)
     client.device.on_route_change(world.now)
     world.carry()
@@ -67,7 +67,7 @@ def test_an_initiation_whose_sending_time_is_in_the_future_can_be_answered(known
     assert client.slots.counters[peer.slot + ROUND_TRIP_NS] <= known_ns
 
 
-# --- Kills between two words ---
+# --- Kills between two counters ---
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_successor_makes_the_counters_of_a_link_agree(
     assert client.slots.counters[slot + OUTAGE_SINCE_NS] == 0
 
 
-# --- After the end ---
+# --- FAILED ---
 
 
 @pytest.mark.parametrize("event", ["network change", "error", "packet"])
@@ -112,13 +112,13 @@ def test_a_failed_link_comes_to_rest_after_any_event(event: str) -> None:
         client.device.on_unreachable(server.endpoint.remote, world.now, refused=True)
     else:
         client.send(server)
-    looks = 0
+    timeouts = 0
     while (due := client.device.next_deadline()) is not None and due < world.now + 60.0:
         world.now = max(world.now, due)
         client.handle_timeout()
         client.take_transmits()
-        looks += 1
-        assert looks < 100, "it never rests"
+        timeouts += 1
+        assert timeouts < 100, "its timers never stop"
     assert notes == [LinkState.RECONNECTING, LinkState.FAILED]
     assert not client.peer(server).staged
 
@@ -127,7 +127,7 @@ def test_a_failed_link_comes_to_rest_after_any_event(event: str) -> None:
 
 
 def storm(world: World, client: Host, server: Host, answered: bool) -> int:
-    """Let somebody forge errors for ten seconds, under traffic; return how many packets the client sent."""
+    """Forge errors for ten seconds, under traffic; return how many packets the client sent."""
     number = 0
     for moment in range(1000):
         if moment % 5 == 0:
@@ -215,16 +215,16 @@ def test_junk_from_a_peers_endpoint_causes_at_most_one_initiation_a_second() -> 
 def test_junk_from_the_endpoints_of_all_peers_has_one_limit() -> None:
     world = World()
     server = world.host()
-    places = [Endpoint(bytes([10, 9, number >> 8, number & 255]), 4242) for number in range(240)]
-    for number, place in enumerate(places):
+    endpoints = [Endpoint(bytes([10, 9, number >> 8, number & 255]), 4242) for number in range(240)]
+    for number, endpoint in enumerate(endpoints):
         key = public_key(world.random.randbytes(32))
         networks = (ip_network(f"10.1.{number >> 8}.{number & 255}"),)
-        server.peers.append(PeerSettings(key, allowed_ips=networks, endpoint=place))
+        server.peers.append(PeerSettings(key, allowed_ips=networks, endpoint=endpoint))
     server.start()
     began = world.now
     for _ in range(20):
-        for place in places:
-            server.receive([junk(world)], place)
+        for endpoint in endpoints:
+            server.receive([junk(world)], endpoint)
         world.now += 0.05
     allowed = UNKNOWN_INDEX_INITIATIONS_PER_SECOND * (world.now - began + UNKNOWN_INDEX_BURST_SECS)
     assert 100 < server.total(Total.UNKNOWN_INDEX_INITIATIONS) <= allowed + 1
@@ -262,7 +262,7 @@ def test_repeated_datagrams_have_no_effect() -> None:
         for source, target, datagram in log:
             world.hosts[target].receive([datagram], source._replace(port=666))
             answers = [each for host in (client, server) for each in host.device.take_transmits()]
-            # So many at once are load: then whoever asks is asked for a cookie.
+            # So many at once are load: each initiation is answered by a request for a cookie.
             assert all(message_type(answer) == TYPE_COOKIE_REPLY for each in answers for answer in each.datagrams)
     assert (len(client.delivered), len(server.delivered)) == delivered
     assert (client.peer(server).current, server.peer(client).current) == keys
@@ -270,7 +270,7 @@ def test_repeated_datagrams_have_no_effect() -> None:
     assert state(client, server) == LinkState.CONNECTED
 
 
-# --- A server that means harm ---
+# --- Malicious servers ---
 
 
 def test_a_server_that_floods_a_client_with_handshakes_exhausts_nothing() -> None:

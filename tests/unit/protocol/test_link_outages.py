@@ -1,4 +1,4 @@
-"""Links while they are down, and while they come back; the server's side of it, and successors in the middle of it."""
+"""Links during an outage and after it: probes, bursts, several initiations, unknown indices, and takeovers."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ from tests.support.client_and_server import (
 from tests.support.link_policy import DEFAULT_POLICY
 from tests.support.network import World, lose_everything, packet
 
-# --- While it is down ---
+# --- Outages ---
 
 
 def test_outage_probes_find_a_server_that_knows_the_clients_endpoint_at_once() -> None:
@@ -100,7 +100,7 @@ def test_a_server_that_moved_is_found_at_its_resolved_endpoint() -> None:
     assert payloads(server) == [b"where"]
 
 
-# --- The server's side ---
+# --- Unknown indices, at the server ---
 
 
 def test_unknown_indices_cause_one_handshake_at_a_time() -> None:
@@ -141,7 +141,7 @@ def test_unknown_indices_of_many_peers_have_one_limit() -> None:
     assert 10 <= server.total(Total.UNKNOWN_INDEX_INITIATIONS) <= 60
 
 
-# --- Being replaced in the middle of it ---
+# --- Takeovers during an outage ---
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 7.0])
@@ -189,7 +189,7 @@ def test_a_successor_sends_nothing_on_a_link_that_is_up() -> None:
     assert server.delivered == [packet(client.inner, server.inner, b"on")]
 
 
-# --- What waited leaves in bursts ---
+# --- Bursts of staged packets ---
 
 
 def test_staged_packets_leave_in_bursts_before_newer_packets() -> None:
@@ -322,7 +322,7 @@ def test_an_initiation_that_waited_for_its_server_does_not_change_the_round_trip
     client.send(server)
     world.exchange(hold(TYPE_INITIATION, held))
     world.run(away_secs, lambda *sent: [] if message_type(sent[2]) == TYPE_DATA else hold(TYPE_INITIATION, held)(*sent))
-    server.receive(held, client.endpoint)  # its socket was held meanwhile
+    server.receive(held, client.endpoint)  # from a socket that was kept while no process read it
     world.exchange()
     assert state(client, server) == LinkState.CONNECTED
     assert client.slots.counters[round_trip] == 20_000_000
@@ -358,7 +358,7 @@ def test_a_packet_in_flight_at_the_last_answer_is_sent_again() -> None:
     assert payloads(server) == [b"answered", b"on its way"]
 
 
-# --- Why ---
+# --- Reasons ---
 
 
 @pytest.mark.parametrize(
@@ -376,14 +376,14 @@ def test_a_link_that_does_not_come_up_is_reported_once_with_the_reason(why: str,
     client.know(server, reachable=why != "no name", link=replace(DEFAULT_POLICY, retries_max=8))
     client.start()
     server.start()
-    told: list[tuple[LinkState, str]] = []
-    client.device.watch_links(lambda _, state, reason: told.append((state, reason)))
+    reported: list[tuple[LinkState, str]] = []
+    client.device.watch_links(lambda _, state, reason: reported.append((state, reason)))
     client.device.begin_links(world.now)
     for _ in range(600):
         if why in {"refused", "unreachable"}:
             client.device.on_unreachable(server.endpoint.remote, world.now, refused=why == "refused")
         world.run(0.1, lose_everything)
-    assert told == [(LinkState.CONNECTING, expected), (LinkState.FAILED, expected)]
+    assert reported == [(LinkState.CONNECTING, expected), (LinkState.FAILED, expected)]
 
 
 def test_resetting_the_backoff_does_not_raise_the_number_of_retries() -> None:
@@ -400,7 +400,7 @@ def test_resetting_the_backoff_does_not_raise_the_number_of_retries() -> None:
 def test_the_time_without_a_process_is_no_silence_of_the_server() -> None:
     world = World()
     client, server = linked(world)
-    client.send(server, b"asked")  # the answer waits in the socket, or is on its way
+    client.send(server, b"asked")  # the answer is in the socket, or on its way
     client.take_transmits()
     world.now += 2.0
     client.replace()

@@ -1,4 +1,4 @@
-"""Staging: what waits leaves in order, is never too much, and is in the records as long as nobody has sent it."""
+"""Staged packets leave in order, are limited, and are in the records until a process sends them."""
 
 from collections.abc import Iterable
 from dataclasses import replace
