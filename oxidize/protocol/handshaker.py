@@ -73,7 +73,7 @@ class Handled(NamedTuple):
 
 
 class Handshaker:
-    """Starts and answers handshakes on a device's session table; the device looks at a peer's timers after each call.
+    """Starts and answers handshakes on a device's session table; the device schedules a peer's timers after each call.
 
     unix_time: () -> seconds; it is called only for timestamps. load: decides when cookies are required.
     """

@@ -51,9 +51,9 @@ ToDo = Sequence[LinkDo]  # what is left for the device to do, in order
 
 
 class Links:
-    """The links of a device, as far as no packet is sent: a method returns what the device has to do then.
+    """The links of a device. They send nothing: a method returns what is left for the device to do, in order.
 
-    A peer is passed with its link. The device looks at the peer's timers after each call.
+    A peer is passed with its link. The device schedules the peer's timers after each call.
     """
 
     def __init__(self, table: SessionTable, staging: Staging) -> None:
@@ -213,6 +213,7 @@ class Links:
 
     def _handle(self, peer: Peer, link: Link, event: LinkEvent, now: float) -> ToDo:
         """Pass an event through the table, and carry out what sends nothing; return what is left for the device."""
+        self._table.allocate_slot(peer)  # an error or a route change may come before `begin`
         counters, slot = self._counters, peer.slot
         since_ns = counters[slot + OUTAGE_SINCE_NS]
         for do in (to_do := advance(counters, slot, event, now)):

@@ -4,11 +4,10 @@ The rule: only an authentic message of the peer brings a link up. Silence and er
 they make this side ask, and a link that is up goes down by them only after UNANSWERED_PROBES_MAX probes in a row, or by
 an error that the limit for errors lets through.
 
-Theory. A link is CONNECTING until its first session. From then on it is CONNECTED, or RECONNECTING in an outage, which
-begins with the one and ends with the next CONNECTED. It is FAILED when the operator's number of retries is used up;
-only a new owner of the link, or the peer itself, brings it back from there. `link` turns what happens into events - the
-guards are its: which of two events it was - passes each through `advance`, and carries out the actions in order or
-returns them to the device. Every event has a place in every state.
+Theory. A link is CONNECTING until its first session. From then on it is CONNECTED, or RECONNECTING during an outage. It
+is FAILED when the operator's number of retries is used up; only a new owner or an authentic message of the peer brings
+it back from there. `link` decides which event has happened (the guards are there), passes it through `advance`, and
+carries out the actions in order or returns them to the device. Every event has a place in every state.
 
 Two counters of the peer hold the state, so that a successor continues in the middle of an outage: LINK_STATE, and
 OUTAGE_SINCE_NS, set in RECONNECTING, 0 in CONNECTING and CONNECTED, either in FAILED. OUTAGE_SINCE_NS is written first.

@@ -17,7 +17,15 @@ from oxidize.protocol.constants import (
     UNKNOWN_INDEX_INITIATIONS_PER_SECOND,
     UNKNOWN_INDEX_INTERVAL,
 )
-from oxidize.protocol.counters import LINK_STATE, OUTAGE_SINCE_NS, ROUND_TRIP_NS, DropReason, LinkState, Total
+from oxidize.protocol.counters import (
+    LINK_STATE,
+    OUTAGE_SINCE_NS,
+    ROUND_TRIP_NS,
+    TOTALS_WORDS,
+    DropReason,
+    LinkState,
+    Total,
+)
 from oxidize.protocol.crypto import public_key
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.link_policy import ERROR_BURST_SECS, ERROR_INTERVAL_SECS, RESEND_AGE_SECS_MAX
@@ -92,6 +100,19 @@ def test_a_successor_makes_the_counters_of_a_link_agree(
     assert bool(client.slots.counters[slot + OUTAGE_SINCE_NS]) == is_since_set
     until_connected(world, client, server, 1.0)
     assert client.slots.counters[slot + OUTAGE_SINCE_NS] == 0
+
+
+@pytest.mark.parametrize("initiations", [1, 7])
+def test_an_error_before_a_link_begins_changes_no_total(initiations: int) -> None:
+    world = World()
+    client, server = world.host(), world.host()
+    client.know(server, link=DEFAULT_POLICY)
+    client.start()
+    client.slots.counters[Total.INITIATIONS_SENT] = initiations
+    client.device.on_unreachable(server.endpoint.remote, world.now, refused=False)
+    assert list(client.slots.counters[:TOTALS_WORDS]).count(0) == TOTALS_WORDS - 1
+    assert client.total(Total.INITIATIONS_SENT) == initiations
+    assert state(client, server) == LinkState.CONNECTING
 
 
 # --- FAILED ---
