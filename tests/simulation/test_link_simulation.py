@@ -279,7 +279,7 @@ class LinkSimulation(Simulation):
     def note_initiation(self) -> None:
         now = self.world.now
         if self.initiations:
-            assert now - self.initiations[-1] >= INITIATION_SPACING_SECS - 1e-6, "initiations too close"
+            assert now - self.initiations[-1] >= INITIATION_SPACING_SECS - 1e-6, "two initiations are too close"
         self.initiations.append(now)
 
     def check_initiations(self) -> None:

@@ -194,7 +194,7 @@ class MortalHost(Host):
             assert isinstance(staged, PeerStaged | None)
             assert bool(staged and staged.packets) == (peer in self.device._staging.recorded)
             assert bool(peer.staged) == (peer in self.device._staging.peers)
-        assert len(set(slots)) == len(slots), "a slot serves two"
+        assert len(set(slots)) == len(slots), "a slot serves two owners"
 
 
 class MortalWorld(World):

@@ -74,7 +74,7 @@ def test_a_restarted_server_is_noticed_after_a_short_silence_and_no_packet_is_lo
     world.run(NOTICED_SECS)
     assert payloads(server) == [b"\0", b"\1", b"\2"]
     assert client.total(Total.RESENT_PACKETS) == 3
-    assert client.total(Total.OUTAGES) == 0, "it was never unreachable"
+    assert client.total(Total.OUTAGES) == 0, "the server was never unreachable"
 
 
 def test_a_restarted_server_that_knows_the_clients_endpoint_starts_a_handshake_at_once() -> None:
@@ -124,7 +124,7 @@ def test_one_way_traffic_is_probed_more_and_more_rarely() -> None:
     assert sent(world, client, TYPE_INITIATION) <= 120 / (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT) + 2
     assert client.total(Total.OUTAGES) == 0
     assert len(payloads(server)) == len(set(payloads(server))) + client.total(Total.RESENT_PACKETS)
-    assert client.total(Total.RESENT_PACKETS) <= PROBE_SECS_MIN / 0.05 + 2, "once, before it was known to be one-way"
+    assert client.total(Total.RESENT_PACKETS) <= PROBE_SECS_MIN / 0.05 + 2, "only before one-way traffic is known"
 
 
 def test_prompt_answers_shorten_the_silence_before_a_probe_again() -> None:
@@ -151,7 +151,7 @@ def test_slow_answers_do_not_cause_a_probe_each_time() -> None:
     for number in range(50):
         client.send(server, bytes([number]))
         world.exchange()
-        world.run(PROBE_SECS_MIN + 0.05)  # the host behind the server takes its time
+        world.run(PROBE_SECS_MIN + 0.05)  # the host behind the server is slow
         server.send(client)
         world.exchange()
         world.run(5.0)
@@ -173,7 +173,7 @@ def test_a_network_error_starts_an_outage_at_once_and_an_early_retry() -> None:
     world.run(0.05 + TICK)
     assert payloads(server) == [b"refused", b"kept"]
     assert client.total(Total.RECONNECTS) == 1
-    assert client.slots.counters[OUTAGES_START] == 1, "shorter than the least of the bounds"
+    assert client.slots.counters[OUTAGES_START] == 1, "the outage was shorter than the lowest bound"
 
 
 def test_network_errors_about_other_endpoints_are_ignored() -> None:
@@ -222,7 +222,7 @@ def test_a_link_fails_after_the_allowed_number_of_retries() -> None:
     assert sent(world, client, TYPE_INITIATION) == count
     client.device.begin_links(world.now)
     world.exchange()
-    assert state(client, server) == LinkState.CONNECTED, "who starts it again means it"
+    assert state(client, server) == LinkState.CONNECTED, "a new owner starts a failed link again"
 
 
 def test_attempts_without_an_endpoint_count_as_retries() -> None:
@@ -259,7 +259,7 @@ def test_a_draining_server_is_not_flooded_with_initiations() -> None:
         server.send(client)
         world.exchange()
         world.run(0.1)
-    assert state(client, server) == LinkState.CONNECTED, "it still answers"
+    assert state(client, server) == LinkState.CONNECTED, "the server still answers"
     assert sent(world, client, TYPE_INITIATION) < 20
     assert server.dropped(DropReason.DRAINING) == sent(world, client, TYPE_INITIATION)
 
@@ -286,7 +286,7 @@ def test_packets_sent_during_an_outage_arrive_in_order_after_it() -> None:
     assert state(client, server) == LinkState.RECONNECTING
     until_connected(world, client, server, 6.0)
     numbers = [int.from_bytes(payload, "big") for payload in payloads(server)]
-    assert numbers == list(range(end)), "all of them, once: what is sent again had not arrived"
+    assert numbers == list(range(end)), "all packets once: those sent again had not arrived"
     assert client.total(Total.OUTAGES) == client.total(Total.RECONNECTS) == 1
     (bucket,) = (i for i in range(len(OUTAGE_BOUNDS_SECS) + 1) if client.slots.counters[OUTAGES_START + i])
     assert OUTAGE_BOUNDS_SECS[bucket - 1] < client.total(Total.OUTAGE_NS_SUM) / 1e9 <= OUTAGE_BOUNDS_SECS[bucket]
@@ -308,7 +308,7 @@ def test_the_oldest_packets_are_dropped_first_when_the_buffer_is_full() -> None:
 def test_old_unanswered_packets_are_not_sent_again() -> None:
     world = World()
     client, server = linked(world)
-    client.slots.counters[client.peer(server).slot + PROBES_ANSWERED] = 8  # as after long traffic one way
+    client.slots.counters[client.peer(server).slot + PROBES_ANSWERED] = 8  # as after long one-way traffic
     client.send(server, b"old")
     world.exchange(lose_everything)
     world.run(RESEND_AGE_SECS_MAX + TICK, lose_everything)

@@ -171,8 +171,8 @@ def test_forged_errors_at_any_rate_cost_no_packets_and_few_handshakes(answered: 
     world.run(2.0)
     assert state(client, server) == LinkState.CONNECTED
     copies = Counter(payloads(server))
-    assert len(copies) == count, "all arrived"
-    assert max(copies.values()) <= 5, "for a first silence, and for as many errors as are heeded while it is young"
+    assert len(copies) == count, "all packets arrived"
+    assert max(copies.values()) <= 5, "one for silence, one for each error with an effect"
     assert sum(copies.values()) - count <= client.total(Total.RESENT_PACKETS) <= count + 40
     assert client.total(Total.OUTAGES) == client.total(Total.RECONNECTS) <= 13
     assert sent(world, client, TYPE_INITIATION) <= 4 * 14
@@ -219,7 +219,7 @@ def test_junk_from_a_peers_endpoint_causes_at_most_one_initiation_a_second() -> 
     world = World()
     client, server = linked(world, known=True)
     restart(server)
-    del world.hosts[client.endpoint]  # it is away, and what it is sent is lost
+    del world.hosts[client.endpoint]  # datagrams to it are lost
     count, seconds = 0, 30
     for _ in range(seconds * 100):
         server.receive([junk(world)], client.endpoint)
@@ -309,7 +309,7 @@ def test_a_server_that_floods_a_client_with_handshakes_exhausts_nothing() -> Non
     assert len(peer.link.first_sent) <= 50
     assert not peer.staged
     assert len(peer.keypairs) <= 3
-    assert len(client.slots._free) >= 256 - 8, "slots are given back"
+    assert len(client.slots._free) >= 256 - 8, "slots are released"
     assert client.dropped(DropReason.INITIATION_FLOOD) > count / 2
     assert client.total(Total.INITIATIONS_RECEIVED) <= count * pause / INITIATION_INTERVAL_MIN + 1
     assert state(client, server) == LinkState.CONNECTED

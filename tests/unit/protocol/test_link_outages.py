@@ -112,7 +112,7 @@ def test_unknown_indices_cause_one_handshake_at_a_time() -> None:
         server.receive([junk], client.endpoint)
     assert sum(len(transmit.datagrams) for transmit in server.device.take_transmits()) == 1
     world.run(UNKNOWN_INDEX_INTERVAL * 120, lose_everything)
-    assert sent(world, server, TYPE_INITIATION) == 0, "without retries"
+    assert sent(world, server, TYPE_INITIATION) == 0, "the initiation has no retries"
 
 
 def test_unknown_indices_do_not_affect_a_live_session() -> None:
@@ -175,7 +175,7 @@ def test_a_predecessor_that_thaws_sends_no_probes_after_its_successor_has_reconn
     predecessor.begin_links(world.now)
     before = client.total(Total.SENT_KEEPALIVES)
     world.run(30.0)
-    assert client.total(Total.SENT_KEEPALIVES) <= before + 1, "the one that was due already"
+    assert client.total(Total.SENT_KEEPALIVES) <= before + 1, "only the keepalive that was due already"
 
 
 def test_a_successor_sends_nothing_on_a_link_that_is_up() -> None:
@@ -260,7 +260,7 @@ def test_a_response_to_an_earlier_initiation_connects() -> None:
     world.exchange(hold(TYPE_INITIATION, held))
     world.run(1.0, hold(TYPE_INITIATION, held))
     assert len(held) >= 4
-    server.receive(held, client.endpoint)  # all at once: it answers the first and calls the others a flood
+    server.receive(held, client.endpoint)  # all at once: the server answers the first and drops the others as a flood
     world.exchange()
     assert state(client, server) == LinkState.CONNECTED
     assert server.total(Total.INITIATIONS_RECEIVED) == 1
@@ -289,7 +289,7 @@ def test_the_session_of_the_later_of_two_answered_initiations_stays() -> None:
     client.send(server, b"still")
     world.exchange()
     assert b"still" in payloads(server)
-    assert server.dropped(DropReason.UNKNOWN_INDEX) <= 1, "the confirmation of the first"
+    assert server.dropped(DropReason.UNKNOWN_INDEX) <= 1, "only the confirmation of the first session"
 
 
 def test_packets_sent_between_two_responses_are_sent_again_in_the_session_that_stays() -> None:
@@ -301,7 +301,7 @@ def test_packets_sent_between_two_responses_are_sent_again_in_the_session_that_s
     held: list[bytes] = []
     world.run(0.3, hold(TYPE_INITIATION, held))
     responses: list[bytes] = []
-    for initiation in held[:2]:  # among those of many others, so that the second is no flood
+    for initiation in held[:2]:  # apart in time, so that the second is no flood
         server.receive([initiation], client.endpoint)
         world.exchange(hold(TYPE_RESPONSE, responses))
         world.now += 2 * INITIATION_INTERVAL_MIN
@@ -348,10 +348,10 @@ def test_a_packet_in_flight_at_the_last_answer_is_sent_again() -> None:
     client.send(server, b"answered")
     world.exchange()
     world.run(0.07)
-    client.send(server, b"on its way")  # and then the server ends
+    client.send(server, b"on its way")  # the server ends then
     world.exchange(lose_everything)
     world.run(0.05, lose_everything)
-    server.send(client)  # what it had said before
+    server.send(client)  # sent before it ended
     world.exchange()
     client.device.on_unreachable(server.endpoint.remote, world.now, refused=True)
     until_connected(world, client, server, 1.0)
@@ -409,4 +409,4 @@ def test_the_time_without_a_process_is_no_silence_of_the_server() -> None:
     world.exchange()
     assert sent(world, client, TYPE_INITIATION) == 0
     world.run(NOTICED_SECS)
-    assert sent(world, client, TYPE_INITIATION) == 1, "but from then on it is"
+    assert sent(world, client, TYPE_INITIATION) == 1, "silence counts from the new process on"
