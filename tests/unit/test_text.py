@@ -2,7 +2,7 @@
 
 import pytest
 
-from oxidize.text import printable
+from oxidize.text import counted, printable
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,7 @@ def test_a_long_text_is_cut() -> None:
     assert printable("x" * 11, 10) == "x" * 7 + "..."
     assert printable("\x1b" * 10, 10) == r"\x1b\x1" + "..."
     assert len(printable("y" * 5000)) == 4096
+
+
+def test_nouns_agree_with_their_numbers() -> None:
+    assert [counted(number, "peer") for number in (0, 1, 2)] == ["0 peers", "1 peer", "2 peers"]
