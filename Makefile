@@ -54,7 +54,7 @@ LOCK := .stamps/lock/bin/uv --quiet pip compile --universal --python-version 3.1
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-handoff test-systemd check bench bench-reconnect install release units \
+.PHONY: help demo test test-handoff test-systemd check docs bench bench-reconnect install release units \
 	changed-units uninstall venv packages lock clean
 
 help: ## list the targets
@@ -77,6 +77,9 @@ check: $(SETUP) ## run linters, types, unit and property tests: about a minute, 
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --strict
 	@$(BIN)/python -m pytest --quiet tests/unit tests/properties
+
+docs: $(SETUP) ## write the pages that are generated from the source
+	@for script in scripts/*.py; do $(BIN)/python "$$script" || exit 1; done
 
 bench: $(SETUP) ## measure the data path and the takeover on this machine
 	@$(BIN)/python -m benchmarks
