@@ -6,11 +6,10 @@ that named it has been replaced. So a process that restores from the records nev
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import inf
 from typing import NamedTuple
 
 from oxidize.protocol.changes import Change, KeypairState, PeerEndpoint, PeerKeypairs, PeerSeen, no_handshake
-from oxidize.protocol.constants import BATCH_PACKETS_MAX, ENDPOINT_RECORD_INTERVAL
+from oxidize.protocol.constants import BATCH_PACKETS_MAX, ENDPOINT_RECORD_INTERVAL, NEVER
 from oxidize.protocol.counters import DROPS_START, SENT_BYTES, Counters, DropReason, Slots, Total
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.index_table import IndexTable
@@ -125,7 +124,7 @@ class SessionTable:
         """Record a peer's endpoint, if it is known."""
         if peer.endpoint is not None:
             self.record(PeerEndpoint(peer.public_key, peer.endpoint))
-        peer.endpoint_recorded_at, peer.endpoint_record_at = now, inf
+        peer.endpoint_recorded_at, peer.endpoint_record_at = now, NEVER
         self.moved.discard(peer)
 
     def record_moved(self) -> None:
@@ -246,7 +245,7 @@ class SessionTable:
     def restore_endpoint(self, peer: Peer, endpoint: Endpoint | None) -> None:
         """Restore a peer's endpoint."""
         self.set_endpoint(peer, endpoint)
-        peer.endpoint_record_at = inf
+        peer.endpoint_record_at = NEVER
         self.moved.discard(peer)
 
     def _claim_slot(self, slot: int, owner: PeerKeypair | Peer | UnknownPeer) -> None:
@@ -294,7 +293,7 @@ class SessionTable:
             peer.initiation_sent_at = max(peer.initiation_sent_at, pending.sent_at)
             self._forget_if_answered(peer)
         if peer.handshake is not None:
-            peer.handshake_wanted_at = inf
+            peer.handshake_wanted_at = NEVER
             self.indices.claim(peer.handshake.state.local_index, peer.handshake)
 
     def _forget_if_answered(self, peer: Peer) -> None:

@@ -32,7 +32,7 @@ from oxidize.protocol.link_policy import ERROR_BURST_SECS, ERROR_INTERVAL_SECS, 
 from oxidize.protocol.messages import DATA_HEADER, message_type
 from oxidize.protocol.peer import PeerSettings
 from oxidize.protocol.timers import shortest_retry_secs
-from tests.support.client_and_server import TICK, linked, payloads, restart, sent, state, until_connected
+from tests.support.client_and_server import TICK, hold, linked, payloads, restart, sent, state, until_connected
 from tests.support.link_policy import DEFAULT_POLICY
 from tests.support.network import Host, World, lose_everything
 
@@ -333,15 +333,8 @@ def test_responses_held_back_for_long_do_not_break_the_session() -> None:
     world = World()
     client, server = linked(world)
     held: list[bytes] = []
-
-    def hold(source: Endpoint, destination: Endpoint, datagram: bytes) -> list[bytes]:
-        if message_type(datagram) != TYPE_RESPONSE:
-            return [datagram]
-        held.append(datagram)
-        return []
-
     client.device.on_unreachable(server.endpoint.remote, world.now, refused=False)
-    world.run(5.0, hold)
+    world.run(5.0, hold(TYPE_RESPONSE, held))
     assert len(held) > 3
     until_connected(world, client, server, 6.0)
     for response in held:
