@@ -26,7 +26,7 @@ from oxidize.errors import DecodeError, Phase, StateError, TakeoverError
 from oxidize.takeover.messages import MESSAGE_BYTES_MAX, Message, decode, encode
 
 FDS_PER_MESSAGE_MAX = 253  # SCM_MAX_FD
-LOOK_MESSAGES_MAX = 1_024  # more than a send buffer can hold: a dead peer's words are all read, a flood is not
+BATCH_MESSAGES_MAX = 1_024  # more than a send buffer can hold: a dead peer's words are all read, a flood is not
 SO_PEERPIDFD = 77  # Linux 6.5; not in the socket module of Python 3.11
 
 _INT_SIZE = array.array("i").itemsize
@@ -134,7 +134,7 @@ class Received:
 
 
 @dataclass(slots=True)
-class Look:
+class ChannelBatch:
     """All that a channel held at one moment; `violation` says what broke the protocol after `received`, or is empty."""
 
     received: list[Received] = field(default_factory=list)
@@ -182,33 +182,33 @@ class Channel:
             # over what the peer had still sent, and one of these may be WITHDRAWN.
             return self._receive()
 
-    def look(self) -> Look:
-        """Read until there is nothing more, or LOOK_MESSAGES_MAX."""
-        look = Look(closed=self._is_closed)
-        while not look.closed and len(look.received) < LOOK_MESSAGES_MAX:
+    def receive_all(self) -> ChannelBatch:
+        """Read until there is nothing more, or BATCH_MESSAGES_MAX."""
+        batch = ChannelBatch(closed=self._is_closed)
+        while not batch.closed and len(batch.received) < BATCH_MESSAGES_MAX:
             try:
                 received = self.receive()
             except BlockingIOError:
-                return look
+                return batch
             except DecodeError as error:
                 # Nothing after it can be trusted, but the end of the connection would still be worth knowing: the
                 # caller looks again when the socket is readable again.
-                look.violation = str(error)
-                return look
+                batch.violation = str(error)
+                return batch
             except OSError:
                 received = None
             if received is None:
-                look.closed = True
+                batch.closed = True
             else:
-                look.received.append(received)
-        return look
+                batch.received.append(received)
+        return batch
 
     def discard(self) -> None:
         """Hear nothing more, and close the descriptors of what has come and nobody received, without waiting."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RD)  # what is sent from here on fails at its sender
-        while not (look := self.look()).closed and (look.received or look.violation):
-            for received in look.received:
+        while not (batch := self.receive_all()).closed and (batch.received or batch.violation):
+            for received in batch.received:
                 close_unasked(received.fds)
 
     def close(self) -> None:

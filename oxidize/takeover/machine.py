@@ -4,12 +4,31 @@ The rule: at every instant at most one side owns. The predecessor gives ownershi
 back only when the successor is certainly dead (its pidfd says so, pidfd_open(2)); the successor owns from COMMIT, or
 from the certain death of a predecessor that made an offer and never withdrew it. A closed connection proves neither.
 
-A shell looks at the world and hands over what it saw (`observe`); each machine answers with actions to carry out in
-order. A shell must ask whether its peer is dead *before* it empties the channel: then what it reads is all that the
-peer ever said. Messages count before death, and both before a deadline, so a side that was itself stopped for a while
-never mistakes its own pause for its peer's.
+Theory. Both processes hold the same descriptors and the same state, so neither needs the other in order to serve: what
+changes hands is the permission. Three things can be seen of a peer, and they prove different things. A message says
+what the peer intends. The end of the connection (CLOSED) proves nothing: a process may close its socket and live. The
+end of the process (GONE) proves that it will never read or write again. Silence proves nothing either, so a deadline
+never moves ownership: before COMMIT it makes a side give up; after COMMIT it makes the predecessor kill the successor
+and wait for its death.
 
-All times are seconds of one clock.
+Predecessor. It owns in LISTENING, RESTORING (the successor holds the offer, and inherits if this process dies) and
+WITHDRAWING (the offer is void; the end of the process that holds it is awaited before another one is served). FREEZING
+lasts from READY until the host has stopped reading. From COMMITTED on the successor owns or is about to. TAKEN leads
+to DONE. Everything else leads through ENDING (the successor failed, or closed the connection) or KILLING to a certain
+death, and only then back to LISTENING. Death beats messages here: whatever a dead successor was ready for or had taken,
+this process lives and no other one serves. Only the reason in its FAILED still counts.
+
+Successor. It owns in OWNING, TAKEN_SENT and DONE. From RESTORING on it holds everything, and touches nothing. If the
+predecessor dies it inherits (INHERITING, or OWNING at once where READY was sent), for an offer that was never withdrawn
+is the last thing that a dead process said. Messages beat death here: a COMMIT or WITHDRAWN that was sent before the
+death decides. LOST is a connection that ended without either: the pidfd tells whether the predecessor died, and this
+process owns, or gave up on it. FAILED is final: this process said, or was told, that it never owns, and a COMMIT that
+crossed on the way is void.
+
+A shell reports what it saw (`observe`) and carries out the actions that the machine returns, in order. It must ask
+whether its peer is dead *before* it empties the channel: then what it reads is all that the peer ever sent. Both come
+before a deadline, so a side that was itself stopped for a while never mistakes its own pause for its peer's. All times
+are seconds of one clock.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,10 +40,10 @@ from oxidize.errors import Phase, StateError
 # --- The predecessor's deadlines ---
 HELLO_TIMEOUT = 5.0  # from accept to HELLO or a query
 RESTORE_TIMEOUT = 30.0  # from OFFER to READY; a coordinator waits as long for the successor to be prepared
-TAKEN_TIMEOUT = 5.0  # from COMMIT to TAKEN: nobody reads for longer than this, whatever the successor does
+TAKEN_TIMEOUT = 5.0  # from COMMIT to TAKEN: the longest time without a reader, whatever the successor does
 KILL_TIMEOUT = 5.0  # from one SIGKILL to the next
-EXIT_GRACE = 1.0  # for a successor that failed after COMMIT: it is ending, and wants to tell the operator why
-WITHDRAWN_EXIT_TIMEOUT = 5.0  # for a successor whose offer was withdrawn; afterwards it hangs, and holds our keys
+EXIT_GRACE = 1.0  # for a successor that failed after COMMIT: it is ending, and reports the reason to the operator
+WITHDRAWN_EXIT_TIMEOUT = 5.0  # for a successor whose offer was withdrawn; one that hangs holds the session keys
 
 # --- The successor's deadlines ---
 OFFER_TIMEOUT = 5.0  # from connecting to OFFER
@@ -32,7 +51,7 @@ COMMIT_TIMEOUT = 10.0  # from READY to COMMIT: one iteration of the predecessor'
 DEATH_TIMEOUT = 5.0  # the kernel closes a dying process's files a little before its pidfd reports the death
 PREDECESSOR_EXIT_TIMEOUT = 60.0  # from TAKEN to the predecessor's end; longer than any drain
 
-CONNECT_ATTEMPTS_MAX = 5  # connections lost before OFFER: whom we reached had just handed over to somebody else
+CONNECT_ATTEMPTS_MAX = 5  # connections lost before OFFER: each was to a process that had just handed over
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +75,7 @@ DEFAULT_TIMEOUTS = Timeouts()
 
 @unique
 class Event(Enum):
-    """What can happen to either side; the second group only its own process does."""
+    """What can happen to either side. The second group is what its own process does."""
 
     HELLO = auto()
     OFFER = auto()
@@ -67,14 +86,14 @@ class Event(Enum):
     FAILED = auto()
     COMMIT = auto()
     TAKEN = auto()
-    VIOLATION = auto()  # bytes that are no message, or a message that has no place in this state
+    VIOLATION = auto()  # bytes that are no message, or a message that the state has no transition for
     CLOSED = auto()  # the connection ended; its process may live
     GONE = auto()  # the process is certainly dead
     DEADLINE = auto()
 
     CONNECTED = auto()
-    NOBODY = auto()  # nobody listens
-    EXHAUSTED = auto()  # CLOSED or GONE before OFFER, once too often
+    NO_LISTENER = auto()  # no process listens
+    EXHAUSTED = auto()  # CLOSED or GONE before OFFER, CONNECT_ATTEMPTS_MAX times
     WITHDRAW = auto()
     FROZEN = auto()
     FREEZE_FAILED = auto()
@@ -83,7 +102,7 @@ class Event(Enum):
     TAKE = auto()
 
 
-# A peer that says one of these where the table has no place for it breaks the protocol; any other event is our bug.
+# One of these in a state without a transition for it is a breach of protocol; any other such event is a bug here.
 _FROM_PEER = frozenset(
     {Event.HELLO, Event.OFFER, Event.BUSY, Event.REFUSED, Event.WITHDRAWN, Event.READY, Event.FAILED, Event.COMMIT}
     | {Event.TAKEN}
@@ -100,13 +119,13 @@ class Do(Enum):
     FREEZE = auto()  # then report `frozen` or `freeze_failed`
     SEND_COMMIT = auto()
     SEND_WITHDRAWN = auto()
-    FORGET_OFFER = auto()  # the successor will never own; serving went on all the while
+    FORGET_OFFER = auto()  # the successor will never own; this process never stopped serving
     THAW = auto()
     KILL_SUCCESSOR = auto()
-    RELEASE = auto()  # close the connection, be free for another successor
+    RELEASE = auto()  # close the connection: another successor may connect
     FINISH = auto()  # the successor owns: exit
     # The successor
-    CONNECT = auto()  # then report `connected` or `nobody_listens`
+    CONNECT = auto()  # then report `connected` or `no_listener`
     SEND_HELLO = auto()
     SEND_READY = auto()
     SEND_FAILED = auto()
@@ -120,7 +139,7 @@ class Do(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One thing to do, and why where it is a failure."""
+    """One thing to do; `reason` says why if it is due to a failure."""
 
     do: Do
     reason: str = ""
@@ -128,11 +147,11 @@ class Action:
 
 @unique
 class PredecessorState(Enum):
-    """Where the predecessor stands."""
+    """The states of the predecessor."""
 
     LISTENING = auto()  # serves; no successor
     RESTORING = auto()  # serves; the successor has the offer
-    WITHDRAWING = auto()  # serves; the successor was told so, its end is awaited
+    WITHDRAWING = auto()  # serves; the offer is void, the successor's end is awaited
     FREEZING = auto()  # stops serving; COMMIT not sent
     COMMITTED = auto()  # the successor owns, or is about to
     ENDING = auto()  # the successor failed after COMMIT, its end is awaited
@@ -142,18 +161,18 @@ class PredecessorState(Enum):
 
 @unique
 class SuccessorState(Enum):
-    """Where the successor stands."""
+    """The states of the successor."""
 
     CONNECTING = auto()
     HELLO_SENT = auto()
     RESTORING = auto()  # has the offer; the predecessor serves
     INHERITING = auto()  # as RESTORING, but the predecessor is dead
     READY_SENT = auto()
-    LOST = auto()  # the connection broke without a word: is the predecessor dead?
+    LOST = auto()  # the connection ended without a message: is the predecessor dead?
     OWNING = auto()
     TAKEN_SENT = auto()  # owns; the predecessor is about to exit
     DONE = auto()  # owns alone
-    ABSENT = auto()  # nobody listened: there is nothing to take over
+    ABSENT = auto()  # no process listened: there is nothing to take over
     FAILED = auto()  # never owns
 
 
@@ -165,7 +184,7 @@ PREDECESSOR_TABLE: Mapping[tuple[PredecessorState, Event], tuple[PredecessorStat
     (_P.RESTORING, _E.FAILED): (_P.LISTENING, (Do.FORGET_OFFER, Do.RELEASE)),
     (_P.RESTORING, _E.CLOSED): (_P.LISTENING, (Do.FORGET_OFFER, Do.RELEASE)),
     (_P.RESTORING, _E.GONE): (_P.LISTENING, (Do.FORGET_OFFER, Do.RELEASE)),
-    # WITHDRAWN goes first: once the offer is forgotten, the state may change under whoever still believes in it.
+    # WITHDRAWN goes first: once the offer is forgotten, the state may change under a successor that still trusts it.
     (_P.RESTORING, _E.VIOLATION): (_P.WITHDRAWING, (Do.SEND_WITHDRAWN, Do.FORGET_OFFER)),
     (_P.RESTORING, _E.DEADLINE): (_P.WITHDRAWING, (Do.SEND_WITHDRAWN, Do.FORGET_OFFER)),
     (_P.RESTORING, _E.WITHDRAW): (_P.WITHDRAWING, (Do.SEND_WITHDRAWN, Do.FORGET_OFFER)),
@@ -186,13 +205,13 @@ PREDECESSOR_TABLE: Mapping[tuple[PredecessorState, Event], tuple[PredecessorStat
     (_P.COMMITTED, _E.DEADLINE): (_P.KILLING, (Do.KILL_SUCCESSOR,)),
     (_P.ENDING, _E.CLOSED): (_P.ENDING, ()),
     (_P.ENDING, _E.FAILED): (_P.ENDING, ()),
-    (_P.ENDING, _E.TAKEN): (_P.ENDING, ()),  # it failed and owns at once: not to be believed either way
+    (_P.ENDING, _E.TAKEN): (_P.ENDING, ()),  # it said that it failed and that it owns: neither can be trusted
     (_P.ENDING, _E.VIOLATION): (_P.ENDING, ()),
     (_P.ENDING, _E.GONE): (_P.LISTENING, (Do.THAW, Do.RELEASE)),
     (_P.ENDING, _E.DEADLINE): (_P.KILLING, (Do.KILL_SUCCESSOR,)),
     (_P.KILLING, _E.CLOSED): (_P.KILLING, ()),
     (_P.KILLING, _E.FAILED): (_P.KILLING, ()),
-    (_P.KILLING, _E.TAKEN): (_P.KILLING, ()),  # too late: the signal cannot be called back
+    (_P.KILLING, _E.TAKEN): (_P.KILLING, ()),  # too late: the signal cannot be taken back
     (_P.KILLING, _E.VIOLATION): (_P.KILLING, ()),
     (_P.KILLING, _E.GONE): (_P.LISTENING, (Do.THAW, Do.RELEASE)),
     (_P.KILLING, _E.DEADLINE): (_P.KILLING, (Do.KILL_SUCCESSOR,)),
@@ -203,12 +222,12 @@ PREDECESSOR_TABLE: Mapping[tuple[PredecessorState, Event], tuple[PredecessorStat
 
 SUCCESSOR_TABLE: Mapping[tuple[SuccessorState, Event], tuple[SuccessorState, tuple[Do, ...]]] = {
     (_S.CONNECTING, _E.CONNECTED): (_S.HELLO_SENT, (Do.SEND_HELLO,)),
-    (_S.CONNECTING, _E.NOBODY): (_S.ABSENT, ()),
+    (_S.CONNECTING, _E.NO_LISTENER): (_S.ABSENT, ()),
     (_S.CONNECTING, _E.FAIL): (_S.FAILED, (Do.FAIL,)),
     (_S.HELLO_SENT, _E.OFFER): (_S.RESTORING, ()),
     (_S.HELLO_SENT, _E.BUSY): (_S.FAILED, (Do.FAIL,)),
     (_S.HELLO_SENT, _E.REFUSED): (_S.FAILED, (Do.FAIL,)),
-    (_S.HELLO_SENT, _E.WITHDRAWN): (_S.FAILED, (Do.FAIL,)),  # its descriptors could not all be sent
+    (_S.HELLO_SENT, _E.WITHDRAWN): (_S.FAILED, (Do.FAIL,)),  # not all of the descriptors could be sent
     (_S.HELLO_SENT, _E.CLOSED): (_S.CONNECTING, (Do.CONNECT,)),
     (_S.HELLO_SENT, _E.GONE): (_S.CONNECTING, (Do.CONNECT,)),
     (_S.HELLO_SENT, _E.EXHAUSTED): (_S.FAILED, (Do.FAIL,)),
@@ -218,7 +237,7 @@ SUCCESSOR_TABLE: Mapping[tuple[SuccessorState, Event], tuple[SuccessorState, tup
     (_S.RESTORING, _E.RESTORED): (_S.READY_SENT, (Do.SEND_READY,)),
     (_S.RESTORING, _E.WITHDRAWN): (_S.FAILED, (Do.FAIL,)),
     (_S.RESTORING, _E.GONE): (_S.INHERITING, ()),
-    (_S.RESTORING, _E.CLOSED): (_S.RESTORING, ()),  # seen again, and judged, once READY is to be said
+    (_S.RESTORING, _E.CLOSED): (_S.RESTORING, ()),  # observed again, and acted on, after READY
     (_S.RESTORING, _E.VIOLATION): (_S.FAILED, (Do.SEND_FAILED, Do.FAIL)),
     (_S.RESTORING, _E.FAIL): (_S.FAILED, (Do.SEND_FAILED, Do.FAIL)),
     (_S.INHERITING, _E.RESTORED): (_S.OWNING, (Do.INHERIT,)),
@@ -236,7 +255,7 @@ SUCCESSOR_TABLE: Mapping[tuple[SuccessorState, Event], tuple[SuccessorState, tup
     (_S.LOST, _E.DEADLINE): (_S.FAILED, (Do.FAIL,)),
     (_S.LOST, _E.FAIL): (_S.FAILED, (Do.FAIL,)),
     (_S.OWNING, _E.TAKE): (_S.TAKEN_SENT, (Do.SEND_TAKEN,)),
-    (_S.OWNING, _E.FAIL): (_S.FAILED, (Do.SEND_FAILED, Do.FAIL)),  # the predecessor thaws at our end
+    (_S.OWNING, _E.FAIL): (_S.FAILED, (Do.SEND_FAILED, Do.FAIL)),  # the predecessor thaws when this process has ended
     (_S.OWNING, _E.CLOSED): (_S.OWNING, ()),
     (_S.OWNING, _E.GONE): (_S.OWNING, ()),
     (_S.OWNING, _E.VIOLATION): (_S.OWNING, ()),
@@ -250,7 +269,7 @@ SUCCESSOR_TABLE: Mapping[tuple[SuccessorState, Event], tuple[SuccessorState, tup
     (_S.FAILED, _E.CLOSED): (_S.FAILED, ()),
     (_S.FAILED, _E.GONE): (_S.FAILED, ()),
     (_S.FAILED, _E.FAIL): (_S.FAILED, ()),
-    # A failed successor was told, or has said, that it never owns: what crossed on the way, even COMMIT, is void.
+    # This process never owns, and one side has told the other: what crossed on the way, even COMMIT, is void.
     **{(_S.FAILED, event): (_S.FAILED, ()) for event in (*_FROM_PEER, _E.VIOLATION)},
 }
 
@@ -279,44 +298,44 @@ _PHASES: Mapping[SuccessorState, Phase] = {
     _S.OWNING: Phase.OWNING,
 }
 
-Seen = tuple[Event, str]  # a message as an event, and the reason that came with it or ""
+Observation = tuple[Event, str]  # a message as an event, and the reason that came with it or ""
 
 
 class PredecessorMachine:
-    """The side that serves now. Its shell calls `hello`, `observe`, `withdraw`, `frozen` and `freeze_failed`."""
+    """The side that serves. Its shell calls `hello`, `observe`, `withdraw`, `frozen` and `freeze_failed`."""
 
     def __init__(self, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
         self.state = PredecessorState.LISTENING
         self._timeouts = timeouts
         self._deadline: float | None = None
-        self._reason = ""  # the first thing that went wrong: what follows from it explains less
+        self._reason = ""  # the first failure: those that follow from it explain less
 
     @property
     def owns(self) -> bool:
-        """Whether this process reads the sockets, seals and opens packets."""
+        """Return whether this process reads the sockets, seals and opens packets."""
         return self.state in {_P.LISTENING, _P.RESTORING, _P.WITHDRAWING}
 
     def is_engaged(self) -> bool:
-        """Whether there is a successor."""
+        """Return whether there is a successor."""
         return self.state is not _P.LISTENING
 
     def next_deadline(self) -> float | None:
-        """Return when `observe` must be called although nothing was seen, or None."""
+        """Return when `observe` is due although nothing happened, or None."""
         return self._deadline
 
     def hello(self, now: float) -> tuple[Action, ...]:
-        """Take a successor that is welcome, or answer it SEND_BUSY when there is one already."""
+        """Accept a HELLO, or return SEND_BUSY if there is a successor already."""
         if self.is_engaged():
             return (Action(Do.SEND_BUSY, f"another successor is being served ({self.state.name.lower()})"),)
         return self._step(Event.HELLO, now)
 
-    def observe(self, seen: Iterable[Seen], *, closed: bool, gone: bool, now: float) -> tuple[Action, ...]:
-        """Apply what one look at the successor showed: its messages in order, its connection's end, its own end."""
+    def observe(self, seen: Iterable[Observation], *, closed: bool, gone: bool, now: float) -> tuple[Action, ...]:
+        """Apply one observation of the successor: its messages in order, and whether connection and process ended."""
         seen = list(seen)
         if not self.is_engaged():
             return ()
         if gone:
-            # Whatever a dead process was ready for or had taken, we live: only its reason still counts.
+            # Whatever a dead process was ready for or had taken, this one lives: only its reason still counts.
             seen = [(event, reason) for event, reason in seen if event is Event.FAILED]
         elif closed or any(event is Event.FAILED for event, _ in seen):
             seen = [(event, reason) for event, reason in seen if event is not Event.READY]
@@ -338,7 +357,7 @@ class PredecessorMachine:
         return self._step(Event.WITHDRAW, now, reason)
 
     def frozen(self, now: float) -> tuple[Action, ...]:
-        """Report that FREEZE was carried out: this process does not own any more."""
+        """Report that FREEZE was carried out: this process no longer owns."""
         return self._step(Event.FROZEN, now)
 
     def freeze_failed(self, reason: str, now: float) -> tuple[Action, ...]:
@@ -353,7 +372,7 @@ class PredecessorMachine:
             event, reason = Event.VIOLATION, f"the successor said {event.name} while {_words(before)}"
             entry = PREDECESSOR_TABLE.get((before, event))
         if entry is None:
-            raise StateError(f"{event.name} has no place in state {before.name} of a predecessor; this is a bug")
+            raise StateError(f"{event.name} has no transition from state {before.name} of a predecessor; this is a bug")
         self._reason = self._reason or reason or self._explain(event)
         self.state, to_do = entry
         actions = tuple(Action(do, self._reason) for do in to_do)
@@ -380,7 +399,7 @@ class PredecessorMachine:
 
 
 class SuccessorMachine:
-    """The side that wants to serve. Its shell calls `observe` and the methods named for what its process did."""
+    """The side that takes over. Its shell calls `observe`, and a method for each step of its own."""
 
     def __init__(self, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
         self.state = SuccessorState.CONNECTING
@@ -392,21 +411,21 @@ class SuccessorMachine:
 
     @property
     def owns(self) -> bool:
-        """Whether this process reads the sockets, seals and opens packets."""
+        """Return whether this process reads the sockets, seals and opens packets."""
         return self.state in {_S.OWNING, _S.TAKEN_SENT, _S.DONE}
 
     def next_deadline(self) -> float | None:
-        """Return when `observe` must be called although nothing was seen, or None."""
+        """Return when `observe` is due although nothing happened, or None."""
         return self._deadline
 
     def connected(self, now: float) -> tuple[Action, ...]:
-        """Report that CONNECT reached somebody."""
+        """Report that CONNECT reached a process."""
         self._attempts += 1
         return self._step(Event.CONNECTED, now)
 
-    def nobody_listens(self, now: float) -> tuple[Action, ...]:
-        """Report that CONNECT found nobody."""
-        return self._step(Event.NOBODY, now)
+    def no_listener(self, now: float) -> tuple[Action, ...]:
+        """Report that no process listens."""
+        return self._step(Event.NO_LISTENER, now)
 
     def restored(self, now: float) -> tuple[Action, ...]:
         """Report that the state is restored; raises StateError in any state but RESTORING or INHERITING."""
@@ -420,8 +439,8 @@ class SuccessorMachine:
         """Give up, before TAKEN; raises StateError afterwards."""
         return self._step(Event.FAIL, now, reason)
 
-    def observe(self, seen: Sequence[Seen], *, closed: bool, gone: bool, now: float) -> tuple[Action, ...]:
-        """Apply what one look at the predecessor showed: its messages in order, its connection's end, its own end."""
+    def observe(self, seen: Sequence[Observation], *, closed: bool, gone: bool, now: float) -> tuple[Action, ...]:
+        """Apply one observation of the predecessor: its messages in order, and whether connection and process ended."""
         actions: list[Action] = []
         for event, reason in seen:
             actions += self._step(event, now, reason)
@@ -429,7 +448,7 @@ class SuccessorMachine:
             event = Event.GONE if gone else Event.CLOSED
             if self.state is _S.HELLO_SENT and self._attempts >= CONNECT_ATTEMPTS_MAX:
                 event = Event.EXHAUSTED
-            if (self.state, event) in SUCCESSOR_TABLE:  # not so where a message above ended it, or before CONNECTED
+            if (self.state, event) in SUCCESSOR_TABLE:  # else a message above ended it, or there was no CONNECTED
                 actions += self._step(event, now)
         if self._deadline is not None and now >= self._deadline:
             actions += self._step(Event.DEADLINE, now)
@@ -443,7 +462,7 @@ class SuccessorMachine:
             event, reason = Event.VIOLATION, f"the predecessor said {event.name} while {_words(before)}"
             entry = SUCCESSOR_TABLE.get((before, event))
         if entry is None:
-            raise StateError(f"{event.name} has no place in state {before.name} of a successor; this is a bug")
+            raise StateError(f"{event.name} has no transition from state {before.name} of a successor; this is a bug")
         self.state, to_do = entry
         if self.state is _S.FAILED and before is not _S.FAILED:
             self.reason = reason or self._explain(event)
@@ -463,7 +482,7 @@ class SuccessorMachine:
             case Event.DEADLINE, Phase.AWAITING_COMMIT:
                 return f"the predecessor did not COMMIT within {self._timeouts.commit:g} s: does it hang?"
             case Event.DEADLINE, Phase.AWAITING_DEATH:
-                return "the predecessor closed the connection and lives: it serves on"
+                return "the predecessor closed the connection and lives: it still serves"
             case _:
                 return f"{event.name.lower()} while {_words(self.state)}"
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from oxidize.errors import StateError
-from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, Look, close_unasked
+from oxidize.takeover.acceptor import Acceptor, Register, Unregister
+from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, ChannelBatch, close_unasked
 from oxidize.takeover.host import Offer, TakeoverHost, reason_of
 from oxidize.takeover.listener import Listener
-from oxidize.takeover.machine import DEFAULT_TIMEOUTS, Action, Do, Event, PredecessorMachine, Seen, Timeouts
+from oxidize.takeover.machine import DEFAULT_TIMEOUTS, Action, Do, Event, Observation, PredecessorMachine, Timeouts
 from oxidize.takeover.messages import (
     FDS_MAX,
     Busy,
@@ -30,9 +31,8 @@ from oxidize.takeover.messages import (
     Withdrawn,
     encode,
 )
-from oxidize.takeover.reception import Reception, Register, Unregister
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _EVENTS: Mapping[type, Event] = {
     Hello: Event.HELLO,
@@ -74,7 +74,7 @@ class Predecessor:
         self._commit: CommitMessage | None = None
         self._report: dict[str, Any] = {}
         self._taken: dict[str, Any] = {}
-        self._reception = Reception(
+        self._acceptor = Acceptor(
             listener,
             admit=self._admit,
             answer=host.answer,
@@ -102,19 +102,19 @@ class Predecessor:
 
     def next_deadline(self) -> float | None:
         """Return when `handle_timeout` is due, or None."""
-        deadlines = (self._machine.next_deadline(), self._reception.next_deadline())
+        deadlines = (self._machine.next_deadline(), self._acceptor.next_deadline())
         return min((each for each in deadlines if each is not None), default=None)
 
     def handle_timeout(self, now: float) -> None:
         """Act on every deadline that has passed at `now`, on the clock's time; an early call has no effect."""
-        self._reception.handle_timeout(now)
+        self._acceptor.handle_timeout(now)
         deadline = self._machine.next_deadline()
         if deadline is not None and now >= deadline:
-            self._look(self._successor)
+            self._observe(self._successor)
 
     def release(self) -> None:
         """Stop holding HELLO back; whoever waits is served now."""
-        self._reception.release()
+        self._acceptor.release()
 
     def withdraw(self, reason: str) -> None:
         """Take an open offer back; without effect where there is none, or where COMMIT was sent."""
@@ -127,7 +127,7 @@ class Predecessor:
         After COMMIT the successor's connection is closed without a word: it owns, or inherits at this process's end.
         """
         self.withdraw("the server is stopping")
-        self._reception.close("the server is stopping")
+        self._acceptor.close("the server is stopping")
         self._drop_successor()
 
     # --- The successor ---
@@ -145,30 +145,30 @@ class Predecessor:
                 self._forget_offer(str(error))
                 raise
         except Exception as error:  # noqa: BLE001 - the boundary: a failed offer must leave the host serving
-            logger.warning("takeover: refused pid %d, release %s: %s", pid, hello.release, reason_of(error))
+            log.warning("takeover: refused pid %d, release %s: %s", pid, hello.release, reason_of(error))
             return Refused(reason_of(error))
-        logger.info("takeover: pid %d, release %s, is the successor", pid, hello.release)
+        log.info("takeover: pid %d, release %s, is the successor", pid, hello.release)
         self._successor = channel
         self._report, self._taken = {}, {}
         for fd in (channel.fileno(), channel.peer.fileno()):
             self._watched.add(fd)
-            self._register(fd, lambda: self._look(channel))
+            self._register(fd, lambda: self._observe(channel))
         self._run(self._machine.hello(self._clock()))
         return None
 
-    def _look(self, channel: Channel | None) -> None:
+    def _observe(self, channel: Channel | None) -> None:
         """Pass all that the successor did to the machine."""
         if channel is None or channel is not self._successor:
             return  # a late event of the batch in which it was dropped
         gone = channel.peer.is_dead()  # before the channel is emptied: what is read is then all that it ever said
-        look = channel.look()
-        if look.closed:
+        batch = channel.receive_all()
+        if batch.closed:
             self._stop_watching(channel.fileno())  # its end would wake the loop for ever; the pidfd stays
-        self._run(self._machine.observe(self._translate(look), closed=look.closed, gone=gone, now=self._clock()))
+        self._run(self._machine.observe(self._translate(batch), closed=batch.closed, gone=gone, now=self._clock()))
 
-    def _translate(self, look: Look) -> list[Seen]:
-        seen: list[Seen] = []
-        for received in look.received:
+    def _translate(self, batch: ChannelBatch) -> list[Observation]:
+        seen: list[Observation] = []
+        for received in batch.received:
             close_unasked(received.fds)
             message = received.message
             event = _EVENTS.get(type(message), Event.VIOLATION)
@@ -181,8 +181,8 @@ class Predecessor:
                 case Taken(info):
                     self._taken = info
             seen.append((event, reason))
-        if look.violation:
-            seen.append((Event.VIOLATION, f"the successor sent what is no message: {look.violation}"))
+        if batch.violation:
+            seen.append((Event.VIOLATION, f"the successor sent what is no message: {batch.violation}"))
         return seen
 
     def _run(self, actions: Sequence[Action]) -> None:
@@ -202,15 +202,15 @@ class Predecessor:
             case Do.SEND_WITHDRAWN:
                 self._send_withdrawn(action.reason)
             case Do.FORGET_OFFER:
-                logger.warning("takeover: given up, serving on: %s", action.reason)
+                log.warning("takeover: given up, serving on: %s", action.reason)
                 self._forget_offer(action.reason)
             case Do.THAW:
-                logger.error("takeover: given up after the freeze, serving again: %s", action.reason)
+                log.error("takeover: given up after the freeze, serving again: %s", action.reason)
                 self._host.thaw(action.reason)
-                self._reception.ensure_bound()
+                self._acceptor.ensure_bound()
             case Do.KILL_SUCCESSOR:
                 sent = self._successor is not None and self._successor.peer.kill()
-                logger.error("takeover: %s the successor: %s", "killed" if sent else "cannot kill", action.reason)
+                log.error("takeover: %s the successor: %s", "killed" if sent else "cannot kill", action.reason)
             case Do.RELEASE:
                 self._drop_successor()
             case Do.FINISH:
@@ -267,13 +267,13 @@ class Predecessor:
         try:
             self._host.offer_withdrawn(reason)
         except Exception:  # the boundary: serving goes on, whatever the host makes of the news
-            logger.exception("takeover: the host could not withdraw its offer")
+            log.exception("takeover: the host could not withdraw its offer")
 
     def _finish(self) -> None:
         # The connection stays open until this process ends, so that its end means just that.
         for fd in list(self._watched):
             self._stop_watching(fd)
-        self._reception.close(None)  # whoever waits there finds the new owner when it tries again
+        self._acceptor.close(None)  # whoever waits there finds the new owner when it tries again
         self._host.finish(self._taken)
 
     def _stop_watching(self, fd: int) -> None:

@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from oxidize.errors import StateError, TakeoverError
-from oxidize.takeover.channel import Channel, Look, Received, close_fds, connect, is_authorised
+from oxidize.takeover.channel import Channel, ChannelBatch, Received, close_fds, connect, is_authorised
 from oxidize.takeover.host import NamedFd, Offer
 from oxidize.takeover.machine import (
     DEFAULT_TIMEOUTS,
     Action,
     Do,
     Event,
-    Seen,
+    Observation,
     SuccessorMachine,
     SuccessorState,
     Timeouts,
@@ -49,7 +49,7 @@ from oxidize.takeover.messages import (
     encode,
 )
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 RETRY_DELAY = 0.05  # seconds before connecting again: a new owner listens before the old one stops
 
@@ -127,7 +127,7 @@ class Successor:
         self._reach()
         while self._machine.state is SuccessorState.HELLO_SENT:
             self._wait()
-            self._look()
+            self._observe()
         self._raise_if_failed()
         if self._machine.state is SuccessorState.ABSENT or self._offer_message is None:
             return None
@@ -142,7 +142,7 @@ class Successor:
 
         Raises TakeoverError where it has withdrawn its offer.
         """
-        self._look()
+        self._observe()
         self._raise_if_failed()
         return self._machine.state is not SuccessorState.INHERITING
 
@@ -158,12 +158,12 @@ class Successor:
             )
         encode(Ready(report))
         self._report = report
-        self._look()
+        self._observe()
         self._raise_if_failed()
         self._run(self._machine.restored(self._clock()))
         while self._machine.state in {SuccessorState.READY_SENT, SuccessorState.LOST}:
             self._wait()
-            self._look()
+            self._observe()
         self._raise_if_failed()
         return self._commit
 
@@ -187,7 +187,7 @@ class Successor:
     def has_predecessor_ended(self) -> bool:
         """Return whether the predecessor is gone, without waiting; after `taken`. One that will not go is killed."""
         if self._machine.owns and self._machine.state is not SuccessorState.DONE:
-            self._look()
+            self._observe()
         return self._machine.state is SuccessorState.DONE
 
     def close(self) -> None:
@@ -224,18 +224,18 @@ class Successor:
             raise StateError(f"waiting in {self._machine.state.name} without a deadline; this is a bug")
         poll.poll(max(0.0, deadline - self._clock()) * 1000 + 1)
 
-    def _look(self) -> None:
+    def _observe(self) -> None:
         channel = self._channel
         if channel is None:
             return
         gone = channel.peer.is_dead()  # before the channel is emptied: what is read is then all that it ever said
-        look = channel.look()
-        self._is_channel_closed = look.closed
-        self._run(self._machine.observe(self._translate(look), closed=look.closed, gone=gone, now=self._clock()))
+        batch = channel.receive_all()
+        self._is_channel_closed = batch.closed
+        self._run(self._machine.observe(self._translate(batch), closed=batch.closed, gone=gone, now=self._clock()))
 
-    def _translate(self, look: Look) -> list[Seen]:
-        seen: list[Seen] = []
-        for received in look.received:
+    def _translate(self, batch: ChannelBatch) -> list[Observation]:
+        seen: list[Observation] = []
+        for received in batch.received:
             message = received.message
             if isinstance(message, OfferMessage | MoreFds):
                 seen += self._collect(message, received)
@@ -244,11 +244,11 @@ class Successor:
             if isinstance(message, CommitMessage):
                 self._commit = Commit(message.info, message.frozen_at)
             seen.append(_event_of(message))
-        if look.violation:
-            seen.append((Event.VIOLATION, f"the predecessor sent what is no message: {look.violation}"))
+        if batch.violation:
+            seen.append((Event.VIOLATION, f"the predecessor sent what is no message: {batch.violation}"))
         return seen
 
-    def _collect(self, message: OfferMessage | MoreFds, received: Received) -> list[Seen]:
+    def _collect(self, message: OfferMessage | MoreFds, received: Received) -> list[Observation]:
         """Gather the descriptors of an offer; it counts once all are here."""
         is_first = isinstance(message, OfferMessage)
         if self._machine.state is not SuccessorState.HELLO_SENT or is_first is (self._offer_message is not None):
@@ -289,7 +289,7 @@ class Successor:
                 self._commit = Commit(predecessor_died=True)
             case Do.KILL_PREDECESSOR:
                 sent = self._connected().peer.kill()
-                logger.error("takeover: the predecessor does not exit; %s", "killed" if sent else "cannot kill it")
+                log.error("takeover: the predecessor does not exit; %s", "killed" if sent else "cannot kill it")
             case Do.FAIL:
                 self._drop()
             case Do.OWN | Do.DONE:
@@ -306,7 +306,7 @@ class Successor:
             return
         self._is_channel_closed = False
         if self._channel is None:
-            self._run(self._machine.nobody_listens(self._clock()))
+            self._run(self._machine.no_listener(self._clock()))
             return
         peer = self._channel.peer
         if not is_authorised(peer.uid, os.geteuid()):
@@ -322,10 +322,10 @@ class Successor:
             self._connected().send(message)
         except OSError as error:
             # The next look says what became of the other side.
-            logger.debug("takeover: %s could not be sent: %s", type(message).__name__, error)
+            log.debug("takeover: %s could not be sent: %s", type(message).__name__, error)
 
 
-def _event_of(message: Message) -> Seen:
+def _event_of(message: Message) -> Observation:
     event = _EVENTS.get(type(message))
     if event is None:
         return Event.VIOLATION, f"the predecessor said {type(message).__name__}"

@@ -291,11 +291,11 @@ class Stand:
         answers: list[Message | None] = []
 
         def answered() -> bool:
-            look = channel.look()
-            for each in look.received:
+            batch = channel.receive_all()
+            for each in batch.received:
                 close_fds(each.fds)
                 answers.append(each.message)
-            return bool(answers) or look.closed
+            return bool(answers) or batch.closed
 
         self.run_until(answered)
         return channel, answers[0] if answers else None

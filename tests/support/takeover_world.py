@@ -14,8 +14,8 @@ from oxidize.takeover.machine import (
     Action,
     Do,
     Event,
+    Observation,
     PredecessorMachine,
-    Seen,
     SuccessorMachine,
     SuccessorState,
 )
@@ -38,8 +38,8 @@ class Wait:
 class Connection:
     successor: "Process"
     server: "Process"
-    to_server: deque[Seen] = field(default_factory=deque)
-    to_successor: deque[Seen] = field(default_factory=deque)
+    to_server: deque[Observation] = field(default_factory=deque)
+    to_successor: deque[Observation] = field(default_factory=deque)
     closed_by_server: bool = False
     closed_by_successor: bool = False
 
@@ -297,7 +297,7 @@ def take_over(
     def connect() -> tuple[Action, ...]:
         server = world.listener
         if server is None or not server.runs:
-            return machine.nobody_listens(world.now)
+            return machine.no_listener(world.now)
         link.append(Connection(me, server))
         server.connections.append(link[-1])
         return machine.connected(world.now)

@@ -101,8 +101,8 @@ def test_descriptors_without_a_message_are_closed(tmp_path: Path, data: bytes, s
         with pytest.raises(DecodeError, match=says):
             far.receive()
         near.send(Query("after"))
-        look = far.look()
-        assert [each.message for each in look.received] == [Query("after")]
+        batch = far.receive_all()
+        assert [each.message for each in batch.received] == [Query("after")]
 
 
 def test_an_empty_datagram_counts_as_the_end_and_leaks_nothing(tmp_path: Path) -> None:
@@ -116,11 +116,11 @@ def test_an_empty_queue_is_not_the_end_of_a_connection(tmp_path: Path) -> None:
     with joined(tmp_path) as (near, far):
         with pytest.raises(BlockingIOError):
             far.receive()
-        look = far.look()
-        assert (look.received, look.closed, look.violation) == ([], False, "")
+        batch = far.receive_all()
+        assert (batch.received, batch.closed, batch.violation) == ([], False, "")
         near.close()
         assert far.receive() is None
-        assert far.look().closed
+        assert far.receive_all().closed
         with pytest.raises(BrokenPipeError):
             far.send(Query("too late"))
 
@@ -130,9 +130,9 @@ def test_unread_messages_to_a_peer_do_not_hide_its_last_message(tmp_path: Path) 
         far.send(Ready({}))  # never read: the kernel reports a reset to far, before what near had said
         near.send(Withdrawn("the server is stopping"))
         near.close()
-        look = far.look()
-        assert [each.message for each in look.received] == [Withdrawn("the server is stopping")]
-        assert look.closed
+        batch = far.receive_all()
+        assert [each.message for each in batch.received] == [Withdrawn("the server is stopping")]
+        assert batch.closed
 
 
 def test_a_peer_that_does_not_read_does_not_block_the_sender(tmp_path: Path) -> None:
@@ -177,12 +177,12 @@ def test_the_end_of_a_connection_is_not_the_end_of_its_process(tmp_path: Path, h
         assert channel.peer.pid == process.pid
         if how == "hang-up":
             assert process.stdout.readline() == b"closed\n"
-        assert channel.look().closed is (how == "hang-up")
+        assert channel.receive_all().closed is (how == "hang-up")
         assert not channel.peer.is_dead()
         assert channel.peer.kill()
         process.wait(10)
         assert channel.peer.is_dead()
-        assert channel.look().closed
+        assert channel.receive_all().closed
         assert channel.peer.kill()  # reaped: gone is as good as killed
     channel.close()
     listener.close()

@@ -280,7 +280,7 @@ def test_a_successor_without_a_common_protocol_is_refused(
 
 def test_a_successor_of_another_user_is_refused(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     stand.serve()
-    monkeypatch.setattr("oxidize.takeover.reception.is_authorised", lambda *_: False)
+    monkeypatch.setattr("oxidize.takeover.acceptor.is_authorised", lambda *_: False)
     channel, answer = stand.converse(hello())
     assert isinstance(answer, Refused)
     assert "expected uid" in answer.reason
@@ -312,7 +312,7 @@ def test_a_silent_connection_is_refused_after_a_deadline(stand: Stand) -> None:
     answers: list[Message] = []
 
     def is_answered() -> bool:
-        answers.extend(each.message for each in channel.look().received)
+        answers.extend(each.message for each in channel.receive_all().received)
         return bool(answers)
 
     stand.run_until(is_answered)

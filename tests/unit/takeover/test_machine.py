@@ -12,9 +12,9 @@ from oxidize.takeover.machine import (
     Action,
     Do,
     Event,
+    Observation,
     PredecessorMachine,
     PredecessorState,
-    Seen,
     SuccessorMachine,
     SuccessorState,
     Timeouts,
@@ -22,7 +22,7 @@ from oxidize.takeover.machine import (
 
 P, S, E = PredecessorState, SuccessorState, Event
 READY, TAKEN = (E.READY, ""), (E.TAKEN, "")
-FAILED: Seen = (E.FAILED, "no memory")
+FAILED: Observation = (E.FAILED, "no memory")
 TIMES = Timeouts()
 
 
@@ -57,7 +57,7 @@ def successor(state: SuccessorState, now: float = 0.0) -> SuccessorMachine:
     if state is S.CONNECTING:
         return machine
     if state is S.ABSENT:
-        machine.nobody_listens(now)
+        machine.no_listener(now)
         return machine
     assert names(machine.connected(now)) == ["SEND_HELLO"]
     if state is S.FAILED:
@@ -252,7 +252,7 @@ def test_what_a_successor_sees(state, seen, closed, gone, after, actions) -> Non
     [
         (S.HELLO_SENT, TIMES.offer, S.FAILED, ["SEND_FAILED", "FAIL"], "no OFFER"),
         (S.READY_SENT, TIMES.commit, S.FAILED, ["SEND_FAILED", "FAIL"], "not COMMIT"),
-        (S.LOST, TIMES.death, S.FAILED, ["FAIL"], "serves on"),
+        (S.LOST, TIMES.death, S.FAILED, ["FAIL"], "still serves"),
         (S.TAKEN_SENT, TIMES.predecessor_exit, S.TAKEN_SENT, ["KILL_PREDECESSOR"], ""),
     ],
 )

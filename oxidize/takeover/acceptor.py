@@ -26,7 +26,7 @@ from oxidize.takeover.messages import (
     encode,
 )
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 16  # at once
 ACCEPT_PAUSE = 1.0  # seconds without accepting, when there is no descriptor left to accept with
@@ -36,7 +36,7 @@ Register = Callable[[int, Callable[[], None]], None]
 Unregister = Callable[[int], None]
 
 
-class _Guest:
+class _Pending:
     """One connection. `hello`: what it said, where that is held back."""
 
     def __init__(self, channel: Channel, deadline: float) -> None:
@@ -45,7 +45,7 @@ class _Guest:
         self.hello: Hello | None = None
 
 
-class Reception:
+class Acceptor:
     """Accepts, checks and answers. `admit` gets each acceptable HELLO and returns a refusal, or keeps the channel."""
 
     def __init__(
@@ -68,14 +68,14 @@ class Reception:
         self._clock = clock
         self._timeout = timeout
         self._held = held
-        self._guests: dict[int, _Guest] = {}  # by descriptor
+        self._pending: dict[int, _Pending] = {}  # by descriptor
         self._paused_until: float | None = None
         self._closed = False
         register(listener.fileno(), self._accept)
 
     def next_deadline(self) -> float | None:
         """Return when `handle_timeout` is due, or None."""
-        deadlines = [each.deadline for each in self._guests.values()]
+        deadlines = [each.deadline for each in self._pending.values()]
         if self._paused_until is not None:
             deadlines.append(self._paused_until)
         return min(deadlines, default=None)
@@ -85,17 +85,17 @@ class Reception:
         if self._paused_until is not None and now >= self._paused_until:
             self._paused_until = None
             self._register(self._listener.fileno(), self._accept)
-        for guest in [each for each in self._guests.values() if now >= each.deadline]:
+        for pending in [each for each in self._pending.values() if now >= each.deadline]:
             held = "the predecessor of this process has not ended yet: try again"
             silent = f"no HELLO and no query within {self._timeout:g} s"
-            self._dismiss(guest, Refused(held if guest.hello else silent))
+            self._respond(pending, Refused(held if pending.hello else silent))
 
     def release(self) -> None:
         """Stop holding HELLO back; whoever waits is served now."""
         self._held = False
-        for guest in list(self._guests.values()):
-            if guest.hello is not None:
-                self._pass_on(guest, guest.hello)
+        for pending in list(self._pending.values()):
+            if pending.hello is not None:
+                self._admit_pending(pending, pending.hello)
 
     def ensure_bound(self) -> None:
         """Bind again where the path leads elsewhere: to a successor that listened already, and died."""
@@ -104,7 +104,7 @@ class Reception:
         try:
             renewed = Listener(self._listener.path)
         except TakeoverError as error:
-            logger.error("takeover: serving, but nobody can take over: %s", error)
+            log.error("takeover: serving, but nobody can take over: %s", error)
             return
         self._stop_listening()
         self._listener = renewed
@@ -116,8 +116,8 @@ class Reception:
             return
         self._closed = True
         self._stop_listening()
-        for guest in list(self._guests.values()):
-            self._dismiss(guest, None if reason is None else Refused(reason))
+        for pending in list(self._pending.values()):
+            self._respond(pending, None if reason is None else Refused(reason))
 
     def _stop_listening(self) -> None:
         if self._paused_until is None:
@@ -132,11 +132,11 @@ class Reception:
             try:
                 channel = self._listener.accept()
             except TakeoverError as error:
-                logger.warning("takeover: a connection was dropped: %s", error)
+                log.warning("takeover: a connection was dropped: %s", error)
                 continue
             except OSError as error:
                 # Level-triggered: what cannot be accepted would wake the loop for ever.
-                logger.error("takeover: cannot accept, pausing for %g s: %s", ACCEPT_PAUSE, error)
+                log.error("takeover: cannot accept, pausing for %g s: %s", ACCEPT_PAUSE, error)
                 self._unregister(self._listener.fileno())
                 self._paused_until = self._clock() + ACCEPT_PAUSE
                 return
@@ -149,83 +149,83 @@ class Reception:
         refusal: Message | None = None
         if not is_authorised(uid, own_uid):
             refusal = Refused(f"uid {uid} may not ask; expected uid {own_uid} or root")
-        elif len(self._guests) >= CONNECTIONS_MAX:
+        elif len(self._pending) >= CONNECTIONS_MAX:
             refusal = Busy(f"{CONNECTIONS_MAX} connections are open already: try again")
-        guest = _Guest(channel, self._clock() + self._timeout)
-        self._guests[channel.fileno()] = guest
-        self._register(channel.fileno(), lambda: self._look(guest))
+        pending = _Pending(channel, self._clock() + self._timeout)
+        self._pending[channel.fileno()] = pending
+        self._register(channel.fileno(), lambda: self._handle_readable(pending))
         if refusal:
-            self._dismiss(guest, refusal)
+            self._respond(pending, refusal)
 
-    def _look(self, guest: _Guest) -> None:
-        if self._guests.get(guest.channel.fileno()) is not guest:
+    def _handle_readable(self, pending: _Pending) -> None:
+        if self._pending.get(pending.channel.fileno()) is not pending:
             return  # a late event of the batch in which it was dismissed
         try:
-            received = guest.channel.receive()
+            received = pending.channel.receive()
         except BlockingIOError:
             return
         except DecodeError as error:
-            self._dismiss(guest, Refused(str(error)))
+            self._respond(pending, Refused(str(error)))
             return
         except OSError:
             received = None
         if received is None:
-            self._dismiss(guest, None)
+            self._respond(pending, None)
             return
         close_unasked(received.fds)
         match received.message:
             case Query(name):
-                self._reply(guest, name)
-            case Hello() as hello if guest.hello is None:
-                self._greet(guest, hello)
+                self._handle_query(pending, name)
+            case Hello() as hello if pending.hello is None:
+                self._handle_hello(pending, hello)
             case other:
-                self._dismiss(guest, Refused(f"expected HELLO or a query, got {type(other).__name__}"))
+                self._respond(pending, Refused(f"expected HELLO or a query, got {type(other).__name__}"))
 
-    def _reply(self, guest: _Guest, query: str) -> None:
+    def _handle_query(self, pending: _Pending, query: str) -> None:
         try:
             answer = self._answer(query)
             reply = _reply_with(answer)
             memfd = _store(answer.content)
         except Exception as error:  # noqa: BLE001 - the boundary: a question must not end the server
-            self._dismiss(guest, Refused(reason_of(error)))
+            self._respond(pending, Refused(reason_of(error)))
             return
         try:
-            self._dismiss(guest, reply, [memfd, *(named.fd for named in answer.fds)])
+            self._respond(pending, reply, [memfd, *(named.fd for named in answer.fds)])
         finally:
             os.close(memfd)
 
-    def _greet(self, guest: _Guest, hello: Hello) -> None:
-        peer = guest.channel.peer
+    def _handle_hello(self, pending: _Pending, hello: Hello) -> None:
+        peer = pending.channel.peer
         if hello.protocol < PROTOCOL_MIN or hello.protocol_min > PROTOCOL:
             theirs = f"takeover protocol {hello.protocol_min} to {hello.protocol}"
-            self._dismiss(guest, Refused(f"{theirs}; expected {PROTOCOL_MIN} to {PROTOCOL}: update one side first"))
+            self._respond(pending, Refused(f"{theirs}; expected {PROTOCOL_MIN} to {PROTOCOL}: update one side first"))
         elif not peer.may_be_killed():
             # Were it to hang after COMMIT, nobody could ever serve again.
             theirs = f"pid {peer.pid} of uid {peer.uid} cannot be ended if it hangs"
-            self._dismiss(guest, Refused(f"{theirs}; expected uid {os.geteuid()} in this pid namespace"))
+            self._respond(pending, Refused(f"{theirs}; expected uid {os.geteuid()} in this pid namespace"))
         elif not self._held:
-            self._pass_on(guest, hello)
-        elif any(each.hello for each in self._guests.values()):
-            self._dismiss(guest, Busy("another successor waits already"))
+            self._admit_pending(pending, hello)
+        elif any(each.hello for each in self._pending.values()):
+            self._respond(pending, Busy("another successor waits already"))
         else:
-            guest.hello = hello
+            pending.hello = hello
 
-    def _pass_on(self, guest: _Guest, hello: Hello) -> None:
-        fd = guest.channel.fileno()
-        del self._guests[fd]
+    def _admit_pending(self, pending: _Pending, hello: Hello) -> None:
+        fd = pending.channel.fileno()
+        del self._pending[fd]
         self._unregister(fd)
-        refusal = self._admit(guest.channel, hello)
+        refusal = self._admit(pending.channel, hello)
         if refusal is not None:
-            _say_and_close(guest.channel, refusal)
+            _send_and_close(pending.channel, refusal)
 
-    def _dismiss(self, guest: _Guest, message: Message | None, fds: Sequence[int] = ()) -> None:
-        fd = guest.channel.fileno()
-        del self._guests[fd]
+    def _respond(self, pending: _Pending, message: Message | None, fds: Sequence[int] = ()) -> None:
+        fd = pending.channel.fileno()
+        del self._pending[fd]
         self._unregister(fd)
-        _say_and_close(guest.channel, message, fds)
+        _send_and_close(pending.channel, message, fds)
 
 
-def _say_and_close(channel: Channel, message: Message | None, fds: Sequence[int] = ()) -> None:
+def _send_and_close(channel: Channel, message: Message | None, fds: Sequence[int] = ()) -> None:
     with contextlib.suppress(OSError):  # gone already
         if message is not None:
             channel.send(message, fds)
