@@ -1,9 +1,15 @@
-"""Moving named file descriptors and an opaque state from one process to its successor.
+"""Hand over named file descriptors and an opaque state from one process to its successor, under traffic.
 
-A server is a `TakeoverHost` and plugs a `Predecessor` into its loop; its next generation starts with a `Successor`.
-Nothing here knows what the descriptors and the state are for.
+The promise: at most two processes exist at a time, at every instant at most one of them serves, and whatever fails
+before the successor owns leaves the predecessor serving.
+
+A server implements `TakeoverHost` and drives an `Upgrader` from its loop (examples/replaceable_echo.py is a whole one).
+A server whose loop calls back for descriptors and deadlines can use the two sides by themselves: `Predecessor` and
+`Successor`. docs/takeover-protocol.md describes the messages. Nothing here knows what the descriptors and the state are
+for.
 """
 
+from oxidize.errors import TakeoverError
 from oxidize.takeover.host import Answer, NamedFd, Offer, TakeoverHost
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.machine import DEFAULT_TIMEOUTS, Timeouts
@@ -11,6 +17,7 @@ from oxidize.takeover.messages import Hello
 from oxidize.takeover.predecessor import Predecessor
 from oxidize.takeover.query import query, query_with_fds, who_listens
 from oxidize.takeover.successor import Commit, Successor
+from oxidize.takeover.upgrader import Upgrader
 
 __all__ = [
     "DEFAULT_TIMEOUTS",
@@ -22,8 +29,10 @@ __all__ = [
     "Offer",
     "Predecessor",
     "Successor",
+    "TakeoverError",
     "TakeoverHost",
     "Timeouts",
+    "Upgrader",
     "query",
     "query_with_fds",
     "who_listens",

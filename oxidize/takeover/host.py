@@ -57,7 +57,8 @@ class TakeoverHost(Protocol):
         """
 
     def offer_withdrawn(self, reason: str) -> None:
-        """Learn that the successor will not own. Serving went on all the while; the state may be rewritten again."""
+        """Note that the successor will never own. This host kept serving; it may rewrite its state again."""
+        return  # by default nothing
 
     def freeze(self, report: dict[str, Any]) -> dict[str, Any]:
         """Stop: finish the batch, read nothing more, append the last of the state; return what COMMIT tells.
@@ -77,8 +78,9 @@ class TakeoverHost(Protocol):
     def answer(self, query: str) -> Answer:
         """Answer a query, at any time, also while frozen; raise to refuse, with the reason.
 
-        The descriptors stay the host's, here too: whoever asks gets copies.
+        The descriptors stay the host's: the process that asks gets copies. A host without this method refuses all.
         """
+        raise OxidizeError(f"query {query!r}: expected none, for this server answers no queries")
 
 
 def _find(name: str, fds: tuple[NamedFd, ...], phase: Phase, whose: str) -> NamedFd:

@@ -26,6 +26,7 @@ from oxidize.takeover.channel import (
     connect_socket,
     credentials_of,
 )
+from oxidize.takeover.clock import boot_time
 from oxidize.takeover.host import Answer, NamedFd
 from oxidize.takeover.machine import CONNECT_ATTEMPTS_MAX
 from oxidize.takeover.messages import Busy, Query, Refused, Reply
@@ -39,7 +40,7 @@ def query(
     path: Path,
     name: str,
     *,
-    clock: Callable[[], float],
+    clock: Callable[[], float] = boot_time,
     timeout: float = QUERY_TIMEOUT,
     bytes_max: int = ANSWER_BYTES_MAX,
 ) -> bytes | None:
@@ -59,7 +60,7 @@ def query_with_fds(
     path: Path,
     name: str,
     *,
-    clock: Callable[[], float],
+    clock: Callable[[], float] = boot_time,
     timeout: float = QUERY_TIMEOUT,
     bytes_max: int = ANSWER_BYTES_MAX,
 ) -> Answer | None:
@@ -80,7 +81,9 @@ def query_with_fds(
     raise TakeoverError(Phase.QUERYING, f"{path} closed {CONNECT_ATTEMPTS_MAX} connections without an answer")
 
 
-def who_listens(path: Path, *, clock: Callable[[], float], timeout: float = QUERY_TIMEOUT) -> tuple[int, int] | None:
+def who_listens(
+    path: Path, *, clock: Callable[[], float] = boot_time, timeout: float = QUERY_TIMEOUT
+) -> tuple[int, int] | None:
     """Return pid and uid of the process that listens at a path, or None where nobody does; it need not answer.
 
     It is the kernel that says so (SO_PEERCRED, unix(7)): who called listen(2). Nothing is asked. Raises TakeoverError
