@@ -16,6 +16,8 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from oxidize.protocol import link_machine
+from oxidize.protocol.counters import LinkState
 from oxidize.takeover import machine
 from oxidize.takeover.machine import PredecessorMachine, PredecessorState, SuccessorMachine, SuccessorState
 
@@ -78,6 +80,9 @@ def diagrams() -> Iterator[Diagram]:
     owning = tuple(state.name for state in SuccessorState if _owns(SuccessorMachine(), state))
     table = transitions_of(machine.SUCCESSOR_TABLE)
     yield Diagram("successor", table, SuccessorState.CONNECTING, machine.__doc__, ("Successor",), owning, mark)
+    mark = "A thick border marks the state in which packets are sent at once."
+    table = transitions_of(link_machine.LINK_TABLE)
+    yield Diagram("link", table, LinkState.CONNECTING, link_machine.__doc__, ("Theory",), ("CONNECTED",), mark)
 
 
 def _owns(side: PredecessorMachine | SuccessorMachine, state: Enum) -> bool:

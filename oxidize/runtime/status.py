@@ -1,4 +1,4 @@
-"""The answers to the queries of `control.query`, which only the server's own user gets (`takeover.reception`)."""
+"""The answers to the queries of `control.query`, which only the server's own user gets (`takeover.acceptor`)."""
 
 import base64
 import json
