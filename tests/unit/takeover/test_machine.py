@@ -1,4 +1,4 @@
-"""Each transition of both roles, and what must hold for the tables as a whole."""
+"""The transitions of both sides of a takeover, and what must hold for the tables as a whole."""
 
 from itertools import product
 
@@ -31,7 +31,7 @@ def names(actions: tuple[Action, ...]) -> list[str]:
 
 
 def predecessor(state: PredecessorState, now: float = 0.0) -> PredecessorMachine:
-    """A machine that came to a state by an honest path, at `now`."""
+    """Return a machine that reached a state through its own transitions, at `now`."""
     machine = PredecessorMachine()
     if state is P.LISTENING:
         return machine
@@ -102,7 +102,7 @@ def test_every_successor_state_can_be_reached(state: SuccessorState) -> None:
         (P.RESTORING, [TAKEN], False, False, P.WITHDRAWING, ["SEND_WITHDRAWN", "FORGET_OFFER"]),
         (P.RESTORING, [(E.HELLO, "")], False, False, P.WITHDRAWING, ["SEND_WITHDRAWN", "FORGET_OFFER"]),
         (P.RESTORING, [(E.VIOLATION, "noise")], False, False, P.WITHDRAWING, ["SEND_WITHDRAWN", "FORGET_OFFER"]),
-        # Ready, but in the same look it is over: no freeze for nothing.
+        # Ready, but the same observation shows the end: a freeze would be for nothing.
         (P.RESTORING, [READY, FAILED], False, False, P.LISTENING, ["FORGET_OFFER", "RELEASE"]),
         (P.RESTORING, [READY], True, False, P.LISTENING, ["FORGET_OFFER", "RELEASE"]),
         (P.RESTORING, [READY], False, True, P.LISTENING, ["FORGET_OFFER", "RELEASE"]),
@@ -126,7 +126,14 @@ def test_every_successor_state_can_be_reached(state: SuccessorState) -> None:
         (P.DONE, [FAILED], True, True, P.DONE, []),
     ],
 )
-def test_what_a_predecessor_sees(state, seen, closed, gone, after, actions) -> None:
+def test_a_predecessor_acts_on_an_observation(
+    state: PredecessorState,
+    seen: list[Observation],
+    closed: bool,
+    gone: bool,
+    after: PredecessorState,
+    actions: list[str],
+) -> None:
     machine = predecessor(state)
     assert names(machine.observe(seen, closed=closed, gone=gone, now=0.1)) == actions
     assert machine.state is after
@@ -141,7 +148,9 @@ def test_what_a_predecessor_sees(state, seen, closed, gone, after, actions) -> N
         (P.ENDING, TIMES.exit_grace, P.KILLING, ["KILL_SUCCESSOR"]),
     ],
 )
-def test_every_wait_of_a_predecessor_ends(state, wait, after, actions) -> None:
+def test_every_wait_of_a_predecessor_ends(
+    state: PredecessorState, wait: float, after: PredecessorState, actions: list[str]
+) -> None:
     machine = predecessor(state, now=100.0)
     assert machine.next_deadline() == 100.0 + wait
     assert machine.observe([], closed=False, gone=False, now=100.0 + wait - 0.001) == ()
@@ -152,7 +161,7 @@ def test_every_wait_of_a_predecessor_ends(state, wait, after, actions) -> None:
     assert deadline > 100.0 + wait
 
 
-def test_sigkill_is_repeated_until_it_worked() -> None:
+def test_sigkill_is_repeated_until_the_successor_is_dead() -> None:
     machine = predecessor(P.KILLING)
     for _ in range(3):
         deadline = machine.next_deadline()
@@ -161,7 +170,7 @@ def test_sigkill_is_repeated_until_it_worked() -> None:
 
 
 @pytest.mark.parametrize("state", [P.LISTENING, P.DONE])
-def test_rest_has_no_deadline(state: PredecessorState) -> None:
+def test_a_predecessor_at_rest_has_no_deadline(state: PredecessorState) -> None:
     assert predecessor(state).next_deadline() is None
 
 
@@ -170,7 +179,7 @@ def test_taken_counts_before_a_deadline_that_passed_while_the_predecessor_itself
     assert names(machine.observe([TAKEN], closed=False, gone=False, now=900.0)) == ["FINISH"]
 
 
-def test_ready_counts_before_a_deadline() -> None:
+def test_ready_counts_before_a_deadline_that_has_passed() -> None:
     machine = predecessor(P.RESTORING)
     assert names(machine.observe([READY], closed=False, gone=False, now=900.0)) == ["FREEZE"]
 
@@ -183,14 +192,14 @@ def test_a_failed_freeze_withdraws_before_it_thaws() -> None:
 
 
 @pytest.mark.parametrize("state", [each for each in P if each is not P.LISTENING])
-def test_a_rival_is_told_busy_and_changes_nothing(state: PredecessorState) -> None:
+def test_a_rival_is_answered_busy_and_changes_nothing(state: PredecessorState) -> None:
     machine = predecessor(state)
     deadline = machine.next_deadline()
     assert names(machine.hello(1.0)) == ["SEND_BUSY"]
     assert (machine.state, machine.next_deadline()) == (state, deadline)
 
 
-def test_the_first_reason_is_the_one_that_is_told() -> None:
+def test_the_first_reason_of_a_failure_is_reported() -> None:
     machine = predecessor(P.COMMITTED)
     machine.observe([FAILED], closed=True, gone=False, now=0.1)
     actions = machine.observe([], closed=True, gone=True, now=0.2)
@@ -199,13 +208,13 @@ def test_the_first_reason_is_the_one_that_is_told() -> None:
     assert machine.observe([], closed=True, gone=False, now=1.1)[0].reason != "no memory"
 
 
-def test_the_reason_of_a_dead_successor_counts() -> None:
+def test_the_reason_of_a_dead_successor_is_reported() -> None:
     machine = predecessor(P.COMMITTED)
     assert machine.observe([FAILED], closed=True, gone=True, now=0.1)[0] == Action(Do.THAW, "no memory")
 
 
 @pytest.mark.parametrize("state", [P.LISTENING, P.COMMITTED, P.ENDING, P.KILLING, P.DONE])
-def test_after_commit_there_is_nothing_to_withdraw(state: PredecessorState) -> None:
+def test_an_offer_cannot_be_withdrawn_after_commit(state: PredecessorState) -> None:
     with pytest.raises(StateError, match="WITHDRAW"):
         predecessor(state).withdraw("stop", 0.0)
 
@@ -241,7 +250,14 @@ def test_after_commit_there_is_nothing_to_withdraw(state: PredecessorState) -> N
         (S.FAILED, [(E.COMMIT, "")], True, True, S.FAILED, []),
     ],
 )
-def test_what_a_successor_sees(state, seen, closed, gone, after, actions) -> None:
+def test_a_successor_acts_on_an_observation(
+    state: SuccessorState,
+    seen: list[Observation],
+    closed: bool,
+    gone: bool,
+    after: SuccessorState,
+    actions: list[str],
+) -> None:
     machine = successor(state)
     assert names(machine.observe(seen, closed=closed, gone=gone, now=0.1)) == actions
     assert machine.state is after
@@ -256,7 +272,9 @@ def test_what_a_successor_sees(state, seen, closed, gone, after, actions) -> Non
         (S.TAKEN_SENT, TIMES.predecessor_exit, S.TAKEN_SENT, ["KILL_PREDECESSOR"], ""),
     ],
 )
-def test_every_wait_of_a_successor_ends(state, wait, after, actions, reason) -> None:
+def test_every_wait_of_a_successor_ends(
+    state: SuccessorState, wait: float, after: SuccessorState, actions: list[str], reason: str
+) -> None:
     machine = successor(state, now=100.0)
     assert machine.next_deadline() == 100.0 + wait
     assert machine.observe([], closed=False, gone=False, now=100.0 + wait - 0.001) == ()
@@ -270,7 +288,7 @@ def test_commit_counts_before_a_deadline_that_passed_while_the_successor_itself_
     assert names(machine.observe([(E.COMMIT, "")], closed=False, gone=False, now=900.0)) == ["OWN"]
 
 
-def test_connections_that_end_before_the_offer_are_tried_again_a_few_times() -> None:
+def test_a_successor_reconnects_a_few_times_before_the_offer() -> None:
     machine = SuccessorMachine()
     for _ in range(CONNECT_ATTEMPTS_MAX - 1):
         machine.connected(0.0)
@@ -280,21 +298,21 @@ def test_connections_that_end_before_the_offer_are_tried_again_a_few_times() -> 
     assert str(CONNECT_ATTEMPTS_MAX) in machine.reason
 
 
-def test_an_heir_owns_once_it_has_restored() -> None:
+def test_a_successor_that_inherits_owns_once_it_has_restored() -> None:
     machine = successor(S.INHERITING)
     assert not machine.owns
     assert names(machine.restored(1.0)) == ["INHERIT"]
     assert machine.owns
 
 
-def test_a_failure_names_the_step_and_the_reason() -> None:
+def test_a_failure_of_a_successor_names_the_step_and_the_reason() -> None:
     machine = successor(S.READY_SENT)
     machine.observe([(E.WITHDRAWN, "the server is stopping")], closed=True, gone=False, now=1.0)
     assert (machine.phase, machine.reason) == (Phase.AWAITING_COMMIT, "the server is stopping")
 
 
 @pytest.mark.parametrize("state", [S.RESTORING, S.READY_SENT, S.OWNING])
-def test_giving_up_is_told_and_does_not_own(state: SuccessorState) -> None:
+def test_a_successor_that_gives_up_says_so_and_never_owns(state: SuccessorState) -> None:
     machine = successor(state)
     assert machine.fail("no memory", 1.0) == (Action(Do.SEND_FAILED, "no memory"), Action(Do.FAIL, "no memory"))
     assert not machine.owns
@@ -302,12 +320,12 @@ def test_giving_up_is_told_and_does_not_own(state: SuccessorState) -> None:
 
 
 @pytest.mark.parametrize("state", [S.TAKEN_SENT, S.DONE, S.ABSENT])
-def test_there_is_no_giving_up_after_taken(state: SuccessorState) -> None:
+def test_a_successor_cannot_give_up_after_taken(state: SuccessorState) -> None:
     with pytest.raises(StateError, match="FAIL"):
         successor(state).fail("too late", 1.0)
 
 
-def test_our_own_mistakes_are_state_errors() -> None:
+def test_a_call_in_the_wrong_state_is_a_state_error() -> None:
     with pytest.raises(StateError, match="RESTORED"):
         SuccessorMachine().restored(0.0)
     with pytest.raises(StateError, match="TAKE"):
@@ -323,7 +341,7 @@ def owning(state: PredecessorState | SuccessorState) -> bool:
     return state in {P.LISTENING, P.RESTORING, P.WITHDRAWING, S.OWNING, S.TAKEN_SENT, S.DONE}
 
 
-def test_a_predecessor_comes_back_only_by_a_certain_death_or_a_freeze_that_was_never_committed() -> None:
+def test_a_predecessor_owns_again_only_after_a_certain_death_or_a_failed_freeze() -> None:
     back = {
         (before, event) for (before, event), (after, _) in PREDECESSOR_TABLE.items() if owning(after) > owning(before)
     }
@@ -342,7 +360,7 @@ def test_a_successor_owns_only_by_commit_or_a_certain_death() -> None:
     assert own == {key for key, (_, to_do) in SUCCESSOR_TABLE.items() if {Do.OWN, Do.INHERIT} & set(to_do)}
 
 
-def test_no_offer_is_forgotten_while_its_successor_may_believe_in_it() -> None:
+def test_an_offer_is_withdrawn_before_it_is_forgotten() -> None:
     for (_, event), (_, to_do) in PREDECESSOR_TABLE.items():
         if Do.FORGET_OFFER in to_do and event not in {E.FAILED, E.CLOSED, E.GONE}:
             assert to_do.index(Do.SEND_WITHDRAWN) < to_do.index(Do.FORGET_OFFER)
@@ -353,10 +371,10 @@ PEER_EVENTS = (E.HELLO, E.OFFER, E.BUSY, E.REFUSED, E.WITHDRAWN, E.READY, E.FAIL
 
 @pytest.mark.parametrize("event", PEER_EVENTS)
 @pytest.mark.parametrize(("closed", "gone"), [(False, False), (True, False), (True, True)])
-def test_nothing_that_a_peer_says_raises(event: Event, closed: bool, gone: bool) -> None:
+def test_no_message_of_a_peer_raises(event: Event, closed: bool, gone: bool) -> None:
     for state, late in product(P, (0.0, 900.0)):
-        if state is not P.FREEZING:  # between two actions: nothing is seen there
+        if state is not P.FREEZING:  # between two actions: nothing is observed in it
             predecessor(state).observe([(event, "r")], closed=closed, gone=gone, now=late)
     for after, late in product(S, (0.0, 900.0)):
-        if after not in {S.CONNECTING, S.ABSENT, S.INHERITING, S.LOST, S.DONE}:  # nobody is there to say anything
+        if after not in {S.CONNECTING, S.ABSENT, S.INHERITING, S.LOST, S.DONE}:  # states without a connection
             successor(after).observe([(event, "r")], closed=closed, gone=gone, now=late)

@@ -1,4 +1,4 @@
-"""Round trips of every message, and bytes that are none."""
+"""Round trips of every message of a takeover, and bytes that are no message."""
 
 from dataclasses import fields
 
@@ -38,7 +38,7 @@ OFFER = OfferMessage(
     fds=(FdEntry("udp", "udp", {"gro": True, "buffer_bytes": 8 << 20}), FdEntry("journal", "memfd")),
     state={"watchdog_secs": 10.0, "nested": {"list": [1, None, b"raw"]}},
 )
-EVERY = [
+EVERY: list[messages.Message] = [
     HELLO,
     OFFER,
     MoreFds(),
@@ -54,12 +54,12 @@ EVERY = [
 ]
 
 
-def test_every_kind_of_message_is_tried_here() -> None:
+def test_every_kind_of_message_is_tested_here() -> None:
     assert {type(each) for each in EVERY} == set(messages.Message.__args__)
 
 
 @pytest.mark.parametrize("message", EVERY, ids=lambda message: type(message).__name__)
-def test_round_trip(message: messages.Message) -> None:
+def test_a_message_survives_a_round_trip(message: messages.Message) -> None:
     assert decode(encode(message)) == message
 
 
@@ -119,7 +119,7 @@ def decode_quietly(wire: bytes) -> messages.Message | None:
 
 
 @given(st.binary(max_size=400))
-def test_random_bytes_raise_nothing_else(wire: bytes) -> None:
+def test_random_bytes_raise_only_decode_errors(wire: bytes) -> None:
     decode_quietly(wire)
 
 
@@ -133,14 +133,14 @@ KEYS = st.sampled_from(sorted({each.name for message in EVERY for each in fields
 
 
 @given(NAMES, st.dictionaries(KEYS, PLAIN))
-def test_well_formed_maps_of_any_content_raise_nothing_else(name: str, content: dict[str, object]) -> None:
+def test_well_formed_maps_of_any_content_raise_only_decode_errors(name: str, content: dict[str, object]) -> None:
     message = decode_quietly(msgpack.packb({"type": name, **content}))
     if message is not None and "nan" not in repr(message):
         assert decode(encode(message)) == message
 
 
 @given(st.sampled_from(EVERY), st.data())
-def test_flipped_bytes_raise_nothing_else(message: messages.Message, data: st.DataObject) -> None:
+def test_flipped_bytes_raise_only_decode_errors(message: messages.Message, data: st.DataObject) -> None:
     wire = bytearray(encode(message))
     for _ in range(data.draw(st.integers(1, 3))):
         wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
@@ -158,12 +158,12 @@ def test_flipped_bytes_raise_nothing_else(message: messages.Message, data: st.Da
         (Taken({"x": {1, 2}}), "set"),
     ],
 )
-def test_what_cannot_be_encoded_is_our_mistake(message: messages.Message, says: str) -> None:
+def test_a_value_that_cannot_be_encoded_is_a_state_error(message: messages.Message, says: str) -> None:
     with pytest.raises(StateError, match=says):
         encode(message)
 
 
-def test_nesting_has_the_same_limit_both_ways() -> None:
+def test_nesting_has_the_same_limit_in_both_directions() -> None:
     value: object = 0
     for _ in range(DEPTH_MAX - 2):
         value = [value]
