@@ -1,7 +1,7 @@
-"""Whoever connects to the takeover socket, until it is the successor or has its answer.
+"""Connections to the takeover socket, until each is answered or becomes the successor.
 
-The rule: everybody gets an answer or the end of the connection by a deadline, and nobody can make the server wait or
-run out of descriptors. Queries are answered at any time; a HELLO is passed on, one at a time.
+The rule: every connection is answered or ended by a deadline, and none can make the server wait or run out of
+descriptors. Queries are answered at any time; HELLO is admitted, one at a time.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from oxidize.takeover.messages import (
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 16  # at once
-ACCEPT_PAUSE = 1.0  # seconds without accepting, when there is no descriptor left to accept with
+ACCEPT_PAUSE = 1.0  # seconds without accepting, after the process had no descriptor left
 ANSWER_BYTES_MAX = 64 << 20  # of a query; the status of 20,000 peers takes 8 to 10 MB
 
 Register = Callable[[int, Callable[[], None]], None]
@@ -37,7 +37,7 @@ Unregister = Callable[[int], None]
 
 
 class _Pending:
-    """One connection. `hello`: what it said, where that is held back."""
+    """A connection without an answer. `hello`: its HELLO, if that is held back."""
 
     def __init__(self, channel: Channel, deadline: float) -> None:
         self.channel = channel
@@ -46,7 +46,7 @@ class _Pending:
 
 
 class Acceptor:
-    """Accepts, checks and answers. `admit` gets each acceptable HELLO and returns a refusal, or keeps the channel."""
+    """Accepts, checks and answers. `admit` gets each acceptable HELLO; it returns a refusal, or keeps the channel."""
 
     def __init__(
         self,
@@ -91,27 +91,27 @@ class Acceptor:
             self._respond(pending, Refused(held if pending.hello else silent))
 
     def release(self) -> None:
-        """Stop holding HELLO back; whoever waits is served now."""
+        """Admit the HELLO that was held back, and all further ones."""
         self._held = False
         for pending in list(self._pending.values()):
             if pending.hello is not None:
                 self._admit_pending(pending, pending.hello)
 
     def ensure_bound(self) -> None:
-        """Bind again where the path leads elsewhere: to a successor that listened already, and died."""
+        """Bind again if the path leads elsewhere: to a successor that listened already, and died."""
         if self._closed or self._listener.is_bound():
             return
         try:
             renewed = Listener(self._listener.path)
         except TakeoverError as error:
-            log.error("takeover: serving, but nobody can take over: %s", error)
+            log.error("takeover: serving, but no process can take over: %s", error)
             return
         self._stop_listening()
         self._listener = renewed
         self._register(renewed.fileno(), self._accept)
 
     def close(self, reason: str | None) -> None:
-        """Stop listening and dismiss everybody, without a word where `reason` is None: they try again; idempotent."""
+        """Stop listening and refuse every connection; without a message if `reason` is None, so that it tries again."""
         if self._closed:
             return
         self._closed = True
@@ -135,7 +135,7 @@ class Acceptor:
                 log.warning("takeover: a connection was dropped: %s", error)
                 continue
             except OSError as error:
-                # Level-triggered: what cannot be accepted would wake the loop for ever.
+                # Level-triggered: a connection that cannot be accepted would wake the loop for ever.
                 log.error("takeover: cannot accept, pausing for %g s: %s", ACCEPT_PAUSE, error)
                 self._unregister(self._listener.fileno())
                 self._paused_until = self._clock() + ACCEPT_PAUSE
@@ -159,7 +159,7 @@ class Acceptor:
 
     def _handle_readable(self, pending: _Pending) -> None:
         if self._pending.get(pending.channel.fileno()) is not pending:
-            return  # a late event of the batch in which it was dismissed
+            return  # an event of the same batch in which it was answered
         try:
             received = pending.channel.receive()
         except BlockingIOError:
@@ -186,7 +186,7 @@ class Acceptor:
             answer = self._answer(query)
             reply = _reply_with(answer)
             memfd = _store(answer.content)
-        except Exception as error:  # noqa: BLE001 - the boundary: a question must not end the server
+        except Exception as error:  # noqa: BLE001 - the boundary: a query must not end the server
             self._respond(pending, Refused(reason_of(error)))
             return
         try:
@@ -200,7 +200,7 @@ class Acceptor:
             theirs = f"takeover protocol {hello.protocol_min} to {hello.protocol}"
             self._respond(pending, Refused(f"{theirs}; expected {PROTOCOL_MIN} to {PROTOCOL}: update one side first"))
         elif not peer.may_be_killed():
-            # Were it to hang after COMMIT, nobody could ever serve again.
+            # If it hung after COMMIT, no process could ever serve again.
             theirs = f"pid {peer.pid} of uid {peer.uid} cannot be ended if it hangs"
             self._respond(pending, Refused(f"{theirs}; expected uid {os.geteuid()} in this pid namespace"))
         elif not self._held:
@@ -226,25 +226,25 @@ class Acceptor:
 
 
 def _send_and_close(channel: Channel, message: Message | None, fds: Sequence[int] = ()) -> None:
-    with contextlib.suppress(OSError):  # gone already
+    with contextlib.suppress(OSError):  # the peer closed its end
         if message is not None:
             channel.send(message, fds)
     channel.close()
 
 
 def _reply_with(answer: Answer) -> Reply:
-    """Return the message that goes with an answer; raises StateError where it cannot be sent."""
+    """Return the message that goes with an answer; raises StateError if it cannot be sent."""
     if len(answer.content) > ANSWER_BYTES_MAX:
         raise StateError(f"the answer has {len(answer.content)} bytes; expected at most {ANSWER_BYTES_MAX}")
     if len(answer.fds) >= FDS_PER_MESSAGE_MAX:  # one is the content's
         raise StateError(f"the answer has {len(answer.fds)} descriptors; expected at most {FDS_PER_MESSAGE_MAX - 1}")
     reply = Reply(tuple(FdEntry(named.name, named.kind, named.options) for named in answer.fds))
-    encode(reply)  # what cannot be said is found here, where it can still be refused
+    encode(reply)  # an answer that cannot be encoded is found here, where it can still be refused
     return reply
 
 
 def _store(answer: bytes) -> int:
-    """Return a new memfd that holds the answer; raises OSError."""
+    """Return a new memfd with the answer; raises OSError."""
     memfd = os.memfd_create("takeover-reply")
     try:
         written = 0

@@ -1,11 +1,11 @@
 """One connection of a takeover: messages and file descriptors over a Unix socket, and the process at its other end.
 
-The rule: nothing here blocks but `connect`, and no descriptor is ever lost. Whatever arrives is close-on-exec from its
-first instant (MSG_CMSG_CLOEXEC), belongs to whoever received it, and is closed here where its message is not delivered.
+The rule: nothing here blocks but `connect`, and no descriptor is ever lost. A descriptor that arrives is close-on-exec
+from its first instant (MSG_CMSG_CLOEXEC), belongs to the receiver, and is closed here if its message is not delivered.
 The peer is known by its pidfd, never by its number, which may be used again.
 
 Sources: unix(7) SCM_RIGHTS and SO_PEERCRED, cmsg(3), recvmsg(2), pidfd_open(2), pidfd_send_signal(2). SOCK_SEQPACKET
-keeps the bounds of messages and says when the other end was closed.
+keeps the bounds of messages and reports the close of the other end.
 """
 
 import array
@@ -26,27 +26,27 @@ from oxidize.errors import DecodeError, Phase, StateError, TakeoverError
 from oxidize.takeover.messages import MESSAGE_BYTES_MAX, Message, decode, encode
 
 FDS_PER_MESSAGE_MAX = 253  # SCM_MAX_FD
-BATCH_MESSAGES_MAX = 1_024  # more than a send buffer can hold: a dead peer's words are all read, a flood is not
+BATCH_MESSAGES_MAX = 1_024  # more than a send buffer holds: a dead peer's messages are all read, a flood is not
 SO_PEERPIDFD = 77  # Linux 6.5; not in the socket module of Python 3.11
 
 _INT_SIZE = array.array("i").itemsize
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _TIMEVAL = struct.Struct("@ll")
 _NO_LINGER = struct.pack("@ii", 0, 0)
-NO_UID = -1  # as SO_PEERCRED has it of a socket that is not connected
+NO_UID = -1  # what SO_PEERCRED gives for a socket that is not connected
 
 
 def close_fds(fds: Iterable[int]) -> None:
-    """Close every descriptor, whatever the others do."""
+    """Close every descriptor, also if closing another one fails."""
     for fd in fds:
         with contextlib.suppress(OSError):
             os.close(fd)
 
 
 def close_unasked(fds: Sequence[int]) -> None:
-    """Close descriptors that somebody sent unasked, whom nothing is believed of: without waiting for anything.
+    """Close descriptors that a peer which is not trusted sent unasked, without waiting.
 
-    The last close of a TCP socket waits for SO_LINGER, which is its sender's choice (socket(7)).
+    The last close of a TCP socket waits for SO_LINGER, which its sender chooses (socket(7)).
     """
     for fd in fds:
         with contextlib.suppress(OSError):
@@ -65,7 +65,7 @@ def _forget_linger(fd: int) -> None:
 
 
 class PeerProcess:
-    """The process that connected, or that listens: its number and user for the eye, its pidfd for everything else."""
+    """The process that connected, or that listens: its pid and uid for people, its pidfd for everything else."""
 
     def __init__(self, pid: int, uid: int, pidfd: int) -> None:
         self.pid = pid
@@ -74,7 +74,7 @@ class PeerProcess:
 
     @classmethod
     def of(cls, connection: socket.socket) -> Self:
-        """Identify the other end of a connection; raises TakeoverError where its process cannot be watched."""
+        """Identify the other end of a connection; raises TakeoverError if its process cannot be watched."""
         pid, uid = credentials_of(connection)
         try:
             pidfd = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
@@ -96,17 +96,17 @@ class PeerProcess:
         return self._pidfd
 
     def is_dead(self) -> bool:
-        """Whether every thread of the process has certainly ended."""
+        """Return whether every thread of the process has certainly ended."""
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         return bool(poll.poll(0))
 
     def may_be_killed(self) -> bool:
-        """Whether SIGKILL would reach the process: same user, and visible in this pid namespace."""
+        """Return whether SIGKILL would reach the process: same user, and visible in this pid namespace."""
         return self._signal(0)
 
     def kill(self) -> bool:
-        """Send SIGKILL; return whether it was sent or the process was gone already. Its end comes later."""
+        """Send SIGKILL; return whether it was sent or the process had ended already. The death comes later."""
         return self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> bool:
@@ -135,7 +135,7 @@ class Received:
 
 @dataclass(slots=True)
 class ChannelBatch:
-    """All that a channel held at one moment; `violation` says what broke the protocol after `received`, or is empty."""
+    """All that a channel held at one moment; `violation` is the breach of protocol after `received`, or empty."""
 
     received: list[Received] = field(default_factory=list)
     closed: bool = False
@@ -146,7 +146,7 @@ class Channel:
     """A connection to a peer, non-blocking. It owns its socket and the peer's pidfd."""
 
     def __init__(self, connection: socket.socket) -> None:
-        """Take over the socket, which is closed where this raises TakeoverError."""
+        """Own the socket, and close it if this raises TakeoverError."""
         try:
             connection.setblocking(False)
             self.peer = PeerProcess.of(connection)
@@ -161,9 +161,9 @@ class Channel:
         return self._socket.fileno()
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Send one message with at most FDS_PER_MESSAGE_MAX descriptors, of which copies go.
+        """Send one message with copies of at most FDS_PER_MESSAGE_MAX descriptors.
 
-        Raises StateError where it cannot be encoded, OSError where the peer closed its end or does not read.
+        Raises StateError if it cannot be encoded, OSError if the peer closed its end or does not read.
         """
         if len(fds) > FDS_PER_MESSAGE_MAX:
             raise StateError(f"{len(fds)} descriptors in a message; expected at most {FDS_PER_MESSAGE_MAX}: send more")
@@ -171,19 +171,19 @@ class Channel:
         self._socket.sendmsg([encode(message)], rights, socket.MSG_NOSIGNAL)
 
     def receive(self) -> Received | None:
-        """Return the next message, or None where the peer closed its end.
+        """Return the next message, or None if the peer closed its end.
 
-        Raises BlockingIOError where there is nothing yet, and DecodeError for what is no message.
+        Raises BlockingIOError if there is no message yet, DecodeError if the bytes are no message.
         """
         try:
             return self._receive()
         except ConnectionResetError:
-            # The peer closed with unread messages in its queue (unix(7)). The kernel says so once, *before* it hands
-            # over what the peer had still sent, and one of these may be WITHDRAWN.
+            # The peer closed with unread messages in its queue (unix(7)). The kernel reports this once,
+            # *before* the last messages of the peer, and one of these may be WITHDRAWN.
             return self._receive()
 
     def receive_all(self) -> ChannelBatch:
-        """Read until there is nothing more, or BATCH_MESSAGES_MAX."""
+        """Return all messages that are there, at most BATCH_MESSAGES_MAX."""
         batch = ChannelBatch(closed=self._is_closed)
         while not batch.closed and len(batch.received) < BATCH_MESSAGES_MAX:
             try:
@@ -191,8 +191,8 @@ class Channel:
             except BlockingIOError:
                 return batch
             except DecodeError as error:
-                # Nothing after it can be trusted, but the end of the connection would still be worth knowing: the
-                # caller looks again when the socket is readable again.
+                # Nothing after it can be trusted, but the end of the connection still matters: the caller reads again
+                # when the socket is readable again.
                 batch.violation = str(error)
                 return batch
             except OSError:
@@ -204,7 +204,7 @@ class Channel:
         return batch
 
     def discard(self) -> None:
-        """Hear nothing more, and close the descriptors of what has come and nobody received, without waiting."""
+        """Stop receiving, and close the descriptors of messages that were not received, without waiting."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RD)  # what is sent from here on fails at its sender
         while not (batch := self.receive_all()).closed and (batch.received or batch.violation):
@@ -229,7 +229,7 @@ class Channel:
                 raise DecodeError(f"only {len(fds)} descriptors of a message arrived: raise the limit of open files")
             if flags & socket.MSG_TRUNC:
                 raise DecodeError(f"a message of more than {MESSAGE_BYTES_MAX} bytes")
-            if not data:  # the end, or an empty datagram, which nobody who speaks this protocol sends
+            if not data:  # the end, or an empty datagram, which is no message of this protocol
                 close_unasked(fds)
                 return None
             return Received(decode(data), tuple(fds))
@@ -246,17 +246,17 @@ def credentials_of(connection: socket.socket) -> tuple[int, int]:
 
 
 def connect(path: Path, timeout: float) -> Channel | None:
-    """Connect to the process that listens at a path, or return None where nobody does.
+    """Connect to the process that listens at a path, or return None if no process does.
 
-    It blocks while that process's backlog is full, for `timeout` seconds at most. Raises TakeoverError where there is
-    somebody who cannot be reached or watched.
+    Blocks while the backlog of that process is full, at most `timeout` seconds. Raises TakeoverError if the process
+    cannot be reached or watched.
     """
     connection = connect_socket(path, timeout)
     return Channel(connection) if connection is not None else None
 
 
 def connect_socket(path: Path, timeout: float) -> socket.socket | None:
-    """Do the same as `connect`, and leave the other end unwatched."""
+    """Connect as `connect` does, without a pidfd of the other end."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         connection.setsockopt(
@@ -284,5 +284,5 @@ def connect_socket(path: Path, timeout: float) -> socket.socket | None:
 
 
 def is_authorised(peer_uid: int, own_uid: int) -> bool:
-    """Whether a process of that user may take the sockets of this one: the same user, or root."""
+    """Return whether a process of that user may take the sockets of this one: the same user, or root."""
     return peer_uid in {own_uid, 0}

@@ -1,6 +1,6 @@
-"""What a server must be able to do so that it can be taken over, and what changes hands.
+"""What a server implements so that it can be taken over, and what changes hands.
 
-The rule: the takeover moves named descriptors and maps that it does not look into. What they mean is the host's.
+The rule: a takeover moves named descriptors and maps without reading them. Their meaning is the host's.
 """
 
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from oxidize.takeover.messages import Hello
 
 @dataclass(frozen=True, slots=True)
 class NamedFd:
-    """A descriptor that changes hands: what it is called, what it is, and what must be known to use it."""
+    """A descriptor that changes hands: its name, what it is, and what must be known to use it."""
 
     name: str
     fd: int
@@ -22,7 +22,7 @@ class NamedFd:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Everything that a successor needs. `release` and `pid` are the predecessor's, filled in on the way."""
+    """All that a successor needs. `release` and `pid` are the predecessor's; the channel fills them in."""
 
     generation: int
     fds: tuple[NamedFd, ...]
@@ -31,29 +31,29 @@ class Offer:
     pid: int = 0
 
     def find(self, name: str) -> NamedFd:
-        """Return the descriptor of that name; raises TakeoverError where the offer has none."""
+        """Return the descriptor of that name; raises TakeoverError if the offer has none."""
         return _find(name, self.fds, Phase.RESTORING, "the offer")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a query came to: some bytes and, for whoever has a use for them, named descriptors."""
+    """The answer to a query: bytes, and named descriptors for a process that asks for them."""
 
     content: bytes
     fds: tuple[NamedFd, ...] = ()
 
     def find(self, name: str) -> NamedFd:
-        """Return the descriptor of that name; raises TakeoverError where the answer has none."""
+        """Return the descriptor of that name; raises TakeoverError if the answer has none."""
         return _find(name, self.fds, Phase.QUERYING, "the answer")
 
 
 class TakeoverHost(Protocol):
-    """The server that is taken over. Nothing here may block; what raises counts as a failure of that step."""
+    """The server that is taken over. No method may block; one that raises makes its step of the takeover fail."""
 
     def offer(self, hello: Hello) -> Offer:
-        """Return everything, and from now on only append to the state; raise to refuse, with the reason.
+        """Return all that a successor needs, and from now on only append to the state; raise to refuse with a reason.
 
-        The descriptors stay the host's: the successor gets copies. Should sending them fail, `offer_withdrawn` follows.
+        The descriptors stay the host's: the successor gets copies. `offer_withdrawn` follows if they cannot be sent.
         """
 
     def offer_withdrawn(self, reason: str) -> None:
@@ -61,19 +61,19 @@ class TakeoverHost(Protocol):
         return  # by default nothing
 
     def freeze(self, report: dict[str, Any]) -> dict[str, Any]:
-        """Stop: finish the batch, read nothing more, append the last of the state; return what COMMIT tells.
+        """Finish the batch, stop reading, append the last of the state, and return the `info` of COMMIT.
 
-        `report` is what the successor said with READY. Where this raises, `thaw` follows at once.
+        `report` is the successor's, from READY. `thaw` follows at once if this raises.
         """
 
     def thaw(self, reason: str) -> None:
-        """Serve again after a freeze, from the state as it is now: a successor may have owned it, and it is dead.
+        """Serve again after a freeze, from the state as it is now: a successor that is dead may have changed it.
 
-        What this raises is not caught: a process that cannot serve must end, so that somebody else can.
+        An exception is not caught: a process that cannot serve must end, so that another one can.
         """
 
     def finish(self, taken: dict[str, Any]) -> None:
-        """Exit, for the successor owns; `taken` is what it said with TAKEN. Must not thaw, read or send any more."""
+        """Exit: the successor owns, and this host must never read or send again. `taken` is the `info` of TAKEN."""
 
     def answer(self, query: str) -> Answer:
         """Answer a query, at any time, also while frozen; raise to refuse, with the reason.
@@ -91,5 +91,5 @@ def _find(name: str, fds: tuple[NamedFd, ...], phase: Phase, whose: str) -> Name
 
 
 def reason_of(error: BaseException) -> str:
-    """Return an exception as a reason for the other side: our own errors speak for themselves."""
+    """Return an exception as a reason for the other side; an OxidizeError needs no type name."""
     return str(error) if isinstance(error, OxidizeError) else f"{type(error).__name__}: {error}"

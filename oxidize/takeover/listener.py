@@ -1,8 +1,8 @@
 """The socket on which a predecessor listens for its successor.
 
-The rule: the path always leads to a listening socket, from the first bind until nobody is left to listen. A new owner
-binds beside the path and renames over it (rename(2) is atomic); whoever leaves unlinks the path only while it is still
-its own, and before it stops listening, so that whoever finds the path empty may take it. Only its own user can
+The rule: the path always leads to a listening socket, from the first bind until the last owner leaves. A new owner
+binds beside the path and renames over it (rename(2) is atomic). An owner that leaves unlinks the path only while it is
+still its own, and before it stops listening, so that a process that finds no path may bind it. Only its own user can
 connect (unix(7): connecting needs write permission): the mode is set before the name exists.
 """
 
@@ -23,7 +23,7 @@ class Listener:
     """A listening SOCK_SEQPACKET socket with a name, non-blocking."""
 
     def __init__(self, path: Path) -> None:
-        """Bind to the path, in the place of whatever is there; raises TakeoverError where that is impossible."""
+        """Bind to the path and replace what is there; raises TakeoverError if that is impossible."""
         self.path = path
         self._pid = os.getpid()
         self._socket, self._identity = _bind(path)
@@ -33,9 +33,9 @@ class Listener:
         return self._socket.fileno()
 
     def accept(self) -> Channel | None:
-        """Return the next connection, or None where there is none.
+        """Return the next connection, or None if there is none.
 
-        Raises OSError where there is no descriptor left for it, TakeoverError where its process cannot be watched, and
+        Raises OSError if there is no descriptor left for it, TakeoverError if its process cannot be watched, and
         StateError in a fork of the process that bound: successors would watch that one, and own once it has ended.
         """
         if os.getpid() != self._pid:
@@ -47,7 +47,7 @@ class Listener:
         return Channel(connection)
 
     def is_bound(self) -> bool:
-        """Whether the path still leads here."""
+        """Return whether the path still leads here."""
         try:
             found = self.path.stat(follow_symlinks=False)
         except OSError:
@@ -75,8 +75,8 @@ def _bind(path: Path) -> tuple[socket.socket, tuple[int, int]]:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         listening.setblocking(False)
-        os.fchmod(listening.fileno(), MODE)  # bind gives the name this mode, whatever the umask: it only takes away
-        temporary.unlink(missing_ok=True)  # of a process with this number that was killed right here
+        os.fchmod(listening.fileno(), MODE)  # bind gives the name this mode, less the umask
+        temporary.unlink(missing_ok=True)  # left by a process with this pid that was killed between bind and rename
         listening.bind(os.fspath(temporary))
         found = temporary.stat(follow_symlinks=False)
         listening.listen(BACKLOG)

@@ -21,9 +21,9 @@ this process lives and no other one serves. Only the reason in its FAILED still 
 Successor. It owns in OWNING, TAKEN_SENT and DONE. From RESTORING on it holds everything, and touches nothing. If the
 predecessor dies it inherits (INHERITING, or OWNING at once where READY was sent), for an offer that was never withdrawn
 is the last thing that a dead process said. Messages beat death here: a COMMIT or WITHDRAWN that was sent before the
-death decides. LOST is a connection that ended without either: the pidfd tells whether the predecessor died, and this
-process owns, or gave up on it. FAILED is final: this process said, or was told, that it never owns, and a COMMIT that
-crossed on the way is void.
+death decides. LOST is a connection that ended without either. The pidfd settles it: if the predecessor is dead this
+process owns, and if it still lives at the deadline this process fails. FAILED is final: this process said, or was told,
+that it never owns, and a COMMIT that crossed on the way is void.
 
 A shell reports what it saw (`observe`) and carries out the actions that the machine returns, in order. It must ask
 whether its peer is dead *before* it empties the channel: then what it reads is all that the peer ever sent. Both come
@@ -312,7 +312,7 @@ class PredecessorMachine:
 
     @property
     def owns(self) -> bool:
-        """Return whether this process reads the sockets, seals and opens packets."""
+        """Return whether this process is the one that reads and sends."""
         return self.state in {_P.LISTENING, _P.RESTORING, _P.WITHDRAWING}
 
     def is_engaged(self) -> bool:
@@ -411,7 +411,7 @@ class SuccessorMachine:
 
     @property
     def owns(self) -> bool:
-        """Return whether this process reads the sockets, seals and opens packets."""
+        """Return whether this process is the one that reads and sends."""
         return self.state in {_S.OWNING, _S.TAKEN_SENT, _S.DONE}
 
     def next_deadline(self) -> float | None:

@@ -1,11 +1,12 @@
-"""What the two sides of a takeover say to each other: string-keyed msgpack maps, one to a datagram.
+"""The messages of a takeover: string-keyed msgpack maps, one to a datagram.
 
-The rule: a release may add fields, with defaults; it renames, retypes and reuses none, and a reader ignores the ones
-that it does not know, so that an old release can take over from a new one (a rollback). What must be understood
-raises `protocol_min` of HELLO. Source: the msgpack specification; its string, binary, integer, float, boolean, nil,
+The rule: a release may add fields, with defaults. It renames, retypes and reuses none, and a reader ignores the ones
+that it does not know, so that an old release can take over from a new one (a rollback). A change that must be
+understood raises `protocol_min` of HELLO. docs/takeover-protocol.md is the specification, held equal by a test.
+Source: the msgpack specification; its string, binary, integer, float, boolean, nil,
 array and map families are used, extensions are not.
 
-Decoders raise DecodeError and nothing else; encoders raise StateError, for what they are given comes from this process.
+Decoders raise only DecodeError. Encoders raise StateError, for their input comes from this process.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ PROTOCOL_MIN = 1  # the oldest one that is still spoken
 
 MESSAGE_BYTES_MAX = 65_536  # a socket's default send buffer (212,992) holds three
 DEPTH_MAX = 16  # of maps and arrays within one another
-REASON_CHARS_MAX = 4_096  # a longer one is cut: the reason of a failure must never become a failure
+REASON_CHARS_MAX = 4_096  # a longer one is cut: reporting a failure must never fail
 NAME_CHARS_MAX = 255
 FDS_MAX = 512  # of one offer; half of the usual soft limit of open files
 VERSIONS_MAX = 256
@@ -31,7 +32,7 @@ Opaque = dict[str, Any]  # the host's own, of msgpack's types; tuples arrive as 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Successor: who I am, and which versions of the protocol and of the state I can read."""
+    """Successor: its identity, and the versions of the protocol and of the state that it reads."""
 
     release: str
     pid: int
@@ -51,7 +52,7 @@ class FdEntry:
 
 @dataclass(frozen=True, slots=True)
 class OfferMessage:
-    """Predecessor: here is everything. The descriptors of `fds`, in order, come with this and with MoreFds."""
+    """Predecessor: all that a successor needs. The descriptors of `fds` come, in order, with this and with MoreFds."""
 
     generation: int
     release: str
@@ -62,19 +63,19 @@ class OfferMessage:
 
 @dataclass(frozen=True, slots=True)
 class MoreFds:
-    """Predecessor: the next descriptors of the offer, where one datagram could not carry all."""
+    """Predecessor: the next descriptors of an offer that has more than one datagram carries."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Successor: restored; `report` says what was and what was refused."""
+    """Successor: the state is restored; `report` has what was restored and what was refused."""
 
     report: Opaque
 
 
 @dataclass(frozen=True, slots=True)
 class CommitMessage:
-    """Predecessor: nobody reads since `frozen_at` (seconds of the common clock); you own."""
+    """Predecessor: the successor owns. No process has read since `frozen_at`, in seconds of the common clock."""
 
     frozen_at: float
     info: Opaque
@@ -82,7 +83,7 @@ class CommitMessage:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Successor: the first iteration of my loop is done; exit."""
+    """Successor: the first iteration of its loop is done; the predecessor exits."""
 
     info: Opaque
 
@@ -96,37 +97,37 @@ class Busy:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Predecessor: no, and why."""
+    """Predecessor: the HELLO or the query is refused."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """Predecessor: the offer is void, I serve on."""
+    """Predecessor: the offer is void, and the predecessor still serves."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Successor: I gave up and never own."""
+    """Successor: it gave up and never owns."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Anybody who is authorised: answer this."""
+    """Any authorised process: a question to the host."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Predecessor: the answer is in the memfd that comes along, from its first byte to its last.
+    """Predecessor: the answer is the content of the memfd in this datagram, from its first byte to its last.
 
-    Behind it come the descriptors of `fds`, in order, all in this one datagram.
+    The descriptors of `fds` follow it in order, in the same datagram.
     """
 
     fds: tuple[FdEntry, ...] = ()
@@ -138,7 +139,7 @@ Message = (
 
 
 class _Fields:
-    """A decoded map, read field by field: every wrong type is a DecodeError that names the field."""
+    """A decoded map, read field by field; a wrong type raises a DecodeError that names the field."""
 
     def __init__(self, of: str, fields: Mapping[str, Any]) -> None:
         self._of = of
@@ -209,7 +210,7 @@ def _offer(fields: _Fields) -> OfferMessage:
     )
 
 
-# The name on the wire, and how its fields are read. Written fields are the dataclass's own.
+# Wire name -> the dataclass, whose fields are written, and the function that reads them.
 _TYPES: Mapping[str, tuple[type, Callable[[_Fields], Message]]] = {
     "hello": (Hello, _hello),
     "offer": (OfferMessage, _offer),
@@ -230,7 +231,7 @@ _NAMES: Mapping[type, str] = {kind: name for name, (kind, _) in _TYPES.items()}
 def encode(message: Message) -> bytes:
     """Encode a message, its reason cut to REASON_CHARS_MAX.
 
-    Raises StateError where a value is not of msgpack's types or the whole exceeds MESSAGE_BYTES_MAX.
+    Raises StateError if a value is not of msgpack's types or the message exceeds MESSAGE_BYTES_MAX.
     """
     name = _NAMES[type(message)]
     fields: Opaque = {"type": name}
@@ -239,7 +240,8 @@ def encode(message: Message) -> bytes:
         if key == "fds":
             value = [{"name": each.name, "kind": each.kind, "options": each.options} for each in value]
         elif key == "reason":
-            value = value[:REASON_CHARS_MAX].encode("utf-8", "replace").decode()  # surrogates of odd file names
+            # It may hold surrogates, from file names that are not UTF-8.
+            value = value[:REASON_CHARS_MAX].encode("utf-8", "replace").decode()
         fields[key] = value
     problem = _find_alien(fields)
     if problem:
@@ -254,7 +256,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(data: bytes) -> Message:
-    """Decode a message; raises DecodeError for anything that is none."""
+    """Decode a message; raises DecodeError for bytes that are none."""
     if len(data) > MESSAGE_BYTES_MAX:
         raise DecodeError(f"a message of {len(data)} bytes; expected at most {MESSAGE_BYTES_MAX}")
     try:
@@ -273,7 +275,7 @@ def decode(data: bytes) -> Message:
 
 
 def _find_alien(value: Any) -> str:
-    """Return what is not a plain value in a tree, or ""; without recursion, for the tree may be hostile."""
+    """Return the first value of a tree that msgpack cannot carry, or ""; not recursive, for the tree may be hostile."""
     todo: list[tuple[Any, int]] = [(value, 0)]
     while todo:
         each, depth = todo.pop()

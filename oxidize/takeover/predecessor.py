@@ -1,7 +1,7 @@
-"""The side that serves now: plugs a server into takeovers from within its own loop.
+"""The side that serves: makes a server replaceable, driven by the server's own loop.
 
-The rule: nothing here waits. The loop says when a descriptor is readable or a deadline has passed; every look at the
-successor goes through the machine, whose actions are carried out in order. Whatever fails before COMMIT leaves the host
+The rule: nothing here waits. The loop reports a readable descriptor or a passed deadline. Every observation of the
+successor goes through the machine, whose actions are carried out in order. A failure before COMMIT leaves the host
 serving; after COMMIT the host serves again only once the machine knows that the successor is dead.
 """
 
@@ -43,11 +43,11 @@ _EVENTS: Mapping[type, Event] = {
 
 
 class Predecessor:
-    """The server's side of a takeover. Its drivers: readable descriptors, `handle_timeout`, `close`.
+    """The server's side of a takeover. It is driven by readable descriptors, `handle_timeout` and `close`.
 
-    register(fd, on_readable) and unregister(fd) are the loop's, level-triggered. clock: seconds, of the clock that the
-    successor uses too. held: a HELLO waits for `release`, because the host's own predecessor has not ended yet; at most
-    two generations exist.
+    register(fd, on_readable) and unregister(fd) are the loop's, level-triggered. clock: seconds of the clock that the
+    successor uses too. held: a HELLO waits for `release`, because the host's own predecessor has not ended yet and at
+    most two generations exist.
     """
 
     def __init__(
@@ -87,17 +87,17 @@ class Predecessor:
 
     @property
     def owns(self) -> bool:
-        """Whether this process is the one that reads and sends."""
+        """Return whether this process is the one that reads and sends."""
         return self._machine.owns
 
     @property
     def state(self) -> str:
-        """The step of a takeover that goes on, or "listening"; for people."""
+        """The state of the machine in lower case, "listening" if no takeover is in progress; for people."""
         return self._machine.state.name.lower()
 
     @property
     def successor_pid(self) -> int | None:
-        """The process that is about to take over, or None."""
+        """The pid of the process that is taking over, or None."""
         return None if self._successor is None else self._successor.peer.pid
 
     def next_deadline(self) -> float | None:
@@ -113,18 +113,18 @@ class Predecessor:
             self._observe(self._successor)
 
     def release(self) -> None:
-        """Stop holding HELLO back; whoever waits is served now."""
+        """Admit the HELLO that was held back, and all further ones."""
         self._acceptor.release()
 
     def withdraw(self, reason: str) -> None:
-        """Take an open offer back; without effect where there is none, or where COMMIT was sent."""
+        """Withdraw an open offer; no effect if there is none or COMMIT was sent."""
         if self._machine.is_engaged() and self._machine.owns:
             self._run(self._machine.withdraw(reason, self._clock()))
 
     def close(self) -> None:
-        """Leave the loop: withdraw an open offer, stop listening; idempotent.
+        """Leave the loop: withdraw an open offer and stop listening; idempotent.
 
-        After COMMIT the successor's connection is closed without a word: it owns, or inherits at this process's end.
+        After COMMIT the successor's connection is closed without a message: it owns, or inherits when this one ends.
         """
         self.withdraw("the server is stopping")
         self._acceptor.close("the server is stopping")
@@ -157,13 +157,13 @@ class Predecessor:
         return None
 
     def _observe(self, channel: Channel | None) -> None:
-        """Pass all that the successor did to the machine."""
+        """Pass all that the successor did to the machine, and carry out the answer."""
         if channel is None or channel is not self._successor:
-            return  # a late event of the batch in which it was dropped
-        gone = channel.peer.is_dead()  # before the channel is emptied: what is read is then all that it ever said
+            return  # an event of the same batch in which it was dropped
+        gone = channel.peer.is_dead()  # before the channel is emptied: what is read is then all that it ever sent
         batch = channel.receive_all()
         if batch.closed:
-            self._stop_watching(channel.fileno())  # its end would wake the loop for ever; the pidfd stays
+            self._stop_watching(channel.fileno())  # the end of it would wake the loop for ever; the pidfd stays watched
         self._run(self._machine.observe(self._translate(batch), closed=batch.closed, gone=gone, now=self._clock()))
 
     def _translate(self, batch: ChannelBatch) -> list[Observation]:
@@ -191,7 +191,7 @@ class Predecessor:
             todo.extend(self._carry_out(todo.popleft()))
 
     def _carry_out(self, action: Action) -> Sequence[Action]:
-        """Do one thing; return what the machine wants because of how it went."""
+        """Do one thing; return the actions that follow from its outcome."""
         match action.do:
             case Do.SEND_OFFER:
                 return self._send_offer()
@@ -202,10 +202,10 @@ class Predecessor:
             case Do.SEND_WITHDRAWN:
                 self._send_withdrawn(action.reason)
             case Do.FORGET_OFFER:
-                log.warning("takeover: given up, serving on: %s", action.reason)
+                log.warning("takeover: failed, still serving: %s", action.reason)
                 self._forget_offer(action.reason)
             case Do.THAW:
-                log.error("takeover: given up after the freeze, serving again: %s", action.reason)
+                log.error("takeover: failed after the freeze, serving again: %s", action.reason)
                 self._host.thaw(action.reason)
                 self._acceptor.ensure_bound()
             case Do.KILL_SUCCESSOR:
@@ -216,7 +216,7 @@ class Predecessor:
             case Do.FINISH:
                 self._finish()
             case other:
-                raise StateError(f"{other.name} is nothing that a predecessor does; this is a bug")
+                raise StateError(f"{other.name} is no action of a predecessor; this is a bug")
         return ()
 
     def _send_offer(self) -> Sequence[Action]:
@@ -247,7 +247,7 @@ class Predecessor:
         try:
             self._successor.send(self._commit)
         except OSError:
-            # It closed its end, so it never owns while this process lives; its own end settles the rest.
+            # It closed its end, so it never owns while this process lives; its death decides the rest.
             return self._machine.observe((), closed=True, gone=False, now=self._clock())
         return ()
 
@@ -257,23 +257,23 @@ class Predecessor:
         try:
             self._successor.send(Withdrawn(reason))
         except BlockingIOError:
-            # Whoever cannot be told that the offer is void must not live to believe in it.
+            # A process that cannot be told that the offer is void must not live to act on it.
             self._successor.peer.kill()
         except OSError:
-            pass  # it closed its end: it has given up itself
+            pass  # it closed its end: it gave up
 
     def _forget_offer(self, reason: str) -> None:
         self._offer = None
         try:
             self._host.offer_withdrawn(reason)
-        except Exception:  # the boundary: serving goes on, whatever the host makes of the news
+        except Exception:  # the boundary: the host must keep serving, whatever its own code does here
             log.exception("takeover: the host could not withdraw its offer")
 
     def _finish(self) -> None:
-        # The connection stays open until this process ends, so that its end means just that.
+        # The connection stays open until this process ends, so that its end means the end of the process.
         for fd in list(self._watched):
             self._stop_watching(fd)
-        self._acceptor.close(None)  # whoever waits there finds the new owner when it tries again
+        self._acceptor.close(None)  # a process that waits there reaches the new owner when it connects again
         self._host.finish(self._taken)
 
     def _stop_watching(self, fd: int) -> None:
@@ -290,7 +290,7 @@ class Predecessor:
 
 
 def _pack(offer: Offer, release: str) -> tuple[OfferMessage, list[int]]:
-    """Return what is sent of an offer; raises StateError where it cannot be."""
+    """Return the message and the descriptors of an offer; raises StateError if it cannot be sent."""
     if len(offer.fds) > FDS_MAX:
         raise StateError(f"an offer of {len(offer.fds)} descriptors; expected at most {FDS_MAX}")
     names = [each.name for each in offer.fds]

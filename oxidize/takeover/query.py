@@ -1,9 +1,9 @@
-"""Asking a server through its takeover socket: `status` and whatever else its host answers.
+"""Queries to a server through its takeover socket: `status`, and what else its host answers.
 
-The rule: the answer comes in a memfd, so that it may be of any size, and from whoever serves by then: a connection that
-ends without an answer was to a process that had just handed over. Descriptors that come along belong to whoever asked
-for them, and are closed where nobody did, or where anything about the answer is wrong. Whoever listens may be no server
-of ours: whatever it sends, there is an answer or a TakeoverError by the deadline.
+The rule: the answer comes in a memfd, so that it may be of any size, and from the process that serves by then: a
+connection that ends without an answer was to a process that had just handed over. Descriptors that come along belong to
+the caller that asked for them, and are closed if it did not, or if anything about the answer is wrong. The process that
+listens is not trusted: whatever it sends, there is an answer or a TakeoverError by the deadline.
 
 Source: F_GET_SEALS of fcntl(2), which only memory files have: reading any other file may wait for its owner.
 """
@@ -33,7 +33,7 @@ from oxidize.takeover.messages import Busy, Query, Refused, Reply
 from oxidize.takeover.successor import RETRY_DELAY
 
 QUERY_TIMEOUT = 5.0
-READ_BYTES = 1 << 20  # of an answer, at once
+READ_BYTES = 1 << 20  # bytes of an answer that are read at once
 
 
 def query(
@@ -44,10 +44,10 @@ def query(
     timeout: float = QUERY_TIMEOUT,
     bytes_max: int = ANSWER_BYTES_MAX,
 ) -> bytes | None:
-    """Return the answer of the server that listens at a path, or None where nobody listens.
+    """Return the answer of the server that listens at a path, or None if no process listens.
 
-    Raises TakeoverError where there is no answer within `timeout` seconds, or one of more than `bytes_max` bytes, or
-    where the server refuses, with its reason: its words, which nobody has looked at.
+    Raises TakeoverError if there is no answer within `timeout` seconds, if it has more than `bytes_max` bytes, or if
+    the server refuses; the reason is then its own text, unchecked.
     """
     answer = query_with_fds(path, name, clock=clock, timeout=timeout, bytes_max=bytes_max)
     if answer is None:
@@ -64,7 +64,7 @@ def query_with_fds(
     timeout: float = QUERY_TIMEOUT,
     bytes_max: int = ANSWER_BYTES_MAX,
 ) -> Answer | None:
-    """Return the same with the descriptors that came with it, which are the caller's to close; raises as `query`."""
+    """Return the answer with its descriptors, which are the caller's to close; raises as `query` does."""
     deadline = clock() + timeout
     for _ in range(CONNECT_ATTEMPTS_MAX):
         channel = connect(path, max(deadline - clock(), 0.0))
@@ -84,10 +84,10 @@ def query_with_fds(
 def who_listens(
     path: Path, *, clock: Callable[[], float] = boot_time, timeout: float = QUERY_TIMEOUT
 ) -> tuple[int, int] | None:
-    """Return pid and uid of the process that listens at a path, or None where nobody does; it need not answer.
+    """Return pid and uid of the process that listens at a path, or None if no process does; it need not answer.
 
-    It is the kernel that says so (SO_PEERCRED, unix(7)): who called listen(2). Nothing is asked. Raises TakeoverError
-    as `connect` does.
+    The kernel names the process that called listen(2) (SO_PEERCRED, unix(7)); nothing is sent. Raises TakeoverError as
+    `connect` does.
     """
     deadline = clock() + timeout
     while True:
@@ -98,15 +98,15 @@ def who_listens(
             pid, uid = credentials_of(connection)
         if uid != NO_UID:
             return pid, uid
-        if clock() >= deadline:  # a signal has ended the waiting for a place in the backlog, and the time is up
+        if clock() >= deadline:  # a signal ended the wait for a place in the backlog
             raise TakeoverError(Phase.CONNECTING, f"{path} accepts no connection within {timeout:g} s: does it hang?")
 
 
 def _ask(channel: Channel, name: str, deadline: float, clock: Callable[[], float]) -> Received | None:
-    """Return the first message, or None where the connection ended before."""
+    """Return the first message, or None if the connection ended before it."""
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLIN)
-    with contextlib.suppress(BrokenPipeError):  # perhaps it said why before it closed
+    with contextlib.suppress(BrokenPipeError):  # it may have sent the reason before it closed
         channel.send(Query(name))
     while True:
         try:
@@ -121,7 +121,7 @@ def _ask(channel: Channel, name: str, deadline: float, clock: Callable[[], float
 
 
 def _read(received: Received, bytes_max: int, is_in_time: Callable[[], bool]) -> Answer:
-    """Return what came with a reply; closes its memfd, and where it raises every descriptor."""
+    """Return the answer in a reply. Closes the memfd, and every descriptor if it raises."""
     with contextlib.ExitStack() as undo:
         undo.callback(close_unasked, received.fds)
         match received:

@@ -1,12 +1,12 @@
-"""The side that wants to serve: connects, restores, waits for COMMIT, owns.
+"""The side that takes over: connects, restores, waits for COMMIT, owns.
 
-The rule: until it owns this side waits, each time with a deadline, for it has nothing else to do; once it owns it never
-waits. Every failure is a TakeoverError that names the step and gives the reason, and leaves the predecessor serving.
+The rule: until it owns, this side waits, each time with a deadline, for it has nothing else to do. Once it owns it
+never waits. Every failure is a TakeoverError with the step and the reason, and leaves the predecessor serving.
 
     successor = Successor(path, release=..., snapshot_versions=[...], clock=...)
-    offer = successor.connect()             # None: nobody serves, start afresh
+    offer = successor.connect()             # None: no process serves, start afresh
     ...                                     # restore; read nothing from the descriptors, change nothing about them
-    commit = successor.ready({...})         # here the predecessor stops, or turns out to have died
+    commit = successor.ready({...})         # the predecessor has stopped, or has died
     ...                                     # apply the last of the state, serve
     successor.taken({...})                  # after the first iteration of the loop
     ...                                     # `has_predecessor_ended` when `predecessor_fd` is readable
@@ -51,7 +51,7 @@ from oxidize.takeover.messages import (
 
 log = logging.getLogger(__name__)
 
-RETRY_DELAY = 0.05  # seconds before connecting again: a new owner listens before the old one stops
+RETRY_DELAY = 0.05  # seconds before connecting again; a new owner listens before the old one stops
 
 _EVENTS: Mapping[type, Event] = {
     Busy: Event.BUSY,
@@ -63,7 +63,7 @@ _EVENTS: Mapping[type, Event] = {
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """The moment of ownership. `frozen_at`: since when nobody reads, None where the predecessor died instead."""
+    """The moment of ownership. `frozen_at`: since when no process reads, None if the predecessor died instead."""
 
     info: dict[str, Any] = field(default_factory=dict)
     frozen_at: float | None = None
@@ -71,10 +71,10 @@ class Commit:
 
 
 class Successor:
-    """One attempt to take over. The process that calls `connect` must be the one that goes on to serve.
+    """One attempt to take over. The process that calls `connect` must be the one that will serve.
 
-    clock: seconds, of the clock that the predecessor uses too. snapshot_versions: those of the state that this release
-    reads.
+    clock: seconds of the clock that the predecessor uses too. snapshot_versions: the formats of the state that this
+    release reads.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Successor:
 
     @property
     def owns(self) -> bool:
-        """Whether this process is the one that reads and sends."""
+        """Return whether this process is the one that reads and sends."""
         return self._machine.owns
 
     @property
@@ -116,13 +116,13 @@ class Successor:
         return self._connected().peer.fileno()
 
     def fileno(self) -> int:
-        """Return the connection's descriptor, readable when `check` has something to learn."""
+        """Return the connection's descriptor, readable when `check` has something to read."""
         return self._connected().fileno()
 
     def connect(self) -> Offer | None:
-        """Return the offer, whose descriptors are the caller's from now on, or None where nobody listens.
+        """Return the offer, whose descriptors are the caller's from now on, or None if no process listens.
 
-        Raises TakeoverError where there is somebody who makes no offer.
+        Raises TakeoverError if the process that listens makes no offer.
         """
         self._reach()
         while self._machine.state is SuccessorState.HELLO_SENT:
@@ -138,19 +138,19 @@ class Successor:
         return Offer(message.generation, tuple(named), message.state, message.release, pid)
 
     def check(self) -> bool:
-        """Return whether the predecessor lives, without waiting; for restores that take long, before `ready`.
+        """Return whether the predecessor lives, without waiting; for use during a long restore, before `ready`.
 
-        Raises TakeoverError where it has withdrawn its offer.
+        Raises TakeoverError if it has withdrawn its offer.
         """
         self._observe()
         self._raise_if_failed()
         return self._machine.state is not SuccessorState.INHERITING
 
     def ready(self, report: dict[str, Any]) -> Commit:
-        """Say that the state is restored and wait until this process owns.
+        """Report that the state is restored and wait until this process owns.
 
-        Raises TakeoverError where it never will: the predecessor serves on, and this process must end. Raises
-        StateError, and has said nothing, where the report cannot be encoded or where this is a fork of who connected.
+        Raises TakeoverError if it never will: the predecessor still serves, and this process must end. Raises
+        StateError, with nothing sent, if the report cannot be encoded or this is a fork of the process that connected.
         """
         if os.getpid() != self._hello.pid:
             raise StateError(
@@ -168,24 +168,24 @@ class Successor:
         return self._commit
 
     def taken(self, info: dict[str, Any]) -> None:
-        """Say that this process serves, so that the predecessor exits. Does not wait."""
+        """Report that this process serves, so that the predecessor exits; does not wait."""
         encode(Taken(info))
         self._info = info
         self._run(self._machine.take(self._clock()))
 
     def failed(self, reason: str) -> None:
-        """Give up, and tell the predecessor why; idempotent.
+        """Give up, and send the predecessor the reason; idempotent.
 
         After `ready` the predecessor serves again only when this process has ended. Raises StateError after `taken`.
         """
         self._run(self._machine.fail(reason, self._clock()))
 
     def next_deadline(self) -> float | None:
-        """Return when `has_predecessor_ended` must be called, though nothing is readable, or None."""
+        """Return when `has_predecessor_ended` is due although nothing is readable, or None."""
         return self._machine.next_deadline()
 
     def has_predecessor_ended(self) -> bool:
-        """Return whether the predecessor is gone, without waiting; after `taken`. One that will not go is killed."""
+        """Return whether the predecessor has ended, without waiting; after `taken`. One that does not end is killed."""
         if self._machine.owns and self._machine.state is not SuccessorState.DONE:
             self._observe()
         return self._machine.state is SuccessorState.DONE
@@ -210,10 +210,10 @@ class Successor:
             self._channel.close()
             self._channel = None
 
-    # --- One look at the predecessor ---
+    # --- Observing the predecessor ---
 
     def _wait(self) -> None:
-        """Block until there is something to see, or the deadline."""
+        """Block until there is something to observe, or until the deadline."""
         channel = self._connected()
         poll = select.poll()
         poll.register(channel.peer.fileno(), select.POLLIN)
@@ -228,7 +228,7 @@ class Successor:
         channel = self._channel
         if channel is None:
             return
-        gone = channel.peer.is_dead()  # before the channel is emptied: what is read is then all that it ever said
+        gone = channel.peer.is_dead()  # before the channel is emptied: what is read is then all that it ever sent
         batch = channel.receive_all()
         self._is_channel_closed = batch.closed
         self._run(self._machine.observe(self._translate(batch), closed=batch.closed, gone=gone, now=self._clock()))
@@ -249,7 +249,7 @@ class Successor:
         return seen
 
     def _collect(self, message: OfferMessage | MoreFds, received: Received) -> list[Observation]:
-        """Gather the descriptors of an offer; it counts once all are here."""
+        """Collect the descriptors of an offer, which counts once all have come."""
         is_first = isinstance(message, OfferMessage)
         if self._machine.state is not SuccessorState.HELLO_SENT or is_first is (self._offer_message is not None):
             close_fds(received.fds)
@@ -270,7 +270,7 @@ class Successor:
             todo.extend(self._carry_out(todo.popleft()))
 
     def _carry_out(self, action: Action) -> Sequence[Action]:
-        """Do one thing; return what the machine wants because of how it went."""
+        """Do one thing; return the actions that follow from its outcome."""
         match action.do:
             case Do.CONNECT:
                 self._drop()
@@ -295,7 +295,7 @@ class Successor:
             case Do.OWN | Do.DONE:
                 pass
             case other:
-                raise StateError(f"{other.name} is nothing that a successor does; this is a bug")
+                raise StateError(f"{other.name} is no action of a successor; this is a bug")
         return ()
 
     def _reach(self) -> None:
@@ -321,7 +321,7 @@ class Successor:
         try:
             self._connected().send(message)
         except OSError as error:
-            # The next look says what became of the other side.
+            # The next observation shows the state of the other side.
             log.debug("takeover: %s could not be sent: %s", type(message).__name__, error)
 
 

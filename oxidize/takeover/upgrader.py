@@ -125,7 +125,7 @@ class Upgrader:
     def process(self) -> None:
         """Do all that is due, without waiting. The host's methods are called from here.
 
-        Call it last in each iteration: a callback that was due when the host froze must not read any more.
+        Call it last in each iteration: a callback that was due when the host froze must not read.
         """
         predecessor = self._serving()
         if self._has_offer and not self._is_taken:

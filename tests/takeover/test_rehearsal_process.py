@@ -341,7 +341,7 @@ def test_a_frozen_predecessor_counts_no_errors(server: Server, clients: list[Ech
         where = "oxidize.state.session_state:SessionState.become_writer"
         assert server.reload(fault(where, "raise", tmp_path / "mark")).status == 1
         traffic.wait_for_more()
-        (line,) = (line for line in server.log_path.read_text().splitlines() if "given up after the freeze" in line)
+        (line,) = (line for line in server.log_path.read_text().splitlines() if "failed after the freeze" in line)
         assert " ERROR " in line  # while the words may be a successor's
         assert errors_logged(server) == 0
         traffic.assert_unharmed()
