@@ -89,18 +89,18 @@ def random_world(seed: int) -> World:
     chance = world.random
     world.lingering = chance.choice((0.0, 0.3, 4.0, 30.0))
     world.refuses_freeze = chance.random() < 0.1
-    everybody = [first, second]
+    processes = [first, second]
     for name in "TUV"[: chance.randrange(4)]:
         fails_at = chance.choice((None, None, SuccessorState.RESTORING, SuccessorState.OWNING))
         points = chance.randrange(1, 6)
-        everybody.append(
+        processes.append(
             world.spawn(
                 name,
                 partial(take_over, restore_points=points, fails_at=fails_at),
                 at=chance.choice((0.1, 0.102, 0.11, 1.0, 8.0, 45.0, 130.0)),
             )
         )
-    for process in everybody:
+    for process in processes:
         for _ in range(chance.randrange(3)):
             # Around the predecessor's patience after COMMIT, where TAKEN and SIGKILL cross.
             process.faults[chance.randrange(1, 16)] = chance.choice((0.0, *HANGS[:-1], chance.uniform(4.9, 5.5)))
@@ -122,7 +122,7 @@ def test_many_faults_and_rivals_break_no_rule(block: int) -> None:
 _P, _S, _E = PredecessorState, SuccessorState, Event
 PLANTED = {
     "thaws although the successor lives": (PREDECESSOR_TABLE, _P.COMMITTED, _E.CLOSED, _P.LISTENING, "THAW RELEASE"),
-    "thaws when told of a failure": (PREDECESSOR_TABLE, _P.COMMITTED, _E.FAILED, _P.LISTENING, "THAW RELEASE"),
+    "thaws on FAILED": (PREDECESSOR_TABLE, _P.COMMITTED, _E.FAILED, _P.LISTENING, "THAW RELEASE"),
     "thaws at the deadline": (PREDECESSOR_TABLE, _P.COMMITTED, _E.DEADLINE, _P.LISTENING, "THAW RELEASE"),
     "exits after it has killed": (PREDECESSOR_TABLE, _P.KILLING, _E.TAKEN, _P.DONE, "FINISH"),
     "forgets before it withdraws": (
@@ -132,7 +132,7 @@ PLANTED = {
         _P.WITHDRAWING,
         "FORGET_OFFER SEND_WITHDRAWN",
     ),
-    "withdraws without a word": (PREDECESSOR_TABLE, _P.RESTORING, _E.DEADLINE, _P.LISTENING, "FORGET_OFFER RELEASE"),
+    "withdraws without a message": (PREDECESSOR_TABLE, _P.RESTORING, _E.DEADLINE, _P.LISTENING, "FORGET_OFFER RELEASE"),
     "owns at the deadline": (SUCCESSOR_TABLE, _S.READY_SENT, _E.DEADLINE, _S.OWNING, "INHERIT"),
     "gives up when the predecessor dies": (SUCCESSOR_TABLE, _S.READY_SENT, _E.GONE, _S.FAILED, "FAIL"),
     "owns after a withdrawal": (SUCCESSOR_TABLE, _S.READY_SENT, _E.WITHDRAWN, _S.OWNING, "INHERIT"),

@@ -21,7 +21,7 @@ from oxidize.takeover.channel import Channel, close_fds, connect
 from oxidize.takeover.messages import Message
 
 ROOT = Path(__file__).parents[2]
-WAIT_SECS = 20.0  # long enough for a loaded machine; nothing waits for it to pass
+WAIT_SECS = 20.0  # long enough for a loaded machine; no test waits for it to pass
 NORMAL = Timeouts()
 
 Stage = Callable[[str], None]
@@ -66,7 +66,7 @@ class Host:
 
     def __init__(self, out: int, stage: Stage = lambda _: None) -> None:
         self.out = out
-        self.told: list[tuple[str, Any]] = []
+        self.calls: list[tuple[str, Any]] = []
         self.serves = True
         self.more_fds: tuple[NamedFd, ...] = ()
         self.answer_fds: tuple[NamedFd, ...] = ()
@@ -76,33 +76,33 @@ class Host:
         self._stage = stage
 
     @property
-    def heard(self) -> list[str]:
-        return [what for what, _ in self.told]
+    def called(self) -> list[str]:
+        return [what for what, _ in self.calls]
 
     def offer(self, hello: Hello) -> Offer:
-        self.told.append(("offer", hello))
+        self.calls.append(("offer", hello))
         self._stage("offer")
         if self.refuses:
             raise TakeoverError(Phase.OFFERING, self.refuses)
         return Offer(7, (NamedFd("out", self.out, "pipe", {"framing": "none"}), *self.more_fds), self.state)
 
     def offer_withdrawn(self, reason: str) -> None:
-        self.told.append(("offer_withdrawn", reason))
+        self.calls.append(("offer_withdrawn", reason))
 
     def freeze(self, report: dict[str, Any]) -> dict[str, Any]:
         assert self.serves
         self.serves = False
-        self.told.append(("freeze", report))
+        self.calls.append(("freeze", report))
         self._stage("freeze")
         return self.commit
 
     def thaw(self, reason: str) -> None:
         assert not self.serves
         self.serves = True
-        self.told.append(("thaw", reason))
+        self.calls.append(("thaw", reason))
 
     def finish(self, taken: dict[str, Any]) -> None:
-        self.told.append(("finish", taken))
+        self.calls.append(("finish", taken))
 
     def answer(self, query: str) -> Answer:
         if query == "big":
@@ -110,7 +110,7 @@ class Host:
         if query == "fds":
             return Answer(b"with descriptors", self.answer_fds)
         if query != "status":
-            raise LookupError(f"nobody knows {query!r}")
+            raise LookupError(f"unknown query {query!r}")
         return Answer(json.dumps({"serves": self.serves}).encode())
 
 
@@ -135,7 +135,7 @@ def succeed(path: Path, stage: Stage, timeouts: Timeouts) -> None:
         try:
             offer = successor.connect()
             if offer is None:
-                print("nobody listens", flush=True)
+                print("no listener", flush=True)
                 return
             print(f"offer of generation {offer.generation} by {offer.pid}", flush=True)
             stage("restoring")
@@ -176,11 +176,11 @@ def serve(path: Path, stage: Stage, timeouts: Timeouts) -> None:
     )
     print("serving", flush=True)
     told = 0
-    while "finish" not in host.heard:
+    while "finish" not in host.called:
         loop.run_once(predecessor)
-        for what, detail in host.told[told:]:
+        for what, detail in host.calls[told:]:
             print(f"{what} {detail}", flush=True)
-        told = len(host.told)
+        told = len(host.calls)
         if predecessor.state == "committed":
             stage("committed")
     predecessor.close()
@@ -192,7 +192,7 @@ def ask(path: Path, name: str) -> None:
     except TakeoverError as error:
         print(error)
     else:
-        print("nobody" if answer is None else f"{len(answer)} {answer[:40]!r}")
+        print("no listener" if answer is None else f"{len(answer)} {answer[:40]!r}")
 
 
 def main() -> None:
@@ -276,12 +276,12 @@ class Stand:
         assert self.predecessor is not None
         end = clock() + WAIT_SECS
         while not condition():
-            assert clock() < end, f"{self.predecessor.state}: {self.host.told}"
+            assert clock() < end, f"{self.predecessor.state}: {self.host.calls}"
             self.loop.run_once(self.predecessor, timeout=0.05)
 
-    def hear(self, what: str) -> object:
-        self.run_until(lambda: what in self.host.heard)
-        return dict(self.host.told)[what]
+    def wait_for(self, what: str) -> object:
+        self.run_until(lambda: what in self.host.called)
+        return dict(self.host.calls)[what]
 
     def converse(self, message: Message) -> tuple[Channel, Message | None]:
         """Send one message from this process and wait for the answer."""

@@ -181,15 +181,15 @@ def serve(me: Process, *, first: bool = True) -> Generator[Wait, None, None]:
     while True:
         yield Wait(has_work, machine.next_deadline())
         todo: deque[Action] = deque()
-        for guest in [each for each in me.connections if each is not current and each.to_server]:
-            guest.to_server.popleft()  # HELLO
+        for pending in [each for each in me.connections if each is not current and each.to_server]:
+            pending.to_server.popleft()  # HELLO
             actions = machine.hello(world.now)
             if actions[0].do is Do.SEND_BUSY:
-                guest.to_successor.append((Event.BUSY, "busy"))
-                guest.closed_by_server = True
-                me.connections.remove(guest)
+                pending.to_successor.append((Event.BUSY, "busy"))
+                pending.closed_by_server = True
+                me.connections.remove(pending)
             else:
-                current, closed_seen = guest, False
+                current, closed_seen = pending, False
                 todo += actions
         if current is not None and not todo:
             gone = current.successor.is_gone()
@@ -234,7 +234,7 @@ def serve(me: Process, *, first: bool = True) -> Generator[Wait, None, None]:
                     current = None
                     assert not todo
                 case Do.FINISH:
-                    assert current.successor.kill_at == FOREVER, "leaves everything to one that it has killed"
+                    assert current.successor.kill_at == FOREVER, "hands over to a process that it has killed"
                     return
                 case other:
                     raise AssertionError(other)
@@ -255,7 +255,7 @@ def take_over(
         closed = connection.is_closed_for(me) and machine.state is not SuccessorState.LOST
         return bool(connection.to_successor) or closed or connection.server.is_gone()
 
-    def look() -> tuple[Action, ...]:
+    def observe() -> tuple[Action, ...]:
         connection = link[-1]
         gone, closed = connection.server.is_gone(), connection.is_closed_for(me)
         seen = list(connection.to_successor)
@@ -272,17 +272,17 @@ def take_over(
                 case Do.CONNECT:
                     todo += connect()
                 case Do.SEND_HELLO:
-                    say(Event.HELLO)
+                    send(Event.HELLO)
                 case Do.SEND_READY:
-                    say(Event.READY)
+                    send(Event.READY)
                 case Do.SEND_FAILED:
-                    say(Event.FAILED, action.reason)
+                    send(Event.FAILED, action.reason)
                 case Do.SEND_TAKEN:
-                    say(Event.TAKEN)
+                    send(Event.TAKEN)
                 case Do.OWN:
                     me.serves = True
                 case Do.INHERIT:
-                    assert me not in link[-1].server.void_for, "inherited what had been withdrawn"
+                    assert me not in link[-1].server.void_for, "inherited an offer that was withdrawn"
                     me.serves = True
                 case Do.KILL_PREDECESSOR:
                     link[-1].server.kill()
@@ -302,14 +302,14 @@ def take_over(
         server.connections.append(link[-1])
         return machine.connected(world.now)
 
-    def say(event: Event, reason: str = "") -> None:
+    def send(event: Event, reason: str = "") -> None:
         if not link[-1].is_closed_for(me):
             link[-1].to_server.append((event, reason))
 
     yield from carry_out(connect())
     while machine.state is SuccessorState.HELLO_SENT:
         yield Wait(has_work, machine.next_deadline())
-        yield from carry_out(look())
+        yield from carry_out(observe())
     if machine.state is SuccessorState.ABSENT:
         # A start without a predecessor: it cannot bind a port that another process holds.
         me.serves = not any(each.runs for each in world.processes if each is not me)
@@ -320,16 +320,16 @@ def take_over(
         if machine.state is SuccessorState.RESTORING:
             yield Wait()
     if machine.state is SuccessorState.RESTORING:
-        yield from carry_out(look())
+        yield from carry_out(observe())
     if machine.state is not SuccessorState.FAILED and fails_at is SuccessorState.RESTORING:
         yield from carry_out(machine.fail("it cannot restore", world.now))
     if machine.state in {SuccessorState.RESTORING, SuccessorState.INHERITING}:
         yield from carry_out(machine.restored(world.now))
     while machine.state in {SuccessorState.READY_SENT, SuccessorState.LOST}:
         yield Wait(has_work, machine.next_deadline())
-        yield from carry_out(look())
+        yield from carry_out(observe())
     if machine.state is SuccessorState.OWNING and fails_at is SuccessorState.OWNING:
-        yield from carry_out(machine.fail("the tail makes no sense", world.now))
+        yield from carry_out(machine.fail("the tail cannot be read", world.now))
     if machine.state is SuccessorState.FAILED:
         end = world.now + world.lingering
         yield Wait(lambda: world.now >= end, end)
@@ -341,7 +341,7 @@ def take_over(
     yield from carry_out(machine.take(world.now))
     while machine.state is not SuccessorState.DONE:
         yield Wait(has_work_of_owner(link[-1]), machine.next_deadline())
-        yield from carry_out(look())
+        yield from carry_out(observe())
     yield from serve(me, first=False)
 
 
@@ -368,4 +368,4 @@ def assert_settled(world: World, what: str) -> None:
     world.check()
     able = [each for each in world.processes if each.runs and each.hung_until < world.now]
     owners = [each.name for each in world.processes if each.serves]
-    assert owners or not able, "\n".join([what, *world.trace, "nobody serves"])
+    assert owners or not able, "\n".join([what, *world.trace, "no process serves"])

@@ -183,7 +183,7 @@ def test_the_end_of_a_connection_is_not_the_end_of_its_process(tmp_path: Path, h
         process.wait(10)
         assert channel.peer.is_dead()
         assert channel.receive_all().closed
-        assert channel.peer.kill()  # reaped: gone is as good as killed
+        assert channel.peer.kill()  # reaped: it counts as killed
     channel.close()
     listener.close()
 
@@ -218,7 +218,7 @@ def test_connecting_without_a_listener_finds_nothing(tmp_path: Path) -> None:
         dead.listen()
     assert path.exists()
     assert connect(path, 1.0) is None
-    listener = Listener(path)  # over what a killed process left
+    listener = Listener(path)  # over the socket file of a killed process
     channel = connect(path, 1.0)
     assert channel is not None
     channel.close()
@@ -268,22 +268,22 @@ def test_the_path_is_never_without_a_listener(tmp_path: Path) -> None:
     failures: list[str] = []
     done = threading.Event()
 
-    def knock() -> None:
+    def probe() -> None:
         while not done.is_set():
-            with contextlib.suppress(TakeoverError):  # its backlog is full: somebody listens
+            with contextlib.suppress(TakeoverError):  # its backlog is full: a process listens
                 channel = connect(path, 0.001)
                 if channel is None:
-                    failures.append("nobody listened")
+                    failures.append("no process listened")
                     return
                 channel.close()
 
-    thread = threading.Thread(target=knock)
+    thread = threading.Thread(target=probe)
     thread.start()
     for _ in range(300):
         following = Listener(path)
         while (channel := current.accept()) is not None:
             channel.close()
-        # The path leads to the new one; only who had looked it up before can still be refused by the old one's end.
+        # The path leads to the new one. Only a connection that had looked it up before can be refused by the old end.
         retired, current = current, following
         done.wait(0.0005)
         retired_channel = retired.accept()
