@@ -71,6 +71,14 @@ class Traffic(threading.Thread):
         except TimeoutError:
             pass
 
+    def wait_for_an_echo(self) -> None:
+        """Wait until a datagram is echoed that is sent from now on: some process serves."""
+        first = self.sent + 1
+        deadline = time.monotonic() + WAIT_SECS
+        while not any(number >= first for number in list(self.echoes)[-8:]):
+            assert time.monotonic() < deadline, "no process serves"
+            time.sleep(0.01)
+
     def stop(self) -> None:
         self._is_stopping.set()
         self.join()
@@ -153,6 +161,7 @@ def test_a_successor_that_fails_leaves_the_first_process_serving(
     _, errors = failing.communicate(timeout=WAIT_SECS)
     assert failing.returncode == status
     assert ("planted failure" in errors) is (how == "fail")
+    traffic.wait_for_an_echo()  # a predecessor that is still thawing would answer a further successor BUSY
     assert bench.serving()[:2] == (1, first.pid)
     after = bench.start()
     assert bench.wait_for_generation(2) == after.pid
