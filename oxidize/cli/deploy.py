@@ -171,7 +171,7 @@ def _run(
 ) -> NoReturn:
     from oxidize.cli.running_server import RunningServer  # noqa: PLC0415
     from oxidize.deploy.commands import Commands  # noqa: PLC0415
-    from oxidize.deploy.deployment import Deployer, Options  # noqa: PLC0415
+    from oxidize.deploy.deployment import Deployer, DeployOptions  # noqa: PLC0415
     from oxidize.deploy.history import SUCCESS, History  # noqa: PLC0415
     from oxidize.deploy.interrupts import Interrupts  # noqa: PLC0415
     from oxidize.deploy.lock import locked  # noqa: PLC0415
@@ -181,7 +181,7 @@ def _run(
     from oxidize.deploy.server import Clock  # noqa: PLC0415
 
     who, installed, past, clock = _operator(), Releases(prefix), History(state_folder), Clock()
-    options = Options(who=who, settle_secs=settle_secs, forced=forced, check_traffic=not ignore_traffic)
+    options = DeployOptions(who=who, settle_secs=settle_secs, forced=forced, check_traffic=not ignore_traffic)
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     interrupts = Interrupts()
     with interrupts.listening():

@@ -19,7 +19,7 @@ from oxidize.deploy.health_check import (
     missing_sessions,
     silenced_peers,
 )
-from oxidize.deploy.history import Deployment, History, UnderWay
+from oxidize.deploy.history import Deployment, History, PendingDeployment
 from oxidize.deploy.interrupts import Interrupts
 from oxidize.deploy.progress import Progress, Step, StepResult
 from oxidize.deploy.releases import Release, Releases, is_in_use
@@ -37,7 +37,7 @@ _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class DeployOptions:
     """The operator's options. forced: continue even if sessions would be lost. check_traffic: see HealthCheck."""
 
     who: str
@@ -70,7 +70,7 @@ class Deployer:
         server: Server,
         commands: Commands,
         progress: Progress,
-        options: Options,
+        options: DeployOptions,
         clock: Clock,
         interrupts: Interrupts,
     ) -> None:
@@ -370,7 +370,7 @@ class Deployer:
 
     def _note_step(self, step: Step) -> None:
         self._history.begin(
-            UnderWay(
+            PendingDeployment(
                 at_unix=self._clock.unix(),
                 who=self._options.who,
                 action=self._action,

@@ -27,7 +27,7 @@ ROLLED_BACK = "rolled back"  # it served, and was rolled back
 LOST = "lost"  # it served, and the rollback failed
 INTERRUPTED = "interrupted"
 
-_Entry = TypeVar("_Entry", "Deployment", "UnderWay")
+_Entry = TypeVar("_Entry", "Deployment", "PendingDeployment")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class Deployment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnderWay:
+class PendingDeployment:
     """A deployment that has not ended. step: the present one, or the one at which it was killed."""
 
     at_unix: float
@@ -97,15 +97,15 @@ class History:
                 self._replace(self.log, "".join(lines[len(lines) // 2 :]))
             self._under_way.unlink(missing_ok=True)
 
-    def begin(self, under_way: UnderWay) -> None:
+    def begin(self, under_way: PendingDeployment) -> None:
         """Record what is about to be done; raises DeployError."""
         with self._errors():
             self._replace(self._under_way, json.dumps(asdict(under_way)) + "\n")
 
-    def under_way(self) -> UnderWay | None:
+    def under_way(self) -> PendingDeployment | None:
         """Return the deployment that has begun and not ended; None if there is none."""
         try:
-            return _parse(UnderWay, self._under_way.read_text(errors="replace"))
+            return _parse(PendingDeployment, self._under_way.read_text(errors="replace"))
         except OSError:
             return None
 

@@ -10,7 +10,7 @@ repaired is reported and does not stop the next deployment, whose release may be
 """
 
 from oxidize.deploy import history
-from oxidize.deploy.history import Deployment, History, UnderWay
+from oxidize.deploy.history import Deployment, History, PendingDeployment
 from oxidize.deploy.progress import Progress, Step, StepResult
 from oxidize.deploy.releases import Release, Releases
 from oxidize.deploy.server import Clock, Server, Serving
@@ -110,7 +110,7 @@ def repair(releases: Releases, past: History, server: Server, clock: Clock, prog
     progress.end(StepResult(Step.REPAIR, result != history.LOST, told, clock.now() - began))
 
 
-def _repair(under_way: UnderWay, releases: Releases, server: Server, rollback: Rollback) -> tuple[str, str]:
+def _repair(under_way: PendingDeployment, releases: Releases, server: Server, rollback: Rollback) -> tuple[str, str]:
     """Return how the deployment has ended, and what was done."""
     rollback.wait_for_reload()
     serving = server.serving()

@@ -1,6 +1,6 @@
 """Times and sizes as text.
 
-Rule: no function here reads another clock than the time of day.
+Rule: only `ago` reads a clock, the time of day.
 """
 
 import time

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from oxidize.deploy.commands import Commands, Owner, Rehearsed
-from oxidize.deploy.deployment import Deployer, Options
+from oxidize.deploy.deployment import Deployer, DeployOptions
 from oxidize.deploy.history import History
 from oxidize.deploy.interrupts import Interrupts
 from oxidize.deploy.progress import Progress
@@ -81,7 +81,7 @@ class World:
         self.commands = SimulatedCommands(self)
 
     def deployer(self, **options: Any) -> Deployer:
-        chosen = Options(who="alice", **options)
+        chosen = DeployOptions(who="alice", **options)
         return Deployer(
             self.releases,
             self.history,

@@ -8,14 +8,16 @@ import pytest
 from oxidize.deploy import SETTLE_SECS, history
 from oxidize.deploy.commands import Rehearsed
 from oxidize.deploy.deployment import BASELINE_SECS
-from oxidize.deploy.history import UnderWay
+from oxidize.deploy.history import PendingDeployment
 from oxidize.deploy.progress import Step
 from oxidize.deploy.releases import Release
 from oxidize.deploy.vitals import Vitals
 from oxidize.errors import DecodeError, DeployError
 from tests.support.deploy_world import Behaviour, World, add_release
 
-UNDER_WAY = UnderWay(at_unix=0.0, who="alice", action="deploy", source="one", target="two", step=Step.ROLL_BACK.value)
+UNDER_WAY = PendingDeployment(
+    at_unix=0.0, who="alice", action="deploy", source="one", target="two", step=Step.ROLL_BACK.value
+)
 
 
 @pytest.fixture
@@ -276,7 +278,7 @@ def test_a_full_disk_stops_a_deployment_before_the_switch_and_never_after_it(wor
     begin = world.history.begin
     full_at = Step.SWITCH
 
-    def fails(under_way: UnderWay) -> None:
+    def fails(under_way: PendingDeployment) -> None:
         if under_way.step == full_at.value or under_way.step == Step.ROLL_BACK.value:
             raise DeployError("no space left")
         begin(under_way)

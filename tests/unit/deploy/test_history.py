@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from oxidize.deploy.history import LOG_BYTES_MAX, Deployment, History, UnderWay
+from oxidize.deploy.history import LOG_BYTES_MAX, Deployment, History, PendingDeployment
 from oxidize.deploy.lock import NAME, lock_holder, locked
 from oxidize.deploy.releases import Releases
 from oxidize.deploy.retention import KEPT, release_before, removable
@@ -16,7 +16,7 @@ from oxidize.errors import DeployError
 from tests.support.deploy_world import add_release
 
 ENTRY = Deployment(at_unix=1.5, who="alice", action="deploy", source="one", target="two", result="success")
-UNDER_WAY = UnderWay(at_unix=1.5, who="alice", action="deploy", source="one", target="two", step="switch")
+UNDER_WAY = PendingDeployment(at_unix=1.5, who="alice", action="deploy", source="one", target="two", step="switch")
 
 
 @pytest.fixture
