@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 
 from demo.run import Demonstration, Options
-from demo.screen import PLAIN_WIDTH, make_screen, print_verdict
+from demo.screen import PLAIN_WIDTH, open_screen, print_verdict
 from oxidize.errors import OxidizeError
 
 CLIENTS_MAX = 500  # select(2), which the clients use, is limited to file descriptors below 1024
@@ -93,8 +93,8 @@ def _run(console: Console, options: Options, report: Path, *, table: bool) -> bo
     demonstration = Demonstration(options)
     try:
         _introduce(console, demonstration)
-        with make_screen(console, table=table) as screen:
-            verdict = demonstration.run(screen)
+        with open_screen(console, table=table) as show:
+            verdict = demonstration.run(show)
         if not verdict.ok:
             click.echo(demonstration.server_log(), err=True)
         drops, buffer_bytes = demonstration.holder.udp_drops, demonstration.holder.receive_buffer_bytes

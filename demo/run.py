@@ -6,7 +6,7 @@ commands and restarts run in the holder, and the loop polls their results.
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from demo.workspace import Workspace
 from oxidize.control.query import fetch
 from oxidize.errors import StateError
 from oxidize.holder.holder import Holder, clock
-from oxidize.terminal.screen import Screen
 
 READY_TIMEOUT_SECS = 30.0
 COMMAND_TIMEOUT_SECS = 60.0
@@ -79,7 +78,7 @@ class Demonstration:
         """The start of the clients' schedule, or now if it has not started."""
         return clock() if self.tally.started_at is None else self.tally.started_at
 
-    def run(self, screen: Screen[View]) -> Verdict:
+    def run(self, show: Callable[[View], None]) -> Verdict:
         """Make the run and return its verdict; raises StateError if server or clients cannot be started."""
         options = self.options
         settings = self._workspace.write(
@@ -102,12 +101,12 @@ class Demonstration:
                 self._fleet.finish()
             if clock() >= next_show:
                 next_show = clock() + 1 / REFRESH_PER_SECOND
-                screen.show(self._view())
+                show(self._view())
             time.sleep(TURN_SECS)
         while self._doing is not None:  # it began before the end of the schedule, so it counts
             self._advance([])
             time.sleep(TURN_SECS)
-        screen.show(self._view())
+        show(self._view())
         if self.tally.finished_at is None:
             raise StateError(f"the clients ended early: {_tail(self._fleet.log_path)}")
         return judge(self.tally, self.replacements, options.clients, len(self.steps))

@@ -3,7 +3,8 @@
 Rule: a screen displays and decides nothing. Numbers during the run are preliminary; those of the verdict are final.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from demo.verdict import Action, Judged, Verdict
-from oxidize.terminal.screen import LineScreen, LiveScreen, Screen, can_draw, print_line
+from oxidize.terminal.screen import LiveScreen, can_draw, print_line
 
 PLAIN_WIDTH = 132
 WIDE_COLUMNS = 100  # with fewer the columns of the live table stand closer together
@@ -43,30 +44,36 @@ class View:
 
 
 class _Lines:
-    """The lines for each view: the new actions on the server, and once per second the counters."""
+    """Prints the new actions on the server, and once per second the counters."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._next_at = 0.0
         self._shown = 0
 
-    def of(self, view: View) -> Iterator[str]:
-        """Yield the lines for what is new in a view."""
+    def show(self, view: View) -> None:
+        """Print what is new in a view."""
         for at, judged in view.events[self._shown :]:
-            yield f"{view.elapsed:6.1f} s  at {at:.1f} s: {event_text(judged)}"
+            print_line(self._console, f"{view.elapsed:6.1f} s  at {at:.1f} s: {event_text(judged)}")
         self._shown = len(view.events)
         if view.elapsed >= self._next_at:
             self._next_at = view.elapsed + PLAIN_INTERVAL_SECS
-            yield (
+            print_line(
+                self._console,
                 f"{view.elapsed:6.1f} s  {view.sent_rate:7,.0f} sent/s  {view.reply_rate:7,.0f} replies/s  "
-                f"{view.lost} lost  generation {_or_dash(view.generation)}  pid {_or_dash(view.pid)}"
+                f"{view.lost} lost  generation {_or_dash(view.generation)}  pid {_or_dash(view.pid)}",
             )
 
 
-def make_screen(console: Console, *, table: bool) -> Screen[View]:
-    """Return the screen for a console: plain lines if it is no terminal or `table` is false."""
+@contextmanager
+def open_screen(console: Console, *, table: bool) -> Iterator[Callable[[View], None]]:
+    """Yield what shows a view: a live table, or plain lines where it is no terminal or no table is wanted."""
     if table and can_draw(console):
-        return LiveScreen(console, partial(_live_table, gap=3 if console.width >= WIDE_COLUMNS else 1))
-    return LineScreen(_Lines().of, partial(print_line, console))
+        gap = 3 if console.width >= WIDE_COLUMNS else 1
+        with LiveScreen(console, partial(_live_table, gap=gap)) as screen:
+            yield screen.show
+    else:
+        yield _Lines(console).show
 
 
 def event_text(judged: Judged) -> str:

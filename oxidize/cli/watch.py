@@ -21,7 +21,6 @@ from oxidize.errors import OxidizeError, TakeoverError
 if TYPE_CHECKING:
     from oxidize.cli.watch_history import History, Sample
     from oxidize.deploy.vitals import Vitals
-    from oxidize.terminal.screen import Screen
 
 Poll = Callable[[], "Vitals | None"]
 
@@ -50,7 +49,7 @@ def watch(config_path: Path | None, is_client: bool, interval: float, count: int
     from oxidize.cli.watch_history import History  # noqa: PLC0415
     from oxidize.cli.watch_lines import json_lines, text_lines  # noqa: PLC0415
     from oxidize.cli.watch_screen import live_screen  # noqa: PLC0415
-    from oxidize.terminal.screen import LineScreen, can_draw  # noqa: PLC0415
+    from oxidize.terminal.screen import can_draw  # noqa: PLC0415
 
     role = role_of(is_client)
     with errors_as_lines():
@@ -61,13 +60,19 @@ def watch(config_path: Path | None, is_client: bool, interval: float, count: int
         def poll() -> "Vitals | None":
             return _poll(takeover_socket)
 
-        screen: Screen[Sample] = LineScreen(json_lines if as_json else text_lines, click.echo)
-        if not as_json and can_draw(console):
-            signal.signal(signal.SIGTERM, _end)
-            screen = live_screen(role, console, history)
+        lines = json_lines if as_json else text_lines
+
+        def print_sample(sample: "Sample") -> None:
+            for line in lines(sample):
+                click.echo(line)
+
         try:
-            with screen:
-                follow(history, poll, screen, interval, count)
+            if not as_json and can_draw(console):
+                signal.signal(signal.SIGTERM, _end)
+                with live_screen(role, console, history) as screen:
+                    follow(history, poll, screen.show, screen.wait, interval, count)
+            else:
+                follow(history, poll, print_sample, time.sleep, interval, count)
         except KeyboardInterrupt:
             pass
 
@@ -75,24 +80,28 @@ def watch(config_path: Path | None, is_client: bool, interval: float, count: int
 def follow(
     history: "History",
     poll: Poll,
-    screen: "Screen[Sample]",
+    show: "Callable[[Sample], None]",
+    wait: Callable[[float], None],
     interval: float,
     polls_max: int | None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Show the first sample of a history, then poll at each interval. polls_max: includes the first sample."""
-    screen.show(history.samples[-1])
+    """Show the first sample of a history, then poll at each interval.
+
+    wait: returns after the given seconds. polls_max: includes the first sample.
+    """
+    show(history.samples[-1])
     due, polls = monotonic(), 1
     while polls != polls_max:
         # A poll that is late is skipped: a server that hung must not get many queries at once.
         due = max(due + interval, monotonic())
-        screen.wait(due - monotonic())
+        wait(due - monotonic())
         vitals, reason = None, None
         try:
             vitals = poll()
         except OxidizeError as error:
             reason = " ".join(str(error).split())
-        screen.show(history.add(time.time(), vitals, reason))
+        show(history.add(time.time(), vitals, reason))
         polls += 1
 
 

@@ -1,4 +1,4 @@
-"""Screens: a picture that is redrawn in place where there is a terminal, lines that stay elsewhere.
+"""Output on a terminal: a picture that is redrawn in place, plain lines, and a stream that never blocks.
 
 Rule: a screen shows and decides nothing, and it leaves the terminal as it found it.
 """
@@ -7,8 +7,8 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import Generic, Protocol, Self, TextIO, TypeVar
+from collections.abc import Callable
+from typing import Generic, Self, TextIO, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -18,28 +18,11 @@ TEXTS_MAX = 10_000  # texts that a NonBlockingWriter queues; one picture takes a
 CLOSE_SECS = 2.0
 
 View = TypeVar("View")
-View_contra = TypeVar("View_contra", contravariant=True)
 
 
 def can_draw(console: Console) -> bool:
     """Return whether the console is a terminal that can be drawn on. FORCE_COLOR alone does not make it one."""
     return console.file.isatty() and console.is_terminal and not console.is_dumb_terminal
-
-
-class Screen(Protocol[View_contra]):
-    """Shows one view after the other, between `__enter__` and `__exit__`."""
-
-    def __enter__(self) -> Self:
-        """Start to show."""
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the terminal as it was."""
-
-    def show(self, view: View_contra) -> None:
-        """Show a view."""
-
-    def wait(self, seconds: float) -> None:
-        """Return after `seconds`, keeping the picture up to date."""
 
 
 class LiveScreen(Generic[View]):
@@ -70,29 +53,6 @@ class LiveScreen(Generic[View]):
             time.sleep(REDRAW_SECS)
             self.show(self._view)
         time.sleep(max(left, 0.0))
-
-
-class LineScreen(Generic[View]):
-    """Prints `lines(view)` with `print_line`; what is printed stays."""
-
-    def __init__(self, lines: Callable[[View], Iterable[str]], print_line: Callable[[str], None]) -> None:
-        self._lines = lines
-        self._print_line = print_line
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def show(self, view: View) -> None:
-        """Print the lines of a view."""
-        for line in self._lines(view):
-            self._print_line(line)
-
-    def wait(self, seconds: float) -> None:
-        """Return after `seconds`."""
-        time.sleep(seconds)
 
 
 def print_line(console: Console, text: str) -> None:

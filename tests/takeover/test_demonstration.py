@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from demo.run import Demonstration, Options
-from demo.screen import make_screen
+from demo.screen import open_screen
 
 OPTIONS = Options(seconds=14.0, clients=20, rate=2000.0, reloads=5)
 
@@ -16,7 +16,8 @@ def test_the_clients_of_the_demonstration_notice_nothing() -> None:
     shown = io.StringIO()
     demonstration = Demonstration(OPTIONS)
     try:
-        verdict = demonstration.run(make_screen(Console(file=shown, width=160), table=False))
+        with open_screen(Console(file=shown, width=160), table=False) as show:
+            verdict = demonstration.run(show)
         log, drops = demonstration.server_log(), demonstration.holder.udp_drops
     finally:
         demonstration.close()

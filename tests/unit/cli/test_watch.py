@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -129,12 +129,6 @@ class Paced:
         self.waited: list[float] = []
         self.shown: list[Sample] = []
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
     def show(self, sample: Sample) -> None:
         self.shown.append(sample)
 
@@ -157,7 +151,9 @@ def slow_poll(screen: Paced, seconds: list[float]) -> Callable[[], Any]:
 def test_a_slow_poll_does_not_shift_the_next_ones_and_late_polls_are_skipped() -> None:
     screen, history = Paced(), History()
     history.add(NOON, vitals())
-    watch.follow(history, slow_poll(screen, [0.25, 3.0, 0.0, 0.0]), screen, 1.0, 5, lambda: screen.now)
+    watch.follow(
+        history, slow_poll(screen, [0.25, 3.0, 0.0, 0.0]), screen.show, screen.wait, 1.0, 5, lambda: screen.now
+    )
     assert screen.waited == [1.0, 0.75, 0.0, 1.0]
     assert len(screen.shown) == len(history.samples) == 5
 

@@ -10,9 +10,8 @@ from rich.console import Console
 
 from demo.plot import figure, label, write_report
 from demo.records import Kind, Record
-from demo.screen import View, make_screen, print_verdict
+from demo.screen import View, open_screen, print_verdict
 from demo.verdict import Action, Judged, Replacement, Tally, Verdict, judge
-from oxidize.terminal.screen import LineScreen, LiveScreen
 
 START = 500.0
 REPLIES = 2000
@@ -97,13 +96,11 @@ EVENT = (2.0, Judged(REPLACEMENTS[0], 4.8, 0))
 
 def test_plain_lines_appear_once_a_second_and_once_per_action() -> None:
     out = io.StringIO()
-    screen = make_screen(Console(file=out, width=132), table=True)
-    assert isinstance(screen, LineScreen)
-    with screen:
+    with open_screen(Console(file=out, width=132), table=True) as show:
         for elapsed in (0.0, 0.5, 1.1):
-            screen.show(view(elapsed))
-        screen.show(view(1.2, (EVENT,)))
-        screen.show(view(1.3, (EVENT,)))
+            show(view(elapsed))
+        show(view(1.2, (EVENT,)))
+        show(view(1.3, (EVENT,)))
     lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
     assert len(lines) == 3
     assert lines[1] == "1.1 s 2,000 sent/s 2,000 replies/s 1 lost generation 3 pid 4711"
@@ -118,11 +115,11 @@ class Terminal(io.StringIO):
 def test_the_live_table_shows_the_current_action() -> None:
     out = Terminal()
     console = Console(file=out, width=132, _environ={"TERM": "xterm"})
-    assert isinstance(make_screen(console, table=False), LineScreen)
-    screen = make_screen(console, table=True)
-    assert isinstance(screen, LiveScreen)
-    with screen:
-        screen.show(view(3.0, (EVENT,), doing="kill -9"))
+    with open_screen(console, table=False) as show:
+        show(view(3.0))
+    assert "lost so far" not in out.getvalue()
+    with open_screen(console, table=True) as show:
+        show(view(3.0, (EVENT,), doing="kill -9"))
     for text in ("lost so far", "4,000", "4711", "20 sessions moved", "kill -9 ..."):
         assert text in out.getvalue()
 

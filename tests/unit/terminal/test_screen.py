@@ -1,4 +1,4 @@
-"""Screens: a picture in a terminal, lines elsewhere, and a stream that never blocks."""
+"""Output on a terminal: a live picture, plain lines, and tables."""
 
 import io
 import time
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from oxidize.terminal import screen
-from oxidize.terminal.screen import LineScreen, LiveScreen, can_draw, print_line
+from oxidize.terminal.screen import LiveScreen, can_draw, print_line
 from oxidize.terminal.table import print_lines, table
 
 
@@ -47,18 +47,6 @@ def test_a_live_screen_redraws_its_view_while_it_waits(monkeypatch: pytest.Monke
         live.wait(2 * screen.REDRAW_SECS + 0.5)
     assert set(drawn) == {(7, 0.0), (7, screen.REDRAW_SECS), (7, 2 * screen.REDRAW_SECS)}
     assert now[0] == 2 * screen.REDRAW_SECS + 0.5
-
-
-def test_a_line_screen_prints_the_lines_of_each_view() -> None:
-    printed: list[str] = []
-
-    def lines_of(view: int) -> list[str]:
-        return [f"{view} a", f"{view} b"][:view]
-
-    with LineScreen(lines_of, printed.append) as lines:
-        for view in (0, 1, 2):
-            lines.show(view)
-    assert printed == ["1 a", "2 a", "2 b"]
 
 
 def test_a_line_is_printed_whole_and_as_it_is() -> None:
