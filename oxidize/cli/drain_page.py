@@ -18,7 +18,7 @@ POLL_SECS = 0.25
 
 
 def watch_drain(takeover_socket: Path) -> None:
-    """Begin a drain and return when it has ended; raises OxidizeError if no server answers, or it stops to."""
+    """Begin a drain and return when it has ended; raises OxidizeError if the server does not answer."""
     found = fetch(takeover_socket, DRAIN)
     timeout_secs = found["drain_timeout_secs"]
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True))
