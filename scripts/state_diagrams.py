@@ -3,7 +3,7 @@
 The rule: a diagram is generated, never drawn. This script changes a page only between the markers that name a diagram,
 `<!-- generated: predecessor -->` and `<!-- end generated -->`, and a unit test holds the page equal to its output.
 
-Run `python scripts/state_diagrams.py` from the repository after a change of a table; `--check` only compares.
+Run `make docs` after a change of a table; `--check` only compares.
 """
 
 import argparse
@@ -164,7 +164,7 @@ def main() -> int:
     page = PAGE.read_text("utf-8")
     updated = update(page, diagrams())
     if is_check and updated != page:
-        print(f"{PAGE} is out of date: run python scripts/state_diagrams.py", file=sys.stderr)
+        print(f"{PAGE} is out of date: run make docs", file=sys.stderr)
         return 1
     if not is_check:
         PAGE.write_text(updated, "utf-8")

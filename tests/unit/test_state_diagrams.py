@@ -78,7 +78,7 @@ actions.
 
 def test_the_page_shows_the_tables_of_the_code() -> None:
     page = PAGE.read_text("utf-8")
-    assert update(page, ALL) == page, "out of date: run python scripts/state_diagrams.py"
+    assert update(page, ALL) == page, "out of date: run make docs"
 
 
 def test_a_diagram_is_rendered_from_its_table() -> None:
