@@ -72,7 +72,7 @@ test-handoff: $(SETUP) ## run only the tests that replace a process under traffi
 test-systemd: $(SETUP) ## run only the tests that boot a systemd (as root)
 	@$(BIN)/python -m pytest tests/system
 
-check: $(SETUP) ## run linters, types, unit and property tests: about a minute, before each commit
+check: $(SETUP) ## run linters, type checks, unit and property tests: about a minute, before each commit
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --strict
