@@ -1,0 +1,85 @@
+"""The documents: every link leads somewhere, the README is short, and decisions are short and in the index."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("contrib/**/*.md")])
+README_BYTES_MAX = 10_240
+DECISION_LINES_MAX = 40
+
+_FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\[[^\]\n]*(?:\n[^\]\n]*)?\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+_SOURCE = re.compile(r"`((?:oxidize|tests|docs|scripts|systemd|examples|contrib|demo|benchmarks)/[\w./-]*\w/?)`")
+
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a document's headings, as forges make them."""
+    headings = (heading.replace("`", "") for heading in _HEADING.findall(_FENCED.sub("", text)))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def link_problems(document: Path) -> list[str]:
+    """Return the links of a document to files and headings that are not there."""
+    problems = []
+    for target in _LINK.findall(_FENCED.sub("", document.read_text())):
+        if target.startswith(("https://", "http://", "mailto:")):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (document.parent / name).resolve() if name else document
+        if not path.exists():
+            problems.append(f"{target}: there is no such file")
+        elif anchor and anchor not in anchors(path.read_text()):
+            problems.append(f"{target}: there is no such heading")
+    return problems
+
+
+@each_document
+def test_links_of_a_document_lead_somewhere(document: Path) -> None:
+    assert link_problems(document) == []
+
+
+@each_document
+def test_files_that_a_document_names_exist(document: Path) -> None:
+    named = set(_SOURCE.findall(_FENCED.sub("", document.read_text())))
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
+def test_the_readme_is_a_door_and_not_a_house() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= README_BYTES_MAX
+
+
+def test_every_document_can_be_reached_from_the_readme() -> None:
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        document = waiting.pop()
+        if document in reached or document.suffix != ".md":
+            continue
+        reached.add(document)
+        targets = (target.partition("#")[0] for target in _LINK.findall(document.read_text()))
+        linked = ((document.parent / target).resolve() for target in targets if target and "://" not in target)
+        waiting += [path for path in linked if path.exists()]
+    assert sorted(set(DOCUMENTS) - reached) == []
+
+
+def test_decisions_are_short_and_in_the_index() -> None:
+    index = (ROOT / "docs/adr/README.md").read_text()
+    for decision in sorted(ROOT.glob("docs/adr/[0-9]*.md")):
+        lines = decision.read_text().splitlines()
+        assert len(lines) <= DECISION_LINES_MAX, f"{decision.name} has {len(lines)} lines"
+        assert f"({decision.name})" in index, f"{decision.name} is not in the index"
+
+
+def test_a_broken_link_is_found(tmp_path: Path) -> None:
+    (tmp_path / "other.md").write_text("# Here `it` is\n")
+    document = tmp_path / "document.md"
+    document.write_text("# A\n[good](other.md#here-it-is) [itself](#a) [bad](missing.md)\n[bad](other.md#there)\n")
+    assert link_problems(document) == [
+        "missing.md: there is no such file",
+        "other.md#there: there is no such heading",
+    ]
