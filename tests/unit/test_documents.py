@@ -1,5 +1,6 @@
 """The documents: every link leads somewhere, the README is short, and decisions are short and in the index."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ DECISION_LINES_MAX = 40
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]\n]*(?:\n[^\]\n]*)?\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+_DEFINED = re.compile(r"`(oxidize/[\w/]+\.py):(\w+)`")
 _SOURCE = re.compile(r"`((?:oxidize|tests|docs|scripts|systemd|examples|contrib|demo|benchmarks)/[\w./-]*\w/?)`")
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -22,6 +24,20 @@ def anchors(text: str) -> set[str]:
     """Return the anchors of a document's headings, as forges make them."""
     headings = (heading.replace("`", "") for heading in _HEADING.findall(_FENCED.sub("", text)))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def definitions(path: Path) -> set[str]:
+    """Return the names that a module defines at its top level or in its classes; none where there is no such file."""
+    if not path.exists():
+        return set()
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
 
 
 def link_problems(document: Path) -> list[str]:
@@ -48,6 +64,12 @@ def test_links_of_a_document_lead_somewhere(document: Path) -> None:
 def test_files_that_a_document_names_exist(document: Path) -> None:
     named = set(_SOURCE.findall(_FENCED.sub("", document.read_text())))
     assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
+@each_document
+def test_functions_that_a_document_names_exist(document: Path) -> None:
+    named = set(_DEFINED.findall(_FENCED.sub("", document.read_text())))
+    assert sorted(f"{path}:{name}" for path, name in named if name not in definitions(ROOT / path)) == []
 
 
 def test_the_readme_is_a_door_and_not_a_house() -> None:
