@@ -10,6 +10,8 @@ CHECK_PACKAGES := wireguard-tools
 # For the tests that need root: unmodified clients and the kernel's ping in network namespaces, and a systemd that
 # boots in namespaces of its own.
 ROOT_TEST_PACKAGES := wireguard-go iputils-ping iproute2 procps systemd dbus util-linux nftables git curl
+# For the benchmark of throughput.
+BENCH_PACKAGES := iperf3
 
 # The destinations of `make install`; DESTDIR is a prefix to all of them, for packagers. The service's user must be able
 # to run the interpreter: not one below /root or /home.
@@ -31,6 +33,9 @@ ifneq ($(filter test test-handoff test-systemd bench bench-reconnect,$(MAKECMDGO
 ifeq ($(shell id -u),0)
 NEEDED += $(ROOT_TEST_PACKAGES)
 endif
+endif
+ifneq ($(filter bench,$(MAKECMDGOALS)),)
+NEEDED += $(BENCH_PACKAGES)
 endif
 
 BIN := .venv/bin
