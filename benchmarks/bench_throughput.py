@@ -14,8 +14,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from tests.support.traffic.direct_link import PORT, DirectLink, GoServer, OxidizeServer
 from tests.support.traffic.ping import ping
-from tests.support.traffic.road import PORT, GoServer, OurServer, Road
 from tests.support.traffic.server import Lab, wait_for
 from tests.support.traffic.wireguard_go import WireguardGo
 
@@ -24,8 +24,8 @@ RUNS = 5
 SECONDS = 4
 TIMEOUT_SECS = 30
 DIRECTIONS = {"client to server": (), "server to client": ("--reverse",)}
-SERVERS: dict[str, Callable[[Road], GoServer | OurServer]] = {
-    "oxidize": lambda road: OurServer(road, remembers=False),
+SERVERS: dict[str, Callable[[DirectLink], GoServer | OxidizeServer]] = {
+    "oxidize": lambda link: OxidizeServer(link, remembers=False),
     "wireguard-go": GoServer,
 }
 
@@ -33,24 +33,34 @@ SERVERS: dict[str, Callable[[Road], GoServer | OurServer]] = {
 class Tunnel:
     """A server of one kind, a wireguard-go client, and an iperf3 that listens at the server's inner address."""
 
-    def __init__(self, lab: Lab, make_server: Callable[[Road], GoServer | OurServer]) -> None:
-        self._road = Road(lab)
-        server = make_server(self._road)
-        client = WireguardGo(lab, self._road.client_side, [f"{Road.INNER_CLIENT}/24"])
+    def __init__(self, lab: Lab, make_server: Callable[[DirectLink], GoServer | OxidizeServer]) -> None:
+        self._link = DirectLink(lab)
+        server = make_server(self._link)
+        client = WireguardGo(lab, self._link.client_side, [f"{DirectLink.INNER_CLIENT}/24"])
         server.serve(client.identity.public)
-        client.set_peer(server.public_key, "10.9.0.0/24", endpoint=f"{Road.SERVER}:{PORT}")
+        client.set_peer(server.public_key, "10.9.0.0/24", endpoint=f"{DirectLink.SERVER}:{PORT}")
         client.enlarge_buffers()
-        ping(lab, self._road.client_side, Road.INNER_SERVER, 2)
-        with self._road.server_side.entered():
-            lab.spawn((IPERF3, "--server", "--forceflush", "--bind", Road.INNER_SERVER), "iperf3")
+        ping(lab, self._link.client_side, DirectLink.INNER_SERVER, 2)
+        with self._link.server_side.entered():
+            lab.spawn((IPERF3, "--server", "--forceflush", "--bind", DirectLink.INNER_SERVER), "iperf3")
         log = lab.folder / "iperf3.log"
         wait_for("iperf3", lambda: "listening" in log.read_text() or None)
 
     def megabits_per_second(self, options: tuple[str, ...]) -> float:
         """Return what arrives at the receiver of one TCP connection."""
-        command = [IPERF3, "--client", Road.INNER_SERVER, "--time", str(SECONDS), "--omit", "1", "--json", *options]
-        with self._road.client_side.entered():
-            done = subprocess.run(command, capture_output=True, check=True, timeout=TIMEOUT_SECS)
+        command = [
+            IPERF3,
+            "--client",
+            DirectLink.INNER_SERVER,
+            "--time",
+            str(SECONDS),
+            "--omit",
+            "1",
+            "--json",
+            *options,
+        ]
+        with self._link.client_side.entered():
+            done = subprocess.run([*command, *options], capture_output=True, check=True, timeout=TIMEOUT_SECS)
         return float(json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"]) / 1e6
 
 
