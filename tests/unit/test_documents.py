@@ -10,6 +10,13 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("contrib/**/*.md")])
 README_BYTES_MAX = 10_240
 DECISION_LINES_MAX = 40
+QUOTE_LETTERS_MIN = 8
+SOURCES = [
+    path
+    for folder in ("oxidize", "systemd", "scripts")
+    for path in (ROOT / folder).rglob("*.*")
+    if path.suffix != ".pyc"
+]
 
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]\n]*(?:\n[^\]\n]*)?\]\(([^)\s]+)\)")
@@ -37,6 +44,18 @@ def definitions(path: Path) -> set[str]:
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+def messages_explained(text: str) -> set[str]:
+    """Return what the tables "what you see" quote, in the parts between "..."; short parts are left out."""
+    found = set()
+    for row in re.findall(r"^\| what you see \|.*\n((?:\|.*\n)+)", text, re.MULTILINE):
+        for cell in re.findall(r"^\| ([^|]*) \|", row, re.MULTILINE):
+            for quoted in re.findall(r"`([^`]*)`", cell):
+                found |= {
+                    part.strip(" ,()") for part in quoted.split("...") if len(part.strip(" ,()")) >= QUOTE_LETTERS_MIN
+                }
     return found
 
 
@@ -70,6 +89,13 @@ def test_files_that_a_document_names_exist(document: Path) -> None:
 def test_functions_that_a_document_names_exist(document: Path) -> None:
     named = set(_DEFINED.findall(_FENCED.sub("", document.read_text())))
     assert sorted(f"{path}:{name}" for path, name in named if name not in definitions(ROOT / path)) == []
+
+
+def test_messages_that_a_document_explains_are_those_of_the_source() -> None:
+    source = " ".join(path.read_text() for path in SOURCES)
+    quoted = {text for document in DOCUMENTS for text in messages_explained(document.read_text())}
+    assert quoted, "no table explains what an operator sees"
+    assert sorted(text for text in quoted if text not in source) == []
 
 
 def test_the_readme_is_a_door_and_not_a_house() -> None:
