@@ -3,7 +3,6 @@
 The hidden commands `clean-up` and `name-servers` are hooks that the client's systemd unit runs; rarely used by hand.
 """
 
-import base64
 import json
 import os
 import secrets
@@ -33,6 +32,7 @@ from oxidize.cli.peers import peer
 from oxidize.cli.rehearse import rehearse
 from oxidize.cli.reload import replace_process, who_serves
 from oxidize.cli.watch import watch
+from oxidize.config.values import format_key, parse_key
 from oxidize.errors import ConfigError, TakeoverError
 
 KEY_SIZE = 32
@@ -170,26 +170,25 @@ def genkey() -> None:
     from oxidize.protocol.crypto import generate_private_key  # noqa: PLC0415
 
     warn_of_readable_output()
-    click.echo(base64.b64encode(generate_private_key(secrets.token_bytes)).decode())
+    click.echo(format_key(generate_private_key(secrets.token_bytes)))
 
 
 @main.command()
 def genpsk() -> None:
     """Print a new pre-shared key, as `wg genpsk` does."""
     warn_of_readable_output()
-    click.echo(base64.b64encode(secrets.token_bytes(KEY_SIZE)).decode())
+    click.echo(format_key(secrets.token_bytes(KEY_SIZE)))
 
 
 @main.command(short_help="Print the public key of a private key.")
 def pubkey() -> None:
     """Read a private key from standard input and print its public key, as `wg pubkey` does."""
-    from oxidize.config.values import parse_key  # noqa: PLC0415
     from oxidize.protocol.crypto import public_key  # noqa: PLC0415
 
     private = parse_key(sys.stdin.buffer.read(KEY_INPUT_BYTES_MAX).decode("latin-1").strip(" \t\r\n"))
     if private is None:
         fail(1, "standard input: expected one key, 44 characters of base64 for 32 bytes, as `oxidize genkey` prints it")
-    click.echo(base64.b64encode(public_key(private)).decode())
+    click.echo(format_key(public_key(private)))
 
 
 @main.command(hidden=True)

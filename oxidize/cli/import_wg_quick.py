@@ -6,9 +6,8 @@ import click
 
 from oxidize import config
 from oxidize.cli.common import CLIENT_CONFIG, SERVER_CONFIG, errors_as_lines, print_line
+from oxidize.config.load import FILE_BYTES_MAX, read_file
 from oxidize.errors import ConfigError
-
-INPUT_BYTES_MAX = 16 << 20
 
 
 @click.command("import", short_help="Convert a wg-quick file to a configuration.")
@@ -27,7 +26,7 @@ def import_wg_quick(source: Path, output: Path | None, is_client: bool, force: b
     Peers are named by the comments above them. Settings without a counterpart are reported, with a remedy.
     """
     from oxidize.provision import conversion, wg_quick  # noqa: PLC0415
-    from oxidize.provision.config_file import NewFile, install, service_owner  # noqa: PLC0415
+    from oxidize.provision.config_file import NewFile, Owner, install, service_owner  # noqa: PLC0415
 
     output = output or (CLIENT_CONFIG if is_client else SERVER_CONFIG)
     with errors_as_lines():
@@ -39,10 +38,8 @@ def import_wg_quick(source: Path, output: Path | None, is_client: bool, force: b
         owner = service_owner()
         files = [NewFile(name, f"{key}\n", 0o600, owner) for name, key in found.keys.items()]
         # As in tmpfiles.conf: the service may read its configuration and not change it.
-        readable = owner is not None
-        toml = NewFile(
-            output.name, found.toml, 0o640 if readable else 0o600, owner.as_group_of_root() if owner else None
-        )
+        mode, group = (0o640, Owner(0, owner.gid)) if owner is not None else (0o600, None)
+        toml = NewFile(output.name, found.toml, mode, group)
         load = config.load_client if is_client else config.load_server
         written = install(output.parent, [*files, toml], load, force=force)
         for path in written:
@@ -61,14 +58,9 @@ def import_wg_quick(source: Path, output: Path | None, is_client: bool, force: b
 
 
 def _read(source: Path) -> str:
-    try:
-        with source.open("rb") as file:
-            content = file.read(INPUT_BYTES_MAX + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "invalid file name"
-        raise ConfigError([f"{source}: {reason}: expected a wg-quick file; correct the path"]) from error
-    if len(content) > INPUT_BYTES_MAX:
-        raise ConfigError([f"{source}: more than {INPUT_BYTES_MAX} bytes: expected a wg-quick file"])
+    content = read_file(source, "a wg-quick file; correct the path")
+    if len(content) > FILE_BYTES_MAX:
+        raise ConfigError([f"{source}: more than {FILE_BYTES_MAX} bytes: expected a wg-quick file"])
     try:
         return content.decode()
     except UnicodeDecodeError as error:

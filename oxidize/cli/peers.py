@@ -4,7 +4,6 @@ The rule: standard output has only what the client needs; reports about the serv
 private key is printed once and stored nowhere. A change that the running server does not apply is undone.
 """
 
-import base64
 import json
 import shutil
 import sys
@@ -28,6 +27,7 @@ from oxidize.cli.common import (
     warn_of_readable_output,
 )
 from oxidize.cli.reload import apply_change, running_server, who_serves
+from oxidize.config.values import format_key
 from oxidize.errors import ConfigError, OxidizeError
 
 if TYPE_CHECKING:
@@ -57,11 +57,6 @@ _no_reload_option = click.option("--no-reload", is_flag=True, help="Only change 
 @click.group(short_help="Add, list and remove the clients of a server.")
 def peer() -> None:
     """Add, list and remove the clients of a server."""
-
-
-def encoded(key: bytes) -> str:
-    """Return a key in base64, as wg writes it."""
-    return base64.b64encode(key).decode()
 
 
 @peer.command(short_help="Add a client and print its configuration.", help=ADD_HELP)
@@ -103,7 +98,7 @@ def add(config_path: Path, form: str | None, no_reload: bool, **options: Any) ->
         shown = _render(setup, form)
         with _added(file, setup):
             print_line(f"added {setup.name}: {', '.join(str(address.ip) for address in setup.addresses)}")
-            key = encoded(setup.public_key)
+            key = format_key(setup.public_key)
             _apply(file, loaded, running, no_reload, lambda keys: key in keys)
         for warning in new.warnings:
             print_warning(warning)
@@ -160,7 +155,7 @@ def _rows(loaded: config.ServerConfig, running: dict[str, Any] | None) -> list[d
     known = {found["public_key"]: found for found in running["peers"]} if running is not None else {}
     rows = []
     for one in loaded.peers:
-        key = encoded(one.public_key)
+        key = format_key(one.public_key)
         found = known.get(key, {})
         rows.append(
             {
@@ -190,7 +185,7 @@ def remove(name: str, config_path: Path, no_reload: bool) -> None:
         removed = remove_peer(file.content.decode(), name)
         content = removed.text.encode()
         config.load_server(config_path, content=content)
-        key = next(encoded(one.public_key) for one in loaded.peers if one.name == name)
+        key = next(format_key(one.public_key) for one in loaded.peers if one.name == name)
         with _changed(file, content):
             print_line(f"removed {name}{' and the comment above it' if removed.with_comment else ''}")
             _apply(file, loaded, running, no_reload, lambda keys: key not in keys, REMOVED_NOT_MOVED)
@@ -220,22 +215,22 @@ def _locked(config_path: Path) -> "AbstractContextManager[ConfigFile]":
 def _added(file: "ConfigFile", setup: "ClientSetup") -> Iterator[None]:
     """Add the peer to the file and write its pre-shared key; undo both if the block fails."""
     from oxidize.provision.config_file import owner_of_keys, write_secret  # noqa: PLC0415
-    from oxidize.provision.peer_tables import NewPeer, add_peer  # noqa: PLC0415
+    from oxidize.provision.peer_tables import add_peer  # noqa: PLC0415
 
     text = file.content.decode()
-    table = NewPeer(
-        name=setup.name,
-        public_key=encoded(setup.public_key),
-        allowed_ips=[ip_network(address.ip) for address in setup.addresses],
-        preshared_key_file=f"{setup.name}.psk" if setup.preshared_key is not None else None,
-    )
+    table = {
+        "name": setup.name,
+        "public_key": format_key(setup.public_key),
+        "allowed_ips": [str(ip_network(address.ip)) for address in setup.addresses],
+        "preshared_key_file": f"{setup.name}.psk" if setup.preshared_key is not None else None,
+    }
     content = add_peer(text, table).encode()
     with ExitStack() as undo:
         if setup.preshared_key is not None:
             path = file.path.parent / f"{setup.name}.psk"
             private_key_file = tomllib.loads(text)["server"].get("private_key_file")
             owner = owner_of_keys(file.path.parent / private_key_file if private_key_file is not None else None)
-            write_secret(path, encoded(setup.preshared_key), owner)
+            write_secret(path, format_key(setup.preshared_key), owner)
             undo.callback(path.unlink, missing_ok=True)
         config.load_server(file.path, content=content)
         with _changed(file, content):

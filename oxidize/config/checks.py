@@ -214,7 +214,7 @@ def find_overlaps(claims: Iterable[Claim]) -> list[tuple[Claim, Claim]]:
     conflicts = []
     enclosing: list[Claim] = []
     for claim in sorted(claims, key=_order):
-        while enclosing and not _contains(enclosing[-1].network, claim.network):
+        while enclosing and not contains(enclosing[-1].network, claim.network):
             enclosing.pop()
         for outer in reversed(enclosing):
             if outer.owner != claim.owner or outer.network == claim.network:
@@ -229,7 +229,8 @@ def _order(claim: Claim) -> tuple[int, int, int, int]:
     return network.version, int(network.network_address), network.prefixlen, claim.owner
 
 
-def _contains(outer: Network, inner: Network) -> bool:
+def contains(outer: Network, inner: Network) -> bool:
+    """Return whether a network lies within another or equals it; False for different address families."""
     shift = outer.max_prefixlen - outer.prefixlen
     return (
         outer.version == inner.version

@@ -5,7 +5,6 @@ part of a message. Mode and contents are read through one descriptor, so that bo
 systemd.exec(5), section "Credentials".
 """
 
-import base64
 import os
 import shlex
 import stat
@@ -85,7 +84,7 @@ def _read_key(name: str, given: str, checked: Checked[Table]) -> bytes:
         expected = "a file with one key: 44 characters of base64 for 32 bytes"
         source.report.wrong(key, given, expected, f'write the key to it as "oxidize {command}" prints it')
         return b""
-    source.report.secrets.add(base64.b64encode(decoded).decode())
+    source.report.secrets.add(values.format_key(decoded))
     return decoded
 
 

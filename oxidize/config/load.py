@@ -94,16 +94,16 @@ def _client_table(path: str | Path, file: SourceFile) -> Checked[ClientTable]:
     return check_table(ClientTable, _table(document, "client", file.report), "client", file)
 
 
-def read_file(path: Path) -> bytes:
-    """Return the contents of a configuration, cut off after FILE_BYTES_MAX + 1; raises ConfigError if unreadable."""
+def read_file(
+    path: Path, expected: str = "a readable configuration file; correct the path, or who may read it (sudo)"
+) -> bytes:
+    """Return the contents of a file, cut off after FILE_BYTES_MAX + 1; raises ConfigError if it is unreadable."""
     try:
         with path.open("rb") as file:
             return file.read(FILE_BYTES_MAX + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "invalid file name"
-        Report(str(path)).fail(
-            f"{reason}: expected a readable configuration file; correct the path, or who may read it (sudo)"
-        )
+        Report(str(path)).fail(f"{reason}: expected {expected}")
 
 
 def _parse_document(content: bytes, tables: list[str], report: Report) -> dict[str, Any]:

@@ -76,7 +76,12 @@ def parse_key(encoded: str) -> bytes | None:
         key = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         return None
-    return key if len(key) == KEY_SIZE and base64.b64encode(key).decode() == encoded else None
+    return key if len(key) == KEY_SIZE and format_key(key) == encoded else None
+
+
+def format_key(key: bytes) -> str:
+    """Return a key in base64, as wg writes it."""
+    return base64.b64encode(key).decode()
 
 
 def public_key(value: object) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import ip_interface
 
 from oxidize.config import InterfaceAddress, Network
+from oxidize.config.checks import contains
 from oxidize.errors import ConfigError
 
 
@@ -41,7 +42,7 @@ def tunnel_networks(own: Sequence[InterfaceAddress]) -> tuple[Network, ...]:
     return tuple(
         network
         for network in networks
-        if not any(_contains(network, other) for other in networks if other is not network)
+        if not any(contains(network, other) for other in networks if other is not network)
     )
 
 
@@ -51,7 +52,7 @@ class _Space:
     def __init__(self, network: Network, claimed: Iterable[Network]) -> None:
         self.network = network
         self._base = int(network.network_address)
-        ranges = [self._range(other) for other in claimed if _contains(network, other) or _contains(other, network)]
+        ranges = [self._range(other) for other in claimed if contains(network, other) or contains(other, network)]
         if network.max_prefixlen - network.prefixlen > 1:
             ranges.append((0, 1))
             if network.version == 4:
@@ -97,11 +98,3 @@ def _merge(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             merged.append((start, end))
     return merged
-
-
-def _contains(outer: Network, inner: Network) -> bool:
-    return (
-        outer.version == inner.version
-        and int(outer.network_address) <= int(inner.network_address)
-        and int(inner.broadcast_address) <= int(outer.broadcast_address)
-    )

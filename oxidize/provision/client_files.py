@@ -4,14 +4,13 @@ The rule: the text contains the client's private key, so it is never written to 
 values that were checked. Sources: wg-quick(8), wg(8); examples/client.toml; systemd/tmpfiles.conf for file modes.
 """
 
-import base64
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from oxidize.config import InterfaceAddress, Network
-from oxidize.config.values import INTERFACE_NAME_MAX, HostAddress
+from oxidize.config.values import INTERFACE_NAME_MAX, HostAddress, format_key
+from oxidize.provision.peer_tables import table_lines
 
 MTU_DEFAULT = 1420  # of wg-quick and of `oxidize client`
 
@@ -82,17 +81,17 @@ class ClientSetup:
 def wg_quick(setup: ClientSetup) -> str:
     """Return the client's file for wg-quick and WireGuard apps."""
     if setup.private_key is not None:
-        key = f"PrivateKey = {_base64(setup.private_key)}"
+        key = f"PrivateKey = {format_key(setup.private_key)}"
     else:
-        key = f"# PrivateKey = <the private key of {_base64(setup.public_key)}>"
+        key = f"# PrivateKey = <the private key of {format_key(setup.public_key)}>"
     lines = ["[Interface]", key, f"Address = {_joined(setup.addresses)}"]
     if setup.dns:
         lines.append(f"DNS = {_joined(setup.dns)}")
     if setup.mtu != MTU_DEFAULT:
         lines.append(f"MTU = {setup.mtu}")
-    lines += ["", "[Peer]", f"PublicKey = {_base64(setup.server_public_key)}"]
+    lines += ["", "[Peer]", f"PublicKey = {format_key(setup.server_public_key)}"]
     if setup.preshared_key is not None:
-        lines.append(f"PresharedKey = {_base64(setup.preshared_key)}")
+        lines.append(f"PresharedKey = {format_key(setup.preshared_key)}")
     lines += [f"Endpoint = {setup.endpoint}", f"AllowedIPs = {_joined(setup.allowed_ips)}"]
     if setup.persistent_keepalive:
         lines.append(f"PersistentKeepalive = {setup.persistent_keepalive}")
@@ -103,7 +102,7 @@ def client_toml(setup: ClientSetup) -> str:
     """Return client.toml, which names key files in its own folder."""
     values: dict[str, object] = {
         "server": setup.endpoint,
-        "server_public_key": _base64(setup.server_public_key),
+        "server_public_key": format_key(setup.server_public_key),
         "private_key_file": "client.key",
         "preshared_key_file": "client.psk" if setup.preshared_key is not None else None,
         "address": [str(address) for address in setup.addresses],
@@ -112,8 +111,7 @@ def client_toml(setup: ClientSetup) -> str:
         "persistent_keepalive": setup.persistent_keepalive if setup.persistent_keepalive != 25 else None,
         "mtu": setup.mtu if setup.mtu != MTU_DEFAULT else None,
     }
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
-    return "\n".join(["[client]", *lines, ""])
+    return "\n".join([*table_lines("[client]", values), ""])
 
 
 def script(setup: ClientSetup) -> str:
@@ -124,9 +122,9 @@ def script(setup: ClientSetup) -> str:
     """
     contents: dict[str, str] = {}
     if setup.private_key is not None:
-        contents["client.key"] = f"{_base64(setup.private_key)}\n"
+        contents["client.key"] = f"{format_key(setup.private_key)}\n"
     if setup.preshared_key is not None:
-        contents["client.psk"] = f"{_base64(setup.preshared_key)}\n"
+        contents["client.psk"] = f"{format_key(setup.preshared_key)}\n"
     contents["client.toml"] = client_toml(setup)
     keys = ["client.key", *(name for name in contents if name == "client.psk")]
     return _SCRIPT.format(
@@ -142,10 +140,6 @@ def wg_quick_file_name(name: str) -> str:
     """Return a file name for a peer that wg-quick accepts: the interface is named after the file."""
     interface = re.sub(r"[^A-Za-z0-9_=+.-]", "-", name)[:INTERFACE_NAME_MAX].rstrip(".-")
     return f"{interface}.conf"
-
-
-def _base64(key: bytes) -> str:
-    return base64.b64encode(key).decode()
 
 
 def _joined(values: Sequence[object]) -> str:

@@ -29,10 +29,6 @@ class Owner:
     uid: int
     gid: int
 
-    def as_group_of_root(self) -> "Owner":
-        """Return root as the owner, with the same group."""
-        return Owner(0, self.gid)
-
 
 @dataclass(slots=True)
 class ConfigFile:
@@ -80,17 +76,23 @@ def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[ConfigFile]:
 def write_secret(path: Path, key: str, owner: Owner | None) -> None:
     """Write a key to a new file that only its owner can read; raises ConfigError if the file exists."""
     with _as_config_errors(path, "to write a new file", "remove it if it is unused, or correct who may write there"):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, SECRET_MODE)
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                if owner is not None:
-                    os.fchown(file.fileno(), owner.uid, owner.gid)
-                file.write(f"{key}\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            path.unlink()
-            raise
+        _write_new(path, f"{key}\n", SECRET_MODE, owner)
+
+
+def _write_new(path: Path, content: str, mode: int, owner: Owner | None) -> None:
+    """Write a new file; remove it if that fails."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, SECRET_MODE)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(content)
+            if owner is not None:
+                os.fchown(file.fileno(), owner.uid, owner.gid)
+            os.fchmod(file.fileno(), mode)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink()
+        raise
 
 
 def owner_of_keys(private_key_file: Path | None) -> Owner | None:
@@ -168,15 +170,7 @@ def install(folder: Path, files: Sequence[NewFile], load: Callable[[Path], objec
         tempfile.TemporaryDirectory(prefix=".import.", dir=folder) as name,
     ):
         for file in files:
-            staged = Path(name, file.name)
-            descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, SECRET_MODE)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-                opened.write(file.content)
-                if file.owner is not None:
-                    os.fchown(opened.fileno(), file.owner.uid, file.owner.gid)
-                os.fchmod(opened.fileno(), file.mode)
-                opened.flush()
-                os.fsync(opened.fileno())
+            _write_new(Path(name, file.name), file.content, file.mode, file.owner)
         try:
             load(Path(name, files[-1].name))
         except ConfigError as error:

@@ -5,9 +5,8 @@ resolved as wg does: host bits are masked, and an address that two peers have be
 wg(8), wg-quick(8).
 """
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_interface, ip_network
 from typing import TypeVar
@@ -20,6 +19,7 @@ from oxidize.config.values import PORT_MAX, HostAddress, InvalidValueError
 from oxidize.errors import ConfigError
 from oxidize.protocol.constants import KEY_SIZE
 from oxidize.provision.peer_names import peer_names
+from oxidize.provision.peer_tables import table_lines
 from oxidize.provision.wg_quick import Document, Section, Setting
 
 _T = TypeVar("_T")
@@ -92,7 +92,7 @@ def to_server(document: Document, source: str) -> Converted:
     if any(_MASQUERADES.search(setting.value) for setting in interface.all("PostUp")):
         table["nat"] = True
     notes += _interface_notes(interface, has_nat=True)
-    lines = [*_table("[server]", table)]
+    lines = table_lines("[server]", table)
     names = peer_names(document.peers)
     claims = reading.networks(document.peers, names, notes)
     for section, name, networks in zip(document.peers, names, claims, strict=True):
@@ -107,7 +107,7 @@ def to_server(document: Document, source: str) -> Converted:
             "endpoint": reading.one(section, "Endpoint", values.endpoint),
             "persistent_keepalive": reading.one(section, "PersistentKeepalive", _keepalive) or None,
         }
-        lines += ["", *_table("[[peer]]", peer)]
+        lines += ["", *table_lines("[[peer]]", peer)]
     return reading.result(lines, keys, notes)
 
 
@@ -141,7 +141,7 @@ def to_client(document: Document, source: str) -> Converted:
     if interface.last("ListenPort") is not None:
         notes.append("ListenPort: the client uses any port")
     notes += _interface_notes(interface, has_nat=False, is_client=True)
-    return reading.result(_table("[client]", table), keys, notes)
+    return reading.result(table_lines("[client]", table), keys, notes)
 
 
 class _Reading:
@@ -260,10 +260,6 @@ def _command_notes(command: str, has_nat: bool, unit: str) -> Iterator[str]:
         yield "a firewall that drops forwarded packets needs this rule for the interface oxidize0"
     if not known:
         yield f"no counterpart; run it from a separate unit after {unit} has started"
-
-
-def _table(header: str, table: Mapping[str, object]) -> list[str]:
-    return [header, *(f"{key} = {json.dumps(value)}" for key, value in table.items() if value is not None)]
 
 
 def _name_servers(interface: Section, notes: list[str]) -> list[HostAddress | str]:

@@ -118,8 +118,8 @@ def _endpoint(given: PublicEndpoint | None, port: int) -> tuple[str | None, tupl
     guess = server_endpoint.guess()
     if guess is None:
         return None, ()
-    where = server_endpoint.format_endpoint((str(guess.address), None), port)
-    private = "" if guess.is_public else ", and private: no client elsewhere can reach it"
+    where = server_endpoint.format_endpoint((str(guess), None), port)
+    private = "" if guess.is_global else ", and private: no client elsewhere can reach it"
     remedy = "use --endpoint HOST, or set public_endpoint under [server]"
     return where, (f"the endpoint {where} is a guess, this machine's own address{private}; {remedy}",)
 

@@ -11,11 +11,10 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from oxidize.config import Network
 from oxidize.errors import ConfigError, StateError
 
 _TRIVIA = re.compile(r"\s*(#.*)?")
@@ -23,44 +22,25 @@ _COMMENT = re.compile(r"\s*#")
 _HEADER = re.compile(r"\s*\[")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewPeer:
-    """A table [[peer]] to write.
+def table_lines(header: str, values: Mapping[str, object]) -> list[str]:
+    """Return a table as lines of TOML, without the keys whose value is None."""
+    # `oxidize.config` accepts only ASCII in these values, and JSON and TOML write such strings alike.
+    return [header, *(f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None)]
 
-    public_key: base64. preshared_key_file: a path relative to the configuration's folder. endpoint: "host:port".
-    persistent_keepalive: seconds. None, or 0, leaves the key out.
+
+def add_peer(text: str, peer: Mapping[str, object]) -> str:
+    """Return the text with a table [[peer]] at its end; raises ConfigError if the peers are not written as tables.
+
+    peer: its values by their keys; those that are None are left out.
     """
-
-    name: str
-    public_key: str
-    allowed_ips: Sequence[Network]
-    preshared_key_file: str | None = None
-    endpoint: str | None = None
-    persistent_keepalive: int = 0
-
-    def lines(self) -> list[str]:
-        """Return the table as lines of TOML."""
-        values = {
-            "name": self.name,
-            "public_key": self.public_key,
-            "allowed_ips": [str(network) for network in self.allowed_ips],
-            "preshared_key_file": self.preshared_key_file,
-            "endpoint": self.endpoint,
-            "persistent_keepalive": self.persistent_keepalive or None,
-        }
-        # `oxidize.config` accepts only ASCII in these values, and JSON and TOML write such strings alike.
-        return ["[[peer]]", *(f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None)]
-
-
-def add_peer(text: str, peer: NewPeer) -> str:
-    """Return the text with the table at its end; raises ConfigError if the peers are not written as tables."""
-    added = "\n".join([*peer.lines(), ""])
+    lines = table_lines("[[peer]]", peer)
+    added = "\n".join([*lines, ""])
     if text:
         added = ("\n" if text.endswith("\n") else "\n\n") + added
     if "\r\n" in text:
         added = added.replace("\n", "\r\n")
-    before = _parse(text)
-    (table,) = tomllib.loads("\n".join(peer.lines()))["peer"]
+    before = tomllib.loads(text)
+    (table,) = tomllib.loads("\n".join(lines))["peer"]
     expected = {**before, "peer": [*_peers(before), table]}
     return _checked(text + added, expected)
 
@@ -79,10 +59,12 @@ def remove_peer(text: str, name: str) -> Removed:
 
     Raises ConfigError, with the name that was probably meant, if there is no such table.
     """
-    before = _parse(text)
+    before = tomllib.loads(text)
     names = [str(peer.get("name")) for peer in _peers(before)]
     if name not in names:
-        raise ConfigError([unknown_name(name, names)])
+        close = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {close[0]}?" if close else "`oxidize peer list` shows them"
+        raise ConfigError([f"{name}: expected the name of a peer; {hint}"])
     lines = re.findall(r"[^\n]*\n|[^\n]+", text)
     header, end, table = next(block for block in list(_peer_blocks(lines)) if block[2].get("name") == name)
     first = header
@@ -98,13 +80,6 @@ def remove_peer(text: str, name: str) -> Removed:
     peers = [peer for peer in _peers(before) if peer.get("name") != name]
     expected = {key: value for key, value in before.items() if key != "peer"} | ({"peer": peers} if peers else {})
     return Removed(_checked("".join(head + tail), expected), table, first < header)
-
-
-def unknown_name(name: str, names: Sequence[str]) -> str:
-    """Return the error for a name that no peer has."""
-    close = difflib.get_close_matches(name, names, 1)
-    hint = f"did you mean {close[0]}?" if close else "`oxidize peer list` shows them"
-    return f"{name}: expected the name of a peer; {hint}"
 
 
 def _peer_blocks(lines: Sequence[str]) -> Iterator[tuple[int, int, dict[str, Any]]]:
@@ -138,13 +113,9 @@ def _peers(document: dict[str, Any]) -> list[dict[str, Any]]:
     return peers
 
 
-def _parse(text: str) -> dict[str, Any]:
-    return tomllib.loads(text)
-
-
 def _checked(text: str, expected: dict[str, Any]) -> str:
     try:
-        found = _parse(text)
+        found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([_NOT_TABLES]) from error
     if found != expected:

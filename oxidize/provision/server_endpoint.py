@@ -6,24 +6,15 @@ a router translates the addresses to.
 
 import contextlib
 import socket
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 
-from oxidize.config.values import PublicEndpoint
+from oxidize.config.values import HostAddress, PublicEndpoint
 
 # Documentation addresses (RFC 5737, RFC 3849): a UDP socket that is connected there sends nothing, but has a source.
 _SOMEWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 
 
-@dataclass(frozen=True, slots=True)
-class Guess:
-    """An address of this machine; is_public: whether the internet may reach it."""
-
-    address: IPv4Address | IPv6Address
-    is_public: bool
-
-
-def guess() -> Guess | None:
+def guess() -> HostAddress | None:
     """Return the address from which this machine reaches the internet; public before private, IPv4 before IPv6."""
     found = []
     for family, target in _SOMEWHERE:
@@ -31,8 +22,8 @@ def guess() -> Guess | None:
             probe.connect((target, 9))
             address = ip_address(str(probe.getsockname()[0]).partition("%")[0])
             if not address.is_loopback:
-                found.append(Guess(address, address.is_global))
-    return next((one for one in found if one.is_public), found[0] if found else None)
+                found.append(address)
+    return next((address for address in found if address.is_global), found[0] if found else None)
 
 
 def format_endpoint(endpoint: PublicEndpoint, port: int) -> str:
