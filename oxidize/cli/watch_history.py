@@ -5,13 +5,12 @@ a sample too: the gap is what the operator wants to see.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
-from typing import Any
 
-from oxidize.deploy.vitals import Rates, Vitals, rates
+from oxidize.deploy.vitals import Rates, Takeover, Vitals, rates
 
 SAMPLES_MAX = 1_000  # more columns than a terminal has
 TAKEOVERS_MAX = 100  # more lines than one has
@@ -35,47 +34,6 @@ def sparkline(values: Sequence[float | None], width: int, blocks: str = BLOCKS) 
         return blocks[max(ceil(value / highest * levels), 1)] if value > 0 else blocks[0]
 
     return "".join(map(character, shown)).rjust(max(width, 0))
-
-
-@dataclass(frozen=True, slots=True)
-class Takeover:
-    """One entry of a server's takeover history; fields that this kind of entry lacks are None.
-
-    what: the way of a takeover, or the reason of a failure. generation: the one that serves after it.
-    """
-
-    at_unix: float
-    succeeded: bool
-    what: str
-    generation: int | None
-    release: str | None = None
-    sessions: int | None = None
-    blackout_ms: float | None = None
-
-    @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> "Takeover":
-        """Parse an entry of the vitals."""
-        succeeded = entry.get("result") == "success"
-        what = str(entry.get("way" if succeeded else "reason", ""))
-        return cls(
-            entry.get("at_unix", 0.0),
-            succeeded,
-            " ".join(what.split()),
-            entry.get("generation"),
-            entry.get("release"),
-            entry.get("sessions"),
-            entry.get("blackout_ms"),
-        )
-
-    @property
-    def generations(self) -> str:
-        """The generations before and after."""
-        if self.generation is None:
-            return "-"
-        if not self.succeeded:
-            return f"{self.generation} stays"
-        # A generation's number is its predecessor's plus one; the first has no predecessor.
-        return f"{self.generation - 1} -> {self.generation}" if self.generation > 1 else str(self.generation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +91,17 @@ class History:
     def _new_takeovers(self, at_unix: float, earlier: Vitals | None, vitals: Vitals) -> Iterator[Takeover]:
         """Record the new takeovers, and yield those that happened since the first poll."""
         known = set(self.takeovers)
-        new = [found for found in map(Takeover.of, vitals.takeovers) if found not in known]
+        new = [found for found in vitals.takeovers if found not in known]
         if earlier is not None and vitals.pid != earlier.pid and not any(found.succeeded for found in new):
             new.append(
-                Takeover(at_unix, True, "started without sessions", 1, vitals.release, vitals.sessions)
-                if vitals.generation == 1
-                else Takeover(at_unix, True, "replaced", vitals.generation, vitals.release, vitals.sessions)
+                Takeover(
+                    at_unix=at_unix,
+                    result="success",
+                    way="started without sessions" if vitals.generation == 1 else "replaced",
+                    generation=vitals.generation,
+                    release=vitals.release,
+                    sessions=vitals.sessions,
+                )
             )
         self.takeovers.extendleft(new)
         if earlier is not None:

@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from oxidize.cli.watch_history import Sample, Takeover
-from oxidize.deploy.vitals import Vitals
+from oxidize.cli.watch_history import Sample
+from oxidize.deploy.vitals import Takeover, Vitals
 from oxidize.terminal.units import byte_count, clock, short_duration
 from oxidize.text import counted
 

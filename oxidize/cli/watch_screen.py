@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from rich.console import Console, Group
 from rich.text import Text
 
-from oxidize.cli.watch_history import ASCII_BLOCKS, BLOCKS, History, Sample, Takeover, sparkline
+from oxidize.cli.watch_history import ASCII_BLOCKS, BLOCKS, History, Sample, sparkline
 from oxidize.cli.watch_lines import rate_text
+from oxidize.deploy.vitals import Takeover
 from oxidize.terminal.screen import LiveScreen
 from oxidize.terminal.table import table
 from oxidize.terminal.units import byte_count, clock, duration, milliseconds, short_duration

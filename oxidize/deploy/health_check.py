@@ -259,12 +259,11 @@ def _grown(before: Vitals, now: Vitals, counts: str, name: str) -> int:
 
 def _was_taken_over(earlier: Vitals, later: Vitals) -> bool:
     """Return whether only takeovers lie between the two: another operator has reloaded."""
-    ways = {entry.get("generation"): entry.get("way") for entry in later.takeovers if entry.get("result") == "success"}
+    ways = {takeover.generation: takeover.way for takeover in later.takeovers if takeover.succeeded}
     between = range(earlier.generation + 1, later.generation + 1)
     return bool(between) and all(ways.get(generation) == "taken over" for generation in between)
 
 
 def _last_way(vitals: Vitals) -> str:
-    last = vitals.takeovers[-1] if vitals.takeovers else {}
-    way = last.get("way") if last.get("generation") == vitals.generation else None
-    return f" ({way})" if way else ""
+    last = vitals.takeovers[-1] if vitals.takeovers else None
+    return f" ({last.way})" if last is not None and last.way and last.generation == vitals.generation else ""

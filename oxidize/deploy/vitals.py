@@ -5,9 +5,11 @@ between makes no difference. Fields that another release does not send have defa
 answer is checked here, and not where it is used.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, TypeVar
+
+from pydantic import Field, StrictBool, TypeAdapter, ValidationError
 
 from oxidize.errors import DecodeError
 
@@ -20,7 +22,47 @@ NUMBER_MAX = 1e11  # of times: seconds since the epoch until the year 5138
 SECONDS_MIN = 1e-3  # between two answers, for rates
 
 T = TypeVar("T")
-Read = Callable[[object], T]
+Count = Annotated[int, Field(strict=True, ge=0, le=COUNT_MAX)]
+Pid = Annotated[int, Field(strict=True, gt=0, le=PID_MAX)]
+Number = Annotated[float, Field(strict=True, ge=0, le=NUMBER_MAX)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Takeover:
+    """One entry of a server's takeover history; fields that this kind of entry lacks have their defaults.
+
+    way: of a success. reason: of a failure. generation: the one that serves after it. blackout_ms: None if it is
+    unknown, after the death of the predecessor.
+    """
+
+    at_unix: Number = 0.0
+    result: str = ""
+    way: str = ""
+    reason: str = ""
+    generation: Count | None = None
+    release: str | None = None
+    sessions: Count | None = None
+    blackout_ms: Number | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether another generation serves since."""
+        return self.result == "success"
+
+    @property
+    def what(self) -> str:
+        """The way of a success or the reason of a failure, on one line."""
+        return " ".join((self.way if self.succeeded else self.reason).split())
+
+    @property
+    def generations(self) -> str:
+        """The generations before and after."""
+        if self.generation is None:
+            return "-"
+        if not self.succeeded:
+            return f"{self.generation} stays"
+        # A generation's number is its predecessor's plus one; the first has no predecessor.
+        return f"{self.generation - 1} -> {self.generation}" if self.generation > 1 else str(self.generation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,44 +76,26 @@ class Vitals:
     when this generation began to serve; None if the release does not send it.
     """
 
-    at: float
+    at: Annotated[Number, Field(alias="at_boot_secs")]
     state: str
-    generation: int
+    generation: Count
     release: str
-    release_folder: str
-    pid: int
-    uptime_secs: float
-    sessions: int
-    peers: int
-    totals: Mapping[str, int]
-    drops: Mapping[str, int]
-    kernel_drops: int
-    takeovers: tuple[Mapping[str, Any], ...]
-    metrics_listen: str | None
-    errors_before: int | None = None
+    release_folder: str = ""
+    pid: Pid
+    uptime_secs: Number
+    sessions: Count
+    peers: Annotated[Count, Field(alias="peers_configured")]
+    totals: Mapping[str, Count]
+    drops: Mapping[str, Count]
+    kernel_drops: Count
+    takeovers: tuple[Takeover, ...] = ()
+    metrics_listen: str | None = None
+    errors_before: Count | None = None
 
     @classmethod
-    def of(cls, answer: Mapping[str, Any]) -> "Vitals":
+    def of(cls, answer: object) -> "Vitals":
         """Parse an answer; raises DecodeError if it is invalid."""
-        if not isinstance(answer, Mapping):
-            raise DecodeError(f"the server's vitals cannot be read: a {type(answer).__name__}, expected a map")
-        return cls(
-            at=_field(answer, "at_boot_secs", _number),
-            state=_field(answer, "state", _text),
-            generation=_field(answer, "generation", _count),
-            release=_field(answer, "release", _text),
-            release_folder=_field(answer, "release_folder", _text, ""),
-            pid=_field(answer, "pid", _pid),
-            uptime_secs=_field(answer, "uptime_secs", _number),
-            sessions=_field(answer, "sessions", _count),
-            peers=_field(answer, "peers_configured", _count),
-            totals=_field(answer, "totals", _counts),
-            drops=_field(answer, "drops", _counts),
-            kernel_drops=_field(answer, "kernel_drops", _count),
-            takeovers=_field(answer, "takeovers", _takeovers, ()),
-            metrics_listen=_field(answer, "metrics_listen", _text, None),
-            errors_before=_field(answer, "errors_before", _count, None),
-        )
+        return _parsed(_VITALS, "vitals", answer)
 
     def total(self, name: str) -> int:
         """Return a total by its name; 0 if this server does not have it."""
@@ -81,8 +105,8 @@ class Vitals:
     def blackout_ms(self) -> float | None:
         """Milliseconds without a reader in the takeover that made this generation; None if there was none."""
         for entry in reversed(self.takeovers):
-            if entry.get("result") == "success":
-                return entry.get("blackout_ms") if entry.get("generation") == self.generation else None
+            if entry.succeeded:
+                return entry.blackout_ms if entry.generation == self.generation else None
         return None
 
 
@@ -96,29 +120,20 @@ class PeerVitals:
 
     name: str
     public_key: str
-    has_session: bool
-    last_handshake_unix: float
-    session_ends_unix: float
-    received_packets: int
+    has_session: StrictBool
+    last_handshake_unix: Number
+    session_ends_unix: Number = 0.0
+    received_packets: Count
 
     @classmethod
-    def all_of(cls, answer: Mapping[str, Any]) -> "tuple[PeerVitals, ...]":
+    def all_of(cls, answer: object) -> "tuple[PeerVitals, ...]":
         """Parse the peers of an answer; raises DecodeError if it is invalid."""
-        peers = answer.get("peers") if isinstance(answer, Mapping) else None
-        if not isinstance(peers, list) or not all(isinstance(peer, Mapping) for peer in peers):
-            raise DecodeError("the server's status cannot be read: it has no list of peers")
-        return tuple(cls._of(peer) for peer in peers)
+        return _parsed(_STATUS, "status", answer).peers
 
-    @classmethod
-    def _of(cls, peer: Mapping[str, Any]) -> "PeerVitals":
-        return cls(
-            name=_field(peer, "name", _text),
-            public_key=_field(peer, "public_key", _text),
-            has_session=_field(peer, "has_session", _flag),
-            last_handshake_unix=_field(peer, "last_handshake_unix", _number),
-            session_ends_unix=_field(peer, "session_ends_unix", _number, 0.0),
-            received_packets=_field(peer, "received_packets", _count),
-        )
+
+@dataclass(frozen=True, slots=True)
+class _Status:
+    peers: tuple[PeerVitals, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,92 +157,16 @@ def rates(earlier: Vitals, later: Vitals) -> Rates:
     return Rates(rate(_RECEIVED), rate(_SENT), rate(_RECEIVED_BYTES), rate(_SENT_BYTES))
 
 
-class _WrongError(Exception):
-    """A value has the wrong type or range; the text names the expected one."""
+_VITALS = TypeAdapter(Vitals)
+_STATUS = TypeAdapter(_Status)
 
 
-_NEEDED: Any = object()
-
-
-def _field(answer: Mapping[str, Any], name: str, read: Read[T], default: Any = _NEEDED) -> T | Any:
-    """Return a field parsed by `read`. With a default it may be missing; with the default None it may be null."""
-    if name not in answer:
-        if default is _NEEDED:
-            raise DecodeError(f"the server's vitals cannot be read: {name!r} is missing")
-        return default
-    value = answer[name]
-    if value is None and default is None:
-        return None
+def _parsed(adapter: TypeAdapter[T], what: str, answer: object) -> T:
     try:
-        return read(value)
-    except _WrongError as wrong:
-        raise DecodeError(f"the server's vitals cannot be read: {name}: expected a {wrong}") from wrong
-
-
-def _flag(value: object) -> bool:
-    if type(value) is not bool:
-        raise _WrongError("boolean")
-    return value
-
-
-def _text(value: object) -> str:
-    if type(value) is not str:
-        raise _WrongError("text")
-    return value
-
-
-def _count(value: object) -> int:
-    if type(value) is not int or not 0 <= value <= COUNT_MAX:
-        raise _WrongError("count")
-    return value
-
-
-def _pid(value: object) -> int:
-    if not 0 < _count(value) <= PID_MAX:
-        raise _WrongError("process number")
-    return _count(value)
-
-
-def _number(value: object) -> float:
-    if type(value) not in {int, float} or not 0 <= value <= NUMBER_MAX:  # type: ignore[operator]
-        raise _WrongError(f"number of at most {NUMBER_MAX:g}")
-    return float(value)  # type: ignore[arg-type]
-
-
-def _counts(value: object) -> dict[str, int]:
-    if not isinstance(value, Mapping):
-        raise _WrongError("map of counts")
-    return {_text(name): _count(number) for name, number in value.items()}
-
-
-_OF_TAKEOVER: dict[str, Read[Any]] = {
-    "at_unix": _number,
-    "result": _text,
-    "way": _text,
-    "reason": _text,
-    "release": _text,
-    "generation": _count,
-    "sessions": _count,
-    "blackout_ms": _number,
-}
-_MAY_BE_NONE = frozenset({"blackout_ms"})  # unknown after the death of the predecessor
-
-
-def _takeovers(value: object) -> tuple[dict[str, Any], ...]:
-    if not isinstance(value, list | tuple):
-        raise _WrongError("list of takeovers")
-    return tuple(_takeover(entry) for entry in value)
-
-
-def _takeover(entry: object) -> dict[str, Any]:
-    """Return the known fields of an entry."""
-    if not isinstance(entry, Mapping):
-        raise _WrongError("list of takeovers, each a map")
-    try:
-        return {
-            name: None if entry[name] is None and name in _MAY_BE_NONE else read(entry[name])
-            for name, read in _OF_TAKEOVER.items()
-            if name in entry
-        }
-    except _WrongError as wrong:
-        raise _WrongError(f"list of takeovers; a field of one is not a {wrong}") from wrong
+        return adapter.validate_python(answer)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_context=False)[0]
+        name = ".".join(map(str, wrong["loc"]))
+        expected = wrong["msg"].removeprefix("Input should be ")
+        reason = f"{name!r} is missing" if wrong["type"] == "missing" else f"{name or what}: expected {expected}"
+        raise DecodeError(f"the server's {what} cannot be read: {reason}") from error

@@ -13,7 +13,7 @@ from oxidize.deploy.interrupts import Interrupts
 from oxidize.deploy.progress import Progress
 from oxidize.deploy.releases import DESCRIPTION, Release, Releases
 from oxidize.deploy.server import Clock, Serving
-from oxidize.deploy.vitals import PeerVitals, Vitals
+from oxidize.deploy.vitals import PeerVitals, Takeover, Vitals
 from oxidize.errors import DeployError, Phase, TakeoverError
 
 UNIX = 1_800_000_000.0
@@ -157,7 +157,7 @@ class World:
             totals={name: int(value) for name, value in self.totals.items()},
             drops={name: int(value) for name, value in self.drops.items()},
             kernel_drops=int(self.kernel_drops),
-            takeovers=({"result": "success", "generation": self.generation, "blackout_ms": 1.5, "way": self.way},),
+            takeovers=(Takeover(result="success", generation=self.generation, blackout_ms=1.5, way=self.way),),
             metrics_listen="127.0.0.1:9090",
             errors_before=int(self.errors_before),
         )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from oxidize.deploy.vitals import Vitals
+from oxidize.deploy.vitals import Takeover, Vitals
 
 NOON = 1_700_000_000.0
 
@@ -46,3 +46,8 @@ def taken(generation: int, second: float = 0.0, **more: Any) -> dict[str, Any]:
 
 def failed(generation: int, second: float = 0.0, reason: str = "it does\n not start") -> dict[str, Any]:
     return {"at_unix": NOON + second, "result": "failure", "generation": generation, "reason": reason}
+
+
+def parsed(entry: dict[str, Any]) -> Takeover:
+    """Return an entry of a server's history as its vitals have it."""
+    return vitals(takeovers=[entry]).takeovers[0]

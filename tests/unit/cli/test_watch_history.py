@@ -2,8 +2,8 @@
 
 import pytest
 
-from oxidize.cli.watch_history import ASCII_BLOCKS, SAMPLES_MAX, History, Takeover, sparkline
-from tests.support.vitals import NOON, failed, taken, vitals
+from oxidize.cli.watch_history import ASCII_BLOCKS, SAMPLES_MAX, History, sparkline
+from tests.support.vitals import NOON, failed, parsed, taken, vitals
 
 
 @pytest.mark.parametrize(
@@ -89,31 +89,34 @@ def test_a_takeover_is_new_once_and_those_from_before_are_not() -> None:
     seen = history.add(
         NOON + 1, vitals(1, generation=4, pid=5, takeovers=[taken(3), failed(3, 1), taken(4, 1)])
     ).takeovers
-    assert seen == (Takeover.of(failed(3, 1)), Takeover.of(taken(4, 1)))
+    assert seen == (parsed(failed(3, 1)), parsed(taken(4, 1)))
     assert history.add(NOON + 2, vitals(2, generation=4, pid=5, takeovers=[taken(4, 1)])).takeovers == ()
     assert [found.generation for found in history.takeovers] == [4, 3, 3, 2]
 
 
 def test_a_takeover_is_parsed() -> None:
-    assert Takeover.of(taken(4)) == Takeover(NOON, True, "taken over", 4, "0.1.0", 20, 0.74)
-    assert Takeover.of(failed(3)) == Takeover(NOON, False, "it does not start", 3)
-    assert Takeover.of({}) == Takeover(0.0, False, "", None)
+    done, broken, empty = parsed(taken(4)), parsed(failed(3)), parsed({})
+    assert (done.at_unix, done.succeeded, done.what, done.generation) == (NOON, True, "taken over", 4)
+    assert (done.release, done.sessions, done.blackout_ms) == ("0.1.0", 20, 0.74)
+    assert (broken.at_unix, broken.succeeded, broken.what, broken.generation) == (NOON, False, "it does not start", 3)
+    assert (empty.at_unix, empty.succeeded, empty.what, empty.generation) == (0.0, False, "", None)
 
 
 @pytest.mark.parametrize(
     ("entry", "expected"), [(taken(4), "3 -> 4"), (taken(1), "1"), (failed(3), "3 stays"), ({"result": "success"}, "-")]
 )
 def test_the_generations_of_a_takeover(entry: dict[str, object], expected: str) -> None:
-    assert Takeover.of(entry).generations == expected
+    assert parsed(entry).generations == expected
 
 
 def test_a_server_without_its_predecessors_state_is_a_takeover_entry() -> None:
     history = History()
     history.add(NOON, vitals(takeovers=[taken(3)]))
     (found,) = history.add(NOON + 1, vitals(1, generation=1, pid=5, sessions=0)).takeovers
-    assert found == Takeover(NOON + 1, True, "started without sessions", 1, "0.1.0", 0)
+    assert (found.at_unix, found.succeeded, found.what) == (NOON + 1, True, "started without sessions")
+    assert (found.generation, found.release, found.sessions) == (1, "0.1.0", 0)
     assert history.add(NOON + 2, vitals(2, generation=1, pid=5, sessions=0)).takeovers == ()
-    assert list(history.takeovers) == [found, Takeover.of(taken(3))]
+    assert list(history.takeovers) == [found, parsed(taken(3))]
 
 
 def test_an_unrecorded_replacement_is_a_takeover_entry() -> None:

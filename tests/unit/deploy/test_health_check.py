@@ -7,7 +7,7 @@ import pytest
 
 from oxidize.deploy.health_check import Baseline, HealthCheck, Observation, missing_sessions
 from oxidize.deploy.server import Serving
-from oxidize.deploy.vitals import PeerVitals, Vitals, rates
+from oxidize.deploy.vitals import PeerVitals, Takeover, Vitals, rates
 from oxidize.errors import DecodeError
 
 FIRST = Vitals(
@@ -167,7 +167,7 @@ def test_another_process_of_the_same_release_is_a_reason_unless_it_took_over(
     check = HealthCheck(baseline(), TWO)
     now = later(replace(baseline().last, generation=5, pid=11), 0.5, received=500)
     assert check.observe(Observation(SERVING, now)) == []
-    entries = tuple({"result": "success", "generation": number, "way": way} for number, way in takeovers)
+    entries = tuple(Takeover(result="success", generation=number, way=way) for number, way in takeovers)
     now = later(replace(now, generation=6, pid=12, takeovers=entries), 0.5, received=500)
     assert bool(check.observe(Observation(Serving(12, TWO), now))) is is_reason
 
