@@ -74,3 +74,10 @@ class TakeoverError(OxidizeError):
 
 class DeployError(OxidizeError):
     """A deployment was refused or has failed; the text gives the reason, and the release that serves."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an exception as the reason within another error: without a phase, and only a bug with its type's name."""
+    if isinstance(error, TakeoverError):
+        return error.reason
+    return str(error) if isinstance(error, OxidizeError) else f"{type(error).__name__}: {error}"

@@ -16,7 +16,7 @@ import click
 
 from oxidize import config
 from oxidize.cli.common import default_config, either_config_option, errors_as_lines, role_of
-from oxidize.errors import OxidizeError, TakeoverError
+from oxidize.errors import OxidizeError, TakeoverError, reason_of
 
 if TYPE_CHECKING:
     from oxidize.cli.watch_history import History, Sample
@@ -100,7 +100,7 @@ def follow(
         try:
             vitals = poll()
         except OxidizeError as error:
-            reason = " ".join(str(error).split())
+            reason = " ".join(reason_of(error).split())
         show(history.add(time.time(), vitals, reason))
         polls += 1
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from oxidize import config, logs
 from oxidize.control.reload_channel import Control
-from oxidize.errors import OxidizeError, UnreachableError
+from oxidize.errors import OxidizeError, UnreachableError, reason_of
 from oxidize.net.event_loop import Loop
 from oxidize.runtime.startup import start
 from oxidize.service_manager import notify
@@ -28,11 +28,11 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
         logs.configure(log_level)
         handover = start(_load(role, config_path), loop, control)
     except OxidizeError as error:
-        control.failed(str(error))
+        control.failed(reason_of(error))
         _pause(control)
         raise
     except Exception as error:  # the boundary of a takeover: the coordinator must get the reason
-        control.failed(logs.redact_text(f"{type(error).__name__}: {error}"))
+        control.failed(logs.redact_text(reason_of(error)))
         log.exception("cannot start")
         _pause(control)
         return 1

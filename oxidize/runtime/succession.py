@@ -16,7 +16,7 @@ import oxidize
 from oxidize import logs
 from oxidize.client.host_setup import check_host_setup, revert_host_setup
 from oxidize.control.reload_channel import Control
-from oxidize.errors import SnapshotError
+from oxidize.errors import SnapshotError, reason_of
 from oxidize.hostnet.netlink import preload
 from oxidize.net.event_loop import READABLE, Loop, boot_time
 from oxidize.net.tun import TunDevice
@@ -29,7 +29,7 @@ from oxidize.runtime.offer import FdName, OfferState, descriptors_of
 from oxidize.runtime.parts import NOT_CONFIGURED, NodeParts, adopt_nat, adopt_tunnel, bind_http, configure, restore
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
-from oxidize.takeover.host import NamedFd, Offer, reason_of
+from oxidize.takeover.host import NamedFd, Offer
 from oxidize.takeover.successor import Commit, Successor
 
 log = logs.get(__name__)
@@ -59,7 +59,7 @@ class Succession:
             self.control.prepared(summary)
             node.device.restore(node.session_state.sync(), boot_time())
         except BaseException as error:
-            self.successor.failed(str(error) or type(error).__name__)
+            self.successor.failed(reason_of(error))
             self._give_back()
             raise
         commit = self.successor.ready(summary)

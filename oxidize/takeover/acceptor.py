@@ -9,9 +9,9 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 
-from oxidize.errors import DecodeError, StateError, TakeoverError
+from oxidize.errors import DecodeError, StateError, TakeoverError, reason_of
 from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, close_unasked, is_authorised
-from oxidize.takeover.host import Answer, reason_of
+from oxidize.takeover.host import Answer
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.messages import (
     PROTOCOL,

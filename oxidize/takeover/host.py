@@ -88,8 +88,3 @@ def _find(name: str, fds: tuple[NamedFd, ...], phase: Phase, whose: str) -> Name
         if each.name == name:
             return each
     raise TakeoverError(phase, f"{whose} has no {name!r}; it has {[each.name for each in fds]}")
-
-
-def reason_of(error: BaseException) -> str:
-    """Return an exception as a reason for the other side; an OxidizeError needs no type name."""
-    return str(error) if isinstance(error, OxidizeError) else f"{type(error).__name__}: {error}"

@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from oxidize.errors import StateError
+from oxidize.errors import StateError, reason_of
 from oxidize.takeover.acceptor import Acceptor, Register, Unregister
 from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, ChannelBatch, close_unasked
-from oxidize.takeover.host import Offer, TakeoverHost, reason_of
+from oxidize.takeover.host import Offer, TakeoverHost
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.machine import DEFAULT_TIMEOUTS, Action, Do, Event, Observation, PredecessorMachine, Timeouts
 from oxidize.takeover.messages import (

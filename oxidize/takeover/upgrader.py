@@ -24,9 +24,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from oxidize.errors import StateError
+from oxidize.errors import StateError, reason_of
 from oxidize.takeover.clock import boot_time
-from oxidize.takeover.host import Offer, TakeoverHost, reason_of
+from oxidize.takeover.host import Offer, TakeoverHost
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.machine import DEFAULT_TIMEOUTS, Timeouts
 from oxidize.takeover.predecessor import Predecessor

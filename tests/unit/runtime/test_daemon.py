@@ -1,0 +1,27 @@
+"""The process of a server that cannot start: what its coordinator learns."""
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from oxidize.errors import Phase, TakeoverError
+from oxidize.runtime import daemon
+
+
+def test_a_coordinator_gets_the_reason_of_a_failed_takeover_without_its_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise TakeoverError(Phase.AWAITING_OFFER, "another successor waits already")
+
+    monkeypatch.setattr(daemon.logs, "configure", lambda _: None)
+    monkeypatch.setattr(daemon, "_load", lambda *_: None)
+    monkeypatch.setattr(daemon, "start", fail)
+    coordinator, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with coordinator:
+        with pytest.raises(TakeoverError):
+            daemon.run("server", Path("server.toml"), "info", end.detach())
+        told = json.loads(coordinator.recv(4096))
+    assert told == {"event": "failed", "pid": os.getpid(), "reason": "another successor waits already"}
