@@ -11,6 +11,7 @@ Decoders raise only DecodeError. Encoders raise StateError, for their input come
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgpack
@@ -138,94 +139,86 @@ Message = (
 )
 
 
-class _Fields:
-    """A decoded map, read field by field; a wrong type raises a DecodeError that names the field."""
-
-    def __init__(self, of: str, fields: Mapping[str, Any]) -> None:
-        self._of = of
-        self._fields = fields
-
-    def text(self, key: str, chars_max: int = NAME_CHARS_MAX) -> str:
-        value = self._get(key, str)
-        if len(value) > chars_max:
-            raise DecodeError(f"{self._of}.{key} has {len(value)} characters; expected at most {chars_max}")
-        return str(value)
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self._fields.get(key, default)
-        if type(value) is not int or not 0 <= value < 1 << 63:
-            raise DecodeError(f"{self._of}.{key} is {value!r:.80}; expected a non-negative integer")
-        return value
-
-    def seconds(self, key: str) -> float:
-        return float(self._get(key, float))
-
-    def opaque(self, key: str) -> Opaque:
-        return dict(self._get(key, dict))
-
-    def integers(self, key: str) -> tuple[int, ...]:
-        values = self._get(key, list)
-        if len(values) > VERSIONS_MAX or not all(type(value) is int for value in values):
-            raise DecodeError(f"{self._of}.{key} is no list of at most {VERSIONS_MAX} integers")
-        return tuple(values)
-
-    def entries(self, key: str, *, may_be_missing: bool = False) -> tuple[FdEntry, ...]:
-        if may_be_missing and key not in self._fields:
-            return ()
-        values = self._get(key, list)
-        if len(values) > FDS_MAX:
-            raise DecodeError(f"{self._of}.{key} names {len(values)} descriptors; expected at most {FDS_MAX}")
-        entries = []
-        for value in values:
-            if not isinstance(value, dict):
-                raise DecodeError(f"{self._of}.{key} has a {type(value).__name__}; expected maps")
-            each = _Fields(f"{self._of}.{key}", value)
-            entries.append(FdEntry(each.text("name"), each.text("kind"), each.opaque("options")))
-        return tuple(entries)
-
-    def _get(self, key: str, kind: type) -> Any:
-        value = self._fields.get(key)
-        if type(value) is not kind:
-            raise DecodeError(f"{self._of}.{key} is a {type(value).__name__}; expected {kind.__name__}")
-        return value
-
-
-def _hello(fields: _Fields) -> Hello:
-    return Hello(
-        release=fields.text("release"),
-        pid=fields.integer("pid"),
-        snapshot_versions=fields.integers("snapshot_versions"),
-        protocol=fields.integer("protocol"),
-        protocol_min=fields.integer("protocol_min"),
-    )
-
-
-def _offer(fields: _Fields) -> OfferMessage:
-    return OfferMessage(
-        generation=fields.integer("generation"),
-        release=fields.text("release"),
-        fds=fields.entries("fds"),
-        state=fields.opaque("state"),
-        protocol=fields.integer("protocol"),
-    )
-
-
-# Wire name -> the dataclass, whose fields are written, and the function that reads them.
-_TYPES: Mapping[str, tuple[type, Callable[[_Fields], Message]]] = {
-    "hello": (Hello, _hello),
-    "offer": (OfferMessage, _offer),
-    "more_fds": (MoreFds, lambda _: MoreFds()),
-    "ready": (Ready, lambda fields: Ready(fields.opaque("report"))),
-    "commit": (CommitMessage, lambda fields: CommitMessage(fields.seconds("frozen_at"), fields.opaque("info"))),
-    "taken": (Taken, lambda fields: Taken(fields.opaque("info"))),
-    "busy": (Busy, lambda fields: Busy(fields.text("reason", REASON_CHARS_MAX))),
-    "refused": (Refused, lambda fields: Refused(fields.text("reason", REASON_CHARS_MAX))),
-    "withdrawn": (Withdrawn, lambda fields: Withdrawn(fields.text("reason", REASON_CHARS_MAX))),
-    "failed": (Failed, lambda fields: Failed(fields.text("reason", REASON_CHARS_MAX))),
-    "query": (Query, lambda fields: Query(fields.text("name"))),
-    "reply": (Reply, lambda fields: Reply(fields.entries("fds", may_be_missing=True))),
+_TYPES: Mapping[str, type[Any]] = {
+    "hello": Hello,
+    "offer": OfferMessage,
+    "more_fds": MoreFds,
+    "ready": Ready,
+    "commit": CommitMessage,
+    "taken": Taken,
+    "busy": Busy,
+    "refused": Refused,
+    "withdrawn": Withdrawn,
+    "failed": Failed,
+    "query": Query,
+    "reply": Reply,
 }
-_NAMES: Mapping[type, str] = {kind: name for name, (kind, _) in _TYPES.items()}
+_NAMES: Mapping[type, str] = {kind: name for name, kind in _TYPES.items()}
+
+
+# --- Reading: a wrong value raises a DecodeError that names the message and the field ---
+
+
+def _typed(where: str, value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise DecodeError(f"{where} is a {type(value).__name__}; expected {kind.__name__}")
+    return value
+
+
+def _text(where: str, value: Any, chars_max: int = NAME_CHARS_MAX) -> str:
+    text: str = _typed(where, value, str)
+    if len(text) > chars_max:
+        raise DecodeError(f"{where} has {len(text)} characters; expected at most {chars_max}")
+    return text
+
+
+def _integer(where: str, value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise DecodeError(f"{where} is {value!r:.80}; expected a non-negative integer")
+    return value
+
+
+def _integers(where: str, value: Any) -> tuple[int, ...]:
+    values = _typed(where, value, list)
+    if len(values) > VERSIONS_MAX or not all(type(each) is int for each in values):
+        raise DecodeError(f"{where} is no list of at most {VERSIONS_MAX} integers")
+    return tuple(values)
+
+
+def _entries(where: str, value: Any) -> tuple[FdEntry, ...]:
+    values = _typed(where, value, list)
+    if len(values) > FDS_MAX:
+        raise DecodeError(f"{where} names {len(values)} descriptors; expected at most {FDS_MAX}")
+    for each in values:
+        if not isinstance(each, dict):
+            raise DecodeError(f"{where} has a {type(each).__name__}; expected maps")
+    return tuple(_read(FdEntry, where, each) for each in values)
+
+
+_opaque = partial(_typed, kind=dict)
+
+# The name of a field, in any message, and the function that reads it.
+_READERS: Mapping[str, Callable[[str, Any], Any]] = {
+    "release": _text,
+    "pid": _integer,
+    "snapshot_versions": _integers,
+    "protocol": _integer,
+    "protocol_min": _integer,
+    "generation": _integer,
+    "fds": _entries,
+    "kind": _text,
+    "options": _opaque,
+    "state": _opaque,
+    "report": _opaque,
+    "frozen_at": partial(_typed, kind=float),
+    "info": _opaque,
+    "reason": partial(_text, chars_max=REASON_CHARS_MAX),
+    "name": _text,
+}
+
+
+def _read(kind: type[Any], of: str, fields: Mapping[str, Any]) -> Any:
+    return kind(**{key: _READERS[key](f"{of}.{key}", fields.get(key)) for key in kind.__dataclass_fields__})
 
 
 def encode(message: Message) -> bytes:
@@ -271,7 +264,10 @@ def decode(data: bytes) -> Message:
     name = fields.get("type")
     if not isinstance(name, str) or name not in _TYPES:
         raise DecodeError(f"a message of type {name!r:.80}; expected one of {', '.join(_TYPES)}")
-    return _TYPES[name][1](_Fields(name, fields))
+    if name == "reply":
+        fields.setdefault("fds", [])  # the first releases sent no descriptors
+    message: Message = _read(_TYPES[name], name, fields)
+    return message
 
 
 def _find_alien(value: Any) -> str:
