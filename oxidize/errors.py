@@ -4,7 +4,6 @@ The rule: a peer's bytes never raise, for the protocol answers them with a `Drop
 these, and its text names the value, what was expected and the remedy.
 """
 
-from collections.abc import Sequence
 from enum import StrEnum
 
 
@@ -35,9 +34,9 @@ class UnreachableError(OxidizeError):
 class ConfigError(OxidizeError):
     """The operator's configuration cannot be used; `problems` has one complete line for each mistake."""
 
-    def __init__(self, problems: Sequence[str]) -> None:
+    def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
+        self.problems = problems
 
 
 class Phase(StrEnum):

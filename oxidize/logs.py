@@ -68,7 +68,7 @@ def configure(
     this process but the package for it is missing.
     """
     if level.lower() not in LEVELS:
-        raise ConfigError([f"log level {level!r}: expected one of {', '.join(LEVELS)}; correct --log-level"])
+        raise ConfigError(f"log level {level!r}: expected one of {', '.join(LEVELS)}; correct --log-level")
     stream = sys.stderr if stream is None else stream
     is_journal = _is_journal(stream, environ)
     handler = _journal_handler() if is_journal else logging.StreamHandler(stream)
@@ -210,7 +210,7 @@ def _import_journal() -> Any:
             "the Python package systemd is missing: expected under systemd, for sockets, fd store and journal; "
             'run "pip install oxidize[systemd]"'
         )
-        raise ConfigError([problem]) from None
+        raise ConfigError(problem) from None
 
 
 def _journal_handler() -> logging.Handler:

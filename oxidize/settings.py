@@ -99,7 +99,7 @@ def _peers(config: ServerConfig) -> tuple[PeerSettings, ...]:
             )
         )
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     return tuple(settings)
 
 

@@ -33,7 +33,7 @@ def import_wg_quick(source: Path, output: Path | None, is_client: bool, force: b
         document = wg_quick.parse(_read(source), str(source))
         if not is_client and conversion.is_client(document):
             what = "this is a client's file: one [Peer] with an Endpoint and a default route"
-            raise ConfigError([f"{source}: {what}; `oxidize import --client` converts it to client.toml"])
+            raise ConfigError(f"{source}: {what}; `oxidize import --client` converts it to client.toml")
         found = (conversion.to_client if is_client else conversion.to_server)(document, str(source))
         owner = service_owner()
         files = [NewFile(name, f"{key}\n", 0o600, owner) for name, key in found.keys.items()]
@@ -60,9 +60,9 @@ def import_wg_quick(source: Path, output: Path | None, is_client: bool, force: b
 def _read(source: Path) -> str:
     content = read_file(source, "a wg-quick file; correct the path")
     if len(content) > FILE_BYTES_MAX:
-        raise ConfigError([f"{source}: more than {FILE_BYTES_MAX} bytes: expected a wg-quick file"])
+        raise ConfigError(f"{source}: more than {FILE_BYTES_MAX} bytes: expected a wg-quick file")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError([f"{source}: line {line} is not UTF-8: expected a wg-quick file; correct it"]) from error
+        raise ConfigError(f"{source}: line {line} is not UTF-8: expected a wg-quick file; correct it") from error

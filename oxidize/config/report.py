@@ -49,12 +49,12 @@ class Report:
 
     def fail(self, text: str) -> NoReturn:
         """Raise ConfigError for a file that cannot be parsed at all."""
-        raise ConfigError([f"{self.source}: {text}"])
+        raise ConfigError(f"{self.source}: {text}")
 
     def check(self) -> None:
         """Raise ConfigError with all problems, if there are any."""
         if self.problems:
-            raise ConfigError([_KEY_WITHIN.sub(self._hide_secret, problem) for problem in self.problems])
+            raise ConfigError(*(_KEY_WITHIN.sub(self._hide_secret, problem) for problem in self.problems))
 
     def _hide_secret(self, key: re.Match[str]) -> str:
         # The private key may be in the place of a public key, and public keys are shown.

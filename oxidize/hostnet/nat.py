@@ -44,7 +44,7 @@ def check_forwarding(addresses: Iterable[InterfaceAddress]) -> None:
         for version, name, found in not_forwarded(addresses)
     ]
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
 
 
 def not_forwarded(addresses: Iterable[InterfaceAddress]) -> list[tuple[int, str, str]]:
@@ -137,7 +137,7 @@ class Nat:
             problem = f"belongs to another process (netlink port {owner}): end that one, or choose another interface"
         else:
             problem = f"exists and has no owner: remove it with `nft delete table inet {self._name}`"
-        return ConfigError([f"server.nat = true: the nftables table inet {self._name} {problem}"])
+        return ConfigError(f"server.nat = true: the nftables table inet {self._name} {problem}")
 
     def _problem(self, error: NftError) -> ConfigError:
         remedies = {
@@ -147,7 +147,7 @@ class Nat:
             errno.EOPNOTSUPP: "expected a kernel with nf_tables for the family inet: install its modules",
         }
         remedy = remedies.get(error.code, "the kernel refuses the table")
-        return ConfigError([f"server.nat = true: nftables table inet {self._name}: {error}: {remedy}"])
+        return ConfigError(f"server.nat = true: nftables table inet {self._name}: {error}: {remedy}")
 
 
 def table_messages(interface: str, addresses: Iterable[InterfaceAddress], *, exclusive: bool) -> list[Message]:

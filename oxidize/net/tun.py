@@ -62,17 +62,17 @@ class TunDevice:
         encoded = os.fsencode(name)
         if not _INTERFACE_NAME.fullmatch(encoded) or name in (".", ".."):
             limit = f"1 to {INTERFACE_NAME_MAX} bytes without spaces, '/', ':' and '%'"
-            raise ConfigError([f"interface {name!r}: is not an interface name; expected {limit}"])
+            raise ConfigError(f"interface {name!r}: is not an interface name; expected {limit}")
         try:
             descriptor = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise ConfigError([f"interface {name}: {_open_problem(error)}"]) from error
+            raise ConfigError(f"interface {name}: {_open_problem(error)}") from error
         flags = IFF_TUN | IFF_NO_PI | (IFF_VNET_HDR if vnet_header else 0)
         try:
             fcntl.ioctl(descriptor, TUNSETIFF, _IFREQ.pack(encoded, flags))
         except OSError as error:
             os.close(descriptor)
-            raise ConfigError([f"interface {name}: {_attach_problem(error)}"]) from error
+            raise ConfigError(f"interface {name}: {_attach_problem(error)}") from error
         return cls(descriptor, name, VNET_HEADER_SIZE if vnet_header else 0)
 
     @classmethod

@@ -114,7 +114,7 @@ class UdpSocket:
         if bound.family not in (socket.AF_INET, socket.AF_INET6) or bound.type != socket.SOCK_DGRAM:
             kind = f"{bound.family.name}/{bound.type.name}"
             remedy = "use ListenDatagram= in the socket unit"
-            raise ConfigError([f"the socket passed for UDP is {kind}; expected AF_INET(6)/SOCK_DGRAM: {remedy}"])
+            raise ConfigError(f"the socket passed for UDP is {kind}; expected AF_INET(6)/SOCK_DGRAM: {remedy}")
         self.receive_errors = 0
         self.send_failures = 0
         self._socket = bound
@@ -396,7 +396,7 @@ def bind_udp(host: str | IPv4Address | IPv6Address, port: int) -> socket.socket:
     SO_REUSEADDR stays off: with it on both sockets, another process could bind the same port and take all packets.
     """
     if not 0 <= port <= PORT_MAX:  # getaddrinfo would take it modulo 65536
-        raise ConfigError([f"listen address {host} port {port}: expected a port from 0 (any) to {PORT_MAX}"])
+        raise ConfigError(f"listen address {host} port {port}: expected a port from 0 (any) to {PORT_MAX}")
     try:
         info = socket.getaddrinfo(str(host), port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
         family, _, _, _, address = info[0]
@@ -409,7 +409,7 @@ def bind_udp(host: str | IPv4Address | IPv6Address, port: int) -> socket.socket:
             bound.close()
             raise
     except OSError as error:
-        raise ConfigError([f"listen address {host} port {port}: {_bind_problem(error)}"]) from error
+        raise ConfigError(f"listen address {host} port {port}: {_bind_problem(error)}") from error
     return bound
 
 

@@ -25,11 +25,11 @@ def free_addresses(own: Sequence[InterfaceAddress], taken: Iterable[Network]) ->
     full = [space.network for space in spaces if space.next_free(0) is None]
     if full:
         raise ConfigError(
-            [
+            *(
                 f"{network}: no free address: expected one that is neither the server's nor in a peer's allowed_ips; "
                 f"give [server] address another network, or remove a peer"
                 for network in full
-            ]
+            )
         )
     common = _common(spaces)
     numbers = [space.next_free(0) if common is None else common for space in spaces]

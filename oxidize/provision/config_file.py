@@ -46,7 +46,7 @@ class ConfigFile:
         with _as_config_errors(self.path, "a folder that can be written to", "run the command as its owner or as root"):
             if self.target.read_bytes() != self.content:
                 raise ConfigError(
-                    [f"{self.path} was changed by another program since: nothing is changed; run the command again"]
+                    f"{self.path} was changed by another program since: nothing is changed; run the command again"
                 )
             _replace(self.target, content)
         self.content = content
@@ -162,7 +162,7 @@ def install(folder: Path, files: Sequence[NewFile], load: Callable[[Path], objec
     existing = [path for path in paths if os.path.lexists(path)]
     if existing and not force:
         raise ConfigError(
-            [f"{path} exists: expected to write a new file; name another one (-o), or --force" for path in existing]
+            *(f"{path} exists: expected to write a new file; name another one (-o), or --force" for path in existing)
         )
     with (
         _made(folder),
@@ -174,7 +174,7 @@ def install(folder: Path, files: Sequence[NewFile], load: Callable[[Path], objec
         try:
             load(Path(name, files[-1].name))
         except ConfigError as error:
-            raise ConfigError([problem.replace(f"{name}/", f"{folder}/") for problem in error.problems]) from error
+            raise ConfigError(*(problem.replace(f"{name}/", f"{folder}/") for problem in error.problems)) from error
         for file, path in zip(files, paths, strict=True):
             Path(name, file.name).replace(path)
         sync_folder(folder)
@@ -223,4 +223,4 @@ def _as_config_errors(path: Path, expected: str, remedy: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
         reason = error.strerror if isinstance(error, OSError) else "invalid file name"
-        raise ConfigError([f"{path}: {reason}: expected {expected}; {remedy}"]) from error
+        raise ConfigError(f"{path}: {reason}: expected {expected}; {remedy}") from error

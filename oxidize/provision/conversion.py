@@ -118,7 +118,7 @@ def to_client(document: Document, source: str) -> Converted:
     notes: list[str] = []
     if len(document.peers) != 1 or document.peers[0].last("Endpoint") is None:
         expected = "one [Peer] with an Endpoint, as clients have it"
-        raise ConfigError([f"{source}: expected {expected}; leave out --client for a server's file"])
+        raise ConfigError(f"{source}: expected {expected}; leave out --client for a server's file")
     (peer,) = document.peers
     keys = {"client.key": reading.key(interface, "PrivateKey")}
     preshared = reading.preshared_key(peer)
@@ -157,7 +157,7 @@ class _Reading:
     def result(self, lines: Sequence[str], keys: dict[str, str], notes: Sequence[str]) -> Converted:
         """Return the configuration; raises ConfigError if there are mistakes."""
         if self._problems:
-            raise ConfigError([problem for _, problem in sorted(self._problems)])
+            raise ConfigError(*(problem for _, problem in sorted(self._problems)))
         return Converted("\n".join([*lines, ""]), keys, tuple(notes))
 
     def parsed(self, setting: Setting, text: str, parse: Callable[[str], _T]) -> _T | None:

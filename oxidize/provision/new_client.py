@@ -79,7 +79,7 @@ def new_client(options: ClientOptions, server: ServerConfig, port: int) -> NewCl
     if where is None and given is None and options.endpoint is None:
         problems.append("--endpoint is missing: expected HOST or HOST:PORT: no address of this machine can be guessed")
     if problems or where is None or allowed_ips is None or dns is None:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     private = generate_private_key(secrets.token_bytes) if theirs is None else None
     setup = ClientSetup(
         name=options.name,

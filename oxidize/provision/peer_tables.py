@@ -64,7 +64,7 @@ def remove_peer(text: str, name: str) -> Removed:
     if name not in names:
         close = difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {close[0]}?" if close else "`oxidize peer list` shows them"
-        raise ConfigError([f"{name}: expected the name of a peer; {hint}"])
+        raise ConfigError(f"{name}: expected the name of a peer; {hint}")
     lines = re.findall(r"[^\n]*\n|[^\n]+", text)
     header, end, table = next(block for block in list(_peer_blocks(lines)) if block[2].get("name") == name)
     first = header
@@ -100,7 +100,7 @@ def _peer_blocks(lines: Sequence[str]) -> Iterator[tuple[int, int, dict[str, Any
             end -= 1
         peers = found.get("peer")
         if peers and not (_HEADER.match(lines[start]) and isinstance(peers, list) and len(peers) == 1):
-            raise ConfigError([_NOT_TABLES])
+            raise ConfigError(_NOT_TABLES)
         yield start, end, peers[0] if peers else {}
         start = number
 
@@ -117,7 +117,7 @@ def _checked(text: str, expected: dict[str, Any]) -> str:
     try:
         found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError([_NOT_TABLES]) from error
+        raise ConfigError(_NOT_TABLES) from error
     if found != expected:
         raise StateError("the edited configuration differs from what was meant; nothing is changed; this is a bug")
     return text

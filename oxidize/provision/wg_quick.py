@@ -85,7 +85,7 @@ def parse(text: str, source: str) -> Document:
             f"{source}: there is no section [Interface]: expected a file of wg-quick; correct the path"
         )
     if reader.problems or reader.interface is None:
-        raise ConfigError(reader.problems)
+        raise ConfigError(*reader.problems)
     return Document(reader.interface, reader.peers)
 
 

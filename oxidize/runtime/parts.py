@@ -60,12 +60,8 @@ def make_folder(takeover_socket: Path) -> None:
         takeover_socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            [
-                (
-                    f"takeover_socket = {takeover_socket}: its folder cannot be created: {error.strerror}: expected a "
-                    "place where this user may write; set takeover_socket, or XDG_RUNTIME_DIR"
-                )
-            ]
+            f"takeover_socket = {takeover_socket}: its folder cannot be created: {error.strerror}: expected a "
+            "place where this user may write; set takeover_socket, or XDG_RUNTIME_DIR"
         ) from error
 
 
@@ -146,12 +142,8 @@ def bind_http(settings: NodeSettings) -> socket.socket | None:
             listener.bind((host, port))
         except OSError as error:
             raise ConfigError(
-                [
-                    (
-                        f"metrics_listen = {host}:{port}: {error.strerror}: expected a free address of this machine; "
-                        'choose another one, or "" for none'
-                    )
-                ]
+                f"metrics_listen = {host}:{port}: {error.strerror}: expected a free address of this machine; "
+                'choose another one, or "" for none'
             ) from error
         listener.listen(HTTP_BACKLOG)
         undo.pop_all()

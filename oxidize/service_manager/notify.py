@@ -67,12 +67,8 @@ def _send_fd(message: str, fd: int) -> None:
     except OSError as error:
         where = os.environ.get("NOTIFY_SOCKET")
         raise ConfigError(
-            [
-                (
-                    f"NOTIFY_SOCKET = {where}: {error.strerror}: expected a service manager that listens there; "
-                    f"unset it where there is none"
-                )
-            ]
+            f"NOTIFY_SOCKET = {where}: {error.strerror}: expected a service manager that listens there; "
+            f"unset it where there is none"
         ) from error
 
 
@@ -95,13 +91,13 @@ def single(passed: dict[str, list[int]], names: Sequence[str]) -> dict[str, int]
     several = [name for name in names if len(passed.get(name, [])) > 1]
     if several:
         raise ConfigError(
-            [
+            *(
                 (
                     f"LISTEN_FDS: {len(passed[name])} files are named {name!r}: expected one; "
                     f"give each socket unit its own FileDescriptorName= and one Listen...= line"
                 )
                 for name in several
-            ]
+            )
         )
     return {name: passed[name][0] for name in names if passed.get(name)}
 
@@ -111,11 +107,7 @@ def _daemon() -> Any:
         from systemd import daemon  # type: ignore[attr-defined] # noqa: PLC0415  # an extra: only where a manager is
     except ImportError as error:
         raise ConfigError(
-            [
-                (
-                    "NOTIFY_SOCKET or LISTEN_FDS is set, but the Python package systemd-python is not installed: "
-                    "install it with `pip install 'oxidize[systemd]'`"
-                )
-            ]
+            "NOTIFY_SOCKET or LISTEN_FDS is set, but the Python package systemd-python is not installed: "
+            "install it with `pip install 'oxidize[systemd]'`"
         ) from error
     return daemon

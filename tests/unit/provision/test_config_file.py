@@ -128,7 +128,7 @@ def test_existing_files_are_overwritten_only_with_force(tmp_path: Path) -> None:
 
 def test_files_are_not_installed_if_the_configuration_does_not_load(tmp_path: Path) -> None:
     def load(path: Path) -> None:
-        raise ConfigError([f"{path}: bad", "also"])
+        raise ConfigError(f"{path}: bad", "also")
 
     with pytest.raises(ConfigError) as caught:
         install(tmp_path, FILES, load, force=False)
@@ -157,7 +157,7 @@ def test_a_made_folder_belongs_to_the_group_of_the_service(tmp_path: Path, monke
 
 def test_a_made_folder_is_removed_if_nothing_is_installed(tmp_path: Path) -> None:
     def load(path: Path) -> None:
-        raise ConfigError([f"{path}: bad"])
+        raise ConfigError(f"{path}: bad")
 
     with pytest.raises(ConfigError, match=f"{tmp_path}/new/server.toml: bad"):
         install(tmp_path / "new", FILES, load, force=False)
