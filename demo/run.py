@@ -16,9 +16,10 @@ from demo.plan import Step, choose_burst, plan, read_answer
 from demo.screen import REFRESH_PER_SECOND, View
 from demo.verdict import GAP_AFTER_SECS, Action, Judged, Replacement, Tally, Verdict, judge, silence_ms
 from demo.workspace import Workspace
+from oxidize.clock import boot_time
 from oxidize.control.query import fetch
 from oxidize.errors import StateError
-from oxidize.holder.holder import Holder, clock
+from oxidize.holder.holder import Holder
 
 READY_TIMEOUT_SECS = 30.0
 COMMAND_TIMEOUT_SECS = 60.0
@@ -76,7 +77,7 @@ class Demonstration:
     @property
     def origin(self) -> float:
         """The start of the clients' schedule, or now if it has not started."""
-        return clock() if self.tally.started_at is None else self.tally.started_at
+        return boot_time() if self.tally.started_at is None else self.tally.started_at
 
     def run(self, show: Callable[[View], None]) -> Verdict:
         """Make the run and return its verdict; raises StateError if server or clients cannot be started."""
@@ -99,8 +100,8 @@ class Demonstration:
             if not told and self._is_over(pending):
                 told = True
                 self._fleet.finish()
-            if clock() >= next_show:
-                next_show = clock() + 1 / REFRESH_PER_SECOND
+            if boot_time() >= next_show:
+                next_show = boot_time() + 1 / REFRESH_PER_SECOND
                 show(self._view())
             time.sleep(TURN_SECS)
         while self._doing is not None:  # it began before the end of the schedule, so it counts
@@ -127,7 +128,7 @@ class Demonstration:
         """Return whether the clients may end: all steps are done, or OVERTIME_SECS have passed."""
         if self.tally.started_at is None:
             return False
-        elapsed = clock() - self.tally.started_at - self.options.seconds
+        elapsed = boot_time() - self.tally.started_at - self.options.seconds
         done = not pending and self._doing is None
         return elapsed > (0 if done else OVERTIME_SECS)
 
@@ -139,11 +140,11 @@ class Demonstration:
             if replacement is not None:
                 self.replacements.append(replacement)
                 self._doing = None
-        elif pending and self.tally.started_at is not None and clock() >= self.tally.started_at + pending[0].at:
+        elif pending and self.tally.started_at is not None and boot_time() >= self.tally.started_at + pending[0].at:
             self._doing = self._begin(pending.pop(0).action)
 
     def _begin(self, action: Action) -> _Doing:
-        doing = _Doing(action, clock(), self.holder.main_pid, len(self.holder.restarts))
+        doing = _Doing(action, boot_time(), self.holder.main_pid, len(self.holder.restarts))
         if action is Action.KILL:
             self.holder.kill_main()
         else:
@@ -173,10 +174,10 @@ class Demonstration:
         restarts = self.holder.restarts[doing.restarts :]
         ready_at = restarts[-1].ready_at if restarts else None
         if ready_at is None:
-            if self.holder.failure is None and clock() < doing.started_at + RESTART_TIMEOUT_SECS:
+            if self.holder.failure is None and boot_time() < doing.started_at + RESTART_TIMEOUT_SECS:
                 return None
             detail = self.holder.failure or f"the new process was not ready within {RESTART_TIMEOUT_SECS:g} s"
-            return Replacement(doing.action, doing.started_at, clock(), False, None, detail)
+            return Replacement(doing.action, doing.started_at, boot_time(), False, None, detail)
         stored = " and ".join(self.holder.stored_names) or "nothing"
         detail = f"{restarts[-1].reason}; restarted by the holder with {stored} from its store"
         self._generation = self._ask_generation()
@@ -190,7 +191,7 @@ class Demonstration:
     # --- Display ---
 
     def _view(self) -> View:
-        now, tally = clock(), self.tally
+        now, tally = boot_time(), self.tally
         self._rates.append((now, tally.sent, tally.replies))
         while self._rates[0][0] < now - RATE_WINDOW_SECS:
             self._rates.pop(0)

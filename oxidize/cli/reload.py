@@ -36,10 +36,9 @@ def replace_process(
     """
     from oxidize.control.query import nothing_runs  # noqa: PLC0415
     from oxidize.control.reload import reload  # noqa: PLC0415  # what checks a file needs none of it
-    from oxidize.net.event_loop import boot_time  # noqa: PLC0415
     from oxidize.takeover import who_listens  # noqa: PLC0415
 
-    listener = who_listens(takeover_socket, clock=boot_time)
+    listener = who_listens(takeover_socket)
     if listener is None:
         raise nothing_runs(takeover_socket)
     report = reload(role, config_path, log_level or _log_level(takeover_socket), takeover_socket, listener[0])

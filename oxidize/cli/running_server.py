@@ -19,7 +19,6 @@ from oxidize.deploy.releases import folder_of
 from oxidize.deploy.server import Serving
 from oxidize.deploy.vitals import PeerVitals, Vitals
 from oxidize.errors import OxidizeError
-from oxidize.net.event_loop import boot_time
 from oxidize.service_manager import systemctl
 from oxidize.takeover.query import who_listens
 
@@ -81,7 +80,7 @@ class RunningServer:
 
     def _listener(self) -> tuple[int, int] | None:
         """Return pid and uid of the process that listens, None if none does."""
-        return who_listens(self._takeover_socket, clock=boot_time, timeout=LISTEN_TIMEOUT_SECS)
+        return who_listens(self._takeover_socket, timeout=LISTEN_TIMEOUT_SECS)
 
     def _service(self, listener: tuple[int, int] | None) -> str | None:
         """Return the service that the server belongs to; None for none, and if no process listens and it is down."""

@@ -13,7 +13,8 @@ from typing import Any
 from oxidize import logs
 from oxidize.client.network_watch import NetworkWatch, source_address_for
 from oxidize.client.resolver import Lookup, Resolver, look_up_past_tunnel, read_upstream_dns
-from oxidize.net.event_loop import Loop, boot_time
+from oxidize.clock import boot_time
+from oxidize.net.event_loop import Loop
 from oxidize.net.resolve import literal, look_up
 from oxidize.protocol.counters import OUTAGE_SINCE_NS, RETRIES, ROUND_TRIP_NS, Counters, LinkState
 from oxidize.protocol.device import Device

@@ -5,7 +5,6 @@ from typing import Any
 
 from oxidize.control.decode import decode, printable_reasons
 from oxidize.errors import OxidizeError
-from oxidize.net.event_loop import boot_time
 from oxidize.takeover.query import query
 
 # The names of the queries, on the wire.
@@ -46,7 +45,7 @@ def find(takeover_socket: Path, what: str = STATUS) -> dict[str, Any] | None:
     Every text is printable, whatever process answers. Raises OxidizeError for a process without a readable answer.
     """
     with printable_reasons():
-        answer = query(takeover_socket, what, clock=boot_time, bytes_max=bytes_max_of(what))
+        answer = query(takeover_socket, what, bytes_max=bytes_max_of(what))
     return decode(answer) if answer is not None else None
 
 

@@ -15,11 +15,11 @@ import signal
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from oxidize.clock import boot_time
 from oxidize.errors import StateError
 from oxidize.holder import processes
 from oxidize.holder.fd_store import FdStore, Notification, bind_notify_socket, receive_notification
@@ -33,11 +33,6 @@ _SWEEP_INTERVAL_SECS = 0.5  # the longest time until an unwatched orphan is reap
 _SO_RCVBUFFORCE = 33
 _SO_MEMINFO = 55  # missing in socket(7): nine u32, the last is the number of dropped packets
 _MEMINFO = struct.Struct("9I")
-
-
-def clock() -> float:
-    """Return CLOCK_BOOTTIME in seconds, the clock of all times that the holder reports."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +197,7 @@ class Holder:
         with self._changed:
             if self._main is None:
                 raise StateError("no main process to signal; wait until the holder has restarted it")
-            now = clock()
+            now = boot_time()
             processes.signal_process(self._main.pidfd, number)
             return now
 
@@ -215,7 +210,7 @@ class Holder:
             if self._control is not None:
                 raise StateError(f"control process {self._control.pid} is running; expected one at a time")
             self._control_result = None
-            now = clock()
+            now = boot_time()
             main_pid = {"MAINPID": str(self._main.pid)} if self._main else {}
             # A separate file, because processes that it starts may write long after it; a pipe would fill.
             self._controls += 1
@@ -313,7 +308,7 @@ class Holder:
             self._on_ready(self._main)
 
     def _on_ready(self, main: _Process) -> None:
-        main.ready_at = clock()
+        main.ready_at = boot_time()
         self._failed_starts = 0
         if self._restarts and self._restarts[-1].pid == main.pid and self._restarts[-1].ready_at is None:
             self._restarts[-1] = replace(self._restarts[-1], ready_at=main.ready_at)
@@ -327,7 +322,7 @@ class Holder:
             self._former.remove(process)
         else:
             try:
-                process = self._watch(pid, clock())
+                process = self._watch(pid, boot_time())
             except OSError:
                 return  # no such process: ignored, as systemd does
         if self._main is not None:
@@ -350,7 +345,7 @@ class Holder:
             self._control = None
             output = self._output_path.read_text("utf-8", "replace")
             status = -signal.SIGKILL if ended.status is None else ended.status
-            self._control_result = ControlResult(status, output, process.started_at, clock())
+            self._control_result = ControlResult(status, output, process.started_at, boot_time())
             if self._main is None and self._main_ended is not None:
                 self._restart(self._main_ended)
         elif process is self._main:
@@ -371,7 +366,7 @@ class Holder:
                 f"the server ended {self._failed_starts} times before it was ready ({reason}); see {self.log_path}"
             )
             return
-        ended_at = clock()
+        ended_at = boot_time()
         main = self._start_main()
         self._restarts.append(Restart(ended_at, reason, main.started_at, main.pid))
 
@@ -380,7 +375,7 @@ class Holder:
         fds = [("udp", self._udp.fileno()), ("http", self._http.fileno()), *self._store.entries]
         log = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            now = clock()
+            now = boot_time()
             self._main = self._watch(processes.spawn(self._argv, self._env, log, fds), now)
         finally:
             os.close(log)
@@ -388,7 +383,7 @@ class Holder:
 
     def _end_overdue_control(self) -> None:
         control = self._control
-        if control is not None and control.deadline is not None and clock() > control.deadline:
+        if control is not None and control.deadline is not None and boot_time() > control.deadline:
             processes.signal_process(control.pidfd, signal.SIGKILL)
 
     def _sweep(self) -> None:

@@ -1,18 +1,19 @@
-"""The event loop: one thread, one epoll, and the only reader of clocks.
+"""The event loop: one thread, one epoll, one clock.
 
 The rule: an unregistered callback is never called again, not even for an event of the same poll; nor is a removed
 timer. After a hand-off, this keeps a predecessor off the sockets that its successor owns.
 
-Sources: epoll(7); clock_gettime(2) for CLOCK_BOOTTIME, which continues across generations and through a suspend.
+Source: epoll(7).
 """
 
 import os
 import select
 import signal
-import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Protocol
+
+from oxidize.clock import boot_time
 
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
@@ -28,16 +29,6 @@ class Timed(Protocol):
 
     def handle_timeout(self, now: float) -> None:
         """Do the work that is due; do nothing if called too early."""
-
-
-def boot_time() -> float:
-    """Return CLOCK_BOOTTIME in seconds."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def unix_time() -> float:
-    """Return the seconds since the epoch, for timestamps and for display."""
-    return time.time()
 
 
 class Loop:

@@ -13,11 +13,12 @@ from typing import TypeVar
 import oxidize
 from oxidize import logs
 from oxidize.client.host_setup import check_host_setup
+from oxidize.clock import boot_time
 from oxidize.control.reload_channel import Control
 from oxidize.errors import OxidizeError, SnapshotError, WriterBusyError
 from oxidize.hostnet.nat import not_forwarded
 from oxidize.net import http
-from oxidize.net.event_loop import Loop, boot_time
+from oxidize.net.event_loop import Loop
 from oxidize.net.tun import TunDevice, interface_name_of_fd
 from oxidize.net.udp import UdpSocket, bind_udp
 from oxidize.protocol.counters import Total

@@ -6,7 +6,8 @@ The rule: sessions are kept until all of them are idle or the time is up, and no
 from collections.abc import Callable
 
 from oxidize import logs
-from oxidize.net.event_loop import Loop, boot_time
+from oxidize.clock import boot_time
+from oxidize.net.event_loop import Loop
 from oxidize.protocol.counters import Counters, Total
 from oxidize.protocol.device import Device
 from oxidize.service_manager import notify

@@ -12,10 +12,11 @@ from typing import Any
 
 import oxidize
 from oxidize import logs
+from oxidize.clock import boot_time
 from oxidize.control.query import ACCEPT, DRAIN, IDENTITY, QUERIES, STATE, STATUS, VITALS
 from oxidize.errors import OxidizeError, Phase, StateError, TakeoverError
 from oxidize.net import http
-from oxidize.net.event_loop import READABLE, Loop, boot_time
+from oxidize.net.event_loop import READABLE, Loop
 from oxidize.net.tun import TunDevice
 from oxidize.protocol.counters import Total
 from oxidize.runtime import status
@@ -49,7 +50,6 @@ class Handover:
             release=oxidize.__version__,
             register=lambda fd, callback: loop.register(fd, READABLE, callback),
             unregister=loop.unregister,
-            clock=boot_time,
             held=held,
         )
         loop.add_timed(self.predecessor)

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Literal
 
-from oxidize.net.event_loop import Loop, boot_time
+from oxidize.clock import boot_time
+from oxidize.net.event_loop import Loop
 from oxidize.net.http import HttpServer, Respond, Response
 
 RENDER_SECS = 0.25  # between two renderings of the metrics

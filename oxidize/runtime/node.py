@@ -16,12 +16,13 @@ import oxidize
 from oxidize import logs
 from oxidize.client.connection import Connection
 from oxidize.client.host_setup import HostSetup, has_host_setup
+from oxidize.clock import boot_time
 from oxidize.errors import OxidizeError, SnapshotError
 from oxidize.hostnet.interface import routes_needed
 from oxidize.metrics import Live, Metrics
 from oxidize.net import http
 from oxidize.net.data_path import DataPath
-from oxidize.net.event_loop import READABLE, Loop, Timed, boot_time
+from oxidize.net.event_loop import READABLE, Loop, Timed
 from oxidize.net.tun import TunDevice
 from oxidize.net.userspace import UserspaceNetwork
 from oxidize.protocol.counters import ENDED_ON_PURPOSE, DropReason

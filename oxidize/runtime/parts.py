@@ -6,6 +6,7 @@ The rule: each part is made without touching what a predecessor uses.
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from oxidize.errors import ConfigError, OxidizeError
 from oxidize.hostnet.interface import configure_interface
 from oxidize.hostnet.nat import Nat
 from oxidize.net.data_path import Tunnel
-from oxidize.net.event_loop import unix_time
 from oxidize.net.http import HttpServer
 from oxidize.net.tun import TunDevice
 from oxidize.net.udp import UdpSocket
@@ -67,7 +67,7 @@ def make_folder(takeover_socket: Path) -> None:
 
 def make_device(settings: NodeSettings, state: SessionState, peers: Iterable[PeerSettings]) -> Device:
     """Return a device that counts and records in `state`; `peers` is iterated once."""
-    return Device(settings.private_key, peers, state.arena, os.urandom, unix_time, state.record, mtu=settings.mtu)
+    return Device(settings.private_key, peers, state.arena, os.urandom, time.time, state.record, mtu=settings.mtu)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ import oxidize
 from oxidize.control.decode import decode, printable_reasons
 from oxidize.control.query import IDENTITY, STATE, bytes_max_of, fetch, nothing_runs
 from oxidize.errors import DecodeError, OxidizeError, SnapshotError, TakeoverError
-from oxidize.net.event_loop import boot_time
 from oxidize.protocol.changes import PeerKeypairs
 from oxidize.protocol.keypair import Keypair
 from oxidize.runtime.offer import FdName
@@ -100,7 +99,7 @@ def _keep_out_of_core_dumps() -> None:
 def _ask(takeover_socket: Path) -> Answer:
     try:
         with printable_reasons():
-            answer = query_with_fds(takeover_socket, STATE, clock=boot_time, bytes_max=bytes_max_of(STATE))
+            answer = query_with_fds(takeover_socket, STATE, bytes_max=bytes_max_of(STATE))
     except TakeoverError as error:
         if not error.reason.startswith(f"query {STATE!r}: expected"):
             raise

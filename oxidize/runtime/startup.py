@@ -10,7 +10,7 @@ import os
 import oxidize
 from oxidize.control.reload_channel import Control
 from oxidize.errors import OxidizeError
-from oxidize.net.event_loop import Loop, boot_time
+from oxidize.net.event_loop import Loop
 from oxidize.runtime.cold_start import start_alone
 from oxidize.runtime.handover import Handover
 from oxidize.runtime.parts import make_folder
@@ -28,9 +28,7 @@ def start(settings: NodeSettings, loop: Loop, control: Control) -> Handover:
     OxidizeError if a coordinator waits for a takeover and the predecessor has ended.
     """
     make_folder(settings.takeover_socket)
-    successor = Successor(
-        settings.takeover_socket, release=oxidize.__version__, snapshot_versions=[FORMAT], clock=boot_time
-    )
+    successor = Successor(settings.takeover_socket, release=oxidize.__version__, snapshot_versions=[FORMAT])
     offer = successor.connect()
     if offer is None and control.is_coordinated:
         successor.close()

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 import oxidize
-from oxidize.net.event_loop import boot_time
+from oxidize.clock import boot_time
 from oxidize.protocol.counters import (
     DROPS_START,
     RECEIVED_BYTES,

@@ -15,10 +15,11 @@ from typing import Any
 import oxidize
 from oxidize import logs
 from oxidize.client.host_setup import check_host_setup, revert_host_setup
+from oxidize.clock import boot_time
 from oxidize.control.reload_channel import Control
 from oxidize.errors import SnapshotError, reason_of
 from oxidize.hostnet.netlink import preload
-from oxidize.net.event_loop import READABLE, Loop, boot_time
+from oxidize.net.event_loop import READABLE, Loop
 from oxidize.net.tun import TunDevice
 from oxidize.net.udp import UdpSocket
 from oxidize.protocol.counters import Total

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from oxidize.clock import boot_time
 from oxidize.errors import StateError, reason_of
 from oxidize.takeover.acceptor import Acceptor, Register, Unregister
 from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, ChannelBatch, close_unasked
@@ -58,7 +59,7 @@ class Predecessor:
         release: str,
         register: Register,
         unregister: Unregister,
-        clock: Callable[[], float],
+        clock: Callable[[], float] = boot_time,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         held: bool = False,
     ) -> None:

@@ -12,9 +12,9 @@ import contextlib
 import fcntl
 import os
 import select
-from collections.abc import Callable
 from pathlib import Path
 
+from oxidize.clock import boot_time
 from oxidize.errors import DecodeError, Phase, TakeoverError
 from oxidize.takeover.acceptor import ANSWER_BYTES_MAX
 from oxidize.takeover.channel import (
@@ -26,7 +26,6 @@ from oxidize.takeover.channel import (
     connect_socket,
     credentials_of,
 )
-from oxidize.takeover.clock import boot_time
 from oxidize.takeover.host import Answer, NamedFd
 from oxidize.takeover.machine import CONNECT_ATTEMPTS_MAX
 from oxidize.takeover.messages import Busy, Query, Refused, Reply
@@ -40,7 +39,6 @@ def query(
     path: Path,
     name: str,
     *,
-    clock: Callable[[], float] = boot_time,
     timeout: float = QUERY_TIMEOUT,
     bytes_max: int = ANSWER_BYTES_MAX,
 ) -> bytes | None:
@@ -49,7 +47,7 @@ def query(
     Raises TakeoverError if there is no answer within `timeout` seconds, if it has more than `bytes_max` bytes, or if
     the server refuses; the reason is then its own text, unchecked.
     """
-    answer = query_with_fds(path, name, clock=clock, timeout=timeout, bytes_max=bytes_max)
+    answer = query_with_fds(path, name, timeout=timeout, bytes_max=bytes_max)
     if answer is None:
         return None
     close_unasked([named.fd for named in answer.fds])
@@ -60,49 +58,46 @@ def query_with_fds(
     path: Path,
     name: str,
     *,
-    clock: Callable[[], float] = boot_time,
     timeout: float = QUERY_TIMEOUT,
     bytes_max: int = ANSWER_BYTES_MAX,
 ) -> Answer | None:
     """Return the answer with its descriptors, which are the caller's to close; raises as `query` does."""
-    deadline = clock() + timeout
+    deadline = boot_time() + timeout
     for _ in range(CONNECT_ATTEMPTS_MAX):
-        channel = connect(path, max(deadline - clock(), 0.0))
+        channel = connect(path, max(deadline - boot_time(), 0.0))
         if channel is None:
             return None
         try:
-            received = _ask(channel, name, deadline, clock)
+            received = _ask(channel, name, deadline)
         finally:
             channel.discard()
             channel.close()
         if received is not None:
-            return _read(received, bytes_max, lambda: clock() < deadline)
+            return _read(received, bytes_max, deadline)
         select.select([], [], [], RETRY_DELAY)
     raise TakeoverError(Phase.QUERYING, f"{path} closed {CONNECT_ATTEMPTS_MAX} connections without an answer")
 
 
-def who_listens(
-    path: Path, *, clock: Callable[[], float] = boot_time, timeout: float = QUERY_TIMEOUT
-) -> tuple[int, int] | None:
+def who_listens(path: Path, *, timeout: float = QUERY_TIMEOUT) -> tuple[int, int] | None:
     """Return pid and uid of the process that listens at a path, or None if no process does; it need not answer.
 
     The kernel names the process that called listen(2) (SO_PEERCRED, unix(7)); nothing is sent. Raises TakeoverError as
     `connect` does.
     """
-    deadline = clock() + timeout
+    deadline = boot_time() + timeout
     while True:
-        connection = connect_socket(path, max(deadline - clock(), 0.0))
+        connection = connect_socket(path, max(deadline - boot_time(), 0.0))
         if connection is None:
             return None
         with connection:
             pid, uid = credentials_of(connection)
         if uid != NO_UID:
             return pid, uid
-        if clock() >= deadline:  # a signal ended the wait for a place in the backlog
+        if boot_time() >= deadline:  # a signal ended the wait for a place in the backlog
             raise TakeoverError(Phase.CONNECTING, f"{path} accepts no connection within {timeout:g} s: does it hang?")
 
 
-def _ask(channel: Channel, name: str, deadline: float, clock: Callable[[], float]) -> Received | None:
+def _ask(channel: Channel, name: str, deadline: float) -> Received | None:
     """Return the first message, or None if the connection ended before it."""
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLIN)
@@ -112,7 +107,7 @@ def _ask(channel: Channel, name: str, deadline: float, clock: Callable[[], float
         try:
             return channel.receive()
         except BlockingIOError:
-            remaining = deadline - clock()
+            remaining = deadline - boot_time()
             if remaining <= 0:
                 raise TakeoverError(Phase.QUERYING, f"pid {channel.peer.pid} gives no answer: does it hang?") from None
             poll.poll(remaining * 1000 + 1)
@@ -120,13 +115,13 @@ def _ask(channel: Channel, name: str, deadline: float, clock: Callable[[], float
             raise TakeoverError(Phase.QUERYING, f"pid {channel.peer.pid} sent what is no message: {error}") from error
 
 
-def _read(received: Received, bytes_max: int, is_in_time: Callable[[], bool]) -> Answer:
+def _read(received: Received, bytes_max: int, deadline: float) -> Answer:
     """Return the answer in a reply. Closes the memfd, and every descriptor if it raises."""
     with contextlib.ExitStack() as undo:
         undo.callback(close_unasked, received.fds)
         match received:
             case Received(Reply(entries), (memfd, *fds)) if len(entries) == len(fds):
-                content = _content(memfd, bytes_max, is_in_time)
+                content = _content(memfd, bytes_max, deadline)
                 undo.pop_all()
                 os.close(memfd)
                 named = zip(entries, fds, strict=True)
@@ -139,7 +134,7 @@ def _read(received: Received, bytes_max: int, is_in_time: Callable[[], bool]) ->
                 )
 
 
-def _content(memfd: int, bytes_max: int, is_in_time: Callable[[], bool]) -> bytes:
+def _content(memfd: int, bytes_max: int, deadline: float) -> bytes:
     try:
         fcntl.fcntl(memfd, fcntl.F_GET_SEALS)
         size = os.fstat(memfd).st_size
@@ -147,7 +142,7 @@ def _content(memfd: int, bytes_max: int, is_in_time: Callable[[], bool]) -> byte
             raise TakeoverError(Phase.QUERYING, f"an answer of {size} bytes; expected at most {bytes_max}")
         parts = bytearray()
         while len(parts) < size and (part := os.pread(memfd, min(READ_BYTES, size - len(parts)), len(parts))):
-            if not is_in_time():
+            if boot_time() >= deadline:
                 raise TakeoverError(
                     Phase.QUERYING, f"an answer of {size} bytes, of which {len(parts)} could be read in time"
                 )

@@ -3,7 +3,7 @@
 The rule: until it owns, this side waits, each time with a deadline, for it has nothing else to do. Once it owns it
 never waits. Every failure is a TakeoverError with the step and the reason, and leaves the predecessor serving.
 
-    successor = Successor(path, release=..., snapshot_versions=[...], clock=...)
+    successor = Successor(path, release=..., snapshot_versions=[...])
     offer = successor.connect()             # None: no process serves, start afresh
     ...                                     # restore; read nothing from the descriptors, change nothing about them
     commit = successor.ready({...})         # the predecessor has stopped, or has died
@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from oxidize.clock import boot_time
 from oxidize.errors import StateError, TakeoverError
 from oxidize.takeover.channel import Channel, ChannelBatch, Received, close_fds, connect, is_authorised
 from oxidize.takeover.host import NamedFd, Offer
@@ -83,7 +84,7 @@ class Successor:
         *,
         release: str,
         snapshot_versions: Sequence[int],
-        clock: Callable[[], float],
+        clock: Callable[[], float] = boot_time,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
         self._path = path

@@ -24,8 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from oxidize.clock import boot_time
 from oxidize.errors import StateError, reason_of
-from oxidize.takeover.clock import boot_time
 from oxidize.takeover.host import Offer, TakeoverHost
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.machine import DEFAULT_TIMEOUTS, Timeouts
@@ -46,16 +46,12 @@ class Upgrader:
         *,
         release: str,
         state_versions: Sequence[int] = (1,),
-        clock: Callable[[], float] = boot_time,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
         self._path = path
         self._release = release
-        self._clock = clock
         self._timeouts = timeouts
-        self._successor = Successor(
-            path, release=release, snapshot_versions=state_versions, clock=clock, timeouts=timeouts
-        )
+        self._successor = Successor(path, release=release, snapshot_versions=state_versions, timeouts=timeouts)
         self._predecessor: Predecessor | None = None
         self._has_offer = False
         self._is_taken = False
@@ -104,7 +100,6 @@ class Upgrader:
             release=self._release,
             register=self._register,
             unregister=self._unregister,
-            clock=self._clock,
             timeouts=self._timeouts,
             held=self._awaits_end,
         )
@@ -120,7 +115,7 @@ class Upgrader:
     def timeout(self) -> float | None:
         """Return the seconds after which `process` is due although nothing is readable, or None."""
         deadlines = [each for each in (self._serving().next_deadline(), self._end_deadline()) if each is not None]
-        return max(0.0, min(deadlines) - self._clock()) if deadlines else None
+        return max(0.0, min(deadlines) - boot_time()) if deadlines else None
 
     def process(self) -> None:
         """Do all that is due, without waiting. The host's methods are called from here.
@@ -135,7 +130,7 @@ class Upgrader:
             callback = self._callbacks.get(fd)  # None where an earlier callback of this batch unregistered it
             if callback is not None:
                 callback()
-        predecessor.handle_timeout(self._clock())
+        predecessor.handle_timeout(boot_time())
         if self._awaits_end:
             self._check_end()
 

@@ -188,7 +188,7 @@ def serve(path: Path, stage: Stage, timeouts: Timeouts) -> None:
 
 def ask(path: Path, name: str) -> None:
     try:
-        answer = query(path, name, clock=clock)
+        answer = query(path, name)
     except TakeoverError as error:
         print(error)
     else:

@@ -39,7 +39,7 @@ def asked(stand: Stand, ask: Callable[[], T]) -> T:
 
 
 def with_fds(stand: Stand) -> Answer:
-    answer = asked(stand, lambda: query_with_fds(stand.path, "fds", clock=clock))
+    answer = asked(stand, lambda: query_with_fds(stand.path, "fds"))
     assert answer is not None
     return answer
 
@@ -66,14 +66,14 @@ def test_an_answer_carries_descriptors_in_order_with_their_names(stand: Stand) -
 
 
 def test_an_answer_without_descriptors_has_none(stand: Stand) -> None:
-    answer = asked(stand, lambda: query_with_fds(stand.path, "status", clock=clock))
+    answer = asked(stand, lambda: query_with_fds(stand.path, "status"))
     assert answer == Answer(b'{"serves": true}')
 
 
 def test_a_query_for_bytes_alone_keeps_no_descriptor(stand: Stand) -> None:
     stand.host.answer_fds = (NamedFd("out", stand.host.out, "pipe"),)
     with no_leaked_fds():
-        assert asked(stand, lambda: query(stand.path, "fds", clock=clock)) == b"with descriptors"
+        assert asked(stand, lambda: query(stand.path, "fds")) == b"with descriptors"
 
 
 def test_an_answer_carries_as_many_descriptors_as_one_message_can(stand: Stand) -> None:
@@ -98,7 +98,7 @@ def test_an_answer_with_descriptors_that_cannot_be_named_is_refused(stand: Stand
     stand.host.answer_fds = (named,)
     with pytest.raises(TakeoverError, match=says):
         with_fds(stand)
-    assert asked(stand, lambda: query(stand.path, "status", clock=clock)) == b'{"serves": true}'
+    assert asked(stand, lambda: query(stand.path, "status")) == b'{"serves": true}'
 
 
 # --- Whoever answers is another release, or no server at all ---
@@ -125,10 +125,11 @@ def answered_by_hands(
         ThreadPoolExecutor(1) as pool,
     ):
         patch.setattr(Channel, "send", send_late)
+        patch.setattr("oxidize.takeover.query.boot_time", now)
         listener.bind(str(path))
         listener.listen()
         listener.settimeout(WAIT_SECS)
-        asking = pool.submit(query_with_fds, path, "state", clock=now)
+        asking = pool.submit(query_with_fds, path, "state")
         connection, _ = listener.accept()
         with connection:
             for data, fds in messages:
@@ -187,7 +188,7 @@ def test_an_oversized_answer_leaks_no_descriptor(tmp_path: Path, memfd: int) -> 
 
 def test_a_query_limits_the_length_of_its_answer(stand: Stand, tmp_path: Path, memfd: int) -> None:
     def ask(bytes_max: int) -> bytes | None:
-        return asked(stand, lambda: query(stand.path, "big", clock=clock, bytes_max=bytes_max))
+        return asked(stand, lambda: query(stand.path, "big", bytes_max=bytes_max))
 
     assert ask(5 << 20) == b"big " * (5 << 18)
     with pytest.raises(TakeoverError, match="an answer of 5242880 bytes; expected at most 5242879"):

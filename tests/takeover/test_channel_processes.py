@@ -154,7 +154,7 @@ def test_a_predecessor_that_hangs_in_its_freeze_serves_again_when_it_wakes(stand
     assert new.wait() == 1
     old.wake()
     old.wait_for("thaw")
-    assert query(stand.path, "status", clock=clock) == b'{"serves": true}'
+    assert query(stand.path, "status") == b'{"serves": true}'
 
 
 def test_a_predecessor_that_hangs_after_commit_is_killed(stand: Stand) -> None:
@@ -364,13 +364,13 @@ def test_queries_are_answered_during_a_takeover(stand: Stand) -> None:
 
 
 def test_a_query_without_a_listener_finds_nothing(stand: Stand) -> None:
-    assert query(stand.path, "status", clock=clock) is None
+    assert query(stand.path, "status") is None
 
 
 def test_a_query_to_a_hanging_server_times_out(stand: Stand) -> None:
     stand.serve()  # its loop never runs
     with pytest.raises(TakeoverError, match="does it hang"):
-        query(stand.path, "status", clock=clock, timeout=0.1)
+        query(stand.path, "status", timeout=0.1)
 
 
 def test_a_query_to_a_former_owner_reaches_the_new_one(stand: Stand) -> None:

@@ -42,7 +42,7 @@ def server(tmp_path: Path, clients: list[EchoClient]) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def state_of(server: Server) -> Iterator[Answer]:
-    answer = query_with_fds(server.takeover_socket, STATE, clock=clock)
+    answer = query_with_fds(server.takeover_socket, STATE)
     assert answer is not None
     try:
         yield answer

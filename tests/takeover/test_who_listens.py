@@ -15,7 +15,7 @@ import pytest
 from oxidize.errors import TakeoverError
 from oxidize.takeover import who_listens
 from tests.support.open_fds import no_leaked_fds
-from tests.support.takeover_peer import WAIT_SECS, clock
+from tests.support.takeover_peer import WAIT_SECS
 
 NOBODY = 65_534
 # Listens, reports that it does, and answers no connection.
@@ -53,14 +53,14 @@ def mute(path: Path) -> Iterator["subprocess.Popen[bytes]"]:
 
 def test_a_listener_that_answers_nothing_is_identified(path: Path, mute: "subprocess.Popen[bytes]") -> None:
     with no_leaked_fds():
-        assert who_listens(path, clock=clock) == (mute.pid, os.getuid())
+        assert who_listens(path) == (mute.pid, os.getuid())
     mute.kill()
     mute.wait()
-    assert who_listens(path, clock=clock) is None
+    assert who_listens(path) is None
 
 
 def test_a_missing_listener_is_none(path: Path) -> None:
-    assert who_listens(path, clock=clock) is None
+    assert who_listens(path) is None
 
 
 def test_the_messages_of_a_listener_are_not_read(path: Path) -> None:
@@ -68,7 +68,7 @@ def test_the_messages_of_a_listener_are_not_read(path: Path) -> None:
         listener.bind(str(path))
         listener.listen()
         listener.settimeout(WAIT_SECS)
-        assert who_listens(path, clock=clock) == (os.getpid(), os.getuid())
+        assert who_listens(path) == (os.getpid(), os.getuid())
         connection, _ = listener.accept()
         with connection:
             assert connection.recv(4096) == b""
@@ -77,7 +77,7 @@ def test_the_messages_of_a_listener_are_not_read(path: Path) -> None:
 @pytest.mark.root
 def test_the_reported_user_is_the_one_of_the_process(path: Path) -> None:
     with listening(path, NOBODY) as process:
-        assert who_listens(path, clock=clock) == (process.pid, NOBODY)
+        assert who_listens(path) == (process.pid, NOBODY)
 
 
 def test_a_full_backlog_is_an_error(path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_full_backlog_is_an_error(path: Path) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as first:
             first.connect(str(path))
             with pytest.raises(TakeoverError, match="accepts no connection"):
-                who_listens(path, clock=clock, timeout=0.01)
+                who_listens(path, timeout=0.01)
 
 
 def test_a_signal_during_the_wait_invents_no_listener(path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_signal_during_the_wait_invents_no_listener(path: Path) -> None:
                 first.connect(str(path))
                 disturbing.start()
                 with pytest.raises(TakeoverError, match="accepts no connection"):
-                    who_listens(path, clock=clock, timeout=0.1)
+                    who_listens(path, timeout=0.1)
     finally:
         over.set()
         disturbing.join()

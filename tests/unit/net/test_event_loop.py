@@ -8,7 +8,8 @@ from math import inf
 
 import pytest
 
-from oxidize.net.event_loop import EVENTS_MAX, READABLE, WRITABLE, Loop, boot_time
+from oxidize.clock import boot_time
+from oxidize.net.event_loop import EVENTS_MAX, READABLE, WRITABLE, Loop
 
 Pipes = list[tuple[int, int]]
 

@@ -16,7 +16,7 @@ def test_a_coordinator_gets_the_reason_of_a_failed_takeover_without_its_phase(mo
     def fail(*_: object) -> NoReturn:
         raise TakeoverError(Phase.AWAITING_OFFER, "another successor waits already")
 
-    monkeypatch.setattr(daemon.logs, "configure", lambda _: None)
+    monkeypatch.setattr("oxidize.logs.configure", lambda _: None)
     monkeypatch.setattr(daemon, "_load", lambda *_: None)
     monkeypatch.setattr(daemon, "start", fail)
     coordinator, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
