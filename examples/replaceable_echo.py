@@ -1,6 +1,6 @@
 """A UDP echo server that is replaced under traffic: start it a second time, and the first process ends.
 
-    python examples/replaceable_echo.py 127.0.0.1:7777 /run/user/1000/echo.sock
+    .venv/bin/python examples/replaceable_echo.py 127.0.0.1:7777 /tmp/echo.sock
 
 The socket never closes, so no datagram is lost and no port is bound twice; the number of echoes goes along. A new
 process that fails on the way leaves the old one serving.

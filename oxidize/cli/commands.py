@@ -105,7 +105,8 @@ def check(config_path: Path | None, is_client: bool) -> None:
 def reload(config_path: Path | None, is_client: bool, log_level: str | None) -> None:
     """Replace the running process by a new one: new code, new configuration, the same sessions.
 
-    Exit status 1, with the reason, if the new process could not take over; the old one then continues to serve.
+    Exit status 1, with the reason, if the new process could not take over; the old one then continues to serve. Exit
+    status 2 for a mistake in the configuration; then no process is started.
     """
     role = role_of(is_client)
     config_path = config_path or default_config(is_client)
@@ -144,9 +145,9 @@ def status(config_path: Path | None, is_client: bool, as_json: bool) -> None:
 
 
 @main.command(short_help="Refuse new sessions and wait for the old ones to end.")
-@either_config_option
+@config_option(SERVER_CONFIG)
 @click.option("--cancel", is_flag=True, help="Accept new sessions again.")
-def drain(config_path: Path | None, cancel: bool) -> None:
+def drain(config_path: Path, cancel: bool) -> None:
     """Refuse new sessions and wait until the old ones are no longer used, for example before a reboot.
 
     The wait is limited to drain_timeout_secs. Afterwards the server still runs and still refuses new sessions, until it
@@ -156,7 +157,7 @@ def drain(config_path: Path | None, cancel: bool) -> None:
     from oxidize.control.query import ACCEPT, fetch  # noqa: PLC0415
 
     with errors_as_lines():
-        takeover_socket = config.takeover_socket_of(config_path or SERVER_CONFIG, "server")
+        takeover_socket = config.takeover_socket_of(config_path, "server")
         if cancel:
             found = fetch(takeover_socket, ACCEPT)
             click.echo(f"generation {found['generation']}, pid {found['pid']}, accepts new sessions")

@@ -77,8 +77,8 @@ class NodeTable(Table):
         default=None, validate_default=True, alias="private_key_file", repr=False, description="the path of a file"
     )
     """The file with this machine's private key, as `oxidize genkey` writes it: a regular file that only its owner can
-    read (mode 0600). Without this key the systemd credential `private_key` is used; one of the two is required. Under
-    systemd 252 use the file: credentials reach `ExecStart=` alone, and a reload starts the next process."""
+    read (mode 0600 or 0400). Without this key the systemd credential `private_key` is used; one of the two is required.
+    Under systemd 252 use the file: credentials reach `ExecStart=` alone, and a reload starts the next process."""
     mtu: int = Field(
         MTU_DEFAULT, ge=MTU_MIN, le=INNER_MTU_MAX, description=f"a whole number from {MTU_MIN} to {INNER_MTU_MAX}"
     )
