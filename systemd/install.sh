@@ -1,12 +1,12 @@
 #!/bin/sh
-# What `make install`, its halves `make release` and `make units`, and `make uninstall` do: put a release under
-# $PREFIX/releases, give systemd its units, and point $PREFIX/current at the release. The rule: a release is never
-# changed once it is there, so a process that runs from it loads no other code than it began with, and to go back is to
-# point `current` at the release before. One at a time: whoever changes $PREFIX holds $PREFIX/.lock.
+# The work of `make install`, of its halves `make release` and `make units`, and of `make uninstall`: put a release
+# under $PREFIX/releases, install the units, and point $PREFIX/current at the release. The rule: a complete release is never
+# changed, so a process that runs from it loads no other code than it began with, and a rollback points `current` at an
+# older release. One at a time: each process that changes $PREFIX holds $PREFIX/.lock.
 #
 # The environment: PREFIX, DESTDIR (put before every path, for packages), UNITDIR, SYSUSERSDIR, TMPFILESDIR, SYSCTLDIR,
-# CONFDIR, INSTALL_PYTHON; OXIDIZE_LOCKED=1 where the caller holds the lock and passes its descriptor on. A build reads
-# the lock of what builds source distributions from standard input. Sources: hier(7), sysusers.d(5), tmpfiles.d(5),
+# CONFDIR, INSTALL_PYTHON; OXIDIZE_LOCKED=1 if the caller holds the lock and passes its descriptor. A build reads the
+# locked versions of the build tools from standard input. Sources: hier(7), sysusers.d(5), tmpfiles.d(5),
 # sysctl.d(5), flock(1), sync(1).
 set -eu
 umask 022
@@ -18,23 +18,23 @@ is_live() { test -z "$DESTDIR" && test "$(id -u)" = 0; }
 has_systemd() { is_live && test -d /run/systemd/system; }
 
 version() { sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml; }
-# Root builds from a checkout of somebody else's, which git reads only where it is told that this one is meant.
+# Root builds from a checkout of another user, which git reads only if it is named as safe.
 revision() {
 	git -c safe.directory="$(pwd -P)" describe --always --dirty --exclude='*' 2> /dev/null || echo local
 }
 
-# Every process of a build inherits the descriptor, so that the lock is held until the last of them has ended, also
-# where we are killed before them. A package is built where nobody else builds.
+# Every process of a build inherits the descriptor, so that the lock is held until the last of them has ended, even if
+# this script is killed before them. A package (DESTDIR) is built in a folder of its own and needs no lock.
 lock() { # WHO
 	test -z "$DESTDIR" && test "${OXIDIZE_LOCKED-}" != 1 || return 0
 	lock=$PREFIX/.lock
-	# Whoever may read it could hold it, and nobody could deploy.
+	# Mode 0600: a user who can read the file could hold the lock and so prevent every deployment.
 	{ mkdir -p "$PREFIX" && (umask 077 && : >> "$lock"); } 2> /dev/null || {
 		echo "$lock cannot be written: try sudo, or name a folder that you may write to: make PREFIX=/path ..." >&2
 		exit 1
 	}
 	exec 9<> "$lock"
-	# The file may have been removed between these two, by `make uninstall`: then ours excludes nobody.
+	# `make uninstall` may have removed the file between these two: a lock on a removed file excludes no process.
 	flock -n 9 && test "$lock" -ef /dev/fd/9 || {
 		holder=$(head -n 1 "$lock" 2> /dev/null || true)
 		echo "another build or deployment is under way: ${holder:-it has just begun}, try again when it has ended" >&2
@@ -43,7 +43,7 @@ lock() { # WHO
 	echo "pid $$, $1, since $(date -u +%Y-%m-%dT%H:%M:%SZ)" > "$lock"
 }
 
-# Nobody may find a release that is half there: it is one when it has its release.json, which is written last.
+# A folder is a release only once it has its release.json, which is written last: no half-built release is ever found.
 build_release() { # NAME VERSION REVISION
 	name=$1
 	release=$DESTDIR$PREFIX/releases/$name
@@ -59,22 +59,22 @@ build_release() { # NAME VERSION REVISION
 	hashed="--quiet --require-hashes --no-build-isolation --use-pep517 --no-compile"
 	$pip install $hashed --no-deps -r "$work/build-tools.lock"
 	$pip install $hashed -r requirements.lock
-	# From a copy: setuptools leaves folders where it builds, and takes stale modules out of them the next time.
+	# From a copy: setuptools leaves folders where it builds, and reuses stale modules from them the next time.
 	mkdir "$work/source"
 	cp -R pyproject.toml README.md LICENSE oxidize "$work/source"
 	$pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$work" "$work/source"
 	$pip install --quiet --no-deps --no-index --no-compile "$work"/*.whl
-	# A server needs nothing with which to install more.
+	# A server needs no tools to install packages.
 	$pip uninstall --quiet --yes --root-user-action=ignore setuptools wheel packaging pip
 	find "$release" -name __pycache__ -prune -exec rm -rf {} +
 	if test -n "$DESTDIR"; then
-		# Scripts name the interpreter by its path; they are to name the one where the release will be.
+		# Scripts name the interpreter by its path: the path at which the release will be installed.
 		grep -rlIF "$DESTDIR$PREFIX" "$release/bin" "$release/pyvenv.cfg" | xargs -r sed -i "s|$DESTDIR$PREFIX|$PREFIX|g"
 	fi
 	"$release/bin/python" -m compileall -q -s "$DESTDIR" "$release/lib"
 	record=$release/release.json
 	printf '{"version": "%s", "built_unix": %s, "revision": "%s"}\n' "$2" "$(date +%s)" "$3" > "$record.new"
-	sync -f "$record.new" # all of the release, before anything says that it is there
+	sync -f "$record.new" # the whole release, before its record exists
 	mv "$record.new" "$record"
 	sync "$release"
 	trap - EXIT HUP INT TERM
@@ -102,11 +102,11 @@ put() { # SOURCE TARGET
 	mv "$DESTDIR$2.new" "$DESTDIR$2"
 }
 
-# The interfaces whose default route the kernel has from a router's advertisement, and would forget as it forwards.
+# The interfaces with a default route from a router advertisement, which the kernel would drop when it forwards.
 advertised() {
 	is_live && command -v ip > /dev/null || return 0
 	for name in $(ip -6 route show default proto ra | sed -n 's/.* dev \([^ ]*\).*/\1/p' | sort -u); do
-		# With 0 another program heeds the advertisements, and goes on with it.
+		# With 0 another program, not the kernel, handles the advertisements, and continues to.
 		test "$(cat "/proc/sys/net/ipv6/conf/$name/accept_ra")" = 0 || echo "$name"
 	done
 }
@@ -118,12 +118,12 @@ put_sysctls() {
 		# Before the lines that switch forwarding on.
 		sed -i "/^net.ipv4.ip_forward/i net/ipv6/conf/$name/accept_ra = 2" "$DESTDIR$target"
 	done
-	# This file alone: what an operator has changed by hand stays. By its name, so that one in /etc/sysctl.d counts.
+	# Only this file: settings that an operator changed by hand stay. By name, so that one in /etc/sysctl.d overrides it.
 	has_systemd || return 0
 	/lib/systemd/systemd-sysctl 60-oxidize.conf || echo "$target could not be applied: nat = true will say so" >&2
 }
 
-# All that a release needs around it.
+# Everything outside a release that it needs.
 put_units() {
 	for unit in $UNITS; do put "systemd/$unit" "$UNITDIR/$unit"; done
 	put systemd/sysusers.conf "$SYSUSERSDIR/oxidize.conf"
@@ -164,7 +164,7 @@ uninstall_all() {
 	rm -f "$DESTDIR$SYSCTLDIR/60-oxidize.conf"
 	rm -rf "$DESTDIR$PREFIX/releases" "$DESTDIR/var/lib/oxidize"
 	! has_systemd || systemctl daemon-reload
-	rm -f "$DESTDIR$PREFIX/.lock" # the last: from here another one may begin
+	rm -f "$DESTDIR$PREFIX/.lock" # last: from here on another process may start
 	rmdir "$DESTDIR$PREFIX" 2> /dev/null || true
 	echo "removed; $CONFDIR and the user oxidize are kept"
 }

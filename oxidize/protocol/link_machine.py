@@ -139,7 +139,7 @@ def advance(counters: Counters, slot: int, event: LinkEvent, now: float) -> tupl
 
 @dataclass(slots=True, eq=False)
 class Link:
-    """What this process remembers of a link besides the counters of its peer; a successor does without it.
+    """What this process remembers of a link in addition to the counters of its peer; a successor does without it.
 
     Its timers, as all of a peer, hold when they end, or NEVER while they are off.
     """

@@ -70,7 +70,7 @@ class Workshop:
     def command(self, *command: str) -> tuple[str, ...]:
         """Return a command that runs the given one inside as the operator."""
         as_operator = ("setpriv", f"--reuid={OPERATOR}", f"--regid={OPERATOR}", "--init-groups")
-        # Whoever started the tests in the background had SIGINT ignored, which no shell undoes.
+        # Tests that are started in the background run with SIGINT ignored, which no shell undoes.
         environment = ("env", "--default-signal=INT", "-i", *(f"{name}={value}" for name, value in ENVIRONMENT.items()))
         return self.machine.command(*as_operator, *environment, *command)
 

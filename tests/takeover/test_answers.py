@@ -101,7 +101,7 @@ def test_an_answer_with_descriptors_that_cannot_be_named_is_refused(stand: Stand
     assert asked(stand, lambda: query(stand.path, "status")) == b'{"serves": true}'
 
 
-# --- Whoever answers is another release, or no server at all ---
+# --- The process that answers is another release, or no server at all ---
 
 
 def answered_by_hand(path: Path, data: bytes, fds: Sequence[int], now: Callable[[], float] = clock) -> Answer | None:

@@ -215,7 +215,7 @@ def test_an_answer_without_an_arena_is_refused(running: Running, monkeypatch: py
         rehearse(running.settings())
 
 
-# --- Nobody to ask ---
+# --- No process to ask ---
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:

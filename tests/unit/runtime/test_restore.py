@@ -1,6 +1,4 @@
-"""Restoring a device: after a kill at any place, in a planned hand-off, and when the successor dies and its predecessor
-goes on.
-"""
+"""Restoring a device: after a kill at any place, in a planned hand-off, and in a predecessor whose successor died."""
 
 import pytest
 
