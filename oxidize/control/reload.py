@@ -35,19 +35,8 @@ def reload(role: str, config_path: Path, log_level: str, takeover_socket: Path, 
     """
     started = time.monotonic()
     channel, successor_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "oxidize",
-        role,
-        "-c",
-        str(config_path),
-        "--log-level",
-        log_level,
-        "--control-fd",
-        str(successor_end.fileno()),
-    ]
+    command = [sys.executable, "-P", "-m", "oxidize", role, "-c", str(config_path)]
+    command += ["--log-level", log_level, "--control-fd", str(successor_end.fileno())]
     with channel:
         with successor_end:
             pid = _start_detached(command, successor_end.fileno())

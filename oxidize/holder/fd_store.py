@@ -69,33 +69,28 @@ def receive_notification(sock: socket.socket) -> Notification | None:
 
 
 class FdStore:
-    """A store of named file descriptors that outlive the process that sent them."""
+    """Named file descriptors that outlive the process that sent them. entries: names and fds, oldest first."""
 
     def __init__(self, limit: int = STORE_MAX) -> None:
         self._limit = limit
-        self._entries: list[tuple[str, int]] = []
-
-    @property
-    def entries(self) -> tuple[tuple[str, int], ...]:
-        """The names and fds, oldest first."""
-        return tuple(self._entries)
+        self.entries: list[tuple[str, int]] = []
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names, oldest first; several fds may share a name."""
-        return tuple(name for name, _ in self._entries)
+        return tuple(name for name, _ in self.entries)
 
     def add(self, name: str, fd: int) -> bool:
         """Store a copy of `fd`; return False if the same file is stored already or the store is full, else True."""
-        if len(self._entries) >= self._limit or any(_same_file(fd, kept) for _, kept in self._entries):
+        if len(self.entries) >= self._limit or any(_same_file(fd, kept) for _, kept in self.entries):
             return False
-        self._entries.append((name if _is_name(name) else DEFAULT_NAME, os.dup(fd)))
+        self.entries.append((name if _is_name(name) else DEFAULT_NAME, os.dup(fd)))
         return True
 
     def remove(self, name: str) -> int:
         """Close all fds of this name and return their number."""
-        gone = [fd for entry, fd in self._entries if entry == name]
-        self._entries = [(entry, fd) for entry, fd in self._entries if entry != name]
+        gone = [fd for entry, fd in self.entries if entry == name]
+        self.entries = [(entry, fd) for entry, fd in self.entries if entry != name]
         for fd in gone:
             os.close(fd)
         return len(gone)
@@ -111,10 +106,10 @@ class FdStore:
 
     def close(self) -> None:
         """Close all fds; idempotent."""
-        for _, fd in self._entries:
+        for _, fd in self.entries:
             with contextlib.suppress(OSError):
                 os.close(fd)
-        self._entries = []
+        self.entries = []
 
 
 def _is_name(name: str) -> bool:

@@ -48,11 +48,10 @@ class Restart:
 
 @dataclass(frozen=True, slots=True)
 class ControlResult:
-    """The end of a control process: its exit status (negative: the signal), its output, start and end."""
+    """The end of a control process: its exit status (negative: the signal), its output, and when it ended."""
 
     status: int
     output: str
-    started_at: float
     ended_at: float
 
 
@@ -69,7 +68,9 @@ class Holder:
     """Owner of a server's sockets and stored fds that keeps the server running.
 
     server_argv: the command, with an absolute path. directory: an existing private directory for the notify socket
-    and the server's log. env: the server's environment, this process's own by default.
+    and the server's log. env: the server's environment, this process's own by default. control_result: of the last
+    control process, None while it runs or if there was none. failure: why the holder has stopped restarting the server,
+    None while it restarts it. status: the last STATUS= of the main process.
     """
 
     def __init__(self, server_argv: Sequence[str], directory: Path, env: Mapping[str, str] | None = None) -> None:
@@ -95,14 +96,14 @@ class Holder:
         self._main: _Process | None = None
         self._main_ended: str | None = None  # the reason, while the end of a control process is awaited
         self._control: _Process | None = None
-        self._control_result: ControlResult | None = None
+        self.control_result: ControlResult | None = None
         self._former: list[_Process] = []  # earlier main processes, replaced by a takeover, until they end
         self._failed_starts = 0
-        self._failure: str | None = None
+        self.failure: str | None = None
         self._stopping = False
         self._closed = False
         self._restarts: list[Restart] = []
-        self._status = ""
+        self.status = ""
 
     # --- Read-only state ---
 
@@ -123,18 +124,6 @@ class Holder:
         """When the main process sent READY=1, None if it has not."""
         with self._changed:
             return self._main.ready_at if self._main else None
-
-    @property
-    def failure(self) -> str | None:
-        """Why the holder has stopped restarting the server, None while it restarts it."""
-        with self._changed:
-            return self._failure
-
-    @property
-    def status(self) -> str:
-        """The last STATUS= of the main process."""
-        with self._changed:
-            return self._status
 
     @property
     def restarts(self) -> list[Restart]:
@@ -181,9 +170,9 @@ class Holder:
     def wait_ready(self, timeout: float) -> None:
         """Wait until the main process is ready; raises StateError if it is not within `timeout` seconds."""
         with self._changed:
-            self._changed.wait_for(lambda: self.ready or self._failure is not None, timeout)
-            if self._failure is not None:
-                raise StateError(self._failure)
+            self._changed.wait_for(lambda: self.ready or self.failure is not None, timeout)
+            if self.failure is not None:
+                raise StateError(self.failure)
             if not self.ready:
                 raise StateError(f"the server did not send READY=1 within {timeout:g} s; see {self.log_path}")
 
@@ -209,7 +198,7 @@ class Holder:
         with self._changed:
             if self._control is not None:
                 raise StateError(f"control process {self._control.pid} is running; expected one at a time")
-            self._control_result = None
+            self.control_result = None
             now = boot_time()
             main_pid = {"MAINPID": str(self._main.pid)} if self._main else {}
             # A separate file, because processes that it starts may write long after it; a pipe would fill.
@@ -222,12 +211,6 @@ class Holder:
                 os.close(output)
             self._control = self._watch(pid, now, now + timeout)
         self._wake()
-
-    @property
-    def control_result(self) -> ControlResult | None:
-        """The result of the last control process; None while it runs or if there was none."""
-        with self._changed:
-            return self._control_result
 
     def stop(self, timeout: float) -> None:
         """Stop the server for good: SIGTERM, a second SIGTERM after `timeout` seconds, then SIGKILL."""
@@ -300,7 +283,7 @@ class Holder:
 
     def _apply(self, notification: Notification) -> None:
         self._store.apply(notification)
-        self._status = notification.assignments.get("STATUS", self._status)
+        self.status = notification.assignments.get("STATUS", self.status)
         main_pid = notification.assignments.get("MAINPID", "")
         if main_pid.isdecimal():
             self._set_main(int(main_pid))
@@ -345,11 +328,11 @@ class Holder:
             self._control = None
             output = self._output_path.read_text("utf-8", "replace")
             status = -signal.SIGKILL if ended.status is None else ended.status
-            self._control_result = ControlResult(status, output, process.started_at, boot_time())
+            self.control_result = ControlResult(status, output, boot_time())
             if self._main is None and self._main_ended is not None:
                 self._restart(self._main_ended)
         elif process is self._main:
-            self._main, self._status = None, ""
+            self._main, self.status = None, ""
             if self._control is not None:
                 self._main_ended = str(ended)  # the control process may be about to name another main process
             elif not self._stopping:
@@ -362,7 +345,7 @@ class Holder:
         if self._stopping:
             return
         if self._failed_starts >= FAILED_STARTS_MAX:
-            self._failure = (
+            self.failure = (
                 f"the server ended {self._failed_starts} times before it was ready ({reason}); see {self.log_path}"
             )
             return

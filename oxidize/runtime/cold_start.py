@@ -44,7 +44,7 @@ _Item = TypeVar("_Item")
 
 def start_alone(settings: NodeSettings, loop: Loop, control: Control, passed: dict[str, list[int]]) -> Handover:
     """Start with the descriptors that the service manager passed; raises ConfigError if a socket cannot be opened."""
-    fds = _from_socket_unit(passed) | _stored(passed)
+    fds = {FdName(name): fd for name, fd in notify.single(passed, FROM_SOCKET_UNIT).items()} | _stored(passed)
     check_host_setup(settings, _interfaces_before(fds))
     _close_unused(passed, fds)
     return _ColdStart(settings, loop, fds).run(control)
@@ -233,10 +233,6 @@ def _interfaces_before(fds: Mapping[FdName, int]) -> list[str]:
     """Return the previous process's interface, whose rules are replaced if the name has changed."""
     name = interface_name_of_fd(fds[FdName.TUN]) if FdName.TUN in fds else None
     return [name] if name is not None else []
-
-
-def _from_socket_unit(passed: dict[str, list[int]]) -> dict[FdName, int]:
-    return {FdName(name): fd for name, fd in notify.single(passed, FROM_SOCKET_UNIT).items()}
 
 
 def _stored(passed: dict[str, list[int]]) -> dict[FdName, int]:

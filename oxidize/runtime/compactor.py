@@ -19,7 +19,6 @@ class JournalCompactor:
 
     def __init__(self, state: SessionState, now: Callable[[], float]) -> None:
         self._state = state
-        self._now = now
         self._due_at = now() + CHECK_SECS
         self._purge_at = now() + PURGE_SECS
 

@@ -71,7 +71,7 @@ class Node:
         refusal = DropReason.ROUTE_UNSUPPORTED if is_userspace else DropReason.NETWORK_WRITE_FAILED
         counters = parts.state.arena.counters
         self.counters = counters
-        self._error_count = ErrorCount(counters)
+        self.error_count = ErrorCount(counters)
         self._data_path = DataPath(parts.device, parts.udp, parts.tunnel, counters, boot_time, refusal)
         self._timed: list[Timed] = [self._data_path, Watchdog(watchdog_secs, boot_time)]  # of the loop while it serves
         self._drain = Drain(parts.device, counters, loop)
@@ -114,7 +114,7 @@ class Node:
 
     def serve(self) -> None:
         """Read, send and handle signals from now on; only the owner may call this."""
-        self._error_count.begin()
+        self.error_count.begin()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(number, self.handle_termination)
         self._loop.on_signal(signal.SIGHUP, lambda: log.warning("SIGHUP changes nothing: use `oxidize reload`"))
@@ -154,7 +154,7 @@ class Node:
         self._data_path.flush()
         self.udp.end_ownership()
         self.device.freeze()
-        self._error_count.end()
+        self.error_count.end()
 
     def notify_ready(self) -> None:
         """Tell the service manager that this generation serves."""
@@ -184,11 +184,6 @@ class Node:
         )
 
     # --- Ending ---
-
-    @property
-    def errors_before(self) -> int | None:
-        """The number of errors that had been logged when this generation began to serve, None before that."""
-        return self._error_count.before
 
     @property
     def drain_left_secs(self) -> float | None:
@@ -266,7 +261,7 @@ class Node:
         self.nat.close()
         if self.host_setup is not None:
             self.host_setup.close()
-        self._error_count.end()
+        self.error_count.end()
         self.session_state.close()
 
 

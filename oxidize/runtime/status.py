@@ -40,7 +40,7 @@ def _vitals(node: Node, now: float) -> dict[str, Any]:
         "totals": {total.name.lower(): counters[total] for total in Total},
         "drops": {reason.name.lower(): counters[DROPS_START + reason] for reason in DropReason},
         "kernel_drops": node.udp.kernel_drops(),
-        "errors_before": node.errors_before,
+        "errors_before": node.error_count.before,
         "takeovers": node.session_state.takeovers(),
         "metrics_listen": _address_of(node.http_listener),
     }

@@ -9,7 +9,6 @@ Source: systemctl(1), systemd.unit(5); `MainPID` and `Job` of org.freedesktop.sy
 
 import os
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 from oxidize.errors import Phase, TakeoverError
@@ -42,27 +41,27 @@ def service_of(pid: int) -> str | None:
     return _read_service(Path("/proc", str(pid), "cgroup"))
 
 
-def main_pid(environ: Mapping[str, str] = os.environ) -> int | None:
+def main_pid() -> int | None:
     """Return the main process of this process's unit as systemd sees it, or None where it cannot be known."""
-    answer = _query_own_unit(environ, "show", "--property=MainPID", "--value")
+    answer = _query_own_unit("show", "--property=MainPID", "--value")
     return int(answer) if answer is not None and answer.isdecimal() and answer != "0" else None
 
 
-def will_restart(environ: Mapping[str, str] = os.environ) -> bool:
+def will_restart() -> bool:
     """Return whether systemd will start this unit again when this process ends; False where it cannot be known.
 
     Only a stop ends a unit of Restart=always. A restart has a job of its own; and without any job systemd has seen a
     main process die, and ends what is left of the unit before it starts it again.
     """
-    answer = _query_own_unit(environ, "list-jobs", "--no-legend", "--plain", "--no-pager")
-    unit = _own_unit(environ)
+    answer = _query_own_unit("list-jobs", "--no-legend", "--plain", "--no-pager")
+    unit = _own_unit()
     rows = [line.split() for line in (answer or "").splitlines()]
     return answer is not None and not any(row[1:3] == [unit, "stop"] for row in rows)
 
 
 def property_of(service: str, name: str) -> str | None:
     """Return a property of a service, such as "MainPID"; None where the service manager cannot be queried."""
-    answer = _query(os.environ, "show", f"--property={name}", "--value", service)
+    answer = _query("show", f"--property={name}", "--value", service)
     return printable(answer) if answer is not None else None
 
 
@@ -70,7 +69,7 @@ def reload(service: str) -> None:
     """Reload a service and wait for the end of it; raises TakeoverError with the reasons of systemd and the service."""
     try:
         # In a session of its own: Ctrl-C would end the waiting, and not the reload.
-        done = _run(os.environ, "reload", service, timeout_secs=RELOAD_TIMEOUT_SECS, start_new_session=True)
+        done = _run("reload", service, timeout_secs=RELOAD_TIMEOUT_SECS, start_new_session=True)
     except (OSError, subprocess.SubprocessError) as error:
         raise TakeoverError(Phase.RUNNING_SYSTEMCTL, str(error)) from error
     if done.returncode == 0:
@@ -87,30 +86,28 @@ def _read_service(cgroup: Path) -> str | None:
         return None
 
 
-def _own_unit(environ: Mapping[str, str]) -> str | None:
-    return _read_service(CGROUP) if environ.get("NOTIFY_SOCKET") == SYSTEMD_SOCKET else None
+def _own_unit() -> str | None:
+    return _read_service(CGROUP) if os.environ.get("NOTIFY_SOCKET") == SYSTEMD_SOCKET else None
 
 
-def _query_own_unit(environ: Mapping[str, str], *arguments: str) -> str | None:
-    unit = _own_unit(environ)
-    return _query(environ, *arguments, unit) if unit is not None else None
+def _query_own_unit(*arguments: str) -> str | None:
+    unit = _own_unit()
+    return _query(*arguments, unit) if unit is not None else None
 
 
-def _query(environ: Mapping[str, str], *arguments: str) -> str | None:
+def _query(*arguments: str) -> str | None:
     """Return what `systemctl` prints, or None where it fails."""
     try:
-        done = _run(environ, *arguments, timeout_secs=QUERY_TIMEOUT_SECS)
+        done = _run(*arguments, timeout_secs=QUERY_TIMEOUT_SECS)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _run(
-    environ: Mapping[str, str], *arguments: str, timeout_secs: float, start_new_session: bool = False
-) -> "subprocess.CompletedProcess[str]":
+def _run(*arguments: str, timeout_secs: float, start_new_session: bool = False) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         ["systemctl", *arguments],
-        env={key: value for key, value in environ.items() if key != "NOTIFY_SOCKET"},
+        env={key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -7,16 +7,16 @@ Source: sd_watchdog_enabled(3), systemd.service(5) WatchdogSec=.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from oxidize.service_manager import notify
 
 
-def interval_secs(environ: Mapping[str, str] = os.environ) -> float:
+def interval_secs() -> float:
     """Return the watchdog interval that the manager set for this process, 0.0 for none."""
-    if environ.get("WATCHDOG_PID") not in {None, str(os.getpid())}:
+    if os.environ.get("WATCHDOG_PID") not in {None, str(os.getpid())}:
         return 0.0
-    text = environ.get("WATCHDOG_USEC", "")
+    text = os.environ.get("WATCHDOG_USEC", "")
     return int(text) / 1e6 if text.isdecimal() else 0.0
 
 
@@ -25,7 +25,6 @@ class Watchdog:
 
     def __init__(self, interval: float, now: Callable[[], float]) -> None:
         self.interval = interval
-        self._now = now
         self._due_at = now()
 
     def next_deadline(self) -> float | None:

@@ -211,18 +211,19 @@ class Acceptor:
             pending.hello = hello
 
     def _admit_pending(self, pending: _Pending, hello: Hello) -> None:
-        fd = pending.channel.fileno()
-        del self._pending[fd]
-        self._unregister(fd)
+        self._forget(pending)
         refusal = self._admit(pending.channel, hello)
         if refusal is not None:
             _send_and_close(pending.channel, refusal)
 
     def _respond(self, pending: _Pending, message: Message | None, fds: Sequence[int] = ()) -> None:
+        self._forget(pending)
+        _send_and_close(pending.channel, message, fds)
+
+    def _forget(self, pending: _Pending) -> None:
         fd = pending.channel.fileno()
         del self._pending[fd]
         self._unregister(fd)
-        _send_and_close(pending.channel, message, fds)
 
 
 def _send_and_close(channel: Channel, message: Message | None, fds: Sequence[int] = ()) -> None:

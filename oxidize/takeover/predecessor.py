@@ -96,11 +96,6 @@ class Predecessor:
         """The state of the machine in lower case, "listening" if no takeover is in progress; for people."""
         return self._machine.state.name.lower()
 
-    @property
-    def successor_pid(self) -> int | None:
-        """The pid of the process that is taking over, or None."""
-        return None if self._successor is None else self._successor.peer.pid
-
     def next_deadline(self) -> float | None:
         """Return when `handle_timeout` is due, or None."""
         deadlines = (self._machine.next_deadline(), self._acceptor.next_deadline())
@@ -272,19 +267,17 @@ class Predecessor:
 
     def _finish(self) -> None:
         # The connection stays open until this process ends, so that its end means the end of the process.
-        for fd in list(self._watched):
-            self._stop_watching(fd)
+        self._stop_watching(*self._watched)
         self._acceptor.close(None)  # a process that waits there reaches the new owner when it connects again
         self._host.finish(self._taken)
 
-    def _stop_watching(self, fd: int) -> None:
-        if fd in self._watched:
+    def _stop_watching(self, *fds: int) -> None:
+        for fd in self._watched.intersection(fds):
             self._watched.remove(fd)
             self._unregister(fd)
 
     def _drop_successor(self) -> None:
-        for fd in list(self._watched):
-            self._stop_watching(fd)
+        self._stop_watching(*self._watched)
         if self._successor is not None:
             self._successor.close()
             self._successor = None

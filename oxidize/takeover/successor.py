@@ -15,7 +15,6 @@ never waits. Every failure is a TakeoverError with the step and the reason, and 
 import logging
 import os
 import select
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,7 +192,11 @@ class Successor:
 
     def close(self) -> None:
         """Close the connection and every descriptor that no `connect` returned; idempotent."""
-        self._drop()
+        close_fds(self._fds)
+        self._fds = []
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
 
     def _connected(self) -> Channel:
         if self._channel is None:
@@ -203,13 +206,6 @@ class Successor:
     def _raise_if_failed(self) -> None:
         if self._machine.state is SuccessorState.FAILED:
             raise TakeoverError(self._machine.phase, self._machine.reason)
-
-    def _drop(self) -> None:
-        close_fds(self._fds)
-        self._fds = []
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
 
     # --- Observing the predecessor ---
 
@@ -266,15 +262,13 @@ class Successor:
     # --- Carrying out ---
 
     def _run(self, actions: Sequence[Action]) -> None:
-        todo = deque(actions)
-        while todo:
-            todo.extend(self._carry_out(todo.popleft()))
+        for action in actions:
+            self._carry_out(action)
 
-    def _carry_out(self, action: Action) -> Sequence[Action]:
-        """Do one thing; return the actions that follow from its outcome."""
+    def _carry_out(self, action: Action) -> None:
         match action.do:
             case Do.CONNECT:
-                self._drop()
+                self.close()
                 self._offer_message = None
                 select.select([], [], [], RETRY_DELAY)
                 self._reach()
@@ -292,12 +286,11 @@ class Successor:
                 sent = self._connected().peer.kill()
                 log.error("takeover: the predecessor does not exit; %s", "killed" if sent else "cannot kill it")
             case Do.FAIL:
-                self._drop()
+                self.close()
             case Do.OWN | Do.DONE:
                 pass
             case other:
                 raise StateError(f"{other.name} is no action of a successor; this is a bug")
-        return ()
 
     def _reach(self) -> None:
         try:

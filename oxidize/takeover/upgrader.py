@@ -21,7 +21,6 @@ Source: epoll(7), an epoll descriptor is readable while one of its own is.
 import select
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from oxidize.clock import boot_time
@@ -53,7 +52,6 @@ class Upgrader:
         self._timeouts = timeouts
         self._successor = Successor(path, release=release, snapshot_versions=state_versions, timeouts=timeouts)
         self._predecessor: Predecessor | None = None
-        self._has_offer = False
         self._is_taken = False
         self._awaits_end = False  # of the process that served before
         self._callbacks: dict[int, Callable[[], None]] = {}
@@ -62,11 +60,9 @@ class Upgrader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Close; an error before the first `process` goes to the process that served, as the reason of the failure."""
-        if error is not None and self._has_offer and not self._is_taken:
+        if error is not None and self._awaits_end and not self._is_taken:
             self._successor.failed(reason_of(error))
         self.close()
 
@@ -78,7 +74,7 @@ class Upgrader:
         The descriptors are the caller's. Raises TakeoverError where that process makes no offer.
         """
         offer = self._successor.connect()
-        self._has_offer = offer is not None
+        self._awaits_end = offer is not None
         return offer
 
     def ready(self, report: dict[str, Any]) -> Commit:
@@ -86,14 +82,13 @@ class Upgrader:
 
         Raises TakeoverError where it never will own: the other process still serves, and this one must end.
         """
-        return self._successor.ready(report) if self._has_offer else Commit()
+        return self._successor.ready(report) if self._awaits_end else Commit()
 
     def serve(self, host: TakeoverHost) -> None:
         """Listen for the next successor; the first `process` then ends the process that served before.
 
         Raises TakeoverError where the path cannot be bound.
         """
-        self._awaits_end = self._has_offer
         self._predecessor = Predecessor(
             Listener(self._path),
             host,
@@ -114,7 +109,8 @@ class Upgrader:
 
     def timeout(self) -> float | None:
         """Return the seconds after which `process` is due although nothing is readable, or None."""
-        deadlines = [each for each in (self._serving().next_deadline(), self._end_deadline()) if each is not None]
+        due = [self._serving().next_deadline(), self._successor.next_deadline() if self._awaits_end else None]
+        deadlines = [each for each in due if each is not None]
         return max(0.0, min(deadlines) - boot_time()) if deadlines else None
 
     def process(self) -> None:
@@ -123,7 +119,7 @@ class Upgrader:
         Call it last in each iteration: a callback that was due when the host froze must not read.
         """
         predecessor = self._serving()
-        if self._has_offer and not self._is_taken:
+        if self._awaits_end and not self._is_taken:
             self._successor.taken({})
         self._is_taken = True
         for fd, _ in self._epoll.poll(0):
@@ -145,9 +141,6 @@ class Upgrader:
         if self._predecessor is None:
             raise StateError("there is nothing to process; expected serve() before")
         return self._predecessor
-
-    def _end_deadline(self) -> float | None:
-        return self._successor.next_deadline() if self._awaits_end else None
 
     def _check_end(self) -> None:
         """Let further successors in once the process that served before has ended: at most two exist at a time."""

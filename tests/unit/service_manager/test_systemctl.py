@@ -15,8 +15,8 @@ cat "$ANSWER"
 
 
 @pytest.fixture
-def fake_systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, str]]:
-    """A systemctl that answers with a file, and the environment of a process of oxidize-daemon.service."""
+def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file with which a systemctl answers a process of oxidize-daemon.service."""
     program = tmp_path / "systemctl"
     program.write_text(SYSTEMCTL)
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
@@ -25,8 +25,9 @@ def fake_systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Pat
     monkeypatch.setattr(systemctl, "CGROUP", cgroup)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     answer = tmp_path / "answer"
-    environ = {"NOTIFY_SOCKET": systemctl.SYSTEMD_SOCKET, "ANSWER": str(answer), "PATH": f"{tmp_path}:/usr/bin:/bin"}
-    return answer, environ
+    monkeypatch.setenv("NOTIFY_SOCKET", systemctl.SYSTEMD_SOCKET)
+    monkeypatch.setenv("ANSWER", str(answer))
+    return answer
 
 
 @pytest.mark.parametrize(
@@ -42,35 +43,30 @@ def test_the_unit_is_read_from_the_cgroup(line: str, expected: str | None) -> No
     assert systemctl.service_in(line) == expected
 
 
-def test_the_main_pid_is_read_from_systemctl(fake_systemctl: tuple[Path, dict[str, str]]) -> None:
-    answer, environ = fake_systemctl
+def test_the_main_pid_is_read_from_systemctl(answer: Path) -> None:
     answer.write_text("4711\n")
-    assert systemctl.main_pid(environ) == 4711
+    assert systemctl.main_pid() == 4711
 
 
 @pytest.mark.parametrize("text", ["0\n", "", "[not set]\n"])
-def test_an_answer_without_a_main_pid_is_none(fake_systemctl: tuple[Path, dict[str, str]], text: str) -> None:
-    answer, environ = fake_systemctl
+def test_an_answer_without_a_main_pid_is_none(answer: Path, text: str) -> None:
     answer.write_text(text)
-    assert systemctl.main_pid(environ) is None
+    assert systemctl.main_pid() is None
 
 
-def test_a_systemctl_that_fails_or_is_missing_gives_none(
-    fake_systemctl: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, environ = fake_systemctl
-    assert systemctl.main_pid(environ) is None  # cat fails: there is no answer
+def test_a_systemctl_that_fails_or_is_missing_gives_none(answer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert systemctl.main_pid() is None  # cat fails: there is no answer
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert systemctl.main_pid(environ) is None
-    assert not systemctl.will_restart(environ)
+    assert systemctl.main_pid() is None
+    assert not systemctl.will_restart()
 
 
-def test_a_service_manager_other_than_systemd_is_not_queried(fake_systemctl: tuple[Path, dict[str, str]]) -> None:
-    answer, environ = fake_systemctl
+def test_a_service_manager_other_than_systemd_is_not_queried(answer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer.write_text("4711\n")
-    assert systemctl.main_pid({**environ, "NOTIFY_SOCKET": "/run/holder/notify"}) is None
-    del environ["NOTIFY_SOCKET"]
-    assert systemctl.main_pid(environ) is None
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/holder/notify")
+    assert systemctl.main_pid() is None
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    assert systemctl.main_pid() is None
 
 
 @pytest.mark.parametrize(
@@ -85,23 +81,16 @@ def test_a_service_manager_other_than_systemd_is_not_queried(fake_systemctl: tup
         ("No jobs running.\n", True),
     ],
 )
-def test_a_unit_restarts_unless_its_job_is_a_stop(
-    fake_systemctl: tuple[Path, dict[str, str]], jobs: str, expected: bool
-) -> None:
-    answer, environ = fake_systemctl
+def test_a_unit_restarts_unless_its_job_is_a_stop(answer: Path, jobs: str, expected: bool) -> None:
     answer.write_text(jobs)
-    assert systemctl.will_restart(environ) is expected
+    assert systemctl.will_restart() is expected
 
 
 # --- Reloading ---
 
 
-def test_a_reload_that_succeeds_returns(
-    fake_systemctl: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answer, _ = fake_systemctl
+def test_a_reload_that_succeeds_returns(answer: Path) -> None:
     answer.write_text("")
-    monkeypatch.setenv("ANSWER", str(answer))
     systemctl.reload("oxidize-daemon.service")
 
 
