@@ -71,7 +71,6 @@ class Handover:
                 f"release {hello.release} reads state of formats {list(hello.snapshot_versions)}; expected {needed} or "
                 f"later: use a release of that format",
             )
-        node.session_state.hold()
         state = OfferState(
             interface_digest=node.interface_digest,
             installed_dns=node.host_setup.installed_dns if node.host_setup is not None else {},
@@ -82,7 +81,9 @@ class Handover:
             upstream_dns=tuple(node.connection.upstream_dns) if node.connection is not None else (),
         )
         # Not the node's own generation: a successor that died after COMMIT may have written a later one.
-        return Offer(node.session_state.generation, tuple(self._descriptors()), state.encode())
+        offer = Offer(node.session_state.generation, tuple(self._descriptors()), state.encode())
+        node.session_state.hold()  # last: an offer that cannot be made is never withdrawn
+        return offer
 
     def _descriptors(self) -> Iterator[NamedFd]:
         node = self.node
