@@ -47,13 +47,13 @@ class Checked(Generic[TableT]):
     """A table during and after validation.
 
     prefix: its name in reports. table: None if anything in it is wrong. valid: the fields that are right, by their
-    names in the model. given: what the file has.
+    names in the model; keys are among them, so it is not printed. given: what the file has.
     """
 
     prefix: str
     source: SourceFile
     given: Mapping[str, object]
-    valid: dict[str, Any] = field(default_factory=dict)
+    valid: dict[str, Any] = field(default_factory=dict, repr=False)
     table: TableT | None = None
 
 

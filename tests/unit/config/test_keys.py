@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from oxidize.config import load_client
-from oxidize.config.report import HIDDEN
+from oxidize.config.report import HIDDEN, Report
+from oxidize.config.schema import PeerTable
+from oxidize.config.validation import SourceFile, check_table
 from tests.support.config_files import CLIENT, PRESHARED, PRIVATE, SERVER, load, peer, problem, problems, secret
 
 
@@ -91,3 +93,11 @@ def test_a_loaded_configuration_prints_no_secret(folder: Path) -> None:
         for key in (PRIVATE, PRESHARED):
             assert key not in shown
             assert repr(base64.b64decode(key)) not in shown
+
+
+def test_a_table_with_a_mistake_prints_no_secret(folder: Path) -> None:
+    source = SourceFile(Report("oxidize.toml"), folder, {})
+    checked = check_table(PeerTable, {"name": "alice", "preshared_key_file": "alice.psk"}, "peer.alice", source)
+    assert checked.table is None
+    assert checked.valid["preshared_key"] == base64.b64decode(PRESHARED)
+    assert repr(base64.b64decode(PRESHARED)) not in repr(checked)
