@@ -19,8 +19,8 @@ from oxidize.protocol.counters import DropReason
 
 OVERDUE_SECS = 1.0  # while running, a request without a reply for this long is shown as lost so far
 
-# A request in the killed process's hand was sent before the kill. The margin covers the time between our reading the
-# clock and the signal's effect; the reach covers how long a request may have waited in the kernel's queue before it.
+# A request in the killed process's hand was sent before the kill. The margin covers the time between the reading of the
+# clock here and the signal's effect; the reach covers how long a request may have waited in the kernel's queue before.
 KILL_MARGIN_SECS = 0.05
 KILL_REACH_SECS = 1.0
 

@@ -145,7 +145,7 @@ def test_a_missing_permission_for_tun_is_an_error_of_one_line() -> None:
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("oxidize: interface oxidize0: ")
-    # Which of the two it lacks depends on whether the machine lets everybody open /dev/net/tun, as udev does.
+    # Which of the two it lacks depends on whether the machine lets every user open /dev/net/tun, as udev does.
     assert "CAP_NET_ADMIN" in line or "DeviceAllow=/dev/net/tun" in line
 
 
