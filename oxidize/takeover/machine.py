@@ -37,20 +37,6 @@ from enum import Enum, auto, unique
 
 from oxidize.errors import Phase, StateError
 
-# --- The predecessor's deadlines ---
-HELLO_TIMEOUT = 5.0  # from accept to HELLO or a query
-RESTORE_TIMEOUT = 30.0  # from OFFER to READY; a coordinator waits as long for the successor to be prepared
-TAKEN_TIMEOUT = 5.0  # from COMMIT to TAKEN: the longest time without a reader, whatever the successor does
-KILL_TIMEOUT = 5.0  # from one SIGKILL to the next
-EXIT_GRACE = 1.0  # for a successor that failed after COMMIT: it is ending, and reports the reason to the operator
-WITHDRAWN_EXIT_TIMEOUT = 5.0  # for a successor whose offer was withdrawn; one that hangs holds the session keys
-
-# --- The successor's deadlines ---
-OFFER_TIMEOUT = 5.0  # from connecting to OFFER
-COMMIT_TIMEOUT = 10.0  # from READY to COMMIT: one iteration of the predecessor's loop, on a loaded machine
-DEATH_TIMEOUT = 5.0  # the kernel closes a dying process's files a little before its pidfd reports the death
-PREDECESSOR_EXIT_TIMEOUT = 60.0  # from TAKEN to the predecessor's end; longer than any drain
-
 CONNECT_ATTEMPTS_MAX = 5  # connections lost before OFFER: each was to a process that had just handed over
 
 
@@ -58,16 +44,18 @@ CONNECT_ATTEMPTS_MAX = 5  # connections lost before OFFER: each was to a process
 class Timeouts:
     """Every deadline of a takeover, in seconds; tests make them short."""
 
-    hello: float = HELLO_TIMEOUT
-    restore: float = RESTORE_TIMEOUT
-    taken: float = TAKEN_TIMEOUT
-    kill: float = KILL_TIMEOUT
-    exit_grace: float = EXIT_GRACE
-    withdrawn_exit: float = WITHDRAWN_EXIT_TIMEOUT
-    offer: float = OFFER_TIMEOUT
-    commit: float = COMMIT_TIMEOUT
-    death: float = DEATH_TIMEOUT
-    predecessor_exit: float = PREDECESSOR_EXIT_TIMEOUT
+    # The predecessor's
+    hello: float = 5.0  # from accept to HELLO or a query
+    restore: float = 30.0  # from OFFER to READY; a coordinator waits as long for the successor to be prepared
+    taken: float = 5.0  # from COMMIT to TAKEN: the longest time without a reader, whatever the successor does
+    kill: float = 5.0  # from one SIGKILL to the next
+    exit_grace: float = 1.0  # for a successor that failed after COMMIT: it ends, and reports the reason to the operator
+    withdrawn_exit: float = 5.0  # for a successor whose offer was withdrawn; one that hangs holds the session keys
+    # The successor's
+    offer: float = 5.0  # from connecting to OFFER
+    commit: float = 10.0  # from READY to COMMIT: one iteration of the predecessor's loop, on a loaded machine
+    death: float = 5.0  # the kernel closes a dying process's files a little before its pidfd reports the death
+    predecessor_exit: float = 60.0  # from TAKEN to the predecessor's end; longer than any drain
 
 
 DEFAULT_TIMEOUTS = Timeouts()
@@ -273,15 +261,12 @@ SUCCESSOR_TABLE: Mapping[tuple[SuccessorState, Event], tuple[SuccessorState, tup
     **{(_S.FAILED, event): (_S.FAILED, ()) for event in (*_FROM_PEER, _E.VIOLATION)},
 }
 
-_PREDECESSOR_TIMEOUTS: Mapping[PredecessorState, Callable[[Timeouts], float]] = {
+_TIMEOUTS: Mapping[PredecessorState | SuccessorState, Callable[[Timeouts], float]] = {
     _P.RESTORING: lambda timeouts: timeouts.restore,
     _P.WITHDRAWING: lambda timeouts: timeouts.withdrawn_exit,
     _P.COMMITTED: lambda timeouts: timeouts.taken,
     _P.ENDING: lambda timeouts: timeouts.exit_grace,
     _P.KILLING: lambda timeouts: timeouts.kill,
-}
-
-_SUCCESSOR_TIMEOUTS: Mapping[SuccessorState, Callable[[Timeouts], float]] = {
     _S.HELLO_SENT: lambda timeouts: timeouts.offer,
     _S.READY_SENT: lambda timeouts: timeouts.commit,
     _S.LOST: lambda timeouts: timeouts.death,
@@ -377,7 +362,7 @@ class PredecessorMachine:
         self.state, to_do = entry
         actions = tuple(Action(do, self._reason) for do in to_do)
         if self.state is not before or event is Event.DEADLINE:
-            timeout = _PREDECESSOR_TIMEOUTS.get(self.state)
+            timeout = _TIMEOUTS.get(self.state)
             self._deadline = None if timeout is None else now + timeout(self._timeouts)
         if self.state in {_P.LISTENING, _P.RESTORING}:
             self._reason = ""
@@ -469,7 +454,7 @@ class SuccessorMachine:
         elif self.state is not _S.FAILED:
             self.phase = _PHASES.get(self.state, self.phase)
         if self.state is not before or event is Event.DEADLINE:
-            timeout = _SUCCESSOR_TIMEOUTS.get(self.state)
+            timeout = _TIMEOUTS.get(self.state)
             self._deadline = None if timeout is None else now + timeout(self._timeouts)
         return tuple(Action(do, self.reason) for do in to_do)
 
