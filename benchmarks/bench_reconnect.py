@@ -41,18 +41,17 @@ class Row:
 
     server: str
     outage_secs: float
-    ours: list[float]
-    theirs: list[float]
+    oxidize: list[float]
+    wireguard_go: list[float]
 
     def __str__(self) -> str:
-        ours, theirs = statistics.median(self.ours) * 1000, statistics.median(self.theirs) * 1000
-        worst = max(self.ours) * 1000
-        return (
-            f"{self.server:28} {self.outage_secs:6.0f} s {ours:9.0f} {worst:9.0f} {theirs:12.0f} {theirs / ours:8.0f}"
-        )
+        oxidize, wireguard_go = statistics.median(self.oxidize) * 1000, statistics.median(self.wireguard_go) * 1000
+        worst = max(self.oxidize) * 1000
+        figures = f"{oxidize:9.0f} {worst:9.0f} {wireguard_go:12.0f} {wireguard_go / oxidize:8.0f}"
+        return f"{self.server:28} {self.outage_secs:6.0f} s {figures}"
 
 
-class Place:
+class Tunnel:
     """A link with a server, a client and a continuous ping."""
 
     def __init__(self, lab: Lab, name: str, make_server: Callable[[DirectLink], GoServer | OxidizeServer]) -> None:
@@ -90,7 +89,7 @@ class Place:
         self._ping.wait_for_replies(50)
 
 
-class GoPlace(Place):
+class GoTunnel(Tunnel):
     """The same with wireguard-go as client."""
 
     def _connect(self, name: str) -> None:
@@ -120,19 +119,19 @@ def measure(server: str) -> list[Row]:
         lab = stack.enter_context(Lab(Path(first)))
         other = Lab(Path(second))  # separate files; its processes end with those of the first
         stack.callback(other.stack.close)
-        places = [Place(lab, "oxidize", SERVERS[server]), GoPlace(other, "wireguard-go", SERVERS[server])]
+        tunnels = [Tunnel(lab, "oxidize", SERVERS[server]), GoTunnel(other, "wireguard-go", SERVERS[server])]
         rows = []
         for outage in OUTAGES_SECS:
             times: list[list[float]] = [[], []]
             for _ in range(RUNS):
-                for place in places:
-                    place.leave()
+                for tunnel in tunnels:
+                    tunnel.leave()
                 time.sleep(outage)
-                since = [place.come_back() for place in places]
-                for found, place, moment in zip(times, places, since, strict=True):
-                    found.append(place.wait_for_reply_since(moment))
-                for place in places:
-                    place.settle()
+                since = [tunnel.come_back() for tunnel in tunnels]
+                for found, tunnel, moment in zip(times, tunnels, since, strict=True):
+                    found.append(tunnel.wait_for_reply_since(moment))
+                for tunnel in tunnels:
+                    tunnel.settle()
             rows.append(Row(server, outage, *times))
         return rows
 

@@ -78,9 +78,9 @@ def main() -> None:
         tunnels = [Tunnel(each, make) for each, make in zip((lab, other), SERVERS.values(), strict=True)]
         for direction, options in DIRECTIONS.items():
             pairs = [[tunnel.megabits_per_second(options) for tunnel in tunnels] for _ in range(RUNS)]
-            ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-            ratio = statistics.median(our / their for our, their in pairs)
-            print(f"{direction:20} {ours:9.0f} {theirs:13.0f} {ratio:6.2f}", flush=True)
+            oxidize, wireguard_go = (statistics.median(column) for column in zip(*pairs, strict=True))
+            ratio = statistics.median(first / second for first, second in pairs)
+            print(f"{direction:20} {oxidize:9.0f} {wireguard_go:13.0f} {ratio:6.2f}", flush=True)
 
 
 if __name__ == "__main__":
