@@ -19,11 +19,11 @@ from oxidize.cli.common import (
     LOG_LEVELS,
     SERVER_CONFIG,
     config_option,
-    default_config,
-    either_config_option,
     errors_as_lines,
     fail,
-    role_of,
+    json_option,
+    print_warning,
+    role_options,
     warn_of_readable_output,
 )
 from oxidize.cli.deploy import deploy, releases, rollback
@@ -83,36 +83,31 @@ def client(config_path: Path, log_level: str, control_fd: int | None) -> None:
 
 
 @main.command()
-@either_config_option
-@click.option("--client", "is_client", is_flag=True, help="The file is a client's.")
-def check(config_path: Path | None, is_client: bool) -> None:
+@role_options("The file is a client's.")
+def check(config_path: Path, role: config.Role) -> None:
     """Check a configuration file and the key files that it names."""
-    config_path = config_path or default_config(is_client)
     with errors_as_lines():
-        loaded = _load(config_path, is_client)
+        loaded = _load(config_path, role)
         for warning in loaded.warnings:
-            click.echo(f"oxidize: warning: {warning}", err=True)
+            print_warning(warning)
         peers = len(loaded.peers) if isinstance(loaded, config.ServerConfig) else 1
         click.echo(f"{config_path}: good: {peers} {'peer' if peers == 1 else 'peers'}")
 
 
 @main.command(short_help="Replace the running process by a new one.")
-@either_config_option
-@click.option("--client", "is_client", is_flag=True, help="Reload a client instead of a server.")
+@role_options("Reload a client instead of a server.")
 @click.option(
     "--log-level", type=click.Choice(LOG_LEVELS), help="Log level of the new process.  [default: that of the old one]"
 )
-def reload(config_path: Path | None, is_client: bool, log_level: str | None) -> None:
+def reload(config_path: Path, role: config.Role, log_level: str | None) -> None:
     """Replace the running process by a new one: new code, new configuration, the same sessions.
 
     Exit status 1, with the reason, if the new process could not take over; the old one then continues to serve. Exit
     status 2 for a mistake in the configuration; then no process is started.
     """
-    role = role_of(is_client)
-    config_path = config_path or default_config(is_client)
     with errors_as_lines():
         try:
-            loaded = _load(config_path, is_client)
+            loaded = _load(config_path, role)
             reloaded = replace_process(role, config_path, loaded.takeover_socket, log_level)
         except ConfigError as error:
             fail(2, *error.problems, *who_serves(config_path, role, str(error)))
@@ -124,10 +119,9 @@ def reload(config_path: Path | None, is_client: bool, log_level: str | None) -> 
 
 
 @main.command(short_help="Show the running process, its peers and its last takeovers.")
-@either_config_option
-@click.option("--client", "is_client", is_flag=True, help="Ask a client instead of a server.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def status(config_path: Path | None, is_client: bool, as_json: bool) -> None:
+@role_options("Ask a client instead of a server.")
+@json_option
+def status(config_path: Path, role: config.Role, as_json: bool) -> None:
     """Show the running process, its peers and its last takeovers.
 
     This works even if the configuration file has become invalid since the process was started.
@@ -135,9 +129,8 @@ def status(config_path: Path | None, is_client: bool, as_json: bool) -> None:
     from oxidize.cli.status_page import render  # noqa: PLC0415
     from oxidize.control.query import fetch  # noqa: PLC0415
 
-    config_path = config_path or default_config(is_client)
     with errors_as_lines():
-        answer = fetch(config.takeover_socket_of(config_path, role_of(is_client)))
+        answer = fetch(config.takeover_socket_of(config_path, role))
         if as_json:
             click.echo(json.dumps(answer, indent=2))
         else:
@@ -231,8 +224,8 @@ main.add_command(rollback)
 main.add_command(releases)
 
 
-def _load(config_path: Path, is_client: bool) -> config.ServerConfig | config.ClientConfig:
-    return config.load_client(config_path) if is_client else config.load_server(config_path)
+def _load(config_path: Path, role: config.Role) -> config.ServerConfig | config.ClientConfig:
+    return config.load_client(config_path) if role == "client" else config.load_server(config_path)
 
 
 def server_main() -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -55,6 +55,9 @@ def print_warning(line: str) -> None:
     click.echo(f"oxidize: warning: {line}", err=True)
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
 def config_option(default: Path) -> Callable[[_Function], _Function]:
     """Return a decorator that adds the option -c with this default."""
     return click.option(
@@ -68,25 +71,33 @@ def config_option(default: Path) -> Callable[[_Function], _Function]:
     )
 
 
-def either_config_option(function: _Function) -> _Function:
-    """Add the option -c of a command that also has --client. Without it, `default_config` returns the path."""
-    return click.option(
-        "-c",
-        "--config",
-        "config_path",
-        type=CONFIG_PATH,
-        help=f"The configuration file.  [default: {SERVER_CONFIG}; with --client {CLIENT_CONFIG}]",
-    )(function)
+def role_options(client_help: str) -> Callable[[_Function], _Function]:
+    """Return a decorator that adds -c and --client; they give the command `config_path` and `role`."""
+
+    def add(function: _Function) -> _Function:
+        client_option = click.option(
+            "--client",
+            "role",
+            is_flag=True,
+            flag_value="client",
+            default="server",
+            is_eager=True,  # the default of -c depends on it
+            help=client_help,
+        )
+        return click.option(
+            "-c",
+            "--config",
+            "config_path",
+            type=CONFIG_PATH,
+            callback=_or_default,
+            help=f"The configuration file.  [default: {SERVER_CONFIG}; with --client {CLIENT_CONFIG}]",
+        )(client_option(function))
+
+    return add
 
 
-def default_config(is_client: bool) -> Path:
-    """Return the default path of the configuration."""
-    return CLIENT_CONFIG if is_client else SERVER_CONFIG
-
-
-def role_of(is_client: bool) -> Literal["server", "client"]:
-    """Return the role that the option --client selects."""
-    return "client" if is_client else "server"
+def _or_default(context: click.Context, _option: click.Parameter, given: Path | None) -> Path:
+    return given or (CLIENT_CONFIG if context.params["role"] == "client" else SERVER_CONFIG)
 
 
 def warn_of_readable_output() -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from oxidize.cli.common import SERVER_CONFIG, config_option, errors_as_lines, fail
+from oxidize.cli.common import SERVER_CONFIG, config_option, errors_as_lines, fail, json_option
 from oxidize.deploy import SETTLE_SECS
 from oxidize.text import counted, printable
 
@@ -50,7 +50,6 @@ _state_option = click.option(
     show_default=True,
     help="Folder of the deployment log.",
 )
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 def _finite(_context: click.Context, _option: click.Parameter, value: float) -> float:
@@ -77,7 +76,7 @@ def _deploying_options(function: _Function) -> _Function:
         click.option("--ignore-traffic", is_flag=True, help="Do not roll back because packets stopped flowing."),
         _prefix_option,
         _state_option,
-        _json_option,
+        json_option,
     )
     for option in reversed(options):
         function = option(function)
@@ -116,7 +115,7 @@ def rollback(**options: Any) -> None:
 @config_option(SERVER_CONFIG)
 @_prefix_option
 @_state_option
-@_json_option
+@json_option
 def releases(config_path: Path, prefix: Path, state_folder: Path, as_json: bool) -> None:
     """List the installed releases and the last deployments.
 

@@ -3,17 +3,16 @@
 The rule: the answer is not trusted. One deadline covers connecting, sending and reading, the size of the answer is
 limited, no name is looked up, and the returned text is printable.
 
-Source: RFC 9112, by h11; getaddrinfo(3), AI_NUMERICHOST.
+Source: RFC 9112, by h11.
 """
 
-import re
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
 
 import h11
 
+from oxidize.config.values import InvalidValueError, listen_address
 from oxidize.text import printable
 
 READ_BYTES = 4096  # at once
@@ -22,19 +21,19 @@ BODY_BYTES_MAX = 4096  # kept for the reason
 REASON_CHARACTERS_MAX = 500
 READY_STATUS = 200
 
-# "127.0.0.1:9090" or "[::1]:9090".
-_ADDRESS = re.compile(r"(?:\[(?P<v6>[^\]]*:[^\]]*)\]|(?P<v4>[^\[\]:]*)):(?P<port>[0-9]{1,5})", re.ASCII)
-
 
 def why_unready(address: str, timeout_secs: float, now: Callable[[], float] = time.monotonic) -> str:
     """Return in one line why the server at "host:port" is not ready; "" if its /health answers 200.
 
     address: as the server reports it, an IP address and a port; anything else is a reason. now: seconds.
     """
-    found = _resolved(address)
-    if found is None:
+    try:
+        where = listen_address(address)
+    except InvalidValueError:
+        where = ("", 0)
+    if not where[1]:
         return _line(f"metrics_listen = {address!r}: expected an IP address and a port")
-    family, where = found
+    family = socket.AF_INET6 if ":" in where[0] else socket.AF_INET
     answer = _Answer()
     deadline = now() + timeout_secs
     try:
@@ -96,22 +95,6 @@ class _Answer:
                     pass
                 case _:
                     self._is_over = True
-
-
-def _resolved(address: str) -> tuple[socket.AddressFamily, tuple[Any, ...]] | None:
-    """Return the address family and the socket address, or None if this is not an IP address and port."""
-    match = _ADDRESS.fullmatch(address)
-    if match is None or not 0 < int(match["port"]) <= 0xFFFF:
-        return None
-    family = socket.AF_INET6 if match["v6"] is not None else socket.AF_INET
-    host = match["v6"] or match["v4"]
-    if not host:
-        return None
-    try:
-        found = socket.getaddrinfo(host, int(match["port"]), family, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)
-    except (OSError, ValueError):
-        return None
-    return family, found[0][4]
 
 
 def _left(deadline: float, now: Callable[[], float]) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from oxidize import config
-from oxidize.cli.common import SERVER_CONFIG, config_option, errors_as_lines, print_warning
+from oxidize.cli.common import SERVER_CONFIG, config_option, errors_as_lines, json_option, print_warning
 from oxidize.text import counted, release_name
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Try a takeover by this release on a copy of the server's state.")
 @config_option(SERVER_CONFIG)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def rehearse(config_path: Path, as_json: bool) -> None:
     """Restore a copy of the running server's state, and print how many sessions this release would keep.
 

@@ -8,7 +8,7 @@ process as that user.
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from oxidize import config
 from oxidize.cli.common import LOG_LEVELS
@@ -26,9 +26,7 @@ class Reloaded:
     warnings: tuple[str, ...] = ()
 
 
-def replace_process(
-    role: Literal["server", "client"], config_path: Path, takeover_socket: Path, log_level: str | None
-) -> Reloaded:
+def replace_process(role: config.Role, config_path: Path, takeover_socket: Path, log_level: str | None) -> Reloaded:
     """Replace the process that listens at `takeover_socket` by a new one; raises OxidizeError with the reason.
 
     log_level: of the successor, None for that of its predecessor. The kernel identifies the predecessor, because its
@@ -62,7 +60,7 @@ def _log_level(takeover_socket: Path) -> str:
     return str(level) if level in LOG_LEVELS else "info"
 
 
-def who_serves(config_path: Path, role: Literal["server", "client"], reason: str) -> list[str]:
+def who_serves(config_path: Path, role: config.Role, reason: str) -> list[str]:
     """Return a line about the process that serves after a failed reload; no line if none answers."""
     from oxidize.control.query import IDENTITY, fetch  # noqa: PLC0415
     from oxidize.control.reload import notify_failure  # noqa: PLC0415

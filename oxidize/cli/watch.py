@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from oxidize import config
-from oxidize.cli.common import default_config, either_config_option, errors_as_lines, role_of
+from oxidize.cli.common import errors_as_lines, role_options
 from oxidize.errors import OxidizeError, TakeoverError, reason_of
 
 if TYPE_CHECKING:
@@ -26,8 +27,7 @@ Poll = Callable[[], "Vitals | None"]
 
 
 @click.command(short_help="Show sessions, rates and takeovers as they happen.")
-@either_config_option
-@click.option("--client", "is_client", is_flag=True, help="Watch a client instead of a server.")
+@role_options("Watch a client instead of a server.")
 @click.option(
     "--interval",
     type=click.FloatRange(0.1, 60),
@@ -38,7 +38,7 @@ Poll = Callable[[], "Vitals | None"]
 )
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after this number of polls.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-def watch(config_path: Path | None, is_client: bool, interval: float, count: int | None, as_json: bool) -> None:
+def watch(config_path: Path, role: config.Role, interval: float, count: int | None, as_json: bool) -> None:
     """Show the running process until Ctrl-C: sessions, rates, drops and takeovers as they happen.
 
     In a terminal it draws sparklines, a column for each poll, and marks where the process was replaced; elsewhere it
@@ -51,15 +51,12 @@ def watch(config_path: Path | None, is_client: bool, interval: float, count: int
     from oxidize.cli.watch_screen import live_screen  # noqa: PLC0415
     from oxidize.terminal.screen import can_draw  # noqa: PLC0415
 
-    role = role_of(is_client)
     with errors_as_lines():
-        takeover_socket = config.takeover_socket_of(config_path or default_config(is_client), role)
+        takeover_socket = config.takeover_socket_of(config_path, role)
         history, console = History(), Console(highlight=False)
         history.add(time.time(), _first_poll(takeover_socket))
 
-        def poll() -> "Vitals | None":
-            return _poll(takeover_socket)
-
+        poll = partial(_poll, takeover_socket)
         lines = json_lines if as_json else text_lines
 
         def print_sample(sample: "Sample") -> None:

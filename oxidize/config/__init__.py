@@ -8,7 +8,7 @@ Sources: TOML 1.0; wg(8) for the meaning of a peer's keys; systemd.exec(5) for c
 
 from oxidize.config.load import ClientConfig, ServerConfig, load_client, load_name_servers, load_server
 from oxidize.config.locate import client_interface_of, takeover_socket_of
-from oxidize.config.paths import default_takeover_socket
+from oxidize.config.paths import Role, default_takeover_socket
 from oxidize.config.schema import NameServers
 from oxidize.config.values import HostAddress, InterfaceAddress, Network
 
@@ -18,6 +18,7 @@ __all__ = [
     "InterfaceAddress",
     "NameServers",
     "Network",
+    "Role",
     "ServerConfig",
     "client_interface_of",
     "default_takeover_socket",

@@ -33,7 +33,7 @@ PEER_NAME_MAX = 64  # no standard's: a name is a column of `oxidize status` and 
 PORT_MAX = 65_535
 HOST_NAME_MAX = 253  # RFC 1035 section 2.3.4, without the root's dot
 
-_HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\]\[]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
+_HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\]\[\0]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _INTERFACE_NAME = re.compile(rf"[A-Za-z0-9_=+.-]{{1,{INTERFACE_NAME_MAX}}}")
 _PEER_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.@-]{{0,{PEER_NAME_MAX - 1}}}")

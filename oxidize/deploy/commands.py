@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO, cast
 
 from oxidize.deploy.releases import Release, Releases
-from oxidize.deploy.server import is_root
 from oxidize.errors import DeployError
 from oxidize.text import printable
 
@@ -119,7 +118,7 @@ def run(
 
     It gets no terminal, because a process that has root's terminal can type into it (ioctl_tty(2), TIOCSTI).
     """
-    user, group = owner if owner is not None and is_root() else (None, None)
+    user, group = owner if owner is not None and os.geteuid() == 0 else (None, None)
     environment = ENVIRONMENT if user is not None else dict(os.environ)
     words = [str(word) for word in command]
     try:

@@ -172,9 +172,11 @@ class Deployer:
         """Rehearse and measure. A rollback, or --force, continues without a server that answers."""
         must_answer = self._action == history.DEPLOY and not self._options.forced
         try:
-            if must_answer:
-                self._refuse_unready()
-            lost = self._step(Step.REHEARSAL, lambda: self._rehearse(target, owner), _rehearsal_text).lost
+            if must_answer and (unready := self._server.unready(self._vitals())):
+                raise DeployError(
+                    f"the server is not ready ({unready}); expected one that is neither starting nor draining"
+                )
+            _, lost = self._step(Step.REHEARSAL, lambda: self._rehearse(target, owner), lambda found: found[0])
             return self._step(Step.TRAFFIC, lambda: self._measure(source, lost), _traffic_text)
         except _FewerSessionsError:
             raise
@@ -184,28 +186,22 @@ class Deployer:
             self._progress.note(f"the running server could not be measured: {error}")
             return _Before(source)
 
-    def _refuse_unready(self) -> None:
-        unready = self._server.unready(self._vitals())
-        if unready:
-            raise DeployError(
-                f"the server is not ready ({unready}); expected one that is neither starting nor draining"
-            )
-
-    def _rehearse(self, target: Release, owner: Owner) -> "_Rehearsal":
+    def _rehearse(self, target: Release, owner: Owner) -> tuple[str, int]:
+        """Return the outcome for the operator, and how many sessions may be lost."""
         try:
             found = self._commands.rehearse(target, owner)
         except DeployError as error:
             if not self._options.forced:
                 raise
             self._progress.note(f"not rehearsed: {error}: forced")
-            return _Rehearsal("none: forced", len(self._server.peers()))
+            return "none: forced", len(self._server.peers())
         refused = "; ".join(f"{number} {reason}" for reason, number in found.refused.items())
         text = f"{found.sessions} of {counted(found.now, 'session')}" + (f" ({refused})" if refused else "")
         if found.sessions < found.now:
             if not self._options.forced:
                 raise _FewerSessionsError(f"it would keep {text}; --force continues anyway")
             self._progress.note(f"it keeps {text}: forced")
-        return _Rehearsal(text, max(found.now - found.sessions, 0))
+        return text, max(found.now - found.sessions, 0)
 
     def _measure(self, source: Release, lost_sessions: int) -> _Before:
         began, peers = self._clock.now(), self._server.peers()
@@ -352,7 +348,16 @@ class Deployer:
     def _step(self, step: Step, work: Callable[[], _Result], text: Callable[[_Result], str] = str) -> _Result:
         """Take one step, and record its begin and its end. text: formats what the step returns."""
         try:
-            self._note_step(step)
+            self._history.begin(
+                PendingDeployment(
+                    at_unix=self._clock.unix(),
+                    who=self._options.who,
+                    action=self._action,
+                    source=self._source,
+                    target=self._target,
+                    step=step.value,
+                )
+            )
         except DeployError as error:
             if step not in {Step.WATCH, Step.ROLL_BACK}:
                 raise
@@ -367,18 +372,6 @@ class Deployer:
             raise
         self._progress.end(StepResult(step, True, text(result), self._clock.now() - began))
         return result
-
-    def _note_step(self, step: Step) -> None:
-        self._history.begin(
-            PendingDeployment(
-                at_unix=self._clock.unix(),
-                who=self._options.who,
-                action=self._action,
-                source=self._source,
-                target=self._target,
-                step=step.value,
-            )
-        )
 
     def _entry(self, result: str, reason: str, vitals: Vitals | None = None) -> Deployment:
         """Return the line for the log. vitals: of the generation that this deployment made."""
@@ -398,18 +391,6 @@ class Deployer:
 
 class _FewerSessionsError(DeployError):
     """A release would keep fewer sessions, and --force is not given."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Rehearsal:
-    """The outcome of a rehearsal: a text for the operator, and how many sessions may be lost."""
-
-    text: str
-    lost: int
-
-
-def _rehearsal_text(rehearsal: _Rehearsal) -> str:
-    return rehearsal.text
 
 
 def _traffic_text(before: _Before) -> str:

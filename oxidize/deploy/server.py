@@ -4,7 +4,6 @@ The rule: the kernel and the service manager identify the serving process, never
 answer anything, or nothing. A deployment knows nothing of sockets and units; `cli.running_server` implements them.
 """
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,8 +59,3 @@ class Clock:
     now: Callable[[], float] = time.monotonic
     unix: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
-
-
-def is_root() -> bool:
-    """Return whether this process may become another user."""
-    return os.geteuid() == 0
