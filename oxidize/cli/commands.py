@@ -3,8 +3,8 @@
 The hidden commands `clean-up` and `name-servers` are hooks that the client's systemd unit runs; rarely used by hand.
 """
 
-import json
 import os
+import pkgutil
 import secrets
 import sys
 from pathlib import Path
@@ -21,23 +21,27 @@ from oxidize.cli.common import (
     config_option,
     errors_as_lines,
     fail,
-    json_option,
+    load,
     print_warning,
     role_options,
     warn_of_readable_output,
 )
-from oxidize.cli.deploy import deploy, releases, rollback
-from oxidize.cli.import_wg_quick import import_wg_quick
-from oxidize.cli.peers import peer
-from oxidize.cli.rehearse import rehearse
-from oxidize.cli.reload import replace_process, who_serves
-from oxidize.cli.watch import watch
 from oxidize.config.values import format_key, parse_key
-from oxidize.errors import ConfigError, TakeoverError
 
 KEY_SIZE = 32
 KEY_INPUT_BYTES_MAX = 4096
-
+MODULES = {
+    "deploy": "deploy:deploy",
+    "drain": "drain_page:drain",
+    "import": "import_wg_quick:import_wg_quick",
+    "peer": "peers:peer",
+    "rehearse": "rehearse:rehearse",
+    "releases": "deploy:releases",
+    "reload": "reload:reload",
+    "rollback": "deploy:rollback",
+    "status": "status_page:status",
+    "watch": "watch:watch",
+}
 
 _control_option = click.option("--control-fd", type=int, hidden=True, help="Socket of the coordinator of a reload.")
 _log_level_option = click.option(
@@ -45,7 +49,22 @@ _log_level_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """The commands of this module, and those of MODULES, which are imported at their first use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted([*super().list_commands(ctx), *MODULES])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command by its name, None if there is none."""
+        if cmd_name not in MODULES:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = pkgutil.resolve_name(f"oxidize.cli.{MODULES[cmd_name]}")
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(oxidize.__version__, prog_name="oxidize")
 def main() -> None:
     """Relay WireGuard tunnels with a process that can be replaced under traffic."""
@@ -87,75 +106,11 @@ def client(config_path: Path, log_level: str, control_fd: int | None) -> None:
 def check(config_path: Path, role: config.Role) -> None:
     """Check a configuration file and the key files that it names."""
     with errors_as_lines():
-        loaded = _load(config_path, role)
+        loaded = load(config_path, role)
         for warning in loaded.warnings:
             print_warning(warning)
         peers = len(loaded.peers) if isinstance(loaded, config.ServerConfig) else 1
         click.echo(f"{config_path}: good: {peers} {'peer' if peers == 1 else 'peers'}")
-
-
-@main.command(short_help="Replace the running process by a new one.")
-@role_options("Reload a client instead of a server.")
-@click.option(
-    "--log-level", type=click.Choice(LOG_LEVELS), help="Log level of the new process.  [default: that of the old one]"
-)
-def reload(config_path: Path, role: config.Role, log_level: str | None) -> None:
-    """Replace the running process by a new one: new code, new configuration, the same sessions.
-
-    Exit status 1, with the reason, if the new process could not take over; the old one then continues to serve. Exit
-    status 2 for a mistake in the configuration; then no process is started.
-    """
-    with errors_as_lines():
-        try:
-            loaded = _load(config_path, role)
-            reloaded = replace_process(role, config_path, loaded.takeover_socket, log_level)
-        except ConfigError as error:
-            fail(2, *error.problems, *who_serves(config_path, role, str(error)))
-        except TakeoverError as error:
-            fail(1, f"reload {error}", *who_serves(config_path, role, str(error)))
-        click.echo(reloaded.summary)
-        for warning in reloaded.warnings:
-            click.echo(f"oxidize: {warning}", err=True)
-
-
-@main.command(short_help="Show the running process, its peers and its last takeovers.")
-@role_options("Ask a client instead of a server.")
-@json_option
-def status(config_path: Path, role: config.Role, as_json: bool) -> None:
-    """Show the running process, its peers and its last takeovers.
-
-    This works even if the configuration file has become invalid since the process was started.
-    """
-    from oxidize.cli.status_page import render  # noqa: PLC0415
-    from oxidize.control.query import fetch  # noqa: PLC0415
-
-    with errors_as_lines():
-        answer = fetch(config.takeover_socket_of(config_path, role))
-        if as_json:
-            click.echo(json.dumps(answer, indent=2))
-        else:
-            render(answer)
-
-
-@main.command(short_help="Refuse new sessions and wait for the old ones to end.")
-@config_option(SERVER_CONFIG)
-@click.option("--cancel", is_flag=True, help="Accept new sessions again.")
-def drain(config_path: Path, cancel: bool) -> None:
-    """Refuse new sessions and wait until the old ones are no longer used, for example before a reboot.
-
-    The wait is limited to drain_timeout_secs. Afterwards the server still runs and still refuses new sessions, until it
-    is stopped, reloaded, or told to accept them again (--cancel).
-    """
-    from oxidize.cli.drain_page import watch_drain  # noqa: PLC0415
-    from oxidize.control.query import ACCEPT, fetch  # noqa: PLC0415
-
-    with errors_as_lines():
-        takeover_socket = config.takeover_socket_of(config_path, "server")
-        if cancel:
-            found = fetch(takeover_socket, ACCEPT)
-            click.echo(f"generation {found['generation']}, pid {found['pid']}, accepts new sessions")
-        else:
-            watch_drain(takeover_socket)
 
 
 @main.command()
@@ -213,19 +168,6 @@ def name_servers(action: str, config_path: Path) -> None:
 def _has_given_up() -> bool:
     """Return whether the unit's main process gave up, after which it is not started again (systemd.exec(5))."""
     return os.environ.get("EXIT_STATUS") == str(GAVE_UP_STATUS)
-
-
-main.add_command(watch)
-main.add_command(peer)
-main.add_command(rehearse)
-main.add_command(import_wg_quick)
-main.add_command(deploy)
-main.add_command(rollback)
-main.add_command(releases)
-
-
-def _load(config_path: Path, role: config.Role) -> config.ServerConfig | config.ClientConfig:
-    return config.load_client(config_path) if role == "client" else config.load_server(config_path)
 
 
 def server_main() -> None:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from oxidize import config
 from oxidize.errors import ConfigError, OxidizeError, UnreachableError
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -105,3 +106,8 @@ def warn_of_readable_output() -> None:
     found = os.fstat(1).st_mode
     if stat.S_ISREG(found) and found & 0o077:
         print_warning("standard output is a file that other users can read; run `umask 077` first")
+
+
+def load(config_path: Path, role: config.Role) -> config.ServerConfig | config.ClientConfig:
+    """Load the configuration of a role; raises ConfigError with every mistake in it."""
+    return config.load_client(config_path) if role == "client" else config.load_server(config_path)

@@ -14,21 +14,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from oxidize.cli.common import SERVER_CONFIG, config_option, errors_as_lines, fail, json_option
+from oxidize.cli.releases_page import describe, render
+from oxidize.cli.running_server import RunningServer
 from oxidize.deploy import SETTLE_SECS
+from oxidize.deploy.commands import Commands
+from oxidize.deploy.deployment import Deployer, DeployOptions
+from oxidize.deploy.history import DEPLOY, LOST, SUCCESS, Deployment, History
+from oxidize.deploy.interrupts import Interrupts
+from oxidize.deploy.lock import locked
+from oxidize.deploy.progress import Progress
+from oxidize.deploy.releases import Releases, is_started_from
+from oxidize.deploy.rollback import repair
+from oxidize.deploy.screen import open_screen
+from oxidize.deploy.server import Clock
+from oxidize.errors import OxidizeError
+from oxidize.service_manager import systemctl
 from oxidize.text import counted, printable
-
-if TYPE_CHECKING:
-    from oxidize.cli.running_server import RunningServer
-    from oxidize.deploy.commands import Commands
-    from oxidize.deploy.deployment import Deployer
-    from oxidize.deploy.history import Deployment
-    from oxidize.deploy.progress import Progress
-    from oxidize.deploy.releases import Releases
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -122,10 +128,6 @@ def releases(config_path: Path, prefix: Path, state_folder: Path, as_json: bool)
     Marks: "running" serves, "current" is started next, "rollback" is the target of a rollback, and "left" was rolled
     back and is no longer a target.
     """
-    from oxidize.cli.releases_page import describe, render  # noqa: PLC0415
-    from oxidize.deploy.history import History  # noqa: PLC0415
-    from oxidize.deploy.releases import Releases  # noqa: PLC0415
-
     with errors_as_lines():
         folder, problem = _running_folder(config_path)
         found = describe(Releases(prefix), History(state_folder), folder, problem)
@@ -137,9 +139,6 @@ def releases(config_path: Path, prefix: Path, state_folder: Path, as_json: bool)
 
 def _running_folder(config_path: Path) -> tuple[str | None, str]:
     """Return the folder that the server runs from, None if none is running; and why it is unknown, else ""."""
-    from oxidize.cli.running_server import RunningServer  # noqa: PLC0415
-    from oxidize.errors import OxidizeError  # noqa: PLC0415
-
     try:
         serving = RunningServer(config_path).serving()
     except OxidizeError as error:
@@ -158,7 +157,7 @@ def _checkout(folder: Path) -> Path:
 
 def _run(
     source: Path | None,
-    act: Callable[["Deployer"], "Deployment"],
+    act: Callable[[Deployer], Deployment],
     *,
     config_path: Path,
     settle_secs: float,
@@ -168,17 +167,6 @@ def _run(
     state_folder: Path,
     as_json: bool,
 ) -> NoReturn:
-    from oxidize.cli.running_server import RunningServer  # noqa: PLC0415
-    from oxidize.deploy.commands import Commands  # noqa: PLC0415
-    from oxidize.deploy.deployment import Deployer, DeployOptions  # noqa: PLC0415
-    from oxidize.deploy.history import SUCCESS, History  # noqa: PLC0415
-    from oxidize.deploy.interrupts import Interrupts  # noqa: PLC0415
-    from oxidize.deploy.lock import locked  # noqa: PLC0415
-    from oxidize.deploy.releases import Releases  # noqa: PLC0415
-    from oxidize.deploy.rollback import repair  # noqa: PLC0415
-    from oxidize.deploy.screen import open_screen  # noqa: PLC0415
-    from oxidize.deploy.server import Clock  # noqa: PLC0415
-
     who, installed, past, clock = _operator(), Releases(prefix), History(state_folder), Clock()
     options = DeployOptions(who=who, settle_secs=settle_secs, forced=forced, check_traffic=not ignore_traffic)
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -201,12 +189,8 @@ def _run(
     sys.exit(0 if entry.result == SUCCESS else 1)
 
 
-def _reminders(commands: "Commands", installed: "Releases", server: "RunningServer") -> Iterator[str]:
+def _reminders(commands: Commands, installed: Releases, server: RunningServer) -> Iterator[str]:
     """Yield what the operator still has to do."""
-    from oxidize.deploy.releases import is_started_from  # noqa: PLC0415
-    from oxidize.errors import OxidizeError  # noqa: PLC0415
-    from oxidize.service_manager import systemctl  # noqa: PLC0415
-
     try:
         units = commands.changed_units() if server.main_pid() is not None else []
     except OxidizeError as error:
@@ -220,9 +204,7 @@ def _reminders(commands: "Commands", installed: "Releases", server: "RunningServ
         yield f"{CLIENT_SERVICE} runs another release: run `systemctl reload oxidize-client`"
 
 
-def _print_outcome(entry: "Deployment", progress: "Progress", *, as_json: bool) -> None:
-    from oxidize.deploy.history import DEPLOY, LOST, SUCCESS  # noqa: PLC0415
-
+def _print_outcome(entry: Deployment, progress: Progress, *, as_json: bool) -> None:
     if as_json:
         steps = [asdict(result) | {"step": result.step.value} for result in progress.results]
         click.echo(json.dumps({**asdict(entry), "steps": steps, "notes": progress.notes}, indent=2))

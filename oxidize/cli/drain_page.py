@@ -1,4 +1,4 @@
-"""The progress of `oxidize drain`.
+"""`oxidize drain`, and its progress.
 
 Rule: the server drains by itself and this module only polls it, so that Ctrl-C does not end the drain.
 """
@@ -11,15 +11,35 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from oxidize.control.query import DRAIN, IDENTITY, fetch
+from oxidize import config
+from oxidize.cli.common import SERVER_CONFIG, config_option, errors_as_lines
+from oxidize.control import query
 from oxidize.text import counted
 
 POLL_SECS = 0.25
 
 
-def watch_drain(takeover_socket: Path) -> None:
+@click.command(short_help="Refuse new sessions and wait for the old ones to end.")
+@config_option(SERVER_CONFIG)
+@click.option("--cancel", is_flag=True, help="Accept new sessions again.")
+def drain(config_path: Path, cancel: bool) -> None:
+    """Refuse new sessions and wait until the old ones are no longer used, for example before a reboot.
+
+    The wait is limited to drain_timeout_secs. Afterwards the server still runs and still refuses new sessions, until it
+    is stopped, reloaded, or told to accept them again (--cancel).
+    """
+    with errors_as_lines():
+        takeover_socket = config.takeover_socket_of(config_path, "server")
+        if cancel:
+            found = query.fetch(takeover_socket, query.ACCEPT)
+            click.echo(f"generation {found['generation']}, pid {found['pid']}, accepts new sessions")
+        else:
+            _watch_drain(takeover_socket)
+
+
+def _watch_drain(takeover_socket: Path) -> None:
     """Begin a drain and return when it has ended; raises OxidizeError if the server does not answer."""
-    found = fetch(takeover_socket, DRAIN)
+    found = query.fetch(takeover_socket, query.DRAIN)
     timeout_secs = found["drain_timeout_secs"]
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True))
     console = Console(file=sys.stderr, highlight=False)
@@ -31,7 +51,7 @@ def watch_drain(takeover_socket: Path) -> None:
             sessions = counted(found["sessions"], "session")
             progress.update(task, completed=timeout_secs - found["drain_left_secs"], description=f"{sessions} left")
             time.sleep(POLL_SECS)
-            found = fetch(takeover_socket, IDENTITY)
+            found = query.fetch(takeover_socket, query.IDENTITY)
         outcome = "drained" if found["drain_left_secs"] is not None else "ended early"
         progress.update(task, completed=max(timeout_secs, POLL_SECS), description=outcome)
     if found["drain_left_secs"] is None:

@@ -8,6 +8,8 @@ from oxidize import config
 from oxidize.cli.common import CLIENT_CONFIG, SERVER_CONFIG, errors_as_lines, print_line
 from oxidize.config.load import FILE_BYTES_MAX, read_file
 from oxidize.errors import ConfigError
+from oxidize.provision import config_file, conversion, wg_quick
+from oxidize.provision.config_file import NewFile, Owner
 
 
 @click.command("import", short_help="Convert a wg-quick file to a configuration.")
@@ -25,9 +27,6 @@ def import_wg_quick(source: Path, output: Path | None, is_client: bool, force: b
 
     Peers are named by the comments above them. Settings without a counterpart are reported, with a remedy.
     """
-    from oxidize.provision import conversion, wg_quick  # noqa: PLC0415
-    from oxidize.provision.config_file import NewFile, Owner, install, service_owner  # noqa: PLC0415
-
     output = output or (CLIENT_CONFIG if is_client else SERVER_CONFIG)
     with errors_as_lines():
         document = wg_quick.parse(_read(source), str(source))
@@ -35,13 +34,13 @@ def import_wg_quick(source: Path, output: Path | None, is_client: bool, force: b
             what = "this is a client's file: one [Peer] with an Endpoint and a default route"
             raise ConfigError(f"{source}: {what}; `oxidize import --client` converts it to client.toml")
         found = (conversion.to_client if is_client else conversion.to_server)(document, str(source))
-        owner = service_owner()
+        owner = config_file.service_owner()
         files = [NewFile(name, f"{key}\n", 0o600, owner) for name, key in found.keys.items()]
         # As in tmpfiles.conf: the service may read its configuration and not change it.
         mode, group = (0o640, Owner(0, owner.gid)) if owner is not None else (0o600, None)
         toml = NewFile(output.name, found.toml, mode, group)
         load = config.load_client if is_client else config.load_server
-        written = install(output.parent, [*files, toml], load, force=force)
+        written = config_file.install(output.parent, [*files, toml], load, force=force)
         for path in written:
             print_line(f"wrote {path}")
         for note in found.notes:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from ipaddress import ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -26,13 +26,17 @@ from oxidize.cli.common import (
     print_warning,
     warn_of_readable_output,
 )
-from oxidize.cli.reload import apply_change, running_server, who_serves
+from oxidize.cli.reload import apply_change, who_serves
 from oxidize.config.values import format_key
+from oxidize.control import query
 from oxidize.errors import ConfigError, OxidizeError
-
-if TYPE_CHECKING:
-    from oxidize.provision.client_files import ClientSetup
-    from oxidize.provision.config_file import ConfigFile
+from oxidize.provision import client_files
+from oxidize.provision.client_files import ClientSetup
+from oxidize.provision.config_file import ConfigFile, locked, owner_of_keys, write_secret
+from oxidize.provision.new_client import ClientOptions, new_client
+from oxidize.provision.peer_tables import add_peer, remove_peer
+from oxidize.terminal.table import print_lines, table
+from oxidize.terminal.units import ago
 
 FORMATS = ("script", "conf", "qr")
 KEY_SHOWN_CHARS = 10
@@ -84,15 +88,13 @@ def peer() -> None:
 @_no_reload_option
 def add(config_path: Path, form: str | None, no_reload: bool, **options: Any) -> None:
     """Add a client; ADD_HELP is the help text."""
-    from oxidize.provision.new_client import ClientOptions, new_client  # noqa: PLC0415
-
     if form == "qr" and not sys.stdout.isatty():
         fail(2, "--format qr: standard output is not a terminal; use a terminal, or --format conf")
     if form == "qr" and options["public_key"] is not None:
         fail(2, "--format qr: expected no --public-key, since the code contains the private key; use --format conf")
     with errors_as_lines(), _locked(config_path) as file:
         loaded = config.load_server(config_path, content=file.content)
-        running = None if no_reload else running_server(loaded.takeover_socket)
+        running = None if no_reload else query.find(loaded.takeover_socket)
         new = new_client(ClientOptions(**options), loaded, _port(loaded, running))
         setup = new.setup
         shown = _render(setup, form)
@@ -119,12 +121,9 @@ def _port(loaded: config.ServerConfig, running: dict[str, Any] | None) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 def list_(config_path: Path, as_json: bool) -> None:
     """List the clients of the configuration and whether they are connected."""
-    from oxidize.terminal.table import print_lines, table  # noqa: PLC0415
-    from oxidize.terminal.units import ago  # noqa: PLC0415
-
     with errors_as_lines():
         loaded = config.load_server(config_path)
-        running = running_server(loaded.takeover_socket)
+        running = query.find(loaded.takeover_socket)
         rows = _rows(loaded, running)
         if as_json:
             click.echo(json.dumps(rows, indent=2))
@@ -177,11 +176,9 @@ def _rows(loaded: config.ServerConfig, running: dict[str, Any] | None) -> list[d
 @_no_reload_option
 def remove(name: str, config_path: Path, no_reload: bool) -> None:
     """Remove a client: its session ends with the reload."""
-    from oxidize.provision.peer_tables import remove_peer  # noqa: PLC0415
-
     with errors_as_lines(), _locked(config_path) as file:
         loaded = config.load_server(config_path, content=file.content)
-        running = None if no_reload else running_server(loaded.takeover_socket)
+        running = None if no_reload else query.find(loaded.takeover_socket)
         removed = remove_peer(file.content.decode(), name)
         content = removed.text.encode()
         config.load_server(config_path, content=content)
@@ -205,18 +202,13 @@ def _has_session(running: dict[str, Any], key: str) -> bool:
 # --- Changing the file ---
 
 
-def _locked(config_path: Path) -> "AbstractContextManager[ConfigFile]":
-    from oxidize.provision.config_file import locked  # noqa: PLC0415
-
+def _locked(config_path: Path) -> AbstractContextManager[ConfigFile]:
     return locked(config_path, lambda: print_line(f"waiting for another command that changes {config_path}"))
 
 
 @contextmanager
-def _added(file: "ConfigFile", setup: "ClientSetup") -> Iterator[None]:
+def _added(file: ConfigFile, setup: ClientSetup) -> Iterator[None]:
     """Add the peer to the file and write its pre-shared key; undo both if the block fails."""
-    from oxidize.provision.config_file import owner_of_keys, write_secret  # noqa: PLC0415
-    from oxidize.provision.peer_tables import add_peer  # noqa: PLC0415
-
     text = file.content.decode()
     table = {
         "name": setup.name,
@@ -239,7 +231,7 @@ def _added(file: "ConfigFile", setup: "ClientSetup") -> Iterator[None]:
 
 
 @contextmanager
-def _changed(file: "ConfigFile", content: bytes) -> Iterator[None]:
+def _changed(file: ConfigFile, content: bytes) -> Iterator[None]:
     """Replace the content of the file; restore it if the block fails."""
     before = file.content
     file.replace(content)
@@ -259,7 +251,7 @@ def _changed(file: "ConfigFile", content: bytes) -> Iterator[None]:
 
 
 def _apply(
-    file: "ConfigFile",
+    file: ConfigFile,
     loaded: config.ServerConfig,
     running: dict[str, Any] | None,
     no_reload: bool,
@@ -289,10 +281,8 @@ def _apply(
 # --- Output ---
 
 
-def _render(setup: "ClientSetup", form: str | None) -> str:
+def _render(setup: ClientSetup, form: str | None) -> str:
     """Return the standard output; exit if only a QR code is wanted and it does not fit."""
-    from oxidize.provision import client_files  # noqa: PLC0415
-
     is_terminal = sys.stdout.isatty()
     if form == "script":
         return client_files.script(setup)
@@ -315,13 +305,12 @@ def _render(setup: "ClientSetup", form: str | None) -> str:
     return "".join(f"\n{click.style(heading, bold=True)}\n\n{text}" for heading, text in parts)
 
 
-def _draw(setup: "ClientSetup") -> str:
+def _draw(setup: ClientSetup) -> str:
     """Return a QR code of the client's configuration, or "" if this terminal cannot show it."""
-    from oxidize.provision.client_files import wg_quick  # noqa: PLC0415
-    from oxidize.provision.qr_code import draw  # noqa: PLC0415
+    from oxidize.provision.qr_code import draw  # noqa: PLC0415  # slow, and rarely needed
 
     size = shutil.get_terminal_size()
-    lines = draw(wg_quick(setup), size.columns)
+    lines = draw(client_files.wg_quick(setup), size.columns)
     if lines is None or "utf" not in (sys.stdout.encoding or "").lower():
         return ""
     if len(lines) >= size.lines:

@@ -1,4 +1,4 @@
-"""Replace the running process: directly, or through systemd where it belongs to a service.
+"""`oxidize reload`: replace the running process, directly, or through systemd where it belongs to a service.
 
 The rule: the running process is found at the takeover socket, and so is the outcome of a reload. A server that belongs
 to the service is reloaded by systemctl: only its own user may take its sockets (docs/adr/0004), and systemd starts a
@@ -8,14 +8,42 @@ process as that user.
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from oxidize import config
-from oxidize.cli.common import LOG_LEVELS
-from oxidize.errors import OxidizeError, Phase, TakeoverError
+import click
+
+from oxidize import config, takeover
+from oxidize.cli.common import LOG_LEVELS, errors_as_lines, fail, load, role_options
+from oxidize.control import query
+from oxidize.control import reload as coordinator
+from oxidize.errors import ConfigError, OxidizeError, Phase, TakeoverError
+from oxidize.service_manager import systemctl
 from oxidize.text import counted
 
 SERVICE = "oxidize-daemon.service"
+
+
+@click.command(short_help="Replace the running process by a new one.")
+@role_options("Reload a client instead of a server.")
+@click.option(
+    "--log-level", type=click.Choice(LOG_LEVELS), help="Log level of the new process.  [default: that of the old one]"
+)
+def reload(config_path: Path, role: config.Role, log_level: str | None) -> None:
+    """Replace the running process by a new one: new code, new configuration, the same sessions.
+
+    Exit status 1, with the reason, if the new process could not take over; the old one then continues to serve. Exit
+    status 2 for a mistake in the configuration; then no process is started.
+    """
+    with errors_as_lines():
+        try:
+            loaded = load(config_path, role)
+            reloaded = replace_process(role, config_path, loaded.takeover_socket, log_level)
+        except ConfigError as error:
+            fail(2, *error.problems, *who_serves(config_path, role, str(error)))
+        except TakeoverError as error:
+            fail(1, f"reload {error}", *who_serves(config_path, role, str(error)))
+        click.echo(reloaded.summary)
+        for warning in reloaded.warnings:
+            click.echo(f"oxidize: {warning}", err=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +60,12 @@ def replace_process(role: config.Role, config_path: Path, takeover_socket: Path,
     log_level: of the successor, None for that of its predecessor. The kernel identifies the predecessor, because its
     answers cannot be trusted.
     """
-    from oxidize.control.query import nothing_runs  # noqa: PLC0415
-    from oxidize.control.reload import reload  # noqa: PLC0415  # what checks a file needs none of it
-    from oxidize.takeover import who_listens  # noqa: PLC0415
-
-    listener = who_listens(takeover_socket)
+    listener = takeover.who_listens(takeover_socket)
     if listener is None:
-        raise nothing_runs(takeover_socket)
-    report = reload(role, config_path, log_level or _log_level(takeover_socket), takeover_socket, listener[0])
+        raise query.nothing_runs(takeover_socket)
+    report = coordinator.reload(
+        role, config_path, log_level or _log_level(takeover_socket), takeover_socket, listener[0]
+    )
     refused = (f"{counted(number, 'peer')} not moved: {reason}" for reason, number in report["refused"].items())
     return Reloaded(
         f"reloaded: generation {report['generation']}, pid {report['pid']}: "
@@ -51,10 +77,8 @@ def replace_process(role: config.Role, config_path: Path, takeover_socket: Path,
 
 def _log_level(takeover_socket: Path) -> str:
     """Return the log level of the running process, or "info" if it does not answer with one."""
-    from oxidize.control.query import IDENTITY, fetch  # noqa: PLC0415
-
     try:
-        level = fetch(takeover_socket, IDENTITY).get("log_level")
+        level = query.fetch(takeover_socket, query.IDENTITY).get("log_level")
     except OxidizeError:
         level = None
     return str(level) if level in LOG_LEVELS else "info"
@@ -62,23 +86,13 @@ def _log_level(takeover_socket: Path) -> str:
 
 def who_serves(config_path: Path, role: config.Role, reason: str) -> list[str]:
     """Return a line about the process that serves after a failed reload; no line if none answers."""
-    from oxidize.control.query import IDENTITY, fetch  # noqa: PLC0415
-    from oxidize.control.reload import notify_failure  # noqa: PLC0415
-
     try:
-        found = fetch(config.takeover_socket_of(config_path, role), IDENTITY)
+        found = query.fetch(config.takeover_socket_of(config_path, role), query.IDENTITY)
         generation, pid = int(found["generation"]), int(found["pid"])
     except (OxidizeError, KeyError, TypeError, ValueError):
         return []
-    notify_failure(generation, reason)
+    coordinator.notify_failure(generation, reason)
     return [f"not reloaded: generation {generation}, pid {pid}, still serves"]
-
-
-def running_server(takeover_socket: Path) -> dict[str, Any] | None:
-    """Return the status of the running server, None if there is none; raises OxidizeError if it does not answer."""
-    from oxidize.control.query import find  # noqa: PLC0415
-
-    return find(takeover_socket)
 
 
 def apply_change(
@@ -88,8 +102,6 @@ def apply_change(
 
     pid: of the server. is_applied: returns, given the public keys of a server's peers, whether it has the change.
     """
-    from oxidize.service_manager import systemctl  # noqa: PLC0415
-
     try:
         if systemctl.service_of(pid) == SERVICE:
             systemctl.reload(SERVICE)
@@ -112,7 +124,7 @@ def apply_change(
 
 def _peers_of(takeover_socket: Path) -> frozenset[str]:
     try:
-        status = running_server(takeover_socket)
+        status = query.find(takeover_socket)
     except OxidizeError:
         status = None
     return frozenset(peer["public_key"] for peer in status["peers"]) if status is not None else frozenset()

@@ -1,13 +1,19 @@
-"""What `oxidize status` prints for people.
+"""`oxidize status`, and what it prints for people.
 
 Rule: no value is cut; it fits 80 columns where the values allow it.
 """
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import click
 from rich.text import Text
 
+from oxidize import config
+from oxidize.cli.common import errors_as_lines, json_option, role_options
+from oxidize.control import query
 from oxidize.terminal.table import print_lines, table
 from oxidize.terminal.units import ago, byte_count, duration, milliseconds
 from oxidize.text import counted, release_name
@@ -15,6 +21,22 @@ from oxidize.text import counted, release_name
 TAKEOVERS_SHOWN = 5
 PEER_HEADINGS = ("peer", "endpoint", "last handshake", "received", "sent")
 TAKEOVER_HEADINGS = ("takeover", "result", "generation", "sessions", "blackout", "")
+
+
+@click.command(short_help="Show the running process, its peers and its last takeovers.")
+@role_options("Ask a client instead of a server.")
+@json_option
+def status(config_path: Path, role: config.Role, as_json: bool) -> None:
+    """Show the running process, its peers and its last takeovers.
+
+    This works even if the configuration file has become invalid since the process was started.
+    """
+    with errors_as_lines():
+        answer = query.fetch(config.takeover_socket_of(config_path, role))
+        if as_json:
+            click.echo(json.dumps(answer, indent=2))
+        else:
+            render(answer)
 
 
 def render(status: dict[str, Any]) -> None:

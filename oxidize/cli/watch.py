@@ -11,19 +11,22 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import click
+from rich.console import Console
 
 from oxidize import config
 from oxidize.cli.common import errors_as_lines, role_options
+from oxidize.cli.watch_history import History, Sample
+from oxidize.cli.watch_lines import json_lines, text_lines
+from oxidize.cli.watch_screen import live_screen
+from oxidize.control import query
+from oxidize.deploy.vitals import Vitals
 from oxidize.errors import OxidizeError, TakeoverError, reason_of
+from oxidize.terminal.screen import can_draw
 
-if TYPE_CHECKING:
-    from oxidize.cli.watch_history import History, Sample
-    from oxidize.deploy.vitals import Vitals
-
-Poll = Callable[[], "Vitals | None"]
+Poll = Callable[[], Vitals | None]
 
 
 @click.command(short_help="Show sessions, rates and takeovers as they happen.")
@@ -44,13 +47,6 @@ def watch(config_path: Path, role: config.Role, interval: float, count: int | No
     In a terminal it draws sparklines, a column for each poll, and marks where the process was replaced; elsewhere it
     prints a line for each poll and for each takeover. If the process ends, it waits until one answers again.
     """
-    from rich.console import Console  # noqa: PLC0415
-
-    from oxidize.cli.watch_history import History  # noqa: PLC0415
-    from oxidize.cli.watch_lines import json_lines, text_lines  # noqa: PLC0415
-    from oxidize.cli.watch_screen import live_screen  # noqa: PLC0415
-    from oxidize.terminal.screen import can_draw  # noqa: PLC0415
-
     with errors_as_lines():
         takeover_socket = config.takeover_socket_of(config_path, role)
         history, console = History(), Console(highlight=False)
@@ -59,7 +55,7 @@ def watch(config_path: Path, role: config.Role, interval: float, count: int | No
         poll = partial(_poll, takeover_socket)
         lines = json_lines if as_json else text_lines
 
-        def print_sample(sample: "Sample") -> None:
+        def print_sample(sample: Sample) -> None:
             for line in lines(sample):
                 click.echo(line)
 
@@ -75,9 +71,9 @@ def watch(config_path: Path, role: config.Role, interval: float, count: int | No
 
 
 def follow(
-    history: "History",
+    history: History,
     poll: Poll,
-    show: "Callable[[Sample], None]",
+    show: Callable[[Sample], None],
     wait: Callable[[float], None],
     interval: float,
     polls_max: int | None,
@@ -102,28 +98,22 @@ def follow(
         polls += 1
 
 
-def _first_poll(takeover_socket: Path) -> "Vitals":
+def _first_poll(takeover_socket: Path) -> Vitals:
     """Return the vitals; raises OxidizeError if no process listens."""
-    from oxidize.control.query import IDENTITY, VITALS, fetch  # noqa: PLC0415
-    from oxidize.deploy.vitals import Vitals  # noqa: PLC0415
-
     try:
-        return Vitals.of(fetch(takeover_socket, VITALS))
+        return Vitals.of(query.fetch(takeover_socket, query.VITALS))
     except TakeoverError as error:
-        if not error.reason.startswith(f"query {VITALS!r}"):
+        if not error.reason.startswith(f"query {query.VITALS!r}"):
             raise
-        found = fetch(takeover_socket, IDENTITY)
+        found = query.fetch(takeover_socket, query.IDENTITY)
         raise OxidizeError(
             f"generation {found['generation']}, pid {found['pid']}, of release {found['release']} cannot be watched: "
-            f"it does not know the query {VITALS!r}; reload it to this release, or see `oxidize status`"
+            f"it does not know the query {query.VITALS!r}; reload it to this release, or see `oxidize status`"
         ) from error
 
 
-def _poll(takeover_socket: Path) -> "Vitals | None":
-    from oxidize.control.query import VITALS, find  # noqa: PLC0415
-    from oxidize.deploy.vitals import Vitals  # noqa: PLC0415
-
-    answer = find(takeover_socket, VITALS)
+def _poll(takeover_socket: Path) -> Vitals | None:
+    answer = query.find(takeover_socket, query.VITALS)
     return Vitals.of(answer) if answer is not None else None
 
 

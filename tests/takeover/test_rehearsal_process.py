@@ -352,9 +352,9 @@ def test_a_frozen_predecessor_counts_no_errors(server: Server, clients: list[Ech
 
 def as_nobody(server: Server, *arguments: str) -> list[str]:
     """Return a command of `oxidize` that runs as an ordinary user, after all imports."""
-    modules = "pydantic.plugin._loader, oxidize.cli.commands, oxidize.runtime.daemon, oxidize.runtime.rehearsal"
+    modules = "oxidize.cli.commands, oxidize.cli.rehearse, oxidize.runtime.daemon, oxidize.runtime.rehearsal"
     drop = f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})"
-    code = f"import os, {modules}; 'a'.encode('idna'); {drop}; oxidize.cli.commands.main()"
+    code = f"import os, pydantic.plugin._loader, {modules}; 'a'.encode('idna'); {drop}; oxidize.cli.commands.main()"
     return [sys.executable, "-P", "-c", code, *arguments, "-c", str(server.config_path)]
 
 
