@@ -8,6 +8,7 @@ import pkgutil
 import secrets
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -63,6 +64,11 @@ class _Commands(click.Group):
         command: click.Command = pkgutil.resolve_name(f"oxidize.cli.{MODULES[cmd_name]}")
         return command
 
+    def invoke(self, ctx: click.Context) -> None:
+        """Run a command; print its errors."""
+        with errors_as_lines():
+            super().invoke(ctx)
+
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(oxidize.__version__, prog_name="oxidize")
@@ -80,10 +86,7 @@ def server(config_path: Path, log_level: str, control_fd: int | None) -> None:
     If a server with the same takeover socket is already running, this one takes over its sockets and its sessions
     without losing a packet.
     """
-    from oxidize.runtime.daemon import run  # noqa: PLC0415  # the other commands need none of it
-
-    with errors_as_lines(is_coordinated=control_fd is not None):
-        sys.exit(run("server", config_path, log_level, control_fd))
+    _run("server", config_path, log_level, control_fd)
 
 
 @main.command(short_help="Run a client in the foreground.")
@@ -95,22 +98,25 @@ def client(config_path: Path, log_level: str, control_fd: int | None) -> None:
 
     If a client with the same takeover socket is already running, this one takes over from it.
     """
+    _run("client", config_path, log_level, control_fd)
+
+
+def _run(role: config.Role, config_path: Path, log_level: str, control_fd: int | None) -> NoReturn:
     from oxidize.runtime.daemon import run  # noqa: PLC0415  # the other commands need none of it
 
     with errors_as_lines(is_coordinated=control_fd is not None):
-        sys.exit(run("client", config_path, log_level, control_fd))
+        sys.exit(run(role, config_path, log_level, control_fd))
 
 
 @main.command()
 @role_options("The file is a client's.")
 def check(config_path: Path, role: config.Role) -> None:
     """Check a configuration file and the key files that it names."""
-    with errors_as_lines():
-        loaded = load(config_path, role)
-        for warning in loaded.warnings:
-            print_warning(warning)
-        peers = len(loaded.peers) if isinstance(loaded, config.ServerConfig) else 1
-        click.echo(f"{config_path}: good: {peers} {'peer' if peers == 1 else 'peers'}")
+    loaded = load(config_path, role)
+    for warning in loaded.warnings:
+        print_warning(warning)
+    peers = len(loaded.peers) if isinstance(loaded, config.ServerConfig) else 1
+    click.echo(f"{config_path}: good: {peers} {'peer' if peers == 1 else 'peers'}")
 
 
 @main.command()
@@ -146,9 +152,8 @@ def clean_up(config_path: Path) -> None:
     """Remove a client's routing rules after its end: ExecStopPost= of its unit."""
     from oxidize.client import unit_hooks  # noqa: PLC0415
 
-    with errors_as_lines():
-        for change in unit_hooks.clean_up(config_path, gave_up=_has_given_up()):
-            click.echo(change)
+    for change in unit_hooks.clean_up(config_path, gave_up=_has_given_up()):
+        click.echo(change)
 
 
 @main.command(hidden=True)
@@ -158,11 +163,10 @@ def name_servers(action: str, config_path: Path) -> None:
     """Set or remove a client's name servers: hooks of its unit, which run as root although the client does not."""
     from oxidize.client import unit_hooks  # noqa: PLC0415
 
-    with errors_as_lines():
-        if action == "remove":
-            unit_hooks.remove_names(config_path, gave_up=_has_given_up())
-        elif servers := unit_hooks.set_names(config_path):
-            click.echo(f"name servers: {', '.join(servers)}")
+    if action == "remove":
+        unit_hooks.remove_names(config_path, gave_up=_has_given_up())
+    elif servers := unit_hooks.set_names(config_path):
+        click.echo(f"name servers: {', '.join(servers)}")
 
 
 def _has_given_up() -> bool:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from oxidize.cli.common import SERVER_CONFIG, config_option, errors_as_lines, fail, json_option
+from oxidize.cli.common import SERVER_CONFIG, config_option, fail, json_option
 from oxidize.cli.releases_page import describe, render
 from oxidize.cli.running_server import RunningServer
 from oxidize.deploy import SETTLE_SECS
@@ -101,9 +101,8 @@ def deploy(source: Path | None, name: str | None, **options: Any) -> None:
     """
     if source is not None and name is not None:
         raise click.UsageError("--source builds a release and --release names an installed one: give only one of them")
-    with errors_as_lines():
-        source = None if name is not None else _checkout(source or Path.cwd())
-        _run(source, lambda deployer: deployer.deploy(name), **options)
+    source = None if name is not None else _checkout(source or Path.cwd())
+    _run(source, lambda deployer: deployer.deploy(name), **options)
 
 
 @click.command(short_help="Roll back to the previous release under traffic.")
@@ -113,8 +112,7 @@ def rollback(**options: Any) -> None:
 
     It is a takeover: sessions are kept, and the older release is rehearsed and watched like a new one.
     """
-    with errors_as_lines():
-        _run(None, lambda deployer: deployer.rollback(), **options)
+    _run(None, lambda deployer: deployer.rollback(), **options)
 
 
 @click.command(short_help="List the releases and the last deployments.")
@@ -128,13 +126,12 @@ def releases(config_path: Path, prefix: Path, state_folder: Path, as_json: bool)
     Marks: "running" serves, "current" is started next, "rollback" is the target of a rollback, and "left" was rolled
     back and is no longer a target.
     """
-    with errors_as_lines():
-        folder, problem = _running_folder(config_path)
-        found = describe(Releases(prefix), History(state_folder), folder, problem)
-        if as_json:
-            click.echo(json.dumps(found, indent=2))
-        else:
-            render(found, DEPLOYMENTS_SHOWN)
+    folder, problem = _running_folder(config_path)
+    found = describe(Releases(prefix), History(state_folder), folder, problem)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        render(found, DEPLOYMENTS_SHOWN)
 
 
 def _running_folder(config_path: Path) -> tuple[str | None, str]:

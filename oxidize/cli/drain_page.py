@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from oxidize import config
-from oxidize.cli.common import SERVER_CONFIG, config_option, errors_as_lines
+from oxidize.cli.common import SERVER_CONFIG, config_option
 from oxidize.control import query
 from oxidize.text import counted
 
@@ -28,13 +28,12 @@ def drain(config_path: Path, cancel: bool) -> None:
     The wait is limited to drain_timeout_secs. Afterwards the server still runs and still refuses new sessions, until it
     is stopped, reloaded, or told to accept them again (--cancel).
     """
-    with errors_as_lines():
-        takeover_socket = config.takeover_socket_of(config_path, "server")
-        if cancel:
-            found = query.fetch(takeover_socket, query.ACCEPT)
-            click.echo(f"generation {found['generation']}, pid {found['pid']}, accepts new sessions")
-        else:
-            _watch_drain(takeover_socket)
+    takeover_socket = config.takeover_socket_of(config_path, "server")
+    if cancel:
+        found = query.fetch(takeover_socket, query.ACCEPT)
+        click.echo(f"generation {found['generation']}, pid {found['pid']}, accepts new sessions")
+    else:
+        _watch_drain(takeover_socket)
 
 
 def _watch_drain(takeover_socket: Path) -> None:

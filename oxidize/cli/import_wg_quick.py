@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from oxidize import config
-from oxidize.cli.common import CLIENT_CONFIG, SERVER_CONFIG, errors_as_lines, print_line
+from oxidize.cli.common import CLIENT_CONFIG, SERVER_CONFIG, print_line
 from oxidize.config.load import FILE_BYTES_MAX, read_file
 from oxidize.errors import ConfigError
 from oxidize.provision import config_file, conversion, wg_quick
@@ -28,32 +28,29 @@ def import_wg_quick(source: Path, output: Path | None, is_client: bool, force: b
     Peers are named by the comments above them. Settings without a counterpart are reported, with a remedy.
     """
     output = output or (CLIENT_CONFIG if is_client else SERVER_CONFIG)
-    with errors_as_lines():
-        document = wg_quick.parse(_read(source), str(source))
-        if not is_client and conversion.is_client(document):
-            what = "this is a client's file: one [Peer] with an Endpoint and a default route"
-            raise ConfigError(f"{source}: {what}; `oxidize import --client` converts it to client.toml")
-        found = (conversion.to_client if is_client else conversion.to_server)(document, str(source))
-        owner = config_file.service_owner()
-        files = [NewFile(name, f"{key}\n", 0o600, owner) for name, key in found.keys.items()]
-        # As in tmpfiles.conf: the service may read its configuration and not change it.
-        mode, group = (0o640, Owner(0, owner.gid)) if owner is not None else (0o600, None)
-        toml = NewFile(output.name, found.toml, mode, group)
-        load = config.load_client if is_client else config.load_server
-        written = config_file.install(output.parent, [*files, toml], load, force=force)
-        for path in written:
-            print_line(f"wrote {path}")
-        for note in found.notes:
-            print_line(f"note: {note}")
-        if not is_client:
-            print_line(
-                "note: public_endpoint is not set, so `oxidize peer add` has to guess the server's address; "
-                'write public_endpoint = "vpn.example.org" under [server]'
-            )
-            print_line(f"note: the interface is oxidize0: change firewall rules that name {source.stem}")
+    document = wg_quick.parse(_read(source), str(source))
+    if not is_client and conversion.is_client(document):
+        what = "this is a client's file: one [Peer] with an Endpoint and a default route"
+        raise ConfigError(f"{source}: {what}; `oxidize import --client` converts it to client.toml")
+    found = (conversion.to_client if is_client else conversion.to_server)(document, str(source))
+    owner = config_file.service_owner()
+    files = [NewFile(name, f"{key}\n", 0o600, owner) for name, key in found.keys.items()]
+    # As in tmpfiles.conf: the service may read its configuration and not change it.
+    mode, group = (0o640, Owner(0, owner.gid)) if owner is not None else (0o600, None)
+    toml = NewFile(output.name, found.toml, mode, group)
+    load = config.load_client if is_client else config.load_server
+    written = config_file.install(output.parent, [*files, toml], load, force=force)
+    for path in written:
+        print_line(f"wrote {path}")
+    for note in found.notes:
+        print_line(f"note: {note}")
+    if not is_client:
         print_line(
-            f"note: stop the old tunnel before starting the new one: systemctl disable --now wg-quick@{source.stem}"
+            "note: public_endpoint is not set, so `oxidize peer add` has to guess the server's address; "
+            'write public_endpoint = "vpn.example.org" under [server]'
         )
+        print_line(f"note: the interface is oxidize0: change firewall rules that name {source.stem}")
+    print_line(f"note: stop the old tunnel before starting the new one: systemctl disable --now wg-quick@{source.stem}")
 
 
 def _read(source: Path) -> str:

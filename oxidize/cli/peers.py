@@ -20,7 +20,6 @@ from oxidize import config
 from oxidize.cli.common import (
     SERVER_CONFIG,
     config_option,
-    errors_as_lines,
     fail,
     print_line,
     print_warning,
@@ -92,17 +91,17 @@ def add(config_path: Path, form: str | None, no_reload: bool, **options: Any) ->
         fail(2, "--format qr: standard output is not a terminal; use a terminal, or --format conf")
     if form == "qr" and options["public_key"] is not None:
         fail(2, "--format qr: expected no --public-key, since the code contains the private key; use --format conf")
-    with errors_as_lines(), _locked(config_path) as file:
+    with _locked(config_path) as file:
         loaded = config.load_server(config_path, content=file.content)
         running = None if no_reload else query.find(loaded.takeover_socket)
-        new = new_client(ClientOptions(**options), loaded, _port(loaded, running))
-        setup = new.setup
+        port = loaded.listen[1] if running is None else int(str(running["listen"]).rpartition(":")[2])
+        setup, warnings = new_client(ClientOptions(**options), loaded, port)
         shown = _render(setup, form)
         with _added(file, setup):
             print_line(f"added {setup.name}: {', '.join(str(address.ip) for address in setup.addresses)}")
             key = format_key(setup.public_key)
             _apply(file, loaded, running, no_reload, lambda keys: key in keys)
-        for warning in new.warnings:
+        for warning in warnings:
             print_warning(warning)
         if setup.private_key is not None:
             print_line("its private key is shown only once and is not stored on this machine")
@@ -111,42 +110,36 @@ def add(config_path: Path, form: str | None, no_reload: bool, **options: Any) ->
         click.echo(shown, nl=False, color=True)
 
 
-def _port(loaded: config.ServerConfig, running: dict[str, Any] | None) -> int:
-    """Return the UDP port of the running server, or of the configuration if none is running."""
-    return loaded.listen[1] if running is None else int(str(running["listen"]).rpartition(":")[2])
-
-
 @peer.command("list", short_help="List the clients and whether they are connected.")
 @config_option(SERVER_CONFIG)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 def list_(config_path: Path, as_json: bool) -> None:
     """List the clients of the configuration and whether they are connected."""
-    with errors_as_lines():
-        loaded = config.load_server(config_path)
-        running = query.find(loaded.takeover_socket)
-        rows = _rows(loaded, running)
-        if as_json:
-            click.echo(json.dumps(rows, indent=2))
-            return
-        headings = ["peer", "public key", "allowed ips", "connected", "last handshake"]
-        cells = [
-            [
-                row["name"],
-                row["public_key"][:KEY_SHOWN_CHARS],
-                ", ".join(row["allowed_ips"]) or "-",
-                "yes" if row["has_session"] else "no",
-                ago(row["last_handshake_unix"]),
-            ]
-            for row in rows
+    loaded = config.load_server(config_path)
+    running = query.find(loaded.takeover_socket)
+    rows = _rows(loaded, running)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    headings = ["peer", "public key", "allowed ips", "connected", "last handshake"]
+    cells = [
+        [
+            row["name"],
+            row["public_key"][:KEY_SHOWN_CHARS],
+            ", ".join(row["allowed_ips"]) or "-",
+            "yes" if row["has_session"] else "no",
+            ago(row["last_handshake_unix"]),
         ]
-        if running is None:  # only a running server knows the rest
-            headings, cells = headings[:3], [cell[:3] for cell in cells]
-        if rows:
-            print_lines(table(headings, cells))
-        if running is None:
-            print_line("no server is running")
-        elif unloaded := [row["name"] for row in rows if not row["is_loaded"]]:
-            print_line(f"not loaded by the running server: {', '.join(unloaded)}; run `oxidize reload`")
+        for row in rows
+    ]
+    if running is None:  # only a running server knows the rest
+        headings, cells = headings[:3], [cell[:3] for cell in cells]
+    if rows:
+        print_lines(table(headings, cells))
+    if running is None:
+        print_line("no server is running")
+    elif unloaded := [row["name"] for row in rows if not row["is_loaded"]]:
+        print_line(f"not loaded by the running server: {', '.join(unloaded)}; run `oxidize reload`")
 
 
 def _rows(loaded: config.ServerConfig, running: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -176,7 +169,7 @@ def _rows(loaded: config.ServerConfig, running: dict[str, Any] | None) -> list[d
 @_no_reload_option
 def remove(name: str, config_path: Path, no_reload: bool) -> None:
     """Remove a client: its session ends with the reload."""
-    with errors_as_lines(), _locked(config_path) as file:
+    with _locked(config_path) as file:
         loaded = config.load_server(config_path, content=file.content)
         running = None if no_reload else query.find(loaded.takeover_socket)
         removed = remove_peer(file.content.decode(), name)
@@ -186,17 +179,15 @@ def remove(name: str, config_path: Path, no_reload: bool) -> None:
         with _changed(file, content):
             print_line(f"removed {name}{' and the comment above it' if removed.with_comment else ''}")
             _apply(file, loaded, running, no_reload, lambda keys: key not in keys, REMOVED_NOT_MOVED)
-        if running is not None and _has_session(running, key):
+        if running is not None and any(
+            found["has_session"] for found in running["peers"] if found["public_key"] == key
+        ):
             print_line("its session has ended")
         preshared_key_file = removed.table.get("preshared_key_file")
         others = [one.get("preshared_key_file") for one in tomllib.loads(removed.text).get("peer", [])]
         # Only a file that `peer add` wrote; one with another name belongs to the operator.
         if preshared_key_file == f"{name}.psk" and preshared_key_file not in others:
             (config_path.parent / preshared_key_file).unlink(missing_ok=True)
-
-
-def _has_session(running: dict[str, Any], key: str) -> bool:
-    return any(found["has_session"] for found in running["peers"] if found["public_key"] == key)
 
 
 # --- Changing the file ---

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from oxidize import config
-from oxidize.cli.common import SERVER_CONFIG, config_option, errors_as_lines, json_option, print_warning
+from oxidize.cli.common import SERVER_CONFIG, config_option, json_option, print_warning
 from oxidize.text import counted, release_name
 
 if TYPE_CHECKING:
@@ -28,16 +28,15 @@ def rehearse(config_path: Path, as_json: bool) -> None:
     from oxidize.runtime.rehearsal import rehearse as run  # noqa: PLC0415  # the other commands need none of it
     from oxidize.settings import NodeSettings  # noqa: PLC0415
 
-    with errors_as_lines():
-        loaded = config.load_server(config_path)
-        for warning in loaded.warnings:
-            print_warning(warning)
-        outcome = run(NodeSettings.of_server(loaded))
-        if as_json:
-            click.echo(json.dumps(dataclasses.asdict(outcome), indent=2))
-        else:
-            for line in lines_of(outcome):
-                click.echo(line)
+    loaded = config.load_server(config_path)
+    for warning in loaded.warnings:
+        print_warning(warning)
+    outcome = run(NodeSettings.of_server(loaded))
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(outcome), indent=2))
+    else:
+        for line in lines_of(outcome):
+            click.echo(line)
 
 
 def lines_of(outcome: "Rehearsal") -> list[str]:

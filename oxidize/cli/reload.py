@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from oxidize import config, takeover
-from oxidize.cli.common import LOG_LEVELS, errors_as_lines, fail, load, role_options
+from oxidize.cli.common import LOG_LEVELS, fail, load, role_options
 from oxidize.control import query
 from oxidize.control import reload as coordinator
 from oxidize.errors import ConfigError, OxidizeError, Phase, TakeoverError
@@ -33,17 +33,16 @@ def reload(config_path: Path, role: config.Role, log_level: str | None) -> None:
     Exit status 1, with the reason, if the new process could not take over; the old one then continues to serve. Exit
     status 2 for a mistake in the configuration; then no process is started.
     """
-    with errors_as_lines():
-        try:
-            loaded = load(config_path, role)
-            reloaded = replace_process(role, config_path, loaded.takeover_socket, log_level)
-        except ConfigError as error:
-            fail(2, *error.problems, *who_serves(config_path, role, str(error)))
-        except TakeoverError as error:
-            fail(1, f"reload {error}", *who_serves(config_path, role, str(error)))
-        click.echo(reloaded.summary)
-        for warning in reloaded.warnings:
-            click.echo(f"oxidize: {warning}", err=True)
+    try:
+        loaded = load(config_path, role)
+        reloaded = replace_process(role, config_path, loaded.takeover_socket, log_level)
+    except ConfigError as error:
+        fail(2, *error.problems, *who_serves(config_path, role, str(error)))
+    except TakeoverError as error:
+        fail(1, f"reload {error}", *who_serves(config_path, role, str(error)))
+    click.echo(reloaded.summary)
+    for warning in reloaded.warnings:
+        click.echo(f"oxidize: {warning}", err=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import click
 from rich.text import Text
 
 from oxidize import config
-from oxidize.cli.common import errors_as_lines, json_option, role_options
+from oxidize.cli.common import json_option, role_options
 from oxidize.control import query
 from oxidize.terminal.table import print_lines, table
 from oxidize.terminal.units import ago, byte_count, duration, milliseconds
@@ -31,12 +31,11 @@ def status(config_path: Path, role: config.Role, as_json: bool) -> None:
 
     This works even if the configuration file has become invalid since the process was started.
     """
-    with errors_as_lines():
-        answer = query.fetch(config.takeover_socket_of(config_path, role))
-        if as_json:
-            click.echo(json.dumps(answer, indent=2))
-        else:
-            render(answer)
+    answer = query.fetch(config.takeover_socket_of(config_path, role))
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        render(answer)
 
 
 def render(status: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import click
 from rich.console import Console
 
 from oxidize import config
-from oxidize.cli.common import errors_as_lines, role_options
+from oxidize.cli.common import role_options
 from oxidize.cli.watch_history import History, Sample
 from oxidize.cli.watch_lines import json_lines, text_lines
 from oxidize.cli.watch_screen import live_screen
@@ -47,27 +47,26 @@ def watch(config_path: Path, role: config.Role, interval: float, count: int | No
     In a terminal it draws sparklines, a column for each poll, and marks where the process was replaced; elsewhere it
     prints a line for each poll and for each takeover. If the process ends, it waits until one answers again.
     """
-    with errors_as_lines():
-        takeover_socket = config.takeover_socket_of(config_path, role)
-        history, console = History(), Console(highlight=False)
-        history.add(time.time(), _first_poll(takeover_socket))
+    takeover_socket = config.takeover_socket_of(config_path, role)
+    history, console = History(), Console(highlight=False)
+    history.add(time.time(), _first_poll(takeover_socket))
 
-        poll = partial(_poll, takeover_socket)
-        lines = json_lines if as_json else text_lines
+    poll = partial(_poll, takeover_socket)
+    lines = json_lines if as_json else text_lines
 
-        def print_sample(sample: Sample) -> None:
-            for line in lines(sample):
-                click.echo(line)
+    def print_sample(sample: Sample) -> None:
+        for line in lines(sample):
+            click.echo(line)
 
-        try:
-            if not as_json and can_draw(console):
-                signal.signal(signal.SIGTERM, _end)
-                with live_screen(role, console, history) as screen:
-                    follow(history, poll, screen.show, screen.wait, interval, count)
-            else:
-                follow(history, poll, print_sample, time.sleep, interval, count)
-        except KeyboardInterrupt:
-            pass
+    try:
+        if not as_json and can_draw(console):
+            signal.signal(signal.SIGTERM, _end)
+            with live_screen(role, console, history) as screen:
+                follow(history, poll, screen.show, screen.wait, interval, count)
+        else:
+            follow(history, poll, print_sample, time.sleep, interval, count)
+    except KeyboardInterrupt:
+        pass
 
 
 def follow(

@@ -52,7 +52,8 @@ def check_peers(given: object, source: SourceFile) -> list[Checked[PeerTable]]:
         report.wrong("peer", given, "tables [[peer]], one for each peer", "write [[peer]] with two brackets")
         return []
     if len(given) > PEERS_MAX:
-        report.excess("peer", f"{len(given)} tables", f"at most {PEERS_MAX}", "give the rest to a second server")
+        excess = f"{len(given)} tables: expected at most {PEERS_MAX}; give the rest to a second server"
+        report.problems.append(f"{report.source}: peer: {excess}")
     peers = []
     names: set[str] = set()
     for number, table in enumerate(given, start=1):

@@ -39,10 +39,6 @@ class Report:
         """Add a problem with a missing value."""
         self.problems.append(f"{self.source}: {key} is missing: expected {expected}; {remedy}")
 
-    def excess(self, key: str, found: str, expected: str, remedy: str) -> None:
-        """Add a problem with a number of tables."""
-        self.problems.append(f"{self.source}: {key}: {found}: expected {expected}; {remedy}")
-
     def warn(self, key: str, text: str) -> None:
         """Add a warning."""
         self.warnings.append(f"{self.source}: {key}: {text}")

@@ -60,40 +60,31 @@ class _Before:
     was_ready: bool = False
 
 
+@dataclass
 class Deployer:
     """Replaces the running release and records the outcome. The caller holds the lock."""
 
-    def __init__(
-        self,
-        releases: Releases,
-        history: History,
-        server: Server,
-        commands: Commands,
-        progress: Progress,
-        options: DeployOptions,
-        clock: Clock,
-        interrupts: Interrupts,
-    ) -> None:
-        self._releases = releases
-        self._history = history
-        self._server = server
-        self._commands = commands
-        self._progress = progress
-        self._options = options
-        self._clock = clock
-        self._interrupts = interrupts
-        self._rollback = Rollback(releases, server, clock)
-        self._began = clock.now()
-        self._action = ""
-        self._source = self._target = ""
+    releases: Releases
+    history: History
+    server: Server
+    commands: Commands
+    progress: Progress
+    options: DeployOptions
+    clock: Clock
+    interrupts: Interrupts
+
+    def __post_init__(self) -> None:
+        self._rollback = Rollback(self.releases, self.server, self.clock)
+        self._began = self.clock.now()
+        self._action = self._source = self._target = ""
 
     def deploy(self, name: str | None) -> Deployment:
         """Deploy the release of that name, or with None one that is built now."""
 
         def choose() -> Release:
             if name is not None:
-                return self._releases.find(name)
-            return self._step(Step.BUILD, self._commands.build, lambda release: release.name)
+                return self.releases.find(name)
+            return self._step(Step.BUILD, self.commands.build, lambda release: release.name)
 
         return self._run(history.DEPLOY, choose)
 
@@ -102,7 +93,7 @@ class Deployer:
 
         def choose() -> Release:
             running = self._running().name
-            found = retention.release_before(running, self._releases.all(), self._history.entries())
+            found = retention.release_before(running, self.releases.all(), self.history.entries())
             if found is None:
                 raise DeployError(f"no release is left that served before {running}; `oxidize releases` lists all")
             return found
@@ -121,11 +112,11 @@ class Deployer:
             entry = self._entry(history.REFUSED, "interrupted before anything was switched")
         except Exception as error:  # noqa: BLE001 - a bug of the deployment before the switch: nothing is switched
             entry = self._entry(history.REFUSED, f"{type(error).__name__}: {error}; this is a bug of the deployment")
-        self._interrupts.ignore()
+        self.interrupts.ignore()
         try:
-            self._history.append(entry)
+            self.history.append(entry)
         except DeployError as error:  # the outcome does not change
-            self._progress.note(f"not written down: {error}")
+            self.progress.note(f"not written down: {error}")
         if action == history.DEPLOY:
             self._tidy()
         return entry
@@ -135,44 +126,44 @@ class Deployer:
         self._target = target.name
         source = self._running()  # the build takes a while, and another operator may have replaced it
         self._source = source.name
-        serving = self._server.serving()
+        serving = self.server.serving()
         if serving is not None and target == source:
-            self._releases.point_current_at(target)
+            self.releases.point_current_at(target)
             return self._entry(history.SUCCESS, f"{target.name} serves already: nothing was done")
-        owner = self._server.owner()
-        self._step(Step.CHECK, lambda: self._commands.check(target, owner))
-        if serving is None and not self._server.is_expected():
-            self._interrupts.ignore()
+        owner = self.server.owner()
+        self._step(Step.CHECK, lambda: self.commands.check(target, owner))
+        if serving is None and not self.server.is_expected():
+            self.interrupts.ignore()
             return self._set_next(target)
         before = self._look_before(source, target, owner)
         # From here on an interruption is recorded, and handled where that is safe.
-        self._interrupts.ignore()
+        self.interrupts.ignore()
         return self._replace(before, target)
 
     def _running(self) -> Release:
         """Return the release that serves, or the one that the next start would run if none does."""
-        serving = self._server.serving()
+        serving = self.server.serving()
         if serving is None:
-            current = self._releases.current()
+            current = self.releases.current()
             if current is None:
                 raise DeployError(
-                    f"no server is running, and {self._releases.prefix}/current leads to no release; "
+                    f"no server is running, and {self.releases.prefix}/current leads to no release; "
                     "`make install` makes one"
                 )
             return current
-        running = self._releases.of_process(serving.folder)
+        running = self.releases.of_process(serving.folder)
         if running is None:
             raise DeployError(
                 f"pid {serving.pid} runs from {serving.folder or 'an unknown folder'}; expected a release below "
-                f"{self._releases.prefix}/releases, which a rollback could return to: install one, and reload once"
+                f"{self.releases.prefix}/releases, which a rollback could return to: install one, and reload once"
             )
         return running
 
     def _look_before(self, source: Release, target: Release, owner: Owner) -> _Before:
         """Rehearse and measure. A rollback, or --force, continues without a server that answers."""
-        must_answer = self._action == history.DEPLOY and not self._options.forced
+        must_answer = self._action == history.DEPLOY and not self.options.forced
         try:
-            if must_answer and (unready := self._server.unready(self._vitals())):
+            if must_answer and (unready := self.server.unready(self._vitals())):
                 raise DeployError(
                     f"the server is not ready ({unready}); expected one that is neither starting nor draining"
                 )
@@ -183,49 +174,49 @@ class Deployer:
         except OxidizeError as error:
             if must_answer:
                 raise
-            self._progress.note(f"the running server could not be measured: {error}")
+            self.progress.note(f"the running server could not be measured: {error}")
             return _Before(source)
 
     def _rehearse(self, target: Release, owner: Owner) -> tuple[str, int]:
         """Return the outcome for the operator, and how many sessions may be lost."""
         try:
-            found = self._commands.rehearse(target, owner)
+            found = self.commands.rehearse(target, owner)
         except DeployError as error:
-            if not self._options.forced:
+            if not self.options.forced:
                 raise
-            self._progress.note(f"not rehearsed: {error}: forced")
-            return "none: forced", len(self._server.peers())
+            self.progress.note(f"not rehearsed: {error}: forced")
+            return "none: forced", len(self.server.peers())
         refused = "; ".join(f"{number} {reason}" for reason, number in found.refused.items())
         text = f"{found.sessions} of {counted(found.now, 'session')}" + (f" ({refused})" if refused else "")
         if found.sessions < found.now:
-            if not self._options.forced:
+            if not self.options.forced:
                 raise _FewerSessionsError(f"it would keep {text}; --force continues anyway")
-            self._progress.note(f"it keeps {text}: forced")
+            self.progress.note(f"it keeps {text}: forced")
         return text, max(found.now - found.sessions, 0)
 
     def _measure(self, source: Release, lost_sessions: int) -> _Before:
-        began, peers = self._clock.now(), self._server.peers()
+        began, peers = self.clock.now(), self.server.peers()
         seen = [self._vitals()]
         while seen[-1].at - seen[0].at < BASELINE_SECS:
-            if self._clock.now() - began > MEASURE_SECS_MAX:
+            if self.clock.now() - began > MEASURE_SECS_MAX:
                 raise DeployError("the server's clock has stopped; expected it to advance")
-            self._clock.sleep(SAMPLE_SECS)
+            self.clock.sleep(SAMPLE_SECS)
             seen.append(self._vitals())
         if self._running() != source:
             raise DeployError(f"{source.name} was replaced by another operator during the measurement; try again")
-        was_ready = not self._server.unready(seen[-1])
-        return _Before(source, Baseline(tuple(seen)), (peers, self._server.peers()), lost_sessions, was_ready)
+        was_ready = not self.server.unready(seen[-1])
+        return _Before(source, Baseline(tuple(seen)), (peers, self.server.peers()), lost_sessions, was_ready)
 
     def _vitals(self) -> Vitals:
-        vitals = self._server.vitals()
+        vitals = self.server.vitals()
         if vitals is None:
             raise DeployError("the server does not answer: it has ended, is starting, or hangs")
         return vitals
 
     def _set_next(self, target: Release) -> Deployment:
         """Make a release the one that the next start runs, because no server is running that could be replaced."""
-        self._step(Step.SWITCH, lambda: self._releases.point_current_at(target), lambda _: f"current -> {target.name}")
-        self._progress.note("no server is running: the next start runs this release")
+        self._step(Step.SWITCH, lambda: self.releases.point_current_at(target), lambda _: f"current -> {target.name}")
+        self.progress.note("no server is running: the next start runs this release")
         return self._entry(history.SUCCESS, "no server was running")
 
     # --- After the switch ---
@@ -248,13 +239,13 @@ class Deployer:
         if before.baseline is None:  # a server that does not answer may crash or hang at each reload
             self._rollback.to(target, needs_answer=True)
         else:
-            self._releases.point_current_at(target)
-            self._server.reload(target.program)
+            self.releases.point_current_at(target)
+            self.server.reload(target.program)
         self._rollback.has_switched = True
         return self._vitals()
 
     def _watch(self, before: _Before, target: Release, first: Vitals) -> Vitals:
-        options = self._options
+        options = self.options
         check = HealthCheck(
             before.baseline or Baseline((replace(first, generation=first.generation - 1),)),
             str(target.folder),
@@ -262,21 +253,21 @@ class Deployer:
             # The operator has a reason for a rollback, which the present traffic need not show.
             check_traffic=options.check_traffic and self._action == history.DEPLOY,
         )
-        began, peers = self._clock.now(), self._check_sessions(before)
+        began, peers = self.clock.now(), self._check_sessions(before)
         while True:
-            self._interrupts.raise_pending()
+            self.interrupts.raise_pending()
             vitals = self._observe(check)
-            passed = self._clock.now() - began
-            self._progress.show(f"{passed:.0f} of {options.settle_secs:.0f} s")
+            passed = self.clock.now() - began
+            self.progress.show(f"{passed:.0f} of {options.settle_secs:.0f} s")
             if passed >= options.settle_secs and not check.is_unsettled:
                 self._conclude(check, before, peers)
                 return vitals
-            self._clock.sleep(SAMPLE_SECS)
+            self.clock.sleep(SAMPLE_SECS)
 
     def _observe(self, check: HealthCheck) -> Vitals:
-        vitals = self._server.vitals()
-        unready = self._server.unready(vitals) if vitals is not None else ""
-        reasons = check.observe(Observation(self._server.serving(), vitals, unready, self._server.main_pid()))
+        vitals = self.server.vitals()
+        unready = self.server.unready(vitals) if vitals is not None else ""
+        reasons = check.observe(Observation(self.server.serving(), vitals, unready, self.server.main_pid()))
         if reasons or vitals is None:
             raise DeployError("\n".join(reasons))
         return vitals
@@ -284,14 +275,14 @@ class Deployer:
     def _conclude(self, check: HealthCheck, before: _Before, peers: Peers) -> None:
         reasons = check.conclude()
         silenced = silenced_peers(before.peers, (peers, self._check_sessions(before)))
-        if silenced and self._options.check_traffic and self._action == history.DEPLOY:
+        if silenced and self.options.check_traffic and self._action == history.DEPLOY:
             reasons.append(silenced)
         if reasons:
             raise DeployError("\n".join(reasons))
 
     def _check_sessions(self, before: _Before) -> Peers:
-        peers = self._server.peers()
-        missing = missing_sessions(before.peers[1], peers, self._clock.unix())
+        peers = self.server.peers()
+        missing = missing_sessions(before.peers[1], peers, self.clock.unix())
         if len(missing) > before.lost_sessions:
             names = f"{', '.join(missing[:5])}{', ...' if missing[5:] else ''}"
             raise DeployError(f"{counted(len(missing), 'session')} lost: {names}")
@@ -319,7 +310,7 @@ class Deployer:
 
     def _missing_after(self, before: _Before) -> list[str]:
         try:
-            return missing_sessions(before.peers[1], self._server.peers(), self._clock.unix())
+            return missing_sessions(before.peers[1], self.server.peers(), self.clock.unix())
         except OxidizeError:
             return []
 
@@ -327,31 +318,31 @@ class Deployer:
 
     def _tidy(self) -> None:
         """Remove the releases that are no longer a rollback target; the next deployment retries what fails."""
-        current = self._releases.current()
+        current = self.releases.current()
         try:
             running = self._running()
         except OxidizeError:
             return
-        releases = self._releases.all()
+        releases = self.releases.all()
         in_use = {release.name for release in releases if release == current or is_in_use(release.folder)}
-        gone = retention.removable(running.name, in_use, releases, self._history.entries())
+        gone = retention.removable(running.name, in_use, releases, self.history.entries())
         try:
             for release in gone:
-                self._releases.remove(release)
+                self.releases.remove(release)
         except OSError as error:
-            self._progress.note(f"{error.filename}: {error.strerror}: not removed; the next deployment tries again")
+            self.progress.note(f"{error.filename}: {error.strerror}: not removed; the next deployment tries again")
             return
         if gone:
             names = ", ".join(release.name for release in gone)
-            self._progress.end(StepResult(Step.TIDY, True, f"removed {names}", 0.0))
+            self.progress.end(StepResult(Step.TIDY, True, f"removed {names}", 0.0))
 
     def _step(self, step: Step, work: Callable[[], _Result], text: Callable[[_Result], str] = str) -> _Result:
         """Take one step, and record its begin and its end. text: formats what the step returns."""
         try:
-            self._history.begin(
+            self.history.begin(
                 PendingDeployment(
-                    at_unix=self._clock.unix(),
-                    who=self._options.who,
+                    at_unix=self.clock.unix(),
+                    who=self.options.who,
                     action=self._action,
                     source=self._source,
                     target=self._target,
@@ -361,23 +352,23 @@ class Deployer:
         except DeployError as error:
             if step not in {Step.WATCH, Step.ROLL_BACK}:
                 raise
-            self._progress.note(f"not written down: {error}")  # to continue is more important now
-        self._progress.begin(step)
-        began = self._clock.now()
+            self.progress.note(f"not written down: {error}")  # to continue is more important now
+        self.progress.begin(step)
+        began = self.clock.now()
         try:
             result = work()
         except (OxidizeError, KeyboardInterrupt) as error:
             reason = str(error) or "interrupted"
-            self._progress.end(StepResult(step, False, reason, self._clock.now() - began))
+            self.progress.end(StepResult(step, False, reason, self.clock.now() - began))
             raise
-        self._progress.end(StepResult(step, True, text(result), self._clock.now() - began))
+        self.progress.end(StepResult(step, True, text(result), self.clock.now() - began))
         return result
 
     def _entry(self, result: str, reason: str, vitals: Vitals | None = None) -> Deployment:
         """Return the line for the log. vitals: of the generation that this deployment made."""
         return Deployment(
-            at_unix=self._clock.unix(),
-            who=self._options.who,
+            at_unix=self.clock.unix(),
+            who=self.options.who,
             action=self._action,
             source=self._source,
             target=self._target,
@@ -385,7 +376,7 @@ class Deployer:
             reason=reason,
             sessions=vitals.sessions if vitals is not None else None,
             blackout_ms=vitals.blackout_ms if vitals is not None else None,
-            seconds=round(self._clock.now() - self._began, 3),
+            seconds=round(self.clock.now() - self._began, 3),
         )
 
 

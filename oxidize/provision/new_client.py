@@ -37,16 +37,8 @@ class ClientOptions:
     with_preshared_key: bool
 
 
-@dataclass(frozen=True, slots=True)
-class NewClient:
-    """A new client's configuration, and warnings for the operator."""
-
-    setup: ClientSetup
-    warnings: tuple[str, ...]
-
-
-def new_client(options: ClientOptions, server: ServerConfig, port: int) -> NewClient:
-    """Return a new client of a server that listens at `port`; raises ConfigError with every mistake."""
+def new_client(options: ClientOptions, server: ServerConfig, port: int) -> tuple[ClientSetup, tuple[str, ...]]:
+    """Return a new client of a server that listens at `port`, and warnings; raises ConfigError with every mistake."""
     problems: list[str] = []
 
     def checked(option: str, given: str, parse: Callable[[str], _T]) -> _T | None:
@@ -94,7 +86,7 @@ def new_client(options: ClientOptions, server: ServerConfig, port: int) -> NewCl
         persistent_keepalive=options.keepalive,
         mtu=server.mtu,
     )
-    return NewClient(setup, (*warnings, *_route_warnings(setup, server)))
+    return setup, (*warnings, *_route_warnings(setup, server))
 
 
 def _route_warnings(setup: ClientSetup, server: ServerConfig) -> Iterator[str]:

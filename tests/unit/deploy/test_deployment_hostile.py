@@ -311,7 +311,7 @@ def test_an_interruption_ends_the_watch_and_is_ignored_during_the_rollback(world
     interrupts: Interrupts
     during(world, 4.0, lambda: interrupts._interrupt(2, None))
     deployer = world.deployer()
-    interrupts = deployer._interrupts
+    interrupts = deployer.interrupts
     begin = world.progress.begin
 
     class Impatient(Progress):
@@ -320,7 +320,7 @@ def test_an_interruption_ends_the_watch_and_is_ignored_during_the_rollback(world
                 interrupts._interrupt(2, None)
             begin(step)
 
-    deployer._progress = Impatient()
+    deployer.progress = Impatient()
     entry = deployer.deploy("two")
     assert (entry.result, entry.reason, serving(world)) == (history.ROLLED_BACK, "interrupted", ("one", "one"))
 
@@ -330,7 +330,7 @@ def test_an_interruption_after_the_end_changes_nothing(world: World) -> None:
     append = world.history.append
 
     def interrupted(entry: Deployment) -> None:
-        deployer._interrupts._interrupt(2, None)
+        deployer.interrupts._interrupt(2, None)
         append(entry)
 
     world.history.append = interrupted  # type: ignore[method-assign]
