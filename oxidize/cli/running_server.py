@@ -25,9 +25,8 @@ from oxidize.takeover.query import who_listens
 HEALTH_TIMEOUT_SECS = 3.0
 LISTEN_TIMEOUT_SECS = 5.0
 RELOAD_TIMEOUT_SECS = 120.0
-EXPECTED_STATES = frozenset(
-    {"active", "activating", "reloading"}
-)  # ActiveState of a unit that has a process, or will have one
+# ActiveState of a unit that has a process, or will have one.
+EXPECTED_STATES = frozenset({"active", "activating", "reloading"})
 
 
 class RunningServer:

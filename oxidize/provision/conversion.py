@@ -298,17 +298,15 @@ def _keepalive(text: str) -> int:
 
 def _address(text: str) -> InterfaceAddress:
     try:
-        return values.interface_address(text if "/" in text else str(ip_interface(text)))
-    except InvalidValueError:
-        raise
+        whole = text if "/" in text else str(ip_interface(text))
     except ValueError:
         raise InvalidValueError("an address, with the length of its network's prefix, such as 10.0.0.1/24") from None
+    return values.interface_address(whole)
 
 
 def _network(text: str) -> Network:
     try:
-        return values.network(str(ip_network(text, strict=False)))
-    except InvalidValueError:
-        raise
+        masked = str(ip_network(text, strict=False))
     except ValueError:
         raise InvalidValueError("a network, such as 10.0.0.2/32") from None
+    return values.network(masked)
