@@ -4,6 +4,7 @@ import array
 import os
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -125,7 +126,7 @@ def answered_by_hands(
         ThreadPoolExecutor(1) as pool,
     ):
         patch.setattr(Channel, "send", send_late)
-        patch.setattr("oxidize.takeover.query.boot_time", now)
+        patch.setattr(sys.modules[query_with_fds.__module__], "boot_time", now)
         listener.bind(str(path))
         listener.listen()
         listener.settimeout(WAIT_SECS)
