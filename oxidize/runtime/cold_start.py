@@ -33,7 +33,6 @@ from oxidize.runtime.parts import NodeParts, adopt_nat, adopt_tunnel, bind_http,
 from oxidize.service_manager import notify, watchdog
 from oxidize.settings import NodeSettings
 from oxidize.state.session_state import SessionState
-from oxidize.takeover.host import NamedFd
 
 ITEMS_BETWEEN_ANSWERS = 100  # peers or changes: some 10 ms
 
@@ -66,7 +65,9 @@ class _ColdStart:
         self._udp = UdpSocket(
             socket.socket(fileno=fds[FdName.UDP]) if FdName.UDP in fds else bind_udp(*settings.listen)
         )
-        self._tunnel, self._is_tunnel_new = adopt_tunnel(settings, _passed_tun(settings, fds))
+        options = {"name": settings.interface, "vnet_header": False}
+        tun = named_fd(FdName.TUN, fds[FdName.TUN], options) if FdName.TUN in fds else None
+        self._tunnel, self._is_tunnel_new = adopt_tunnel(settings, tun)
         self._nat = adopt_nat(settings, fds.get(FdName.NAT))
         if self._is_tunnel_new:
             check_nat(self._nat)  # before anything is stored, for the next start takes a stored TUN for one in service
@@ -221,12 +222,6 @@ class _StartupResponder:
         if self.node is not None:
             return self.node.respond(method, path)
         return health_response("starting")  # for /metrics too: there are no counters yet
-
-
-def _passed_tun(settings: NodeSettings, fds: dict[FdName, int]) -> NamedFd | None:
-    if FdName.TUN not in fds:
-        return None
-    return named_fd(FdName.TUN, fds[FdName.TUN], {"name": settings.interface, "vnet_header": False})
 
 
 def _interfaces_before(fds: Mapping[FdName, int]) -> list[str]:
