@@ -28,7 +28,6 @@ _EXEC_WITH_LISTEN_PID = ("/bin/sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh
 class Ended:
     """The end of a process: its exit status, or the negative number of the signal; None if unknown."""
 
-    pid: int
     status: int | None
 
     def __str__(self) -> str:
@@ -103,10 +102,10 @@ def reap(pid: int, *, block: bool = False) -> Ended | None:
     try:
         result = os.waitid(os.P_PID, pid, os.WEXITED | (0 if block else os.WNOHANG))
     except ChildProcessError:
-        return Ended(pid, None)
+        return Ended(None)
     if result is None:
         return None
-    return Ended(pid, result.si_status if result.si_code == os.CLD_EXITED else -result.si_status)
+    return Ended(result.si_status if result.si_code == os.CLD_EXITED else -result.si_status)
 
 
 def signal_process(pidfd: int, number: int) -> None:
