@@ -1,3 +1,3 @@
 """Oxidize: a WireGuard relay and client whose process is replaced under traffic."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
