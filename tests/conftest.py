@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support.parallel_tests import ALONE, ParallelTests
+from tests.support.traffic.releases import WHEELS, Release, unpack
 
 TUN = Path("/dev/net/tun")
 
@@ -63,3 +64,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     skipped = _forbidden_skips(config)
     if skipped:
         terminalreporter.write_line(f"FAILED: {skipped} skipped; CI as root skips nothing (reasons below)", red=True)
+
+
+@pytest.fixture(params=WHEELS, ids=lambda wheel: wheel.name.split("-")[1])
+def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Release:
+    """Return a release in service, once for each."""
+    return unpack(request.param, tmp_path)
