@@ -7,44 +7,19 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from oxidize.protocol.constants import BATCH_PACKETS_MAX
+from tests.support.traffic.bench import Bench, open_bench
 from tests.support.traffic.clients import EchoClient, Traffic
-from tests.support.traffic.server import Lab, Outcome, Server, fault, go_on, kill, stalled_pid, wait_for
-from tests.support.traffic.transport_messages import assert_no_nonce_twice
+from tests.support.traffic.server import Lab, Outcome, Server, fault, go_on, kill, stalled_pid
 
 pytestmark = pytest.mark.handoff
 
 PACKETS_PER_SECOND = 200.0
 SLOW_PACKETS_PER_SECOND = 20.0  # while no process reads for seconds: as many as an ordinary user's receive buffer holds
-
-
-@dataclass(slots=True)
-class Bench:
-    """A server under traffic, and the file that marks a fault of its successors."""
-
-    lab: Lab
-    server: Server
-    traffic: Traffic
-    pid: int
-    mark: Path
-
-    def assert_served_by(self, pid: int, *, lost_at_most: int = 0) -> None:
-        """Fail unless this process alone serves, with the same sessions and no loss, duplicate or reused nonce."""
-        self.traffic.wait_for_more()
-        wait_for("one process to be left", lambda: self.server.processes() == {pid})
-        status = self.server.status()
-        assert (status["pid"], status["state"]) == (pid, "healthy")
-        assert status["sessions"] == len(self.traffic.clients)
-        self.traffic.assert_unharmed(lost_at_most=lost_at_most)
-        assert_no_nonce_twice(self.traffic.pairs(), at_least=20)
-
-    def last_takeover(self) -> dict[str, object]:
-        return self.server.status()["takeovers"][-1]  # type: ignore[no-any-return]
 
 
 @pytest.fixture
@@ -54,12 +29,8 @@ def rate() -> float:
 
 @pytest.fixture
 def bench(tmp_path: Path, rate: float) -> Iterator[Bench]:
-    clients = [EchoClient(number) for number in (2, 3)]
-    with Lab(tmp_path) as lab:
-        server = Server(lab, [client.table() for client in clients], metrics_listen="127.0.0.1:0")
-        pid = server.start()
-        with Traffic(server, clients, rate) as traffic:
-            yield Bench(lab, server, traffic, pid, tmp_path / "stalled")
+    with open_bench(tmp_path, rate) as bench:
+        yield bench
 
 
 # --- Successors that never get far ---

@@ -279,9 +279,9 @@ class Footprint:
         assert self.resident_kib < 1.3 * earlier.resident_kib, f"{earlier.resident_kib} KiB, then {self.resident_kib}"
 
 
-def fault(where: str, do: str, mark: Path, when: str = "before") -> dict[str, str]:
-    """Return an environment that plants a fault in a server; see `faults/sitecustomize.py`."""
-    spec = json.dumps({"where": where, "when": when, "do": do, "mark": str(mark)})
+def fault(where: str, do: str, mark: Path, when: str = "before", command: str = "server") -> dict[str, str]:
+    """Return an environment that plants a fault in a process of a subcommand; see `faults/sitecustomize.py`."""
+    spec = json.dumps({"where": where, "when": when, "do": do, "mark": str(mark), "command": command})
     return {**os.environ, "PYTHONPATH": str(FAULTS), "TEST_FAULT": spec}
 
 

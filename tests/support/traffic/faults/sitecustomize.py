@@ -1,8 +1,9 @@
-"""Plant a fault in a server: a test puts this folder on PYTHONPATH, and Python imports this module at start.
+"""Plant a fault in a process: a test puts this folder on PYTHONPATH, and Python imports this module at start.
 
-TEST_FAULT is JSON. where: "module:function" or "module:Class.method". when: "before" or "after" the call. do: "raise";
-"exit" without a message; "stall": write the pid to `mark` and wait for the file `mark` with the suffix .go. With where
-"module:" and do "absent" the module cannot be imported.
+TEST_FAULT is JSON. command: the subcommand of `oxidize` whose processes have the fault. where: "module:function" or
+"module:Class.method". when: "before" or "after" the call. do: "raise"; "exit" without a message; "stall": write the pid
+to `mark` and wait for the file `mark` with the suffix .go. With where "module:" and do "absent" the module cannot be
+imported.
 """
 
 import functools
@@ -51,5 +52,7 @@ def _install(where: str, when: str, do: str, mark: str) -> None:
     setattr(owner, name, faulty)
 
 
-if "TEST_FAULT" in os.environ and "server" in sys.orig_argv:
-    _install(**json.loads(os.environ["TEST_FAULT"]))
+if "TEST_FAULT" in os.environ:
+    fault = json.loads(os.environ["TEST_FAULT"])
+    if fault.pop("command") in sys.orig_argv:
+        _install(**fault)
