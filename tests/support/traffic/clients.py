@@ -59,12 +59,14 @@ class EchoClient:
 
     def connect(self, server: Server) -> None:
         """Connect to a running server."""
-        port = server.port
+        self.connect_to(server.identity.public, server.port)
+
+    def connect_to(self, server_public_key: bytes, port: int) -> None:
+        """Connect to the server at a port of this machine, without any earlier session or count."""
+        self._slots = ArraySlots(16)
         self._endpoint = Endpoint(bytes([127, 0, 0, 1]), port)
         self.socket.connect(("127.0.0.1", port))  # so that the kernel reports an unreachable port
-        settings = PeerSettings(
-            server.identity.public, allowed_ips=(ip_network(SERVER_INNER),), endpoint=self._endpoint
-        )
+        settings = PeerSettings(server_public_key, allowed_ips=(ip_network(SERVER_INNER),), endpoint=self._endpoint)
         self._device = Device(self.identity.private, [settings], self._slots, os.urandom, time.time, lambda _: None)
 
     def send_next(self) -> None:
