@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 WAIT_SECS = 20.0  # long enough for a loaded machine; nothing waits for it to pass
 POLL_SECS = 0.01
+MEMORY_FILES_GROWTH_KIB = 512  # dead records of a journal that is too small to be compacted (COMPACT_BYTES_MIN)
 OXIDIZE = (sys.executable, "-P", "-m", "oxidize")
 FAULTS = Path(__file__).parent / "faults"
 
@@ -261,22 +262,30 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """A process's open files, by kind, and its resident memory."""
+    """What a process uses: its open files by kind, threads, resident memory, and the memory of its memory files."""
 
     files: tuple[str, ...]
+    threads: int
     resident_kib: int
+    memory_files_kib: int
 
     @classmethod
     def of(cls, pid: int) -> Self:
         folder = Path("/proc", str(pid))
-        kinds = sorted(str(entry.readlink()).partition(":[")[0] for entry in (folder / "fd").iterdir())
-        (line,) = (line for line in (folder / "status").read_text().splitlines() if line.startswith("VmRSS:"))
-        return cls(tuple(kinds), int(line.split()[1]))
+        entries = [(str(entry.readlink()), entry) for entry in (folder / "fd").iterdir()]
+        kinds = sorted(target.partition(":[")[0] for target, _ in entries)
+        lines = (line.split() for line in (folder / "status").read_text().splitlines())
+        status = {words[0]: int(words[1]) for words in lines if words[0] in {"VmRSS:", "Threads:"}}
+        blocks = sum(entry.stat().st_blocks for target, entry in entries if target.startswith("/memfd:"))
+        return cls(tuple(kinds), status["Threads:"], status["VmRSS:"], blocks // 2)  # blocks of 512 bytes, stat(2)
 
     def assert_no_larger_than(self, earlier: "Footprint") -> None:
-        """Fail if the kinds of files differ from an earlier generation's, or the memory is 30% larger."""
+        """Fail if files or threads differ from an earlier generation's, or the memory is more than 30% larger."""
         assert self.files == earlier.files
+        assert self.threads == earlier.threads
         assert self.resident_kib < 1.3 * earlier.resident_kib, f"{earlier.resident_kib} KiB, then {self.resident_kib}"
+        grown = self.memory_files_kib - earlier.memory_files_kib
+        assert grown <= MEMORY_FILES_GROWTH_KIB, f"memory files: {earlier}, then {self}"
 
 
 def fault(where: str, do: str, mark: Path, when: str = "before", command: str = "server") -> dict[str, str]:
