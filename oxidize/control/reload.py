@@ -1,15 +1,16 @@
 """`oxidize reload`: start the successor, set the service manager's main process, and report the result.
 
 The rule: until the coordinator sends GO nothing is changed, and if the reload fails after that, the service manager's
-main process is again the one that serves. The successor is forked twice, so that it is not the coordinator's child when
-it becomes the main process: it outlives the coordinator, and the service manager can follow it.
+main process is again the one that serves. Whatever ends the reload - an error here, an interrupt - the successor is
+killed, unless it serves or its predecessor has ended. Both are known by pidfds, never by their numbers, which may be
+used again. The successor is forked twice, so that it is not the coordinator's child when it becomes the main process:
+it outlives the coordinator, and the service manager can follow it.
 
 Source: systemd.service(5), ExecReload= and NotifyAccess=exec.
 """
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import sys
@@ -17,14 +18,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from oxidize.control.query import IDENTITY, fetch
 from oxidize.control.reload_channel import Report, receive, send
 from oxidize.errors import OxidizeError, Phase, TakeoverError
 from oxidize.service_manager import notify, systemctl
+from oxidize.takeover import who_listens
+from oxidize.takeover.channel import PeerProcess, connect_socket, credentials_of
 
 PREPARE_TIMEOUT_SECS = 30.0  # the successor imports, reads and restores: tens of milliseconds for most
 TAKE_TIMEOUT_SECS = 30.0  # from GO to DONE: twice what COMMIT and TAKEN may take
 LIFE_WITHOUT_OWNERSHIP_SECS = 90  # of a successor; beyond both of the above
+CONNECT_TIMEOUT_SECS = 5.0  # to a predecessor whose backlog is full
 
 
 def reload(role: str, config_path: Path, log_level: str, takeover_socket: Path, predecessor_pid: int) -> Report:
@@ -34,26 +37,30 @@ def reload(role: str, config_path: Path, log_level: str, takeover_socket: Path, 
     "client". log_level: as on its command line.
     """
     started = time.monotonic()
-    channel, successor_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, "-P", "-m", "oxidize", role, "-c", str(config_path)]
-    command += ["--log-level", log_level, "--control-fd", str(successor_end.fileno())]
-    with channel:
+    with contextlib.ExitStack() as undo:
+        predecessor = _predecessor_at(takeover_socket, predecessor_pid)
+        undo.callback(predecessor.close)
+        try:
+            channel, successor_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise _cannot_start(error) from error
+        undo.enter_context(channel)
+        command = [sys.executable, "-P", "-m", "oxidize", role, "-c", str(config_path)]
+        command += ["--log-level", log_level, "--control-fd", str(successor_end.fileno())]
         with successor_end:
-            pid = _start_detached(command, successor_end.fileno())
+            successor = _start_detached(command, successor_end.fileno())
+        undo.callback(successor.close)
+
+        def must_end() -> bool:
+            """Return whether the predecessor serves, or will: a successor that may own is the only one that can."""
+            return not predecessor.is_dead() and not _listens(takeover_socket, successor)
+
         try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            pidfd = -1  # it has ended already; the channel has the reason
-        try:
-            report = _coordinate(channel, pid, predecessor_pid, lambda: _serves(takeover_socket, pid))
-        except TakeoverError:
-            # A successor that serves, or one whose predecessor has ended, is the only process that can serve.
-            if _is_alive(predecessor_pid) and not _serves(takeover_socket, pid):
-                _kill(pidfd)
+            report = _coordinate(channel, successor.pid, predecessor, must_end)
+        except BaseException:  # an interrupt too: a successor without a coordinator must not hold the main PID
+            if must_end():
+                successor.kill()
             raise
-        finally:
-            if pidfd >= 0:
-                os.close(pidfd)
     return {**report, "seconds": time.monotonic() - started}
 
 
@@ -63,20 +70,20 @@ def notify_failure(generation: int, reason: str) -> None:
     notify.notify(f"STATUS=generation {generation} serves on: not reloaded: {first_line}")
 
 
-def _coordinate(channel: socket.socket, pid: int, predecessor_pid: int, serves: Callable[[], bool]) -> Report:
+def _coordinate(channel: socket.socket, pid: int, predecessor: PeerProcess, must_end: Callable[[], bool]) -> Report:
     _expect(channel, "prepared", PREPARE_TIMEOUT_SECS, Phase.PREPARING)
     try:
         _set_main_pid(pid)
         send(channel, {"event": "go"})
         return _expect(channel, "done", TAKE_TIMEOUT_SECS, Phase.TAKING_OVER)
-    except (OSError, TakeoverError) as error:
-        if _is_alive(predecessor_pid) and not serves():
+    except BaseException as error:  # whatever it is, the service manager follows the process that serves
+        if must_end():
             # An error here matters less than the one that led to it.
-            with contextlib.suppress(TakeoverError):
-                _set_main_pid(predecessor_pid)
-        if isinstance(error, TakeoverError):
-            raise
-        raise TakeoverError(Phase.TAKING_OVER, f"the successor is gone: {error}") from error
+            with contextlib.suppress(OxidizeError, OSError):
+                _set_main_pid(predecessor.pid)
+        if isinstance(error, OSError):
+            raise TakeoverError(Phase.TAKING_OVER, f"the successor is gone: {error}") from error
+        raise
 
 
 def _expect(channel: socket.socket, event: str, timeout_secs: float, phase: Phase) -> Report:
@@ -112,27 +119,50 @@ def _set_main_pid(pid: int) -> None:
         )
 
 
-def _start_detached(command: list[str], inherited_fd: int) -> int:
-    """Start `command` in a session of its own, as a child of init, and return its pid."""
-    read_end, write_end = os.pipe()
-    child = os.fork()
+def _start_detached(command: list[str], inherited_fd: int) -> PeerProcess:
+    """Start `command` in a session of its own, as a child of init; raises TakeoverError if that is impossible."""
+    near, far = None, None
+    try:
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        child = os.fork()
+    except OSError as error:
+        for end in (near, far):
+            if end is not None:
+                end.close()
+        raise _cannot_start(error) from error
     if child == 0:
         # Between fork and exec no error may pass silently, and the caller's code must not run.
         try:
             os.setsid()
             if (grandchild := os.fork()) != 0:
-                os.write(write_end, str(grandchild).encode())
-                os._exit(0)
-            _become(command, inherited_fd)
+                _hand_over(far, grandchild)
+            else:
+                _become(command, inherited_fd)
         finally:
             os._exit(127)
-    os.close(write_end)
-    os.waitpid(child, 0)
-    with os.fdopen(read_end, "rb") as pipe:
-        text = pipe.read()
-    if not text:
-        raise TakeoverError(Phase.STARTING, f"cannot start {command[0]}: no process could be made")
-    return int(text)
+    with near, far:
+        os.waitpid(child, 0)
+        try:
+            text, fds, _, _ = socket.recv_fds(near, 32, 1, socket.MSG_DONTWAIT)
+        except OSError as error:
+            raise _cannot_start(error) from error
+    if not fds:
+        raise TakeoverError(Phase.STARTING, f"cannot start {command[0]}: expected room for an open file; close some")
+    os.set_inheritable(fds[0], False)
+    return PeerProcess(int(text), os.geteuid(), fds[0])
+
+
+def _hand_over(channel: socket.socket, grandchild: int) -> None:
+    """Send pid and pidfd from the parent, whose child keeps its number until the parent has ended."""
+    try:
+        socket.send_fds(channel, [str(grandchild).encode()], [os.pidfd_open(grandchild)])
+    except BaseException:
+        os.kill(grandchild, signal.SIGKILL)
+        raise
+
+
+def _cannot_start(error: OSError) -> TakeoverError:
+    return TakeoverError(Phase.STARTING, f"{error}; expected room for a process and its open files")
 
 
 def _become(command: list[str], inherited_fd: int) -> None:
@@ -147,26 +177,24 @@ def _become(command: list[str], inherited_fd: int) -> None:
     os.execv(command[0], command)  # noqa: S606  # deliberately without a shell
 
 
-def _serves(takeover_socket: Path, pid: int) -> bool:
-    """Return whether it is this process that answers at the takeover socket."""
+def _predecessor_at(takeover_socket: Path, pid: int) -> PeerProcess:
+    """Return the process that listens there, with its pidfd; raises TakeoverError if it is not process `pid`."""
+    connection = connect_socket(takeover_socket, CONNECT_TIMEOUT_SECS)
+    if connection is None:
+        raise TakeoverError(Phase.STARTING, f"process {pid} has ended: expected it at {takeover_socket}; try again")
+    with connection:
+        found, _ = credentials_of(connection)
+        predecessor = PeerProcess.of(connection)
+    if found != pid:
+        predecessor.close()
+        raise TakeoverError(Phase.STARTING, f"process {found} listens at {takeover_socket}; expected {pid}: try again")
+    return predecessor
+
+
+def _listens(takeover_socket: Path, process: PeerProcess) -> bool:
+    """Return whether this process listens at the takeover socket, and so owns or is about to."""
     try:
-        return bool(fetch(takeover_socket, IDENTITY).get("pid") == pid)
-    except OxidizeError:
-        return False
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return False
-    try:
-        return not select.select([pidfd], [], [], 0)[0]
-    finally:
-        os.close(pidfd)
-
-
-def _kill(pidfd: int) -> None:
-    if pidfd >= 0:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        found = who_listens(takeover_socket)
+    except OxidizeError:  # a full backlog, another user's socket
+        found = None
+    return found is not None and found[0] == process.pid and not process.is_dead()

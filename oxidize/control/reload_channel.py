@@ -2,23 +2,26 @@
 
 PREPARED says that all slow work is done; the coordinator answers GO when the service manager knows the new main
 process; DONE or FAILED ends the exchange. A successor whose coordinator ends before GO gives up, because the operator
-would not learn of it.
+would not learn of it; one whose predecessor has died needs no GO, for no other process can serve.
 
 The rule: the two ends may be of different releases, so a message or a field is never renamed, and unknown ones are
-ignored.
+ignored. What cannot be read counts as no message: neither end fails at the other's bytes.
+
+Source: RFC 8259; a character outside of ASCII takes 6 bytes for each 2 or 3 of UTF-8, and 12 for 4.
 """
 
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 from typing import Any
 
 from oxidize.errors import Phase, TakeoverError
 
-MESSAGE_BYTES_MAX = 65_536
-REASON_CHARACTERS_MAX = 16_384  # four bytes each at most: a reason fits into a message
+MESSAGE_BYTES_MAX = 262_144  # of one that is read: more than a send buffer (212,992) lets any release send
+REASON_BYTES_MAX = 10_000  # in UTF-8, each of which takes 6 bytes of JSON at most: 65,536 are what older ones read
 GO_TIMEOUT_SECS = 20.0
 
 Report = dict[str, Any]
@@ -38,20 +41,32 @@ class Control:
         """Whether a coordinator started this process."""
         return self._socket is not None
 
-    def prepared(self, report: Report) -> None:
-        """Report that all slow work is done and wait for GO; raises TakeoverError if it does not come."""
+    def prepared(self, report: Report, predecessor_fd: int | None = None) -> None:
+        """Report that all slow work is done and wait for GO; raises TakeoverError if it does not come.
+
+        predecessor_fd: the predecessor's pidfd. Its death ends the wait, and the caller inherits.
+        """
         if self._socket is None:
             return
         self._socket.settimeout(GO_TIMEOUT_SECS)
+        answer = None
         try:
             send(self._socket, {"event": "prepared", "pid": os.getpid(), **report})
+            if not _wait_for_go(self._socket, predecessor_fd):
+                self.go_alone()
+                return
             answer = receive(self._socket)
         except OSError:  # TimeoutError is one
-            answer = None
+            pass
         if answer is None or answer.get("event") != "go":
             reason = "the coordinator is gone: expected its GO; run `oxidize reload` again"
             raise TakeoverError(Phase.PREPARING, reason)
-        signal.alarm(0)  # set by the coordinator; from here on the predecessor bounds the takeover
+        self.go_alone()
+
+    def go_alone(self) -> None:
+        """Outlive the coordinator from now on: the predecessor bounds the takeover, or has died."""
+        if self._socket is not None:
+            signal.alarm(0)  # set by the coordinator
 
     def done(self, report: Report) -> None:
         """Report that this process serves."""
@@ -59,7 +74,8 @@ class Control:
 
     def failed(self, reason: str) -> None:
         """Report why this process does not serve."""
-        self._end({"event": "failed", "pid": os.getpid(), "reason": reason[:REASON_CHARACTERS_MAX]})
+        cut = reason.encode("utf-8", "replace")[:REASON_BYTES_MAX].decode("utf-8", "ignore")
+        self._end({"event": "failed", "pid": os.getpid(), "reason": cut})
 
     def _end(self, message: Report) -> None:
         if self._socket is None:
@@ -70,16 +86,27 @@ class Control:
         self._socket.close()
 
 
+def _wait_for_go(channel: socket.socket, predecessor_fd: int | None) -> bool:
+    """Return whether there is something to receive, False if the predecessor has died before; raises TimeoutError."""
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    if predecessor_fd is not None:
+        poll.register(predecessor_fd, select.POLLIN)
+    ready = {fd for fd, _ in poll.poll(GO_TIMEOUT_SECS * 1000)}
+    if not ready:
+        raise TimeoutError
+    return ready != {predecessor_fd}
+
+
 def send(channel: socket.socket, message: Report) -> None:
     """Send one message; raises OSError when the other side is gone."""
     channel.send(json.dumps(message).encode())
 
 
 def receive(channel: socket.socket) -> Report | None:
-    """Return the next message, or None when the other side is gone; raises TimeoutError."""
+    """Return the next message, or None when the other side is gone or sent what is none; raises TimeoutError."""
     try:
-        data = channel.recv(MESSAGE_BYTES_MAX)
-    except ConnectionError:
+        message = json.loads(channel.recv(MESSAGE_BYTES_MAX))
+    except (ConnectionError, ValueError, RecursionError):  # ValueError also for the empty bytes at the end
         return None
-    message = json.loads(data) if data else None
     return message if isinstance(message, dict) else None

@@ -184,9 +184,13 @@ class UdpSocket:
             return
         # Without CAP_NET_ADMIN the kernel cuts the figure to its limit, which may be less than systemd has set: try on
         # a scratch socket first.
-        with socket.socket(self._family, socket.SOCK_DGRAM) as trial:
-            trial.setsockopt(SOL_SOCKET, option, wanted)
-            granted = trial.getsockopt(SOL_SOCKET, option)
+        try:
+            with socket.socket(self._family, socket.SOCK_DGRAM) as trial:
+                trial.setsockopt(SOL_SOCKET, option, wanted)
+                granted = trial.getsockopt(SOL_SOCKET, option)
+        except OSError as error:  # no descriptor or no memory is left: a smaller buffer is better than no owner
+            log.warning("a buffer of the UDP socket is not raised", bytes=current, wanted=2 * wanted, reason=str(error))
+            return
         if granted > current:
             self._socket.setsockopt(SOL_SOCKET, option, wanted)
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from oxidize import config, logs
 from oxidize.control.reload_channel import Control
-from oxidize.errors import OxidizeError, UnreachableError, reason_of
+from oxidize.errors import OxidizeError, Phase, TakeoverError, UnreachableError, reason_of
 from oxidize.net.event_loop import Loop
 from oxidize.runtime.startup import start
 from oxidize.service_manager import notify
@@ -29,12 +29,12 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
         handover = start(_load(role, config_path), loop, control)
     except OxidizeError as error:
         control.failed(reason_of(error))
-        _pause(control)
+        _pause(control, error)
         raise
     except Exception as error:  # the boundary of a takeover: the coordinator must get the reason
         control.failed(logs.redact_text(reason_of(error)))
         log.exception("cannot start")
-        _pause(control)
+        _pause(control, error)
         return 1
     try:
         loop.run()
@@ -51,9 +51,13 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
     return 0
 
 
-def _pause(control: Control) -> None:
-    """Pause before the exit, for the service manager restarts this process at once and without a limit."""
-    if notify.is_managed() and not control.is_coordinated:
+def _pause(control: Control, error: Exception) -> None:
+    """Pause before the exit, for the service manager restarts this process at once and without a limit.
+
+    Not after COMMIT: no process serves until this one has ended.
+    """
+    owned = isinstance(error, TakeoverError) and error.phase is Phase.OWNING
+    if notify.is_managed() and not control.is_coordinated and not owned:
         time.sleep(FAILED_START_PAUSE_SECS)
 
 

@@ -39,13 +39,14 @@ class Handover:
     """A node that serves and listens for its successor (`takeover.host.TakeoverHost`).
 
     held: whether a successor has to wait for `predecessor.release`, because the node's own predecessor still lives.
+    must_listen: False where no other process can serve, so that a path that cannot be bound is no reason to end.
     """
 
-    def __init__(self, node: Node, loop: Loop, *, held: bool) -> None:
+    def __init__(self, node: Node, loop: Loop, *, held: bool, must_listen: bool = True) -> None:
         self.node = node
         self._loop = loop
         self.predecessor = Predecessor(
-            Listener(node.settings.takeover_socket),
+            Listener(node.settings.takeover_socket, required=must_listen),
             self,
             release=oxidize.__version__,
             register=lambda fd, callback: loop.register(fd, READABLE, callback),
@@ -146,7 +147,7 @@ class Handover:
 
     def finish(self, taken: dict[str, Any]) -> None:
         """End, for the successor owns; HTTP requests that are under way are answered first."""
-        log.info("handed over", **taken)
+        log.info("handed over", sessions=taken.get("sessions"), blackout_ms=taken.get("blackout_ms"))
         self._loop.add_timed(_Linger(self.node.http_server, self._loop))
 
     def answer(self, query: str) -> Answer:

@@ -1,13 +1,15 @@
 """The successor's side of a takeover: restore while the predecessor serves, then own.
 
 The rule: before the hand-off this process only reads, so a failure leaves the predecessor serving; between the
-predecessor's freeze and the first packet it does only what cannot be done before.
+predecessor's freeze and the first packet it does only what cannot be done before. A failure after it ends this process
+at once, for the predecessor waits for its end. Where the predecessor has ended no other process can serve, so only
+what prevents owning may end this one: a missing coordinator, record, path or rule does not.
 """
 
 import gc
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,7 +19,7 @@ from oxidize import logs
 from oxidize.client.host_setup import check_host_setup, revert_host_setup
 from oxidize.clock import boot_time
 from oxidize.control.reload_channel import Control
-from oxidize.errors import SnapshotError, reason_of
+from oxidize.errors import OxidizeError, Phase, SnapshotError, StateError, TakeoverError, reason_of
 from oxidize.hostnet.netlink import preload
 from oxidize.net.event_loop import READABLE, Loop
 from oxidize.net.tun import TunDevice
@@ -32,6 +34,8 @@ from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
 from oxidize.takeover.host import NamedFd, Offer
 from oxidize.takeover.successor import Commit, Successor
+
+CHECK_SECS = 1.0  # between two looks at a predecessor whose end the loop cannot watch
 
 log = logs.get(__name__)
 
@@ -57,15 +61,40 @@ class Succession:
             sessions, report = node.device.live_sessions(now), node.device.restore(node.session_state.sync(), now)
             refused = {NOT_CONFIGURED: report.unknown_peers} if report.unknown_peers else {}
             summary = {"sessions": sessions, "refused": refused, "warnings": self._ignored(node)}
-            self.control.prepared(summary)
+            self._wait_for_go(summary)
             node.device.restore(node.session_state.sync(), boot_time())
+            commit = self.successor.ready(summary)
         except BaseException as error:
-            self.successor.failed(reason_of(error))
+            self.successor.failed(_redacted_reason(error))
             self._give_back()
             raise
-        commit = self.successor.ready(summary)
-        blackout = self._own(node, commit)
-        return self._announce(node, commit, blackout, summary)
+        try:
+            blackout = self._own(node, commit)
+            handover = self._take(node, commit, blackout, summary)
+        except BaseException as error:  # the predecessor waits for the end of this process, and is told why
+            raise self._failure_of_owner(error) from error
+        self._announce(node, blackout, summary)
+        _PredecessorEnd(self.loop, self.successor, handover).watch()
+        return handover
+
+    def _wait_for_go(self, summary: dict[str, Any]) -> None:
+        """Wait for the coordinator; raises TakeoverError if it is gone while the predecessor lives."""
+        try:
+            self.control.prepared(summary, self.successor.predecessor_fd)
+        except TakeoverError:
+            if not self.successor.has_inherited():
+                raise
+            log.warning("the predecessor and the coordinator have ended: serving without them")
+            self.control.go_alone()
+
+    def _failure_of_owner(self, error: BaseException) -> TakeoverError:
+        """Tell the predecessor why this process ends after COMMIT; return the error to raise, at once."""
+        reason = _redacted_reason(error)
+        self.successor.failed(reason)
+        self._give_back()
+        if not isinstance(error, OxidizeError):
+            log.error("cannot start", exc_info=error)
+        return TakeoverError(Phase.OWNING, reason)
 
     def _give_back(self) -> None:
         """Make the predecessor the main process again, where a coordinator that has ended had made this process that.
@@ -117,37 +146,41 @@ class Succession:
         node.device.own()
         node.serve()
         self.loop.run_once(0)
-        return boot_time() - commit.frozen_at if commit.frozen_at is not None else None
+        # Not before the epoch of this clock, whatever the predecessor says.
+        return max(0.0, boot_time() - commit.frozen_at) if commit.frozen_at is not None else None
 
-    def _announce(self, node: Node, commit: Commit, blackout: float | None, summary: dict[str, Any]) -> Handover:
-        """Report to counters, journal, predecessor, service manager and coordinator, in this order."""
+    def _take(self, node: Node, commit: Commit, blackout: float | None, summary: dict[str, Any]) -> Handover:
+        """Count and record the takeover, listen, and let the predecessor exit, in this order."""
         blackout_ms = blackout * 1000 if blackout is not None else None
         _count_takeover(node, blackout, summary)
         way = "inherited: the predecessor died" if commit.predecessor_died else "taken over"
-        node.record_start(way, summary["sessions"], blackout_ms)
-        handover = Handover(node, self.loop, held=True)
+        try:
+            node.record_start(way, summary["sessions"], blackout_ms)
+        except StateError as error:  # a full journal: serving matters more than the record
+            log.error("the takeover is not recorded", reason=str(error))
+        handover = Handover(node, self.loop, held=True, must_listen=not commit.predecessor_died)
         self.successor.taken({"sessions": summary["sessions"], "blackout_ms": blackout_ms or 0.0})
-        node.open_http()
-        node.notify_ready()
+        return handover
+
+    def _announce(self, node: Node, blackout: float | None, summary: dict[str, Any]) -> None:
+        """Report to service manager, operator and coordinator, and do what could wait until this process serves."""
+        first: list[Callable[[], None]] = [node.open_http, node.notify_ready]
         if node.connection is not None and self.before.server != self.settings.server:
-            node.connection.move()
+            first.append(node.connection.move)
+        problems = _attempt(first)
         for _ in node.device.prepare_in_slices():
             self.loop.run_once(0)
-        warnings = [*summary["warnings"], *self._finish(node)]
-        self._take_log()
+        problems += [*_attempt(self._last_steps(node)), *_attempt([self._take_log])]
+        warnings = [*summary["warnings"], *problems]
         for warning in warnings:
             log.warning(warning)
+        blackout_ms = blackout * 1000 if blackout is not None else None
         log.info("took over", generation=node.generation, sessions=summary["sessions"], blackout_ms=blackout_ms)
         done = {**summary, "warnings": warnings, "generation": node.generation, "blackout_ms": blackout_ms or 0.0}
         self.control.done(done)
-        _PredecessorEnd(self.loop, self.successor, handover).watch()
-        return handover
 
-    def _finish(self, node: Node) -> list[str]:
-        """Do the work that can wait until this process serves; return a line for each step that failed.
-
-        The predecessor ends, so no failure here may end this process: a tunnel without a route is better than none.
-        """
+    def _last_steps(self, node: Node) -> list[Callable[[], None]]:
+        """Return the work on the host's network that can wait until this process serves."""
         steps: list[Callable[[], None]] = [partial(apply_nat, node.nat)]
         if self.is_tunnel_new:
             steps.append(partial(store_tunnel, node.tunnel))
@@ -155,14 +188,7 @@ class Succession:
             steps.append(partial(configure, self.settings))
         if self.settings.role == "client":
             steps.append(partial(self._settle, node))
-        problems = []
-        for step in steps:
-            try:
-                step()
-            except Exception as error:  # this process owns, and no other would
-                log.exception("serving without all of its settings")
-                problems.append(f"serving without all of its settings: {reason_of(error)}")
-        return problems
+        return steps
 
     def _settle(self, node: Node) -> None:
         """Apply a client's host setup, or revert the predecessor's where the settings need none."""
@@ -211,16 +237,24 @@ class _PredecessorEnd:
         self._loop = loop
         self._successor = successor
         self._handover = handover
+        self._check_at: float | None = None  # where the loop cannot watch it
 
     def watch(self) -> None:
-        self._loop.register(self._successor.predecessor_fd, READABLE, self._check)
+        try:
+            self._loop.register(self._successor.predecessor_fd, READABLE, self._check)
+        except OSError as error:  # ENOSPC, ENOMEM: epoll_ctl(2)
+            log.warning("the predecessor's end is looked for in intervals", reason=str(error))
+            self._check_at = boot_time() + CHECK_SECS
         self._loop.add_timed(self)
         self._check()
 
     def next_deadline(self) -> float | None:
-        return self._successor.next_deadline()
+        deadlines = (self._check_at, self._successor.next_deadline())
+        return min((each for each in deadlines if each is not None), default=None)
 
     def handle_timeout(self, now: float) -> None:
+        if self._check_at is not None:
+            self._check_at = now + CHECK_SECS
         self._check()
 
     def _check(self) -> None:
@@ -232,6 +266,26 @@ class _PredecessorEnd:
             self._handover.node.session_state.unhold()
             self._handover.node.device.forget_unknown_peers()
             self._handover.predecessor.release()
+
+
+def _redacted_reason(error: BaseException) -> str:
+    """Return the reason for other processes; the text of a bug may hold a secret."""
+    return reason_of(error) if isinstance(error, OxidizeError) else logs.redact_text(reason_of(error))
+
+
+def _attempt(steps: Iterable[Callable[[], None]]) -> list[str]:
+    """Do each step; return a line for each that failed.
+
+    The predecessor ends, so no failure here may end this process: a tunnel without a route is better than none.
+    """
+    problems = []
+    for step in steps:
+        try:
+            step()
+        except Exception as error:  # this process owns, and no other would
+            log.exception("serving without all of its settings")
+            problems.append(f"serving without all of its settings: {reason_of(error)}")
+    return problems
 
 
 def _count_takeover(node: Node, blackout: float | None, summary: Mapping[str, Any]) -> None:

@@ -1,7 +1,9 @@
 """Connections to the takeover socket, until each is answered or becomes the successor.
 
 The rule: every connection is answered or ended by a deadline, and none can make the server wait or run out of
-descriptors. Queries are answered at any time; HELLO is admitted, one at a time.
+descriptors. Queries are answered at any time; HELLO is admitted, one at a time. What the kernel refuses - a descriptor,
+a place in the epoll set, the path - costs a connection or a while without new ones, never the server, and is tried
+again; a path that was removed or replaced is bound again.
 """
 
 import contextlib
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 16  # at once
 ACCEPT_PAUSE = 1.0  # seconds without accepting, after the process had no descriptor left
+PATH_CHECK_SECS = 1.0  # between two looks whether the path still leads here: one stat(2) each
 ANSWER_BYTES_MAX = 64 << 20  # of a query; the status of 20,000 peers takes 8 to 10 MB
 
 Register = Callable[[int, Callable[[], None]], None]
@@ -69,22 +72,30 @@ class Acceptor:
         self._timeout = timeout
         self._held = held
         self._pending: dict[int, _Pending] = {}  # by descriptor
+        self._watched = -1  # the listener's descriptor while it is registered
         self._paused_until: float | None = None
+        self._check_at = clock() + PATH_CHECK_SECS
+        self._is_lost = not listener.is_bound()  # the path, at the last look
         self._closed = False
-        register(listener.fileno(), self._accept)
+        self._watch()
 
     def next_deadline(self) -> float | None:
-        """Return when `handle_timeout` is due, or None."""
+        """Return when `handle_timeout` is due, or None once closed."""
         deadlines = [each.deadline for each in self._pending.values()]
+        if not self._closed:
+            deadlines.append(self._check_at)
         if self._paused_until is not None:
             deadlines.append(self._paused_until)
         return min(deadlines, default=None)
 
-    def handle_timeout(self, now: float) -> None:
-        """Act on every deadline that has passed."""
+    def handle_timeout(self, now: float, *, may_bind: bool) -> None:
+        """Act on every deadline that has passed. may_bind: whether this process owns, and so the path is its own."""
         if self._paused_until is not None and now >= self._paused_until:
-            self._paused_until = None
-            self._register(self._listener.fileno(), self._accept)
+            self._watch()
+        if now >= self._check_at:
+            self._check_at = now + PATH_CHECK_SECS
+            if may_bind:
+                self.ensure_bound()
         for pending in [each for each in self._pending.values() if now >= each.deadline]:
             held = "the predecessor of this process has not ended yet: try again"
             silent = f"no HELLO and no query within {self._timeout:g} s"
@@ -98,32 +109,55 @@ class Acceptor:
                 self._admit_pending(pending, pending.hello)
 
     def ensure_bound(self) -> None:
-        """Bind again if the path leads elsewhere: to a successor that listened already, and died."""
-        if self._closed or self._listener.is_bound():
+        """Bind again if the path is gone or leads elsewhere, such as to a successor that listened already, and died."""
+        if self._closed:
             return
+        if self._listener.is_bound():
+            self._is_lost = False
+            return
+        was_lost, self._is_lost = self._is_lost, True  # a loss that lasts, or that repeats at each look, is told once
+        self._unwatch()
         try:
-            renewed = Listener(self._listener.path)
+            self._listener.bind()
         except TakeoverError as error:
-            log.error("takeover: serving, but no process can take over: %s", error)
+            if not was_lost:
+                log.error("takeover: serving, but no process can take over: %s", error)
             return
-        self._stop_listening()
-        self._listener = renewed
-        self._register(renewed.fileno(), self._accept)
+        if not was_lost:
+            log.warning("takeover: bound %s again: the path was removed, or led elsewhere", self._listener.path)
+        self._watch()
 
     def close(self, reason: str | None) -> None:
         """Stop listening and refuse every connection; without a message if `reason` is None, so that it tries again."""
         if self._closed:
             return
         self._closed = True
-        self._stop_listening()
+        self._unwatch()
+        self._listener.close()
         for pending in list(self._pending.values()):
             self._respond(pending, None if reason is None else Refused(reason))
 
-    def _stop_listening(self) -> None:
-        if self._paused_until is None:
-            self._unregister(self._listener.fileno())
+    def _watch(self) -> None:
+        """Accept from now on, or after a pause if the kernel cannot watch the listener now."""
         self._paused_until = None
-        self._listener.close()
+        if self._listener.fileno() < 0:
+            return
+        try:
+            self._register(self._listener.fileno(), self._accept)
+        except OSError as error:  # ENOSPC, ENOMEM: epoll_ctl(2)
+            self._pause(error)
+        else:
+            self._watched = self._listener.fileno()
+
+    def _unwatch(self) -> None:
+        if self._watched >= 0:
+            self._unregister(self._watched)
+        self._watched, self._paused_until = -1, None
+
+    def _pause(self, error: OSError) -> None:
+        log.error("takeover: cannot accept, pausing for %g s: %s", ACCEPT_PAUSE, error)
+        self._unwatch()
+        self._paused_until = self._clock() + ACCEPT_PAUSE
 
     def _accept(self) -> None:
         for _ in range(CONNECTIONS_MAX):
@@ -136,9 +170,7 @@ class Acceptor:
                 continue
             except OSError as error:
                 # Level-triggered: a connection that cannot be accepted would wake the loop for ever.
-                log.error("takeover: cannot accept, pausing for %g s: %s", ACCEPT_PAUSE, error)
-                self._unregister(self._listener.fileno())
-                self._paused_until = self._clock() + ACCEPT_PAUSE
+                self._pause(error)
                 return
             if channel is None:
                 return
@@ -151,11 +183,17 @@ class Acceptor:
             refusal = Refused(f"uid {uid} may not ask; expected uid {own_uid} or root")
         elif len(self._pending) >= CONNECTIONS_MAX:
             refusal = Busy(f"{CONNECTIONS_MAX} connections are open already: try again")
+        if refusal is not None:
+            _send_and_close(channel, refusal)
+            return
         pending = _Pending(channel, self._clock() + self._timeout)
+        try:
+            self._register(channel.fileno(), lambda: self._handle_readable(pending))
+        except OSError as error:
+            log.warning("takeover: a connection was dropped: %s", error)
+            channel.close()
+            return
         self._pending[channel.fileno()] = pending
-        self._register(channel.fileno(), lambda: self._handle_readable(pending))
-        if refusal:
-            self._respond(pending, refusal)
 
     def _handle_readable(self, pending: _Pending) -> None:
         if self._pending.get(pending.channel.fileno()) is not pending:

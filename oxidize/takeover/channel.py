@@ -81,7 +81,7 @@ class PeerProcess:
         except OSError as error:
             if error.errno != errno.ENOPROTOOPT:
                 raise TakeoverError(
-                    Phase.CONNECTING, f"process {pid} ended before it could be watched: {error}"
+                    Phase.CONNECTING, f"process {pid} cannot be watched: {error}; expected one that lives"
                 ) from error
             try:
                 pidfd = os.pidfd_open(pid)
@@ -257,7 +257,10 @@ def connect(path: Path, timeout: float) -> Channel | None:
 
 def connect_socket(path: Path, timeout: float) -> socket.socket | None:
     """Connect as `connect` does, without a pidfd of the other end."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise TakeoverError(Phase.CONNECTING, f"{path}: {error}; expected a free descriptor") from error
     try:
         connection.setsockopt(
             socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(timeout), int(timeout % 1 * 1e6) or 1)

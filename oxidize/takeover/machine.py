@@ -25,10 +25,13 @@ death decides. LOST is a connection that ended without either. The pidfd settles
 process owns, and if it still lives at the deadline this process fails. FAILED is final: this process said, or was told,
 that it never owns, and a COMMIT that crossed on the way is void.
 
+No message is a bug. Each event of a peer has a transition in each state with a peer, at least as a breach (VIOLATION),
+so that nothing a peer sends can end the process that serves.
+
 A shell reports what it saw (`observe`) and carries out the actions that the machine returns, in order. It must ask
 whether its peer is dead *before* it empties the channel: then what it reads is all that the peer ever sent. Both come
-before a deadline, so a side that was itself stopped for a while never mistakes its own pause for its peer's. All times
-are seconds of one clock.
+before a deadline, and a wait begins when the shell has sent what the peer is to answer (`sent`): a side that was itself
+stopped for a while never mistakes its own pause for its peer's. All times are seconds of one clock.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,6 +39,7 @@ from dataclasses import dataclass
 from enum import Enum, auto, unique
 
 from oxidize.errors import Phase, StateError
+from oxidize.takeover.deadline import Deadline
 
 CONNECT_ATTEMPTS_MAX = 5  # connections lost before OFFER: each was to a process that had just handed over
 
@@ -179,33 +183,29 @@ PREDECESSOR_TABLE: Mapping[tuple[PredecessorState, Event], tuple[PredecessorStat
     (_P.WITHDRAWING, _E.FAILED): (_P.LISTENING, (Do.RELEASE,)),
     (_P.WITHDRAWING, _E.CLOSED): (_P.LISTENING, (Do.RELEASE,)),
     (_P.WITHDRAWING, _E.GONE): (_P.LISTENING, (Do.RELEASE,)),
-    (_P.WITHDRAWING, _E.READY): (_P.WITHDRAWING, ()),  # it crossed WITHDRAWN on the way
-    (_P.WITHDRAWING, _E.VIOLATION): (_P.WITHDRAWING, ()),
-    (_P.WITHDRAWING, _E.WITHDRAW): (_P.WITHDRAWING, ()),
+    # READY crossed WITHDRAWN on the way.
+    **{(_P.WITHDRAWING, event): (_P.WITHDRAWING, ()) for event in (_E.READY, _E.VIOLATION, _E.WITHDRAW)},
     (_P.WITHDRAWING, _E.DEADLINE): (_P.WITHDRAWING, (Do.KILL_SUCCESSOR,)),
     (_P.FREEZING, _E.FROZEN): (_P.COMMITTED, (Do.SEND_COMMIT,)),
     (_P.FREEZING, _E.FREEZE_FAILED): (_P.WITHDRAWING, (Do.SEND_WITHDRAWN, Do.THAW)),
+    # One call of the host: it is followed by COMMIT or WITHDRAWN, and a successor that failed meanwhile ends after it.
+    **{(_P.FREEZING, event): (_P.FREEZING, ()) for event in (_E.FAILED, _E.CLOSED, _E.GONE, _E.VIOLATION)},
     (_P.COMMITTED, _E.TAKEN): (_P.DONE, (Do.FINISH,)),
     (_P.COMMITTED, _E.FAILED): (_P.ENDING, ()),
     (_P.COMMITTED, _E.CLOSED): (_P.ENDING, ()),
     (_P.COMMITTED, _E.VIOLATION): (_P.ENDING, ()),
     (_P.COMMITTED, _E.GONE): (_P.LISTENING, (Do.THAW, Do.RELEASE)),
     (_P.COMMITTED, _E.DEADLINE): (_P.KILLING, (Do.KILL_SUCCESSOR,)),
-    (_P.ENDING, _E.CLOSED): (_P.ENDING, ()),
-    (_P.ENDING, _E.FAILED): (_P.ENDING, ()),
-    (_P.ENDING, _E.TAKEN): (_P.ENDING, ()),  # it said that it failed and that it owns: neither can be trusted
-    (_P.ENDING, _E.VIOLATION): (_P.ENDING, ()),
+    # TAKEN from a process that failed: neither can be trusted.
+    **{(_P.ENDING, event): (_P.ENDING, ()) for event in (_E.CLOSED, _E.FAILED, _E.TAKEN, _E.VIOLATION)},
     (_P.ENDING, _E.GONE): (_P.LISTENING, (Do.THAW, Do.RELEASE)),
     (_P.ENDING, _E.DEADLINE): (_P.KILLING, (Do.KILL_SUCCESSOR,)),
-    (_P.KILLING, _E.CLOSED): (_P.KILLING, ()),
-    (_P.KILLING, _E.FAILED): (_P.KILLING, ()),
-    (_P.KILLING, _E.TAKEN): (_P.KILLING, ()),  # too late: the signal cannot be taken back
-    (_P.KILLING, _E.VIOLATION): (_P.KILLING, ()),
+    # TAKEN is too late: the signal cannot be taken back.
+    **{(_P.KILLING, event): (_P.KILLING, ()) for event in (_E.CLOSED, _E.FAILED, _E.TAKEN, _E.VIOLATION)},
     (_P.KILLING, _E.GONE): (_P.LISTENING, (Do.THAW, Do.RELEASE)),
     (_P.KILLING, _E.DEADLINE): (_P.KILLING, (Do.KILL_SUCCESSOR,)),
-    (_P.DONE, _E.CLOSED): (_P.DONE, ()),
-    (_P.DONE, _E.GONE): (_P.DONE, ()),  # after TAKEN a dead successor is the supervisor's to restart
-    (_P.DONE, _E.VIOLATION): (_P.DONE, ()),
+    # After TAKEN a dead successor is the supervisor's to restart.
+    **{(_P.DONE, event): (_P.DONE, ()) for event in (_E.CLOSED, _E.GONE, _E.VIOLATION)},
 }
 
 SUCCESSOR_TABLE: Mapping[tuple[SuccessorState, Event], tuple[SuccessorState, tuple[Do, ...]]] = {
@@ -230,6 +230,7 @@ SUCCESSOR_TABLE: Mapping[tuple[SuccessorState, Event], tuple[SuccessorState, tup
     (_S.RESTORING, _E.FAIL): (_S.FAILED, (Do.SEND_FAILED, Do.FAIL)),
     (_S.INHERITING, _E.RESTORED): (_S.OWNING, (Do.INHERIT,)),
     (_S.INHERITING, _E.GONE): (_S.INHERITING, ()),
+    (_S.INHERITING, _E.VIOLATION): (_S.INHERITING, ()),  # not from the predecessor: all that it ever sent was read
     (_S.INHERITING, _E.FAIL): (_S.FAILED, (Do.FAIL,)),
     (_S.READY_SENT, _E.COMMIT): (_S.OWNING, (Do.OWN,)),
     (_S.READY_SENT, _E.GONE): (_S.OWNING, (Do.INHERIT,)),
@@ -242,18 +243,18 @@ SUCCESSOR_TABLE: Mapping[tuple[SuccessorState, Event], tuple[SuccessorState, tup
     (_S.LOST, _E.GONE): (_S.OWNING, (Do.INHERIT,)),
     (_S.LOST, _E.DEADLINE): (_S.FAILED, (Do.FAIL,)),
     (_S.LOST, _E.FAIL): (_S.FAILED, (Do.FAIL,)),
+    # A predecessor that is heard after the end of its connection lives, and what it meant by the end is unknown.
+    (_S.LOST, _E.WITHDRAWN): (_S.FAILED, (Do.FAIL,)),
+    (_S.LOST, _E.VIOLATION): (_S.FAILED, (Do.FAIL,)),
     (_S.OWNING, _E.TAKE): (_S.TAKEN_SENT, (Do.SEND_TAKEN,)),
     (_S.OWNING, _E.FAIL): (_S.FAILED, (Do.SEND_FAILED, Do.FAIL)),  # the predecessor thaws when this process has ended
-    (_S.OWNING, _E.CLOSED): (_S.OWNING, ()),
-    (_S.OWNING, _E.GONE): (_S.OWNING, ()),
-    (_S.OWNING, _E.VIOLATION): (_S.OWNING, ()),
+    **{(_S.OWNING, event): (_S.OWNING, ()) for event in (_E.CLOSED, _E.GONE, _E.VIOLATION)},
     (_S.TAKEN_SENT, _E.CLOSED): (_S.TAKEN_SENT, ()),
     (_S.TAKEN_SENT, _E.VIOLATION): (_S.TAKEN_SENT, ()),
     (_S.TAKEN_SENT, _E.GONE): (_S.DONE, (Do.DONE,)),
     # Safe: while this process lives, a predecessor that said COMMIT does not thaw.
     (_S.TAKEN_SENT, _E.DEADLINE): (_S.TAKEN_SENT, (Do.KILL_PREDECESSOR,)),
-    (_S.DONE, _E.CLOSED): (_S.DONE, ()),
-    (_S.DONE, _E.GONE): (_S.DONE, ()),
+    **{(_S.DONE, event): (_S.DONE, ()) for event in (_E.CLOSED, _E.GONE, _E.VIOLATION)},
     (_S.FAILED, _E.CLOSED): (_S.FAILED, ()),
     (_S.FAILED, _E.GONE): (_S.FAILED, ()),
     (_S.FAILED, _E.FAIL): (_S.FAILED, ()),
@@ -292,7 +293,7 @@ class PredecessorMachine:
     def __init__(self, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
         self.state = PredecessorState.LISTENING
         self._timeouts = timeouts
-        self._deadline: float | None = None
+        self._deadline = Deadline()
         self._reason = ""  # the first failure: those that follow from it explain less
 
     @property
@@ -306,7 +307,11 @@ class PredecessorMachine:
 
     def next_deadline(self) -> float | None:
         """Return when `observe` is due although nothing happened, or None."""
-        return self._deadline
+        return self._deadline.at
+
+    def sent(self, now: float) -> None:
+        """Report that OFFER, COMMIT or WITHDRAWN has been sent: the wait for the answer begins now."""
+        self._deadline.restart(now)
 
     def hello(self, now: float) -> tuple[Action, ...]:
         """Accept a HELLO, or return SEND_BUSY if there is a successor already."""
@@ -324,6 +329,10 @@ class PredecessorMachine:
             seen = [(event, reason) for event, reason in seen if event is Event.FAILED]
         elif closed or any(event is Event.FAILED for event, _ in seen):
             seen = [(event, reason) for event, reason in seen if event is not Event.READY]
+        else:
+            # COMMIT answers READY: a successor that says more before it breaks the protocol, and must not own.
+            hasty = (Event.VIOLATION, "the successor did not wait for the answer to READY")
+            seen = [hasty if each[0] is Event.READY else each for each in seen[:-1]] + seen[-1:]
         actions: list[Action] = []
         for event, reason in seen:
             actions += self._step(event, now, reason)
@@ -333,7 +342,7 @@ class PredecessorMachine:
             actions += self._step(Event.GONE, now)
         elif closed:
             actions += self._step(Event.CLOSED, now)
-        if self._deadline is not None and now >= self._deadline:
+        if self._deadline.has_passed(now):
             actions += self._step(Event.DEADLINE, now)
         return tuple(actions)
 
@@ -363,7 +372,7 @@ class PredecessorMachine:
         actions = tuple(Action(do, self._reason) for do in to_do)
         if self.state is not before or event is Event.DEADLINE:
             timeout = _TIMEOUTS.get(self.state)
-            self._deadline = None if timeout is None else now + timeout(self._timeouts)
+            self._deadline.start(None if timeout is None else timeout(self._timeouts), now)
         if self.state in {_P.LISTENING, _P.RESTORING}:
             self._reason = ""
         return actions
@@ -391,7 +400,7 @@ class SuccessorMachine:
         self.phase = Phase.CONNECTING  # the last step that was reached before a failure
         self.reason = ""
         self._timeouts = timeouts
-        self._deadline: float | None = None
+        self._deadline = Deadline()
         self._attempts = 0
 
     @property
@@ -401,7 +410,11 @@ class SuccessorMachine:
 
     def next_deadline(self) -> float | None:
         """Return when `observe` is due although nothing happened, or None."""
-        return self._deadline
+        return self._deadline.at
+
+    def sent(self, now: float) -> None:
+        """Report that HELLO, READY or TAKEN has been sent: the wait for the answer begins now."""
+        self._deadline.restart(now)
 
     def connected(self, now: float) -> tuple[Action, ...]:
         """Report that CONNECT reached a process."""
@@ -427,6 +440,8 @@ class SuccessorMachine:
     def observe(self, seen: Sequence[Observation], *, closed: bool, gone: bool, now: float) -> tuple[Action, ...]:
         """Apply one observation of the predecessor: its messages in order, and whether connection and process ended."""
         actions: list[Action] = []
+        if self.state in {_S.CONNECTING, _S.ABSENT}:
+            return ()  # there is no predecessor to observe
         for event, reason in seen:
             actions += self._step(event, now, reason)
         if gone or closed:
@@ -435,7 +450,7 @@ class SuccessorMachine:
                 event = Event.EXHAUSTED
             if (self.state, event) in SUCCESSOR_TABLE:  # else a message above ended it, or there was no CONNECTED
                 actions += self._step(event, now)
-        if self._deadline is not None and now >= self._deadline:
+        if self._deadline.has_passed(now):
             actions += self._step(Event.DEADLINE, now)
         return tuple(actions)
 
@@ -455,7 +470,7 @@ class SuccessorMachine:
             self.phase = _PHASES.get(self.state, self.phase)
         if self.state is not before or event is Event.DEADLINE:
             timeout = _TIMEOUTS.get(self.state)
-            self._deadline = None if timeout is None else now + timeout(self._timeouts)
+            self._deadline.start(None if timeout is None else timeout(self._timeouts), now)
         return tuple(Action(do, self.reason) for do in to_do)
 
     def _explain(self, event: Event) -> str:

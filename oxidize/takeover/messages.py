@@ -12,6 +12,7 @@ Decoders raise only DecodeError. Encoders raise StateError, for their input come
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from math import isfinite
 from typing import Any
 
 import msgpack
@@ -23,7 +24,7 @@ PROTOCOL_MIN = 1  # the oldest one that is still spoken
 
 MESSAGE_BYTES_MAX = 65_536  # a socket's default send buffer (212,992) holds three
 DEPTH_MAX = 16  # of maps and arrays within one another
-REASON_CHARS_MAX = 4_096  # a longer one is cut: reporting a failure must never fail
+REASON_BYTES_MAX = 4_096  # in UTF-8; a longer one is cut: reporting a failure must never fail
 NAME_CHARS_MAX = 255
 FDS_MAX = 512  # of one offer; half of the usual soft limit of open files
 VERSIONS_MAX = 256
@@ -156,6 +157,12 @@ _TYPES: Mapping[str, type[Any]] = {
 _NAMES: Mapping[type, str] = {kind: name for name, kind in _TYPES.items()}
 
 
+def fit_reason(reason: str) -> str:
+    """Return a reason that can be sent and recorded: UTF-8 of REASON_BYTES_MAX bytes at most, without a divided one."""
+    # It may hold surrogates, from file names that are not UTF-8.
+    return reason.encode("utf-8", "replace")[:REASON_BYTES_MAX].decode("utf-8", "ignore")
+
+
 # --- Reading: a wrong value raises a DecodeError that names the message and the field ---
 
 
@@ -165,11 +172,22 @@ def _typed(where: str, value: Any, kind: type) -> Any:
     return value
 
 
-def _text(where: str, value: Any, chars_max: int = NAME_CHARS_MAX) -> str:
+def _text(where: str, value: Any) -> str:
     text: str = _typed(where, value, str)
-    if len(text) > chars_max:
-        raise DecodeError(f"{where} has {len(text)} characters; expected at most {chars_max}")
+    if len(text) > NAME_CHARS_MAX:
+        raise DecodeError(f"{where} has {len(text)} characters; expected at most {NAME_CHARS_MAX}")
     return text
+
+
+def _reason(where: str, value: Any) -> str:
+    """Return a reason, cut where it is too long: the first releases counted characters."""
+    return fit_reason(_typed(where, value, str))
+
+
+def _time(where: str, value: Any) -> float:
+    if type(value) is not float or not isfinite(value) or value < 0:
+        raise DecodeError(f"{where} is {value!r:.80}; expected a time in seconds")
+    return value
 
 
 def _integer(where: str, value: Any) -> int:
@@ -210,9 +228,9 @@ _READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "options": _opaque,
     "state": _opaque,
     "report": _opaque,
-    "frozen_at": partial(_typed, kind=float),
+    "frozen_at": _time,
     "info": _opaque,
-    "reason": partial(_text, chars_max=REASON_CHARS_MAX),
+    "reason": _reason,
     "name": _text,
 }
 
@@ -222,7 +240,7 @@ def _read(kind: type[Any], of: str, fields: Mapping[str, Any]) -> Any:
 
 
 def encode(message: Message) -> bytes:
-    """Encode a message, its reason cut to REASON_CHARS_MAX.
+    """Encode a message, its reason cut to REASON_BYTES_MAX.
 
     Raises StateError if a value is not of msgpack's types or the message exceeds MESSAGE_BYTES_MAX.
     """
@@ -233,8 +251,7 @@ def encode(message: Message) -> bytes:
         if key == "fds":
             value = [{"name": each.name, "kind": each.kind, "options": each.options} for each in value]
         elif key == "reason":
-            # It may hold surrogates, from file names that are not UTF-8.
-            value = value[:REASON_CHARS_MAX].encode("utf-8", "replace").decode()
+            value = fit_reason(value)
         fields[key] = value
     problem = _find_alien(fields)
     if problem:

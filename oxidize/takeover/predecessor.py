@@ -31,6 +31,7 @@ from oxidize.takeover.messages import (
     Taken,
     Withdrawn,
     encode,
+    fit_reason,
 )
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Predecessor:
 
     def handle_timeout(self, now: float) -> None:
         """Act on every deadline that has passed at `now`, on the clock's time; an early call has no effect."""
-        self._acceptor.handle_timeout(now)
+        self._acceptor.handle_timeout(now, may_bind=self._machine.owns)
         deadline = self._machine.next_deadline()
         if deadline is not None and now >= deadline:
             self._observe(self._successor)
@@ -143,12 +144,18 @@ class Predecessor:
         except Exception as error:  # noqa: BLE001 - the boundary: a failed offer must leave the host serving
             log.warning("takeover: refused pid %d, release %s: %s", pid, hello.release, reason_of(error))
             return Refused(reason_of(error))
+        try:
+            for fd in (channel.fileno(), channel.peer.fileno()):
+                self._register(fd, lambda: self._observe(channel))
+                self._watched.add(fd)
+        except OSError as error:  # ENOSPC, ENOMEM: epoll_ctl(2)
+            self._stop_watching(*self._watched)
+            reason = f"the successor cannot be watched: {error}"
+            self._forget_offer(reason)
+            return Refused(reason)
         log.info("takeover: pid %d, release %s, is the successor", pid, hello.release)
         self._successor = channel
         self._report, self._taken = {}, {}
-        for fd in (channel.fileno(), channel.peer.fileno()):
-            self._watched.add(fd)
-            self._register(fd, lambda: self._observe(channel))
         self._run(self._machine.hello(self._clock()))
         return None
 
@@ -185,6 +192,8 @@ class Predecessor:
         todo = deque(actions)
         while todo:
             todo.extend(self._carry_out(todo.popleft()))
+        if actions and self._machine.owns:
+            self._acceptor.ensure_bound()  # a successor that had bound the path already may have died
 
     def _carry_out(self, action: Action) -> Sequence[Action]:
         """Do one thing; return the actions that follow from its outcome."""
@@ -202,8 +211,7 @@ class Predecessor:
                 self._forget_offer(action.reason)
             case Do.THAW:
                 log.error("takeover: failed after the freeze, serving again: %s", action.reason)
-                self._host.thaw(action.reason)
-                self._acceptor.ensure_bound()
+                self._host.thaw(fit_reason(action.reason))
             case Do.KILL_SUCCESSOR:
                 sent = self._successor is not None and self._successor.peer.kill()
                 log.error("takeover: %s the successor: %s", "killed" if sent else "cannot kill", action.reason)
@@ -226,6 +234,7 @@ class Predecessor:
                 self._successor.send(MoreFds(), fds[start : start + FDS_PER_MESSAGE_MAX])
         except OSError as error:
             return self._machine.withdraw(f"the offer could not be sent: {error}", self._clock())
+        self._machine.sent(self._clock())
         return ()
 
     def _freeze(self) -> Sequence[Action]:
@@ -245,6 +254,7 @@ class Predecessor:
         except OSError:
             # It closed its end, so it never owns while this process lives; its death decides the rest.
             return self._machine.observe((), closed=True, gone=False, now=self._clock())
+        self._machine.sent(self._clock())
         return ()
 
     def _send_withdrawn(self, reason: str) -> None:
@@ -257,11 +267,12 @@ class Predecessor:
             self._successor.peer.kill()
         except OSError:
             pass  # it closed its end: it gave up
+        self._machine.sent(self._clock())
 
     def _forget_offer(self, reason: str) -> None:
         self._offer = None
         try:
-            self._host.offer_withdrawn(reason)
+            self._host.offer_withdrawn(fit_reason(reason))
         except Exception:  # the boundary: the host must keep serving, whatever its own code does here
             log.exception("takeover: the host could not withdraw its offer")
 

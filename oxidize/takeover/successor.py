@@ -167,6 +167,18 @@ class Successor:
         self._raise_if_failed()
         return self._commit
 
+    def has_inherited(self) -> bool:
+        """Return whether the predecessor is dead, and this process the only one that can serve; before `ready`.
+
+        Waits where the connection has ended, for the kernel closes a dying process's files a little before its pidfd
+        reports the death. Raises TakeoverError as `check` does.
+        """
+        if self.check() and self._is_channel_closed:
+            poll = select.poll()
+            poll.register(self.predecessor_fd, select.POLLIN)
+            poll.poll(self._timeouts.death * 1000)
+        return not self.check()
+
     def taken(self, info: dict[str, Any]) -> None:
         """Report that this process serves, so that the predecessor exits; does not wait."""
         encode(Taken(info))
@@ -317,6 +329,7 @@ class Successor:
         except OSError as error:
             # The next observation shows the state of the other side.
             log.debug("takeover: %s could not be sent: %s", type(message).__name__, error)
+        self._machine.sent(self._clock())
 
 
 def _event_of(message: Message) -> Observation:

@@ -369,12 +369,129 @@ def test_an_offer_is_withdrawn_before_it_is_forgotten() -> None:
 PEER_EVENTS = (E.HELLO, E.OFFER, E.BUSY, E.REFUSED, E.WITHDRAWN, E.READY, E.FAILED, E.COMMIT, E.TAKEN, E.VIOLATION)
 
 
-@pytest.mark.parametrize("event", PEER_EVENTS)
-@pytest.mark.parametrize(("closed", "gone"), [(False, False), (True, False), (True, True)])
-def test_no_message_of_a_peer_raises(event: Event, closed: bool, gone: bool) -> None:
-    for state, late in product(P, (0.0, 900.0)):
-        if state is not P.FREEZING:  # between two actions: nothing is observed in it
-            predecessor(state).observe([(event, "r")], closed=closed, gone=gone, now=late)
-    for after, late in product(S, (0.0, 900.0)):
-        if after not in {S.CONNECTING, S.ABSENT, S.INHERITING, S.LOST, S.DONE}:  # states without a connection
-            successor(after).observe([(event, "r")], closed=closed, gone=gone, now=late)
+FLAGS = ((False, False), (True, False), (True, True), (False, True))  # closed, gone
+SEQUENCES = [each for length in range(4) for each in product(PEER_EVENTS, repeat=length)]
+
+
+def looks_of(sequence: tuple[Event, ...], separate: bool) -> list[list[Observation]]:
+    """Return the messages as one look, or as a look each."""
+    said: list[Observation] = [(event, "r") for event in sequence]
+    return [[each] for each in said] if separate and said else [said]
+
+
+@pytest.mark.parametrize("state", P)
+@pytest.mark.parametrize("separate", [False, True])
+def test_whatever_a_successor_sends_the_predecessor_answers_it(state: PredecessorState, separate: bool) -> None:
+    for sequence, (closed, gone) in product(SEQUENCES, FLAGS):
+        machine = predecessor(state)
+        looks = looks_of(sequence, separate)
+        for number, seen in enumerate(looks, 1):
+            is_last = number == len(looks)
+            owned, was_done = machine.owns, machine.state is P.DONE
+            done = names(machine.observe(seen, closed=closed and is_last, gone=gone and is_last, now=0.1))
+            assert owned or not machine.owns or (gone and is_last), (state, sequence)
+            assert machine.state is P.DONE or not was_done
+            if "FREEZE" in done:
+                assert done == ["FREEZE"]  # the shell freezes in the middle of its actions: none may follow
+                assert seen == [READY] or seen == [(E.READY, "r")]
+                assert names(machine.frozen(0.1)) == ["SEND_COMMIT"]
+
+
+@pytest.mark.parametrize("state", S)
+@pytest.mark.parametrize("separate", [False, True])
+def test_whatever_a_predecessor_sends_the_successor_answers_it(state: SuccessorState, separate: bool) -> None:
+    for sequence, (closed, gone) in product(SEQUENCES, FLAGS):
+        machine = successor(state)
+        looks = looks_of(sequence, separate)
+        for number, seen in enumerate(looks, 1):
+            is_last = number == len(looks)
+            owned, failed = machine.owns, machine.state is S.FAILED
+            machine.observe(seen, closed=closed and is_last, gone=gone and is_last, now=0.1)
+            assert machine.owns or not owned, (state, sequence)
+            assert not (failed and machine.owns)
+            if machine.owns and not owned:
+                assert E.COMMIT in sequence or gone
+        if E.WITHDRAWN in sequence and not owning(state):
+            commit_before = E.COMMIT in sequence[: sequence.index(E.WITHDRAWN)]
+            assert not machine.owns or commit_before, (state, sequence)
+
+
+@pytest.mark.parametrize("more", [[READY], [TAKEN], [(E.VIOLATION, "noise")], [(E.HELLO, "")]])
+def test_ready_and_more_in_one_look_withdraws_the_offer(more: list[Observation]) -> None:
+    machine = predecessor(P.RESTORING)
+    actions = machine.observe([READY, *more], closed=False, gone=False, now=0.1)
+    assert names(actions) == ["SEND_WITHDRAWN", "FORGET_OFFER"]
+    assert "did not wait for the answer" in actions[0].reason
+    assert machine.owns
+
+
+def test_what_a_successor_sends_during_the_freeze_is_told_at_the_thaw() -> None:
+    machine = predecessor(P.FREEZING)
+    assert machine.observe([FAILED], closed=False, gone=False, now=0.1) == ()
+    assert names(machine.frozen(0.2)) == ["SEND_COMMIT"]
+    assert machine.observe([], closed=True, gone=True, now=0.3)[0] == Action(Do.THAW, "no memory")
+
+
+@pytest.mark.parametrize("said", [E.WITHDRAWN, E.COMMIT, E.READY])
+def test_a_predecessor_that_is_heard_after_the_end_of_its_connection_is_not_inherited_from(said: Event) -> None:
+    machine = successor(S.LOST)
+    machine.observe([(said, "still here")], closed=True, gone=True, now=0.1)
+    assert not machine.owns
+    assert machine.state is S.FAILED
+
+
+# --- A pause of this process is not the silence of the other one ---
+
+
+def test_the_wait_for_taken_begins_when_commit_has_been_sent() -> None:
+    machine = predecessor(P.COMMITTED, now=100.0)
+    machine.sent(103.0)  # stopped for 3 s between the freeze and the message
+    assert machine.next_deadline() == 103.0 + TIMES.taken
+    assert machine.observe([], closed=False, gone=False, now=100.0 + TIMES.taken) == ()
+
+
+def test_the_wait_for_commit_begins_when_ready_has_been_sent() -> None:
+    machine = successor(S.READY_SENT, now=100.0)
+    machine.sent(103.0)
+    assert machine.next_deadline() == 103.0 + TIMES.commit
+
+
+def test_sent_begins_no_wait_where_there_is_none() -> None:
+    resting, alone = predecessor(P.DONE), successor(S.OWNING)
+    resting.sent(1.0)
+    alone.sent(1.0)
+    assert resting.next_deadline() is alone.next_deadline() is None
+
+
+WAITING = [P.RESTORING, P.WITHDRAWING, P.COMMITTED, P.ENDING, P.KILLING]
+
+
+@pytest.mark.parametrize("state", WAITING)
+def test_a_predecessor_that_was_itself_suspended_gives_the_successor_its_time_once_more(
+    state: PredecessorState,
+) -> None:
+    machine = predecessor(state)
+    assert machine.observe([], closed=False, gone=False, now=3_600.0) == ()
+    assert machine.state is state
+    deadline = machine.next_deadline()
+    assert deadline is not None
+    assert deadline > 3_600.0
+    assert names(machine.observe([], closed=False, gone=False, now=deadline + 100.0))  # but no third time
+
+
+def test_a_takeover_survives_a_suspension_after_commit() -> None:
+    machine = predecessor(P.COMMITTED)
+    assert machine.observe([], closed=False, gone=False, now=3_600.0) == ()
+    assert names(machine.observe([TAKEN], closed=False, gone=False, now=3_600.1)) == ["FINISH"]
+
+
+def test_a_predecessor_about_to_exit_survives_a_suspension_after_taken() -> None:
+    machine = successor(S.TAKEN_SENT)
+    assert machine.observe([], closed=False, gone=False, now=3_600.0) == ()
+    assert names(machine.observe([], closed=True, gone=True, now=3_600.1)) == ["DONE"]
+
+
+def test_a_successor_survives_a_suspension_while_it_waits_for_commit() -> None:
+    machine = successor(S.READY_SENT)
+    assert machine.observe([], closed=False, gone=False, now=3_600.0) == ()
+    assert names(machine.observe([(E.COMMIT, "")], closed=False, gone=False, now=3_600.1)) == ["OWN"]

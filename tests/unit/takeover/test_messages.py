@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oxidize.errors import DecodeError, StateError
+from oxidize.state.stream import STRING_BYTES_MAX
 from oxidize.takeover import messages
 from oxidize.takeover.messages import (
     DEPTH_MAX,
     FDS_MAX,
     MESSAGE_BYTES_MAX,
-    REASON_CHARS_MAX,
+    REASON_BYTES_MAX,
     Busy,
     CommitMessage,
     Failed,
@@ -172,7 +173,28 @@ def test_nesting_has_the_same_limit_in_both_directions() -> None:
         encode(Ready({"x": [[[value]]]}))
 
 
-def test_a_reason_can_always_be_sent() -> None:
-    sent = decode(encode(Failed("é" * 9_000 + "\udcff")))
-    assert sent == Failed("é" * REASON_CHARS_MAX)
+@pytest.mark.parametrize("text", ["x", "é", "я", "漢", "🙂", "a🙂", "\x01"])
+def test_a_reason_of_any_length_can_be_sent_and_recorded(text: str) -> None:
+    sent = decode(encode(Failed(text * 9_000)))
+    assert isinstance(sent, Failed)
+    assert REASON_BYTES_MAX - 4 < len(sent.reason.encode()) <= REASON_BYTES_MAX
+    assert (text * 9_000).startswith(sent.reason)  # cut between two characters
+
+
+def test_the_longest_reason_fits_into_the_journal() -> None:
+    assert REASON_BYTES_MAX <= STRING_BYTES_MAX
+
+
+def test_a_reason_with_what_utf_8_does_not_have_can_be_sent() -> None:
     assert decode(encode(Failed("\udcff"))) == Failed("?")
+
+
+def test_a_longer_reason_of_an_older_release_is_cut() -> None:
+    older = msgpack.packb({"type": "failed", "reason": "漢" * 4_096})  # it counted characters
+    assert decode(older) == Failed("漢" * (REASON_BYTES_MAX // 3))
+
+
+@pytest.mark.parametrize("frozen_at", [float("nan"), float("inf"), -1.0])
+def test_a_commit_at_no_time_is_no_message(frozen_at: float) -> None:
+    with pytest.raises(DecodeError, match="a time in seconds"):
+        decode(msgpack.packb({"type": "commit", "frozen_at": frozen_at, "info": {}}))
