@@ -2,7 +2,8 @@
 
 The rule: no line contains key material, whichever code logs it in whichever way. Bytes are never printed; a field whose
 name suggests a key is hidden, and so is text that looks like a key in a message, a field or a traceback; public keys
-are passed as the field `public_key` and shortened. One event is one line, whatever a peer's name or address contains.
+are passed as the field `public_key` and shortened. One event is one line, whatever a peer's name or address contains,
+and nothing in it is executed by a terminal (`oxidize.text`).
 Sources: systemd.exec(5) for JOURNAL_STREAM, systemd.journal-fields(7), sd_journal_print(3).
 """
 
@@ -18,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from oxidize.errors import ConfigError
+from oxidize.text import one_line
 
 IDENTIFIER = "oxidize"
 LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -91,8 +93,7 @@ def configure(
 
 def redact_text(text: str) -> str:
     """Return a text on one line, without anything that looks like a key or like the contents of bytes."""
-    text = _KEY_LIKE.sub(HIDDEN, _BYTES_LITERAL.sub("(bytes)", text))
-    return text if text.isprintable() else json.dumps(text, ensure_ascii=False)[1:-1].replace("\x7f", "\\u007f")
+    return one_line(_KEY_LIKE.sub(HIDDEN, _BYTES_LITERAL.sub("(bytes)", text)))
 
 
 def redact_field(name: str, value: object) -> str:

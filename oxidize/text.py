@@ -1,12 +1,15 @@
-"""Texts that several parts print: numbers with their nouns, names of releases, text from outside made printable."""
+"""Texts that several parts print: numbers with their nouns, names of releases, text from outside made printable.
 
-import re
+Rule: a character that a terminal may execute, reorder or hide reaches it only as its escaped form. `str.isprintable`
+tells which: it is false for control characters (C0, DEL, C1), format characters such as direction marks and zero-width
+ones, separators of lines and paragraphs, spaces other than " ", surrogates, and code points without a meaning (Unicode
+categories Cc, Cf, Zl, Zp, Zs, Cs, Co, Cn). Commands print by `printable`, logs and errors of one line by `one_line`.
+"""
+
 from pathlib import PurePath
 
-# Characters that a terminal executes, reorders or cannot encode: control characters (C0 without the newline, DEL, C1),
-# direction marks and overrides, line separators, lone surrogates.
-_UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _CUT = "..."
+_JSON_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -20,15 +23,28 @@ def release_name(version: str, folder: str) -> str:
     return name if name.startswith(f"{version}-") else version
 
 
-def printable(text: str, characters_max: int = 4096) -> str:
-    r"""Return a text from outside without anything that a terminal executes, `characters_max` characters at most.
+def printable(text: str, characters_max: int | None = 4096) -> str:
+    r"""Return a text without anything that a terminal executes, `characters_max` characters at most (None: any number).
 
-    Unprintable characters become `\xNN` or `\uNNNN`, newlines are kept, and a longer text ends in "...".
+    Unprintable characters become `\xNN`, `\uNNNN` or `\UNNNNNNNN`, newlines are kept, and a longer text ends in "...".
     """
-    shown = _UNPRINTABLE.sub(_escaped, text[: characters_max + 1])
-    return shown if len(shown) <= characters_max else shown[: characters_max - len(_CUT)] + _CUT
+    shown = text if characters_max is None else text[: characters_max + 1]
+    if not shown.isprintable():
+        shown = "".join(each if each.isprintable() or each == "\n" else _escaped(each) for each in shown)
+    if characters_max is None or len(shown) <= characters_max:
+        return shown
+    return shown[: characters_max - len(_CUT)] + _CUT
 
 
-def _escaped(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+def one_line(text: str) -> str:
+    r"""Return a text on one line, its unprintable characters escaped as JSON and TOML write them: `\n`, `\u001b`."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else _JSON_ESCAPES.get(each) or _escaped(each, "u") for each in text)
+
+
+def _escaped(character: str, shortest: str = "x") -> str:
+    code = ord(character)
+    if code < 0x100 and shortest == "x":
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x1_0000 else f"\\U{code:08x}"

@@ -8,7 +8,7 @@ import pkgutil
 import secrets
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -20,6 +20,7 @@ from oxidize.cli.common import (
     LOG_LEVELS,
     SERVER_CONFIG,
     config_option,
+    echo,
     errors_as_lines,
     fail,
     load,
@@ -63,6 +64,11 @@ class _Commands(click.Group):
             return super().get_command(ctx, cmd_name)
         command: click.Command = pkgutil.resolve_name(f"oxidize.cli.{MODULES[cmd_name]}")
         return command
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Parse the command line; print its errors."""
+        with errors_as_lines():
+            return super().make_context(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> None:
         """Run a command; print its errors."""
@@ -116,7 +122,7 @@ def check(config_path: Path, role: config.Role) -> None:
     for warning in loaded.warnings:
         print_warning(warning)
     peers = len(loaded.peers) if isinstance(loaded, config.ServerConfig) else 1
-    click.echo(f"{config_path}: good: {peers} {'peer' if peers == 1 else 'peers'}")
+    echo(f"{config_path}: good: {peers} {'peer' if peers == 1 else 'peers'}")
 
 
 @main.command()
@@ -125,14 +131,14 @@ def genkey() -> None:
     from oxidize.protocol.crypto import generate_private_key  # noqa: PLC0415
 
     warn_of_readable_output()
-    click.echo(format_key(generate_private_key(secrets.token_bytes)))
+    echo(format_key(generate_private_key(secrets.token_bytes)))
 
 
 @main.command()
 def genpsk() -> None:
     """Print a new pre-shared key, as `wg genpsk` does."""
     warn_of_readable_output()
-    click.echo(format_key(secrets.token_bytes(KEY_SIZE)))
+    echo(format_key(secrets.token_bytes(KEY_SIZE)))
 
 
 @main.command(short_help="Print the public key of a private key.")
@@ -143,7 +149,7 @@ def pubkey() -> None:
     private = parse_key(sys.stdin.buffer.read(KEY_INPUT_BYTES_MAX).decode("latin-1").strip(" \t\r\n"))
     if private is None:
         fail(1, "standard input: expected one key, 44 characters of base64 for 32 bytes, as `oxidize genkey` prints it")
-    click.echo(format_key(public_key(private)))
+    echo(format_key(public_key(private)))
 
 
 @main.command(hidden=True)
@@ -153,7 +159,7 @@ def clean_up(config_path: Path) -> None:
     from oxidize.client import unit_hooks  # noqa: PLC0415
 
     for change in unit_hooks.clean_up(config_path, gave_up=_has_given_up()):
-        click.echo(change)
+        echo(change)
 
 
 @main.command(hidden=True)
@@ -166,7 +172,7 @@ def name_servers(action: str, config_path: Path) -> None:
     if action == "remove":
         unit_hooks.remove_names(config_path, gave_up=_has_given_up())
     elif servers := unit_hooks.set_names(config_path):
-        click.echo(f"name servers: {', '.join(servers)}")
+        echo(f"name servers: {', '.join(servers)}")
 
 
 def _has_given_up() -> bool:

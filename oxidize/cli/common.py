@@ -2,8 +2,11 @@
 
 The rule: an error is one line for each problem on standard error, without a traceback. The exit status is 2 for a
 mistake in the configuration or the command, 3 for a client that gave up on its server, 1 for any other error, else 0.
+All text is printed by `echo` and what calls it, or by `oxidize.terminal`: file names, reasons and names may come from
+others, and a terminal must not execute what is in them.
 """
 
+import json
 import os
 import stat
 import sys
@@ -16,6 +19,7 @@ import click
 
 from oxidize import config
 from oxidize.errors import ConfigError, OxidizeError, UnreachableError
+from oxidize.text import one_line, printable
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -32,28 +36,40 @@ def errors_as_lines(*, is_coordinated: bool = False) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        fail(2, *(() if is_coordinated else error.problems))
+        fail(2, *(() if is_coordinated else map(one_line, error.problems)))
     except UnreachableError as error:
         fail(GAVE_UP_STATUS, str(error))
     except OxidizeError as error:
         fail(1, *(() if is_coordinated else [str(error)]))
+    except click.UsageError as error:  # it quotes the command line
+        raise click.UsageError(printable(error.format_message(), characters_max=None), error.ctx) from None
+
+
+def echo(text: str = "", *, err: bool = False) -> None:
+    """Print a text, without what a terminal executes, to standard output or standard error."""
+    click.echo(printable(text, characters_max=None), err=err)
+
+
+def print_json(value: object, indent: int | None = 2) -> None:
+    """Print a value as JSON, in ASCII."""
+    click.echo(json.dumps(value, indent=indent).replace("\x7f", "\\u007f"))
 
 
 def fail(status: int, *lines: str) -> NoReturn:
     """Print lines as errors and exit."""
     for line in lines:
-        click.echo(f"oxidize: {line}", err=True)
+        echo(f"oxidize: {line}", err=True)
     sys.exit(status)
 
 
 def print_line(line: str) -> None:
     """Print a line about what was done to standard error, apart from the command's output."""
-    click.echo(line, err=True)
+    echo(line, err=True)
 
 
 def print_warning(line: str) -> None:
     """Print a warning to standard error."""
-    click.echo(f"oxidize: warning: {line}", err=True)
+    echo(f"oxidize: warning: {line}", err=True)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

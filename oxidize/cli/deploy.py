@@ -5,7 +5,6 @@ deployment that has switched ends with a release that serves, even if it is inte
 not interrupt it.
 """
 
-import json
 import math
 import os
 import pwd
@@ -18,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from oxidize.cli.common import SERVER_CONFIG, config_option, fail, json_option
+from oxidize.cli.common import SERVER_CONFIG, config_option, echo, fail, json_option, print_json
 from oxidize.cli.releases_page import describe, render
 from oxidize.cli.running_server import RunningServer
 from oxidize.deploy import SETTLE_SECS
@@ -129,7 +128,7 @@ def releases(config_path: Path, prefix: Path, state_folder: Path, as_json: bool)
     folder, problem = _running_folder(config_path)
     found = describe(Releases(prefix), History(state_folder), folder, problem)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        print_json(found)
     else:
         render(found, DEPLOYMENTS_SHOWN)
 
@@ -204,22 +203,22 @@ def _reminders(commands: Commands, installed: Releases, server: RunningServer) -
 def _print_outcome(entry: Deployment, progress: Progress, *, as_json: bool) -> None:
     if as_json:
         steps = [asdict(result) | {"step": result.step.value} for result in progress.results]
-        click.echo(json.dumps({**asdict(entry), "steps": steps, "notes": progress.notes}, indent=2))
+        print_json({**asdict(entry), "steps": steps, "notes": progress.notes})
         return
     if entry.result == SUCCESS and entry.source == entry.target:
-        click.echo(entry.reason)
+        echo(entry.reason)
         return
     if entry.result == SUCCESS:
         facts = [f"{entry.target} serves"] if entry.sessions is not None else [f"current -> {entry.target}"]
         facts += [counted(entry.sessions, "session")] if entry.sessions is not None else []
         facts += [f"blackout {entry.blackout_ms:.1f} ms"] if entry.blackout_ms is not None else []
-        click.echo(f"{', '.join(facts)}, {entry.seconds:.1f} s in all")
+        echo(f"{', '.join(facts)}, {entry.seconds:.1f} s in all")
         return
     what = "deployed" if entry.action == DEPLOY else "rolled back"
     for line in printable(entry.reason).splitlines() or ["no reason given"]:
-        click.echo(f"oxidize: {line}", err=True)
+        echo(f"oxidize: {line}", err=True)
     serves = "" if entry.result == LOST else f": {entry.source} serves" if entry.source else ""
-    click.echo(f"oxidize: not {what} ({entry.result}){serves}", err=True)
+    echo(f"oxidize: not {what} ({entry.result}){serves}", err=True)
 
 
 def _operator() -> str:

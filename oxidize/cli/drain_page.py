@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from oxidize import config
-from oxidize.cli.common import SERVER_CONFIG, config_option
+from oxidize.cli.common import SERVER_CONFIG, config_option, echo
 from oxidize.control import query
 from oxidize.text import counted
 
@@ -31,7 +31,7 @@ def drain(config_path: Path, cancel: bool) -> None:
     takeover_socket = config.takeover_socket_of(config_path, "server")
     if cancel:
         found = query.fetch(takeover_socket, query.ACCEPT)
-        click.echo(f"generation {found['generation']}, pid {found['pid']}, accepts new sessions")
+        echo(f"generation {found['generation']}, pid {found['pid']}, accepts new sessions")
     else:
         _watch_drain(takeover_socket)
 
@@ -54,9 +54,9 @@ def _watch_drain(takeover_socket: Path) -> None:
         outcome = "drained" if found["drain_left_secs"] is not None else "ended early"
         progress.update(task, completed=max(timeout_secs, POLL_SECS), description=outcome)
     if found["drain_left_secs"] is None:
-        click.echo("oxidize: the drain was ended by a reload or by --cancel: new sessions are accepted", err=True)
+        echo("oxidize: the drain was ended by a reload or by --cancel: new sessions are accepted", err=True)
         sys.exit(1)
-    click.echo(
+    echo(
         f"drained: {_outcome(found['sessions'], is_out_of_time=left_secs <= 2 * POLL_SECS)}; new sessions are refused. "
         "Stop the server now, or accept new sessions again with `oxidize drain --cancel`."
     )

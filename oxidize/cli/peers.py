@@ -4,7 +4,6 @@ The rule: standard output has only what the client needs; reports about the serv
 private key is printed once and stored nowhere. A change that the running server does not apply is undone.
 """
 
-import json
 import shutil
 import sys
 import tomllib
@@ -21,6 +20,7 @@ from oxidize.cli.common import (
     SERVER_CONFIG,
     config_option,
     fail,
+    print_json,
     print_line,
     print_warning,
     warn_of_readable_output,
@@ -119,7 +119,7 @@ def list_(config_path: Path, as_json: bool) -> None:
     running = query.find(loaded.takeover_socket)
     rows = _rows(loaded, running)
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     headings = ["peer", "public key", "allowed ips", "connected", "last handshake"]
     cells = [

@@ -1,7 +1,6 @@
 """`oxidize rehearse`: try a takeover by this release on a copy of the server's state."""
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from oxidize import config
-from oxidize.cli.common import SERVER_CONFIG, config_option, json_option, print_warning
+from oxidize.cli.common import SERVER_CONFIG, config_option, echo, json_option, print_json, print_warning
 from oxidize.text import counted, release_name
 
 if TYPE_CHECKING:
@@ -33,10 +32,10 @@ def rehearse(config_path: Path, as_json: bool) -> None:
         print_warning(warning)
     outcome = run(NodeSettings.of_server(loaded))
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(outcome), indent=2))
+        print_json(dataclasses.asdict(outcome))
     else:
         for line in lines_of(outcome):
-            click.echo(line)
+            echo(line)
 
 
 def lines_of(outcome: "Rehearsal") -> list[str]:

@@ -5,15 +5,13 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-import click
-
+from oxidize.cli.common import echo
 from oxidize.deploy.history import History
 from oxidize.deploy.lock import lock_holder
 from oxidize.deploy.releases import Release, Releases
 from oxidize.deploy.retention import left_behind, release_before
 from oxidize.terminal.table import print_lines, table
 from oxidize.terminal.units import milliseconds
-from oxidize.text import printable
 
 RELEASE_HEADINGS = ("release", "version", "built", "revision", "")
 DEPLOYMENT_HEADINGS = ("when", "who", "what", "from", "to", "blackout", "result")
@@ -67,30 +65,29 @@ def render(found: dict[str, Any], deployments_shown: int) -> None:
     if rows:
         print_lines(table(RELEASE_HEADINGS, rows))
     else:
-        click.echo("no release is installed: `sudo make install` makes one")
+        echo("no release is installed: `sudo make install` makes one")
     for name in found["incomplete"]:
         what = (
             "its build was interrupted; the next deployment removes it" if found["holder"] is None else "is being built"
         )
-        click.echo(f"{name}: {what}")
+        echo(f"{name}: {what}")
     if found["running_elsewhere"]:
-        click.echo(f"the server runs from {found['running_elsewhere']}, which is none of these releases")
+        echo(f"the server runs from {found['running_elsewhere']}, which is none of these releases")
     if found["problem"]:
-        click.echo(f"the running release is unknown: {found['problem']}")
+        echo(f"the running release is unknown: {found['problem']}")
     if found["under_way"]:
         step, who = found["under_way"]["step"], found["under_way"]["who"]
         if found["holder"] is None:
-            click.echo(f"a deployment by {who} was killed at the step {step}; the next one repairs this")
+            echo(f"a deployment by {who} was killed at the step {step}; the next one repairs this")
         else:
-            click.echo(f"a deployment by {who} is at the step {step}")
+            echo(f"a deployment by {who} is at the step {step}")
     deployments = found["deployments"][-deployments_shown:]
     if deployments:
-        click.echo()
+        echo()
         print_lines(table(DEPLOYMENT_HEADINGS, [_deployment_row(each) for each in deployments]))
 
 
 def _deployment_row(entry: dict[str, Any]) -> tuple[str, ...]:
-    entry = {name: printable(value) if isinstance(value, str) else value for name, value in entry.items()}
     first_reason, *_ = entry["reason"].splitlines() or [""]
     result = f"{entry['result']}: {first_reason}" if first_reason else entry["result"]
     source, target = entry["source"] or "-", entry["target"] or "-"

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from oxidize import config, takeover
-from oxidize.cli.common import LOG_LEVELS, fail, load, role_options
+from oxidize.cli.common import LOG_LEVELS, echo, fail, load, role_options
 from oxidize.control import query
 from oxidize.control import reload as coordinator
 from oxidize.errors import ConfigError, OxidizeError, Phase, TakeoverError
@@ -40,9 +40,9 @@ def reload(config_path: Path, role: config.Role, log_level: str | None) -> None:
         fail(2, *error.problems, *who_serves(config_path, role, str(error)))
     except TakeoverError as error:
         fail(1, f"reload {error}", *who_serves(config_path, role, str(error)))
-    click.echo(reloaded.summary)
+    echo(reloaded.summary)
     for warning in reloaded.warnings:
-        click.echo(f"oxidize: {warning}", err=True)
+        echo(f"oxidize: {warning}", err=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 Rule: no value is cut; it fits 80 columns where the values allow it.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import click
 from rich.text import Text
 
 from oxidize import config
-from oxidize.cli.common import json_option, role_options
+from oxidize.cli.common import json_option, print_json, role_options
 from oxidize.control import query
 from oxidize.terminal.table import print_lines, table
 from oxidize.terminal.units import ago, byte_count, duration, milliseconds
@@ -33,7 +32,7 @@ def status(config_path: Path, role: config.Role, as_json: bool) -> None:
     """
     answer = query.fetch(config.takeover_socket_of(config_path, role))
     if as_json:
-        click.echo(json.dumps(answer, indent=2))
+        print_json(answer)
     else:
         render(answer)
 

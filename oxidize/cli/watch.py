@@ -17,7 +17,7 @@ import click
 from rich.console import Console
 
 from oxidize import config
-from oxidize.cli.common import role_options
+from oxidize.cli.common import echo, role_options
 from oxidize.cli.watch_history import History, Sample
 from oxidize.cli.watch_lines import json_lines, text_lines
 from oxidize.cli.watch_screen import live_screen
@@ -56,7 +56,7 @@ def watch(config_path: Path, role: config.Role, interval: float, count: int | No
 
     def print_sample(sample: Sample) -> None:
         for line in lines(sample):
-            click.echo(line)
+            echo(line)
 
     try:
         if not as_json and can_draw(console):

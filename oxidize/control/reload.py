@@ -23,6 +23,7 @@ from oxidize.errors import OxidizeError, Phase, TakeoverError
 from oxidize.service_manager import notify, systemctl
 from oxidize.takeover import who_listens
 from oxidize.takeover.channel import PeerProcess, connect_socket, credentials_of
+from oxidize.text import one_line
 
 PREPARE_TIMEOUT_SECS = 30.0  # the successor imports, reads and restores: tens of milliseconds for most
 TAKE_TIMEOUT_SECS = 30.0  # from GO to DONE: twice what COMMIT and TAKEN may take
@@ -66,7 +67,7 @@ def reload(role: str, config_path: Path, log_level: str, takeover_socket: Path, 
 
 def notify_failure(generation: int, reason: str) -> None:
     """Show in the service manager's status why a reload failed, and that `generation` still serves."""
-    first_line, *_ = reason.splitlines() or [""]
+    first_line, *_ = map(one_line, reason.splitlines() or [""])
     notify.notify(f"STATUS=generation {generation} serves on: not reloaded: {first_line}")
 
 

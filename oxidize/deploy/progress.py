@@ -54,7 +54,7 @@ class Progress:
 
     def show(self, detail: str) -> None:
         """Record how far the present step is."""
-        self.detail = detail
+        self.detail = printable(detail)
 
     def end(self, result: StepResult) -> None:
         """Record how a step has ended."""
@@ -65,5 +65,6 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Record what else the operator should know."""
+        text = printable(text)
         self.notes.append(text)
         self.on_event(f"note: {text}")

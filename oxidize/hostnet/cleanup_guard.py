@@ -86,8 +86,11 @@ def _remove(cleanup: Cleanup) -> int:
 
 
 def _print_error(error: Exception) -> int:
+    from oxidize.text import one_line  # noqa: PLC0415 - late, as above
+
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"oxidize: after the client's end: {error}; the next client removes what is left\n")
+        reason = one_line(str(error))
+        sys.stderr.write(f"oxidize: after the client's end: {reason}; the next client removes what is left\n")
     return 1
 
 

@@ -13,6 +13,8 @@ from typing import Generic, Self, TextIO, TypeVar
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from oxidize.text import printable
+
 REDRAW_SECS = 1.0  # while nothing new is shown: the terminal may have changed its size
 TEXTS_MAX = 10_000  # texts that a NonBlockingWriter queues; one picture takes about ten
 CLOSE_SECS = 2.0
@@ -57,7 +59,7 @@ class LiveScreen(Generic[View]):
 
 def print_line(console: Console, text: str) -> None:
     """Print a line as it is: uncut, without markup or highlighting."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(printable(text, None), highlight=False, markup=False, soft_wrap=True)
 
 
 class NonBlockingWriter:

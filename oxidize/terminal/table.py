@@ -5,9 +5,12 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from rich.console import Console
 from rich.text import Text
 
+from oxidize.text import one_line, printable
+
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Set[int] = frozenset()) -> Iterator[Text]:
     """Yield the lines of a table, headings first. right: numbers of the columns that are aligned to the right."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     for number, row in enumerate([headings, *rows]):
         cells = [
@@ -21,4 +24,5 @@ def print_lines(lines: Iterable[Text], console: Console | None = None) -> None:
     """Print lines as they are: uncut, without markup or highlighting. console: None for standard output."""
     console = console or Console(highlight=False)
     for line in lines:
-        console.print(line, soft_wrap=True)
+        shown = line if line.plain.isprintable() else Text(printable(line.plain, None), style=line.style)
+        console.print(shown, soft_wrap=True)

@@ -141,7 +141,7 @@ FORBIDDEN_IMPORTS = [
     ("runtime.node", "import oxidize.deploy.deployment", "deploy.deployment"),
     ("deploy.history", "from oxidize.net.event_loop import Loop", "net.event_loop"),
     ("provision.wg_quick", "from oxidize.runtime import status", "runtime.status"),
-    ("provision.wg_quick", "from oxidize.text import counted", "text"),
+    ("provision.wg_quick", "from oxidize.terminal.table import table", "terminal.table"),
     ("holder.fd_store", "from oxidize import logs", "logs"),
     ("net.tun", "from oxidize.hostnet import nat", "hostnet.nat"),
     ("metrics", "from oxidize.protocol.device import Device", "protocol.device"),
