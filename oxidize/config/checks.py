@@ -12,7 +12,7 @@ from oxidize.config.keys import public_key
 from oxidize.config.report import Report
 from oxidize.config.schema import MTU_IPV6_MIN, ClientTable, PeerTable, ServerTable
 from oxidize.config.validation import Checked, SourceFile, TableT, check_table
-from oxidize.config.values import Network, host_address, is_peer_name
+from oxidize.config.values import Network, format_key, host_address, is_peer_name
 from oxidize.protocol.constants import PEERS_MAX
 
 
@@ -53,7 +53,8 @@ def check_peers(given: object, source: SourceFile) -> list[Checked[PeerTable]]:
         return []
     if len(given) > PEERS_MAX:
         excess = f"{len(given)} tables: expected at most {PEERS_MAX}; give the rest to a second server"
-        report.problems.append(f"{report.source}: peer: {excess}")
+        report.add(f"peer: {excess}")
+        given = given[:PEERS_MAX]
     peers = []
     names: set[str] = set()
     for number, table in enumerate(given, start=1):
@@ -111,13 +112,18 @@ def _check_unique(peers: Sequence[Checked[PeerTable]], name: str, report: Report
 def _check_foreign(
     own: Checked[ClientTable] | Checked[ServerTable], tables: Sequence[Checked[TableT]], name: str, report: Report
 ) -> None:
-    """Report every table whose public key is that of the file's own private key."""
+    """Report every table whose public key is that of the file's own private key, or a secret key of the file."""
     private_key = own.valid.get("private_key")
-    if not private_key:
-        return
-    own_public_key = public_key(private_key)
+    own_public_key = public_key(private_key) if private_key else None
     for table in tables:
-        if table.valid.get(name) == own_public_key:
+        theirs = table.valid.get(name)
+        if theirs is None:
+            continue
+        if format_key(theirs) in report.secrets:
+            expected = "a public key, but this is the key in one of this file's key files, which is secret"
+            remedy = "run `oxidize pubkey` with the other side's private key, and do not use this key any more"
+            report.wrong(f"{table.prefix}.{name}", table.given[name], expected, remedy)
+        elif theirs == own_public_key:
             expected = "the other side's public key, but it belongs to private_key_file of this file"
             remedy = "run `oxidize pubkey` with the other side's private key"
             report.wrong(f"{table.prefix}.{name}", table.given[name], expected, remedy)

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from oxidize.config import checks
+from oxidize.config.document import FILE_BYTES_MAX, TooComplexError, parse_toml
 from oxidize.config.report import Report
 from oxidize.config.schema import ClientTable, NameServers, PeerTable, ServerTable
 from oxidize.config.validation import Checked, SourceFile, TableT, check_table, unknown_key
 from oxidize.errors import StateError
-
-FILE_BYTES_MAX = 16 << 20  # PEERS_MAX peers of 300 bytes are 6 MB
 
 
 class ServerConfig(ServerTable):
@@ -111,10 +110,12 @@ def _parse_document(content: bytes, tables: list[str], report: Report) -> dict[s
     if len(content) > FILE_BYTES_MAX:
         report.fail(f"more than {FILE_BYTES_MAX} bytes: expected a configuration file; correct the path")
     try:
-        document = tomllib.loads(content.decode())
+        document = parse_toml(content.decode())
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         report.fail(f"line {line} is not UTF-8: expected TOML; save the file as UTF-8")
+    except TooComplexError as error:
+        report.fail(f"{error}: expected keys of at most two parts, as in examples/; remove it")
     except tomllib.TOMLDecodeError as error:
         report.fail(f"{error}: expected TOML; correct the syntax there")
     except (ValueError, RecursionError):

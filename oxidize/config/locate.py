@@ -7,11 +7,11 @@ skipped. Source: TOML 1.0.
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from oxidize.config.document import parse_toml
 from oxidize.config.load import read_file
 from oxidize.config.paths import Role, default_takeover_socket
 from oxidize.config.schema import CLIENT_INTERFACE
@@ -64,6 +64,6 @@ def _path_in(table: dict[str, Any]) -> str | None:
 
 def _parse(text: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        return parse_toml(text)
     except (ValueError, RecursionError):
         return {}

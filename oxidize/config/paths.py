@@ -17,6 +17,8 @@ from oxidize.config.validation import table_of
 Role = Literal["server", "client"]
 
 ENDPOINTS_FILE_NAME = "endpoints.json"
+# As in the units and in systemd/sysusers.conf: neither can read the keys and the state of the other.
+SERVICE_USERS: dict[Role, str] = {"server": "oxidize", "client": "oxidize-client"}
 SOCKET_PATH_BYTES_MAX = 107  # unix(7): sun_path without its NUL
 # One for each unit: systemd removes it when the unit stops.
 SYSTEM_RUNTIME_DIRECTORIES = {"server": "/run/oxidize", "client": "/run/oxidize-client"}

@@ -77,8 +77,10 @@ class NodeTable(Table):
         default=None, validate_default=True, alias="private_key_file", repr=False, description="the path of a file"
     )
     """The file with this machine's private key, as `oxidize genkey` writes it: a regular file that only its owner can
-    read (mode 0600 or 0400). Without this key the systemd credential `private_key` is used; one of the two is required.
-    Under systemd 252 use the file: credentials reach `ExecStart=` alone, and a reload starts the next process."""
+    read (mode 0600 or 0400). The owner is root or the user of the process; root itself also reads key files of the
+    services' users, and of the owner or the group of the configuration file. Without this key the systemd credential
+    `private_key` is used; one of the two is required. Under systemd 252 use the file: credentials reach `ExecStart=`
+    alone, and a reload starts the next process."""
     mtu: int = Field(
         MTU_DEFAULT, ge=MTU_MIN, le=INNER_MTU_MAX, description=f"a whole number from {MTU_MIN} to {INNER_MTU_MAX}"
     )
@@ -112,7 +114,7 @@ class ServerTable(NodeTable):
     """The UDP address to listen at, used where no socket is passed by systemd or by a running server. `[::]` includes
     IPv4, port 0 lets the kernel choose. The address is literal, not a name."""
     interface: _InterfaceName = Field("oxidize0", description="a name")
-    """The name of the network interface: 1 to 15 letters, digits and `_ = + . -`."""
+    """The name of the network interface: 1 to 15 letters, digits and `_ = + . -`, not beginning with `-`."""
     nat: bool = Field(default=False, description="true or false")
     """Whether packets from the networks of `address` to hosts beyond the server leave with the server's own address
     (masquerading), for which it makes an nftables table of its own. It needs `network = "tun"`, and forwarding to be
@@ -158,7 +160,7 @@ class ClientTable(NodeTable):
         default=None, validate_default=True, alias="preshared_key_file", repr=False, description="the path of a file"
     )
     """The file with a second key that only this client and the server have, if the server has one for this client.
-    Mode 0600, as for `private_key_file`."""
+    Owner and mode as for `private_key_file`. A reload with another key applies to the next handshake."""
     allowed_ips: _Networks = Field(
         description="the networks that are behind the server, as a list", examples=[["10.0.0.0/24"]]
     )
@@ -206,7 +208,7 @@ class ClientTable(NodeTable):
     """The mark of the tunnel's own packets where `allowed_ips` has a default route, and the number of the routing table
     with that route. The default is 0x6f78."""
     interface: _InterfaceName = Field(CLIENT_INTERFACE, description="a name")
-    """The name of the network interface: 1 to 15 letters, digits and `_ = + . -`."""
+    """The name of the network interface: 1 to 15 letters, digits and `_ = + . -`, not beginning with `-`."""
     metrics_listen: _ListenOrOff = Field(
         default="", validate_default=True, description='"address:port", or "" for none'
     )
@@ -233,8 +235,9 @@ class PeerTable(Table):
     preshared_key: _PresharedKey = Field(
         default=None, validate_default=True, alias="preshared_key_file", repr=False, description="the path of a file"
     )
-    """The file with a second key that only the server and this peer have, as `oxidize genpsk` writes it. Mode 0600, as
-    for `private_key_file`."""
+    """The file with a second key that only the server and this peer have, as `oxidize genpsk` writes it. Owner and mode
+    as for `private_key_file`. A reload with another key, or without one, applies to the next handshake: a session that
+    exists continues until then, two minutes at most under traffic."""
     allowed_ips: _Networks = Field(description="the networks of the peer, as a list", examples=[["10.0.0.2/32"]])
     """The addresses and networks of this peer inside the tunnel: packets from other sources are dropped, and packets
     to them go to this peer. No two peers overlap."""

@@ -120,6 +120,8 @@ def _report_detail(
 
 def unknown_key(table: str, name: str, value: object, known: list[str], report: Report) -> None:
     """Report a key that does not exist in `table` ("": the file itself), with the one that was probably meant."""
+    if not report.has_room():
+        return
     spelled = {candidate.replace("_", ""): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower().replace("_", "").replace("-", ""), spelled, 1, SUGGESTION_CUTOFF)
     place = f"a key of {table}" if table else "a table of this file"

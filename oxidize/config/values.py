@@ -1,7 +1,8 @@
 """Single values of a configuration file: text in, parsed value out.
 
 The rule: a value that can be read in two ways is refused, with the text that was probably meant. Sources: RFC 4632 and
-RFC 4291 for networks, RFC 1123 section 2.1 for host names, RFC 3986 section 3.2.2 for `[address]:port`, wg(8) for keys.
+RFC 4291 for networks, RFC 1123 section 2.1 for host names, RFC 3986 section 3.2.2 for `[address]:port`, RFC 4007
+section 11 for zones, wg(8) for keys.
 """
 
 import base64
@@ -35,7 +36,11 @@ HOST_NAME_MAX = 253  # RFC 1035 section 2.3.4, without the root's dot
 
 _HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\]\[\0]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
-_INTERFACE_NAME = re.compile(rf"[A-Za-z0-9_=+.-]{{1,{INTERFACE_NAME_MAX}}}")
+# Not beginning with "-": the name is an argument of other programs.
+_INTERFACE_NAME = re.compile(rf"[A-Za-z0-9_=+.][A-Za-z0-9_=+.-]{{0,{INTERFACE_NAME_MAX - 1}}}")
+# What Linux itself refuses: two folders, and two that sysctls have (net/ipv4/devinet.c).
+_RESERVED_INTERFACE_NAMES = frozenset({".", "..", "all", "default"})
+_ZONE = re.compile(rf"[A-Za-z0-9_.-]{{1,{INTERFACE_NAME_MAX}}}")
 _PEER_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.@-]{{0,{PEER_NAME_MAX - 1}}}")
 
 # The points of small order of Curve25519 (RFC 7748 section 6.1): with them every shared secret is zero, and no
@@ -204,9 +209,11 @@ def name_server(value: object) -> HostAddress | str:
 
 def interface_name(value: object) -> str:
     """Check the name of a network interface; raises InvalidValueError."""
-    expected = f"1 to {INTERFACE_NAME_MAX} of letters, digits and _ = + . -"
+    expected = (
+        f'1 to {INTERFACE_NAME_MAX} of letters, digits and _ = + . -, not beginning with -, nor "all" or "default"'
+    )
     given = text(value, expected)
-    if not _INTERFACE_NAME.fullmatch(given) or given in {".", ".."}:
+    if not _INTERFACE_NAME.fullmatch(given) or given in _RESERVED_INTERFACE_NAMES:
         raise InvalidValueError(expected)
     return given
 
@@ -272,9 +279,13 @@ def _bracket_remedy(given: str) -> str | None:
 
 
 def _literal(host: str, is_v6: bool) -> IPv4Address | IPv6Address | None:
+    """Return the address that a text is; Python takes anything for a zone, which is the name of an interface."""
     try:
         parsed = ip_address(host)
     except ValueError:
+        return None
+    zone = parsed.scope_id if isinstance(parsed, IPv6Address) else None
+    if zone is not None and not _ZONE.fullmatch(zone):
         return None
     return parsed if isinstance(parsed, IPv6Address) == is_v6 else None
 

@@ -451,6 +451,10 @@ def test_long_values_are_shortened_in_errors() -> None:
         ("2001:db8::1", ("2001:db8::1", None)),
         ("[2001:db8::1]", ("2001:db8::1", None)),
         ("[2001:db8::1]:7", ("2001:db8::1", 7)),
+        ("fe80::1%eth0", ("fe80::1%eth0", None)),
+        ("[fe80::1%eth0]", ("fe80::1%eth0", None)),
+        ("[fe80::1%eth0]:51820", ("fe80::1%eth0", 51820)),
+        ("[fe80::1%br-0_a.b]:7", ("fe80::1%br-0_a.b", 7)),
     ],
 )
 def test_a_public_endpoint_may_have_a_port(folder: Path, given: str, expected: tuple[str, int | None]) -> None:
