@@ -6,10 +6,13 @@ import click
 
 from oxidize import config
 from oxidize.cli.common import CLIENT_CONFIG, SERVER_CONFIG, print_line
-from oxidize.config.load import FILE_BYTES_MAX, read_file
+from oxidize.config.document import FILE_BYTES_MAX
+from oxidize.config.load import read_file
 from oxidize.errors import ConfigError
 from oxidize.provision import config_file, conversion, wg_quick
 from oxidize.provision.config_file import NewFile, Owner
+
+NOTES_MAX = 100  # lines
 
 
 @click.command("import", short_help="Convert a wg-quick file to a configuration.")
@@ -33,7 +36,7 @@ def import_wg_quick(source: Path, output: Path | None, is_client: bool, force: b
         what = "this is a client's file: one [Peer] with an Endpoint and a default route"
         raise ConfigError(f"{source}: {what}; `oxidize import --client` converts it to client.toml")
     found = (conversion.to_client if is_client else conversion.to_server)(document, str(source))
-    owner = config_file.service_owner()
+    owner = config_file.service_owner("client" if is_client else "server")
     files = [NewFile(name, f"{key}\n", 0o600, owner) for name, key in found.keys.items()]
     # As in tmpfiles.conf: the service may read its configuration and not change it.
     mode, group = (0o640, Owner(0, owner.gid)) if owner is not None else (0o600, None)
@@ -42,8 +45,10 @@ def import_wg_quick(source: Path, output: Path | None, is_client: bool, force: b
     written = config_file.install(output.parent, [*files, toml], load, force=force)
     for path in written:
         print_line(f"wrote {path}")
-    for note in found.notes:
+    for note in found.notes[:NOTES_MAX]:
         print_line(f"note: {note}")
+    if len(found.notes) > NOTES_MAX:
+        print_line(f"note: and {len(found.notes) - NOTES_MAX} more of this kind")
     if not is_client:
         print_line(
             "note: public_endpoint is not set, so `oxidize peer add` has to guess the server's address; "

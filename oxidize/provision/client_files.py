@@ -1,7 +1,8 @@
 """A client's configuration as text: a file for wg-quick and WireGuard apps, client.toml, and a script that writes it.
 
 The rule: the text contains the client's private key, so it is never written to a file on the server. It is made of
-values that were checked. Sources: wg-quick(8), wg(8); examples/client.toml; systemd/tmpfiles.conf for file modes.
+values that were checked, and checks again that each can only be a value (`peer_tables.written`). Sources: wg-quick(8),
+wg(8); examples/client.toml; systemd/tmpfiles.conf for owners and modes.
 """
 
 import re
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 
 from oxidize.config import InterfaceAddress, Network
 from oxidize.config.values import INTERFACE_NAME_MAX, HostAddress, format_key
-from oxidize.provision.peer_tables import table_lines
+from oxidize.provision.peer_tables import table_lines, written
 
 MTU_DEFAULT = 1420  # of wg-quick and of `oxidize client`
 
@@ -29,20 +30,24 @@ for file in {written}; do
   fi
 done
 {needed}service=
-if [ "$(id -u)" = 0 ] && id -u oxidize > /dev/null 2>&1; then service=yes; fi
+if [ "$(id -u)" = 0 ]; then
+  # Releases before 0.2 have one user for server and client.
+  for user in oxidize oxidize-client; do
+    if id -u "$user" > /dev/null 2>&1; then service=$user; fi
+  done
+fi
 if [ ! -d /etc/oxidize ]; then
   mkdir /etc/oxidize
   if [ "$service" ]; then
-    chown root:oxidize /etc/oxidize
-    chmod 0750 /etc/oxidize
+    chmod 0751 /etc/oxidize
   fi
 fi
 cd /etc/oxidize
 {files}
 if [ "$service" ]; then
-  chown oxidize:oxidize {keys}
+  chown "$service:$service" {keys}
   chmod 0400 {keys}
-  chown root:oxidize client.toml
+  chown "root:$service" client.toml
   chmod 0640 client.toml
 fi
 )
@@ -92,7 +97,7 @@ def wg_quick(setup: ClientSetup) -> str:
     lines += ["", "[Peer]", f"PublicKey = {format_key(setup.server_public_key)}"]
     if setup.preshared_key is not None:
         lines.append(f"PresharedKey = {format_key(setup.preshared_key)}")
-    lines += [f"Endpoint = {setup.endpoint}", f"AllowedIPs = {_joined(setup.allowed_ips)}"]
+    lines += [f"Endpoint = {written(setup.endpoint)}", f"AllowedIPs = {_joined(setup.allowed_ips)}"]
     if setup.persistent_keepalive:
         lines.append(f"PersistentKeepalive = {setup.persistent_keepalive}")
     return "\n".join([*lines, ""])
@@ -128,7 +133,7 @@ def script(setup: ClientSetup) -> str:
     contents["client.toml"] = client_toml(setup)
     keys = ["client.key", *(name for name in contents if name == "client.psk")]
     return _SCRIPT.format(
-        name=setup.name,
+        name=written(setup.name),
         written=" ".join(contents),
         needed=_NEEDED if setup.private_key is None else "",
         files="\n".join(f"cat > {name} << 'EOF'\n{content}EOF" for name, content in contents.items()),
@@ -143,4 +148,4 @@ def wg_quick_file_name(name: str) -> str:
 
 
 def _joined(values: Sequence[object]) -> str:
-    return ", ".join(map(str, values))
+    return ", ".join(written(str(value)) for value in values)

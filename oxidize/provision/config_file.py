@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from oxidize.config.paths import SERVICE_USERS, Role
 from oxidize.errors import ConfigError
 
-SERVICE_USER = "oxidize"  # of oxidize-daemon.service
 SECRET_MODE = 0o600
-FOLDER_MODE = 0o750  # as tmpfiles.conf has it: the service finds its files there and may not change them
+FOLDER_MODE = 0o751  # as tmpfiles.conf has it: a service opens its files there, and may not change them
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +106,15 @@ def owner_of_keys(private_key_file: Path | None) -> Owner | None:
         with contextlib.suppress(OSError):
             found = private_key_file.stat()
             return Owner(found.st_uid, found.st_gid)
-    return service_owner()
+    return service_owner("server")
 
 
-def service_owner() -> Owner | None:
-    """Return the user of the service; None if it does not exist or this process is not root."""
+def service_owner(role: Role) -> Owner | None:
+    """Return the user of the service of a role; None if it does not exist or this process is not root."""
     if os.geteuid() != 0:
         return None
     try:
-        found = pwd.getpwnam(SERVICE_USER)
+        found = pwd.getpwnam(SERVICE_USERS[role])
     except KeyError:
         return None
     return Owner(found.pw_uid, found.pw_gid)
@@ -183,13 +183,13 @@ def install(folder: Path, files: Sequence[NewFile], load: Callable[[Path], objec
 
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """Make a missing folder, which the service's user can read if it exists; remove it again if the body fails.
+    """Make a missing folder, in which the services find their files; remove it again if the body fails.
 
     Raises ConfigError if it cannot be made. Its parent is not made, since the path may be mistyped.
     """
     with contextlib.ExitStack() as undo:
         if not os.path.lexists(folder):
-            owner = service_owner()
+            owner = service_owner("server")
             remedy = "run the command as root" if folder.parent.is_dir() else f"make {folder.parent} first"
             with _as_config_errors(folder, "a folder to write to", f"{remedy}, or name another one (-o)"):
                 folder.mkdir(mode=0o700)

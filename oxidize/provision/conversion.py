@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from oxidize.config import InterfaceAddress, Network, values
 from oxidize.config.checks import Claim, find_overlaps
-from oxidize.config.report import show
+from oxidize.config.report import Report, show
 from oxidize.config.schema import KEEPALIVE_SECS_MAX
 from oxidize.config.values import PORT_MAX, HostAddress, InvalidValueError
 from oxidize.errors import ConfigError
@@ -152,12 +152,14 @@ class _Reading:
         self._problems: list[tuple[int, str]] = []
 
     def wrong(self, line: int, text: str) -> None:
-        self._problems.append((line, f"{self._source}: line {line}: {text}"))
+        self._problems.append((line, f"line {line}: {text}"))
 
     def result(self, lines: Sequence[str], keys: dict[str, str], notes: Sequence[str]) -> Converted:
         """Return the configuration; raises ConfigError if there are mistakes."""
-        if self._problems:
-            raise ConfigError(*(problem for _, problem in sorted(self._problems)))
+        report = Report(self._source)
+        for _, problem in sorted(self._problems):
+            report.add(problem)
+        report.check()
         return Converted("\n".join([*lines, ""]), keys, tuple(notes))
 
     def parsed(self, setting: Setting, text: str, parse: Callable[[str], _T]) -> _T | None:
@@ -214,9 +216,10 @@ class _Reading:
         found = [list(dict.fromkeys(self.each(section, "AllowedIPs", _network))) for section in peers]
         owners = {network: owner for owner, networks in enumerate(found) for network in networks}
         for owner, networks in enumerate(found):
-            for network in [network for network in networks if owners[network] != owner]:
-                networks.remove(network)
-                notes.append(f"{network} of {names[owner]} goes to {names[owners[network]]}, as with wg")
+            for network in networks:
+                if owners[network] != owner:
+                    notes.append(f"{network} of {names[owner]} goes to {names[owners[network]]}, as with wg")
+            found[owner] = [network for network in networks if owners[network] == owner]
         claims = [Claim(network, owner) for owner, networks in enumerate(found) for network in networks]
         for inner, outer in find_overlaps(claims):
             if inner.owner != outer.owner:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from oxidize.config import Network, ServerConfig, values
-from oxidize.config.values import PORT_MAX, HostAddress, InvalidValueError, PublicEndpoint
+from oxidize.config.keys import NO_PRESHARED_KEY
+from oxidize.config.report import without_keys, without_secrets
+from oxidize.config.values import PORT_MAX, HostAddress, InvalidValueError, PublicEndpoint, format_key
 from oxidize.errors import ConfigError
 from oxidize.protocol.constants import KEY_SIZE
 from oxidize.protocol.crypto import generate_private_key, public_key
@@ -45,7 +47,8 @@ def new_client(options: ClientOptions, server: ServerConfig, port: int) -> tuple
         try:
             return parse(given)
         except InvalidValueError as error:
-            problems.append(f"{option} {given}: expected {error.expected}{f'; {error.remedy}' if error.remedy else ''}")
+            shown = given if option == "--public-key" else without_keys(given)
+            problems.append(f"{option} {shown}: expected {error.expected}{f'; {error.remedy}' if error.remedy else ''}")
             return None
 
     checked("NAME", options.name, values.peer_name)
@@ -67,11 +70,19 @@ def new_client(options: ClientOptions, server: ServerConfig, port: int) -> tuple
             f"--public-key {options.public_key}: expected a key that no peer has, but {owner} has it; "
             f"`oxidize peer remove {owner}` first"
         )
+    secret_keys = {format_key(server.private_key)} | {
+        format_key(peer.preshared_key) for peer in server.peers if peer.preshared_key != NO_PRESHARED_KEY
+    }
+    if options.public_key in secret_keys:
+        problems.append(
+            "--public-key: expected a public key, but this is the key in one of the server's key files, which is "
+            "secret; run `oxidize pubkey` with the client's private key, and do not use this key any more"
+        )
     where, warnings = _endpoint(given or server.public_endpoint, port)
     if where is None and given is None and options.endpoint is None:
         problems.append("--endpoint is missing: expected HOST or HOST:PORT: no address of this machine can be guessed")
     if problems or where is None or allowed_ips is None or dns is None:
-        raise ConfigError(*problems)
+        raise ConfigError(*without_secrets(problems, secret_keys))
     private = generate_private_key(secrets.token_bytes) if theirs is None else None
     setup = ClientSetup(
         name=options.name,

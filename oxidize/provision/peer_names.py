@@ -21,11 +21,10 @@ _KEY = re.compile(r"[A-Za-z0-9+/]{40,}|[0-9A-Fa-f]{64}")
 
 def peer_names(peers: Sequence[Section]) -> list[str]:
     """Return a name for each peer, in order."""
-    taken: set[str] = set()
+    taken: dict[str, int] = {}  # names, and the number that the last further one was given
     names = []
     for number, section in enumerate(peers, start=1):
         name = _free(_from_comments(section.comments) or f"peer-{number}", taken)
-        taken.add(name)
         names.append(name)
     return names
 
@@ -51,9 +50,12 @@ def _sanitized(text: str) -> str:
     return re.sub(r"^[^A-Za-z0-9]+", "", name)[:PEER_NAME_MAX].rstrip("-")
 
 
-def _free(name: str, taken: set[str]) -> str:
-    number, free = 1, name
+def _free(name: str, taken: dict[str, int]) -> str:
+    """Return the name, or if it is taken the first free one with a number, and take it; each number is tried once."""
+    number, free = taken.get(name, 0), name
     while free in taken:
-        number += 1
+        number = max(number, 1) + 1
         free = f"{name[: PEER_NAME_MAX - len(str(number)) - 1]}-{number}"
+    taken[name] = number
+    taken.setdefault(free, 0)
     return free

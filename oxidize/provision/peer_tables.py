@@ -1,7 +1,8 @@
 """Add a table [[peer]] to the text of a server's configuration, or remove one.
 
 The rule: no byte changes outside of the one table, and the new text means the old one with that table added or removed:
-both are parsed and compared before the new one is returned. Source: TOML 1.0.
+both are parsed and compared before the new one is returned. A value that could be more than itself in a file is not
+written, whichever way it came here. Source: TOML 1.0.
 
 This works on lines, not on a tree of the document: libraries that keep comments attach those above a table to the table
 before it, so that removing a peer would remove the next one's comment.
@@ -15,17 +16,37 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from oxidize.config.report import without_keys
 from oxidize.errors import ConfigError, StateError
 
 _TRIVIA = re.compile(r"\s*(#.*)?")
 _COMMENT = re.compile(r"\s*#")
 _HEADER = re.compile(r"\s*\[")
+# Of what the configuration accepts: names, keys in base64, addresses, endpoints, names of files. No quote, no "#", no
+# "$" and no control character: in no file of TOML, of wg-quick or of a shell do these end a value.
+_WRITTEN = re.compile(r"[A-Za-z0-9_.@:/%+=\[\]-]*")
+
+
+def written(value: str) -> str:
+    """Return a value for a generated file; raises StateError for one that could be more than a value there."""
+    if not _WRITTEN.fullmatch(value):
+        raise StateError(f"a value that is not written to a file: {value[:80]!a}: expected it checked; this is a bug")
+    return value
 
 
 def table_lines(header: str, values: Mapping[str, object]) -> list[str]:
     """Return a table as lines of TOML, without the keys whose value is None."""
-    # `oxidize.config` accepts only ASCII in these values, and JSON and TOML write such strings alike.
-    return [header, *(f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None)]
+    # JSON and TOML write such strings alike.
+    return [
+        header,
+        *(f"{key} = {json.dumps(_checked_value(value))}" for key, value in values.items() if value is not None),
+    ]
+
+
+def _checked_value(value: object) -> object:
+    if isinstance(value, list):
+        return [_checked_value(each) for each in value]
+    return written(value) if isinstance(value, str) else value
 
 
 def add_peer(text: str, peer: Mapping[str, object]) -> str:
@@ -64,7 +85,7 @@ def remove_peer(text: str, name: str) -> Removed:
     if name not in names:
         close = difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {close[0]}?" if close else "`oxidize peer list` shows them"
-        raise ConfigError(f"{name}: expected the name of a peer; {hint}")
+        raise ConfigError(f"{without_keys(name)}: expected the name of a peer; {hint}")
     lines = re.findall(r"[^\n]*\n|[^\n]+", text)
     header, end, table = next(block for block in list(_peer_blocks(lines)) if block[2].get("name") == name)
     first = header

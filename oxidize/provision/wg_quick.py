@@ -10,7 +10,8 @@ import difflib
 import re
 from dataclasses import dataclass, field
 
-from oxidize.errors import ConfigError
+from oxidize.config.report import Report
+from oxidize.protocol.constants import PEERS_MAX
 
 # Every name as in the manuals, and whether a repeated setting adds to those before.
 INTERFACE_NAMES = {
@@ -80,12 +81,12 @@ def parse(text: str, source: str) -> Document:
     for number, line in enumerate(text.split("\n"), start=1):
         reader.read(number, line)
     reader.keep_comments()
-    if reader.interface is None and not reader.problems:
-        reader.problems.append(
-            f"{source}: there is no section [Interface]: expected a file of wg-quick; correct the path"
-        )
-    if reader.problems or reader.interface is None:
-        raise ConfigError(*reader.problems)
+    reader.report.check()
+    if reader.interface is None:
+        reader.report.fail("there is no section [Interface]: expected a file of wg-quick; correct the path")
+    if len(reader.peers) > PEERS_MAX:
+        expected = f"expected at most {PEERS_MAX}; give the rest to a second server"
+        reader.report.fail(f"{len(reader.peers)} sections [Peer]: {expected}")
     return Document(reader.interface, reader.peers)
 
 
@@ -95,8 +96,7 @@ class _Reader:
     def __init__(self, source: str) -> None:
         self.interface: Section | None = None
         self.peers: list[Section] = []
-        self.problems: list[str] = []
-        self._source = source
+        self.report = Report(source)
         self._kind = ""
         self._section: Section | None = None  # None before the first header and after a wrong one
         self._comments: list[str] = []  # those right above the current line: the next one decides whose they are
@@ -144,13 +144,17 @@ class _Reader:
             names = {name.lower(): name for name in _NAMES[self._kind]}
             name = names.get(match[1].lower())
             if name is None:
-                close = difflib.get_close_matches(match[1].lower(), names, 1)
-                remedy = f"did you mean {names[close[0]]}?" if close else "correct it, or begin the line with #"
-                self._wrong(number, f"{match[1]}: expected a name that [{self._kind.capitalize()}] has; {remedy}")
+                self._reject_name(number, match[1], names)
             else:
                 self._section.settings.append(Setting(name, match[2].strip(), number))
         elif not self._kind:
             self._wrong(number, "expected a section first; write [Interface] above it")
 
+    def _reject_name(self, number: int, given: str, names: dict[str, str]) -> None:
+        if self.report.has_room():
+            close = difflib.get_close_matches(given.lower(), names, 1)
+            remedy = f"did you mean {names[close[0]]}?" if close else "correct it, or begin the line with #"
+            self._wrong(number, f"{given}: expected a name that [{self._kind.capitalize()}] has; {remedy}")
+
     def _wrong(self, number: int, text: str) -> None:
-        self.problems.append(f"{self._source}: line {number}: {text}")
+        self.report.add(f"line {number}: {text}")

@@ -42,7 +42,7 @@ def run_script(
     """
     text = script(setup).replace("/etc/oxidize", str(folder))
     if environ is None:
-        text = text.replace("id -u oxidize", "false")
+        text = text.replace('id -u "$user"', "false")
     return subprocess.run(["sh"], input=text, text=True, check=False, capture_output=True, env=environ)
 
 
@@ -118,40 +118,44 @@ def test_the_script_needs_the_key_of_a_client_that_made_its_own(tmp_path: Path) 
 
 # What stands for the commands that need a user of the service: each says what it was asked and how secret that was.
 STUBS = {
-    "id": '[ $# = 1 ] && echo "$ID" || [ "$SERVICE" ]',
+    "id": '[ $# = 1 ] && echo "$ID" || case " $SERVICE " in *" $2 "*) ;; *) exit 1 ;; esac',
     "chown": 'owner=$1; shift; for file; do echo "chown $owner ${file##*/} $(stat -c %a "$file")"; done',
     "chmod": 'echo "chmod $*"; exec /bin/chmod "$@"',
 }
 
 
 @pytest.mark.parametrize(
-    ("uid", "service", "is_theirs"), [("0", "yes", True), ("0", "", False), ("1000", "yes", False)]
+    ("uid", "users", "service"),
+    [
+        ("0", "oxidize oxidize-client", "oxidize-client"),
+        ("0", "oxidize", "oxidize"),  # a release that had one user for both services
+        ("0", "", ""),
+        ("1000", "oxidize oxidize-client", ""),
+    ],
 )
 def test_the_scripts_files_belong_to_the_service_if_root_writes_them(
-    tmp_path: Path, uid: str, service: str, is_theirs: bool
+    tmp_path: Path, uid: str, users: str, service: str
 ) -> None:
     bin_folder, folder = tmp_path / "bin", tmp_path / "etc"
     bin_folder.mkdir()
     for name, text in STUBS.items():
         (bin_folder / name).write_text(f"#!/bin/sh\n{text}\n")
         (bin_folder / name).chmod(0o755)
-    environ = {"PATH": f"{bin_folder}:{os.environ['PATH']}", "ID": uid, "SERVICE": service}
+    environ = {"PATH": f"{bin_folder}:{os.environ['PATH']}", "ID": uid, "SERVICE": users}
     done = run_script(replace(SETUP, preshared_key=PRESHARED), folder, environ)
     assert (done.returncode, done.stderr) == (0, "")
     steps = [
-        "chown root:oxidize etc 700",
-        f"chmod 0750 {folder}",
-        "chown oxidize:oxidize client.key 600",
-        "chown oxidize:oxidize client.psk 600",
+        f"chmod 0751 {folder}",
+        *(f"chown {service}:{service} {name} 600" for name in ("client.key", "client.psk")),
         "chmod 0400 client.key client.psk",
-        "chown root:oxidize client.toml 600",
+        f"chown root:{service} client.toml 600",
         "chmod 0640 client.toml",
     ]
-    assert done.stdout.splitlines() == (steps if is_theirs else [])
+    assert done.stdout.splitlines() == (steps if service else [])
     modes = {path.name: path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())}
     assert modes == (
-        {"etc": 0o750, "client.key": 0o400, "client.psk": 0o400, "client.toml": 0o640}
-        if is_theirs
+        {"etc": 0o751, "client.key": 0o400, "client.psk": 0o400, "client.toml": 0o640}
+        if service
         else {"etc": 0o700, "client.key": 0o600, "client.psk": 0o600, "client.toml": 0o600}
     )
 

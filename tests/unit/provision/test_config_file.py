@@ -143,16 +143,16 @@ def test_a_missing_folder_is_made(tmp_path: Path, umask: int) -> None:
         install(tmp_path / "new", FILES, lambda path: None, force=False)
     finally:
         os.umask(before)
-    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o750
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o751
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"server.key", "server.toml"}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="lacks root: only root gives files away")
 def test_a_made_folder_belongs_to_the_group_of_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_file, "service_owner", lambda: Owner(12345, 54321))
+    monkeypatch.setattr(config_file, "service_owner", lambda _role: Owner(12345, 54321))
     install(tmp_path / "new", FILES, lambda path: None, force=False)
     found = (tmp_path / "new").stat()
-    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (0, 54321, 0o750)
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (0, 54321, 0o751)
 
 
 def test_a_made_folder_is_removed_if_nothing_is_installed(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_an_import_makes_the_missing_folder(wg0: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="lacks root: only root gives files away")
 @pytest.mark.parametrize(("text", "role"), [(SERVER, "server"), (CLIENT, "client")])
 def test_imported_files_belong_to_the_service(wg0: Path, monkeypatch: pytest.MonkeyPatch, text: str, role: str) -> None:
-    monkeypatch.setattr(config_file, "service_owner", lambda: config_file.Owner(12345, 54321))
+    monkeypatch.setattr(config_file, "service_owner", lambda _role: config_file.Owner(12345, 54321))
     wg0.write_text(text)
     assert run(wg0, *(["--client"] if role == "client" else []), name=f"{role}.toml").exit_code == 0
     found = {path.name: path.stat() for path in (wg0.parent / "out").iterdir()}
