@@ -20,6 +20,9 @@ from oxidize.state import memory_file
 # A peer's own slot, its previous, current and next keypair, and one that is not released yet.
 SLOTS_PER_PEER = 5
 SLOTS_MAX = PEERS_MAX * SLOTS_PER_PEER
+# Slots that are found to be free or used in one call: a restore finds out about all if a quarter of them are used, and
+# the first allocation of a generation, which may be within the blackout, costs as much as any other.
+SWEPT_PER_CALL = 4
 
 HEADER_BYTES = 4096  # one page before the first word: slots stay aligned to pages and cache lines
 MAGIC = int.from_bytes(b"OXIARENA", "little")
@@ -61,8 +64,9 @@ class Arena:
         self._map = mmap.mmap(fd, _file_bytes(slot_count))
         self.counters: Counters = memoryview(self._map)[HEADER_BYTES:].cast("Q")
         self._limit = SLOT_WORDS * (TOTALS_SLOTS + slot_count)
-        # Slots from `_fresh` on are free unless they are in `_used`; those below are free only if they are in `_free`.
-        self._fresh = TOTALS_WORDS
+        # Slots from `_fresh` on are free. Those below `_swept` are in `_free` or in `_used`; those between the two may
+        # have been released by a predecessor, and are free unless they are in `_used`.
+        self._fresh = self._swept = TOTALS_WORDS
         self._free: dict[int, None] = {}
         self._used: set[int] = set()
 
@@ -116,21 +120,30 @@ class Arena:
 
     def allocate(self) -> int:
         """Return a free slot, zeroed by this call; raises StateError when none is left."""
+        self._sweep()
+        while not self._free and self._fresh >= self._limit and self._swept < self._fresh:
+            self._sweep()
         if self._free:
             slot, _ = self._free.popitem()
-        else:
-            while self._fresh in self._used:
-                self._fresh += SLOT_WORDS
+        elif self._fresh < self._limit:
             slot = self._fresh
-            if slot >= self._limit:
-                raise StateError(
-                    f"all {len(self._used)} slots of the arena are in use; expected at most {SLOTS_PER_PEER} for each "
-                    f"of {PEERS_MAX} peers: configure fewer peers for this server"
-                )
             self._fresh += SLOT_WORDS
+        else:
+            raise StateError(
+                f"all {len(self._used)} slots of the arena are in use; expected at most {SLOTS_PER_PEER} for each "
+                f"of {PEERS_MAX} peers: configure fewer peers for this server"
+            )
         self._used.add(slot)
         self.counters[slot : slot + SLOT_WORDS] = _ZERO_SLOT
         return slot
+
+    def _sweep(self) -> None:
+        """Find out about some more of the slots that a predecessor may have released."""
+        end = min(self._swept + SWEPT_PER_CALL * SLOT_WORDS, self._fresh)
+        for slot in range(self._swept, end, SLOT_WORDS):
+            if slot not in self._used:
+                self._free[slot] = None
+        self._swept = end
 
     def claim(self, slot: int) -> None:
         """Mark a slot that a predecessor allocated as used, leaving its counters as they are; idempotent.
@@ -140,6 +153,8 @@ class Arena:
         self._check(slot)
         self._free.pop(slot, None)
         self._used.add(slot)
+        self._fresh = max(self._fresh, slot + SLOT_WORDS)
+        self._sweep()
 
     def release(self, slot: int) -> None:
         """Free a slot, leaving its counters as they are; idempotent.
@@ -149,7 +164,7 @@ class Arena:
         self._check(slot)
         if slot in self._used:
             self._used.remove(slot)
-            if slot < self._fresh:
+            if slot < self._swept:
                 self._free[slot] = None
 
     def _check(self, slot: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from oxidize.errors import SnapshotError, StateError
 from oxidize.protocol.counters import SLOT_WORDS, TOTALS_WORDS, Total
-from oxidize.state.arena import HEADER_BYTES, SLOTS_MAX, Arena
+from oxidize.state.arena import HEADER_BYTES, SLOTS_MAX, SWEPT_PER_CALL, Arena
 
 
 @pytest.fixture
@@ -188,3 +188,42 @@ def test_a_pipe_is_refused_as_an_arena() -> None:
         Arena.open(reader)
     os.close(reader)
     os.close(writer)
+
+
+class Counted(set[int]):
+    """A set that counts how often it is looked into."""
+
+    looks = 0
+
+    def __contains__(self, item: object) -> bool:
+        self.looks += 1
+        return super().__contains__(item)
+
+
+@pytest.mark.parametrize("sessions", [10, 60_000])
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_first_allocation_of_a_generation_is_independent_of_the_number_of_sessions(
+    sessions: int, order: int
+) -> None:
+    arena = Arena.create(SLOTS_MAX)
+    slots = [TOTALS_WORDS + number * SLOT_WORDS for number in range(sessions)]
+    for slot in slots[::order]:
+        arena.claim(slot)
+    arena._used = used = Counted(arena._used)
+    assert arena.allocate() == TOTALS_WORDS + sessions * SLOT_WORDS
+    assert used.looks <= SWEPT_PER_CALL
+    arena.close()
+
+
+def test_slots_that_a_predecessor_released_are_allocated_before_the_arena_is_full() -> None:
+    arena = Arena.create(slot_count=100)
+    slots = [TOTALS_WORDS + number * SLOT_WORDS for number in range(100)]
+    claimed = [slots[90], slots[40], slots[99], slots[3]]
+    for slot in claimed:
+        arena.claim(slot)
+    arena.release(slots[90])
+    allocated = [arena.allocate() for _ in range(97)]
+    assert sorted(allocated + claimed[1:]) == slots
+    with pytest.raises(StateError, match="all 100 slots"):
+        arena.allocate()
+    arena.close()
