@@ -98,10 +98,23 @@ class PeerCookie:
 
 @dataclass(frozen=True, slots=True)
 class PeerStaged:
-    """A peer's staged packets, oldest first; recorded only at a freeze."""
+    """A peer's staged packets, oldest first; recorded only for a takeover and at the end.
+
+    serial: the number by which PeerStagedMore refers to this change, 32 bits; 0: none does.
+    """
 
     peer: bytes
     packets: tuple[bytes, ...] = field(repr=False)
+    serial: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStagedMore:
+    """The packets that were staged after those of the PeerStaged with the same serial; void beside any other."""
+
+    peer: bytes
+    packets: tuple[bytes, ...] = field(repr=False)
+    serial: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +140,7 @@ Change = (
     | PeerHandshake
     | PeerCookie
     | PeerStaged
+    | PeerStagedMore
     | PeerRemoved
     | CookieSecret
 )
@@ -139,6 +153,7 @@ _KINDS: dict[type, str] = {
     PeerHandshake: "handshake",
     PeerCookie: "cookie",
     PeerStaged: "staged",
+    PeerStagedMore: "staged_more",
     PeerRemoved: "removed",
     CookieSecret: "cookie_secret",
 }

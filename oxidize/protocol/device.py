@@ -15,7 +15,7 @@ from itertools import count, groupby
 from oxidize.errors import StateError
 from oxidize.protocol import timers
 from oxidize.protocol.allowed_ips import AllowedIPs, inner_length
-from oxidize.protocol.changes import Change, PeerRemoved, PeerStaged
+from oxidize.protocol.changes import Change, PeerRemoved, PeerStaged, PeerStagedMore
 from oxidize.protocol.constants import (
     BATCH_PACKETS_MAX,
     DATA_OVERHEAD,
@@ -49,6 +49,7 @@ from oxidize.protocol.restore import RestoreReport, restore_change
 from oxidize.protocol.session_table import SessionTable, Transmit
 from oxidize.protocol.staging import Staging
 from oxidize.protocol.timers import Timer
+from oxidize.protocol.unrecorded import Unrecorded
 
 _KEEPALIVE = b""
 PEERS_PER_SLICE = 256  # peers scheduled at a time: less than a millisecond
@@ -87,6 +88,7 @@ class Device:
         self._order = count()
         self._staging = Staging(self._table)
         self._links = Links(self._table, self._staging)
+        self.unrecorded = Unrecorded(self._table, self._staging)
         for settings in peers:
             self._add_peer(settings)
 
@@ -444,7 +446,7 @@ class Device:
             peer = restore_change(self._table, self._handshaker.cookie_checker, change)
             if peer is not None:
                 touched.add(peer)
-                if isinstance(change, PeerStaged | PeerRemoved):
+                if isinstance(change, PeerStaged | PeerStagedMore | PeerRemoved):
                     restaged.add(peer)
             report.applied += 1
         self._staging.on_restored(restaged)
@@ -482,6 +484,5 @@ class Device:
             self._table.forget_unknown_peer(public_key)
 
     def freeze(self) -> None:
-        """Record what only this process knows: staged packets, which the next owner sends, and moves held back."""
-        self._table.record_moved()
-        self._staging.record_all()
+        """Record what only this process knows; `unrecorded` makes that little before."""
+        self.unrecorded.record_all()

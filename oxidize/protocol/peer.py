@@ -94,6 +94,8 @@ class Peer:
         "settings",
         "slot",
         "staged",
+        "staged_more",
+        "staged_serial",
         "superseded",
     )
 
@@ -119,6 +121,8 @@ class Peer:
         self.jitter = 0.0
         self.link = Link(settings.link) if settings.link is not None else None
         self.staged: deque[bytes] = deque(maxlen=settings.staged_max)
+        self.staged_serial = 0  # that of the latest PeerStaged
+        self.staged_more = 0  # how many of the staged packets, the newest, are in its PeerStagedMore
         self.deadlines: list[float] = []  # when the device looks at this peer's timers, descending: the next is last
 
     @property

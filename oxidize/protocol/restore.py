@@ -16,6 +16,7 @@ from oxidize.protocol.changes import (
     PeerRemoved,
     PeerSeen,
     PeerStaged,
+    PeerStagedMore,
     PeerTimestamp,
 )
 from oxidize.protocol.cookie import CookieChecker
@@ -58,9 +59,8 @@ def restore_change(table: SessionTable, cookies: CookieChecker, change: Change) 
             _restore_handshake(table, peer, change)
         case PeerCookie():
             peer.cookie_jar.cookie, peer.cookie_jar.received_at = change.cookie, change.received_at
-        case PeerStaged(packets=packets):
-            peer.staged.clear()
-            peer.staged.extend(packets)
+        case PeerStaged() | PeerStagedMore():
+            _restore_staged(peer, change)
         case PeerRemoved():
             table.restore_removal(peer)
     return peer
@@ -74,3 +74,13 @@ def _restore_handshake(table: SessionTable, peer: Peer, change: PeerHandshake) -
         pending = PendingHandshake(peer, state, change.started_at, change.sent_at, change.retry_at, change.mac1)
         peer.cookie_jar.last_mac1 = change.mac1
     table.restore_handshake(peer, pending)
+
+
+def _restore_staged(peer: Peer, change: PeerStaged | PeerStagedMore) -> None:
+    if isinstance(change, PeerStaged):
+        peer.staged.clear()
+        peer.staged.extend(change.packets)
+        peer.staged_serial, peer.staged_more = change.serial, 0
+    elif change.serial and change.serial == peer.staged_serial:
+        peer.staged.extend(change.packets[peer.staged_more :])  # each change has all packets of the one before
+        peer.staged_more = len(change.packets)

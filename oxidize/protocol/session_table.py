@@ -127,11 +127,6 @@ class SessionTable:
         peer.endpoint_recorded_at, peer.endpoint_record_at = now, NEVER
         self.moved.discard(peer)
 
-    def record_moved(self) -> None:
-        """Record at once the endpoints that `move_endpoint` held back."""
-        for peer in list(self.moved):
-            self.record_endpoint(peer, peer.endpoint_record_at)
-
     def clear_source(self, peer: Peer, now: float) -> None:
         """Forget the local address of a peer's endpoint: the route may have changed, so the kernel chooses it."""
         if peer.endpoint is not None:
@@ -318,6 +313,7 @@ class SessionTable:
         peer.slot = 0
         self.restore_endpoint(peer, peer.settings.endpoint)
         peer.staged.clear()
+        peer.staged_serial = peer.staged_more = 0
 
     # --- Peers that are not configured ---
 

@@ -22,8 +22,9 @@ from oxidize.protocol.counters import Total
 from oxidize.runtime import status
 from oxidize.runtime.compactor import JournalCompactor
 from oxidize.runtime.crash_loop import Stability
+from oxidize.runtime.freeze_preparation import FreezePreparation
 from oxidize.runtime.node import Node
-from oxidize.runtime.offer import FdName, OfferState, named_fd
+from oxidize.runtime.offer import READS_STAGED_MORE, FdName, OfferState, named_fd
 from oxidize.takeover.host import Answer, NamedFd, Offer
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.messages import Hello
@@ -54,6 +55,8 @@ class Handover:
             held=held,
         )
         loop.add_timed(self.predecessor)
+        self._preparation = FreezePreparation(node.device.unrecorded, boot_time)
+        loop.add_timed(self._preparation)
         loop.add_timed(JournalCompactor(node.session_state, boot_time))
         loop.add_timed(Stability(node.counters, boot_time))
 
@@ -84,6 +87,7 @@ class Handover:
         # Not the node's own generation: a successor that died after COMMIT may have written a later one.
         offer = Offer(node.session_state.generation, tuple(self._descriptors()), state.encode())
         node.session_state.hold()  # last: an offer that cannot be made is never withdrawn
+        self._preparation.begin()
         return offer
 
     def _descriptors(self) -> Iterator[NamedFd]:
@@ -106,10 +110,16 @@ class Handover:
     def offer_withdrawn(self, reason: str) -> None:
         """Record that the successor will not own; the node served all the while."""
         self.node.session_state.unhold()
+        self._preparation.cancel()
         self._record_failure(reason)
+
+    def may_freeze(self, report: dict[str, Any]) -> bool:
+        """Return whether `freeze` has little left to record, as it has in time; see `FreezePreparation`."""
+        return self._preparation.may_freeze(reads_more=report.get(READS_STAGED_MORE) is True)
 
     def freeze(self, report: dict[str, Any]) -> dict[str, Any]:
         """Stop reading and sending, and record what only this process knows; return the contents of COMMIT."""
+        self._preparation.stop()
         self.node.give_up_ownership()
         self.node.session_state.stop_writing()
         return {"journal_end": self.node.session_state.end}
@@ -126,6 +136,7 @@ class Handover:
         if node.http_server is not None:
             node.http_server.resume()
         node.device.prepare()
+        self._preparation.cancel()
         self._restore_nat()
         self._record_failure(reason)
 

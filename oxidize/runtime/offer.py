@@ -60,6 +60,8 @@ FROM_SOCKET_UNIT = tuple(name for name, traits in FDS.items() if traits.from_soc
 STATE = (FdName.JOURNAL, FdName.ARENA)  # one is of no use without the other
 STORED = tuple(name for name, traits in FDS.items() if traits.is_stored)
 
+READS_STAGED_MORE = "reads_staged_more"  # in the report of READY: whether the successor reads that kind of record
+
 DNS_KEYS: Mapping[str, type] = {"interface": str, "record": str, "servers": list, "domains": list}
 
 

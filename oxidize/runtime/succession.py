@@ -28,7 +28,7 @@ from oxidize.protocol.counters import Total
 from oxidize.runtime.fd_store import apply_nat, check_nat, store_tunnel
 from oxidize.runtime.handover import Handover
 from oxidize.runtime.node import Node
-from oxidize.runtime.offer import FdName, OfferState, descriptors_of
+from oxidize.runtime.offer import READS_STAGED_MORE, FdName, OfferState, descriptors_of
 from oxidize.runtime.parts import NOT_CONFIGURED, NodeParts, adopt_nat, adopt_tunnel, bind_http, configure, restore
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
@@ -63,7 +63,10 @@ class Succession:
             summary = {"sessions": sessions, "refused": refused, "warnings": self._ignored(node)}
             self._wait_for_go(summary)
             node.device.restore(node.session_state.sync(), boot_time())
-            commit = self.successor.ready(summary)
+            commit = self.successor.ready(
+                {**summary, READS_STAGED_MORE: True},
+                lambda: node.device.restore(node.session_state.sync(), boot_time()),
+            )
         except BaseException as error:
             self.successor.failed(_redacted_reason(error))
             self._give_back()

@@ -27,6 +27,7 @@ from oxidize.protocol.changes import (
     PeerRemoved,
     PeerSeen,
     PeerStaged,
+    PeerStagedMore,
     PeerTimestamp,
     change_key,
     no_handshake,
@@ -88,10 +89,12 @@ def encode_change(change: Change) -> Record:
         case PeerCookie():
             record["cookie"] = change.cookie
             record["received_at"] = change.received_at
-        case PeerStaged(packets=()):
+        case PeerStaged(packets=()) | PeerStagedMore(packets=()):
             record["retire"] = RETIRE_OWN
-        case PeerStaged(packets=packets):
+        case PeerStaged(packets=packets, serial=serial) | PeerStagedMore(packets=packets, serial=serial):
             record["packets"] = list(packets)
+            if serial:
+                record["serial"] = serial
         case PeerRemoved():
             record["retire"] = RETIRE_ALL
         case CookieSecret():
@@ -299,7 +302,12 @@ _DECODERS: dict[str, _Decoder] = {
     "cookie": lambda peer, fields: PeerCookie(
         peer, fields.octets("cookie", (COOKIE_SIZE,)), fields.seconds("received_at")
     ),
-    "staged": lambda peer, fields: PeerStaged(peer, fields.packets("packets")),
+    "staged": lambda peer, fields: PeerStaged(
+        peer, fields.packets("packets"), fields.integer("serial", _U32_MAX, default=0)
+    ),
+    "staged_more": lambda peer, fields: PeerStagedMore(
+        peer, fields.packets("packets"), fields.integer("serial", _U32_MAX, minimum=1)
+    ),
     "cookie_secret": lambda _, fields: CookieSecret(
         fields.octets("secret", _SECRET_SIZES), fields.seconds("created_at")
     ),
@@ -312,4 +320,5 @@ _RETIRED: dict[str, _Decoder] = {
     "keypairs": lambda peer, _: PeerKeypairs(peer, None, None, None, 0.0),
     "handshake": lambda peer, _: no_handshake(peer),
     "staged": lambda peer, _: PeerStaged(peer, ()),
+    "staged_more": lambda peer, _: PeerStagedMore(peer, ()),
 }

@@ -60,6 +60,13 @@ class TakeoverHost(Protocol):
         """Note that the successor will never own. This host kept serving; it may rewrite its state again."""
         return  # by default nothing
 
+    def may_freeze(self, report: dict[str, Any]) -> bool:
+        """Return whether a freeze would be short; False postpones it, and this host serves and appends meanwhile.
+
+        Asked from READY on, with its `report`, until it returns True or the deadline of READY comes. It must not raise.
+        """
+        return True
+
     def freeze(self, report: dict[str, Any]) -> dict[str, Any]:
         """Finish the batch, stop reading, append the last of the state, and return the `info` of COMMIT.
 

@@ -16,7 +16,16 @@ from oxidize.takeover.acceptor import Acceptor, Register, Unregister
 from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, ChannelBatch, close_unasked
 from oxidize.takeover.host import Offer, TakeoverHost
 from oxidize.takeover.listener import Listener
-from oxidize.takeover.machine import DEFAULT_TIMEOUTS, Action, Do, Event, Observation, PredecessorMachine, Timeouts
+from oxidize.takeover.machine import (
+    DEFAULT_TIMEOUTS,
+    Action,
+    Do,
+    Event,
+    Observation,
+    PredecessorMachine,
+    PredecessorState,
+    Timeouts,
+)
 from oxidize.takeover.messages import (
     FDS_MAX,
     Busy,
@@ -33,6 +42,8 @@ from oxidize.takeover.messages import (
     encode,
     fit_reason,
 )
+
+READY_CHECK_SECS = 0.002  # from one question whether the host may freeze to the next
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +85,7 @@ class Predecessor:
         self._watched: set[int] = set()  # descriptors of the successor that are registered
         self._offer: tuple[OfferMessage, list[int]] | None = None
         self._commit: CommitMessage | None = None
+        self._ready_check_at: float | None = None  # when a READY that is held back is looked at again
         self._report: dict[str, Any] = {}
         self._taken: dict[str, Any] = {}
         self._acceptor = Acceptor(
@@ -99,14 +111,13 @@ class Predecessor:
 
     def next_deadline(self) -> float | None:
         """Return when `handle_timeout` is due, or None."""
-        deadlines = (self._machine.next_deadline(), self._acceptor.next_deadline())
+        deadlines = (self._machine.next_deadline(), self._acceptor.next_deadline(), self._ready_check_at)
         return min((each for each in deadlines if each is not None), default=None)
 
     def handle_timeout(self, now: float) -> None:
         """Act on every deadline that has passed at `now`, on the clock's time; an early call has no effect."""
         self._acceptor.handle_timeout(now, may_bind=self._machine.owns)
-        deadline = self._machine.next_deadline()
-        if deadline is not None and now >= deadline:
+        if any(due is not None and now >= due for due in (self._machine.next_deadline(), self._ready_check_at)):
             self._observe(self._successor)
 
     def release(self) -> None:
@@ -167,7 +178,24 @@ class Predecessor:
         batch = channel.receive_all()
         if batch.closed:
             self._stop_watching(channel.fileno())  # the end of it would wake the loop for ever; the pidfd stays watched
-        self._run(self._machine.observe(self._translate(batch), closed=batch.closed, gone=gone, now=self._clock()))
+        seen = self._without_held_ready(self._translate(batch), is_ended=batch.closed or gone)
+        self._run(self._machine.observe(seen, closed=batch.closed, gone=gone, now=self._clock()))
+
+    def _without_held_ready(self, seen: list[Observation], *, is_ended: bool) -> list[Observation]:
+        """Hold READY back, and return nothing, while the host has to do something before it may freeze.
+
+        So the machine sees READY later, and everything else in time. READY is not held beyond its own deadline.
+        """
+        if self._ready_check_at is not None:
+            seen.insert(0, (Event.READY, ""))
+        self._ready_check_at = None
+        now, deadline = self._clock(), self._machine.next_deadline()
+        if is_ended or seen != [(Event.READY, "")] or self._machine.state is not PredecessorState.RESTORING:
+            return seen
+        if deadline is None or now >= deadline or self._host.may_freeze(self._report):
+            return seen
+        self._ready_check_at = now + READY_CHECK_SECS
+        return []
 
     def _translate(self, batch: ChannelBatch) -> list[Observation]:
         seen: list[Observation] = []
@@ -289,6 +317,7 @@ class Predecessor:
 
     def _drop_successor(self) -> None:
         self._stop_watching(*self._watched)
+        self._ready_check_at = None
         if self._successor is not None:
             self._successor.close()
             self._successor = None

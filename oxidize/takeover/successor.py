@@ -51,6 +51,7 @@ from oxidize.takeover.messages import (
 
 log = logging.getLogger(__name__)
 
+READ_ALONG_SECS = 0.002  # from READY on: from one reading of what the predecessor appends to the next
 RETRY_DELAY = 0.05  # seconds before connecting again; a new owner listens before the old one stops
 
 _EVENTS: Mapping[type, Event] = {
@@ -146,8 +147,10 @@ class Successor:
         self._raise_if_failed()
         return self._machine.state is not SuccessorState.INHERITING
 
-    def ready(self, report: dict[str, Any]) -> Commit:
+    def ready(self, report: dict[str, Any], read_along: Callable[[], object] | None = None) -> Commit:
         """Report that the state is restored and wait until this process owns.
+
+        read_along: called while it waits, to read what the predecessor appends; what is left is read when it owns.
 
         Raises TakeoverError if it never will: the predecessor still serves, and this process must end. Raises
         StateError, with nothing sent, if the report cannot be encoded or this is a fork of the process that connected.
@@ -162,8 +165,10 @@ class Successor:
         self._raise_if_failed()
         self._run(self._machine.restored(self._clock()))
         while self._machine.state in {SuccessorState.READY_SENT, SuccessorState.LOST}:
-            self._wait()
+            self._wait(None if read_along is None else READ_ALONG_SECS)
             self._observe()
+            if read_along is not None and self._machine.state is SuccessorState.READY_SENT:
+                read_along()
         self._raise_if_failed()
         return self._commit
 
@@ -221,8 +226,8 @@ class Successor:
 
     # --- Observing the predecessor ---
 
-    def _wait(self) -> None:
-        """Block until there is something to observe, or until the deadline."""
+    def _wait(self, secs_max: float | None = None) -> None:
+        """Block until there is something to observe, or until the deadline, but no longer than `secs_max`."""
         channel = self._connected()
         poll = select.poll()
         poll.register(channel.peer.fileno(), select.POLLIN)
@@ -231,7 +236,8 @@ class Successor:
         deadline = self._machine.next_deadline()
         if deadline is None:
             raise StateError(f"waiting in {self._machine.state.name} without a deadline; this is a bug")
-        poll.poll(max(0.0, deadline - self._clock()) * 1000 + 1)
+        secs = max(0.0, deadline - self._clock())
+        poll.poll(min(secs, secs if secs_max is None else secs_max) * 1000 + 1)
 
     def _observe(self) -> None:
         channel = self._channel

@@ -134,6 +134,8 @@ class MortalHost(Host):
 
     def handle_timeout(self) -> None:
         self.survive(super().handle_timeout)
+        if self.offering:
+            self.survive(lambda: self.device.unrecorded.record_slice(self.world.now))
 
     def say(self, other: Host, count: int = 1, size: int = 0) -> None:
         """Send numbered packets."""

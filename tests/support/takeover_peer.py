@@ -73,6 +73,8 @@ class Host:
         self.state: dict[str, Any] = {"watchdog_secs": 10.0}
         self.commit: dict[str, Any] = {"journal_bytes": 4096}
         self.refuses = ""
+        self.asked_to_freeze = 0
+        self.answers_not_yet = 0  # how often `may_freeze` says no, before it says yes
         self._stage = stage
 
     @property
@@ -88,6 +90,11 @@ class Host:
 
     def offer_withdrawn(self, reason: str) -> None:
         self.calls.append(("offer_withdrawn", reason))
+
+    def may_freeze(self, report: dict[str, Any]) -> bool:
+        assert self.serves
+        self.asked_to_freeze += 1
+        return self.asked_to_freeze > self.answers_not_yet
 
     def freeze(self, report: dict[str, Any]) -> dict[str, Any]:
         assert self.serves

@@ -49,6 +49,46 @@ def test_a_successor_without_a_predecessor_starts_alone(stand: Stand) -> None:
     assert peer.wait() == 0
 
 
+# --- A freeze that is postponed ---
+
+
+def test_a_predecessor_serves_until_it_may_freeze(stand: Stand) -> None:
+    stand.host.answers_not_yet = 3
+    predecessor = stand.serve()
+    peer = stand.start("successor")
+    stand.wait_for("finish")
+    assert stand.host.asked_to_freeze == 4
+    assert stand.host.called == ["offer", "freeze", "finish"]
+    assert dict(stand.host.calls)["freeze"] == {"sessions": 3}
+    assert not predecessor.owns
+    peer.wait_for("owns")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_successor_that_dies_while_the_freeze_is_postponed_leaves_the_predecessor_serving(
+    stand: Stand, number: signal.Signals
+) -> None:
+    stand.host.answers_not_yet = 1_000_000
+    predecessor = stand.serve()
+    peer = stand.start("successor")
+    stand.run_until(lambda: stand.host.asked_to_freeze > 2)
+    os.kill(peer.pid, number)
+    assert "while restoring" in str(stand.wait_for("offer_withdrawn"))
+    assert stand.host.called == ["offer", "offer_withdrawn"]
+    assert predecessor.owns
+    stand.host.answers_not_yet = 0
+    stand.start("successor")
+    stand.wait_for("finish")
+
+
+def test_a_freeze_is_not_postponed_beyond_the_deadline_of_ready(stand: Stand) -> None:
+    stand.host.answers_not_yet = 1_000_000
+    stand.serve(HASTY)
+    stand.start("successor")
+    stand.wait_for("finish")
+    assert stand.host.called == ["offer", "freeze", "finish"]
+
+
 # --- The successor goes wrong ---
 
 

@@ -42,6 +42,11 @@ def numbered(numbers: Iterable[int], size: int = 1) -> list[bytes]:
     return [bytes([number]) * size for number in numbers]
 
 
+def record_all(scene: Scene) -> None:
+    for peer in list(scene.staging.unrecorded):
+        scene.staging.record(peer)
+
+
 @pytest.fixture
 def scene() -> Scene:
     return Scene()
@@ -158,7 +163,7 @@ def test_staged_packets_are_recorded_and_leave_the_records_before_they_are_sent(
     scene.staging.add(second, [b"c"])
     scene.staging.take(idle)
     assert scene.records == []
-    scene.staging.record_all()
+    record_all(scene)
     assert set(scene.records) == {
         PeerStaged(first.public_key, (b"a", b"b")),
         PeerStaged(second.public_key, (b"c",)),
@@ -173,19 +178,19 @@ def test_staged_packets_are_recorded_and_leave_the_records_before_they_are_sent(
 def test_packets_taken_in_parts_leave_the_records_with_the_first_part(scene: Scene) -> None:
     peer = scene.peer()
     scene.staging.add(peer, numbered(range(4)))
-    scene.staging.record_all()
+    record_all(scene)
     scene.records.clear()
     scene.staging.take(peer, 1)
     scene.staging.take(peer, 1)
     assert scene.records == [PeerStaged(peer.public_key, ())]
-    scene.staging.record_all()
+    record_all(scene)
     assert scene.records[1:] == [PeerStaged(peer.public_key, tuple(numbered([2, 3])))]
 
 
 def test_restored_packets_are_accounted_for(scene: Scene) -> None:
     peer, emptied = scene.peer(1), scene.peer(2)
     scene.staging.add(emptied, [b"sent by another owner"])
-    scene.staging.record_all()
+    record_all(scene)
     peer.staged.extend([b"ab", b"c"])
     emptied.staged.clear()
     scene.staging.on_restored([peer, emptied])
