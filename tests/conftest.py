@@ -1,7 +1,7 @@
 """Settings of all tests: a skipped test says what it lacks, and in CI as root a skip is a failure.
 
 Markers: `root` (namespaces and TUN), `needs("wg", ...)` (programs that must be installed), `handoff` (a process is
-replaced under traffic: `make test-handoff`), `parallel` (see support/parallel_tests.py).
+replaced under traffic: `make test-handoff`), `parallel` (see support/lanes.py).
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.support.parallel_tests import ALONE, ParallelTests
+from tests.support.lanes import Lane, Lanes, lane_of
 from tests.support.traffic.releases import WHEELS, Release, unpack
 
 TUN = Path("/dev/net/tun")
@@ -22,8 +22,10 @@ settings.load_profile("oxidize")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if ALONE not in os.environ:
-        config.pluginmanager.register(ParallelTests())
+    if hasattr(config, "workerinput"):  # pytest-xdist sets it in the processes that run tests
+        config.pluginmanager.register(Lane())
+    elif config.option.numprocesses:
+        config.pluginmanager.register(Lanes())
 
 
 def _lacking(item: pytest.Item) -> str | None:
@@ -45,6 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         reason = _lacking(item)
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
+        if (lane := lane_of(item)) is not None:
+            item.add_marker(pytest.mark.xdist_group(lane))
 
 
 def _forbidden_skips(config: pytest.Config) -> int:
