@@ -19,6 +19,10 @@ class StateError(OxidizeError):
     """This process broke one of its own rules (a bug), or reached one of its own limits."""
 
 
+class StorageError(StateError):
+    """The memory files of the state cannot take a change: a limit is reached, or the kernel refuses."""
+
+
 class WriterBusyError(StateError):
     """Another process writes the state, and so owns what this one was about to own."""
 

@@ -71,6 +71,11 @@ _COUNTERS = (
     ),
     (Total.SESSIONS_RESTORED, "oxidize_sessions_restored", "Sessions that a generation restored from its predecessor."),
     (Total.SESSIONS_REFUSED, "oxidize_sessions_refused", "Sessions that a generation could not restore."),
+    (
+        Total.CHANGES_NOT_RECORDED,
+        "oxidize_changes_not_recorded",
+        "Changes that the journal could not take: it is full, or the kernel refused the memory.",
+    ),
     (Total.ERRORS_LOGGED, "oxidize_logged_errors", "Lines logged as errors by generations that served."),
 )
 

@@ -69,6 +69,7 @@ class Total(IntEnum):
     RECONNECTS = 21  # times that it came back
     OUTAGE_NS_SUM = 22  # of those that have ended
     UNKNOWN_INDEX_INITIATIONS = 23  # handshakes begun because a peer used a session that this device does not have
+    CHANGES_NOT_RECORDED = 24  # that the journal could not take: each costs what it was to change, and no session
     # Of the runtime, kept here because they continue across generations too.
     TAKEOVERS_SUCCEEDED = 32
     TAKEOVERS_FAILED = 33
@@ -113,6 +114,7 @@ class DropReason(IntEnum):
     NO_ENDPOINT = 15  # outgoing: the peer's endpoint is not known yet
     STAGED_OVERFLOW = 16  # outgoing: more than STAGED_PACKETS_MAX packets were staged
     HANDSHAKE_TIMED_OUT = 17  # outgoing: no session after REKEY_ATTEMPT_TIME
+    NOT_RECORDED = 18  # a handshake, or staged packets at a hand-off, that the journal or the arena could not take
     # Of the runtime.
     SEND_FAILED = 32  # the kernel refused an outer datagram
     NETWORK_WRITE_FAILED = 33  # the kernel refused an inner packet
@@ -136,7 +138,7 @@ class Slots(Protocol):
     counters: Counters
 
     def allocate(self) -> int:
-        """Return a free slot, zeroed by this call; raises StateError when none is left."""
+        """Return a free slot, zeroed by this call; raises StorageError when none is left."""
 
     def claim(self, slot: int) -> None:
         """Mark a slot that a predecessor allocated as used, leaving its counters as they are; idempotent."""

@@ -14,7 +14,7 @@ import oxidize
 from oxidize import logs
 from oxidize.clock import boot_time
 from oxidize.control.query import ACCEPT, DRAIN, IDENTITY, QUERIES, STATE, STATUS, VITALS
-from oxidize.errors import OxidizeError, Phase, StateError, TakeoverError
+from oxidize.errors import OxidizeError, Phase, TakeoverError
 from oxidize.net import http
 from oxidize.net.event_loop import READABLE, Loop
 from oxidize.net.tun import TunDevice
@@ -58,7 +58,7 @@ class Handover:
         self._preparation = FreezePreparation(node.device.unrecorded, boot_time)
         loop.add_timed(self._preparation)
         loop.add_timed(JournalCompactor(node.session_state, boot_time))
-        loop.add_timed(Stability(node.counters, boot_time))
+        loop.add_timed(Stability(node.counters, boot_time, lambda: node.session_state.is_writer))
 
     def close(self) -> None:
         """Stop listening, and close the node; idempotent."""
@@ -66,7 +66,7 @@ class Handover:
         self.node.close()
 
     def offer(self, hello: Hello) -> Offer:
-        """Return all descriptors, and hold compaction; raises TakeoverError for a release too old for this state."""
+        """Return all descriptors, and hold the journal; raises TakeoverError for a release too old for this state."""
         node = self.node
         needed = node.session_state.journal.envelope["min_reader"]
         if max(hello.snapshot_versions, default=0) < needed:
@@ -150,11 +150,9 @@ class Handover:
     def _record_failure(self, reason: str) -> None:
         node = self.node
         node.counters[Total.TAKEOVERS_FAILED] += 1
-        entry = {"at_unix": time.time(), "result": "failure", "generation": node.generation, "reason": reason}
-        try:
-            node.session_state.record_takeover(entry)
-        except StateError as error:  # a full journal: serving matters more than the record
-            log.error("a failed takeover is not recorded", reason=str(error))
+        node.session_state.record_takeover(
+            {"at_unix": time.time(), "result": "failure", "generation": node.generation, "reason": reason}
+        )
 
     def finish(self, taken: dict[str, Any]) -> None:
         """End, for the successor owns; HTTP requests that are under way are answered first."""

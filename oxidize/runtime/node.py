@@ -170,7 +170,7 @@ class Node:
             raise SnapshotError(f"journal: read up to {self.session_state.end}, expected {expected} as COMMIT says")
 
     def record_start(self, way: str, sessions: int, blackout_ms: float | None) -> None:
-        """Record for `oxidize status` how this generation came to own; raises StateError for a full journal."""
+        """Record for `oxidize status` how this generation came to own."""
         self.session_state.record_takeover(
             {
                 "at_unix": time.time(),

@@ -143,8 +143,6 @@ class Succession:
         node.device.restore(state.sync(), boot_time())
         node.check_journal(commit.info)
         state.become_writer()
-        # Until the predecessor has ended, not only until TAKEN: it may cross a SIGKILL, and then it thaws from here.
-        state.hold()
         state.begin_generation(oxidize.__version__, node.generation)
         node.device.own()
         node.serve()
@@ -266,7 +264,7 @@ class _PredecessorEnd:
             self._loop.remove_timed(self)
             self._successor.close()
             # Not before: a SIGKILL that crosses TAKEN lets the predecessor thaw, with all the peers that it knows.
-            self._handover.node.session_state.unhold()
+            self._handover.node.session_state.raise_min_reader()
             self._handover.node.device.forget_unknown_peers()
             self._handover.predecessor.release()
 

@@ -12,7 +12,7 @@ import mmap
 import os
 from typing import Self
 
-from oxidize.errors import SnapshotError, StateError
+from oxidize.errors import SnapshotError, StateError, StorageError
 from oxidize.protocol.constants import PEERS_MAX
 from oxidize.protocol.counters import REPLAY_BITMAP, REPLAY_WORDS, SLOT_WORDS, TOTALS_SLOTS, TOTALS_WORDS, Counters
 from oxidize.state import memory_file
@@ -119,7 +119,7 @@ class Arena:
         return TOTALS_WORDS <= slot < self._limit and slot % SLOT_WORDS == 0
 
     def allocate(self) -> int:
-        """Return a free slot, zeroed by this call; raises StateError when none is left."""
+        """Return a free slot, zeroed by this call; raises StorageError when none is left."""
         self._sweep()
         while not self._free and self._fresh >= self._limit and self._swept < self._fresh:
             self._sweep()
@@ -129,7 +129,7 @@ class Arena:
             slot = self._fresh
             self._fresh += SLOT_WORDS
         else:
-            raise StateError(
+            raise StorageError(
                 f"all {len(self._used)} slots of the arena are in use; expected at most {SLOTS_PER_PEER} for each "
                 f"of {PEERS_MAX} peers: configure fewer peers for this server"
             )

@@ -3,35 +3,37 @@
 Rules:
 - A record is in the journal exactly when the end of its region, one aligned 64-bit word, lies behind it. The bytes are
   written first and the word is stored last, so a writer that is killed leaves a whole record or none.
-- There is one writer at a time. A process that opens a journal reads it, and becomes the writer only after it has read
-  everything.
+- There is one writer at a time (`writer_lock`). A process that opens a journal reads it, and becomes the writer only
+  after it has read everything.
 - Two regions are used in turn. Compaction copies the live records into the inactive region in small steps, while new
   records are written to both; then one word makes the other region the active one. At every instant one region is
-  complete.
+  complete, and the memory of the inactive one is given back before it is used again.
+- A reader that was overtaken by a change of sides reads again: the bytes that it has read may be gone.
+- The live records never fill a region, so that compaction always makes room for the records that replace or retire.
 - Descriptors that came by SCM_RIGHTS share their file offset, so only pread, pwrite and mmap access the file.
 
 `state.stream` defines the form of a record; the journal does not interpret its fields.
 
-Sources: pwrite(2), fallocate(2), fcntl(2).
+Sources: pwrite(2), fallocate(2).
 """
 
-import fcntl
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Self
 
-import msgpack
-
-from oxidize.errors import SnapshotError, StateError, WriterBusyError
-from oxidize.state import memory_file
-from oxidize.state.stream import ENVELOPE, RECORD_BYTES_MAX, REMEDY, RETIRE_ALL, RETIRE_OWN, Record, scan
+from oxidize.errors import SnapshotError, StateError, StorageError
+from oxidize.state import memory_file, writer_lock
+from oxidize.state.region import Region
+from oxidize.state.stream import ENVELOPE, REMEDY, RETIRE_OWN, Record, encode, scan
 
 ENVELOPE_MAGIC = "oxidize-journal"
 
 # --- Limits ---
 REGION_BYTES_MAX = 256 << 20  # of one region; sparse: only written bytes cost memory
+LIVE_FRACTION_MAX = 7 / 8  # of a region, that live records may take: the rest is room for what replaces or retires
 FILE_BYTES_MAX = 1 << 40  # of another release's region: offsets stay far below 2^63
+READS_MAX = 5  # of a journal whose regions change sides while it is read: a change takes longer than a read
 COMPACT_BYTES_MIN = 256 << 10  # a smaller journal is not worth the copying
 PUNCH_BYTES_MAX = 512 << 10  # of memory given back in one step: some 200 us
 # Keys of an old index that are dropped in one step: some 200 us; 20,000 at once would stop the data path for 10 ms.
@@ -44,40 +46,9 @@ LAYOUT = 1
 _MAGIC, _LAYOUT, REGION_BYTES = range(3)
 ACTIVATIONS = 3  # how often the regions changed sides; modulo 2 it is the number of the active one
 END = 4  # the end of region 0, followed by that of region 1: offsets in the file
-HEADER_WORDS = 6
+PURGED_AT = 6  # when the latest finished compaction began, nanoseconds: what was dead then has left the memory
+HEADER_WORDS = 7
 WORD_BYTES = 8
-
-
-class _Region:
-    """One of the two regions of the file, and the places of its live records."""
-
-    __slots__ = ("base", "end", "limit", "live", "live_bytes", "number")
-
-    def __init__(self, number: int, region_bytes: int) -> None:
-        self.number = number
-        self.base = HEADER_BYTES + number * region_bytes
-        self.limit = self.base + region_bytes
-        self.end = self.base
-        # Key -> type -> (offset, length). The bytes stay in the file, so that the state is not in memory twice.
-        self.live: dict[bytes, dict[str, tuple[int, int]]] = {}
-        self.live_bytes = 0
-
-    def note(self, record: Record, offset: int, length: int) -> None:
-        """Account for a record of `length` bytes at `offset`."""
-        kind, key, retire = record["type"], record["key"], record.get("retire")
-        types = self.live.setdefault(key, {})
-        if kind in types:
-            self.live_bytes -= types[kind][1]
-        if retire is None:
-            types[kind] = (offset, length)
-            self.live_bytes += length
-            return
-        types.pop(kind, None)
-        if retire == RETIRE_ALL:
-            self.live_bytes -= sum(length for _, length in types.values())
-            types.clear()
-        if not types:
-            del self.live[key]
 
 
 class Journal:
@@ -94,14 +65,16 @@ class Journal:
         self._region_bytes = region_bytes
         self._map = mmap.mmap(fd, HEADER_BYTES)
         self._words = memoryview(self._map)[: HEADER_WORDS * WORD_BYTES].cast("Q")
-        self._active = _Region(self._words[ACTIVATIONS] & 1, region_bytes)
+        self._active = Region(self._words[ACTIVATIONS] & 1, HEADER_BYTES, region_bytes)
         self._seen: tuple[int, int] | None = None  # activations and end at the latest `sync`
-        self._packer = msgpack.Packer(autoreset=True)
         self._writer = False
         self._held = False
-        self._target: _Region | None = None  # of the compaction under way
+        self._target: Region | None = None  # of the compaction under way
         self._pending: Iterator[bytes] = iter(())  # its keys that are not copied yet
+        self._is_copied = False  # the compaction under way has copied them all
+        self._began_at = 0.0
         self._punch = range(0)  # the part of the inactive region whose memory is not given back yet
+        self._used = [0, 0]  # where the memory of each region ends: offsets in the file
         self._garbage: dict[bytes, dict[str, tuple[int, int]]] = {}  # the index of a region that is out of use
 
     @classmethod
@@ -119,7 +92,7 @@ class Journal:
             header[END], header[END + 1] = HEADER_BYTES, HEADER_BYTES + region_bytes
             os.pwrite(fd, header, 0)
             journal = cls(fd, region_bytes, reader=reader)
-            journal._lock()
+            writer_lock.take(fd)
             journal._writer = True
             journal.append_envelope(envelope)
         except BaseException:
@@ -199,11 +172,24 @@ class Journal:
         """
         if self._writer:
             return []
-        activations = self._words[ACTIVATIONS]
+        for _ in range(READS_MAX):
+            activations = self._words[ACTIVATIONS]
+            try:
+                records = self._read(activations)
+            except SnapshotError:
+                if self._words[ACTIVATIONS] == activations:
+                    raise
+                continue
+            # Asked last: while the sides are the same, no byte before the end has changed.
+            if self._words[ACTIVATIONS] == activations:
+                return records
+        raise SnapshotError(f"journal: compacted {READS_MAX} times while it was read, expected once at most: try again")
+
+    def _read(self, activations: int) -> list[Record]:
         number = activations & 1
         end = self._words[END + number]
         changed_sides = self._seen is None or self._seen[0] != activations
-        region = _Region(number, self._region_bytes) if changed_sides else self._active
+        region = Region(number, HEADER_BYTES, self._region_bytes) if changed_sides else self._active
         if not region.base < end <= region.limit:
             raise SnapshotError(
                 f"journal: region {number} ends at {end}, expected {region.base + 1} to {region.limit}; {REMEDY}"
@@ -257,70 +243,84 @@ class Journal:
 
     # --- Writing ---
 
+    @property
+    def is_writer(self) -> bool:
+        """Whether this process is the writer."""
+        return self._writer
+
     def become_writer(self) -> None:
         """Become the writer, after everything was read. Idempotent.
 
-        The caller guarantees that no other process writes. Raises StateError when there are records that `sync` has not
-        returned, and WriterBusyError when another process holds the writer's lock.
+        Raises WriterBusyError when another process holds the writer's lock, StorageError when the kernel has no lock,
+        and StateError when there are records that `sync` has not returned.
         """
         if self._writer:
             return
+        writer_lock.take(self.fd)  # first: nothing is appended from here on
         activations = self._words[ACTIVATIONS]
         end = self._words[END + (activations & 1)]
         if self._seen != (activations, end):
+            writer_lock.release(self.fd)
             raise StateError(f"the journal ends at {end}, which was not read to: call sync() before writing to it")
-        self._lock()
         self._writer = True
+        self._began_at = self.purged_at
+        # Another process may have written anywhere, and left the inactive region as it was when it died.
+        self._used = [HEADER_BYTES + self._region_bytes, HEADER_BYTES + 2 * self._region_bytes]
+        self._give_back(1 - self._active.number)
 
     def stop_writing(self) -> None:
         """Stop being the writer, for another process to become it; abandons a compaction. Idempotent."""
         if self._writer:
             self._abandon_compaction()
+            self._punch = range(0)  # the next writer may put its records there
             self._writer = False
-            fcntl.lockf(self.fd, fcntl.LOCK_UN)
+            writer_lock.release(self.fd)
             self._seen = (self._words[ACTIVATIONS], self._active.end)
-
-    def _lock(self) -> None:
-        """Lock the file against every other writer; the kernel releases the lock when this process ends.
-
-        A POSIX lock belongs to the process, not to the open file that all generations share (fcntl(2), "Advisory record
-        locking"). Closing any descriptor of the file would release it, so only `close` closes one.
-        """
-        try:
-            fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise WriterBusyError(
-                f"another process writes the journal ({error.strerror}): it owns the state"
-            ) from error
 
     def append(self, *records: Record) -> None:
         """Append records, all of them or none; each must have `type` (str) and `key` (bytes).
 
-        Raises StateError, with the journal unchanged, when this process is not the writer, when a record is malformed,
-        or when a limit is reached.
+        A journal that is full of dead records is compacted at once. Raises StorageError, with the journal unchanged,
+        when the live records leave no room or the kernel refuses the memory, and StateError when this process is not
+        the writer or a record is malformed.
         """
         if not self._writer:
             raise StateError("append to a journal that another process writes: call become_writer() first")
-        encoded = [self._encode(record) for record in records]
+        encoded = [encode(record) for record in records]
         data = encoded[0] if len(encoded) == 1 else b"".join(encoded)
         region = self._active
+        live_max = int(self._region_bytes * LIVE_FRACTION_MAX)
+        if region.live_bytes + len(data) > live_max:
+            growth = region.growth(records, encoded)
+            if growth > 0 and region.live_bytes + growth > live_max:
+                raise self._full(len(data))
+        if region.end + len(data) > region.limit:
+            self._compact_at_once()
+            region = self._active
+            if region.end + len(data) > region.limit:
+                raise self._full(len(data))
         end = region.end + len(data)
-        if end > region.limit:
-            raise StateError(
-                f"the journal is full: {region.end - region.base} bytes ({region.live_bytes} of them live) and "
-                f"{len(data)} more; expected at most {self._region_bytes}: let compaction run, or configure fewer peers"
-            )
         self._write(region.end, data)
         self._store(END + region.number, end)
-        _note_all(region, records, encoded)
+        region.note_all(records, encoded)
         if self._target is None:
             return
         try:
+            if self._target.end + len(data) > self._target.limit:
+                raise self._full(len(data))
             self._write(self._target.end, data)
-            _note_all(self._target, records, encoded)
-        except StateError:
+            self._target.note_all(records, encoded)
+        except StorageError:
             # The records are safe: only their copy failed, and no process has read the other region yet.
             self._abandon_compaction()
+
+    def _full(self, more: int) -> StorageError:
+        region = self._active
+        return StorageError(
+            f"the journal is full: {region.end - region.base} bytes ({region.live_bytes} of them live) and {more} "
+            f"more; expected at most {self._region_bytes}, {int(self._region_bytes * LIVE_FRACTION_MAX)} of them live: "
+            "configure fewer peers"
+        )
 
     def append_envelope(self, fields: Record) -> None:
         """Append an envelope, which replaces the last one; fields as in `create`. Raises as `append` does."""
@@ -328,27 +328,15 @@ class Journal:
         self.append(envelope)
         self.envelope = envelope
 
-    def _encode(self, record: Record) -> bytes:
-        kind, key = record.get("type"), record.get("key")
-        if type(kind) is not str or type(key) is not bytes:
-            raise StateError(f"a record without type (str) and key (bytes), with the fields {sorted(record)}: a bug")
-        if "retire" in record and (kind == ENVELOPE or (record["retire"] == RETIRE_ALL and not key)):
-            raise StateError(f"record {kind!r} would retire the envelope, which must stay: a bug")
-        try:
-            encoded: bytes = self._packer.pack(record)
-        except (OverflowError, TypeError, ValueError) as error:
-            raise StateError(f"record {kind!r} has a field that msgpack cannot carry: {error}") from error
-        if len(encoded) > RECORD_BYTES_MAX:
-            raise StateError(f"record {kind!r} has {len(encoded)} bytes; expected at most {RECORD_BYTES_MAX}")
-        return encoded
-
     def _write(self, offset: int, data: bytes) -> None:
+        number = 0 if offset < HEADER_BYTES + self._region_bytes else 1
+        self._used[number] = max(self._used[number], offset + len(data))
         try:
-            written = os.pwrite(self.fd, data, offset)
+            written = 0
             while written < len(data):
                 written += os.pwrite(self.fd, data[written:], offset + written)
         except OSError as error:
-            raise StateError(f"the journal cannot take {len(data)} bytes: {error}; free some memory") from error
+            raise StorageError(f"the journal cannot take {len(data)} bytes: {error}; free some memory") from error
 
     def _store(self, word: int, value: int) -> None:
         """Store a word of the header atomically: an aligned copy of 8 bytes, which no reader sees in part."""
@@ -366,66 +354,99 @@ class Journal:
         """Whether a compaction, or the freeing of memory after one, is under way."""
         return self._target is not None or bool(self._punch) or bool(self._garbage)
 
+    @property
+    def purged_at(self) -> float:
+        """The time from which no dead record is older, seconds: another generation's clock may have set it."""
+        return self._words[PURGED_AT] / 1e9
+
     def hold(self) -> None:
-        """Suspend compaction, from OFFER to TAKEN of a takeover, so that the journal only grows; abandons one."""
-        self._abandon_compaction()
+        """Let the regions not change sides while a successor reads, from OFFER to COMMIT or to the offer's end.
+
+        Otherwise it would read everything again after COMMIT, in the blackout. A compaction under way copies on.
+        """
         self._held = True
 
     def unhold(self) -> None:
-        """Resume compaction."""
+        """Let the regions change sides again; at once where a compaction has waited only for that."""
         self._held = False
+        if self._is_copied:
+            self._change_sides()
 
-    def compact_step(self, keys_max: int) -> bool:
+    def compact_step(self, keys_max: int, now: float = 0.0) -> bool:
         """Copy the live records of at most `keys_max` keys, or free some memory; return whether work is left.
 
-        Begins a compaction if none is under way. Does nothing while the journal is held or another process writes it.
-        Raises StateError when the other region cannot be written; the journal is then unchanged.
+        Begins a compaction if none is under way. now: the time, for `purged_at`. Does nothing while another process
+        writes the journal, and returns False while the rest has to wait for `unhold`. Raises StorageError when the
+        other region cannot be written; the journal is then unchanged.
         """
-        if self._held or not self._writer:
+        if not self._writer:
             return False
         if self._punch or self._garbage:
             self._free_step()
             return self.is_compacting
+        self._copy(keys_max, now)
+        if self._is_copied and not self._held:
+            self._change_sides()
+        return not self._is_copied
+
+    def _compact_at_once(self) -> None:
+        """Compact without a pause, also while a successor reads, which reads again; raises StorageError."""
+        self._abandon_compaction()  # its copy may be full of dead records, too
+        self._punch = range(0)
+        while not self._is_copied:
+            self._copy(len(self._active.live) + 1, self.purged_at)
+        self._change_sides()
+
+    def _copy(self, keys_max: int, now: float) -> None:
+        """Copy the live records of at most `keys_max` keys to the other region; raises StorageError."""
         if self._target is None:
-            self._target = _Region(1 - self._active.number, self._region_bytes)
+            self._target = Region(1 - self._active.number, HEADER_BYTES, self._region_bytes)
             self._pending = iter(list(self._active.live))  # the envelope's key is the first
-        try:
-            finished = self._copy(self._target, keys_max)
-        except StateError:
-            self._abandon_compaction()
-            raise
-        if finished:
-            self._change_sides(self._target)
-        return True
-
-    def _copy(self, target: _Region, keys_max: int) -> bool:
-        """Copy the live records of at most `keys_max` keys to the other region; return whether none is left."""
-        chunks: list[bytes] = []
+            self._began_at = now
+        target = self._target
         copied: list[Record] = []
-        finished = True
+        places: list[tuple[int, int]] = []
+        is_last = True
         for count, key in enumerate(self._pending, 1):
-            for kind, (offset, length) in self._active.live.get(key, {}).items():
+            for kind, place in self._active.live.get(key, {}).items():
                 if kind not in target.live.get(key, ()):  # else a newer one was appended there already
-                    chunks.append(os.pread(self.fd, length, offset))
                     copied.append({"type": kind, "key": key})
+                    places.append(place)
             if count == keys_max:
-                finished = False
+                is_last = False
                 break
-        if chunks:
-            self._write(target.end, b"".join(chunks))
-            _note_all(target, copied, chunks)
-        return finished
+        try:
+            chunks = [os.pread(self.fd, length, offset) for offset, length in places]
+            data = b"".join(chunks)
+            if target.end + len(data) > target.limit:
+                raise self._full(len(data))
+            self._write(target.end, data)
+        except (OSError, StorageError) as error:
+            self._abandon_compaction()
+            raise StorageError(f"compaction: {error}") from error
+        target.note_all(copied, chunks)
+        self._is_copied = is_last
 
-    def _change_sides(self, target: _Region) -> None:
+    def _change_sides(self) -> None:
         """Make the other region the active one, by one word that is stored after everything else."""
+        old, target = self._active, self._target
+        if target is None:
+            raise StateError("a change of sides without a compaction; this is a bug")
         self._store(END + target.number, target.end)
         self._store(ACTIVATIONS, self._words[ACTIVATIONS] + 1)
-        old = self._active
-        self._active, self._target = target, None
+        self._active, self._target, self._is_copied = target, None, False
         self._garbage = old.live
+        self._give_back(old.number)
+
+    def _give_back(self, number: int) -> None:
+        """Begin to give the memory of a region back, as far as it may have been used."""
+        base = HEADER_BYTES + number * self._region_bytes
         # Whole pages only: the bytes around them may belong to the header or to the other region.
         page = mmap.ALLOCATIONGRANULARITY
-        self._punch = range(-(-old.base // page) * page, min(-(-old.end // page), old.limit // page) * page)
+        end = min(-(-self._used[number] // page), (base + self._region_bytes) // page) * page
+        self._punch = range(-(-base // page) * page, end)
+        if not self._punch:
+            self._used[number] = base
 
     def _free_step(self) -> None:
         """Give some of the inactive region's memory back to the kernel, and drop some keys of its index."""
@@ -434,22 +455,23 @@ class Journal:
         if not self._punch:
             return
         length = min(PUNCH_BYTES_MAX, len(self._punch))
+        number = 1 - self._active.number
         try:
             memory_file.punch_hole(self.fd, self._punch.start, length)
-        except OSError:  # not supported by every kernel: the next compaction overwrites the memory
+        except OSError:  # not supported by every kernel: tried again after the next compaction, which overwrites some
             self._punch = range(0)
         else:
             self._punch = self._punch[length:]
+            if not self._punch:
+                self._used[number] = HEADER_BYTES + number * self._region_bytes
+        if not self._punch:
+            self._store(PURGED_AT, int(self._began_at * 1e9))
 
     def _abandon_compaction(self) -> None:
         if self._target is not None:
-            self._garbage, self._target = self._target.live, None
+            self._garbage = self._target.live
+            self._give_back(self._target.number)
+            self._target = None
+            self._began_at = self.purged_at
         self._pending = iter(())
-        self._punch = range(0)
-
-
-def _note_all(region: _Region, records: Sequence[Record], encoded: Sequence[bytes]) -> None:
-    """Account for records that were written in sequence at the end of a region."""
-    for record, data in zip(records, encoded, strict=True):
-        region.note(record, region.end, len(data))
-        region.end += len(data)
+        self._is_copied = False

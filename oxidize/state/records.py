@@ -37,7 +37,9 @@ from oxidize.protocol.endpoint import Endpoint
 from oxidize.state.stream import REMEDY, RETIRE_ALL, RETIRE_OWN, Record
 
 FORMAT = 1  # the format that this release writes, and the newest that it understands in full
-MIN_READER = 1  # the oldest FORMAT whose releases may read a journal of this release
+# The oldest FORMAT whose releases may read a journal of this release. A release that raises it writes what the older
+# ones understand until its predecessor has ended (`SessionState.raise_min_reader`): an older one may have to thaw.
+MIN_READER = 1
 
 _U32_MAX = (1 << 32) - 1
 _U64_MAX = (1 << 64) - 1
@@ -69,7 +71,7 @@ def encode_change(change: Change) -> Record:
             record["previous"] = _encode_keypair(change.previous)
             record["current"] = _encode_keypair(change.current)
             record["next"] = _encode_keypair(change.next)
-            record["last_handshake_unix"] = change.last_handshake_unix
+            record["last_handshake_unix"] = max(0.0, change.last_handshake_unix)  # a clock may be set before 1970
         case PeerEndpoint(endpoint=endpoint):
             record["endpoint"] = endpoint._asdict()
         case PeerTimestamp():

@@ -7,34 +7,35 @@ Rules:
 - State holds keys: it is in two memory files and never on a disk.
 
 This module does not know which process owns the sockets: the caller says when this process may write
-(`become_writer`), when it no longer may (`stop_writing`), and when nothing may be compacted (`hold`, from OFFER to
-TAKEN).
+(`become_writer`), when it no longer may (`stop_writing`), when a successor reads (`hold`), and when no process of an
+older release needs to read any more (`raise_min_reader`).
 """
 
 import contextlib
 import os
 from typing import Any, Self
 
-from oxidize.errors import SnapshotError, StateError
+from oxidize.errors import SnapshotError, StateError, StorageError
 from oxidize.protocol.changes import Change, KeypairState, PeerKeypairs, PeerRemoved, PeerSeen
-from oxidize.protocol.counters import REPLAY_WORDS, SLOT_WORDS, TOTALS_SLOTS
+from oxidize.protocol.counters import REPLAY_WORDS, SLOT_WORDS, TOTALS_SLOTS, Total
 from oxidize.state.arena import Arena
 from oxidize.state.journal import Journal
 from oxidize.state.records import FORMAT, MIN_READER, Unknown, decode_change, encode_change
-from oxidize.state.stream import ENVELOPE, REMEDY, RETIRE_OWN, Record, fold
+from oxidize.state.stream import ENVELOPE, REMEDY, RETIRE_OWN, Record, cut, fold
 
 TAKEOVERS_MAX = 16  # kept in the journal
 # A time of the state that lies further ahead than this was taken by another clock (time_namespaces(7)).
 CLOCK_AHEAD_SECS_MAX = 60.0
 
 _TAKEOVER = "takeover"
+_NUMBER_MAX = (1 << 63) - 1  # of a takeover
 
 
 class SessionState:
     """A journal and an arena, with the schema of the protocol's changes.
 
     Made by `create` for a first generation, by `open` for every other. `arena` is the store of the device's counters;
-    `record` is the device's recorder.
+    `record` is the device's recorder. refusal: the latest change that could not be recorded, as an error.
     """
 
     def __init__(self, journal: Journal, arena: Arena) -> None:
@@ -46,6 +47,7 @@ class SessionState:
         self._peers_with_session: set[bytes] = set()
         self._takeovers: dict[int, dict[str, Any]] = {}  # by a serial number, oldest first
         self._read_only: dict[str, int] = {}
+        self.refusal: StateError | None = None
 
     @classmethod
     def create(cls, release: str, generation: int, boot_id: str, public_key: bytes) -> Self:
@@ -131,6 +133,11 @@ class SessionState:
         return self.journal.end
 
     @property
+    def is_writer(self) -> bool:
+        """Whether this process is the writer, and so owns the counters."""
+        return self.journal.is_writer
+
+    @property
     def sessions(self) -> int:
         """Number of peers that have a keypair."""
         return len(self._peers_with_session)
@@ -193,11 +200,12 @@ class SessionState:
                 self._peers_with_session.discard(peer)
 
     def _note_takeover(self, record: Record) -> None:
+        """Take a record of the history; one that cannot be understood costs no session, and is skipped."""
         number = int.from_bytes(record["key"], "big")
         entry = record.get("entry")
         if record.get("retire") is not None:
             self._takeovers.pop(number, None)
-        elif type(entry) is dict:
+        elif type(entry) is dict and number <= _NUMBER_MAX:
             self._takeovers[number] = entry
 
     def _check_identity(self, boot_id: str, public_key: bytes) -> None:
@@ -220,17 +228,25 @@ class SessionState:
     def record(self, change: Change) -> None:
         """Append a change to the journal; the recorder of a device.
 
-        Raises StateError when this process is not the writer or a limit of the journal is reached.
+        Raises StorageError, with the state unchanged, when the journal cannot take it; that is counted. Raises
+        StateError when this process is not the writer.
         """
-        self.journal.append(encode_change(change))
+        try:
+            self.journal.append(encode_change(change))
+        except StorageError as error:
+            self._refuse(error)
+            raise
         self._opened = None
         self._note(change)
+
+    def _refuse(self, error: StateError) -> None:
+        self.arena.counters[Total.CHANGES_NOT_RECORDED] += 1
+        self.refusal = error
 
     def become_writer(self) -> None:
         """Become the writer. Idempotent.
 
-        Raises StateError unless `changes` and `sync` have returned everything, and WriterBusyError when another process
-        holds the writer's lock.
+        Raises StateError unless `changes` and `sync` have returned everything, and as `writer_lock.take` does.
         """
         self.journal.become_writer()
 
@@ -241,26 +257,45 @@ class SessionState:
     def begin_generation(self, release: str, generation: int) -> None:
         """Append the envelope of the generation that owns this state from now on.
 
-        Raises StateError when the generation is not later than the last one, or as `record` does.
+        It requires no newer reader than the one before: the predecessor may still have to read it, in a thaw. Where the
+        journal cannot take it, the generation serves all the same. Raises StateError when the generation is not later
+        than the last one, or when this process is not the writer.
         """
-        envelope = self.journal.envelope
         if generation <= self.generation:
             raise StateError(f"generation {generation} after {self.generation}; expected a later one: a bug")
+        self._append_envelope(release=release, generation=generation)
+
+    def raise_min_reader(self) -> None:
+        """Require a reader of MIN_READER from now on; no process of an older release may need the state any more."""
         # Never lowered: records of a newer release that wrote earlier may still be live.
-        min_reader = max(MIN_READER, envelope["min_reader"])
-        self.journal.append_envelope(
-            _envelope(release, generation, envelope["boot_id"], envelope["public_key"], min_reader)
-        )
+        if self.journal.envelope["min_reader"] < MIN_READER:
+            self._append_envelope(min_reader=MIN_READER)
+
+    def _append_envelope(self, **changed: Any) -> None:
+        before = self.journal.envelope
+        fields = {"release": before.get("release", ""), **{name: before[name] for name in _KEPT}, **changed}
+        try:
+            self.journal.append_envelope(_envelope(**fields))
+        except StorageError as error:
+            self._refuse(error)
 
     # --- The history of takeovers ---
 
     def record_takeover(self, entry: dict[str, Any]) -> None:
-        """Record a takeover, successful or not; entry: string keys, plain values. Raises as `record` does."""
+        """Record a takeover, successful or not; entry: string keys, plain values, of which long texts are cut.
+
+        It is history: where it cannot be recorded, that is counted, and nothing is raised.
+        """
         number = max(self._takeovers, default=0) + 1
         oldest = sorted(self._takeovers)[: max(0, len(self._takeovers) + 1 - TAKEOVERS_MAX)]
         retired = [{"type": _TAKEOVER, "key": _number_key(old), "retire": RETIRE_OWN} for old in oldest]
-        self.journal.append({"type": _TAKEOVER, "key": _number_key(number), "entry": entry}, *retired)
-        self._takeovers[number] = dict(entry)
+        kept = {name: cut(value) if isinstance(value, str) else value for name, value in entry.items()}
+        try:
+            self.journal.append({"type": _TAKEOVER, "key": _number_key(number), "entry": kept}, *retired)
+        except StateError as error:
+            self._refuse(error)
+            return
+        self._takeovers[number] = kept
         for old in oldest:
             del self._takeovers[old]
 
@@ -271,24 +306,28 @@ class SessionState:
     # --- Compaction ---
 
     def hold(self) -> None:
-        """Suspend compaction, from OFFER to TAKEN, so that the journal only grows."""
+        """Let a successor read the journal undisturbed (`Journal.hold`)."""
         self.journal.hold()
 
     def unhold(self) -> None:
-        """Resume compaction."""
+        """Let compaction finish again."""
         self.journal.unhold()
 
-    def maintain(self, keys_max: int = 16, *, purge: bool = False) -> bool:
+    def maintain(self, keys_max: int = 16, *, purge: bool = False, now: float = 0.0) -> bool:
         """Do one bounded step of compaction if any is due, between two batches; return whether work is left.
 
         keys_max: keys copied in the step. purge: compaction is due as soon as any record is dead, because dead keys
-        must be forgotten. Raises StateError when the memory file cannot be written; no record is lost by that.
+        must be forgotten. now: the time, for `Journal.purged_at`. Raises StorageError when the memory file cannot be
+        written; no record is lost by that.
         """
         journal = self.journal
         is_due = journal.needs_compaction or (purge and journal.size > journal.live_bytes)
         if journal.is_compacting or is_due:
-            return self.journal.compact_step(keys_max)
+            return self.journal.compact_step(keys_max, now)
         return False
+
+
+_KEPT = ("generation", "boot_id", "public_key", "min_reader")  # of an envelope, in the next one
 
 
 def _envelope(release: str, generation: int, boot_id: str, public_key: bytes, min_reader: int) -> Record:

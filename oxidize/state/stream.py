@@ -1,7 +1,9 @@
 """Records, and reading a stream of them from a file that another process wrote.
 
-Rule: bytes from outside are trusted only as far as they were checked. Bytes that cannot be read raise a SnapshotError
-that gives the offset; only an incomplete record at the very end is skipped, because a writer may die at any byte.
+Rules:
+- Bytes from outside are trusted only as far as they were checked. Bytes that cannot be read raise a SnapshotError that
+  gives the offset; only an incomplete record at the very end is skipped, because a writer may die at any byte.
+- What `encode` accepts, `scan` reads, in this release and in every earlier one: it reads its bytes back.
 
 A record is a string-keyed msgpack map with a `type` and a `key`; it replaces the earlier record with the same two. With
 `retire` it instead ends that record ("own") or every record of the same key ("all"). The type "envelope" is first in a
@@ -19,7 +21,7 @@ from typing import Any
 
 import msgpack
 
-from oxidize.errors import SnapshotError
+from oxidize.errors import SnapshotError, StateError
 
 Record = dict[str, Any]
 
@@ -31,7 +33,9 @@ REMEDY = "restore it with the release that wrote it, or start without it"
 
 # --- Limits, with room for the records of later releases ---
 RECORD_BYTES_MAX = 16 << 20  # STAGED_PEER_BYTES_MAX of packets and their frames
-STRING_BYTES_MAX = 4096  # names, releases and reasons
+# Names, releases and reasons, in bytes of UTF-8. Release 0.1.0 has written longer reasons, so a longer string is read,
+# up to RECORD_BYTES_MAX; but no release before 0.2.0 reads one, so none is written.
+STRING_BYTES_MAX = 4096
 MAP_ENTRIES_MAX = 256
 ARRAY_ENTRIES_MAX = 32_768  # three times the packets that a client may be configured to keep
 READ_BYTES = 1 << 20  # read at once
@@ -44,12 +48,8 @@ def scan(fd: int, start: int, end: int) -> Iterator[tuple[int, int, Record]]:
     """
     unpacker = msgpack.Unpacker(
         max_buffer_size=RECORD_BYTES_MAX + READ_BYTES,
-        max_str_len=STRING_BYTES_MAX,
-        max_bin_len=RECORD_BYTES_MAX,
-        max_array_len=ARRAY_ENTRIES_MAX,
-        max_map_len=MAP_ENTRIES_MAX,
-        max_ext_len=0,
-        object_pairs_hook=_map_of_pairs,
+        max_str_len=RECORD_BYTES_MAX,
+        **_LIMITS,
     )
     offset = read_to = start
     try:
@@ -66,6 +66,26 @@ def scan(fd: int, start: int, end: int) -> Iterator[tuple[int, int, Record]]:
     # ValueError covers UnicodeDecodeError and all errors of msgpack but BufferFull, which is an UnpackException.
     except (ValueError, TypeError, RecursionError, OSError, msgpack.UnpackException) as error:
         raise SnapshotError(f"journal: the record at offset {offset} cannot be read: {error}; {REMEDY}") from error
+
+
+def encode(record: Record) -> bytes:
+    """Return a record as bytes that `scan` reads, in every release; raises StateError for any other record."""
+    kind = record.get("type")
+    try:
+        encoded: bytes = msgpack.packb(record)
+        # Read back, so that no limit of the reader can be forgotten here.
+        _checked(msgpack.unpackb(encoded, max_str_len=STRING_BYTES_MAX, **_LIMITS))
+    except (OverflowError, TypeError, ValueError, RecursionError, msgpack.UnpackException) as error:
+        fields = ", ".join(map(repr, record))
+        raise StateError(f"record {kind!r:.80}, with the fields {fields:.400}, could not be read: {error}") from error
+    if len(encoded) > RECORD_BYTES_MAX:
+        raise StateError(f"record {kind!r} has {len(encoded)} bytes; expected at most {RECORD_BYTES_MAX}")
+    return encoded
+
+
+def cut(text: str) -> str:
+    """Return a text for people so that a record takes it: STRING_BYTES_MAX bytes at most, no character divided."""
+    return text.encode(errors="replace")[:STRING_BYTES_MAX].decode(errors="ignore")
 
 
 def fold(records: Iterable[Record]) -> list[Record]:
@@ -91,6 +111,16 @@ def _map_of_pairs(pairs: list[tuple[Any, Any]]) -> Record:
         if type(name) is not str:
             raise ValueError(f"a map has a field name of the type {type(name).__name__}, expected str")
     return fields
+
+
+# Of msgpack's, common to writing and reading.
+_LIMITS: dict[str, Any] = {
+    "max_bin_len": RECORD_BYTES_MAX,
+    "max_array_len": ARRAY_ENTRIES_MAX,
+    "max_map_len": MAP_ENTRIES_MAX,
+    "max_ext_len": 0,
+    "object_pairs_hook": _map_of_pairs,
+}
 
 
 def _checked(record: Any) -> Record:

@@ -20,7 +20,7 @@ def test_a_generation_that_lives_long_enough_resets_the_count() -> None:
     counters = ArraySlots().counters
     for _ in range(10):
         count_start(counters)
-    stability = Stability(counters, lambda: 100.0)
+    stability = Stability(counters, lambda: 100.0, lambda: True)
     stability.handle_timeout(100.0 + STABLE_SECS - 1)
     assert counters[Total.STARTS_IN_A_ROW] == 10
     assert stability.next_deadline() == 100.0 + STABLE_SECS
@@ -28,6 +28,20 @@ def test_a_generation_that_lives_long_enough_resets_the_count() -> None:
     assert counters[Total.STARTS_IN_A_ROW] == 0
     assert stability.next_deadline() is None
     assert count_start(counters) == 0.0
+
+
+def test_a_process_that_does_not_own_the_counters_leaves_the_count_alone() -> None:
+    counters = ArraySlots().counters
+    counters[Total.STARTS_IN_A_ROW] = 3
+    owns = False
+    stability = Stability(counters, lambda: 100.0, lambda: owns)
+    stability.handle_timeout(100.0 + STABLE_SECS)
+    assert counters[Total.STARTS_IN_A_ROW] == 3
+    owns = True  # its successor died, and it serves again
+    due_at = stability.next_deadline()
+    assert due_at == 100.0 + 2 * STABLE_SECS
+    stability.handle_timeout(due_at)
+    assert counters[Total.STARTS_IN_A_ROW] == 0
 
 
 def test_an_end_on_purpose_does_not_count_as_a_crash() -> None:

@@ -1,16 +1,17 @@
 """The journal: whole records are read, torn ones are not, and one process writes at a time."""
 
+import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgpack
 import pytest
 
-from oxidize.errors import SnapshotError, StateError
+from oxidize.errors import SnapshotError, StateError, StorageError
 from oxidize.state import journal as journal_module
-from oxidize.state.journal import HEADER_BYTES, REGION_BYTES_MAX, Journal
+from oxidize.state.journal import HEADER_BYTES, LIVE_FRACTION_MAX, REGION_BYTES_MAX, Journal
 from oxidize.state.stream import RECORD_BYTES_MAX, fold
 
 REGION_BYTES = 1 << 16
@@ -319,20 +320,37 @@ def test_records_appended_during_a_compaction_go_to_both_regions(journal: Journa
     after.close()
 
 
-def test_holding_a_journal_abandons_its_compaction_and_allows_no_other(journal: Journal) -> None:
+def test_a_held_journal_changes_sides_only_when_it_is_held_no_longer(journal: Journal) -> None:
     for i in range(6):
         journal.append(record("a", b"%d" % i, i))
+    compact(journal)
+    activations = word(content(journal), ACTIVATIONS)
+    journal.append(record("a", b"0", "dead"))
+    journal.append(record("a", b"0", 0))
     assert journal.compact_step(2)
     journal.hold()
-    other_region = content(journal)[HEADER_BYTES + REGION_BYTES :]
-    journal.append(record("a", b"0", 0))
-    assert not journal.compact_step(2)
-    assert content(journal)[HEADER_BYTES + REGION_BYTES :] == other_region
+    for _ in range(10):
+        journal.compact_step(2)
+    assert not journal.compact_step(2), "the rest has to wait"
+    journal.append(record("a", b"9", 9))
+    assert word(content(journal), ACTIVATIONS) == activations
     journal.unhold()
-    compact(journal)  # frees the memory of the abandoned one
-    compact(journal)
-    assert word(content(journal), ACTIVATIONS) == 1
-    assert len(values(journal.live_records())) == 6
+    assert word(content(journal), ACTIVATIONS) == activations + 1
+    assert values(journal.live_records()) == {("a", b"%d" % i): i for i in (0, 1, 2, 3, 4, 5, 9)}
+    assert journal.size == journal.live_bytes
+
+
+def test_holds_in_a_row_do_not_keep_a_compaction_from_its_end(journal: Journal) -> None:
+    for i in range(100):
+        journal.append(record("a", b"%d" % (i % 20), i))
+    expected = values(journal.live_records())
+    for _ in range(20):  # a successor that fails, again and again: one step falls between two of its offers
+        journal.compact_step(1)
+        journal.hold()
+        journal.compact_step(1)
+        journal.unhold()
+    assert word(content(journal), ACTIVATIONS) >= 1
+    assert values(journal.live_records()) == expected
 
 
 def test_a_reader_compacts_nothing(journal: Journal) -> None:
@@ -347,14 +365,14 @@ class FullDisk(Journal):
 
     def _write(self, offset: int, data: bytes) -> None:
         if offset >= HEADER_BYTES + REGION_BYTES:
-            raise StateError("no space left")
+            raise StorageError("no space left")
         super()._write(offset, data)
 
 
 def test_a_failed_compaction_leaves_the_journal_unchanged() -> None:
     journal = FullDisk.create(ENVELOPE, reader=1, region_bytes=REGION_BYTES)
     journal.append(record("a", b"1", 1))
-    with pytest.raises(StateError, match="no space"):
+    with pytest.raises(StorageError, match="no space"):
         journal.compact_step(10)
     journal.append(record("a", b"2", 2))
     assert values(journal.live_records()) == {("a", b"1"): 1, ("a", b"2"): 2}
@@ -364,14 +382,80 @@ def test_a_failed_compaction_leaves_the_journal_unchanged() -> None:
 # --- Limits ---
 
 
-def test_a_full_journal_refuses_records_and_stays_readable(journal: Journal) -> None:
-    for count in range(60):
+def test_a_journal_full_of_dead_records_is_compacted_by_the_append_that_needs_the_room(journal: Journal) -> None:
+    for count in range(1000):
         journal.append(record("a", b"1", count, padding=bytes(1000)))
-    with pytest.raises(StateError, match=r"journal is full: \d+ bytes \(\d+ of them live\).*compaction"):
-        journal.append(record("a", b"1", 60, padding=bytes(10_000)))
-    assert values(journal.live_records()) == {("a", b"1"): 59}
+        assert values(journal.live_records()) == {("a", b"1"): count}
+    assert word(content(journal), ACTIVATIONS) > 10
+    reader = opened(content(journal))
+    assert values(reader.sync()) == {("a", b"1"): 999}
+    reader.close()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7, 50])
+def test_a_compaction_under_way_is_replaced_by_an_append_that_needs_the_room(journal: Journal, steps: int) -> None:
+    for i in range(15):
+        journal.append(record("a", b"%d" % i, i, padding=bytes(500)))
     compact(journal)
-    journal.append(record("a", b"1", 60, padding=bytes(10_000)))
+    journal.hold()
+    for _ in range(steps):
+        journal.compact_step(1)
+    for count in range(500):
+        journal.append(record("a", b"0", count, padding=bytes(500)))
+    expected = {("a", b"%d" % i): i for i in range(1, 15)} | {("a", b"0"): 499}
+    assert values(journal.live_records()) == expected
+    journal.unhold()
+    compact(journal)
+    assert values(journal.live_records()) == expected
+
+
+def test_a_journal_full_of_live_records_refuses_one_more_and_takes_what_replaces_or_retires(journal: Journal) -> None:
+    number = 55
+    for each in range(number):
+        journal.append(record("a", b"%d" % each, 0, padding=bytes(1000)))
+    with pytest.raises(StorageError, match=r"journal is full: \d+ bytes \(\d+ of them live\).*fewer peers"):
+        journal.append(record("b", b"more", 0, padding=bytes(2000)))
+    assert 0.8 * REGION_BYTES < journal.live_bytes <= LIVE_FRACTION_MAX * REGION_BYTES
+    before = values(journal.live_records())
+    for _ in range(3):
+        for each in range(number):  # what replaces is as long
+            journal.append(record("a", b"%d" % each, 1, padding=bytes(1000)))
+    assert values(journal.live_records()) == dict.fromkeys(before, 1)
+    journal.append_envelope({**ENVELOPE, "release": "0.2.0 with a longer name"})
+    with pytest.raises(StorageError):
+        journal.append(record("b", b"more", 0, padding=bytes(2000)))
+    for each in range(number):
+        journal.append({"type": "a", "key": b"%d" % each, "retire": "own"})
+    journal.append(record("b", b"more", 2, padding=bytes(2000)))
+    assert values(journal.live_records()) == {("b", b"more"): 2}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.ENOMEM, errno.EIO])
+def test_memory_that_the_kernel_refuses_costs_the_one_record(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    journal.append(record("a", b"1", 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", failing(code))
+        with pytest.raises(StorageError, match=os.strerror(code)):
+            journal.append(record("a", b"1", 2))
+        with pytest.raises(StorageError, match=os.strerror(code)):
+            journal.compact_step(10)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", failing(code))
+        journal.compact_step(10)  # gives the memory of the last attempt back
+        with pytest.raises(StorageError, match=os.strerror(code)):
+            journal.compact_step(10)
+    journal.append(record("a", b"2", 2))
+    compact(journal)
+    assert values(journal.live_records()) == {("a", b"1"): 1, ("a", b"2"): 2}
+
+
+def failing(code: int) -> Callable[..., int]:
+    def fail(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    return fail
 
 
 def test_a_journal_of_full_size_costs_no_memory_until_it_is_used() -> None:
@@ -390,13 +474,21 @@ def test_a_journal_of_full_size_costs_no_memory_until_it_is_used() -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"type": "a", "key": "text"}, "without type"),
-        ({"key": b"1"}, "without type"),
-        ({"type": "a", "key": b"1", "value": 2**64}, "'a' has a field"),
-        ({"type": "a", "key": b"1", "value": object()}, "'a' has a field"),
-        ({"type": "a", "key": b"1", "value": "\ud800"}, "'a' has a field"),
-        ({"type": "envelope", "key": b"", "retire": "own"}, "retire the envelope"),
-        ({"type": "a", "key": b"", "retire": "all"}, "retire the envelope"),
+        ({"type": "a", "key": "text"}, "no type"),
+        ({"key": b"1"}, "no type"),
+        ({"type": "a", "key": b"1", "value": 2**64}, "record 'a'"),
+        ({"type": "a", "key": b"1", "value": object()}, "record 'a'"),
+        ({"type": "a", "key": b"1", "value": "\ud800"}, "record 'a'"),
+        ({"type": "a", "key": b"1", "value": "\u00fc" * 2049}, "max_str_len"),
+        ({"type": "a", "key": b"1", "x" * 4097: 1}, "max_str_len"),
+        ({"type": "a", "key": b"1", "value": [0] * 32_769}, "max_array_len"),
+        ({"type": "a", "key": b"1", "value": {str(i): i for i in range(257)}}, "max_map_len"),
+        ({"type": "a", "key": b"1", "value": {1: 1}}, "not allowed"),
+        ({"type": "a", "key": b"1", "value": {b"1": 1}}, "field name of the type bytes"),
+        ({"type": "a", "key": b"1", "value": msgpack.ExtType(5, b"x")}, "max_ext_len"),
+        ({"type": "a", "key": b"1", "retire": "later"}, "retires 'later'"),
+        ({"type": "envelope", "key": b"", "retire": "own"}, "retires the envelope"),
+        ({"type": "a", "key": b"", "retire": "all"}, "retires the envelope"),
     ],
 )
 def test_a_malformed_record_is_refused_before_anything_is_written(

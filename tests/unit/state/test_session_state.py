@@ -216,8 +216,12 @@ def test_a_thawing_predecessor_reads_the_changes_of_its_dead_successor(state: Se
 def test_a_rollback_never_lowers_min_reader(state: SessionState, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("oxidize.state.session_state.MIN_READER", 4)
     state.begin_generation("4.0.0", 2)
+    assert state.journal.envelope["min_reader"] == 1
+    state.raise_min_reader()
+    assert (state.generation, state.release) == (2, "4.0.0")
     monkeypatch.setattr("oxidize.state.session_state.MIN_READER", 1)
     state.begin_generation("0.1.0", 3)
+    state.raise_min_reader()
     assert state.journal.envelope["min_reader"] == 4
 
 
@@ -306,12 +310,12 @@ def test_maintenance_compacts_only_a_mostly_dead_journal_that_is_not_held(
     expected = set(state.changes())
     size = state.journal.size
     state.hold()
-    assert not state.maintain()
-    state.unhold()
     steps = 1
     while state.maintain(4):
         steps += 1
     assert steps >= 5
+    assert state.journal.size == size
+    state.unhold()
     assert state.journal.size < size / 5
     assert set(state.changes()) == expected
     successor = successor_of(state)

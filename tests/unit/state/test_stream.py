@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oxidize.errors import SnapshotError
+from oxidize.errors import SnapshotError, StateError
 from oxidize.state import stream
-from oxidize.state.stream import ARRAY_ENTRIES_MAX, MAP_ENTRIES_MAX, STRING_BYTES_MAX, fold, scan
+from oxidize.state.stream import ARRAY_ENTRIES_MAX, MAP_ENTRIES_MAX, STRING_BYTES_MAX, cut, encode, fold, scan
 
 GOOD = msgpack.packb({"type": "a", "key": b"1"})
 
@@ -66,7 +66,6 @@ def test_a_record_may_span_two_reads(fd: int, monkeypatch: pytest.MonkeyPatch) -
         (b"\x81\xa1x\xdf\xff\xff\xff\xff", "max_map_len"),
         (msgpack.packb([0] * (ARRAY_ENTRIES_MAX + 1)), "max_array_len"),
         (msgpack.packb({str(i): i for i in range(MAP_ENTRIES_MAX + 1)}), "max_map_len"),
-        (msgpack.packb("x" * (STRING_BYTES_MAX + 1)), "max_str_len"),
         (b"\x81\xa1x\xd6\xff\x00\x00\x00\x00", "max_ext_len"),
         (b"\x91" * 5000, "cannot be read"),
         (msgpack.packb({"type": "a", "key": b"1", "retire": "later"}), "retires 'later'"),
@@ -79,6 +78,59 @@ def test_a_record_may_span_two_reads(fd: int, monkeypatch: pytest.MonkeyPatch) -
 def test_a_record_that_cannot_be_read_is_refused_with_its_offset(fd: int, bad: bytes, message: str) -> None:
     with pytest.raises(SnapshotError, match=f"record at offset {len(GOOD)} .*{message}.*start without it"):
         scanned(fd, GOOD + bad)
+
+
+def test_a_string_that_only_release_0_1_0_would_write_is_read(fd: int) -> None:
+    long = {"type": "takeover", "key": b"1", "entry": {"reason": "\u00fc" * 4096}}
+    data = msgpack.packb(long)
+    assert scanned(fd, data) == [(0, len(data), long)]
+    with pytest.raises(StateError, match="max_str_len"):
+        encode(long)
+
+
+def nested(depth: int, *, map_too: bool) -> object:
+    value: object = None
+    for level in range(depth):
+        value = {"x": value} if map_too and level % 2 else [value]
+    return value
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.just(object()),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers() | st.binary(), inner),
+)
+sizes = st.sampled_from([0, 1, 31, 255, 256, 257, 1024, 1025, 4095, 4096, 4097, 32_767, 32_768, 32_769])
+large = st.one_of(
+    st.builds(lambda size, character: character * size, sizes, st.characters()),
+    st.builds(lambda size: [None] * size, sizes),
+    st.builds(lambda size: {str(number): number for number in range(size)}, sizes),
+    st.builds(lambda size, map_too: nested(min(size, 1025), map_too=map_too), sizes, st.booleans()),
+    st.builds(lambda size, offset: bytes(size * 512 + offset), sizes, st.integers(0, 3)),
+)
+fields = st.dictionaries(st.text(max_size=5) | large.filter(lambda key: isinstance(key, str)), anything | large)
+heads = st.fixed_dictionaries({"type": st.text(max_size=3), "key": st.binary(max_size=3)})
+retired = st.sampled_from([{}, {"retire": "own"}, {"retire": "all"}, {"retire": "never"}, {"retire": None}])
+
+
+@given(st.builds(lambda head, retire, more: {**more, **head, **retire}, heads, retired, fields))
+def test_whatever_the_writer_accepts_the_reader_reads(fd: int, record: dict[str, Any]) -> None:
+    try:
+        data = encode(record)
+    except StateError:
+        return
+    ((offset, length, found),) = scanned(fd, data)
+    assert (offset, length) == (0, len(data))
+    assert encode(found) == data
+
+
+@pytest.mark.parametrize("character", ["x", "\u00fc", "\u20ac", "\U0001f512"])
+def test_a_long_text_is_cut_between_two_characters_to_what_a_record_takes(character: str) -> None:
+    for length in range(STRING_BYTES_MAX // 4 - 1, STRING_BYTES_MAX + 2):
+        short = cut(character * length)
+        assert set(short) == {character}
+        assert len(short) == min(length, STRING_BYTES_MAX // len(character.encode()))
+        encode({"type": "a", "key": b"", "text": short})
+    assert cut("lone \ud800") == "lone ?"
 
 
 def test_a_file_that_ends_before_its_records_is_refused(fd: int) -> None:
