@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import count, groupby
 
-from oxidize.errors import StateError
+from oxidize.errors import StateError, StorageError
 from oxidize.protocol import timers
 from oxidize.protocol.allowed_ips import AllowedIPs, inner_length
 from oxidize.protocol.changes import Change, PeerRemoved, PeerStaged, PeerStagedMore
@@ -52,6 +52,7 @@ from oxidize.protocol.timers import Timer
 from oxidize.protocol.unrecorded import Unrecorded
 
 _KEEPALIVE = b""
+STORAGE_RETRY_SECS = 1.0  # before what could not be recorded is tried again by a timer
 PEERS_PER_SLICE = 256  # peers scheduled at a time: less than a millisecond
 
 
@@ -193,8 +194,7 @@ class Device:
         first_unanswered_ns = counters[peer.slot + FIRST_UNANSWERED_NS]
         # Before anything is sent in reply: a reply is unanswered.
         timers.any_authenticated_received(peer, counters, now)
-        if keypair is peer.next:
-            self._handshaker.confirm(peer)
+        if keypair is peer.next and self._handshaker.confirm(peer):
             self._on_session(peer, now)
         if (link := peer.link) is not None:
             if to_do := self._links.on_received(peer, link, first_unanswered_ns, now):
@@ -299,7 +299,11 @@ class Device:
     def _send_staged(self, peer: Peer, now: float) -> int:
         """Send the staged packets, on a link the next burst of them; return how many that were."""
         link = peer.link
-        staged = self._links.take_burst(peer, link, now) if link is not None else self._staging.take(peer)
+        try:
+            staged = self._links.take_burst(peer, link, now) if link is not None else self._staging.take(peer)
+        except StorageError:  # the next owner would send them as well
+            peer.handshake_wanted_at = now + STORAGE_RETRY_SECS
+            return 0
         self._table.count(Total.REPLAYED_PACKETS, len(staged))
         for first in range(0, len(staged), BATCH_PACKETS_MAX):
             self._send_now(peer, staged[first : first + BATCH_PACKETS_MAX], now)
@@ -322,7 +326,11 @@ class Device:
             peer.deadlines.pop()
             due[peer] = None
         for peer in due:
-            self._run_timers(peer, now)
+            try:
+                self._run_timers(peer, now)
+            except StorageError:
+                self._schedule_at(peer, now + STORAGE_RETRY_SECS)  # not at once: the loop would do nothing else
+                continue
             self._schedule(peer)
 
     def _run_timers(self, peer: Peer, now: float) -> None:
@@ -374,7 +382,10 @@ class Device:
     def _schedule(self, peer: Peer) -> None:
         # An entry that is due earlier schedules the next one when it is handled. So a peer's entries are descending in
         # the order in which they were made, and few: none is ever stale, and none replaces another.
-        deadline, deadlines = timers.deadline(peer, self._counters), peer.deadlines
+        self._schedule_at(peer, timers.deadline(peer, self._counters))
+
+    def _schedule_at(self, peer: Peer, deadline: float) -> None:
+        deadlines = peer.deadlines
         if deadline < (deadlines[-1] if deadlines else NEVER):
             deadlines.append(deadline)
             heappush(self._due, (deadline, next(self._order), peer))
@@ -480,8 +491,8 @@ class Device:
     def forget_unknown_peers(self) -> None:
         """Record the removal of the predecessor's peers that are not configured here."""
         for public_key in list(self._table.unknown_peers):
-            self._table.record(PeerRemoved(public_key))
-            self._table.forget_unknown_peer(public_key)
+            if self._table.try_record(PeerRemoved(public_key)):  # else the next generation tries again
+                self._table.forget_unknown_peer(public_key)
 
     def freeze(self) -> None:
         """Record what only this process knows; `unrecorded` makes that little before."""

@@ -8,7 +8,7 @@ timestamp. A message that fails is counted and forgotten.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from oxidize.errors import DecodeError
+from oxidize.errors import DecodeError, StorageError
 from oxidize.protocol.changes import CookieSecret, PeerCookie, PeerTimestamp
 from oxidize.protocol.constants import (
     INITIATION_INTERVAL_MIN,
@@ -151,6 +151,22 @@ class Handshaker:
                 table.counters[peer.slot + RETRIES] += 1
                 peer.handshake_wanted_at = now + retry_secs(peer, table.counters, self._draw())
             return
+        try:
+            self._begin_handshake(peer, peer.endpoint, started_at, now, retry_at)
+        except StorageError:
+            peer.initiation_sent_at = now
+            # Tried again like one that was not answered: the records may have room by then.
+            again_at = now + retry_secs(peer, table.counters, self._draw())
+            if peer.handshake is not None:
+                peer.handshake.retry_at = again_at
+            else:
+                peer.handshake_wanted_at = again_at
+
+    def _begin_handshake(
+        self, peer: Peer, endpoint: Endpoint, started_at: float, now: float, retry_at: float | None
+    ) -> None:
+        """Record an initiation, and send it; raises StorageError, with nothing sent."""
+        table = self._table
         table.allocate_slot(peer)
         index = table.indices.new(None, table.random_bytes)
         timestamp = label_of(self._next_timestamp(peer))
@@ -162,11 +178,15 @@ class Handshaker:
             retry_at = now + retry_secs(peer, table.counters, draw)
             table.counters[peer.slot + RETRIES] += 1
         pending = PendingHandshake(peer, state, started_at, now, retry_at, peer.cookie_jar.last_mac1)
+        try:
+            table.begin_handshake(pending)
+        except StorageError:
+            table.indices.release(index)
+            raise
         peer.initiation_sent_at = now
-        table.begin_handshake(pending)
         table.counters[peer.slot + FIRST_UNANSWERED_NS] = 0
         table.count(Total.INITIATIONS_SENT)
-        table.transmit(peer, peer.endpoint, [stamped], now)
+        table.transmit(peer, endpoint, [stamped], now)
 
     def _draw(self) -> float:
         return int.from_bytes(self._table.random_bytes(2), "big") / 65536
@@ -215,7 +235,9 @@ class Handshaker:
             if kind == TYPE_COOKIE_REPLY:
                 return self._receive_cookie_reply(CookieReply.decode(message), now)
         except DecodeError:
-            pass
+            return DropReason.MALFORMED
+        except StorageError:
+            return DropReason.NOT_RECORDED
         return DropReason.MALFORMED
 
     def _refuse_early(self, message: bytes, sender_index: int, endpoint: Endpoint, now: float) -> DropReason | None:
@@ -228,7 +250,7 @@ class Handshaker:
         if not self.cookie_checker.check_mac2(message, source, now):
             if self.cookie_checker.refresh(now):
                 secret = self.cookie_checker.secret
-                self._table.record(CookieSecret(secret, self.cookie_checker.secret_created_at))
+                self._table.try_record(CookieSecret(secret, self.cookie_checker.secret_created_at))
             reply = self.cookie_checker.create_reply(message, sender_index, source, now)
             self._table.count(Total.COOKIE_REPLIES_SENT)
             self._table.transmit_unaccounted(endpoint, [reply])
@@ -262,10 +284,14 @@ class Handshaker:
             table.indices.release(index)
             return DropReason.AUTHENTICATION_FAILED
         response, keys = answer
-        table.record(PeerTimestamp(peer.public_key, received.timestamp, now))
-        peer.last_timestamp, peer.initiation_received_at = received.timestamp, now
-        keypair = table.create_keypair(peer, keys, (index, received.sender_index), False, now)
-        table.rotate(peer, lambda: peer.rotate_as_responder(keypair))
+        try:
+            table.record(PeerTimestamp(peer.public_key, received.timestamp, now))
+            peer.last_timestamp, peer.initiation_received_at = received.timestamp, now
+            keypair = table.create_keypair(peer, keys, (index, received.sender_index), False, now)
+            table.rotate(peer, lambda: peer.rotate_as_responder(keypair))
+        except StorageError:
+            table.indices.release(index)
+            raise
         self._on_authenticated(peer, endpoint, len(raw), now)
         table.count(Total.INITIATIONS_RECEIVED)
         table.transmit(peer, endpoint, [peer.cookie_jar.stamp(response, now)], now)
@@ -304,7 +330,7 @@ class Handshaker:
             jar.last_mac1, entry.mac1 = entry.mac1, b""
         if not jar.consume_reply(message, now):
             return DropReason.AUTHENTICATION_FAILED
-        self._table.record(PeerCookie(entry.peer.public_key, jar.cookie, jar.received_at))
+        self._table.try_record(PeerCookie(entry.peer.public_key, jar.cookie, jar.received_at))
         self._table.count(Total.COOKIE_REPLIES_RECEIVED)
         return Handled(entry.peer, has_session=False)
 
@@ -327,12 +353,17 @@ class Handshaker:
         before = counters[slot + ROUND_TRIP_NS]
         counters[slot + ROUND_TRIP_NS] = before + (measured - before) // ROUND_TRIP_WEIGHT if before else measured
 
-    def confirm(self, peer: Peer) -> None:
+    def confirm(self, peer: Peer) -> bool:
         """Take the next keypair into use: the initiator has just proved that it has it, and there is a session.
 
-        A handshake of this side that is in flight has become needless: both sides started one at once.
+        A handshake of this side that is in flight has become needless: both sides started one at once. Return False
+        where that could not be recorded: it is left to the next message.
         """
         peer.last_handshake_unix = self._unix_time()
-        self._table.rotate(peer, peer.promote_next)
+        try:
+            self._table.rotate(peer, peer.promote_next)
+        except StorageError:
+            return False
         self._table.end_handshake(peer)
         self._table.count(Total.HANDSHAKES_RESPONDER)
+        return True

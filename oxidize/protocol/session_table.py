@@ -1,13 +1,16 @@
 """The peers, session indices and slots of a device, changed only together.
 
-The rule: a change is recorded before any effect of it can be seen outside, and a slot is released only after the record
-that named it has been replaced. So a process that restores from the records never finds a slot with two keypairs.
+The rules: a change is recorded before any effect of it can be seen outside, and a slot is released only after the
+record that named it has been replaced. So a process that restores the records never finds two keypairs in one slot.
+A change that cannot be recorded (StorageError) is not made; one that only spares a successor some work is made all the
+same (`try_record`).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from oxidize.errors import StorageError
 from oxidize.protocol.changes import Change, KeypairState, PeerEndpoint, PeerKeypairs, PeerSeen, no_handshake
 from oxidize.protocol.constants import BATCH_PACKETS_MAX, ENDPOINT_RECORD_INTERVAL, NEVER
 from oxidize.protocol.counters import DROPS_START, SENT_BYTES, Counters, DropReason, Slots, Total
@@ -84,13 +87,25 @@ class SessionTable:
             self.counters[Total.SENT_DATAGRAMS] += len(batch)
             self.counters[Total.SENT_BYTES] += sum(map(len, batch))
 
+    def try_record(self, change: Change) -> bool:
+        """Record a change that may be lost at the price of some work; return whether the records could take it."""
+        try:
+            self.record(change)
+        except StorageError:  # the recorder counts it
+            return False
+        return True
+
     # --- Peers ---
 
     def allocate_slot(self, peer: Peer) -> None:
-        """Allocate and record a peer's slot, unless it has one; raises StateError when all slots are in use."""
+        """Allocate and record a peer's slot, unless it has one; raises StorageError, with nothing changed."""
         if not peer.slot:
             slot = self.slots.allocate()
-            self.record(PeerSeen(peer.public_key, slot))
+            try:
+                self.record(PeerSeen(peer.public_key, slot))
+            except StorageError:
+                self.slots.release(slot)
+                raise
             self._slot_owners[slot] = peer
             peer.slot = slot
 
@@ -121,11 +136,12 @@ class SessionTable:
             self.record_endpoint(peer, now)
 
     def record_endpoint(self, peer: Peer, now: float) -> None:
-        """Record a peer's endpoint, if it is known."""
-        if peer.endpoint is not None:
-            self.record(PeerEndpoint(peer.public_key, peer.endpoint))
+        """Record a peer's endpoint, if it is known; later, where the records cannot take it now."""
         peer.endpoint_recorded_at, peer.endpoint_record_at = now, NEVER
         self.moved.discard(peer)
+        if peer.endpoint is not None and not self.try_record(PeerEndpoint(peer.public_key, peer.endpoint)):
+            peer.endpoint_record_at = now + ENDPOINT_RECORD_INTERVAL
+            self.moved.add(peer)
 
     def clear_source(self, peer: Peer, now: float) -> None:
         """Forget the local address of a peer's endpoint: the route may have changed, so the kernel chooses it."""
@@ -139,7 +155,7 @@ class SessionTable:
     ) -> PeerKeypair:
         """Return a keypair with a new slot, not yet installed; indices: the local one and the peer's, 32 bits each.
 
-        Raises StateError when all slots are in use.
+        Raises StorageError when all slots are in use.
         """
         local, remote = indices
         slot = self.slots.allocate()
@@ -148,13 +164,23 @@ class SessionTable:
         return keypair
 
     def rotate(self, peer: Peer, rotation: Callable[[], None]) -> None:
-        """Change a peer's keypairs by `rotation`, record the outcome, and release the keypairs that it removed."""
-        before = peer.keypairs
+        """Change a peer's keypairs by `rotation`, record the outcome, and release the keypairs that it removed.
+
+        Raises StorageError, with the peer's keypairs as before, and the slot of a new one released.
+        """
+        roles, before = (peer.previous, peer.current, peer.next), peer.keypairs
         rotation()
         after = peer.keypairs
+        try:
+            self.record(peer.keypairs_change())
+        except StorageError:
+            peer.previous, peer.current, peer.next = roles
+            for keypair in after:
+                if keypair not in before:
+                    self._release_slot(keypair.state.slot, keypair)
+            raise
         for keypair in after:
             self.indices.claim(keypair.state.local_index, keypair)
-        self.record(peer.keypairs_change())
         for keypair in before:
             if keypair not in after:
                 self._let_go(keypair)
@@ -182,17 +208,21 @@ class SessionTable:
     # --- Handshakes that this device started ---
 
     def begin_handshake(self, pending: PendingHandshake) -> None:
-        """Record an initiation about to be sent, and make it the one that a response may answer."""
+        """Record an initiation about to be sent, and make it the one that a response may answer.
+
+        Raises StorageError, with nothing changed.
+        """
         peer = pending.peer
-        self._supersede_handshake(peer)
         self.record(pending.change())
+        self._supersede_handshake(peer)
         peer.handshake = pending
         self.indices.claim(pending.state.local_index, pending)
 
     def end_handshake(self, peer: Peer) -> None:
         """Forget the handshake in flight, if any, because it was answered or given up."""
         if peer.handshake is not None:
-            self.record(no_handshake(peer.public_key))
+            # A successor that finds it in flight starts another one, which harms nothing.
+            self.try_record(no_handshake(peer.public_key))
             self._release_handshake(peer)
 
     def answer_handshake(self, pending: PendingHandshake) -> None:
@@ -203,7 +233,7 @@ class SessionTable:
         """
         peer = pending.peer
         if peer.handshake is not None:
-            self.record(no_handshake(peer.public_key))
+            self.try_record(no_handshake(peer.public_key))
             self._supersede_handshake(peer)
         if pending in peer.superseded:
             later = peer.superseded.index(pending) + 1
@@ -302,7 +332,7 @@ class SessionTable:
         """Record the end of the handshakes that were found answered while restoring."""
         for peer in self._answered:
             if peer.handshake is None:
-                self.record(no_handshake(peer.public_key))
+                self.try_record(no_handshake(peer.public_key))
         self._answered.clear()
 
     def restore_removal(self, peer: Peer) -> None:

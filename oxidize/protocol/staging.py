@@ -71,7 +71,7 @@ class Staging:
             self.peers.add(peer)
 
     def take(self, peer: Peer, limit: int | None = None) -> list[bytes]:
-        """Return the oldest `limit` staged packets of a peer, or all, and forget them.
+        """Return the oldest `limit` staged packets of a peer, or all, and forget them; raises StorageError.
 
         They leave the records first: a process that restores later must not send them as well. They do not leave them
         earlier: until this process has sent any, the other one may.
@@ -86,22 +86,32 @@ class Staging:
     # --- The records ---
 
     def record(self, peer: Peer) -> int:
-        """Record a peer's staged packets, or those that the records lack; return the bytes of the record, roughly."""
+        """Record a peer's staged packets, or those that the records lack; return the bytes of the record, roughly.
+
+        They stay in `unrecorded` where the records cannot take them.
+        """
         packets = tuple(self.lacking(peer))
-        self.unrecorded.pop(peer, None)
-        if len(packets) < len(peer.staged):
-            self._table.record(PeerStagedMore(peer.public_key, packets, peer.staged_serial))
-            peer.staged_more = len(packets)
-        else:
-            had_more, peer.staged_more = peer.staged_more, 0
-            # Random: a PeerStagedMore that a crash has left behind must belong to no other PeerStaged.
-            peer.staged_serial = int.from_bytes(self._table.random_bytes(_SERIAL_SIZE), "little")
-            self._table.record(PeerStaged(peer.public_key, packets, peer.staged_serial))
-            if had_more:
-                self._table.record(PeerStagedMore(peer.public_key, ()))
-            self.recorded.add(peer)
-            self._newer.pop(peer, None)
+        if self._record(peer, packets):
+            self.unrecorded.pop(peer, None)
         return RECORD_BYTES + sum(map(len, packets))
+
+    def _record(self, peer: Peer, packets: tuple[bytes, ...]) -> bool:
+        table = self._table
+        if len(packets) < len(peer.staged):
+            if not table.try_record(PeerStagedMore(peer.public_key, packets, peer.staged_serial)):
+                return False
+            peer.staged_more = len(packets)
+            return True
+        # Random: a PeerStagedMore that a crash has left behind must belong to no other PeerStaged.
+        serial = int.from_bytes(table.random_bytes(_SERIAL_SIZE), "little")
+        if not table.try_record(PeerStaged(peer.public_key, packets, serial)):
+            return False
+        if peer.staged_more:
+            table.try_record(PeerStagedMore(peer.public_key, ()))
+        peer.staged_serial, peer.staged_more = serial, 0
+        self.recorded.add(peer)
+        self._newer.pop(peer, None)
+        return True
 
     def lacking(self, peer: Peer) -> Iterator[bytes]:
         """Return the packets that the next record of a peer will hold: all, or those after the last PeerStaged."""
@@ -117,18 +127,18 @@ class Staging:
             self.unrecorded |= {peer: None for peer in self.recorded if peer.staged_more}
 
     def retire(self, peer: Peer) -> None:
-        """Take a peer's staged packets out of the records, if they hold any."""
+        """Take a peer's staged packets out of the records, if they hold any; raises StorageError."""
         if peer not in self.recorded:
             return
         self._table.record(PeerStaged(peer.public_key, ()))
         if peer.staged_more:
-            self._table.record(PeerStagedMore(peer.public_key, ()))
+            self._table.try_record(PeerStagedMore(peer.public_key, ()))
         peer.staged_serial = peer.staged_more = 0
         self.recorded.discard(peer)
         if peer.staged:
             self.unrecorded[peer] = None
 
-    def drop_unrecorded(self, peer: Peer) -> None:
+    def drop_unrecorded(self, peer: Peer, reason: DropReason) -> None:
         """Drop a peer's packets that the records lack."""
         del self.unrecorded[peer]
         lacking = len(peer.staged)
@@ -137,7 +147,7 @@ class Staging:
         dropped = [peer.staged.pop() for _ in range(lacking)]
         self._newer[peer] = self._newer.get(peer, 0) - lacking
         self._count(peer, -sum(map(len, dropped)))
-        self._table.drop(DropReason.STAGED_OVERFLOW, len(dropped))
+        self._table.drop(reason, len(dropped))
         if not peer.staged:
             self._forget(peer)
 

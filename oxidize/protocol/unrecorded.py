@@ -6,6 +6,8 @@ than FREEZE_PACKETS_MAX, FREEZE_BYTES_MAX and FREEZE_MOVES_MAX, however many ses
 
 from itertools import islice
 
+from oxidize.errors import StorageError
+from oxidize.protocol.counters import DropReason
 from oxidize.protocol.session_table import SessionTable
 from oxidize.protocol.staging import Staging
 
@@ -42,10 +44,7 @@ class Unrecorded:
         return True
 
     def record_slice(self, now: float) -> int:
-        """Record some of it, the oldest first; return the bytes of the packets' records.
-
-        Raises StateError where the records are full.
-        """
+        """Record some of it, the oldest first; return the bytes of the packets' records."""
         table, staging, size = self._table, self._staging, 0
         for peer in list(islice(table.moved, SLICE_RECORDS_MAX)):
             table.record_endpoint(peer, now)
@@ -56,11 +55,13 @@ class Unrecorded:
         return size
 
     def record_all(self) -> None:
-        """Record all of it; raises StateError where the records are full."""
+        """Record all of it; packets that the records cannot take are dropped."""
         for peer in list(self._table.moved):
             self._table.record_endpoint(peer, peer.endpoint_record_at)
         for peer in list(self._staging.unrecorded):
             self._staging.record(peer)
+            if peer in self._staging.unrecorded:
+                self._staging.drop_unrecorded(peer, DropReason.NOT_RECORDED)
 
     def record_whole(self, is_whole: bool) -> None:
         """Record for a reader that knows no PeerStagedMore, or no longer."""
@@ -77,13 +78,19 @@ class Unrecorded:
         for peer in list(self._staging.unrecorded):
             sizes = list(map(len, self._staging.lacking(peer)))
             if count + len(sizes) > FREEZE_PACKETS_MAX or size + sum(sizes) > FREEZE_BYTES_MAX:
-                self._staging.drop_unrecorded(peer)
+                self._staging.drop_unrecorded(peer, DropReason.STAGED_OVERFLOW)
             else:
                 count, size = count + len(sizes), size + sum(sizes)
 
     def retire_slice(self) -> bool:
-        """Take some of the packets out of the records, for there is no successor; return whether any are left there."""
+        """Take some of the packets out of the records, for there is no successor; return whether to continue.
+
+        Where the records cannot take that, the packets stay there until they are sent.
+        """
         staging = self._staging
-        for peer in list(islice(staging.recorded, SLICE_RECORDS_MAX)):
-            staging.retire(peer)
+        try:
+            for peer in list(islice(staging.recorded, SLICE_RECORDS_MAX)):
+                staging.retire(peer)
+        except StorageError:
+            return False
         return bool(staging.recorded)

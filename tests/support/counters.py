@@ -13,6 +13,11 @@ class ArraySlots:
         self.counters: Counters = memoryview(bytearray(8 * SLOT_WORDS * (TOTALS_SLOTS + slot_count))).cast("Q")
         self._free = [SLOT_WORDS * (TOTALS_SLOTS + i) for i in reversed(range(slot_count))]
 
+    @property
+    def used(self) -> set[int]:
+        """The slots that are not free."""
+        return set(range(SLOT_WORDS * TOTALS_SLOTS, len(self.counters), SLOT_WORDS)) - set(self._free)
+
     def allocate(self) -> int:
         """Return a free slot, zeroed by this call; raises StateError when none is left."""
         if not self._free:
