@@ -1,8 +1,10 @@
 """Start without a predecessor: with the state from the service manager's fd store, or without state.
 
-The rule: a state that cannot be restored costs the sessions, never the service.
+The rules: a state that cannot be restored costs the sessions, never the service; and where another process writes the
+stored journal, readable or not, it serves, so this one ends.
 """
 
+import contextlib
 import gc
 import os
 import socket
@@ -15,7 +17,7 @@ from oxidize import logs
 from oxidize.client.host_setup import check_host_setup
 from oxidize.clock import boot_time
 from oxidize.control.reload_channel import Control
-from oxidize.errors import OxidizeError, SnapshotError, WriterBusyError
+from oxidize.errors import OxidizeError, SnapshotError, StorageError, WriterBusyError
 from oxidize.hostnet.nat import not_forwarded
 from oxidize.net import http
 from oxidize.net.event_loop import Loop
@@ -32,6 +34,8 @@ from oxidize.runtime.offer import FROM_SOCKET_UNIT, STATE, STORED, FdName, named
 from oxidize.runtime.parts import NodeParts, adopt_nat, adopt_tunnel, bind_http, boot_id, configure, make_device
 from oxidize.service_manager import notify, watchdog
 from oxidize.settings import NodeSettings
+from oxidize.state import memory_file, writer_lock
+from oxidize.state.journal import HEADER_BYTES
 from oxidize.state.session_state import SessionState
 
 ITEMS_BETWEEN_ANSWERS = 100  # peers or changes: some 10 ms
@@ -42,20 +46,58 @@ _Item = TypeVar("_Item")
 
 
 def start_alone(settings: NodeSettings, loop: Loop, control: Control, passed: dict[str, list[int]]) -> Handover:
-    """Start with the descriptors that the service manager passed; raises ConfigError if a socket cannot be opened."""
+    """Start with the descriptors that the service manager passed.
+
+    Raises ConfigError if a socket cannot be opened, and WriterBusyError if another process writes the stored state.
+    """
+    fence = _Fence(passed.get(FdName.JOURNAL, []))
     fds = {FdName(name): fd for name, fd in notify.single(passed, FROM_SOCKET_UNIT).items()} | _stored(passed)
     check_host_setup(settings, _interfaces_before(fds))
     _close_unused(passed, fds)
-    return _ColdStart(settings, loop, fds).run(control)
+    return _ColdStart(settings, loop, fds, fence).run(control)
+
+
+class _Fence:
+    """Keeps every other process from writing the stored journals, of which this one may use one.
+
+    Such a process may be a predecessor that was stopped in a takeover: it serves again only as the writer. Closing any
+    descriptor of a journal releases its lock, so this object keeps one of each, and `take` is called after a close.
+    """
+
+    def __init__(self, journal_fds: Iterable[int]) -> None:
+        self._fds = [os.dup(fd) for fd in journal_fds]
+        self.take()
+
+    def take(self) -> None:
+        """Take the writer's lock of every stored journal.
+
+        Raises WriterBusyError where another process holds one, and StorageError where the kernel has no lock now: the
+        next start, with the same stored state, may get it. A descriptor that cannot be locked at all is left alone.
+        """
+        for fd in self._fds:
+            try:
+                writer_lock.take(fd)
+            except StorageError as error:
+                if writer_lock.is_passing(error):
+                    raise
+                if writer_lock.is_held_elsewhere(fd):
+                    raise WriterBusyError("another process writes the stored journal: it owns the state") from error
+
+    def erase(self) -> None:
+        """Give the memory of the stored journals back: they hold keys that no process will use."""
+        for fd in self._fds:
+            with contextlib.suppress(OSError):  # it is no memory file, or cannot be written
+                memory_file.punch_hole(fd, HEADER_BYTES, max(1, os.fstat(fd).st_size - HEADER_BYTES))
 
 
 class _ColdStart:
-    """One start without a predecessor. `fds`: the passed descriptors, by name."""
+    """One start without a predecessor. `fds`: the passed descriptors, by name; fence: of their journals."""
 
-    def __init__(self, settings: NodeSettings, loop: Loop, fds: dict[FdName, int]) -> None:
+    def __init__(self, settings: NodeSettings, loop: Loop, fds: dict[FdName, int], fence: _Fence) -> None:
         self._settings = settings
         self._loop = loop
         self._fds = fds
+        self._fence = fence
         self._listener = socket.socket(fileno=fds[FdName.HTTP]) if FdName.HTTP in fds else bind_http(settings)
         self._responder = _StartupResponder(loop)
         if self._listener is not None:
@@ -77,6 +119,8 @@ class _ColdStart:
         node = self._restore()
         is_restored = node is not None
         if node is None:
+            self._fence.take()
+            self._fence.erase()
             node = self._create()
         if self._settings.endpoints_file is not None:
             load_endpoints(self._settings.endpoints_file, node.device, self._responder.interleave, boot_time())
@@ -159,17 +203,19 @@ class _ColdStart:
                 public_key=self._settings.public_key,
                 now=boot_time(),
             )
+            state.become_writer()  # before anything is counted
             self._wait_out(crash_loop.count_start(state.arena.counters))
             return self._restore_from(state)
         except WriterBusyError:
             raise  # the state is good, and another process serves with it: a second server would be worse than none
-        except SnapshotError as error:
+        except (SnapshotError, StorageError) as error:
             log.error("the stored state is not used; clients will repeat their handshakes", reason=str(error))
         except Exception:  # a bug in the restore must not keep the service down
             log.exception("the stored state is not used; clients will repeat their handshakes")
         if state is not None:
             state.close()
         self._responder.node = None
+        self._fence.take()
         notify.forget_fds(*STATE)
         return None
 
@@ -178,8 +224,8 @@ class _ColdStart:
         node = self._make_node(state, generation)
         now = boot_time()
         node.device.restore(self._responder.interleave(state.changes()), now)
-        state.become_writer()
         state.begin_generation(oxidize.__version__, generation)
+        state.raise_min_reader()
         node.device.own()
         sessions = node.device.live_sessions(now)
         node.counters[Total.RESTORES_AFTER_CRASH] += 1
