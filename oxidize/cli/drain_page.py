@@ -25,8 +25,8 @@ POLL_SECS = 0.25
 def drain(config_path: Path, cancel: bool) -> None:
     """Refuse new sessions and wait until the old ones are no longer used, for example before a reboot.
 
-    The wait is limited to drain_timeout_secs. Afterwards the server still runs and still refuses new sessions, until it
-    is stopped, reloaded, or told to accept them again (--cancel).
+    The wait is limited to drain_timeout_secs. Afterwards the server still runs and still refuses new sessions, also
+    after a reload or a crash, until it is stopped or restarted, or told to accept them again (--cancel).
     """
     takeover_socket = config.takeover_socket_of(config_path, "server")
     if cancel:
@@ -54,7 +54,7 @@ def _watch_drain(takeover_socket: Path) -> None:
         outcome = "drained" if found["drain_left_secs"] is not None else "ended early"
         progress.update(task, completed=max(timeout_secs, POLL_SECS), description=outcome)
     if found["drain_left_secs"] is None:
-        echo("oxidize: the drain was ended by a reload or by --cancel: new sessions are accepted", err=True)
+        echo("oxidize: the drain was ended by --cancel or by a restart: new sessions are accepted", err=True)
         sys.exit(1)
     echo(
         f"drained: {_outcome(found['sessions'], is_out_of_time=left_secs <= 2 * POLL_SECS)}; new sessions are refused. "

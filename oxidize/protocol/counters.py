@@ -89,6 +89,9 @@ OUTAGES_START = 96
 OUTAGE_BOUNDS_SECS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 ENDED_ON_PURPOSE = 120  # not a total: 1 if the last generation ended because it was asked to
+# A drain, which the next generation continues; also no totals:
+DRAIN_ENDS_NS = 121  # when it ends at the latest, or has ended; 0: the server accepts
+DRAIN_GENERATION = 122  # the newest generation that knew of it: a release without drains in between has ended it
 DROPS_START = 128  # DropReason r is counted at DROPS_START + r
 
 

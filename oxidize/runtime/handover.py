@@ -54,6 +54,7 @@ class Handover:
             unregister=loop.unregister,
             held=held,
         )
+        node.on_ending = lambda: self.predecessor.withdraw("the server was told to end")
         loop.add_timed(self.predecessor)
         self._preparation = FreezePreparation(node.device.unrecorded, boot_time)
         loop.add_timed(self._preparation)
@@ -66,8 +67,15 @@ class Handover:
         self.node.close()
 
     def offer(self, hello: Hello) -> Offer:
-        """Return all descriptors, and hold the journal; raises TakeoverError for a release too old for this state."""
+        """Return all descriptors, and hold the journal; raises TakeoverError to refuse.
+
+        It refuses a release that is too old for this state, and every successor once this process was told to end: its
+        end would be forgotten.
+        """
         node = self.node
+        if node.is_ending:
+            reason = "the server was told to end, and ends when its sessions are idle: start it again after that"
+            raise TakeoverError(Phase.OFFERING, reason)
         needed = node.session_state.journal.envelope["min_reader"]
         if max(hello.snapshot_versions, default=0) < needed:
             raise TakeoverError(

@@ -66,7 +66,8 @@ class Node:
         self.http_server = parts.http_server
         self._loop = loop
         self._serving = False
-        self._is_ending = False  # told to end, and draining first
+        self.is_ending = False  # told to end, and draining first
+        self.on_ending: Callable[[], None] = lambda: None  # called when that begins
         is_userspace = isinstance(parts.tunnel, UserspaceNetwork)
         refusal = DropReason.ROUTE_UNSUPPORTED if is_userspace else DropReason.NETWORK_WRITE_FAILED
         counters = parts.state.arena.counters
@@ -74,7 +75,7 @@ class Node:
         self.error_count = ErrorCount(counters)
         self._data_path = DataPath(parts.device, parts.udp, parts.tunnel, counters, boot_time, refusal)
         self._timed: list[Timed] = [self._data_path, Watchdog(watchdog_secs, boot_time)]  # of the loop while it serves
-        self._drain = Drain(parts.device, counters, loop)
+        self._drain = Drain(parts.device, counters, loop, lambda: self.session_state.generation)
         self._endpoint_cache: EndpointCache | None = None
         if parts.settings.endpoints_file is not None:
             self._endpoint_cache = EndpointCache(parts.settings.endpoints_file, parts.device, boot_time)
@@ -125,13 +126,10 @@ class Node:
             self._loop.register(tunnel_fd, READABLE, self._data_path.from_tunnel)
         for timed in self._timed:
             self._loop.add_timed(timed)
-        if self.drain_left_secs is not None:
-            self._loop.add_timed(self._drain)
         self._serving = True
         if self.connection is not None:
             self.connection.start(boot_time())
-        if self.state_name == "starting":
-            self.state_name = "healthy"
+        self.state_name = "draining" if self._drain.resume(_report_drained) else "healthy"
 
     def check_serving(self) -> None:
         """Raise OxidizeError during a hand-off."""
@@ -195,7 +193,7 @@ class Node:
 
         A second request ends at once, too.
         """
-        if not self._serving or self._is_ending:
+        if not self._serving or self.is_ending:
             log.info("ends at once", generation=self.generation)
             # A process that does not serve may have a successor soon, which keeps what is set up.
             self._end_service() if self._serving else self._end()
@@ -203,7 +201,8 @@ class Node:
             log.info("shutting down; sessions are kept for the next process")
             self._end()
         else:
-            self._is_ending = True
+            self.is_ending = True
+            self.on_ending()
             notify.notify("STOPPING=1")
             if self.settings.drain_timeout_secs:
                 self._drain_and(self._end_service)
@@ -222,6 +221,7 @@ class Node:
         if self._serving:
             self.give_up_ownership()
             self.counters[ENDED_ON_PURPOSE] = 1
+            self._drain.cancel()  # a process that is started on purpose accepts
             if self._endpoint_cache is not None:
                 self._endpoint_cache.write_now()
         self._loop.stop()
@@ -232,8 +232,8 @@ class Node:
 
     def drain(self) -> None:
         """Drain, and serve until told to end; raises OxidizeError during a hand-off."""
-        if not self._is_ending:
-            self._drain_and(lambda: notify.notify("STATUS=drained: no new sessions; waiting to be stopped"))
+        if not self.is_ending:
+            self._drain_and(_report_drained)
 
     def _drain_and(self, then: Callable[[], None]) -> None:
         self.check_serving()
@@ -241,8 +241,9 @@ class Node:
         self._drain.begin(self.settings.drain_timeout_secs, then)
 
     def accept(self) -> None:
-        """End a drain, and accept new sessions again; raises OxidizeError where the process was told to end."""
-        if self._is_ending:
+        """End a drain, and accept new sessions again; raises OxidizeError during a hand-off or if told to end."""
+        self.check_serving()
+        if self.is_ending:
             raise OxidizeError("the server was told to end, and ends when its sessions are idle; start it again")
         self._drain.cancel()
         if self.state_name == "draining":
@@ -263,6 +264,10 @@ class Node:
             self.host_setup.close()
         self.error_count.end()
         self.session_state.close()
+
+
+def _report_drained() -> None:
+    notify.notify("STATUS=drained: no new sessions; waiting to be stopped")
 
 
 def _interface_digest_of(settings: NodeSettings) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from oxidize.control.query import fetch
+from oxidize.control.query import ACCEPT, DRAIN, IDENTITY, fetch
 from oxidize.holder.processes import reap, spawn
 from oxidize.protocol.changes import KeypairState, PeerKeypairs, PeerSeen
 from oxidize.state.session_state import SessionState
@@ -326,6 +326,38 @@ def test_a_server_with_sessions_drains_and_a_second_signal_ends_it(server: Serve
             traffic.stop()
     late.socket.close()
     assert "ends at once" in server.log_path.read_text()
+
+
+def test_a_drain_survives_a_takeover_and_a_crash_and_can_be_cancelled_afterwards(
+    server: Server, client: EchoClient
+) -> None:
+    server.start()
+    with Traffic(server, [client], 100.0) as traffic:
+        traffic.wait_for_more()
+        left_secs = fetch(server.takeover_socket, DRAIN)["drain_left_secs"]
+        server.replace()
+        identity = fetch(server.takeover_socket, IDENTITY)
+        assert 0.0 < identity["drain_left_secs"] < left_secs
+        assert server.status()["state"] == "draining"
+        traffic.wait_for_more()  # the session is served
+        assert fetch(server.takeover_socket, ACCEPT)["drain_left_secs"] is None
+        server.replace()
+        assert server.status()["state"] == "healthy"
+        traffic.wait_for_more()
+    server.stop()
+
+
+def test_a_server_that_was_told_to_end_refuses_a_successor_and_ends(server: Server, client: EchoClient) -> None:
+    pid = server.start()
+    with Traffic(server, [client], 100.0) as traffic:
+        traffic.wait_for_more()
+        os.kill(pid, signal.SIGTERM)
+        wait_for("draining", lambda: server.status()["state"] == "draining")
+        refused = server.reload()
+        assert refused.status == 1
+        assert "was told to end" in refused.errors
+        assert server.status()["pid"] == pid
+    assert server.lab.wait_ended(pid) == 0  # its session is idle
 
 
 def test_draining_ends_at_its_time_limit(server: Server, client: EchoClient) -> None:

@@ -21,7 +21,8 @@ class FakeLoop:
         self.timed.append(timed)
 
     def remove_timed(self, timed: object) -> None:
-        self.timed.remove(timed)
+        if timed in self.timed:
+            self.timed.remove(timed)
 
     def stop(self) -> None:
         self.stopped = True
@@ -36,8 +37,12 @@ class Draining:
         self.device = SimpleNamespace(accepting=True, live_sessions=lambda now: self.sessions)
         self.counters = ArraySlots().counters
         self.loop = FakeLoop()
-        self.drain = Drain(self.device, self.counters, self.loop)  # type: ignore[arg-type]
+        self.generation = 1
+        self.drain = self.next_drain()
         self.drain.begin(TIMEOUT, self.loop.stop)
+
+    def next_drain(self) -> Drain:
+        return Drain(self.device, self.counters, self.loop, lambda: self.generation)  # type: ignore[arg-type]
 
     def due(self) -> float:
         deadline = self.drain.next_deadline()
@@ -111,3 +116,54 @@ def test_a_cancelled_drain_accepts_handshakes_again_and_never_ends(monkeypatch: 
     assert draining.loop.timed == []
     assert draining.drain.next_deadline() is None
     assert draining.drain.left_secs is None
+
+
+# --- The next generation ---
+
+
+def test_the_next_generation_continues_a_drain_with_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    draining = Draining(monkeypatch)
+    draining.device.accepting = True
+    monkeypatch.setattr(drain_module, "boot_time", lambda: 20.0)
+    draining.generation = 2
+    draining.drain = draining.next_drain()
+    assert draining.drain.resume(draining.loop.stop)
+    assert not draining.device.accepting
+    assert draining.drain.left_secs == TIMEOUT - 20.0
+    assert draining.run(traffic=True) == TIMEOUT
+
+
+def test_the_next_generation_does_not_repeat_a_drain_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    draining = Draining(monkeypatch)
+    ended_at = draining.run(traffic=False)
+    assert ended_at < TIMEOUT
+    monkeypatch.setattr(drain_module, "boot_time", lambda: ended_at)
+    draining.generation = 2
+    draining.drain = draining.next_drain()
+    draining.loop.stopped = False
+    assert draining.drain.resume(draining.loop.stop)
+    assert draining.drain.left_secs == 0.0
+    assert draining.loop.stopped
+    assert not draining.device.accepting
+
+
+@pytest.mark.parametrize(("generations", "continued"), [(0, True), (1, True), (2, False)])
+def test_a_release_without_drains_in_between_has_ended_the_drain(
+    monkeypatch: pytest.MonkeyPatch, generations: int, continued: bool
+) -> None:
+    draining = Draining(monkeypatch)
+    draining.generation += generations
+    draining.drain = draining.next_drain()
+    assert draining.drain.resume(draining.loop.stop) is continued
+    assert draining.device.accepting is not continued
+    draining.generation += 1
+    draining.drain = draining.next_drain()
+    assert draining.drain.resume(draining.loop.stop) is continued
+
+
+def test_a_drain_that_was_cancelled_is_not_continued(monkeypatch: pytest.MonkeyPatch) -> None:
+    draining = Draining(monkeypatch)
+    draining.drain.cancel()
+    draining.drain = draining.next_drain()
+    assert not draining.drain.resume(draining.loop.stop)
+    assert draining.device.accepting

@@ -19,6 +19,7 @@ def test_an_offer_that_cannot_be_made_does_not_hold_compaction() -> None:
         session_state=SimpleNamespace(
             journal=SimpleNamespace(envelope={"min_reader": 1}), generation=1, hold=lambda: held.append(True)
         ),
+        is_ending=False,
         settings=SimpleNamespace(listen=("::", 0), metrics_listen=None, server=None),
         interface_digest="",
         host_setup=None,
