@@ -48,6 +48,7 @@ from oxidize.protocol.noise import (
     create_response,
     label_of,
     next_timestamp,
+    usable_time,
 )
 from oxidize.protocol.peer import Peer, PendingHandshake
 from oxidize.protocol.rate_limiter import LoadMeter, RateLimiter
@@ -89,7 +90,7 @@ class Handshaker:
         self.accepting = True  # False while draining: initiations are refused
         self.cookie_checker = CookieChecker(identity.public_key, table.random_bytes)
         self._table = table
-        self._unix_time = unix_time
+        self._unix_time: Callable[[], float] = lambda: usable_time(unix_time())
         self._load = load
         self._limiter = RateLimiter()
         self._unknown_index_free_at = 0.0

@@ -44,6 +44,7 @@ _TAI64_UNIX_EPOCH = (1 << 62) + 10
 # the largest power of two within a fiftieth of a second. Hence two timestamps less than 16.8 ms apart may be equal, and
 # the second initiation is refused as a replay: see INITIATION_INTERVAL_MIN.
 _TIMESTAMP_GRAIN_NS = 1 << 24
+UNIX_SECONDS_MAX = 1 << 33  # the year 2242: nanoseconds of it are less than half of a counter
 _NS_PER_SEC = 1_000_000_000
 
 
@@ -223,6 +224,14 @@ def tai64n(unix_seconds: float) -> bytes:
     Raises StateError for a time before 1970.
     """
     return label_of(next_timestamp(unix_seconds, None))
+
+
+def usable_time(unix_seconds: float) -> float:
+    """Return a time of a wall clock, which may be wrong, as one that a timestamp can carry; 0.0 for no such time.
+
+    A wrong time only delays handshakes (`next_timestamp`), and must not end the process.
+    """
+    return unix_seconds if 0.0 <= unix_seconds <= UNIX_SECONDS_MAX else 0.0
 
 
 def next_timestamp(unix_seconds: float, last: int | None) -> int:

@@ -251,7 +251,7 @@ def _decode_keypair(fields: _Fields | None) -> KeypairState | None:
     if fields is None:
         return None
     keypair = KeypairState(
-        local_index=fields.integer("local_index", _U32_MAX),
+        local_index=fields.integer("local_index", _U32_MAX, minimum=1),
         remote_index=fields.integer("remote_index", _U32_MAX),
         send_key=fields.octets("send_key", (KEY_SIZE,)),
         receive_key=fields.octets("receive_key", (KEY_SIZE,)),

@@ -20,6 +20,8 @@ from oxidize.protocol.constants import (
 from oxidize.protocol.counters import SEND_COUNTER, DropReason, Total
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.messages import message_type
+from oxidize.state.records import Unknown, decode_change, encode_change
+from tests.support import network
 from tests.support.network import World, connected, initiations, joined, lose_everything, packet
 
 
@@ -367,3 +369,21 @@ def test_padding_hides_the_length_but_never_exceeds_the_mtu() -> None:
     sizes = [len(d) for t in client.device.take_transmits() for d in t.datagrams]
     assert sizes == [32 + length for length in (32, 48, 48, 48, 1408, 1420)]
     assert INITIATION_SIZE == 148
+
+
+@pytest.mark.parametrize("clock", [-1.0, -1e300, float("nan"), float("inf"), float("-inf"), 1e18])
+def test_a_wall_clock_that_is_wrong_ends_no_process_and_poisons_no_record(
+    clock: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "EPOCH", clock)
+    world = World()
+    client, server = connected(world)
+    for _ in range(3):
+        world.run(130)
+        client.send(server)
+        world.exchange()
+    assert len(server.delivered) == 3
+    for host in (client, server):
+        for change in host.journal:
+            record = encode_change(change)
+            assert decode_change(record, Unknown()) == change

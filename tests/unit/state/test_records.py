@@ -206,3 +206,10 @@ def test_a_damaged_record_raises_only_snapshot_errors(data: st.DataObject) -> No
     record[field] = data.draw(json_like)
     with contextlib.suppress(SnapshotError):
         decode_change(record, Unknown())
+
+
+def test_a_keypair_with_the_index_that_means_none_is_refused() -> None:
+    keypair = KeypairState(0, 2, bytes(32), bytes(32), 1.0, True, 256)
+    record = encode_change(PeerKeypairs(PEER, None, keypair, None, 0.0))
+    with pytest.raises(SnapshotError, match=r"local_index is 0, expected a number from 1"):
+        decode_change(record, Unknown())
