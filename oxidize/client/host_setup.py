@@ -89,6 +89,15 @@ class HostSetup:
         if self._is_reverted:  # this process was told to end while a program ran
             self.revert()
 
+    def apply_again(self, pause: Pause) -> None:
+        """Set everything, whatever is believed to be set: a successor that is dead may have changed it.
+
+        Raises OxidizeError. pause: as in `apply`.
+        """
+        if self._names is None and os.geteuid() == 0:
+            revert_dns(self._settings.interface, self._record(), pause)
+        self.apply({}, (), pause)
+
     def revert(self) -> None:
         """Remove everything that was set; a failure is logged, and left to the guard or the unit."""
         self._is_reverted = True

@@ -154,11 +154,13 @@ class _ColdStart:
         if isinstance(self._tunnel, TunDevice):
             steps.insert(0, partial(configure, self._settings))
         if node.host_setup is not None:
-            steps.append(partial(node.host_setup.apply, {}, self._interfaces_before, self._loop.run_once))
+            steps.append(partial(node.host_setup.apply, {}, self._interfaces_before, node.pause))
         for step in steps:
             try:
                 step()
             except OxidizeError as error:
+                if not node.is_serving:
+                    break  # a successor owns by now, and applies its own
                 log.error("serving without all of its settings", reason=str(error))
 
     def _warn_if_clients_are_isolated(self) -> None:

@@ -17,6 +17,14 @@ def store_tunnel(tunnel: Tunnel) -> None:
         notify.store_fd(FdName.TUN, tunnel.fileno())
 
 
+def store_again(tunnel: Tunnel, nat: Nat) -> None:
+    """Store what a successor that is dead may have replaced or removed; the store cannot be asked what it holds."""
+    store_tunnel(tunnel)
+    notify.forget_fds(FdName.NAT)
+    if (descriptor := nat.fileno()) is not None:
+        notify.store_fd(FdName.NAT, descriptor)
+
+
 def check_nat(nat: Nat) -> None:
     """Raise ConfigError for what would prevent `apply_nat`; a table that the store may hold does not."""
     nat.check(may_be_freed=notify.is_managed())

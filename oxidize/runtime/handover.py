@@ -7,7 +7,8 @@ only from the state that it finds then, for a successor that is dead by now may 
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import oxidize
@@ -22,9 +23,11 @@ from oxidize.protocol.counters import Total
 from oxidize.runtime import status
 from oxidize.runtime.compactor import JournalCompactor
 from oxidize.runtime.crash_loop import Stability
+from oxidize.runtime.fd_store import store_again
 from oxidize.runtime.freeze_preparation import FreezePreparation
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import READS_STAGED_MORE, FdName, OfferState, named_fd
+from oxidize.runtime.parts import configure
 from oxidize.takeover.host import Answer, NamedFd, Offer
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.messages import Hello
@@ -145,15 +148,8 @@ class Handover:
             node.http_server.resume()
         node.device.prepare()
         self._preparation.cancel()
-        self._restore_nat()
+        self._loop.add_timed(_HostRestore(node, self._loop))
         self._record_failure(reason)
-
-    def _restore_nat(self) -> None:
-        """Apply the node's own NAT rules: a successor that got as far as TAKEN may have replaced them."""
-        try:
-            self.node.nat.apply()
-        except OxidizeError as error:
-            log.error("serving without all of its settings", reason=str(error))
 
     def _record_failure(self, reason: str) -> None:
         node = self.node
@@ -184,6 +180,38 @@ class Handover:
         elif query != IDENTITY:
             raise OxidizeError(f"query {query!r}: expected one of {', '.join(QUERIES)}")
         return Answer(status.describe_process(node))
+
+
+class _HostRestore:
+    """Puts back, once the node serves again, what a successor may have changed outside of the process.
+
+    A successor whose TAKEN crosses its SIGKILL has begun to apply its own settings. So the kernel is asked for what is
+    set, and changed where it differs from the node's settings; where asking is not possible, all is set again.
+    """
+
+    def __init__(self, node: Node, loop: Loop) -> None:
+        self._node = node
+        self._loop = loop
+
+    def next_deadline(self) -> float:
+        return 0.0
+
+    def handle_timeout(self, now: float) -> None:
+        node = self._node
+        self._loop.remove_timed(self)
+        steps: list[Callable[[], None]] = [node.nat.apply, partial(store_again, node.tunnel, node.nat)]
+        if isinstance(node.tunnel, TunDevice):
+            steps.append(partial(configure, node.settings))
+        if node.host_setup is not None:
+            steps.append(partial(node.host_setup.apply_again, node.pause))
+        for step in steps:
+            if not node.is_serving:
+                return  # the next successor owns by now, and applies its own
+            try:
+                step()
+            except OxidizeError as error:
+                if node.is_serving:
+                    log.error("serving without all of its settings", reason=str(error))
 
 
 class _Linger:

@@ -136,6 +136,16 @@ class Node:
         if not self._serving:
             raise OxidizeError("a takeover is under way: ask again")
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether this process owns, and so may change what is set up outside of it."""
+        return self._serving
+
+    def pause(self, secs: float) -> None:
+        """Serve while a program runs that this process has started; raises OxidizeError once a successor owns."""
+        self._loop.run_once(secs)
+        self.check_serving()
+
     def give_up_ownership(self) -> None:
         """Stop reading and sending, and record what only this process knows: the next owner continues from there."""
         self._serving = False

@@ -1,7 +1,5 @@
 """A node gives ownership up and takes it back: what it must do at those moments, with real sockets and state."""
 
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,104 +8,20 @@ from typing import Any
 
 import pytest
 
+from oxidize.client.host_setup import HostSetup
 from oxidize.clock import boot_time
-from oxidize.config import load_server
-from oxidize.errors import TakeoverError
-from oxidize.net.event_loop import Loop
-from oxidize.net.udp import UdpSocket, bind_udp
-from oxidize.net.userspace import UserspaceNetwork
+from oxidize.errors import OxidizeError, TakeoverError
+from oxidize.hostnet import dns_config
 from oxidize.protocol.changes import PeerStaged
 from oxidize.protocol.constants import KEEPALIVE_TIMEOUT
 from oxidize.protocol.counters import KEEPALIVE_OWED_NS
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.noise import TransportKeys
-from oxidize.protocol.peer import Peer
-from oxidize.runtime.handover import Handover
+from oxidize.runtime import handover as handover_module
 from oxidize.runtime.node import Node
-from oxidize.runtime.parts import NodeParts, adopt_nat, boot_id, make_device, restore
 from oxidize.runtime.succession import Succession
-from oxidize.settings import NodeSettings
-from oxidize.state.session_state import SessionState
 from oxidize.takeover.messages import Hello
-from tests.support.config_files import ALICE, PRIVATE, secret
 from tests.support.network import packet
-
-SERVER = """\
-[server]
-listen = "127.0.0.1:0"
-address = ["10.9.0.1/24"]
-private_key_file = "server.key"
-takeover_socket = "takeover.sock"
-network = "userspace"
-metrics_listen = ""
-
-[[peer]]
-name = "alice"
-public_key = "{alice}"
-allowed_ips = ["10.9.0.2/32"]
-endpoint = "127.0.0.1:{port}"
-"""
-
-
-class Stand:
-    """A server of one peer, whose UDP socket the test holds."""
-
-    def __init__(self, folder: Path, undo: ExitStack) -> None:
-        self.peer_socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        undo.callback(self.peer_socket.close)
-        self.peer_socket.bind(("127.0.0.1", 0))
-        self.peer_socket.settimeout(5.0)
-        secret(folder / "server.key", PRIVATE + "\n")
-        path = secret(folder / "server.toml", SERVER.format(alice=ALICE, port=self.peer_socket.getsockname()[1]))
-        self.settings = NodeSettings.of_server(load_server(path))
-        self.loop = Loop()
-        undo.callback(self.loop.close)
-        self._undo = undo
-        self.state = SessionState.create("test", 1, boot_id(), self.settings.public_key)
-        self.node = self.make_node(self.state, 1)
-
-    def make_node(self, state: SessionState, generation: int, device: Any = None) -> Node:
-        settings = self.settings
-        udp = UdpSocket(bind_udp("127.0.0.1", 0))
-        tunnel = UserspaceNetwork(settings.addresses)
-        device = device or make_device(settings, state, settings.peers)
-        node = Node(
-            NodeParts(settings, generation, state, device, udp, tunnel, adopt_nat(settings, None), None), self.loop
-        )
-        self._undo.callback(node.close)
-        return node
-
-    def successor(self) -> Node:
-        """Restore while the node serves."""
-        fds = self.state.fds
-        restored = restore(self.settings, os.dup(fds["journal"]), os.dup(fds["arena"]), boot_time())
-        return self.make_node(restored.state, 2, restored.device)
-
-    def own(self, node: Node) -> None:
-        node.device.restore(node.session_state.sync(), boot_time())
-        node.session_state.become_writer()
-        node.session_state.begin_generation("test", node.generation)
-        node.device.own()
-        node.serve()
-
-    def handover(self) -> Handover:
-        handover = Handover(self.node, self.loop, held=False)
-        self._undo.callback(handover.predecessor.close)
-        return handover
-
-    @property
-    def peer(self) -> Peer:
-        (peer,) = self.node.device.peers.values()
-        return peer
-
-    def begin_session(self) -> None:
-        table, peer = self.node.device._table, self.peer
-        table.allocate_slot(peer)
-        index = table.indices.new(None, table.random_bytes)
-        keys = TransportKeys(bytes(32), bytes(32))
-        keypair = table.create_keypair(peer, keys, (index, 1), False, boot_time())
-        table.rotate(peer, lambda: peer.rotate_as_responder(keypair))
-        table.rotate(peer, peer.promote_next)
+from tests.support.node_stand import Stand
 
 
 @pytest.fixture
@@ -260,3 +174,63 @@ def test_a_node_that_does_not_own_cancels_no_drain(stand: Stand) -> None:
     handover.freeze({})
     with pytest.raises(Exception, match="a takeover is under way"):
         stand.node.accept()
+
+
+# --- What a dead successor changed outside of the process ---
+
+
+def changes_of_thaw(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Record what is done outside of the process while a node thaws, each by its name."""
+    done: list[str] = []
+    stand.node.host_setup = HostSetup(stand.settings, 1, None)
+    monkeypatch.setattr(stand.node.nat, "apply", lambda: done.append("nat"))
+    monkeypatch.setattr(handover_module, "store_again", lambda tunnel, nat: done.append("store"))
+    monkeypatch.setattr(stand.node.host_setup, "apply_again", lambda pause: done.append("host"))
+    return done
+
+
+def test_a_thawed_node_puts_back_what_its_successor_may_have_changed(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand.node.serve()
+    handover = stand.handover()
+    done = changes_of_thaw(stand, monkeypatch)
+    handover.freeze({})
+    handover.thaw("a test")
+    assert done == []  # it serves first
+    stand.loop.run_once(0)
+    assert done == ["nat", "store", "host"]
+    stand.loop.run_once(0)
+    assert len(done) == 3
+
+
+def test_a_node_that_has_given_up_ownership_again_puts_nothing_back(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand.node.serve()
+    handover = stand.handover()
+    done = changes_of_thaw(stand, monkeypatch)
+    handover.freeze({})
+    handover.thaw("a test")
+    stand.node.give_up_ownership()
+    stand.loop.run_once(0)
+    assert done == []
+
+
+def test_a_program_that_sets_something_up_is_ended_once_a_successor_owns(stand: Stand) -> None:
+    """As `resolvectl` in the middle of which a takeover happens, whose successor runs one of its own."""
+    stand.node.serve()
+    handover = stand.handover()
+    polls: list[float] = []
+
+    def pause(secs: float) -> None:
+        polls.append(secs)
+        if len(polls) == 2:
+            handover.freeze({})
+        stand.node.pause(min(secs, 0.001))
+
+    began = boot_time()
+    with pytest.raises(OxidizeError, match="a takeover is under way"):
+        dns_config._run(["sleep", "600"], pause)
+    assert len(polls) == 2
+    assert boot_time() - began < 500  # the program was killed
