@@ -17,6 +17,7 @@ from oxidize.runtime.parts import make_folder
 from oxidize.runtime.succession import Succession
 from oxidize.service_manager import notify
 from oxidize.settings import NodeSettings
+from oxidize.state import memory_file
 from oxidize.state.records import FORMAT
 from oxidize.takeover.successor import Successor
 
@@ -25,8 +26,9 @@ def start(settings: NodeSettings, loop: Loop, control: Control) -> Handover:
     """Start a generation, which serves when this returns.
 
     Raises ConfigError if a socket cannot be opened, TakeoverError if a predecessor still serves instead, and
-    OxidizeError if a coordinator waits for a takeover and the predecessor has ended.
+    OxidizeError if a coordinator waits for a takeover and the predecessor has ended, or on a 32-bit machine.
     """
+    memory_file.check_machine()
     make_folder(settings.takeover_socket)
     successor = Successor(settings.takeover_socket, release=oxidize.__version__, snapshot_versions=[FORMAT])
     offer = successor.connect()

@@ -16,6 +16,9 @@ Sources: memfd_create(2), fcntl(2) "File Sealing", fchmod(2), fallocate(2).
 import ctypes
 import fcntl
 import os
+import struct
+
+from oxidize.errors import OxidizeError
 
 MODE = 0o444
 
@@ -26,6 +29,16 @@ _FALLOC_FL_PUNCH_HOLE = 0x02
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = getattr(_libc, "fallocate64", _libc.fallocate)
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def check_machine() -> None:
+    """Raise OxidizeError on a machine that stores 64 bits in two steps: a kill in between would divide a counter."""
+    bits = 8 * struct.calcsize("P")
+    if bits < 64:
+        raise OxidizeError(
+            f"this Python has words of {bits} bits; expected 64: a counter must be stored in one step, which no crash "
+            "divides; use a 64-bit Python on a 64-bit machine"
+        )
 
 
 def create(name: str, size: int) -> int:

@@ -7,6 +7,8 @@ from contextlib import closing
 
 import pytest
 
+from oxidize.errors import OxidizeError
+from oxidize.state import memory_file
 from oxidize.state.memory_file import MODE
 from oxidize.state.session_state import SessionState
 
@@ -40,3 +42,10 @@ def test_another_user_with_descriptors_of_state_files_cannot_reopen_them_for_wri
             command = ["sh", "-c", REOPEN, str(fd)]
             done = subprocess.run(command, user=NOBODY, group=NOBODY, pass_fds=[fd], capture_output=True, check=False)
             assert done.stdout == b"read\n"
+
+
+def test_a_machine_with_words_of_32_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory_file.check_machine()
+    monkeypatch.setattr("struct.calcsize", lambda _: 4)
+    with pytest.raises(OxidizeError, match=r"words of 32 bits; expected 64.*use a 64-bit Python"):
+        memory_file.check_machine()
