@@ -19,7 +19,7 @@ from oxidize import logs
 from oxidize.client.host_setup import check_host_setup, revert_host_setup
 from oxidize.clock import boot_time
 from oxidize.control.reload_channel import Control
-from oxidize.errors import OxidizeError, Phase, SnapshotError, StateError, TakeoverError, reason_of
+from oxidize.errors import OxidizeError, Phase, SnapshotError, TakeoverError, reason_of
 from oxidize.hostnet.netlink import preload
 from oxidize.net.event_loop import READABLE, Loop
 from oxidize.net.tun import TunDevice
@@ -155,10 +155,7 @@ class Succession:
         blackout_ms = blackout * 1000 if blackout is not None else None
         _count_takeover(node, blackout, summary)
         way = "inherited: the predecessor died" if commit.predecessor_died else "taken over"
-        try:
-            node.record_start(way, summary["sessions"], blackout_ms)
-        except StateError as error:  # a full journal: serving matters more than the record
-            log.error("the takeover is not recorded", reason=str(error))
+        node.record_start(way, summary["sessions"], blackout_ms)
         handover = Handover(node, self.loop, held=True, must_listen=not commit.predecessor_died)
         self.successor.taken({"sessions": summary["sessions"], "blackout_ms": blackout_ms or 0.0})
         return handover
