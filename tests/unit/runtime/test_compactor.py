@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from oxidize.protocol.changes import KeypairState, PeerEndpoint, PeerKeypairs, PeerSeen
+from oxidize.protocol.changes import Change, KeypairState, PeerEndpoint, PeerHandshake, PeerKeypairs, PeerSeen
+from oxidize.protocol.constants import REKEY_AFTER_TIME
 from oxidize.protocol.counters import Total
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.runtime.compactor import (
@@ -23,6 +24,7 @@ from oxidize.state.arena import Arena
 from oxidize.state.journal import Journal
 from oxidize.state.records import FORMAT
 from oxidize.state.session_state import SessionState
+from tests.support.network import Host, World
 
 BOOT_ID, PUBLIC_KEY = "boot", b"P" * 32
 ENVELOPE = {"format": 1, "min_reader": 1, "release": "0.2.0", "generation": 1, "boot_id": BOOT_ID}
@@ -108,6 +110,53 @@ def test_a_compaction_with_the_steps_of_the_server_keeps_every_record(state: Ses
     assert set(state.changes()) == before
     successor = successor_of(state)
     assert set(successor.changes()) == before
+    successor.close()
+
+
+class StoredHost(Host):
+    """A host of the network in memory, whose state is in the files of a server."""
+
+    def make_slots(self) -> Arena:  # type: ignore[override]
+        self.state = made()
+        self.slots.counters = self.state.arena.counters
+        return self.state.arena
+
+    def record(self, change: Change) -> None:
+        self.state.record(change)
+        super().record(change)
+
+
+def test_a_serving_device_is_compacted_between_its_batches_and_can_be_restored_at_every_step() -> None:
+    world = World()
+    server = world.add(StoredHost(world, 1))
+    clients = [world.add(Host(world, number)) for number in range(2, 42)]
+    for client in clients:
+        client.know(server)
+        server.know(client, reachable=False)
+        client.start()
+    server.start()
+    state, clock, steps = server.state, Clock(server.state, world.now), 0
+    for _ in range(8):
+        world.run(REKEY_AFTER_TIME / 2)
+        for client in clients:
+            clock.now = max(clock.now, world.now)
+            clock.compactor.handle_timeout(clock.now)
+            steps += state.journal.is_compacting
+            client.send(server)
+            world.exchange()
+            server.send(client)
+            world.exchange()
+        assert_restores(state, server)
+    assert state.journal.position[0] >= 2
+    assert steps >= 5, "traffic and compaction take turns"
+    assert all(len(client.delivered) == 8 for client in clients)
+    state.close()
+
+
+def assert_restores(state: SessionState, host: Host) -> None:
+    successor = successor_of(state)
+    live = [c for c in host.folded() if not isinstance(c, PeerHandshake) or c.local_index]
+    assert set(successor.changes()) == set(state.changes()) == set(live)
     successor.close()
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from oxidize.runtime.handover import Handover
+from oxidize.state.session_state import SessionState
 from oxidize.takeover.messages import Hello
 
 
@@ -30,3 +31,33 @@ def test_an_offer_that_cannot_be_made_does_not_hold_compaction() -> None:
     with pytest.raises(OSError, match="no descriptor"):
         handover.offer(Hello("1.0", 1, (1,)))
     assert not held
+
+
+def test_the_regions_of_the_journal_do_not_change_sides_while_an_offer_is_open() -> None:
+    """The successor would have to read everything again, after COMMIT."""
+    state = SessionState.create("0.2.0", 1, "boot", b"k" * 32)
+    for number in range(50):
+        state.record_takeover({"number": number})
+    handover = object.__new__(Handover)
+    handover._preparation = SimpleNamespace(begin=lambda: None)  # type: ignore[assignment]
+    handover.node = SimpleNamespace(  # type: ignore[assignment]
+        session_state=state,
+        settings=SimpleNamespace(listen=("::", 0), metrics_listen=None, server=None),
+        interface_digest="",
+        is_ending=False,
+        drain_left_secs=None,
+        host_setup=None,
+        watchdog_secs=0.0,
+        connection=None,
+        udp=SimpleNamespace(fileno=lambda: 0, framing=dict),
+        http_listener=None,
+        tunnel=None,
+        nat=SimpleNamespace(fileno=lambda: None),
+    )
+    handover.offer(Hello("1.0", 1, (1,)))
+    while state.maintain(purge=True):
+        pass
+    assert state.journal.position[0] == 0
+    state.unhold()
+    assert state.journal.position[0] == 1
+    state.close()

@@ -252,6 +252,51 @@ def test_a_reader_behind_a_compaction_gets_a_retirement_for_each_vanished_record
     reader.close()
 
 
+class Overtaken(Journal):
+    """A reader whose journal is compacted, and used further, in the middle of some of its reads."""
+
+    writer: Journal
+    compactions = 0
+
+    def _check_envelope(self, record: dict[str, Any], *, first: bool) -> None:
+        super()._check_envelope(record, first=first)
+        if self.compactions and record["key"] == b"1":
+            self.compactions -= 1
+            compact(self.writer)
+            for i in range(20):
+                self.writer.append(record_of_padding(i))
+
+
+def record_of_padding(number: int) -> dict[str, Any]:
+    return record("padding", b"%d" % (number % 3), number, padding=bytes(700))
+
+
+@pytest.mark.parametrize("compactions", [1, 2, 3, 4])
+def test_a_reader_that_is_overtaken_by_a_compaction_reads_again(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, compactions: int
+) -> None:
+    monkeypatch.setattr("oxidize.state.stream.READ_BYTES", 512)
+    for i in range(40):
+        journal.append(record("a", b"%d" % (i % 4), i), record_of_padding(i))
+    reader = Overtaken.open(os.dup(journal.fd), reader=1)
+    reader.writer, reader.compactions = journal, compactions
+    found = values(reader.sync())
+    assert reader.compactions == 0
+    assert found == values(journal.live_records())
+    journal.append(record("a", b"5", 5))
+    assert values(reader.sync()) == {("a", b"5"): 5}
+    reader.close()
+
+
+def test_a_reader_that_is_overtaken_again_and_again_gives_up(journal: Journal) -> None:
+    journal.append(record("a", b"1", 1))
+    reader = Overtaken.open(os.dup(journal.fd), reader=1)
+    reader.writer, reader.compactions = journal, 100
+    with pytest.raises(SnapshotError, match="compacted 5 times while it was read"):
+        reader.sync()
+    reader.close()
+
+
 # --- Compaction ---
 
 

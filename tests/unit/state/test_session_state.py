@@ -1,12 +1,13 @@
 """Session state: a generation restores what its predecessor recorded, in the same boot, clock and identity only."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from oxidize.errors import SnapshotError, StateError
+from oxidize.errors import SnapshotError, StateError, StorageError
 from oxidize.protocol.changes import (
     Change,
     CookieSecret,
@@ -18,17 +19,22 @@ from oxidize.protocol.changes import (
     PeerRemoved,
     PeerSeen,
     PeerStaged,
+    PeerTimestamp,
 )
-from oxidize.protocol.counters import SEND_COUNTER
+from oxidize.protocol.constants import PEERS_MAX, STAGED_BYTES_MAX
+from oxidize.protocol.counters import SEND_COUNTER, Total
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.state import journal as journal_module
-from oxidize.state.journal import HEADER_BYTES
+from oxidize.state.journal import HEADER_BYTES, LIVE_FRACTION_MAX, REGION_BYTES_MAX
+from oxidize.state.records import encode_change
 from oxidize.state.session_state import CLOCK_AHEAD_SECS_MAX, TAKEOVERS_MAX, SessionState
+from oxidize.state.stream import STRING_BYTES_MAX, encode
 
 BOOT_ID = "6f1f2c1e-0000-4000-8000-0123456789ab"
 PUBLIC_KEY = b"P" * 32
 ALICE, BOB = b"A" * 32, b"B" * 32
 NOW = 1000.0
+U32_MAX = (1 << 32) - 1
 
 
 @pytest.fixture
@@ -223,6 +229,105 @@ def test_a_rollback_never_lowers_min_reader(state: SessionState, monkeypatch: py
     state.begin_generation("0.1.0", 3)
     state.raise_min_reader()
     assert state.journal.envelope["min_reader"] == 4
+
+
+def test_a_successor_that_requires_newer_readers_and_dies_leaves_a_state_that_its_predecessor_reads(
+    state: SessionState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state.stop_writing()
+    successor = successor_of(state)
+    with monkeypatch.context() as patch:
+        patch.setattr("oxidize.state.session_state.MIN_READER", 2)
+        successor.become_writer()
+        successor.begin_generation("2.0.0", 2)
+        successor.record(PeerSeen(ALICE, successor.arena.allocate()))
+        successor.stop_writing()  # it dies before the predecessor has ended
+        assert state.sync() == successor.changes()
+        successor.become_writer()
+        successor.raise_min_reader()  # the predecessor has ended
+        successor.stop_writing()
+    with pytest.raises(SnapshotError, match="wants a reader of 2"):
+        state.sync()
+    successor.close()
+
+
+def test_a_failed_takeover_with_a_long_reason_is_recorded_cut_and_read(state: SessionState) -> None:
+    for reason in ("\u00fc" * 5000, "x" * (64 << 10), "lone \ud800"):
+        state.record_takeover({"result": "failure", "reason": reason})
+    successor = successor_of(state)
+    assert successor.takeovers() == state.takeovers()
+    assert [len(entry["reason"].encode()) for entry in successor.takeovers()] == [4096, 4096, 6]
+    assert state.arena.counters[Total.CHANGES_NOT_RECORDED] == 0
+    successor.close()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"key": b"\xff" * 8, "entry": {}},
+        {"key": b"\xff" * 40, "entry": {}},
+        {"key": b"", "entry": {"reason": 1}},
+        {"key": b"\0" * 8, "entry": "text"},
+        {"key": b"\0" * 8},
+        {"key": b"\0" * 8, "retire": "own"},
+    ],
+)
+def test_history_that_cannot_be_understood_costs_no_session(state: SessionState, record: dict[str, object]) -> None:
+    seen = PeerSeen(ALICE, state.arena.allocate())
+    state.record(seen)
+    state.journal.append({"type": "takeover", **record})
+    successor = successor_of(state)
+    assert successor.changes() == [seen]
+    state.stop_writing()
+    successor.become_writer()
+    successor.record_takeover({"generation": 2})
+    assert successor.takeovers()[-1] == {"generation": 2}
+    successor.close()
+
+
+def test_history_that_cannot_be_recorded_is_counted_and_raises_nothing(state: SessionState) -> None:
+    state.record_takeover({"generation": 1})
+    state.record_takeover({"bad": object()})
+    state.record_takeover({"bad": 1 << 64})
+    assert state.takeovers() == [{"generation": 1}]
+    assert state.arena.counters[Total.CHANGES_NOT_RECORDED] == 2
+
+
+def test_a_generation_begins_although_the_journal_cannot_take_its_envelope(
+    state: SessionState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pwrite(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    state.begin_generation("0.2.0", 2)
+    assert state.generation == 1
+    assert state.arena.counters[Total.CHANGES_NOT_RECORDED] == 1
+    with pytest.raises(StorageError):
+        state.record(PeerSeen(ALICE, state.arena.allocate()))
+    assert state.changes() == []
+
+
+def test_the_records_of_as_many_peers_as_can_be_configured_fit_twice_with_all_that_is_staged() -> None:
+    """Twice: those of the configuration before are removed only once the predecessor has ended."""
+    late, key = 1e9 + 0.1, b"\xff" * 32
+    newest = KeypairState(U32_MAX, U32_MAX, key, key, late, True, 1 << 40)
+    endpoint = Endpoint(b"\xff" * 16, 65535, U32_MAX, b"\xff" * 16, U32_MAX)
+    of_one_peer: list[Change] = [
+        PeerSeen(key, 1 << 40),
+        PeerKeypairs(key, newest, newest, newest, late),
+        PeerEndpoint(key, endpoint),
+        PeerTimestamp(key, b"t" * 12, late),
+        PeerHandshake(key, U32_MAX, key, key, key, b"m" * 16, late, late, late),
+        PeerCookie(key, b"c" * 16, late),
+    ]
+    peer_bytes = sum(len(encode(encode_change(change))) for change in of_one_peer)
+    packets = [b"\x45" * 20] * 128  # the smallest IP packets: most of the record is not the packets
+    staged_bytes = (
+        len(encode(encode_change(PeerStaged(key, tuple(packets))))) / sum(map(len, packets)) * STAGED_BYTES_MAX
+    )
+    history_bytes = TAKEOVERS_MAX * (STRING_BYTES_MAX + 1000)
+    assert 2 * PEERS_MAX * peer_bytes + staged_bytes + history_bytes < LIVE_FRACTION_MAX * REGION_BYTES_MAX
 
 
 # --- Refused states ---
