@@ -1,8 +1,9 @@
-"""Measure the blackout of a takeover, by the number of sessions.
+"""Measure the blackout of a takeover, by the number of sessions, of packets that wait and of endpoints that moved.
 
-The rule under test: the blackout does not grow with the number of sessions. Servers start from stored state with
-synthetic sessions, as after a crash, and are then replaced by `oxidize reload` under the traffic of one real client.
-Compare rows of one run only.
+The rule under test: the blackout grows with none of them. Servers start from stored state with synthetic sessions, and
+packets that wait for peers without one, as after a crash, and are then replaced by `oxidize reload` under the traffic
+of one real client. No real client moves that often, so the second table measures the two devices of a hand-off in one
+process: the freeze, and what the successor does from COMMIT on. Compare rows of one run only.
 """
 
 import contextlib
@@ -29,11 +30,16 @@ from demo.fleet import FleetProcess
 from demo.records import Kind
 from oxidize.control.query import IDENTITY, fetch
 from oxidize.holder import processes
-from oxidize.protocol.changes import KeypairState, PeerEndpoint, PeerKeypairs, PeerSeen, PeerTimestamp
+from oxidize.protocol.changes import KeypairState, PeerEndpoint, PeerKeypairs, PeerSeen, PeerStaged, PeerTimestamp
+from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.peer import PeerSettings
 from oxidize.state.session_state import SessionState
 
-SESSIONS = (10, 1_000, 10_000)
+# Sessions, and peers without one for each of which WAITING_PACKETS wait.
+LOADS = ((1, 0), (10, 0), (1_000, 0), (10_000, 0), (19_000, 0), (10, 100), (10, 400), (10_000, 400))
+WAITING_PACKETS, WAITING_PACKET_BYTES = 117, 1_400  # 64 MB for 400 peers, which is all that is staged
+MOVED = (0, 10, 1_000, 20_000)  # endpoints
 RELOADS = 5
 START_SECS_MAX = 60.0
 ECHOES_PER_SECOND = 500.0
@@ -59,6 +65,7 @@ class Row:
     """The result for one number of sessions."""
 
     sessions: int
+    waiting: int
     start_secs: float  # from the start of the process to a healthy /health
     health_ms_max: float  # the longest response time of /health during the restore
     reload_secs: float
@@ -68,16 +75,17 @@ class Row:
     def print(self, base: float) -> None:
         median = statistics.median(self.blackouts_ms)
         print(
-            f"{self.sessions:8d}  {self.start_secs:6.2f} s  {self.health_ms_max:8.1f} ms  {self.reload_secs:6.2f} s  "
+            f"{self.sessions:8d}  {self.waiting:7d}  "
+            f"{self.start_secs:6.2f} s  {self.health_ms_max:8.1f} ms  {self.reload_secs:6.2f} s  "
             f"{median:8.2f} ms  {max(self.blackouts_ms):8.2f} ms  {median / base:5.2f}  {self.echo_ms_max:9.1f} ms"
         )
 
 
-HEADINGS = "sessions     start  slowest health   reload     blackout      largest  ratio  slowest echo"
+HEADINGS = "sessions  packets     start  slowest health   reload     blackout      largest  ratio  slowest echo"
 
 
-def stored_state(public_key: bytes, peers: list[bytes]) -> SessionState:
-    """Return the state of a server with a fresh session of every peer."""
+def stored_state(public_key: bytes, peers: list[bytes], waiting: list[bytes]) -> SessionState:
+    """Return the state of a server with a fresh session of each of `peers`, and packets for each of `waiting`."""
     state = SessionState.create(oxidize.__version__, 1, BOOT_ID.read_text().strip(), public_key)
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
     for number, peer in enumerate(peers, 1):
@@ -87,25 +95,31 @@ def stored_state(public_key: bytes, peers: list[bytes]) -> SessionState:
         keys = (os.urandom(32), os.urandom(32))
         keypair = KeypairState(number, number, *keys, now, False, state.arena.allocate())
         state.record(PeerKeypairs(peer, None, keypair, None, time.time()))
+    for peer in waiting:
+        state.record(PeerEndpoint(peer, Endpoint(bytes([127, 0, 0, 1]), 9)))
+        state.record(PeerStaged(peer, (bytes(WAITING_PACKET_BYTES),) * WAITING_PACKETS))
     return state
 
 
 class Server:
-    """A server that starts from a state with `sessions` sessions and has one more peer, a real client."""
+    """A server that starts from a state with `sessions` sessions and has one more peer, a real client.
 
-    def __init__(self, directory: Path, sessions: int) -> None:
+    waiting: peers without a session for which packets wait.
+    """
+
+    def __init__(self, directory: Path, sessions: int, waiting: int) -> None:
         self.config = directory / "server.toml"
         self.log = directory / "server.log"
         self._takeover_socket = directory / "takeover.sock"
         self._key, self._client_key = X25519PrivateKey.generate(), X25519PrivateKey.generate()
-        self._peers = [os.urandom(32) for _ in range(sessions)]
+        self._peers = [os.urandom(32) for _ in range(sessions + waiting)]
         self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._http = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         for bound in (self._udp, self._http):
             bound.bind(("127.0.0.1", 0))
         self._http.listen()
         self._write_config(directory)
-        state = stored_state(self._key.public_key().public_bytes_raw(), self._peers)
+        state = stored_state(self._key.public_key().public_bytes_raw(), self._peers[:sessions], self._peers[sessions:])
         fds = [("udp", self._udp.fileno()), ("http", self._http.fileno()), *state.fds.items()]
         with self.log.open("wb") as log:
             self.pid = processes.spawn(self._command("server"), os.environ, log.fileno(), fds)
@@ -173,9 +187,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(sessions: int) -> Iterator[Server]:
+def running(sessions: int, waiting: int) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="oxidize-bench-") as directory:
-        server = Server(Path(directory), sessions)
+        server = Server(Path(directory), sessions, waiting)
         try:
             yield server
         except BaseException:
@@ -201,9 +215,9 @@ def echoing(server: Server) -> Iterator[list[float]]:
         fleet.close()
 
 
-def measure(sessions: int) -> Row:
+def measure(sessions: int, waiting: int) -> Row:
     began = time.perf_counter()
-    with running(sessions) as server:
+    with running(sessions, waiting) as server:
         health_ms_max = server.wait_healthy()
         start_secs = time.perf_counter() - began
         reload_secs = []
@@ -216,16 +230,68 @@ def measure(sessions: int) -> Row:
         if server.sessions() != sessions + 1:
             raise SystemExit(f"{server.sessions()} sessions after {RELOADS} reloads; expected {sessions + 1}")
         blackouts = server.blackouts_ms()
-        return Row(sessions, start_secs, health_ms_max, statistics.median(reload_secs), blackouts, max(latencies))
+        return Row(
+            sessions,
+            waiting * WAITING_PACKETS,
+            start_secs,
+            health_ms_max,
+            statistics.median(reload_secs),
+            blackouts,
+            max(latencies),
+        )
+
+
+def measure_moved(moved: int) -> tuple[float, float, float]:
+    """Return the milliseconds of the slowest slice before a freeze, of the freeze, and of what the successor does."""
+    private_key = X25519PrivateKey.generate()
+    identity, now = private_key.public_key().public_bytes_raw(), time.clock_gettime(time.CLOCK_BOOTTIME)
+    peers = [PeerSettings(os.urandom(32)) for _ in range(moved)]
+
+    def device_on(state: SessionState) -> Device:
+        return Device(private_key.private_bytes_raw(), peers, state.arena, os.urandom, time.time, state.record)
+
+    old_state = SessionState.create(oxidize.__version__, 1, "boot", identity)
+    old = device_on(old_state)
+    journal, arena = (os.dup(fd) for fd in old_state.fds.values())
+    new_state = SessionState.open(journal, arena, boot_id="boot", public_key=identity, now=now)
+    new = device_on(new_state)
+    new.restore(new_state.changes(), now)
+    for port in (1, 2):
+        for peer in old.peers.values():
+            old.set_endpoint(peer, Endpoint(bytes([127, 0, 0, 1]), port), now)
+    slices = [0.0]
+    while not old.unrecorded.is_small:
+        began = time.perf_counter()
+        old.unrecorded.record_slice(now)
+        slices.append(time.perf_counter() - began)
+    new.restore(new_state.sync(), now)
+    frozen = time.perf_counter()
+    old.freeze()
+    old_state.stop_writing()
+    committed = time.perf_counter()
+    new.restore(new_state.sync(), now)
+    new_state.become_writer()
+    new_state.begin_generation(oxidize.__version__, 2)
+    new.own()
+    owned = time.perf_counter()
+    if any(peer.endpoint is None or peer.endpoint.port != 2 for peer in new.peers.values()):
+        raise SystemExit("an endpoint was not handed over; expected all of them")
+    for state in (old_state, new_state):
+        state.close()
+    return max(slices) * 1e3, (committed - frozen) * 1e3, (owned - committed) * 1e3
 
 
 def main() -> None:
     print(HEADINGS)
     base = 0.0
-    for sessions in SESSIONS:
-        row = measure(sessions)
+    for sessions, waiting in LOADS:
+        row = measure(sessions, waiting)
         base = base or statistics.median(row.blackouts_ms)
         row.print(base)
+    print("   moved  slowest slice    freeze  from COMMIT on")
+    for moved in MOVED:
+        slice_ms, freeze_ms, own_ms = measure_moved(moved)
+        print(f"{moved:8d}  {slice_ms:10.2f} ms  {freeze_ms:5.2f} ms  {own_ms:11.2f} ms")
 
 
 if __name__ == "__main__":

@@ -112,6 +112,8 @@ class Peer:
         self.current: PeerKeypair | None = None
         self.next: PeerKeypair | None = None
         self.handshake: PendingHandshake | None = None
+        # In no record: an answered one that a crash brought back would make the same keys again, with a send counter
+        # of 0. A successor gets the response to its next retry instead; no packet is lost by that.
         self.superseded: tuple[PendingHandshake, ...] = ()  # earlier ones whose responses are accepted, oldest first
         self.handshake_wanted_at = NEVER  # an initiation held back because the last one was too recent
         self.initiation_sent_at = -NEVER
