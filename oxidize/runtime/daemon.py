@@ -1,5 +1,7 @@
 """The process of `oxidize server` and `oxidize client`: from the command line to the exit status."""
 
+import contextlib
+import os
 import time
 from pathlib import Path
 from typing import Literal
@@ -10,6 +12,7 @@ from oxidize.errors import OxidizeError, Phase, TakeoverError, UnreachableError,
 from oxidize.net.event_loop import Loop
 from oxidize.runtime.startup import start
 from oxidize.service_manager import notify
+from oxidize.service_manager.privileges import Capability, forbid_core_dumps, keep_only
 from oxidize.settings import NodeSettings
 
 FAILED_START_PAUSE_SECS = 1.0
@@ -22,11 +25,14 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
 
     Raises ConfigError and other OxidizeErrors if the process cannot serve, after it has told the coordinator.
     """
+    forbid_core_dumps()
     control = Control(control_fd)
     loop = Loop()
     try:
         logs.configure(log_level)
-        handover = start(_load(role, config_path), loop, control)
+        settings = _load(role, config_path)
+        handover = start(settings, loop, control)
+        _give_up_rights(settings)
     except OxidizeError as error:
         control.failed(reason_of(error))
         _pause(control, error)
@@ -49,6 +55,29 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
     if handover.node.failure is not None:
         raise UnreachableError(handover.node.failure)
     return 0
+
+
+def _give_up_rights(settings: NodeSettings) -> None:
+    """Keep the rights that serving needs; sockets, interface and rules exist, and a successor comes with its own."""
+    try:
+        keep_only(rights_of(settings))
+    except OSError as error:
+        log.warning("serving with more rights than it needs", reason=str(error))
+
+
+def rights_of(settings: NodeSettings) -> set[Capability]:
+    """Return the capabilities that a process uses after its start, if it has them."""
+    rights = set()
+    if settings.network == "tun":
+        rights.add(Capability.NET_ADMIN)  # addresses, routes, rules, nftables and marks are set right at any time
+    if settings.name_servers is not None:
+        # resolvconf(8) replaces files and signals programs of other users when the name servers are removed.
+        rights |= {Capability.CHOWN, Capability.DAC_OVERRIDE, Capability.FOWNER, Capability.KILL}
+    for path in (settings.takeover_socket, settings.endpoints_file):
+        with contextlib.suppress(OSError):
+            if path is not None and path.parent.stat().st_uid != os.geteuid():
+                rights.add(Capability.DAC_OVERRIDE)  # root writes to a folder of another user
+    return rights
 
 
 def _pause(control: Control, error: Exception) -> None:

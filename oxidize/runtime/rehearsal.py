@@ -5,7 +5,6 @@ it leaves out sockets, devices and the hand-off. Both sides count the sessions a
 chooses.
 """
 
-import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from oxidize.protocol.changes import PeerKeypairs
 from oxidize.protocol.keypair import Keypair
 from oxidize.runtime.offer import FdName
 from oxidize.runtime.parts import NOT_CONFIGURED, Restored, restore
+from oxidize.service_manager.privileges import forbid_core_dumps
 from oxidize.settings import NodeSettings
 from oxidize.state.copies import copy_arena, copy_journal
 from oxidize.takeover.channel import close_fds, close_unasked
@@ -77,7 +77,7 @@ def rehearse(settings: NodeSettings) -> Rehearsal:
 
     Raises SnapshotError where this release cannot restore it, other OxidizeErrors where there is nothing to restore.
     """
-    _keep_out_of_core_dumps()
+    forbid_core_dumps()
     for _ in range(COPIES_MAX):
         answer = _ask(settings.takeover_socket)
         try:
@@ -88,12 +88,6 @@ def rehearse(settings: NodeSettings) -> Rehearsal:
         if copies is not None:
             return _restore(settings, snapshot, *copies)
     raise SnapshotError(f"journal: compacted {COPIES_MAX} times while it was copied, expected once at most: try again")
-
-
-def _keep_out_of_core_dumps() -> None:
-    """Let this process leave no core dump if it crashes, for it is about to read keys (getrlimit(2))."""
-    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 def _ask(takeover_socket: Path) -> Answer:

@@ -1,1 +1,1 @@
-"""The service manager: notifications and stored descriptors, queries to systemctl, the watchdog."""
+"""The service manager: notifications, stored descriptors, queries to systemctl, the watchdog, a service's rights."""
