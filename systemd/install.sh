@@ -130,7 +130,7 @@ put_units() {
 	put systemd/tmpfiles.conf "$TMPFILESDIR/oxidize.conf"
 	put_sysctls
 	mkdir -p "$DESTDIR$CONFDIR"
-	chmod 0750 "$DESTDIR$CONFDIR"
+	chmod 0751 "$DESTDIR$CONFDIR"
 	if ! test -e "$DESTDIR$CONFDIR/server.toml"; then
 		put systemd/server.toml "$CONFDIR/server.toml"
 		chmod 0640 "$DESTDIR$CONFDIR/server.toml"
@@ -138,8 +138,36 @@ put_units() {
 	if is_live && command -v systemd-sysusers > /dev/null; then
 		systemd-sysusers "$SYSUSERSDIR/oxidize.conf"
 		systemd-tmpfiles --create "$TMPFILESDIR/oxidize.conf"
+		give_client_its_keys
 	fi
 	! has_systemd || systemctl daemon-reload
+	report_old_user
+}
+
+key_files() { # CONFIGURATION: the key files that it names, as absolute paths
+	sed -n 's/^[[:space:]]*\(private\|preshared\)_key_file[[:space:]]*=[[:space:]]*"\([^"]*\)".*/\2/p' "$1" 2> /dev/null |
+		sed "s|^[^/]|$CONFDIR/&|"
+}
+
+# Release 0.1 had one user for both services. tmpfiles.conf gives away the files of the usual names, this the others, but
+# none that the server uses too.
+give_client_its_keys() {
+	key_files "$CONFDIR/client.toml" | while read -r file; do
+		test "$(stat -c %U "$file" 2> /dev/null)" = oxidize || continue
+		if key_files "$CONFDIR/server.toml" | grep -Fqx "$file"; then
+			echo "$file: server and client use it, and have a user each: give the client a copy of its own" >&2
+		else
+			chown oxidize-client:oxidize-client "$file"
+		fi
+	done
+}
+
+# A process is replaced by one of its own user only. A restart keeps socket, state and interface in systemd's store.
+report_old_user() {
+	has_systemd || return 0
+	pid=$(systemctl show -p MainPID --value oxidize-client.service)
+	test "$pid" != 0 && test "$(stat -c %U "/proc/$pid" 2> /dev/null)" = oxidize || return 0
+	echo "oxidize-client.service has a user of its own now: systemctl restart oxidize-client"
 }
 
 changed_units() {
@@ -166,7 +194,7 @@ uninstall_all() {
 	! has_systemd || systemctl daemon-reload
 	rm -f "$DESTDIR$PREFIX/.lock" # last: from here on another process may start
 	rmdir "$DESTDIR$PREFIX" 2> /dev/null || true
-	echo "removed; $CONFDIR and the user oxidize are kept"
+	echo "removed; $CONFDIR and the users oxidize and oxidize-client are kept"
 }
 
 case "${1-}" in

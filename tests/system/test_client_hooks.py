@@ -32,7 +32,7 @@ class Client:
         self.machine = Machine(lab, namespace, seed)
         self._put("/usr/local/bin/resolvconf", RESOLVCONF, "0755")
         self._put("/etc/oxidize/client.key", b64(Identity.make().private), "0400")
-        self.machine.run("chown", "oxidize:", "/etc/oxidize/client.key")
+        self.machine.run("chown", "oxidize-client:", "/etc/oxidize/client.key")
         self.write_config(dns=["10.9.0.1"])
 
     def drop_in(self, text: str) -> None:

@@ -76,12 +76,12 @@ def test_the_printed_commands_configure_the_clients_unit(service: Service) -> No
     machine.run("sh", "-c", "umask 077 && sh /etc/laptop.sh")
     files = [f"/etc/oxidize{name}" for name in ("", "/client.toml", "/client.key", "/client.psk")]
     assert machine.run("stat", "-c", "%a %U %G", *files).splitlines() == [
-        "750 root oxidize",
-        "640 root oxidize",
-        "400 oxidize oxidize",
-        "400 oxidize oxidize",
+        "751 root root",
+        "640 root oxidize-client",
+        "400 oxidize-client oxidize-client",
+        "400 oxidize-client oxidize-client",
     ]
-    machine.run("runuser", "-u", "oxidize", "--", OXIDIZE, "check", "--client", "-c", files[1])
+    machine.run("runuser", "-u", "oxidize-client", "--", OXIDIZE, "check", "--client", "-c", files[1])
     again = machine.try_run("sh", "/etc/laptop.sh")
     assert again.status == 1
     assert again.errors.startswith("oxidize: /etc/oxidize/client.key exists, so nothing is written: ")
