@@ -1,0 +1,253 @@
+"""What a successor inherits and what a thawing predecessor finds, in one process: only the owner acts, none forgets."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from oxidize.control.reload_channel import Control
+from oxidize.errors import Phase, StateError, TakeoverError
+from oxidize.runtime import succession as succession_module
+from tests.support.traffic.clients import EchoClient
+from tests.support.two_generations import Generations, two_generations
+
+FAR = 120.0  # seconds: every timer of a session and of a handshake is due
+
+
+@pytest.fixture
+def client() -> EchoClient:
+    return EchoClient(2)
+
+
+@pytest.fixture
+def generations(tmp_path: Path, client: EchoClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[Generations]:
+    with two_generations(tmp_path, [client, EchoClient(3)], monkeypatch, persistent_keepalive=1) as generations:
+        yield generations
+
+
+def test_a_session_is_served_by_both_generations_in_turn(generations: Generations, client: EchoClient) -> None:
+    assert generations.talk(client, generations.loop)
+    generations.succeed()
+    assert generations.talk(client, generations.next_loop)
+    generations.handover.thaw("the successor died")
+    assert generations.talk(client, generations.loop)
+    assert (client.handshakes, client.duplicated) == (1, 0)
+
+
+# --- Before COMMIT ---
+
+
+def test_a_successor_sets_no_socket_option_before_commit(
+    generations: Generations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, str]] = []
+    setsockopt = socket.socket.setsockopt
+
+    def note(self: socket.socket, *arguments: Any) -> None:
+        stage = "owner" if "ready" in dict(generations.peering.said) else "restoring"
+        if self.type == socket.SOCK_DGRAM:
+            calls.append((stage, str(arguments[1])))
+        setsockopt(self, *arguments)
+
+    monkeypatch.setattr(socket.socket, "setsockopt", note)
+    generations.succeed()
+    assert {stage for stage, _ in calls} == {"owner"}
+
+
+def test_a_successor_knows_a_session_that_was_made_between_its_last_look_and_ready(
+    generations: Generations, client: EchoClient
+) -> None:
+    generations.peering.before_commit = lambda: assert_talks(generations, client)
+    generations.succeed()
+    assert generations.talk(client, generations.next_loop)
+    assert client.handshakes == 1
+
+
+def assert_talks(generations: Generations, client: EchoClient) -> None:
+    assert generations.talk(client, generations.loop)
+
+
+# --- A frozen predecessor ---
+
+
+def test_a_frozen_predecessor_seals_and_sends_nothing(generations: Generations, client: EchoClient) -> None:
+    def answers() -> int:
+        for _ in range(20):
+            generations.late_by += FAR / 20
+            generations.loop.run_once(0)
+            client.receive()
+        return len(client.datagrams)
+
+    assert generations.talk(client, generations.loop)
+    before = len(client.datagrams)
+    assert answers() > before  # it has timers that send
+    sent = generations.node.counters[:]
+    generations.handover.freeze({})
+    before = len(client.datagrams)
+    client.send_next()
+    assert answers() == before
+    assert generations.node.counters[:] == sent
+
+
+# --- A predecessor that thaws ---
+
+
+def test_a_thawing_predecessor_keeps_the_session_that_its_successor_made(
+    generations: Generations, client: EchoClient
+) -> None:
+    generations.succeed()
+    assert generations.talk(client, generations.next_loop)
+    generations.handover.thaw("the successor died")
+    assert generations.talk(client, generations.loop)
+    assert client.handshakes == 1
+
+
+def test_a_thawing_predecessor_keeps_the_session_of_a_peer_that_its_successor_did_not_know(
+    generations: Generations, client: EchoClient
+) -> None:
+    assert generations.talk(client, generations.loop)
+    del generations.server.peers[0]
+    generations.succeed()
+    for _ in range(5):
+        generations.next_loop.run_once(0)  # after TAKEN; the predecessor has not ended
+    generations.handover.thaw("the successor died")
+    assert generations.talk(client, generations.loop)
+    assert client.handshakes == 1
+
+
+def test_a_successor_that_died_after_commit_does_not_block_the_next_one(
+    generations: Generations, client: EchoClient
+) -> None:
+    first = generations.offer().generation
+    generations.succeed()
+    generations.handover.thaw("the successor died")
+    assert generations.offer().generation == first + 1
+    generations.succeed()
+    assert generations.talk(client, generations.next_loop)
+
+
+# --- Failures after COMMIT ---
+
+
+def fail(*_: object, **__: object) -> NoReturn:
+    raise RuntimeError("broken on purpose")
+
+
+@pytest.mark.parametrize("where", ["_own", "_take"])
+def test_a_successor_that_fails_after_commit_says_why_and_ends_without_a_pause(
+    generations: Generations, client: EchoClient, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(succession_module.Succession, where, fail)
+    with pytest.raises(TakeoverError) as caught:
+        generations.succession().run()
+    assert caught.value.phase is Phase.OWNING  # the mark of a failure for whose end a predecessor waits
+    assert generations.peering.said[-1] == ("failed", "RuntimeError: broken on purpose")
+    generations.handover.thaw(generations.peering.said[-1][1])
+    assert generations.talk(client, generations.loop)
+
+
+def test_a_takeover_that_cannot_be_recorded_succeeds(
+    generations: Generations, client: EchoClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> NoReturn:
+        raise StateError("the journal is full")
+
+    monkeypatch.setattr("oxidize.runtime.node.Node.record_start", full)
+    generations.succeed()
+    assert generations.talk(client, generations.next_loop)
+
+
+@pytest.mark.parametrize("step", ["oxidize.runtime.node.Node.open_http", "oxidize.runtime.node.Node.notify_ready"])
+def test_no_step_after_taken_ends_the_only_process_that_serves(
+    generations: Generations, client: EchoClient, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    monkeypatch.setattr(step, fail)
+    generations.succeed()
+    assert generations.talk(client, generations.next_loop)
+
+
+# --- A predecessor that died ---
+
+
+@pytest.fixture
+def orphan_control() -> Iterator[Control]:
+    coordinator, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    coordinator.close()
+    control = Control(end.detach())
+    yield control
+    control.done({})
+
+
+def test_a_successor_serves_if_predecessor_and_coordinator_have_ended(
+    generations: Generations, client: EchoClient, orphan_control: Control
+) -> None:
+    assert generations.talk(client, generations.loop)
+    generations.peering.inherits = True
+    generations.handover.freeze({})  # dead: it acts no more
+    generations.next_handover = generations.succession(orphan_control).run()
+    assert generations.talk(client, generations.next_loop)
+    assert client.handshakes == 1
+
+
+def test_a_successor_without_its_coordinator_gives_up_while_its_predecessor_lives(
+    generations: Generations, client: EchoClient, orphan_control: Control
+) -> None:
+    with pytest.raises(TakeoverError, match="the coordinator is gone"):
+        generations.succession(orphan_control).run()
+    assert [what for what, _ in generations.peering.said] == ["failed"]
+    assert generations.talk(client, generations.loop)
+
+
+def test_an_heir_serves_although_the_takeover_socket_cannot_be_bound(
+    generations: Generations, client: EchoClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generations.peering.inherits = True
+    generations.handover.freeze({})
+    succession = generations.succession()
+    with monkeypatch.context() as patch:
+        patch.setattr("oxidize.takeover.listener._bind", refuse)
+        generations.next_handover = succession.run()
+    assert generations.talk(client, generations.next_loop)
+    generations.next_handover.predecessor.handle_timeout(generations.now() + 2.0)
+    assert generations.next_handover.predecessor._acceptor._listener.is_bound()
+
+
+def test_a_successor_that_cannot_bind_the_takeover_socket_leaves_its_predecessor_serving(
+    generations: Generations, client: EchoClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("oxidize.takeover.listener._bind", refuse)
+        with pytest.raises(TakeoverError, match="no descriptor"):
+            generations.succession().run()
+    generations.handover.thaw("no descriptor")
+    assert generations.talk(client, generations.loop)
+
+
+def refuse(path: Path) -> NoReturn:
+    raise TakeoverError(Phase.LISTENING, f"no descriptor for {path}")
+
+
+def test_an_unwatched_end_of_the_predecessor_is_looked_for_in_intervals(
+    generations: Generations, client: EchoClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register = generations.next_loop.register
+
+    def full(fd: int, events: int, callback: Any) -> None:
+        if fd == generations.peering.predecessor_fd:
+            raise OSError(28, os.strerror(28))
+        register(fd, events, callback)
+
+    monkeypatch.setattr(generations.next_loop, "register", full)
+    handover = generations.succeed()
+    ends = [each for each in generations.next_loop._timed if type(each).__name__ == "_PredecessorEnd"]
+    due = ends[0].next_deadline()
+    assert due is not None
+    released: list[bool] = []
+    monkeypatch.setattr(generations.peering, "has_predecessor_ended", lambda: True)
+    monkeypatch.setattr(handover.predecessor, "release", lambda: released.append(True))
+    ends[0].handle_timeout(due)
+    assert released == [True]
+    assert generations.talk(client, generations.next_loop)
