@@ -290,11 +290,11 @@ class Predecessor:
             return
         try:
             self._successor.send(Withdrawn(reason))
-        except BlockingIOError:
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it closed its end: it gave up
+        except OSError:
             # A process that cannot be told that the offer is void must not live to act on it.
             self._successor.peer.kill()
-        except OSError:
-            pass  # it closed its end: it gave up
         self._machine.sent(self._clock())
 
     def _forget_offer(self, reason: str) -> None:

@@ -89,7 +89,7 @@ class Generations:
         self.server = _LocalServer(Lab(folder), peers, listen="127.0.0.1:0")
         self.late_by = 0.0  # of the first generation's clock
         self.loop = Loop()
-        self.loop.now = self.now  # type: ignore[method-assign]
+        self.loop.now = self.now
         self.next_loop = Loop()
         self.next_handover: Handover | None = None
         settings = self.settings()

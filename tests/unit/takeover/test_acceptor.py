@@ -1,0 +1,264 @@
+"""What the kernel refuses costs a connection or a while without new ones, never the server."""
+
+import errno
+import logging
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from oxidize.errors import TakeoverError
+from oxidize.takeover.acceptor import ACCEPT_PAUSE, PATH_CHECK_SECS, Acceptor
+from oxidize.takeover.channel import close_fds, connect
+from oxidize.takeover.host import Answer
+from oxidize.takeover.listener import Listener
+from oxidize.takeover.messages import Query, Reply
+from tests.support.open_fds import no_leaked_fds
+
+
+def admit_none(*_: object) -> NoReturn:
+    raise AssertionError("no HELLO is sent here")
+
+
+class Bench:
+    """An acceptor on a clock of its own. refuses: the errno of every registration, 0 for none."""
+
+    def __init__(self, path: Path, *, refuses: int = 0) -> None:
+        self.now = 100.0
+        self.refuses = refuses
+        self.calls = 0
+        self.callbacks: dict[int, Callable[[], None]] = {}
+        self.listener = Listener(path)
+        self.acceptor = Acceptor(
+            self.listener,
+            admit=admit_none,
+            answer=lambda _: Answer(b"yes"),
+            register=self._register,
+            unregister=self._unregister,
+            clock=lambda: self.now,
+            timeout=5.0,
+            held=False,
+        )
+
+    def _register(self, fd: int, callback: Callable[[], None]) -> None:
+        if self.refuses:
+            raise OSError(self.refuses, os.strerror(self.refuses))
+        assert fd not in self.callbacks
+        self.callbacks[fd] = callback
+
+    def _unregister(self, fd: int) -> None:
+        del self.callbacks[fd]
+
+    def run(self, *, may_bind: bool = True) -> None:
+        for fd, callback in list(self.callbacks.items()):
+            if self.callbacks.get(fd) is callback:
+                self.calls += 1
+                callback()
+        self.acceptor.handle_timeout(self.now, may_bind=may_bind)
+
+    def ask(self) -> bool:
+        """Return whether a query is answered."""
+        try:
+            channel = connect(self.listener.path, 0.01)
+        except TakeoverError:
+            return False
+        if channel is None:
+            return False
+        channel.send(Query("anything"))
+        for _ in range(3):
+            self.run()
+        received = channel.receive_all().received
+        for each in received:
+            close_fds(each.fds)
+        channel.close()
+        return any(isinstance(each.message, Reply) for each in received)
+
+
+@contextmanager
+def bench_at(path: Path, *, refuses: int = 0) -> Iterator[Bench]:
+    with no_leaked_fds():
+        bench = Bench(path, refuses=refuses)
+        try:
+            yield bench
+        finally:
+            bench.refuses = 0
+            bench.acceptor.close(None)
+            assert bench.callbacks == {}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with bench_at(tmp_path / "t.sock") as bench:
+        yield bench
+
+
+@contextmanager
+def no_free_descriptor() -> Iterator[None]:
+    """Use up this process's descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.dup(0)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 8, hard))
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        close_fds(taken)
+
+
+# --- The path ---
+
+
+def test_a_path_that_disappears_comes_back_within_the_interval(bench: Bench) -> None:
+    bench.listener.path.unlink()
+    assert not bench.ask()
+    due = bench.acceptor.next_deadline()
+    assert due is not None
+    assert due <= bench.now + PATH_CHECK_SECS
+    bench.now = due
+    bench.run()
+    assert bench.ask()
+
+
+def test_a_path_is_looked_at_for_ever(bench: Bench) -> None:
+    for _ in range(5):
+        bench.now += PATH_CHECK_SECS
+        bench.run()
+        bench.listener.path.unlink()
+        bench.now += PATH_CHECK_SECS
+        bench.run()
+        assert bench.ask()
+
+
+def test_a_process_that_does_not_own_does_not_take_the_path(bench: Bench) -> None:
+    other = Listener(bench.listener.path)
+    bench.now += PATH_CHECK_SECS
+    bench.run(may_bind=False)
+    assert other.is_bound()
+    other.close()
+
+
+def test_a_lasting_loss_is_told_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    folder = bench.listener.path.parent
+    elsewhere = folder.with_name("elsewhere")
+    folder.rename(elsewhere)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(5):
+            bench.now += PATH_CHECK_SECS
+            bench.run()
+    assert len(caplog.records) == 1
+    elsewhere.rename(folder)
+    bench.now += PATH_CHECK_SECS
+    bench.run()
+    assert bench.ask()
+
+
+def test_two_servers_at_one_path_tell_it_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        for _ in range(5):
+            other = Listener(bench.listener.path)
+            bench.now += PATH_CHECK_SECS
+            bench.run()
+            other.close()
+    assert len(caplog.records) == 1
+    assert bench.ask()
+
+
+def test_a_closed_acceptor_leaves_the_path_alone(bench: Bench) -> None:
+    bench.acceptor.close(None)
+    bench.now += PATH_CHECK_SECS
+    bench.acceptor.handle_timeout(bench.now, may_bind=True)
+    bench.acceptor.ensure_bound()
+    assert not bench.listener.path.exists()
+    assert bench.acceptor.next_deadline() is None
+
+
+# --- No descriptor left ---
+
+
+def test_the_path_is_bound_again_without_a_free_descriptor(bench: Bench) -> None:
+    other = Listener(bench.listener.path)
+    with no_free_descriptor():
+        bench.acceptor.ensure_bound()
+    assert not other.is_bound()
+    assert bench.ask()
+    other.close()
+
+
+def test_a_path_that_could_not_be_bound_is_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    bench.listener.path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("socket.socket", refuse)
+        bench.acceptor.ensure_bound()
+    assert bench.listener.fileno() == -1
+    bench.now += PATH_CHECK_SECS
+    bench.run()
+    assert bench.ask()
+
+
+def test_accepting_without_a_free_descriptor_does_not_spin(bench: Bench) -> None:
+    waiting = connect(bench.listener.path, 1.0)
+    assert waiting is not None
+    with no_free_descriptor():
+        for _ in range(50):
+            bench.run()
+        assert bench.calls == 1
+        assert bench.acceptor.next_deadline() is not None
+        bench.now += ACCEPT_PAUSE
+        bench.run()
+        bench.run()
+        assert bench.calls == 2
+    bench.now += ACCEPT_PAUSE
+    assert bench.ask()
+    waiting.close()
+
+
+def test_a_connection_whose_process_cannot_be_watched_is_dropped_and_does_not_spin(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    waiting = connect(bench.listener.path, 1.0)
+    assert waiting is not None
+    with monkeypatch.context() as patch:
+        patch.setattr("oxidize.takeover.channel.PeerProcess.of", refuse)
+        for _ in range(5):
+            bench.run()
+    waiting.close()
+    bench.now += 2 * ACCEPT_PAUSE
+    bench.run()
+    assert bench.ask()
+
+
+# --- No room in the epoll set ---
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.ENOMEM])
+def test_a_connection_that_cannot_be_watched_is_dropped(bench: Bench, error: int) -> None:
+    bench.refuses = error
+    assert not bench.ask()
+    bench.refuses = 0
+    assert bench.ask()
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.ENOMEM])
+def test_a_listener_that_cannot_be_watched_is_tried_again(tmp_path: Path, error: int) -> None:
+    with bench_at(tmp_path / "t.sock", refuses=error) as bench:
+        for _ in range(3):
+            bench.run()
+            bench.now += ACCEPT_PAUSE
+        assert not bench.ask()
+        bench.refuses = 0
+        bench.now += ACCEPT_PAUSE
+        bench.run()
+        assert bench.ask()
