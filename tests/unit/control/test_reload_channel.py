@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -87,3 +88,27 @@ def test_without_a_coordinator_every_step_is_allowed() -> None:
     control.prepared({})
     control.done({})
     control.failed("")
+
+
+def test_a_predecessor_that_dies_ends_the_wait_for_go(pair: Pair) -> None:
+    coordinator, control = pair
+    with subprocess.Popen(["/bin/true"]) as predecessor:
+        pidfd = os.pidfd_open(predecessor.pid)
+        control.prepared({}, pidfd)
+        os.close(pidfd)
+    assert sent(coordinator)["event"] == "prepared"  # and no answer was needed
+
+
+def test_go_counts_while_the_predecessor_lives(pair: Pair) -> None:
+    coordinator, control = pair
+    send(coordinator, {"event": "go"})
+    pidfd = os.pidfd_open(os.getpid())
+    control.prepared({}, pidfd)
+    os.close(pidfd)
+
+
+@pytest.mark.parametrize("data", [b"{", b"\xff\xfe", b"[" * 60_000, b"1" * 60_000])
+def test_bytes_that_are_no_json_are_received_as_none(pair: Pair, data: bytes) -> None:
+    coordinator, control = pair
+    coordinator.send(data)
+    assert receive(socket_of(control)) is None

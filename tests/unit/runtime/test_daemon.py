@@ -25,3 +25,21 @@ def test_a_coordinator_gets_the_reason_of_a_failed_takeover_without_its_phase(mo
             daemon.run("server", Path("server.toml"), "info", end.detach())
         told = json.loads(coordinator.recv(4096))
     assert told == {"event": "failed", "pid": os.getpid(), "reason": "another successor waits already"}
+
+
+@pytest.mark.parametrize(("phase", "pauses"), [(Phase.RESTORING, 1), (Phase.OWNING, 0)])
+def test_a_process_for_whose_end_its_predecessor_waits_ends_without_a_pause(
+    monkeypatch: pytest.MonkeyPatch, phase: Phase, pauses: int
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise TakeoverError(phase, "no memory")
+
+    paused: list[float] = []
+    monkeypatch.setattr("oxidize.logs.configure", lambda _: None)
+    monkeypatch.setattr(daemon, "_load", lambda *_: None)
+    monkeypatch.setattr(daemon, "start", fail)
+    monkeypatch.setattr(daemon.notify, "is_managed", lambda: True)
+    monkeypatch.setattr(daemon.time, "sleep", paused.append)
+    with pytest.raises(TakeoverError):
+        daemon.run("server", Path("server.toml"), "info", None)
+    assert len(paused) == pauses
