@@ -38,8 +38,8 @@ def test_a_process_for_whose_end_its_predecessor_waits_ends_without_a_pause(
     monkeypatch.setattr("oxidize.logs.configure", lambda _: None)
     monkeypatch.setattr(daemon, "_load", lambda *_: None)
     monkeypatch.setattr(daemon, "start", fail)
-    monkeypatch.setattr(daemon.notify, "is_managed", lambda: True)
-    monkeypatch.setattr(daemon.time, "sleep", paused.append)
+    monkeypatch.setattr("oxidize.service_manager.notify.is_managed", lambda: True)
+    monkeypatch.setattr("time.sleep", paused.append)
     with pytest.raises(TakeoverError):
         daemon.run("server", Path("server.toml"), "info", None)
     assert len(paused) == pauses

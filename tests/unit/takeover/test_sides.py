@@ -216,9 +216,13 @@ def test_the_host_gets_reasons_that_it_can_record(bench: Bench) -> None:
     assert 0 < len(dict(bench.host.calls)["offer_withdrawn"].encode()) <= REASON_BYTES_MAX
 
 
-def test_the_host_gets_the_reason_of_its_own_failed_freeze_cut(bench: Bench) -> None:
+def test_the_host_gets_the_reason_of_its_own_failed_freeze_cut(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> NoReturn:
+        bench.host.serves = False
+        raise RuntimeError("漢" * 9_000)
+
     channel = bench.engage("restoring")
-    bench.host.commit = {"漢" * 9_000: object()}
+    monkeypatch.setattr(bench.host, "freeze", fail)
     channel.send(Ready({}))
     bench.run()
     assert 0 < len(dict(bench.host.calls)["thaw"].encode()) <= REASON_BYTES_MAX
