@@ -45,8 +45,10 @@ class Peering:
         self.inherits = False
         self.predecessor_fd = os.pidfd_open(os.getpid())
 
-    def ready(self, report: dict[str, Any]) -> Commit:
+    def ready(self, report: dict[str, Any], read_along: Callable[[], object] | None = None) -> Commit:
         self.said.append(("ready", report))
+        if read_along is not None:
+            read_along()
         self.before_commit()
         if self.inherits:
             return Commit(predecessor_died=True)

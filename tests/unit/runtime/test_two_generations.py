@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import pytest
 
 from oxidize.control.reload_channel import Control
-from oxidize.errors import Phase, StateError, TakeoverError
+from oxidize.errors import Phase, TakeoverError
 from oxidize.runtime import succession as succession_module
 from tests.support.traffic.clients import EchoClient
 from tests.support.two_generations import Generations, two_generations
@@ -147,17 +147,6 @@ def test_a_successor_that_fails_after_commit_says_why_and_ends_without_a_pause(
     assert generations.peering.said[-1] == ("failed", "RuntimeError: broken on purpose")
     generations.handover.thaw(generations.peering.said[-1][1])
     assert generations.talk(client, generations.loop)
-
-
-def test_a_takeover_that_cannot_be_recorded_succeeds(
-    generations: Generations, client: EchoClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> NoReturn:
-        raise StateError("the journal is full")
-
-    monkeypatch.setattr("oxidize.runtime.node.Node.record_start", full)
-    generations.succeed()
-    assert generations.talk(client, generations.next_loop)
 
 
 @pytest.mark.parametrize("step", ["oxidize.runtime.node.Node.open_http", "oxidize.runtime.node.Node.notify_ready"])
