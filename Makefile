@@ -24,6 +24,8 @@ SYSCTLDIR ?= /usr/lib/sysctl.d
 CONFDIR ?= /etc/oxidize
 INSTALL_PYTHON ?= /usr/bin/python3
 
+FUZZ_SECS ?= 600
+
 # Computed from all goals together: an ordinary user gets one line that lists all missing packages.
 NEEDED := $(BUILD_PACKAGES)
 ifneq ($(filter check test test-handoff test-systemd bench bench-reconnect,$(MAKECMDGOALS)),)
@@ -41,6 +43,7 @@ endif
 BIN := .venv/bin
 DEMO_SETUP := .stamps/demo
 SETUP := .stamps/dev
+FUZZ_SETUP := .stamps/fuzz
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # These build the source distributions (wheel imports packaging), so that pip fetches no build tools of its own choice.
 BUILD_TOOLS := setuptools|wheel|packaging
@@ -59,7 +62,7 @@ LOCK := .stamps/lock/bin/uv --quiet pip compile --universal --python-version 3.1
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-handoff test-systemd check docs bench bench-reconnect install release units \
+.PHONY: help demo test test-handoff test-systemd check fuzz docs bench bench-reconnect install release units \
 	changed-units uninstall venv packages lock clean
 
 help: ## list the targets
@@ -82,6 +85,9 @@ check: $(SETUP) ## run linters, type checks, unit and property tests: about a mi
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --strict
 	@$(BIN)/python -m pytest --quiet tests/unit tests/properties
+
+fuzz: $(FUZZ_SETUP) ## fuzz every parser for FUZZ_SECS=600 each, in one process for each processor
+	@$(BIN)/python -m tests.fuzz --secs $(FUZZ_SECS)
 
 docs: $(SETUP) ## write the pages that are generated from the source
 	@for script in scripts/*.py; do $(BIN)/python "$$script" || exit 1; done
@@ -115,7 +121,7 @@ uninstall: ## stop the service and remove everything but /etc/oxidize (as root)
 
 # One environment, filled as far as a target needs: `make demo` installs neither linters nor test tools. A working
 # environment is updated in place, not cleared: a server may be running from it.
-$(DEMO_SETUP) $(SETUP): .stamps/%: requirements-%.lock requirements-dev.lock pyproject.toml | packages
+$(DEMO_SETUP) $(SETUP) $(FUZZ_SETUP): .stamps/%: requirements-%.lock requirements-dev.lock pyproject.toml | packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), Python 3.11 or later is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@set -e; mkdir -p .stamps; $(ALONE); \
@@ -155,7 +161,8 @@ lock: | packages ## renew the locks of the dependencies in pyproject.toml (newes
 	@$(LOCK) pyproject.toml -o requirements.lock
 	@$(LOCK) --extra demo -c requirements.lock pyproject.toml -o requirements-demo.lock
 	@$(LOCK) --extra demo --extra dev -c requirements-demo.lock pyproject.toml -o requirements-dev.lock
+	@$(LOCK) --extra demo --extra dev --extra fuzz -c requirements-dev.lock pyproject.toml -o requirements-fuzz.lock
 
 clean: ## remove everything that make created here, the virtual environment too
-	@rm -rf .venv .stamps build dist oxidize.egg-info .mypy_cache .import_linter_cache .ruff_cache .pytest_cache .hypothesis demo-*.html
+	@rm -rf .venv .stamps .fuzz build dist oxidize.egg-info .mypy_cache .import_linter_cache .ruff_cache .pytest_cache .hypothesis demo-*.html
 	@find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 from setuptools import find_packages
@@ -29,4 +30,5 @@ def test_the_lock_of_the_demonstration_adds_plotly_and_no_development_tools() ->
 
 
 def test_the_locks_agree_on_every_version() -> None:
-    assert pinned("requirements.lock") < pinned("requirements-demo.lock") < pinned("requirements-dev.lock")
+    locks = [pinned(f"requirements{suffix}.lock") for suffix in ("", "-demo", "-dev", "-fuzz")]
+    assert all(smaller < larger for smaller, larger in pairwise(locks))
