@@ -272,7 +272,6 @@ class Journal:
         """Stop being the writer, for another process to become it; abandons a compaction. Idempotent."""
         if self._writer:
             self._abandon_compaction()
-            self._punch = range(0)  # the next writer may put its records there
             self._writer = False
             writer_lock.release(self.fd)
             self._seen = (self._words[ACTIVATIONS], self._active.end)

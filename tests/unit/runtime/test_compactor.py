@@ -7,7 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from oxidize.protocol.changes import Change, KeypairState, PeerEndpoint, PeerHandshake, PeerKeypairs, PeerSeen
+from oxidize.errors import StorageError
+from oxidize.protocol.changes import (
+    Change,
+    KeypairState,
+    PeerEndpoint,
+    PeerHandshake,
+    PeerKeypairs,
+    PeerRemoved,
+    PeerSeen,
+)
 from oxidize.protocol.constants import REKEY_AFTER_TIME
 from oxidize.protocol.counters import Total
 from oxidize.protocol.endpoint import Endpoint
@@ -209,6 +218,26 @@ def test_dead_keys_leave_the_memory_although_takeovers_and_crashes_interrupt(
     clock.run(PURGE_SECS + 10.0)
     assert keys_in_memory(state, OLD_KEY) == 0
     assert keys_in_memory(state, NEW_KEY) == 2 * len(PEERS)
+
+
+def test_dead_keys_of_a_copy_that_failed_leave_the_memory(state: SessionState, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, peer in enumerate(PEERS):
+        state.record(keypairs(peer, OLD_KEY, number))
+    state.record_takeover({"number": 1})
+    while keys_in_memory(state, OLD_KEY) < 3 * len(PEERS):  # every key twice in a record, a part of them copied
+        state.journal.compact_step(16)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", no_memory)
+        with pytest.raises(StorageError):
+            state.journal.compact_step(16)
+    for peer in PEERS:
+        state.record(PeerRemoved(peer))
+    Clock(state).run(10.0)
+    assert keys_in_memory(state, OLD_KEY) == 0
+
+
+def no_memory(*_: object) -> int:
+    raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
 
 def test_generations_that_live_shorter_than_purge_secs_purge_in_time_all_the_same(state: SessionState) -> None:
