@@ -19,7 +19,7 @@ from oxidize.protocol.constants import (
 )
 from oxidize.protocol.counters import SEND_COUNTER, DropReason, Total
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.messages import message_type
+from oxidize.protocol.messages import MACS_SIZE, message_type
 from oxidize.state.records import Unknown, decode_change, encode_change
 from tests.support import network
 from tests.support.network import World, connected, initiations, joined, lose_everything, packet
@@ -93,6 +93,18 @@ def test_a_packet_from_a_source_that_is_not_allowed_is_not_delivered() -> None:
     assert server.dropped(DropReason.SOURCE_NOT_ALLOWED) == 1
 
 
+def test_a_packet_with_the_source_address_of_another_peer_is_not_delivered() -> None:
+    world = World()
+    client, server, other = world.host(), world.host(), world.host()
+    server.know(other)
+    other.start()
+    joined(client, server)
+    client.device.send_packets([packet(other.inner, server.inner)], world.now)
+    world.exchange()
+    assert server.delivered == []
+    assert server.dropped(DropReason.SOURCE_NOT_ALLOWED) == 1
+
+
 def test_a_replayed_datagram_is_delivered_once() -> None:
     world = World()
     client, server = connected(world)
@@ -138,6 +150,17 @@ def test_an_unknown_peer_gets_no_answer() -> None:
     world.exchange()
     assert server.dropped(DropReason.UNKNOWN_PEER) == 1
     assert server.total(Total.SENT_DATAGRAMS) == 0
+
+
+def test_a_handshake_message_with_a_wrong_mac1_is_not_answered() -> None:
+    world = World()
+    client, server = world.pair()
+    client.send(server)
+    initiation = bytearray(client.device.take_transmits()[0].datagrams[0])
+    initiation[-MACS_SIZE] ^= 1
+    server.receive([bytes(initiation)], client.endpoint)
+    assert server.device.take_transmits() == []
+    assert server.drops() == {"MAC1_INVALID": 1}
 
 
 def test_replies_follow_a_peer_that_moves() -> None:
@@ -192,6 +215,22 @@ def test_the_initiator_rekeys_when_it_sends_after_rekey_after_time() -> None:
     assert initiations(world) == 2
     assert len(server.delivered) == 2
     assert client.total(Total.HANDSHAKES_INITIATOR) == 2
+
+
+def test_packets_on_their_way_during_a_rekey_arrive_on_both_sides() -> None:
+    world = World()
+    client, server = connected(world)
+    client.send(server, b"late")
+    server.send(client, b"late")
+    to_server, to_client = (host.device.take_transmits()[0].datagrams for host in (client, server))
+    world.now += REKEY_AFTER_TIME + 1
+    client.send(server, b"rekey")
+    world.exchange()
+    assert client.total(Total.HANDSHAKES_INITIATOR) == server.total(Total.HANDSHAKES_RESPONDER) == 2
+    server.receive(to_server, client.endpoint)
+    client.receive(to_client, server.endpoint)
+    assert server.delivered[-1] == packet(client.inner, server.inner, b"late")
+    assert client.delivered[-1] == packet(server.inner, client.inner, b"late")
 
 
 def test_the_responder_leaves_rekeying_to_the_initiator() -> None:

@@ -8,9 +8,11 @@ from oxidize.protocol.constants import (
     REKEY_AFTER_TIME,
     REKEY_ATTEMPT_TIME,
     REKEY_TIMEOUT,
+    REKEY_TIMEOUT_JITTER_MAX,
+    ZERO_KEYS_AFTER_TIME,
 )
 from oxidize.protocol.counters import DropReason, Total
-from tests.support.network import World, initiations, joined, lose_everything
+from tests.support.network import World, connected, initiations, joined, lose_everything
 
 
 def test_a_keepalive_may_require_a_new_keypair() -> None:
@@ -46,6 +48,39 @@ def test_a_device_that_still_sends_packets_does_not_give_up_its_handshake() -> N
     assert client.dropped(DropReason.HANDSHAKE_TIMED_OUT) == 0
     world.run(REKEY_ATTEMPT_TIME, lose_everything)
     assert client.dropped(DropReason.HANDSHAKE_TIMED_OUT) == 12
+
+
+def test_packets_that_keep_coming_do_not_postpone_the_keepalive() -> None:
+    world = World()
+    client, server = connected(world)
+    for _ in range(int(KEEPALIVE_TIMEOUT)):
+        client.send(server)
+        world.exchange()
+        world.run(1.0)
+    world.run(0.1)
+    assert server.total(Total.SENT_KEEPALIVES) == 1
+
+
+def test_packets_that_keep_leaving_do_not_postpone_the_handshake() -> None:
+    world = World()
+    client, server = connected(world)
+    for _ in range(int(KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + REKEY_TIMEOUT_JITTER_MAX) + 1):
+        client.send(server)
+        world.run(1.0, lose_everything)
+    assert initiations(world) == 2
+
+
+def test_keys_are_kept_for_zero_keys_after_time_of_the_newest() -> None:
+    world = World()
+    client, server = connected(world)
+    world.now += REKEY_AFTER_TIME
+    client.send(server)
+    world.exchange()
+    assert initiations(world) == 2
+    world.run(ZERO_KEYS_AFTER_TIME - 1)
+    assert client.peer(server).keypairs
+    world.run(2)
+    assert not client.peer(server).keypairs
 
 
 def test_silence_lets_the_kernel_choose_the_local_address_again() -> None:

@@ -28,7 +28,12 @@ from oxidize.protocol.counters import (
 )
 from oxidize.protocol.crypto import public_key
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.link_policy import ERROR_BURST_SECS, ERROR_INTERVAL_SECS, RESEND_AGE_SECS_MAX
+from oxidize.protocol.link_policy import (
+    ERROR_BURST_SECS,
+    ERROR_INTERVAL_SECS,
+    RESEND_AGE_SECS_MAX,
+    SUPERSEDED_SECS_MAX,
+)
 from oxidize.protocol.messages import DATA_HEADER, message_type
 from oxidize.protocol.peer import PeerSettings
 from oxidize.protocol.timers import shortest_retry_secs
@@ -347,3 +352,18 @@ def test_responses_held_back_for_long_do_not_break_the_session() -> None:
     client.send(server, b"last")
     world.exchange()
     assert payloads(server) == [b"last"]
+
+
+def test_a_response_that_was_held_back_for_too_long_makes_no_session() -> None:
+    world = World()
+    client, server = linked(world)
+    held: list[bytes] = []
+    client.device.on_unreachable(server.endpoint.remote, world.now, refused=False)
+    world.run(SUPERSEDED_SECS_MAX + 5.0, hold(TYPE_RESPONSE, held))
+    current = client.peer(server).current
+    unknown = client.dropped(DropReason.UNKNOWN_INDEX)
+    client.receive([held[0]], server.endpoint)
+    assert client.peer(server).current is current
+    assert client.dropped(DropReason.UNKNOWN_INDEX) == unknown + 1
+    client.receive([held[-1]], server.endpoint)
+    assert client.peer(server).current is not current
