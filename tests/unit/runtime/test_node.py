@@ -1,5 +1,6 @@
 """A node gives ownership up and takes it back: what it must do at those moments, with real sockets and state."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,11 +11,11 @@ import pytest
 
 from oxidize.client.host_setup import HostSetup
 from oxidize.clock import boot_time
-from oxidize.errors import OxidizeError, TakeoverError
+from oxidize.errors import OxidizeError, SnapshotError, TakeoverError
 from oxidize.hostnet import dns_config
 from oxidize.protocol.changes import PeerStaged
 from oxidize.protocol.constants import KEEPALIVE_TIMEOUT
-from oxidize.protocol.counters import KEEPALIVE_OWED_NS
+from oxidize.protocol.counters import ENDED_ON_PURPOSE, KEEPALIVE_OWED_NS, Total
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.runtime import handover as handover_module
 from oxidize.runtime.node import Node
@@ -97,6 +98,97 @@ def test_the_timers_that_a_predecessor_noted_after_the_restore_are_kept(stand: S
     deadline = new.device.next_deadline()
     assert deadline is not None
     assert deadline == pytest.approx(owed_at + KEEPALIVE_TIMEOUT, abs=1e-6)
+
+
+def send_junk(node: Node) -> None:
+    """Send a datagram that is dropped, and counted as received."""
+    host, _, port = node.udp.local_address.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"junk", (host, int(port)))
+
+
+def run(stand: Stand) -> None:
+    """Run the loop until nothing is ready: on loopback what is sent is there at once."""
+    for _ in range(20):
+        stand.loop.run_once(0)
+
+
+def test_a_node_reads_until_it_is_frozen_and_again_once_it_has_thawed(stand: Stand) -> None:
+    stand.node.serve()
+    handover = stand.handover()
+    counts = []
+    for step in (lambda: None, lambda: handover.freeze({}), lambda: handover.thaw("a test")):
+        step()
+        send_junk(stand.node)
+        run(stand)
+        counts.append(stand.node.counters[Total.RECEIVED_DATAGRAMS])
+    assert counts == [1, 1, 3], "what comes during the freeze waits in the socket"
+
+
+def test_a_frozen_node_answers_no_http_request_before_it_has_thawed(stand: Stand) -> None:
+    stand.node.http_listener = socket.create_server(("127.0.0.1", 0))  # which the node closes
+    stand.node.http_listener.setblocking(False)
+    stand.node.open_http()
+    stand.node.serve()
+    handover = stand.handover()
+    handover.freeze({})
+    with socket.create_connection(stand.node.http_listener.getsockname()) as connection:
+        connection.setblocking(False)
+        connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        run(stand)
+        with pytest.raises(BlockingIOError):
+            connection.recv(1)
+        handover.thaw("a test")
+        run(stand)
+        assert b" 200 " in connection.recv(4096)
+
+
+def test_a_node_is_the_writer_except_while_it_is_frozen(stand: Stand) -> None:
+    stand.node.serve()
+    handover = stand.handover()
+    is_writer = []
+    for step in (lambda: None, lambda: handover.freeze({}), lambda: handover.thaw("a test")):
+        step()
+        is_writer.append(stand.state.journal.is_writer)
+    assert is_writer == [True, False, True]
+
+
+def test_each_failed_takeover_is_counted_and_recorded(stand: Stand) -> None:
+    stand.node.serve()
+    handover = stand.handover()
+    handover.offer(Hello("test", 1, (1,)))
+    handover.offer_withdrawn("no READY")
+    handover.freeze({})
+    handover.thaw("killed")
+    assert stand.node.counters[Total.TAKEOVERS_FAILED] == 2
+    entries = [(each["result"], each["reason"]) for each in stand.state.takeovers()]
+    assert entries == [("failure", "no READY"), ("failure", "killed")]
+
+
+def test_no_offer_is_made_to_a_release_that_cannot_read_the_state(stand: Stand) -> None:
+    handover = stand.handover()
+    stand.state.journal.envelope["min_reader"] = 7
+    for versions in ((), (5, 6)):
+        with pytest.raises(TakeoverError, match="expected 7 or later"):
+            handover.offer(Hello("test", 1, versions))
+    handover.offer(Hello("test", 1, (6, 7)))
+
+
+def test_a_journal_that_was_not_read_to_the_end_is_refused(stand: Stand) -> None:
+    new = stand.successor()
+    end = new.session_state.end
+    new.check_journal({"journal_end": end})
+    with pytest.raises(SnapshotError, match=f"read up to {end}, expected {end + 1}"):
+        new.check_journal({"journal_end": end + 1})
+
+
+def test_an_end_that_was_requested_is_told_from_a_crash(stand: Stand) -> None:
+    stand.node.serve()
+    assert not stand.node.counters[ENDED_ON_PURPOSE]
+    stand.node.handle_termination()  # which drains first, and no session is there
+    run(stand)
+    assert stand.node.counters[ENDED_ON_PURPOSE]
+    assert stand.loop.stopped
 
 
 # --- Draining ---

@@ -1,6 +1,14 @@
 """A wait for the other side measures the silence of that side, not a pause of this process."""
 
 from oxidize.takeover.deadline import LATE_SECS, Deadline
+from oxidize.takeover.machine import (
+    DEFAULT_TIMEOUTS,
+    Event,
+    PredecessorMachine,
+    PredecessorState,
+    SuccessorMachine,
+    SuccessorState,
+)
 
 
 def test_a_deadline_passes_at_its_time() -> None:
@@ -36,3 +44,19 @@ def test_a_restart_needs_a_wait_and_lasts_as_long() -> None:
     deadline.start(5.0, 100.0)
     deadline.restart(104.0)
     assert deadline.at == 109.0
+
+
+def test_commit_and_taken_count_before_a_deadline_that_has_just_passed() -> None:
+    late = LATE_SECS / 2
+    successor = SuccessorMachine()
+    successor.connected(0.0)
+    successor.observe([(Event.OFFER, "")], closed=False, gone=False, now=0.0)
+    successor.restored(0.0)
+    successor.observe([(Event.COMMIT, "")], closed=False, gone=False, now=DEFAULT_TIMEOUTS.commit + late)
+    assert successor.state is SuccessorState.OWNING
+    predecessor = PredecessorMachine()
+    predecessor.hello(0.0)
+    predecessor.observe([(Event.READY, "")], closed=False, gone=False, now=0.0)
+    predecessor.frozen(0.0)
+    predecessor.observe([(Event.TAKEN, "")], closed=False, gone=False, now=DEFAULT_TIMEOUTS.taken + late)
+    assert predecessor.state is PredecessorState.DONE
