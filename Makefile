@@ -62,8 +62,8 @@ LOCK := .stamps/lock/bin/uv --quiet pip compile --universal --python-version 3.1
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-handoff test-systemd check fuzz docs bench bench-reconnect install release units \
-	changed-units uninstall venv packages lock clean
+.PHONY: help demo test test-handoff test-systemd check fuzz mutants docs bench bench-reconnect install release \
+	units changed-units uninstall venv packages lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -88,6 +88,9 @@ check: $(SETUP) ## run linters, type checks, unit and property tests: about a mi
 
 fuzz: $(FUZZ_SETUP) ## fuzz every parser for FUZZ_SECS=600 each, in one process for each processor
 	@$(BIN)/python -m tests.fuzz --secs $(FUZZ_SECS)
+
+mutants: $(SETUP) ## plant each bug of tests/mutants in a copy of the source: a test must find it (NAMES="..." for some)
+	@$(BIN)/python -m tests.mutants $(NAMES)
 
 docs: $(SETUP) ## write the pages that are generated from the source
 	@for script in scripts/*.py; do $(BIN)/python "$$script" || exit 1; done

@@ -1,0 +1,33 @@
+"""All mutants, and the changes that look like bugs and are none."""
+
+from tests.mutants.mutant import Equivalent
+from tests.mutants.protocol import PROTOCOL
+from tests.mutants.runtime import RUNTIME
+from tests.mutants.state import STATE
+from tests.mutants.takeover import TAKEOVER
+
+MUTANTS = (*PROTOCOL, *STATE, *TAKEOVER, *RUNTIME)
+
+EQUIVALENT = (
+    Equivalent(
+        "the send counter is advanced after sealing",
+        "nothing leaves between the two lines: a process that dies there has sent nothing with these counters",
+    ),
+    Equivalent(
+        "a slot is released before the record that replaces its keypair",
+        "one thread: nothing allocates between the two lines, and another process reads only the records",
+    ),
+    Equivalent(
+        "a node serves before it holds the writer's lock, in a takeover or in a thaw",
+        "the loop does not run between the two lines; the case that matters is a lock that is never taken",
+    ),
+    Equivalent(
+        "a new owner does not record the handshakes that it found answered while restoring",
+        "each later restore finds them answered in the same way",
+    ),
+    Equivalent(
+        "the predecessor empties the channel before it asks whether the successor is dead",
+        "what a dead successor sent decides nothing, and its READY and TAKEN are ignored; at the successor the same "
+        "order is a bug",
+    ),
+)
