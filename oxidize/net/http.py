@@ -1,13 +1,16 @@
 """A small HTTP/1.1 server without a thread, driven by its owner's epoll loop.
 
 The rule: it never waits and never takes long, since the data path runs in the same loop; everything that a client can
-make it hold is bounded; and a client's bytes never raise. Predecessor and successor share the listener's file
+make it hold is bounded; and a client's bytes never raise. A request is answered as soon as its head is complete: what
+follows the head is read and discarded without being parsed, so one call parses EVENTS_PER_ADVANCE_MAX events at most,
+and a connection HEAD_LINES_MAX lines. Predecessor and successor share the listener's file
 description, so nothing is ever set on it: pausing means only that this process stops polling it.
 
 Sources: RFC 9112 by way of h11, RFC 9110; epoll(7).
 """
 
 import errno
+import re
 import select
 import socket
 from collections.abc import Callable
@@ -22,8 +25,13 @@ CONNECTION_SECS_MAX = 5.0  # from accept to close, for every client
 ACCEPTS_PER_WAKEUP_MAX = 16  # then the loop serves packets
 ACCEPT_RETRY_SECS = 1.0  # after the process or the system ran out of descriptors or memory
 REQUEST_HEAD_BYTES_MAX = 8192
+HEAD_LINES_MAX = 128  # each line costs the parser some microseconds
 REQUEST_BODY_BYTES_MAX = 65_536  # no request here needs a body: it is read and discarded
+LINGER_BYTES_MAX = 262_144  # read and discarded after a response; then the connection is closed
+EVENTS_PER_ADVANCE_MAX = 2  # the head of a request, and a look at what follows it: whether there is a body
 RECEIVE_BYTES_MAX = 16_384  # one read
+
+_HEAD_END = re.compile(rb"\n\r?\n")
 
 # accept(2): these errors concern only the connection to be accepted, which is gone.
 _ACCEPT_GONE = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH}
@@ -168,7 +176,17 @@ class HttpServer:
 class _Connection:
     """One connection: reads one request, writes one response, and lets the client close first where that matters."""
 
-    __slots__ = ("_body_bytes", "_is_lingering", "_outgoing", "_protocol", "_request", "_respond", "deadline", "socket")
+    __slots__ = (
+        "_head_lines",
+        "_is_lingering",
+        "_lingered_bytes",
+        "_outgoing",
+        "_protocol",
+        "_request",
+        "_respond",
+        "deadline",
+        "socket",
+    )
 
     def __init__(self, accepted: socket.socket, respond: Respond, deadline: float) -> None:
         self.socket = accepted
@@ -176,9 +194,10 @@ class _Connection:
         self._respond = respond
         self._protocol = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_HEAD_BYTES_MAX)
         self._request: h11.Request | None = None
-        self._body_bytes = 0
+        self._head_lines = 0
         self._outgoing = memoryview(b"")
         self._is_lingering = False
+        self._lingered_bytes = 0
 
     @property
     def is_idle(self) -> bool:
@@ -202,10 +221,10 @@ class _Connection:
     def _receive(self) -> bool:
         data = self.socket.recv(RECEIVE_BYTES_MAX)
         if self._is_lingering:
-            return bool(data)
+            self._lingered_bytes += len(data)
+            return bool(data) and self._lingered_bytes <= LINGER_BYTES_MAX
         try:
-            self._protocol.receive_data(data)
-            answer = self._next_response()
+            answer = self._parse(data)
         except h11.RemoteProtocolError as error:
             answer = _refusal(HTTPStatus(error.error_status_hint))
         if answer is None:
@@ -213,25 +232,26 @@ class _Connection:
         self._outgoing = memoryview(self._encode(answer))
         return self._send()
 
-    def _next_response(self) -> Response | None:
-        """Parse what the client has sent so far; return the response as soon as it is known.
+    def _parse(self, data: bytes) -> Response | None:
+        """Parse what the client has sent; return the response to a complete head, None while more of it is needed.
 
         Raises h11.RemoteProtocolError for bytes that are not HTTP.
         """
-        while True:
-            event = self._protocol.next_event()
-            if isinstance(event, h11.Request):
-                self._request = event
-                if event.method not in {b"GET", b"HEAD"}:
-                    return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, (("Allow", "GET, HEAD"),))
-            elif isinstance(event, h11.Data):
-                self._body_bytes += len(event.data)
-                if self._body_bytes > REQUEST_BODY_BYTES_MAX:
-                    return _refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-            elif isinstance(event, h11.EndOfMessage) and self._request is not None:
-                return self._respond(self._request.method.decode("ascii"), _path(self._request.target))
-            else:
-                return None  # more is needed, or the client went away
+        end = _HEAD_END.search(data)
+        self._head_lines += data.count(b"\n", 0, end.start() if end is not None else len(data))
+        if self._head_lines > HEAD_LINES_MAX:
+            return _refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        self._protocol.receive_data(data)
+        request = self._protocol.next_event()
+        if not isinstance(request, h11.Request):
+            return None  # more is needed, or the client went away
+        self._request = request
+        if request.method not in {b"GET", b"HEAD"}:
+            return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, (("Allow", "GET, HEAD"),))
+        if int(dict(request.headers).get(b"content-length", b"0")) > REQUEST_BODY_BYTES_MAX:
+            return _refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        self._protocol.next_event()  # the end of the request, unless it has a body: `_send` asks for the difference
+        return self._respond(request.method.decode("ascii"), _path(request.target))
 
     def _encode(self, response: Response) -> bytes:
         headers = [
@@ -251,7 +271,7 @@ class _Connection:
         self._outgoing = self._outgoing[sent:]
         if self._outgoing:
             return True
-        if self._protocol.their_state not in {h11.SEND_BODY, h11.ERROR}:
+        if self._protocol.their_state in {h11.DONE, h11.MUST_CLOSE, h11.CLOSED}:
             return False
         # More of the request is on its way. Closing now would reset the connection, and the client might lose the
         # response before reading it (RFC 9112 section 9.6).

@@ -1,5 +1,6 @@
 """The HTTP server answers without waiting; a client's bytes never raise, and what a client can hold is bounded."""
 
+import contextlib
 import errno
 import random
 import select
@@ -7,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import h11
 import pytest
 
 from oxidize.net import http
@@ -223,6 +225,88 @@ def test_random_bytes_never_raise(world: World) -> None:
 
 
 # --- Limits ---
+
+CHUNKED = request(headers="Transfer-Encoding: chunked\r\n")
+MANY_HEADERS = "".join(f"h{number}: x\r\n" for number in range(1500))
+
+
+class CountingParser(h11.Connection):
+    """An h11 connection that counts the bytes that it is given and the events that it returns."""
+
+    fed_bytes = 0
+    events = 0
+
+    def receive_data(self, data: bytes) -> None:
+        self.fed_bytes += len(data)
+        super().receive_data(data)
+
+    def next_event(self) -> Any:
+        self.events += 1
+        return super().next_event()
+
+
+@pytest.mark.parametrize(
+    ("pieces", "statuses"),
+    [
+        ([CHUNKED + b"1\r\na\r\n" * 2500], {200}),
+        ([CHUNKED, *[b"1\r\na\r\n" * 2500] * 20], {200}),
+        ([CHUNKED, *[b"1;ext=x\r\na\r\n" * 1200] * 20], {200}),
+        ([request(headers="Content-Length: 60000\r\n"), *[b"x" * 15_000] * 4], {200}),
+        ([request(method="POST", headers="Transfer-Encoding: chunked\r\n"), *[b"1\r\na\r\n" * 2500] * 20], {405}),
+        ([request() * 300], {200}),
+        ([request(headers=MANY_HEADERS)], {431}),
+        ([b"GET /health HTTP/1.1\r\nHost: a\r\n", *[b"h: x\r\n" * 20] * 50], {431}),
+        ([b"GET /" + b"a" * 16_000, *[b"a" * 16_000] * 10], {431}),
+    ],
+)
+def test_what_follows_the_head_of_a_request_is_never_parsed(
+    monkeypatch: pytest.MonkeyPatch, world: World, pieces: list[bytes], statuses: set[int]
+) -> None:
+    parsers: list[CountingParser] = []
+
+    def make(*args: Any, **options: Any) -> CountingParser:
+        parsers.append(CountingParser(*args, **options))
+        return parsers[-1]
+
+    monkeypatch.setattr(h11, "Connection", make)
+    client = world.connect()
+    for piece in pieces:
+        (parser,) = parsers
+        before, fed_before = parser.events, parser.fed_bytes
+        with contextlib.suppress(OSError):  # the server may close the connection before the client has sent all
+            client.sendall(piece)
+        world.run()
+        assert parser.events - before <= http.EVENTS_PER_ADVANCE_MAX
+        assert parser.fed_bytes - fed_before <= http.RECEIVE_BYTES_MAX
+    assert parsers[0].fed_bytes <= http.RECEIVE_BYTES_MAX, "a head that is too long, or what follows a complete one"
+    with contextlib.suppress(OSError):
+        client.shutdown(socket.SHUT_WR)
+        assert parse(world.read(client))[0] in statuses
+    world.run()
+    assert world.server.busy <= 1
+
+
+def test_a_request_is_answered_before_its_body_arrives(world: World) -> None:
+    client = world.connect(CHUNKED)
+    assert parse(world.read(client))[0] == 200
+    assert world.requests == [("GET", "/health")]
+
+
+def test_what_a_client_sends_after_its_answer_is_bounded(world: World) -> None:
+    client = world.connect(CHUNKED)
+    sent = 0
+    with contextlib.suppress(OSError):
+        while sent < 4 * http.LINGER_BYTES_MAX:
+            sent += client.send(b"x" * 16_384)
+            world.run()
+    assert world.server.busy == 0
+    assert sent <= 2 * http.LINGER_BYTES_MAX
+
+
+def test_a_content_length_of_thousands_of_digits_is_refused(world: World) -> None:
+    client = world.connect(request(headers=f"Content-Length: {'9' * 5000}\r\n"))
+    client.shutdown(socket.SHUT_WR)
+    assert parse(world.read(client))[0] in {400, 413}
 
 
 def test_a_slow_client_does_not_delay_other_clients() -> None:
