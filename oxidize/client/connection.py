@@ -25,6 +25,8 @@ from oxidize.settings import NodeSettings
 
 LOOKUP_PAUSE_SECS = 1.0  # between the first two lookups of an outage; doubled with each
 LOOKUP_PAUSE_SECS_MAX = 30.0
+FLAP_SECS_MAX = 1.0  # an outage that ends within this time is a flap ...
+FLAPS_QUIET_SECS = 60.0  # ... for so long after which further outages are logged at debug, unless they last longer
 PROBE_PAUSE_SECS = 1.0  # between two probes whose only reason is a change somewhere in the network
 
 log = logs.get(__name__)
@@ -70,6 +72,9 @@ class Connection:
         self._is_moving = False  # the configuration names another server, whose address is not known yet
         self._failure: str | None = None
         self._probed_at = -inf
+        self._down_at = -inf  # when the last outage began
+        self._quiet_until = -inf
+        self._is_quiet = False  # whether the last outage was logged at debug
         device.watch_links(self._note_link)
 
     @property
@@ -151,14 +156,20 @@ class Connection:
 
     def _note_link(self, peer: Peer, state: LinkState, reason: str) -> None:
         """Report a state. The device calls this while it works: any reaction comes later, from the loop."""
-        name = state.name.lower()
+        name, now = state.name.lower(), boot_time()
         if state == LinkState.CONNECTED:
-            log.info(name, server=self._server, endpoint=str(peer.endpoint), after=reason)
+            is_flap = now < self._down_at + FLAP_SECS_MAX
+            report = log.debug if is_flap and self._is_quiet else log.info
+            if is_flap and not self._is_quiet:
+                self._quiet_until = now + FLAPS_QUIET_SECS
+            report(name, server=self._server, endpoint=str(peer.endpoint), after=reason)
         elif state == LinkState.CONNECTING:
             log.warning("not connected yet; retrying", server=self._server, reason=reason)
         elif state == LinkState.RECONNECTING:
-            self._begin_lookups(boot_time())
-            log.warning(name, server=self._server, endpoint=str(peer.endpoint), reason=reason)
+            self._begin_lookups(now)
+            self._down_at, self._is_quiet = now, now < self._quiet_until
+            report = log.debug if self._is_quiet else log.warning
+            report(name, server=self._server, endpoint=str(peer.endpoint), reason=reason)
         elif state == LinkState.FAILED:
             retries = peer.link.policy.retries_max if peer.link is not None else 0
             self._failure = (
@@ -175,7 +186,7 @@ class Connection:
         if endpoint is None:
             self._begin_lookups(now)
         elif self._source_address is None:
-            self._device.on_unreachable(endpoint.remote, now, refused=False)
+            self._device.on_route_lost(now)
         elif self._source_address != before or (
             self.state != LinkState.CONNECTED and now >= self._probed_at + PROBE_PAUSE_SECS
         ):

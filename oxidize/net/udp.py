@@ -158,6 +158,13 @@ class UdpSocket:
         self._set_error_reports(enabled=report_errors)
         self._raise_buffer(socket.SO_RCVBUF, SO_RCVBUFFORCE, receive_buffer)
         self._raise_buffer(socket.SO_SNDBUF, SO_SNDBUFFORCE, send_buffer)
+        if (granted := self.receive_buffer) < 2 * receive_buffer:
+            log.warning(
+                "the receive buffer is small: packets are lost sooner while no process reads",
+                bytes=granted // 2,
+                expected=receive_buffer,
+                remedy="raise net.core.rmem_max (sysctl), or set ReceiveBuffer= in oxidize.socket",
+            )
         if fwmark:
             try:
                 self._socket.setsockopt(SOL_SOCKET, socket.SO_MARK, fwmark)
@@ -285,7 +292,11 @@ class UdpSocket:
                 _, control, _, address = self._socket.recvmsg(0, _CONTROL_BYTES, _FROM_ERRORS)
             except OSError:
                 return
-            self._note_unreachable(endpoint_from(address, b"").remote, read_error(control))
+            code, offender = read_error(control)
+            remote = endpoint_from(address, b"").remote
+            # Any host can forge an error, but only a host on the way to the peer one that comes from the peer itself.
+            if code != errno.ECONNREFUSED or offender == remote[0]:
+                self._note_unreachable(remote, code)
 
     def _note_unreachable(self, remote: tuple[bytes, int, int], code: int) -> None:
         if self._reports_errors and code in _UNREACHABLE:
@@ -379,7 +390,8 @@ class UdpSocket:
                 control = control[1:]
                 continue
             log.debug("not sent", datagrams=len(run), address=address, error=errno.errorcode.get(code or 0, code))
-            self._note_unreachable(endpoint_from(address, b"").remote, code or 0)
+            if code != errno.ECONNREFUSED:  # an earlier send's, and the error queue has it with who reports it
+                self._note_unreachable(endpoint_from(address, b"").remote, code or 0)
             return 0
 
     def _sendmsg(self, run: Sequence[Datagram], control: list[ControlMessage], address: SocketAddress) -> None:

@@ -16,6 +16,7 @@ from socket import (
     inet_ntop,
     inet_pton,
 )
+from sys import byteorder
 
 from oxidize.protocol.constants import BATCH_PACKETS_MAX
 from oxidize.protocol.endpoint import Endpoint
@@ -47,7 +48,10 @@ SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 _MAPPED_PREFIX = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, RFC 4291 section 2.5.5.2
 _PKTINFO4 = struct.Struct("=i4s4s")  # struct in_pktinfo: interface, local address, address in the header
 _PKTINFO6 = struct.Struct("=16si")  # struct in6_pktinfo: address, interface
-_EXTENDED_ERROR = struct.Struct("=I")  # the first field of struct sock_extended_err: the errno
+# struct sock_extended_err: errno, origin, type, code, padding, info, data; the address of the offender follows it.
+_EXTENDED_ERROR = struct.Struct("=IBBBxII")
+_OFFENDER4 = struct.Struct("=HH4s")  # struct sockaddr_in: family, port, address
+_OFFENDER6 = struct.Struct("=HHI16s")  # struct sockaddr_in6: family, port, flow, address, and the scope
 _SEGMENT_SIZE = struct.Struct("=H")  # a u16 on the way out (an int32 is EINVAL) ...
 _GRO_SIZE = struct.Struct("=i")  # ... and an int32 on the way in
 
@@ -95,13 +99,25 @@ def read_control(messages: Sequence[ControlMessage]) -> tuple[int, bytes]:
     return segment_size, packet_info
 
 
-def read_error(messages: Sequence[ControlMessage]) -> int:
-    """Return the errno of a message from the error queue (ip(7), IP_RECVERR), or 0 if it has none."""
+def read_error(messages: Sequence[ControlMessage]) -> tuple[int, bytes]:
+    """Return the errno of a message from the error queue (ip(7), IP_RECVERR), 0 for none, and who reports it.
+
+    The latter is the address from which the ICMP error came (SO_EE_OFFENDER), 4 or 16 bytes, empty if not known.
+    """
     for level, kind, data in messages:
-        if (level, kind) in RECEIVE_ERRORS:
-            (number,) = _EXTENDED_ERROR.unpack_from(data)
-            return int(number)
-    return 0
+        if (level, kind) in RECEIVE_ERRORS and len(data) >= _EXTENDED_ERROR.size:
+            number, *_ = _EXTENDED_ERROR.unpack_from(data)
+            return number, _offender(data[_EXTENDED_ERROR.size :])
+    return 0, b""
+
+
+def _offender(data: bytes) -> bytes:
+    family = int.from_bytes(data[:2], byteorder)
+    if family == AF_INET and len(data) >= _OFFENDER4.size:
+        return bytes(_OFFENDER4.unpack_from(data)[2])
+    if family == AF_INET6 and len(data) >= _OFFENDER6.size:
+        return _unmapped(_OFFENDER6.unpack_from(data)[3])
+    return b""
 
 
 def endpoint_from(address: SocketAddress, packet_info: bytes) -> Endpoint:

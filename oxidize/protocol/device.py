@@ -412,6 +412,11 @@ class Device:
         if peer is not None and (link := peer.link) is not None:
             self._carry_out(peer, self._links.on_unreachable(peer, link, now, refused=refused), now)
 
+    def on_route_lost(self, now: float) -> None:
+        """Handle that this machine has no route to its peers any more."""
+        for peer, link in self._linked():
+            self._carry_out(peer, self._links.on_route_lost(peer, link, now), now)
+
     def on_route_change(self, now: float) -> None:
         """Handle a change of this machine's routes."""
         for peer, link in self._linked():

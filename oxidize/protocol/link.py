@@ -1,6 +1,7 @@
 """Links of a device: noticing that a peer is gone, holding packets back while it is, and coming back.
 
-The rules: an authentic message of the peer means that the link is up; silence and errors only make this side ask. What
+The rules: an authentic message of the peer means that the link is up; silence and errors only make this side ask, and
+only what was asked and not answered has packets sent again. What
 decides is in the peer's counters, so that a successor continues in the middle of an outage. `link_machine` has the
 states, `link_policy` the figures.
 
@@ -45,7 +46,7 @@ from oxidize.protocol.link_policy import (
 from oxidize.protocol.peer import Peer
 from oxidize.protocol.session_table import SessionTable
 from oxidize.protocol.staging import Staging
-from oxidize.protocol.timers import NANOSECOND, prompt_secs
+from oxidize.protocol.timers import NANOSECOND, prompt_secs, shortest_retry_secs
 
 ToDo = Sequence[LinkDo]  # what is left for the device to do, in order
 
@@ -98,6 +99,7 @@ class Links:
         counters, slot = self._counters, peer.slot
         self._forget_answered(peer, link, now)
         link.unanswered_probes, link.assume_lost = 0, False
+        link.doubt_at, link.is_doubted = NEVER, False
         counters[slot + SUSPECTED_SINCE_NS] = 0
         if counters[slot + PROBES_ANSWERED]:
             self._decay(peer, link, first_unanswered_ns * NANOSECOND, now)
@@ -115,6 +117,7 @@ class Links:
             link.decayed_at = now  # a late answer may seem prompt after a packet sent again
         link.unanswered.clear()
         link.unanswered_probes = 0
+        link.doubt_at, link.is_doubted = NEVER, False
         # If the peer answers a later initiation too, it has lost this session, with what was sent into it until then.
         link.assume_lost = bool(peer.superseded)
         counters[slot + SUSPECTED_SINCE_NS] = counters[slot + RETRIES] = link.retries_before = 0
@@ -129,25 +132,35 @@ class Links:
     def on_unanswered(self, peer: Peer, link: Link, now: float) -> ToDo:
         """Handle an initiation that was not answered in time."""
         link.unanswered_probes += 1
+        is_up = self.state(peer) == LinkState.CONNECTED
         beyond = link.unanswered_probes - UNANSWERED_PROBES_MAX
         # Beyond it in CONNECTED: a predecessor that thawed counts from before its successor's session.
-        if beyond == 0 or (beyond > 0 and self.state(peer) == LinkState.CONNECTED):
+        if beyond == 0 or (is_up and (beyond > 0 or link.is_doubted)):
             self._handle(peer, link, LinkEvent.SILENT, now)
+            if is_up and now < link.refused_at + REFUSAL_GAP_SECS:
+                self._handle(peer, link, LinkEvent.REFUSED, now)
         is_exhausted = 0 < link.policy.retries_max <= self._counters[peer.slot + RETRIES]
         return self._handle(peer, link, LinkEvent.EXHAUSTED if is_exhausted else LinkEvent.UNANSWERED, now)
 
     def on_unreachable(self, peer: Peer, link: Link, now: float, *, refused: bool) -> ToDo:
         """Handle an error of the network about a datagram to the peer; refused: its host says that the port is closed.
 
-        An error is not authenticated, and so it only makes this side ask.
+        An error is not authenticated, and so it only makes this side ask, unless the peer is heard first.
         """
         link.last_error = "the port is closed" if refused else "the host is unreachable"
+        if refused:
+            link.refused_at = now
         if self.state(peer) == LinkState.CONNECTED:
             free_at = max(link.errors_free_at, now - ERROR_BURST_SECS)
             if free_at > now:
                 return ()
             link.errors_free_at = free_at + ERROR_INTERVAL_SECS
         return self._handle(peer, link, LinkEvent.REFUSED if refused else LinkEvent.UNREACHABLE, now)
+
+    def on_route_lost(self, peer: Peer, link: Link, now: float) -> ToDo:
+        """Handle that this machine has no route to a peer any more."""
+        link.last_error = "the host is unreachable"
+        return self._handle(peer, link, LinkEvent.ROUTE_LOST, now)
 
     def on_route_change(self, peer: Peer, link: Link, now: float) -> ToDo:
         """Handle a change of the route to a peer: probe it at once."""
@@ -159,6 +172,9 @@ class Links:
         to_do: list[LinkDo] = []
         if link.probe_at <= now:
             to_do += self._probe(peer, link, now)
+        if link.doubt_at <= now:
+            link.doubt_at = NEVER
+            to_do += self._handle(peer, link, LinkEvent.DOUBTED, now)
         if link.replay_at <= now:
             to_do.append(LinkDo.SEND_STAGED)
         if link.refusals_end_at <= now:
@@ -223,6 +239,7 @@ class Links:
                     self._table.count(Total.OUTAGES)
                     self._stage_unanswered(peer, link, now)
                     link.probe_at, link.replay_at = now + OUTAGE_PROBE_INTERVALS[0][1], NEVER
+                    link.doubt_at, link.is_doubted = NEVER, False
                 case LinkDo.END_OUTAGE:
                     link.probe_at = link.refusals_end_at = NEVER
                     link.last_error = ""
@@ -238,8 +255,10 @@ class Links:
                 case LinkDo.CLEAR_RETRIES:
                     counters[slot + RETRIES] = link.retries_before = 0
                 case LinkDo.RETRY_SOON:
-                    if peer.handshake is None:
-                        peer.handshake_wanted_at = now + link.policy.retry_secs
+                    _retry_soon(peer, link, now)
+                case LinkDo.DOUBT:
+                    doubt_secs = max(link.policy.retry_secs, shortest_retry_secs(peer, counters))
+                    link.doubt_at, link.is_doubted = min(link.doubt_at, now + doubt_secs), True
                 case LinkDo.PROBE_NOW:
                     link.probe_at = now
                 case LinkDo.PROBE_REFUSED:
@@ -281,6 +300,11 @@ class Links:
         if first and now - first <= prompt_secs(peer, self._counters) and now >= link.decayed_at + DECAY_SECS:
             link.decayed_at = now
             self._counters[peer.slot + PROBES_ANSWERED] -= 1
+
+
+def _retry_soon(peer: Peer, link: Link, now: float) -> None:
+    if peer.handshake is None:
+        peer.handshake_wanted_at = now + link.policy.retry_secs
 
 
 def _reason_up(event: LinkEvent, since_ns: int, now: float) -> str:

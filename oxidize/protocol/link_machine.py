@@ -1,8 +1,8 @@
 """The state of a link as a transition table, pure, and what this process remembers of a link.
 
-The rule: only an authentic message of the peer brings a link up. Silence and errors of the network are not authentic:
-they make this side ask, and a link that is up goes down by them only after UNANSWERED_PROBES_MAX probes in a row, or by
-an error that the limit for errors lets through.
+The rule: only an authentic message of the peer brings a link up. Silence and errors that the network reports are not
+authentic: they make this side ask, and a link that is up goes down only when it is not answered: UNANSWERED_PROBES_MAX
+times in a row, or once after an error. What this machine knows by itself, that it has no route, takes a link down.
 
 Theory. A link is CONNECTING until its first session. From then on it is CONNECTED, or RECONNECTING during an outage. It
 is FAILED when the operator's number of retries is used up; only a new owner or an authentic message of the peer brings
@@ -35,10 +35,12 @@ class LinkEvent(Enum):
     SESSION = auto()  # a handshake made a session
     SESSION_REPLACED = auto()  # the same, and the peer had lost the session before
     UNANSWERED = auto()  # an initiation was not answered in time
-    SILENT = auto()  # the same, UNANSWERED_PROBES_MAX times in a row; UNANSWERED or EXHAUSTED follows
+    SILENT = auto()  # the same, as often as it takes to be sure; UNANSWERED or EXHAUSTED follows
     EXHAUSTED = auto()  # UNANSWERED, and the operator's number of retries is used up
-    UNREACHABLE = auto()  # an error of the network, below the limit for errors
+    UNREACHABLE = auto()  # the network reports an error, below the limit for errors
     REFUSED = auto()  # the same, and the peer's host says that the port is closed
+    DOUBTED = auto()  # nothing authentic has come since such an error
+    ROUTE_LOST = auto()  # this machine has no route to the peer
     REFUSALS_ENDED = auto()  # the peer's host no longer says so
     ROUTE_CHANGED = auto()  # this machine may have another way to the peer
 
@@ -55,6 +57,7 @@ class LinkDo(Enum):
     ASSUME_LOST = auto()  # of the unanswered packets, should the next handshake succeed
     CLEAR_RETRIES = auto()
     RETRY_SOON = auto()  # after the first delay, unless a handshake is in flight
+    DOUBT = auto()  # ask after the first delay, unless something authentic comes before
     PROBE_NOW = auto()
     PROBE_REFUSED = auto()  # outage probes at the pace for a closed port
     GIVE_UP = auto()  # end the handshake, drop the staged packets
@@ -91,8 +94,10 @@ LINK_TABLE: Mapping[tuple[LinkState, LinkEvent], tuple[LinkState, tuple[LinkDo, 
     (_S.CONNECTED, _E.UNANSWERED): (_S.CONNECTED, (_D.RETRY,)),
     (_S.CONNECTED, _E.SILENT): (_S.RECONNECTING, (_D.START_OUTAGE, _D.REPORT)),
     (_S.CONNECTED, _E.EXHAUSTED): (_S.CONNECTED, (_D.RETRY,)),  # the operator's number counts from the outage
-    (_S.CONNECTED, _E.UNREACHABLE): (_S.RECONNECTING, (_D.START_OUTAGE, _D.REPORT, _D.RETRY_SOON)),
-    (_S.CONNECTED, _E.REFUSED): (_S.RECONNECTING, (_D.START_OUTAGE, _D.REPORT, _D.RETRY_SOON, _D.PROBE_REFUSED)),
+    (_S.CONNECTED, _E.UNREACHABLE): (_S.CONNECTED, (_D.DOUBT,)),
+    (_S.CONNECTED, _E.REFUSED): (_S.CONNECTED, (_D.DOUBT,)),
+    (_S.CONNECTED, _E.DOUBTED): (_S.CONNECTED, (_D.INITIATE,)),
+    (_S.CONNECTED, _E.ROUTE_LOST): (_S.RECONNECTING, (_D.START_OUTAGE, _D.REPORT, _D.RETRY_SOON)),
     (_S.CONNECTED, _E.REFUSALS_ENDED): (_S.CONNECTED, ()),
     (_S.CONNECTED, _E.ROUTE_CHANGED): (_S.CONNECTED, (_D.ASSUME_LOST, _D.INITIATE)),  # answers may have gone astray
     (_S.RECONNECTING, _E.BEGIN): (_S.RECONNECTING, (_D.PROBE_NOW, _D.INITIATE)),  # a predecessor was killed coming back
@@ -113,6 +118,7 @@ LINK_TABLE: Mapping[tuple[LinkState, LinkEvent], tuple[LinkState, tuple[LinkDo, 
     # The device sends the staged packets of any new session. Those that went unanswered were staged going down.
     **{(state, _E.SESSION): (_S.CONNECTED, (_D.END_OUTAGE, _D.REPORT)) for state in _NOT_UP},
     **{(state, _E.SESSION_REPLACED): (_S.CONNECTED, (_D.END_OUTAGE, _D.REPORT)) for state in _NOT_UP},
+    **{(state, event): (state, ()) for state in _NOT_UP for event in (_E.DOUBTED, _E.ROUTE_LOST)},
     **{(state, _E.REFUSALS_ENDED): (state, (_D.RESET_BACKOFF,)) for state in _NOT_UP},
     **{(state, _E.ROUTE_CHANGED): (state, (_D.RESET_BACKOFF,)) for state in _NOT_UP},
 }
@@ -155,6 +161,9 @@ class Link:
     assume_lost: bool = False  # of what is unanswered, should the handshake that is in flight succeed
     decayed_at: float = -NEVER
     errors_free_at: float = -NEVER
+    doubt_at: float = NEVER  # when this side asks because of an error
+    is_doubted: bool = False  # by an error, with nothing authentic received since
+    refused_at: float = -NEVER  # when the peer's host last said that the port is closed
     # --- While it is down ---
     last_error: str = ""  # what the network said last
     retries_before: int = 0  # retries that the present delay does not follow from
@@ -175,4 +184,4 @@ class Link:
     @property
     def deadline(self) -> float:
         """When the next of its own timers ends, or NEVER."""
-        return min(self.probe_at, self.refusals_end_at, self.replay_at)
+        return min(self.probe_at, self.refusals_end_at, self.replay_at, self.doubt_at)

@@ -99,7 +99,7 @@ def retry_secs(peer: Peer, counters: Counters, draw: float) -> float:
     policy = peer.link.policy
     doublings = min(max(0, counters[peer.slot + RETRIES] - peer.link.retries_before), DOUBLINGS_MAX)
     first = policy.retry_secs
-    if counters[peer.slot + LINK_STATE] == LinkState.CONNECTED:
+    if counters[peer.slot + LINK_STATE] == LinkState.CONNECTED and not peer.link.is_doubted:
         first *= PROBE_RETRY_FACTOR
     delay = min(first * 2.0**doublings, policy.retry_secs_max) * (1.0 - draw * RETRY_JITTER)
     return max(delay, shortest_retry_secs(peer, counters))

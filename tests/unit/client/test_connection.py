@@ -141,9 +141,7 @@ class Scene:
     def go_dark(self) -> None:
         """Begin an outage."""
         self.wire = lose_everything
-        endpoint = self.client.peer(self.server).endpoint
-        assert endpoint is not None
-        self.client.device.on_unreachable(endpoint.remote, self.world.now, refused=False)
+        self.client.device.on_route_lost(self.world.now)
         assert self.connection.state == LinkState.RECONNECTING
 
     def change_network(self) -> None:
@@ -176,6 +174,23 @@ def test_each_state_is_reported_once(make: Make) -> None:
     assert [level for level, *_ in scene.log.lines] == ["info", "info", "warning", "info"]
     assert scene.log.lines[2][2]["reason"] == "the host is unreachable"
     assert scene.said == [f"STATUS={state}: {NAME}" for state in ("connected", "reconnecting", "connected")]
+
+
+def test_an_outage_that_ends_at_once_is_logged_once_a_minute(make: Make) -> None:
+    scene = make()
+    scene.run(60.0)
+    for _ in range(60):  # two minutes
+        scene.go_dark()
+        scene.wire = None
+        scene.run(2.0)
+        assert scene.connection.state == LinkState.CONNECTED
+    logged = [event for level, event, _ in scene.log.lines if level != "debug"]
+    assert logged == ["connecting", "connected"] + ["reconnecting", "connected"] * 2
+    scene.go_dark()
+    scene.run(5.0)
+    scene.wire = None
+    scene.run(5.0)
+    assert scene.log.lines[-1][:2] == ("info", "connected"), "an outage that lasts is always logged"
 
 
 def test_after_the_last_retry_the_process_ends_once_and_only_from_the_loop(make: Make) -> None:

@@ -1,5 +1,6 @@
-"""The pure half of the UDP socket: runs, control messages, endpoints."""
+"""The pure half of the UDP socket: runs, control messages, endpoints, errors."""
 
+import errno
 import itertools
 import socket
 import struct
@@ -9,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oxidize.net import udp
 from oxidize.net import udp_cmsg as control
+from oxidize.net.udp import UdpSocket, bind_udp
 from oxidize.protocol.endpoint import Endpoint
 
 IP_PKTINFO = (socket.IPPROTO_IP, control.IP_PKTINFO)
@@ -167,3 +170,100 @@ def test_the_path_to_a_received_endpoint_is_the_address_that_it_came_from(addres
 def test_only_addresses_of_fe80_10_are_link_local(address: str, expected: bool) -> None:
     assert control.is_link_local(packed(address)) is expected
     assert not control.is_link_local(packed("169.254.0.1"))
+
+
+# --- Errors ---
+
+
+def error_report(level: int, kind: int, code: int, offender: bytes) -> list[control.ControlMessage]:
+    """Return the control message of an ICMP error: struct sock_extended_err and the address of its sender."""
+    return [(level, kind, struct.pack("=IBBBBII", code, 2, 3, 3, 0, 0, 0) + offender)]
+
+
+def sockaddr(host: str) -> bytes:
+    """Return a struct sockaddr_in or sockaddr_in6."""
+    address = packed(host)
+    if len(address) == 4:
+        return struct.pack("=HH4s8x", socket.AF_INET, 0, address)
+    return struct.pack("=HHI16sI", socket.AF_INET6, 0, 0, address, 0)
+
+
+@pytest.mark.parametrize(
+    ("option", "host", "expected"),
+    [
+        (control.RECEIVE_ERRORS[0], "192.0.2.1", packed("192.0.2.1")),
+        (control.RECEIVE_ERRORS[1], "2001:db8::1", packed("2001:db8::1")),
+        (control.RECEIVE_ERRORS[1], "::ffff:192.0.2.1", packed("192.0.2.1")),
+    ],
+)
+def test_the_host_that_reports_an_error_is_read(option: tuple[int, int], host: str, expected: bytes) -> None:
+    messages = [(*IP_PKTINFO, pktinfo4("192.0.2.7", 1)), *error_report(*option, errno.ECONNREFUSED, sockaddr(host))]
+    assert control.read_error(messages) == (errno.ECONNREFUSED, expected)
+
+
+@pytest.mark.parametrize("offender", [b"", bytes(16), sockaddr("192.0.2.1")[:6], sockaddr("2001:db8::1")[:20]])
+def test_an_error_without_the_address_of_its_sender_has_an_unknown_one(offender: bytes) -> None:
+    messages = error_report(*control.RECEIVE_ERRORS[0], errno.ECONNREFUSED, offender)
+    assert control.read_error(messages) == (errno.ECONNREFUSED, b"")
+    assert control.read_error([(*control.RECEIVE_ERRORS[0], b"short")]) == (0, b"")
+
+
+class ErrorQueue:
+    """A socket that holds errors about datagrams to one address, and no datagram."""
+
+    def __init__(self, remote: tuple[str, int], reports: list[list[control.ControlMessage]]) -> None:
+        self.remote, self.reports = remote, reports
+
+    def recvmsg(self, *_: object) -> tuple[bytes, list[control.ControlMessage], int, tuple[str, int]]:
+        if not self.reports:
+            raise BlockingIOError
+        return b"", self.reports.pop(0), 0, self.remote
+
+
+@pytest.mark.parametrize(
+    ("code", "offender", "expected"),
+    [
+        (errno.ECONNREFUSED, "192.0.2.1", [True]),  # the peer's host
+        (errno.ECONNREFUSED, "192.0.2.66", []),  # any host can forge that
+        (errno.EHOSTUNREACH, "192.0.2.66", [False]),  # a router on the way
+    ],
+)
+def test_a_refused_port_is_reported_by_its_own_host_alone(code: int, offender: str, expected: list[bool]) -> None:
+    wrapped = UdpSocket(bind_udp("127.0.0.1", 0))
+    bound = wrapped._socket
+    try:
+        wrapped._reports_errors = True
+        reports = [error_report(*control.RECEIVE_ERRORS[0], code, sockaddr(offender))]
+        wrapped._socket = ErrorQueue(("192.0.2.1", 51820), reports)  # type: ignore[assignment]
+        wrapped._take_errors()
+        assert wrapped.unreachable == [((packed("192.0.2.1"), 51820, 0), refused) for refused in expected]
+    finally:
+        bound.close()
+
+
+# --- Options ---
+
+
+class Limited(UdpSocket):
+    """A socket whose buffers the kernel does not raise."""
+
+    def _raise_buffer(self, option: int, forced_option: int, wanted: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("wanted", "lines"), [(1 << 10, 0), (1 << 30, 1)])
+def test_a_receive_buffer_that_is_too_small_is_told_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, wanted: int, lines: int
+) -> None:
+    told: list[dict[str, object]] = []
+    monkeypatch.setattr(udp.log, "warning", lambda event, **fields: told.append({"event": event, **fields}))
+    wrapped = Limited(bind_udp("127.0.0.1", 0))
+    try:
+        wrapped.take_ownership(receive_buffer=wanted)
+        assert len(told) == lines
+        for line in told:
+            assert (line["bytes"], line["expected"]) == (wrapped.receive_buffer // 2, wanted)
+            assert "net.core.rmem_max" in str(line["remedy"])
+            assert "ReceiveBuffer=" in str(line["remedy"])
+    finally:
+        wrapped.close()

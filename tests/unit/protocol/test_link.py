@@ -160,16 +160,21 @@ def test_slow_answers_do_not_cause_a_probe_each_time() -> None:
     assert client.total(Total.RESENT_PACKETS) == 1
 
 
-def test_a_network_error_starts_an_outage_at_once_and_an_early_retry() -> None:
+def test_a_network_error_makes_a_link_ask_soon_and_only_the_missing_answer_starts_an_outage() -> None:
     world = World()
     client, server = linked(world)
     client.send(server, b"refused")
     world.exchange(lose_everything)
     client.device.on_unreachable(server.endpoint.remote, world.now, refused=True)
+    world.run(0.05 - TICK, lose_everything)
+    assert sent(world, client, TYPE_INITIATION) == 0
+    world.run(2 * TICK, lose_everything)
+    assert sent(world, client, TYPE_INITIATION) == 1
+    assert state(client, server) == LinkState.CONNECTED
+    world.run(0.05, lose_everything)
     assert state(client, server) == LinkState.RECONNECTING
     client.send(server, b"kept")
     world.exchange(lose_everything)
-    assert sent(world, client, TYPE_INITIATION) == 0
     world.run(0.05 + TICK)
     assert payloads(server) == [b"refused", b"kept"]
     assert client.total(Total.RECONNECTS) == 1
@@ -295,7 +300,7 @@ def test_packets_sent_during_an_outage_arrive_in_order_after_it() -> None:
 def test_the_oldest_packets_are_dropped_first_when_the_buffer_is_full() -> None:
     world = World()
     client, server = linked(world, replace(DEFAULT_POLICY, buffer_packets=10))
-    client.device.on_unreachable(server.endpoint.remote, world.now, refused=False)
+    client.device.on_route_lost(world.now)
     for number in range(25):
         client.send(server, bytes([number]))
     until_connected(world, client, server, 1.0)
@@ -315,5 +320,6 @@ def test_old_unanswered_packets_are_not_sent_again() -> None:
     client.send(server, b"young")
     world.exchange(lose_everything)
     client.device.on_unreachable(server.endpoint.remote, world.now, refused=True)
+    world.run(0.2, lose_everything)
     world.run(1.0)
     assert payloads(server) == [b"young"]
