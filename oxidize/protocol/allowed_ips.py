@@ -113,6 +113,13 @@ class _NotCached:
 _NOT_CACHED: Final = _NotCached()
 
 
+def packet_source(packet: Buffer) -> bytes:
+    """Return the source address of a packet that has a destination: 4 or 16 bytes."""
+    source: bytes
+    (source,) = (_IPV4_SOURCE if packet[0] >> 4 == 4 else _IPV6_SOURCE)(packet)
+    return source
+
+
 def inner_length(packet: Buffer) -> int:
     """Return the length of an IP packet by its own header, bytes; the rest is padding (paper, section 5.4.6).
 

@@ -63,8 +63,9 @@ PEERS_MAX = 20_000
 PEERS_PER_TIMEOUT_MAX = 16  # peers whose timers run at once: each may begin a handshake, which takes some 0.3 ms
 INNER_MTU_MAX = 65_535 - 80  # an inner packet that still fits an outer IPv6 datagram
 
-# Handshakes that a device begins because a peer uses a session that the device has lost. The datagram that causes them
-# is not authenticated, so they are limited.
-UNKNOWN_INDEX_INTERVAL = 1.0  # between two with one peer
-UNKNOWN_INDEX_INITIATIONS_PER_SECOND = 250  # with all peers: a quarter of what one core can do
-UNKNOWN_INDEX_BURST_SECS = 0.2  # seconds' worth of them that may come at once
+# Between two handshakes that a device begins with one peer because that peer uses a session which the device has lost:
+# the datagram that causes them is not authenticated. `admission` has the limit for all peers.
+UNKNOWN_INDEX_INTERVAL = 1.0
+# Responses to one initiation, and replies to one, that fail before all others are dropped: only who has seen the
+# initiation can forge them, and each costs as much as a genuine one.
+FORGED_ANSWERS_MAX = 64

@@ -14,6 +14,7 @@ from oxidize.protocol.constants import (
     COOKIE_MAX_AGE,
     COOKIE_NONCE_SIZE,
     COOKIE_SECRET_MAX_AGE,
+    FORGED_ANSWERS_MAX,
     LABEL_COOKIE,
     LABEL_MAC1,
     MAC_SIZE,
@@ -107,7 +108,7 @@ class CookieJar:
     empty; a reply is bound to it. All three are set from outside when they are restored.
     """
 
-    __slots__ = ("_cookie_key", "_mac1_key", "cookie", "last_mac1", "received_at")
+    __slots__ = ("_cookie_key", "_forged", "_mac1_key", "cookie", "last_mac1", "received_at")
 
     def __init__(self, remote_public_key: bytes) -> None:
         self._mac1_key = mac1_key(remote_public_key)
@@ -115,11 +116,13 @@ class CookieJar:
         self.cookie: bytes = b""
         self.received_at: float = 0.0
         self.last_mac1: bytes = b""
+        self._forged = 0  # replies to the latest message that were not authentic
 
     def stamp(self, message: bytes, now: float) -> bytes:
         """Return a handshake message with mac1 and mac2; without a fresh cookie, mac2 is zeros (section 5.4.4)."""
         mac1 = mac(self._mac1_key, message)
         self.last_mac1 = mac1
+        self._forged = 0
         if not self.cookie or now - self.received_at >= COOKIE_MAX_AGE:
             return message + mac1 + _NO_MAC2
         return message + mac1 + mac(self.cookie, message, mac1)
@@ -129,10 +132,11 @@ class CookieJar:
 
         A message takes one reply, as in the reference implementation: a replay cannot make a cookie look younger.
         """
-        if not self.last_mac1:
+        if not self.last_mac1 or self._forged >= FORGED_ANSWERS_MAX:
             return False
         cookie = unseal_x(self._cookie_key, reply.nonce, reply.encrypted_cookie, self.last_mac1)
         if cookie is None:
+            self._forged += 1
             return False
         self.cookie = cookie
         self.received_at = now

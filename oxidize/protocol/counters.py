@@ -118,6 +118,7 @@ class DropReason(IntEnum):
     STAGED_OVERFLOW = 16  # outgoing: more than STAGED_PACKETS_MAX packets were staged
     HANDSHAKE_TIMED_OUT = 17  # outgoing: no session after REKEY_ATTEMPT_TIME
     NOT_RECORDED = 18  # a handshake, or staged packets at a hand-off, that the journal or the arena could not take
+    OVER_BUDGET = 19  # under load: all sources together cause more handshakes than are answered
     # Of the runtime.
     SEND_FAILED = 32  # the kernel refused an outer datagram
     NETWORK_WRITE_FAILED = 33  # the kernel refused an inner packet

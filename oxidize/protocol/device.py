@@ -14,7 +14,7 @@ from itertools import count, groupby
 
 from oxidize.errors import StateError, StorageError
 from oxidize.protocol import timers
-from oxidize.protocol.allowed_ips import AllowedIPs, inner_length
+from oxidize.protocol.allowed_ips import AllowedIPs, inner_length, packet_source
 from oxidize.protocol.changes import Change, PeerRemoved, PeerStaged, PeerStagedMore
 from oxidize.protocol.constants import (
     BATCH_PACKETS_MAX,
@@ -22,7 +22,6 @@ from oxidize.protocol.constants import (
     NEVER,
     PEERS_MAX,
     PEERS_PER_TIMEOUT_MAX,
-    REKEY_ATTEMPT_TIME,
 )
 from oxidize.protocol.counters import (
     FIRST_UNANSWERED_NS,
@@ -44,7 +43,7 @@ from oxidize.protocol.link_machine import Link, LinkDo
 from oxidize.protocol.messages import data_receiver
 from oxidize.protocol.noise import LocalIdentity, RemoteIdentity
 from oxidize.protocol.peer import Peer, PeerKeypair, PeerSettings
-from oxidize.protocol.rate_limiter import UNDER_LOAD_HANDSHAKES_PER_SECOND, LoadMeter
+from oxidize.protocol.rate_limiter import UNDER_LOAD_HANDSHAKES, LoadMeter
 from oxidize.protocol.restore import RestoreReport, restore_change
 from oxidize.protocol.session_table import SessionTable, Transmit
 from oxidize.protocol.staging import Staging
@@ -76,7 +75,7 @@ class Device:
         record: Callable[[Change], None],
         *,
         mtu: int = 1420,
-        under_load_handshakes: int = UNDER_LOAD_HANDSHAKES_PER_SECOND,
+        under_load_handshakes: int = UNDER_LOAD_HANDSHAKES,
     ) -> None:
         self.identity = LocalIdentity(private_key)
         self.mtu = mtu
@@ -272,8 +271,13 @@ class Device:
         self._staging.add(peer, packets)
         # On a link the next retry keeps its time, and packets behind a burst already have a session.
         if peer.link is None or (peer.handshake_wanted_at == NEVER and peer.link.replay_at == NEVER):
-            self._handshaker.initiate(peer, now)
+            self._handshaker.initiate(peer, now, self._cause_of(packets[0]))
         self._schedule(peer)
+
+    def _cause_of(self, packet: bytes | memoryview) -> bytes:
+        """Return what stands for the sender of a packet: a peer's key, or an address that is no peer's."""
+        sender = self._routes.lookup_packet_source(packet)
+        return sender.public_key if sender is not None else packet_source(packet)
 
     def _send_keepalive(self, peer: Peer, now: float) -> bool:
         """Send a keepalive if there is a session to send it in; return whether there is."""
@@ -373,7 +377,7 @@ class Device:
             self._on_session(peer, now)
         elif link is not None and (pending is not None or peer.endpoint is None):
             self._carry_out(peer, self._links.on_unanswered(peer, link, now), now)
-        elif pending is not None and now - pending.started_at >= REKEY_ATTEMPT_TIME:
+        elif pending is not None and pending.is_exhausted(now):
             self._table.end_handshake(peer)
             self._table.drop(DropReason.HANDSHAKE_TIMED_OUT, len(self._staging.take(peer)))
         else:
@@ -393,6 +397,7 @@ class Device:
     def use_cached_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
         """Use a peer's endpoint from an earlier run, unless a newer one is known."""
         if peer.endpoint is None:
+            peer.remembered = endpoint.remote
             self._table.move_endpoint(peer, endpoint, now)
 
     # --- Links: peers with which a session is kept up at all times ---

@@ -1,27 +1,27 @@
 """Handshakes of a device, in both roles: starting one, answering one, and installing the keypair that it makes.
 
 The rule (paper, sections 5.1, 5.3 and 5.4): nothing is allocated and nothing is answered before a message has passed
-the checks, the cheapest first: mac1, then under load mac2 and the rate of its source, then its authenticity, then its
-timestamp. A message that fails is counted and forgotten.
+the checks, the cheapest first: those of `admission`, then its authenticity, then its timestamp. A message that fails is
+counted and forgotten. A response that this device has not asked for is not looked into, and one that it has asked for
+is neither load nor answered by a cookie.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 from oxidize.errors import DecodeError, StorageError
-from oxidize.protocol.changes import CookieSecret, PeerCookie, PeerTimestamp
+from oxidize.protocol.admission import Admission
+from oxidize.protocol.changes import PeerCookie, PeerTimestamp
 from oxidize.protocol.constants import (
+    FORGED_ANSWERS_MAX,
     INITIATION_INTERVAL_MIN,
     INITIATION_SIZE,
     NEVER,
-    REKEY_ATTEMPT_TIME,
     REKEY_TIMEOUT,
     REKEY_TIMEOUT_JITTER_MAX,
     TYPE_COOKIE_REPLY,
     TYPE_INITIATION,
     TYPE_RESPONSE,
-    UNKNOWN_INDEX_BURST_SECS,
-    UNKNOWN_INDEX_INITIATIONS_PER_SECOND,
     UNKNOWN_INDEX_INTERVAL,
 )
 from oxidize.protocol.cookie import CookieChecker
@@ -50,8 +50,8 @@ from oxidize.protocol.noise import (
     next_timestamp,
     usable_time,
 )
-from oxidize.protocol.peer import Peer, PendingHandshake
-from oxidize.protocol.rate_limiter import LoadMeter, RateLimiter
+from oxidize.protocol.peer import NOT_RETRIED, Peer, PendingHandshake
+from oxidize.protocol.rate_limiter import LoadMeter
 from oxidize.protocol.session_table import SessionTable
 from oxidize.protocol.timers import (
     any_authenticated_received,
@@ -91,22 +91,37 @@ class Handshaker:
         self.cookie_checker = CookieChecker(identity.public_key, table.random_bytes)
         self._table = table
         self._unix_time: Callable[[], float] = lambda: usable_time(unix_time())
-        self._load = load
-        self._limiter = RateLimiter()
-        self._unknown_index_free_at = 0.0
+        self._admission = Admission(table, self.cookie_checker, load)
 
     # --- Initiations of this side ---
 
-    def initiate(self, peer: Peer, now: float) -> None:
-        """Start a handshake as soon as the last one is long enough ago, unless one is in flight (section 6.4)."""
+    def initiate(self, peer: Peer, now: float, cause: bytes = b"") -> None:
+        """Start a handshake as soon as the last one is long enough ago, unless one is in flight (section 6.4).
+
+        cause: as for `Admission.place_initiation`. A live session and a link are renewed in any case: the first needs
+        that once in two minutes, the second has one peer.
+        """
         if peer.handshake is not None:
             peer.handshake.started_at = now
             return
         earliest = peer.initiation_sent_at + initiation_spacing_secs(peer)
+        if now >= earliest and not peer.can_send(now):
+            earliest = self._place(peer, cause, now)
         if now < earliest:
             peer.handshake_wanted_at = earliest
             return
         self._send_initiation(peer, now, now)
+
+    def _place(self, peer: Peer, cause: bytes, now: float) -> float:
+        """Return when it is a peer's turn for an initiation; that place is kept until it is used."""
+        if peer.link is not None:
+            return now
+        if peer.place_at == NEVER:
+            peer.place_at = self._admission.place_initiation(cause, now)
+        place_at = peer.place_at
+        if place_at <= now:
+            peer.place_at = NEVER
+        return place_at
 
     def retry(self, peer: Peer, now: float) -> None:
         """Send a new initiation for the handshake in flight (section 6.4), or start one.
@@ -115,6 +130,10 @@ class Handshaker:
         """
         if peer.handshake is None:
             self.initiate(peer, now)
+            return
+        place_at = self._place(peer, b"", now)
+        if place_at > now:
+            peer.handshake.retry_at = place_at
             return
         self._table.clear_source(peer, now)
         self._send_initiation(peer, peer.handshake.started_at, now)
@@ -142,11 +161,19 @@ class Handshaker:
         started_at = pending.started_at if pending is not None else now
         self._send_initiation(peer, started_at, now, max(retry_at, now + spacing) if retry_at < NEVER else None)
 
-    def _send_initiation(self, peer: Peer, started_at: float, now: float, retry_at: float | None = None) -> None:
-        """Send an initiation; `retry_at`: when the next one is due, None to draw that."""
+    def _send_initiation(
+        self,
+        peer: Peer,
+        started_at: float,
+        now: float,
+        retry_at: float | None = None,
+        endpoint: Endpoint | None = None,
+    ) -> None:
+        """Send an initiation; retry_at: when the next one is due, None to draw that; endpoint: if not the peer's."""
         table = self._table
         peer.handshake_wanted_at = NEVER
-        if peer.endpoint is None or peer.remote.static_shared is None:
+        endpoint = peer.endpoint if endpoint is None else endpoint
+        if endpoint is None or peer.remote.static_shared is None:
             table.end_handshake(peer)
             if peer.link is not None:  # its name may resolve by then
                 table.counters[peer.slot + RETRIES] += 1
@@ -205,19 +232,19 @@ class Handshaker:
         """Start a handshake with a peer that uses a session which this side has lost, as in a reboot; return the peer.
 
         Only with a peer that was last at this endpoint and that has no session here; None otherwise. The datagram may
-        be forged: so it causes one initiation without retries, at most one in UNKNOWN_INDEX_INTERVAL for a peer.
+        be forged: so it causes one initiation without retries, at most one in UNKNOWN_INDEX_INTERVAL for a peer, and
+        moves no endpoint. The initiation leaves from the address that the datagram came to: one from another address
+        of this host would not pass the peer's address translation.
         """
         peer = self._table.by_remote.get(endpoint.remote)
         if peer is None or not self.accepting or peer.handshake is not None or peer.has_session(now):
             return None
         if now < peer.initiation_sent_at + UNKNOWN_INDEX_INTERVAL:
             return None
-        free_at = max(self._unknown_index_free_at, now - UNKNOWN_INDEX_BURST_SECS)
-        if free_at > now:
+        if not self._admission.allows_unasked(now):
             return None
-        self._unknown_index_free_at = free_at + 1.0 / UNKNOWN_INDEX_INITIATIONS_PER_SECOND
         self._table.count(Total.UNKNOWN_INDEX_INITIATIONS)
-        self._send_initiation(peer, max(0.0, now - REKEY_ATTEMPT_TIME), now)
+        self._send_initiation(peer, NOT_RETRIED, now, endpoint=endpoint)
         return peer
 
     # --- Messages of peers ---
@@ -227,10 +254,10 @@ class Handshaker:
         kind = message_type(data)
         if kind == 0 or len(data) > INITIATION_SIZE:
             return DropReason.MALFORMED
-        message = bytes(data)
         try:
             if kind == TYPE_INITIATION:
-                return self._receive_initiation(Initiation.decode(message), message, endpoint, now)
+                return self._receive_initiation(data, endpoint, now)
+            message = bytes(data)
             if kind == TYPE_RESPONSE:
                 return self._receive_response(Response.decode(message), message, endpoint, now)
             if kind == TYPE_COOKIE_REPLY:
@@ -241,34 +268,24 @@ class Handshaker:
             return DropReason.NOT_RECORDED
         return DropReason.MALFORMED
 
-    def _refuse_early(self, message: bytes, sender_index: int, endpoint: Endpoint, now: float) -> DropReason | None:
-        """Check what needs no Diffie-Hellman: mac1, and under load mac2 and the source's rate."""
-        if not self.cookie_checker.check_mac1(message):
-            return DropReason.MAC1_INVALID
-        if not self._load.note(now):
-            return None
-        source = endpoint.identity
-        if not self.cookie_checker.check_mac2(message, source, now):
-            if self.cookie_checker.refresh(now):
-                secret = self.cookie_checker.secret
-                self._table.try_record(CookieSecret(secret, self.cookie_checker.secret_created_at))
-            reply = self.cookie_checker.create_reply(message, sender_index, source, now)
-            self._table.count(Total.COOKIE_REPLIES_SENT)
-            self._table.transmit_unaccounted(endpoint, [reply])
-            return DropReason.COOKIE_REQUIRED
-        return None if self._limiter.allow(endpoint.address, now) else DropReason.RATE_LIMITED
-
     def _find_remote(self, public_key: bytes) -> RemoteIdentity | None:
         peer = self._table.peers.get(public_key)
         return peer.remote if peer is not None else None
 
-    def _receive_initiation(
-        self, message: Initiation, raw: bytes, endpoint: Endpoint, now: float
-    ) -> DropReason | Handled:
-        if (refused := self._refuse_early(raw, message.sender_index, endpoint, now)) is not None:
+    def _receive_initiation(self, data: bytes | memoryview, endpoint: Endpoint, now: float) -> DropReason | Handled:
+        if len(data) != INITIATION_SIZE:
+            return DropReason.MALFORMED
+        if (refused := self._admission.refuse(data, endpoint, now)) is not None:
             return refused
         if not self.accepting:
             return DropReason.DRAINING
+        raw = bytes(data)
+        outcome = self._answer(Initiation.decode(raw), raw, endpoint, now)
+        if not isinstance(outcome, Handled):
+            self._admission.note_failed(now)
+        return outcome
+
+    def _answer(self, message: Initiation, raw: bytes, endpoint: Endpoint, now: float) -> DropReason | Handled:
         received = consume_initiation(self.identity, message, self._find_remote)
         if isinstance(received, DropReason):
             return received
@@ -299,8 +316,6 @@ class Handshaker:
         return Handled(peer, has_session=False)
 
     def _receive_response(self, message: Response, raw: bytes, endpoint: Endpoint, now: float) -> DropReason | Handled:
-        if (refused := self._refuse_early(raw, message.sender_index, endpoint, now)) is not None:
-            return refused
         table = self._table
         pending = table.indices.get(message.receiver_index)
         if not isinstance(pending, PendingHandshake):
@@ -308,8 +323,13 @@ class Handshaker:
         peer = pending.peer
         if pending is not peer.handshake and now - pending.sent_at > SUPERSEDED_SECS_MAX:
             return DropReason.UNKNOWN_INDEX
+        if not self.cookie_checker.check_mac1(raw):
+            return DropReason.MAC1_INVALID
+        if pending.forged >= FORGED_ANSWERS_MAX:
+            return DropReason.AUTHENTICATION_FAILED
         keys = consume_response(self.identity, peer.remote, pending.state, message)
         if keys is None:
+            pending.forged += 1
             return DropReason.AUTHENTICATION_FAILED
         indices = (pending.state.local_index, message.sender_index)
         keypair = table.create_keypair(peer, keys, indices, True, now)
@@ -318,6 +338,7 @@ class Handshaker:
         table.rotate(peer, lambda: peer.rotate_as_initiator(keypair))
         table.answer_handshake(pending)
         self._on_authenticated(peer, endpoint, len(raw), now)
+        table.forget_remembered(peer)
         table.count(Total.HANDSHAKES_INITIATOR)
         return Handled(peer, has_session=True)
 
@@ -366,5 +387,6 @@ class Handshaker:
         except StorageError:
             return False
         self._table.end_handshake(peer)
+        self._table.forget_remembered(peer)
         self._table.count(Total.HANDSHAKES_RESPONDER)
         return True

@@ -105,6 +105,12 @@ def message_type(data: Buffer) -> int:
     return word if TYPE_INITIATION <= word <= TYPE_DATA else 0
 
 
+def initiation_sender(data: Buffer) -> int:
+    """Return the sender index of an initiation, of at least 8 bytes."""
+    index: int = _INITIATION_HEADER.unpack_from(data)[1]
+    return index
+
+
 def data_receiver(data: Buffer) -> int | None:
     """Return the receiver index of a data message, unauthenticated; None for any other datagram.
 

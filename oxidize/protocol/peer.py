@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 
 from oxidize.protocol.changes import PeerHandshake, PeerKeypairs
-from oxidize.protocol.constants import NEVER, REJECT_AFTER_TIME, STAGED_PACKETS_MAX, TIMESTAMP_SIZE
+from oxidize.protocol.constants import (
+    NEVER,
+    REJECT_AFTER_TIME,
+    REKEY_ATTEMPT_TIME,
+    REKEY_TIMEOUT,
+    STAGED_PACKETS_MAX,
+    TIMESTAMP_SIZE,
+)
 from oxidize.protocol.cookie import CookieJar
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.keypair import Keypair
@@ -19,6 +26,9 @@ from oxidize.protocol.link_policy import LinkPolicy
 from oxidize.protocol.noise import InitiatorState, RemoteIdentity
 
 PeerKeypair = Keypair["Peer"]
+# The start of a handshake that is not retried: further back than REKEY_ATTEMPT_TIME, on every clock but one that has
+# just begun. A release that does not know it retries for at most that time after the boot.
+NOT_RETRIED = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,11 @@ class PendingHandshake:
     sent_at: float
     retry_at: float
     mac1: bytes  # of the initiation, which a cookie reply answers; empty once one has
+    forged: int = 0  # responses that were not authentic
+
+    def is_exhausted(self, now: float) -> bool:
+        """Return whether no further initiation is sent (section 6.4)."""
+        return self.started_at == NOT_RETRIED or now - self.started_at >= REKEY_ATTEMPT_TIME
 
     def change(self) -> PeerHandshake:
         """Return this handshake as a change for the journal."""
@@ -88,8 +103,10 @@ class Peer:
         "last_timestamp",
         "link",
         "next",
+        "place_at",
         "previous",
         "public_key",
+        "remembered",
         "remote",
         "settings",
         "slot",
@@ -105,6 +122,8 @@ class Peer:
         self.remote = remote
         self.cookie_jar = CookieJar(settings.public_key)
         self.endpoint = settings.endpoint
+        # Where the peer is expected, as configured or seen in an earlier run, until a session confirms where it is.
+        self.remembered = settings.endpoint.remote if settings.endpoint is not None else None
         self.endpoint_recorded_at = -NEVER
         self.endpoint_record_at = NEVER  # when the record of a move that was held back is due
         self.slot = 0  # 0: none yet; slot 0 holds totals
@@ -115,7 +134,8 @@ class Peer:
         # In no record: an answered one that a crash brought back would make the same keys again, with a send counter
         # of 0. A successor gets the response to its next retry instead; no packet is lost by that.
         self.superseded: tuple[PendingHandshake, ...] = ()  # earlier ones whose responses are accepted, oldest first
-        self.handshake_wanted_at = NEVER  # an initiation held back because the last one was too recent
+        self.handshake_wanted_at = NEVER  # an initiation held back because the last one, or those to others, come first
+        self.place_at = NEVER  # when an initiation may be sent that waits for its turn (`admission`)
         self.initiation_sent_at = -NEVER
         self.initiation_received_at = -NEVER
         self.last_timestamp = bytes(TIMESTAMP_SIZE)
@@ -133,18 +153,23 @@ class Peer:
         return tuple(keypair for keypair in (self.previous, self.current, self.next) if keypair is not None)
 
     def has_session(self, now: float) -> bool:
-        """Return whether the peer can be sent to without a handshake, or has just asked for that."""
+        """Return whether the peer can be sent to without a handshake, or has just asked for that.
+
+        An initiation may be a replay to a device that lost its state: unconfirmed, it counts for REKEY_TIMEOUT.
+        """
         # Written out: it is called for twenty thousand peers at once, between two batches of packets.
         current, following = self.current, self.next
         if current is not None and not current.is_expired(now):
             return True
-        return following is not None and not following.is_expired(now)
+        return following is not None and following.age(now) < REKEY_TIMEOUT
 
     def session_ends_at(self, now: float) -> float | None:
         """Return when the newest keypair that can be used ends by its age, None where `has_session` says no."""
-        for keypair in (self.next, self.current):  # the next one is younger
-            if keypair is not None and not keypair.is_expired(now):
-                return keypair.state.created_at + REJECT_AFTER_TIME
+        current, following = self.current, self.next
+        if following is not None and following.age(now) < REKEY_TIMEOUT:  # it is younger
+            return following.state.created_at + REJECT_AFTER_TIME
+        if current is not None and not current.is_expired(now):
+            return current.state.created_at + REJECT_AFTER_TIME
         return None
 
     def can_send(self, now: float) -> bool:

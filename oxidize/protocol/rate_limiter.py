@@ -1,8 +1,11 @@
-"""Limits on handshakes: the rate at which a device asks for cookies, and the rate of each source under load.
+"""Limits on handshakes: when a device asks for cookies, and the rates of each source and of all sources together.
 
 Rules (paper, section 5.3):
-- A handshake costs a hundred times more than any other datagram, so the rate of handshakes alone decides: the device is
-  under load from the moment of more than a threshold of them in one second, until a whole second has passed with fewer.
+- A handshake costs a hundred times more than any other datagram, so handshakes alone decide: a device is under load
+  once those that came exceed what it can answer beside its packets. One that fails counts FAILED_WEIGHT times, since
+  no configured peer sends it: a whole fleet that comes back at once is not load, the same number of forgeries is.
+- All sources together cause no more work in a second than a Budget allows. A budget keeps a part of its tokens for the
+  requests that deserve them more.
 - Under load, a source that proved its address by a cookie is still limited. The paper gives no numbers; 20 handshakes a
   second, 5 at once, are those of the reference implementations. IPv6 sources count by their /64, the least that a site
   is given (RFC 6177).
@@ -10,7 +13,9 @@ Rules (paper, section 5.3):
 
 from collections import OrderedDict
 
-UNDER_LOAD_HANDSHAKES_PER_SECOND = 250  # of some 1,000 that one core can answer
+# Handshakes at once, and then in each second, that are not load: to answer one takes 0.4 ms, to refuse one 0.1 ms.
+UNDER_LOAD_HANDSHAKES = 1000
+FAILED_WEIGHT = 2
 
 HANDSHAKES_PER_SECOND = 20
 HANDSHAKES_BURST = 5
@@ -25,25 +30,60 @@ _EXPIRED_PER_CALL = 2  # more than the one that a call can add: the table shrink
 
 
 class LoadMeter:
-    """A counter of handshake messages in windows of one second; threshold: the most in a window without load."""
+    """A leaky bucket of handshake messages; threshold: how many it holds without load, and loses in each second.
 
-    __slots__ = ("_count", "_loaded_until", "_threshold", "_window_end")
+    It holds twice as many at most, so that load ends a second after its cause.
+    """
 
-    def __init__(self, threshold: int = UNDER_LOAD_HANDSHAKES_PER_SECOND) -> None:
+    __slots__ = ("_at", "_level", "_threshold")
+
+    def __init__(self, threshold: int = UNDER_LOAD_HANDSHAKES) -> None:
         self._threshold = threshold
-        self._count = 0
-        self._window_end = 0.0
-        self._loaded_until = 0.0
+        self._level = 0.0
+        self._at = 0.0
 
-    def note(self, now: float) -> bool:
-        """Count one handshake message at `now`, seconds; return whether the device is under load."""
-        if now >= self._window_end:
-            self._window_end = now + 1.0
-            self._count = 0
-        self._count += 1
-        if self._count > self._threshold:
-            self._loaded_until = now + 1.0
-        return now < self._loaded_until
+    def note(self, now: float, weight: int = 1) -> None:
+        """Count one handshake message at `now`, seconds."""
+        self._level = min(self._level_at(now) + weight, 2.0 * self._threshold)
+        self._at = now
+
+    def is_loaded(self, now: float) -> bool:
+        """Return whether the device is under load, for one more message at `now`."""
+        return self._level_at(now) + 1.0 > self._threshold
+
+    def _level_at(self, now: float) -> float:
+        return max(0.0, self._level - max(0.0, now - self._at) * self._threshold)
+
+
+class Budget:
+    """A token bucket for all sources together: `per_second` tokens, `burst` at once.
+
+    It is held as one number: the time at which it will be full again.
+    """
+
+    __slots__ = ("_burst_secs", "_full_at", "_token_secs")
+
+    def __init__(self, per_second: int, burst: int) -> None:
+        self._token_secs = 1.0 / per_second
+        self._burst_secs = burst * self._token_secs
+        self._full_at = 0.0
+
+    def has(self, now: float, reserved: int = 0) -> bool:
+        """Return whether there is a token beside those that are `reserved` for other requests."""
+        full_at = max(self._full_at, now) + (1 + reserved) * self._token_secs
+        return full_at <= now + self._burst_secs + self._token_secs / 2
+
+    def take(self, now: float, reserved: int = 0) -> bool:
+        """Take a token beside those that are `reserved` for other requests; return False where there is none."""
+        if not self.has(now, reserved):
+            return False
+        self._full_at = max(self._full_at, now) + self._token_secs
+        return True
+
+    def reserve(self, now: float) -> float:
+        """Take a token, or the next that nothing has taken yet; return when it may be used."""
+        self._full_at = max(self._full_at, now) + self._token_secs
+        return max(now, self._full_at - self._burst_secs)
 
 
 class RateLimiter:
@@ -60,6 +100,10 @@ class RateLimiter:
 
     def __len__(self) -> int:
         return len(self._full_at_ns)
+
+    def is_new(self, address: bytes) -> bool:
+        """Return whether a source has all of its tokens."""
+        return (address[:8] if len(address) == 16 else address) not in self._full_at_ns
 
     def allow(self, address: bytes, now: float) -> bool:
         """Take a token of a source at `now`; return False, with nothing taken, when its bucket is empty.

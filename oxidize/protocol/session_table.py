@@ -42,8 +42,8 @@ class SessionTable:
     """The tables that the handshakes and the data path of a device share.
 
     slots: the store of the counters. record: called with every change, at once. random_bytes: count -> bytes.
-    by_remote: the peer that was last at this address and port (`Endpoint.remote`). endpoint_changes: how often any
-    peer's endpoint changed. moved: peers whose new endpoint is not recorded yet.
+    by_remote: the peer that was last at this address and port (`Endpoint.remote`), or is expected there.
+    endpoint_changes: how often any peer's endpoint changed. moved: peers whose new endpoint is not recorded yet.
     """
 
     slots: Slots
@@ -111,12 +111,25 @@ class SessionTable:
 
     def set_endpoint(self, peer: Peer, endpoint: Endpoint | None) -> None:
         """Set a peer's endpoint, or None for not known, without recording it."""
-        if peer.endpoint is not None and self.by_remote.get(peer.endpoint.remote) is peer:
-            del self.by_remote[peer.endpoint.remote]
+        if peer.endpoint is not None and peer.endpoint.remote != peer.remembered:
+            self._forget_remote(peer, peer.endpoint.remote)
         self.endpoint_changes += 1
         peer.endpoint = endpoint
         if endpoint is not None:
             self.by_remote[endpoint.remote] = peer
+
+    def forget_remembered(self, peer: Peer) -> None:
+        """Forget where a peer was expected: a session has confirmed where it is.
+
+        An initiation alone does not: to a device that lost its state it may be a replay, from any address.
+        """
+        remembered, peer.remembered = peer.remembered, None
+        if remembered is not None and (peer.endpoint is None or peer.endpoint.remote != remembered):
+            self._forget_remote(peer, remembered)
+
+    def _forget_remote(self, peer: Peer, remote: tuple[bytes, int, int]) -> None:
+        if self.by_remote.get(remote) is peer:
+            del self.by_remote[remote]
 
     def move_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
         """Set and record the endpoint at which a peer was just authenticated (roaming, paper, section 2.1).

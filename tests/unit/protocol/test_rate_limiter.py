@@ -6,7 +6,14 @@ from ipaddress import ip_address
 import pytest
 
 from oxidize.protocol import rate_limiter
-from oxidize.protocol.rate_limiter import HANDSHAKES_BURST, HANDSHAKES_PER_SECOND, RateLimiter
+from oxidize.protocol.rate_limiter import (
+    HANDSHAKES_BURST,
+    HANDSHAKES_PER_SECOND,
+    UNDER_LOAD_HANDSHAKES,
+    Budget,
+    LoadMeter,
+    RateLimiter,
+)
 
 A = ip_address("192.0.2.1").packed
 B = ip_address("192.0.2.2").packed
@@ -93,3 +100,54 @@ def test_forgetting_sources_changes_no_answer() -> None:
         expected = tokens >= 1 - 1e-9
         buckets[number] = (tokens - expected, now_ms)
         assert limiter.allow(number.to_bytes(4, "big"), now_ms / 1000) == expected
+
+
+# --- All sources together ---
+
+
+@pytest.mark.parametrize("now", [0.0, 12_345.678, 1e8 + 1 / 3])
+def test_a_budget_allows_its_burst_and_then_its_rate(now: float) -> None:
+    budget = Budget(per_second=100, burst=10)
+    assert [budget.take(now) for _ in range(12)] == [True] * 10 + [False] * 2
+    assert not budget.take(now + 0.004)
+    assert budget.take(now + 0.011)
+    assert not budget.take(now + 0.012)
+    assert sum(budget.take(now + 10 + step / 1000) for step in range(1000)) in range(109, 112)
+
+
+def test_a_budget_keeps_reserved_tokens_for_other_requests() -> None:
+    budget = Budget(per_second=100, burst=10)
+    assert [budget.take(1.0, reserved=6) for _ in range(6)] == [True] * 4 + [False] * 2
+    assert [budget.take(1.0) for _ in range(7)] == [True] * 6 + [False]
+    assert not budget.take(1.05, reserved=6), "the reserve is filled first"
+    assert budget.take(1.08, reserved=6)
+
+
+def test_reserved_places_follow_each_other_at_the_rate() -> None:
+    budget = Budget(per_second=100, burst=1)
+    assert [round(budget.reserve(5.0), 6) for _ in range(4)] == [5.0, 5.01, 5.02, 5.03]
+    assert round(budget.reserve(9.0), 6) == 9.0
+
+
+def test_a_burst_of_handshakes_is_no_load_and_more_than_that_is() -> None:
+    meter = LoadMeter()
+    for _ in range(UNDER_LOAD_HANDSHAKES):
+        assert not meter.is_loaded(7.0)
+        meter.note(7.0)
+    assert meter.is_loaded(7.0)
+    assert not meter.is_loaded(7.01)
+
+
+def test_load_lasts_a_second_at_most_after_any_flood() -> None:
+    meter = LoadMeter()
+    for _ in range(100 * UNDER_LOAD_HANDSHAKES):
+        meter.note(7.0)
+    assert meter.is_loaded(7.99)
+    assert not meter.is_loaded(8.01)
+
+
+def test_a_threshold_of_zero_is_load_at_all_times() -> None:
+    meter = LoadMeter(0)
+    assert meter.is_loaded(0.0)
+    meter.note(1.0)
+    assert meter.is_loaded(1e9)
