@@ -1,0 +1,134 @@
+"""Send one kind of useless datagram to a server from many addresses of the loopback: `bench_flood` starts it.
+
+It prints a line when it is ready, sends from the moment that a line comes at its standard input, and prints how many
+datagrams it has sent.
+"""
+
+import contextlib
+import json
+import random
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from oxidize.protocol.constants import COOKIE_REPLY_SIZE
+from oxidize.protocol.cookie import CookieJar
+from oxidize.protocol.messages import CookieReply, Initiation, Response
+
+MESSAGES = 2000
+COOKIE_ROUNDS = 100
+_RANDOM = random.Random(1)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to send: recorded are genuine data messages in hexadecimal."""
+
+    kind: str
+    per_second: int
+    seconds: float
+    port: int
+    public_key: str
+    addresses: int
+    recorded: list[str]
+
+
+def initiation() -> bytes:
+    rand = _RANDOM.randbytes
+    return Initiation(_RANDOM.getrandbits(32), rand(32), rand(48), rand(28)).encode()
+
+
+def response() -> bytes:
+    rand = _RANDOM.randbytes
+    return Response(_RANDOM.getrandbits(32), _RANDOM.getrandbits(32), rand(32), rand(16)).encode()
+
+
+def unknown_index(size: int) -> bytes:
+    return b"\4\0\0\0" + _RANDOM.randbytes(12 + 16 + size)
+
+
+def messages_of(order: Order) -> list[bytes]:
+    """Return messages of one kind, to be sent again and again."""
+    rand, jar = _RANDOM.randbytes, CookieJar(bytes.fromhex(order.public_key))
+    if order.kind == "recorded":
+        return [bytes.fromhex(message) for message in order.recorded]
+    known = bytes.fromhex(order.recorded[-1])[:8]
+    invented = CookieJar(bytes.fromhex(order.public_key))
+    invented.cookie = rand(16)
+    make: dict[str, Callable[[int], bytes]] = {
+        "short": lambda _: rand(1),
+        "wrong-mac1": lambda _: initiation() + rand(32),
+        "unknown": lambda _: unknown_index(64),
+        "unknown-large": lambda _: unknown_index(1408),
+        "wrong-tag": lambda number: known + (10_000_000 + number).to_bytes(8, "little") + rand(16 + 1408),
+        "response": lambda _: jar.stamp(response(), 0.0),
+        "mac1": lambda _: jar.stamp(initiation(), 0.0),
+        "wrong-mac2": lambda _: invented.stamp(initiation(), 0.0),
+    }
+    return [make[order.kind](number) for number in range(MESSAGES)]
+
+
+def with_cookies(order: Order, sockets: list[socket.socket]) -> list[tuple[socket.socket, bytes]]:
+    """Let every address fetch a cookie, by a flood that makes the server ask for them; return what to send."""
+    key = bytes.fromhex(order.public_key)
+    jars = {each: CookieJar(key) for each in sockets}
+    trigger = [CookieJar(key).stamp(initiation(), 0.0) for _ in range(400)]
+    waiting = set(sockets)
+    for _ in range(COOKIE_ROUNDS):
+        for number, message in enumerate(trigger):
+            with contextlib.suppress(OSError):
+                sockets[number % len(sockets)].send(message)
+        for each in list(waiting)[:250]:
+            with contextlib.suppress(OSError):
+                each.send(jars[each].stamp(initiation(), time.monotonic()))
+        time.sleep(0.1)
+        for each in list(waiting):
+            with contextlib.suppress(OSError):
+                while True:
+                    reply = each.recv(2000)
+                    if len(reply) == COOKIE_REPLY_SIZE and jars[each].consume_reply(
+                        CookieReply.decode(reply), time.monotonic()
+                    ):
+                        waiting.discard(each)
+        if not waiting:
+            break
+    print(f"{len(sockets) - len(waiting)} cookies", file=sys.stderr)
+    now = time.monotonic()
+    return [(each, jars[each].stamp(initiation(), now)) for _ in range(8) for each in sockets if each not in waiting]
+
+
+def open_sockets(order: Order) -> list[socket.socket]:
+    sockets = []
+    for number in range(order.addresses):
+        each = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        each.bind((f"127.{2 + number // 250}.{number % 250}.{1 + number % 200}", 0))
+        each.connect(("127.0.0.1", order.port))
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sockets.append(each)
+    return sockets
+
+
+def main() -> None:
+    order = Order(**json.loads(sys.argv[1]))
+    sockets = open_sockets(order)
+    if order.kind == "cookie":
+        pairs = with_cookies(order, sockets)
+    else:
+        pairs = [(sockets[n % len(sockets)], message) for n, message in enumerate(messages_of(order))]
+    print("ready", flush=True)
+    sys.stdin.readline()
+    began, sent = time.monotonic(), 0
+    while (elapsed := time.monotonic() - began) < order.seconds:
+        for number in range(sent, int(elapsed * order.per_second)):
+            sender, message = pairs[number % len(pairs)]
+            with contextlib.suppress(OSError):
+                sender.send(message)
+            sent = number + 1
+        time.sleep(0.0005)
+    print(sent, flush=True)
+
+
+if __name__ == "__main__":
+    main()
