@@ -257,8 +257,7 @@ class Links:
                 case LinkDo.RETRY_SOON:
                     _retry_soon(peer, link, now)
                 case LinkDo.DOUBT:
-                    doubt_secs = max(link.policy.retry_secs, shortest_retry_secs(peer, counters))
-                    link.doubt_at, link.is_doubted = min(link.doubt_at, now + doubt_secs), True
+                    self._doubt(peer, link, now, refused=event is LinkEvent.REFUSED)
                 case LinkDo.PROBE_NOW:
                     link.probe_at = now
                 case LinkDo.PROBE_REFUSED:
@@ -267,6 +266,19 @@ class Links:
                 case LinkDo.GIVE_UP:
                     self._give_up(peer, link)
         return [do for do in to_do if do in DEVICE_DOES]
+
+    def _doubt(self, peer: Peer, link: Link, now: float, *, refused: bool) -> None:
+        """Ask soon, because of an error.
+
+        A port that closes and opens again in the meantime takes no session along, and no packet of the time in between.
+        That is assumed only where the answers have just stopped: an error can be forged, and then nothing is sent again
+        that the peer, which has been answering, goes on to answer.
+        """
+        doubt_secs = max(link.policy.retry_secs, shortest_retry_secs(peer, self._counters))
+        link.doubt_at, link.is_doubted = min(link.doubt_at, now + doubt_secs), True
+        first = self._counters[peer.slot + FIRST_UNANSWERED_NS] * NANOSECOND
+        if refused and first and now - first <= prompt_secs(peer, self._counters):
+            link.assume_lost = True
 
     def _count_outage(self, since_ns: int, now: float) -> None:
         if since_ns:

@@ -31,6 +31,7 @@ from tests.support.client_and_server import (
     restart,
     sent,
     state,
+    talk,
     until_connected,
 )
 from tests.support.link_policy import DEFAULT_POLICY
@@ -98,6 +99,21 @@ def test_a_server_that_moved_is_found_at_its_resolved_endpoint() -> None:
     client.device.set_endpoint(client.peer(server), server.endpoint, world.now)
     world.exchange()
     assert payloads(server) == [b"where"]
+
+
+@pytest.mark.parametrize("away_secs", [0.01, 0.04, 0.09, 0.12, 0.3])
+def test_no_packet_is_lost_when_a_server_is_back_soon_after_its_port_was_closed(away_secs: float) -> None:
+    world = World()
+    client, server = linked(world)
+    end = talk(world, client, server, 0.5, 0.02, answered=True)
+    client.send(server, end.to_bytes(4, "big"))
+    world.exchange(lose_everything)
+    client.device.on_unreachable(server.endpoint.remote, world.now, refused=True)
+    end = talk(world, client, server, away_secs, 0.01, lose_everything, first=end + 1)
+    restart(server)
+    end = talk(world, client, server, 0.5, 0.01, first=end, answered=True)
+    world.run(1.0)
+    assert [int.from_bytes(payload, "big") for payload in payloads(server)] == list(range(end))
 
 
 # --- Unknown indices, at the server ---
