@@ -186,7 +186,7 @@ class Connection:
         if endpoint is None:
             self._begin_lookups(now)
         elif self._source_address is None:
-            self._device.on_route_lost(now)
+            self._device.on_route_change(now, is_lost=True)
         elif self._source_address != before or (
             self.state != LinkState.CONNECTED and now >= self._probed_at + PROBE_PAUSE_SECS
         ):

@@ -271,13 +271,9 @@ class Device:
         self._staging.add(peer, packets)
         # On a link the next retry keeps its time, and packets behind a burst already have a session.
         if peer.link is None or (peer.handshake_wanted_at == NEVER and peer.link.replay_at == NEVER):
-            self._handshaker.initiate(peer, now, self._cause_of(packets[0]))
+            sender = self._routes.lookup_packet_source(packets[0])
+            self._handshaker.initiate(peer, now, sender.public_key if sender else packet_source(packets[0]))
         self._schedule(peer)
-
-    def _cause_of(self, packet: bytes | memoryview) -> bytes:
-        """Return what stands for the sender of a packet: a peer's key, or an address that is no peer's."""
-        sender = self._routes.lookup_packet_source(packet)
-        return sender.public_key if sender is not None else packet_source(packet)
 
     def _send_keepalive(self, peer: Peer, now: float) -> bool:
         """Send a keepalive if there is a session to send it in; return whether there is."""
@@ -397,8 +393,7 @@ class Device:
     def use_cached_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
         """Use a peer's endpoint from an earlier run, unless a newer one is known."""
         if peer.endpoint is None:
-            peer.remembered = endpoint.remote
-            self._table.move_endpoint(peer, endpoint, now)
+            self._table.remember_endpoint(peer, endpoint, now)
 
     # --- Links: peers with which a session is kept up at all times ---
 
@@ -417,15 +412,10 @@ class Device:
         if peer is not None and (link := peer.link) is not None:
             self._carry_out(peer, self._links.on_unreachable(peer, link, now, refused=refused), now)
 
-    def on_route_lost(self, now: float) -> None:
-        """Handle that this machine has no route to its peers any more."""
+    def on_route_change(self, now: float, *, is_lost: bool = False) -> None:
+        """Handle a change of this machine's routes; is_lost: none of them leads to its peers any more."""
         for peer, link in self._linked():
-            self._carry_out(peer, self._links.on_route_lost(peer, link, now), now)
-
-    def on_route_change(self, now: float) -> None:
-        """Handle a change of this machine's routes."""
-        for peer, link in self._linked():
-            self._carry_out(peer, self._links.on_route_change(peer, link, now), now)
+            self._carry_out(peer, self._links.on_route_change(peer, link, now, is_lost=is_lost), now)
 
     def set_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
         """Move the peer of a link to the endpoint that a resolver has returned."""

@@ -180,7 +180,7 @@ class Handshaker:
                 peer.handshake_wanted_at = now + retry_secs(peer, table.counters, self._draw())
             return
         try:
-            self._begin_handshake(peer, peer.endpoint, started_at, now, retry_at)
+            self._begin_handshake(peer, endpoint, started_at, now, retry_at)
         except StorageError:
             peer.initiation_sent_at = now
             # Tried again like one that was not answered: the records may have room by then.

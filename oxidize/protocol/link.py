@@ -157,13 +157,11 @@ class Links:
             link.errors_free_at = free_at + ERROR_INTERVAL_SECS
         return self._handle(peer, link, LinkEvent.REFUSED if refused else LinkEvent.UNREACHABLE, now)
 
-    def on_route_lost(self, peer: Peer, link: Link, now: float) -> ToDo:
-        """Handle that this machine has no route to a peer any more."""
-        link.last_error = "the host is unreachable"
-        return self._handle(peer, link, LinkEvent.ROUTE_LOST, now)
-
-    def on_route_change(self, peer: Peer, link: Link, now: float) -> ToDo:
-        """Handle a change of the route to a peer: probe it at once."""
+    def on_route_change(self, peer: Peer, link: Link, now: float, *, is_lost: bool) -> ToDo:
+        """Handle a change of the route to a peer: probe it at once, unless there is none any more."""
+        if is_lost:
+            link.last_error = "the host is unreachable"
+            return self._handle(peer, link, LinkEvent.ROUTE_LOST, now)
         self._table.clear_source(peer, now)
         return self._handle(peer, link, LinkEvent.ROUTE_CHANGED, now)
 

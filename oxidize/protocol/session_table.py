@@ -118,6 +118,11 @@ class SessionTable:
         if endpoint is not None:
             self.by_remote[endpoint.remote] = peer
 
+    def remember_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
+        """Set and record the endpoint at which a peer was in an earlier run."""
+        peer.remembered = endpoint.remote
+        self.move_endpoint(peer, endpoint, now)
+
     def forget_remembered(self, peer: Peer) -> None:
         """Forget where a peer was expected: a session has confirmed where it is.
 

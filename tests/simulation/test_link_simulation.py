@@ -216,6 +216,8 @@ class LinkSimulation(Simulation):
             remote = peer.endpoint.remote
             note = self.client.device.on_unreachable
             self.client.survive(lambda: note(remote, self.world.now, refused=refused))
+        if not refused:  # and once more as what this machine knows by itself
+            self.client.survive(lambda: self.client.device.on_route_change(self.world.now, is_lost=True))
 
     def forge_data(self, host: MortalHost) -> None:
         other = self.server if host is self.client else self.client

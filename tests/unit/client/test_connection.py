@@ -141,7 +141,7 @@ class Scene:
     def go_dark(self) -> None:
         """Begin an outage."""
         self.wire = lose_everything
-        self.client.device.on_route_lost(self.world.now)
+        self.client.device.on_route_change(self.world.now, is_lost=True)
         assert self.connection.state == LinkState.RECONNECTING
 
     def change_network(self) -> None:

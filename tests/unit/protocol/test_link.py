@@ -300,7 +300,7 @@ def test_packets_sent_during_an_outage_arrive_in_order_after_it() -> None:
 def test_the_oldest_packets_are_dropped_first_when_the_buffer_is_full() -> None:
     world = World()
     client, server = linked(world, replace(DEFAULT_POLICY, buffer_packets=10))
-    client.device.on_route_lost(world.now)
+    client.device.on_route_change(world.now, is_lost=True)
     for number in range(25):
         client.send(server, bytes([number]))
     until_connected(world, client, server, 1.0)

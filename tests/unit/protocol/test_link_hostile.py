@@ -113,7 +113,7 @@ def test_an_error_before_a_link_begins_changes_no_total(initiations: int) -> Non
     client.know(server, link=DEFAULT_POLICY)
     client.start()
     client.slots.counters[Total.INITIATIONS_SENT] = initiations
-    client.device.on_route_lost(world.now)
+    client.device.on_route_change(world.now, is_lost=True)
     assert list(client.slots.counters[:TOTALS_WORDS]).count(0) == TOTALS_WORDS - 1
     assert client.total(Total.INITIATIONS_SENT) == initiations
     assert state(client, server) == LinkState.CONNECTING
@@ -231,7 +231,7 @@ def test_a_packet_is_not_sent_again_beyond_its_maximum_age() -> None:
     began = world.now
     for _ in range(5):
         world.exchange()
-        client.device.on_route_lost(world.now)
+        client.device.on_route_change(world.now, is_lost=True)
         world.run(0.9)
     assert world.now > began + 2 * RESEND_AGE_SECS_MAX
     assert payloads(server) == [b"old"] * 3
@@ -285,7 +285,7 @@ def test_junk_from_a_servers_endpoint_has_no_effect_on_a_client(is_down: bool) -
     world = World()
     client, server = linked(world)
     if is_down:
-        client.device.on_route_lost(world.now)
+        client.device.on_route_change(world.now, is_lost=True)
     for _ in range(1000):
         client.receive([junk(world), bytes(world.random.randbytes(world.random.randrange(200)))], server.endpoint)
     assert client.device.take_transmits() == []
@@ -362,7 +362,7 @@ def test_responses_held_back_for_long_do_not_break_the_session() -> None:
     world = World()
     client, server = linked(world)
     held: list[bytes] = []
-    client.device.on_route_lost(world.now)
+    client.device.on_route_change(world.now, is_lost=True)
     world.run(5.0, hold(TYPE_RESPONSE, held))
     assert len(held) > 3
     until_connected(world, client, server, 6.0)

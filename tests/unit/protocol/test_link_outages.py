@@ -58,7 +58,7 @@ def test_outage_probes_find_a_server_that_knows_the_clients_endpoint_at_once() -
 def test_outage_probes_end_with_the_session() -> None:
     world = World()
     client, _ = linked(world)
-    client.device.on_route_lost(world.now)
+    client.device.on_route_change(world.now, is_lost=True)
     world.run(REJECT_AFTER_TIME, lose_everything)
     world.log.clear()
     world.run(60.0, lose_everything)
@@ -79,7 +79,7 @@ def test_a_server_is_probed_at_once_when_refusals_end() -> None:
 def test_a_new_route_is_tried_at_once() -> None:
     world = World()
     client, server = linked(world)
-    client.device.on_route_lost(world.now)
+    client.device.on_route_change(world.now, is_lost=True)
     world.run(20.0, lose_everything)
     world.move(client, Endpoint(bytes([198, 51, 100, 7]), 4242))
     client.device.on_route_change(world.now)
@@ -182,7 +182,7 @@ def test_a_successor_continues_an_outage(seconds: float) -> None:
 def test_a_predecessor_that_thaws_sends_no_probes_after_its_successor_has_reconnected() -> None:
     world = World()
     client, server = linked(world)
-    client.device.on_route_lost(world.now)
+    client.device.on_route_change(world.now, is_lost=True)
     predecessor = client.hand_over()
     client.device.begin_links(world.now)
     until_connected(world, client, server, 1.0)
@@ -211,7 +211,7 @@ def test_a_successor_sends_nothing_on_a_link_that_is_up() -> None:
 def test_staged_packets_leave_in_bursts_before_newer_packets() -> None:
     world = World()
     client, server = linked(world)
-    client.device.on_route_lost(world.now)
+    client.device.on_route_change(world.now, is_lost=True)
     for number in range(300):
         client.send(server, number.to_bytes(4, "big"))
     sizes = []
@@ -234,7 +234,7 @@ def test_staged_packets_leave_in_bursts_before_newer_packets() -> None:
 def test_packets_sent_between_two_bursts_start_no_handshake() -> None:
     world = World()
     client, server = linked(world)
-    client.device.on_route_lost(world.now)
+    client.device.on_route_change(world.now, is_lost=True)
     for _ in range(10):
         client.send(server, count=BATCH_PACKETS_MAX)
     while state(client, server) != LinkState.CONNECTED:
@@ -251,12 +251,12 @@ def test_packets_sent_between_two_bursts_start_no_handshake() -> None:
 def test_an_outage_between_two_bursts_loses_no_packet() -> None:
     world = World()
     client, server = linked(world)
-    client.device.on_route_lost(world.now)
+    client.device.on_route_change(world.now, is_lost=True)
     for number in range(200):
         client.send(server, number.to_bytes(4, "big"))
     while state(client, server) != LinkState.CONNECTED:
         world.run(TICK / 10, lambda _, __, datagram: [] if message_type(datagram) == TYPE_DATA else [datagram])
-    client.device.on_route_lost(world.now)
+    client.device.on_route_change(world.now, is_lost=True)
     until_connected(world, client, server, 1.0)
     assert [int.from_bytes(payload, "big") for payload in payloads(server)] == list(range(200))
 
@@ -311,7 +311,7 @@ def test_the_session_of_the_later_of_two_answered_initiations_stays() -> None:
 def test_packets_sent_between_two_responses_are_sent_again_in_the_session_that_stays() -> None:
     world = World()
     client, server = linked(world)
-    client.device.on_route_lost(world.now)
+    client.device.on_route_change(world.now, is_lost=True)
     for number in range(2 * REPLAY_BURST_PACKETS):
         client.send(server, bytes([number]))
     held: list[bytes] = []
