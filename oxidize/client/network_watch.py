@@ -6,6 +6,7 @@ packet sent now. A link that comes up causes a burst of messages, so the trigger
 Sources: rtnetlink(7) for the groups, udp(7): connect on a UDP socket sends nothing and chooses the source address.
 """
 
+import contextlib
 import socket
 from collections.abc import Callable
 
@@ -56,16 +57,19 @@ class NetworkWatch:
 
     def start(self) -> None:
         """Listen to the kernel; if it refuses, only silence and errors show that a server is unreachable."""
-        try:
-            self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
-            )
-            self._socket.bind((0, _GROUPS))
-        except OSError as error:
-            log.warning("changes of the network are not detected", reason=str(error))
-            self._socket = None
-            return
-        self._loop.register(self._socket.fileno(), READABLE, self._receive)
+        with contextlib.ExitStack() as undo:
+            try:
+                watching = socket.socket(
+                    socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+                )
+                undo.callback(watching.close)
+                watching.bind((0, _GROUPS))
+                self._loop.register(watching.fileno(), READABLE, self._receive)
+            except OSError as error:
+                log.warning("changes of the network are not detected", reason=str(error))
+                return
+            undo.pop_all()
+        self._socket = watching
         self._loop.add_timed(self)
 
     def stop(self) -> None:

@@ -47,7 +47,10 @@ class Loop:
     now = staticmethod(boot_time)
 
     def register(self, fd: int, events: int, callback: Callable[[], None]) -> None:
-        """Call `callback` while one of `events` holds for `fd`; a second registration replaces the first."""
+        """Call `callback` while one of `events` holds for `fd`; a second registration replaces the first.
+
+        Raises OSError for one that is new, where the kernel has no room for it (ENOSPC, ENOMEM).
+        """
         if fd in self._callbacks:
             self._epoll.modify(fd, events)
         else:
@@ -58,6 +61,16 @@ class Loop:
         """Stop calling back for `fd`; a no-op if it is not registered."""
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+
+    def pause(self, fd: int) -> None:
+        """Stop calling back for `fd`, and keep its place in the kernel: the next `register` cannot fail for room.
+
+        A no-op if it is not registered.
+        """
+        if fd in self._callbacks:
+            # Without ONESHOT an error or a hang-up, which cannot be masked, would wake the loop for ever.
+            self._epoll.modify(fd, select.EPOLLONESHOT)
+            self._callbacks[fd] = _do_nothing
 
     def add_timed(self, timed: Timed) -> None:
         """Watch the deadlines of `timed`; a no-op if they are watched already."""
@@ -115,6 +128,10 @@ class Loop:
             callback = self._signals.get(number)
             if callback is not None:
                 callback()
+
+
+def _do_nothing() -> None:
+    """Take the place of a callback while its descriptor is paused."""
 
 
 def _noted_by_wakeup_fd(number: int, frame: FrameType | None) -> None:

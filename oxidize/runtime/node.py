@@ -151,10 +151,10 @@ class Node:
         self._serving = False
         if self.connection is not None:
             self.connection.stop()
-        self._loop.unregister(self.udp.fileno())
+        self._loop.pause(self.udp.fileno())  # not unregistered: a thaw must not fail for room in the kernel
         tunnel_fd = self.tunnel.fileno()
         if tunnel_fd is not None:
-            self._loop.unregister(tunnel_fd)
+            self._loop.pause(tunnel_fd)
         for timed in (*self._timed, self._drain):
             self._loop.remove_timed(timed)
         if self.http_server is not None:

@@ -1,5 +1,6 @@
 """Route look-ups, and a network watch that reports a burst of kernel messages once."""
 
+import errno
 import socket
 from collections.abc import Callable
 
@@ -175,4 +176,16 @@ def test_a_report_may_end_the_watch(watched: Watched) -> None:
     watched.receive(b"gone")
     watched.pass_time(1.0)
     assert (watched.socket.closed, watched.loop.callbacks, watched.loop.timed) == (True, {}, [])
+    watched.watch.stop()
+
+
+def test_without_room_in_the_loop_the_network_is_not_watched(monkeypatch: pytest.MonkeyPatch, watched: Watched) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    watched.watch.stop()
+    monkeypatch.setattr(watched.loop, "register", refuse)
+    watched.watch.start()
+    assert watched.socket.closed
+    assert watched.loop.timed == []
     watched.watch.stop()

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from math import inf
+from pathlib import Path
 
 import pytest
 
@@ -87,6 +88,43 @@ def test_a_second_registration_replaces_the_first(loop: Loop, pipes: Pipes) -> N
     loop.unregister(read)
     loop.run_once(0)
     assert calls == ["write"]
+
+
+def test_a_paused_descriptor_is_silent_until_it_is_registered_again(loop: Loop, pipes: Pipes) -> None:
+    (read, write), _ = pipes
+    calls: list[str] = []
+    loop.register(read, READABLE, lambda: calls.append("before"))
+    loop.pause(read)
+    os.write(write, b"x")
+    for _ in range(3):
+        loop.run_once(0)
+    assert calls == []
+    loop.register(read, READABLE, lambda: calls.append("after"))
+    loop.run_once(0)
+    assert calls == ["after"]
+
+
+def test_a_paused_descriptor_keeps_its_place_in_the_kernel(loop: Loop, pipes: Pipes) -> None:
+    (read, _), _ = pipes
+
+    def watched() -> set[int]:
+        lines = Path(f"/proc/self/fdinfo/{epoll}").read_text().splitlines()
+        return {int(line.split()[1]) for line in lines if line.startswith("tfd:")}
+
+    epoll = loop._epoll.fileno()
+    loop.register(read, READABLE, lambda: None)
+    loop.pause(read)
+    assert read in watched()
+
+
+def test_a_hang_up_of_a_paused_descriptor_wakes_the_loop_at_most_once(loop: Loop, pipes: Pipes) -> None:
+    (read, write), _ = pipes
+    loop.register(read, READABLE, lambda: None)
+    loop.pause(read)
+    os.close(write)
+    loop.run_once(0)
+    assert loop._epoll.poll(0) == []
+    pipes[0] = (read, os.dup(read))  # for the fixture to close
 
 
 def test_a_deadline_that_has_passed_is_handled_once(loop: Loop) -> None:

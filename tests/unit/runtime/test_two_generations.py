@@ -1,5 +1,6 @@
 """What a successor inherits and what a thawing predecessor finds, in one process: only the owner acts, none forgets."""
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 
 from oxidize.control.reload_channel import Control
 from oxidize.errors import Phase, TakeoverError
+from oxidize.net.event_loop import Loop
 from oxidize.runtime import succession as succession_module
 from tests.support.traffic.clients import EchoClient
 from tests.support.two_generations import Generations, two_generations
@@ -217,6 +219,25 @@ def test_a_successor_that_cannot_bind_the_takeover_socket_leaves_its_predecessor
 
 def refuse(path: Path) -> NoReturn:
     raise TakeoverError(Phase.LISTENING, f"no descriptor for {path}")
+
+
+def test_a_predecessor_thaws_where_the_kernel_has_no_room_for_another_descriptor_to_watch(
+    generations: Generations, client: EchoClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        def __init__(self, loop: Loop) -> None:
+            self._epoll = loop._epoll
+
+        def register(self, fd: int, events: int) -> NoReturn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._epoll, name)
+
+    generations.handover.freeze({})
+    monkeypatch.setattr(generations.loop, "_epoll", Full(generations.loop))
+    generations.handover.thaw("the successor died")
+    assert generations.talk(client, generations.loop)
 
 
 def test_an_unwatched_end_of_the_predecessor_is_looked_for_in_intervals(
