@@ -163,11 +163,13 @@ def flood(
     """Flood a server from the moment of entering."""
     key = target.server.identity.public.hex()
     order = Order(kind, per_second, seconds, target.server.port, key, addresses, target.recorded)
-    command = [sys.executable, "-m", "benchmarks.flooder", json.dumps(asdict(order))]
+    command = [sys.executable, "-m", "benchmarks.flooder"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as flooder:
         assert flooder.stdin is not None
         assert flooder.stdout is not None
+        flooder.stdin.write(json.dumps(asdict(order)) + "\n")
+        flooder.stdin.flush()
         assert flooder.stdout.readline() == "ready\n"
         time.sleep(1.2)  # the load that fetching the cookies caused has ended
         target.quiet = target.measure(QUIET_SECS)

@@ -1,7 +1,7 @@
 """Send one kind of useless datagram to a server from many addresses of the loopback: `bench_flood` starts it.
 
-It prints a line when it is ready, sends from the moment that a line comes at its standard input, and prints how many
-datagrams it has sent.
+It reads its order from its standard input and prints a line when it is ready; it sends from the moment that another
+line comes, and prints how many datagrams it has sent.
 """
 
 import contextlib
@@ -111,7 +111,7 @@ def open_sockets(order: Order) -> list[socket.socket]:
 
 
 def main() -> None:
-    order = Order(**json.loads(sys.argv[1]))
+    order = Order(**json.loads(sys.stdin.readline()))
     sockets = open_sockets(order)
     if order.kind == "cookie":
         pairs = with_cookies(order, sockets)
