@@ -119,11 +119,15 @@ class HttpServer:
     def _listen(self, is_listening: bool) -> None:
         if is_listening == self._is_listening:
             return
-        self._is_listening = is_listening
         if is_listening:
-            self._register(self._listener.fileno(), select.EPOLLIN, self._on_acceptable)
+            try:
+                self._register(self._listener.fileno(), select.EPOLLIN, self._on_acceptable)
+            except OSError:  # ENOSPC, ENOMEM: epoll_ctl(2)
+                self._retry_at = self._clock() + ACCEPT_RETRY_SECS
+                return
         else:
             self._unregister(self._listener.fileno())
+        self._is_listening = is_listening
 
     def _on_acceptable(self) -> None:
         for _ in range(ACCEPTS_PER_WAKEUP_MAX):
@@ -149,9 +153,12 @@ class HttpServer:
             oldest_first = list(self._connections.values())
             self._drop(next((connection for connection in oldest_first if connection.is_idle), oldest_first[0]))
         connection = _Connection(accepted, self._respond, self._clock() + CONNECTION_SECS_MAX)
-        descriptor = accepted.fileno()
-        self._connections[descriptor] = connection
-        self._register(descriptor, connection.events, partial(self._on_ready, connection))
+        try:
+            self._register(accepted.fileno(), connection.events, partial(self._on_ready, connection))
+        except OSError:  # no room in the kernel costs this connection
+            accepted.close()
+            return
+        self._connections[accepted.fileno()] = connection
 
     def _on_ready(self, connection: "_Connection") -> None:
         wanted = connection.events

@@ -21,6 +21,7 @@ class World:
 
     def __init__(self, respond: Respond) -> None:
         self.now = 100.0
+        self.is_full = False  # whether the kernel has room for another descriptor to watch
         self.epoll = select.epoll()
         self.callbacks: dict[int, Callable[[], None]] = {}
         self.requests: list[tuple[str, str]] = []
@@ -35,6 +36,8 @@ class World:
         self.server = HttpServer(self.listener, recorded, self.register, self.unregister, lambda: self.now)
 
     def register(self, descriptor: int, events: int, callback: Callable[[], None]) -> None:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
         if descriptor in self.callbacks:
             self.epoll.modify(descriptor, events)
         else:
@@ -374,6 +377,26 @@ def test_a_shortage_of_descriptors_pauses_accepting_for_a_while(world: World, sh
     world.server.handle_timeout(world.now + http.ACCEPT_RETRY_SECS)
     assert parse(world.read(client))[0] == 200
     assert world.server.next_deadline() is None
+
+
+def test_without_room_for_another_descriptor_a_connection_is_closed(world: World) -> None:
+    world.is_full = True
+    assert world.read(world.connect()) == b""
+    assert world.server.busy == 0
+    world.is_full = False
+    assert parse(world.exchange(request()))[0] == 200
+
+
+def test_a_server_that_cannot_watch_its_listener_tries_again(world: World) -> None:
+    world.server.pause()
+    world.is_full = True
+    world.server.resume()
+    world.is_full = False
+    due = world.server.next_deadline()
+    assert due is not None
+    world.now = due
+    world.server.handle_timeout(world.now)
+    assert parse(world.exchange(request()))[0] == 200
 
 
 def test_a_connection_that_ends_before_it_is_accepted_is_skipped(world: World) -> None:
