@@ -102,13 +102,19 @@ class Resolver:
         """Begin a lookup; a no-op while one is under way."""
         if self._pipe_end is not None:
             return
+        outcome: list[list[Endpoint] | OSError] = []
         try:
-            self._pipe_end, write_end = os.pipe2(os.O_CLOEXEC)
-        except OSError as error:  # out of descriptors: the outage may last longer, but the client must not end
+            read_end, write_end = os.pipe2(os.O_CLOEXEC)
+            try:
+                self._loop.register(read_end, READABLE, lambda: self._finish(outcome))
+            except OSError:
+                os.close(read_end)
+                os.close(write_end)
+                raise
+        except OSError as error:  # out of descriptors or room: the outage may last longer, but the client must not end
             self._done(error)
             return
-        outcome: list[list[Endpoint] | OSError] = []
-        self._loop.register(self._pipe_end, READABLE, lambda: self._finish(outcome))
+        self._pipe_end = read_end
         try:
             threading.Thread(target=self._run, args=(write_end, outcome), name="resolver", daemon=True).start()
         except RuntimeError:  # out of threads: the closed pipe reports a lookup without an answer

@@ -19,6 +19,7 @@ from oxidize.client import resolver
 from oxidize.client.resolver import Resolver, look_up_past_tunnel, read_upstream_dns
 from oxidize.net.resolve import literal, look_up, split
 from oxidize.protocol.endpoint import Endpoint
+from tests.support.open_fds import no_leaked_fds
 
 V4, V6 = bytes([192, 0, 2, 7]), socket.inet_pton(socket.AF_INET6, "2001:db8::7")
 WAIT_SECS = 10.0  # for a thread that has nothing to wait for
@@ -418,8 +419,8 @@ def test_a_bug_in_a_lookup_ends_the_lookup_and_not_the_process(parts: Parts, mon
     assert [args.exc_type for args in reported] == [KeyError]
 
 
-@pytest.mark.parametrize("refused", ["pipe", "thread"])
-def test_a_shortage_of_threads_or_pipes_fails_only_the_lookup(
+@pytest.mark.parametrize("refused", ["pipe", "thread", "room in the loop"])
+def test_a_shortage_of_threads_pipes_or_room_fails_only_the_lookup(
     parts: Parts, refused: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop, _, outcomes, resolver = parts
@@ -430,14 +431,19 @@ def test_a_shortage_of_threads_or_pipes_fails_only_the_lookup(
     def no_thread(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    with monkeypatch.context() as patch:
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, no_leaked_fds():
         if refused == "pipe":
             patch.setattr(os, "pipe2", no_pipe)
+        elif refused == "room in the loop":
+            patch.setattr(loop, "register", no_room)
         else:
             patch.setattr(threading.Thread, "start", no_thread)
         resolver.ask()
-    if refused == "thread":
-        loop.run()
+        if refused == "thread":
+            loop.run()
     assert loop.callbacks == {}
     assert [type(outcome) for outcome in outcomes] == [OSError]
     resolver.ask()
