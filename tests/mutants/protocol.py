@@ -73,6 +73,24 @@ PROTOCOL = (
         "spoofed sources cause Diffie-Hellman computations under load",
     ),
     Mutant(
+        "admission-cookies-without-a-limit",
+        "protocol/admission.py",
+        "        if not self._cookie_replies.has(now, reserved):\n",
+        "        if False:\n",
+        ("unit/protocol/test_admission.py::test_a_flood_with_a_valid_mac1_costs_a_bounded_number_of_operations",),
+        "a flood takes the processor from the sessions",
+    ),
+    Mutant(
+        "admission-answers-of-all-sources-without-a-limit",
+        "protocol/admission.py",
+        "        if not self._answers.has(now, reserved):\n",
+        "        if False:\n",
+        (
+            "unit/protocol/test_admission.py::test_a_thousand_sources_with_cookies_share_one_budget_and_a_newcomer_is_served",
+        ),
+        "a thousand sources with cookies take the processor from the sessions",
+    ),
+    Mutant(
         "admission-mac1-not-checked",
         "protocol/admission.py",
         "                return DropReason.MAC1_INVALID\n            load.note(now)",
@@ -121,12 +139,28 @@ PROTOCOL = (
         "a response that was held back makes a session that the peer has forgotten",
     ),
     Mutant(
+        "handshaker-forged-responses-without-a-limit",
+        "protocol/handshaker.py",
+        "        if pending.forged >= FORGED_ANSWERS_MAX:\n",
+        "        if False:\n",
+        ("unit/protocol/test_admission.py::test_forged_answers_to_one_initiation_are_limited",),
+        "forged responses cost Diffie-Hellman computations without end",
+    ),
+    Mutant(
         "handshaker-answers-unknown-index-beside-a-session",
         "protocol/handshaker.py",
         " or peer.handshake is not None or peer.has_session(now):",
         " or peer.handshake is not None:",
         ("unit/protocol/test_link_outages.py::test_unknown_indices_do_not_affect_a_live_session",),
         "forged datagrams from a peer's address cause handshakes beside a live session",
+    ),
+    Mutant(
+        "admission-unasked-initiations-without-a-limit",
+        "protocol/admission.py",
+        "return self._own.take(now, OWN_INITIATIONS_RESERVED)\n",
+        "return True\n",
+        ("unit/protocol/test_link_outages.py::test_unknown_indices_of_many_peers_have_one_limit",),
+        "forged datagrams from the endpoints of all peers cause initiations without end",
     ),
     # --- Cookies ---
     Mutant(

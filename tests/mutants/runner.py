@@ -31,7 +31,18 @@ INTERRUPT_SECS = 10.0  # for pytest to end its processes after an interruption
 
 # This test compares the catalogue with the source, so it fails for every mutant.
 CATALOGUE_TEST = "tests/unit/support/test_mutants.py"
-NOT_COPIED = (".git", ".venv", ".stamps", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info", "build", "dist")
+NOT_COPIED = (
+    ".git",
+    ".venv",
+    ".stamps",
+    "__pycache__",
+    ".*_cache",
+    ".hypothesis",
+    ".fuzz",
+    "*.egg-info",
+    "build",
+    "dist",
+)
 
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", re.MULTILINE)  # ERROR: in a fixture, such as a leak
 _TESTS_FAILED = 1  # pytest's exit status; 0: all passed, others: an error outside of a test, as in a collection

@@ -124,7 +124,7 @@ TAKEOVER = (
         "takeover/predecessor.py",
         "        if actions and self._machine.owns:\n",
         "        if False:\n",
-        ("takeover/test_channel_processes.py::test_a_successor_that_fails_after_commit_lets_the_predecessor_thaw",),
+        ("unit/takeover/test_sides.py::test_a_path_that_another_process_bound_is_bound_again_when_a_takeover_ends",),
         "after a failed takeover no process can take over",
     ),
     Mutant(
@@ -151,6 +151,31 @@ TAKEOVER = (
         ("takeover/test_channel_processes.py::test_a_rival_is_answered_busy_at_every_step",),
         "a second HELLO ends the server, or takes the place of the first",
     ),
+    Mutant(
+        "predecessor-lets-a-successor-live-that-cannot-be-told",
+        "takeover/predecessor.py",
+        "            self._successor.peer.kill()\n",
+        "            pass\n",
+        ("unit/takeover/test_sides.py::test_a_successor_that_cannot_be_told_that_its_offer_is_void_is_killed",),
+        "a successor acts on an offer that is void",
+    ),
+    Mutant(
+        "predecessor-counts-its-own-pause-before-commit",
+        "takeover/predecessor.py",
+        "            return self._machine.observe((), closed=True, gone=False, now=self._clock())\n"
+        "        self._machine.sent(self._clock())\n",
+        "            return self._machine.observe((), closed=True, gone=False, now=self._clock())\n",
+        ("unit/takeover/test_sides.py::test_a_pause_before_commit_is_sent_is_not_the_successors",),
+        "a healthy successor is killed",
+    ),
+    Mutant(
+        "predecessor-binds-while-its-successor-owns",
+        "takeover/predecessor.py",
+        "may_bind=self._machine.owns",
+        "may_bind=True",
+        ("unit/takeover/test_sides.py::test_a_frozen_predecessor_leaves_the_path_to_its_successor",),
+        "the next reload reaches a process that no longer owns",
+    ),
     # --- The successor ---
     Mutant(
         "successor-fork-becomes-the-owner",
@@ -167,6 +192,16 @@ TAKEOVER = (
         "if False:",
         ("takeover/test_channel_processes.py::test_a_server_of_another_user_is_not_taken_over",),
         "a process takes its sockets and keys from another user",
+    ),
+    Mutant(
+        "successor-reads-before-it-asks-for-death",
+        "takeover/successor.py",
+        "        gone = channel.peer.is_dead()  # before the channel is emptied: "
+        "what is read is then all that it ever sent\n"
+        "        batch = channel.receive_all()\n",
+        "        batch = channel.receive_all()\n        gone = channel.peer.is_dead()\n",
+        ("unit/takeover/test_sides.py::test_a_successor_reads_what_a_dead_predecessor_said_before_it_inherits",),
+        "a successor inherits what was withdrawn in the last moment",
     ),
     # --- The channel ---
     Mutant(
@@ -243,12 +278,28 @@ TAKEOVER = (
         "sixteen silent connections make the server irreplaceable",
     ),
     Mutant(
+        "acceptor-removed-path-stays-away",
+        "takeover/acceptor.py",
+        "            if may_bind:\n                self.ensure_bound()\n",
+        "            pass\n",
+        ("unit/takeover/test_acceptor.py::test_a_path_that_disappears_comes_back_within_the_interval",),
+        "a server whose socket file was removed can never be replaced",
+    ),
+    Mutant(
         "acceptor-number-of-connections-unbounded",
         "takeover/acceptor.py",
         "elif len(self._pending) >= CONNECTIONS_MAX:",
         "elif False:",
         ("takeover/test_channel_processes.py::test_connections_beyond_the_limit_are_refused",),
         "connections exhaust the descriptors",
+    ),
+    Mutant(
+        "acceptor-does-not-pause-without-descriptors",
+        "takeover/acceptor.py",
+        "        self._unwatch()\n        self._paused_until = self._clock() + ACCEPT_PAUSE\n",
+        "        self._paused_until = self._clock() + ACCEPT_PAUSE\n",
+        ("unit/takeover/test_acceptor.py::test_accepting_without_a_free_descriptor_does_not_spin",),
+        "a connection that cannot be accepted wakes the loop for ever",
     ),
     Mutant(
         "acceptor-second-successor-takes-the-place-of-the-waiting-one",
@@ -266,6 +317,14 @@ TAKEOVER = (
         "MODE = 0o666",
         ("takeover/test_channel.py::test_the_socket_file_admits_no_other_user_under_any_umask",),
         "every user can connect",
+    ),
+    Mutant(
+        "listener-removes-a-path-bound-since",
+        "takeover/listener.py",
+        "if _identity_of(aside) != self._identity:",
+        "if False:",
+        ("unit/takeover/test_listener.py::test_a_path_that_was_bound_after_the_question_stays",),
+        "the new owner can never be replaced",
     ),
     Mutant(
         "listener-accepts-in-a-fork",

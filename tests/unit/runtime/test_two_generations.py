@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,7 +13,10 @@ import pytest
 from oxidize.control.reload_channel import Control
 from oxidize.errors import Phase, TakeoverError
 from oxidize.net.event_loop import Loop
+from oxidize.net.udp import ReceivedBatch, UdpSocket
 from oxidize.runtime import succession as succession_module
+from oxidize.takeover.channel import connect
+from oxidize.takeover.messages import Hello
 from tests.support.traffic.clients import EchoClient
 from tests.support.two_generations import Generations, two_generations
 
@@ -57,6 +61,19 @@ def test_a_successor_sets_no_socket_option_before_commit(
     monkeypatch.setattr(socket.socket, "setsockopt", note)
     generations.succeed()
     assert {stage for stage, _ in calls} == {"owner"}
+
+
+def test_a_successor_reads_no_datagram_before_commit(generations: Generations, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: list[str] = []
+    receive = UdpSocket.receive
+
+    def note(self: UdpSocket) -> ReceivedBatch | None:
+        stages.append("owner" if "ready" in dict(generations.peering.said) else "restoring")
+        return receive(self)
+
+    monkeypatch.setattr(UdpSocket, "receive", note)
+    generations.succeed()
+    assert set(stages) <= {"owner"}
 
 
 def test_a_successor_knows_a_session_that_was_made_between_its_last_look_and_ready(
@@ -238,6 +255,27 @@ def test_a_predecessor_thaws_where_the_kernel_has_no_room_for_another_descriptor
     monkeypatch.setattr(generations.loop, "_epoll", Full(generations.loop))
     generations.handover.thaw("the successor died")
     assert generations.talk(client, generations.loop)
+
+
+def test_the_next_successor_waits_until_the_first_generation_has_ended(
+    generations: Generations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predecessor = generations.succeed().predecessor
+    channel = connect(generations.settings().takeover_socket, 1.0)
+    assert channel is not None
+    states = []
+    with closing(channel):
+        channel.send(Hello("0.2.0", os.getpid(), (1,)))
+        for has_ended in (False, True):
+            monkeypatch.setattr(generations.peering, "has_predecessor_ended", lambda ended=has_ended: ended)
+            for each in generations.next_loop._timed.copy():
+                if type(each).__name__ == "_PredecessorEnd":
+                    each.handle_timeout(generations.now())
+            for _ in range(5):
+                generations.next_loop.run_once(0)
+            states.append(predecessor.state)
+        channel.discard()
+    assert states == ["listening", "restoring"]
 
 
 def test_an_unwatched_end_of_the_predecessor_is_looked_for_in_intervals(
