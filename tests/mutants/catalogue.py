@@ -25,9 +25,4 @@ EQUIVALENT = (
         "a new owner does not record the handshakes that it found answered while restoring",
         "each later restore finds them answered in the same way",
     ),
-    Equivalent(
-        "the predecessor empties the channel before it asks whether the successor is dead",
-        "what a dead successor sent decides nothing, and its READY and TAKEN are ignored; at the successor the same "
-        "order is a bug",
-    ),
 )

@@ -152,6 +152,16 @@ TAKEOVER = (
         "a second HELLO ends the server, or takes the place of the first",
     ),
     Mutant(
+        "predecessor-reads-before-it-asks-for-death",
+        "takeover/predecessor.py",
+        "        gone = channel.peer.is_dead()  # before the channel is emptied: "
+        "what is read is then all that it ever sent\n"
+        "        batch = channel.receive_all()\n",
+        "        batch = channel.receive_all()\n        gone = channel.peer.is_dead()\n",
+        ("unit/takeover/test_sides.py::test_a_predecessor_reads_what_a_dead_successor_said_before_it_thaws",),
+        "the reason of a successor that ended is lost",
+    ),
+    Mutant(
         "predecessor-lets-a-successor-live-that-cannot-be-told",
         "takeover/predecessor.py",
         "            self._successor.peer.kill()\n",

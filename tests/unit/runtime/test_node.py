@@ -153,6 +153,31 @@ def test_a_node_is_the_writer_except_while_it_is_frozen(stand: Stand) -> None:
     assert is_writer == [True, False, True]
 
 
+@pytest.mark.parametrize("end", ["withdrawn", "thawed"])
+def test_the_regions_of_the_journal_change_sides_again_when_no_successor_reads(stand: Stand, end: str) -> None:
+    stand.node.serve()
+    handover = stand.handover()
+
+    def changes_of_sides() -> int:
+        for number in range(2):
+            stand.node.device._table.record_endpoint(stand.peer, float(number))  # the one before is dead
+            while stand.state.maintain(purge=True):
+                pass
+        return stand.state.journal.position[0]
+
+    before = changes_of_sides()
+    assert before > 0
+    handover.offer(Hello("test", 1, (1,)))
+    held = changes_of_sides()
+    assert held == changes_of_sides(), "a successor reads"
+    if end == "withdrawn":
+        handover.offer_withdrawn("a test")
+    else:
+        handover.freeze({})
+        handover.thaw("a test")
+    assert changes_of_sides() > held
+
+
 def test_each_failed_takeover_is_counted_and_recorded(stand: Stand) -> None:
     stand.node.serve()
     handover = stand.handover()
