@@ -59,7 +59,10 @@ def test_every_kind_of_change_survives_encoding_and_decoding(change: Change) -> 
 seconds = st.floats(0, 1e12)
 u32 = st.integers(0, 2**32 - 1)
 keys = st.binary(min_size=32, max_size=32)
-keypairs = st.none() | st.builds(KeypairState, u32, u32, keys, keys, seconds, st.booleans(), st.integers(0, 2**64 - 1))
+indices = st.integers(1, 2**32 - 1)  # 0 names no session of this side
+keypairs = st.none() | st.builds(
+    KeypairState, indices, u32, keys, keys, seconds, st.booleans(), st.integers(0, 2**64 - 1)
+)
 addresses = st.sampled_from([4, 16]).flatmap(
     lambda size: st.builds(
         Endpoint,
