@@ -12,7 +12,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def main() -> int:
-    """Run the mutants; return 1 if one survives or no longer applies, 2 if a test fails without any mutant."""
+    """Run the mutants.
+
+    Return 1 if one survives or no longer applies, 2 if a test fails without any mutant, 130 for an interrupted run.
+    """
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
     parser.add_argument("names", nargs="*", help="mutants to run; all of them without a name")
     parser.add_argument("--jobs", type=int, default=JOBS, help=f"copies in which tests run at once, {JOBS} by default")
@@ -21,7 +24,11 @@ def main() -> int:
     if unknown:
         parser.error(f"{', '.join(unknown)}: expected names of tests/mutants/catalogue.py")
     chosen = [mutant for mutant in MUTANTS if not arguments.names or mutant.name in arguments.names]
-    return asyncio.run(run(ROOT, chosen, jobs=arguments.jobs))
+    try:
+        return asyncio.run(run(ROOT, chosen, jobs=arguments.jobs))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("interrupted: the copies are removed", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

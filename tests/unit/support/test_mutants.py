@@ -5,6 +5,8 @@ Rule: the mutants themselves take minutes (`make mutants`); a mutant that no lon
 
 import ast
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -206,6 +208,25 @@ def test_a_run_fails_unless_every_mutant_is_caught(
     monkeypatch.setattr(runner, "check", outcome_of)
     assert asyncio.run(run(tree, [mutant_of("ONE = 2")])) == status
     assert capsys.readouterr().out.splitlines()[0].endswith(f"s  {printed}")
+
+
+def test_an_interrupted_run_leaves_no_copy(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[Path] = []
+
+    async def no_problem(tree: Path, mutants: Sequence[Mutant]) -> str:
+        return ""
+
+    async def interrupted(copy: Path, mutant: Mutant) -> Outcome:
+        copies.append(copy)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()
+        raise AssertionError("it was not interrupted")
+
+    monkeypatch.setattr(runner, "_baseline", no_problem)
+    monkeypatch.setattr(runner, "check", interrupted)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(run(tree, [mutant_of("ONE = 2")]))
+    assert [copy.exists() for copy in copies] == [False]
 
 
 def test_tests_that_fail_without_a_mutant_catch_none(
