@@ -73,14 +73,6 @@ PROTOCOL = (
         "spoofed sources cause Diffie-Hellman computations under load",
     ),
     Mutant(
-        "admission-cookies-without-a-limit",
-        "protocol/admission.py",
-        "        if not self._cookie_replies.has(now, reserved):\n",
-        "        if False:\n",
-        ("unit/protocol/test_admission.py::test_a_flood_with_a_valid_mac1_costs_a_bounded_number_of_operations",),
-        "a flood takes the processor from the sessions",
-    ),
-    Mutant(
         "admission-answers-of-all-sources-without-a-limit",
         "protocol/admission.py",
         "        if not self._answers.has(now, reserved):\n",

@@ -63,9 +63,11 @@ def test_no_mutant_uses_a_name_that_is_not_defined(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_mutant_has_a_name_of_its_own_and_says_why_it_matters() -> None:
+def test_every_mutant_is_another_bug_with_a_name_of_its_own_and_says_why_it_matters() -> None:
     names = Counter(mutant.name for mutant in MUTANTS)
     assert [name for name, count in names.items() if count > 1] == []
+    bugs = Counter((mutant.file, mutant.mutated(mutant.path(ROOT).read_text())) for mutant in MUTANTS)
+    assert [file for (file, _), count in bugs.items() if count > 1] == []
     assert [mutant.name for mutant in MUTANTS if not mutant.why] == []
     assert [each.name for each in EQUIVALENT if not each.reason] == []
 
