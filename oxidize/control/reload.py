@@ -1,21 +1,22 @@
 """`oxidize reload`: start the successor, set the service manager's main process, and report the result.
 
 The rule: until the coordinator sends GO nothing is changed, and if the reload fails after that, the service manager's
-main process is again the one that serves. Whatever ends the reload - an error here, an interrupt - the successor is
-killed, unless it serves or its predecessor has ended. Both are known by pidfds, never by their numbers, which may be
-used again. The successor is forked twice, so that it is not the coordinator's child when it becomes the main process:
-it outlives the coordinator, and the service manager can follow it.
+main process is again the one that serves. Whatever ends the reload before GO - an error here, an interrupt - the
+successor is killed, unless its predecessor has ended. After GO it may become the owner at any instant, so it is left to
+the predecessor, which bounds the takeover and kills a successor that hangs. Both are known by pidfds, never by their
+numbers, which may be used again. The successor is forked twice, so that it is not the coordinator's child when it
+becomes the main process: it outlives the coordinator, and the service manager can follow it.
 
 Source: systemd.service(5), ExecReload= and NotifyAccess=exec.
 """
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from oxidize.control.reload_channel import Report, receive, send
@@ -27,6 +28,7 @@ from oxidize.text import one_line
 
 PREPARE_TIMEOUT_SECS = 30.0  # the successor imports, reads and restores: tens of milliseconds for most
 TAKE_TIMEOUT_SECS = 30.0  # from GO to DONE: twice what COMMIT and TAKEN may take
+SETTLE_SECS_MAX = 10.0  # for the end of a successor that failed; one that hangs after COMMIT is killed after 5 s
 LIFE_WITHOUT_OWNERSHIP_SECS = 90  # of a successor; beyond both of the above
 CONNECT_TIMEOUT_SECS = 5.0  # to a predecessor whose backlog is full
 
@@ -52,16 +54,13 @@ def reload(role: str, config_path: Path, log_level: str, takeover_socket: Path, 
             successor = _start_detached(command, successor_end.fileno())
         undo.callback(successor.close)
 
-        def must_end() -> bool:
-            """Return whether the predecessor serves, or will: a successor that may own is the only one that can."""
-            return not predecessor.is_dead() and not _listens(takeover_socket, successor)
-
         try:
-            report = _coordinate(channel, successor.pid, predecessor, must_end)
+            _prepare(channel, takeover_socket, successor, predecessor)
         except BaseException:  # an interrupt too: a successor without a coordinator must not hold the main PID
-            if must_end():
+            if _is_needless(successor, predecessor, takeover_socket):
                 successor.kill()
             raise
+        report = _await_done(channel, takeover_socket, successor, predecessor)
     return {**report, "seconds": time.monotonic() - started}
 
 
@@ -71,20 +70,45 @@ def notify_failure(generation: int, reason: str) -> None:
     notify.notify(f"STATUS=generation {generation} serves on: not reloaded: {first_line}")
 
 
-def _coordinate(channel: socket.socket, pid: int, predecessor: PeerProcess, must_end: Callable[[], bool]) -> Report:
+def _prepare(channel: socket.socket, takeover_socket: Path, successor: PeerProcess, predecessor: PeerProcess) -> None:
+    """Wait until all slow work is done, make the successor the main process, and send GO."""
     _expect(channel, "prepared", PREPARE_TIMEOUT_SECS, Phase.PREPARING)
     try:
-        _set_main_pid(pid)
+        _set_main_pid(successor.pid)
         send(channel, {"event": "go"})
-        return _expect(channel, "done", TAKE_TIMEOUT_SECS, Phase.TAKING_OVER)
-    except BaseException as error:  # whatever it is, the service manager follows the process that serves
-        if must_end():
-            # An error here matters less than the one that led to it.
-            with contextlib.suppress(OxidizeError, OSError):
-                _set_main_pid(predecessor.pid)
+    except BaseException as error:
+        if _is_needless(successor, predecessor, takeover_socket):
+            _reset_main_pid(predecessor)
         if isinstance(error, OSError):
             raise TakeoverError(Phase.TAKING_OVER, f"the successor is gone: {error}") from error
         raise
+
+
+def _await_done(
+    channel: socket.socket, takeover_socket: Path, successor: PeerProcess, predecessor: PeerProcess
+) -> Report:
+    """Return the report of a successor that serves; raises TakeoverError with the reason of one that does not."""
+    try:
+        return _expect(channel, "done", TAKE_TIMEOUT_SECS, Phase.TAKING_OVER)
+    except BaseException as error:  # whatever it is, the service manager follows the process that serves
+        # One that failed ends, and one that hangs is killed by its predecessor. A second interrupt ends this wait.
+        select.select([successor.fileno(), predecessor.fileno()], [], [], SETTLE_SECS_MAX)
+        if successor.is_dead() and _is_needless(successor, predecessor, takeover_socket):
+            _reset_main_pid(predecessor)
+        if isinstance(error, OSError):
+            raise TakeoverError(Phase.TAKING_OVER, f"the successor is gone: {error}") from error
+        raise
+
+
+def _is_needless(successor: PeerProcess, predecessor: PeerProcess, takeover_socket: Path) -> bool:
+    """Return whether the predecessor serves, or will: a successor that may own is the only one that can."""
+    return not predecessor.is_dead() and not _listens(takeover_socket, successor)
+
+
+def _reset_main_pid(predecessor: PeerProcess) -> None:
+    # An error here matters less than the one that led to it.
+    with contextlib.suppress(OxidizeError, OSError):
+        _set_main_pid(predecessor.pid)
 
 
 def _expect(channel: socket.socket, event: str, timeout_secs: float, phase: Phase) -> Report:

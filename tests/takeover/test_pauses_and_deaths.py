@@ -36,7 +36,7 @@ OF_PREDECESSOR = [
     pytest.param("oxidize.takeover.predecessor:Predecessor._finish", "before", id="after TAKEN"),
 ]
 OF_COORDINATOR = [
-    pytest.param("oxidize.control.reload:_coordinate", "before", id="after it started the successor"),
+    pytest.param("oxidize.control.reload:_prepare", "before", id="after it started the successor"),
     pytest.param("oxidize.control.reload:_set_main_pid", "before", id="before GO"),
     pytest.param("oxidize.control.reload:send", "after", id="after GO"),
 ]

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -149,28 +150,24 @@ def test_a_successor_that_says_nothing_readable_is_killed(bench: Bench, body: st
 
 
 @pytest.mark.parametrize("body", UNREADABLE.values(), ids=UNREADABLE)
-def test_after_go_the_predecessor_becomes_the_main_process_again(bench: Bench, body: str) -> None:
-    bench.fails(PREPARED_AND_GO + "    " + body)
+def test_the_predecessor_of_a_successor_that_ends_after_go_becomes_the_main_process_again(
+    bench: Bench, body: str
+) -> None:
+    bench.fails(PREPARED_AND_GO + f"    {body}; sys.exit(1)")
     assert bench.main_pids == [f"MAINPID={bench.successor_pid}", f"MAINPID={os.getpid()}"]
     assert bench.successor_ends()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError])
-def test_whatever_ends_the_coordinator_the_predecessor_is_the_main_process_again(
+def test_whatever_ends_the_coordinator_before_go_the_predecessor_is_the_main_process_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    received: list[Report | None] = []
+    def fail(*_: object) -> NoReturn:
+        raise error
 
-    def interrupted(*arguments: object) -> Report | None:
-        if received:
-            raise error
-        received.append(receive(*arguments))  # type: ignore[arg-type]
-        return received[0]
-
-    monkeypatch.setattr(reload_module, "receive", interrupted)
-    expected = TakeoverError if error is OSError else error
-    with pytest.raises(expected):
-        bench.reload(PREPARED_AND_GO)
+    monkeypatch.setattr(reload_module, "send", fail)
+    with pytest.raises(TakeoverError if error is OSError else error):
+        bench.reload('says(event="prepared")')
     assert bench.main_pids == [f"MAINPID={bench.successor_pid}", f"MAINPID={os.getpid()}"]
     assert bench.successor_ends()
 
@@ -188,6 +185,26 @@ def test_a_service_manager_that_fails_does_not_keep_the_successor_alive(
 
 
 # --- Who may be the only process that can serve is left alone ---
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError, None])
+def test_a_successor_that_may_own_is_left_to_its_predecessor(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] | None
+) -> None:
+    """It has GO, so it may say TAKEN between any look and a signal."""
+    received: list[Report | None] = []
+
+    def interrupted(*arguments: object) -> Report | None:
+        if received and error is not None:
+            raise error
+        received.append(receive(*arguments))  # type: ignore[arg-type]
+        return received[-1]
+
+    monkeypatch.setattr(reload_module, "receive", interrupted)
+    monkeypatch.setattr(reload_module, "SETTLE_SECS_MAX", 0.01)
+    with bench.surviving(), pytest.raises(error if error not in {None, OSError} else TakeoverError):
+        bench.reload(PREPARED_AND_GO + "    control.send(b'no message')")
+    assert bench.main_pids == [f"MAINPID={bench.successor_pid}"]
 
 
 def test_a_successor_that_listens_is_left_alone(bench: Bench) -> None:
