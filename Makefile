@@ -84,7 +84,7 @@ check: $(SETUP) ## run linters, type checks, unit and property tests: about a mi
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --strict
-	@$(BIN)/python -m pytest --quiet tests/unit tests/properties
+	@$(BIN)/python -m pytest --quiet --numprocesses 2 --dist worksteal tests/unit tests/properties
 
 fuzz: $(FUZZ_SETUP) ## fuzz every parser for FUZZ_SECS=600 each, in one process for each processor
 	@$(BIN)/python -m tests.fuzz --secs $(FUZZ_SECS)
