@@ -17,6 +17,7 @@ import sdnotify
 from oxidize.errors import ConfigError
 
 BARRIER_TIMEOUT_SECS = 5.0
+NOTIFY_TIMEOUT_SECS = 0.2  # for room in the queue of a manager that hangs: the process serves, and must not hang too
 
 
 def is_managed() -> bool:
@@ -25,12 +26,14 @@ def is_managed() -> bool:
 
 
 def notify(*assignments: str) -> None:
-    """Send assignments such as `READY=1` to the service manager, if there is one."""
+    """Send assignments such as `READY=1` to the service manager, if there is one that reads them in time."""
     if is_managed():
         notifier = sdnotify.SystemdNotifier()
+        if notifier.socket is None:  # the manager has ended
+            return
+        notifier.socket.settimeout(NOTIFY_TIMEOUT_SECS)
         notifier.notify("\n".join(assignments))
-        if notifier.socket is not None:  # None where the manager has ended
-            notifier.socket.close()
+        notifier.socket.close()
 
 
 def store_fd(name: str, fd: int) -> None:

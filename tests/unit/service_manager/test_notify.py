@@ -1,5 +1,6 @@
 """Messages, descriptors and barriers to a service manager, over a real socket."""
 
+import contextlib
 import os
 import socket
 import sys
@@ -133,3 +134,17 @@ def test_a_service_manager_that_has_ended_is_an_error_of_one_line(manager: socke
     )
     with pytest.raises(ConfigError):
         notify.barrier()
+
+
+def test_a_manager_that_does_not_read_does_not_stop_the_process(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "NOTIFY_TIMEOUT_SECS", 0.001)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filling:
+        filling.setblocking(False)
+        filling.connect(manager.getsockname())
+        with contextlib.suppress(BlockingIOError):
+            while filling.send(b"unread"):
+                pass
+    notify.notify("STATUS=generation 1")
+    notify.notify("STATUS=generation 2")
