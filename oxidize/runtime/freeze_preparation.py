@@ -61,12 +61,12 @@ class FreezePreparation:
             if self._unrecorded.is_small:
                 return now >= self._settled_at
             return False
-        self._unrecorded.shrink()
         return True
 
     def stop(self) -> None:
-        """Record nothing from now on: the process freezes."""
+        """Record nothing in slices from now on: the process freezes, which may record a little at most."""
         self._work = _Work.NONE
+        self._unrecorded.shrink()
 
     def cancel(self) -> None:
         """Take the packets out of the records again: there is no successor."""

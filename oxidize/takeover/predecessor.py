@@ -192,7 +192,8 @@ class Predecessor:
         now, deadline = self._clock(), self._machine.next_deadline()
         if is_ended or seen != [(Event.READY, "")] or self._machine.state is not PredecessorState.RESTORING:
             return seen
-        if deadline is None or now >= deadline or self._host.may_freeze(self._report):
+        # Asked past the deadline too: by the first question the host learns what the successor reads.
+        if self._host.may_freeze(self._report) or deadline is None or now >= deadline:
             return seen
         self._ready_check_at = now + READY_CHECK_SECS
         return []

@@ -260,11 +260,22 @@ def test_packets_that_come_faster_than_they_are_recorded_are_dropped_at_the_dead
     stand.offer()
     elapsed = stand.postpone(lambda: stand.stage(1))
     assert 0.1 <= elapsed < 0.11
+    stand.preparation.stop()
     before = stand.waiting(stand.old.device)
     records, *_ = stand.hand_over()
     assert records <= FREEZE_PACKETS_MAX
     assert stand.waiting(stand.new.device) == before
     assert stand.old.device._counters[128 + DropReason.STAGED_OVERFLOW] > 0
+
+
+def test_a_freeze_that_nothing_has_prepared_records_little_as_well(stands: Stands) -> None:
+    stand = stands(300)
+    stand.stage(3)
+    stand.move(4000)
+    stand.offer()
+    stand.preparation.stop()
+    records, *_ = stand.hand_over()
+    assert 0 < records <= HANDOFF_RECORDS_MAX
 
 
 def test_a_withdrawn_offer_leaves_no_packet_in_the_records_and_the_next_one_records_them_again(

@@ -129,6 +129,18 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
         bench.close()
 
 
+# --- A host that postpones the freeze ---
+
+
+def test_a_host_is_asked_whether_it_may_freeze_also_past_the_deadline_of_ready(bench: Bench) -> None:
+    channel = bench.engage("restoring")
+    channel.send(Ready({}))
+    bench.now += DEFAULT_TIMEOUTS.restore
+    bench.run()
+    assert bench.host.asked_to_freeze == 1
+    assert bench.predecessor.state == "committed"
+
+
 # --- Bytes of a successor ---
 
 DATAGRAMS = {
