@@ -488,11 +488,9 @@ class Device:
         """Begin to own the counters and the journal: from here this device may seal, open and record."""
         self._table.record_answered()
 
-    def forget_unknown_peers(self) -> None:
-        """Record the removal of the predecessor's peers that are not configured here."""
-        for public_key in list(self._table.unknown_peers):
-            if self._table.try_record(PeerRemoved(public_key)):  # else the next generation tries again
-                self._table.forget_unknown_peer(public_key)
+    def forget_unknown_peers(self) -> Iterator[None]:
+        """Record the removal of the predecessor's peers that are not configured here, in slices."""
+        return self._table.forget_unknown_peers()
 
     def freeze(self) -> None:
         """Record what only this process knows; `unrecorded` makes that little before."""

@@ -6,12 +6,20 @@ A change that cannot be recorded (StorageError) is not made; one that only spare
 same (`try_record`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from oxidize.errors import StorageError
-from oxidize.protocol.changes import Change, KeypairState, PeerEndpoint, PeerKeypairs, PeerSeen, no_handshake
+from oxidize.protocol.changes import (
+    Change,
+    KeypairState,
+    PeerEndpoint,
+    PeerKeypairs,
+    PeerRemoved,
+    PeerSeen,
+    no_handshake,
+)
 from oxidize.protocol.constants import BATCH_PACKETS_MAX, ENDPOINT_RECORD_INTERVAL, NEVER
 from oxidize.protocol.counters import DROPS_START, SENT_BYTES, Counters, DropReason, Slots, Total
 from oxidize.protocol.endpoint import Endpoint
@@ -21,6 +29,8 @@ from oxidize.protocol.link_policy import SUPERSEDED_MAX
 from oxidize.protocol.noise import TransportKeys
 from oxidize.protocol.peer import Peer, PeerKeypair, PendingHandshake
 from oxidize.protocol.timers import any_authenticated_sent
+
+UNKNOWN_PEERS_PER_SLICE = 8  # each is a record: together about a millisecond
 
 
 class Transmit(NamedTuple):
@@ -373,6 +383,15 @@ class SessionTable:
         elif isinstance(change, PeerKeypairs):
             states = (change.previous, change.current, change.next)
             self._rename_slots(unknown, "keypairs", {state.slot for state in states if state is not None})
+
+    def forget_unknown_peers(self) -> Iterator[None]:
+        """Record the removal of the unknown peers; yield after every UNKNOWN_PEERS_PER_SLICE."""
+        for number, public_key in enumerate(list(self.unknown_peers), start=1):
+            # Another generation may have removed it between two slices.
+            if public_key in self.unknown_peers and self.try_record(PeerRemoved(public_key)):
+                self.forget_unknown_peer(public_key)  # else the next generation tries again
+            if number % UNKNOWN_PEERS_PER_SLICE == 0:
+                yield
 
     def forget_unknown_peer(self, public_key: bytes) -> None:
         """Free an unknown peer's slots; if this process is the recorder, it must have recorded the removal before."""

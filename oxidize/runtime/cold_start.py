@@ -17,7 +17,7 @@ from oxidize import logs
 from oxidize.client.host_setup import check_host_setup
 from oxidize.clock import boot_time
 from oxidize.control.reload_channel import Control
-from oxidize.errors import OxidizeError, SnapshotError, StorageError, WriterBusyError
+from oxidize.errors import SnapshotError, StorageError, WriterBusyError, reason_of
 from oxidize.hostnet.nat import not_forwarded
 from oxidize.net import http
 from oxidize.net.event_loop import Loop
@@ -137,7 +137,7 @@ class _ColdStart:
         gc.freeze()
         node.serve()
         handover = Handover(node, self._loop, held=False)
-        node.device.forget_unknown_peers()
+        node.do_in_slices(node.device.forget_unknown_peers())
         node.notify_ready()
         if not self._is_tunnel_new:
             self._configure_again(node)
@@ -158,10 +158,10 @@ class _ColdStart:
         for step in steps:
             try:
                 step()
-            except OxidizeError as error:
+            except Exception as error:  # noqa: BLE001 - the node serves: not even a lack of descriptors may end it
                 if not node.is_serving:
                     break  # a successor owns by now, and applies its own
-                log.error("serving without all of its settings", reason=str(error))
+                log.error("serving without all of its settings", reason=reason_of(error))
 
     def _warn_if_clients_are_isolated(self) -> None:
         """Log where the kernel does not forward packets from one client to another."""

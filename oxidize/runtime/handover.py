@@ -15,7 +15,7 @@ import oxidize
 from oxidize import logs
 from oxidize.clock import boot_time
 from oxidize.control.query import ACCEPT, DRAIN, IDENTITY, QUERIES, STATE, STATUS, VITALS
-from oxidize.errors import OxidizeError, Phase, TakeoverError
+from oxidize.errors import OxidizeError, Phase, TakeoverError, reason_of
 from oxidize.net import http
 from oxidize.net.event_loop import READABLE, Loop
 from oxidize.net.tun import TunDevice
@@ -146,7 +146,7 @@ class Handover:
         node.serve()
         if node.http_server is not None:
             node.http_server.resume()
-        node.device.prepare()
+        node.do_in_slices(node.device.prepare_in_slices())
         self._preparation.cancel()
         self._loop.add_timed(_HostRestore(node, self._loop))
         self._record_failure(reason)
@@ -209,9 +209,9 @@ class _HostRestore:
                 return  # the next successor owns by now, and applies its own
             try:
                 step()
-            except OxidizeError as error:
+            except Exception as error:  # noqa: BLE001 - this process owns, and no other would
                 if node.is_serving:
-                    log.error("serving without all of its settings", reason=str(error))
+                    log.error("serving without all of its settings", reason=reason_of(error))
 
 
 class _Linger:

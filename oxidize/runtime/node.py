@@ -9,7 +9,7 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import oxidize
@@ -31,6 +31,7 @@ from oxidize.runtime.endpoint_cache import EndpointCache
 from oxidize.runtime.error_count import ErrorCount
 from oxidize.runtime.http_endpoints import State, ThrottledRender, make_respond, serve_http
 from oxidize.runtime.parts import NodeParts
+from oxidize.runtime.sliced_work import SlicedWork
 from oxidize.service_manager import notify, systemctl
 from oxidize.service_manager.watchdog import Watchdog
 from oxidize.settings import NodeSettings
@@ -168,6 +169,10 @@ class Node:
         """Tell the service manager that this generation serves."""
         peers = counted(len(self.device.peers), "peer")
         notify.notify("READY=1", f"STATUS=generation {self.generation}, release {oxidize.__version__}, {peers}")
+
+    def do_in_slices(self, slices: Iterator[None]) -> None:
+        """Do work that grows with the number of peers from the loop, while this process owns."""
+        SlicedWork(slices, self._loop, lambda: self._serving)
 
     # --- The journal of a predecessor ---
 

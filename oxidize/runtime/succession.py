@@ -156,7 +156,9 @@ class Succession:
         _count_takeover(node, blackout, summary)
         way = "inherited: the predecessor died" if commit.predecessor_died else "taken over"
         node.record_start(way, summary["sessions"], blackout_ms)
-        handover = Handover(node, self.loop, held=True, must_listen=not commit.predecessor_died)
+        # A predecessor that froze may have died since, and then no process would serve without this one.
+        must_listen = not (commit.predecessor_died or self.successor.is_predecessor_dead())
+        handover = Handover(node, self.loop, held=True, must_listen=must_listen)
         self.successor.taken({"sessions": summary["sessions"], "blackout_ms": blackout_ms or 0.0})
         return handover
 
@@ -261,8 +263,9 @@ class _PredecessorEnd:
             self._loop.remove_timed(self)
             self._successor.close()
             # Not before: a SIGKILL that crosses TAKEN lets the predecessor thaw, with all the peers that it knows.
-            self._handover.node.session_state.raise_min_reader()
-            self._handover.node.device.forget_unknown_peers()
+            node = self._handover.node
+            node.session_state.raise_min_reader()
+            node.do_in_slices(node.device.forget_unknown_peers())
             self._handover.predecessor.release()
 
 

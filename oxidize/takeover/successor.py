@@ -207,6 +207,13 @@ class Successor:
             self._observe()
         return self._machine.state is SuccessorState.DONE
 
+    def is_predecessor_dead(self) -> bool:
+        """Return whether the predecessor is certainly dead at this moment; for an owner, whose state that changes not.
+
+        Valid from `connect` to `close`.
+        """
+        return self._connected().peer.is_dead()
+
     def close(self) -> None:
         """Close the connection and every descriptor that no `connect` returned; idempotent."""
         close_fds(self._fds)

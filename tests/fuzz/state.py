@@ -136,7 +136,7 @@ def _use(state: SessionState, device: Device) -> None:
     state.become_writer()
     state.begin_generation("fuzz", state.generation + 1)
     device.own()
-    device.forget_unknown_peers()
+    list(device.forget_unknown_peers())
     for at in (NOW, NOW + 10, NOW + 80, NOW + 280, NOW + 700):
         packets = [b"\x45\0\0\x14" + bytes(12) + bytes([10, 0, 0, host]) for host in (2, 3)]
         device.send_packets(packets, at)

@@ -174,7 +174,7 @@ RUNTIME = (
         "succession-unknown-peers-forgotten-at-taken",
         "runtime/succession.py",
         '        self.successor.taken({"sessions"',
-        '        node.device.forget_unknown_peers()\n        self.successor.taken({"sessions"',
+        '        list(node.device.forget_unknown_peers())\n        self.successor.taken({"sessions"',
         (
             "unit/runtime/test_two_generations.py::test_a_thawing_predecessor_keeps_the_session_of_a_peer_that_its_successor_did_not_know",
         ),

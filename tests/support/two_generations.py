@@ -43,6 +43,7 @@ class Peering:
         self.said: list[tuple[str, Any]] = []
         self.before_commit: Callable[[], None] = lambda: None
         self.inherits = False
+        self.is_dead = False  # the predecessor, after COMMIT
         self.predecessor_fd = os.pidfd_open(os.getpid())
 
     def ready(self, report: dict[str, Any], read_along: Callable[[], object] | None = None) -> Commit:
@@ -63,6 +64,9 @@ class Peering:
 
     def failed(self, reason: str) -> None:
         self.said.append(("failed", reason))
+
+    def is_predecessor_dead(self) -> bool:
+        return self.is_dead
 
     def has_predecessor_ended(self) -> bool:
         return False

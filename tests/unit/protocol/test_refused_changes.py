@@ -22,6 +22,7 @@ from oxidize.protocol.constants import (
 from oxidize.protocol.counters import DropReason, Total
 from oxidize.protocol.device import STORAGE_RETRY_SECS
 from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.session_table import UNKNOWN_PEERS_PER_SLICE, UnknownPeer
 from tests.support.counters import ArraySlots
 from tests.support.network import Host, World, packet
 
@@ -197,8 +198,31 @@ def test_an_unknown_peer_whose_removal_cannot_be_recorded_keeps_its_slots() -> N
     server.replace()
     used = set(server.own_slots.used)
     server.refuses = lambda number, change: isinstance(change, PeerRemoved)
-    server.device.forget_unknown_peers()
+    list(server.device.forget_unknown_peers())
     assert set(server.own_slots.used) == used
     server.refuses = lambda number, change: False
-    server.device.forget_unknown_peers()
+    list(server.device.forget_unknown_peers())
     assert not server.own_slots.used
+
+
+def test_unknown_peers_are_forgotten_a_few_at_a_time() -> None:
+    _, _, server = thrifty_pair()
+    table = server.device._table
+    for number in range(3 * UNKNOWN_PEERS_PER_SLICE + 1):
+        table.unknown_peers[number.to_bytes(32, "big")] = UnknownPeer()
+    left = [len(table.unknown_peers) for _ in table.forget_unknown_peers()]
+    assert left == [2 * UNKNOWN_PEERS_PER_SLICE + 1, UNKNOWN_PEERS_PER_SLICE + 1, 1]
+    assert not table.unknown_peers
+
+
+def test_a_peer_that_another_generation_has_removed_between_two_slices_is_not_removed_again() -> None:
+    _, _, server = thrifty_pair()
+    table = server.device._table
+    for number in range(UNKNOWN_PEERS_PER_SLICE + 1):
+        table.unknown_peers[number.to_bytes(32, "big")] = UnknownPeer()
+    slices = table.forget_unknown_peers()
+    next(slices)
+    table.unknown_peers.clear()
+    before = len(server.journal)
+    assert not list(slices)
+    assert len(server.journal) == before

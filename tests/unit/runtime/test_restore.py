@@ -336,7 +336,7 @@ def test_a_peer_that_was_declared_dead_shares_no_slot_with_those_that_came_after
     world = World()
     hub, kept, removed = lonely(world)
     predecessor = hub.hand_over()
-    hub.device.forget_unknown_peers()
+    list(hub.device.forget_unknown_peers())
     assert PeerRemoved(removed.public_key) in hub.journal
     for _ in range(3):
         kept.send(hub)
@@ -367,7 +367,7 @@ def test_the_rotation_of_an_unknown_peer_moves_what_is_kept_for_it() -> None:
     assert successor.restore(hub.journal[read:], world.now).unknown_peers == 1
     last = [change for change in hub.folded() if isinstance(change, PeerKeypairs | PeerSeen)]
     hub.device = successor
-    successor.forget_unknown_peers()
+    list(successor.forget_unknown_peers())
     assert successor.restore([], world.now).unknown_peers == 0
     kept.send(hub)
     world.exchange()

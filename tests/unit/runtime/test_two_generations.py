@@ -234,6 +234,18 @@ def test_a_successor_that_cannot_bind_the_takeover_socket_leaves_its_predecessor
     assert generations.talk(client, generations.loop)
 
 
+def test_an_owner_whose_predecessor_died_after_commit_serves_without_the_takeover_socket(
+    generations: Generations, client: EchoClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generations.peering.is_dead = True
+    with monkeypatch.context() as patch:
+        patch.setattr("oxidize.takeover.listener._bind", refuse)
+        handover = generations.succeed()
+    assert generations.talk(client, generations.next_loop)
+    handover.predecessor.handle_timeout(generations.now() + 2.0)
+    assert handover.predecessor._acceptor._listener.is_bound()
+
+
 def refuse(path: Path) -> NoReturn:
     raise TakeoverError(Phase.LISTENING, f"no descriptor for {path}")
 
@@ -276,6 +288,63 @@ def test_the_next_successor_waits_until_the_first_generation_has_ended(
             states.append(predecessor.state)
         channel.discard()
     assert states == ["listening", "restoring"]
+
+
+def test_a_thawing_predecessor_does_the_work_of_all_peers_in_slices(
+    generations: Generations, client: EchoClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slices: list[int] = []
+
+    def prepare_in_slices() -> Iterator[None]:
+        for number in range(3):
+            slices.append(number)
+            yield
+
+    monkeypatch.setattr(generations.node.device, "prepare_in_slices", prepare_in_slices)
+    generations.handover.freeze({})
+    generations.handover.thaw("the successor died")
+    assert not slices
+    generations.loop.run_once(0)
+    assert slices == [0]
+    generations.handover.freeze({})
+    generations.loop.run_once(0)
+    assert slices == [0]
+    generations.handover.thaw("the successor died")
+    assert generations.talk(client, generations.loop)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("no thread")])
+def test_a_thawed_predecessor_serves_where_its_settings_cannot_be_put_back(
+    generations: Generations, client: EchoClient, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def shortage(*_: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr("oxidize.runtime.handover.store_again", shortage)
+    generations.handover.freeze({})
+    generations.handover.thaw("the successor died")
+    assert generations.talk(client, generations.loop)
+
+
+def test_peers_that_are_not_configured_are_forgotten_in_slices(
+    generations: Generations, client: EchoClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slices: list[int] = []
+
+    def forget_unknown_peers() -> Iterator[None]:
+        for number in range(100):
+            slices.append(number)
+            yield
+
+    handover = generations.succeed()
+    monkeypatch.setattr(handover.node.device, "forget_unknown_peers", forget_unknown_peers)
+    monkeypatch.setattr(generations.peering, "has_predecessor_ended", lambda: True)
+    (end,) = [each for each in generations.next_loop._timed if type(each).__name__ == "_PredecessorEnd"]
+    end.handle_timeout(generations.now())
+    assert not slices
+    for number in range(100):
+        assert len(slices) == number
+        generations.next_loop.run_once(0)
 
 
 def test_an_unwatched_end_of_the_predecessor_is_looked_for_in_intervals(
