@@ -2,7 +2,7 @@
 
 Rule: a counter is right at every instant at which the process may die. The live objects read and write the counters in
 place, so nothing is serialised at a hand-off and nothing is lost by SIGKILL. The file is sparse: slots that were never
-used cost no memory.
+used cost no memory. A slot gets its memory when it is allocated, by a call that can fail, and not by a store.
 
 Sources: mmap(2) MAP_SHARED; `protocol.counters` defines the layout of the counters.
 """
@@ -44,8 +44,15 @@ _EXPECTED = {
 
 _WORD_BYTES = 8
 _SLOT_BYTES = _WORD_BYTES * SLOT_WORDS
-_ZERO_SLOT = memoryview(bytes(_SLOT_BYTES)).cast("Q")
+_ZERO_SLOT = bytes(_SLOT_BYTES)
 _REMEDY = "restore it with the release that made it, or start without it"
+
+
+def _write(fd: int, offset: int, data: bytes) -> None:
+    """Write to a file; raises OSError where a store to its mapping would raise SIGBUS for lack of memory."""
+    written = 0
+    while written < len(data):
+        written += os.pwrite(fd, data[written:], offset + written)
 
 
 def _file_bytes(slot_count: int) -> int:
@@ -80,6 +87,7 @@ class Arena:
                 header[word] = value
             header[_SLOT_COUNT] = slot_count
             os.pwrite(fd, header, 0)
+            _write(fd, HEADER_BYTES, bytes(_SLOT_BYTES * TOTALS_SLOTS))
             return cls(fd, slot_count)
         except BaseException:
             os.close(fd)
@@ -119,7 +127,7 @@ class Arena:
         return TOTALS_WORDS <= slot < self._limit and slot % SLOT_WORDS == 0
 
     def allocate(self) -> int:
-        """Return a free slot, zeroed by this call; raises StorageError when none is left."""
+        """Return a free slot, zeroed by this call; raises StorageError when none is left, or no memory for one."""
         self._sweep()
         while not self._free and self._fresh >= self._limit and self._swept < self._fresh:
             self._sweep()
@@ -133,8 +141,12 @@ class Arena:
                 f"all {len(self._used)} slots of the arena are in use; expected at most {SLOTS_PER_PEER} for each "
                 f"of {PEERS_MAX} peers: configure fewer peers for this server"
             )
+        try:
+            _write(self.fd, HEADER_BYTES + slot * _WORD_BYTES, _ZERO_SLOT)
+        except OSError as error:
+            self._free[slot] = None
+            raise StorageError(f"the arena has no memory for a slot: {error}; free some memory") from error
         self._used.add(slot)
-        self.counters[slot : slot + SLOT_WORDS] = _ZERO_SLOT
         return slot
 
     def _sweep(self) -> None:

@@ -1,5 +1,6 @@
 """The arena: slots in a memory file that two processes map at once."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from oxidize.errors import SnapshotError, StateError
+from oxidize.errors import SnapshotError, StateError, StorageError
 from oxidize.protocol.counters import SLOT_WORDS, TOTALS_WORDS, Total
 from oxidize.state.arena import HEADER_BYTES, SLOTS_MAX, SWEPT_PER_CALL, Arena
 
@@ -69,6 +70,24 @@ def test_allocating_a_slot_zeroes_it_and_releasing_does_not(arena: Arena) -> Non
     assert arena.allocate() == slot
     assert not any(arena.counters[slot : slot + SLOT_WORDS])
     assert arena.counters[neighbour] == 9
+
+
+def test_a_slot_without_memory_is_an_error_and_not_the_end_of_the_process(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", no_memory)
+        for _ in range(20):
+            with pytest.raises(StorageError, match="no memory for a slot"):
+                arena.allocate()
+    assert len({arena.allocate() for _ in range(8)}) == 8
+
+
+def test_the_totals_have_their_memory_from_the_start(arena: Arena) -> None:
+    assert os.fstat(arena.fd).st_blocks * 512 >= HEADER_BYTES + 8 * TOTALS_WORDS
 
 
 def test_releasing_a_slot_twice_frees_one_slot(arena: Arena) -> None:
