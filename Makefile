@@ -62,8 +62,8 @@ LOCK := .stamps/lock/bin/uv --quiet pip compile --universal --python-version 3.1
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-handoff test-systemd check fuzz mutants docs bench bench-reconnect install release \
-	units changed-units uninstall venv packages lock clean
+.PHONY: help demo test test-handoff test-systemd sim check fuzz mutants docs bench bench-reconnect install \
+	release units changed-units uninstall venv packages lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -79,6 +79,9 @@ test-handoff: $(SETUP) ## run only the tests that replace a process under traffi
 
 test-systemd: $(SETUP) ## run only the tests that boot a systemd (as root)
 	@$(BIN)/python -m pytest tests/system
+
+sim: $(SETUP) ## simulate WORLDS=10000 whole worlds, from SEED=(drawn) on, and find every planted bug
+	@WORLDS='$(WORLDS)' SEED='$(SEED)' $(BIN)/python -m tests.support.sim
 
 check: $(SETUP) ## run linters, type checks, unit and property tests: about a minute, before each commit
 	@$(BIN)/ruff check --quiet .

@@ -1,0 +1,68 @@
+"""Whole worlds on the real code: a server with its manager and clients, through takeovers and faults (support/sim)."""
+
+from random import SystemRandom
+
+import pytest
+
+from tests.support.sim.install import installed
+from tests.support.sim.kernel import Violation
+from tests.support.sim.planted import PLANTED, planted, worlds_until_found
+from tests.support.sim.runner import failed_seeds, run_worlds
+from tests.support.sim.world import World
+
+WORLDS = 2_000
+SHARES = 4  # so that several processes may run the tests
+PLANTED_HERE = (
+    "a frozen predecessor keeps its timers",
+    "socket options are set before COMMIT",
+    "the journal's end is stored before the bytes",
+    "the predecessor reads on after COMMIT",
+    "what the replay window refused is delivered",
+)
+
+
+@pytest.mark.parametrize("share", range(SHARES))
+def test_every_world_keeps_every_promise(share: int) -> None:
+    first = SystemRandom().randrange(1 << 40)
+    worlds = WORLDS // SHARES
+    print(f"share {share}: {worlds} worlds from seed {first} on")
+    counts = run_worlds(range(first, first + worlds))
+    print(dict(counts))
+    for what in ("takeovers", "owners that died", "crashes at a call", "stops", "errors", "restarts"):
+        assert counts[what] > worlds / 100, f"too few: {what}"
+
+
+def test_a_world_that_failed_once_passes() -> None:
+    run_worlds(failed_seeds())
+
+
+def test_a_seed_makes_the_same_world_again() -> None:
+    traces = []
+    for _ in range(2):
+        with installed(verbose=True):
+            worlds = [World(seed, verbose=True) for seed in range(1_000, 1_012)]
+            for world in worlds:
+                world.live()
+            traces.append([list(world.kernel.trace) for world in worlds])
+    assert traces[0] == traces[1]
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_bug_fits_the_code(name: str) -> None:
+    with planted(PLANTED[name]):
+        pass
+
+
+@pytest.mark.parametrize("name", PLANTED_HERE)
+def test_the_worlds_find_a_planted_bug(name: str) -> None:
+    with installed():
+        assert worlds_until_found(PLANTED[name]) is not None
+
+
+def test_a_system_call_that_is_not_simulated_ends_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    from oxidize.runtime import parts
+
+    with installed():
+        monkeypatch.setattr(parts, "boot_id", lambda: str(vars(parts)["os"].getcwd()))
+        with pytest.raises(Violation, match=r"os\.getcwd is not simulated"):
+            World(0).live()

@@ -1,0 +1,271 @@
+"""The open files of the simulated kernel: sockets, pipes, epolls, pidfds, a TUN device and memory files.
+
+The rule: a file belongs to every descriptor that leads to it, in whatever process, and ends with the last one. Memory
+files are real ones, so that the mappings of the product are real; only the lock of their writer is simulated.
+
+Sources: unix(7), pipe(7), epoll(7), fcntl(2), Linux Documentation/networking/tuntap.rst.
+"""
+
+import errno
+import os
+import select
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.support.sim.kernel import Kernel, Process
+
+INBOX_MAX = 64  # messages that wait in a connection
+BACKLOG_MAX = 16
+QUEUE_MAX = 4_096  # datagrams in the UDP socket, packets in the TUN device
+
+
+class File:
+    """What a descriptor leads to."""
+
+    def __init__(self) -> None:
+        self.refs = 0
+        self.is_closed = False
+
+    def is_readable(self) -> bool:
+        return False
+
+    def is_hung_up(self) -> bool:
+        return False
+
+    def read(self, size: int) -> bytes:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    def write(self, data: bytes) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    def forget(self, kernel: "Kernel") -> None:
+        """End the file if no descriptor leads to it."""
+        if self.refs <= 0 and not self.is_closed:
+            self.is_closed = True
+            self.on_closed(kernel)
+
+    def on_closed(self, kernel: "Kernel") -> None:
+        """Do what the last close does."""
+
+
+class Pipe(File):
+    """One end of a pipe."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffer = bytearray()
+        self.other: Pipe | None = None
+
+    @classmethod
+    def pair(cls) -> "tuple[Pipe, Pipe]":
+        reading, writing = cls(), cls()
+        reading.other, writing.other = writing, reading
+        return reading, writing
+
+    def is_readable(self) -> bool:
+        return bool(self.buffer) or self.is_hung_up()
+
+    def is_hung_up(self) -> bool:
+        return self.other is None or self.other.is_closed
+
+    def read(self, size: int) -> bytes:
+        if not self.buffer and not self.is_hung_up():
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        data = bytes(self.buffer[:size])
+        del self.buffer[:size]
+        return data
+
+    def write(self, data: bytes) -> int:
+        if self.other is None or self.other.is_closed:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        self.other.buffer += data
+        return len(data)
+
+
+class PidFd(File):
+    """A process, readable once it is dead."""
+
+    def __init__(self, process: "Process") -> None:
+        super().__init__()
+        self.process = process
+
+    def is_readable(self) -> bool:
+        return self.process.is_gone()
+
+
+class Epoll(File):
+    """The files that a loop watches, by descriptor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watched: dict[int, File] = {}
+        self.masks: dict[int, int] = {}
+
+    def ready(self) -> list[int]:
+        # One without EPOLLIN is paused (`Loop.pause`): EPOLLONESHOT alone.
+        return [
+            fd
+            for fd, file in self.watched.items()
+            if self.masks[fd] & select.EPOLLIN and (file.is_readable() or file.is_hung_up())
+        ]
+
+    def is_readable(self) -> bool:
+        return bool(self.ready())
+
+    def forget_closed(self, fd: int, file: File) -> None:
+        if self.watched.get(fd) is file and file.refs <= 1:
+            del self.watched[fd]
+
+
+class Listener(File):
+    """A listening Unix socket. process: the one that listens, as SO_PEERCRED names it."""
+
+    def __init__(self, process: "Process") -> None:
+        super().__init__()
+        self.process = process
+        self.backlog: deque[Connection] = deque()
+
+    def is_readable(self) -> bool:
+        return bool(self.backlog)
+
+    def on_closed(self, kernel: "Kernel") -> None:
+        for embryo in self.backlog:
+            embryo.is_closed = True
+            embryo.end(kernel, embryo=True)
+        self.backlog.clear()
+
+
+class Connection(File):
+    """One end of a connected Unix socket of type SEQPACKET. process: the one at the other end."""
+
+    def __init__(self, process: "Process") -> None:
+        super().__init__()
+        self.process = process
+        self.inbox: deque[tuple[bytes, list[File]]] = deque()
+        self.other: Connection | None = None
+        self.is_ended = False
+        self.is_shut = False
+        self.is_reset = False
+
+    @classmethod
+    def pair(cls, mine: "Process", theirs: "Process") -> "tuple[Connection, Connection]":
+        near, far = cls(theirs), cls(mine)
+        near.other, far.other = far, near
+        return near, far
+
+    def is_readable(self) -> bool:
+        return bool(self.inbox) or self.is_ended or self.is_reset
+
+    def is_hung_up(self) -> bool:
+        return self.is_ended
+
+    def send(self, data: bytes, files: list[File]) -> None:
+        if self.is_ended or self.other is None or self.other.is_shut:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        if len(self.other.inbox) >= INBOX_MAX:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        for file in files:
+            file.refs += 1
+        self.other.inbox.append((data, files))
+
+    def receive(self) -> tuple[bytes, list[File]]:
+        """Return the next message, an empty one at the end; raises as recv(2)."""
+        if self.is_reset:
+            self.is_reset = False
+            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+        if self.inbox:
+            return self.inbox.popleft()
+        if self.is_ended or self.is_shut:
+            return b"", []
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    def on_closed(self, kernel: "Kernel") -> None:
+        self.end(kernel, embryo=False)
+
+    def end(self, kernel: "Kernel", *, embryo: bool) -> None:
+        if self.other is not None:
+            self.other.is_ended = True
+            self.other.is_reset = self.other.is_reset or embryo or bool(self.inbox)
+        for _, files in self.inbox:
+            for file in files:
+                file.refs -= 1
+                file.forget(kernel)
+        self.inbox.clear()
+
+
+class Udp(File):
+    """The server's UDP socket. send: takes the address and the datagrams that leave."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self.port = port
+        self.queue: deque[tuple[tuple[str, int], bytes]] = deque()
+        self.options: dict[tuple[int, int], int] = {}
+        self.send: Callable[[tuple[str, int], list[bytes]], None] = lambda _address, _datagrams: None
+
+    def is_readable(self) -> bool:
+        return bool(self.queue)
+
+    def arrive(self, source: tuple[str, int], datagram: bytes) -> bool:
+        if self.refs <= 0 or len(self.queue) >= QUEUE_MAX:
+            return False
+        self.queue.append((source, datagram))
+        return True
+
+
+class Tun(File):
+    """A TUN device. inside: takes each packet that the process writes, on_removed: those that are lost with it."""
+
+    def __init__(self, name: str = "") -> None:
+        super().__init__()
+        self.name = name
+        self.queue: deque[bytes] = deque()
+        self.inside: Callable[[bytes], None] = lambda _packet: None
+        self.on_read: Callable[[bytes], None] = lambda _packet: None
+        self.on_removed: Callable[[list[bytes]], None] = lambda _packets: None
+
+    def on_closed(self, kernel: "Kernel") -> None:
+        self.on_removed(list(self.queue))
+
+    def is_readable(self) -> bool:
+        return bool(self.queue)
+
+    def read(self, size: int) -> bytes:
+        if not self.queue:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        packet = self.queue.popleft()
+        self.on_read(packet)
+        return packet
+
+    def write(self, data: bytes) -> int:
+        self.inside(data)
+        return len(data)
+
+
+class MemoryFile(File):
+    """A real memory file. maker: the process that made it; writer: the one that has its lock."""
+
+    def __init__(self, name: str, maker: "Process") -> None:
+        super().__init__()
+        self.name = name
+        self.maker = maker
+        self.real = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.writer: Process | None = None
+        self.limit = 1 << 62  # bytes: writing beyond it finds no memory
+
+    def free(self) -> None:
+        if self.real >= 0:
+            os.close(self.real)
+            self.real = -1
+
+    def read(self, size: int) -> bytes:
+        return os.read(self.real, size)
+
+    def write(self, data: bytes) -> int:
+        return os.write(self.real, data)
+
+    @property
+    def is_journal(self) -> bool:
+        return self.name == "oxidize-journal"

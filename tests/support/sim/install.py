@@ -1,0 +1,230 @@
+"""Put the simulated system calls in place of the real ones, in the modules of the product that make any.
+
+The rule: whole modules are exchanged (`os`, `socket`, `select`, ...), never functions of the product, apart from the
+edges that lead to programs outside: systemctl, netlink, fork and exec.
+"""
+
+import contextlib
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
+
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+import oxidize
+from oxidize import logs
+from oxidize.control import reload
+from oxidize.hostnet import netlink
+from oxidize.protocol import keypair
+from oxidize.protocol.counters import TOTALS_WORDS, Counters
+from oxidize.runtime import cold_start, daemon, parts, startup, succession
+from oxidize.service_manager import notify, systemctl
+from oxidize.settings import NodeSettings
+from oxidize.state import arena, journal, memory_file, session_state
+from oxidize.takeover.channel import PeerProcess
+from tests.support.sim import sockets, syscalls
+from tests.support.sim.files import Connection, PidFd
+from tests.support.sim.kernel import BASE_RELEASE, Process, kernel
+
+COMPACT_BYTES_MIN = 4 << 10  # so that journals of few peers are compacted, too
+COMPACT_KEYS = 2  # copied in one step
+PACKAGES = ("takeover", "state", "net", "runtime", "service_manager", "control", "clock", "settings")
+MODULES = {
+    "os": syscalls.Os(),
+    "fcntl": syscalls.Fcntl(),
+    "mmap": syscalls.Mmap(),
+    "signal": syscalls.Signal(),
+    "time": syscalls.Time(),
+    "gc": syscalls.Gc(),
+    "socket": sockets.SocketModule(),
+    "select": sockets.SelectModule(),
+}
+REAL = {name: sys.modules[name] for name in MODULES}
+
+
+class CheckedAead:
+    """The cipher of a keypair, which shows each message to the model."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        watcher: Any = kernel().watcher
+        if watcher is not None:
+            watcher.on_key(key)
+        self._cipher = ChaCha20Poly1305(key)
+
+    def encrypt(self, nonce: bytes, data: bytes, associated: bytes | None) -> bytes:
+        sealed = self._cipher.encrypt(nonce, data, associated)
+        watcher: Any = kernel().watcher
+        if watcher is not None:
+            watcher.on_seal(self._key, nonce, bytes(data), sealed)
+        return sealed
+
+    def decrypt(self, nonce: bytes, data: bytes, associated: bytes | None) -> bytes:
+        return self._cipher.decrypt(nonce, data, associated)
+
+
+class Notifier:
+    """The class `sdnotify.SystemdNotifier`."""
+
+    socket = SimpleNamespace(settimeout=lambda _secs: None, close=lambda: None)
+
+    def notify(self, text: str) -> None:
+        world = kernel()
+        world.manager.on_notify(world.enter("notify"), text, [])
+
+
+class Daemon:
+    """The module `systemd.daemon`."""
+
+    def notify(self, text: str, fds: list[int]) -> None:
+        world = kernel()
+        world.manager.on_notify(world.enter("notify with descriptors"), text, [world.file(fd) for fd in fds])
+
+    def listen_fds_with_names(self, unset_environment: bool) -> dict[int, str]:
+        process = kernel().current
+        assert process is not None
+        names = process.environ.pop("LISTEN_FDNAMES", "")
+        process.environ.pop("LISTEN_PID", None)
+        return dict(enumerate(names.split(":") if names else (), 3))
+
+
+def settings_of_current(role: str, path: object) -> NodeSettings:
+    process = kernel().current
+    assert process is not None
+    settings: NodeSettings = process.context
+    return settings
+
+
+def run_systemctl(*arguments: str, **_: object) -> "subprocess.CompletedProcess[str]":
+    world = kernel()
+    world.enter("systemctl")
+    return subprocess.CompletedProcess(arguments, 0, world.manager.systemctl(arguments), "")
+
+
+def start_detached(command: list[str], inherited_fd: int) -> PeerProcess:
+    """Start a successor as `control.reload` does by fork and exec, with one inherited descriptor."""
+    world = kernel()
+    coordinator = world.enter("fork")
+    connection = coordinator.fds[inherited_fd]
+    assert isinstance(connection, Connection)
+    successor: Process = world.manager.spawn_successor(connection)
+    assert connection.other is not None
+    connection.other.process = successor
+    successor.alarm_at = world.now + reload.LIFE_WITHOUT_OWNERSHIP_SECS
+    return PeerProcess(successor.pid, successor.uid, world.open_fd(coordinator, PidFd(successor)))
+
+
+def stored(real: Any) -> Any:
+    """Return `Journal._store` with a point at which the process may die."""
+
+    def store(self: journal.Journal, word: int, value: int) -> None:
+        kernel().before_store()
+        real(self, word, value)
+
+    return store
+
+
+class SharedWords:
+    """Counters in shared memory, between whose stores the process may die; totals are left out, for speed."""
+
+    def __init__(self, words: Counters) -> None:
+        self._words = words
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def __getitem__(self, index: int) -> int:
+        return self._words[index]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if isinstance(index, slice) or index >= TOTALS_WORDS:
+            kernel().before_store()
+        self._words[index] = value
+
+    def release(self) -> None:
+        self._words.release()
+
+
+def made(real: Any) -> Any:
+    """Return `Arena.__init__` with counters at whose stores the process may die, where it is to."""
+
+    def make(self: arena.Arena, fd: int, slot_count: int) -> None:
+        real(self, fd, slot_count)
+        process = kernel().current
+        if process is not None and process.dies_at_stores:
+            self.counters = cast("Counters", SharedWords(self.counters))
+
+    return make
+
+
+def use_regions_of(region_bytes: int) -> None:
+    """Let the journals that are made from now on have smaller regions than real ones."""
+    defaults_of_create()["region_bytes"] = region_bytes
+
+
+def defaults_of_create() -> dict[str, Any]:
+    defaults = journal.Journal.create.__kwdefaults__
+    assert defaults is not None
+    return defaults
+
+
+def product_modules() -> Iterator[ModuleType]:
+    for name, module in list(sys.modules.items()):
+        parts_of_name = name.split(".")
+        if parts_of_name[0] == "oxidize" and len(parts_of_name) > 1 and parts_of_name[1] in PACKAGES:
+            yield module
+
+
+@contextlib.contextmanager
+def installed(*, verbose: bool = False) -> Iterator[None]:
+    """Exchange the modules for the time of the context."""
+    changed: list[tuple[Any, str, object]] = []
+
+    def put(module: Any, name: str, value: object) -> None:
+        changed.append((module, name, getattr(module, name)))
+        setattr(module, name, value)
+
+    for module in product_modules():
+        for name, simulated in MODULES.items():
+            if vars(module).get(name) is REAL[name]:
+                put(module, name, simulated)
+    put(keypair, "ChaCha20Poly1305", CheckedAead)
+    put(memory_file, "_fallocate", syscalls.fallocate)
+    put(journal.Journal, "_store", stored(journal.Journal._store))
+    put(journal, "COMPACT_BYTES_MIN", COMPACT_BYTES_MIN)
+    put(session_state.SessionState.maintain, "__defaults__", (COMPACT_KEYS,))
+    put(arena.Arena, "__init__", made(arena.Arena.__init__))
+    put(notify, "sdnotify", SimpleNamespace(SystemdNotifier=Notifier))
+    put(notify, "_daemon", Daemon)
+    put(systemctl, "_run", run_systemctl)
+    put(systemctl, "CGROUP", SimpleNamespace(read_text=lambda: "0::/system.slice/oxidize-daemon.service"))
+    put(parts, "BOOT_ID", SimpleNamespace(read_text=lambda: "one boot"))
+    put(parts, "configure_interface", lambda *_: [])
+    put(cold_start, "not_forwarded", lambda *_: [])
+    put(succession, "preload", lambda: None)
+    put(netlink, "preload", lambda: None)
+    put(daemon, "_load", settings_of_current)
+    put(logs, "configure", lambda *_: None)
+    put(reload, "_start_detached", start_detached)
+    for place, name in (
+        (oxidize, "__version__"),
+        (session_state, "MIN_READER"),
+        (session_state, "FORMAT"),
+        (startup, "FORMAT"),
+    ):
+        BASE_RELEASE[place, name] = getattr(place, name)
+    region_bytes = defaults_of_create()["region_bytes"]
+    handlers = logging.getLogger().handlers[:]
+    if not verbose:
+        logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        use_regions_of(region_bytes)
+        logging.disable(logging.NOTSET)
+        logging.getLogger().handlers[:] = handlers
+        for module, name, value in reversed(changed):
+            setattr(module, name, value)

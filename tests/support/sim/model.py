@@ -1,0 +1,186 @@
+"""The model of a world: what may happen, whatever the processes do.
+
+The rules that it checks, at each effect:
+- One owner. A process that reads, sends, seals or records after another process that lives has done so is a second one,
+  unless it begins for the first time. After COMMIT a process has no effect while the successor lives.
+- No key seals under the same counter twice.
+- No packet is delivered twice, to the inside or to a client, and each arrives unchanged.
+- An owner ends only when it is killed, told to, or has handed over.
+- A takeover in which nothing happened otherwise has a bounded blackout.
+At the end of a world in which the link loses nothing: each packet has arrived that no dying process held in its hand.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from oxidize.errors import OxidizeError
+from oxidize.protocol.constants import REJECT_AFTER_TIME
+from tests.support.sim.kernel import Kernel, Process
+
+BLACKOUT_MS_MAX = 3.0  # of virtual time, in a takeover without a fault
+MARGIN_SECS = 0.001
+LATE_SECS = 3.0  # between sealing and opening: later, a packet may be lost
+OLD_KEY_SECS = REJECT_AFTER_TIME - 30.0  # a packet under an older key may come too late
+PACKET_ID = slice(20, 28)
+KEEPALIVE_BYTES_MAX = 28
+
+
+class Model:
+    """Watches the processes of a world. excused: packets that a process held in its hand when it died."""
+
+    def __init__(self, world: Kernel) -> None:
+        self._kernel = world
+        self.owner: Process | None = None
+        self.successors: dict[Process, list[Process]] = {}  # those that had an effect after each process
+        self.committed: dict[Process, Process] = {}
+        self.taken: set[Process] = set()  # those that said so
+        self.sealed: set[tuple[bytes, bytes]] = set()
+        self.made_at: dict[bytes, float] = {}  # of a key
+        self.by_tag: dict[bytes, tuple[bytes, float]] = {}  # of a sealed message: the packet's number, and when
+        self.on_handover: Callable[[], None] = lambda: None  # called while a takeover is under way
+        self.sent: dict[bytes, bytes] = {}
+        self.delivered: dict[str, set[bytes]] = {}
+        self.arrived: set[bytes] = set()
+        self.in_hand: set[bytes] = set()
+        self.excused: set[bytes] = set()
+        self.blackouts: list[float] = []
+        self.owner_ends: list[object] = []
+        self.disturbed_at = -1.0  # when something last happened that a blackout may show
+
+    # --- One owner ---
+
+    def on_act(self, process: Process, what: str) -> None:
+        owner = self.owner
+        if process is owner:
+            if process in self.committed and not self.committed[process].is_gone():
+                self._kernel.fail(f"{process.name} {what} after COMMIT, and {self.committed[process].name} lives")
+            return
+        living = [each for each in self.successors.get(process, ()) if not each.is_gone()]
+        if living:
+            self._kernel.fail(f"two owners: {process.name} {what}, and {living[-1].name} has since owned and lives")
+        if process in self.committed and not self.committed[process].is_gone():
+            self._kernel.fail(f"{process.name} {what} after COMMIT, and {self.committed[process].name} lives")
+        self.committed.pop(process, None)
+        for former in self.successors:
+            if former is not process and process not in self.successors[former]:
+                self.successors[former].append(process)
+        self.successors[process] = []
+        self.owner = process
+        if owner is not None:
+            self._kernel.count("changes of ownership")
+        self._kernel.note(f"owns: it {what}")
+
+    def on_message(self, sender: Process, receiver: Process, data: bytes) -> None:
+        """Look at a message of the takeover protocol."""
+        self._kernel.count("messages")
+        if len(data) > 60_000 or not data:
+            return
+        try:
+            message = msgpack.unpackb(data)
+        except ValueError:
+            return
+        if type(message) is not dict:
+            return
+        if self._kernel.verbose:
+            self._kernel.note(f"says to {receiver.name}: {str(message)[:140]}")
+        match message.get("type"):
+            case "offer":
+                for former, successor in self.committed.items():
+                    if successor is sender and not former.is_gone():
+                        self._kernel.fail(f"three generations: {former.name}, {sender.name}, {receiver.name}")
+                self.on_handover()
+            case "ready":
+                self.on_handover()
+            case "commit" if sender is self.owner:
+                self.committed[sender] = receiver
+                self._kernel.count("commits")
+            case "taken" if sender is self.owner:
+                self.taken.add(sender)
+                self._kernel.count("takeovers")
+                self._note_blackout(message.get("info", {}))
+
+    def _note_blackout(self, info: dict[str, Any]) -> None:
+        blackout_ms = info.get("blackout_ms") or 0.0
+        self.blackouts.append(blackout_ms)
+        is_calm = self.disturbed_at < self._kernel.now - blackout_ms / 1000 - MARGIN_SECS
+        if is_calm and blackout_ms > BLACKOUT_MS_MAX:
+            self._kernel.fail(f"a blackout of {blackout_ms:.3f} ms; expected at most {BLACKOUT_MS_MAX} ms")
+
+    def disturb(self, secs: float = 0.0) -> None:
+        self.disturbed_at = max(self.disturbed_at, self._kernel.now + secs)
+
+    # --- The end of processes ---
+
+    def on_end(self, process: Process) -> None:
+        self.disturb()
+        if isinstance(process.status, Exception) and not isinstance(process.status, OxidizeError | OSError):
+            self._kernel.fail(f"{process.name} ended because of a bug: {process.status!r:.300}")
+        if process is not self.owner:
+            return
+        self.excused |= self.in_hand
+        self.in_hand.clear()
+        handed_over = process in self.committed
+        may_fail = process not in self.taken and any(
+            successor is process and former.alive for former, successor in self.committed.items()
+        )
+        if process.status in {"killed", "crashed"}:
+            self._kernel.count("owners that died")
+        elif not (handed_over or may_fail or process.was_told_to_end):
+            self._kernel.fail(f"the owner, {process.name}, ended by itself: {process.status!r:.300}")
+
+    # --- Packets ---
+
+    def on_key(self, key: bytes) -> None:
+        """Note when a key was made."""
+        self.made_at.setdefault(key, self._kernel.now)
+
+    def on_seal(self, key: bytes, nonce: bytes, plaintext: bytes, sealed: bytes) -> None:
+        self._kernel.act("seals")
+        if (key, nonce) in self.sealed:
+            self._kernel.fail(f"a key seals twice under the counter {int.from_bytes(nonce[4:], 'little')}")
+        self.sealed.add((key, nonce))
+        if len(plaintext) >= KEEPALIVE_BYTES_MAX:
+            self.by_tag[sealed[-16:]] = plaintext[PACKET_ID], self._kernel.now
+            if self._kernel.now - self.made_at[key] > OLD_KEY_SECS:
+                self.excused.add(plaintext[PACKET_ID])
+
+    def on_datagrams(self, process: Process, datagrams: list[bytes]) -> None:
+        """Note what a process takes from the UDP socket."""
+        for datagram in datagrams:
+            number, sealed_at = self.by_tag.get(datagram[-16:], (None, 0.0))
+            if number is not None and number not in self.arrived:
+                self.in_hand.add(number)
+                if sealed_at < self._kernel.now - LATE_SECS:
+                    self.excused.add(number)  # its session may have ended meanwhile
+
+    def on_packet_read(self, packet: bytes) -> None:
+        """Note what a process takes from the TUN device."""
+        self.in_hand.add(packet[PACKET_ID])
+
+    def on_datagram_sent(self, datagram: bytes) -> None:
+        number, _ = self.by_tag.get(datagram[-16:], (None, 0.0))
+        if number is not None:
+            self.in_hand.discard(number)
+
+    def on_delivered(self, place: str, packet: bytes, *, is_last: bool) -> None:
+        """Note a packet that reached the inside or a client; is_last: its destination."""
+        number = packet[PACKET_ID]
+        if self.sent.get(number) != packet:
+            self._kernel.fail(f"a packet arrived at {place} that was not sent so")
+        seen = self.delivered.setdefault(place, set())
+        if number in seen:
+            self._kernel.fail(f"packet {int.from_bytes(number, 'big')} was delivered twice at {place}")
+        seen.add(number)
+        self.in_hand.discard(number)
+        if is_last:
+            self.arrived.add(number)
+
+    def excuse_all(self) -> None:
+        """Require no packet that has not arrived by now."""
+        self.excused.update(each for each in self.sent if each not in self.arrived)
+
+    def missing(self) -> list[int]:
+        """Return the numbers of the packets that should have arrived and have not."""
+        return sorted(int.from_bytes(each, "big") for each in self.sent if each not in self.arrived | self.excused)

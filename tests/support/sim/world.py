@@ -1,0 +1,281 @@
+"""One world: a server with its manager and clients, drawn from a seed, which lives through faults and is then checked.
+
+A world has a beginning without faults, in which every client gets a session; a number of deeds (traffic, takeovers,
+faults) with some time between them; and an end without faults, in which one process serves, every client can talk to
+the inside and back, and everything has arrived that had to.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from ipaddress import ip_interface
+from typing import Any
+
+from oxidize.settings import NodeSettings
+from tests.support.sim.clients import (
+    INSIDE,
+    LINK_SECS,
+    SERVER_ADDRESS,
+    SERVER_KEY,
+    Client,
+    inner_address,
+    numbered_packet,
+)
+from tests.support.sim.deeds import CALM_DEEDS, COMERS, FAMILIES, Deed, draw_deeds
+from tests.support.sim.files import Tun, Udp
+from tests.support.sim.install import use_regions_of
+from tests.support.sim.kernel import Kernel, Process, Violation, enter_world, leave_world
+from tests.support.sim.manager import SOCKET, Manager
+from tests.support.sim.model import PACKET_ID, Model
+
+CLIENTS = (2, 3, 4)
+GUESTS = (0, 1, 2)  # clients that a configuration may leave out
+DEEDS = (6, 20)
+GAPS_SECS = (0.0, 0.001, 0.02, 0.2, 1.0)
+SETTLING_SECS = 12.0
+SETTLING_ROUNDS = 25
+KINDS = ("systemd", "systemd", "holder", "holder", "none")
+REGION_BYTES = (20 << 10, 64 << 10, 1 << 20)  # of a journal; the first is full before long
+PORT = 51820
+
+
+@dataclass
+class Plan:
+    """What a world is made of, where it is not drawn. loses: whether the link loses and repeats datagrams."""
+
+    kind: str = ""
+    clients: int = 0
+    families: tuple[str, ...] | None = None
+    deeds: int = -1
+    releases: Mapping[str, Mapping[tuple[Any, str], object]] = field(default_factory=dict)
+
+
+class World:
+    """The server, its clients and its network. is_strict: everything that is sent must arrive."""
+
+    PORT = PORT
+
+    def __init__(self, seed: int, plan: Plan | None = None, *, verbose: bool = False) -> None:
+        plan = plan or Plan()
+        self.seed = seed
+        self.kernel = kernel = Kernel(seed, verbose=verbose)
+        self.random = random = kernel.random
+        self.udp: Udp | None = None
+        self.tun: Tun | None = None
+        self.model = kernel.watcher = Model(kernel)
+        self.manager = kernel.manager = Manager(self, plan.kind or random.choice(KINDS))
+        kernel.has_peer_pidfd = random.random() < 0.8
+        families = tuple(name for name in FAMILIES if random.random() < 0.3)
+        self.families = families if plan.families is None else plan.families
+        count = plan.clients or random.choice(CLIENTS)
+        guests = random.choice(GUESTS) if "configuration" in self.families else 0
+        self.clients = [Client(self, number, is_core=number < count) for number in range(count + guests)]
+        self.by_address = {client.address: client for client in self.clients}
+        self.by_inner = {client.inner: client for client in self.clients}
+        self.configured = list(self.clients)
+        self.release: dict[tuple[Any, str], object] = {}
+        self.mtu = 1420
+        self.loss = self.repeats = self.jitter = 0.0
+        self.link_secs = random.choice(LINK_SECS)
+        self.is_strict = True
+        self.is_calm = True  # nothing that a client may notice
+        self.is_settling = False
+        self.packets = 0
+        self.ends: dict[int, tuple[float, list[Client]]] = {}  # of each packet: when it was sent, from and to which
+        self.deeds = plan.deeds if plan.deeds >= 0 else random.randint(*DEEDS)
+        self.model.on_handover = self._on_handover
+        self.prepare_more: Callable[[Process], None] = lambda _process: None
+
+    # --- Configuration ---
+
+    def prepare(self, process: Process) -> None:
+        """Give a new server process its configuration and its release."""
+        process.context = self.settings()
+        process.release = self.release
+        process.dies_at_stores = "crashes" in self.families and self.random.random() < 0.3
+        self.prepare_more(process)
+
+    def settings(self) -> NodeSettings:
+        peers = tuple(client.settings() for client in self.configured)
+        return NodeSettings.model_construct(
+            addresses=(ip_interface("10.0.0.1/16"),),
+            private_key=SERVER_KEY,
+            mtu=self.mtu,
+            network="tun",
+            takeover_socket=SOCKET,
+            interface="oxidize0",
+            metrics_listen=None,
+            role="server",
+            peers=peers,
+            routes=tuple(network for peer in peers for network in peer.allowed_ips),
+            listen=("0.0.0.0", PORT),
+            drain_timeout_secs=5.0,
+        )
+
+    # --- The network ---
+
+    def link(self, arrive: Callable[[], object]) -> None:
+        """Carry a datagram over the link, which may lose, repeat and delay it."""
+        copies = 1
+        if self.loss and self.random.random() < self.loss:
+            copies = 0
+        elif self.repeats and self.random.random() < self.repeats:
+            copies = 2
+        for _ in range(copies):
+            self.kernel.at(self.link_secs + (self.random.random() * self.jitter if self.jitter else 0.0), arrive)
+        self.kernel.count("datagrams")
+
+    def to_server(self, source: tuple[str, int], datagram: bytes) -> None:
+        if self.udp is None or not self.udp.arrive(source, datagram):
+            self.kernel.count("datagrams without a socket")
+
+    def on_sent(self, address: tuple[str, int], datagrams: list[bytes]) -> None:
+        client = self.by_address.get(address)
+        for datagram in datagrams:
+            self.model.on_datagram_sent(datagram)
+            if client is not None:
+                self.link(partial(client.receive, datagram))
+
+    def on_packet_read(self, packet: bytes) -> None:
+        self.model.on_packet_read(packet)
+
+    def on_tun_removed(self, packets: list[bytes]) -> None:
+        """Excuse packets for an interface that is gone: nothing keeps it, or not at that moment."""
+        for packet in packets:
+            self.model.excused.add(packet[PACKET_ID])
+            self.kernel.count("packets without an interface")
+
+    def on_delivered(self, packet: bytes) -> None:
+        """Take a packet that the server writes to the TUN device: for the inside, or for another client."""
+        destination = ".".join(map(str, packet[16:20]))
+        self.model.on_delivered("the inside", packet, is_last=destination == INSIDE)
+        if destination in self.by_inner and self.tun is not None and not self.tun.is_closed:
+            self.tun.queue.append(packet)
+
+    def send(self, source: Client | None, destination: Client | None, size: int = 0) -> bytes:
+        """Send a numbered packet between clients, None being the inside; return its number."""
+        self.packets += 1
+        number, kernel_now = self.packets, self.kernel.now
+        data = numbered_packet(
+            INSIDE if source is None else source.inner,
+            INSIDE if destination is None else destination.inner,
+            number,
+            size,
+        )
+        name = number.to_bytes(8, "big")
+        self.model.sent[name] = data
+        self.ends[number] = kernel_now, [each for each in (source, destination) if each is not None]
+        if not all(each is None or each.is_core for each in (source, destination)):
+            self.model.excused.add(name)
+        self.kernel.count("packets")
+        if source is not None:
+            source.send(data)
+        elif self.tun is not None and not self.tun.is_closed:
+            self.tun.queue.append(data)
+        else:
+            self.on_tun_removed([data])
+        return name
+
+    # --- The life of a world ---
+
+    def live(self) -> None:
+        """Run the world; raises Violation."""
+        enter_world(self.kernel)
+        use_regions_of(self.random.choice(REGION_BYTES))
+        try:
+            self._begin()
+            for deed in draw_deeds(self):
+                self._do(deed)
+            self._settle()
+        finally:
+            self.kernel.close()
+            leave_world()
+
+    def _begin(self) -> None:
+        self.manager.start()
+        self.kernel.run(0.2)
+        for client in self.clients:
+            self.send(client, None)
+        self.kernel.run(0.2)
+        for client in self.clients:
+            self.send(None, client)
+        self.kernel.run(0.1)
+        if self.model.missing():
+            self.kernel.fail(f"the world does not begin: {self.model.missing()} have not arrived")
+
+    def _on_handover(self) -> None:
+        """Let something come while a takeover is under way."""
+        for _ in range(self.random.choice((0, 0, 1, 3))):
+            deed = self.random.choices(*COMERS)[0]
+            secs = self.random.random() * self.random.choice((0.00005, 0.001, 0.03))
+            self.kernel.at(secs, partial(deed, self))
+
+    def _do(self, deed: Deed) -> None:
+        self.kernel.note(f"--- {deed.__name__}")
+        self.is_calm = self.is_calm and deed in CALM_DEEDS
+        deed(self)
+        self.kernel.run(self.random.choice(GAPS_SECS))
+
+    def _settle(self) -> None:
+        kernel = self.kernel
+        kernel.note("--- settles")
+        self.is_settling = True
+        self.loss = self.repeats = self.jitter = 0.0
+        strict_until = range(1, self.packets + 1)
+        for process in kernel.processes:
+            process.faults.clear()
+            process.fds_max = 1024
+            process.stores_left = 1 << 60
+            process.switch_at = process.preempt_at
+        for file in kernel.memory_files:
+            file.limit = 1 << 62
+        for _ in range(SETTLING_ROUNDS):
+            kernel.run(SETTLING_SECS)
+            if len(kernel.living) == 1 and self._is_served() and self._is_replaced() and self._is_served():
+                break
+        else:
+            states = [f"{each.name} {'stopped' if each.stopped_until > kernel.now else ''}" for each in kernel.living]
+            kernel.fail(f"the world does not settle: {states} live, the owner is {self.model.owner}")
+        missing = [each for each in self.model.missing() if each in strict_until and not self._may_be_lost(each)]
+        if self.is_strict and missing:
+            kernel.fail(f"packets {missing[:10]} ({len(missing)}) have not arrived")
+
+    def _may_be_lost(self, number: int) -> bool:
+        sent_at, clients = self.ends[number]
+        return any(client.may_lose(sent_at) for client in clients)
+
+    def _is_replaced(self) -> bool:
+        """Replace the server once more; return whether that succeeds."""
+        takeovers = self.kernel.counts.get("takeovers", 0)
+        self.manager.reload()
+        self.kernel.run(1.0)
+        return self.kernel.counts.get("takeovers", 0) > takeovers
+
+    def _is_served(self) -> bool:
+        """Send a packet from each client to the inside and one back; return whether they all arrive in a while."""
+        names = []
+        for client in self.clients:
+            if client in self.configured and client.is_core:
+                names.append(self.send(client, None))
+        self.kernel.run(1.0)
+        for client in self.clients:
+            if client in self.configured and client.is_core:
+                names.append(self.send(None, client))
+        self.kernel.run(1.0)
+        arrived = all(name in self.model.arrived for name in names)
+        self.model.excused.update(names)
+        return arrived
+
+
+def run_world(seed: int, plan: Plan | None = None, *, verbose: bool = False) -> World:
+    """Run one world and return it; a Violation has the world as `world`."""
+    world = World(seed, plan, verbose=verbose)
+    try:
+        world.live()
+    except Violation as broken:
+        broken.world = world  # type: ignore[attr-defined]
+        raise
+    return world
+
+
+__all__ = ["SERVER_ADDRESS", "Plan", "World", "inner_address", "run_world"]
