@@ -1,13 +1,16 @@
 """Which handshakes a device does work for: those of peers that it answers, and those that it begins.
 
 The rule (paper, section 5.3): the work that all sources together cause is bounded in each second, whatever they send,
-so that sessions keep their share of the processor. What exceeds a budget is dropped before any hash is computed, or,
-where this device begins a handshake, sent later. Each budget serves first what deserves it more: cookies are for the
-endpoints of peers first, Diffie-Hellman for these and for sources that ask seldom, initiations for those who cause few.
+so that sessions keep their share of the processor. What exceeds a budget is dropped before any hash is computed, where
+it has no cookie by its first and last bytes alone; or, where this device begins a handshake, sent later. Each budget
+serves first what deserves it more: cookies are for the endpoints of peers first, Diffie-Hellman for these and for
+sources that ask seldom, initiations for those who cause few.
 """
 
+from collections.abc import Sequence
+
 from oxidize.protocol.changes import CookieSecret
-from oxidize.protocol.constants import MAC_SIZE
+from oxidize.protocol.constants import INITIATION_SIZE, MAC_SIZE, TYPE_INITIATION
 from oxidize.protocol.cookie import CookieChecker
 from oxidize.protocol.counters import DropReason, Total
 from oxidize.protocol.endpoint import Endpoint
@@ -18,12 +21,15 @@ from oxidize.protocol.session_table import SessionTable
 # Of all sources together. A cookie reply takes 0.04 ms, so all take 8 % of a core.
 COOKIE_REPLIES_PER_SECOND = 2000
 COOKIE_REPLIES_BURST = 1250
-COOKIE_REPLIES_RESERVED = 250  # of the burst, for the endpoints of peers
+COOKIE_REPLIES_RESERVED = 1000  # of the burst, for the endpoints of peers: the others delay no packet by 20 ms
 # Under load, from sources with a cookie; a tenth of a core where all of them fail.
 ANSWERED_INITIATIONS_PER_SECOND = 1000
 ANSWERED_INITIATIONS_BURST = 200
 ANSWERED_INITIATIONS_RESERVED = 50  # of the burst, for the endpoints of peers
 ANSWERED_INITIATIONS_RESERVED_NEW = 50  # of the burst, for these and for sources that have not asked for a while
+# Without load, 0.3 ms each: those that fail at the begin of a flood delay no packet by 50 ms, then load begins.
+FAILED_INITIATIONS_PER_SECOND = 500
+FAILED_INITIATIONS_BURST = 100
 # Initiations of this device, 0.2 ms each: at most twice this number, a tenth of a core.
 OWN_INITIATIONS_PER_SECOND = 250  # at once, as they are caused ...
 OWN_INITIATIONS_BURST = 64
@@ -37,11 +43,12 @@ class Admission:
     """The budgets of a device.
 
     limiter: the rates of outer sources under load. cookie_checker: the macs of received messages. load: decides when
-    cookies are required.
+    cookies are required. closed_until: when `sift` ceases to drop.
     """
 
     def __init__(self, table: SessionTable, cookie_checker: CookieChecker, load: LoadMeter) -> None:
         self.limiter = RateLimiter()
+        self.closed_until = 0.0
         self._table = table
         self._cookie_checker = cookie_checker
         self._load = load
@@ -49,9 +56,27 @@ class Admission:
         self._answers = Budget(ANSWERED_INITIATIONS_PER_SECOND, ANSWERED_INITIATIONS_BURST)
         self._own = Budget(OWN_INITIATIONS_PER_SECOND, OWN_INITIATIONS_BURST)
         self._own_late = Budget(OWN_INITIATIONS_LATE_PER_SECOND, 1)
+        self._failures = Budget(FAILED_INITIATIONS_PER_SECOND, FAILED_INITIATIONS_BURST)
         self._causes = RateLimiter()
 
     # --- Initiations of peers ---
+
+    def sift(
+        self, datagrams: Sequence[bytes | memoryview], endpoint: Endpoint, now: float
+    ) -> Sequence[bytes | memoryview]:
+        """Drop the initiations without a cookie from an endpoint that is no peer's; return the other datagrams.
+
+        While closed: `refuse` has found the budget of cookies exhausted, and would find that again at a higher cost.
+        """
+        if now >= self.closed_until or endpoint.remote in self._table.by_remote:
+            return datagrams
+        kept = [
+            datagram
+            for datagram in datagrams
+            if len(datagram) != INITIATION_SIZE or datagram[0] != TYPE_INITIATION or datagram[-MAC_SIZE:] != _NO_MAC2
+        ]
+        self._table.drop(DropReason.OVER_BUDGET, len(datagrams) - len(kept))
+        return kept
 
     def refuse(self, raw: bytes | memoryview, endpoint: Endpoint, now: float) -> DropReason | None:
         """Check what needs no Diffie-Hellman: mac1, and under load mac2 and the rates of its source and of all.
@@ -71,6 +96,7 @@ class Admission:
         load.note(now, FAILED_WEIGHT)
         reserved = 0 if endpoint.remote in self._table.by_remote else COOKIE_REPLIES_RESERVED
         if not self._cookie_replies.has(now, reserved):
+            self.closed_until = self._cookie_replies.next_at(COOKIE_REPLIES_RESERVED)
             return DropReason.OVER_BUDGET
         if not checker.check_mac1(raw):
             return DropReason.MAC1_INVALID
@@ -96,7 +122,10 @@ class Admission:
 
     def note_failed(self, now: float) -> None:
         """Note that an initiation which was not refused has failed."""
-        self._load.note(now, FAILED_WEIGHT - 1)
+        if self._failures.take(now):
+            self._load.note(now, FAILED_WEIGHT - 1)
+        else:
+            self._load.fill(now)
 
     def _send_cookie(self, raw: bytes | memoryview, endpoint: Endpoint, now: float) -> None:
         checker = self._cookie_checker

@@ -148,7 +148,7 @@ class Device:
         counters[Total.RECEIVED_DATAGRAMS] += len(datagrams)
         counters[Total.RECEIVED_BYTES] += sum(map(len, datagrams))
         packets: list[bytes] = []
-        for receiver, run in groupby(datagrams, key=data_receiver):
+        for receiver, run in groupby(self._handshaker.admission.sift(datagrams, endpoint, now), key=data_receiver):
             if receiver is not None:
                 packets += self._receive_data(receiver, list(run), endpoint, now)
                 continue

@@ -91,7 +91,7 @@ class Handshaker:
         self.cookie_checker = CookieChecker(identity.public_key, table.random_bytes)
         self._table = table
         self._unix_time: Callable[[], float] = lambda: usable_time(unix_time())
-        self._admission = Admission(table, self.cookie_checker, load)
+        self.admission = Admission(table, self.cookie_checker, load)
 
     # --- Initiations of this side ---
 
@@ -117,7 +117,7 @@ class Handshaker:
         if peer.link is not None:
             return now
         if peer.place_at == NEVER:
-            peer.place_at = self._admission.place_initiation(cause, now)
+            peer.place_at = self.admission.place_initiation(cause, now)
         place_at = peer.place_at
         if place_at <= now:
             peer.place_at = NEVER
@@ -241,7 +241,7 @@ class Handshaker:
             return None
         if now < peer.initiation_sent_at + UNKNOWN_INDEX_INTERVAL:
             return None
-        if not self._admission.allows_unasked(now):
+        if not self.admission.allows_unasked(now):
             return None
         self._table.count(Total.UNKNOWN_INDEX_INITIATIONS)
         self._send_initiation(peer, NOT_RETRIED, now, endpoint=endpoint)
@@ -275,14 +275,14 @@ class Handshaker:
     def _receive_initiation(self, data: bytes | memoryview, endpoint: Endpoint, now: float) -> DropReason | Handled:
         if len(data) != INITIATION_SIZE:
             return DropReason.MALFORMED
-        if (refused := self._admission.refuse(data, endpoint, now)) is not None:
+        if (refused := self.admission.refuse(data, endpoint, now)) is not None:
             return refused
         if not self.accepting:
             return DropReason.DRAINING
         raw = bytes(data)
         outcome = self._answer(Initiation.decode(raw), raw, endpoint, now)
         if not isinstance(outcome, Handled):
-            self._admission.note_failed(now)
+            self.admission.note_failed(now)
         return outcome
 
     def _answer(self, message: Initiation, raw: bytes, endpoint: Endpoint, now: float) -> DropReason | Handled:

@@ -47,6 +47,10 @@ class LoadMeter:
         self._level = min(self._level_at(now) + weight, 2.0 * self._threshold)
         self._at = now
 
+    def fill(self, now: float) -> None:
+        """Put the device under load for a second."""
+        self._level, self._at = 2.0 * self._threshold, now
+
     def is_loaded(self, now: float) -> bool:
         """Return whether the device is under load, for one more message at `now`."""
         return self._level_at(now) + 1.0 > self._threshold
@@ -72,6 +76,10 @@ class Budget:
         """Return whether there is a token beside those that are `reserved` for other requests."""
         full_at = max(self._full_at, now) + (1 + reserved) * self._token_secs
         return full_at <= now + self._burst_secs + self._token_secs / 2
+
+    def next_at(self, reserved: int = 0) -> float:
+        """Return from when on `has` is true, unless a token is taken before."""
+        return self._full_at + (reserved + 0.5) * self._token_secs - self._burst_secs
 
     def take(self, now: float, reserved: int = 0) -> bool:
         """Take a token beside those that are `reserved` for other requests; return False where there is none."""

@@ -281,4 +281,4 @@ def test_a_loaded_device_asks_for_cookies_and_keeps_its_sessions() -> None:
         server.device.receive_datagrams([initiation], Endpoint(bytes(16), port), world.now)
         assert sum(len(each) for transmit in server.device.take_transmits() for each in transmit.datagrams) == 64
     assert state(server) == before
-    assert len(server.device._handshaker._admission.limiter) <= 1
+    assert len(server.device._handshaker.admission.limiter) <= 1

@@ -12,10 +12,14 @@ from oxidize.protocol.admission import (
     ANSWERED_INITIATIONS_PER_SECOND,
     COOKIE_REPLIES_BURST,
     COOKIE_REPLIES_PER_SECOND,
+    COOKIE_REPLIES_RESERVED,
+    FAILED_INITIATIONS_BURST,
+    FAILED_INITIATIONS_PER_SECOND,
     OWN_INITIATIONS_BURST,
     OWN_INITIATIONS_LATE_PER_SECOND,
     OWN_INITIATIONS_PER_SECOND,
     OWN_INITIATIONS_RESERVED,
+    Admission,
 )
 from oxidize.protocol.constants import (
     COOKIE_REPLY_SIZE,
@@ -124,6 +128,46 @@ def test_a_flood_with_a_valid_mac1_costs_a_bounded_number_of_operations(work: Wo
     assert server.dropped(DropReason.OVER_BUDGET) > 16_000
     sent = [d for transmit in server.take_transmits() for d in transmit.datagrams]
     assert {len(datagram) for datagram in sent} == {COOKIE_REPLY_SIZE}
+
+
+def test_what_exceeds_the_budget_of_cookies_is_dropped_by_a_few_of_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    client, server = connected(world)
+    looked_into = 0
+    refuse = Admission.refuse
+
+    def counted(admission: Admission, raw: bytes | memoryview, endpoint: Endpoint, now: float) -> DropReason | None:
+        nonlocal looked_into
+        looked_into += 1
+        return refuse(admission, raw, endpoint, now)
+
+    monkeypatch.setattr(Admission, "refuse", counted)
+    seconds = 0.5
+    for _ in flood(world, server, 40_000, seconds):
+        pass
+    burst = COOKIE_REPLIES_BURST - COOKIE_REPLIES_RESERVED + FAILED_INITIATIONS_BURST
+    assert looked_into <= 2 * (COOKIE_REPLIES_PER_SECOND * seconds + burst), "each token ends one refusal"
+    before = looked_into
+    server.receive([forged(world, CookieJar(server.public_key)) for _ in range(64)], stranger(7))
+    assert looked_into <= before + 64
+    server.receive([forged(world, CookieJar(server.public_key)) for _ in range(64)], stranger(7))
+    assert looked_into <= before + 64, "a batch of one sender is dropped as well"
+    assert server.dropped(DropReason.OVER_BUDGET) > 15_000
+    client.send(server)
+    server.take_transmits()
+    world.exchange()
+    assert len(server.delivered) >= 1, "data is never dropped with them"
+
+
+def test_initiations_that_fail_at_the_begin_of_a_flood_soon_put_the_device_under_load(work: Work) -> None:
+    world = World()
+    _, server = connected(world)
+    work.counts.clear()
+    for _ in flood(world, server, 20_000, 0.2):
+        pass
+    assert work.counts["consume_initiation"] <= FAILED_INITIATIONS_BURST + FAILED_INITIATIONS_PER_SECOND * 0.2
+    burst = COOKIE_REPLIES_BURST - COOKIE_REPLIES_RESERVED
+    assert work.counts["create_reply"] <= burst + COOKIE_REPLIES_PER_SECOND * 0.2
 
 
 def test_a_flood_with_invented_cookies_costs_one_hash_for_each_message(work: Work) -> None:
@@ -397,7 +441,7 @@ def test_a_session_that_ends_is_renewed_although_the_budget_is_used_up() -> None
     client, server = world.pair()
     client.send(server)
     world.exchange()
-    admission = client.device._handshaker._admission
+    admission = client.device._handshaker.admission
     for _ in range(5000):
         admission.place_initiation(b"", world.now)
     world.run(120.0)

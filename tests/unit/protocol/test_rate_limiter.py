@@ -151,3 +151,13 @@ def test_a_threshold_of_zero_is_load_at_all_times() -> None:
     assert meter.is_loaded(0.0)
     meter.note(1.0)
     assert meter.is_loaded(1e9)
+
+
+def test_a_budget_has_a_token_again_when_it_says() -> None:
+    budget = Budget(1000, 10)
+    while budget.take(5.0, 4):
+        pass
+    next_at = budget.next_at(4)
+    assert 5.0 < next_at <= 5.001
+    assert not budget.has(next_at - 1e-5, 4)
+    assert budget.has(next_at + 1e-5, 4)
