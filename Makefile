@@ -28,10 +28,10 @@ FUZZ_SECS ?= 600
 
 # Computed from all goals together: an ordinary user gets one line that lists all missing packages.
 NEEDED := $(BUILD_PACKAGES)
-ifneq ($(filter check test test-handoff test-systemd bench bench-reconnect,$(MAKECMDGOALS)),)
+ifneq ($(filter check test test-handoff test-systemd bench bench-flood bench-reconnect,$(MAKECMDGOALS)),)
 NEEDED += $(CHECK_PACKAGES)
 endif
-ifneq ($(filter test test-handoff test-systemd bench bench-reconnect,$(MAKECMDGOALS)),)
+ifneq ($(filter test test-handoff test-systemd bench bench-flood bench-reconnect,$(MAKECMDGOALS)),)
 ifeq ($(shell id -u),0)
 NEEDED += $(ROOT_TEST_PACKAGES)
 endif
@@ -62,7 +62,7 @@ LOCK := .stamps/lock/bin/uv --quiet pip compile --universal --python-version 3.1
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-handoff test-systemd sim check fuzz mutants docs bench bench-reconnect install \
+.PHONY: help demo test test-handoff test-systemd sim check fuzz mutants docs bench bench-flood bench-reconnect install \
 	release units changed-units uninstall venv packages lock clean
 
 help: ## list the targets
@@ -100,6 +100,9 @@ docs: $(SETUP) ## write the pages that are generated from the source
 
 bench: $(SETUP) ## measure the data path and the takeover on this machine
 	@$(BIN)/python -m benchmarks
+
+bench-flood: $(SETUP) ## measure what floods of useless datagrams take from a session
+	@$(BIN)/python -m benchmarks flood
 
 bench-reconnect: $(SETUP) ## measure how soon a client reconnects, compared with wireguard-go (as root)
 	@$(BIN)/python -m benchmarks reconnect
