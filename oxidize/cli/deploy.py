@@ -40,7 +40,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 PREFIX = Path("/opt/oxidize")
 STATE_FOLDER = Path("/var/lib/oxidize")
 CLIENT_SERVICE = "oxidize-client.service"
-SETTLE_SECS_MAX = 3600.0
+SETTLE_TIMEOUT_SECS = 3600.0
 DEPLOYMENTS_SHOWN = 10
 FOLDER_PATH = click.Path(path_type=Path, file_okay=False)
 
@@ -70,7 +70,7 @@ def _deploying_options(function: _Function) -> _Function:
         click.option(
             "--settle",
             "settle_secs",
-            type=click.FloatRange(0, SETTLE_SECS_MAX),
+            type=click.FloatRange(0, SETTLE_TIMEOUT_SECS),
             default=SETTLE_SECS,
             callback=_finite,
             show_default=True,

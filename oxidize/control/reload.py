@@ -28,7 +28,7 @@ from oxidize.text import one_line
 
 PREPARE_TIMEOUT_SECS = 30.0  # the successor imports, reads and restores: tens of milliseconds for most
 TAKE_TIMEOUT_SECS = 30.0  # from GO to DONE: twice what COMMIT and TAKEN may take
-SETTLE_SECS_MAX = 10.0  # for the end of a successor that failed; one that hangs after COMMIT is killed after 5 s
+SETTLE_TIMEOUT_SECS = 10.0  # for the end of a successor that failed; one that hangs after COMMIT is killed after 5 s
 LIFE_WITHOUT_OWNERSHIP_SECS = 90  # of a successor; beyond both of the above
 CONNECT_TIMEOUT_SECS = 5.0  # to a predecessor whose backlog is full
 
@@ -92,7 +92,7 @@ def _await_done(
         return _expect(channel, "done", TAKE_TIMEOUT_SECS, Phase.TAKING_OVER)
     except BaseException as error:  # whatever it is, the service manager follows the process that serves
         # One that failed ends, and one that hangs is killed by its predecessor. A second interrupt ends this wait.
-        select.select([successor.fileno(), predecessor.fileno()], [], [], SETTLE_SECS_MAX)
+        select.select([successor.fileno(), predecessor.fileno()], [], [], SETTLE_TIMEOUT_SECS)
         if successor.is_dead() and _is_needless(successor, predecessor, takeover_socket):
             _reset_main_pid(predecessor)
         if isinstance(error, OSError):

@@ -27,9 +27,9 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
     """
     forbid_core_dumps()
     control = Control(control_fd)
-    loop = Loop()
     try:
         logs.configure(log_level)
+        loop = Loop()
         settings = _load(role, config_path)
         handover = start(settings, loop, control)
         _give_up_rights(settings)

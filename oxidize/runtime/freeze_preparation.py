@@ -15,6 +15,7 @@ from oxidize.protocol.constants import STAGED_BYTES_MAX
 from oxidize.protocol.unrecorded import Unrecorded
 
 SLICE_PAUSE_SECS = 0.001  # between two slices, for batches
+LOOK_SECS = 0.02  # between two looks while there is nothing to record
 SETTLE_SECS = 0.02  # from a slice to the freeze: some of the successor's `takeover.successor.READ_ALONG_SECS`
 POSTPONE_SECS_MAX = 3.0  # from READY to the freeze; less than a successor waits for COMMIT (`Timeouts.commit`)
 RECORDED_BYTES_MAX = STAGED_BYTES_MAX  # of packets, from OFFER to READY and from there on: the journal only grows
@@ -79,17 +80,23 @@ class FreezePreparation:
 
     def handle_timeout(self, now: float) -> None:
         """Do one slice, and never fail: a takeover can, and service must not."""
+        pause = LOOK_SECS
         try:
-            self._do_slice(now)
+            if self._do_slice(now):
+                pause = SLICE_PAUSE_SECS
         except StateError as error:
             log.error("packets that wait for a session are not recorded", reason=str(error))
             self._work = _Work.NONE
-        self._due_at = self._now() + SLICE_PAUSE_SECS
+        self._due_at = self._now() + pause
 
-    def _do_slice(self, now: float) -> None:
+    def _do_slice(self, now: float) -> bool:
+        """Do one slice; return whether there was anything to do."""
         if self._work is _Work.RETIRE:
             if not self._unrecorded.retire_slice():
                 self._work = _Work.NONE
-        elif self._work is _Work.RECORD and self._bytes_left > 0 and not self._unrecorded.is_small:
+            return True
+        if self._work is _Work.RECORD and self._bytes_left > 0 and not self._unrecorded.is_small:
             self._bytes_left -= self._unrecorded.record_slice(now)
             self._settled_at = self._now() + SETTLE_SECS
+            return True
+        return False

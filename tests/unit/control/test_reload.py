@@ -201,7 +201,7 @@ def test_a_successor_that_may_own_is_left_to_its_predecessor(
         return received[-1]
 
     monkeypatch.setattr(reload_module, "receive", interrupted)
-    monkeypatch.setattr(reload_module, "SETTLE_SECS_MAX", 0.01)
+    monkeypatch.setattr(reload_module, "SETTLE_TIMEOUT_SECS", 0.01)
     with bench.surviving(), pytest.raises(error if error not in {None, OSError} else TakeoverError):
         bench.reload(PREPARED_AND_GO + "    control.send(b'no message')")
     assert bench.main_pids == [f"MAINPID={bench.successor_pid}"]

@@ -1,5 +1,6 @@
 """The process of a server that cannot start: what its coordinator learns."""
 
+import errno
 import json
 import os
 import socket
@@ -25,6 +26,18 @@ def test_a_coordinator_gets_the_reason_of_a_failed_takeover_without_its_phase(mo
             daemon.run("server", Path("server.toml"), "info", end.detach())
         told = json.loads(coordinator.recv(4096))
     assert told == {"event": "failed", "pid": os.getpid(), "reason": "another successor waits already"}
+
+
+def test_a_coordinator_gets_the_reason_of_a_process_without_room_for_its_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("oxidize.logs.configure", lambda _: None)
+    monkeypatch.setattr(daemon, "Loop", fail)
+    coordinator, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with coordinator:
+        assert daemon.run("server", Path("server.toml"), "info", end.detach()) == 1
+        assert "Too many open files" in json.loads(coordinator.recv(4096))["reason"]
 
 
 @pytest.mark.parametrize(("phase", "pauses"), [(Phase.RESTORING, 1), (Phase.OWNING, 0)])

@@ -22,7 +22,13 @@ from oxidize.protocol.noise import TransportKeys
 from oxidize.protocol.peer import Peer, PeerSettings
 from oxidize.protocol.unrecorded import FREEZE_BYTES_MAX, FREEZE_MOVES_MAX, FREEZE_PACKETS_MAX, SLICE_RECORDS_MAX
 from oxidize.runtime import freeze_preparation
-from oxidize.runtime.freeze_preparation import POSTPONE_SECS_MAX, SETTLE_SECS, SLICE_PAUSE_SECS, FreezePreparation
+from oxidize.runtime.freeze_preparation import (
+    LOOK_SECS,
+    POSTPONE_SECS_MAX,
+    SETTLE_SECS,
+    SLICE_PAUSE_SECS,
+    FreezePreparation,
+)
 from oxidize.state.session_state import SessionState
 from tests.support.network import packet
 
@@ -218,6 +224,17 @@ def test_a_server_where_nothing_waits_freezes_at_once(stands: Stands) -> None:
     assert stand.postpone() == 0.0
     records, size, applied, _ = stand.hand_over()
     assert (records, size, applied) == (0, 0, 0)
+
+
+def test_a_process_with_nothing_to_record_is_seldom_woken_while_its_successor_prepares(stands: Stands) -> None:
+    stand = stands(10)
+    stand.offer()
+    ends_at, looks = stand.now + 1.0, 0
+    while (due := stand.preparation.next_deadline()) is not None and due < ends_at:
+        stand.now = max(stand.now, due)
+        stand.preparation.handle_timeout(stand.now)
+        looks += 1
+    assert looks <= 1.0 / LOOK_SECS + 1
 
 
 def test_the_freeze_waits_until_the_successor_has_read_what_was_recorded(stands: Stands) -> None:
