@@ -106,7 +106,12 @@ def send(channel: socket.socket, message: Report) -> None:
 def receive(channel: socket.socket) -> Report | None:
     """Return the next message, or None when the other side is gone or sent what is none; raises TimeoutError."""
     try:
-        message = json.loads(channel.recv(MESSAGE_BYTES_MAX))
+        try:
+            data = channel.recv(MESSAGE_BYTES_MAX)
+        except ConnectionResetError:
+            # The other side closed with a GO unread, as an heir does. That is reported once, before its last message.
+            data = channel.recv(MESSAGE_BYTES_MAX)
+        message = json.loads(data)
     except (ConnectionError, ValueError, RecursionError):  # ValueError also for the empty bytes at the end
         return None
     return message if isinstance(message, dict) else None

@@ -112,3 +112,12 @@ def test_bytes_that_are_no_json_are_received_as_none(pair: Pair, data: bytes) ->
     coordinator, control = pair
     coordinator.send(data)
     assert receive(socket_of(control)) is None
+
+
+def test_the_last_message_of_a_successor_that_leaves_go_unread_is_received() -> None:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with near:
+        send(near, {"event": "go"})
+        Control(far.detach()).done({"generation": 2})
+        assert receive(near) == {"event": "done", "pid": os.getpid(), "generation": 2}
+        assert receive(near) is None
