@@ -75,7 +75,9 @@ def _prepare(channel: socket.socket, takeover_socket: Path, successor: PeerProce
     _expect(channel, "prepared", PREPARE_TIMEOUT_SECS, Phase.PREPARING)
     try:
         _set_main_pid(successor.pid)
-        send(channel, {"event": "go"})
+        # A successor that inherits does not wait for GO; what it says of that is read all the same.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            send(channel, {"event": "go"})
     except BaseException as error:
         if _is_needless(successor, predecessor, takeover_socket):
             _reset_main_pid(predecessor)

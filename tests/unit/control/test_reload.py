@@ -14,9 +14,10 @@ from typing import NoReturn
 import pytest
 
 from oxidize.control import reload as reload_module
-from oxidize.control.reload_channel import Control, Report, receive
+from oxidize.control.reload_channel import Control, Report, receive, send
 from oxidize.errors import OxidizeError, Phase, TakeoverError
 from oxidize.service_manager import notify, systemctl
+from oxidize.takeover.channel import PeerProcess
 from oxidize.takeover.listener import Listener
 from tests.support.open_fds import no_leaked_fds
 from tests.support.takeover_peer import Peer
@@ -283,3 +284,14 @@ def test_a_reason_is_cut_so_that_older_releases_can_read_it(bench: Bench) -> Non
 def socketpair() -> tuple[int, int]:
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     return near.detach(), far.detach()
+
+
+def test_a_successor_that_has_served_without_go_is_reported_as_such() -> None:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with near, far:
+        send(far, {"event": "prepared"})
+        send(far, {"event": "done", "generation": 2})
+        far.close()
+        process = PeerProcess(os.getpid(), os.geteuid(), -1)
+        reload_module._prepare(near, Path("/nowhere"), process, process)
+        assert receive(near) == {"event": "done", "generation": 2}
