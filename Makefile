@@ -5,8 +5,10 @@ PYTHON ?= python3
 
 # Needed to compile systemd-python and to make a virtual environment.
 BUILD_PACKAGES := python3-venv python3-dev libsystemd-dev pkg-config gcc libc6-dev
-# `wg`: the unit tests compare the keys of `oxidize genkey` with its own.
-CHECK_PACKAGES := wireguard-tools
+# The model checker: it writes a C program for each scenario.
+MODEL_PACKAGES := spin
+# `wg`: the unit tests compare the keys of `oxidize genkey` with its own. They search a small model, too.
+CHECK_PACKAGES := wireguard-tools $(MODEL_PACKAGES)
 # For the tests that need root: unmodified clients and the kernel's ping in network namespaces, and a systemd that
 # boots in namespaces of its own.
 ROOT_TEST_PACKAGES := wireguard-go iputils-ping iproute2 procps systemd dbus util-linux nftables git curl
@@ -36,6 +38,9 @@ ifeq ($(shell id -u),0)
 NEEDED += $(ROOT_TEST_PACKAGES)
 endif
 endif
+ifneq ($(filter model,$(MAKECMDGOALS)),)
+NEEDED += $(MODEL_PACKAGES)
+endif
 ifneq ($(filter bench,$(MAKECMDGOALS)),)
 NEEDED += $(BENCH_PACKAGES)
 endif
@@ -62,8 +67,8 @@ LOCK := .stamps/lock/bin/uv --quiet pip compile --universal --python-version 3.1
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-handoff test-systemd sim check fuzz mutants docs bench bench-flood bench-reconnect install \
-	release units changed-units uninstall venv packages lock clean
+.PHONY: help demo test test-handoff test-systemd sim check model fuzz mutants docs bench bench-flood bench-reconnect \
+	install release units changed-units uninstall venv packages lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -88,6 +93,9 @@ check: $(SETUP) ## run linters, type checks, unit and property tests: about a mi
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --strict
 	@$(BIN)/python -m pytest --quiet --numprocesses 2 --dist worksteal tests/unit tests/properties
+
+model: $(SETUP) ## check the model of the takeover with every crash, hang and order, and that it finds planted faults
+	@$(BIN)/python -m tests.support.model_checker
 
 fuzz: $(FUZZ_SETUP) ## fuzz every parser for FUZZ_SECS=600 each, in one process for each processor
 	@$(BIN)/python -m tests.fuzz --secs $(FUZZ_SECS)
