@@ -3,9 +3,10 @@
 The rule: until the coordinator sends GO nothing is changed, and if the reload fails after that, the service manager's
 main process is again the one that serves. Whatever ends the reload before GO - an error here, an interrupt - the
 successor is killed, unless its predecessor has ended. After GO it may become the owner at any instant, so it is left to
-the predecessor, which bounds the takeover and kills a successor that hangs. Both are known by pidfds, never by their
-numbers, which may be used again. The successor is forked twice, so that it is not the coordinator's child when it
-becomes the main process: it outlives the coordinator, and the service manager can follow it.
+the predecessor, which bounds the takeover and kills a successor that hangs, unless it has said that it failed. Both are
+known by pidfds, never by their numbers, which may be used again. The successor is forked twice, so that it is not the
+coordinator's child when it becomes the main process: it outlives the coordinator, and the service manager can follow
+it.
 
 Source: systemd.service(5), ExecReload= and NotifyAccess=exec.
 """
@@ -31,6 +32,10 @@ TAKE_TIMEOUT_SECS = 30.0  # from GO to DONE: twice what COMMIT and TAKEN may tak
 SETTLE_TIMEOUT_SECS = 10.0  # for the end of a successor that failed; one that hangs after COMMIT is killed after 5 s
 LIFE_WITHOUT_OWNERSHIP_SECS = 90  # of a successor; beyond both of the above
 CONNECT_TIMEOUT_SECS = 5.0  # to a predecessor whose backlog is full
+
+
+class _SaidFailedError(TakeoverError):
+    """The successor has said that it does not serve, and never will."""
 
 
 def reload(role: str, config_path: Path, log_level: str, takeover_socket: Path, predecessor_pid: int) -> Report:
@@ -93,7 +98,9 @@ def _await_done(
     try:
         return _expect(channel, "done", TAKE_TIMEOUT_SECS, Phase.TAKING_OVER)
     except BaseException as error:  # whatever it is, the service manager follows the process that serves
-        # One that failed ends, and one that hangs is killed by its predecessor. A second interrupt ends this wait.
+        if isinstance(error, _SaidFailedError):
+            successor.kill()  # its last word is that it never owns, so it may even hang
+        # One that hangs without that is killed by its predecessor. A second interrupt ends this wait.
         select.select([successor.fileno(), predecessor.fileno()], [], [], SETTLE_TIMEOUT_SECS)
         if successor.is_dead() and _is_needless(successor, predecessor, takeover_socket):
             _reset_main_pid(predecessor)
@@ -122,7 +129,8 @@ def _expect(channel: socket.socket, event: str, timeout_secs: float, phase: Phas
     if message is None:
         raise TakeoverError(phase, "the successor ended without a reason; see its log")
     if message.get("event") != event:
-        raise TakeoverError(phase, str(message.get("reason", "the successor gave no reason; see its log")))
+        kind = _SaidFailedError if message.get("event") == "failed" else TakeoverError
+        raise kind(phase, str(message.get("reason", "the successor gave no reason; see its log")))
     return message
 
 

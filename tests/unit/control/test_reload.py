@@ -185,6 +185,13 @@ def test_a_service_manager_that_fails_does_not_keep_the_successor_alive(
     assert bench.successor_ends()
 
 
+def test_a_successor_that_said_after_go_that_it_failed_is_killed_where_it_hangs(bench: Bench) -> None:
+    error = bench.fails(PREPARED_AND_GO + "    says(event='failed', reason='no memory')")
+    assert error.reason == "no memory"
+    assert bench.successor_ends()
+    assert bench.main_pids == [f"MAINPID={bench.successor_pid}", f"MAINPID={os.getpid()}"]
+
+
 # --- Who may be the only process that can serve is left alone ---
 
 
