@@ -1,5 +1,6 @@
 """Whole worlds on the real code: a server with its manager and clients, through takeovers and faults (support/sim)."""
 
+from pathlib import Path
 from random import SystemRandom
 
 import pytest
@@ -45,6 +46,18 @@ def test_a_seed_makes_the_same_world_again() -> None:
                 world.live()
             traces.append([list(world.kernel.trace) for world in worlds])
     assert traces[0] == traces[1]
+
+
+def test_worlds_leave_the_rights_of_this_process_alone() -> None:
+    """A simulated process gives up its rights; the test process runs all other tests."""
+
+    def rights() -> list[str]:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return [line for line in lines if line.startswith(("Cap", "NoNewPrivs"))]
+
+    before = rights()
+    run_worlds(range(3))
+    assert rights() == before
 
 
 @pytest.mark.parametrize("name", PLANTED)
