@@ -77,7 +77,7 @@ demo: $(DEMO_SETUP) ## replace a server under the traffic of 20 clients and coun
 	@$(BIN)/python -m demo
 
 test: $(SETUP) ## run all tests; as root also those with network namespaces, wireguard-go and a booted systemd
-	@$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadscope
 
 test-handoff: $(SETUP) ## run only the tests that replace a process under traffic
 	@$(BIN)/python -m pytest -m handoff

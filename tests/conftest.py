@@ -1,7 +1,7 @@
 """Settings of all tests: a skipped test says what it lacks, and in CI as root a skip is a failure.
 
 Markers: `root` (namespaces and TUN), `needs("wg", ...)` (programs that must be installed), `handoff` (a process is
-replaced under traffic: `make test-handoff`), `parallel` (see support/lanes.py).
+replaced under traffic: `make test-handoff`).
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.support.lanes import Lane, Lanes, lane_of
+from tests.support.lanes import Lane, Lanes
 from tests.support.traffic.releases import WHEELS, Release, unpack
 
 TUN = Path("/dev/net/tun")
@@ -24,7 +24,7 @@ settings.load_profile("oxidize")
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):  # pytest-xdist sets it in the processes that run tests
         config.pluginmanager.register(Lane())
-    elif config.option.numprocesses:
+    elif config.option.numprocesses and config.option.dist == "loadscope":
         config.pluginmanager.register(Lanes())
 
 
@@ -47,8 +47,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         reason = _lacking(item)
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
-        if (lane := lane_of(item)) is not None:
-            item.add_marker(pytest.mark.xdist_group(lane))
 
 
 def _forbidden_skips(config: pytest.Config) -> int:

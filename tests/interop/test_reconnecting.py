@@ -64,7 +64,6 @@ def wait_until_back(trips: Sequence[Trip]) -> None:
         wait_for_state(trip.client, "connected")
 
 
-@pytest.mark.parallel
 def test_a_tunnel_survives_outages_of_every_kind(lab: Lab, record_property: Record) -> None:
     """With wireguard-go as server over IPv4 and with Oxidize over IPv6, at the same time."""
     with contextlib.ExitStack() as stack:

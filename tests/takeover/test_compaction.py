@@ -120,7 +120,6 @@ def holding(tmp_path: Path) -> Iterator[Holding]:
         holding.close()
 
 
-@pytest.mark.parallel
 def test_a_journal_is_compacted_under_traffic_while_its_server_is_replaced_and_killed(holding: Holding) -> None:
     server = holding.server
     clients, churn = [EchoClient(2), EchoClient(3)], Churn(server)

@@ -15,7 +15,6 @@ GENERATIONS = 200
 PACKETS_PER_SECOND = 100.0
 
 
-@pytest.mark.parallel
 def test_two_hundred_generations_lose_nothing_and_grow_by_nothing(tmp_path: Path) -> None:
     clients = [EchoClient(number) for number in range(2, 7)]
     with Lab(tmp_path) as lab:
