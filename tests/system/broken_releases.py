@@ -81,8 +81,8 @@ KILLED_AFTER_MAINPID = {
     "control.reload_channel": f"""
 _prepared = Control.prepared
 
-def prepared(self, report):
-    _prepared(self, report)
+def prepared(self, *arguments):
+    _prepared(self, *arguments)
     if self.is_coordinated:  # not where systemd starts the release again
         {_KILLED}
 
