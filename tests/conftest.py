@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.support.lanes import Lane, Lanes
+from tests.support.interrupts import InterruptedOnce, PassesInterrupts
 from tests.support.traffic.releases import WHEELS, Release, unpack
 
 TUN = Path("/dev/net/tun")
@@ -23,9 +23,9 @@ settings.load_profile("oxidize")
 
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):  # pytest-xdist sets it in the processes that run tests
-        config.pluginmanager.register(Lane())
-    elif config.option.numprocesses and config.option.dist == "loadscope":
-        config.pluginmanager.register(Lanes())
+        config.pluginmanager.register(InterruptedOnce())
+    elif config.option.numprocesses:
+        config.pluginmanager.register(PassesInterrupts())
 
 
 def _lacking(item: pytest.Item) -> str | None:
