@@ -413,7 +413,7 @@ class Device:
             self._carry_out(peer, self._links.on_unreachable(peer, link, now, refused=refused), now)
 
     def on_route_change(self, now: float, *, is_lost: bool = False) -> None:
-        """Handle a change of this machine's routes; is_lost: none of them leads to its peers any more."""
+        """Handle a change of this machine's routes; is_lost: no route leads to its peers."""
         for peer, link in self._linked():
             self._carry_out(peer, self._links.on_route_change(peer, link, now, is_lost=is_lost), now)
 

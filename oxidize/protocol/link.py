@@ -158,7 +158,7 @@ class Links:
         return self._handle(peer, link, LinkEvent.REFUSED if refused else LinkEvent.UNREACHABLE, now)
 
     def on_route_change(self, peer: Peer, link: Link, now: float, *, is_lost: bool) -> ToDo:
-        """Handle a change of the route to a peer: probe it at once, unless there is none any more."""
+        """Handle a change of the route to a peer: probe it at once, unless no route is left."""
         if is_lost:
             link.last_error = "the host is unreachable"
             return self._handle(peer, link, LinkEvent.ROUTE_LOST, now)

@@ -12,7 +12,7 @@ from typing import Protocol, cast
 
 HERE = Path(__file__).parent
 
-# The targets, and the packages besides oxidize whose coverage guides the search.
+# The targets, and the packages, in addition to oxidize, whose coverage guides the search.
 TARGETS = {
     "datagrams": (),
     "takeover": (),

@@ -503,7 +503,7 @@ PROTOCOL = (
         "self._count(peer, -len(peer.staged.popleft()))",
         "self._count(peer, -len(peer.staged.pop()))",
         ("unit/protocol/test_staging.py::test_the_oldest_of_too_many_packets_are_dropped",),
-        "the packets that a full buffer keeps are those that no application waits for any more",
+        "a full buffer keeps the packets that applications have stopped waiting for",
     ),
     Mutant(
         "staging-bytes-of-all-peers-unlimited",

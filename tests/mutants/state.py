@@ -83,7 +83,7 @@ STATE = (
         (
             "unit/state/test_journal.py::test_a_journal_full_of_live_records_refuses_one_more_and_takes_what_replaces_or_retires",
         ),
-        "a journal full of live records cannot be compacted any more",
+        "a journal full of live records can no longer be compacted",
     ),
     Mutant(
         "journal-changes-sides-before-the-end-is-stored",

@@ -181,7 +181,9 @@ def test_forged_errors_at_any_rate_cost_no_packets_and_few_handshakes(answered: 
     quiet, quiet_server = linked(quiet_world)
     storm(quiet_world, quiet, quiet_server, answered, forged=False)
     resent = client.total(Total.RESENT_PACKETS) - quiet.total(Total.RESENT_PACKETS)
-    assert resent <= (0 if answered else 10), "besides silence, only the first errors, while answers have just stopped"
+    assert resent <= (0 if answered else 10), (
+        "apart from silence, only the first errors may resend, when answers have just stopped"
+    )
     assert sum(copies.values()) - count <= client.total(Total.RESENT_PACKETS)
     assert client.total(Total.OUTAGES) == 0
     assert sent(world, client, TYPE_INITIATION) <= (0 if answered else 2 * 14)
