@@ -1,12 +1,14 @@
 """All mutants, and the changes that look like bugs and are none."""
 
+from tests.mutants.handshake import HANDSHAKE
 from tests.mutants.mutant import Equivalent
 from tests.mutants.protocol import PROTOCOL
 from tests.mutants.runtime import RUNTIME
+from tests.mutants.session import SESSION
 from tests.mutants.state import STATE
 from tests.mutants.takeover import TAKEOVER
 
-MUTANTS = (*PROTOCOL, *STATE, *TAKEOVER, *RUNTIME)
+MUTANTS = (*HANDSHAKE, *SESSION, *PROTOCOL, *STATE, *TAKEOVER, *RUNTIME)
 
 EQUIVALENT = (
     Equivalent(

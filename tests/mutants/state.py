@@ -35,7 +35,7 @@ STATE = (
         "state/journal.py",
         "            self._write(self._target.end, data)\n            self._target.note_all(records, encoded)\n",
         "            pass\n",
-        ("unit/state/test_journal.py::test_records_appended_during_a_compaction_go_to_both_regions",),
+        ("unit/state/test_journal_compaction.py::test_records_appended_during_a_compaction_go_to_both_regions",),
         "what is recorded during a compaction is lost by it",
     ),
     Mutant(
@@ -54,7 +54,7 @@ STATE = (
         "state/journal.py",
         "        if self._is_copied and not self._held:\n",
         "        if self._is_copied:\n",
-        ("unit/state/test_journal.py::test_a_held_journal_changes_sides_only_when_it_is_held_no_longer",),
+        ("unit/state/test_journal_compaction.py::test_a_held_journal_changes_sides_only_when_it_is_held_no_longer",),
         "a successor reads everything again after COMMIT, in the blackout",
     ),
     Mutant(
@@ -62,7 +62,7 @@ STATE = (
         "state/journal.py",
         "        self._held = False\n        if self._is_copied:\n",
         "        self._held = False\n        if False:\n",
-        ("unit/state/test_journal.py::test_a_held_journal_changes_sides_only_when_it_is_held_no_longer",),
+        ("unit/state/test_journal_compaction.py::test_a_held_journal_changes_sides_only_when_it_is_held_no_longer",),
         "attempts to take over fill the journal",
     ),
     Mutant(
@@ -71,7 +71,7 @@ STATE = (
         "            self._compact_at_once()\n",
         "            pass\n",
         (
-            "unit/state/test_journal.py::test_a_journal_full_of_dead_records_is_compacted_by_the_append_that_needs_the_room",
+            "unit/state/test_journal_limits.py::test_a_journal_full_of_dead_records_is_compacted_by_the_append_that_needs_the_room",
         ),
         "a server whose journal is full of dead records makes no more sessions",
     ),
@@ -81,7 +81,7 @@ STATE = (
         "                raise self._full(len(data))\n        if region.end",
         "                pass\n        if region.end",
         (
-            "unit/state/test_journal.py::test_a_journal_full_of_live_records_refuses_one_more_and_takes_what_replaces_or_retires",
+            "unit/state/test_journal_limits.py::test_a_journal_full_of_live_records_refuses_one_more_and_takes_what_replaces_or_retires",
         ),
         "a journal full of live records can no longer be compacted",
     ),
@@ -108,7 +108,7 @@ STATE = (
         "state/journal.py",
         "if min_reader > self._reader:",
         "if False:",
-        ("unit/state/test_journal.py::test_an_envelope_for_newer_readers_is_refused",),
+        ("unit/state/test_journal_limits.py::test_an_envelope_for_newer_readers_is_refused",),
         "an old release serves with a state that it misunderstands",
     ),
     Mutant(

@@ -14,6 +14,10 @@ class ArraySlots:
         self._free = [SLOT_WORDS * (TOTALS_SLOTS + i) for i in reversed(range(slot_count))]
 
     @property
+    def slot_count(self) -> int:
+        return len(self.counters) // SLOT_WORDS - TOTALS_SLOTS
+
+    @property
     def used(self) -> set[int]:
         """The slots that are not free."""
         return set(range(SLOT_WORDS * TOTALS_SLOTS, len(self.counters), SLOT_WORDS)) - set(self._free)
@@ -21,8 +25,7 @@ class ArraySlots:
     def allocate(self) -> int:
         """Return a free slot, zeroed by this call; raises StateError when none is left."""
         if not self._free:
-            slot_count = len(self.counters) // SLOT_WORDS - TOTALS_SLOTS
-            raise StateError(f"all slots are in use; expected at most {slot_count}")
+            raise StateError(f"all slots are in use; expected at most {self.slot_count}")
         slot = self._free.pop()
         self.counters[slot : slot + SLOT_WORDS] = _ZERO_SLOT
         return slot

@@ -85,7 +85,7 @@ class Host:
         return device
 
     def make_slots(self) -> ArraySlots:
-        slots = ArraySlots(256)
+        slots = ArraySlots(self.slots.slot_count)
         slots.counters = self.slots.counters
         return slots
 
@@ -278,3 +278,31 @@ def connected(world: World) -> tuple[Host, Host]:
 def initiations(world: World) -> int:
     """Return the number of handshake initiations that were sent."""
     return sum(message_type(datagram) == TYPE_INITIATION for _, _, datagram in world.log)
+
+
+def stranger(number: int) -> Endpoint:
+    """Return an endpoint that no host has."""
+    return Endpoint(bytes([203, number >> 16 & 255, number >> 8 & 255, number & 255]), 4000)
+
+
+def hub(world: World, count: int) -> tuple[Host, list[bytes]]:
+    """Return a started device with many peers without a session, and a packet to each of them."""
+    server = world.host()
+    server.slots = ArraySlots(5 * count + 64)
+    for number in range(count):
+        inner = f"10.1.{number >> 8}.{number & 255}"
+        key = public_key(world.random.randbytes(32))
+        endpoint = Endpoint(bytes([198, 18, number >> 8, number & 255]), 5000)
+        server.peers.append(PeerSettings(key, allowed_ips=(ip_network(inner),), endpoint=endpoint))
+    server.start()
+    return server, [packet("10.9.0.9", f"10.1.{n >> 8}.{n & 255}") for n in range(count)]
+
+
+def initiations_to(host: Host) -> list[Endpoint]:
+    """Return where the initiations that a device has queued go."""
+    return [
+        transmit.endpoint
+        for transmit in host.take_transmits()
+        for datagram in transmit.datagrams
+        if message_type(datagram) == TYPE_INITIATION
+    ]

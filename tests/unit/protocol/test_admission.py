@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -15,28 +14,20 @@ from oxidize.protocol.admission import (
     COOKIE_REPLIES_RESERVED,
     FAILED_INITIATIONS_BURST,
     FAILED_INITIATIONS_PER_SECOND,
-    OWN_INITIATIONS_BURST,
-    OWN_INITIATIONS_LATE_PER_SECOND,
-    OWN_INITIATIONS_PER_SECOND,
-    OWN_INITIATIONS_RESERVED,
     Admission,
 )
 from oxidize.protocol.constants import (
     COOKIE_REPLY_SIZE,
     FORGED_ANSWERS_MAX,
-    PEERS_PER_TIMEOUT_MAX,
     REKEY_TIMEOUT,
-    TYPE_INITIATION,
 )
 from oxidize.protocol.cookie import CookieChecker, CookieJar
 from oxidize.protocol.counters import DropReason, Total
-from oxidize.protocol.crypto import public_key
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.messages import CookieReply, Initiation, Response, message_type
-from oxidize.protocol.peer import PeerSettings
+from oxidize.protocol.messages import CookieReply, Initiation, Response
 from oxidize.protocol.rate_limiter import HANDSHAKES_PER_SECOND, UNDER_LOAD_HANDSHAKES
 from tests.support.counters import ArraySlots
-from tests.support.network import Host, World, connected, joined, lose_everything, packet
+from tests.support.network import Host, World, connected, joined, stranger
 
 
 class Work:
@@ -70,10 +61,6 @@ def forged(world: World, jar: CookieJar) -> bytes:
     return jar.stamp(Initiation(world.random.getrandbits(32), rand(32), rand(48), rand(28)).encode(), world.now)
 
 
-def stranger(number: int) -> Endpoint:
-    return Endpoint(bytes([203, number >> 16 & 255, number >> 8 & 255, number & 255]), 4000)
-
-
 def flood(world: World, server: Host, per_second: int, seconds: float) -> Iterator[int]:
     """Send forged initiations, each from another address; yield the number of each after it was received."""
     jar = CookieJar(server.public_key)
@@ -86,7 +73,6 @@ def flood(world: World, server: Host, per_second: int, seconds: float) -> Iterat
 def many_clients(world: World, server: Host, count: int) -> list[Host]:
     """Add clients to a server that is not started yet."""
     server.slots = ArraySlots(5 * count + 64)
-    server.make_slots = lambda: server.slots  # type: ignore[method-assign]
     clients = []
     for number in range(count):
         client = Host(world, 1)
@@ -338,187 +324,3 @@ def test_forged_answers_to_one_initiation_are_limited(monkeypatch: pytest.Monkey
     client.take_transmits()
     world.run(REKEY_TIMEOUT + 1)
     assert client.peer(server).current is not None, "the next initiation can be answered"
-
-
-# --- Initiations of this device ---
-
-
-def hub(world: World, count: int) -> tuple[Host, list[bytes]]:
-    """Return a started device with many peers without a session, and a packet to each of them."""
-    server = world.host()
-    server.slots = ArraySlots(5 * count + 64)
-    server.make_slots = lambda: server.slots  # type: ignore[method-assign]
-    for number in range(count):
-        inner = f"10.1.{number >> 8}.{number & 255}"
-        key = public_key(world.random.randbytes(32))
-        endpoint = Endpoint(bytes([198, 18, number >> 8, number & 255]), 5000)
-        server.peers.append(PeerSettings(key, allowed_ips=(ip_network(inner),), endpoint=endpoint))
-    server.start()
-    return server, [packet("10.9.0.9", f"10.1.{n >> 8}.{n & 255}") for n in range(count)]
-
-
-def initiations_to(host: Host) -> list[Endpoint]:
-    """Return where the initiations that a device has queued go."""
-    return [
-        transmit.endpoint
-        for transmit in host.take_transmits()
-        for datagram in transmit.datagrams
-        if message_type(datagram) == TYPE_INITIATION
-    ]
-
-
-def test_a_scan_of_many_peers_causes_initiations_at_a_bounded_rate_and_none_is_lost() -> None:
-    world = World()
-    server, packets = hub(world, 800)
-    for first in range(0, 800, 50):
-        server.device.send_packets(packets[first : first + 50], world.now)
-    sent = [(world.now, endpoint) for endpoint in initiations_to(server)]
-    assert len(sent) <= OWN_INITIATIONS_BURST
-    began = world.now
-    while len({endpoint for _, endpoint in sent}) < 800:
-        due = server.device.next_deadline()
-        assert due is not None
-        world.now = max(world.now, due)
-        server.handle_timeout()
-        at_once = initiations_to(server)
-        assert len(at_once) <= PEERS_PER_TIMEOUT_MAX
-        sent += [(world.now, endpoint) for endpoint in at_once]
-        rate = OWN_INITIATIONS_PER_SECOND + OWN_INITIATIONS_LATE_PER_SECOND
-        assert len(sent) <= OWN_INITIATIONS_BURST + rate * (world.now - began) + PEERS_PER_TIMEOUT_MAX
-        assert world.now - began < 2 * 800 / OWN_INITIATIONS_LATE_PER_SECOND
-    assert all(len(peer.staged) == 1 for peer in server.device.peers.values()), "no packet is lost"
-
-
-def test_a_scan_by_one_source_does_not_delay_the_initiations_that_others_cause() -> None:
-    world = World()
-    server, packets = hub(world, 1000)
-    scanned, others = packets[:950], range(950, 1000)
-    for round_ in range(50):
-        server.device.send_packets(scanned[round_ * 19 : round_ * 19 + 19], world.now)
-        initiations_to(server)
-        number = others[round_]
-        inner = f"10.1.{number >> 8}.{number & 255}"
-        server.device.send_packets([packet(f"10.8.0.{round_}", inner)], world.now)
-        expected = Endpoint(bytes([198, 18, number >> 8, number & 255]), 5000)
-        assert initiations_to(server) == [expected], "at once"
-        world.now += 0.02
-
-
-def test_a_peer_cannot_pass_its_limit_by_many_inner_addresses() -> None:
-    world = World()
-    server, packets = hub(world, 500)
-    scanner = public_key(world.random.randbytes(32))
-    server.peers.append(PeerSettings(scanner, allowed_ips=(ip_network("10.8.0.0/16"),)))
-    server.start()
-    count = 0
-    for number in range(500):
-        destination = str(ip_address(packets[number][16:20]))
-        server.device.send_packets([packet(f"10.8.{number >> 8}.{number & 255}", destination)], world.now)
-        count += len(initiations_to(server))
-    assert count <= OWN_INITIATIONS_BURST - OWN_INITIATIONS_RESERVED + 5
-
-
-def test_retries_of_many_handshakes_share_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("oxidize.protocol.admission.OWN_INITIATIONS_PER_SECOND", 10)
-    monkeypatch.setattr("oxidize.protocol.admission.OWN_INITIATIONS_LATE_PER_SECOND", 10)
-    world = World()
-    server, packets = hub(world, 200)
-    began, sent = world.now, 0
-    for first in range(0, 200, 50):
-        server.device.send_packets(packets[first : first + 50], world.now)
-    sent += len(initiations_to(server))
-    while world.now < began + 30.0:
-        due = server.device.next_deadline()
-        assert due is not None
-        world.now = max(world.now, due)
-        server.handle_timeout()
-        sent += len(initiations_to(server))
-    assert 200 < sent <= OWN_INITIATIONS_BURST + (10 + 10) * 31
-
-
-def test_a_session_that_ends_is_renewed_although_the_budget_is_used_up() -> None:
-    world = World()
-    client, server = world.pair()
-    client.send(server)
-    world.exchange()
-    admission = client.device._handshaker.admission
-    for _ in range(5000):
-        admission.place_initiation(b"", world.now)
-    world.run(120.0)
-    for _ in range(60 * 1000):
-        admission.place_initiation(b"", world.now)
-    client.send(server)
-    world.exchange()
-    assert client.total(Total.HANDSHAKES_INITIATOR) == 2
-
-
-# --- Unknown indices ---
-
-
-@pytest.mark.parametrize("since_boot_secs", [0.0, 1.0, 5.0, 60.0, 89.0, 1000.0])
-def test_one_stray_datagram_brings_one_initiation_at_any_time_after_the_boot(since_boot_secs: float) -> None:
-    world = World()
-    world.now = since_boot_secs
-    server, _ = hub(world, 1)
-    remote = Endpoint(bytes([198, 18, 0, 0]), 5000)
-    server.receive([b"\4\0\0\0" + bytes([1, 2, 3, 4]) + bytes(24)], remote)
-    count = len(initiations_to(server))
-    server.replace()
-    while (due := server.device.next_deadline()) is not None and due < since_boot_secs + 300.0:
-        world.now = max(world.now, due)
-        server.handle_timeout()
-        count += len(initiations_to(server))
-    assert count == 1
-
-
-@pytest.mark.parametrize(
-    ("remote", "local"),
-    [("198.18.0.0", "192.0.2.77"), ("2001:db8::1", "2001:db8:77::77"), ("fe80::1", "fe80::77")],
-)
-def test_an_initiation_because_of_an_unknown_index_leaves_from_where_the_datagram_came_to(
-    remote: str, local: str
-) -> None:
-    world = World()
-    server = world.host()
-    known = Endpoint(ip_address(remote).packed, 5000, 3 if remote.startswith("fe80") else 0)
-    server.peers.append(PeerSettings(public_key(world.random.randbytes(32)), endpoint=known))
-    server.start()
-    came = known._replace(local_address=ip_address(local).packed, local_interface=3)
-    server.receive([b"\4\0\0\0" + bytes([1, 2, 3, 4]) + bytes(24)], came)
-    (transmit,) = server.device.take_transmits()
-    assert transmit.endpoint == came
-    (peer,) = server.device.peers.values()
-    assert peer.endpoint == known, "the datagram may be forged: it moves nothing"
-
-
-def test_a_replay_after_lost_state_does_not_hide_the_client_from_the_answer_to_unknown_indices() -> None:
-    world = World()
-    client, server = world.pair()
-    client.send(server)
-    world.exchange()
-    recorded = next(datagram for _, _, datagram in world.log if message_type(datagram) == TYPE_INITIATION)
-    server.slots, server.journal, server.live = ArraySlots(256), [], {}
-    server.start()
-    server.device.use_cached_endpoint(server.peer(client), client.endpoint, world.now)
-    server.receive([recorded], stranger(6))
-    assert server.peer(client).endpoint == stranger(6), "as in every WireGuard: no timestamp is known"
-    world.carry(lose_everything)
-    world.run(REKEY_TIMEOUT)
-    assert not server.peer(client).has_session(world.now)
-    client.send(server, b"in the old session")
-    world.exchange()
-    assert server.peer(client).endpoint == client.endpoint
-    assert server.total(Total.HANDSHAKES_INITIATOR) == 1
-    assert server.device._table.by_remote == {client.endpoint.remote: server.peer(client)}
-
-
-def test_a_remembered_endpoint_is_forgotten_when_another_one_is_confirmed() -> None:
-    world = World()
-    client, server = world.pair()
-    remembered = stranger(1)
-    server.device.use_cached_endpoint(server.peer(client), remembered, world.now)
-    client.send(server)
-    world.carry()
-    assert set(server.device._table.by_remote) == {remembered.remote, client.endpoint.remote}
-    world.exchange()
-    assert set(server.device._table.by_remote) == {client.endpoint.remote}
