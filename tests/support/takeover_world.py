@@ -162,45 +162,54 @@ class World:
                 process.end()
 
 
-def serve(me: Process, *, first: bool = True) -> Generator[Wait, None, None]:
-    """A server from its first generation on: the steps of predecessor.py with a fault point before every action."""
-    world = me.world
-    machine = PredecessorMachine()
-    current: Connection | None = None
-    closed_seen = False
-    if first:
-        me.serves, world.listener = True, me
+class Server:
+    """The steps of predecessor.py, with a fault point before every action."""
 
-    def has_work() -> bool:
-        if any(each.to_server for each in me.connections):
+    def __init__(self, me: Process) -> None:
+        self.me = me
+        self.machine = PredecessorMachine()
+        self.current: Connection | None = None
+        self.closed_seen = False
+        self.has_finished = False
+
+    def has_work(self) -> bool:
+        if any(each.to_server for each in self.me.connections):
             return True
-        if current is None:
+        if self.current is None:
             return False
-        return (current.is_closed_for(me) and not closed_seen) or current.successor.is_gone()
+        closed = self.current.is_closed_for(self.me)
+        return (closed and not self.closed_seen) or self.current.successor.is_gone()
 
-    while True:
-        yield Wait(has_work, machine.next_deadline())
-        todo: deque[Action] = deque()
-        for pending in [each for each in me.connections if each is not current and each.to_server]:
+    def observe(self) -> tuple[Action, ...]:
+        """Return the actions after what came on the connections."""
+        now = self.me.world.now
+        greeted: list[Action] = []
+        for pending in [each for each in self.me.connections if each is not self.current and each.to_server]:
             pending.to_server.popleft()  # HELLO
-            actions = machine.hello(world.now)
+            actions = self.machine.hello(now)
             if actions[0].do is Do.SEND_BUSY:
                 pending.to_successor.append((Event.BUSY, "busy"))
                 pending.closed_by_server = True
-                me.connections.remove(pending)
+                self.me.connections.remove(pending)
             else:
-                current, closed_seen = pending, False
-                todo += actions
-        if current is not None and not todo:
-            gone = current.successor.is_gone()
-            closed = closed_seen = current.is_closed_for(me)
-            seen = list(current.to_server)
-            current.to_server.clear()
-            todo += machine.observe(seen, closed=closed, gone=gone, now=world.now)
+                self.current, self.closed_seen = pending, False
+                greeted += actions
+        if self.current is None or greeted:
+            return tuple(greeted)
+        gone = self.current.successor.is_gone()
+        closed = self.closed_seen = self.current.is_closed_for(self.me)
+        seen = list(self.current.to_server)
+        self.current.to_server.clear()
+        return self.machine.observe(seen, closed=closed, gone=gone, now=now)
+
+    def carry_out(self, actions: tuple[Action, ...]) -> Generator[Wait, None, None]:
+        me, world = self.me, self.me.world
+        todo = deque(actions)
         while todo:
             yield Wait()
             action = todo.popleft()
             world.note(me, f"{action.do.name} {action.reason}")
+            current = self.current
             assert current is not None
             match action.do:
                 case Do.SEND_OFFER:
@@ -210,12 +219,12 @@ def serve(me: Process, *, first: bool = True) -> Generator[Wait, None, None]:
                     me.serves = False
                     yield Wait()
                     todo += (
-                        machine.freeze_failed("it raised", world.now)
+                        self.machine.freeze_failed("it raised", world.now)
                         if world.refuses_freeze
-                        else machine.frozen(world.now)
+                        else self.machine.frozen(world.now)
                     )
                 case Do.SEND_COMMIT if current.is_closed_for(me):
-                    todo += machine.observe((), closed=True, gone=False, now=world.now)
+                    todo += self.machine.observe((), closed=True, gone=False, now=world.now)
                 case Do.SEND_COMMIT:
                     current.to_successor.append((Event.COMMIT, ""))
                 case Do.SEND_WITHDRAWN:
@@ -231,85 +240,108 @@ def serve(me: Process, *, first: bool = True) -> Generator[Wait, None, None]:
                 case Do.RELEASE:
                     current.closed_by_server = True
                     me.connections.remove(current)
-                    current = None
+                    self.current = None
                     assert not todo
                 case Do.FINISH:
                     assert current.successor.kill_at == FOREVER, "hands over to a process that it has killed"
+                    self.has_finished = True
                     return
                 case other:
                     raise AssertionError(other)
 
 
-def take_over(
-    me: Process, *, restore_points: int = 3, fails_at: SuccessorState | None = None, hangs_up: bool = False
-) -> Generator[Wait, None, None]:
-    """A successor: the steps of successor.py and its host with a fault point before every action."""
-    world = me.world
-    machine = SuccessorMachine()
-    link: list[Connection] = []
+def serve(me: Process, *, first: bool = True) -> Generator[Wait, None, None]:
+    """A server from its first generation on."""
+    server = Server(me)
+    if first:
+        me.serves, me.world.listener = True, me
+    while not server.has_finished:
+        yield Wait(server.has_work, server.machine.next_deadline())
+        yield from server.carry_out(server.observe())
 
-    def has_work() -> bool:
-        if not link:
+
+class Successor:
+    """The steps of successor.py and its host, with a fault point before every action."""
+
+    def __init__(self, me: Process) -> None:
+        self.me = me
+        self.machine = SuccessorMachine()
+        self.connection: Connection | None = None
+
+    @property
+    def link(self) -> Connection:
+        assert self.connection is not None
+        return self.connection
+
+    def has_work(self) -> bool:
+        if self.connection is None:
             return False
-        connection = link[-1]
-        closed = connection.is_closed_for(me) and machine.state is not SuccessorState.LOST
-        return bool(connection.to_successor) or closed or connection.server.is_gone()
+        closed = self.link.is_closed_for(self.me) and self.machine.state is not SuccessorState.LOST
+        return bool(self.link.to_successor) or closed or self.link.server.is_gone()
 
-    def observe() -> tuple[Action, ...]:
-        connection = link[-1]
-        gone, closed = connection.server.is_gone(), connection.is_closed_for(me)
-        seen = list(connection.to_successor)
-        connection.to_successor.clear()
-        return machine.observe(seen, closed=closed, gone=gone, now=world.now)
+    def observe(self) -> tuple[Action, ...]:
+        """Return the actions after what came from the predecessor."""
+        gone, closed = self.link.server.is_gone(), self.link.is_closed_for(self.me)
+        seen = list(self.link.to_successor)
+        self.link.to_successor.clear()
+        return self.machine.observe(seen, closed=closed, gone=gone, now=self.me.world.now)
 
-    def carry_out(actions: tuple[Action, ...]) -> Generator[Wait, None, None]:
+    def carry_out(self, actions: tuple[Action, ...]) -> Generator[Wait, None, None]:
         todo = deque(actions)
         while todo:
             yield Wait()
             action = todo.popleft()
-            world.note(me, f"{action.do.name} {action.reason}")
+            self.me.world.note(self.me, f"{action.do.name} {action.reason}")
             match action.do:
                 case Do.CONNECT:
-                    todo += connect()
+                    todo += self.connect()
                 case Do.SEND_HELLO:
-                    send(Event.HELLO)
+                    self.send(Event.HELLO)
                 case Do.SEND_READY:
-                    send(Event.READY)
+                    self.send(Event.READY)
                 case Do.SEND_FAILED:
-                    send(Event.FAILED, action.reason)
+                    self.send(Event.FAILED, action.reason)
                 case Do.SEND_TAKEN:
-                    send(Event.TAKEN)
+                    self.send(Event.TAKEN)
                 case Do.OWN:
-                    me.serves = True
+                    self.me.serves = True
                 case Do.INHERIT:
-                    assert me not in link[-1].server.void_for, "inherited an offer that was withdrawn"
-                    me.serves = True
+                    assert self.me not in self.link.server.void_for, "inherited an offer that was withdrawn"
+                    self.me.serves = True
                 case Do.KILL_PREDECESSOR:
-                    link[-1].server.kill()
+                    self.link.server.kill()
                 case Do.FAIL:
-                    me.serves = False
-                    link[-1].closed_by_successor = True
+                    self.me.serves = False
+                    self.link.closed_by_successor = True
                 case Do.DONE:
                     pass
                 case other:
                     raise AssertionError(other)
 
-    def connect() -> tuple[Action, ...]:
+    def connect(self) -> tuple[Action, ...]:
+        world = self.me.world
         server = world.listener
         if server is None or not server.runs:
-            return machine.no_listener(world.now)
-        link.append(Connection(me, server))
-        server.connections.append(link[-1])
-        return machine.connected(world.now)
+            return self.machine.no_listener(world.now)
+        self.connection = Connection(self.me, server)
+        server.connections.append(self.connection)
+        return self.machine.connected(world.now)
 
-    def send(event: Event, reason: str = "") -> None:
-        if not link[-1].is_closed_for(me):
-            link[-1].to_server.append((event, reason))
+    def send(self, event: Event, reason: str = "") -> None:
+        if not self.link.is_closed_for(self.me):
+            self.link.to_server.append((event, reason))
 
-    yield from carry_out(connect())
+
+def take_over(
+    me: Process, *, restore_points: int = 3, fails_at: SuccessorState | None = None, hangs_up: bool = False
+) -> Generator[Wait, None, None]:
+    """A process that takes over, or starts without a predecessor, and then serves."""
+    world, successor = me.world, Successor(me)
+    machine = successor.machine
+    yield from successor.carry_out(successor.connect())
     while machine.state is SuccessorState.HELLO_SENT:
-        yield Wait(has_work, machine.next_deadline())
-        yield from carry_out(observe())
+        yield Wait(successor.has_work, machine.next_deadline())
+        yield from successor.carry_out(successor.observe())
     if machine.state is SuccessorState.ABSENT:
         # A start without a predecessor: it cannot bind a port that another process holds.
         me.serves = not any(each.runs for each in world.processes if each is not me)
@@ -320,33 +352,29 @@ def take_over(
         if machine.state is SuccessorState.RESTORING:
             yield Wait()
     if machine.state is SuccessorState.RESTORING:
-        yield from carry_out(observe())
+        yield from successor.carry_out(successor.observe())
     if machine.state is not SuccessorState.FAILED and fails_at is SuccessorState.RESTORING:
-        yield from carry_out(machine.fail("it cannot restore", world.now))
+        yield from successor.carry_out(machine.fail("it cannot restore", world.now))
     if machine.state in {SuccessorState.RESTORING, SuccessorState.INHERITING}:
-        yield from carry_out(machine.restored(world.now))
+        yield from successor.carry_out(machine.restored(world.now))
     while machine.state in {SuccessorState.READY_SENT, SuccessorState.LOST}:
-        yield Wait(has_work, machine.next_deadline())
-        yield from carry_out(observe())
+        yield Wait(successor.has_work, machine.next_deadline())
+        yield from successor.carry_out(successor.observe())
     if machine.state is SuccessorState.OWNING and fails_at is SuccessorState.OWNING:
-        yield from carry_out(machine.fail("the tail cannot be read", world.now))
+        yield from successor.carry_out(machine.fail("the tail cannot be read", world.now))
     if machine.state is SuccessorState.FAILED:
         end = world.now + world.lingering
         yield Wait(lambda: world.now >= end, end)
         return
     if hangs_up:  # against the protocol, while it owns
-        link[-1].closed_by_successor = True
+        successor.link.closed_by_successor = True
         yield Wait(lambda: False, world.now + 20.0)
     world.listener = me
-    yield from carry_out(machine.take(world.now))
+    yield from successor.carry_out(machine.take(world.now))
     while machine.state is not SuccessorState.DONE:
-        yield Wait(has_work_of_owner(link[-1]), machine.next_deadline())
-        yield from carry_out(observe())
+        yield Wait(successor.link.server.is_gone, machine.next_deadline())
+        yield from successor.carry_out(successor.observe())
     yield from serve(me, first=False)
-
-
-def has_work_of_owner(connection: Connection) -> Callable[[], bool]:
-    return connection.server.is_gone
 
 
 def start(seed: int, **options: object) -> tuple[World, Process, Process]:
@@ -359,7 +387,7 @@ def start(seed: int, **options: object) -> tuple[World, Process, Process]:
 def run(world: World, what: str) -> None:
     try:
         world.run()
-    except BaseException as error:
+    except BaseException as error:  # the test fails with the trace of what happened before
         raise AssertionError("\n".join([what, *world.trace, f"{type(error).__name__}: {error}"])) from error
 
 

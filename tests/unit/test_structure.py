@@ -37,8 +37,8 @@ class Module:
         return ast.parse(self.source)
 
 
-def load() -> Iterator[Module]:
-    for path in sorted((ROOT / "oxidize").rglob("*.py")):
+def load(*folders: str) -> Iterator[Module]:
+    for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py")):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         yield Module(name, path.read_text("utf-8"))
 
@@ -98,7 +98,8 @@ def unexplained_catch_alls(module: Module) -> list[str]:
     return problems
 
 
-MODULES = list(load())
+MODULES = list(load("oxidize"))
+HELPERS = list(load("benchmarks", "demo", "scripts", "tests"))
 each_module = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
 
 
@@ -120,6 +121,14 @@ def test_a_file_and_its_functions_are_short(module: Module) -> None:
 @each_module
 def test_a_handler_of_every_exception_says_why(module: Module) -> None:
     assert unexplained_catch_alls(module) == []
+
+
+def test_tests_and_tools_are_as_short_as_the_source() -> None:
+    assert [problem for module in HELPERS for problem in oversized(module)] == []
+
+
+def test_tests_and_tools_say_why_they_catch_every_exception() -> None:
+    assert [problem for module in HELPERS for problem in unexplained_catch_alls(module)] == []
 
 
 def test_every_module_has_a_docstring() -> None:
