@@ -175,17 +175,22 @@ class Journal:
         for _ in range(READS_MAX):
             activations = self._words[ACTIVATIONS]
             try:
-                records = self._read(activations)
+                region, end, found = self._read(activations)
             except SnapshotError:
                 if self._words[ACTIVATIONS] == activations:
                     raise
                 continue
             # Asked last: while the sides are the same, no byte before the end has changed.
             if self._words[ACTIVATIONS] == activations:
-                return records
+                self._seen = (activations, end)
+                return self._accept(region, found)
         raise SnapshotError(f"journal: compacted {READS_MAX} times while it was read, expected once at most: try again")
 
-    def _read(self, activations: int) -> list[Record]:
+    def _read(self, activations: int) -> tuple[Region, int, list[tuple[int, int, Record]]]:
+        """Return the active region, its end, and offset, length and content of each record that is new there.
+
+        Nothing is noted yet: what an overtaken attempt has read is void, its retirements too.
+        """
         number = activations & 1
         end = self._words[END + number]
         changed_sides = self._seen is None or self._seen[0] != activations
@@ -194,14 +199,23 @@ class Journal:
             raise SnapshotError(
                 f"journal: region {number} ends at {end}, expected {region.base + 1} to {region.limit}; {REMEDY}"
             )
-        records = []
+        found = []
         for offset, length, record in scan(self.fd, region.end, end):
             self._check_envelope(record, first=offset == region.base)
-            region.note(record, offset, length)
-            region.end = offset + length  # not `end`: the next writer overwrites an incomplete last record
-            records.append(record)
-        if not region.live:
+            found.append((offset, length, record))
+        if not found and not region.live:
             raise SnapshotError(f"journal: no complete record, expected an envelope; {REMEDY}")
+        return region, end, found
+
+    def _accept(self, region: Region, found: list[tuple[int, int, Record]]) -> list[Record]:
+        """Note what was read; return it as `sync` does."""
+        for offset, length, record in found:
+            region.note(record, offset, length)
+            region.end = (
+                offset + length
+            )  # not the end that was read to: the next writer overwrites an incomplete record
+            if record["type"] == ENVELOPE:
+                self.envelope = record
         vanished: list[Record] = []
         if region is not self._active:
             vanished = [
@@ -210,8 +224,7 @@ class Journal:
                 if kind not in region.live.get(key, ())
             ]
         self._active = region
-        self._seen = (activations, end)
-        return vanished + records
+        return vanished + [record for _, _, record in found]
 
     def live_records(self) -> list[Record]:
         """Return every live record, read again, the envelope first; raises SnapshotError when one cannot be read."""
@@ -239,7 +252,6 @@ class Journal:
                 f"journal: format {version}, written by release {record.get('release')!r}, wants a reader of "
                 f"{min_reader} or later; this release reads {self._reader}: use a newer release"
             )
-        self.envelope = record
 
     # --- Writing ---
 

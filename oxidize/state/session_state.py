@@ -109,7 +109,7 @@ class SessionState:
         They belong to open files of their own, so they allow neither writing nor mapping for writing, and another user
         cannot open them again for writing (`memory_file`); this user and root can. They are opened at the first call
         and kept until `close`: the caller copies them and closes none, because closing any descriptor of the journal
-        would release the writer's lock (`Journal._lock`). Raises OSError.
+        would release the writer's lock (`writer_lock`). Raises OSError.
         """
         for name, fd in self.fds.items():
             if name not in self._read_only:
@@ -179,7 +179,8 @@ class SessionState:
 
     def _decode(self, records: list[Record]) -> list[Change]:
         changes = []
-        for record in records:
+        # A compaction copies an older record behind a newer one of the same peer. Order matters for this kind alone.
+        for record in sorted(records, key=lambda record: record["type"] == "staged_more"):
             kind = record["type"]
             if kind == _TAKEOVER:
                 self._note_takeover(record)

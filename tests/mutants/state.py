@@ -98,8 +98,8 @@ STATE = (
     Mutant(
         "journal-vanished-records-stay",
         "state/journal.py",
-        "return vanished + records",
-        "return records",
+        "return vanished + [record",
+        "return [record",
         ("unit/state/test_journal.py::test_a_reader_behind_a_compaction_gets_a_retirement_for_each_vanished_record",),
         "a reader keeps sessions that were removed before a compaction",
     ),
@@ -112,10 +112,30 @@ STATE = (
         "an old release serves with a state that it misunderstands",
     ),
     Mutant(
+        "journal-overtaken-attempt-noted",
+        "state/journal.py",
+        "            if self._words[ACTIVATIONS] == activations:\n                self._seen",
+        "            if self._words[ACTIVATIONS] != activations:\n                self._accept(region, found)\n"
+        "            else:\n                self._seen",
+        ("unit/state/test_journal.py::test_a_reader_that_is_overtaken_by_a_compaction_misses_no_retirement",),
+        "a successor sends packets again that its predecessor has sent",
+    ),
+    Mutant(
+        "session-state-later-packets-read-first",
+        "state/session_state.py",
+        'sorted(records, key=lambda record: record["type"] == "staged_more")',
+        "records",
+        (
+            "unit/state/test_session_state.py::test_later_packets_stay_behind_the_earlier_ones_although_a_compaction_copies_them_first",
+        ),
+        "packets that wait for a session are lost in a crash after a compaction",
+    ),
+    Mutant(
         "journal-torn-record-counts-as-read",
         "state/journal.py",
-        "region.end = offset + length  #",
-        "region.end = end  #",
+        "                return self._accept(region, found)\n",
+        "                records = self._accept(region, found)\n                region.end = end\n"
+        "                return records\n",
         ("unit/state/test_journal.py::test_an_incomplete_record_before_the_end_is_skipped_and_overwritten",),
         "records behind one that was cut by a kill are unreadable",
     ),

@@ -231,6 +231,20 @@ def test_a_reader_that_is_overtaken_by_a_compaction_reads_again(
     reader.close()
 
 
+def test_a_reader_that_is_overtaken_by_a_compaction_misses_no_retirement(journal: Journal) -> None:
+    journal.append(record("a", b"1", 1), record("a", b"2", 2), record("a", b"3", 3))
+    reader = Overtaken.open(os.dup(journal.fd), reader=1)
+    model = values(reader.sync())
+    journal.append({"type": "a", "key": b"2", "retire": "own"}, {"type": "gone", "key": b"3", "retire": "all"})
+    journal.append(record("a", b"1", 4))
+    reader.writer, reader.compactions = journal, 1
+    news = reader.sync()
+    read = values([*({"type": kind, "key": key, "value": value} for (kind, key), value in model.items()), *news])
+    assert read == values(journal.live_records())
+    assert reader.compactions == 0
+    reader.close()
+
+
 def test_a_reader_that_is_overtaken_again_and_again_gives_up(journal: Journal) -> None:
     journal.append(record("a", b"1", 1))
     reader = Overtaken.open(os.dup(journal.fd), reader=1)

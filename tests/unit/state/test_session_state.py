@@ -19,6 +19,7 @@ from oxidize.protocol.changes import (
     PeerRemoved,
     PeerSeen,
     PeerStaged,
+    PeerStagedMore,
     PeerTimestamp,
 )
 from oxidize.protocol.constants import PEERS_MAX, STAGED_BYTES_MAX
@@ -160,6 +161,24 @@ def test_the_tail_of_the_journal_reaches_the_successor_in_order(state: SessionSt
     with pytest.raises(StateError):
         state.record(tail[0])
     successor.close()
+
+
+def test_later_packets_stay_behind_the_earlier_ones_although_a_compaction_copies_them_first(
+    state: SessionState,
+) -> None:
+    earlier, later = PeerStaged(ALICE, (b"one",), 7), PeerStagedMore(ALICE, (b"two",), 7)
+    state.record(earlier)
+    assert state.journal.compact_step(1), "the earlier ones are not copied yet"
+    state.record(later)
+    before = successor_of(state)
+    assert before.changes() == [earlier, later]
+    while state.journal.compact_step(1):
+        pass
+    after = successor_of(state)
+    assert after.changes() == [earlier, later]
+    assert before.sync() == [earlier, later]
+    before.close()
+    after.close()
 
 
 def test_staged_packets_stay_in_the_journal_until_their_owner_retires_them(state: SessionState) -> None:
