@@ -26,7 +26,7 @@ from oxidize.settings import NodeSettings
 LOOKUP_PAUSE_SECS = 1.0  # between the first two lookups of an outage; doubled with each
 LOOKUP_PAUSE_SECS_MAX = 30.0
 FLAP_SECS_MAX = 1.0  # an outage that ends within this time is a flap ...
-FLAPS_QUIET_SECS = 60.0  # ... for so long after which further outages are logged at debug, unless they last longer
+FLAPS_QUIET_SECS = 60.0  # ... for so long after which further flaps are logged at debug
 PROBE_PAUSE_SECS = 1.0  # between two probes whose only reason is a change somewhere in the network
 
 log = logs.get(__name__)
@@ -74,7 +74,7 @@ class Connection:
         self._probed_at = -inf
         self._down_at = -inf  # when the last outage began
         self._quiet_until = -inf
-        self._is_quiet = False  # whether the last outage was logged at debug
+        self._not_warned: str | None = None  # the reason of an outage that may be a flap, while nothing warns of it
         device.watch_links(self._note_link)
 
     @property
@@ -135,11 +135,18 @@ class Connection:
     # --- Called by the loop ---
 
     def next_deadline(self) -> float | None:
-        """Return when the next lookup is due; 0.0 once the client has given up."""
-        return 0.0 if self._failure is not None else self._lookup_at
+        """Return when the next lookup or warning is due; 0.0 once the client has given up."""
+        if self._failure is not None:
+            return 0.0
+        if self._not_warned is None:
+            return self._lookup_at
+        warning_at = self._down_at + FLAP_SECS_MAX
+        return warning_at if self._lookup_at is None else min(warning_at, self._lookup_at)
 
     def handle_timeout(self, now: float) -> None:
-        """Look the server up, or end the process if the client has given up."""
+        """Look the server up, warn of an outage that is no flap, or end the process if the client has given up."""
+        if self._not_warned is not None and now >= self._down_at + FLAP_SECS_MAX:
+            self._warn_of_outage(self._not_warned)
         if self._failure is not None:
             failure, self._failure = self._failure, None
             self._fail(failure)
@@ -158,18 +165,21 @@ class Connection:
         """Report a state. The device calls this while it works: any reaction comes later, from the loop."""
         name, now = state.name.lower(), boot_time()
         if state == LinkState.CONNECTED:
-            is_flap = now < self._down_at + FLAP_SECS_MAX
-            report = log.debug if is_flap and self._is_quiet else log.info
-            if is_flap and not self._is_quiet:
+            report = log.info if self._not_warned is None else log.debug
+            if self._not_warned is None and now < self._down_at + FLAP_SECS_MAX:
                 self._quiet_until = now + FLAPS_QUIET_SECS
+            self._not_warned = None
             report(name, server=self._server, endpoint=str(peer.endpoint), after=reason)
         elif state == LinkState.CONNECTING:
             log.warning("not connected yet; retrying", server=self._server, reason=reason)
         elif state == LinkState.RECONNECTING:
             self._begin_lookups(now)
-            self._down_at, self._is_quiet = now, now < self._quiet_until
-            report = log.debug if self._is_quiet else log.warning
-            report(name, server=self._server, endpoint=str(peer.endpoint), reason=reason)
+            self._down_at = now
+            if now < self._quiet_until:
+                self._not_warned = reason
+                log.debug(name, server=self._server, endpoint=str(peer.endpoint), reason=reason)
+            else:
+                self._warn_of_outage(reason)
         elif state == LinkState.FAILED:
             retries = peer.link.policy.retries_max if peer.link is not None else 0
             self._failure = (
@@ -178,6 +188,10 @@ class Connection:
             )
             log.error(name, server=self._server, reason=reason, retries=retries)
         notify.notify(f"STATUS={name}: {self._server}")
+
+    def _warn_of_outage(self, reason: str) -> None:
+        self._not_warned = None
+        log.warning("reconnecting", server=self._server, endpoint=str(self._peer.endpoint), reason=reason)
 
     def _handle_network_change(self, now: float) -> None:
         """Compare the route to the server with the one before, after a change somewhere in the network."""

@@ -186,11 +186,24 @@ def test_an_outage_that_ends_at_once_is_logged_once_a_minute(make: Make) -> None
         assert scene.connection.state == LinkState.CONNECTED
     logged = [event for level, event, _ in scene.log.lines if level != "debug"]
     assert logged == ["connecting", "connected"] + ["reconnecting", "connected"] * 2
+
+
+def test_an_outage_that_lasts_is_logged_while_it_lasts_although_flaps_came_before(make: Make) -> None:
+    scene = make()
+    scene.run(60.0)
     scene.go_dark()
-    scene.run(5.0)
     scene.wire = None
     scene.run(5.0)
-    assert scene.log.lines[-1][:2] == ("info", "connected"), "an outage that lasts is always logged"
+    before = len(scene.log.lines)
+    scene.go_dark()
+    scene.run(0.9)
+    assert [level for level, *_ in scene.log.lines[before:]] == ["debug"]
+    scene.run(30.0)
+    assert [line[:2] for line in scene.log.lines[before + 1 :]] == [("warning", "reconnecting")]
+    assert scene.log.lines[-1][2]["reason"] == "the host is unreachable"
+    scene.wire = None
+    scene.run(5.0)
+    assert [line[:2] for line in scene.log.lines[before + 2 :]] == [("info", "connected")]
 
 
 def test_after_the_last_retry_the_process_ends_once_and_only_from_the_loop(make: Make) -> None:
