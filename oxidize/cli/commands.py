@@ -128,7 +128,7 @@ def check(config_path: Path, role: config.Role) -> None:
 @main.command()
 def genkey() -> None:
     """Print a new private key, as `wg genkey` does."""
-    from oxidize.protocol.crypto import generate_private_key  # noqa: PLC0415
+    from oxidize.protocol.crypto import generate_private_key  # noqa: PLC0415  # slow, and rarely needed
 
     warn_of_readable_output()
     echo(format_key(generate_private_key(secrets.token_bytes)))
@@ -144,7 +144,7 @@ def genpsk() -> None:
 @main.command(short_help="Print the public key of a private key.")
 def pubkey() -> None:
     """Read a private key from standard input and print its public key, as `wg pubkey` does."""
-    from oxidize.protocol.crypto import public_key  # noqa: PLC0415
+    from oxidize.protocol.crypto import public_key  # noqa: PLC0415  # slow, and rarely needed
 
     private = parse_key(sys.stdin.buffer.read(KEY_INPUT_BYTES_MAX).decode("latin-1").strip(" \t\r\n"))
     if private is None:
@@ -156,7 +156,7 @@ def pubkey() -> None:
 @config_option(CLIENT_CONFIG)
 def clean_up(config_path: Path) -> None:
     """Remove a client's routing rules after its end: ExecStopPost= of its unit."""
-    from oxidize.client import unit_hooks  # noqa: PLC0415
+    from oxidize.client import unit_hooks  # noqa: PLC0415  # slow, and rarely needed
 
     for change in unit_hooks.clean_up(config_path, gave_up=_has_given_up()):
         echo(change)
@@ -167,7 +167,7 @@ def clean_up(config_path: Path) -> None:
 @config_option(CLIENT_CONFIG)
 def name_servers(action: str, config_path: Path) -> None:
     """Set or remove a client's name servers: hooks of its unit, which run as root although the client does not."""
-    from oxidize.client import unit_hooks  # noqa: PLC0415
+    from oxidize.client import unit_hooks  # noqa: PLC0415  # slow, and rarely needed
 
     if action == "remove":
         unit_hooks.remove_names(config_path, gave_up=_has_given_up())

@@ -83,7 +83,7 @@ def frame(role: str, history: History, now: float, size: tuple[int, int], glyphs
 
 def _head(role: str, history: History, now: float, width: int) -> Iterator[Text]:
     last, vitals = history.samples[-1], history.last_vitals
-    assert vitals is not None, "the first poll was answered"  # noqa: S101
+    assert vitals is not None, "the first poll was answered"  # noqa: S101 - for mypy
     is_there = last.vitals is not None
     if is_there:
         state = Text(vitals.state, style=_STATE_STYLES.get(vitals.state, "bold yellow"))

@@ -69,8 +69,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _remove(cleanup: Cleanup) -> int:
     from oxidize.errors import OxidizeError  # noqa: PLC0415 - late, as above
-    from oxidize.hostnet.dns_config import revert_dns  # noqa: PLC0415
-    from oxidize.hostnet.policy_routing import remove_policy  # noqa: PLC0415
+    from oxidize.hostnet.dns_config import revert_dns  # noqa: PLC0415 - late, as above
+    from oxidize.hostnet.policy_routing import remove_policy  # noqa: PLC0415 - late, as above
 
     failures = 0
     try:

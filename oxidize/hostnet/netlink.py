@@ -27,13 +27,12 @@ _REMEDIES = {
 
 def preload() -> None:
     """Import what `connect` needs ahead of time."""
-    import pyroute2  # noqa: F401, PLC0415
+    import pyroute2  # noqa: F401, PLC0415  # late: see `connect`
 
 
 def connect() -> Any:
     """Return a pyroute2 IPRoute, whose messages are typed as Any; a context manager."""
-    # Imported late: it takes some 200 ms, which commands that change no network setting need not spend.
-    from pyroute2 import IPRoute  # noqa: PLC0415
+    from pyroute2 import IPRoute  # noqa: PLC0415  # some 200 ms, which few commands need to spend
 
     return IPRoute()
 

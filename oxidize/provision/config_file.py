@@ -136,7 +136,7 @@ def _replace(target: Path, content: bytes) -> None:
         os.rename(name, target)  # noqa: PTH104  # the name of a temporary file is text
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)  # noqa: PTH108
+            os.unlink(name)  # noqa: PTH108  # as above
         raise
     sync_folder(target.parent)
 

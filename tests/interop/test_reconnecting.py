@@ -54,13 +54,16 @@ class Trip:
         wait_until_back([self])
         self.ping.enlarge_buffers()
 
+    def wait_for_bytes_after(self, received: int) -> None:
+        wait_for("the transfer to go on", lambda: self.transfer.received_bytes > received, STILL_SECS_MAX)
+
 
 def wait_until_back(trips: Sequence[Trip]) -> None:
     """Wait until ping and transfer of each are making progress."""
     wait_for_replies([trip.ping for trip in trips], 20)
     received = [trip.transfer.received_bytes for trip in trips]
     for trip, before in zip(trips, received, strict=True):
-        wait_for("the transfer to go on", lambda: trip.transfer.received_bytes > before, STILL_SECS_MAX)  # noqa: B023
+        trip.wait_for_bytes_after(before)
         wait_for_state(trip.client, "connected")
 
 
@@ -94,7 +97,7 @@ def test_a_tunnel_survives_outages_of_every_kind(lab: Lab, record_property: Reco
             time.sleep(LOSSY_SECS)
         for trip in trips:
             received = trip.transfer.received_bytes
-            wait_for("the transfer to go on", lambda: trip.transfer.received_bytes > received, STILL_SECS_MAX)  # noqa: B023
+            trip.wait_for_bytes_after(received)
             trip.transfer.assert_intact()
     for trip, result in zip(trips, results, strict=True):
         totals = trip.client.status()["totals"]

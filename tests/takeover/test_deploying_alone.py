@@ -114,7 +114,7 @@ def test_a_bad_release_leaves_the_previous_one_serving(
         assert (told["result"], installation.serving()) == (result, "one")
         assert expected in told["reason"]
         assert installation.server.status()["pid"] == pid
-        assert os.readlink(installation.prefix / "current") == "releases/one"  # noqa: PTH115
+        assert os.readlink(installation.prefix / "current") == "releases/one"  # noqa: PTH115 - as it stands there
         traffic.wait_for_more()
         traffic.assert_unharmed()
 

@@ -4,13 +4,13 @@ import errno
 import os
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 
 import pytest
 
 from oxidize.net.udp import QUEUED_ERRORS_MAX, UdpSocket, bind_udp
-from oxidize.net.udp_cmsg import RECEIVE_ERRORS
+from oxidize.net.udp_cmsg import RECEIVE_ERRORS, ControlMessage, Datagram, SocketAddress
 from oxidize.protocol.endpoint import Endpoint
 
 WAIT_MS = 5_000  # loopback answers at once; a test that waits this long has failed
@@ -169,7 +169,7 @@ class Failing(UdpSocket):
     refuse = 0
     calls = 0
 
-    def _sendmsg(self, run, control, address):  # type: ignore[no-untyped-def]
+    def _sendmsg(self, run: Sequence[Datagram], control: list[ControlMessage], address: SocketAddress) -> None:
         self.calls += 1
         raise OSError(self.refuse, os.strerror(self.refuse))
 

@@ -5,7 +5,7 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
 
@@ -14,7 +14,7 @@ import pytest
 from oxidize.errors import ConfigError
 from oxidize.net import udp
 from oxidize.net.udp import ReceivedBatch, UdpSocket, bind_udp
-from oxidize.net.udp_cmsg import IP_PKTINFO, UDP_GRO, UDP_SEGMENT
+from oxidize.net.udp_cmsg import IP_PKTINFO, UDP_GRO, UDP_SEGMENT, ControlMessage, Datagram, SocketAddress
 from oxidize.protocol.endpoint import Endpoint
 
 WAIT_MS = 5_000  # loopback answers at once; a test that waits this long has failed
@@ -109,7 +109,7 @@ class Refusing(UdpSocket):
     refuse: Callable[[int, bool], int] = staticmethod(lambda count, from_address: 0)
     calls = 0
 
-    def _sendmsg(self, run, control, address):  # type: ignore[no-untyped-def]
+    def _sendmsg(self, run: Sequence[Datagram], control: list[ControlMessage], address: SocketAddress) -> None:
         self.calls += 1
         code = self.refuse(len(run), any(level != 17 for level, _, _ in control))
         if code:

@@ -50,14 +50,14 @@ class CheckedAead:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
-        watcher: Any = kernel().watcher
+        watcher = kernel().watcher
         if watcher is not None:
             watcher.on_key(key)
         self._cipher = ChaCha20Poly1305(key)
 
     def encrypt(self, nonce: bytes, data: bytes, associated: bytes | None) -> bytes:
         sealed = self._cipher.encrypt(nonce, data, associated)
-        watcher: Any = kernel().watcher
+        watcher = kernel().watcher
         if watcher is not None:
             watcher.on_seal(self._key, nonce, bytes(data), sealed)
         return sealed

@@ -46,6 +46,18 @@ class Watcher(Protocol):
     def disturb(self, secs: float = 0.0) -> None:
         """Note that something happens, for so long, that the blackout of a takeover may show."""
 
+    def on_message(self, sender: "Process", receiver: "Process", data: bytes) -> None:
+        """Note a message of a takeover."""
+
+    def on_datagrams(self, process: "Process", datagrams: list[bytes]) -> None:
+        """Note the datagrams that a process has received."""
+
+    def on_key(self, key: bytes) -> None:
+        """Note that a process uses a key."""
+
+    def on_seal(self, key: bytes, nonce: bytes, plaintext: bytes, sealed: bytes) -> None:
+        """Judge the use of a nonce."""
+
 
 class Fault:
     """Something that happens to a process at a system call: `kind` is "crash", "stop" or "error"."""

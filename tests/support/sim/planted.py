@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.support.sim.kernel import Violation
-from tests.support.sim.world import Plan, run_world
+from tests.support.sim.world import Plan, World
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def worlds_until_found(plant: Plant, first_seed: int = 0) -> tuple[int, str] | N
     with planted(plant):
         for number in range(plant.within):
             try:
-                run_world(first_seed + number, plan)
+                World(first_seed + number, plan).live()
             except Violation as broken:
                 return number + 1, str(broken)
     return None

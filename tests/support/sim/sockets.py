@@ -158,7 +158,7 @@ class Socket:
             fds.extend(rights)
         self._connection().send(data, [world.file(fd) for fd in fds])
         if world.watcher is not None and world.current is not None:
-            world.watcher.on_message(world.current, self._connection().process, data)  # type: ignore[attr-defined]
+            world.watcher.on_message(world.current, self._connection().process, data)
         return len(data)
 
     def recvmsg(self, size: int, space: int = 0, flags: int = 0) -> tuple[bytes, Ancillary, int, None]:
@@ -200,7 +200,7 @@ class Socket:
         data = b"".join(batch)
         buffers[0][: len(data)] = data
         if world.watcher is not None and world.current is not None:
-            world.watcher.on_datagrams(world.current, batch)  # type: ignore[attr-defined]
+            world.watcher.on_datagrams(world.current, batch)
         world.act("reads a datagram")
         control = [(real_socket.IPPROTO_UDP, UDP_GRO, _GRO_SIZE.pack(len(first)))] if len(batch) > 1 else []
         return len(data), control, 0, source

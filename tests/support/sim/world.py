@@ -24,7 +24,7 @@ from tests.support.sim.clients import (
 from tests.support.sim.deeds import CALM_DEEDS, COMERS, FAMILIES, Deed, draw_deeds
 from tests.support.sim.files import Tun, Udp
 from tests.support.sim.install import use_regions_of
-from tests.support.sim.kernel import Kernel, Process, Violation, enter_world, leave_world
+from tests.support.sim.kernel import Kernel, Process, enter_world, leave_world
 from tests.support.sim.manager import SOCKET, Manager
 from tests.support.sim.model import PACKET_ID, Model
 
@@ -267,15 +267,4 @@ class World:
         return arrived
 
 
-def run_world(seed: int, plan: Plan | None = None, *, verbose: bool = False) -> World:
-    """Run one world and return it; a Violation has the world as `world`."""
-    world = World(seed, plan, verbose=verbose)
-    try:
-        world.live()
-    except Violation as broken:
-        broken.world = world  # type: ignore[attr-defined]
-        raise
-    return world
-
-
-__all__ = ["SERVER_ADDRESS", "Plan", "World", "inner_address", "run_world"]
+__all__ = ["SERVER_ADDRESS", "Plan", "World", "inner_address"]

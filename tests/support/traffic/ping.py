@@ -56,7 +56,7 @@ def wait_for_replies(pings: "Sequence[Ping]", more: int) -> None:
     """Wait until each ping has had `more` further replies."""
     wanted = [(ping, ping.replies() + more) for ping in pings]
     for ping, replies in wanted:
-        wait_for(f"{more} more replies ({ping.name})", lambda: ping.replies() >= replies)  # noqa: B023
+        ping.wait_until(replies)
 
 
 class Ping:
@@ -83,6 +83,10 @@ class Ping:
         self._read_to += len(lines)
         self._replies += lines.count(b" ttl=") + lines.count(b" hlim=")
         return self._replies
+
+    def wait_until(self, replies: int) -> None:
+        """Wait until there have been so many replies."""
+        wait_for(f"{replies} replies ({self.name})", lambda: self.replies() >= replies)
 
     def wait_for_replies(self, more: int) -> None:
         wait_for_replies([self], more)

@@ -202,10 +202,10 @@ def test_a_successor_that_may_own_is_left_to_its_predecessor(
     """It has GO, so it may say TAKEN between any look and a signal."""
     received: list[Report | None] = []
 
-    def interrupted(*arguments: object) -> Report | None:
+    def interrupted(channel: socket.socket) -> Report | None:
         if received and error is not None:
             raise error
-        received.append(receive(*arguments))  # type: ignore[arg-type]
+        received.append(receive(channel))
         return received[-1]
 
     monkeypatch.setattr(reload_module, "receive", interrupted)

@@ -38,7 +38,7 @@ def serving(world: World) -> tuple[str, str]:
     return world.running.name, found.name
 
 
-def during(world: World, at: float, what: object) -> None:
+def during(world: World, at: float, what: Callable[[], object]) -> None:
     """Call an action once, after this many seconds of the world's clock."""
     passing, due = world.clock.sleep, world.time + at
     pending = [what]
@@ -46,7 +46,7 @@ def during(world: World, at: float, what: object) -> None:
     def sleep(seconds: float) -> None:
         passing(seconds)
         if pending and world.time >= due:
-            pending.pop()()  # type: ignore[operator]
+            pending.pop()()
 
     world.clock = replace(world.clock, sleep=sleep)
 

@@ -1,7 +1,7 @@
 """The work that handshakes may cause: bounded over all sources, by counts and virtual time."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -42,10 +42,10 @@ class Work:
                 monkeypatch, f"oxidize.protocol.cookie.CookieChecker.{name}", name, getattr(CookieChecker, name)
             )
 
-    def _count(self, monkeypatch: pytest.MonkeyPatch, target: str, name: str, do: object) -> None:
+    def _count(self, monkeypatch: pytest.MonkeyPatch, target: str, name: str, do: Callable[..., object]) -> None:
         def counted(*args: object) -> object:
             self.counts[name] += 1
-            return do(*args)  # type: ignore[operator]
+            return do(*args)
 
         monkeypatch.setattr(target, counted)
 
