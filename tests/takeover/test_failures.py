@@ -15,6 +15,7 @@ from oxidize.protocol.constants import BATCH_PACKETS_MAX
 from tests.support.traffic.bench import Bench, open_bench
 from tests.support.traffic.clients import EchoClient, Traffic
 from tests.support.traffic.server import Lab, Outcome, Server, fault, go_on, kill, stalled_pid
+from tests.support.traffic.steps import SUCCESSOR_BEFORE_TAKEN, at_each
 
 pytestmark = pytest.mark.handoff
 
@@ -83,17 +84,8 @@ def test_the_next_reload_succeeds_after_one_that_failed(bench: Bench) -> None:
 
 # --- Successors that die or hang ---
 
-STEPS = [
-    pytest.param("oxidize.takeover.successor:Successor.connect", "before", id="before HELLO"),
-    pytest.param("oxidize.takeover.successor:Successor.connect", "after", id="after OFFER"),
-    pytest.param("oxidize.takeover.successor:Successor.ready", "before", id="before READY"),
-    pytest.param("oxidize.takeover.successor:Successor.ready", "after", id="after COMMIT"),
-    pytest.param("oxidize.runtime.succession:Succession._own", "after", id="after its first iteration"),
-    pytest.param("oxidize.takeover.successor:Successor.taken", "before", id="before TAKEN"),
-]
 
-
-@pytest.mark.parametrize(("where", "when"), STEPS)
+@at_each(SUCCESSOR_BEFORE_TAKEN)
 def test_a_successor_that_is_killed_leaves_the_predecessor_serving(bench: Bench, where: str, when: str) -> None:
     reloading = bench.server.start_reload(env=fault(where, "stall", bench.mark, when))
     kill(stalled_pid(bench.mark))
@@ -119,7 +111,7 @@ def test_a_successor_that_hangs_after_commit_is_killed_and_the_predecessor_serve
 # --- Predecessors that die ---
 
 
-@pytest.mark.parametrize(("where", "when"), STEPS[1:])
+@at_each(SUCCESSOR_BEFORE_TAKEN, but="before HELLO")
 def test_a_successor_inherits_from_a_predecessor_that_is_killed(bench: Bench, where: str, when: str) -> None:
     reloading = bench.server.start_reload(env=fault(where, "stall", bench.mark, when))
     successor = stalled_pid(bench.mark)

@@ -14,32 +14,11 @@ from oxidize.protocol.constants import BATCH_PACKETS_MAX
 from tests.support.traffic.bench import Bench, open_bench
 from tests.support.traffic.clients import EchoClient
 from tests.support.traffic.server import fault, go_on, kill, stalled_pid, wait_for
+from tests.support.traffic.steps import COORDINATOR, PREDECESSOR, SUCCESSOR, at_each
 
 pytestmark = pytest.mark.handoff
 
 PACKETS_PER_SECOND = 100.0
-
-OF_SUCCESSOR = [
-    pytest.param("oxidize.takeover.successor:Successor.connect", "before", id="before HELLO"),
-    pytest.param("oxidize.takeover.successor:Successor.connect", "after", id="after OFFER"),
-    pytest.param("oxidize.protocol.device:Device.prepare", "before", id="in the restore"),
-    pytest.param("oxidize.takeover.successor:Successor.ready", "before", id="before READY"),
-    pytest.param("oxidize.takeover.successor:Successor.ready", "after", id="after COMMIT"),
-    pytest.param("oxidize.runtime.succession:Succession._own", "after", id="after its first iteration"),
-    pytest.param("oxidize.takeover.successor:Successor.taken", "after", id="after TAKEN"),
-]
-OF_PREDECESSOR = [
-    pytest.param("oxidize.runtime.handover:Handover.offer", "before", id="before OFFER"),
-    pytest.param("oxidize.takeover.predecessor:Predecessor._freeze", "before", id="before the freeze"),
-    pytest.param("oxidize.takeover.predecessor:Predecessor._send_commit", "before", id="before COMMIT"),
-    pytest.param("oxidize.takeover.predecessor:Predecessor._send_commit", "after", id="after COMMIT"),
-    pytest.param("oxidize.takeover.predecessor:Predecessor._finish", "before", id="after TAKEN"),
-]
-OF_COORDINATOR = [
-    pytest.param("oxidize.control.reload:_prepare", "before", id="after it started the successor"),
-    pytest.param("oxidize.control.reload:_set_main_pid", "before", id="before GO"),
-    pytest.param("oxidize.control.reload:send", "after", id="after GO"),
-]
 
 
 def pause(bench: Bench, pid: int, mark: Path) -> None:
@@ -53,7 +32,7 @@ def pause(bench: Bench, pid: int, mark: Path) -> None:
 # --- The successor ---
 
 
-@pytest.mark.parametrize(("where", "when"), OF_SUCCESSOR)
+@at_each(SUCCESSOR)
 def test_a_successor_that_is_stopped_for_a_while_takes_over(tmp_path: Path, where: str, when: str) -> None:
     with open_bench(tmp_path, PACKETS_PER_SECOND) as bench:
         reloading = bench.server.start_reload(env=fault(where, "stall", bench.mark, when))
@@ -64,19 +43,10 @@ def test_a_successor_that_is_stopped_for_a_while_takes_over(tmp_path: Path, wher
         bench.assert_served_by(successor)
 
 
-def test_a_successor_that_is_killed_in_its_restore_leaves_the_predecessor_serving(tmp_path: Path) -> None:
-    with open_bench(tmp_path, PACKETS_PER_SECOND) as bench:
-        env = fault("oxidize.protocol.device:Device.prepare", "stall", bench.mark)
-        reloading = bench.server.start_reload(env=env)
-        kill(stalled_pid(bench.mark))
-        assert bench.server.finish_reload(reloading).status == 1
-        bench.assert_served_by(bench.pid)
-
-
 # --- The predecessor ---
 
 
-@pytest.mark.parametrize(("where", "when"), OF_PREDECESSOR)
+@at_each(PREDECESSOR)
 def test_a_predecessor_that_is_stopped_for_a_while_is_replaced(tmp_path: Path, where: str, when: str) -> None:
     with open_bench(tmp_path, PACKETS_PER_SECOND, fault(where, "stall", tmp_path / "stalled", when)) as bench:
         reloading = bench.server.start_reload()
@@ -87,7 +57,7 @@ def test_a_predecessor_that_is_stopped_for_a_while_is_replaced(tmp_path: Path, w
         bench.assert_served_by(bench.server.status()["pid"])
 
 
-@pytest.mark.parametrize(("where", "when"), OF_PREDECESSOR[1:])
+@at_each(PREDECESSOR, but="before OFFER")
 def test_a_predecessor_that_is_killed_leaves_the_successor_serving(tmp_path: Path, where: str, when: str) -> None:
     with open_bench(tmp_path, PACKETS_PER_SECOND, fault(where, "stall", tmp_path / "stalled", when)) as bench:
         reloading = bench.server.start_reload()
@@ -102,7 +72,7 @@ def test_a_predecessor_that_is_killed_leaves_the_successor_serving(tmp_path: Pat
 # --- The coordinator ---
 
 
-@pytest.mark.parametrize(("where", "when"), OF_COORDINATOR)
+@at_each(COORDINATOR)
 def test_a_coordinator_that_is_stopped_for_a_while_completes_the_reload(tmp_path: Path, where: str, when: str) -> None:
     with open_bench(tmp_path, PACKETS_PER_SECOND) as bench:
         reloading = bench.server.start_reload(env=fault(where, "stall", bench.mark, when, command="reload"))
@@ -113,7 +83,7 @@ def test_a_coordinator_that_is_stopped_for_a_while_completes_the_reload(tmp_path
         bench.assert_served_by(bench.server.status()["pid"])
 
 
-@pytest.mark.parametrize(("where", "when"), OF_COORDINATOR[:2])
+@at_each(COORDINATOR, but="after GO")
 def test_a_coordinator_that_is_killed_before_go_changes_nothing(tmp_path: Path, where: str, when: str) -> None:
     with open_bench(tmp_path, PACKETS_PER_SECOND) as bench:
         reloading = bench.server.start_reload(env=fault(where, "stall", bench.mark, when, command="reload"))

@@ -14,20 +14,7 @@ from oxidize.config.report import PROBLEMS_MAX
 from oxidize.config.schema import PeerTable
 from oxidize.config.validation import Checked, SourceFile
 from oxidize.config.values import InvalidValueError, public_endpoint
-from tests.support.config_files import CLIENT, PRIVATE, SERVER, load, peer, problem, problems, secret
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
-    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    secret(tmp_path / "server.key", PRIVATE + "\n")
-    return tmp_path
-
+from tests.support.config_files import CLIENT, SERVER, load, peer, problem, problems
 
 # A zone is the name of an interface; Python takes anything for one.
 BAD_ZONES = [

@@ -27,19 +27,6 @@ from tests.support.config_files import (
 )
 
 
-@pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
-    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    secret(tmp_path / "server.key", PRIVATE + "\n")
-    secret(tmp_path / "alice.psk", PRESHARED + "\n")
-    return tmp_path
-
-
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644, 0o610])
 def test_a_key_that_others_can_read_is_refused(folder: Path, mode: int) -> None:
     (folder / "server.key").chmod(mode)

@@ -116,12 +116,18 @@ def test_the_oldest_packets_are_dropped_by_the_successor_as_by_the_predecessor()
     assert list(hub.peer(peer).staged) == expected
 
 
-def test_packets_recorded_after_those_of_another_record_are_void() -> None:
+def recorded_in_two() -> tuple[Host, Host]:
+    """Return a hub and a peer of which it has staged 11 packets, recorded in two records."""
     hub, (peer, *_) = offline(World(), 2)
     fill(hub, [peer], 10)
     hub.device.unrecorded.record_slice(hub.world.now)
     hub.send(peer, b"more")
     hub.device.unrecorded.record_slice(hub.world.now)
+    return hub, peer
+
+
+def test_packets_recorded_after_those_of_another_record_are_void() -> None:
+    hub, peer = recorded_in_two()
     more = next(change for change in hub.journal if isinstance(change, PeerStagedMore))
     fill(hub, [peer], 30)
     hub.device.unrecorded.record_slice(hub.world.now)
@@ -132,11 +138,7 @@ def test_packets_recorded_after_those_of_another_record_are_void() -> None:
 
 
 def test_a_reader_that_knows_one_kind_of_record_gets_all_packets_in_it() -> None:
-    hub, (peer, *_) = offline(World(), 2)
-    fill(hub, [peer], 10)
-    hub.device.unrecorded.record_slice(hub.world.now)
-    hub.send(peer, b"more")
-    hub.device.unrecorded.record_slice(hub.world.now)
+    hub, peer = recorded_in_two()
     hub.device.unrecorded.record_whole(True)
     hub.send(peer, b"last")
     hub.freeze()

@@ -296,24 +296,24 @@ def test_a_node_that_does_not_own_cancels_no_drain(stand: Stand) -> None:
 # --- What a dead successor changed outside of the process ---
 
 
-def changes_of_thaw(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Record what is done outside of the process while a node thaws, each by its name."""
+def thawed(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Thaw a node; return the list of what is done outside of the process then, each by its name."""
     done: list[str] = []
     stand.node.host_setup = HostSetup(stand.settings, 1, None)
     monkeypatch.setattr(stand.node.nat, "apply", lambda: done.append("nat"))
     monkeypatch.setattr(handover_module, "store_again", lambda tunnel, nat: done.append("store"))
     monkeypatch.setattr(stand.node.host_setup, "apply_again", lambda pause: done.append("host"))
+    stand.node.serve()
+    handover = stand.handover()
+    handover.freeze({})
+    handover.thaw("a test")
     return done
 
 
 def test_a_thawed_node_puts_back_what_its_successor_may_have_changed(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stand.node.serve()
-    handover = stand.handover()
-    done = changes_of_thaw(stand, monkeypatch)
-    handover.freeze({})
-    handover.thaw("a test")
+    done = thawed(stand, monkeypatch)
     assert done == []  # it serves first
     stand.loop.run_once(0)
     assert done == ["nat", "store", "host"]
@@ -324,11 +324,7 @@ def test_a_thawed_node_puts_back_what_its_successor_may_have_changed(
 def test_a_node_that_has_given_up_ownership_again_puts_nothing_back(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stand.node.serve()
-    handover = stand.handover()
-    done = changes_of_thaw(stand, monkeypatch)
-    handover.freeze({})
-    handover.thaw("a test")
+    done = thawed(stand, monkeypatch)
     stand.node.give_up_ownership()
     stand.loop.run_once(0)
     assert done == []
