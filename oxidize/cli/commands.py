@@ -29,8 +29,9 @@ from oxidize.cli.common import (
     warn_of_readable_output,
 )
 from oxidize.config.values import format_key, parse_key
+from oxidize.protocol.constants import KEY_SIZE
+from oxidize.text import counted
 
-KEY_SIZE = 32
 KEY_INPUT_BYTES_MAX = 4096
 MODULES = {
     "deploy": "deploy:deploy",
@@ -122,7 +123,7 @@ def check(config_path: Path, role: config.Role) -> None:
     for warning in loaded.warnings:
         print_warning(warning)
     peers = len(loaded.peers) if isinstance(loaded, config.ServerConfig) else 1
-    echo(f"{config_path}: good: {peers} {'peer' if peers == 1 else 'peers'}")
+    echo(f"{config_path}: good: {counted(peers, 'peer')}")
 
 
 @main.command()

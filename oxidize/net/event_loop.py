@@ -16,7 +16,6 @@ from typing import Protocol
 from oxidize.clock import boot_time
 
 READABLE = select.EPOLLIN
-WRITABLE = select.EPOLLOUT
 EVENTS_MAX = 64  # events taken from one poll
 IDLE_WAIT_SECS = 60.0  # the longest poll; nothing depends on it
 
