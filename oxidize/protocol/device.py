@@ -462,8 +462,8 @@ class Device:
             report.applied += 1
         self._staging.on_restored(restaged)
         for peer in touched:
-            if peer.staged and peer.handshake is None:
-                peer.handshake_wanted_at = now  # the process that recorded them may have died before it began one
+            if peer.staged:
+                peer.want_session(now)
             self._schedule(peer)
         report.unknown_peers = len(self._table.unknown_peers)
         return report

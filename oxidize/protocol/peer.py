@@ -176,6 +176,13 @@ class Peer:
         """Return whether the peer can be sent to without a handshake."""
         return self.endpoint is not None and self.current is not None and not self.current.is_expired(now)
 
+    def want_session(self, now: float) -> None:
+        """Have a handshake begin, or be retried, for the restored packets: no record says that they caused one."""
+        if self.handshake is None:
+            self.handshake_wanted_at = now
+        elif self.handshake.started_at == NOT_RETRIED:  # it began because of an unknown index
+            self.handshake.started_at = now
+
     def rotate_as_initiator(self, keypair: PeerKeypair) -> None:
         """Install a keypair that this side asked for: it may be used at once."""
         self.previous = self.next if self.next is not None else self.current

@@ -40,12 +40,22 @@ PROTOCOL = (
     Mutant(
         "device-restored-packets-wait-for-a-timer",
         "protocol/device.py",
-        "            if peer.staged and peer.handshake is None:\n                peer.handshake_wanted_at = now",
-        "            if False:\n                peer.handshake_wanted_at = now",
+        "                peer.want_session(now)\n",
+        "                pass\n",
         (
             "unit/runtime/test_restore.py::test_staged_packets_leave_though_the_successor_died_between_the_session_and_their_record",
         ),
         "packets that waited at a crash wait until their peer sends something",
+    ),
+    Mutant(
+        "peer-restored-packets-not-retried",
+        "protocol/peer.py",
+        "elif self.handshake.started_at == NOT_RETRIED:",
+        "elif False:",
+        (
+            "unit/protocol/test_unknown_indices.py::test_a_successor_retries_for_packets_that_wait_although_a_stray_datagram_began_their_handshake",
+        ),
+        "packets that wait are dropped after a takeover because of a datagram that came before them",
     ),
     # --- Timers ---
     Mutant(

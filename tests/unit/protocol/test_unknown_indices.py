@@ -4,10 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from oxidize.protocol.constants import (
-    REKEY_TIMEOUT,
-    TYPE_INITIATION,
-)
+from oxidize.protocol.constants import REKEY_ATTEMPT_TIME, REKEY_TIMEOUT, TYPE_INITIATION
 from oxidize.protocol.counters import Total
 from oxidize.protocol.crypto import public_key
 from oxidize.protocol.endpoint import Endpoint
@@ -31,6 +28,21 @@ def test_one_stray_datagram_brings_one_initiation_at_any_time_after_the_boot(sin
         server.handle_timeout()
         count += len(initiations_to(server))
     assert count == 1
+
+
+def test_a_successor_retries_for_packets_that_wait_although_a_stray_datagram_began_their_handshake() -> None:
+    world = World()
+    server, packets = hub(world, 1)
+    (peer,) = server.peers
+    server.receive([b"\4\0\0\0" + bytes([1, 2, 3, 4]) + bytes(24)], Endpoint(bytes([198, 18, 0, 0]), 5000))
+    server.device.send_packets(packets, world.now)
+    server.hand_over()
+    server.take_transmits()
+    while (due := server.device.next_deadline()) is not None and due < 1000.0 + REKEY_ATTEMPT_TIME / 2:
+        world.now = max(world.now, due)
+        server.handle_timeout()
+    assert len(initiations_to(server)) > REKEY_ATTEMPT_TIME / 2 / (REKEY_TIMEOUT + 1)
+    assert list(server.device.peers[peer.public_key].staged) == packets
 
 
 @pytest.mark.parametrize(
