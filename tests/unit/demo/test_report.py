@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from demo.__main__ import _remedy
 from demo.plot import figure, label, write_report
 from demo.records import Kind, Record
 from demo.screen import View, open_screen, print_verdict
 from demo.verdict import Action, Judged, Replacement, Tally, Verdict, judge
+from oxidize.holder.holder import RECEIVE_BUFFER_BYTES
 
 START = 500.0
 REPLIES = 2000
@@ -143,3 +145,10 @@ def test_the_reasons_of_a_failure_are_printed() -> None:
 def test_the_points_of_the_chart_are_plain_json(tally: Tally, verdict: Verdict) -> None:
     data = json.loads(figure(tally, verdict).to_json())["data"]
     assert all(trace["type"] == "scattergl" for trace in data)
+
+
+@pytest.mark.parametrize(
+    ("granted", "remedy"), [(425_984, "rmem_max=8388608"), (2 * RECEIVE_BUFFER_BYTES, "busy with other work")]
+)
+def test_a_full_receive_buffer_is_raised_only_where_it_can_be(granted: int, remedy: str) -> None:
+    assert remedy in _remedy(granted)
