@@ -156,18 +156,23 @@ def exchange(client: EchoClient) -> None:
     wait_for("a reply to the late client", has_reply)
 
 
+def assert_predecessor_serves_again(stopped: Bench, successor: int, client: EchoClient) -> None:
+    """Kill a successor; check that its predecessor serves again, with the session of a client."""
+    kill(successor)
+    assert stopped.lab.wait_ended(successor) == -signal.SIGKILL
+    continue_predecessor(stopped)
+    stopped.assert_served_by(stopped.pid, lost_at_most=BATCH_PACKETS_MAX)
+    exchange(client)
+    assert client.handshakes == 1
+
+
 def test_a_session_made_by_a_killed_successor_is_kept_by_its_predecessor(
     stopped: Bench, late_client: EchoClient
 ) -> None:
     """TAKEN was sent, and crosses the SIGKILL: the predecessor finds both, and serves again."""
     successor = serving_successor(stopped)
     make_session(stopped, late_client)
-    kill(successor)
-    assert stopped.lab.wait_ended(successor) == -signal.SIGKILL
-    continue_predecessor(stopped)
-    stopped.assert_served_by(stopped.pid, lost_at_most=BATCH_PACKETS_MAX)
-    exchange(late_client)
-    assert late_client.handshakes == 1
+    assert_predecessor_serves_again(stopped, successor, late_client)
 
 
 def test_a_peer_removed_by_a_killed_successor_keeps_its_session_with_the_predecessor(
@@ -179,12 +184,7 @@ def test_a_peer_removed_by_a_killed_successor_keeps_its_session_with_the_predece
     stopped.server.write_config()
     successor = serving_successor(stopped)
     assert len(stopped.server.status()["peers"]) == len(peers) - 1
-    kill(successor)
-    assert stopped.lab.wait_ended(successor) == -signal.SIGKILL
-    continue_predecessor(stopped)
-    stopped.assert_served_by(stopped.pid, lost_at_most=BATCH_PACKETS_MAX)
-    exchange(late_client)
-    assert late_client.handshakes == 1
+    assert_predecessor_serves_again(stopped, successor, late_client)
 
 
 def test_a_predecessor_stopped_after_commit_ends_when_it_continues(stopped: Bench, late_client: EchoClient) -> None:

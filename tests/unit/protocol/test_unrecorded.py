@@ -183,7 +183,9 @@ def test_what_is_too_much_for_a_freeze_is_dropped_and_counted_and_the_rest_is_ha
     assert hub.device._staging._bytes_total == sum(len(each) for staged in expected.values() for each in staged)
 
 
-def test_moves_are_recorded_in_slices_too(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def moved(monkeypatch: pytest.MonkeyPatch) -> tuple[World, Host, Host]:
+    """Return a world where a client has moved twice, once unrecorded, which is more than a freeze may record."""
     monkeypatch.setattr(unrecorded_module, "FREEZE_MOVES_MAX", 0)
     world = World()
     client, server = connected(world)
@@ -191,6 +193,11 @@ def test_moves_are_recorded_in_slices_too(monkeypatch: pytest.MonkeyPatch) -> No
         world.move(client, Endpoint(bytes([198, 51, 100, number]), 4242))
         client.send(server)
         world.exchange()
+    return world, client, server
+
+
+def test_moves_are_recorded_in_slices_too(moved: tuple[World, Host, Host]) -> None:
+    world, client, server = moved
     assert server.device._table.moved
     assert not is_small(server)
     server.device.unrecorded.record_slice(world.now)
@@ -200,15 +207,9 @@ def test_moves_are_recorded_in_slices_too(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_move_that_is_too_much_for_a_freeze_is_found_again_by_the_next_packet(
-    monkeypatch: pytest.MonkeyPatch,
+    moved: tuple[World, Host, Host],
 ) -> None:
-    monkeypatch.setattr(unrecorded_module, "FREEZE_MOVES_MAX", 0)
-    world = World()
-    client, server = connected(world)
-    for number in (1, 2):
-        world.move(client, Endpoint(bytes([198, 51, 100, number]), 4242))
-        client.send(server)
-        world.exchange()
+    world, client, server = moved
     server.device.unrecorded.shrink()
     assert recorded_in_freeze(server) == []
     server.replace()
