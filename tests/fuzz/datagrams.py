@@ -80,11 +80,11 @@ class Network:
     def whisper(self, host: Host, other: Host) -> None:
         """Let a peer with a genuine session send anything inside of it."""
         peer = host.peer(other)
-        if peer.current is None:
+        if peer.current is None or peer.endpoint is None or peer.current.is_expired(self.world.now):
             return
         before = len(other.delivered)
         packets = [self.script.some(100) for _ in range(self.script.number(4, 1))]
-        host.device._send_now(peer, packets, self.world.now)
+        host.device._seal(peer, peer.current, peer.endpoint, packets, self.world.now)
         self.world.exchange(self.wire)
         for packet in other.delivered[before:]:
             assert packet[12:16] == bytes(map(int, host.inner.split("."))), f"a source that is not allowed: {packet!r}"
