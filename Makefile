@@ -77,8 +77,7 @@ demo: $(DEMO_SETUP) ## replace a server under the traffic of 20 clients and coun
 	@$(BIN)/python -m demo
 
 test: $(SETUP) ## run all tests; as root also those with network namespaces, wireguard-go and a booted systemd
-	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/golden tests/properties tests/simulation tests/unit
-	@$(BIN)/python -m pytest tests/interop tests/system tests/takeover
+	@$(BIN)/python -m tests.lanes
 
 test-handoff: $(SETUP) ## run only the tests that replace a process under traffic
 	@$(BIN)/python -m pytest -m handoff

@@ -22,6 +22,7 @@ settings.load_profile("oxidize")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # tests start a thousand processes: compile their source once
     if hasattr(config, "workerinput"):  # pytest-xdist sets it in the processes that run tests
         config.pluginmanager.register(InterruptedOnce())
     elif config.option.numprocesses:

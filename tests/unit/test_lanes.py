@@ -1,0 +1,12 @@
+"""`make test` runs every folder of tests."""
+
+from pathlib import Path
+
+from tests.lanes import BEHIND, IN_FRONT
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_each_folder_of_tests_is_in_one_lane() -> None:
+    folders = {path.relative_to(ROOT).parts[:2] for path in (ROOT / "tests").rglob("test_*.py")}
+    assert sorted((*BEHIND, *IN_FRONT)) == sorted("/".join(parts) for parts in folders)
