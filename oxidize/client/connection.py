@@ -98,6 +98,7 @@ class Connection:
 
     def stop(self) -> None:
         """Stop maintaining the connection; a successor may continue."""
+        self._not_warned = None
         self._loop.remove_timed(self)
         self._watch.stop()
         self._resolver.stop()

@@ -11,7 +11,7 @@ import pytest
 from oxidize.client import connection as connection_module
 from oxidize.client.connection import LOOKUP_PAUSE_SECS, LOOKUP_PAUSE_SECS_MAX, Connection
 from oxidize.client.resolver import Lookup
-from oxidize.protocol.counters import LinkState
+from oxidize.protocol.counters import LINK_STATE, OUTAGE_SINCE_NS, LinkState
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.link_policy import LinkPolicy
 from oxidize.service_manager import notify
@@ -204,6 +204,25 @@ def test_an_outage_that_lasts_is_logged_while_it_lasts_although_flaps_came_befor
     scene.wire = None
     scene.run(5.0)
     assert [line[:2] for line in scene.log.lines[before + 2 :]] == [("info", "connected")]
+
+
+def test_a_predecessor_that_thaws_warns_of_no_outage_that_its_successor_ended(make: Make) -> None:
+    scene = make()
+    scene.run(60.0)
+    scene.go_dark()
+    scene.wire = None
+    scene.run(5.0)
+    scene.go_dark()
+    before = len(scene.log.lines)
+    scene.connection.stop()
+    scene.world.now += 5.0
+    counters, slot = scene.client.slots.counters, scene.client.peer(scene.server).slot
+    counters[slot + OUTAGE_SINCE_NS], counters[slot + LINK_STATE] = 0, LinkState.CONNECTED  # by its successor
+    scene.wire = None
+    scene.connection.start(scene.world.now)
+    scene.run(5.0)
+    assert scene.connection.state == LinkState.CONNECTED
+    assert scene.log.lines[before:] == []
 
 
 def test_after_the_last_retry_the_process_ends_once_and_only_from_the_loop(make: Make) -> None:
