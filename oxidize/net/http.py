@@ -3,8 +3,8 @@
 The rule: it never waits and never takes long, since the data path runs in the same loop; everything that a client can
 make it hold is bounded; and a client's bytes never raise. A request is answered as soon as its head is complete: what
 follows the head is read and discarded without being parsed, so one call parses EVENTS_PER_ADVANCE_MAX events at most,
-and a connection HEAD_LINES_MAX lines. Predecessor and successor share the listener's file
-description, so nothing is ever set on it: pausing means only that this process stops polling it.
+and a connection HEAD_LINES_MAX lines. Predecessor and successor share the listener's file description, so nothing is
+ever set on it: pausing means only that this process stops polling it.
 
 Sources: RFC 9112 by way of h11, RFC 9110; epoll(7).
 """

@@ -1,9 +1,8 @@
 """Links of a device: noticing that a peer is gone, holding packets back while it is, and coming back.
 
 The rules: an authentic message of the peer means that the link is up; silence and errors only make this side ask, and
-only what was asked and not answered has packets sent again. What
-decides is in the peer's counters, so that a successor continues in the middle of an outage. `link_machine` has the
-states, `link_policy` the figures.
+have no packet sent again by themselves. What decides is in the peer's counters, so that a successor continues in the
+middle of an outage. `link_machine` has the states, `link_policy` the figures.
 
 Source: the paper, sections 6.4 and 6.5, for what is done otherwise; RFC 6298, section 5, for backing off.
 """

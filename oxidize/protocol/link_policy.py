@@ -12,9 +12,9 @@ from math import inf
 # --- Noticing ---
 PROBE_SECS_MIN = 0.2  # of silence after sending: more than most hosts take for a delayed acknowledgement (RFC 1122)
 PROBE_ROUND_TRIPS = 4
-# Errors of the network that have this side ask on a link that is up: one in ERROR_INTERVAL_SECS, and as many at once as
-# fit into ERROR_BURST_SECS. Forged errors beyond that have no effect. A real error comes again, and silence is noticed
-# as well.
+# Errors of the network that have this side ask on a link that is up: one in ERROR_INTERVAL_SECS, and at once one more
+# than fit into ERROR_BURST_SECS. Forged errors beyond that have no effect. A real error comes again, and silence is
+# noticed as well.
 ERROR_INTERVAL_SECS = 1.0
 ERROR_BURST_SECS = 2.0
 PROBES_ANSWERED_MAX = 8  # doublings; KEEPALIVE_TIMEOUT + REKEY_TIMEOUT, as in the paper, is the limit anyway

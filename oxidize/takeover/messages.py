@@ -3,8 +3,8 @@
 The rule: a release may add fields, with defaults. It renames, retypes and reuses none, and a reader ignores the ones
 that it does not know, so that an old release can take over from a new one (a rollback). A change that must be
 understood raises `protocol_min` of HELLO. docs/takeover-protocol.md is the specification, held equal by a test.
-Source: the msgpack specification; its string, binary, integer, float, boolean, nil,
-array and map families are used, extensions are not.
+Source: the msgpack specification; its string, binary, integer, float, boolean, nil, array and map families are used,
+extensions are not.
 
 Decoders raise only DecodeError. Encoders raise StateError, for their input comes from this process.
 """
