@@ -9,10 +9,12 @@ from typing import Protocol
 
 from oxidize.net.udp import UdpSocket
 from oxidize.protocol.constants import BATCH_PACKETS_MAX
-from oxidize.protocol.counters import DROPS_START, Counters, DropReason
+from oxidize.protocol.counters import DROPS_START, Counters, DropReason, Total
 from oxidize.protocol.device import Device
 
 BATCHES_PER_EVENT_MAX = 8  # then the other event sources are served
+
+_STRAYS = DROPS_START + DropReason.UNKNOWN_INDEX
 
 
 class Tunnel(Protocol):
@@ -53,23 +55,36 @@ class DataPath:
 
     def from_udp(self) -> None:
         """Carry the datagrams that wait in the UDP socket to the tunnel."""
-        device, tunnel = self.device, self.tunnel
+        device, tunnel, counters = self.device, self.tunnel, self._counters
+        strays, is_stray = counters[_STRAYS], None
         for _ in range(BATCHES_PER_EVENT_MAX):
-            batch = self.udp.receive()
+            batch = self.udp.receive(is_stray)
+            if self.udp.strays:
+                self._count_strays()
             if batch is None:
                 if self.udp.unreachable:
                     self._report_unreachable()
                 return
             if batch.truncated:
-                self._counters[DROPS_START + DropReason.TRUNCATED] += 1
+                counters[DROPS_START + DropReason.TRUNCATED] += 1
             packets = device.receive_datagrams(batch.datagrams, batch.endpoint, self._now())
             if packets:
                 refused = tunnel.write_packets(packets)
                 if refused:
-                    self._counters[self._write_drop_word] += refused
+                    counters[self._write_drop_word] += refused
                 if self._replies_at_once:
                     self.from_tunnel()
+            elif counters[_STRAYS] != strays:
+                is_stray = device.is_stray  # where there is one, there may be a flood: only a part is looked into
             self.flush()
+
+    def _count_strays(self) -> None:
+        """Count the datagrams that the socket has skipped as the device would have."""
+        sizes, self.udp.strays = self.udp.strays, []
+        counters = self._counters
+        counters[Total.RECEIVED_DATAGRAMS] += len(sizes)
+        counters[Total.RECEIVED_BYTES] += sum(sizes)
+        counters[_STRAYS] += len(sizes)
 
     def from_tunnel(self) -> None:
         """Carry the packets that wait in the tunnel to the peers."""

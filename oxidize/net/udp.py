@@ -12,7 +12,7 @@ import errno
 import select
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from socket import IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP, SOL_SOCKET
@@ -48,6 +48,7 @@ ENDPOINTS_CACHED_MAX = 32_768  # above PEERS_MAX, so that only forged source add
 SEGMENT_SIZES_CACHED_MAX = 32  # sizes for which views of the receive buffer are kept
 SEND_WAIT_MS = 10  # one wait for room in the send buffer ...
 SEND_WAITS_MAX = 5  # ... and how many one transmit may make: 50 ms in total
+STRAYS_SKIPPED_MAX = 15  # useless datagrams that one receive skips
 QUEUED_ERRORS_MAX = 16  # errors taken from the socket in one receive, after which the loop continues
 
 PORT_MAX = 65_535
@@ -106,7 +107,8 @@ class UdpSocket:
 
     receive_errors: errors of earlier sends that the socket reported. send_failures: datagrams that the kernel refused.
     unreachable: the peers that cannot be reached according to an error (`Endpoint.remote`), each with whether its host
-    refused; the reader of the list empties it.
+    refused; the reader of the list empties it. strays: sizes in bytes of the datagrams that `receive` has skipped; also
+    emptied by its reader.
     """
 
     def __init__(self, bound: socket.socket) -> None:
@@ -130,6 +132,7 @@ class UdpSocket:
         self._waits_left = 0
         self._reports_errors = False
         self.unreachable: list[tuple[tuple[bytes, int, int], bool]] = []
+        self.strays: list[int] = []
 
     # --- Options: for the owner only ---
 
@@ -255,16 +258,17 @@ class UdpSocket:
 
     # --- Receiving ---
 
-    def receive(self) -> ReceivedBatch | None:
+    def receive(self, is_stray: Callable[[memoryview], bool] | None = None) -> ReceivedBatch | None:
         """Return what the kernel hands over in one call, or None if there is nothing to read.
 
-        Errors that ICMP left on the socket are counted and skipped. Raises OSError if the socket itself is unusable: a
-        bug.
+        is_stray: tells of a datagram that came alone whether it is of no use; the sizes of these are added to `strays`,
+        and STRAYS_SKIPPED_MAX of them are skipped. Errors that ICMP left on the socket are counted and skipped. Raises
+        OSError if the socket itself is unusable: a bug.
         """
-        for _ in range(QUEUED_ERRORS_MAX):
+        errors_left, strays_left = QUEUED_ERRORS_MAX, STRAYS_SKIPPED_MAX
+        while errors_left:
             try:
                 size, control, flags, address = self._socket.recvmsg_into(self._buffers, _CONTROL_BYTES, _DONTWAIT)
-                break
             except BlockingIOError:
                 if self._reports_errors:
                     self._take_errors()
@@ -273,10 +277,17 @@ class UdpSocket:
                 if error.errno not in _QUEUED_ERRORS:
                     raise
                 self.receive_errors += 1
+                errors_left -= 1
+                continue
+            segment_size, packet_info = read_control(control)
+            if strays_left and is_stray is not None and not segment_size and is_stray(self._buffer[:size]):
+                self.strays.append(size)
+                strays_left -= 1
+                continue
+            break
         else:
             return None
 
-        segment_size, packet_info = read_control(control)
         key = (address, packet_info)
         endpoint = self._endpoints.get(key) or self._learn_endpoint(key)
         datagrams = self._cut(size, segment_size) if 0 < segment_size < size else [self._buffer[:size]]

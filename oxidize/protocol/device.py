@@ -40,7 +40,7 @@ from oxidize.protocol.handshaker import Handled, Handshaker
 from oxidize.protocol.keypair import Keypair
 from oxidize.protocol.link import Links, ToDo
 from oxidize.protocol.link_machine import Link, LinkDo
-from oxidize.protocol.messages import data_receiver
+from oxidize.protocol.messages import runs_by_receiver
 from oxidize.protocol.noise import LocalIdentity, RemoteIdentity
 from oxidize.protocol.peer import Peer, PeerKeypair, PeerSettings
 from oxidize.protocol.rate_limiter import UNDER_LOAD_HANDSHAKES, LoadMeter
@@ -83,6 +83,8 @@ class Device:
         self._counters = self._table.counters
         load = LoadMeter(under_load_handshakes)
         self._handshaker = Handshaker(self.identity, self._table, unix_time, load)
+        self.admission = self._handshaker.admission
+        self.is_stray = self._table.is_stray
         self._routes: AllowedIPs[Peer] = AllowedIPs()
         self._due: list[tuple[float, int, Peer]] = []
         self._order = count()
@@ -148,11 +150,11 @@ class Device:
         counters[Total.RECEIVED_DATAGRAMS] += len(datagrams)
         counters[Total.RECEIVED_BYTES] += sum(map(len, datagrams))
         packets: list[bytes] = []
-        for receiver, run in groupby(self._handshaker.admission.sift(datagrams, endpoint, now), key=data_receiver):
+        for receiver, run in runs_by_receiver(datagrams):
             if receiver is not None:
-                packets += self._receive_data(receiver, list(run), endpoint, now)
+                packets += self._receive_data(receiver, run, endpoint, now)
                 continue
-            for datagram in run:
+            for datagram in self.admission.sift(run, endpoint, now):
                 self._receive_handshake(datagram, endpoint, now)
         if packets:
             counters[Total.RECEIVED_PACKETS] += len(packets)

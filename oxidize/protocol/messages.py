@@ -7,6 +7,8 @@ Source: the paper, sections 5.4.2 (initiation), 5.4.3 (response), 5.4.4 (macs), 
 """
 
 import struct
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import NamedTuple, Self
 
 from oxidize.errors import DecodeError
@@ -120,6 +122,15 @@ def data_receiver(data: Buffer) -> int | None:
         return None
     word, receiver_index = _DATA_RECEIVER.unpack_from(data)
     return receiver_index if word == TYPE_DATA else None
+
+
+def runs_by_receiver(
+    datagrams: Sequence[bytes | memoryview],
+) -> Iterable[tuple[int | None, Sequence[bytes | memoryview]]]:
+    """Return the datagrams in order, in runs of one `data_receiver`."""
+    if len(datagrams) == 1:  # as a flood comes, for which grouping would be half of the work
+        return ((data_receiver(datagrams[0]), datagrams),)
+    return ((receiver, list(run)) for receiver, run in groupby(datagrams, key=data_receiver))
 
 
 def split_macs(data: Buffer) -> tuple[memoryview, bytes, memoryview, bytes]:

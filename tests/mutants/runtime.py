@@ -26,8 +26,8 @@ RUNTIME = (
     Mutant(
         "data-path-reads-without-a-limit",
         "net/data_path.py",
-        "        device, tunnel = self.device, self.tunnel\n        for _ in range(BATCHES_PER_EVENT_MAX):",
-        "        device, tunnel = self.device, self.tunnel\n        for _ in range(1 << 30):",
+        "        strays, is_stray = counters[_STRAYS], None\n        for _ in range(BATCHES_PER_EVENT_MAX):",
+        "        strays, is_stray = counters[_STRAYS], None\n        for _ in range(1 << 30):",
         ("unit/net/test_data_path.py::test_other_event_sources_are_served_after_a_limit_of_batches",),
         "under a flood timers and the takeover starve",
     ),
@@ -38,6 +38,14 @@ RUNTIME = (
         "        self.device.handle_timeout(now)\n",
         ("unit/net/test_data_path.py::test_datagrams_that_a_timeout_queues_are_sent_at_once",),
         "retries and keepalives wait for the next packet",
+    ),
+    Mutant(
+        "udp-batch-that-begins-with-a-stray-skipped",
+        "net/udp.py",
+        "if strays_left and is_stray is not None and not segment_size and",
+        "if strays_left and is_stray is not None and",
+        ("unit/net/test_strays.py::test_a_batch_behind_strays_is_delivered_even_if_it_begins_with_one",),
+        "data of a session is lost with a stray that the kernel has joined to it",
     ),
     # --- The node ---
     Mutant(

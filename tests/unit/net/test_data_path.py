@@ -21,8 +21,9 @@ class FakeUdp:
         self.batches: deque[ReceivedBatch] = deque()
         self.refused = 0
         self.unreachable: list[tuple[tuple[bytes, int, int], bool]] = []
+        self.strays: list[int] = []
 
-    def receive(self) -> ReceivedBatch | None:
+    def receive(self, is_stray: object = None) -> ReceivedBatch | None:
         self.log.append("receive")
         return self.batches.popleft() if self.batches else None
 
