@@ -12,7 +12,7 @@ import errno
 import select
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from socket import IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP, SOL_SOCKET
@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from oxidize import logs
 from oxidize.errors import ConfigError
+from oxidize.net import socket_filter
 from oxidize.net.udp_cmsg import (
     IP_PKTINFO,
     MEMINFO_DROPS,
@@ -151,6 +152,7 @@ class UdpSocket:
         ICMP errors of this socket's datagrams are noted in `unreachable`. fwmark: the mark by which policy routing
         recognises this socket's packets, 0 to leave it unchanged.
         """
+        socket_filter.detach(self._socket)  # of an owner that was killed
         if self._family == socket.AF_INET6:
             # On a dual stack socket this one covers IPv4-mapped packets too.
             self._socket.setsockopt(IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
@@ -177,10 +179,22 @@ class UdpSocket:
     def end_ownership(self) -> None:
         """Switch off the options that the next owner may not know; for the owner that stops.
 
-        A release that does not read the error queue would find the socket readable forever.
+        A release that does not read the error queue would find the socket readable forever, and one that does not know
+        of filters would lose handshakes.
         """
+        socket_filter.detach(self._socket)
         if self._reports_errors:
             self._set_error_reports(enabled=False)
+
+    def shed(self, shares: Sequence[float], spared: Collection[tuple[bytes, int]]) -> None:
+        """Have the kernel drop a part of each class of datagrams, none where all shares are 1; for the owner only.
+
+        Parameters as for `socket_filter.assemble`. Raises OSError where the kernel refuses, with the filter as before.
+        """
+        if min(shares) < 1.0:
+            socket_filter.attach(self._socket, socket_filter.assemble(shares, spared))
+        else:
+            socket_filter.detach(self._socket)
 
     def _set_error_reports(self, *, enabled: bool) -> None:
         self._reports_errors = enabled

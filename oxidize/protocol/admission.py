@@ -7,7 +7,9 @@ serves first what deserves it more: cookies are for the endpoints of peers first
 sources that ask seldom, initiations for those who cause few.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from heapq import nsmallest
+from math import inf
 
 from oxidize.protocol.changes import CookieSecret
 from oxidize.protocol.constants import INITIATION_SIZE, MAC_SIZE, TYPE_INITIATION
@@ -15,8 +17,10 @@ from oxidize.protocol.cookie import CookieChecker
 from oxidize.protocol.counters import DropReason, Total
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.messages import initiation_sender
+from oxidize.protocol.peer import Peer
 from oxidize.protocol.rate_limiter import FAILED_WEIGHT, Budget, LoadMeter, RateLimiter
 from oxidize.protocol.session_table import SessionTable
+from oxidize.protocol.shedding import FloodMeter, classify
 
 # Of all sources together. A cookie reply takes 0.04 ms, so all take 8 % of a core.
 COOKIE_REPLIES_PER_SECOND = 2000
@@ -30,6 +34,10 @@ ANSWERED_INITIATIONS_RESERVED_NEW = 50  # of the burst, for these and for source
 # Without load, 0.3 ms each: those that fail at the begin of a flood delay no packet by 50 ms, then load begins.
 FAILED_INITIATIONS_PER_SECOND = 500
 FAILED_INITIATIONS_BURST = 100
+# Under load, cookies that turn out to be wrong, 0.03 ms each.
+FAILED_COOKIES_PER_SECOND = 4000
+FAILED_COOKIES_BURST = 1000
+FAILED_COOKIES_RESERVED = 500  # of the burst, for the endpoints of peers
 # Initiations of this device, 0.2 ms each: at most twice this number, a tenth of a core.
 OWN_INITIATIONS_PER_SECOND = 250  # at once, as they are caused ...
 OWN_INITIATIONS_BURST = 64
@@ -43,12 +51,13 @@ class Admission:
     """The budgets of a device.
 
     limiter: the rates of outer sources under load. cookie_checker: the macs of received messages. load: decides when
-    cookies are required. closed_until: when `sift` ceases to drop.
+    cookies are required. closed_until: when `sift` ceases to drop. flood: measures what `sift` is given.
     """
 
     def __init__(self, table: SessionTable, cookie_checker: CookieChecker, load: LoadMeter) -> None:
         self.limiter = RateLimiter()
         self.closed_until = 0.0
+        self.flood = FloodMeter()
         self._table = table
         self._cookie_checker = cookie_checker
         self._load = load
@@ -57,6 +66,7 @@ class Admission:
         self._own = Budget(OWN_INITIATIONS_PER_SECOND, OWN_INITIATIONS_BURST)
         self._own_late = Budget(OWN_INITIATIONS_LATE_PER_SECOND, 1)
         self._failures = Budget(FAILED_INITIATIONS_PER_SECOND, FAILED_INITIATIONS_BURST)
+        self._failed_cookies = Budget(FAILED_COOKIES_PER_SECOND, FAILED_COOKIES_BURST)
         self._causes = RateLimiter()
 
     # --- Initiations of peers ---
@@ -67,8 +77,13 @@ class Admission:
         """Drop the initiations without a cookie from an endpoint that is no peer's; return the other datagrams.
 
         While closed: `refuse` has found the budget of cookies exhausted, and would find that again at a higher cost.
+        datagrams: no data messages.
         """
-        if now >= self.closed_until or endpoint.remote in self._table.by_remote:
+        if endpoint.remote in self._table.by_remote:
+            return datagrams
+        if len(datagrams) == 1 and (kind := classify(datagrams[0])) is not None:
+            self.flood.note(kind, now)
+        if now >= self.closed_until:
             return datagrams
         kept = [
             datagram
@@ -77,6 +92,16 @@ class Admission:
         ]
         self._table.drop(DropReason.OVER_BUDGET, len(datagrams) - len(kept))
         return kept
+
+    def sources_to_spare(self, limit: int, now: float) -> list[tuple[bytes, int]]:
+        """Return addresses and ports of peers, whose initiations are worth receiving: at most `limit`.
+
+        Where there are more, those come first whose sessions are the oldest: they will be renewed next.
+        """
+        remotes: Collection[tuple[tuple[bytes, int, int], Peer]] = self._table.by_remote.items()
+        if len(remotes) > limit:
+            remotes = nsmallest(limit, remotes, key=lambda item: item[1].session_ends_at(now) or inf)
+        return [(address, port) for (address, port, _), _ in remotes]
 
     def refuse(self, raw: bytes | memoryview, endpoint: Endpoint, now: float) -> DropReason | None:
         """Check what needs no Diffie-Hellman: mac1, and under load mac2 and the rates of its source and of all.
@@ -91,10 +116,16 @@ class Admission:
             load.note(now)
             self._answers.take(now)
             return None
-        if raw[-MAC_SIZE:] != _NO_MAC2 and checker.check_mac2(raw, endpoint.identity, now):
-            return self._refuse_proven(raw, endpoint, now)
+        is_known = endpoint.remote in self._table.by_remote
+        if raw[-MAC_SIZE:] != _NO_MAC2:
+            reserved = 0 if is_known else FAILED_COOKIES_RESERVED
+            if not self._failed_cookies.has(now, reserved):
+                return DropReason.OVER_BUDGET
+            if checker.check_mac2(raw, endpoint.identity, now):
+                return self._refuse_proven(raw, endpoint, now)
+            self._failed_cookies.take(now, reserved)
         load.note(now, FAILED_WEIGHT)
-        reserved = 0 if endpoint.remote in self._table.by_remote else COOKIE_REPLIES_RESERVED
+        reserved = 0 if is_known else COOKIE_REPLIES_RESERVED
         if not self._cookie_replies.has(now, reserved):
             self.closed_until = self._cookie_replies.next_at(COOKIE_REPLIES_RESERVED)
             return DropReason.OVER_BUDGET

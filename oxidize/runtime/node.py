@@ -29,6 +29,7 @@ from oxidize.protocol.counters import ENDED_ON_PURPOSE, DropReason
 from oxidize.runtime.drain import Drain
 from oxidize.runtime.endpoint_cache import EndpointCache
 from oxidize.runtime.error_count import ErrorCount
+from oxidize.runtime.flood_filter import FloodFilter
 from oxidize.runtime.http_endpoints import State, ThrottledRender, make_respond, serve_http
 from oxidize.runtime.parts import NodeParts
 from oxidize.runtime.sliced_work import SlicedWork
@@ -75,7 +76,9 @@ class Node:
         self.counters = counters
         self.error_count = ErrorCount(counters)
         self._data_path = DataPath(parts.device, parts.udp, parts.tunnel, counters, boot_time, refusal)
-        self._timed: list[Timed] = [self._data_path, Watchdog(watchdog_secs, boot_time)]  # of the loop while it serves
+        self._flood_filter = FloodFilter(parts.device.admission, parts.udp, counters)
+        # Of the loop while it serves:
+        self._timed: list[Timed] = [self._data_path, Watchdog(watchdog_secs, boot_time), self._flood_filter]
         self._drain = Drain(parts.device, counters, loop, lambda: self.session_state.generation)
         self._endpoint_cache: EndpointCache | None = None
         if parts.settings.endpoints_file is not None:
@@ -121,6 +124,7 @@ class Node:
             self._loop.on_signal(number, self.handle_termination)
         self._loop.on_signal(signal.SIGHUP, lambda: log.warning("SIGHUP changes nothing: use `oxidize reload`"))
         self.udp.take_ownership(report_errors=self.connection is not None, fwmark=self.settings.fwmark)
+        self._flood_filter.begin()
         self._loop.register(self.udp.fileno(), READABLE, self._data_path.from_udp)
         tunnel_fd = self.tunnel.fileno()
         if tunnel_fd is not None:

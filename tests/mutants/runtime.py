@@ -47,6 +47,30 @@ RUNTIME = (
         ("unit/net/test_strays.py::test_a_batch_behind_strays_is_delivered_even_if_it_begins_with_one",),
         "data of a session is lost with a stray that the kernel has joined to it",
     ),
+    Mutant(
+        "socket-filter-left-behind",
+        "net/udp.py",
+        "        socket_filter.detach(self._socket)\n        if self._reports_errors:",
+        "        if self._reports_errors:",
+        ("unit/runtime/test_two_generations.py::test_each_owner_sheds_a_flood_by_a_filter_of_its_own",),
+        "a release that does not know of filters takes over and loses handshakes",
+    ),
+    Mutant(
+        "socket-filter-of-a-killed-owner-kept",
+        "net/udp.py",
+        "        socket_filter.detach(self._socket)  # of an owner that was killed\n",
+        "",
+        ("unit/runtime/test_two_generations.py::test_an_heir_removes_the_filter_of_a_predecessor_that_was_killed",),
+        "after a crash in a flood the kernel drops handshakes for ever",
+    ),
+    Mutant(
+        "socket-filter-drops-batches",
+        "net/socket_filter.py",
+        "Instruction(_IF_EQUAL, _UDP_HEADER + INITIATION_SIZE)",
+        "Instruction(_IF_AT_LEAST, _UDP_HEADER + INITIATION_SIZE)",
+        ("unit/net/test_socket_filter.py::test_data_behind_an_initiation_of_the_same_sender_passes",),
+        "data of a session is dropped with the initiation that the kernel has joined it to",
+    ),
     # --- The node ---
     Mutant(
         "node-freeze-does-not-flush",

@@ -12,6 +12,9 @@ from oxidize.protocol.admission import (
     COOKIE_REPLIES_BURST,
     COOKIE_REPLIES_PER_SECOND,
     COOKIE_REPLIES_RESERVED,
+    FAILED_COOKIES_BURST,
+    FAILED_COOKIES_PER_SECOND,
+    FAILED_COOKIES_RESERVED,
     FAILED_INITIATIONS_BURST,
     FAILED_INITIATIONS_PER_SECOND,
     Admission,
@@ -20,6 +23,7 @@ from oxidize.protocol.constants import (
     COOKIE_REPLY_SIZE,
     FORGED_ANSWERS_MAX,
     REKEY_TIMEOUT,
+    REKEY_TIMEOUT_JITTER_MAX,
 )
 from oxidize.protocol.cookie import CookieChecker, CookieJar
 from oxidize.protocol.counters import DropReason, Total
@@ -156,7 +160,7 @@ def test_initiations_that_fail_at_the_begin_of_a_flood_soon_put_the_device_under
     assert work.counts["create_reply"] <= burst + COOKIE_REPLIES_PER_SECOND * 0.2
 
 
-def test_a_flood_with_invented_cookies_costs_one_hash_for_each_message(work: Work) -> None:
+def test_a_flood_with_invented_cookies_costs_a_bounded_number_of_hashes(work: Work) -> None:
     world = World()
     _, server = connected(world)
     jar = CookieJar(server.public_key)
@@ -165,9 +169,33 @@ def test_a_flood_with_invented_cookies_costs_one_hash_for_each_message(work: Wor
     for number in range(10_000):
         world.now += 1 / 40_000
         server.receive([forged(world, jar)], stranger(number))
-    assert work.counts["check_mac2"] <= 10_000
+    assert work.counts["check_mac2"] <= FAILED_COOKIES_PER_SECOND * 0.25 + FAILED_COOKIES_BURST
+    assert server.dropped(DropReason.OVER_BUDGET) > 6_000
     assert work.counts["check_mac1"] <= COOKIE_REPLIES_PER_SECOND + COOKIE_REPLIES_BURST + UNDER_LOAD_HANDSHAKES * 2
     assert work.counts["consume_initiation"] <= UNDER_LOAD_HANDSHAKES
+
+
+def test_a_peer_with_a_cookie_is_answered_beside_a_flood_with_invented_ones() -> None:
+    world = World()
+    client, server = world.host(), world.host(under_load_handshakes=0)
+    client.know(server)
+    server.know(client)
+    client.start()
+    server.start()
+    client.send(server)
+    world.exchange()
+    assert client.total(Total.COOKIE_REPLIES_RECEIVED) == 1
+    jar = CookieJar(server.public_key)
+    jar.cookie, jar.received_at = bytes(16), world.now
+    for number in range(2 * (FAILED_COOKIES_BURST - FAILED_COOKIES_RESERVED)):
+        server.receive([forged(world, jar)], stranger(number))
+    world.now += REKEY_TIMEOUT + REKEY_TIMEOUT_JITTER_MAX
+    for number in range(2 * (FAILED_COOKIES_BURST - FAILED_COOKIES_RESERVED)):
+        server.receive([forged(world, jar)], stranger(number))
+    server.take_transmits()
+    client.handle_timeout()
+    talk(client, server)
+    assert client.peer(server).current is not None, "a part of the budget is kept for the endpoints of peers"
 
 
 def with_cookies(world: World, server: Host, count: int) -> list[CookieJar]:

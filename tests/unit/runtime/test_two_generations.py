@@ -10,17 +10,22 @@ from typing import Any, NoReturn
 
 import pytest
 
+from oxidize import clock
 from oxidize.control.reload_channel import Control
 from oxidize.errors import Phase, TakeoverError
 from oxidize.net.event_loop import Loop
 from oxidize.net.udp import ReceivedBatch, UdpSocket
+from oxidize.protocol.shedding import Sheddable
 from oxidize.runtime import succession as succession_module
+from oxidize.runtime.node import Node
 from oxidize.takeover.channel import connect
 from oxidize.takeover.messages import Hello
+from tests.support.socket_filter import is_filtered
 from tests.support.traffic.clients import EchoClient
 from tests.support.two_generations import Generations, two_generations
 
 FAR = 120.0  # seconds: every timer of a session and of a handshake is due
+FLOOD_INITIATIONS = 100_000
 
 
 @pytest.fixture
@@ -61,6 +66,52 @@ def test_a_successor_sets_no_socket_option_before_commit(
     monkeypatch.setattr(socket.socket, "setsockopt", note)
     generations.succeed()
     assert {stage for stage, _ in calls} == {"owner"}
+
+
+def flood(node: Node, loop: Loop) -> None:
+    """Let a node measure so many initiations at once that it sheds them for a while."""
+    now = clock.boot_time()
+    for _ in range(FLOOD_INITIATIONS):
+        node.device.admission.flood.note(Sheddable.UNPROVEN, now)
+    loop.run_once(0)
+    assert is_filtered(node.udp._socket)
+
+
+def test_each_owner_sheds_a_flood_by_a_filter_of_its_own(
+    generations: Generations, client: EchoClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    udp = generations.node.udp._socket
+    serve = Node.serve
+    filtered: list[bool] = []
+
+    def note(self: Node) -> None:
+        filtered.append(is_filtered(udp))
+        serve(self)
+
+    monkeypatch.setattr(Node, "serve", note)
+    assert generations.talk(client, generations.loop)
+    flood(generations.node, generations.loop)
+    successor = generations.succeed()
+    assert filtered == [False], "the predecessor has detached it before COMMIT"
+    generations.late_by = FAR
+    generations.loop.run_once(0)
+    assert not is_filtered(udp), "it decides no more"
+    generations.late_by = 0.0
+    flood(successor.node, generations.next_loop)
+    assert generations.talk(client, generations.next_loop)
+    generations.handover.thaw("the successor died")
+    assert filtered == [False, True], "a successor that was killed cannot detach it"
+    assert not is_filtered(udp)
+    flood(generations.node, generations.loop)
+    assert generations.talk(client, generations.loop)
+    assert client.handshakes == 1
+
+
+def test_an_heir_removes_the_filter_of_a_predecessor_that_was_killed(generations: Generations) -> None:
+    flood(generations.node, generations.loop)
+    generations.peering.inherits = True
+    generations.succeed()
+    assert not is_filtered(generations.node.udp._socket)
 
 
 def test_a_successor_reads_no_datagram_before_commit(generations: Generations, monkeypatch: pytest.MonkeyPatch) -> None:

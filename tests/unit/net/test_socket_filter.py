@@ -1,0 +1,209 @@
+"""The socket filter on real sockets: what the kernel drops of each class, and what it never touches.
+
+Shares are compared within ten standard deviations: by chance a test fails once in 10^22 runs.
+"""
+
+import errno
+import os
+import select
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import cycle, islice
+from math import sqrt
+
+import pytest
+
+from oxidize.net.socket_filter import SOURCES_SPARED_MAX, assemble, attach, detach
+from oxidize.net.udp import UdpSocket, bind_udp
+from oxidize.net.udp_cmsg import UDP_SEGMENT
+from oxidize.protocol.constants import COOKIE_REPLY_SIZE, DATA_OVERHEAD, INITIATION_SIZE, RESPONSE_SIZE
+from oxidize.protocol.shedding import PASS_SHARE_MIN, Sheddable
+from tests.support.socket_filter import is_filtered
+
+SENT = 2000
+WAIT_MS, WAITS_MAX = 10, 500  # what was sent on loopback has been queued or dropped long before
+INSTRUCTIONS_MAX = 4096  # BPF_MAXINSNS
+ALL_SHED = (PASS_SHARE_MIN,) * len(Sheddable)
+
+# (what the receiver binds, what the sender binds)
+FAMILIES = {"ipv4": ("127.0.0.1", "127.0.0.1"), "ipv6": ("::1", "::1"), "mapped": ("::", "127.0.0.1")}
+
+INITIATION = b"\1\0\0\0" + bytes(range(128))
+OF_EACH_CLASS = {
+    Sheddable.SHORT: [b"", b"x", b"\4\0\0\0", bytes(DATA_OVERHEAD - 1)],
+    Sheddable.UNPROVEN: [INITIATION + bytes(16)],
+    Sheddable.PROVEN: [INITIATION + bytes(n) + b"\1" + bytes(15 - n) for n in range(16)],
+}
+DATA = [b"\4\0\0\0" + bytes(size - 4) for size in (DATA_OVERHEAD, 96, INITIATION_SIZE, 1452)]
+OTHERS = [
+    *DATA,
+    b"\2\0\0\0" + bytes(RESPONSE_SIZE - 4),
+    b"\3\0\0\0" + bytes(COOKIE_REPLY_SIZE - 4),
+    INITIATION + bytes(15),
+    INITIATION + bytes(17),
+    b"\1\0\0\1" + INITIATION[4:] + bytes(16),
+]
+
+
+class Stand:
+    """A receiver and senders on the loopback."""
+
+    def __init__(self, undo: ExitStack, ours: str, theirs: str) -> None:
+        self._undo = undo
+        self._theirs = theirs
+        self.bound = undo.enter_context(bind_udp(ours, 0))
+        self.udp = UdpSocket(self.bound)
+        self.udp.take_ownership()
+        self.sender = self.new_sender()
+
+    def new_sender(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self._theirs else socket.AF_INET
+        sender = self._undo.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+        sender.bind((self._theirs, 0))
+        sender.connect((self._theirs, self.bound.getsockname()[1]))
+        return sender
+
+    def source(self, sender: socket.socket) -> tuple[bytes, int]:
+        host, port = sender.getsockname()[:2]
+        return socket.inet_pton(sender.family, host), port
+
+    def filter(self, shares: Sequence[float], spared: Sequence[tuple[bytes, int]] = ()) -> None:
+        attach(self.bound, assemble(shares, spared))
+
+    def passed(self, datagrams: Sequence[bytes], sender: socket.socket | None = None) -> int:
+        """Send datagrams; return how many of them the kernel did not drop."""
+        before = self.udp.kernel_drops()
+        for datagram in datagrams:
+            (sender or self.sender).send(datagram)
+        return self.received(len(datagrams), before)
+
+    def received(self, sent: int, drops_before: int) -> int:
+        readable = select.poll()
+        readable.register(self.bound, select.POLLIN)
+        received = 0
+        for _ in range(WAITS_MAX):
+            if received + self.udp.kernel_drops() - drops_before >= sent:
+                break
+            readable.poll(WAIT_MS)
+            while (batch := self.udp.receive()) is not None:
+                received += len(batch.datagrams)
+        return received
+
+
+@pytest.fixture(params=list(FAMILIES))
+def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
+    with ExitStack() as undo:
+        yield Stand(undo, *FAMILIES[request.param])
+
+
+def many(datagrams: Sequence[bytes]) -> list[bytes]:
+    return list(islice(cycle(datagrams), SENT))
+
+
+def is_share(passed: int, share: float) -> bool:
+    return abs(passed - SENT * share) <= 10 * sqrt(SENT * share * (1 - share))
+
+
+@pytest.mark.parametrize("kind", Sheddable)
+def test_a_share_of_one_class_passes_and_all_of_the_others(stand: Stand, kind: Sheddable) -> None:
+    shares = [1.0] * len(Sheddable)
+    shares[kind] = 0.25
+    stand.filter(shares)
+    assert is_share(stand.passed(many(OF_EACH_CLASS[kind])), 0.25)
+    for other in set(Sheddable) - {kind}:
+        assert stand.passed(many(OF_EACH_CLASS[other])) == SENT
+
+
+def test_each_class_has_a_share_of_its_own(stand: Stand) -> None:
+    shares = {Sheddable.SHORT: 0.5, Sheddable.UNPROVEN: PASS_SHARE_MIN, Sheddable.PROVEN: 0.25}
+    stand.filter([shares[kind] for kind in Sheddable])
+    for kind, share in shares.items():
+        assert is_share(stand.passed(many(OF_EACH_CLASS[kind])), share)
+
+
+def test_no_other_datagram_is_dropped(stand: Stand) -> None:
+    stand.filter(ALL_SHED)
+    assert stand.passed(many(OTHERS)) == SENT
+
+
+@pytest.mark.parametrize(("size", "count"), [(DATA_OVERHEAD, 64), (INITIATION_SIZE // 2, 2), (1440, 45)])
+def test_a_batch_that_the_kernel_has_joined_passes_whole(stand: Stand, size: int, count: int) -> None:
+    stand.filter(ALL_SHED)
+    batches = 50
+    batch = b"".join(b"\4\0\0\0" + bytes(size - 4) for _ in range(count))
+    before = stand.udp.kernel_drops()
+    received = 0
+    for _ in range(batches):
+        stand.sender.sendmsg([batch], [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", size))])
+        received += stand.received(count, before)
+    assert received == batches * count
+
+
+def test_data_behind_an_initiation_of_the_same_sender_passes(stand: Stand) -> None:
+    stand.filter(ALL_SHED)
+    before = stand.udp.kernel_drops()
+    batch = INITIATION + bytes(16) + b"\4\0\0\0" + bytes(INITIATION_SIZE - 4)
+    for _ in range(50):
+        stand.sender.sendmsg([batch], [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", INITIATION_SIZE))])
+        assert stand.received(2, before) == 2
+
+
+def test_initiations_of_spared_sources_pass_and_no_others(stand: Stand) -> None:
+    others = [(os.urandom(4 if number % 2 else 16), number) for number in range(SOURCES_SPARED_MAX - 2)]
+    second, stranger = stand.new_sender(), stand.new_sender()
+    spared = [stand.source(stand.sender), *others, stand.source(second)]
+    stand.filter(ALL_SHED, spared)
+    for kind in Sheddable:
+        assert stand.passed(many(OF_EACH_CLASS[kind])) == SENT
+        assert stand.passed(many(OF_EACH_CLASS[kind]), second) == SENT
+        assert is_share(stand.passed(many(OF_EACH_CLASS[kind]), stranger), PASS_SHARE_MIN), "the address alone"
+
+
+@pytest.mark.parametrize("lengths", [[4], [16], [4, 16]], ids=str)
+def test_the_kernel_takes_a_filter_with_as_many_sources_as_may_be_spared(lengths: list[int]) -> None:
+    sizes = islice(cycle(lengths), SOURCES_SPARED_MAX)
+    program = assemble(ALL_SHED, [(os.urandom(size), 1) for size in sizes])
+    assert len(program) <= INSTRUCTIONS_MAX
+    assert all(each.if_true < 256 and each.if_false < 256 for each in program)
+    with bind_udp("127.0.0.1", 0) as bound:
+        attach(bound, program)
+        assert is_filtered(bound)
+
+
+def test_a_filter_that_is_replaced_or_detached_drops_no_more(stand: Stand) -> None:
+    stand.filter(ALL_SHED)
+    stand.filter((1.0, 1.0, 0.5))
+    assert stand.passed(many(OF_EACH_CLASS[Sheddable.UNPROVEN])) == SENT
+    with stand.bound.dup() as same:
+        detach(same)
+    assert not is_filtered(stand.bound)
+    assert stand.passed(many(OF_EACH_CLASS[Sheddable.PROVEN])) == SENT
+    detach(stand.bound)
+
+
+def test_a_program_that_the_kernel_refuses_is_an_error_and_changes_nothing(stand: Stand) -> None:
+    with pytest.raises(OSError) as refused:  # noqa: PT011 - the number is compared
+        attach(stand.bound, assemble(ALL_SHED, ())[:-1])
+    assert refused.value.errno == errno.EINVAL
+    assert not is_filtered(stand.bound)
+
+
+def test_an_owner_begins_and_ends_without_a_filter(stand: Stand) -> None:
+    stand.filter(ALL_SHED)
+    successor = UdpSocket(stand.bound.dup())
+    assert is_filtered(stand.bound), "a successor that only restores changes nothing"
+    successor.take_ownership()
+    successor.close()
+    assert not is_filtered(stand.bound), "the filter of an owner that was killed"
+    stand.udp.shed(ALL_SHED, ())
+    assert is_filtered(stand.bound)
+    stand.udp.end_ownership()
+    assert not is_filtered(stand.bound)
+
+
+def test_all_shares_of_one_leave_no_filter(stand: Stand) -> None:
+    stand.udp.shed(ALL_SHED, ())
+    stand.udp.shed((1.0,) * len(Sheddable), ())
+    assert not is_filtered(stand.bound)
