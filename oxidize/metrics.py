@@ -76,6 +76,11 @@ _COUNTERS = (
         "oxidize_changes_not_recorded",
         "Changes that the journal could not take: it is full, or the kernel refused the memory.",
     ),
+    (
+        Total.SHED_DATAGRAMS,
+        "oxidize_shed_datagrams",
+        "Useless datagrams of floods that the kernel dropped at this server's request, about; never data of sessions.",
+    ),
     (Total.ERRORS_LOGGED, "oxidize_logged_errors", "Lines logged as errors by generations that served."),
 )
 
@@ -85,7 +90,7 @@ class Live:
     """The values that only the running process has; each field is called once for each scrape.
 
     connections_active: peers with a live session. peers: configured peers. kernel_drops: datagrams that the kernel
-    dropped because the UDP socket's queue was full, since the socket was made (socket(7) SO_MEMINFO).
+    dropped since the UDP socket was made, because its queue was full or by its filter (socket(7) SO_MEMINFO).
     generation: its number. state: one of STATES. link: the state of a client's link; None for a server.
     """
 
@@ -145,7 +150,7 @@ class _CountersCollector(Collector):
         yield GaugeMetricFamily("oxidize_peers", "Configured peers.", value=live.peers())
         yield CounterMetricFamily(
             "oxidize_socket_drops",
-            "Datagrams that the kernel dropped because the queue of the UDP socket was full.",
+            "Datagrams that the kernel dropped: the queue of the UDP socket was full, or they were shed.",
             value=live.kernel_drops(),
         )
         yield GaugeMetricFamily(

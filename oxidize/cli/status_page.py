@@ -103,6 +103,9 @@ def _connection(connection: dict[str, Any]) -> str:
 
 
 def _drops(status: dict[str, Any]) -> str:
-    numbers = {reason: number for reason, number in status["drops"].items() if number}
-    numbers |= {"kernel queue": status["kernel_drops"]} if status["kernel_drops"] else {}
-    return ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in numbers.items()) or "nothing"
+    numbers = dict(status["drops"])
+    shed = status.get("totals", {}).get("shed_datagrams", 0)  # the kernel counts them as well
+    numbers |= {"shed": shed, "kernel queue": max(status["kernel_drops"] - shed, 0)}
+    return (
+        ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in numbers.items() if number) or "nothing"
+    )

@@ -49,7 +49,8 @@ def status(**more: object) -> dict[str, Any]:
         "peers": [peer(), peer("phone", endpoint=None, last_handshake_unix=0.0)],
         "takeovers": [takeover()],
         "drops": {"malformed": 0, "unknown_index": 7},
-        "kernel_drops": 3,
+        "totals": {"shed_datagrams": 40},
+        "kernel_drops": 43,
         **more,
     }
 
@@ -66,7 +67,7 @@ def test_the_status_page_in_full(capsys: pytest.CaptureFixture[str]) -> None:
         "listening   [::]:51820, interface oxidize0",
         "public key  Z6F649QpsejqJkv1aEggpYMZBEijCkQ1NClLrI5dU1w=",
         "sessions    1 of 2 peers",
-        "dropped     7 unknown index, 3 kernel queue",
+        "dropped     7 unknown index, 40 shed, 3 kernel queue",
         "",
         "peer    endpoint              last handshake  received  sent",
         "laptop  198.51.100.117:51820  1 min 40 s ago   4.7 GiB  12 B",
@@ -110,7 +111,9 @@ def test_only_the_last_takeovers_are_shown(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_without_peers_and_takeovers_there_are_no_tables(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = printed(capsys, peers=[], takeovers=[], sessions=0, drops={}, kernel_drops=0, network="userspace")
+    lines = printed(
+        capsys, peers=[], takeovers=[], sessions=0, drops={}, totals={}, kernel_drops=0, network="userspace"
+    )
     assert lines[2:] == [
         "listening   [::]:51820, userspace network",
         "public key  Z6F649QpsejqJkv1aEggpYMZBEijCkQ1NClLrI5dU1w=",

@@ -56,11 +56,14 @@ def baseline(*, received: int = 500, drops: int = 0, kernel: int = 0) -> Baselin
     return Baseline(tuple(seen))
 
 
-def judged(before: Baseline, samples: int = 20, *, received: int = 500, drops: int = 0, kernel: int = 0) -> list[str]:
+def judged(
+    before: Baseline, samples: int = 20, *, received: int = 500, drops: int = 0, kernel: int = 0, shed: int = 0
+) -> list[str]:
     check, reasons = HealthCheck(before, TWO), []
     now = replace(before.last, generation=5, pid=11)
     for _ in range(samples):
         now = later(now, 0.5, received=received, drops=drops, kernel=kernel)
+        now = replace(now, totals={**now.totals, "shed_datagrams": now.total("shed_datagrams") + shed})
         reasons += check.observe(Observation(SERVING, now))
     return reasons
 
@@ -175,6 +178,11 @@ def test_another_process_of_the_same_release_is_a_reason_unless_it_took_over(
 def test_a_flood_that_overflows_the_queue_is_no_reason() -> None:
     assert judged(baseline(), received=5000, kernel=100) == []
     assert judged(baseline(), received=0, kernel=100)
+
+
+def test_what_the_kernel_sheds_of_a_flood_at_the_servers_request_is_no_reason() -> None:
+    assert judged(baseline(), kernel=100, shed=100) == []
+    assert judged(baseline(), kernel=100, shed=90) == [], "the second number is an estimate"
 
 
 def test_only_errors_of_the_release_itself_count() -> None:
