@@ -37,6 +37,7 @@ from oxidize.settings import NodeSettings
 from oxidize.state import memory_file, writer_lock
 from oxidize.state.journal import HEADER_BYTES
 from oxidize.state.session_state import SessionState
+from oxidize.takeover.path_lock import PathLock
 
 ITEMS_BETWEEN_ANSWERS = 100  # peers or changes: some 10 ms
 
@@ -45,8 +46,10 @@ log = logs.get(__name__)
 _Item = TypeVar("_Item")
 
 
-def start_alone(settings: NodeSettings, loop: Loop, control: Control, passed: dict[str, list[int]]) -> Handover:
-    """Start with the descriptors that the service manager passed.
+def start_alone(
+    settings: NodeSettings, loop: Loop, control: Control, passed: dict[str, list[int]], lock: PathLock
+) -> Handover:
+    """Start with the descriptors that the service manager passed, as the holder of the path's lock.
 
     Raises ConfigError if a socket cannot be opened, and WriterBusyError if another process writes the stored state.
     """
@@ -54,7 +57,7 @@ def start_alone(settings: NodeSettings, loop: Loop, control: Control, passed: di
     fds = {FdName(name): fd for name, fd in notify.single(passed, FROM_SOCKET_UNIT).items()} | _stored(passed)
     check_host_setup(settings, _interfaces_before(fds))
     _close_unused(passed, fds)
-    return _ColdStart(settings, loop, fds, fence).run(control)
+    return _ColdStart(settings, loop, fds, fence).run(control, lock)
 
 
 class _Fence:
@@ -114,7 +117,7 @@ class _ColdStart:
         if self._is_tunnel_new:
             check_nat(self._nat)  # before anything is stored, for the next start takes a stored TUN for one in service
 
-    def run(self, control: Control) -> Handover:
+    def run(self, control: Control, lock: PathLock) -> Handover:
         """Return a node that serves."""
         node = self._restore()
         is_restored = node is not None
@@ -136,7 +139,7 @@ class _ColdStart:
         gc.collect()
         gc.freeze()
         node.serve()
-        handover = Handover(node, self._loop, held=False)
+        handover = Handover(node, self._loop, held=False, lock=lock)
         node.do_in_slices(node.device.forget_unknown_peers())
         node.notify_ready()
         if not self._is_tunnel_new:

@@ -31,6 +31,7 @@ from oxidize.runtime.parts import configure
 from oxidize.takeover.host import Answer, NamedFd, Offer
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.messages import Hello
+from oxidize.takeover.path_lock import PathLock
 from oxidize.takeover.predecessor import Predecessor
 
 LINGER_SECS = 1.0  # for HTTP requests that were accepted before the hand-off
@@ -43,12 +44,16 @@ class Handover:
     """A node that serves and listens for its successor (`takeover.host.TakeoverHost`).
 
     held: whether a successor has to wait for `predecessor.release`, because the node's own predecessor still lives.
-    must_listen: False where no other process can serve, so that a path that cannot be bound is no reason to end.
+    must_listen: False where no other process can serve, so that a path that cannot be bound is no reason to end. lock:
+    of the path, which this process holds from here on, and closes.
     """
 
-    def __init__(self, node: Node, loop: Loop, *, held: bool, must_listen: bool = True) -> None:
+    def __init__(
+        self, node: Node, loop: Loop, *, held: bool, must_listen: bool = True, lock: PathLock | None = None
+    ) -> None:
         self.node = node
         self._loop = loop
+        self._lock = lock
         self.predecessor = Predecessor(
             Listener(node.settings.takeover_socket, required=must_listen),
             self,
@@ -56,6 +61,7 @@ class Handover:
             register=lambda fd, callback: loop.register(fd, READABLE, callback),
             unregister=loop.unregister,
             held=held,
+            lock=lock,
         )
         node.on_ending = lambda: self.predecessor.withdraw("the server was told to end")
         loop.add_timed(self.predecessor)
@@ -68,6 +74,8 @@ class Handover:
         """Stop listening, and close the node; idempotent."""
         self.predecessor.close()
         self.node.close()
+        if self._lock is not None:
+            self._lock.close()  # last: from here on another process may serve
 
     def offer(self, hello: Hello) -> Offer:
         """Return all descriptors, and hold the journal; raises TakeoverError to refuse.

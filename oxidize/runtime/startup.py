@@ -19,6 +19,7 @@ from oxidize.service_manager import notify
 from oxidize.settings import NodeSettings
 from oxidize.state import memory_file
 from oxidize.state.records import FORMAT
+from oxidize.takeover.path_lock import PathLock
 from oxidize.takeover.successor import Successor
 
 
@@ -30,7 +31,8 @@ def start(settings: NodeSettings, loop: Loop, control: Control) -> Handover:
     """
     memory_file.check_machine()
     make_folder(settings.takeover_socket)
-    successor = Successor(settings.takeover_socket, release=oxidize.__version__, snapshot_versions=[FORMAT])
+    lock = PathLock(settings.takeover_socket)
+    successor = Successor(settings.takeover_socket, release=oxidize.__version__, snapshot_versions=[FORMAT], lock=lock)
     offer = successor.connect()
     if offer is None and control.is_coordinated:
         successor.close()
@@ -41,7 +43,7 @@ def start(settings: NodeSettings, loop: Loop, control: Control) -> Handover:
     passed = notify.listen_fds()
     if offer is None:
         successor.close()
-        return start_alone(settings, loop, control, passed)
+        return start_alone(settings, loop, control, passed, lock)
     for fds in passed.values():
         for fd in fds:  # the predecessor's are the ones in use
             os.close(fd)

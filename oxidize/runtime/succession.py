@@ -158,7 +158,7 @@ class Succession:
         node.record_start(way, summary["sessions"], blackout_ms)
         # A predecessor that froze may have died since, and then no process would serve without this one.
         must_listen = not (commit.predecessor_died or self.successor.is_predecessor_dead())
-        handover = Handover(node, self.loop, held=True, must_listen=must_listen)
+        handover = Handover(node, self.loop, held=True, must_listen=must_listen, lock=self.successor.lock)
         self.successor.taken({"sessions": summary["sessions"], "blackout_ms": blackout_ms or 0.0})
         return handover
 

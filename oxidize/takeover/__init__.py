@@ -14,6 +14,7 @@ from oxidize.takeover.host import Answer, NamedFd, Offer, TakeoverHost
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.machine import DEFAULT_TIMEOUTS, Timeouts
 from oxidize.takeover.messages import Hello
+from oxidize.takeover.path_lock import PathLock
 from oxidize.takeover.predecessor import Predecessor
 from oxidize.takeover.query import query, query_with_fds, who_listens
 from oxidize.takeover.successor import Commit, Successor
@@ -27,6 +28,7 @@ __all__ = [
     "Listener",
     "NamedFd",
     "Offer",
+    "PathLock",
     "Predecessor",
     "Successor",
     "TakeoverError",

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 
-from oxidize.errors import DecodeError, StateError, TakeoverError, reason_of
+from oxidize.errors import DecodeError, Phase, StateError, TakeoverError, reason_of
 from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, close_unasked, is_authorised
 from oxidize.takeover.host import Answer
 from oxidize.takeover.listener import Listener
@@ -27,6 +27,7 @@ from oxidize.takeover.messages import (
     Reply,
     encode,
 )
+from oxidize.takeover.path_lock import PathLock
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,10 @@ class Acceptor:
         clock: Callable[[], float],
         timeout: float,
         held: bool,
+        lock: PathLock | None = None,
     ) -> None:
         self._listener = listener
+        self._lock = lock
         self._admit = admit
         self._answer = answer
         self._register = register
@@ -109,15 +112,23 @@ class Acceptor:
                 self._admit_pending(pending, pending.hello)
 
     def ensure_bound(self) -> None:
-        """Bind again if the path is gone or leads elsewhere, such as to a successor that listened already, and died."""
+        """Bind again if the path is gone or leads elsewhere, such as to a successor that listened already, and died.
+
+        Not where another process holds the lock of the path: it serves there.
+        """
         if self._closed:
             return
         if self._listener.is_bound():
             self._is_lost = False
+            self._keep_lock()
             return
         was_lost, self._is_lost = self._is_lost, True  # a loss that lasts, or that repeats at each look, is told once
-        self._unwatch()
         try:
+            if not self._keep_lock():
+                raise TakeoverError(
+                    Phase.LISTENING, f"{self._holder()} serves at {self._listener.path}: end one of the two"
+                )
+            self._unwatch()
             self._listener.bind()
         except TakeoverError as error:
             if not was_lost:
@@ -126,6 +137,16 @@ class Acceptor:
         if not was_lost:
             log.warning("takeover: bound %s again: the path was removed, or led elsewhere", self._listener.path)
         self._watch()
+
+    def _keep_lock(self) -> bool:
+        """Take the lock again if its file was removed or replaced; return False where another process holds it."""
+        try:
+            return self._lock is None or self._lock.take()
+        except TakeoverError:
+            return True  # unknown: a lack of descriptors, or no folder; the next look tries again
+
+    def _holder(self) -> str:
+        return "another process" if self._lock is None else self._lock.holder()
 
     def close(self, reason: str | None) -> None:
         """Stop listening and refuse every connection; without a message if `reason` is None, so that it tries again."""

@@ -1,11 +1,11 @@
 """The socket on which a predecessor listens for its successor.
 
 The rule: the path always leads to a listening socket, from the first bind until the last owner leaves. A new owner
-binds beside the path and renames over it (rename(2) is atomic). An owner that leaves removes the path only while it is
-still its own, and before it stops listening, so that a process that finds no path may bind it. No system call removes a
-name on a condition, so it first moves the name aside and then looks what it has moved: the name of another process goes
-back. Only its own user can connect (unix(7): connecting needs write permission): the mode is set before the name
-exists.
+binds beside the path and renames over it (rename(2) is atomic); who may is said by `path_lock`. An owner that leaves
+removes the path only while it is still its own, and before it stops listening, so that a process that finds no path may
+bind it. No system call removes a name on a condition, so it first moves the name aside and then looks what it has
+moved: the name of another process goes back. Only its own user can connect (unix(7): connecting needs write
+permission): the mode is set before the name exists.
 """
 
 import contextlib

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from oxidize.clock import boot_time
-from oxidize.errors import StateError, reason_of
+from oxidize.errors import Phase, StateError, TakeoverError, reason_of
 from oxidize.takeover.acceptor import Acceptor, Register, Unregister
 from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, ChannelBatch, close_unasked
 from oxidize.takeover.host import Offer, TakeoverHost
@@ -42,6 +42,7 @@ from oxidize.takeover.messages import (
     encode,
     fit_reason,
 )
+from oxidize.takeover.path_lock import PathLock
 
 READY_CHECK_SECS = 0.002  # from one question whether the host may freeze to the next
 
@@ -60,7 +61,7 @@ class Predecessor:
 
     register(fd, on_readable) and unregister(fd) are the loop's, level-triggered. clock: seconds of the clock that the
     successor uses too. held: a HELLO waits for `release`, because the host's own predecessor has not ended yet and at
-    most two generations exist.
+    most two generations exist. lock: of the path, the caller's, which it holds; released for the successor.
     """
 
     def __init__(
@@ -74,8 +75,10 @@ class Predecessor:
         clock: Callable[[], float] = boot_time,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         held: bool = False,
+        lock: PathLock | None = None,
     ) -> None:
         self._host = host
+        self._lock = lock
         self._release = release
         self._register = register
         self._unregister = unregister
@@ -97,6 +100,7 @@ class Predecessor:
             clock=clock,
             timeout=timeouts.hello,
             held=held,
+            lock=lock,
         )
 
     @property
@@ -239,8 +243,7 @@ class Predecessor:
                 log.warning("takeover: failed, still serving: %s", action.reason)
                 self._forget_offer(action.reason)
             case Do.THAW:
-                log.error("takeover: failed after the freeze, serving again: %s", action.reason)
-                self._host.thaw(fit_reason(action.reason))
+                self._thaw(action.reason)
             case Do.KILL_SUCCESSOR:
                 sent = self._successor is not None and self._successor.peer.kill()
                 log.error("takeover: %s the successor: %s", "killed" if sent else "cannot kill", action.reason)
@@ -273,7 +276,18 @@ class Predecessor:
             encode(self._commit)  # while failing is still harmless
         except Exception as error:  # noqa: BLE001 - the boundary: a failed freeze must leave the host serving
             return self._machine.freeze_failed(f"the freeze failed: {reason_of(error)}", self._clock())
+        if self._lock is not None:
+            self._lock.release()
         return self._machine.frozen(self._clock())
+
+    def _thaw(self, reason: str) -> None:
+        """Serve again; raises TakeoverError, which ends this process, where a third process serves by now."""
+        if self._lock is not None and not self._lock.take_if_possible():
+            raise TakeoverError(
+                Phase.OWNING, f"{reason}; and {self._lock.holder()} serves, for it holds {self._lock.path}"
+            )
+        log.error("takeover: failed after the freeze, serving again: %s", reason)
+        self._host.thaw(fit_reason(reason))
 
     def _send_commit(self) -> Sequence[Action]:
         if self._commit is None or self._successor is None:

@@ -4,7 +4,7 @@ The rule: until it owns, this side waits, each time with a deadline, for it has 
 never waits. Every failure is a TakeoverError with the step and the reason, and leaves the predecessor serving.
 
     successor = Successor(path, release=..., snapshot_versions=[...])
-    offer = successor.connect()             # None: no process serves, start afresh
+    offer = successor.connect()             # None: no process serves, and this one holds the lock: start afresh
     ...                                     # restore; read nothing from the descriptors, change nothing about them
     commit = successor.ready({...})         # the predecessor has stopped, or has died
     ...                                     # apply the last of the state, serve
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from oxidize.clock import boot_time
-from oxidize.errors import StateError, TakeoverError
+from oxidize.errors import Phase, StateError, TakeoverError
 from oxidize.takeover.channel import Channel, ChannelBatch, Received, close_fds, connect, is_authorised
 from oxidize.takeover.host import NamedFd, Offer
 from oxidize.takeover.machine import (
@@ -48,6 +48,7 @@ from oxidize.takeover.messages import (
     Withdrawn,
     encode,
 )
+from oxidize.takeover.path_lock import PathLock
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ class Successor:
     """One attempt to take over. The process that calls `connect` must be the one that will serve.
 
     clock: seconds of the clock that the predecessor uses too. snapshot_versions: the formats of the state that this
-    release reads.
+    release reads. lock: of the path, the caller's, which `connect` and `ready` take where this process may serve; with
+    None the caller prevents two simultaneous starts.
     """
 
     def __init__(
@@ -84,10 +86,12 @@ class Successor:
         *,
         release: str,
         snapshot_versions: Sequence[int],
+        lock: PathLock | None = None,
         clock: Callable[[], float] = boot_time,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
         self._path = path
+        self.lock = lock
         self._hello = Hello(release, os.getpid(), tuple(snapshot_versions))
         self._clock = clock
         self._timeouts = timeouts
@@ -123,20 +127,41 @@ class Successor:
     def connect(self) -> Offer | None:
         """Return the offer, whose descriptors are the caller's from now on, or None if no process listens.
 
-        Raises TakeoverError if the process that listens makes no offer.
+        The caller then holds the lock. Where another process does, it may be about to listen, or to end: this one looks
+        for it again until the deadline of an offer. Raises TakeoverError if the process that listens makes no offer, or
+        if none listens and another one holds the lock.
         """
-        self._reach()
-        while self._machine.state is SuccessorState.HELLO_SENT:
-            self._wait()
-            self._observe()
-        self._raise_if_failed()
+        deadline = self._clock() + self._timeouts.offer
+        self._try()
+        while self._machine.state is SuccessorState.ABSENT and self.lock is not None and not self.lock.is_held:
+            if not self.lock.take():
+                if self._clock() >= deadline:
+                    raise TakeoverError(
+                        Phase.CONNECTING,
+                        f"no process listens at {self._path}, but {self.lock.holder()} holds {self.lock.path}: it "
+                        "starts, ends or hangs; try again, or end it",
+                    )
+                select.select([], [], [], RETRY_DELAY)
+            # The lock is not enough: a process that has served since the last look listens, and may hold none.
+            self._machine = SuccessorMachine(self._timeouts)
+            self._try()
         if self._machine.state is SuccessorState.ABSENT or self._offer_message is None:
             return None
+        if self.lock is not None:
+            self.lock.release()  # it is that of the process that listens
         fds, self._fds = self._fds, []
         message = self._offer_message
         named = (NamedFd(each.name, fd, each.kind, each.options) for each, fd in zip(message.fds, fds, strict=True))
         pid = self._connected().peer.pid
         return Offer(message.generation, tuple(named), message.state, message.release, pid)
+
+    def _try(self) -> None:
+        """Look once for a process that listens, and wait for its answer; raises TakeoverError if that is no offer."""
+        self._reach()
+        while self._machine.state is SuccessorState.HELLO_SENT:
+            self._wait()
+            self._observe()
+        self._raise_if_failed()
 
     def check(self) -> bool:
         """Return whether the predecessor lives, without waiting; for use during a long restore, before `ready`.
@@ -152,8 +177,8 @@ class Successor:
 
         read_along: called while it waits, to read what the predecessor appends; what is left is read when it owns.
 
-        Raises TakeoverError if it never will: the predecessor still serves, and this process must end. Raises
-        StateError, with nothing sent, if the report cannot be encoded or this is a fork of the process that connected.
+        Raises TakeoverError if it never will: another process serves, and this one must end. Raises StateError, with
+        nothing sent, if the report cannot be encoded or this is a fork of the process that connected.
         """
         if os.getpid() != self._hello.pid:
             raise StateError(
@@ -170,6 +195,8 @@ class Successor:
             if read_along is not None and self._machine.state is SuccessorState.READY_SENT:
                 read_along()
         self._raise_if_failed()
+        if self.lock is not None and not self.lock.take_if_possible():
+            raise TakeoverError(Phase.OWNING, f"{self.lock.holder()} holds {self.lock.path}, and so serves already")
         return self._commit
 
     def has_inherited(self) -> bool:

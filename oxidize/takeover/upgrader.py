@@ -28,6 +28,7 @@ from oxidize.errors import StateError, reason_of
 from oxidize.takeover.host import Offer, TakeoverHost
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.machine import DEFAULT_TIMEOUTS, Timeouts
+from oxidize.takeover.path_lock import PathLock
 from oxidize.takeover.predecessor import Predecessor
 from oxidize.takeover.successor import Commit, Successor
 
@@ -50,7 +51,10 @@ class Upgrader:
         self._path = path
         self._release = release
         self._timeouts = timeouts
-        self._successor = Successor(path, release=release, snapshot_versions=state_versions, timeouts=timeouts)
+        self._lock = PathLock(path)
+        self._successor = Successor(
+            path, release=release, snapshot_versions=state_versions, timeouts=timeouts, lock=self._lock
+        )
         self._predecessor: Predecessor | None = None
         self._is_taken = False
         self._awaits_end = False  # of the process that served before
@@ -97,6 +101,7 @@ class Upgrader:
             unregister=self._unregister,
             timeouts=self._timeouts,
             held=self._awaits_end,
+            lock=self._lock,
         )
         if self._awaits_end:
             self._register(self._successor.predecessor_fd, self._check_end)
@@ -135,6 +140,7 @@ class Upgrader:
         if self._predecessor is not None:
             self._predecessor.close()
         self._successor.close()
+        self._lock.close()  # last: from here on another process may serve
         self._epoll.close()
 
     def _serving(self) -> Predecessor:

@@ -344,6 +344,60 @@ TAKEOVER = (
         ("takeover/test_channel.py::test_a_forked_process_cannot_accept",),
         "a successor watches a process that is not the owner",
     ),
+    # --- The lock of the path ---
+    Mutant(
+        "lock-not-taken-by-a-start",
+        "takeover/successor.py",
+        "and self.lock is not None and not self.lock.is_held:",
+        "and False:",
+        (
+            "unit/takeover/test_path_lock.py::test_a_start_without_a_predecessor_holds_the_lock",
+            "unit/takeover/test_path_lock.py::test_a_start_beside_a_start_ends_with_the_process_that_holds_the_lock",
+        ),
+        "two owners: of several simultaneous starts each one serves",
+    ),
+    Mutant(
+        "lock-of-a-removed-file-taken-for-the-lock",
+        "takeover/path_lock.py",
+        "                if self._is_current():\n                    return True\n",
+        "                return True\n",
+        ("unit/takeover/test_path_lock.py::test_a_file_that_was_removed_before_it_was_locked_is_not_the_lock",),
+        "two owners: the next start locks the file that is at the path",
+    ),
+    Mutant(
+        "lock-kept-by-a-frozen-predecessor",
+        "takeover/predecessor.py",
+        "            self._lock.release()\n",
+        "            pass\n",
+        ("unit/takeover/test_sides.py::test_a_frozen_predecessor_leaves_the_lock_to_its_successor",),
+        "no takeover succeeds",
+    ),
+    Mutant(
+        "lock-not-needed-for-a-thaw",
+        "takeover/predecessor.py",
+        "if self._lock is not None and not self._lock.take_if_possible():",
+        "if False:",
+        (
+            "unit/takeover/test_sides.py::test_a_predecessor_does_not_serve_again_beside_a_process_that_was_started_meanwhile",
+        ),
+        "two owners: a predecessor that was stopped serves beside a new server",
+    ),
+    Mutant(
+        "lock-not-needed-for-owning",
+        "takeover/successor.py",
+        "if self.lock is not None and not self.lock.take_if_possible():",
+        "if False:",
+        ("unit/takeover/test_sides.py::test_a_successor_does_not_serve_beside_the_holder_of_the_lock",),
+        "two owners: a successor that was stopped inherits beside a new server",
+    ),
+    Mutant(
+        "acceptor-takes-the-path-of-another-server",
+        "takeover/acceptor.py",
+        "if not self._keep_lock():",
+        "if False:",
+        ("unit/takeover/test_acceptor.py::test_the_path_of_a_process_that_holds_the_lock_is_left_to_it",),
+        "two servers take the path from each other for ever",
+    ),
     # --- The messages ---
     Mutant(
         "messages-reason-not-cut",

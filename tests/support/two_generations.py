@@ -28,6 +28,7 @@ from oxidize.settings import NodeSettings
 from oxidize.state.session_state import SessionState
 from oxidize.takeover.host import Offer
 from oxidize.takeover.messages import Hello
+from oxidize.takeover.path_lock import PathLock
 from oxidize.takeover.successor import Commit, Successor
 from tests.support.traffic.clients import EchoClient
 from tests.support.traffic.server import Lab, PeerTable, Server
@@ -44,6 +45,7 @@ class Peering:
         self.before_commit: Callable[[], None] = lambda: None
         self.inherits = False
         self.is_dead = False  # the predecessor, after COMMIT
+        self.lock: PathLock | None = None
         self.predecessor_fd = os.pidfd_open(os.getpid())
 
     def ready(self, report: dict[str, Any], read_along: Callable[[], object] | None = None) -> Commit:

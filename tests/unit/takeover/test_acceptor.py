@@ -17,6 +17,7 @@ from oxidize.takeover.channel import close_fds, connect
 from oxidize.takeover.host import Answer
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.messages import Query, Reply
+from oxidize.takeover.path_lock import PathLock
 from tests.support.open_fds import no_leaked_fds
 
 
@@ -33,6 +34,8 @@ class Bench:
         self.calls = 0
         self.callbacks: dict[int, Callable[[], None]] = {}
         self.listener = Listener(path)
+        self.lock = PathLock(path)
+        assert self.lock.take()
         self.acceptor = Acceptor(
             self.listener,
             admit=admit_none,
@@ -42,6 +45,7 @@ class Bench:
             clock=lambda: self.now,
             timeout=5.0,
             held=False,
+            lock=self.lock,
         )
 
     def _register(self, fd: int, callback: Callable[[], None]) -> None:
@@ -87,6 +91,7 @@ def bench_at(path: Path, *, refuses: int = 0) -> Iterator[Bench]:
         finally:
             bench.refuses = 0
             bench.acceptor.close(None)
+            bench.lock.close()
             assert bench.callbacks == {}
 
 
@@ -168,6 +173,34 @@ def test_two_servers_at_one_path_tell_it_once(bench: Bench, caplog: pytest.LogCa
             other.close()
     assert len(caplog.records) == 1
     assert bench.ask()
+
+
+def test_the_path_of_a_process_that_holds_the_lock_is_left_to_it(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The folder was removed, and another process has started since."""
+    bench.lock.path.unlink()
+    theirs, other = PathLock(bench.listener.path), Listener(bench.listener.path)
+    assert theirs.take()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(5):
+            bench.now += PATH_CHECK_SECS
+            bench.run()
+    assert other.is_bound()
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert told.endswith(f"pid {os.getpid()} serves at {bench.listener.path}: end one of the two")
+    other.close()
+    theirs.close()
+    bench.now += PATH_CHECK_SECS
+    bench.run()
+    assert bench.ask()
+
+
+def test_a_lock_whose_file_was_removed_is_taken_again(bench: Bench) -> None:
+    bench.lock.path.unlink()
+    bench.now += PATH_CHECK_SECS
+    bench.run()
+    assert bench.lock.is_held
 
 
 def test_a_closed_acceptor_leaves_the_path_alone(bench: Bench) -> None:

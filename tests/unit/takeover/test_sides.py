@@ -14,7 +14,7 @@ import msgpack
 import pytest
 
 from oxidize.errors import TakeoverError
-from oxidize.takeover import Listener, Predecessor, Successor
+from oxidize.takeover import Listener, PathLock, Predecessor, Successor
 from oxidize.takeover.acceptor import PATH_CHECK_SECS
 from oxidize.takeover.channel import Channel, ChannelBatch, PeerProcess, Received, close_fds, connect
 from oxidize.takeover.machine import DEFAULT_TIMEOUTS, Event
@@ -56,6 +56,8 @@ class Bench:
         self.host = Host(writing)
         monkeypatch.setattr(PeerProcess, "kill", self._kill)
         monkeypatch.setattr(PeerProcess, "is_dead", lambda _: self.is_dead)
+        self.lock = PathLock(path)
+        assert self.lock.take()
         self.predecessor = Predecessor(
             Listener(path),
             self.host,
@@ -63,6 +65,7 @@ class Bench:
             register=self._register,
             unregister=self._unregister,
             clock=lambda: self.now,
+            lock=self.lock,
         )
 
     def _kill(self) -> bool:
@@ -118,6 +121,7 @@ class Bench:
         for channel in self.channels:
             channel.close()
         close_fds([self.reading, self.host.out])
+        self.lock.close()
         assert self.callbacks == {}
 
 
@@ -328,6 +332,70 @@ def test_a_frozen_predecessor_leaves_the_path_to_its_successor(bench: Bench) -> 
     assert bench.predecessor.state == "committed"
     assert theirs.is_bound()
     theirs.close()
+
+
+# --- The lock of the path ---
+
+
+def test_a_frozen_predecessor_leaves_the_lock_to_its_successor(bench: Bench) -> None:
+    theirs = PathLock(bench.path)
+    bench.engage("restoring").send(Ready({}))
+    assert not theirs.take()
+    bench.run()
+    assert bench.predecessor.state == "committed"
+    assert theirs.take()
+    theirs.close()
+
+
+def test_a_predecessor_that_serves_again_holds_the_lock_again(bench: Bench) -> None:
+    bench.engage("committed").close()
+    bench.is_dead = True
+    bench.run()
+    assert bench.host.called[-1] == "thaw"
+    assert bench.lock.is_held
+
+
+def test_a_predecessor_does_not_serve_again_beside_a_process_that_was_started_meanwhile(bench: Bench) -> None:
+    """It was stopped in the takeover, its successor has died, and there was no stored state to find it by."""
+    bench.engage("committed").close()
+    third = PathLock(bench.path)
+    assert third.take()
+    bench.is_dead = True
+    with pytest.raises(TakeoverError, match=r"and pid \d+ serves, for it holds .*t\.sock\.lock"):
+        bench.run()
+    assert not bench.host.serves
+    third.close()
+
+
+def test_a_failed_freeze_keeps_the_lock(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.host, "commit", {"not": object()})
+    channel = bench.engage("restoring")
+    channel.send(Ready({}))
+    theirs = PathLock(bench.path)
+    monkeypatch.setattr(bench.host, "thaw", lambda _: bench.host.calls.append(("thaw", theirs.take())))
+    bench.run()
+    assert bench.host.calls[-1] == ("thaw", False)
+    theirs.close()
+
+
+def test_a_successor_does_not_serve_beside_the_holder_of_the_lock(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third, own = PathLock(bench.path), PathLock(bench.path)
+    successor = restoring(Script(Withdrawn("not read")))
+    successor.lock = own
+    bench.lock.release()
+    assert third.take()
+
+    def commit(*_: object) -> None:
+        successor._machine.observe([(Event.COMMIT, "")], closed=False, gone=False, now=100.0)
+
+    monkeypatch.setattr(Successor, "_wait", commit)
+    monkeypatch.setattr(Successor, "_observe", lambda _: None)
+    with pytest.raises(TakeoverError, match="so serves already"):
+        successor.ready({})
+    third.close()
+    own.close()
 
 
 # --- The kernel's limits ---
