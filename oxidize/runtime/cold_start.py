@@ -26,7 +26,7 @@ from oxidize.net.udp import UdpSocket, bind_udp
 from oxidize.protocol.counters import Total
 from oxidize.runtime import crash_loop
 from oxidize.runtime.endpoint_cache import load_endpoints
-from oxidize.runtime.fd_store import apply_nat, check_nat, store_tunnel
+from oxidize.runtime.fd_store import apply_nat, check_nat, settle_tunnel, store_tunnel
 from oxidize.runtime.handover import Handover
 from oxidize.runtime.http_endpoints import health_response, serve_http
 from oxidize.runtime.node import Node
@@ -39,6 +39,7 @@ from oxidize.state.journal import HEADER_BYTES
 from oxidize.state.session_state import SessionState
 from oxidize.takeover.path_lock import PathLock
 
+STORE_PATIENCE_SECS = 5.0  # for a busy manager, before this process serves
 ITEMS_BETWEEN_ANSWERS = 100  # peers or changes: some 10 ms
 
 log = logs.get(__name__)
@@ -54,10 +55,11 @@ def start_alone(
     Raises ConfigError if a socket cannot be opened, and WriterBusyError if another process writes the stored state.
     """
     fence = _Fence(passed.get(FdName.JOURNAL, []))
+    was_interrupted = settle_tunnel(passed, settings.interface)
     fds = {FdName(name): fd for name, fd in notify.single(passed, FROM_SOCKET_UNIT).items()} | _stored(passed)
     check_host_setup(settings, _interfaces_before(fds))
     _close_unused(passed, fds)
-    return _ColdStart(settings, loop, fds, fence).run(control, lock)
+    return _ColdStart(settings, loop, fds, fence, must_store=was_interrupted).run(control, lock)
 
 
 class _Fence:
@@ -94,13 +96,19 @@ class _Fence:
 
 
 class _ColdStart:
-    """One start without a predecessor. `fds`: the passed descriptors, by name; fence: of their journals."""
+    """One start without a predecessor.
 
-    def __init__(self, settings: NodeSettings, loop: Loop, fds: dict[FdName, int], fence: _Fence) -> None:
+    fds: the passed descriptors, by name. fence: of their journals. must_store: the tunnel is stored, also if it was.
+    """
+
+    def __init__(
+        self, settings: NodeSettings, loop: Loop, fds: dict[FdName, int], fence: _Fence, *, must_store: bool
+    ) -> None:
         self._settings = settings
         self._loop = loop
         self._fds = fds
         self._fence = fence
+        self._must_store = must_store
         self._listener = socket.socket(fileno=fds[FdName.HTTP]) if FdName.HTTP in fds else bind_http(settings)
         self._responder = _StartupResponder(loop)
         if self._listener is not None:
@@ -129,7 +137,8 @@ class _ColdStart:
             load_endpoints(self._settings.endpoints_file, node.device, self._responder.interleave, boot_time())
         if self._is_tunnel_new:
             apply_nat(node.nat)
-            store_tunnel(node.tunnel)
+        if self._is_tunnel_new or self._must_store:
+            self._store(partial(store_tunnel, node.tunnel))
         node.device.prepare()
         if self._is_tunnel_new and isinstance(self._tunnel, TunDevice):
             configure(self._settings)
@@ -153,7 +162,7 @@ class _ColdStart:
 
     def _configure_again(self, node: Node) -> None:
         """Apply the settings to what outlived the previous process; the node serves already."""
-        steps: list[Callable[[], None]] = [partial(check_nat, self._nat), partial(apply_nat, node.nat)]
+        steps: list[Callable[[], None]] = [partial(check_nat, self._nat), partial(apply_nat, node.nat, node.pause)]
         if isinstance(self._tunnel, TunDevice):
             steps.insert(0, partial(configure, self._settings))
         if node.host_setup is not None:
@@ -178,11 +187,24 @@ class _ColdStart:
         settings = self._settings
         state = SessionState.create(oxidize.__version__, 1, boot_id(), settings.public_key)
         node = self._make_node(state, 1)
-        for name, fd in state.fds.items():
-            notify.store_fd(name, fd)
+        fds = dict(state.fds)
         if settings.role == "client" and FdName.UDP not in self._fds:  # no socket unit holds it
-            notify.store_fd(FdName.UDP, self._udp.fileno())
+            fds[FdName.UDP] = self._udp.fileno()
+
+        def store() -> None:
+            for name, fd in fds.items():
+                notify.store_fd(name, fd, STORE_PATIENCE_SECS)
+
+        self._store(store)
         return node
+
+    @staticmethod
+    def _store(step: Callable[[], None]) -> None:
+        """Store something; a manager that does not read that costs the crash that comes next its sessions, no start."""
+        try:
+            step()
+        except notify.UnreadError as error:
+            log.error("serving with a state that a crash will lose", reason=str(error))
 
     def _make_node(self, state: SessionState, generation: int) -> Node:
         settings = self._settings

@@ -104,9 +104,12 @@ class Succession:
 
         Otherwise the service manager would take the end of this process for the end of the service.
         """
-        if notify.is_managed() and systemctl.main_pid() == os.getpid():
-            notify.notify(f"MAINPID={self.offer.pid}")
-            notify.barrier()
+        try:
+            if notify.is_managed() and systemctl.main_pid() == os.getpid():
+                notify.notify(f"MAINPID={self.offer.pid}")
+                notify.barrier()
+        except (OSError, OxidizeError) as error:  # no descriptor left, or a manager that is gone or hangs
+            log.error("the service manager may take this end for that of the service", reason=reason_of(error))
 
     def _restore(self) -> Node:
         """Do all slow work, by reading alone; the predecessor serves all the while."""
@@ -181,7 +184,7 @@ class Succession:
 
     def _last_steps(self, node: Node) -> list[Callable[[], None]]:
         """Return the work on the host's network that can wait until this process serves."""
-        steps: list[Callable[[], None]] = [partial(apply_nat, node.nat)]
+        steps: list[Callable[[], None]] = [partial(apply_nat, node.nat, self.loop.run_once)]
         if self.is_tunnel_new:
             steps.append(partial(store_tunnel, node.tunnel))
         if self._must_configure(node):

@@ -1,23 +1,31 @@
 """Messages to the service manager, and the descriptors that it passes and stores.
 
-The rule: any manager will do that speaks systemd's protocol. Plain messages go through `sdnotify`; messages that carry
-descriptors, and LISTEN_FDS with names, through `systemd` (PyPI: systemd-python). A manager without that package is an
-error: a server whose state is not stored would lose its sessions with the first crash.
+The rule: any manager will do that speaks systemd's protocol, and none can stop this process: a message waits a moment
+for a manager that does not read, and is then given up. Plain messages go through `sdnotify`, LISTEN_FDS with names come
+through `systemd` (PyPI: systemd-python). Descriptors are sent here, for that package sends without a limit in time. A
+manager without it is an error all the same: the next start could not take what is stored, and would lose the sessions.
 
 Sources: sd_notify(3), sd_listen_fds(3), systemd.service(5) on FileDescriptorStoreMax=.
 """
 
 import os
 import select
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sdnotify
 
-from oxidize.errors import ConfigError
+from oxidize.clock import boot_time
+from oxidize.errors import ConfigError, OxidizeError
 
 BARRIER_TIMEOUT_SECS = 5.0
+BARRIER_CHECK_SECS = 0.02  # between two looks of a process that serves meanwhile
 NOTIFY_TIMEOUT_SECS = 0.2  # for room in the queue of a manager that hangs: the process serves, and must not hang too
+
+
+class UnreadError(OxidizeError):
+    """The service manager does not read the messages of this process."""
 
 
 def is_managed() -> bool:
@@ -36,21 +44,27 @@ def notify(*assignments: str) -> None:
         notifier.socket.close()
 
 
-def store_fd(name: str, fd: int) -> None:
-    """Put a descriptor into the manager's store, which passes it with LISTEN_FDS after a crash or restart."""
+def store_fd(name: str, fd: int, patience_secs: float = NOTIFY_TIMEOUT_SECS) -> None:
+    """Put a descriptor into the manager's store, which passes it with LISTEN_FDS after a crash or restart.
+
+    Raises ConfigError where no manager listens, and UnreadError where it has not read for `patience_secs`.
+    """
     if is_managed():
         # FDPOLL=0: systemd would otherwise drop it at the first EPOLLHUP or EPOLLERR, which a TUN device may report.
-        _send_fd(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fd)
+        _send_fd(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fd, patience_secs)
 
 
 def forget_fds(*names: str) -> None:
-    """Remove descriptors from the manager's store."""
+    """Remove descriptors from the manager's store, if it reads that in time."""
     for name in names:
         notify("FDSTOREREMOVE=1", f"FDNAME={name}")
 
 
-def barrier() -> bool:
-    """Wait until the manager has processed all messages of this process; return whether it did in time."""
+def barrier(pause: Callable[[float], object] | None = None) -> bool:
+    """Wait until the manager has processed all messages of this process; return whether it did in time.
+
+    pause: called again and again with a number of seconds by a process that serves meanwhile. Raises as `store_fd`.
+    """
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     try:
         _send_fd("BARRIER=1", write_end)
@@ -59,16 +73,28 @@ def barrier() -> bool:
     try:
         poller = select.poll()
         poller.register(read_end, 0)  # EPOLLHUP comes when the manager closes its copy
-        return bool(poller.poll(BARRIER_TIMEOUT_SECS * 1000))
+        deadline = boot_time() + BARRIER_TIMEOUT_SECS
+        while pause is not None and not poller.poll(0) and boot_time() < deadline:
+            pause(BARRIER_CHECK_SECS)
+        return bool(poller.poll(max(0.0, deadline - boot_time()) * 1000))
     finally:
         os.close(read_end)
 
 
-def _send_fd(message: str, fd: int) -> None:
+def _send_fd(message: str, fd: int, patience_secs: float = NOTIFY_TIMEOUT_SECS) -> None:
+    _daemon()
+    where = os.environ.get("NOTIFY_SOCKET", "")
     try:
-        _daemon().notify(message, fds=[fd])
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(patience_secs)
+            sock.connect(f"\0{where[1:]}" if where.startswith("@") else where)
+            socket.send_fds(sock, [message.encode()], [fd])
+    except TimeoutError as error:
+        raise UnreadError(
+            f"NOTIFY_SOCKET = {where}: not read for {patience_secs:g} s, so {message.splitlines()[0]} is not sent: "
+            "expected a service manager that runs; restart this service when it does"
+        ) from error
     except OSError as error:
-        where = os.environ.get("NOTIFY_SOCKET")
         raise ConfigError(
             f"NOTIFY_SOCKET = {where}: {error.strerror}: expected a service manager that listens there; "
             f"unset it where there is none"

@@ -44,11 +44,12 @@ class PathLock:
         try:
             for _ in range(OPEN_ATTEMPTS):
                 if self._fd < 0 or not self._is_current():
-                    self._open()
-                if not self._is_locked:
+                    with contextlib.suppress(FileExistsError):  # another process has made it since the look
+                        self._open()
+                if self._fd >= 0 and not self._is_locked:
                     fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     self._is_locked = True
-                if self._is_current():
+                if self._is_locked and self._is_current():
                     return True
         except BlockingIOError:
             return False
@@ -99,19 +100,22 @@ class PathLock:
     def _open(self) -> None:
         """Open the file at the path, new if there is none; an older one is closed before, for its descriptor."""
         self.close()
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        self._fd = os.open(self.path, flags, MODE)
-        folder, own = self.path.parent.stat(), os.fstat(self._fd)
-        if os.geteuid() == 0 and own.st_uid == 0 and folder.st_uid != 0:
-            # The user of the folder must be able to serve there once root no longer does.
-            with contextlib.suppress(OSError):
-                os.fchown(self._fd, folder.st_uid, -1)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            self._fd = os.open(self.path, flags)
+        except FileNotFoundError:
+            self._fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, MODE)
+            if os.geteuid() == 0:
+                # The user of the folder must be able to serve there once root no longer does.
+                with contextlib.suppress(OSError):
+                    os.fchown(self._fd, self.path.parent.stat().st_uid, -1)
 
     def _is_current(self) -> bool:
         """Return whether the path leads to the file that is open; True where that cannot be known now."""
         try:
-            return os.path.samestat(os.fstat(self._fd), self.path.stat(follow_symlinks=False))
+            own, found = os.fstat(self._fd), self.path.stat(follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:
             return True
+        return (own.st_dev, own.st_ino) == (found.st_dev, found.st_ino)

@@ -369,6 +369,22 @@ RUNTIME = (
         "dead keys stay in the memory for good",
     ),
     Mutant(
+        "store-forgets-the-device-first",
+        "runtime/fd_store.py",
+        "        notify.store_fd(PARKED, outer.fileno())\n",
+        "        pass\n",
+        ("unit/runtime/test_fd_store.py::test_a_device_in_use_is_in_the_store_after_each_message",),
+        "a process that is killed between two messages loses the interface and its queue",
+    ),
+    Mutant(
+        "store-takes-a-parked-device-out",
+        "runtime/fd_store.py",
+        "socket.MSG_PEEK | ",
+        "",
+        ("unit/runtime/test_fd_store.py::test_the_next_start_puts_the_store_right",),
+        "a second kill in a row loses the interface and its queue",
+    ),
+    Mutant(
         "compactor-rests-between-steps",
         "runtime/compactor.py",
         "(STEP_PAUSE_SECS if has_more",

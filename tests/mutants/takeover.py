@@ -359,8 +359,8 @@ TAKEOVER = (
     Mutant(
         "lock-of-a-removed-file-taken-for-the-lock",
         "takeover/path_lock.py",
-        "                if self._is_current():\n                    return True\n",
-        "                return True\n",
+        "if self._is_locked and self._is_current():",
+        "if self._is_locked:",
         ("unit/takeover/test_path_lock.py::test_a_file_that_was_removed_before_it_was_locked_is_not_the_lock",),
         "two owners: the next start locks the file that is at the path",
     ),
@@ -369,7 +369,7 @@ TAKEOVER = (
         "takeover/predecessor.py",
         "            self._lock.release()\n",
         "            pass\n",
-        ("unit/takeover/test_sides.py::test_a_frozen_predecessor_leaves_the_lock_to_its_successor",),
+        ("unit/takeover/test_locked_sides.py::test_a_frozen_predecessor_leaves_the_lock_to_its_successor",),
         "no takeover succeeds",
     ),
     Mutant(
@@ -378,7 +378,7 @@ TAKEOVER = (
         "if self._lock is not None and not self._lock.take_if_possible():",
         "if False:",
         (
-            "unit/takeover/test_sides.py::test_a_predecessor_does_not_serve_again_beside_a_process_that_was_started_meanwhile",
+            "unit/takeover/test_locked_sides.py::test_a_predecessor_does_not_serve_again_beside_a_process_that_was_started_meanwhile",
         ),
         "two owners: a predecessor that was stopped serves beside a new server",
     ),
@@ -387,7 +387,7 @@ TAKEOVER = (
         "takeover/successor.py",
         "if self.lock is not None and not self.lock.take_if_possible():",
         "if False:",
-        ("unit/takeover/test_sides.py::test_a_successor_does_not_serve_beside_the_holder_of_the_lock",),
+        ("unit/takeover/test_locked_sides.py::test_a_successor_does_not_serve_beside_the_holder_of_the_lock",),
         "two owners: a successor that was stopped inherits beside a new server",
     ),
     Mutant(

@@ -170,6 +170,12 @@ class Connection(File):
             file.refs += 1
         self.other.inbox.append((data, files))
 
+    def peek(self) -> tuple[bytes, list[File]]:
+        """Return the next message as `receive` does, and leave it here."""
+        message = self.receive()
+        self.inbox.appendleft(message)
+        return message
+
     def receive(self) -> tuple[bytes, list[File]]:
         """Return the next message, an empty one at the end; raises as recv(2)."""
         if self.is_reset:
@@ -242,6 +248,27 @@ class Tun(File):
     def write(self, data: bytes) -> int:
         self.inside(data)
         return len(data)
+
+
+class LockFile(File):
+    """One opening of a file that is there to be locked. holders: the opening of that file that has its lock."""
+
+    def __init__(self, number: int, holders: "list[LockFile]") -> None:
+        super().__init__()
+        self.number = number
+        self.holders = holders
+
+    def on_closed(self, kernel: "Kernel") -> None:
+        self.unlock()
+
+    def lock(self) -> None:
+        if self.holders not in ([], [self]):
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        self.holders[:] = [self]
+
+    def unlock(self) -> None:
+        if self in self.holders:
+            self.holders.clear()
 
 
 class MemoryFile(File):

@@ -24,6 +24,7 @@ from oxidize.runtime import cold_start, daemon, parts, startup, succession
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
 from oxidize.state import arena, journal, memory_file, session_state
+from oxidize.takeover import path_lock
 from oxidize.takeover.channel import PeerProcess
 from tests.support.sim import sockets, syscalls
 from tests.support.sim.files import Connection, PidFd
@@ -78,10 +79,6 @@ class Notifier:
 
 class Daemon:
     """The module `systemd.daemon`."""
-
-    def notify(self, text: str, fds: list[int]) -> None:
-        world = kernel()
-        world.manager.on_notify(world.enter("notify with descriptors"), text, [world.file(fd) for fd in fds])
 
     def listen_fds_with_names(self, unset_environment: bool) -> dict[int, str]:
         process = kernel().current
@@ -206,6 +203,7 @@ def installed(*, verbose: bool = False) -> Iterator[None]:
     put(cold_start, "not_forwarded", lambda *_: [])
     put(succession, "preload", lambda: None)
     put(netlink, "preload", lambda: None)
+    put(path_lock.PathLock, "holder", lambda _: "another process")  # it is looked for in /proc
     put(daemon, "_load", settings_of_current)
     put(daemon, "keep_only", lambda _rights: None)  # the rights are those of the process that runs all worlds
     put(daemon, "forbid_core_dumps", lambda: None)

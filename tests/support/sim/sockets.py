@@ -42,7 +42,8 @@ class Socket:
             self._fd = fileno
         else:
             process = world.enter("socket")
-            self._file = Udp(0) if kind & 0xF == real_socket.SOCK_DGRAM else _Unbound(process)
+            is_inet_datagram = kind & 0xF == real_socket.SOCK_DGRAM and family != real_socket.AF_UNIX
+            self._file = Udp(0) if is_inet_datagram else _Unbound(process)
             self._fd = world.open_fd(process, self._file)
         is_udp = isinstance(self._file, Udp)
         self.family = real_socket.AF_INET if is_udp else real_socket.AF_UNIX
@@ -109,6 +110,8 @@ class Socket:
     def connect(self, path: str) -> None:
         world = kernel()
         process = world.enter("connect")
+        if path == process.environ.get("NOTIFY_SOCKET"):
+            return
         found = world.paths.get(path)
         if found is None:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory")
@@ -166,7 +169,8 @@ class Socket:
         process = world.enter("recvmsg")
         if isinstance(self._file, Udp):  # the error queue
             raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
-        data, files = self._connection().receive()
+        is_peek = flags & real_socket.MSG_PEEK
+        data, files = self._connection().peek() if is_peek else self._connection().receive()
         flags = 0
         fds = array.array("i")
         for file in files:
@@ -174,8 +178,9 @@ class Socket:
                 fds.append(world.open_fd(process, file))
             except OSError:
                 flags = real_socket.MSG_CTRUNC
-            file.refs -= 1
-            file.forget(world)
+            if not is_peek:
+                file.refs -= 1
+                file.forget(world)
         if len(data) > size:
             flags |= real_socket.MSG_TRUNC
         rights = [(real_socket.SOL_SOCKET, real_socket.SCM_RIGHTS, fds.tobytes())] if fds else []
@@ -254,9 +259,18 @@ class SocketModule:
     def __getattr__(self, name: str) -> Any:
         if name.startswith(("AF_", "SOCK_", "SOL_", "SO_", "SCM_", "MSG_", "SHUT_", "IPPROTO_", "IPV6_", "AI_")):
             return getattr(real_socket, name)
-        if name in {"getaddrinfo", "gaierror", "inet_ntop", "inet_pton", "CMSG_SPACE"}:
+        if name in {"getaddrinfo", "gaierror", "inet_ntop", "inet_pton", "CMSG_SPACE", "CMSG_LEN"}:
             return getattr(real_socket, name)
         return not_simulated(f"socket.{name}")
+
+    def send_fds(self, sock: Socket, parts: Sequence[bytes], fds: Sequence[int]) -> None:
+        world = kernel()
+        files = [world.file(fd) for fd in fds]
+        if isinstance(sock._file, Connection):
+            world.enter("sendmsg")
+            sock._file.send(b"".join(parts), files)
+        else:  # connected to the service manager
+            world.manager.on_notify(world.enter("notify with descriptors"), b"".join(parts).decode(), files)
 
     def socketpair(self, family: int, kind: int) -> tuple[Socket, Socket]:
         world = kernel()

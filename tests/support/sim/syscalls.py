@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from oxidize.state import memory_file
-from tests.support.sim.files import File, MemoryFile, PidFd, Pipe, Tun
+from tests.support.sim.files import File, LockFile, MemoryFile, PidFd, Pipe, Tun
 from tests.support.sim.kernel import Process, kernel
 
 Buffer = bytes | bytearray | memoryview
@@ -43,7 +43,7 @@ def not_simulated(name: str) -> Any:
 
 
 class Path(PurePosixPath):
-    """A path of the world: of the takeover socket and its folder."""
+    """A path of the world: of the takeover socket, its lock and its folder."""
 
     def stat(self, *, follow_symlinks: bool = True) -> SimpleNamespace:
         kernel().enter("stat")
@@ -143,10 +143,15 @@ class Os:
         file = kernel().file(fd)
         if isinstance(file, MemoryFile):
             return SimpleNamespace(st_size=real_os.fstat(file.real).st_size, st_mode=stat.S_IFREG)
+        if isinstance(file, LockFile):
+            return SimpleNamespace(st_dev=1, st_ino=file.number)
         return SimpleNamespace(st_size=0, st_mode=stat.S_IFSOCK)
 
     def fchmod(self, fd: int, mode: int) -> None:
         kernel().enter("fchmod")
+
+    def fchown(self, fd: int, uid: int, gid: int) -> None:
+        kernel().enter("fchown")
 
     def ftruncate(self, fd: int, size: int) -> None:
         kernel().enter("ftruncate")
@@ -170,6 +175,14 @@ class Os:
         process = world.enter("open")
         if str(path) == "/dev/net/tun":
             return world.open_fd(process, Tun())
+        if flags & real_os.O_CREAT:
+            if str(path) in world.paths:
+                raise FileExistsError(errno.EEXIST, "File exists")
+            holders: list[LockFile] = []
+            world.paths[str(path)] = SimpleNamespace(number=id(holders), holders=holders)
+        if str(path) in world.paths:
+            found = world.paths[str(path)]
+            return world.open_fd(process, LockFile(found.number, found.holders))
         raise FileNotFoundError(errno.ENOENT, f"No such file or directory: {path}")
 
     def pidfd_open(self, pid: int) -> int:
@@ -222,6 +235,15 @@ class Fcntl:
         if file.writer not in {None, process}:
             raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
         file.writer = process
+
+    def flock(self, fd: int, command: int) -> None:
+        kernel().enter("flock")
+        file = kernel().file(fd)
+        assert isinstance(file, LockFile)
+        if command & real_fcntl.LOCK_UN:
+            file.unlock()
+        else:
+            file.lock()
 
     def fcntl(self, fd: int, command: int, argument: Any = 0) -> Any:
         process = kernel().enter("fcntl")

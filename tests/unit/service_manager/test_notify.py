@@ -12,6 +12,7 @@ import pytest
 
 from oxidize.errors import ConfigError
 from oxidize.service_manager import notify
+from oxidize.service_manager.notify import UnreadError
 
 
 @pytest.fixture
@@ -136,15 +137,51 @@ def test_a_service_manager_that_has_ended_is_an_error_of_one_line(manager: socke
         notify.barrier()
 
 
-def test_a_manager_that_does_not_read_does_not_stop_the_process(
-    manager: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(notify, "NOTIFY_TIMEOUT_SECS", 0.001)
+@pytest.fixture
+def unread(manager: socket.socket) -> socket.socket:
+    """A manager whose queue is full, as that of one that was stopped."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filling:
         filling.setblocking(False)
         filling.connect(manager.getsockname())
         with contextlib.suppress(BlockingIOError):
             while filling.send(b"unread"):
                 pass
+    return manager
+
+
+def test_a_manager_that_does_not_read_does_not_stop_the_process(
+    unread: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "NOTIFY_TIMEOUT_SECS", 0.001)
     notify.notify("STATUS=generation 1")
     notify.notify("STATUS=generation 2")
+
+
+def test_a_descriptor_that_a_manager_does_not_read_does_not_stop_the_process(unread: socket.socket) -> None:
+    with pytest.raises(UnreadError, match=r"not read for 0.01 s, so FDSTORE=1 is not sent: expected a service manager"):
+        notify.store_fd("journal", unread.fileno(), 0.01)
+    with pytest.raises(UnreadError, match="so BARRIER=1 is not sent"):
+        notify.barrier()
+
+
+def test_a_process_serves_while_it_waits_for_a_barrier(manager: socket.socket) -> None:
+    served: list[float] = []
+
+    def serve(secs: float) -> None:
+        served.append(secs)
+        if len(served) == 3:
+            _, (barrier,) = read(manager)
+            os.close(barrier)
+
+    assert notify.barrier(serve)
+    assert len(served) == 3
+
+
+def test_a_manager_at_an_abstract_address_gets_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(f"\0oxidize-test-{os.getpid()}")
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@oxidize-test-{os.getpid()}")
+        notify.store_fd("udp", listening.fileno())
+        lines, (stored,) = read(listening)
+        assert lines[1] == "FDNAME=udp"
+        os.close(stored)
