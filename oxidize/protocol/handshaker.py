@@ -347,11 +347,15 @@ class Handshaker:
         if entry is None:
             return DropReason.UNKNOWN_INDEX
         jar = entry.peer.cookie_jar
+        latest_mac1 = jar.last_mac1
         if isinstance(entry, PendingHandshake) and entry is not entry.peer.handshake:
             # A peer that takes longer than the next initiation of this side never replies to the latest one.
-            jar.last_mac1, entry.mac1 = entry.mac1, b""
+            jar.last_mac1 = entry.mac1
         if not jar.consume_reply(message, now):
+            jar.last_mac1 = latest_mac1
             return DropReason.AUTHENTICATION_FAILED
+        if isinstance(entry, PendingHandshake):
+            entry.mac1 = b""
         self._table.try_record(PeerCookie(entry.peer.public_key, jar.cookie, jar.received_at))
         self._table.count(Total.COOKIE_REPLIES_RECEIVED)
         return Handled(entry.peer, has_session=False)

@@ -322,6 +322,48 @@ def test_repeated_datagrams_have_no_effect() -> None:
     assert state(client, server) == LinkState.CONNECTED
 
 
+# --- Cookies for superseded initiations ---
+
+
+def asked_for_cookies(world: World) -> tuple[Host, Host, list[bytes]]:
+    """Return a client that has begun two handshakes, its loaded server, and the replies to both initiations."""
+    client, server = world.host(), world.host(under_load_handshakes=0)
+    client.know(server, link=DEFAULT_POLICY)
+    server.know(client, reachable=False)
+    client.start()
+    server.start()
+    client.device.begin_links(world.now)
+    replies = []
+    for pause in (0.0, 10.0):
+        world.now += pause
+        client.handle_timeout()
+        for transmit in client.take_transmits():
+            server.receive(transmit.datagrams, client.endpoint)
+        replies += [datagram for transmit in server.take_transmits() for datagram in transmit.datagrams]
+    assert [message_type(reply) for reply in replies] == [TYPE_COOKIE_REPLY] * 2
+    return client, server, replies
+
+
+def test_a_forged_reply_to_a_superseded_initiation_does_not_void_the_reply_to_the_latest() -> None:
+    world = World()
+    client, server, (earlier, latest) = asked_for_cookies(world)
+    client.receive([earlier[:8] + bytes(len(earlier) - 8)], server.endpoint)
+    client.receive([latest], server.endpoint)
+    assert client.total(Total.COOKIE_REPLIES_RECEIVED) == 1
+    assert client.dropped(DropReason.AUTHENTICATION_FAILED) == 1
+
+
+def test_a_reply_that_was_taken_is_not_taken_again_once_its_initiation_is_superseded() -> None:
+    world = World()
+    client, server, (_, latest) = asked_for_cookies(world)
+    client.receive([latest], server.endpoint)
+    received_at = client.peer(server).cookie_jar.received_at
+    world.now += 10.0
+    client.handle_timeout()
+    client.receive([latest], server.endpoint)
+    assert client.peer(server).cookie_jar.received_at == received_at
+
+
 # --- Malicious servers ---
 
 
