@@ -21,7 +21,7 @@ from typing import NamedTuple
 from oxidize.protocol.constants import DATA_OVERHEAD, INITIATION_SIZE, MAC_SIZE, TYPE_INITIATION
 from oxidize.protocol.shedding import Sheddable
 
-SOURCES_SPARED_MAX = 1024  # three instructions each, of the 4,096 that the kernel takes
+SOURCES_SPARED_MAX = 1024  # what fits into the 20 KiB of net.core.optmem_max, its default before Linux 6.9
 
 # --- asm-generic/socket.h ---
 SO_ATTACH_FILTER = 26
@@ -38,7 +38,7 @@ _NETWORK_HEADER = (-0x10_0000) & 0xFFFF_FFFF
 
 _UDP_HEADER = 8
 _WORD_END = 1 << 32
-_LEAF = 8  # sources that are compared one after the other
+_LEAF = 16  # sources that are compared one after the other
 
 _INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter: code, two jumps forward, operand
 _PROGRAM = struct.Struct("@HP")  # struct sock_fprog: number of instructions, their address
@@ -138,8 +138,7 @@ def _load_hash(offsets: range, factor: int) -> Program:
 def _search(values: Sequence[int]) -> Program:
     """Return the instructions that pass if the accumulator holds one of the sorted values, else drop."""
     if len(values) <= _LEAF:
-        found = [each for value in values for each in (Instruction(_IF_EQUAL, value, 0, 1), _PASS)]
-        return [*found, _DROP]
+        return [*(Instruction(_IF_EQUAL, value, len(values) - n) for n, value in enumerate(values)), _DROP, _PASS]
     middle = len(values) // 2
     lower = _search(values[:middle])
     beyond = Instruction(_JUMP, len(lower))  # a comparison can skip 255 instructions, this any number

@@ -189,12 +189,12 @@ class UdpSocket:
     def shed(self, shares: Sequence[float], spared: Collection[tuple[bytes, int]]) -> None:
         """Have the kernel drop a part of each class of datagrams, none where all shares are 1; for the owner only.
 
-        Parameters as for `socket_filter.assemble`. Raises OSError where the kernel refuses, with the filter as before.
+        Parameters as for `socket_filter.assemble`. Raises OSError, without a filter, where the kernel refuses one.
         """
-        if min(shares) < 1.0:
-            socket_filter.attach(self._socket, socket_filter.assemble(shares, spared))
-        else:
-            socket_filter.detach(self._socket)
+        program = socket_filter.assemble(shares, spared) if min(shares) < 1.0 else None
+        socket_filter.detach(self._socket)  # first: two together may exceed net.core.optmem_max
+        if program is not None:
+            socket_filter.attach(self._socket, program)
 
     def _set_error_reports(self, *, enabled: bool) -> None:
         self._reports_errors = enabled

@@ -68,5 +68,4 @@ class FloodFilter:
         except OSError as error:
             self._is_refused = True
             self._flood.reset()
-            self._udp.shed(self._flood.shares, ())
             log.warning("floods are not shed: the kernel refuses a socket filter", reason=str(error))
