@@ -18,6 +18,7 @@ from oxidize.terminal.screen import LiveScreen, can_draw, print_line
 
 PLAIN_WIDTH = 132
 WIDE_COLUMNS = 100  # with fewer the columns of the live table stand closer together
+RESULTS_WIDTH_MIN = 110  # with fewer columns the results stand below their table, uncut
 PLAIN_INTERVAL_SECS = 1.0
 REFRESH_PER_SECOND = 8
 
@@ -154,19 +155,21 @@ def print_verdict(console: Console, verdict: Verdict, origin: float) -> None:
     done.add_column("what", no_wrap=True)
     for column in ("at", "blackout", "longest silence", "lost"):
         done.add_column(column, justify="right", no_wrap=True)
-    done.add_column("result")
+    has_results = console.width >= RESULTS_WIDTH_MIN
+    if has_results:
+        done.add_column("result")
+    results = []
     for judged in verdict.replacements:
         replacement = judged.replacement
+        action, at = replacement.action.value, f"{replacement.started_at - origin:.1f} s"
         blackout = "none" if replacement.blackout_ms is None else f"{replacement.blackout_ms:.1f} ms"
-        done.add_row(
-            Text(replacement.action.value, style=_ACTION_STYLES[replacement.action]),
-            f"{replacement.started_at - origin:.1f} s",
-            blackout,
-            f"{judged.gap_ms:.1f} ms",
-            f"{judged.lost}",
-            Text(replacement.detail),
-        )
+        result = [Text(replacement.detail)] if has_results else []
+        mark = Text(action, style=_ACTION_STYLES[replacement.action])
+        done.add_row(mark, at, blackout, f"{judged.gap_ms:.1f} ms", f"{judged.lost}", *result)
+        results.append(Text(f"{at} {action}: {replacement.detail}"))
     console.print(done)
+    if not has_results:
+        console.print(*results, sep="\n")
     if verdict.ok:
         text = "passed: planned replacements lost no packet and no session, and nothing arrived twice"
         console.print(Text(text, style="bold green"))

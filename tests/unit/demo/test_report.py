@@ -135,6 +135,16 @@ def test_the_printed_verdict_is_complete(tally: Tally, verdict: Verdict) -> None
     assert f"{REPLIES:,}" in text
 
 
+def test_no_result_is_cut_in_a_narrow_terminal(verdict: Verdict) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=80)
+    print_verdict(console, verdict, START)
+    lines = out.getvalue().splitlines()
+    assert "4.0 s refused release: " + REASON in lines
+    assert max(map(len, lines)) <= 80
+    assert "\N{HORIZONTAL ELLIPSIS}" not in out.getvalue()
+
+
 def test_the_reasons_of_a_failure_are_printed() -> None:
     out = io.StringIO()
     print_verdict(Console(file=out, width=132), judge(Tally(), [], 2, 1), START)
