@@ -88,7 +88,7 @@ test-systemd: $(SETUP) ## run only the tests that boot a systemd (as root)
 sim: $(SETUP) ## simulate WORLDS=10000 whole worlds, from SEED=(drawn) on, and find every planted bug
 	@WORLDS='$(WORLDS)' SEED='$(SEED)' $(BIN)/python -m tests.support.sim
 
-check: $(SETUP) ## run linters, type checks, unit and property tests: about a minute, before each commit
+check: $(SETUP) ## run linters, type checks, unit and property tests: a minute or two, before each commit
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --strict
@@ -121,13 +121,13 @@ INSTALL := PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' UNITDIR='$(UNITDIR)' SYSUSERS
 	TMPFILESDIR='$(TMPFILESDIR)' SYSCTLDIR='$(SYSCTLDIR)' CONFDIR='$(CONFDIR)' INSTALL_PYTHON='$(INSTALL_PYTHON)' \
 	sh systemd/install.sh
 
-install: | packages ## install a release below PREFIX=/opt/oxidize, PREFIX/current, the units and the user (as root)
+install: | packages ## install a release below PREFIX=/opt/oxidize, PREFIX/current, the units and the users (as root)
 	@$(BUILD_TOOLS_LOCK) | $(INSTALL) install
 
 release: | packages ## install only the release, without switching to it; the last line printed is its folder
 	@$(BUILD_TOOLS_LOCK) | $(INSTALL) release
 
-units: ## install only the units, the user and the sysctls (as root)
+units: ## install only the units, the users and the sysctls (as root)
 	@$(INSTALL) units
 
 changed-units: ## print the installed units that differ from this source
