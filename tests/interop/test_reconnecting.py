@@ -17,7 +17,9 @@ from tests.support.traffic.wireguard_go import WireguardGo
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping", "nft")]
 
-OUTAGES_SECS = (0.0, 1.0, 10.0, 60.0)
+# The last one is longer than the first pair of REFUSED_PROBE_INTERVALS and OUTAGE_PROBE_INTERVALS, and long enough for
+# the longest delay between two retries.
+OUTAGES_SECS = (0.0, 1.0, 12.0)
 STILL_SECS_MAX = 90.0  # of a transfer: the longest outage, and what TCP adds to it
 LOSSY_SECS = 8.0
 LINK_DOWN_SECS = 2.0
