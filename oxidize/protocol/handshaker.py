@@ -367,12 +367,13 @@ class Handshaker:
         any_authenticated_received(peer, table.counters, now)
 
     def _measure_round_trip(self, pending: PendingHandshake, now: float) -> None:
-        """Measure the round trip by an answered initiation, unless that was superseded while the link was down.
+        """Measure the round trip by the first answer to a handshake's initiations.
 
-        Then it may have waited in the queue of a server that was away.
+        Not by one to an initiation that was superseded while the link was down, nor by a later answer: those
+        initiations may have waited in the queue of a server that was away.
         """
-        counters, slot = self._table.counters, pending.peer.slot
-        if pending is not pending.peer.handshake and counters[slot + LINK_STATE] != LinkState.CONNECTED:
+        counters, slot, latest = self._table.counters, pending.peer.slot, pending.peer.handshake
+        if pending is not latest and (latest is None or counters[slot + LINK_STATE] != LinkState.CONNECTED):
             return
         # Negative where a predecessor's clock was ahead of this process's.
         measured = int(min(max(now - pending.sent_at, 0.0), ROUND_TRIP_SECS_MAX) * 1e9)
