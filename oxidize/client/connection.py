@@ -197,17 +197,18 @@ class Connection:
     def _handle_network_change(self, now: float) -> None:
         """Compare the route to the server with the one before, after a change somewhere in the network."""
         before, self._source_address = self._source_address, self._find_route()
+        is_up = self.state == LinkState.CONNECTED  # without a route before: the server was heard by the new one
         endpoint = self._peer.endpoint
         if endpoint is None:
             self._begin_lookups(now)
         elif self._source_address is None:
             self._device.on_route_change(now, is_lost=True)
-        elif self._source_address != before or (
-            self.state != LinkState.CONNECTED and now >= self._probed_at + PROBE_PAUSE_SECS
+        elif (self._source_address != before and not (is_up and before is None)) or (
+            not is_up and now >= self._probed_at + PROBE_PAUSE_SECS
         ):
             self._probed_at = now
             self._device.on_route_change(now)
-            if self.state != LinkState.CONNECTED:
+            if not is_up:
                 self._begin_lookups(now)
         self._flush()
 

@@ -427,6 +427,23 @@ def test_a_changed_route_is_probed_and_an_unchanged_one_is_not(make: Make) -> No
     assert scene.connection.state == LinkState.CONNECTED
 
 
+def test_packets_of_an_outage_are_not_sent_again_when_the_new_route_is_seen_after_the_server_was_heard(
+    make: Make,
+) -> None:
+    scene = make()
+    scene.source, scene.wire = None, lose_everything
+    scene.change_network()
+    scene.client.send(scene.server, b"staged")
+    scene.run(1.0)
+    scene.source, scene.wire = b"\x0a\0\0\1", None
+    scene.server.send(scene.client)
+    scene.world.exchange()
+    assert scene.connection.state == LinkState.CONNECTED
+    scene.change_network()
+    scene.run(5.0)
+    assert [delivered[20:] for delivered in scene.server.delivered] == [b"staged"]
+
+
 def test_a_network_change_during_an_outage_probes_and_looks_up_again(make: Make) -> None:
     scene = make()
     scene.go_dark()
