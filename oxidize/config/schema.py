@@ -191,8 +191,9 @@ class ClientTable(NodeTable):
     """The number of packets that are kept during an outage and sent in order when the server is back; the oldest are
     dropped first."""
     resend_unanswered: bool = Field(default=True, description="true or false")
-    """Whether packets of the last second before an outage that nothing came back for are sent again. Some of them may
-    have arrived and then arrive twice: TCP and ping tolerate that, some uses of UDP do not."""
+    """Whether packets of the last second before an outage are sent again, except those sent 0.3 s or more before the
+    server was last heard. Some of them, mostly those sent before it was last heard, arrive twice: TCP and ping tolerate
+    that, some uses of UDP do not."""
     dns: _NameServers = Field(
         default=[], validate_default=True, description="a list of name servers' addresses and of domains to search in"
     )

@@ -198,7 +198,7 @@ class Device:
         if keypair is peer.next and self._handshaker.confirm(peer):
             self._on_session(peer, now)
         if (link := peer.link) is not None:
-            if to_do := self._links.on_received(peer, link, first_unanswered_ns, now):
+            if to_do := self._links.on_received(peer, link, keypair, first_unanswered_ns, now):
                 self._carry_out(peer, to_do, now)
             link.first_sent.clear()  # what was to be sent again has been, or was dropped
         counters[peer.slot + RECEIVED_BYTES] += sum(map(len, plaintexts)) + DATA_OVERHEAD * len(plaintexts)

@@ -1,8 +1,10 @@
 """Links of a device: noticing that a peer is gone, holding packets back while it is, and coming back.
 
 The rules: an authentic message of the peer means that the link is up; silence and errors only make this side ask, and
-have no packet sent again by themselves. What decides is in the peer's counters, so that a successor continues in the
-middle of an outage. `link_machine` has the states, `link_policy` the figures.
+have no packet sent again by themselves. A message answers what was sent IN_FLIGHT_SECS_MIN before it in the current
+session, and nothing while this side is at a new address without a new session. What decides whether the link is up is
+in the peer's counters, so that a successor continues in the middle of an outage. `link_machine` has the states,
+`link_policy` the figures.
 
 Source: the paper, sections 6.4 and 6.5, for what is done otherwise; RFC 6298, section 5, for backing off.
 """
@@ -33,6 +35,7 @@ from oxidize.protocol.link_policy import (
     ERROR_BURST_SECS,
     ERROR_INTERVAL_SECS,
     IN_FLIGHT_ROUND_TRIPS,
+    IN_FLIGHT_SECS_MIN,
     LIVELY_SECS,
     OUTAGE_PROBE_INTERVALS,
     REFUSAL_GAP_SECS,
@@ -42,7 +45,7 @@ from oxidize.protocol.link_policy import (
     RESEND_AGE_SECS_MAX,
     UNANSWERED_PROBES_MAX,
 )
-from oxidize.protocol.peer import Peer
+from oxidize.protocol.peer import Peer, PeerKeypair
 from oxidize.protocol.session_table import SessionTable
 from oxidize.protocol.staging import Staging
 from oxidize.protocol.timers import NANOSECOND, prompt_secs, shortest_retry_secs
@@ -93,11 +96,13 @@ class Links:
         else:
             link.unanswered.extend((link.first_sent.pop(packet, now), packet) for packet in packets)
 
-    def on_received(self, peer: Peer, link: Link, first_unanswered_ns: int, now: float) -> ToDo:
+    def on_received(self, peer: Peer, link: Link, keypair: PeerKeypair, first_unanswered_ns: int, now: float) -> ToDo:
         """Handle an authentic message in a session; `first_unanswered_ns`: the peer's counter before it came."""
         counters, slot = self._counters, peer.slot
-        self._forget_answered(peer, link, now)
-        link.unanswered_probes, link.assume_lost = 0, False
+        if keypair is peer.current and not link.has_new_route:
+            self._forget_answered(peer, link, now)
+            link.assume_lost, link.asked_at = False, NEVER
+        link.unanswered_probes = 0
         link.doubt_at, link.is_doubted = NEVER, False
         counters[slot + SUSPECTED_SINCE_NS] = 0
         if counters[slot + PROBES_ANSWERED]:
@@ -114,9 +119,11 @@ class Links:
         if counters[slot + SUSPECTED_SINCE_NS]:
             counters[slot + PROBES_ANSWERED] += 1
             link.decayed_at = now  # a late answer may seem prompt after a packet sent again
-        link.unanswered.clear()
-        link.unanswered_probes = 0
+        self._forget_answered(peer, link, now)
+        link.unanswered_probes, link.has_new_route = 0, False
         link.doubt_at, link.is_doubted = NEVER, False
+        if not peer.superseded:
+            link.asked_at = NEVER
         # If the peer answers a later initiation too, it has lost this session, with what was sent into it until then.
         link.assume_lost = bool(peer.superseded)
         counters[slot + SUSPECTED_SINCE_NS] = counters[slot + RETRIES] = link.retries_before = 0
@@ -127,6 +134,7 @@ class Links:
         quiet_ns = counters[slot + FIRST_UNANSWERED_NS] - counters[slot + LAST_RECEIVED_NS]
         link.assume_lost = not counters[slot + PROBES_ANSWERED] and quiet_ns * NANOSECOND <= LIVELY_SECS
         counters[slot + SUSPECTED_SINCE_NS] = int(now * 1e9)
+        link.asked_at = min(link.asked_at, now)
 
     def on_unanswered(self, peer: Peer, link: Link, now: float) -> ToDo:
         """Handle an initiation that was not answered in time."""
@@ -203,7 +211,8 @@ class Links:
         return self._staging.take(peer)  # including packets staged since
 
     def _stage_unanswered(self, peer: Peer, link: Link, now: float) -> None:
-        again = [(packet, sent_at) for sent_at, packet in link.unanswered if now - sent_at <= RESEND_AGE_SECS_MAX]
+        oldest_at = min(link.asked_at, now) - RESEND_AGE_SECS_MAX
+        again = [(packet, sent_at) for sent_at, packet in link.unanswered if sent_at >= oldest_at]
         link.unanswered.clear()
         link.first_sent = dict(again)
         if again:
@@ -211,12 +220,14 @@ class Links:
             self._staging.add_older(peer, [packet for packet, _ in again])
 
     def _forget_answered(self, peer: Peer, link: Link, now: float) -> None:
-        """Forget packets that the peer must have received before it sent the message that has just come.
+        """Forget packets that the peer has received and answered before it sent the message that has just come.
 
-        Younger ones may be on their way to a peer that has ended since.
+        Younger ones may be on their way to a peer that has ended since, or in its queue, or their answers may have gone
+        to an address that this side no longer has.
         """
-        in_flight_secs = IN_FLIGHT_ROUND_TRIPS * self._counters[peer.slot + ROUND_TRIP_NS] * NANOSECOND
-        horizon, unanswered = now - in_flight_secs, link.unanswered
+        round_trip_secs = self._counters[peer.slot + ROUND_TRIP_NS] * NANOSECOND
+        horizon = now - max(IN_FLIGHT_SECS_MIN, IN_FLIGHT_ROUND_TRIPS * round_trip_secs)
+        unanswered = link.unanswered
         if unanswered and unanswered[-1][0] <= horizon:
             unanswered.clear()
         while unanswered and unanswered[0][0] <= horizon:
@@ -234,7 +245,9 @@ class Links:
                 case LinkDo.START_OUTAGE:
                     counters[slot + RETRIES] = counters[slot + SUSPECTED_SINCE_NS] = link.retries_before = 0
                     self._table.count(Total.OUTAGES)
+                    link.asked_at = min(link.asked_at, now)
                     self._stage_unanswered(peer, link, now)
+                    link.has_new_route = False
                     link.probe_at, link.replay_at = now + OUTAGE_PROBE_INTERVALS[0][1], NEVER
                     link.doubt_at, link.is_doubted = NEVER, False
                 case LinkDo.END_OUTAGE:
@@ -248,7 +261,8 @@ class Links:
                 case LinkDo.STAGE_UNANSWERED:
                     self._stage_unanswered(peer, link, now)
                 case LinkDo.ASSUME_LOST:
-                    link.assume_lost = True
+                    link.assume_lost = link.has_new_route = True
+                    link.asked_at = min(link.asked_at, now)
                 case LinkDo.CLEAR_RETRIES:
                     counters[slot + RETRIES] = link.retries_before = 0
                 case LinkDo.RETRY_SOON:
@@ -273,6 +287,7 @@ class Links:
         """
         doubt_secs = max(link.policy.retry_secs, shortest_retry_secs(peer, self._counters))
         link.doubt_at, link.is_doubted = min(link.doubt_at, now + doubt_secs), True
+        link.asked_at = min(link.asked_at, now)
         first = self._counters[peer.slot + FIRST_UNANSWERED_NS] * NANOSECOND
         if refused and first and now - first <= prompt_secs(peer, self._counters):
             link.assume_lost = True

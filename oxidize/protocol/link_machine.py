@@ -153,12 +153,14 @@ class Link:
     policy: LinkPolicy
     began_at: float = 0.0  # when this process became the owner
     # --- While the link is up ---
-    # Packets that no authentic message of the peer has followed in time, and when each was sent; oldest first.
+    # Packets that no authentic message of the peer has followed by IN_FLIGHT_SECS_MIN, and when each was sent.
     unanswered: deque[tuple[float, bytes]] = field(init=False)
     # Packets that are sent again, and when they were sent first: that age decides whether they are too old.
     first_sent: dict[bytes, float] = field(default_factory=dict)
     unanswered_probes: int = 0  # initiations in a row with nothing received after them
     assume_lost: bool = False  # of what is unanswered, should the handshake that is in flight succeed
+    has_new_route: bool = False  # since the last session: the peer may have answered to where this side was before
+    asked_at: float = NEVER  # since when this side has asked whether its packets arrive
     decayed_at: float = -NEVER
     errors_free_at: float = -NEVER
     doubt_at: float = NEVER  # when this side asks because of an error

@@ -45,8 +45,12 @@ REFUSED_PROBE_INTERVALS = ((10.0, 0.05), (120.0, 0.1), (inf, 1.0))
 # port may be open.
 REFUSAL_GAP_SECS = 1.2
 # --- Coming back ---
-RESEND_AGE_SECS_MAX = 1.0  # of a packet that is sent again
-IN_FLIGHT_ROUND_TRIPS = 2  # how long a packet may have been on its way when one before it was answered
+RESEND_AGE_SECS_MAX = 1.0  # of a packet that is sent again, when this side began to ask
+# How long before a message of the peer the packets were sent that it may not answer: some round trips, and at least as
+# long as a loaded peer leaves them in a queue, or as this side is late to see that its address has changed (0.2 s). So
+# much arrives twice after an outage.
+IN_FLIGHT_ROUND_TRIPS = 2
+IN_FLIGHT_SECS_MIN = 0.3
 # Silence means a dead session only where the silence before it was shorter than this: else the peer may never answer.
 LIVELY_SECS = 5.0
 # Staged packets leave in such bursts: the kernel's default receive buffer holds 92 full packets.

@@ -236,7 +236,7 @@ PROTOCOL = (
     Mutant(
         "link-resends-what-is-too-old",
         "protocol/link.py",
-        "for sent_at, packet in link.unanswered if now - sent_at <= RESEND_AGE_SECS_MAX]",
+        "for sent_at, packet in link.unanswered if sent_at >= oldest_at]",
         "for sent_at, packet in link.unanswered]",
         ("unit/protocol/test_link.py::test_old_unanswered_packets_are_not_sent_again",),
         "packets arrive seconds after their application gave them up",
@@ -244,9 +244,39 @@ PROTOCOL = (
     Mutant(
         "link-packet-in-flight-not-sent-again",
         "protocol/link.py",
-        "in_flight_secs = IN_FLIGHT_ROUND_TRIPS *",
-        "in_flight_secs = 0 *",
-        ("unit/protocol/test_link_outages.py::test_a_packet_in_flight_at_the_last_answer_is_sent_again",),
+        "now - max(IN_FLIGHT_SECS_MIN, IN_FLIGHT_ROUND_TRIPS *",
+        "now - max(IN_FLIGHT_SECS_MIN, 0 *",
+        ("unit/protocol/test_link_resending.py::test_a_packet_in_flight_at_the_last_answer_is_sent_again",),
         "the last packets before a server's restart are lost",
+    ),
+    Mutant(
+        "link-packet-in-a-loaded-servers-queue-not-sent-again",
+        "protocol/link.py",
+        "now - max(IN_FLIGHT_SECS_MIN, IN_FLIGHT_ROUND_TRIPS *",
+        "now - max(0, IN_FLIGHT_ROUND_TRIPS *",
+        (
+            "unit/protocol/test_link_resending.py::test_packets_in_the_queue_of_a_loaded_server_that_ends_are_sent_again",
+        ),
+        "the last packets before a loaded server's restart are lost",
+    ),
+    Mutant(
+        "link-answers-to-an-old-address-count",
+        "protocol/link.py",
+        "if keypair is peer.current and not link.has_new_route:",
+        "if keypair is peer.current:",
+        (
+            "unit/protocol/test_link_resending.py::test_an_answer_that_went_to_an_old_address_is_asked_for_again_although_the_server_is_heard",
+        ),
+        "a client that moves loses answers",
+    ),
+    Mutant(
+        "link-packets-get-too-old-during-the-outage",
+        "protocol/link.py",
+        "oldest_at = min(link.asked_at, now) -",
+        "oldest_at = now -",
+        (
+            "unit/protocol/test_link_resending.py::test_packets_sent_before_a_long_outage_are_sent_again_in_the_session_that_stays",
+        ),
+        "a server that answers two initiations gets no packets from before a long outage",
     ),
 )

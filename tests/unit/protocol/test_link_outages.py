@@ -6,7 +6,6 @@ import pytest
 
 from oxidize.protocol.constants import (
     BATCH_PACKETS_MAX,
-    INITIATION_INTERVAL_MIN,
     REJECT_AFTER_TIME,
     TYPE_DATA,
     TYPE_INITIATION,
@@ -16,6 +15,7 @@ from oxidize.protocol.constants import (
 from oxidize.protocol.counters import ROUND_TRIP_NS, DropReason, LinkState, Total
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.link_policy import (
+    IN_FLIGHT_SECS_MIN,
     OUTAGE_PROBE_INTERVALS,
     REPLAY_BURST_PACKETS,
     REPLAY_PAUSE_SECS,
@@ -113,7 +113,11 @@ def test_no_packet_is_lost_when_a_server_is_back_soon_after_its_port_was_closed(
     restart(server)
     end = talk(world, client, server, 0.5, 0.01, first=end, answered=True)
     world.run(1.0)
-    assert [int.from_bytes(payload, "big") for payload in payloads(server)] == list(range(end))
+    numbers = [int.from_bytes(payload, "big") for payload in payloads(server)]
+    assert list(dict.fromkeys(numbers)) == list(range(end))
+    assert len(numbers) - end <= round(IN_FLIGHT_SECS_MIN / 0.02) + 1, (
+        "twice only what was sent just before the last answer"
+    )
 
 
 # --- Unknown indices, at the server ---
@@ -308,26 +312,6 @@ def test_the_session_of_the_later_of_two_answered_initiations_stays() -> None:
     assert server.dropped(DropReason.UNKNOWN_INDEX) <= 1, "only the confirmation of the first session"
 
 
-def test_packets_sent_between_two_responses_are_sent_again_in_the_session_that_stays() -> None:
-    world = World()
-    client, server = linked(world)
-    client.device.on_route_change(world.now, is_lost=True)
-    for number in range(2 * REPLAY_BURST_PACKETS):
-        client.send(server, bytes([number]))
-    held: list[bytes] = []
-    world.run(0.3, hold(TYPE_INITIATION, held))
-    responses: list[bytes] = []
-    for initiation in held[:2]:  # apart in time, so that the second is no flood
-        server.receive([initiation], client.endpoint)
-        world.exchange(hold(TYPE_RESPONSE, responses))
-        world.now += 2 * INITIATION_INTERVAL_MIN
-    for response in responses:
-        client.receive([response], server.endpoint)
-        world.exchange()
-    world.run(1.0)
-    assert payloads(server) == [bytes([number]) for number in range(2 * REPLAY_BURST_PACKETS)]
-
-
 @pytest.mark.parametrize("away_secs", [3.0, 10.0])
 def test_an_initiation_that_waited_for_its_server_does_not_change_the_round_trip(away_secs: float) -> None:
     world = World()
@@ -355,24 +339,6 @@ def test_indices_of_forgotten_initiations_are_released() -> None:
     assert len(client.device._table.indices) <= SUPERSEDED_MAX + 3
     until_connected(world, client, server, 6.0)
     assert len(client.device._table.indices) <= 2
-
-
-def test_a_packet_in_flight_at_the_last_answer_is_sent_again() -> None:
-    world = World()
-    client, server = linked(world)
-    client.slots.counters[client.peer(server).slot + ROUND_TRIP_NS] = 50_000_000
-    client.send(server, b"answered")
-    world.exchange()
-    world.run(0.07)
-    client.send(server, b"on its way")  # the server ends then
-    world.exchange(lose_everything)
-    world.run(0.05, lose_everything)
-    server.send(client)  # sent before it ended
-    world.exchange()
-    client.device.on_unreachable(server.endpoint.remote, world.now, refused=True)
-    world.run(0.3, lose_everything)
-    until_connected(world, client, server, 1.0)
-    assert payloads(server) == [b"answered", b"on its way"]
 
 
 # --- Reasons ---
