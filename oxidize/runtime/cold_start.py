@@ -185,7 +185,7 @@ class _ColdStart:
     def _create(self) -> Node:
         """Return a node with a new state, which is stored before the first packet."""
         settings = self._settings
-        state = SessionState.create(oxidize.__version__, 1, boot_id(), settings.public_key)
+        state = SessionState.create(oxidize.__version__, 1, boot_id(), settings.public_key, boot_time())
         node = self._make_node(state, 1)
         fds = dict(state.fds)
         if settings.role == "client" and FdName.UDP not in self._fds:  # no socket unit holds it

@@ -62,7 +62,10 @@ def _give_up_rights(settings: NodeSettings) -> None:
     try:
         keep_only(rights_of(settings))
     except OSError as error:
-        log.warning("serving with more rights than it needs", reason=str(error))
+        # The standard unit forbids the system call, and grants CAP_NET_ADMIN whatever the network of the settings.
+        needed = " ".join(f"CAP_{right.name}" for right in sorted(rights_of(settings)))
+        remedy = f"`systemctl edit` the unit: AmbientCapabilities={needed} and CapabilityBoundingSet={needed}"
+        log.warning("serving with more rights than it needs", reason=str(error), remedy=remedy)
 
 
 def rights_of(settings: NodeSettings) -> set[Capability]:

@@ -15,7 +15,7 @@ import oxidize
 from oxidize import logs
 from oxidize.clock import boot_time
 from oxidize.control.query import ACCEPT, DRAIN, IDENTITY, QUERIES, STATE, STATUS, VITALS
-from oxidize.errors import OxidizeError, Phase, TakeoverError, reason_of
+from oxidize.errors import OxidizeError, Phase, StorageError, TakeoverError, reason_of
 from oxidize.net import http
 from oxidize.net.event_loop import READABLE, Loop
 from oxidize.net.tun import TunDevice
@@ -28,6 +28,7 @@ from oxidize.runtime.freeze_preparation import FreezePreparation
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import READS_STAGED_MORE, FdName, OfferState, named_fd
 from oxidize.runtime.parts import configure
+from oxidize.state import writer_lock
 from oxidize.takeover.host import Answer, NamedFd, Offer
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.messages import Hello
@@ -36,6 +37,8 @@ from oxidize.takeover.predecessor import Predecessor
 
 LINGER_SECS = 1.0  # for HTTP requests that were accepted before the hand-off
 LINGER_CHECK_SECS = 0.02
+LOCK_PATIENCE_SECS = 5.0  # of a thaw without memory for the writer's lock, before it ends the process
+LOCK_PAUSE_SECS = 0.1  # between two attempts
 
 log = logs.get(__name__)
 
@@ -147,7 +150,7 @@ class Handover:
         """Serve again: read what a successor that is dead by now has recorded, and continue from there."""
         node, state = self.node, self.node.session_state
         changes = state.sync()
-        state.become_writer()
+        self._become_writer()
         state.unhold()
         node.device.restore(changes, boot_time())
         node.device.own()
@@ -158,6 +161,23 @@ class Handover:
         self._preparation.cancel()
         self._loop.add_timed(_HostRestore(node, self._loop))
         self._record_failure(reason)
+
+    def _become_writer(self) -> None:
+        """Take the writer's lock back, which the kernel may have no memory for at the moment: no other process serves.
+
+        Raises WriterBusyError where one does, and StorageError where there is no lock for LOCK_PATIENCE_SECS.
+        """
+        ends_at = boot_time() + LOCK_PATIENCE_SECS
+        while True:
+            try:
+                self.node.session_state.become_writer()
+            except StorageError as error:
+                if not writer_lock.is_passing(error) or boot_time() >= ends_at:
+                    raise
+                log.error("serving again is delayed", reason=str(error))
+                time.sleep(LOCK_PAUSE_SECS)
+            else:
+                return
 
     def _record_failure(self, reason: str) -> None:
         node = self.node

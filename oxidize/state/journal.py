@@ -78,18 +78,19 @@ class Journal:
         self._garbage: dict[bytes, dict[str, tuple[int, int]]] = {}  # the index of a region that is out of use
 
     @classmethod
-    def create(cls, envelope: Record, *, reader: int, region_bytes: int = REGION_BYTES_MAX) -> Self:
+    def create(cls, envelope: Record, *, reader: int, region_bytes: int = REGION_BYTES_MAX, now: float = 0.0) -> Self:
         """Return a new journal, as its writer, with one record, the envelope.
 
         envelope: the fields other than type, key and magic; must have `format` and `min_reader`. reader: the newest
-        `min_reader` that this release understands. region_bytes: of each region. Raises OSError when the kernel
-        refuses, and StateError as `append` does.
+        `min_reader` that this release understands. region_bytes: of each region. now: the time, for `purged_at`:
+        nothing here is older. Raises OSError when the kernel refuses, and StateError as `append` does.
         """
         fd = memory_file.create("oxidize-journal", HEADER_BYTES + 2 * region_bytes)
         try:
             header = memoryview(bytearray(HEADER_WORDS * WORD_BYTES)).cast("Q")
             header[_MAGIC], header[_LAYOUT], header[REGION_BYTES] = MAGIC, LAYOUT, region_bytes
             header[END], header[END + 1] = HEADER_BYTES, HEADER_BYTES + region_bytes
+            header[PURGED_AT] = int(now * 1e9)
             os.pwrite(fd, header, 0)
             journal = cls(fd, region_bytes, reader=reader)
             writer_lock.take(fd)
@@ -285,8 +286,8 @@ class Journal:
         if self._writer:
             self._abandon_compaction()
             self._writer = False
-            writer_lock.release(self.fd)
             self._seen = (self._words[ACTIVATIONS], self._active.end)
+            writer_lock.release(self.fd)  # last: if it fails, this process can become the writer again
 
     def append(self, *records: Record) -> None:
         """Append records, all of them or none; each must have `type` (str) and `key` (bytes).

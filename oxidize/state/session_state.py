@@ -50,16 +50,16 @@ class SessionState:
         self.refusal: StateError | None = None
 
     @classmethod
-    def create(cls, release: str, generation: int, boot_id: str, public_key: bytes) -> Self:
+    def create(cls, release: str, generation: int, boot_id: str, public_key: bytes, now: float = 0.0) -> Self:
         """Return a new, empty state, as its writer.
 
-        boot_id: from /proc/sys/kernel/random/boot_id. public_key: this device's static public key, 32 bytes. Raises
-        OSError when the kernel refuses the memory files.
+        boot_id: from /proc/sys/kernel/random/boot_id. public_key: this device's static public key, 32 bytes. now:
+        seconds of CLOCK_BOOTTIME. Raises OSError when the kernel refuses the memory files.
         """
         envelope = _envelope(release, generation, boot_id, public_key, MIN_READER)
         arena = Arena.create()
         try:
-            journal = Journal.create(envelope, reader=FORMAT)
+            journal = Journal.create(envelope, reader=FORMAT, now=now)
         except BaseException:
             arena.close()
             raise

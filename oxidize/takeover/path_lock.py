@@ -85,16 +85,12 @@ class PathLock:
 
     def holder(self) -> str:
         """Return the process that holds the lock, as words for an error: "another process" if it is not to be seen."""
-        try:
+        with contextlib.suppress(OSError):
             inode = self.path.stat(follow_symlinks=False).st_ino
-        except OSError:
-            return "another process"
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # it ended, or is another user's
-                for entry in (process / "fdinfo").iterdir():
-                    with contextlib.suppress(OSError):
-                        if any(" FLOCK " in line and f":{inode} " in line for line in entry.read_text().splitlines()):
-                            return f"pid {process.name}"
+            for process in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):  # it ended, or is another user's
+                    if any(_names_lock(entry, inode) for entry in (process / "fdinfo").iterdir()):
+                        return f"pid {process.name}"
         return "another process"
 
     def _open(self) -> None:
@@ -119,3 +115,8 @@ class PathLock:
         except OSError:
             return True
         return (own.st_dev, own.st_ino) == (found.st_dev, found.st_ino)
+
+
+def _names_lock(fdinfo: Path, inode: int) -> bool:
+    """Return whether the descriptor of this entry of /proc has a lock of flock(2) on a file."""
+    return any(" FLOCK " in line and f":{inode} " in line for line in fdinfo.read_text().splitlines())

@@ -183,7 +183,10 @@ HANDSHAKE = (
         "protocol/admission.py",
         "return self._own.take(now, OWN_INITIATIONS_RESERVED)\n",
         "return True\n",
-        ("unit/protocol/test_link_outages.py::test_unknown_indices_of_many_peers_have_one_limit",),
+        (
+            "unit/protocol/test_link_outages.py::test_unknown_indices_of_many_peers_have_one_limit",
+            "unit/protocol/test_link_hostile.py::test_junk_from_the_endpoints_of_all_peers_has_one_limit",
+        ),
         "forged datagrams from the endpoints of all peers cause initiations without end",
     ),
     # --- Cookies ---

@@ -369,6 +369,14 @@ RUNTIME = (
         "dead keys stay in the memory for good",
     ),
     Mutant(
+        "handover-thaw-gives-up-at-once-without-a-lock",
+        "runtime/handover.py",
+        "if not writer_lock.is_passing(error) or boot_time() >= ends_at:",
+        "if True:",
+        ("unit/runtime/test_node.py::test_a_passing_lack_of_memory_for_the_writers_lock_only_delays_a_thaw",),
+        "a moment without memory ends the one process that can serve",
+    ),
+    Mutant(
         "store-forgets-the-device-first",
         "runtime/fd_store.py",
         "        notify.store_fd(PARKED, outer.fileno())\n",

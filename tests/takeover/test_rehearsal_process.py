@@ -22,7 +22,6 @@ from oxidize.deploy.vitals import Vitals
 from oxidize.errors import TakeoverError, WriterBusyError
 from oxidize.protocol.constants import REJECT_AFTER_TIME
 from oxidize.runtime.parts import boot_id
-from oxidize.state.journal import PURGED_AT, WORD_BYTES
 from oxidize.state.session_state import SessionState
 from oxidize.takeover import Answer, query_with_fds
 from oxidize.takeover.channel import close_fds
@@ -217,17 +216,9 @@ def content_of(server: Server) -> dict[str, bytes]:
         return {named.name: content(named.fd) for named in answer.fds}
 
 
-def has_purged(server: Server) -> bool:
-    """Return whether the server has compacted its journal once, which it does by itself soon after its start."""
-    with state_of(server) as answer:
-        (journal,) = (named.fd for named in answer.fds if named.name == "journal")
-        return os.pread(journal, WORD_BYTES, PURGED_AT * WORD_BYTES) != bytes(WORD_BYTES)
-
-
 def test_a_rehearsal_under_traffic_keeps_all_and_changes_nothing(server: Server, clients: list[EchoClient]) -> None:
     pid = server.start()
     with Traffic(server, clients, 200.0) as traffic:
-        wait_for("the first compaction", lambda: has_purged(server))
         journal = content_of(server)["journal"]
         folder = sorted(server.lab.folder.iterdir())
         for _ in range(3):

@@ -324,3 +324,16 @@ def test_changes_that_are_not_recorded_are_counted_and_logged_once(
     assert [record.message for record in caplog.records] == ["changes are not recorded"]
     assert state.arena.counters[Total.CHANGES_NOT_RECORDED] == 50
     assert state.takeovers() == []
+
+
+def test_a_new_journal_is_not_purged_at_the_start() -> None:
+    """Nothing in it is old, and all clients come back in these seconds."""
+    state = SessionState.create("0.2.0", 1, BOOT_ID, PUBLIC_KEY, 1000.0)
+    for _ in range(2):
+        state.record(keypairs(PEERS[0], OLD_KEY, 0))
+    clock = Clock(state)
+    clock.run(PURGE_SECS - 1.0)
+    assert state.journal.position[0] == 0
+    clock.run(10.0)
+    assert state.journal.position[0] == 1
+    state.close()

@@ -1,5 +1,8 @@
 """A node gives ownership up and takes it back: what it must do at those moments, with real sockets and state."""
 
+import errno
+import fcntl
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,7 +14,7 @@ import pytest
 
 from oxidize.client.host_setup import HostSetup
 from oxidize.clock import boot_time
-from oxidize.errors import OxidizeError, SnapshotError, TakeoverError
+from oxidize.errors import OxidizeError, SnapshotError, StorageError, TakeoverError
 from oxidize.hostnet import dns_config
 from oxidize.protocol.changes import PeerStaged
 from oxidize.protocol.constants import KEEPALIVE_TIMEOUT
@@ -347,3 +350,45 @@ def test_a_program_that_sets_something_up_is_ended_once_a_successor_owns(stand: 
         dns_config._run(["sleep", "600"], pause)
     assert len(polls) == 2
     assert boot_time() - began < 500  # the program was killed
+
+
+# --- A thaw without memory for the writer's lock ---
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, refusals: int, number: int) -> list[float]:
+    """Let the kernel refuse the writer's lock so often; return the pauses that are made."""
+    pauses: list[float] = []
+    lockf = fcntl.lockf
+
+    def refuse(fd: int, command: int) -> None:
+        if command & fcntl.LOCK_EX and len(pauses) < refusals:
+            raise OSError(number, os.strerror(number))
+        lockf(fd, command)
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    monkeypatch.setattr("time.sleep", pauses.append)
+    return pauses
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOMEM])
+def test_a_passing_lack_of_memory_for_the_writers_lock_only_delays_a_thaw(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    stand.node.serve()
+    handover = stand.handover()
+    handover.freeze({})
+    pauses = refusing(monkeypatch, 3, number)
+    handover.thaw("a test")
+    assert len(pauses) == 3
+    assert stand.node.is_serving
+    assert stand.state.is_writer
+
+
+def test_a_thaw_does_not_wait_for_a_lock_that_no_time_gives(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand.node.serve()
+    handover = stand.handover()
+    handover.freeze({})
+    pauses = refusing(monkeypatch, 3, errno.EINVAL)
+    with pytest.raises(StorageError):
+        handover.thaw("a test")
+    assert (pauses, stand.node.is_serving) == ([], False)

@@ -62,7 +62,12 @@ def test_rights_that_the_kernel_does_not_take_are_told_and_the_process_serves(
 
     monkeypatch.setattr(daemon, "keep_only", refuse)
     daemon._give_up_rights(settings(Path("/run/t.sock")))
-    assert [record.getMessage() for record in caplog.records] == ["serving with more rights than it needs"]
+    (record,) = caplog.records
+    assert record.getMessage() == "serving with more rights than it needs"
+    assert "AmbientCapabilities= and CapabilityBoundingSet=" in str(vars(record))
+    caplog.clear()
+    daemon._give_up_rights(settings(Path("/run/t.sock"), network="tun"))
+    assert "AmbientCapabilities=CAP_NET_ADMIN and" in str(vars(caplog.records[0]))
 
 
 def settings(takeover_socket: Path, **values: Any) -> NodeSettings:
