@@ -5,6 +5,7 @@ from random import SystemRandom
 
 import pytest
 
+from tests.support.sim.crash_points import SCENARIOS, crash_everywhere
 from tests.support.sim.install import installed
 from tests.support.sim.kernel import Violation
 from tests.support.sim.planted import PLANTED, planted, worlds_until_found
@@ -19,6 +20,11 @@ PLANTED_HERE = (
     "the journal's end is stored before the bytes",
     "the predecessor reads on after COMMIT",
     "what the replay window refused is delivered",
+    "the tail that came with COMMIT is not applied",
+    "the predecessor's counters are not looked at after owning",
+    "a thaw does not read what the successor recorded",
+    "a successor reads before it asks whether the predecessor is dead",
+    "a successor that cannot be told WITHDRAWN lives",
 )
 
 
@@ -35,6 +41,13 @@ def test_every_world_keeps_every_promise(share: int) -> None:
 
 def test_a_world_that_failed_once_passes() -> None:
     run_worlds(failed_seeds())
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_crash_at_any_call_and_any_store_breaks_no_promise(name: str) -> None:
+    counts = crash_everywhere(SCENARIOS[name])
+    print(dict(counts))
+    assert counts["crashes at a call"] + counts["crashes at a store"] >= counts["points"] > 100
 
 
 def test_a_seed_makes_the_same_world_again() -> None:

@@ -14,6 +14,7 @@ from tests.support.counters import ArraySlots
 from tests.support.network import packet
 
 if TYPE_CHECKING:
+    from tests.support.sim.kernel import Process
     from tests.support.sim.world import World
 
 SERVER_ADDRESS = ("192.0.2.1", 51820)
@@ -48,13 +49,15 @@ class Client:
         self._world = world
         self.number = number
         self.is_core = is_core
+        self.is_served = True  # since the beginning, by every owner that did not give the state back
+        self.served_by: Process | None = None  # the owner before the first one that does not know this client
         self.private_key, self.public_key = client_keys(number)
         self.inner = inner_address(number)
         self.address = (f"198.51.{number // 200}.{1 + number % 200}", 40_000)
         self.addresses = [self.address]
         self._due = float("inf")
         self.rekeys_at = 0.0
-        self._initiated_at = -CROSSING_SECS
+        self._initiated_at = [-CROSSING_SECS, -CROSSING_SECS]  # by the server, by this client
         self._crossed_at: list[float] = []
         kernel = world.kernel
         server = PeerSettings(SERVER_PUBLIC_KEY, allowed_ips=(ip_network("0.0.0.0/0"),), endpoint=SERVER_ENDPOINT)
@@ -84,22 +87,27 @@ class Client:
 
     def receive(self, datagram: bytes) -> None:
         if datagram[0] == TYPE_INITIATION:
-            self._note_initiation()
+            self._note_initiation(is_own=False)
         packets = self.device.receive_datagrams([datagram], SERVER_ENDPOINT, self._world.kernel.now)
         for each in packets:
             self._world.model.on_delivered(f"client {self.number}", each, is_last=True)
         self._flush()
 
-    def _note_initiation(self) -> None:
-        """Note that a handshake begins, in either direction.
+    def _note_initiation(self, *, is_own: bool) -> None:
+        """Note that a handshake begins.
 
-        Where two of them cross, the sides may use different sessions afterwards, and the next handshake drops one that
-        is in use (the paper's rotation): packets in flight are then lost without any fault of a takeover.
+        Where two of them cross, one in each direction, the sides may use different sessions afterwards, and the next
+        handshake drops one that is in use (the paper's rotation): packets in flight are then lost without any fault of
+        a takeover.
         """
         now = self._world.kernel.now
-        if now < self._initiated_at + CROSSING_SECS:
+        if now < self._initiated_at[not is_own] + CROSSING_SECS:
             self._crossed_at.append(now)
-        self._initiated_at = now
+        self._initiated_at[is_own] = now
+
+    def is_crossing(self) -> bool:
+        """Return whether a handshake that begins now may cross another one."""
+        return self._world.kernel.now < max(self._initiated_at) + CROSSING_SECS
 
     def may_lose(self, sent_at: float) -> bool:
         """Return whether crossing handshakes may have lost a packet of that time."""
@@ -116,7 +124,7 @@ class Client:
         for transmit in self.device.take_transmits():
             for datagram in transmit.datagrams:
                 if datagram[0] == TYPE_INITIATION:
-                    self._note_initiation()
+                    self._note_initiation(is_own=True)
                     self._check_initiation()
                 self._world.link(partial(self._world.to_server, self.address, datagram))
         deadline = self.device.next_deadline()
@@ -131,7 +139,7 @@ class Client:
         peer = self.device.peers[SERVER_PUBLIC_KEY]
         if (
             world.is_calm
-            and self.is_core
+            and self.is_served
             and world.kernel.now > self.rekeys_at + REKEY_ATTEMPT_TIME
             and peer.current is not None
             and peer.current.age(world.kernel.now) < REKEY_AFTER_TIME

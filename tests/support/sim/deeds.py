@@ -5,10 +5,16 @@ worlds have few kinds of faults and the ones that break a promise stay readable.
 """
 
 import errno
-from collections.abc import Callable, Iterator
+import pathlib
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from oxidize.control import query
+from oxidize.errors import OxidizeError
+from oxidize.protocol.constants import REJECT_AFTER_TIME
+from oxidize.takeover.machine import DEFAULT_TIMEOUTS
+from tests.support.sim.clients import CROSSING_SECS, LINK_SECS
 from tests.support.sim.files import MemoryFile
 from tests.support.sim.kernel import Fault, Process
 from tests.support.sim.manager import SOCKET
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
 
 Deed = Callable[["World"], None]
 
-STOPS_SECS = (0.001, 0.01, 0.5, 3.0, 7.0, 12.0)
+STOPS_SECS = (0.001, 0.01, 0.5, 3.0, DEFAULT_TIMEOUTS.taken, 7.0, 12.0)
 CALLS_AHEAD = (3, 30, 150)
 LONG_SUSPEND_SECS = 10.0
 
@@ -71,7 +77,7 @@ def start_beside(world: "World") -> None:
 
 
 def wait(world: "World") -> None:
-    world.kernel.run(world.random.choice((0.5, 2.0, 6.0)))
+    world.kernel.run(world.random.choice((0.5, 2.0, 6.0, 16.0)))
 
 
 # --- Faults ---
@@ -140,6 +146,55 @@ def replace_with_a_fault(world: "World") -> None:
     world.kernel.run(world.random.choice((0.05, 2.0)))
 
 
+def die_in_the_first_batch(world: "World") -> None:
+    """Replace the server by one that dies as soon as it owns, after it has read handshakes and packets."""
+    _lose_without_manager(world)
+    _shake_hands_at(world, "commit", lambda successor: successor.plan(world.random.randrange(14, 60), Fault("crash")))
+
+
+def shake_hands_at_the_freeze(world: "World") -> None:
+    """Replace the server while handshakes and packets come, in the last batch before the freeze or the first after."""
+    _shake_hands_at(world, world.random.choice(("ready", "commit")))
+
+
+def packets_at_the_freeze(world: "World") -> None:
+    """Replace the server while one packet comes from each client, to which there is only a keepalive to answer."""
+
+    def hold(_successor: Process) -> None:
+        if world.model.owner is not None:
+            world.kernel.hold(world.model.owner, 0.0002)
+        for client in world.clients:
+            world.kernel.at(0.0, partial(world.send, client, None))
+
+    world.kernel.run(0.5)
+    world.link_secs = LINK_SECS[0]
+    world.at_step["ready"] = hold
+    world.manager.reload()
+    world.kernel.run(world.random.choice((0.2, 16.0)))
+
+
+def _shake_hands_at(world: "World", step: str, then: Callable[[Process], object] = lambda _successor: None) -> None:
+    def come() -> None:
+        for client in world.clients:
+            if not client.is_crossing():
+                client.rekey()
+            world.send(client, None)
+        send_some(world)
+
+    def hold(successor: Process) -> None:
+        then(successor)
+        receiver = successor if step == "commit" else world.model.owner
+        if receiver is not None:
+            world.kernel.hold(receiver, 0.0002)
+        world.kernel.at(0.0, come)
+
+    world.kernel.run(CROSSING_SECS)
+    world.link_secs = LINK_SECS[0]
+    world.at_step[step] = hold
+    world.manager.reload()
+    world.kernel.run(0.2)
+
+
 def _drawn_fault(world: "World") -> Fault:
     if "crashes" in world.families and ("stops" not in world.families or world.random.random() < 0.6):
         return Fault("crash")
@@ -170,6 +225,24 @@ def stop_the_next(world: "World") -> None:
     world.prepare_more = prepare
 
 
+def hang_until_the_deadline(world: "World") -> None:
+    """Replace the server by one that hangs after COMMIT until its TAKEN crosses the SIGKILL."""
+
+    def hang(successor: Process) -> None:
+        secs = DEFAULT_TIMEOUTS.taken + world.random.choice((-0.0005, 0.0, 0.0))
+        successor.plan(world.random.randrange(1, 45), Fault("stop", secs=secs))
+
+    if "configuration" in world.families:
+        configure_otherwise(world)
+    world.at_step["commit"] = hang
+    # A service manager takes the end of one that a coordinator has started for the end of the service.
+    world.random.choice((world.manager.reload, world.manager.start_beside))()
+    world.kernel.run(6.0)
+    for client in world.clients:
+        world.send(client, None)
+    world.kernel.run(0.1)
+
+
 def suspend(world: "World") -> None:
     """Stop everything at once: the clock of deadlines runs on."""
     world.model.disturb()
@@ -186,6 +259,66 @@ def restart(world: "World") -> None:
         world.kernel.signal(owner, 15)
 
 
+def end_during_a_takeover(world: "World") -> None:
+    """Tell the main process to end while it has a successor, which sleeps just then or cannot be told."""
+
+    def end(successor: Process) -> None:
+        main, secs = world.manager.main, world.random.choice((0.001, 0.1))
+        if main is None or not main.alive:
+            return
+        successor.plan(_ahead(world), Fault("stop", secs=secs, only=frozenset({"poll"})))
+        if world.random.random() < 0.5:
+            main.plan(1, Fault("error", number=errno.ENOBUFS, only=frozenset({"sendmsg"})))
+            world.is_strict = False
+        world.kernel.at(world.random.random() * world.random.choice((0.001, 0.03)), partial(restart, world))
+
+    world.at_step["offer"] = end
+    world.manager.reload() if world.random.random() < 0.5 else world.manager.start_beside()
+    world.kernel.run(world.random.choice((0.2, 2.0)))
+
+
+def stop_the_unit(world: "World") -> None:
+    """Stop the service, which drains, and start it again."""
+    if not world.manager.is_managing:
+        return
+    world.manager.stop()
+    send_some(world)
+    world.kernel.run(world.random.choice((0.5, 8.0)))
+    world.model.excuse_all()
+    world.manager.start_again()
+    world.kernel.run(2.0)
+    world.model.excuse_all()
+
+
+def drain(world: "World") -> None:
+    """Drain the server by a query, for a while."""
+    world.is_strict = False  # a session may end by its age meanwhile
+
+    _ask(world, query.DRAIN)
+    world.kernel.at(world.random.choice((0.3, 4.0, 10.0)), partial(accept, world))
+
+
+def accept(world: "World") -> None:
+    world.model.is_draining = False
+    _ask(world, query.ACCEPT)
+
+
+def _ask(world: "World", name: str) -> None:
+    world.asked += 1
+    number = world.asked
+
+    def ask() -> None:
+        try:
+            query.fetch(cast("pathlib.Path", SOCKET), name)
+        except (OSError, OxidizeError):
+            return
+        world.kernel.count("drains")
+        if world.asked == number:  # one that was asked later may be answered before
+            world.model.is_draining = name == query.DRAIN
+
+    world.kernel.spawn(name, ask)
+
+
 def start_twice(world: "World") -> None:
     if world.manager.is_managing:
         world.manager.start_twice()
@@ -195,8 +328,8 @@ def rogue(world: "World") -> None:
     name = world.random.choice(sorted(ROGUES))
     world.kernel.note(f"rogue: {name}")
     world.kernel.count("peers that break the protocol")
-    process = world.kernel.spawn("rogue", lambda: ROGUES[name](world))
-    process.alarm_at = world.kernel.now + 40.0
+    world.kernel.spawn("rogue", lambda: ROGUES[name](world))
+    _lose_without_manager(world)  # one that is committed to, and says TAKEN, is believed
 
 
 def remove_path(world: "World") -> None:
@@ -238,7 +371,8 @@ def exhaust_memory(world: "World") -> None:
 
 
 def rekey(world: "World") -> None:
-    client = world.random.choice(world.clients)
+    calm = [client for client in world.clients if not client.is_crossing()]
+    client = world.random.choice(calm or world.clients)
     client.rekey()
     world.send(client, None)
 
@@ -260,10 +394,19 @@ def worsen_the_link(world: "World") -> None:
 def let_sessions_age(world: "World") -> None:
     world.kernel.run(1.0)
     world.model.excuse_all()
-    world.kernel.run(world.random.choice((60.0, 125.0, 190.0)))
+    secs = world.random.choice((60.0, 125.0, 190.0, 190.0))
+    world.kernel.run(secs)
+    if secs > REJECT_AFTER_TIME:
+        world.link_secs = LINK_SECS[-1]  # a handshake takes longer than a takeover, so packets wait for it
     send_one(world)
     if world.random.random() < 0.5:
+        world.at_step["ready"] = lambda _successor: world.kernel.at(0.0, partial(send_to_all, world))
         world.manager.reload()
+
+
+def send_to_all(world: "World") -> None:
+    for client in world.clients:
+        world.send(None, client)
 
 
 def step_the_clock(world: "World") -> None:
@@ -298,24 +441,37 @@ FAMILIES: dict[str, dict[Deed, float]] = {
         kill_owner: 0.5,
         kill_coordinator: 0.5,
     },
+    "hangs": {hang_until_the_deadline: 1.0},
+    "first batches": {die_in_the_first_batch: 1.0},
     "stops": {replace_with_a_fault: 3, stop: 0.7, stop_the_next: 0.7, suspend: 0.3},
     "managers": {restart: 0.5, start_twice: 0.7, remove_path: 0.2},
+    "last words": {end_during_a_takeover: 1.0},
+    "ends": {stop_the_unit: 0.5, drain: 0.7},
     "rogues": {rogue: 2.0},
     "resources": {error: 0.6, exhaust_descriptors: 0.6, exhaust_memory: 0.5},
-    "link": {roam: 1.0, rekey: 1.0, worsen_the_link: 1.0, let_sessions_age: 0.5, step_the_clock: 0.3},
+    "sessions": {
+        roam: 1.0,
+        rekey: 1.0,
+        let_sessions_age: 0.5,
+        shake_hands_at_the_freeze: 0.7,
+        packets_at_the_freeze: 0.7,
+    },
+    "link": {worsen_the_link: 1.0, step_the_clock: 0.3, roam: 1.0, rekey: 1.0},
     "configuration": {configure_otherwise: 1.5, release_another: 0.7},
 }
 
 
-CALM_DEEDS = frozenset({*CALM, roam, rekey, let_sessions_age, configure_otherwise})
+CALM_DEEDS = frozenset(
+    {*CALM, roam, rekey, let_sessions_age, shake_hands_at_the_freeze, packets_at_the_freeze, configure_otherwise}
+)
 COMERS: tuple[list[Deed], list[float]] = ([send_one, send_some, rekey, roam], [4, 1, 2, 1])
 
 
-def draw_deeds(world: "World") -> Iterator[Deed]:
-    """Yield the deeds of a world."""
+def do_deeds(world: "World") -> None:
+    """Do the deeds of a world."""
     weights = dict(CALM)
     for family in world.families:
         weights |= FAMILIES[family]
     deeds = list(weights)
     for _ in range(world.deeds):
-        yield world.random.choices(deeds, list(weights.values()))[0]
+        world.do(world.random.choices(deeds, list(weights.values()))[0])

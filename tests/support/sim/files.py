@@ -112,7 +112,11 @@ class Epoll(File):
         ]
 
     def is_readable(self) -> bool:
-        return bool(self.ready())
+        masks, wanted = self.masks, select.EPOLLIN
+        for fd, file in self.watched.items():
+            if masks[fd] & wanted and (file.is_readable() or file.is_hung_up()):
+                return True
+        return False
 
     def forget_closed(self, fd: int, file: File) -> None:
         if self.watched.get(fd) is file and file.refs <= 1:

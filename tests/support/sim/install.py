@@ -29,6 +29,7 @@ from oxidize.takeover.channel import PeerProcess
 from tests.support.sim import sockets, syscalls
 from tests.support.sim.files import Connection, PidFd
 from tests.support.sim.kernel import BASE_RELEASE, Process, kernel
+from tests.support.sim.manager import UNIT
 
 COMPACT_BYTES_MIN = 4 << 10  # so that journals of few peers are compacted, too
 COMPACT_KEYS = 2  # copied in one step
@@ -197,7 +198,7 @@ def installed(*, verbose: bool = False) -> Iterator[None]:
     put(notify, "sdnotify", SimpleNamespace(SystemdNotifier=Notifier))
     put(notify, "_daemon", Daemon)
     put(systemctl, "_run", run_systemctl)
-    put(systemctl, "CGROUP", SimpleNamespace(read_text=lambda: "0::/system.slice/oxidize-daemon.service"))
+    put(systemctl, "CGROUP", SimpleNamespace(read_text=lambda: f"0::/system.slice/{UNIT}"))
     put(parts, "BOOT_ID", SimpleNamespace(read_text=lambda: "one boot"))
     put(parts, "configure_interface", lambda *_: [])
     put(cold_start, "not_forwarded", lambda *_: [])

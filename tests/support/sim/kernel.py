@@ -40,17 +40,17 @@ class Watcher(Protocol):
     def on_act(self, process: "Process", what: str) -> None:
         """Judge an effect that only the owner of the sockets and the state may have."""
 
+    def on_message(self, sender: "Process", receiver: "Process", data: bytes, *, is_sent: bool) -> None:
+        """Look at a message of the takeover protocol, or at one that could not be sent."""
+
+    def on_datagrams(self, process: "Process", datagrams: list[bytes]) -> None:
+        """Note what a process takes from the UDP socket."""
+
     def on_end(self, process: "Process") -> None:
         """Note the end of a process; `process.status` says how."""
 
     def disturb(self, secs: float = 0.0) -> None:
         """Note that something happens, for so long, that the blackout of a takeover may show."""
-
-    def on_message(self, sender: "Process", receiver: "Process", data: bytes) -> None:
-        """Note a message of a takeover."""
-
-    def on_datagrams(self, process: "Process", datagrams: list[bytes]) -> None:
-        """Note the datagrams that a process has received."""
 
     def on_key(self, key: bytes) -> None:
         """Note that a process uses a key."""
@@ -147,6 +147,11 @@ class Process:
     def is_about_to_crash(self) -> bool:
         return bool(self.faults) and self.faults[-1][0] <= self.calls + 1 and self.faults[-1][1].kind == "crash"
 
+    @property
+    def stores(self) -> int:
+        """The number of stores to shared memory so far."""
+        return FOREVER_CALLS - self.stores_left
+
     def take_fault(self, call: str) -> Fault | None:
         """Return the fault that is due at this call, and note the next time to look."""
         due = None
@@ -174,9 +179,9 @@ class Kernel:
         self.paths: dict[str, Any] = {}
         self.watcher: Watcher | None = None
         self.manager: Any = None
-        self.settings_of: Callable[[Process], Any] | None = None
         self.release: Mapping[tuple[Any, str], object] = {}
         self.counts: dict[str, int] = {}
+        self.on_spawn: Callable[[Process], None] = lambda _process: None
         self.memory_files: list[MemoryFile] = []
         self.verbose = verbose
         self.trace: deque[str] = deque(maxlen=TRACE_LINES_MAX)
@@ -210,6 +215,7 @@ class Kernel:
         process = Process(self, 100 + len(self.processes), name, program, environ or {}, uid)
         self.processes.append(process)
         self.living.append(process)
+        self.on_spawn(process)
         self.note(f"starts {process.name}")
         return process
 
@@ -263,6 +269,12 @@ class Kernel:
             self.close_fd(process, fd)
         if self.manager is not None:
             self.at(process.gone_at - self.now, lambda: self.manager.on_gone(process))
+
+    def hold(self, process: Process, secs: float) -> None:
+        """Let a process wait for the processor."""
+        process.stopped_until = max(process.stopped_until, self.now + secs)
+        if self.watcher is not None:
+            self.watcher.disturb(secs)
 
     def signal(self, process: Process, number: int) -> None:
         """Send a signal that may be handled."""

@@ -8,6 +8,7 @@ Sources: systemd.service(5), sd_notify(3), sd_listen_fds(3).
 
 import errno
 import pathlib
+import signal
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 CONFIG = pathlib.Path("server.toml")
 SOCKET = Path("/run/oxidize/takeover.sock")
+UNIT = "oxidize-daemon.service"
 NOTIFY = "/run/systemd/notify"
 RESTART_SECS = 0.1
 MESSAGE_SECS = 0.0005  # until the manager has read a message
@@ -40,6 +42,7 @@ class Manager:
         self.udp: Udp | None = None
         self.servers: list[Process] = []
         self._is_starting = False
+        self.is_stopped = False  # by an operator
         self.restarts = 0
         if self.is_managing:
             self.udp = self._made_udp(Udp(world.PORT))
@@ -133,6 +136,17 @@ class Manager:
         self._kernel.count("coordinators")
         return self._kernel.spawn("reload", coordinate, environ)
 
+    def stop(self) -> None:
+        """Stop the unit, as `systemctl stop` does: its main process is told to end, and is not started again."""
+        self.is_stopped = True
+        if self.main is not None:
+            self._kernel.signal(self.main, signal.SIGTERM)
+
+    def start_again(self) -> None:
+        """Start a unit that was stopped, as `systemctl start` does once the stop has ended."""
+        self.is_stopped = False
+        self._check()
+
     def on_gone(self, process: Process) -> None:
         """Start the server again once its main process is gone; without a manager once no process is left."""
         if process is self.main:
@@ -140,6 +154,8 @@ class Manager:
         self._check()
 
     def _check(self) -> None:
+        if self.is_stopped:
+            return
         is_missing = self.main is None if self.is_managing else not any(each.alive for each in self.servers)
         if is_missing and not self._is_starting and self.servers:
             self._is_starting = True
@@ -191,7 +207,7 @@ class Manager:
     def systemctl(self, arguments: Sequence[str]) -> str:
         if arguments[0] == "show":
             return str(self.main.pid if self.main is not None else 0)
-        return ""
+        return f"1 {UNIT} stop running" if self.is_stopped else ""
 
 
 Spawn = Callable[[], Process]

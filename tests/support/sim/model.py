@@ -3,6 +3,8 @@
 The rules that it checks, at each effect:
 - One owner. A process that reads, sends, seals or records after another process that lives has done so is a second one,
   unless it begins for the first time. After COMMIT a process has no effect while the successor lives.
+- A successor whose offer was withdrawn never owns, whether it could be told or not.
+- A server that drains answers no handshake, in whatever generation.
 - No key seals under the same counter twice.
 - No packet is delivered twice, to the inside or to a client, and each arrives unchanged.
 - An owner ends only when it is killed, told to, or has handed over.
@@ -16,8 +18,8 @@ from typing import Any
 import msgpack
 
 from oxidize.errors import OxidizeError
-from oxidize.protocol.constants import REJECT_AFTER_TIME
-from tests.support.sim.kernel import Kernel, Process
+from oxidize.protocol.constants import REJECT_AFTER_TIME, TYPE_RESPONSE
+from tests.support.sim.kernel import NEVER, Kernel, Process
 
 BLACKOUT_MS_MAX = 3.0  # of virtual time, in a takeover without a fault
 MARGIN_SECS = 0.001
@@ -39,7 +41,11 @@ class Model:
         self.sealed: set[tuple[bytes, bytes]] = set()
         self.made_at: dict[bytes, float] = {}  # of a key
         self.by_tag: dict[bytes, tuple[bytes, float]] = {}  # of a sealed message: the packet's number, and when
-        self.on_handover: Callable[[], None] = lambda: None  # called while a takeover is under way
+        self.offered: dict[Process, Process] = {}  # to each successor: by which process
+        self.withdrawn: set[Process] = set()  # successors whose offer is void
+        self.is_draining = False  # an operator has asked for that, and no process has died since
+        self.on_own: Callable[[Process, Process | None], None] = lambda _owner, _before: None
+        self.on_step: Callable[[str, Process], None] = lambda _step, _successor: None  # called during a takeover
         self.sent: dict[bytes, bytes] = {}
         self.delivered: dict[str, set[bytes]] = {}
         self.arrived: set[bytes] = set()
@@ -57,6 +63,8 @@ class Model:
             if process in self.committed and not self.committed[process].is_gone():
                 self._kernel.fail(f"{process.name} {what} after COMMIT, and {self.committed[process].name} lives")
             return
+        if process in self.withdrawn and process.kill_at == NEVER:
+            self._kernel.fail(f"{process.name} {what}, and its offer was withdrawn")
         living = [each for each in self.successors.get(process, ()) if not each.is_gone()]
         if living:
             self._kernel.fail(f"two owners: {process.name} {what}, and {living[-1].name} has since owned and lives")
@@ -71,9 +79,10 @@ class Model:
         if owner is not None:
             self._kernel.count("changes of ownership")
         self._kernel.note(f"owns: it {what}")
+        self.on_own(process, owner)
 
-    def on_message(self, sender: Process, receiver: Process, data: bytes) -> None:
-        """Look at a message of the takeover protocol."""
+    def on_message(self, sender: Process, receiver: Process, data: bytes, *, is_sent: bool) -> None:
+        """Look at a message of the takeover protocol, or at one that could not be sent."""
         self._kernel.count("messages")
         if len(data) > 60_000 or not data:
             return
@@ -86,17 +95,22 @@ class Model:
         if self._kernel.verbose:
             self._kernel.note(f"says to {receiver.name}: {str(message)[:140]}")
         match message.get("type"):
-            case "offer":
+            case "offer" if is_sent:
                 for former, successor in self.committed.items():
                     if successor is sender and not former.is_gone():
                         self._kernel.fail(f"three generations: {former.name}, {sender.name}, {receiver.name}")
-                self.on_handover()
-            case "ready":
-                self.on_handover()
-            case "commit" if sender is self.owner:
+                self.offered[receiver] = sender
+                self.withdrawn.discard(receiver)
+                self.on_step("offer", receiver)
+            case "withdrawn" if self.offered.get(receiver) is sender:
+                self.withdrawn.add(receiver)
+            case "ready" if is_sent:
+                self.on_step("ready", sender)
+            case "commit" if sender is self.owner and is_sent:
                 self.committed[sender] = receiver
                 self._kernel.count("commits")
-            case "taken" if sender is self.owner:
+                self.on_step("commit", receiver)
+            case "taken" if sender is self.owner and is_sent:
                 self.taken.add(sender)
                 self._kernel.count("takeovers")
                 self._note_blackout(message.get("info", {}))
@@ -117,6 +131,8 @@ class Model:
         self.disturb()
         if isinstance(process.status, Exception) and not isinstance(process.status, OxidizeError | OSError):
             self._kernel.fail(f"{process.name} ended because of a bug: {process.status!r:.300}")
+        if process.status in ("killed", "crashed") or process.was_told_to_end:
+            self.is_draining = False
         if process is not self.owner:
             return
         self.excused |= self.in_hand
@@ -160,6 +176,8 @@ class Model:
         self.in_hand.add(packet[PACKET_ID])
 
     def on_datagram_sent(self, datagram: bytes) -> None:
+        if self.is_draining and datagram[0] == TYPE_RESPONSE:
+            self._kernel.fail("a handshake is answered although the server drains")
         number, _ = self.by_tag.get(datagram[-16:], (None, 0.0))
         if number is not None:
             self.in_hand.discard(number)
@@ -176,6 +194,11 @@ class Model:
         self.in_hand.discard(number)
         if is_last:
             self.arrived.add(number)
+
+    def excuse(self, number: bytes) -> None:
+        """Do not require a packet if it has not arrived by now."""
+        if number not in self.arrived:
+            self.excused.add(number)
 
     def excuse_all(self) -> None:
         """Require no packet that has not arrived by now."""

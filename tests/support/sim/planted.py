@@ -42,11 +42,12 @@ PLANTED: dict[str, Plant] = {
         families=("crashes",),
     ),
     "the tail that came with COMMIT is not applied": _plant(
-        "runtime.succession", "Succession._own", "node.device.restore(state.sync(), boot_time())", "state.sync()"
+        "runtime.succession", "Succession._own", "node.device.restore(state.sync(), boot_time())", "state.sync()",
+        families=("sessions",),
     ),
     "the predecessor's counters are not looked at after owning": _plant(
         "runtime.succession", "Succession._announce", "for _ in node.device.prepare_in_slices():", "for _ in ():",
-        families=("link",), within=2_000,
+        families=("sessions",), within=1_000,
     ),
     "compaction drops the last key of each step": _plant(
         "state.journal", "Journal._copy", "            if count == keys_max:",
@@ -78,7 +79,7 @@ PLANTED: dict[str, Plant] = {
     ),
     "staged packets stay in the records": _plant(
         "protocol.staging", "Staging.retire", "self._table.record(PeerStaged(peer.public_key, ()))", "pass",
-        families=("crashes", "link"), within=2_000,
+        families=("crashes", "sessions"), within=2_000,
     ),
     "the journal's end is stored before the bytes": _plant(
         "state.journal", "Journal.append",
@@ -89,13 +90,37 @@ PLANTED: dict[str, Plant] = {
     "a released slot is zeroed at once": _plant(
         "state.arena", "Arena.release", "self._used.remove(slot)",
         "self._used.remove(slot)\n            self.counters[slot : slot + SLOT_WORDS] = _ZERO_SLOT",
-        families=("crashes", "link"), within=2_000,
+        families=("crashes", "sessions"), within=2_000,
     ),
     "HELLO is not held while the predecessor lives": _plant(
         "runtime.succession", "Succession._take", "held=True", "held=False", families=("stops",), within=2_000,
     ),
     "the predecessor reads on after COMMIT": _plant(
         "runtime.node", "Node.give_up_ownership", "self._loop.pause(self.udp.fileno())", "pass"
+    ),
+    "a thaw does not read what the successor recorded": _plant(
+        "runtime.handover", "Handover.thaw", "node.device.restore(changes, boot_time())", "pass",
+        families=("first batches",), within=500,
+    ),
+    "a freeze records nothing": _plant("runtime.node", "Node.give_up_ownership", "self.device.freeze()", "pass",
+        families=("sessions",), within=1_000,
+    ),
+    "unknown peers are forgotten at TAKEN": _plant(
+        "runtime.succession", "Succession._take", "        return handover",
+        "        list(node.device.forget_unknown_peers())\n        return handover",
+        families=("hangs", "configuration"), kind="none", within=1_000,
+    ),
+    "a successor reads before it asks whether the predecessor is dead": _plant(
+        "takeover.successor", "Successor._observe",
+        "        gone = channel.peer.is_dead()  # before the channel is emptied: "
+        "what is read is then all that it ever sent\n        batch = channel.receive_all()\n",
+        "        batch = channel.receive_all()\n        gone = channel.peer.is_dead()\n",
+        families=("last words",), within=500,
+    ),
+    "a successor that cannot be told WITHDRAWN lives": _plant(
+        "takeover.predecessor", "Predecessor._send_withdrawn",
+        "            self._successor.peer.kill()", "            pass",
+        families=("last words",), within=500,
     ),
     "SIGKILL is not sent": _plant(
         "takeover.predecessor", "Predecessor._carry_out", "self._successor.peer.kill()", "True", families=("rogues",),

@@ -62,6 +62,7 @@ class Rogue:
         return False
 
 
+FOREVER_SECS = 1e6  # the server has to end it
 READY = {"type": "ready", "report": {}}
 TAKEN = {"type": "taken", "info": {}}
 LONG = "ä" * 4_096
@@ -97,7 +98,7 @@ def _commit_then(*messages: bytes | dict[str, Any], lingers: float) -> Callable[
             rogue.say(READY)
             if rogue.hear("commit"):
                 rogue.say(*messages)
-        _sleep(lingers)
+                _sleep(lingers)
 
     return act
 
@@ -139,7 +140,7 @@ ROGUES: dict[str, Callable[["World"], None]] = {
     "a long reason": _after_offer({"type": "failed", "reason": LONG}),
     "a long reason after ready": _after_offer(READY, {"type": "failed", "reason": LONG}),
     "silence after the offer": _after_offer(lingers=38.0),
-    "silence after commit": _commit_then(lingers=30.0),
+    "silence after commit": _commit_then(lingers=FOREVER_SECS),
     "failed after commit": _commit_then({"type": "failed", "reason": LONG}, lingers=3.0),
     "ready after commit": _commit_then(READY, lingers=3.0),
     "death after commit": _commit_then(lingers=0.0),

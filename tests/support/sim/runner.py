@@ -1,9 +1,11 @@
 """Run many worlds, count what happened in them, and tell a failure so that it can be replayed."""
 
+import contextlib
+import gc
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tests.support.sim.install import installed
@@ -70,10 +72,24 @@ def replay(seed: int) -> str:
 def run_worlds(seeds: Iterable[int], tell: Callable[[str], None] = lambda _text: None) -> Counter[str]:
     """Run a world for each seed and return the counts; raises AssertionError with the trace of one that fails."""
     try:
-        with installed():
+        with installed(), rare_collections():
             return _run_all(seeds, tell)
     except BrokenError as broken:
         raise AssertionError(f"{replay(broken.seed)}\nat first: {broken}") from broken
+
+
+@contextlib.contextmanager
+def rare_collections() -> Iterator[None]:
+    """Collect garbage seldom: a world leaves much of it, and few megabytes."""
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 def _run_all(seeds: Iterable[int], tell: Callable[[str], None]) -> Counter[str]:

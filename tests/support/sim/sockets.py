@@ -8,7 +8,7 @@ import errno
 import select as real_select
 import socket as real_socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -150,7 +150,7 @@ class Socket:
 
     def sendmsg(self, parts: Sequence[Any], control: Any = (), flags: int = 0, address: Any = None) -> int:
         world = kernel()
-        world.enter("sendmsg")
+        process = self._enter_sendmsg(parts)
         if isinstance(self._file, Udp):
             world.act("sends a datagram")
             self._file.send(address, [bytes(part) for part in parts])
@@ -160,9 +160,18 @@ class Socket:
         for _, _, rights in control:
             fds.extend(rights)
         self._connection().send(data, [world.file(fd) for fd in fds])
-        if world.watcher is not None and world.current is not None:
-            world.watcher.on_message(world.current, self._connection().process, data)
+        if world.watcher is not None:
+            world.watcher.on_message(process, self._connection().process, data, is_sent=True)
         return len(data)
+
+    def _enter_sendmsg(self, parts: Sequence[Any]) -> Process:
+        world = kernel()
+        try:
+            return world.enter("sendmsg")
+        except OSError:
+            if world.watcher is not None and world.current is not None and isinstance(self._file, Connection):
+                world.watcher.on_message(world.current, self._file.process, b"".join(parts), is_sent=False)
+            raise
 
     def recvmsg(self, size: int, space: int = 0, flags: int = 0) -> tuple[bytes, Ancillary, int, None]:
         world = kernel()
@@ -340,16 +349,17 @@ class Poll:
         process = world.enter("poll")
         files = {fd: process.fds[fd] for fd in self._fds if fd in process.fds}
 
-        def ready() -> list[int]:
-            return [
-                fd
-                for fd, file in files.items()
-                if file.is_hung_up()
-                or (self._fds[fd] & real_select.POLLIN and file.is_readable())
-                or self._fds[fd] & real_select.POLLOUT
-            ]
+        def ready() -> Iterator[int]:
+            for fd, file in files.items():
+                wanted = self._fds[fd]
+                if (
+                    wanted & real_select.POLLOUT
+                    or (wanted & real_select.POLLIN and file.is_readable())
+                    or file.is_hung_up()
+                ):
+                    yield fd
 
-        world.wait(lambda: bool(ready()), None if timeout_ms is None else timeout_ms / 1000)
+        world.wait(lambda: next(ready(), -1) >= 0, None if timeout_ms is None else timeout_ms / 1000)
         return [(fd, real_select.POLLIN) for fd in ready()]
 
 

@@ -5,14 +5,15 @@ faults) with some time between them; and an end without faults, in which one pro
 the inside and back, and everything has arrived that had to.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_interface
 from typing import Any
 
 from oxidize.settings import NodeSettings
 from tests.support.sim.clients import (
+    CROSSING_SECS,
     INSIDE,
     LINK_SECS,
     SERVER_ADDRESS,
@@ -21,7 +22,7 @@ from tests.support.sim.clients import (
     inner_address,
     numbered_packet,
 )
-from tests.support.sim.deeds import CALM_DEEDS, COMERS, FAMILIES, Deed, draw_deeds
+from tests.support.sim.deeds import CALM_DEEDS, COMERS, FAMILIES, Deed, accept, do_deeds
 from tests.support.sim.files import Tun, Udp
 from tests.support.sim.install import use_regions_of
 from tests.support.sim.kernel import Kernel, Process, enter_world, leave_world
@@ -31,6 +32,7 @@ from tests.support.sim.model import PACKET_ID, Model
 CLIENTS = (2, 3, 4)
 GUESTS = (0, 1, 2)  # clients that a configuration may leave out
 DEEDS = (6, 20)
+HOLDS = 0.2  # of the messages of a takeover: the receiver waits for the processor
 GAPS_SECS = (0.0, 0.001, 0.02, 0.2, 1.0)
 SETTLING_SECS = 12.0
 SETTLING_ROUNDS = 25
@@ -41,13 +43,16 @@ PORT = 51820
 
 @dataclass
 class Plan:
-    """What a world is made of, where it is not drawn. loses: whether the link loses and repeats datagrams."""
+    """What a world is made of, where it is not drawn.
+
+    are_stores_fatal: whether a server may crash at a store. script: what happens in the world, in place of deeds.
+    """
 
     kind: str = ""
     clients: int = 0
     families: tuple[str, ...] | None = None
-    deeds: int = -1
-    releases: Mapping[str, Mapping[tuple[Any, str], object]] = field(default_factory=dict)
+    are_stores_fatal: bool = False
+    script: "Callable[[World], None] | None" = None
 
 
 class World:
@@ -80,10 +85,15 @@ class World:
         self.is_strict = True
         self.is_calm = True  # nothing that a client may notice
         self.is_settling = False
+        self.asked = 0  # queries to drain and to accept
         self.packets = 0
         self.ends: dict[int, tuple[float, list[Client]]] = {}  # of each packet: when it was sent, from and to which
-        self.deeds = plan.deeds if plan.deeds >= 0 else random.randint(*DEEDS)
-        self.model.on_handover = self._on_handover
+        self.deeds = random.randint(*DEEDS)
+        self.are_stores_fatal = plan.are_stores_fatal
+        self.script = plan.script or do_deeds
+        self.model.on_step = self._on_step
+        self.model.on_own = self._on_own
+        self.at_step: dict[str, Callable[[Process], None]] = {}  # once, at the next step of that name
         self.prepare_more: Callable[[Process], None] = lambda _process: None
 
     # --- Configuration ---
@@ -92,7 +102,7 @@ class World:
         """Give a new server process its configuration and its release."""
         process.context = self.settings()
         process.release = self.release
-        process.dies_at_stores = "crashes" in self.families and self.random.random() < 0.3
+        process.dies_at_stores = self.are_stores_fatal or ("crashes" in self.families and self.random.random() < 0.3)
         self.prepare_more(process)
 
     def settings(self) -> NodeSettings:
@@ -165,7 +175,7 @@ class World:
         name = number.to_bytes(8, "big")
         self.model.sent[name] = data
         self.ends[number] = kernel_now, [each for each in (source, destination) if each is not None]
-        if not all(each is None or each.is_core for each in (source, destination)):
+        if not all(each is None or each.is_served for each in (source, destination)):
             self.model.excused.add(name)
         self.kernel.count("packets")
         if source is not None:
@@ -184,8 +194,7 @@ class World:
         use_regions_of(self.random.choice(REGION_BYTES))
         try:
             self._begin()
-            for deed in draw_deeds(self):
-                self._do(deed)
+            self.script(self)
             self._settle()
         finally:
             self.kernel.close()
@@ -202,15 +211,48 @@ class World:
         self.kernel.run(0.1)
         if self.model.missing():
             self.kernel.fail(f"the world does not begin: {self.model.missing()} have not arrived")
+        self.kernel.run(self.random.choice((0.0, CROSSING_SECS)))  # after that, clients may shake hands again at once
 
-    def _on_handover(self) -> None:
-        """Let something come while a takeover is under way."""
+    def _on_step(self, step: str, successor: Process) -> None:
+        """Let something come while a takeover is under way: it has come to this step."""
+        planned = self.at_step.pop(step, None)
+        if planned is not None:
+            planned(successor)
+        if self.random.random() < HOLDS:
+            self._hold_next(step, successor)
         for _ in range(self.random.choice((0, 0, 1, 3))):
             deed = self.random.choices(*COMERS)[0]
             secs = self.random.random() * self.random.choice((0.00005, 0.001, 0.03))
             self.kernel.at(secs, partial(deed, self))
 
-    def _do(self, deed: Deed) -> None:
+    def _hold_next(self, step: str, successor: Process) -> None:
+        """Let the process to which a message went wait for the processor, while something comes."""
+        receiver = self.model.owner if step == "ready" else successor
+        if receiver is not None:
+            self.kernel.hold(receiver, self.random.choice((0.0001, 0.003)))
+
+    def _on_own(self, owner: Process, before: Process | None) -> None:
+        """Note which clients the new owner serves: one that it does not know may lose its session with it.
+
+        An owner that thaws still serves all of its clients.
+        """
+        served = {peer.public_key for peer in owner.context.peers} if owner.context is not None else set()
+        for client in self.clients:
+            if client.public_key not in served:
+                if client.is_served:
+                    client.is_served, client.served_by = False, before
+                self._excuse(client)
+            elif client.served_by is owner:
+                client.is_served, client.served_by = True, None
+                self._excuse(client)
+
+    def _excuse(self, client: Client) -> None:
+        """Require no packet of a client that has not arrived by now."""
+        for number, (_, ends) in self.ends.items():
+            if client in ends:
+                self.model.excuse(number.to_bytes(8, "big"))
+
+    def do(self, deed: Deed) -> None:
         self.kernel.note(f"--- {deed.__name__}")
         self.is_calm = self.is_calm and deed in CALM_DEEDS
         deed(self)
@@ -220,6 +262,7 @@ class World:
         kernel = self.kernel
         kernel.note("--- settles")
         self.is_settling = True
+        self.at_step.clear()
         self.loss = self.repeats = self.jitter = 0.0
         strict_until = range(1, self.packets + 1)
         for process in kernel.processes:
@@ -230,7 +273,10 @@ class World:
         for file in kernel.memory_files:
             file.limit = 1 << 62
         for _ in range(SETTLING_ROUNDS):
+            self._end_rogues()
             kernel.run(SETTLING_SECS)
+            if self.asked and not self._is_served():
+                accept(self)  # a query to drain may have waited for long, and be carried out late
             if len(kernel.living) == 1 and self._is_served() and self._is_replaced() and self._is_served():
                 break
         else:
@@ -239,6 +285,13 @@ class World:
         missing = [each for each in self.model.missing() if each in strict_until and not self._may_be_lost(each)]
         if self.is_strict and missing:
             kernel.fail(f"packets {missing[:10]} ({len(missing)}) have not arrived")
+
+    def _end_rogues(self) -> None:
+        """End each process that broke the protocol and whose server has died, as an operator does."""
+        for process in self.kernel.living[:]:
+            server = self.model.offered.get(process)
+            if process.name.startswith("rogue") and (server is None or not server.alive):
+                self.kernel.kill(process)
 
     def _may_be_lost(self, number: int) -> bool:
         sent_at, clients = self.ends[number]
