@@ -1,10 +1,12 @@
 """Whole worlds on the real code: a server with its manager and clients, through takeovers and faults (support/sim)."""
 
+from collections.abc import Callable
 from pathlib import Path
 from random import SystemRandom
 
 import pytest
 
+from tests.support.sim.blackouts import blackout_ms, moved, sessions, waiting
 from tests.support.sim.crash_points import SCENARIOS, crash_everywhere
 from tests.support.sim.install import installed
 from tests.support.sim.kernel import Violation
@@ -14,6 +16,7 @@ from tests.support.sim.world import World
 
 WORLDS = 2_000
 SHARES = 4  # so that several processes may run the tests
+CROWDED_BLACKOUT_MS_MAX = 5.0  # of virtual time, where each call of a function takes a microsecond
 PLANTED_HERE = (
     "a frozen predecessor keeps its timers",
     "socket options are set before COMMIT",
@@ -48,6 +51,17 @@ def test_a_crash_at_any_call_and_any_store_breaks_no_promise(name: str) -> None:
     counts = crash_everywhere(SCENARIOS[name])
     print(dict(counts))
     assert counts["crashes at a call"] + counts["crashes at a store"] >= counts["points"] > 100
+
+
+def test_the_blackout_is_the_same_for_any_number_of_sessions() -> None:
+    assert len({round(blackout_ms(sessions, clients), 6) for clients in (3, 150)}) == 1
+
+
+@pytest.mark.parametrize("situation", [waiting, moved])
+def test_the_blackout_is_bounded_however_much_waits_or_moved(situation: Callable[[World], None]) -> None:
+    measured = [blackout_ms(situation, clients) for clients in (3, 200)]
+    print(measured)
+    assert max(measured) < CROWDED_BLACKOUT_MS_MAX
 
 
 def test_a_seed_makes_the_same_world_again() -> None:

@@ -9,6 +9,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ import oxidize
 from oxidize import logs
 from oxidize.control import reload
 from oxidize.hostnet import netlink
-from oxidize.protocol import keypair
+from oxidize.protocol import crypto, keypair, noise
 from oxidize.protocol.counters import TOTALS_WORDS, Counters
 from oxidize.runtime import cold_start, daemon, parts, startup, succession
 from oxidize.service_manager import notify, systemctl
@@ -32,6 +33,7 @@ from tests.support.sim.kernel import BASE_RELEASE, Process, kernel
 from tests.support.sim.manager import UNIT
 
 COMPACT_BYTES_MIN = 4 << 10  # so that journals of few peers are compacted, too
+LONG_LIVED_KEYS = 64
 COMPACT_KEYS = 2  # copied in one step
 PACKAGES = ("takeover", "state", "net", "runtime", "service_manager", "control", "clock", "settings")
 MODULES = {
@@ -190,6 +192,9 @@ def installed(*, verbose: bool = False) -> Iterator[None]:
             if vars(module).get(name) is REAL[name]:
                 put(module, name, simulated)
     put(keypair, "ChaCha20Poly1305", CheckedAead)
+    # The same keys meet in every process: each result is computed once.
+    put(noise, "load_private_key", lru_cache(LONG_LIVED_KEYS)(crypto.load_private_key))
+    put(noise, "shared_secret", lru_cache(LONG_LIVED_KEYS)(crypto.shared_secret))
     put(memory_file, "_fallocate", syscalls.fallocate)
     put(journal.Journal, "_store", stored(journal.Journal._store))
     put(journal, "COMPACT_BYTES_MIN", COMPACT_BYTES_MIN)

@@ -52,6 +52,7 @@ class Model:
         self.in_hand: set[bytes] = set()
         self.excused: set[bytes] = set()
         self.blackouts: list[float] = []
+        self.blackout_ms_max = BLACKOUT_MS_MAX
         self.owner_ends: list[object] = []
         self.disturbed_at = -1.0  # when something last happened that a blackout may show
 
@@ -119,8 +120,8 @@ class Model:
         blackout_ms = info.get("blackout_ms") or 0.0
         self.blackouts.append(blackout_ms)
         is_calm = self.disturbed_at < self._kernel.now - blackout_ms / 1000 - MARGIN_SECS
-        if is_calm and blackout_ms > BLACKOUT_MS_MAX:
-            self._kernel.fail(f"a blackout of {blackout_ms:.3f} ms; expected at most {BLACKOUT_MS_MAX} ms")
+        if is_calm and blackout_ms > self.blackout_ms_max:
+            self._kernel.fail(f"a blackout of {blackout_ms:.3f} ms; expected at most {self.blackout_ms_max} ms")
 
     def disturb(self, secs: float = 0.0) -> None:
         self.disturbed_at = max(self.disturbed_at, self._kernel.now + secs)
