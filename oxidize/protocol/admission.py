@@ -12,7 +12,7 @@ from heapq import nsmallest
 from math import inf
 
 from oxidize.protocol.changes import CookieSecret
-from oxidize.protocol.constants import INITIATION_SIZE, MAC_SIZE, TYPE_INITIATION
+from oxidize.protocol.constants import MAC_SIZE
 from oxidize.protocol.cookie import CookieChecker
 from oxidize.protocol.counters import DropReason, Total
 from oxidize.protocol.endpoint import Endpoint
@@ -20,7 +20,7 @@ from oxidize.protocol.messages import initiation_sender
 from oxidize.protocol.peer import Peer
 from oxidize.protocol.rate_limiter import FAILED_WEIGHT, Budget, LoadMeter, RateLimiter
 from oxidize.protocol.session_table import SessionTable
-from oxidize.protocol.shedding import FloodMeter, classify
+from oxidize.protocol.shedding import FloodMeter, Sheddable, classify
 
 # Of all sources together. A cookie reply takes 0.04 ms, so all take 8 % of a core.
 COOKIE_REPLIES_PER_SECOND = 2000
@@ -35,9 +35,9 @@ ANSWERED_INITIATIONS_RESERVED_NEW = 50  # of the burst, for these and for source
 FAILED_INITIATIONS_PER_SECOND = 500
 FAILED_INITIATIONS_BURST = 100
 # Under load, cookies that turn out to be wrong, 0.03 ms each.
-FAILED_COOKIES_PER_SECOND = 4000
-FAILED_COOKIES_BURST = 1000
-FAILED_COOKIES_RESERVED = 500  # of the burst, for the endpoints of peers
+FAILED_COOKIES_PER_SECOND = 2000
+FAILED_COOKIES_BURST = 500
+FAILED_COOKIES_RESERVED = 250  # of the burst, for the endpoints of peers
 # Initiations of this device, 0.2 ms each: at most twice this number, a tenth of a core.
 OWN_INITIATIONS_PER_SECOND = 250  # at once, as they are caused ...
 OWN_INITIATIONS_BURST = 64
@@ -51,12 +51,12 @@ class Admission:
     """The budgets of a device.
 
     limiter: the rates of outer sources under load. cookie_checker: the macs of received messages. load: decides when
-    cookies are required. closed_until: when `sift` ceases to drop. flood: measures what `sift` is given.
+    cookies are required. closed_until: when `sift` ceases to drop a class. flood: measures what `sift` is given.
     """
 
     def __init__(self, table: SessionTable, cookie_checker: CookieChecker, load: LoadMeter) -> None:
         self.limiter = RateLimiter()
-        self.closed_until = 0.0
+        self.closed_until = [0.0] * len(Sheddable)
         self.flood = FloodMeter()
         self._table = table
         self._cookie_checker = cookie_checker
@@ -74,22 +74,18 @@ class Admission:
     def sift(
         self, datagrams: Sequence[bytes | memoryview], endpoint: Endpoint, now: float
     ) -> Sequence[bytes | memoryview]:
-        """Drop the initiations without a cookie from an endpoint that is no peer's; return the other datagrams.
+        """Drop the initiations of a closed class from an endpoint that is no peer's; return the other datagrams.
 
-        While closed: `refuse` has found the budget of cookies exhausted, and would find that again at a higher cost.
-        datagrams: no data messages.
+        A class is closed while `refuse` would find its budget exhausted, at a higher cost. datagrams: no data messages.
         """
         if endpoint.remote in self._table.by_remote:
             return datagrams
         if len(datagrams) == 1 and (kind := classify(datagrams[0])) is not None:
             self.flood.note(kind, now)
-        if now >= self.closed_until:
+        if now >= max(self.closed_until):
             return datagrams
-        kept = [
-            datagram
-            for datagram in datagrams
-            if len(datagram) != INITIATION_SIZE or datagram[0] != TYPE_INITIATION or datagram[-MAC_SIZE:] != _NO_MAC2
-        ]
+        closed = self.closed_until
+        kept = [each for each in datagrams if (kind := classify(each)) is None or now >= closed[kind]]
         self._table.drop(DropReason.OVER_BUDGET, len(datagrams) - len(kept))
         return kept
 
@@ -120,6 +116,7 @@ class Admission:
         if raw[-MAC_SIZE:] != _NO_MAC2:
             reserved = 0 if is_known else FAILED_COOKIES_RESERVED
             if not self._failed_cookies.has(now, reserved):
+                self.closed_until[Sheddable.PROVEN] = self._failed_cookies.next_at(FAILED_COOKIES_RESERVED)
                 return DropReason.OVER_BUDGET
             if checker.check_mac2(raw, endpoint.identity, now):
                 return self._refuse_proven(raw, endpoint, now)
@@ -127,7 +124,7 @@ class Admission:
         load.note(now, FAILED_WEIGHT)
         reserved = 0 if is_known else COOKIE_REPLIES_RESERVED
         if not self._cookie_replies.has(now, reserved):
-            self.closed_until = self._cookie_replies.next_at(COOKIE_REPLIES_RESERVED)
+            self.closed_until[Sheddable.UNPROVEN] = self._cookie_replies.next_at(COOKIE_REPLIES_RESERVED)
             return DropReason.OVER_BUDGET
         if not checker.check_mac1(raw):
             return DropReason.MAC1_INVALID

@@ -16,14 +16,14 @@ from oxidize.protocol.constants import DATA_OVERHEAD, INITIATION_SIZE, MAC_SIZE,
 
 # What of each class is received in a second; twice as many are a flood.
 SHORT_PER_SECOND = 2000  # none is of use, and one takes 0.01 ms
-UNPROVEN_PER_SECOND = 4000  # twice as many as get a cookie
-PROVEN_PER_SECOND = 5000  # as many as are answered, and as may fail
+UNPROVEN_PER_SECOND = 3000  # half as many again as get a cookie
+PROVEN_PER_SECOND = 3000  # as many as are answered, and as may fail
 PASS_SHARE_MIN = 1 / 16
 
 FLOOD_FACTOR = 2.0
-WINDOW_SECS = 0.1  # between two decisions
+WINDOW_SECS = 0.05  # between two decisions
 # A flood that pauses is expected back: the estimate of its rate falls by this factor in each window.
-ESTIMATE_DECAY = 0.8
+ESTIMATE_DECAY = 0.9
 SHARE_TOLERANCE = 1.25  # changes of a share by less are not worth a new filter
 
 _NO_MAC2 = bytes(MAC_SIZE)
