@@ -140,7 +140,7 @@ def test_the_next_start_puts_the_store_right(manager: Manager, devices: Devices,
     manager.process(MESSAGES)
     store_tunnel(new)
     manager.process(processed)
-    for interrupted in (1, 2, 3, MESSAGES):  # it may be killed as well
+    for interrupted in (0, 1, 2, 3, MESSAGES):  # it may be killed as well
         passed = manager.passed()
         assert settle_tunnel(passed, INTERFACE)
         (kept,) = passed["tun"]
