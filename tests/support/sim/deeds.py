@@ -243,6 +243,17 @@ def hang_until_the_deadline(world: "World") -> None:
     world.kernel.run(0.1)
 
 
+def hang_past_a_deadline(world: "World") -> None:
+    """Replace the server by one that hangs, after OFFER or after COMMIT, for longer than the server waits for it."""
+    step, secs = world.random.choice((("offer", DEFAULT_TIMEOUTS.restore), ("commit", DEFAULT_TIMEOUTS.taken)))
+    late_secs = world.random.choice((0.0002, 0.5))
+    world.at_step[step] = lambda successor: world.kernel.hold(successor, secs + late_secs)
+    world.random.choice((world.manager.reload, world.manager.start_beside))()
+    world.kernel.run(1.0)
+    world.model.excuse_all()
+    world.kernel.run(secs)
+
+
 def suspend(world: "World") -> None:
     """Stop everything at once: the clock of deadlines runs on."""
     world.model.disturb()
@@ -272,7 +283,7 @@ def end_during_a_takeover(world: "World") -> None:
             world.is_strict = False
         world.kernel.at(world.random.random() * world.random.choice((0.001, 0.03)), partial(restart, world))
 
-    world.at_step["offer"] = end
+    world.at_step[world.random.choice(("offer", "ready"))] = end
     world.manager.reload() if world.random.random() < 0.5 else world.manager.start_beside()
     world.kernel.run(world.random.choice((0.2, 2.0)))
 
@@ -441,7 +452,7 @@ FAMILIES: dict[str, dict[Deed, float]] = {
         kill_owner: 0.5,
         kill_coordinator: 0.5,
     },
-    "hangs": {hang_until_the_deadline: 1.0},
+    "hangs": {hang_until_the_deadline: 1.0, hang_past_a_deadline: 0.7},
     "first batches": {die_in_the_first_batch: 1.0},
     "stops": {replace_with_a_fault: 3, stop: 0.7, stop_the_next: 0.7, suspend: 0.3},
     "managers": {restart: 0.5, start_twice: 0.7, remove_path: 0.2},

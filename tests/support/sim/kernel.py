@@ -93,6 +93,7 @@ class Process:
         self.was_told_to_end = False
         self.gone_at = NEVER
         self.kill_at = NEVER
+        self.killed_by: Process | None = None
         self.alarm_at = NEVER
         self.stopped_until = 0.0
         self.ready: Callable[[], bool] | None = None

@@ -5,6 +5,7 @@ The rules that it checks, at each effect:
   unless it begins for the first time. After COMMIT a process has no effect while the successor lives.
 - A successor whose offer was withdrawn never owns, whether it could be told or not.
 - A server that drains answers no handshake, in whatever generation.
+- A predecessor that has killed its successor after COMMIT serves again.
 - No key seals under the same counter twice.
 - No packet is delivered twice, to the inside or to a client, and each arrives unchanged.
 - An owner ends only when it is killed, told to, or has handed over.
@@ -134,6 +135,10 @@ class Model:
             self._kernel.fail(f"{process.name} ended because of a bug: {process.status!r:.300}")
         if process.status in ("killed", "crashed") or process.was_told_to_end:
             self.is_draining = False
+        victim = self.committed.get(process)
+        has_killed = victim is not None and victim.killed_by is process and victim.status != 0
+        if process.status == 0 and has_killed and not process.was_told_to_end:
+            self._kernel.fail(f"{process.name} has killed its successor, and ends")
         if process is not self.owner:
             return
         self.excused |= self.in_hand

@@ -310,6 +310,7 @@ class Signal:
             raise PermissionError(errno.EPERM, "Operation not permitted")
         if number == real_signal.SIGKILL:
             world.count("processes killed by the other side")
+            file.process.killed_by = caller
             world.kill(file.process)
 
 
