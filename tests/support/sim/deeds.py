@@ -305,6 +305,8 @@ def drain(world: "World") -> None:
     """Drain the server by a query, for a while."""
     world.is_strict = False  # a session may end by its age meanwhile
 
+    if world.is_asking:
+        return  # the server may answer two queries in another order
     _ask(world, query.DRAIN)
     world.kernel.at(world.random.choice((0.3, 4.0, 10.0)), partial(accept, world))
 
@@ -317,6 +319,7 @@ def accept(world: "World") -> None:
 def _ask(world: "World", name: str) -> None:
     world.asked += 1
     number = world.asked
+    world.is_asking = True
 
     def ask() -> None:
         try:
@@ -324,6 +327,7 @@ def _ask(world: "World", name: str) -> None:
         except (OSError, OxidizeError):
             return
         world.kernel.count("drains")
+        world.is_asking = name == query.DRAIN
         if world.asked == number:  # one that was asked later may be answered before
             world.model.is_draining = name == query.DRAIN
 

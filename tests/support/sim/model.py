@@ -18,7 +18,7 @@ from typing import Any
 
 import msgpack
 
-from oxidize.errors import OxidizeError
+from oxidize.errors import OxidizeError, Phase, TakeoverError
 from oxidize.protocol.constants import REJECT_AFTER_TIME, TYPE_RESPONSE
 from tests.support.sim.kernel import NEVER, Kernel, Process
 
@@ -43,6 +43,7 @@ class Model:
         self.made_at: dict[bytes, float] = {}  # of a key
         self.by_tag: dict[bytes, tuple[bytes, float]] = {}  # of a sealed message: the packet's number, and when
         self.offered: dict[Process, Process] = {}  # to each successor: by which process
+        self.untold: set[Process] = set()  # successors that could not be told that their offer is void
         self.withdrawn: set[Process] = set()  # successors whose offer is void
         self.is_draining = False  # an operator has asked for that, and no process has died since
         self.on_own: Callable[[Process, Process | None], None] = lambda _owner, _before: None
@@ -67,7 +68,8 @@ class Model:
             return
         if process in self.withdrawn and process.kill_at == NEVER:
             self._kernel.fail(f"{process.name} {what}, and its offer was withdrawn")
-        living = [each for each in self.successors.get(process, ()) if not each.is_gone()]
+        later = self.successors.get(process, ())
+        living = [each for each in later if not each.is_gone() and each not in self.committed]
         if living:
             self._kernel.fail(f"two owners: {process.name} {what}, and {living[-1].name} has since owned and lives")
         if process in self.committed and not self.committed[process].is_gone():
@@ -106,6 +108,8 @@ class Model:
                 self.on_step("offer", receiver)
             case "withdrawn" if self.offered.get(receiver) is sender:
                 self.withdrawn.add(receiver)
+                if not is_sent:
+                    self.untold.add(receiver)
             case "ready" if is_sent:
                 self.on_step("ready", sender)
             case "commit" if sender is self.owner and is_sent:
@@ -135,6 +139,8 @@ class Model:
             self._kernel.fail(f"{process.name} ended because of a bug: {process.status!r:.300}")
         if process.status in ("killed", "crashed") or process.was_told_to_end:
             self.is_draining = False
+        if process.status in ("killed", "crashed"):  # perhaps before it could kill one that could not be told
+            self.withdrawn -= {each for each in self.untold if self.offered[each] is process}
         victim = self.committed.get(process)
         has_killed = victim is not None and victim.killed_by is process and victim.status != 0
         if process.status == 0 and has_killed and not process.was_told_to_end:
@@ -149,7 +155,7 @@ class Model:
         )
         if process.status in {"killed", "crashed"}:
             self._kernel.count("owners that died")
-        elif not (handed_over or may_fail or process.was_told_to_end):
+        elif not (handed_over or may_fail or process.was_told_to_end or _cannot_listen(process)):
             self._kernel.fail(f"the owner, {process.name}, ended by itself: {process.status!r:.300}")
 
     # --- Packets ---
@@ -213,3 +219,8 @@ class Model:
     def missing(self) -> list[int]:
         """Return the numbers of the packets that should have arrived and have not."""
         return sorted(int.from_bytes(each, "big") for each in self.sent if each not in self.arrived | self.excused)
+
+
+def _cannot_listen(process: Process) -> bool:
+    """Return whether a process ended in its start because it found no descriptor to listen with, as it may."""
+    return isinstance(process.status, TakeoverError) and process.status.phase is Phase.LISTENING

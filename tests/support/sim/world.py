@@ -86,6 +86,7 @@ class World:
         self.is_calm = True  # nothing that a client may notice
         self.is_settling = False
         self.asked = 0  # queries to drain and to accept
+        self.is_asking = False  # from the first one until accepting is answered
         self.packets = 0
         self.ends: dict[int, tuple[float, list[Client]]] = {}  # of each packet: when it was sent, from and to which
         self.deeds = random.randint(*DEEDS)
