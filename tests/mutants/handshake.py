@@ -69,7 +69,7 @@ HANDSHAKE = (
         "protocol/admission.py",
         "if checker.check_mac2(raw, endpoint.identity, now):",
         "if True:",
-        ("unit/protocol/test_device.py::test_under_load_a_device_requires_and_accepts_cookies",),
+        ("unit/protocol/test_admission.py::test_a_flood_with_invented_cookies_costs_a_bounded_number_of_hashes",),
         "spoofed sources cause Diffie-Hellman computations under load",
     ),
     Mutant(
