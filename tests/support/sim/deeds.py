@@ -354,14 +354,16 @@ def remove_path(world: "World") -> None:
 
 # --- Resources ---
 
-_MEMORY_CALLS = frozenset({"pwrite", "mmap", "memfd_create", "epoll_ctl", "fallocate", "socket", "accept", "lockf"})
+_MEMORY_CALLS = frozenset({"pwrite", "mmap", "memfd_create", "epoll_ctl", "fallocate", "socket", "accept"})
 
 
 def error(world: "World") -> None:
     servers = _servers(world)
     if servers:
         number = world.random.choice((errno.ENOMEM, errno.ENOSPC))
-        world.random.choice(servers).plan(_ahead(world), Fault("error", number=number, only=_MEMORY_CALLS))
+        # fcntl(2): a lock finds no memory, but never no space.
+        only = _MEMORY_CALLS | {"lockf"} if number == errno.ENOMEM else _MEMORY_CALLS
+        world.random.choice(servers).plan(_ahead(world), Fault("error", number=number, only=only))
         world.is_strict = False
 
 
