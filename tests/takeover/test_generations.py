@@ -25,7 +25,7 @@ def test_two_hundred_generations_lose_nothing_and_grow_by_nothing(tmp_path: Path
         with Traffic(server, clients, PACKETS_PER_SECOND) as traffic:
             started = clock()
             for _ in range(GENERATIONS):
-                pids.append(server.replace()["pid"])
+                pids.append(server.replace(here=True)["pid"])
                 traffic.wait_for_more()
                 footprints.append(Footprint.of(pids[-1]))
             traffic.stop()

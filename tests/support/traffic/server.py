@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from oxidize.control import reload as coordinator
 from oxidize.control.query import fetch
 from oxidize.errors import OxidizeError
 from oxidize.holder.processes import Subreaper, children, end_children, reap, spawn
@@ -214,11 +215,17 @@ class Server:
         """Run `oxidize reload` to its end."""
         return self.finish_reload(self.start_reload(env=env))
 
-    def replace(self) -> dict[str, Any]:
-        """Run a reload that must succeed and leave one process; return the successor's status."""
+    def replace(self, *, here: bool = False) -> dict[str, Any]:
+        """Run a reload that must succeed and leave one process; return the successor's status.
+
+        here: in this process, which saves the start of another one.
+        """
         before = self.status()
-        outcome = self.reload()
-        assert outcome.status == 0, f"{outcome}\n{self.log_path.read_text()}"
+        if here:
+            coordinator.reload("server", self.config_path, "info", self.takeover_socket, before["pid"])
+        else:
+            outcome = self.reload()
+            assert outcome.status == 0, f"{outcome}\n{self.log_path.read_text()}"
         assert self.lab.wait_ended(before["pid"]) == 0
         after = self.status()
         assert after["generation"] == before["generation"] + 1
