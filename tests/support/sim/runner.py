@@ -3,9 +3,8 @@
 import contextlib
 import gc
 import logging
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tests.support.sim.install import installed
@@ -69,11 +68,11 @@ def replay(seed: int) -> str:
     return "\n".join([*lines, about, f"broken: {broken}", f"replay it with: make sim WORLDS=1 SEED={seed}"])
 
 
-def run_worlds(seeds: Iterable[int], tell: Callable[[str], None] = lambda _text: None) -> Counter[str]:
+def run_worlds(seeds: Iterable[int]) -> Counter[str]:
     """Run a world for each seed and return the counts; raises AssertionError with the trace of one that fails."""
     try:
         with installed(), rare_collections():
-            return _run_all(seeds, tell)
+            return _run_all(seeds)
     except BrokenError as broken:
         raise AssertionError(f"{replay(broken.seed)}\nat first: {broken}") from broken
 
@@ -92,17 +91,13 @@ def rare_collections() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _run_all(seeds: Iterable[int], tell: Callable[[str], None]) -> Counter[str]:
+def _run_all(seeds: Iterable[int]) -> Counter[str]:
     counts: Counter[str] = Counter()
-    started = told = time.monotonic()
     for seed in seeds:
         try:
             run_one(seed, counts)
         except Violation as broken:
             raise BrokenError(seed, broken) from broken
-        if time.monotonic() - told > 10.0:
-            told = time.monotonic()
-            tell(f"{counts['worlds']} worlds, {counts['worlds'] / (told - started):.0f} a second")
     return counts
 
 
