@@ -91,6 +91,7 @@ class Process:
         self.context: Any = None  # the settings of a server
         self.alive = True
         self.was_told_to_end = False
+        self.was_refused = False  # a system call, for want of something
         self.gone_at = NEVER
         self.kill_at = NEVER
         self.killed_by: Process | None = None
@@ -330,6 +331,7 @@ class Kernel:
             process.ready = None
             self._switch(process)
         else:
+            process.was_refused = True
             raise OSError(fault.number, os.strerror(fault.number))
 
     def crash(self, process: Process) -> NoReturn:
@@ -368,6 +370,7 @@ class Kernel:
     def open_fd(self, process: Process, file: File) -> int:
         """Return a new descriptor; raises OSError at the limit."""
         if len(process.fds) >= process.fds_max:
+            process.was_refused = True
             file.forget(self)
             raise OSError(errno.EMFILE, "Too many open files")
         fd = 3

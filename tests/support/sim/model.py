@@ -40,6 +40,7 @@ class Model:
         self.committed: dict[Process, Process] = {}
         self.committed_at = 0.0  # the last time
         self.taken: set[Process] = set()  # those that said so
+        self.served: set[Process] = set()  # those that have read or sent something
         self.sealed: set[tuple[bytes, bytes]] = set()
         self.made_at: dict[bytes, float] = {}  # of a key
         self.by_tag: dict[bytes, tuple[bytes, float]] = {}  # of a sealed message: the packet's number, and when
@@ -63,6 +64,8 @@ class Model:
 
     def on_act(self, process: Process, what: str) -> None:
         owner = self.owner
+        if what not in {"sets an option of the socket", "writes the journal"}:
+            self.served.add(process)
         if process is owner:
             if process in self.committed and not self.committed[process].is_gone():
                 self._kernel.fail(f"{process.name} {what} after COMMIT, and {self.committed[process].name} lives")
@@ -157,9 +160,11 @@ class Model:
         may_fail = process not in self.taken and any(
             successor is process and former.alive for former, successor in self.committed.items()
         )
+        # The service manager starts such a process again, and what arrives meanwhile waits.
+        cannot_start = process.was_refused and process.status == 1 and process not in self.served
         if process.status in {"killed", "crashed"}:
             self._kernel.count("owners that died")
-        elif not (handed_over or may_fail or process.was_told_to_end or _cannot_listen(process)):
+        elif not (handed_over or may_fail or cannot_start or process.was_told_to_end or _cannot_listen(process)):
             self._kernel.fail(f"the owner, {process.name}, ended by itself: {process.status!r:.300}")
 
     # --- Packets ---
