@@ -38,7 +38,7 @@ class Model:
         self.owner: Process | None = None
         self.successors: dict[Process, list[Process]] = {}  # those that had an effect after each process
         self.committed: dict[Process, Process] = {}
-        self.committed_at = 0.0  # the last time
+        self.frozen_at = 0.0  # the last time that one committed
         self.taken: set[Process] = set()  # those that said so
         self.served: set[Process] = set()  # those that have read or sent something
         self.sealed: set[tuple[bytes, bytes]] = set()
@@ -118,7 +118,7 @@ class Model:
                 self.on_step("ready", sender)
             case "commit" if sender is self.owner and is_sent:
                 self.committed[sender] = receiver
-                self.committed_at = self._kernel.now
+                self.frozen_at = min(self._kernel.now, message["frozen_at"])
                 self._kernel.count("commits")
                 self.on_step("commit", receiver)
             case "taken" if sender is self.owner and is_sent:
@@ -129,9 +129,7 @@ class Model:
     def _note_blackout(self, info: dict[str, Any]) -> None:
         blackout_ms = info.get("blackout_ms") or 0.0
         self.blackouts.append(blackout_ms)
-        is_calm = (
-            self.disturbed_at < self.committed_at - MARGIN_SECS
-        )  # TAKEN may come much later than the blackout ends
+        is_calm = self.disturbed_at < self.frozen_at - MARGIN_SECS  # TAKEN may come long after the blackout has ended
         if is_calm and blackout_ms > self.blackout_ms_max:
             self._kernel.fail(f"a blackout of {blackout_ms:.3f} ms; expected at most {self.blackout_ms_max} ms")
 
