@@ -6,6 +6,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from oxidize.protocol.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_ATTEMPT_TIME, TYPE_INITIATION
+from oxidize.protocol.counters import RECEIVE_NEXT
 from oxidize.protocol.crypto import public_key
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 SERVER_ADDRESS = ("192.0.2.1", 51820)
 SERVER_ENDPOINT = Endpoint(bytes((192, 0, 2, 1)), 51820)
 CROSSING_SECS = 20.0  # between two initiations that cross
+UNHEARD_SECS = 0.1  # what is in flight
 INSIDE = "10.0.0.250"  # a host behind the server
 CLIENTS_MAX = 400
 LINK_SECS = (0.00002, 0.002, 0.02)
@@ -59,6 +61,7 @@ class Client:
         self.rekeys_at = 0.0
         self._initiated_at = [-CROSSING_SECS, -CROSSING_SECS]  # by the server, by this client
         self._crossed_at: list[float] = []
+        self._unheard_at: list[float] = []  # when a handshake began, and the server was never heard in the session
         kernel = world.kernel
         server = PeerSettings(SERVER_PUBLIC_KEY, allowed_ips=(ip_network("0.0.0.0/0"),), endpoint=SERVER_ENDPOINT)
         self.device = Device(
@@ -98,9 +101,13 @@ class Client:
 
         Where two of them cross, one in each direction, the sides may use different sessions afterwards, and the next
         handshake drops one that is in use (the paper's rotation): packets in flight are then lost without any fault of
-        a takeover.
+        a takeover. The same happens to a session that the server has not confirmed, since what was in its hand is lost.
         """
         now = self._world.kernel.now
+        peer = self.device.peers[SERVER_PUBLIC_KEY]
+        current = peer.current
+        if is_own and current is not None and not self.device._counters[current.state.slot + RECEIVE_NEXT]:
+            self._unheard_at.append(now)
         if now < self._initiated_at[not is_own] + CROSSING_SECS:
             self._crossed_at.append(now)
         self._initiated_at[is_own] = now
@@ -110,8 +117,9 @@ class Client:
         return self._world.kernel.now < max(self._initiated_at) + CROSSING_SECS
 
     def may_lose(self, sent_at: float) -> bool:
-        """Return whether crossing handshakes may have lost a packet of that time."""
-        return any(each - CROSSING_SECS < sent_at < each + REJECT_AFTER_TIME for each in self._crossed_at)
+        """Return whether handshakes may have lost a packet of that time: see `_note_initiation`."""
+        has_crossed = any(each - CROSSING_SECS < sent_at < each + REJECT_AFTER_TIME for each in self._crossed_at)
+        return has_crossed or any(abs(sent_at - each) < UNHEARD_SECS for each in self._unheard_at)
 
     def roam(self) -> None:
         """Move to another address; datagrams to the earlier ones still arrive."""
