@@ -159,7 +159,7 @@ class Model:
             successor is process and former.alive for former, successor in self.committed.items()
         )
         # The service manager starts such a process again, and what arrives meanwhile waits.
-        cannot_start = process.was_refused and process.status == 1 and process not in self.served
+        cannot_start = process.was_refused and process.status != 0 and process not in self.served
         if process.status in {"killed", "crashed"}:
             self._kernel.count("owners that died")
         elif not (handed_over or may_fail or cannot_start or process.was_told_to_end or _cannot_listen(process)):
