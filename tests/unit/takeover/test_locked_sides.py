@@ -1,24 +1,12 @@
 """The lock of the path in a takeover: each side serves only as its holder."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from oxidize.errors import TakeoverError
 from oxidize.takeover import PathLock, Successor
 from oxidize.takeover.machine import Event
 from oxidize.takeover.messages import Ready, Withdrawn
-from tests.support.open_fds import no_leaked_fds
 from tests.unit.takeover.test_sides import Bench, Script, restoring
-
-
-@pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    with no_leaked_fds():
-        bench = Bench(tmp_path / "t.sock", monkeypatch)
-        yield bench
-        bench.close()
 
 
 def test_a_frozen_predecessor_leaves_the_lock_to_its_successor(bench: Bench) -> None:

@@ -5,7 +5,7 @@ import errno
 import itertools
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
@@ -34,7 +34,6 @@ from oxidize.takeover.messages import (
     Withdrawn,
     encode,
 )
-from tests.support.open_fds import no_leaked_fds
 from tests.support.takeover_peer import Host
 
 HELLO = Hello("test", os.getpid(), (1,))
@@ -123,14 +122,6 @@ class Bench:
         close_fds([self.reading, self.host.out])
         self.lock.close()
         assert self.callbacks == {}
-
-
-@pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    with no_leaked_fds():
-        bench = Bench(tmp_path / "t.sock", monkeypatch)
-        yield bench
-        bench.close()
 
 
 # --- A host that postpones the freeze ---
