@@ -6,12 +6,14 @@ replaced under traffic: `make test-handoff`).
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tests.support.interrupts import InterruptedOnce, PassesInterrupts
+from tests.support.open_fds import no_leaked_fds
 from tests.support.traffic.releases import WHEELS, Release, unpack
 
 TUN = Path("/dev/net/tun")
@@ -27,6 +29,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(InterruptedOnce())
     elif config.option.numprocesses:
         config.pluginmanager.register(PassesInterrupts())
+
+
+@pytest.fixture
+def no_leak() -> Iterator[None]:
+    """Check that the test and its fixtures close every file descriptor that they open."""
+    with no_leaked_fds():
+        yield
 
 
 def _lacking(item: pytest.Item) -> str | None:

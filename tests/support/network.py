@@ -199,10 +199,10 @@ class World:
         self.hosts[host.endpoint] = host
         return host
 
-    def pair(self, **options: "float | LinkPolicy") -> tuple[Host, Host]:
+    def pair(self, *, keepalive: float = 0.0, link: LinkPolicy | None = None, **of_server: int) -> tuple[Host, Host]:
         """Return a started client that knows the server's endpoint, and a server that does not know the client's."""
-        client, server = self.host(), self.host()
-        client.know(server, **options)  # type: ignore[arg-type]
+        client, server = self.host(), self.host(**of_server)
+        client.know(server, keepalive=keepalive, link=link)
         server.know(client, reachable=False)
         client.start()
         server.start()

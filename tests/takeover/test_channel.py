@@ -17,17 +17,12 @@ from oxidize.errors import DecodeError, StateError, TakeoverError
 from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, close_fds, connect, is_authorised
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.messages import MESSAGE_BYTES_MAX, MoreFds, Query, Ready, Withdrawn
-from tests.support.open_fds import no_leaked_fds
+
+pytestmark = pytest.mark.usefixtures("no_leak")
 
 
 def names_in(directory: Path) -> list[str]:
     return sorted(each.name for each in directory.iterdir())
-
-
-@pytest.fixture(autouse=True)
-def no_leak() -> Iterator[None]:
-    with no_leaked_fds():
-        yield
 
 
 @contextlib.contextmanager

@@ -10,7 +10,9 @@ import pytest
 
 from oxidize.client import connection as connection_module
 from oxidize.client.connection import LOOKUP_PAUSE_SECS, LOOKUP_PAUSE_SECS_MAX, Connection
-from oxidize.client.resolver import Lookup
+from oxidize.client.network_watch import NetworkWatch
+from oxidize.client.resolver import Lookup, Resolver
+from oxidize.net.event_loop import Loop, Timed
 from oxidize.protocol.counters import LINK_STATE, OUTAGE_SINCE_NS, LinkState
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.link_policy import LinkPolicy
@@ -26,7 +28,7 @@ THIRD = Endpoint(bytes([203, 0, 113, 77]), 51820)
 NAME, LITERAL = "vpn.example:51820", "192.0.2.2:51820"
 
 
-class FakeResolver:
+class FakeResolver(Resolver):
     """Notes when it is asked; the test supplies the outcome."""
 
     def __init__(self, done: Callable[[list[Endpoint] | OSError], None], now: Callable[[], float]) -> None:
@@ -42,21 +44,21 @@ class FakeResolver:
         self.stopped = True
 
 
-class FakeLoop:
+class FakeLoop(Loop):
     def __init__(self) -> None:
-        self.timed: list[object] = []
+        self.timed: list[Timed] = []
 
-    def add_timed(self, timed: object) -> None:
+    def add_timed(self, timed: Timed) -> None:
         if timed not in self.timed:
             self.timed.append(timed)
 
-    def remove_timed(self, timed: object) -> None:
+    def remove_timed(self, timed: Timed) -> None:
         if timed in self.timed:
             self.timed.remove(timed)
 
 
-class FakeWatch:
-    def __init__(self, loop: FakeLoop, changed: Callable[[float], None]) -> None:
+class FakeWatch(NetworkWatch):
+    def __init__(self, _: Loop, changed: Callable[[float], None]) -> None:
         self.changed = changed
         self.runs = False
 
@@ -81,7 +83,7 @@ class FakeLog:
 def settings_of(server: str, **more: object) -> NodeSettings:
     """Return what a connection uses of a client's settings."""
     settings = {"server": server, "fwmark": 51820, "default_routes": (), "name_servers": None, **more}
-    return SimpleNamespace(**settings)  # type: ignore[return-value]
+    return NodeSettings.model_construct(None, **settings)
 
 
 class Scene:
@@ -109,8 +111,10 @@ class Scene:
         )
         self.loop = FakeLoop()
         self.connection = self.connect(self.client, settings_of(server), ["192.0.2.53"])
-        self.resolver: FakeResolver = self.connection._resolver  # type: ignore[assignment]
-        self.watch: FakeWatch = self.connection._watch  # type: ignore[assignment]
+        resolver, watch = self.connection._resolver, self.connection._watch
+        assert isinstance(resolver, FakeResolver)
+        assert isinstance(watch, FakeWatch)
+        self.resolver, self.watch = resolver, watch
         self.connection.start(self.world.now)
         self.world.exchange(self.wire)
 
@@ -119,7 +123,7 @@ class Scene:
             settings,
             host.device,
             host.slots.counters,
-            self.loop,  # type: ignore[arg-type]
+            self.loop,
             lambda: None,
             self.failures.append,
             upstream_dns,
@@ -143,6 +147,12 @@ class Scene:
         self.wire = lose_everything
         self.client.device.on_route_change(self.world.now, is_lost=True)
         assert self.connection.state == LinkState.RECONNECTING
+
+    def flap(self, seconds: float) -> None:
+        """Begin an outage that ends at once, and let time pass."""
+        self.go_dark()
+        self.wire = None
+        self.run(seconds)
 
     def change_network(self) -> None:
         self.watch.changed(self.world.now)
@@ -180,9 +190,7 @@ def test_an_outage_that_ends_at_once_is_logged_once_a_minute(make: Make) -> None
     scene = make()
     scene.run(60.0)
     for _ in range(60):  # two minutes
-        scene.go_dark()
-        scene.wire = None
-        scene.run(2.0)
+        scene.flap(2.0)
         assert scene.connection.state == LinkState.CONNECTED
     logged = [event for level, event, _ in scene.log.lines if level != "debug"]
     assert logged == ["connecting", "connected"] + ["reconnecting", "connected"] * 2
@@ -191,9 +199,7 @@ def test_an_outage_that_ends_at_once_is_logged_once_a_minute(make: Make) -> None
 def test_an_outage_that_lasts_is_logged_while_it_lasts_although_flaps_came_before(make: Make) -> None:
     scene = make()
     scene.run(60.0)
-    scene.go_dark()
-    scene.wire = None
-    scene.run(5.0)
+    scene.flap(5.0)
     before = len(scene.log.lines)
     scene.go_dark()
     scene.run(0.9)
@@ -209,9 +215,7 @@ def test_an_outage_that_lasts_is_logged_while_it_lasts_although_flaps_came_befor
 def test_a_predecessor_that_thaws_warns_of_no_outage_that_its_successor_ended(make: Make) -> None:
     scene = make()
     scene.run(60.0)
-    scene.go_dark()
-    scene.wire = None
-    scene.run(5.0)
+    scene.flap(5.0)
     scene.go_dark()
     before = len(scene.log.lines)
     scene.connection.stop()
@@ -320,9 +324,7 @@ def test_a_name_that_does_not_resolve_is_reported_once_for_each_outage(make: Mak
 def test_a_client_follows_its_server_to_a_new_address_of_the_name(make: Make) -> None:
     scene = make()
     scene.world.move(scene.server, ELSEWHERE)
-    scene.go_dark()
-    scene.wire = None
-    scene.run(0.5)
+    scene.flap(0.5)
     scene.resolver.done([ELSEWHERE])
     scene.world.exchange()
     assert scene.connection.state == LinkState.CONNECTED

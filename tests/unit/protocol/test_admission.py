@@ -178,11 +178,7 @@ def test_a_flood_with_invented_cookies_costs_a_bounded_number_of_hashes(work: Wo
 
 def test_a_peer_with_a_cookie_is_answered_beside_a_flood_with_invented_ones() -> None:
     world = World()
-    client, server = world.host(), world.host(under_load_handshakes=0)
-    client.know(server)
-    server.know(client)
-    client.start()
-    server.start()
+    client, server = joined(world.host(), world.host(under_load_handshakes=0))
     client.send(server)
     world.exchange()
     assert client.total(Total.COOKIE_REPLIES_RECEIVED) == 1
@@ -212,11 +208,7 @@ def with_cookies(world: World, server: Host, count: int) -> list[CookieJar]:
 
 def test_a_thousand_sources_with_cookies_share_one_budget_and_a_newcomer_is_served(work: Work) -> None:
     world = World()
-    client, server = world.host(), world.host(under_load_handshakes=0)
-    client.know(server)
-    server.know(client, reachable=False)
-    client.start()
-    server.start()
+    client, server = world.pair(under_load_handshakes=0)
     jars = with_cookies(world, server, 1000)
     client.send(server)
     talk(client, server)

@@ -333,11 +333,7 @@ def test_repeated_datagrams_have_no_effect() -> None:
 
 def asked_for_cookies(world: World) -> tuple[Host, Host, list[bytes]]:
     """Return a client that has begun two handshakes, its loaded server, and the replies to both initiations."""
-    client, server = world.host(), world.host(under_load_handshakes=0)
-    client.know(server, link=DEFAULT_POLICY)
-    server.know(client, reachable=False)
-    client.start()
-    server.start()
+    client, server = world.pair(link=DEFAULT_POLICY, under_load_handshakes=0)
     client.device.begin_links(world.now)
     replies = []
     for pause in (0.0, 10.0):

@@ -231,11 +231,7 @@ def beside_a_flood(world: World, server: Host, do: Callable[[], None], secs: flo
 
 def test_a_client_with_a_cookie_is_answered_at_once_beside_a_flood_of_those_without() -> None:
     world = World()
-    client, server = world.host(), world.host(under_load_handshakes=0)
-    client.know(server)
-    server.know(client, reachable=False)
-    client.start()
-    server.start()
+    client, server = world.pair(under_load_handshakes=0)
     client.send(server)
     world.exchange()
     assert client.total(Total.COOKIE_REPLIES_RECEIVED) == 1

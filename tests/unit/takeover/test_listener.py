@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,13 +10,8 @@ import pytest
 from oxidize.errors import TakeoverError
 from oxidize.takeover.channel import connect
 from oxidize.takeover.listener import Listener
-from tests.support.open_fds import no_leaked_fds
 
-
-@pytest.fixture(autouse=True)
-def no_leak() -> Iterator[None]:
-    with no_leaked_fds():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leak")
 
 
 @pytest.fixture

@@ -14,13 +14,8 @@ from oxidize.errors import TakeoverError
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.path_lock import PathLock
 from oxidize.takeover.successor import Successor
-from tests.support.open_fds import no_leaked_fds
 
-
-@pytest.fixture(autouse=True)
-def no_leak() -> Iterator[None]:
-    with no_leaked_fds():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leak")
 
 
 @pytest.fixture
