@@ -135,7 +135,7 @@ def connect(client: EchoClient, server: Server) -> None:
 def record(client: EchoClient) -> list[str]:
     """Send requests; return their datagrams in hexadecimal."""
     tap, plain = Tap(client), client.socket
-    client.socket = tap  # type: ignore[assignment]
+    client.socket = tap  # type: ignore[assignment]  # a socket but for the class
     for _ in range(RECORDED):
         client.send_next()
     client.socket = plain

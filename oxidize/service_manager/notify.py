@@ -133,7 +133,7 @@ def single(passed: dict[str, list[int]], names: Sequence[str]) -> dict[str, int]
 
 def _daemon() -> Any:
     try:
-        from systemd import daemon  # type: ignore[attr-defined] # noqa: PLC0415  # an extra: only where a manager is
+        from systemd import daemon  # type: ignore[attr-defined] # noqa: PLC0415  # an extra, not this folder systemd/
     except ImportError as error:
         raise ConfigError(
             "NOTIFY_SOCKET or LISTEN_FDS is set, but the Python package systemd-python is not installed: "

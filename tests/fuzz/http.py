@@ -44,7 +44,7 @@ class Loop:
             callback()
 
 
-class Listener:
+class Listener(socket.socket):
     """Hands out connections as a listening socket does."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ def run(data: bytes) -> None:
     script = Script(data)
     loop, listener, now = Loop(), Listener(), 0.0
     respond = make_respond(lambda: "healthy", lambda: (b"metric 1\n" * script.number(4000), "text/plain"))
-    server = HttpServer(listener, respond, loop.register, loop.unregister, lambda: now)  # type: ignore[arg-type]
+    server = HttpServer(listener, respond, loop.register, loop.unregister, lambda: now)
     clients: list[socket.socket] = []
     while script:
         step = script.number(len(PIECES) + 6)

@@ -8,6 +8,7 @@ fault; without a fault nothing does. A failure names its seed.
 from collections import Counter
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from heapq import heappop, heappush
 from math import inf
 
@@ -92,11 +93,11 @@ class OutageSimulation:
     def carry(self) -> None:
         for transmit in self.client.take_transmits():
             for datagram in transmit.datagrams if self.is_link_up else ():
-                self.after(TRANSIT_SECS, lambda data=datagram, source=self.client.endpoint: self.reach(data, source))  # type: ignore[misc]
+                self.after(TRANSIT_SECS, partial(self.reach, datagram, self.client.endpoint))
         for transmit in self.server.take_transmits():
             target = Endpoint(*transmit.endpoint.remote)
             for datagram in transmit.datagrams:
-                self.after(TRANSIT_SECS, lambda data=datagram, to=target: self.come_back(data, to))  # type: ignore[misc]
+                self.after(TRANSIT_SECS, partial(self.come_back, datagram, target))
 
     def reach(self, datagram: bytes, source: Endpoint) -> None:
         """Bring a datagram to the server's host."""
@@ -140,7 +141,7 @@ class OutageSimulation:
             self.handled += 1
             if self.load is Load.APPLICATION:
                 late_secs = self.random.uniform(LATE_SECS_MIN, LATE_SECS_MAX)
-                self.after_in_generation(late_secs, lambda answer=payload: self.answer(answer))  # type: ignore[misc]
+                self.after_in_generation(late_secs, partial(self.answer, payload))
             elif self.load is Load.STALLS:
                 self.pending.append(payload)
             else:

@@ -71,12 +71,12 @@ def test_a_freeze_that_fails_leaves_the_predecessor_serving(seed: int) -> None:
     assert not second.runs
 
 
-def test_a_stopped_successor_that_even_sigkill_does_not_end_never_owns_twice() -> None:
+def test_a_stopped_successor_that_even_sigkill_does_not_end_never_owns_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     for point in range(1, points_of(1) + 1):
         for seed in range(10):
             world, _, second = start(seed)
             second.faults = {point: 500.0}
-            second.kill = lambda: None  # type: ignore[method-assign]  # the signal is as stuck as the process
+            monkeypatch.setattr(second, "kill", lambda: None)  # the signal is as stuck as the process
             world.spawn("T", take_over, at=60.0)
             what = f"seed {seed}, point {point}"
             run(world, what)
@@ -142,7 +142,7 @@ PLANTED = {
 @pytest.mark.parametrize("bug", PLANTED)
 def test_the_simulation_finds_a_planted_bug(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     table, state, event, after, to_do = PLANTED[bug]
-    monkeypatch.setitem(table, (state, event), (after, tuple(Do[name] for name in to_do.split())))  # type: ignore[arg-type]
+    monkeypatch.setitem(table, (state, event), (after, tuple(Do[name] for name in to_do.split())))  # type: ignore[arg-type]  # all of one table
 
     def everything() -> None:
         run_every_point(0, 0.0, range(4))

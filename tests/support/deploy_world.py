@@ -210,11 +210,13 @@ class SimulatedCommands(Commands):
         super().__init__(world.releases, Path("server.toml"), None, -1)
         self.world = world
         self.to_build: list[str] = []
+        self.on_build: Callable[[], None] = lambda: None
         self.problem = ""
         self.rehearsed = Rehearsed(2, 2, {})
         self.rehearsal_problem = ""
 
     def build(self) -> Release:
+        self.on_build()
         return add_release(self.world.prefix, self.to_build.pop(0), UNIX + self.world.time)
 
     def check(self, release: Release, owner: Owner) -> str:

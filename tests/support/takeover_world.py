@@ -9,6 +9,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from oxidize.takeover.machine import (
     Action,
@@ -377,10 +378,12 @@ def take_over(
     yield from serve(me, first=False)
 
 
-def start(seed: int, **options: object) -> tuple[World, Process, Process]:
+def start(
+    seed: int, *, fails_at: SuccessorState | None = None, hangs_up: bool = False
+) -> tuple[World, Process, Process]:
     world = World(seed)
     first = world.spawn("P", serve)
-    second = world.spawn("S", lambda me: take_over(me, **options), at=0.1)  # type: ignore[arg-type]
+    second = world.spawn("S", partial(take_over, fails_at=fails_at, hangs_up=hangs_up), at=0.1)
     return world, first, second
 
 

@@ -25,10 +25,7 @@ MARKS = "/run/oxidize/got-there"
 
 
 class Service:
-    """A booted machine with a configured service that is not started, and a running client.
-
-    It has the attributes that `tests.support.traffic.site.Client` needs of a site: lab, namespace, server.
-    """
+    """A booted machine with a configured service that is not started, and a running client."""
 
     def __init__(self, lab: Lab, seed: Path) -> None:
         self.lab = lab
@@ -38,7 +35,7 @@ class Service:
         self.identity = Identity.make()
         self.peers: list[PeerTable] = []
         self._marks: set[str] = set()
-        self.client = Client(self, 1, None)  # type: ignore[arg-type]
+        self.client = Client(self, 1, None)
         self.peers.append(self.client.table())
         self._put_key()
         self.write_config()

@@ -47,7 +47,7 @@ def notify_ready(self: Node) -> None:
     log.error("what this release does is wrong")
 
 
-Node.notify_ready = notify_ready  # type: ignore[method-assign]
+Node.notify_ready = notify_ready
 """,
     ),
 )
@@ -106,7 +106,7 @@ def test_every_command_of_the_guide_to_deployments_under_traffic(service: Servic
     assert guide.others == {}, "a block of another kind: are these commands that no test runs?"
     endless = [command.text for command in guide.commands if command.is_endless]
     assert endless == ["sudo oxidize watch", "sudo journalctl -u oxidize-daemon -f"]
-    others = [Client(service, number, None) for number in range(2, CLIENTS + 1)]  # type: ignore[arg-type]
+    others = [Client(service, number, None) for number in range(2, CLIENTS + 1)]
     service.peers += [client.table() for client in others]
     service.write_config(drain_timeout_secs=3)
     service.start()

@@ -16,8 +16,8 @@ from tests.support.takeover_peer import NORMAL, WAIT_SECS, Stand, clock
 HASTY = replace(NORMAL, restore=0.3, taken=0.3, kill=0.3, exit_grace=0.3, withdrawn_exit=0.3, commit=0.3, death=0.3)
 
 
-def hello(**changes: object) -> Hello:
-    return replace(Hello("test", os.getpid(), (1,)), **changes)  # type: ignore[arg-type]
+def hello() -> Hello:
+    return Hello("test", os.getpid(), (1,))
 
 
 def test_a_successor_takes_over(stand: Stand) -> None:
@@ -315,7 +315,7 @@ def test_a_successor_without_a_common_protocol_is_refused(
     stand: Stand, protocol_min: int, protocol: int, welcome: bool
 ) -> None:
     stand.serve()
-    channel, answer = stand.converse(hello(protocol_min=protocol_min, protocol=protocol))
+    channel, answer = stand.converse(replace(hello(), protocol_min=protocol_min, protocol=protocol))
     assert isinstance(answer, Refused) is not welcome
     channel.close()
 

@@ -30,14 +30,17 @@ TOKENS = re.compile(rf'"[^"]*"|\[{INTERVAL}\]|[A-Za-z_]\w*|\d+(?:\.\d+)?|=~|!~|!
 PAIRS = {")": "(", "}": "{"}
 
 
+def live(link: LinkState | None) -> Live:
+    numbers = dict.fromkeys(("connections_active", "peers", "kernel_drops", "generation"), lambda: 1)
+    return Live(**numbers, state=lambda: "healthy", link=lambda: link)
+
+
 def exported() -> dict[str, dict[str, set[str]]]:
     """Return what a server and a client export: the values of every label, by metric and label."""
     found: dict[str, dict[str, set[str]]] = {"up": {}}
     counters = memoryview(bytearray(8 * TOTALS_WORDS)).cast("Q")
     for link in (None, LinkState.CONNECTED):
-        numbers = dict.fromkeys(("connections_active", "peers", "kernel_drops", "generation"), lambda: 1)
-        live = Live(**numbers, state=lambda: "healthy", link=lambda link=link: link)  # type: ignore[misc]
-        body, _ = Metrics(counters, live, release="0.1.0").render()
+        body, _ = Metrics(counters, live(link), release="0.1.0").render()
         for family in text_string_to_metric_families(body.decode()):
             for sample in family.samples:
                 labels = found.setdefault(sample.name, {})

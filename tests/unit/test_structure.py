@@ -1,4 +1,4 @@
-"""The shape of the source: which part may import which, what is pure, and how long files and functions may be.
+"""The shape of the source: which part may import which, what is pure, how long files and functions are, what is exempt.
 
 The contracts on imports are in pyproject.toml ([tool.importlinter]), each with a sentence as its name.
 """
@@ -23,6 +23,8 @@ IMPURE = frozenset({"socket", "os", "time", "random", "select", "secrets", "asyn
 
 FILE_LINES_MAX = 499
 FUNCTION_LINES_MAX = 70
+
+EXEMPTION = re.compile(r"noqa(:\s*[A-Z]+[0-9]+(,\s*[A-Z]+[0-9]+)*)?|type: ignore(\[[a-z, -]+\])?")
 
 
 @dataclass(frozen=True)
@@ -80,26 +82,44 @@ def oversized(module: Module) -> list[str]:
     return problems
 
 
+def comments_of(module: Module) -> dict[int, str]:
+    """Return the comments by their line."""
+    tokens = tokenize.generate_tokens(io.StringIO(module.source).readline)
+    return {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
+
+
+def words_of_reason(comment: str) -> int:
+    """Return the number of words of a comment; `noqa` and `type: ignore` are none."""
+    return len(re.findall(r"[A-Za-z]+", EXEMPTION.sub("", comment)))
+
+
+def unexplained_exemptions(module: Module) -> list[str]:
+    """Return the lines that a check of style or types passes over without a reason."""
+    return [
+        f"{module.name}:{number} {comment}: say why after it"
+        for number, comment in comments_of(module).items()
+        if EXEMPTION.search(comment) and not words_of_reason(comment)
+    ]
+
+
 def unexplained_catch_alls(module: Module) -> list[str]:
     """Return the handlers of all exceptions without a comment that says why; `noqa` alone is no reason.
 
     Handlers that clean up and end in a bare `raise` hide nothing.
     """
-    tokens = tokenize.generate_tokens(io.StringIO(module.source).readline)
-    comments = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
+    comments = comments_of(module)
     problems = []
     for node in ast.walk(module.tree):
         if not isinstance(node, ast.ExceptHandler) or ast.unparse(node.body[-1]) == "raise":
             continue
         caught = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} if node.type else {"BaseException"}
-        reason = re.sub(r"noqa(:\s*[A-Z]+[0-9]+(,\s*[A-Z]+[0-9]+)*)?", "", comments.get(node.lineno, ""))
-        if caught & {"Exception", "BaseException"} and len(re.findall(r"[A-Za-z]+", reason)) < 2:
+        if caught & {"Exception", "BaseException"} and words_of_reason(comments.get(node.lineno, "")) < 2:
             problems.append(f"{module.name}:{node.lineno} catches every exception: say why in a comment on the line")
     return problems
 
 
 MODULES = list(load("oxidize"))
-HELPERS = list(load("benchmarks", "demo", "scripts", "tests"))
+HELPERS = list(load("benchmarks", "demo", "examples", "scripts", "tests"))
 each_module = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
 
 
@@ -129,6 +149,10 @@ def test_tests_and_tools_are_as_short_as_the_source() -> None:
 
 def test_tests_and_tools_say_why_they_catch_every_exception() -> None:
     assert [problem for module in HELPERS for problem in unexplained_catch_alls(module)] == []
+
+
+def test_every_exemption_from_a_check_of_style_or_types_has_a_reason() -> None:
+    assert [problem for module in MODULES + HELPERS for problem in unexplained_exemptions(module)] == []
 
 
 def test_every_module_has_a_docstring() -> None:
@@ -222,3 +246,21 @@ def test_a_long_file_or_function_is_found() -> None:
 def test_a_catch_all_without_a_reason_is_found(handler: str, expected: int) -> None:
     assert len(unexplained_catch_alls(Module("oxidize.a", f"try:\n    pass\n{handler}\n    pass\n"))) == expected
     assert unexplained_catch_alls(Module("oxidize.a", f"try:\n    pass\n{handler}\n    pass\n    raise\n")) == []
+
+
+@pytest.mark.parametrize(
+    ("comment", "expected"),
+    [
+        ("# type: ignore[arg-type]", 1),
+        ("# type: ignore[method-assign, assignment]", 1),
+        ("# type: ignore", 1),
+        ("# type: ignore[attr-defined] # noqa: PLC0415", 1),
+        ("# noqa: S110, E722", 1),
+        ("# type: ignore[arg-type]  # a fake device", 0),
+        ("# noqa: PLC0415 - late, as above", 0),
+        ("# its type", 0),
+    ],
+)
+def test_an_exemption_without_a_reason_is_found(comment: str, expected: int) -> None:
+    assert len(unexplained_exemptions(Module("oxidize.a", f"a = 1  {comment}\n"))) == expected
+    assert unexplained_exemptions(Module("oxidize.a", f'a = "{comment}"\n')) == []

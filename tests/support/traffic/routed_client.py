@@ -6,6 +6,7 @@ packets need the default route of the main table.
 
 import secrets
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from oxidize.config.schema import FWMARK_DEFAULT
@@ -25,7 +26,9 @@ EVERYTHING = ("0.0.0.0/0", "::/0")
 class Place:
     """The namespaces, the wireguard-go server and the client."""
 
-    def __init__(self, lab: Lab, *, ipv6: bool = False, **options: object) -> None:
+    def __init__(
+        self, lab: Lab, *, ipv6: bool = False, allowed_ips: Sequence[str] = EVERYTHING, dns: Sequence[str] | None = None
+    ) -> None:
         self.lab = lab
         self.router, self.here, self.near = (Namespace(lab.stack) for _ in range(3))
         join(self.router, "down0", self.here, "up0")
@@ -40,14 +43,15 @@ class Place:
         self.server = WireguardGo(lab, self.router, [f"{FAR4}/32", f"{FAR6}/128", "10.9.0.1/24", "fd09::1/64"])
         self.server.wg("set", self.server.name, "listen-port", str(PORT))
         self.interface = f"ox{secrets.token_hex(5)}"
-        options = {"allowed_ips": EVERYTHING, "interface": self.interface, **options}
         self.client = OxidizeClient(
             lab,
             f"[{SERVER6}]:{PORT}" if ipv6 else f"{SERVER4}:{PORT}",
             self.server.identity.public,
             address=["10.9.0.2/24", "fd09::2/64"],
             inside=self.here.entered,
-            **options,  # type: ignore[arg-type]
+            allowed_ips=allowed_ips,
+            interface=self.interface,
+            dns=dns,
         )
         self.server.set_peer(self.client.identity.public, "10.9.0.2/32,fd09::2/128")
 

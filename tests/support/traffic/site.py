@@ -5,13 +5,31 @@ Outer addresses: client k is 192.0.2.(4k+2) and 2001:db8:k::2, the server the ad
 """
 
 import secrets
-from typing import Any
+from typing import Any, Protocol
 
 from tests.support.traffic.namespaces import Namespace, join, set_addresses
-from tests.support.traffic.server import Lab, PeerTable, Server, b64
+from tests.support.traffic.server import Identity, Lab, PeerTable, Server, b64
 from tests.support.traffic.wireguard_go import WireguardGo
 
 PORT = 51820
+
+
+class ClientServer(Protocol):
+    """The server of a client."""
+
+    identity: Identity
+
+    def status(self) -> dict[str, Any]: ...
+
+
+class ServerSide(Protocol):
+    """What a client is joined to: a `Site`, or another owner of a server in a namespace."""
+
+    lab: Lab
+    namespace: Namespace
+
+    @property
+    def server(self) -> ClientServer: ...
 
 
 class Site:
@@ -46,7 +64,7 @@ class Site:
 class Client:
     """A wireguard-go in its namespace."""
 
-    def __init__(self, site: Site, number: int, preshared_key: bytes | None) -> None:
+    def __init__(self, site: ServerSide, number: int, preshared_key: bytes | None) -> None:
         self.site = site
         self.number = number
         self.preshared_key = preshared_key

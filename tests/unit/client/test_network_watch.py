@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from oxidize.client.network_watch import DELAY_SECS_MAX, QUIET_SECS, NetworkWatch, source_address_for
+from oxidize.net.event_loop import Loop, Timed
 from oxidize.protocol.endpoint import Endpoint
 
 LOOPBACK4, LOOPBACK6 = bytes([127, 0, 0, 1]), bytes(15) + b"\1"
@@ -56,11 +57,11 @@ def test_without_a_descriptor_there_is_no_source_address(monkeypatch: pytest.Mon
 # --- The watch ---
 
 
-class FakeLoop:
+class FakeLoop(Loop):
     def __init__(self) -> None:
         self.time = 100.0
         self.callbacks: dict[int, Callable[[], None]] = {}
-        self.timed: list[object] = []
+        self.timed: list[Timed] = []
 
     def now(self) -> float:
         return self.time
@@ -71,10 +72,10 @@ class FakeLoop:
     def unregister(self, fd: int) -> None:
         del self.callbacks[fd]
 
-    def add_timed(self, timed: object) -> None:
+    def add_timed(self, timed: Timed) -> None:
         self.timed.append(timed)
 
-    def remove_timed(self, timed: object) -> None:
+    def remove_timed(self, timed: Timed) -> None:
         self.timed.remove(timed)
 
 
@@ -112,7 +113,7 @@ class Watched:
         self.loop = FakeLoop()
         self.changes: list[float] = []
         monkeypatch.setattr(socket, "socket", lambda *_: self.socket)
-        self.watch = NetworkWatch(self.loop, self.changes.append)  # type: ignore[arg-type]
+        self.watch = NetworkWatch(self.loop, self.changes.append)
         self.watch.start()
 
     def receive(self, *messages: bytes | Exception) -> None:

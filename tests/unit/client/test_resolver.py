@@ -17,6 +17,7 @@ import pytest
 
 from oxidize.client import resolver
 from oxidize.client.resolver import Resolver, look_up_past_tunnel, read_upstream_dns
+from oxidize.net.event_loop import Loop
 from oxidize.net.resolve import literal, look_up, split
 from oxidize.protocol.endpoint import Endpoint
 from tests.support.open_fds import no_leaked_fds
@@ -298,7 +299,7 @@ def test_the_hosts_file_takes_precedence_over_dns(serve: Callable[[Answer], Name
 # --- A resolver in a loop ---
 
 
-class FakeLoop:
+class FakeLoop(Loop):
     """Calls back when the test tells it to."""
 
     def __init__(self) -> None:
@@ -342,7 +343,7 @@ Parts = tuple[FakeLoop, Lookups, list[list[Endpoint] | OSError], Resolver]
 def parts() -> Iterator[Parts]:
     loop, lookups = FakeLoop(), Lookups()
     outcomes: list[list[Endpoint] | OSError] = []
-    yield loop, lookups, outcomes, Resolver("vpn.example:51820", lookups, loop, outcomes.append)  # type: ignore[arg-type]
+    yield loop, lookups, outcomes, Resolver("vpn.example:51820", lookups, loop, outcomes.append)
     lookups.go.set()
     for thread in threads():  # a thread may still end after its report, and the next test counts threads
         thread.join(WAIT_SECS)

@@ -1,7 +1,6 @@
 """One deployment from its beginning to its end, with a simulated server."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -39,9 +38,9 @@ def running(world: World) -> str:
     return world.running.name
 
 
-def add(world: World, name: str = "two", **behaviour: object) -> Release:
-    world.behaviours[name] = Behaviour(**behaviour)  # type: ignore[arg-type]
-    return add_release(world.prefix, name, 2.0)
+def add(world: World, behaviour: Behaviour | None = None) -> Release:
+    world.behaviours["two"] = behaviour or Behaviour()
+    return add_release(world.prefix, "two", 2.0)
 
 
 def steps(world: World) -> list[tuple[Step, bool]]:
@@ -66,24 +65,28 @@ def test_a_good_release_is_built_rehearsed_switched_to_and_watched(world: World)
 @pytest.mark.parametrize(
     ("behaviour", "expected"),
     [
-        pytest.param({"ends_after_secs": 2.0}, "was replaced by generation 4", id="crashes"),
-        pytest.param({"packets_per_sec": 0.0}, "packets received: 0 a second", id="drops all, silently"),
+        pytest.param(Behaviour(ends_after_secs=2.0), "was replaced by generation 4", id="crashes"),
+        pytest.param(Behaviour(packets_per_sec=0.0), "packets received: 0 a second", id="drops all, silently"),
         pytest.param(
-            {"drops_per_sec": 100.0}, "packets dropped since the switch: network write failed", id="drops and counts"
+            Behaviour(drops_per_sec=100.0),
+            "packets dropped since the switch: network write failed",
+            id="drops and counts",
         ),
-        pytest.param({"kernel_drops_per_sec": 10.0}, "dropped by the kernel", id="does not empty the queue"),
-        pytest.param({"errors": 1}, "1 line logged as errors", id="logs errors"),
-        pytest.param({"unready": "503 starting"}, "/health: 503 starting", id="not ready"),
-        pytest.param({"lost_peers": ["bob"]}, "1 session lost: bob", id="loses a session"),
-        pytest.param({"is_mute": True}, "gives no answer", id="hangs"),
-        pytest.param({"is_mute": True, "ends_after_secs": 11.0}, "gives no answer", id="hangs until it is ended"),
-        pytest.param({"answers": DecodeError("not JSON")}, "not JSON", id="answers what cannot be read"),
-        pytest.param({"answers": ZeroDivisionError()}, "a bug of the deployment", id="raises an unexpected error"),
-        pytest.param({"logs_per_sec": 1.0}, "logged as errors", id="logs errors later"),
+        pytest.param(Behaviour(kernel_drops_per_sec=10.0), "dropped by the kernel", id="does not empty the queue"),
+        pytest.param(Behaviour(errors=1), "1 line logged as errors", id="logs errors"),
+        pytest.param(Behaviour(unready="503 starting"), "/health: 503 starting", id="not ready"),
+        pytest.param(Behaviour(lost_peers=["bob"]), "1 session lost: bob", id="loses a session"),
+        pytest.param(Behaviour(is_mute=True), "gives no answer", id="hangs"),
+        pytest.param(Behaviour(is_mute=True, ends_after_secs=11.0), "gives no answer", id="hangs until it is ended"),
+        pytest.param(Behaviour(answers=DecodeError("not JSON")), "not JSON", id="answers what cannot be read"),
+        pytest.param(
+            Behaviour(answers=ZeroDivisionError()), "a bug of the deployment", id="raises an unexpected error"
+        ),
+        pytest.param(Behaviour(logs_per_sec=1.0), "logged as errors", id="logs errors later"),
     ],
 )
-def test_a_bad_release_is_rolled_back_by_takeover(world: World, behaviour: dict[str, Any], expected: str) -> None:
-    add(world, **behaviour)
+def test_a_bad_release_is_rolled_back_by_takeover(world: World, behaviour: Behaviour, expected: str) -> None:
+    add(world, behaviour)
     entry = world.deployer().deploy("two")
     assert entry.result == history.ROLLED_BACK
     assert expected in entry.reason
@@ -94,7 +97,7 @@ def test_a_bad_release_is_rolled_back_by_takeover(world: World, behaviour: dict[
 
 
 def test_a_release_that_never_serves_leaves_the_previous_one_running(world: World) -> None:
-    add(world, refuses="broken on purpose")
+    add(world, Behaviour(refuses="broken on purpose"))
     pid = world.pid
     entry = world.deployer().deploy("two")
     assert (entry.result, running(world), current(world)) == (history.FAILED, "one", "one")
@@ -103,7 +106,7 @@ def test_a_release_that_never_serves_leaves_the_previous_one_running(world: Worl
 
 
 def test_a_release_that_cannot_be_rolled_back_is_reported_as_lost(world: World) -> None:
-    add(world, errors=1)
+    add(world, Behaviour(errors=1))
     world.behaviours["one"] = Behaviour(refuses="cannot read the state")
     entry = world.deployer().deploy("two")
     assert (entry.result, running(world), current(world)) == (history.LOST, "two", "one")
@@ -112,7 +115,7 @@ def test_a_release_that_cannot_be_rolled_back_is_reported_as_lost(world: World) 
 
 
 def test_a_wrong_main_process_is_a_reason(world: World) -> None:
-    add(world, on_reload=lambda: setattr(world, "main_pid_is_wrong", True))
+    add(world, Behaviour(on_reload=lambda: setattr(world, "main_pid_is_wrong", True)))
     entry = world.deployer().deploy("two")
     assert "the main process of the service is" in entry.reason
     assert (entry.result, running(world)) == (history.ROLLED_BACK, "one")
@@ -140,7 +143,7 @@ def test_a_release_that_keeps_fewer_sessions_is_refused_unless_forced(world: Wor
 
 
 def test_the_health_check_can_ignore_traffic(world: World) -> None:
-    add(world, packets_per_sec=0.0)
+    add(world, Behaviour(packets_per_sec=0.0))
     assert world.deployer(check_traffic=False).deploy("two").result == history.SUCCESS
 
 
@@ -198,13 +201,12 @@ def test_a_release_that_keeps_crashing_can_be_rolled_back(world: World) -> None:
         if world.releases.current() == one and world.running is None:
             world.serve(one)  # by the service manager
 
-    world.sleep = sleep  # type: ignore[method-assign]
     world.clock = type(world.clock)(world.clock.now, world.clock.unix, sleep)
     entry = world.deployer().rollback()
     assert (entry.result, running(world)) == (history.SUCCESS, "one")
 
 
-def test_an_interruption_after_the_switch_rolls_back(world: World) -> None:
+def test_an_interruption_after_the_switch_rolls_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     add(world)
     sample = world.unready
 
@@ -213,7 +215,7 @@ def test_an_interruption_after_the_switch_rolls_back(world: World) -> None:
             raise KeyboardInterrupt
         return sample(vitals)
 
-    world.unready = interrupted  # type: ignore[method-assign]
+    monkeypatch.setattr(world, "unready", interrupted)
     entry = world.deployer().deploy("two")
     assert (entry.result, entry.reason) == (history.ROLLED_BACK, "interrupted")
     assert (running(world), current(world)) == ("one", "one")
@@ -231,9 +233,9 @@ def test_a_bug_of_the_deployment_after_the_switch_rolls_back(world: World) -> No
     assert "a bug of the deployment" in entry.reason
 
 
-def test_an_interruption_before_the_switch_changes_nothing(world: World) -> None:
+def test_an_interruption_before_the_switch_changes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     add(world)
-    world.commands.rehearse = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
+    monkeypatch.setattr(world.commands, "rehearse", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     entry = world.deployer().deploy("two")
     assert (entry.result, entry.reason) == (history.REFUSED, "interrupted before anything was switched")
     assert (current(world), world.reloads) == ("one", [])
@@ -273,8 +275,10 @@ def test_a_rollback_waits_for_a_reload_that_is_under_way(world: World) -> None:
     assert world.time - began >= 5.0
 
 
-def test_a_full_disk_stops_a_deployment_before_the_switch_and_never_after_it(world: World) -> None:
-    add(world, errors=1)
+def test_a_full_disk_stops_a_deployment_before_the_switch_and_never_after_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(world, Behaviour(errors=1))
     begin = world.history.begin
     full_at = Step.SWITCH
 
@@ -283,10 +287,10 @@ def test_a_full_disk_stops_a_deployment_before_the_switch_and_never_after_it(wor
             raise DeployError("no space left")
         begin(under_way)
 
-    world.history.begin = fails  # type: ignore[method-assign]
+    monkeypatch.setattr(world.history, "begin", fails)
     assert (world.deployer().deploy("two").result, world.reloads, current(world)) == (history.FAILED, [], "one")
     full_at = Step.WATCH
-    world.history.append = lambda entry: fails(UNDER_WAY)  # type: ignore[method-assign]
+    monkeypatch.setattr(world.history, "append", lambda entry: fails(UNDER_WAY))
     entry = world.deployer().deploy("two")
     assert (entry.result, running(world), current(world)) == (history.ROLLED_BACK, "one", "one")
     assert world.progress.notes == ["not written down: no space left"] * 4

@@ -136,13 +136,7 @@ def test_a_release_by_another_operator_during_the_watch_is_a_reason(world: World
 
 def serve_during_the_build(world: World, release: Release) -> None:
     """Make a release begin to serve while "four" is built."""
-    build = world.commands.build
-
-    def slow() -> Release:
-        world.serve(release)
-        return build()
-
-    world.commands.build = slow  # type: ignore[method-assign]
+    world.commands.on_build = lambda: world.serve(release)
     world.commands.to_build = ["four"]
 
 
@@ -183,10 +177,10 @@ def test_current_leads_to_a_release_that_already_serves(world: World) -> None:
     assert serving(world) == ("one", "one")
 
 
-def test_a_server_clock_that_has_stopped_is_refused(world: World) -> None:
+def test_a_server_clock_that_has_stopped_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     vitals = world.vitals()
     assert vitals is not None
-    world.vitals = lambda: vitals  # type: ignore[method-assign]
+    monkeypatch.setattr(world, "vitals", lambda: vitals)
     entry = deploy(world)
     assert (entry.result, "has stopped" in entry.reason) == (history.REFUSED, True)
 
@@ -252,8 +246,10 @@ def test_a_link_that_cannot_be_changed_loses_nothing(world: World, monkeypatch: 
     assert "No space left" in entry.reason
 
 
-def test_a_bug_of_the_deployment_before_the_switch_switches_nothing(world: World) -> None:
-    world.commands.check = lambda *_: 1 / 0  # type: ignore[method-assign, assignment]
+def test_a_bug_of_the_deployment_before_the_switch_switches_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.commands, "check", lambda *_: 1 / 0)
     entry = deploy(world)
     assert (entry.result, serving(world)) == (history.REFUSED, ("one", "one"))
     assert "a bug of the deployment" in entry.reason
@@ -325,7 +321,7 @@ def test_an_interruption_ends_the_watch_and_is_ignored_during_the_rollback(world
     assert (entry.result, entry.reason, serving(world)) == (history.ROLLED_BACK, "interrupted", ("one", "one"))
 
 
-def test_an_interruption_after_the_end_changes_nothing(world: World) -> None:
+def test_an_interruption_after_the_end_changes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     deployer = world.deployer()
     append = world.history.append
 
@@ -333,6 +329,6 @@ def test_an_interruption_after_the_end_changes_nothing(world: World) -> None:
         deployer.interrupts._interrupt(2, None)
         append(entry)
 
-    world.history.append = interrupted  # type: ignore[method-assign]
+    monkeypatch.setattr(world.history, "append", interrupted)
     entry = deployer.deploy("two")
     assert (entry.result, serving(world), world.history.entries()) == (history.SUCCESS, ("two", "two"), [entry])

@@ -56,7 +56,7 @@ class Kernel:
 
 
 def connected(kernel: Kernel) -> NftSocket:
-    return NftSocket(kernel)  # type: ignore[arg-type]
+    return NftSocket(kernel)  # type: ignore[arg-type]  # a fake socket with the methods used here
 
 
 def split(data: bytes) -> list[tuple[int, int, int, bytes]]:

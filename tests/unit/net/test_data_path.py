@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 
 from oxidize.net.data_path import BATCHES_PER_EVENT_MAX, DataPath
-from oxidize.net.udp import ReceivedBatch
+from oxidize.net.udp import ReceivedBatch, UdpSocket
+from oxidize.net.udp_cmsg import Datagram
 from oxidize.protocol.constants import BATCH_PACKETS_MAX
 from oxidize.protocol.counters import DROPS_START, DropReason
+from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.session_table import Transmit
 from tests.support.counters import ArraySlots
@@ -15,7 +17,7 @@ from tests.support.counters import ArraySlots
 HERE = Endpoint(bytes([192, 0, 2, 1]), 51820)
 
 
-class FakeUdp:
+class FakeUdp(UdpSocket):
     def __init__(self, log: list[str]) -> None:
         self.log = log
         self.batches: deque[ReceivedBatch] = deque()
@@ -27,12 +29,12 @@ class FakeUdp:
         self.log.append("receive")
         return self.batches.popleft() if self.batches else None
 
-    def transmit(self, endpoint: Endpoint, datagrams: list[bytes]) -> int:
+    def transmit(self, endpoint: Endpoint, datagrams: Sequence[Datagram]) -> int:
         self.log.append(f"transmit {len(datagrams)}")
         return len(datagrams) - self.refused
 
 
-class FakeDevice:
+class FakeDevice(Device):
     """Delivers every datagram unchanged, and sends every packet unchanged."""
 
     def __init__(self) -> None:
@@ -43,11 +45,11 @@ class FakeDevice:
     def on_unreachable(self, remote: tuple[bytes, int, int], now: float, *, refused: bool) -> None:
         self.unreachable.append((remote, now, refused))
 
-    def receive_datagrams(self, datagrams: Sequence[memoryview], endpoint: Endpoint, now: float) -> list[bytes]:
+    def receive_datagrams(self, datagrams: Sequence[bytes | memoryview], endpoint: Endpoint, now: float) -> list[bytes]:
         assert endpoint == HERE
         return [bytes(datagram) for datagram in datagrams if datagram]
 
-    def send_packets(self, packets: Sequence[bytes], now: float) -> None:
+    def send_packets(self, packets: Sequence[bytes | memoryview], now: float) -> None:
         self.queued.append(Transmit(HERE, [bytes(packet) for packet in packets]))
 
     def take_transmits(self) -> list[Transmit]:
@@ -88,14 +90,7 @@ def make(fd: int | None = 9) -> SimpleNamespace:
     log: list[str] = []
     counters = ArraySlots().counters
     udp, device, tunnel = FakeUdp(log), FakeDevice(), FakeTunnel(log, fd)
-    path = DataPath(
-        device,  # type: ignore[arg-type]
-        udp,  # type: ignore[arg-type]
-        tunnel,
-        counters,
-        lambda: 5.0,
-        DropReason.ROUTE_UNSUPPORTED,
-    )
+    path = DataPath(device, udp, tunnel, counters, lambda: 5.0, DropReason.ROUTE_UNSUPPORTED)
     return SimpleNamespace(path=path, udp=udp, device=device, tunnel=tunnel, counters=counters, log=log)
 
 

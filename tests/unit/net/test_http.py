@@ -353,7 +353,7 @@ def test_the_oldest_idle_connection_is_closed_for_a_new_one(world: World) -> Non
         assert parse(world.read(client))[0] == 200
 
 
-class Refusing:
+class Refusing(socket.socket):
     """A listener whose accept fails."""
 
     def __init__(self, listener: socket.socket, *failures: int) -> None:
@@ -370,7 +370,7 @@ class Refusing:
 
 @pytest.mark.parametrize("shortage", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
 def test_a_shortage_of_descriptors_pauses_accepting_for_a_while(world: World, shortage: int) -> None:
-    world.server._listener = Refusing(world.listener, shortage)  # type: ignore[assignment]
+    world.server._listener = Refusing(world.listener, shortage)
     client = world.connect(request())
     assert world.listener.fileno() not in world.callbacks  # or the loop would spin
     assert world.server.next_deadline() == world.now + http.ACCEPT_RETRY_SECS
@@ -400,7 +400,7 @@ def test_a_server_that_cannot_watch_its_listener_tries_again(world: World) -> No
 
 
 def test_a_connection_that_ends_before_it_is_accepted_is_skipped(world: World) -> None:
-    world.server._listener = Refusing(world.listener, errno.ECONNABORTED)  # type: ignore[assignment]
+    world.server._listener = Refusing(world.listener, errno.ECONNABORTED)
     assert parse(world.exchange(request()))[0] == 200
 
 
@@ -427,7 +427,7 @@ def test_a_paused_server_leaves_new_connections_to_its_successor(world: World) -
 
 
 def test_a_pause_outlasts_a_shortage(world: World) -> None:
-    world.server._listener = Refusing(world.listener, errno.EMFILE)  # type: ignore[assignment]
+    world.server._listener = Refusing(world.listener, errno.EMFILE)
     world.connect(request())
     world.server.pause()
     world.server.handle_timeout(world.now + 60)

@@ -53,9 +53,11 @@ class Stand:
         self.looked_into = 0
         receive = Device.receive_datagrams
 
-        def count(device: Device, datagrams: Sequence[bytes | memoryview], *rest: object) -> list[bytes]:
+        def count(
+            device: Device, datagrams: Sequence[bytes | memoryview], endpoint: Endpoint, now: float
+        ) -> list[bytes]:
             self.looked_into += len(datagrams)
-            return receive(device, datagrams, *rest)  # type: ignore[arg-type]
+            return receive(device, datagrams, endpoint, now)
 
         monkeypatch.setattr(Device, "receive_datagrams", count)
 

@@ -208,7 +208,7 @@ def test_an_error_without_the_address_of_its_sender_has_an_unknown_one(offender:
     assert control.read_error([(*control.RECEIVE_ERRORS[0], b"short")]) == (0, b"")
 
 
-class ErrorQueue:
+class ErrorQueue(socket.socket):
     """A socket that holds errors about datagrams to one address, and no datagram."""
 
     def __init__(self, remote: tuple[str, int], reports: list[list[control.ControlMessage]]) -> None:
@@ -234,7 +234,7 @@ def test_a_refused_port_is_reported_by_its_own_host_alone(code: int, offender: s
     try:
         wrapped._reports_errors = True
         reports = [error_report(*control.RECEIVE_ERRORS[0], code, sockaddr(offender))]
-        wrapped._socket = ErrorQueue(("192.0.2.1", 51820), reports)  # type: ignore[assignment]
+        wrapped._socket = ErrorQueue(("192.0.2.1", 51820), reports)
         wrapped._take_errors()
         assert wrapped.unreachable == [((packed("192.0.2.1"), 51820, 0), refused) for refused in expected]
     finally:

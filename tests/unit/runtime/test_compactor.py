@@ -125,7 +125,7 @@ def test_a_compaction_with_the_steps_of_the_server_keeps_every_record(state: Ses
 class StoredHost(Host):
     """A host of the network in memory, whose state is in the files of a server."""
 
-    def make_slots(self) -> Arena:  # type: ignore[override]
+    def make_slots(self) -> Arena:  # type: ignore[override]  # an arena has the methods that a device calls
         self.state = made()
         self.slots.counters = self.state.arena.counters
         return self.state.arena

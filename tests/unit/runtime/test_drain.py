@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from oxidize.net.event_loop import Loop, Timed
 from oxidize.protocol.counters import Total
 from oxidize.runtime import drain as drain_module
 from oxidize.runtime.drain import CHECK_SECS, IDLE_SECS, Drain
@@ -12,15 +13,15 @@ from tests.support.counters import ArraySlots
 TIMEOUT = 30.0
 
 
-class FakeLoop:
+class FakeLoop(Loop):
     def __init__(self) -> None:
-        self.timed: list[object] = []
+        self.timed: list[Timed] = []
         self.stopped = False
 
-    def add_timed(self, timed: object) -> None:
+    def add_timed(self, timed: Timed) -> None:
         self.timed.append(timed)
 
-    def remove_timed(self, timed: object) -> None:
+    def remove_timed(self, timed: Timed) -> None:
         if timed in self.timed:
             self.timed.remove(timed)
 
@@ -42,7 +43,7 @@ class Draining:
         self.drain.begin(TIMEOUT, self.loop.stop)
 
     def next_drain(self) -> Drain:
-        return Drain(self.device, self.counters, self.loop, lambda: self.generation)  # type: ignore[arg-type]
+        return Drain(self.device, self.counters, self.loop, lambda: self.generation)  # type: ignore[arg-type]  # a fake device
 
     def due(self) -> float:
         deadline = self.drain.next_deadline()

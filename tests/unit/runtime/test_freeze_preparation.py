@@ -66,6 +66,7 @@ class Words:
 class Process:
     state: SessionState
     device: Device
+    words: Words
     records: list[Change] = field(default_factory=list)
 
 
@@ -91,14 +92,15 @@ class Stand:
 
     def process(self, state: SessionState) -> Process:
         self._undo.callback(state.close)
-        state.arena.counters = Words(state.arena.counters)  # type: ignore[assignment]  # it has all that is used of one
+        words = Words(state.arena.counters)
+        state.arena.counters = words  # type: ignore[assignment]  # it has all that is used of a memoryview
 
         def record(change: Change) -> None:
             state.record(change)
             process.records.append(change)
 
         device = Device(PRIVATE_KEY, self.settings, state.arena, os.urandom, lambda: 1.7e9, record)
-        process = Process(state, device)
+        process = Process(state, device, words)
         return process
 
     def begin_session(self, peer: Peer) -> None:
@@ -171,7 +173,7 @@ class Stand:
 
     @property
     def touched(self) -> int:
-        return sum(process.state.arena.counters.touched for process in (self.old, self.new))  # type: ignore[attr-defined]
+        return sum(process.words.touched for process in (self.old, self.new))
 
     def waiting(self, device: Device) -> dict[bytes, list[bytes]]:
         return {key: list(peer.staged) for key, peer in device.peers.items()}

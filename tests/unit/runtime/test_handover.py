@@ -16,7 +16,7 @@ def test_an_offer_that_cannot_be_made_does_not_hold_compaction() -> None:
         raise OSError("no descriptor")
 
     handover = object.__new__(Handover)
-    handover.node = SimpleNamespace(  # type: ignore[assignment]
+    handover.node = SimpleNamespace(  # type: ignore[assignment]  # what an offer reads of a node
         session_state=SimpleNamespace(
             journal=SimpleNamespace(envelope={"min_reader": 1}), generation=1, hold=lambda: held.append(True)
         ),
@@ -39,8 +39,8 @@ def test_the_regions_of_the_journal_do_not_change_sides_while_an_offer_is_open()
     for number in range(50):
         state.record_takeover({"number": number})
     handover = object.__new__(Handover)
-    handover._preparation = SimpleNamespace(begin=lambda: None)  # type: ignore[assignment]
-    handover.node = SimpleNamespace(  # type: ignore[assignment]
+    handover._preparation = SimpleNamespace(begin=lambda: None)  # type: ignore[assignment]  # it prepares nothing
+    handover.node = SimpleNamespace(  # type: ignore[assignment]  # what an offer reads of a node
         session_state=state,
         settings=SimpleNamespace(listen=("::", 0), metrics_listen=None, server=None),
         interface_digest="",

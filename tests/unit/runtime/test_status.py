@@ -1,7 +1,6 @@
 """The answers to queries: parts that no process test reaches."""
 
 import socket
-from types import SimpleNamespace
 
 import pytest
 
@@ -14,15 +13,9 @@ def test_the_names_of_the_queries_never_change() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "name", "expected"),
-    [
-        (socket.AF_INET, ("127.0.0.1", 9090), "127.0.0.1:9090"),
-        (socket.AF_INET6, ("::1", 9090, 0, 0), "[::1]:9090"),
-    ],
+    ("family", "host", "shown"), [(socket.AF_INET, "127.0.0.1", "127.0.0.1"), (socket.AF_INET6, "::1", "[::1]")]
 )
-def test_the_metrics_listener_is_shown_as_host_and_port(
-    family: socket.AddressFamily, name: tuple[object, ...], expected: str
-) -> None:
-    listener = SimpleNamespace(family=family, getsockname=lambda: name)
-    assert _address_of(listener) == expected  # type: ignore[arg-type]
+def test_the_metrics_listener_is_shown_as_host_and_port(family: socket.AddressFamily, host: str, shown: str) -> None:
+    with socket.create_server((host, 0), family=family) as listener:
+        assert _address_of(listener) == f"{shown}:{listener.getsockname()[1]}"
     assert _address_of(None) is None

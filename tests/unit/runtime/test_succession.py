@@ -21,7 +21,7 @@ def test_a_successor_that_has_not_read_up_to_the_end_that_commit_names_does_not_
     before.stop_writing()
     node = object.__new__(Node)
     node.session_state = state
-    node.device = SimpleNamespace(restore=lambda changes, now: None)  # type: ignore[assignment]
+    node.device = SimpleNamespace(restore=lambda changes, now: None)  # type: ignore[assignment]  # a device that restores nothing
     with pytest.raises(SnapshotError, match=f"read up to {before.end}, expected {before.end + 1} as COMMIT says"):
         Succession._own(object.__new__(Succession), node, Commit({"journal_end": before.end + 1}, 1.0, False))
     assert not state.is_writer
