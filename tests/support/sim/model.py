@@ -8,7 +8,7 @@ The rules that it checks, at each effect:
 - A predecessor that has killed its successor after COMMIT serves again.
 - No key seals under the same counter twice.
 - No packet is delivered twice, to the inside or to a client, and each arrives unchanged.
-- An owner ends only when it is killed, told to, or has handed over.
+- An owner ends only when it is killed, told to, has handed over, or was refused something before it has served.
 - A takeover in which nothing happened otherwise has a bounded blackout.
 At the end of a world in which the link loses nothing: each packet has arrived that no dying process held in its hand.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 import msgpack
 
-from oxidize.errors import OxidizeError, Phase, TakeoverError
+from oxidize.errors import OxidizeError
 from oxidize.protocol.constants import REJECT_AFTER_TIME, TYPE_RESPONSE
 from tests.support.sim.kernel import NEVER, Kernel, Process
 
@@ -158,11 +158,12 @@ class Model:
         may_fail = process not in self.taken and any(
             successor is process and former.alive for former, successor in self.committed.items()
         )
-        # The service manager starts such a process again, and what arrives meanwhile waits.
+        # No room in its epoll, no descriptor to listen with. The service manager starts such a process again, and what
+        # arrives meanwhile waits.
         cannot_start = process.was_refused and process.status != 0 and process not in self.served
         if process.status in {"killed", "crashed"}:
             self._kernel.count("owners that died")
-        elif not (handed_over or may_fail or cannot_start or process.was_told_to_end or _cannot_listen(process)):
+        elif not (handed_over or may_fail or cannot_start or process.was_told_to_end):
             self._kernel.fail(f"the owner, {process.name}, ended by itself: {process.status!r:.300}")
 
     # --- Packets ---
@@ -226,8 +227,3 @@ class Model:
     def missing(self) -> list[int]:
         """Return the numbers of the packets that should have arrived and have not."""
         return sorted(int.from_bytes(each, "big") for each in self.sent if each not in self.arrived | self.excused)
-
-
-def _cannot_listen(process: Process) -> bool:
-    """Return whether a process ended in its start because it found no descriptor to listen with, as it may."""
-    return isinstance(process.status, TakeoverError) and process.status.phase is Phase.LISTENING
