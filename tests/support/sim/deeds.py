@@ -17,7 +17,7 @@ from oxidize.takeover.machine import DEFAULT_TIMEOUTS
 from tests.support.sim.clients import CROSSING_SECS, LINK_SECS
 from tests.support.sim.files import MemoryFile
 from tests.support.sim.kernel import Fault, Process
-from tests.support.sim.manager import SOCKET
+from tests.support.sim.manager import LOCK, SOCKET
 from tests.support.sim.releases import INCOMPATIBLE, RELEASES
 from tests.support.sim.rogues import ROGUES
 
@@ -348,8 +348,9 @@ def rogue(world: "World") -> None:
 
 
 def remove_path(world: "World") -> None:
-    """Remove the name of the takeover socket, as a cleaner of temporary files does."""
-    world.kernel.paths.pop(str(SOCKET), None)
+    """Remove the name of the takeover socket, of its lock, or both, as a cleaner of temporary files does."""
+    for path in world.random.choice(((SOCKET,), (LOCK,), (SOCKET, LOCK))):
+        world.kernel.paths.pop(str(path), None)
 
 
 # --- Resources ---
@@ -461,7 +462,7 @@ FAMILIES: dict[str, dict[Deed, float]] = {
     "hangs": {hang_until_the_deadline: 1.0, hang_past_a_deadline: 0.7},
     "first batches": {die_in_the_first_batch: 1.0},
     "stops": {replace_with_a_fault: 3, stop: 0.7, stop_the_next: 0.7, suspend: 0.3},
-    "managers": {restart: 0.5, start_twice: 0.7, remove_path: 0.2},
+    "managers": {restart: 0.5, start_twice: 0.7, remove_path: 0.5},
     "last words": {end_during_a_takeover: 1.0},
     "ends": {stop_the_unit: 0.5, drain: 0.7},
     "rogues": {rogue: 2.0},

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CONFIG = pathlib.Path("server.toml")
 SOCKET = Path("/run/oxidize/takeover.sock")
+LOCK = Path(f"{SOCKET}.lock")
 UNIT = "oxidize-daemon.service"
 NOTIFY = "/run/systemd/notify"
 RESTART_SECS = 0.1
