@@ -23,12 +23,12 @@ from tests.system.broken_releases import (
 )
 from tests.system.machine import DAEMON
 from tests.system.service import OXIDIZE, Service
+from tests.system.traffic import BESIDE_DEPLOYMENTS
 
 pytestmark = pytest.mark.handoff
 
 Record = Callable[[str, object], None]
 SETTLE = "--settle=3"
-RATE = 1_000  # per second in each direction; less than elsewhere, because a deployment needs processor time too
 
 
 def deploy(service: Service, *arguments: str, command: str = "deploy", expected: int = 0) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def test_a_good_release_is_deployed_without_loss(service: Service, record_proper
     service.start()
     first, pid = service.current(), service.machine.main_pid()
     service.add_release("good")
-    handshake, traffic = service.handshake(), service.traffic(RATE)
+    handshake, traffic = service.handshake(), service.traffic(BESIDE_DEPLOYMENTS)
     told = deploy(service, "--release=good")
     traffic.wait_until_caught_up()
     verdict = traffic.stop()
@@ -83,7 +83,7 @@ def test_a_release_that_never_serves_leaves_the_old_one_serving(
     service.start()
     first, pid = service.current(), service.machine.main_pid()
     service.add_release("bad", broken)
-    handshake, traffic = service.handshake(), service.traffic(RATE)
+    handshake, traffic = service.handshake(), service.traffic(BESIDE_DEPLOYMENTS)
     told = deploy(service, "--release=bad", SETTLE, expected=1)
     assert (told["result"], told["source"], told["target"]) == (result, first, "bad")
     assert expected in told["reason"]
@@ -99,7 +99,7 @@ def test_a_release_that_crashes_after_two_seconds_is_rolled_back(service: Servic
     service.start()
     first, pid = service.current(), service.machine.main_pid()
     service.add_release("bad", CRASHES)
-    handshake, traffic = service.handshake(), service.traffic(RATE)
+    handshake, traffic = service.handshake(), service.traffic(BESIDE_DEPLOYMENTS)
     told = deploy(service, "--release=bad", expected=1)
     assert (told["result"], told["target"]) == ("rolled back", "bad")
     assert "restored from the store" in told["reason"] or "no server is running" in told["reason"]
@@ -117,12 +117,12 @@ def test_a_release_that_drops_packets_is_rolled_back(service: Service, record_pr
     service.start()
     first = service.current()
     service.add_release("bad", DROPS)
-    handshake, traffic = service.handshake(), service.traffic(RATE)
+    handshake, traffic = service.handshake(), service.traffic(BESIDE_DEPLOYMENTS)
     told = deploy(service, "--release=bad", expected=1)
     assert (told["result"], told["target"], told["sessions"]) == ("rolled back", "bad", 1)
     assert "packets received: 0 a second" in told["reason"]
     assert serving(service) == (first, first)
-    traffic.wait_for_replies(RATE)
+    traffic.wait_for_replies(BESIDE_DEPLOYMENTS)
     verdict = traffic.stop()
     record_property("verdict", str(verdict))
     assert service.has_got_there()
@@ -136,7 +136,7 @@ def test_a_release_with_malformed_answers_is_rolled_back(service: Service) -> No
     service.start()
     first, pid = service.current(), service.machine.main_pid()
     service.add_release("bad", ANSWERS_RUBBISH | LOGS_ERRORS)
-    handshake, traffic = service.handshake(), service.traffic(RATE)
+    handshake, traffic = service.handshake(), service.traffic(BESIDE_DEPLOYMENTS)
     told = deploy(service, "--release=bad", expected=1)
     assert (told["result"], serving(service)) == ("rolled back", (first, first))
     service.switch_to("bad")  # and once more by hand, so that it is what a rollback finds
@@ -158,7 +158,7 @@ def test_rolling_back_twice_reads_the_state_of_a_later_release(service: Service)
     first = service.current()
     service.add_release("second")
     service.add_release("third", WRITES_MORE)
-    handshake, traffic = service.handshake(), service.traffic(RATE)
+    handshake, traffic = service.handshake(), service.traffic(BESIDE_DEPLOYMENTS)
     for release in ("second", "third"):
         deploy(service, f"--release={release}", "--settle=1")
     assert service.has_got_there()
@@ -242,7 +242,7 @@ def test_a_deployment_killed_at_any_step_leaves_a_server_serving(service: Servic
     first = service.current()
     service.add_release("next")
     service.add_release("bad", LOGS_ERRORS)
-    handshake, traffic = service.handshake(), service.traffic(RATE)
+    handshake, traffic = service.handshake(), service.traffic(BESIDE_DEPLOYMENTS)
     for where, release, expected in (
         ("configuration", "next", first),
         ("rehearsal", "next", first),
@@ -274,7 +274,7 @@ def test_a_second_deployment_is_refused_and_the_first_can_be_interrupted(service
     service.start()
     first = service.current()
     service.add_release("next")
-    handshake, traffic = service.handshake(), service.traffic(RATE)
+    handshake, traffic = service.handshake(), service.traffic(BESIDE_DEPLOYMENTS)
     deployment = service.machine.start(OXIDIZE, "deploy", "--release=next", "--settle=60")
     assert deployment.stdout is not None
     lines = []

@@ -18,6 +18,7 @@ from tests.system import building
 from tests.system.building import Workshop
 from tests.system.machine import Machine
 from tests.system.service import CONFIG, OXIDIZE, Service
+from tests.system.traffic import BESIDE_DEPLOYMENTS
 from tests.system.transcript import ASK_STATUS, INTERRUPTED_STATUS, Command, Names, Shell, blocks, commands
 
 pytestmark = [pytest.mark.handoff, pytest.mark.needs(*building.NEEDED_PROGRAMS)]
@@ -114,7 +115,7 @@ def test_every_command_of_the_guide_to_deployments_under_traffic(service: Servic
         client.connect(keepalive=1)
     service.machine.wait_for("all sessions", lambda: service.status()["sessions"] == CLIENTS)
     commits = iter(COMMITS)
-    shook_hands, traffic = [service.handshake()], service.traffic()
+    shook_hands, traffic = [service.handshake()], service.traffic(BESIDE_DEPLOYMENTS)
 
     def publish(command: Command) -> None:
         if command.text.startswith("git pull"):

@@ -18,6 +18,7 @@ from tests.system.machine import prioritize
 # In each direction, so that the server relays 10,000/s. Twice as many pass on two otherwise idle cores;
 # with less, it is the machine that loses packets, before the service does.
 PACKETS_PER_SECOND = 5_000
+BESIDE_DEPLOYMENTS = 1_000  # packets per second: builds and the commands of a deployment need processor time too
 PORT = 7
 NUMBERED = Path(__file__).parent / "stage" / "numbered.py"
 WARM_UP_SECS = 0.1  # of replies

@@ -11,6 +11,7 @@ import os
 import select
 from collections import deque
 from collections.abc import Callable
+from operator import methodcaller
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ class File:
 
     def on_closed(self, kernel: "Kernel") -> None:
         """Do what the last close does."""
+
+
+_IS_READABLE = methodcaller("is_readable")
 
 
 class Pipe(File):
@@ -96,31 +100,33 @@ class PidFd(File):
 
 
 class Epoll(File):
-    """The files that a loop watches, by descriptor."""
+    """The files that a loop watches, by descriptor. awaited: those with EPOLLIN, of which it is told."""
 
     def __init__(self) -> None:
         super().__init__()
         self.watched: dict[int, File] = {}
-        self.masks: dict[int, int] = {}
+        self.awaited: dict[int, File] = {}
+
+    def set_mask(self, fd: int, mask: int) -> None:
+        # One without EPOLLIN is paused (`Loop.pause`): EPOLLONESHOT alone.
+        if mask & select.EPOLLIN:
+            self.awaited[fd] = self.watched[fd]
+        else:
+            self.awaited.pop(fd, None)
 
     def ready(self) -> list[int]:
-        # One without EPOLLIN is paused (`Loop.pause`): EPOLLONESHOT alone.
-        return [
-            fd
-            for fd, file in self.watched.items()
-            if self.masks[fd] & select.EPOLLIN and (file.is_readable() or file.is_hung_up())
-        ]
+        return [fd for fd, file in self.awaited.items() if file.is_readable()]
 
     def is_readable(self) -> bool:
-        masks, wanted = self.masks, select.EPOLLIN
-        for fd, file in self.watched.items():
-            if masks[fd] & wanted and (file.is_readable() or file.is_hung_up()):
-                return True
-        return False
+        return any(map(_IS_READABLE, self.awaited.values()))
+
+    def forget_watched(self, fd: int) -> bool:
+        self.awaited.pop(fd, None)
+        return self.watched.pop(fd, None) is not None
 
     def forget_closed(self, fd: int, file: File) -> None:
         if self.watched.get(fd) is file and file.refs <= 1:
-            del self.watched[fd]
+            self.forget_watched(fd)
 
 
 class Listener(File):

@@ -405,9 +405,10 @@ class Kernel:
     def _next_instant(self) -> float:
         instant = self._events[0][0] if self._events else NEVER
         for each in self.living:
-            instant = min(instant, each.kill_at, each.alarm_at, max(each.deadline, each.stopped_until))
             if each.stopped_until > self.now:
-                instant = min(instant, each.stopped_until)
+                instant = min(instant, each.kill_at, each.alarm_at, each.stopped_until)
+            else:
+                instant = min(instant, each.kill_at, each.alarm_at, each.deadline)
         gone = (each.gone_at for each in self.processes if not each.alive and each.gone_at > self.now)
         return max(self.now, min(instant, min(gone, default=NEVER)))
 

@@ -310,19 +310,20 @@ class EpollObject:
         file = kernel().file(fd)
         if self._file.watched.get(fd) is file:
             raise FileExistsError(errno.EEXIST, "File exists")
-        self._file.watched[fd], self._file.masks[fd] = file, events
+        self._file.watched[fd] = file
+        self._file.set_mask(fd, events)
 
     def modify(self, fd: int, events: int) -> None:
         kernel().enter("epoll_ctl_mod")
         kernel().file(fd)
         if fd not in self._file.watched:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory")
-        self._file.masks[fd] = events
+        self._file.set_mask(fd, events)
 
     def unregister(self, fd: int) -> None:
         kernel().enter("epoll_ctl_del")
         kernel().file(fd)
-        if self._file.watched.pop(fd, None) is None:
+        if not self._file.forget_watched(fd):
             raise FileNotFoundError(errno.ENOENT, "No such file or directory")
 
     def poll(self, timeout: float | None = None, maxevents: int = -1) -> list[tuple[int, int]]:
