@@ -3,6 +3,7 @@
 The hidden commands `clean-up` and `name-servers` are hooks that the client's systemd unit runs; rarely used by hand.
 """
 
+import logging
 import os
 import pkgutil
 import secrets
@@ -112,7 +113,10 @@ def _run(role: config.Role, config_path: Path, log_level: str, control_fd: int |
     from oxidize.runtime.daemon import run  # noqa: PLC0415  # the other commands need none of it
 
     with errors_as_lines(is_coordinated=control_fd is not None):
-        sys.exit(run(role, config_path, log_level, control_fd))
+        status = run(role, config_path, log_level, control_fd)
+    # Not `sys.exit`: to free every object first takes 0.04 s and more of a processor that the successor needs.
+    logging.shutdown()
+    os._exit(status)
 
 
 @main.command()

@@ -124,6 +124,6 @@ def warn_of_readable_output() -> None:
         print_warning("standard output is a file that other users can read; run `umask 077` first")
 
 
-def load(config_path: Path, role: config.Role) -> config.ServerConfig | config.ClientConfig:
+def load(config_path: Path, role: config.Role) -> "config.ServerConfig | config.ClientConfig":
     """Load the configuration of a role; raises ConfigError with every mistake in it."""
     return config.load_client(config_path) if role == "client" else config.load_server(config_path)

@@ -6,11 +6,26 @@ is defined once, in `schema`, from which docs/configuration.md is generated; its
 Sources: TOML 1.0; wg(8) for the meaning of a peer's keys; systemd.exec(5) for credentials.
 """
 
-from oxidize.config.load import ClientConfig, ServerConfig, load_client, load_name_servers, load_server
+import importlib
+from typing import TYPE_CHECKING
+
 from oxidize.config.locate import client_interface_of, takeover_socket_of
 from oxidize.config.paths import Role, default_takeover_socket
-from oxidize.config.schema import NameServers
 from oxidize.config.values import HostAddress, InterfaceAddress, Network
+
+if TYPE_CHECKING:
+    from oxidize.config.load import ClientConfig, ServerConfig, load_client, load_name_servers, load_server
+    from oxidize.config.schema import NameServers
+else:
+    # Most commands only ask the running process: the schema, and pydantic with it, is imported at its first use.
+    _LOAD = ("ClientConfig", "ServerConfig", "load_client", "load_name_servers", "load_server")
+    _MODULES = {**dict.fromkeys(_LOAD, "load"), "NameServers": "schema"}
+
+    def __getattr__(name):
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
 
 __all__ = [
     "ClientConfig",

@@ -1,4 +1,4 @@
-"""Parse TOML from others in a time that grows with its size, not faster.
+"""Read a file and parse TOML from others in a time that grows with its size, not faster.
 
 The rule: a document that `tomllib` would need long for is refused before it is parsed: one beyond FILE_BYTES_MAX, and
 one with a key of more than KEY_PARTS_MAX parts, for which the work grows with the square of the parts. Depth of lists
@@ -7,7 +7,10 @@ and tables is limited by the interpreter's stack. Source: TOML 1.0, sections "Ke
 
 import re
 import tomllib
+from pathlib import Path
 from typing import Any
+
+from oxidize.config.report import Report
 
 FILE_BYTES_MAX = 16 << 20  # PEERS_MAX peers of 300 bytes are 6 MB
 KEY_PARTS_MAX = 8  # of a dotted key or a table's name; this project's have two
@@ -26,6 +29,18 @@ _LONG_KEY = re.compile(rf"(?:\.[^.=,\[\]{{}}\n]*+){{{KEY_PARTS_MAX}}}")
 
 class TooComplexError(ValueError):
     """A document is refused before it is parsed; the text completes "the file has ..."."""
+
+
+def read_file(
+    path: Path, expected: str = "a readable configuration file; correct the path, or who may read it (sudo)"
+) -> bytes:
+    """Return the contents of a file, cut off after FILE_BYTES_MAX + 1; raises ConfigError if it is unreadable."""
+    try:
+        with path.open("rb") as file:
+            return file.read(FILE_BYTES_MAX + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "invalid file name"
+        Report(str(path)).fail(f"{reason}: expected {expected}")
 
 
 def parse_toml(text: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from oxidize.config import checks
-from oxidize.config.document import FILE_BYTES_MAX, TooComplexError, parse_toml
+from oxidize.config.document import FILE_BYTES_MAX, TooComplexError, parse_toml, read_file
 from oxidize.config.report import Report
 from oxidize.config.schema import ClientTable, NameServers, PeerTable, ServerTable
 from oxidize.config.validation import Checked, SourceFile, TableT, check_table, unknown_key
@@ -91,18 +91,6 @@ def _source_file(path: str | Path, environ: Mapping[str, str], *, reads_keys: bo
 def _client_table(path: str | Path, file: SourceFile) -> Checked[ClientTable]:
     document = _parse_document(read_file(Path(path)), ["client"], file.report)
     return check_table(ClientTable, _table(document, "client", file.report), "client", file)
-
-
-def read_file(
-    path: Path, expected: str = "a readable configuration file; correct the path, or who may read it (sudo)"
-) -> bytes:
-    """Return the contents of a file, cut off after FILE_BYTES_MAX + 1; raises ConfigError if it is unreadable."""
-    try:
-        with path.open("rb") as file:
-            return file.read(FILE_BYTES_MAX + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "invalid file name"
-        Report(str(path)).fail(f"{reason}: expected {expected}")
 
 
 def _parse_document(content: bytes, tables: list[str], report: Report) -> dict[str, Any]:

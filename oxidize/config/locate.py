@@ -11,10 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from oxidize.config.document import parse_toml
-from oxidize.config.load import read_file
-from oxidize.config.paths import Role, default_takeover_socket
-from oxidize.config.schema import CLIENT_INTERFACE
+from oxidize.config.document import parse_toml, read_file
+from oxidize.config.paths import CLIENT_INTERFACE, Role, default_takeover_socket
 from oxidize.config.values import InvalidValueError, interface_name
 
 _LINE = re.compile(r"^\s*takeover_socket\s*=.*$", re.MULTILINE)

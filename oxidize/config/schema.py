@@ -12,7 +12,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, PlainValidator
 
-from oxidize.config import keys, paths, values
+from oxidize.config import keys, path_keys, values
+from oxidize.config.paths import CLIENT_INTERFACE
 from oxidize.config.validation import Table
 from oxidize.config.values import HostAddress, HostPort, InterfaceAddress, Network, PublicEndpoint
 from oxidize.protocol.constants import INNER_MTU_MAX
@@ -21,7 +22,6 @@ MTU_MIN = 576  # RFC 791: what every IPv4 host accepts
 MTU_IPV6_MIN = 1280  # RFC 8200 section 5
 MTU_DEFAULT = 1420  # an Ethernet frame less IPv6, UDP and WireGuard's own 32 bytes
 KEEPALIVE_SECS_MAX = 65_535  # as wg(8)
-CLIENT_INTERFACE = "oxidize1"
 FWMARK_DEFAULT = 0x6F78  # "ox"; wg-quick(8) begins at 0xca6c
 FWMARK_MIN = 256  # it is the number of a routing table too, and the kernel's own are below
 FWMARK_MAX = 0xFFFF_FFFF
@@ -90,7 +90,7 @@ class NodeTable(Table):
     """`"tun"`: a network interface of the kernel, which needs `CAP_NET_ADMIN`. `"userspace"`: no root and no interface;
     the process itself answers ping and UDP echo (port 7) on its tunnel addresses, forwards nothing and routes nothing
     of this machine."""
-    takeover_socket: Annotated[Path, PlainValidator(paths.takeover_socket)] = Field(
+    takeover_socket: Annotated[Path, PlainValidator(path_keys.takeover_socket)] = Field(
         default=None, validate_default=True, description="the path of a Unix socket"
     )
     """The Unix socket where a successor finds its predecessor, at most 107 bytes. Without this key it is
@@ -128,7 +128,7 @@ class ServerTable(NodeTable):
         default="127.0.0.1:9090", validate_default=True, description='"address:port", or "" for none'
     )
     """The TCP address of `/health` and `/metrics`, used where no socket is passed."""
-    endpoints_file: Annotated[Path | None, PlainValidator(paths.endpoints_file)] = Field(
+    endpoints_file: Annotated[Path | None, PlainValidator(path_keys.endpoints_file)] = Field(
         default=None, validate_default=True, description='the path of a file, or "" for none'
     )
     """The file that keeps the addresses and ports of the peers, so that a server that lost its sessions can start new

@@ -16,7 +16,9 @@ ROW = re.compile(r"^\| `oxidize/([\w/]+)\.py:(\w+)` \| ([\d,.]+)(?: (\w+))? \| [
 PARTS = ("config", "control", "net", "protocol", "runtime", "state", "takeover")
 LIMIT = re.compile(r"[A-Z][A-Z_]*_(MAX|PER_SECOND|BURST)")
 # Modules whose numbers are the operator's values, the client's own choices, or a format of the kernel or of WireGuard.
-OTHER_MODULES = frozenset({"config/paths", "config/schema", "config/values", "protocol/link_policy", "protocol/timers"})
+OTHER_MODULES = frozenset(
+    {"config/path_keys", "config/schema", "config/values", "protocol/link_policy", "protocol/timers"}
+)
 OTHER = frozenset(
     {
         ("config/report", "INT_BITS_SHOWN_MAX"),
