@@ -13,6 +13,7 @@ from pathlib import Path
 from oxidize.config import load_client, load_server
 from oxidize.config.load import load_name_servers
 from oxidize.config.locate import client_interface_of, takeover_socket_of
+from oxidize.config.report import PROBLEMS_MAX
 from oxidize.errors import ConfigError
 from tests.fuzz.script import Script, parts
 from tests.support.config_files import ALICE, BOB, CLIENT, PRESHARED, PRIVATE, SERVER, secret
@@ -105,11 +106,13 @@ def run(data: bytes) -> None:
 def check_problems(error: ConfigError) -> None:
     """Check that an error has a line for each mistake, and that none shows a secret."""
     assert error.problems
+    assert len(error.problems) <= PROBLEMS_MAX + 1, "a further line says how many are not shown"
+    for problem in error.problems[:PROBLEMS_MAX]:
+        assert "expected" in problem or ";" in problem, problem
     for problem in error.problems:
         assert PRIVATE not in problem, problem
         assert PRESHARED not in problem, problem
         assert len(problem.splitlines()) == 1, problem
-        assert "expected" in problem or ";" in problem, problem
 
 
 def seeds() -> Iterable[bytes]:
