@@ -4,6 +4,7 @@ import base64
 import errno
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -314,3 +315,10 @@ def test_every_installed_program_runs() -> None:
     ]
     assert all(isinstance(main.get_command(CONTEXT, name), click.Command) for name in COMMANDS)
     assert issubclass(ConfigError, Exception)
+
+
+def test_a_command_that_only_asks_the_running_process_imports_no_schema() -> None:
+    code = "import sys, oxidize.cli.commands, oxidize.cli.status_page, oxidize.cli.reload; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    assert "oxidize.cli.status_page" in loaded
+    assert {"pydantic", "oxidize.config.schema"}.isdisjoint(loaded)
