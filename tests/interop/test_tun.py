@@ -23,7 +23,6 @@ from oxidize.hostnet.netlink import ROUTE_PROTOCOL
 from oxidize.net import tun as tun_module
 from oxidize.net.tun import TunDevice
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces and TUN devices needs root")
 CLONE_NEWNET = 0x4000_0000
 IFA_F_NODAD = 0x02
 IFA_F_TENTATIVE = 0x40
@@ -37,7 +36,6 @@ def in_own_namespace(test: Callable[[], None]) -> Callable[[], None]:
     """Run a test in a child with its own network namespace, so that this process keeps its own."""
 
     @pytest.mark.root
-    @needs_root
     @functools.wraps(test)
     def run() -> None:
         read_end, write_end = os.pipe()

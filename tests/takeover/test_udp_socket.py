@@ -408,7 +408,6 @@ def test_buffers_are_raised_to_rmem_max_without_the_capability(ours: Ours, monke
 
 
 @pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a buffer larger than the common limit")
 def test_a_larger_buffer_set_by_systemd_is_kept_without_the_capability(
     ours: Ours, monkeypatch: pytest.MonkeyPatch
 ) -> None:

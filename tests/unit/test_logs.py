@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -232,7 +233,7 @@ def test_counts_and_paths_are_shown(stream: io.StringIO) -> None:
 
 
 def test_the_journal_gets_the_fields_of_a_record_redacted(stream: io.StringIO) -> None:
-    journal = pytest.importorskip("systemd.journal")
+    journal = import_module("systemd.journal")
     sent: list[tuple[tuple[str, ...], dict[str, Any]]] = []
     handler = journal.JournalHandler(
         SYSLOG_IDENTIFIER="oxidize", sender_function=logs.journal_sender(lambda *a, **k: sent.append((a, k)))
@@ -270,7 +271,7 @@ def journal_stream(file: TextIO) -> str:
 
 
 def test_a_stream_that_systemd_connected_is_logged_to_the_journal(file_stream: TextIO, root: logging.Logger) -> None:
-    journal = pytest.importorskip("systemd.journal")
+    journal = import_module("systemd.journal")
     logs.configure(stream=file_stream, environ={"JOURNAL_STREAM": journal_stream(file_stream)})
     assert isinstance(root.handlers[-1], journal.JournalHandler)
 

@@ -119,7 +119,7 @@ def test_a_process_that_must_serve_serves_where_the_lock_cannot_be_had(lock: Pat
     assert not lock.take_if_possible()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="lacks root: only root gives files away")
 def test_the_lock_of_root_belongs_to_the_user_of_the_folder(lock: PathLock) -> None:
     os.chown(lock.path.parent, 65_534, -1)
     assert lock.take()
