@@ -133,7 +133,10 @@ def test_what_a_command_prints_is_safe(text: str) -> None:
     assert only_line(refused.stderr) == f"oxidize: {one_line(text)}"
 
 
-KNOWN = {"help", "version", *main.list_commands(click.Context(main))}  # which are no mistakes
+CHECK = main.commands["check"].params
+# What is no mistake: Hypothesis draws the words of the source too.
+COMMANDS = main.list_commands(click.Context(main))
+KNOWN = {"help", "version", *COMMANDS, *(name.lstrip("-") for option in CHECK for name in option.opts)}
 
 
 @given(foreign.filter(lambda text: text and not text.startswith("-") and "\0" not in text and text not in KNOWN))
