@@ -14,17 +14,23 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
-from oxidize.protocol.allowed_ips import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, Buffer, inner_length
+from oxidize.protocol.allowed_ips import IPV6_HEADER_SIZE, Buffer, inner_length
+from oxidize.protocol.icmp import (
+    HOP_LIMIT,
+    IPV4_HEADER,
+    IPV6_HEADER,
+    PROTOCOL_ICMP,
+    PROTOCOL_ICMPV6,
+    PROTOCOL_UDP,
+    internet_checksum,
+    ipv4_header,
+    ipv6_pseudo_header,
+    is_single_host,
+)
 
 # Replies that wait to be read. The loop reads after each batch of at most BATCH_PACKETS_MAX packets that it has
 # written, so this leaves room for a delay; beyond it the oldest reply is dropped.
 PENDING_REPLIES_MAX = 4096
-
-REPLY_HOP_LIMIT = 64
-
-PROTOCOL_ICMP = 1
-PROTOCOL_UDP = 17
-PROTOCOL_ICMPV6 = 58
 
 ICMP_ECHO_REPLY = 0
 ICMP_ECHO_REQUEST = 8
@@ -33,14 +39,7 @@ ICMPV6_ECHO_REPLY = 129
 UDP_ECHO_PORT = 7
 
 _ECHO_HEADER_SIZE = 8  # of ICMP and ICMPv6 echo, and of UDP
-_DONT_FRAGMENT = 0x4000
 _FRAGMENT_MASK = 0x3FFF  # "more fragments" and the offset
-
-# RFC 791: version and header length, type of service, total length, identification, flags and fragment offset, time to
-# live, protocol, checksum, source, destination.
-_IPV4_HEADER = struct.Struct(">BBHHHBBH4s4s")
-# RFC 8200: version, traffic class and flow label, payload length, next header, hop limit, source, destination.
-_IPV6_HEADER = struct.Struct(">IHBB16s16s")
 
 
 class UserspaceNetwork:
@@ -92,11 +91,11 @@ def answer(packet: bytes, addresses: frozenset[bytes]) -> bytes | None:
 
 
 def _answer_ipv4(packet: bytes, addresses: frozenset[bytes]) -> bytes | None:
-    _, service, _, _, fragment, _, protocol, _, source, destination = _IPV4_HEADER.unpack_from(packet)
+    _, service, _, _, fragment, _, protocol, _, source, destination = IPV4_HEADER.unpack_from(packet)
     header_size = (packet[0] & 0x0F) * 4
-    if destination not in addresses or not _is_answerable(source):
+    if destination not in addresses or not is_single_host(source):
         return None
-    if fragment & _FRAGMENT_MASK or _checksum(packet[:header_size]):
+    if fragment & _FRAGMENT_MASK or internet_checksum(packet[:header_size]):
         return None
     payload = packet[header_size:]  # options end with the header, and are not sent back
     if protocol == PROTOCOL_ICMP:
@@ -107,28 +106,17 @@ def _answer_ipv4(packet: bytes, addresses: frozenset[bytes]) -> bytes | None:
         return None
     if reply is None:
         return None
-    header = _IPV4_HEADER.pack(
-        0x45,
-        service & 0xFC,  # the differentiated service is the request's (RFC 1349, section 5.1), congestion marks are not
-        IPV4_HEADER_SIZE + len(reply),
-        0,  # a packet that must not be fragmented needs no identification (RFC 6864, section 4.1)
-        _DONT_FRAGMENT,
-        REPLY_HOP_LIMIT,
-        protocol,
-        0,
-        destination,
-        source,
-    )
-    return header[:10] + _checksum(header).to_bytes(2, "big") + header[12:] + reply
+    # The differentiated service is the request's (RFC 1349, section 5.1), congestion marks are not.
+    return ipv4_header(service & 0xFC, len(reply), protocol, destination, source) + reply
 
 
 def _answer_ipv6(packet: bytes, addresses: frozenset[bytes]) -> bytes | None:
-    flow, _, protocol, _, source, destination = _IPV6_HEADER.unpack_from(packet)
-    if destination not in addresses or not _is_answerable(source):
+    flow, _, protocol, _, source, destination = IPV6_HEADER.unpack_from(packet)
+    if destination not in addresses or not is_single_host(source):
         return None
     payload = packet[IPV6_HEADER_SIZE:]
     if protocol == PROTOCOL_ICMPV6:
-        pseudo_header = source + destination + struct.pack(">II", len(payload), protocol)  # RFC 8200, section 8.1
+        pseudo_header = ipv6_pseudo_header(source, destination, len(payload), protocol)
         reply = _answer_icmp(payload, ICMPV6_ECHO_REQUEST, ICMPV6_ECHO_REPLY, pseudo_header)
     elif protocol == PROTOCOL_UDP:
         reply = _answer_udp(payload, source + destination, checksum_required=True)
@@ -137,7 +125,7 @@ def _answer_ipv6(packet: bytes, addresses: frozenset[bytes]) -> bytes | None:
     if reply is None:
         return None
     flow &= 0xFFC0_0000  # version and differentiated service
-    header = _IPV6_HEADER.pack(flow, len(reply), protocol, REPLY_HOP_LIMIT, destination, source)
+    header = IPV6_HEADER.pack(flow, len(reply), protocol, HOP_LIMIT, destination, source)
     return header + reply
 
 
@@ -145,7 +133,7 @@ def _answer_icmp(message: bytes, request_type: int, reply_type: int, pseudo_head
     """Return the echo reply to an ICMP or ICMPv6 message: only type and checksum differ."""
     if len(message) < _ECHO_HEADER_SIZE or message[:2] != bytes((request_type, 0)):
         return None
-    if _checksum(pseudo_header + message):
+    if internet_checksum(pseudo_header + message):
         return None
     received = int.from_bytes(message[2:4], "big")
     # 0 and 0xFFFF are the same sum, but the check of a message that is all zeros passes only with the latter.
@@ -168,21 +156,8 @@ def _answer_udp(segment: bytes, endpoints: bytes, checksum_required: bool) -> by
         return None
     segment = segment[:length]
     if checksum:
-        if _checksum(endpoints + struct.pack(">HH", PROTOCOL_UDP, length) + segment):
+        if internet_checksum(endpoints + struct.pack(">HH", PROTOCOL_UDP, length) + segment):
             return None
     elif checksum_required:
         return None
     return segment[2:4] + segment[0:2] + segment[4:]
-
-
-def _is_answerable(source: bytes) -> bool:
-    """Return whether a source is a single host (RFC 1122, section 3.2.1.3; RFC 4291, section 2.7)."""
-    if len(source) == 4:
-        return 0 < source[0] < 224 and source[0] != 127
-    return source[0] != 0xFF and source != bytes(16)
-
-
-def _checksum(data: bytes) -> int:
-    """Return the Internet checksum of data (RFC 1071); of data that holds its own right checksum it is 0."""
-    number = int.from_bytes(data, "big")
-    return -(number << 8 if len(data) % 2 else number) % 0xFFFF

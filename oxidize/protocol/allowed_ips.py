@@ -120,6 +120,17 @@ def packet_source(packet: Buffer) -> bytes:
     return source
 
 
+def packet_destination(packet: Buffer) -> bytes:
+    """Return the destination address of a packet, 4 or 16 bytes, or nothing without an IP header."""
+    destination = b""
+    version = packet[0] >> 4 if packet else 0
+    if version == 4 and len(packet) >= IPV4_HEADER_SIZE:
+        (destination,) = _IPV4_DESTINATION(packet)
+    elif version == 6 and len(packet) >= IPV6_HEADER_SIZE:
+        (destination,) = _IPV6_DESTINATION(packet)
+    return destination
+
+
 def inner_length(packet: Buffer) -> int:
     """Return the length of an IP packet by its own header, bytes; the rest is padding (paper, section 5.4.6).
 
