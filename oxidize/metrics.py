@@ -81,6 +81,16 @@ _COUNTERS = (
         "oxidize_shed_datagrams",
         "Useless datagrams of floods that the kernel dropped at this server's request, about; never data of sessions.",
     ),
+    (
+        Total.MULTICAST_PACKETS,
+        "oxidize_multicast_packets",
+        "Multicast and broadcast of this host on the tunnel that no peer has among its allowed IPs; no drops.",
+    ),
+    (
+        Total.UNREACHABLES_SENT,
+        "oxidize_unreachables_sent",
+        "ICMP errors to senders of inner packets that no peer gets: unreachable.",
+    ),
     (Total.ERRORS_LOGGED, "oxidize_logged_errors", "Lines logged as errors by generations that served."),
 )
 

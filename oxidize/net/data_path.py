@@ -97,7 +97,7 @@ class DataPath:
                 return
 
     def flush(self) -> None:
-        """Send the datagrams that the device has queued."""
+        """Send the datagrams that the device has queued, and answer the packets that it could not."""
         for transmit in self.device.take_transmits():
             taken = self.udp.transmit(transmit.endpoint, transmit.datagrams)
             failed = len(transmit.datagrams) - taken
@@ -105,6 +105,13 @@ class DataPath:
                 self._counters[DROPS_START + DropReason.SEND_FAILED] += failed
         if self.udp.unreachable:
             self._report_unreachable()
+        if self.device.undelivered.answers:
+            self._answer_undelivered()
+
+    def _answer_undelivered(self) -> None:
+        """Tell the senders of packets that no peer gets; a tunnel without hosts behind it refuses that."""
+        answers = self.device.undelivered.take_answers()
+        self._counters[Total.UNREACHABLES_SENT] += len(answers) - self.tunnel.write_packets(answers)
 
     def _report_unreachable(self) -> None:
         errors, self.udp.unreachable = self.udp.unreachable, []

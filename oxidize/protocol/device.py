@@ -16,13 +16,7 @@ from oxidize.errors import StateError, StorageError
 from oxidize.protocol import timers
 from oxidize.protocol.allowed_ips import AllowedIPs, inner_length, packet_source
 from oxidize.protocol.changes import Change, PeerRemoved, PeerStaged, PeerStagedMore
-from oxidize.protocol.constants import (
-    BATCH_PACKETS_MAX,
-    DATA_OVERHEAD,
-    NEVER,
-    PEERS_MAX,
-    PEERS_PER_TIMEOUT_MAX,
-)
+from oxidize.protocol.constants import BATCH_PACKETS_MAX, DATA_OVERHEAD, NEVER, PEERS_MAX, PEERS_PER_TIMEOUT_MAX
 from oxidize.protocol.counters import (
     FIRST_UNANSWERED_NS,
     KEEPALIVE_OWED_NS,
@@ -48,6 +42,7 @@ from oxidize.protocol.restore import RestoreReport, restore_change
 from oxidize.protocol.session_table import SessionTable, Transmit
 from oxidize.protocol.staging import Staging
 from oxidize.protocol.timers import Timer
+from oxidize.protocol.undelivered import Undelivered
 from oxidize.protocol.unrecorded import Unrecorded
 
 _KEEPALIVE = b""
@@ -90,6 +85,7 @@ class Device:
         self._order = count()
         self._staging = Staging(self._table)
         self._links = Links(self._table, self._staging)
+        self.undelivered = Undelivered(self._table)
         self.unrecorded = Unrecorded(self._table, self._staging)
         for settings in peers:
             self._add_peer(settings)
@@ -236,7 +232,7 @@ class Device:
             if peer is not None:
                 self._send_to(peer, list(run), now)
             else:
-                self._table.drop(DropReason.NO_ROUTE, len(list(run)))
+                self.undelivered.drop_unrouted(list(run), now)
 
     def _send_to(self, peer: Peer, packets: Sequence[bytes | memoryview], now: float) -> None:
         if peer.link is not None and self._links.holds_back(peer, peer.link):
@@ -268,7 +264,7 @@ class Device:
 
     def _stage(self, peer: Peer, packets: Sequence[bytes | memoryview], now: float) -> None:
         if peer.endpoint is None and peer.link is None:
-            self._table.drop(DropReason.NO_ENDPOINT, len(packets))
+            self.undelivered.drop(DropReason.NO_ENDPOINT, packets, now)
             return
         self._staging.add(peer, packets)
         # On a link the next retry keeps its time, and packets behind a burst already have a session.
@@ -377,7 +373,7 @@ class Device:
             self._carry_out(peer, self._links.on_unanswered(peer, link, now), now)
         elif pending is not None and pending.is_exhausted(now):
             self._table.end_handshake(peer)
-            self._table.drop(DropReason.HANDSHAKE_TIMED_OUT, len(self._staging.take(peer)))
+            self.undelivered.drop(DropReason.HANDSHAKE_TIMED_OUT, self._staging.take(peer), now)
         else:
             self._handshaker.retry(peer, now)
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from oxidize.protocol.counters import DropReason
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("contrib/**/*.md")])
 README_BYTES_MAX = 10_240
@@ -96,6 +98,13 @@ def test_messages_that_a_document_explains_are_those_of_the_source() -> None:
     quoted = {text for document in DOCUMENTS for text in messages_explained(document.read_text())}
     assert quoted, "no table explains what an operator sees"
     assert sorted(text for text in quoted if text not in source) == []
+
+
+def test_every_drop_reason_is_explained_once() -> None:
+    section = (ROOT / "docs/operations.md").read_text().partition("\n## Drops\n")[2].partition("\n## ")[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    explained = [reason for cell in cells for reason in re.findall(r"`(\w+)`", cell)]
+    assert sorted(explained) == sorted(reason.name.lower() for reason in DropReason)
 
 
 def test_the_readme_is_a_door_and_not_a_house() -> None:

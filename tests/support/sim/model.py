@@ -7,7 +7,8 @@ The rules that it checks, at each effect:
 - A server that drains answers no handshake, in whatever generation.
 - A predecessor that has killed its successor after COMMIT serves again.
 - No key seals under the same counter twice.
-- No packet is delivered twice, to the inside or to a client, and each arrives unchanged.
+- No packet is delivered twice, to the inside or to a client, and each arrives unchanged. Whose sender is told that it
+  cannot be delivered does not arrive.
 - An owner ends only when it is killed, told to, has handed over, or was refused something before it has served.
 - A takeover in which nothing happened otherwise has a bounded blackout.
 At the end of a world in which the link loses nothing: each packet has arrived that no dying process held in its hand.
@@ -27,6 +28,7 @@ MARGIN_SECS = 0.001
 LATE_SECS = 3.0  # between sealing and opening: later, a packet may be lost
 OLD_KEY_SECS = REJECT_AFTER_TIME - 30.0  # a packet under an older key may come too late
 PACKET_ID = slice(20, 28)
+ICMP_QUOTE_AT = 28  # of an ICMP error over IPv4: the packet that it is about
 KEEPALIVE_BYTES_MAX = 28
 
 
@@ -53,6 +55,7 @@ class Model:
         self.sent: dict[bytes, bytes] = {}
         self.delivered: dict[str, set[bytes]] = {}
         self.arrived: set[bytes] = set()
+        self.unreachable: set[bytes] = set()  # packets whose senders know by ICMP that they are lost
         self.in_hand: set[bytes] = set()
         self.excused: set[bytes] = set()
         self.blackouts: list[float] = []
@@ -214,6 +217,21 @@ class Model:
         self.in_hand.discard(number)
         if is_last:
             self.arrived.add(number)
+            if number in self.unreachable:
+                self._kernel.fail(
+                    f"packet {int.from_bytes(number, 'big')} arrives after its sender was told that it cannot"
+                )
+
+    def on_unreachable(self, quoted: bytes) -> None:
+        """Note that the sender of a packet is told that it is lost; quoted: its begin."""
+        number = quoted[PACKET_ID]
+        self._kernel.count("packets without a peer")
+        if not self.sent.get(number, b"").startswith(quoted):
+            self._kernel.fail("an ICMP error quotes a packet that was not sent so")
+        if number in self.arrived or number in self.unreachable:
+            self._kernel.fail(f"packet {int.from_bytes(number, 'big')} has arrived or is answered, and is answered now")
+        self.unreachable.add(number)
+        self.in_hand.discard(number)
 
     def excuse(self, number: bytes) -> None:
         """Do not require a packet if it has not arrived by now."""

@@ -11,6 +11,7 @@ from functools import partial
 from ipaddress import ip_interface
 from typing import Any
 
+from oxidize.protocol.icmp import PROTOCOL_ICMP
 from oxidize.settings import NodeSettings
 from tests.support.sim.clients import (
     CROSSING_SECS,
@@ -27,7 +28,7 @@ from tests.support.sim.files import Tun, Udp
 from tests.support.sim.install import use_regions_of
 from tests.support.sim.kernel import Kernel, Process, enter_world, leave_world
 from tests.support.sim.manager import SOCKET, Manager
-from tests.support.sim.model import PACKET_ID, Model
+from tests.support.sim.model import ICMP_QUOTE_AT, PACKET_ID, Model
 
 CLIENTS = (2, 3, 4)
 GUESTS = (0, 1, 2)  # clients that a configuration may leave out
@@ -158,6 +159,9 @@ class World:
 
     def on_delivered(self, packet: bytes) -> None:
         """Take a packet that the server writes to the TUN device: for the inside, or for another client."""
+        if packet[9] == PROTOCOL_ICMP:
+            self.model.on_unreachable(packet[ICMP_QUOTE_AT:])
+            return
         destination = ".".join(map(str, packet[16:20]))
         self.model.on_delivered("the inside", packet, is_last=destination == INSIDE)
         if destination in self.by_inner and self.tun is not None and not self.tun.is_closed:

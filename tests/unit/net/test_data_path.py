@@ -8,10 +8,11 @@ from oxidize.net.data_path import BATCHES_PER_EVENT_MAX, DataPath
 from oxidize.net.udp import ReceivedBatch, UdpSocket
 from oxidize.net.udp_cmsg import Datagram
 from oxidize.protocol.constants import BATCH_PACKETS_MAX
-from oxidize.protocol.counters import DROPS_START, DropReason
+from oxidize.protocol.counters import DROPS_START, DropReason, Total
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.session_table import Transmit
+from oxidize.protocol.session_table import SessionTable, Transmit
+from oxidize.protocol.undelivered import Undelivered
 from tests.support.counters import ArraySlots
 
 HERE = Endpoint(bytes([192, 0, 2, 1]), 51820)
@@ -41,6 +42,7 @@ class FakeDevice(Device):
         self.queued: list[Transmit] = []
         self.timeouts: list[float] = []
         self.unreachable: list[tuple[tuple[bytes, int, int], float, bool]] = []
+        self.undelivered = Undelivered(SessionTable(ArraySlots(), lambda _: None, bytes))
 
     def on_unreachable(self, remote: tuple[bytes, int, int], now: float, *, refused: bool) -> None:
         self.unreachable.append((remote, now, refused))
@@ -168,3 +170,21 @@ def test_an_unreachable_peer_is_reported_once_for_each_flush() -> None:
     assert len(parts.device.unreachable) == 4
     parts.path.flush()
     assert len(parts.device.unreachable) == 4
+
+
+def test_senders_of_packets_that_no_peer_gets_are_told_once() -> None:
+    parts = make()
+    parts.device.undelivered.answers += [b"first", b"second"]
+    parts.path.flush()
+    parts.path.flush()
+    assert parts.log == ["write 2"]
+    assert parts.counters[Total.UNREACHABLES_SENT] == 2
+
+
+def test_answers_that_the_tunnel_refuses_are_neither_sent_nor_dropped_packets() -> None:
+    parts = make()
+    parts.tunnel.refused = 1
+    parts.device.undelivered.answers += [b"first", b"second"]
+    parts.path.flush()
+    assert parts.counters[Total.UNREACHABLES_SENT] == 1
+    assert dropped(parts, DropReason.ROUTE_UNSUPPORTED) == 0
