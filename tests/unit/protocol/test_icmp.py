@@ -125,6 +125,7 @@ def test_questions_have_answers() -> None:
     assert unreachable(ipv4(ECHO4, ICMP, options=bytes(8))) is not None
     assert unreachable(ipv6(ECHO6, ICMPV6)) is not None
     assert unreachable(ipv6(extension(ICMPV6) + ECHO6, HOP_BY_HOP)) is not None
+    assert unreachable(ipv6(extension(ICMPV6, 24) + ECHO6, ROUTING)) is not None
     assert unreachable(ipv6(extension(UDP) + b"question", DESTINATION_OPTIONS)) is not None
 
 
