@@ -17,6 +17,7 @@ from typing import IO, cast
 
 from oxidize.deploy.releases import Release, Releases
 from oxidize.errors import DeployError
+from oxidize.oom_score import OomScore
 from oxidize.text import printable
 
 BUILD_TIMEOUT_SECS = 3600.0
@@ -54,7 +55,9 @@ class Commands:
     def build(self) -> Release:
         """Build a release of the checkout; raises DeployError with the end of the output."""
         # A build that outlives this process keeps the lock, so that its unfinished release is not removed as a remnant.
-        done = self._make("release", timeout=BUILD_TIMEOUT_SECS, pass_fds=[self._lock_fd])
+        # The kernel ends it before a server where memory runs out.
+        with OomScore():
+            done = self._make("release", timeout=BUILD_TIMEOUT_SECS, pass_fds=[self._lock_fd])
         lines = done.stdout.strip().splitlines()
         built = self._releases.of_process(lines[-1]) if lines else None
         if built is None:

@@ -23,6 +23,7 @@ from tests.support.sim.kernel import Process, kernel
 
 Buffer = bytes | bytearray | memoryview
 
+OOM_SCORE = "/proc/self/oom_score_adj"  # no world runs out of memory for processes
 RESTORE_SECS = (0.0, 0.001, 0.03)
 
 _IFREQ = struct.Struct("=16sH22x")
@@ -175,6 +176,8 @@ class Os:
         process = world.enter("open")
         if str(path) == "/dev/net/tun":
             return world.open_fd(process, Tun())
+        if str(path) == OOM_SCORE:
+            raise PermissionError(errno.EACCES, f"Permission denied: {path}")
         if flags & real_os.O_CREAT:
             if str(path) in world.paths:
                 raise FileExistsError(errno.EEXIST, "File exists")
