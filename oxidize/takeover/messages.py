@@ -34,13 +34,18 @@ Opaque = dict[str, Any]  # the host's own, of msgpack's types; tuples arrive as 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Successor: its identity, and the versions of the protocol and of the state that it reads."""
+    """Successor: its identity, and the versions of the protocol and of the state that it reads.
+
+    network_namespace, time_namespace: as in `takeover.namespaces`, "" where unknown.
+    """
 
     release: str
     pid: int
     snapshot_versions: tuple[int, ...]
     protocol: int = PROTOCOL
     protocol_min: int = PROTOCOL_MIN
+    network_namespace: str = ""
+    time_namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +159,8 @@ _TYPES: Mapping[str, type[Any]] = {
     "query": Query,
     "reply": Reply,
 }
+# By message: the fields that the first releases did not send, and what is read in their place.
+_OLDER: Mapping[str, Opaque] = {"hello": {"network_namespace": "", "time_namespace": ""}, "reply": {"fds": []}}
 _NAMES: Mapping[type, str] = {kind: name for name, kind in _TYPES.items()}
 
 
@@ -222,6 +229,8 @@ _READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "snapshot_versions": _integers,
     "protocol": _integer,
     "protocol_min": _integer,
+    "network_namespace": _text,
+    "time_namespace": _text,
     "generation": _integer,
     "fds": _entries,
     "kind": _text,
@@ -281,9 +290,7 @@ def decode(data: bytes) -> Message:
     name = fields.get("type")
     if not isinstance(name, str) or name not in _TYPES:
         raise DecodeError(f"a message of type {name!r:.80}; expected one of {', '.join(_TYPES)}")
-    if name == "reply":
-        fields.setdefault("fds", [])  # the first releases sent no descriptors
-    message: Message = _read(_TYPES[name], name, fields)
+    message: Message = _read(_TYPES[name], name, {**_OLDER.get(name, {}), **fields})
     return message
 
 

@@ -1,6 +1,6 @@
 """Round trips of every message of a takeover, and bytes that are no message."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import msgpack
 import pytest
@@ -32,7 +32,8 @@ from oxidize.takeover.messages import (
     encode,
 )
 
-HELLO = Hello("0.1.0", 4711, (1, 2))
+LATER_FIELDS = ("network_namespace", "time_namespace")  # which 0.1.0 does not send
+HELLO = Hello("0.1.0", 4711, (1, 2), network_namespace="net:[4026531840]", time_namespace="time:[4026531834]")
 OFFER = OfferMessage(
     generation=3,
     release="0.1.0",
@@ -74,9 +75,17 @@ def test_unknown_fields_of_a_newer_release_are_ignored(message: messages.Message
 def test_a_missing_or_mistyped_field_is_named(message: messages.Message) -> None:
     wire = msgpack.unpackb(encode(message))
     for each in fields(message):
-        for broken in ({k: v for k, v in wire.items() if k != each.name}, {**wire, each.name: b"\x00"}):
+        with pytest.raises(DecodeError, match=each.name):
+            decode(msgpack.packb({**wire, each.name: b"\x00"}))
+        if each.name not in LATER_FIELDS:
             with pytest.raises(DecodeError, match=each.name):
-                decode(msgpack.packb(broken))
+                decode(msgpack.packb({key: value for key, value in wire.items() if key != each.name}))
+
+
+def test_a_hello_of_release_0_1_0_names_no_namespaces() -> None:
+    wire = msgpack.unpackb(encode(HELLO))
+    older = decode(msgpack.packb({key: value for key, value in wire.items() if key not in LATER_FIELDS}))
+    assert older == replace(HELLO, network_namespace="", time_namespace="")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import itertools
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
@@ -212,6 +213,23 @@ def test_no_first_datagram_ends_the_server(bench: Bench, name: str) -> None:
     (refusal,) = channel.receive_all().received
     assert isinstance(refusal.message, Refused)
     assert isinstance(bench.converse(Query("status"))[1], Reply)
+
+
+def hello_of(which: str, namespace: str) -> Hello:
+    if which == "network_namespace":
+        return replace(HELLO, network_namespace=namespace)
+    return replace(HELLO, time_namespace=namespace)
+
+
+@pytest.mark.parametrize("which", ["network_namespace", "time_namespace"])
+def test_a_successor_in_another_namespace_is_refused_and_the_next_one_is_not(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    monkeypatch.setattr(f"oxidize.takeover.namespaces.{which}", lambda: "one:[1]")
+    _, refusal = bench.converse(hello_of(which, "other:[2]"))
+    assert isinstance(refusal, Refused)
+    assert "namespace other:[2]; expected one:[1]" in refusal.reason
+    assert isinstance(bench.converse(hello_of(which, "one:[1]"))[1], OfferMessage)
 
 
 # --- Reasons ---
