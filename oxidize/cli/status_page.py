@@ -54,6 +54,8 @@ def _lines(status: dict[str, Any]) -> Iterator[Text]:
         ("sessions", f"{status['sessions']} of {counted(len(status['peers']), 'peer')}"),
         ("dropped", _drops(status)),
     ]
+    if problem := status.get("metrics_listen_problem"):
+        head.append(("metrics", f"no /health, no /metrics, tried again: {problem}"))
     width = max(len(name) for name, _ in head)
     for name, value in head:
         yield Text.assemble((name.ljust(width), "bold"), "  ", value)

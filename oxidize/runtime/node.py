@@ -8,6 +8,7 @@ for a session.
 import hashlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,6 +31,7 @@ from oxidize.runtime.drain import Drain
 from oxidize.runtime.endpoint_cache import EndpointCache
 from oxidize.runtime.error_count import ErrorCount
 from oxidize.runtime.flood_filter import FloodFilter
+from oxidize.runtime.http_binding import HttpBinding
 from oxidize.runtime.http_endpoints import State, ThrottledRender, make_respond, serve_http
 from oxidize.runtime.parts import NodeParts
 from oxidize.runtime.sliced_work import SlicedWork
@@ -89,6 +91,10 @@ class Node:
             self.connection = Connection(
                 parts.settings, parts.device, counters, loop, self._data_path.flush, self._give_up, parts.upstream_dns
             )
+        self._http_binding = HttpBinding(
+            parts.settings, lambda: self.http_listener is not None, self._adopt_http, boot_time
+        )
+        self._timed.append(self._http_binding)
         metrics = Metrics(counters, self._live(), release=oxidize.__version__)
         self._respond = make_respond(lambda: self.state_name, ThrottledRender(metrics.render))
 
@@ -108,6 +114,15 @@ class Node:
         """Answer /health and /metrics from now on, whatever the state; idempotent."""
         if self.http_listener is not None and self.http_server is None:
             self.http_server = serve_http(self.http_listener, self.respond, self._loop)
+
+    def _adopt_http(self, listener: socket.socket) -> None:
+        self.http_server = serve_http(listener, self.respond, self._loop)
+        self.http_listener = listener
+
+    @property
+    def http_problem(self) -> str | None:
+        """Why /health and /metrics are not answered, None where they are, or are switched off."""
+        return self._http_binding.problem
 
     def respond(self, method: str, path: str) -> http.Response:
         """Answer an HTTP request; a bug in that ends the request and not the tunnels."""

@@ -43,6 +43,7 @@ def _vitals(node: Node, now: float) -> dict[str, Any]:
         "errors_before": node.error_count.before,
         "takeovers": node.session_state.takeovers(),
         "metrics_listen": _address_of(node.http_listener),
+        "metrics_listen_problem": node.http_problem,
     }
 
 

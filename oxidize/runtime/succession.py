@@ -24,12 +24,14 @@ from oxidize.hostnet.netlink import preload
 from oxidize.net.event_loop import READABLE, Loop
 from oxidize.net.tun import TunDevice
 from oxidize.net.udp import UdpSocket
+from oxidize.oom_score import OomScore
 from oxidize.protocol.counters import Total
 from oxidize.runtime.fd_store import apply_nat, check_nat, store_tunnel
 from oxidize.runtime.handover import Handover
+from oxidize.runtime.http_binding import bind_http_if_possible
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import READS_STAGED_MORE, FdName, OfferState, descriptors_of
-from oxidize.runtime.parts import NOT_CONFIGURED, NodeParts, adopt_nat, adopt_tunnel, bind_http, configure, restore
+from oxidize.runtime.parts import NOT_CONFIGURED, NodeParts, adopt_nat, adopt_tunnel, configure, restore
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
 from oxidize.takeover.host import NamedFd, Offer
@@ -52,9 +54,11 @@ class Succession:
     fds: dict[FdName, NamedFd] = field(default_factory=dict)
     before: OfferState = field(default_factory=OfferState)
     is_tunnel_new: bool = False
+    oom_score: OomScore = field(default_factory=OomScore)
 
     def run(self) -> Handover:
         """Take over; raises TakeoverError, or what prevented it, where the predecessor still serves."""
+        self.oom_score.raise_()  # until this process owns, memory is the predecessor's
         try:
             node = self._restore()
             now = boot_time()
@@ -125,7 +129,7 @@ class Succession:
                 "beside it needs a takeover_socket and an interface of its own.)"
             ) from error
         http = self._fd(FdName.HTTP)
-        listener = socket.socket(fileno=http) if http is not None else bind_http(settings)
+        listener = socket.socket(fileno=http) if http is not None else bind_http_if_possible(settings)
         tunnel, self.is_tunnel_new = adopt_tunnel(settings, fds.get(FdName.TUN))
         udp = UdpSocket(socket.socket(fileno=fds[FdName.UDP].fd))
         nat = adopt_nat(settings, self._fd(FdName.NAT))
@@ -163,6 +167,7 @@ class Succession:
         must_listen = not (commit.predecessor_died or self.successor.is_predecessor_dead())
         handover = Handover(node, self.loop, held=True, must_listen=must_listen, lock=self.successor.lock)
         self.successor.taken({"sessions": summary["sessions"], "blackout_ms": blackout_ms or 0.0})
+        self.oom_score.restore()
         return handover
 
     def _announce(self, node: Node, blackout: float | None, summary: dict[str, Any]) -> None:
@@ -217,7 +222,8 @@ class Succession:
         # Where nothing was handed over (None), this process has bound its own socket.
         changed = {
             "listen": self.before.listen not in {None, self.settings.listen},
-            "metrics_listen": self.before.metrics_listen not in {None, self.settings.metrics_listen},
+            "metrics_listen": FdName.HTTP in self.fds
+            and self.before.metrics_listen not in {None, self.settings.metrics_listen},
         }
         text = "has changed, but the socket is handed over as it is: stop and start to change it"
         return [f"{key} {text}" for key, has_changed in changed.items() if has_changed]

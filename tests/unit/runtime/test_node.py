@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from oxidize.protocol.constants import KEEPALIVE_TIMEOUT
 from oxidize.protocol.counters import ENDED_ON_PURPOSE, KEEPALIVE_OWED_NS, Total
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.runtime import handover as handover_module
+from oxidize.runtime import status
+from oxidize.runtime.http_binding import FIRST_PAUSE_SECS
 from oxidize.runtime.node import Node
 from oxidize.runtime.succession import Succession
 from oxidize.takeover.messages import Hello
@@ -142,6 +145,28 @@ def test_a_frozen_node_answers_no_http_request_before_it_has_thawed(stand: Stand
         with pytest.raises(BlockingIOError):
             connection.recv(1)
         handover.thaw("a test")
+        run(stand)
+        assert b" 200 " in connection.recv(4096)
+
+
+def test_a_node_whose_metrics_address_is_taken_answers_there_once_it_is_free(stand: Stand) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = taken.getsockname()
+        stand.settings = stand.settings.model_copy(update={"metrics_listen": address})
+        node = stand.successor()
+        stand.node.serve()
+        stand.handover().freeze({})
+        stand.own(node)
+        binding = node._http_binding
+        binding.handle_timeout(boot_time() + FIRST_PAUSE_SECS)
+        answer = json.loads(status.describe_vitals(node))
+        assert answer["metrics_listen"] is None
+        assert "Address already in use" in answer["metrics_listen_problem"]
+    binding.handle_timeout(boot_time() + 4 * FIRST_PAUSE_SECS)
+    answer = json.loads(status.describe_vitals(node))
+    assert (answer["metrics_listen"], answer["metrics_listen_problem"]) == (f"127.0.0.1:{address[1]}", None)
+    with socket.create_connection(address) as connection:
+        connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
         run(stand)
         assert b" 200 " in connection.recv(4096)
 
