@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from oxidize import config
+from oxidize.control.query import NothingListensError
 from oxidize.errors import ConfigError, OxidizeError, UnreachableError
 from oxidize.text import one_line, printable
 
@@ -27,6 +28,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 GAVE_UP_STATUS = 3  # as in RestartPreventExitStatus= of oxidize-client.service
 SERVER_CONFIG = Path("/etc/oxidize/server.toml")
 CLIENT_CONFIG = Path("/etc/oxidize/client.toml")
+GIVEN = "oxidize.given"  # of a command: its configuration file and role
 CONFIG_PATH = click.Path(path_type=Path, readable=False)  # not checked here: an error when it is read says why
 
 
@@ -39,10 +41,21 @@ def errors_as_lines(*, is_coordinated: bool = False) -> Iterator[None]:
         fail(2, *(() if is_coordinated else map(one_line, error.problems)))
     except UnreachableError as error:
         fail(GAVE_UP_STATUS, str(error))
+    except NothingListensError as error:
+        fail(1, str(error), *what_runs(error.takeover_socket))
     except OxidizeError as error:
         fail(1, *(() if is_coordinated else [str(error)]))
     except click.UsageError as error:  # it quotes the command line
         raise click.UsageError(printable(error.format_message(), characters_max=None), error.ctx) from None
+
+
+def what_runs(takeover_socket: Path) -> list[str]:
+    """Return a line for each process that runs although none listens at the takeover socket."""
+    from oxidize.control.who_runs import who_runs  # noqa: PLC0415  # rarely needed
+
+    context = click.get_current_context(silent=True)
+    given: tuple[Path, config.Role] | None = context.meta.get(GIVEN) if context is not None else None
+    return who_runs(takeover_socket, config.udp_port_of(*given) if given is not None else 0)
 
 
 def echo(text: str = "", *, err: bool = False) -> None:
@@ -84,6 +97,7 @@ def config_option(default: Path) -> Callable[[_Function], _Function]:
         type=CONFIG_PATH,
         default=default,
         show_default=True,
+        callback=_or_default,
         help="The configuration file.",
     )
 
@@ -114,7 +128,10 @@ def role_options(client_help: str) -> Callable[[_Function], _Function]:
 
 
 def _or_default(context: click.Context, _option: click.Parameter, given: Path | None) -> Path:
-    return given or (CLIENT_CONFIG if context.params["role"] == "client" else SERVER_CONFIG)
+    role: config.Role = context.params.get("role", "server")
+    path = given or (CLIENT_CONFIG if role == "client" else SERVER_CONFIG)
+    context.meta[GIVEN] = path, role
+    return path
 
 
 def warn_of_readable_output() -> None:

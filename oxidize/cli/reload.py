@@ -5,6 +5,7 @@ to the service is reloaded by systemctl: only its own user may take its sockets 
 process as that user.
 """
 
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,14 @@ from oxidize import config, takeover
 from oxidize.cli.common import LOG_LEVELS, echo, fail, load, role_options
 from oxidize.control import query
 from oxidize.control import reload as coordinator
+from oxidize.control.who_runs import who_runs
 from oxidize.errors import ConfigError, OxidizeError, Phase, TakeoverError
 from oxidize.service_manager import systemctl
 from oxidize.text import counted
 
 SERVICE = "oxidize-daemon.service"
+# A server looks every second whether its path is there, and a unit's ExecReload= finds the folder made again.
+PATH_RETURNS_SECS = 2.5
 
 
 @click.command(short_help="Replace the running process by a new one.")
@@ -60,8 +64,11 @@ def replace_process(role: config.Role, config_path: Path, takeover_socket: Path,
     answers cannot be trusted.
     """
     listener = takeover.who_listens(takeover_socket)
+    if listener is None and who_runs(takeover_socket):
+        time.sleep(PATH_RETURNS_SECS)
+        listener = takeover.who_listens(takeover_socket)
     if listener is None:
-        raise query.nothing_runs(takeover_socket)
+        raise query.NothingListensError(takeover_socket)
     report = coordinator.reload(
         role, config_path, log_level or _log_level(takeover_socket), takeover_socket, listener[0]
     )

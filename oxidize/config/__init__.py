@@ -9,7 +9,7 @@ Sources: TOML 1.0; wg(8) for the meaning of a peer's keys; systemd.exec(5) for c
 import importlib
 from typing import TYPE_CHECKING
 
-from oxidize.config.locate import client_interface_of, takeover_socket_of
+from oxidize.config.locate import client_interface_of, takeover_socket_of, udp_port_of
 from oxidize.config.paths import Role, default_takeover_socket
 from oxidize.config.values import HostAddress, InterfaceAddress, Network
 
@@ -41,4 +41,5 @@ __all__ = [
     "load_name_servers",
     "load_server",
     "takeover_socket_of",
+    "udp_port_of",
 ]

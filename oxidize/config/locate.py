@@ -14,7 +14,9 @@ from typing import Any
 from oxidize.config.document import parse_toml, read_file
 from oxidize.config.paths import CLIENT_INTERFACE, Role, default_takeover_socket
 from oxidize.config.values import InvalidValueError, interface_name
+from oxidize.errors import ConfigError
 
+DEFAULT_PORT = 51820  # of `listen`
 _LINE = re.compile(r"^\s*takeover_socket\s*=.*$", re.MULTILINE)
 
 
@@ -40,6 +42,19 @@ def client_interface_of(path: str | Path) -> str:
         return interface_name(table.get("interface") if isinstance(table, dict) else None)
     except InvalidValueError:
         return CLIENT_INTERFACE
+
+
+def udp_port_of(path: str | Path, role: Role) -> int:
+    """Return the UDP port that a configuration names, a server's default one where none can be read, 0 for a client."""
+    if role == "client":
+        return 0
+    try:
+        table = _parse(_read(Path(path))).get(role)
+    except ConfigError:
+        table = None
+    listen = table.get("listen") if isinstance(table, dict) else None
+    port = str(listen).rpartition(":")[2]
+    return int(port) if port.isascii() and port.isdecimal() else DEFAULT_PORT
 
 
 def _read(path: Path) -> str:

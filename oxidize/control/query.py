@@ -23,20 +23,23 @@ ANSWER_BYTES_MAX = 512 << 10  # of any other: 16 takeovers with a reason of 4,09
 def fetch(takeover_socket: Path, what: str = STATUS) -> dict[str, Any]:
     """Return the answer of the process that listens there: its STATUS, its VITALS, to any other query its IDENTITY.
 
-    Raises OxidizeError where no process listens or answers.
+    Raises NothingListensError where no process listens, and OxidizeError where it gives no answer.
     """
     status = find(takeover_socket, what)
     if status is None:
-        raise nothing_runs(takeover_socket)
+        raise NothingListensError(takeover_socket)
     return status
 
 
-def nothing_runs(takeover_socket: Path) -> OxidizeError:
-    """Return the error for a socket at which no process listens."""
-    return OxidizeError(
-        f"nothing runs: no process listens at {takeover_socket}; start it with `oxidize server` or `oxidize client`, "
-        "or check takeover_socket in the configuration"
-    )
+class NothingListensError(OxidizeError):
+    """No process listens at a takeover socket; `control.who_runs` tells what runs all the same."""
+
+    def __init__(self, takeover_socket: Path) -> None:
+        super().__init__(
+            f"nothing runs: no process listens at {takeover_socket}; start it with `oxidize server` or `oxidize "
+            "client`, or check takeover_socket in the configuration"
+        )
+        self.takeover_socket = takeover_socket
 
 
 def find(takeover_socket: Path, what: str = STATUS) -> dict[str, Any] | None:

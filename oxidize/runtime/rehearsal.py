@@ -10,7 +10,7 @@ from pathlib import Path
 
 import oxidize
 from oxidize.control.decode import decode, printable_reasons
-from oxidize.control.query import IDENTITY, STATE, bytes_max_of, fetch, nothing_runs
+from oxidize.control.query import IDENTITY, STATE, NothingListensError, bytes_max_of, fetch
 from oxidize.errors import DecodeError, OxidizeError, SnapshotError, TakeoverError
 from oxidize.protocol.changes import PeerKeypairs
 from oxidize.protocol.keypair import Keypair
@@ -103,7 +103,7 @@ def _ask(takeover_socket: Path) -> Answer:
             "that knows `oxidize rehearse`: take over without a rehearsal this once"
         ) from error
     if answer is None:
-        raise nothing_runs(takeover_socket)
+        raise NothingListensError(takeover_socket)
     return answer
 
 

@@ -1,0 +1,91 @@
+"""What runs although no process listens at a takeover socket, and how to reach it.
+
+The rule: a missing path proves nothing, for files vanish and their process stays. So the kernel is asked who holds the
+lock of the path, also of a file that was removed, and who has the UDP port; the service manager is asked for the main
+process of the unit. The answer is for people: nothing is done to a process that is found this way.
+
+Sources: proc(5), /proc/PID/fd, /proc/PID/fdinfo and /proc/net/udp.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from oxidize.service_manager import systemctl
+from oxidize.takeover.path_lock import PathLock
+
+PROC = Path("/proc")
+INIT = 1  # it holds the sockets of units, and serves nothing itself
+# By the folder of the default takeover socket, RuntimeDirectory= of the unit.
+UNITS = {"/run/oxidize": "oxidize-daemon.service", "/run/oxidize-client": "oxidize-client.service"}
+
+
+def who_runs(takeover_socket: Path, udp_port: int = 0) -> list[str]:
+    """Return a line for each process that runs all the same, with the way to reach it; none where none is found.
+
+    udp_port: of the configuration, 0 for none. Processes of other users are seen by root alone.
+    """
+    found = dict(_found_in_proc(takeover_socket, udp_port))
+    unit = UNITS.get(str(takeover_socket.parent))
+    main_pid = systemctl.property_of(unit, "MainPID") if unit is not None else None
+    if main_pid is not None and main_pid.isdecimal() and int(main_pid):
+        found.setdefault(int(main_pid), []).append(f"is the main process of {unit}")
+    return [f"pid {pid} runs all the same: it {', and '.join(why)}; {_way_to(pid)}" for pid, why in found.items()]
+
+
+def _way_to(pid: int) -> str:
+    again = "it makes the path again as soon as it can, and its log says what prevents that: try again, or"
+    service = systemctl.service_of(pid)
+    if service is not None and service in UNITS.values():
+        return f"{again} `systemctl restart {service}`, which keeps the sessions"
+    return f"{again} end it with `kill {pid}`, and start it"
+
+
+def _found_in_proc(takeover_socket: Path, udp_port: int) -> Iterator[tuple[int, list[str]]]:
+    lock = str(PathLock(takeover_socket).path)
+    locks = {lock, f"{lock} (deleted)"}
+    sockets = {f"socket:[{inode}]" for inode in _udp_inodes(udp_port)}
+    for process in sorted(PROC.glob("[0-9]*"), key=lambda path: int(path.name)):
+        pid = int(process.name)
+        if pid in {INIT, os.getpid()}:
+            continue
+        why = []
+        for number, target in _open_files(process):
+            if target in locks and _is_locked(process, number):
+                why.append(f"holds the lock {lock}")
+            elif target in sockets:
+                why.append(f"has UDP port {udp_port}")
+        if why:
+            yield pid, list(dict.fromkeys(why))
+
+
+def _open_files(process: Path) -> Iterator[tuple[str, str]]:
+    """Yield number and target of each open file of a process; none of one that ended, or that may not be looked at."""
+    try:
+        links = list((process / "fd").iterdir())
+    except OSError:
+        return
+    for link in links:
+        with contextlib.suppress(OSError):  # closed meanwhile
+            yield link.name, str(link.readlink())
+
+
+def _is_locked(process: Path, number: str) -> bool:
+    try:
+        return "FLOCK" in (process / "fdinfo" / number).read_text()
+    except OSError:
+        return False
+
+
+def _udp_inodes(port: int) -> Iterator[str]:
+    """Yield the inode of each UDP socket that is bound to a port in this network namespace."""
+    for name in ("udp", "udp6"):
+        try:
+            rows = (PROC / "net" / name).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for row in rows:
+            fields = row.split()
+            if port and int(fields[1].rpartition(":")[2], 16) == port:
+                yield fields[9]
