@@ -28,10 +28,11 @@ from oxidize.runtime import crash_loop
 from oxidize.runtime.endpoint_cache import load_endpoints
 from oxidize.runtime.fd_store import apply_nat, check_nat, settle_tunnel, store_tunnel
 from oxidize.runtime.handover import Handover
+from oxidize.runtime.http_binding import bind_http_if_possible
 from oxidize.runtime.http_endpoints import health_response, serve_http
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import FROM_SOCKET_UNIT, STATE, STORED, FdName, named_fd
-from oxidize.runtime.parts import NodeParts, adopt_nat, adopt_tunnel, bind_http, boot_id, configure, make_device
+from oxidize.runtime.parts import NodeParts, adopt_nat, adopt_tunnel, boot_id, configure, make_device
 from oxidize.service_manager import notify, watchdog
 from oxidize.settings import NodeSettings
 from oxidize.state import memory_file, writer_lock
@@ -109,7 +110,8 @@ class _ColdStart:
         self._fds = fds
         self._fence = fence
         self._must_store = must_store
-        self._listener = socket.socket(fileno=fds[FdName.HTTP]) if FdName.HTTP in fds else bind_http(settings)
+        http_fd = fds.get(FdName.HTTP)
+        self._listener = socket.socket(fileno=http_fd) if http_fd is not None else bind_http_if_possible(settings)
         self._responder = _StartupResponder(loop)
         if self._listener is not None:
             self._listener.setblocking(False)
@@ -148,7 +150,7 @@ class _ColdStart:
         gc.collect()
         gc.freeze()
         node.serve()
-        handover = Handover(node, self._loop, held=False, lock=lock)
+        handover = Handover(node, self._loop, held=False, must_listen=False, lock=lock)
         node.do_in_slices(node.device.forget_unknown_peers())
         node.notify_ready()
         if not self._is_tunnel_new:

@@ -4,6 +4,7 @@ The rule: each part is made without touching what a predecessor uses.
 """
 
 import contextlib
+import errno
 import os
 import socket
 import time
@@ -24,10 +25,12 @@ from oxidize.protocol.device import Device
 from oxidize.protocol.peer import PeerSettings
 from oxidize.settings import NodeSettings
 from oxidize.state.session_state import SessionState
+from oxidize.takeover import path_lock
 from oxidize.takeover.host import NamedFd
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 HTTP_BACKLOG = 128
+NO_FOLDER = frozenset({errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})  # mistakes in a path
 NOT_CONFIGURED = "not configured any more"  # the reason for a refused session, which other releases read too
 
 log = logs.get(__name__)
@@ -55,14 +58,19 @@ class NodeParts:
 
 
 def make_folder(takeover_socket: Path) -> None:
-    """Create the folder of the takeover socket if it is missing; raises ConfigError."""
+    """Create the folder of the takeover socket if it is missing and there is room for it.
+
+    Raises ConfigError for a path that leads to no folder. What may pass - no room, a read-only file system, no right -
+    does not prevent serving: the path is tried again then (`takeover.acceptor`).
+    """
     try:
-        takeover_socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path_lock.make_folder(takeover_socket)
     except OSError as error:
-        raise ConfigError(
-            f"takeover_socket = {takeover_socket}: its folder cannot be created: {error.strerror}: expected a "
-            "place where this user may write; set takeover_socket, or XDG_RUNTIME_DIR"
-        ) from error
+        if error.errno in NO_FOLDER:
+            raise ConfigError(
+                f"takeover_socket = {takeover_socket}: its folder cannot be created: {error.strerror}: expected a "
+                "place where this user may write; set takeover_socket, or XDG_RUNTIME_DIR"
+            ) from error
 
 
 def make_device(settings: NodeSettings, state: SessionState, peers: Iterable[PeerSettings]) -> Device:

@@ -27,6 +27,7 @@ from oxidize.takeover.messages import (
     Reply,
     encode,
 )
+from oxidize.takeover.namespaces import difference
 from oxidize.takeover.path_lock import PathLock
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 CONNECTIONS_MAX = 16  # at once
 ACCEPT_PAUSE = 1.0  # seconds without accepting, after the process had no descriptor left
 PATH_CHECK_SECS = 1.0  # between two looks whether the path still leads here: one stat(2) each
+BIND_PAUSE_SECS_LONGEST = 10.0  # between two attempts to bind it, each pause being twice the one before, up to this
 ANSWER_BYTES_MAX = 64 << 20  # of a query; the status of 20,000 peers takes 8 to 10 MB
 
 Register = Callable[[int, Callable[[], None]], None]
@@ -79,8 +81,14 @@ class Acceptor:
         self._paused_until: float | None = None
         self._check_at = clock() + PATH_CHECK_SECS
         self._is_lost = not listener.is_bound()  # the path, at the last look
+        self._bind_pause = 0.0  # seconds, after an attempt that failed
+        self._bind_at = 0.0  # when the next attempt is due
+        self._folder: tuple[int, int] | None = None  # of the path, at the last attempt that failed
         self._closed = False
         self._watch()
+        if listener.error is not None:
+            self._tell_unbound(listener.error)
+            self._postpone_binding(clock())
 
     def next_deadline(self) -> float | None:
         """Return when `handle_timeout` is due, or None once closed."""
@@ -98,7 +106,7 @@ class Acceptor:
         if now >= self._check_at:
             self._check_at = now + PATH_CHECK_SECS
             if may_bind:
-                self.ensure_bound()
+                self.ensure_bound(now)
         for pending in [each for each in self._pending.values() if now >= each.deadline]:
             held = "the predecessor of this process has not ended yet: try again"
             silent = f"no HELLO and no query within {self._timeout:g} s"
@@ -111,10 +119,11 @@ class Acceptor:
             if pending.hello is not None:
                 self._admit_pending(pending, pending.hello)
 
-    def ensure_bound(self) -> None:
+    def ensure_bound(self, now: float | None = None) -> None:
         """Bind again if the path is gone or leads elsewhere, such as to a successor that listened already, and died.
 
-        Not where another process holds the lock of the path: it serves there.
+        Where that failed before, a pause passes first. Nothing is bound where another process holds the lock of the
+        path: it serves there.
         """
         if self._closed:
             return
@@ -128,15 +137,43 @@ class Acceptor:
                 raise TakeoverError(
                     Phase.LISTENING, f"{self._holder()} serves at {self._listener.path}: end one of the two"
                 )
+            now = self._clock() if now is None else now
+            if now < self._bind_at and self._identity_of_folder() == self._folder:
+                return
             self._unwatch()
-            self._listener.bind()
+            self._bind(now)
         except TakeoverError as error:
             if not was_lost:
-                log.error("takeover: serving, but no process can take over: %s", error)
+                self._tell_unbound(error)
             return
-        if not was_lost:
-            log.warning("takeover: bound %s again: the path was removed, or led elsewhere", self._listener.path)
+        if not was_lost or self._bind_pause:
+            log.warning("takeover: bound %s again: it was missing, or led elsewhere", self._listener.path)
+        self._bind_pause = 0.0
         self._watch()
+
+    def _bind(self, now: float) -> None:
+        try:
+            self._listener.bind()
+        except TakeoverError:
+            self._postpone_binding(now)
+            raise
+
+    def _postpone_binding(self, now: float) -> None:
+        """Let a pause pass before the next attempt, unless there is another folder by then."""
+        self._bind_pause = min(max(2 * self._bind_pause, PATH_CHECK_SECS), BIND_PAUSE_SECS_LONGEST)
+        self._bind_at = now + self._bind_pause
+        self._folder = self._identity_of_folder()
+
+    def _identity_of_folder(self) -> tuple[int, int] | None:
+        try:
+            found = self._listener.path.parent.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    @staticmethod
+    def _tell_unbound(error: TakeoverError) -> None:
+        log.error("takeover: serving, but no process can take over: %s", error)
 
     def _keep_lock(self) -> bool:
         """Take the lock again if its file was removed or replaced; return False where another process holds it."""
@@ -262,6 +299,8 @@ class Acceptor:
             # If it hung after COMMIT, no process could ever serve again.
             theirs = f"pid {peer.pid} of uid {peer.uid} cannot be ended if it hangs"
             self._respond(pending, Refused(f"{theirs}; expected uid {os.geteuid()} in this pid namespace"))
+        elif (reason := difference(hello.network_namespace, hello.time_namespace)) != "":
+            self._respond(pending, Refused(reason))
         elif not self._held:
             self._admit_pending(pending, hello)
         elif any(each.hello for each in self._pending.values()):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from oxidize.errors import Phase, StateError, TakeoverError
 from oxidize.takeover.channel import Channel
+from oxidize.takeover.path_lock import make_folder
 
 BACKLOG = 16
 MODE = 0o600
@@ -24,7 +25,8 @@ PATH_BYTES_MAX = 107  # sockaddr_un.sun_path, with its final zero
 class Listener:
     """A listening SOCK_SEQPACKET socket with a name, non-blocking.
 
-    required: False where the process serves in any case, and `bind` repeats an attempt that failed.
+    required: False where the process serves in any case, and `bind` repeats an attempt that failed. error: of the first
+    attempt.
     """
 
     def __init__(self, path: Path, *, required: bool = True) -> None:
@@ -33,17 +35,19 @@ class Listener:
         self._pid = os.getpid()
         self._socket: socket.socket | None = None
         self._identity = (0, 0)
+        self.error: TakeoverError | None = None
         try:
             self.bind()
-        except TakeoverError:
+        except TakeoverError as error:
+            self.error = error
             if required:
                 raise
 
     def bind(self) -> None:
-        """Bind to the path and replace what is there; raises TakeoverError, and then listens no more.
+        """Bind to the path, in a new folder if there is none, and replace what is there.
 
-        Where the path leads elsewhere. The old socket is closed first: a process at its limit of open files needs its
-        descriptor, and no process finds that socket any more.
+        Raises TakeoverError, and then listens no more. The old socket is closed first:
+        a process at its limit of open files needs its descriptor, and no process finds that socket any more.
         """
         if self._socket is not None:
             self._socket.close()
@@ -130,6 +134,7 @@ def _bind(path: Path) -> tuple[socket.socket, tuple[int, int]]:
         raise TakeoverError(Phase.LISTENING, reason) from error
     try:
         listening.setblocking(False)
+        make_folder(path)
         os.fchmod(listening.fileno(), MODE)  # bind gives the name this mode, less the umask
         listening.bind(os.fspath(temporary))
         identity = _identity_of(temporary)
@@ -139,7 +144,10 @@ def _bind(path: Path) -> tuple[socket.socket, tuple[int, int]]:
         listening.close()
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        reason = f"cannot listen at {path}: {error}; expected a directory that this user may write to"
+        reason = (
+            f"cannot listen at {path}: {error}; expected a folder with room that this user may write to: make room, "
+            "correct who may write, or set takeover_socket"
+        )
         raise TakeoverError(Phase.LISTENING, reason) from error
     except BaseException:
         listening.close()

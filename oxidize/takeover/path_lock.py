@@ -1,8 +1,10 @@
 """The lock of a takeover path: the process that serves there holds it.
 
-The rule: a process that finds no listener at the path serves only with the lock, and so does a predecessor that serves
-again. So exactly one of several simultaneous starts serves, also while the path is missing, and while a process that
-was stopped in a takeover still thinks that it may serve again.
+The rule: a process that finds no listener at the path serves only if no other process holds the lock, and so does a
+predecessor that serves again. So exactly one of several simultaneous starts serves, also while the path is missing, and
+while a process that was stopped in a takeover still thinks that it may serve again. A lock that cannot be had, for
+there is no room for its file, is no reason to serve no tunnel: then the port, the interface and the journal's writer
+lock keep a second process out.
 
 The lock is one of an open file beside the path, so the kernel releases it when its process has ended, however that was.
 The file stays, for its existence means nothing; where it was removed or replaced the holder takes the new one. No child
@@ -10,6 +12,7 @@ inherits the lock: the descriptor is close-on-exec. Sources: flock(2); proc(5), 
 """
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -21,6 +24,11 @@ MODE = 0o600
 OPEN_ATTEMPTS = 3  # of a file that is replaced between opening and locking it
 
 log = logging.getLogger(__name__)
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder of a takeover path if it is missing; raises OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 class PathLock:
@@ -44,6 +52,7 @@ class PathLock:
         try:
             for _ in range(OPEN_ATTEMPTS):
                 if self._fd < 0 or not self._is_current():
+                    make_folder(self.path)
                     with contextlib.suppress(FileExistsError):  # another process has made it since the look
                         self._open()
                 if self._fd >= 0 and not self._is_locked:
@@ -56,8 +65,9 @@ class PathLock:
         except OSError as error:
             raise TakeoverError(
                 Phase.LISTENING,
-                f"{self.path}: {error.strerror}; expected a file that this user may open and lock, in a folder that it "
-                "may write to: remove the file if no server runs here",
+                f"{self.path}: {error.strerror}; expected a file that this user may open and lock, in a folder with "
+                "room that it may write to: make room there, or correct who may write; remove the file if no server "
+                "runs here",
             ) from error
         raise TakeoverError(Phase.LISTENING, f"{self.path} is replaced all the time; expected one file that stays")
 
@@ -98,7 +108,7 @@ class PathLock:
         self.close()
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            self._fd = os.open(self.path, flags)
+            self._fd = _open_existing(self.path, flags)
         except FileNotFoundError:
             self._fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, MODE)
             if os.geteuid() == 0:
@@ -115,6 +125,16 @@ class PathLock:
         except OSError:
             return True
         return (own.st_dev, own.st_ino) == (found.st_dev, found.st_ino)
+
+
+def _open_existing(path: Path, flags: int) -> int:
+    """Open a file for writing, as some file systems want for flock(2), or for reading where nothing may be written."""
+    try:
+        return os.open(path, flags)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return os.open(path, flags & ~os.O_ACCMODE | os.O_RDONLY)
 
 
 def _names_lock(fdinfo: Path, inode: int) -> bool:

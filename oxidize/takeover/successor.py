@@ -48,6 +48,7 @@ from oxidize.takeover.messages import (
     Withdrawn,
     encode,
 )
+from oxidize.takeover.namespaces import network_namespace, time_namespace
 from oxidize.takeover.path_lock import PathLock
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,13 @@ class Successor:
     ) -> None:
         self._path = path
         self.lock = lock
-        self._hello = Hello(release, os.getpid(), tuple(snapshot_versions))
+        self._hello = Hello(
+            release,
+            os.getpid(),
+            tuple(snapshot_versions),
+            network_namespace=network_namespace(),
+            time_namespace=time_namespace(),
+        )
         self._clock = clock
         self._timeouts = timeouts
         self._machine = SuccessorMachine(timeouts)
@@ -127,14 +134,16 @@ class Successor:
     def connect(self) -> Offer | None:
         """Return the offer, whose descriptors are the caller's from now on, or None if no process listens.
 
-        The caller then holds the lock. Where another process does, it may be about to listen, or to end: this one looks
-        for it again until the deadline of an offer. Raises TakeoverError if the process that listens makes no offer, or
-        if none listens and another one holds the lock.
+        The caller then holds the lock, where it can be had. Where another process does, it may be about to listen, or
+        to end: this one looks for it again until the deadline of an offer. Raises TakeoverError if the process that
+        listens makes no offer, or if none listens and another one holds the lock.
         """
         deadline = self._clock() + self._timeouts.offer
         self._try()
-        while self._machine.state is SuccessorState.ABSENT and self.lock is not None and not self.lock.is_held:
-            if not self.lock.take():
+        is_alone = self.lock is None or self.lock.is_held
+        while self._machine.state is SuccessorState.ABSENT and self.lock is not None and not is_alone:
+            is_alone = self.lock.take_if_possible()
+            if not is_alone:
                 if self._clock() >= deadline:
                     raise TakeoverError(
                         Phase.CONNECTING,

@@ -91,10 +91,11 @@ class Upgrader:
     def serve(self, host: TakeoverHost) -> None:
         """Listen for the next successor; the first `process` then ends the process that served before.
 
-        Raises TakeoverError where the path cannot be bound.
+        Raises TakeoverError where the path cannot be bound and the process that served can serve again; without such a
+        process the path is tried again.
         """
         self._predecessor = Predecessor(
-            Listener(self._path),
+            Listener(self._path, required=self._awaits_end),
             host,
             release=self._release,
             register=self._register,

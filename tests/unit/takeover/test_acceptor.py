@@ -4,15 +4,17 @@ import errno
 import logging
 import os
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from oxidize.errors import TakeoverError
-from oxidize.takeover.acceptor import ACCEPT_PAUSE, PATH_CHECK_SECS, Acceptor
+from oxidize.errors import Phase, TakeoverError
+from oxidize.takeover.acceptor import ACCEPT_PAUSE, BIND_PAUSE_SECS_LONGEST, PATH_CHECK_SECS, Acceptor
 from oxidize.takeover.channel import close_fds, connect
 from oxidize.takeover.host import Answer
 from oxidize.takeover.listener import Listener
@@ -28,14 +30,14 @@ def admit_none(*_: object) -> NoReturn:
 class Bench:
     """An acceptor on a clock of its own. refuses: the errno of every registration, 0 for none."""
 
-    def __init__(self, path: Path, *, refuses: int = 0) -> None:
+    def __init__(self, path: Path, *, refuses: int = 0, required: bool = True) -> None:
         self.now = 100.0
         self.refuses = refuses
         self.calls = 0
         self.callbacks: dict[int, Callable[[], None]] = {}
-        self.listener = Listener(path)
+        self.listener = Listener(path, required=required)
         self.lock = PathLock(path)
-        assert self.lock.take()
+        assert self.lock.take_if_possible()
         self.acceptor = Acceptor(
             self.listener,
             admit=admit_none,
@@ -83,9 +85,9 @@ class Bench:
 
 
 @contextmanager
-def bench_at(path: Path, *, refuses: int = 0) -> Iterator[Bench]:
+def bench_at(path: Path, *, refuses: int = 0, required: bool = True) -> Iterator[Bench]:
     with no_leaked_fds():
-        bench = Bench(path, refuses=refuses)
+        bench = Bench(path, refuses=refuses, required=required)
         try:
             yield bench
         finally:
@@ -149,19 +151,70 @@ def test_a_process_that_does_not_own_does_not_take_the_path(bench: Bench) -> Non
     other.close()
 
 
+def test_a_folder_that_disappears_comes_back_with_the_path_and_the_lock(bench: Bench) -> None:
+    shutil.rmtree(bench.listener.path.parent)
+    assert not bench.ask()
+    bench.now += PATH_CHECK_SECS
+    bench.run()
+    assert bench.ask()
+    assert bench.lock.is_held
+    assert bench.listener.path.parent.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_lasting_loss_is_told_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     folder = bench.listener.path.parent
     elsewhere = folder.with_name("elsewhere")
     folder.rename(elsewhere)
+    folder.touch()
     with caplog.at_level(logging.WARNING):
         for _ in range(5):
             bench.now += PATH_CHECK_SECS
             bench.run()
-    assert len(caplog.records) == 1
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert "serving, but no process can take over" in told
+    folder.unlink()
     elsewhere.rename(folder)
     bench.now += PATH_CHECK_SECS
     bench.run()
     assert bench.ask()
+
+
+def test_a_path_that_cannot_be_bound_is_tried_with_growing_pauses(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[float] = []
+
+    def refuse(listener: Listener) -> NoReturn:
+        attempts.append(bench.now)
+        raise TakeoverError(Phase.LISTENING, f"no room for {listener.path}")
+
+    bench.listener.path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Listener, "bind", refuse)
+        for _ in range(60):
+            bench.now += PATH_CHECK_SECS
+            bench.run()
+    pauses = [later - earlier for earlier, later in pairwise(attempts)]
+    assert pauses[:4] == [1.0, 2.0, 4.0, 8.0]
+    assert set(pauses[4:]) == {BIND_PAUSE_SECS_LONGEST}
+    bench.now += BIND_PAUSE_SECS_LONGEST
+    bench.run()
+    assert bench.ask()
+
+
+def test_a_listener_that_began_without_its_path_says_so_and_binds_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "run" / "t.sock"
+    path.parent.touch()  # where a folder should be
+    with bench_at(path, required=False) as bench:
+        (told,) = (record.getMessage() for record in caplog.records if "no process can take over" in record.msg)
+        assert f"cannot listen at {path}: " in told
+        path.parent.unlink()
+        bench.now += PATH_CHECK_SECS
+        bench.run()
+        assert bench.ask()
+        assert bench.lock.is_held
 
 
 def test_two_servers_at_one_path_tell_it_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

@@ -143,17 +143,17 @@ def test_a_lost_path_is_seen_and_bound_again(path: Path, lose: Callable[[Path], 
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_lost_folder_is_seen_and_its_return_is_enough(tmp_path: Path) -> None:
+def test_a_lost_folder_is_seen_and_made_again(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    folder.mkdir()
     listener = Listener(folder / "takeover.sock")
     listener.path.unlink()
     folder.rmdir()
+    folder.touch()
     assert not listener.is_bound()
-    with pytest.raises(TakeoverError, match="expected a directory"):
+    with pytest.raises(TakeoverError, match="expected a folder with room"):
         listener.bind()
     assert (listener.fileno(), listener.is_bound(), listener.accept()) == (-1, False, None)
-    folder.mkdir()
+    folder.unlink()
     listener.bind()
     assert answers(listener)
     listener.close()
@@ -172,11 +172,14 @@ def test_a_path_that_cannot_be_looked_at_is_not_given_up(path: Path, monkeypatch
 
 
 def test_a_listener_that_is_not_required_may_begin_without_its_path(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.touch()
     with pytest.raises(TakeoverError):
-        Listener(tmp_path / "run" / "takeover.sock")
-    listener = Listener(tmp_path / "run" / "takeover.sock", required=False)
+        Listener(folder / "takeover.sock")
+    listener = Listener(folder / "takeover.sock", required=False)
     assert listener.fileno() == -1
-    (tmp_path / "run").mkdir()
+    assert listener.error is not None
+    folder.unlink()
     listener.bind()
     assert answers(listener)
     listener.close()

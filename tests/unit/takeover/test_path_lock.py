@@ -1,5 +1,6 @@
 """The lock of a takeover path: one holder, whatever happens to the file, and none that outlives its process."""
 
+import errno
 import os
 import select
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -119,6 +121,22 @@ def test_a_process_that_must_serve_serves_where_the_lock_cannot_be_had(lock: Pat
     assert not lock.take_if_possible()
 
 
+def test_the_lock_is_taken_where_nothing_may_be_written(
+    lock: PathLock, other: PathLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock.path.touch()
+    real = os.open
+
+    def open_of_a_read_only_file_system(path: Path, flags: int, *arguments: int) -> int:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(path, flags, *arguments)
+
+    monkeypatch.setattr(os, "open", open_of_a_read_only_file_system)
+    assert lock.take()
+    assert not other.take()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="lacks root: only root gives files away")
 def test_the_lock_of_root_belongs_to_the_user_of_the_folder(lock: PathLock) -> None:
     os.chown(lock.path.parent, 65_534, -1)
@@ -159,6 +177,20 @@ def test_a_start_without_a_predecessor_holds_the_lock(starts: Starts, lock: Path
     assert starts.successor.connect() is None
     assert lock.is_held
     assert starts.pauses == 0
+
+
+def test_a_start_serves_where_there_is_no_room_for_the_lock(
+    starts: Starts, lock: PathLock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert starts.successor.connect() is None
+    assert not lock.is_held
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert "serving without the lock of the path" in told
+    assert "No space left on device" in told
 
 
 def test_a_start_beside_a_start_ends_with_the_process_that_holds_the_lock(starts: Starts, other: PathLock) -> None:
