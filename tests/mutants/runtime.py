@@ -5,6 +5,14 @@ from tests.mutants.mutant import Mutant
 RUNTIME = (
     # --- The loop and the data path ---
     Mutant(
+        "metrics-address-that-is-taken-ends-a-start",
+        "runtime/http_binding.py",
+        "        return bind_http(settings)\n    except Exception as error:",
+        "        return bind_http(settings)\n    except MemoryError as error:",
+        ("unit/runtime/test_http_binding.py::test_an_address_that_is_taken_is_told_and_bound_once_it_is_free",),
+        "where another program has TCP 9090 the VPN does not start",
+    ),
+    Mutant(
         "event-loop-calls-an-unregistered-callback",
         "net/event_loop.py",
         "        for fd, _ in self._epoll.poll(self._wait_secs(timeout_secs), EVENTS_MAX):\n"

@@ -290,10 +290,26 @@ TAKEOVER = (
     Mutant(
         "acceptor-removed-path-stays-away",
         "takeover/acceptor.py",
-        "            if may_bind:\n                self.ensure_bound()\n",
+        "            if may_bind:\n                self.ensure_bound(now)\n",
         "            pass\n",
         ("unit/takeover/test_acceptor.py::test_a_path_that_disappears_comes_back_within_the_interval",),
         "a server whose socket file was removed can never be replaced",
+    ),
+    Mutant(
+        "acceptor-lost-path-tried-without-a-pause",
+        "takeover/acceptor.py",
+        "            if now < self._bind_at and",
+        "            if False and",
+        ("unit/takeover/test_acceptor.py::test_a_path_that_cannot_be_bound_is_tried_with_growing_pauses",),
+        "a full /run is written to once a second, for ever",
+    ),
+    Mutant(
+        "acceptor-namespaces-not-compared",
+        "takeover/acceptor.py",
+        "difference(hello.network_namespace, hello.time_namespace)",
+        'difference("", "")',
+        ("unit/takeover/test_sides.py::test_a_successor_in_another_namespace_is_refused_and_the_next_one_is_not",),
+        "a reload in another time namespace reports success and loses the sessions",
     ),
     Mutant(
         "acceptor-number-of-connections-unbounded",
@@ -346,9 +362,28 @@ TAKEOVER = (
     ),
     # --- The lock of the path ---
     Mutant(
+        "lock-folder-stays-away",
+        "takeover/path_lock.py",
+        "    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)\n",
+        "    pass\n",
+        (
+            "unit/takeover/test_acceptor.py::test_a_folder_that_disappears_comes_back_with_the_path_and_the_lock",
+            "unit/takeover/test_listener.py::test_a_lost_folder_is_seen_and_made_again",
+        ),
+        "a server whose folder was removed can never be replaced",
+    ),
+    Mutant(
+        "lock-that-cannot-be-had-ends-a-start",
+        "takeover/successor.py",
+        "            is_alone = self.lock.take_if_possible()\n",
+        "            is_alone = self.lock.take()\n",
+        ("unit/takeover/test_path_lock.py::test_a_start_serves_where_there_is_no_room_for_the_lock",),
+        "a crash with a full /run keeps the service down",
+    ),
+    Mutant(
         "lock-not-taken-by-a-start",
         "takeover/successor.py",
-        "and self.lock is not None and not self.lock.is_held:",
+        "and self.lock is not None and not is_alone:",
         "and False:",
         (
             "unit/takeover/test_path_lock.py::test_a_start_without_a_predecessor_holds_the_lock",
@@ -418,8 +453,8 @@ TAKEOVER = (
     Mutant(
         "messages-reply-of-the-first-releases-refused",
         "takeover/messages.py",
-        '        fields.setdefault("fds", [])  # the first releases sent no descriptors\n',
-        "        pass\n",
+        ', "reply": {"fds": []}}',
+        "}",
         ("takeover/test_answers.py::test_a_reply_of_an_older_release_has_no_names",),
         "a running server of the first release cannot be asked anything",
     ),
