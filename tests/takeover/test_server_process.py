@@ -89,11 +89,6 @@ def test_an_occupied_port_is_an_error_of_one_line(lab: Lab, server: Server, tmp_
     assert status == 2
     (line,) = lines
     assert line.startswith(f"oxidize: listen address 127.0.0.1 port {server.port}: the port is taken; stop its owner")
-    server.write_config(takeover_socket="other.sock")
-    status, lines = run_to_end(server)
-    assert status == 2
-    (line,) = lines
-    assert line.startswith(f"oxidize: metrics_listen = 127.0.0.1:{metrics_port(server)}: Address already in use")
 
 
 def test_a_folder_that_cannot_be_created_is_an_error_of_one_line(server: Server) -> None:
