@@ -31,7 +31,7 @@ from oxidize.protocol.counters import (
 
 NS_PER_SEC = 1_000_000_000
 
-STATES = ("starting", "healthy", "draining")
+STATES = ("starting", "healthy", "degraded", "draining")
 
 # Counters without labels: the index, the name without `_total`, the help text.
 _COUNTERS = (
@@ -92,6 +92,11 @@ _COUNTERS = (
         "ICMP errors to senders of inner packets that no peer gets: unreachable.",
     ),
     (Total.ERRORS_LOGGED, "oxidize_logged_errors", "Lines logged as errors by generations that served."),
+    (
+        Total.NETWORK_REPAIRS,
+        "oxidize_network_repairs",
+        "Times that a part of the host's network was found changed by another program, and put back.",
+    ),
 )
 
 
@@ -102,6 +107,7 @@ class Live:
     connections_active: peers with a live session. peers: configured peers. kernel_drops: datagrams that the kernel
     dropped since the UDP socket was made, because its queue was full or by its filter (socket(7) SO_MEMINFO).
     generation: its number. state: one of STATES. link: the state of a client's link; None for a server.
+    network_missing: parts of the host's network that are not as configured, and could not be put back.
     """
 
     connections_active: Callable[[], int]
@@ -110,6 +116,7 @@ class Live:
     generation: Callable[[], int]
     state: Callable[[], str]
     link: Callable[[], LinkState | None] = lambda: None
+    network_missing: Callable[[], int] = lambda: 0
 
 
 class Metrics:
@@ -158,6 +165,11 @@ class _CountersCollector(Collector):
             "oxidize_connections_active", "Peers with a live session.", value=live.connections_active()
         )
         yield GaugeMetricFamily("oxidize_peers", "Configured peers.", value=live.peers())
+        yield GaugeMetricFamily(
+            "oxidize_network_missing",
+            "Parts of the host's network that are not as configured, and could not be put back.",
+            value=live.network_missing(),
+        )
         yield CounterMetricFamily(
             "oxidize_socket_drops",
             "Datagrams that the kernel dropped: the queue of the UDP socket was full, or they were shed.",

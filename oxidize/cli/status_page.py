@@ -15,7 +15,7 @@ from oxidize.cli.common import json_option, print_json, role_options
 from oxidize.control import query
 from oxidize.terminal.table import print_lines, table
 from oxidize.terminal.units import ago, byte_count, duration, milliseconds
-from oxidize.text import counted, release_name
+from oxidize.text import counted, one_line, release_name
 
 TAKEOVERS_SHOWN = 5
 PEER_HEADINGS = ("peer", "endpoint", "last handshake", "received", "sent")
@@ -51,6 +51,7 @@ def _lines(status: dict[str, Any]) -> Iterator[Text]:
         ("listening", f"{status['listen']}, {interface}"),
         ("public key", status["public_key"]),
         *([("connection", _connection(status["connection"]))] if status.get("connection") else []),
+        *[("missing", one_line(missing)) for missing in status.get("network_missing", ())],
         ("sessions", f"{status['sessions']} of {counted(len(status['peers']), 'peer')}"),
         ("dropped", _drops(status)),
     ]

@@ -11,10 +11,10 @@ from math import inf
 from typing import Any
 
 from oxidize import logs
-from oxidize.client.network_watch import NetworkWatch, source_address_for
 from oxidize.client.resolver import Lookup, Resolver, look_up_past_tunnel, read_upstream_dns
 from oxidize.clock import boot_time
 from oxidize.net.event_loop import Loop
+from oxidize.net.network_watch import NetworkWatch, source_address_for
 from oxidize.net.resolve import literal, look_up
 from oxidize.protocol.counters import OUTAGE_SINCE_NS, RETRIES, ROUND_TRIP_NS, Counters, LinkState
 from oxidize.protocol.device import Device
@@ -36,7 +36,8 @@ class Connection:
     """The link of a client to its one server.
 
     flush: sends what the device has queued. fail: ends the process, with the reason. upstream_dns: the name servers of
-    this machine without the tunnel, as a predecessor knew them; empty to read them from the system.
+    this machine without the tunnel, as a predecessor knew them; empty to read them from the system. missing: what is
+    missing in the host's network, a line each.
     """
 
     def __init__(
@@ -75,12 +76,22 @@ class Connection:
         self._down_at = -inf  # when the last outage began
         self._quiet_until = -inf
         self._not_warned: str | None = None  # the reason of an outage that may be a flap, while nothing warns of it
+        self.missing: Callable[[], list[str]] = lambda: []
         device.watch_links(self._note_link)
 
     @property
     def state(self) -> LinkState:
         """The state of the link."""
         return self._device.link_state(self._peer) or LinkState.CONNECTING
+
+    @property
+    def _state_name(self) -> str:
+        """The state for the operator: "connected" only while nothing of what leads into the tunnel is missing."""
+        return "degraded" if self.state == LinkState.CONNECTED and self.missing() else self.state.name.lower()
+
+    def notify_state(self) -> None:
+        """Tell the service manager the state of the link."""
+        notify.notify(f"STATUS={self._state_name}: {self._server}")
 
     # --- Serving ---
 
@@ -116,7 +127,7 @@ class Connection:
         """Return what `oxidize status` shows of the connection."""
         peer, counters = self._peer, self._counters
         return {
-            "state": self.state.name.lower(),
+            "state": self._state_name,
             "server": self._server,
             "outage_secs": self._outage_secs(now),
             "retries": counters[peer.slot + RETRIES] if peer.slot else 0,
@@ -188,7 +199,7 @@ class Connection:
                 "set it to 0 for no limit"
             )
             log.error(name, server=self._server, reason=reason, retries=retries)
-        notify.notify(f"STATUS={name}: {self._server}")
+        self.notify_state()
 
     def _warn_of_outage(self, reason: str) -> None:
         self._not_warned = None

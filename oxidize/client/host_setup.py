@@ -16,7 +16,8 @@ from oxidize.config import NameServers
 from oxidize.errors import OxidizeError
 from oxidize.hostnet.cleanup_guard import Cleanup, start_guard, update_guard
 from oxidize.hostnet.dns_config import Pause, apply_dns, check_dns, record_name, revert_dns
-from oxidize.hostnet.policy_routing import Policy, apply_policy, check_policy, remove_policy
+from oxidize.hostnet.part import Part
+from oxidize.hostnet.policy_routing import Policy, PolicyPart, apply_policy, check_policy, remove_policy
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
 
@@ -66,6 +67,12 @@ class HostSetup:
         self.installed_dns: dict[str, Any] = {}
         self._settings = settings
         self._port = port
+
+    @property
+    def parts(self) -> list[Part]:
+        """What is set, for `runtime.network_keeper` to compare with the kernel's state."""
+        policy = _policy(self._settings)
+        return [PolicyPart(policy, self._settings.interface, self._port)] if policy.versions else []
 
     def apply(self, before: Mapping[str, Any], replaced: Collection[str] = (), pause: Pause = time.sleep) -> None:
         """Bring the host to what the settings say; raises OxidizeError.

@@ -28,7 +28,7 @@ from oxidize.takeover.channel import PeerProcess, connect_socket, credentials_of
 from oxidize.text import one_line
 
 PREPARE_TIMEOUT_SECS = 30.0  # the successor imports, reads and restores: tens of milliseconds for most
-TAKE_TIMEOUT_SECS = 30.0  # from GO to DONE: twice what COMMIT and TAKEN may take
+TAKE_TIMEOUT_SECS = 30.0  # from GO to DONE, or between two words of one that works: twice COMMIT and TAKEN
 SETTLE_TIMEOUT_SECS = 10.0  # for the end of a successor that failed; one that hangs after COMMIT is killed after 5 s
 LIFE_WITHOUT_OWNERSHIP_SECS = 90  # of a successor; beyond both of the above
 CONNECT_TIMEOUT_SECS = 5.0  # to a predecessor whose backlog is full
@@ -123,7 +123,8 @@ def _reset_main_pid(predecessor: PeerProcess) -> None:
 def _expect(channel: socket.socket, event: str, timeout_secs: float, phase: Phase) -> Report:
     channel.settimeout(timeout_secs)
     try:
-        message = receive(channel)
+        while (message := receive(channel)) is not None and message.get("event") == "working":
+            pass
     except TimeoutError:
         raise TakeoverError(phase, f"the successor did not get there within {timeout_secs:.0f} s") from None
     if message is None:

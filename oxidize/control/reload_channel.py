@@ -18,11 +18,13 @@ import signal
 import socket
 from typing import Any
 
+from oxidize.clock import boot_time
 from oxidize.errors import Phase, TakeoverError
 
 MESSAGE_BYTES_MAX = 262_144  # of one that is read: more than a send buffer (212,992) lets any release send
 REASON_BYTES_MAX = 10_000  # in UTF-8, each of which takes 6 bytes of JSON at most: 65,536 are what older ones read
 GO_TIMEOUT_SECS = 20.0
+WORKING_SECS = 20.0  # after GO, and between two words of work: most reloads are done long before the first
 
 Report = dict[str, Any]
 
@@ -32,6 +34,7 @@ class Control:
 
     def __init__(self, fd: int | None) -> None:
         self._socket: socket.socket | None = None
+        self._said_at = 0.0
         if fd is not None:
             os.set_inheritable(fd, False)
             self._socket = socket.socket(fileno=fd)
@@ -65,8 +68,16 @@ class Control:
 
     def go_alone(self) -> None:
         """Outlive the coordinator from now on: the predecessor bounds the takeover, or has died."""
+        self._said_at = boot_time()
         if self._socket is not None:
             signal.alarm(0)  # set by the coordinator
+
+    def working(self) -> None:
+        """Tell the coordinator, every WORKING_SECS, that this process serves and still has work to report on."""
+        if self._socket is not None and (now := boot_time()) >= self._said_at + WORKING_SECS:
+            self._said_at = now
+            with contextlib.suppress(OSError):  # the coordinator may have ended
+                send(self._socket, {"event": "working"})
 
     def done(self, report: Report) -> None:
         """Report that this process serves."""

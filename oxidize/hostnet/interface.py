@@ -1,58 +1,66 @@
-"""The interface's settings: MTU, queue, addresses and routes, reconciled with the configuration.
+"""The interface's settings: state, MTU, queue, addresses and routes, compared with the kernel's.
 
 The rule: reconcile, never reset. Only what differs is changed, so that every generation may run this on the interface
 that its predecessor serves, and a run without a difference touches nothing. All addresses of the interface are managed
 here, except link-local ones, which the kernel makes; of its routes only those with this program's protocol number.
 
+What is wanted is prepared once, before a process serves. A comparison works in slices, so that it may take place
+between two batches of packets, with any number of routes.
+
 Source: rtnetlink(7), linux/rtnetlink.h, linux/if_addr.h. It needs CAP_NET_ADMIN.
 """
 
 import errno
+import hashlib
 import socket
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Collection, Iterable, Sequence
 from ipaddress import (
     IPv4Interface,
     IPv4Network,
     IPv6Interface,
     IPv6Network,
-    ip_interface,
-    ip_network,
+    ip_address,
 )
-from typing import Any
 
-from oxidize.hostnet import netlink
-from oxidize.hostnet.netlink import FAMILIES, ROUTE_PROTOCOL, RT_TABLE_MAIN, Reconciler
+from oxidize.errors import OxidizeError
+from oxidize.hostnet.netlink import FAMILIES, ROUTE_PROTOCOL, RT_TABLE_MAIN, remedy
+from oxidize.hostnet.part import IncompleteError, Steps, run
+from oxidize.hostnet.rtnetlink import (
+    DUMPS_MAX,
+    Key,
+    Link,
+    Request,
+    RtnetlinkError,
+    RtnetlinkSocket,
+    change_address,
+    change_route,
+    family_of,
+    set_link,
+)
 
 Interface = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
 
 # Packets that wait in the TUN device while no process reads; the kernel's 500 overflow under one fast TCP stream.
 TRANSMIT_QUEUE_PACKETS = 2_000
-
-# --- linux/if.h, linux/if_addr.h ---
-_IFF_UP = 0x1
-_IFA_F_NODAD = 0x02  # usable at once: on a point-to-point device no other host could hold the same address
+CHANGES_PER_SLICE = 16  # routes, which the kernel changes in some 10 microseconds each
+KEYS_PER_SLICE = 2_000  # of a set that is sorted or compared
 
 _REMEDIES = {
     errno.EACCES: "IPv6 is switched off on this interface: set net.ipv6.conf.*.disable_ipv6 to 0, or use IPv4 only",
     errno.EINVAL: "the kernel refuses the value (IPv6 needs an MTU of 1280 or more)",
     errno.EEXIST: "another interface has it: remove that one, or change the configuration",
 }
+# Nothing further can succeed after these.
+_FATAL = frozenset({errno.EPERM, errno.ENODEV, errno.ENETDOWN})
 
 
 def configure_interface(name: str, addresses: Sequence[Interface], mtu: int, routes: Sequence[Network]) -> list[str]:
-    """Bring an interface up and to this state; return the changes made, a line each.
+    """Bring an interface up and to this state at once; return the changes made, a line each.
 
-    mtu: bytes. routes: networks that lead into the interface; those inside a network of `addresses` need no route of
-    their own and are skipped. Raises OxidizeError with the value that the kernel refused, and the remedy.
+    Parameters as of `InterfacePart`. Raises OxidizeError with the value that the kernel refused, and the remedy.
     """
-    with netlink.connect() as connected:
-        reconciler = _Interface(connected, name)
-        reconciler.reconcile_link(mtu)
-        reconciler.reconcile_addresses(addresses)
-        reconciler.reconcile_routes(routes_needed(addresses, routes))
-        return reconciler.changes
+    return run(InterfacePart(name, addresses, mtu, routes).compare(repair=True))
 
 
 def routes_needed(addresses: Iterable[Interface], routes: Iterable[Network]) -> set[Network]:
@@ -67,81 +75,150 @@ def _contains(outer: Network, inner: Network) -> bool:
     return isinstance(inner, IPv6Network) and inner.subnet_of(outer)
 
 
-class _Interface(Reconciler):
-    """One run over one interface. `connected` is a pyroute2 IPRoute."""
+class InterfacePart:
+    """The wanted state of one interface (`hostnet.part.Part`).
 
-    def __init__(self, connected: Any, name: str) -> None:
-        super().__init__(connected, f"interface {name}", _REMEDIES)
-        (self._link,) = self._request("", lambda: connected.link("get", ifname=name))
-        self._index: int = self._link["index"]
+    mtu: bytes. routes: networks that lead into the interface; those inside a network of `addresses` need no route of
+    their own and are skipped. digest: of all of it, for a successor to compare with that of its own; a digest, since
+    the routes of thousands of peers would not fit into the OFFER.
+    """
 
-    def reconcile_link(self, mtu: int) -> None:
-        wanted: dict[str, object] = {}
-        if self._link.get("mtu") != mtu:
-            wanted["mtu"] = mtu
-        if self._link.get("txqlen") != TRANSMIT_QUEUE_PACKETS:
-            wanted["txqlen"] = TRANSMIT_QUEUE_PACKETS
-        if not self._link["flags"] & _IFF_UP:
-            wanted["state"] = "up"
+    def __init__(self, name: str, addresses: Sequence[Interface], mtu: int, routes: Sequence[Network]) -> None:
+        self.name = f"interface {name}"
+        self._interface = name
+        self._mtu = mtu
+        self._addresses = {(address.network.prefixlen, address.ip.packed) for address in addresses}
+        needed = routes_needed(addresses, routes)
+        # Sorted now: with many routes it takes longer than a slice.
+        self._routes = sorted(((route.prefixlen, route.network_address.packed) for route in needed), key=_order)
+        self._route_keys = frozenset(self._routes)
+        lines = [*sorted(map(str, addresses)), *sorted(map(str, needed)), str(mtu)]
+        self.digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def compare(self, *, repair: bool) -> Steps[list[str]]:
+        """Compare link, addresses and routes with the kernel's, in this order; see `Part`."""
+        with RtnetlinkSocket() as kernel:
+            comparison = _Comparison(kernel, self.name, repair=repair)
+            link = comparison.find(self._interface)
+            comparison.compare_link(link, self._mtu)
+            yield 0.0
+            yield from comparison.compare_addresses(link.index, self._addresses)
+            yield from comparison.compare_routes(link.index, self._routes, self._route_keys)
+        if comparison.problems:
+            raise IncompleteError(comparison.problems, comparison.changes)
+        return comparison.changes
+
+
+class _Comparison:
+    """One comparison of one interface. changes: the differences. problems: those that could not be put right."""
+
+    def __init__(self, kernel: RtnetlinkSocket, subject: str, *, repair: bool) -> None:
+        self.changes: list[str] = []
+        self.problems: list[str] = []
+        self._kernel = kernel
+        self._subject = subject
+        self._repair = repair
+        self._is_hopeless = False
+
+    def find(self, name: str) -> Link:
+        try:
+            return self._kernel.link(name)
+        except RtnetlinkError as error:
+            raise OxidizeError(f"{self._subject}: {remedy(error.code, _REMEDIES)}") from error
+
+    def compare_link(self, link: Link, mtu: int) -> None:
         # One at a time, so that an error names the setting that was refused.
-        for key, value in wanted.items():
-            self._change(f"{key} {value}", partial(self._netlink.link, "set", index=self._index, **{key: value}))
+        if link.mtu != mtu:
+            self._change([(f"mtu {mtu}", set_link(link.index, mtu=mtu))])
+        if link.queue != TRANSMIT_QUEUE_PACKETS:
+            request = set_link(link.index, queue=TRANSMIT_QUEUE_PACKETS)
+            self._change([(f"txqlen {TRANSMIT_QUEUE_PACKETS}", request)])
+        if not link.is_up:
+            self._change([("state up", set_link(link.index, up=True))])
 
-    def reconcile_addresses(self, addresses: Iterable[Interface]) -> None:
-        wanted = set(addresses)
-        hosts = {address.ip for address in wanted}
-        stale = {address for address in self._addresses() - wanted if not address.ip.is_link_local}
+    def compare_addresses(self, index: int, wanted: set[Key]) -> Steps[None]:
+        present = yield from self._read_addresses(index)
+        hosts = {address for _, address in wanted}
+        stale = {key for key in present - wanted if not ip_address(key[1]).is_link_local}
         # IPv6 refuses an address a second time, even with another prefix length. The others are removed last: with
         # its last IPv4 address an interface loses all its routes.
-        conflicting = {address for address in stale if address.ip in hosts}
-        self._remove_addresses(conflicting)
-        self._add_addresses(wanted)
-        self._remove_addresses(stale - conflicting)
-        if stale:
+        conflicting = {key for key in stale if key[1] in hosts}
+        self._change_addresses(index, conflicting, add=False)
+        self._change_addresses(index, wanted - present, add=True)
+        self._change_addresses(index, stale - conflicting, add=False)
+        if stale and self._repair:
             # Removing a primary IPv4 address removes the secondary ones of its network.
-            self._add_addresses(wanted)
+            present = yield from self._read_addresses(index)
+            self._change_addresses(index, wanted - present, add=True)
 
-    def reconcile_routes(self, wanted: set[Network]) -> None:
-        present = self._routes()
-        managed = {network for network, protocol in present if protocol == ROUTE_PROTOCOL}
-        for network in sorted(managed - wanted, key=str):
-            self._change(f"route -{network}", partial(self._route, "del", network), done=errno.ESRCH)
-        for network in sorted(wanted - {network for network, _ in present}, key=str):
-            self._change(f"route +{network}", partial(self._route, "add", network))
+    def compare_routes(self, index: int, wanted: Sequence[Key], wanted_keys: Collection[Key]) -> Steps[None]:
+        present: set[Key] = set()
+        managed: list[Key] = []
+        for family in FAMILIES.values():
+            yield from self._read_routes(family, index, present, managed)
+        yield from self._change_routes(index, managed, wanted_keys, add=False)
+        yield from self._change_routes(index, wanted, present, add=True)
 
-    def _addresses(self) -> set[Interface]:
-        found = set()
-        for message in self._request("", lambda: list(self._netlink.get_addr(index=self._index))):
-            if message["family"] in FAMILIES.values():
-                # IFA_ADDRESS is the far end where IPv4 has a peer address; IFA_LOCAL is absent for IPv6.
-                host = message.get("local") or message.get("address")
-                found.add(ip_interface(f"{host}/{message['prefixlen']}"))
-        return found
+    def _read_routes(self, family: int, index: int, present: set[Key], managed: list[Key]) -> Steps[None]:
+        for _ in range(DUMPS_MAX):
+            try:
+                for found in self._kernel.routes(family, RT_TABLE_MAIN, index):
+                    present.update(key for key, _ in found)
+                    managed += (key for key, protocol in found if protocol == ROUTE_PROTOCOL)
+                    yield 0.0
+            except RtnetlinkError as error:
+                if error.code != errno.EINTR:
+                    raise OxidizeError(f"{self._subject}: routes: {remedy(error.code, _REMEDIES)}") from error
+            else:
+                return
+        raise OxidizeError(f"{self._subject}: the routes change faster than they can be read; try again")
 
-    def _routes(self) -> list[tuple[Network, int]]:
-        """Return destination and protocol of the main table's routes into the interface."""
-        found = []
-        for message in self._request("", lambda: list(self._netlink.get_routes(oif=self._index))):
-            managed = message.get("oif") == self._index and message.get("table") == RT_TABLE_MAIN
-            if managed and message["family"] in FAMILIES.values():
-                any_host = "0.0.0.0" if message["family"] == socket.AF_INET else "::"  # noqa: S104 - no bind
-                found.append((ip_network(f"{message.get('dst') or any_host}/{message['dst_len']}"), message["proto"]))
-        return found
+    def _read_addresses(self, index: int) -> Steps[set[Key]]:
+        present: set[Key] = set()
+        try:
+            for found in self._kernel.addresses(index):
+                present.update(found)
+                yield 0.0
+        except RtnetlinkError as error:
+            raise OxidizeError(f"{self._subject}: addresses: {remedy(error.code, _REMEDIES)}") from error
+        return present
 
-    def _add_addresses(self, wanted: set[Interface]) -> None:
-        for address in sorted(wanted - self._addresses(), key=str):
-            flags = {"flags": _IFA_F_NODAD} if address.version == 6 else {}
-            self._change(f"address +{address}", partial(self._address, "add", address, **flags))
+    def _change_addresses(self, index: int, keys: set[Key], *, add: bool) -> None:
+        # It may be gone already, as a secondary address of the one removed before it.
+        sign, done = ("+", 0) if add else ("-", errno.EADDRNOTAVAIL)
+        for key in sorted(keys, key=_order):
+            self._change([(f"address {sign}{_text(key)}", change_address(index, key, add=add))], done)
 
-    def _remove_addresses(self, stale: set[Interface]) -> None:
-        for address in sorted(stale, key=str):
-            # It may be gone already, as a secondary address of the one removed before it.
-            self._change(f"address -{address}", partial(self._address, "del", address), done=errno.EADDRNOTAVAIL)
+    def _change_routes(self, index: int, keys: Sequence[Key], others: Collection[Key], *, add: bool) -> Steps[None]:
+        """Add or remove the routes in `keys` that are not among `others`."""
+        sign, done = ("+", 0) if add else ("-", errno.ESRCH)
+        for start in range(0, len(keys), KEYS_PER_SLICE):
+            yield 0.0
+            left = [key for key in keys[start : start + KEYS_PER_SLICE] if key not in others]
+            for first in range(0, len(left), CHANGES_PER_SLICE):
+                if self._is_hopeless:
+                    return
+                requests = []
+                for key in left[first : first + CHANGES_PER_SLICE]:
+                    request = change_route(index, key, RT_TABLE_MAIN, ROUTE_PROTOCOL, add=add)
+                    requests.append((f"route {sign}{_text(key)}", request))
+                self._change(requests, done)
+                yield 0.0
 
-    def _address(self, command: str, address: Interface, **flags: int) -> None:
-        prefix = address.network.prefixlen
-        self._netlink.addr(command, index=self._index, address=str(address.ip), prefixlen=prefix, **flags)
+    def _change(self, described: Sequence[tuple[str, Request]], done: int = 0) -> None:
+        """Note differences, and put them right. done: the error which means that there was nothing left to do."""
+        codes = self._kernel.change([request for _, request in described]) if self._repair else [0] * len(described)
+        for (text, _), code in zip(described, codes, strict=True):
+            if code in {0, done}:
+                self.changes.append(text)
+            else:
+                self.problems.append(f"{self._subject}, {text}: {remedy(code, _REMEDIES)}")
+                self._is_hopeless |= code in _FATAL
 
-    def _route(self, command: str, network: Network) -> None:
-        key = {"dst": str(network), "oif": self._index, "family": FAMILIES[network.version], "table": RT_TABLE_MAIN}
-        self._netlink.route(command, proto=ROUTE_PROTOCOL, **key)
+
+def _order(key: Key) -> tuple[int, bytes, int]:
+    return len(key[1]), key[1], key[0]
+
+
+def _text(key: Key) -> str:
+    return f"{socket.inet_ntop(family_of(key[1]), key[1])}/{key[0]}"

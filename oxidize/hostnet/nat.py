@@ -16,6 +16,7 @@ from oxidize.config import InterfaceAddress, Network
 from oxidize.errors import ConfigError
 from oxidize.hostnet import nftables as nft
 from oxidize.hostnet.nftables import Message, NftError, NftSocket, Table
+from oxidize.hostnet.part import Steps
 
 SYSCTLS = Path("/proc/sys")
 FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
@@ -62,7 +63,7 @@ def not_forwarded(addresses: Iterable[InterfaceAddress]) -> list[tuple[int, str,
 
 
 class Nat:
-    """The table that one generation wants, or none, and the socket that owns it.
+    """The table that one generation wants, or none, and the socket that owns it (`hostnet.part.Part`).
 
     passed: the socket from a predecessor or from the store, which this object closes. is_new: whether none was passed.
     """
@@ -70,6 +71,7 @@ class Nat:
     def __init__(
         self, interface: str, addresses: Iterable[InterfaceAddress], *, enabled: bool, passed: int | None
     ) -> None:
+        self.name = "address translation"
         self.enabled = enabled
         self.is_new = passed is None
         self._interface = interface
@@ -78,6 +80,23 @@ class Nat:
         self._socket = NftSocket.adopt(passed) if passed is not None else None
         if self._socket is None and enabled:
             self._socket = NftSocket.create()
+
+    def compare(self, *, repair: bool) -> Steps[list[str]]:
+        """Compare the kernel's tables with the wanted one, and the sysctls of forwarding with 1; see `hostnet.part`.
+
+        The content of a table that is there needs no look: no other socket may change it.
+        """
+        if not self.enabled or self._socket is None:
+            return []
+        yield 0.0
+        try:
+            is_there = any((each.name, each.owner) == (self._name, self._socket.port) for each in self._socket.tables())
+        except NftError as error:
+            raise self._problem(error) from error
+        if not is_there and repair:
+            self.apply()
+        check_forwarding(self._addresses)
+        return [] if is_there else [f"nftables table inet {self._name}"]
 
     def check(self, *, may_be_freed: bool = False) -> None:
         """Raise ConfigError if `apply` would fail; change nothing.

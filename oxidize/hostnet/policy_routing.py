@@ -16,7 +16,8 @@ another client, which then owns them. Sources: rtnetlink(7), ip-rule(8), linux/f
 
 import errno
 import socket
-from collections.abc import Collection, Iterable
+import sys
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +25,8 @@ from typing import Any
 from oxidize.errors import OxidizeError
 from oxidize.hostnet import netlink
 from oxidize.hostnet.netlink import FAMILIES, ROUTE_PROTOCOL, RT_TABLE_MAIN, Reconciler, remedy
+from oxidize.hostnet.part import Steps
+from oxidize.hostnet.rtnetlink import RtnetlinkError, RtnetlinkSocket
 
 # Before the kernel's own rules (32766), and before rules that get the first free number below those.
 RULE_PRIORITY = 30_000
@@ -33,6 +36,8 @@ _FIB_RULE_INVERT = 0x2
 _ACTION_NOP = 3
 _IPPROTO_UDP = 17
 _UNSET = 0xFFFF_FFFF  # of FRA_SUPPRESS_PREFIXLEN
+_FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK, _FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE = 3, 6, 10, 14, 15
+_FRA_PROTOCOL, _FRA_IP_PROTO, _FRA_SPORT_RANGE = 21, 22, 23
 
 _REMEDIES = {
     errno.EACCES: "IPv6 is switched off on the interface: set net.ipv6.conf.*.disable_ipv6 to 0, or remove ::/0",
@@ -133,6 +138,49 @@ def apply_policy(policy: Policy, interface: str, port: int, replaced: Collection
                 family.remove(own)
             changes += family.changes
         return changes
+
+
+class PolicyPart:
+    """A client's rules and default routes, compared with the kernel's (`hostnet.part.Part`).
+
+    Parameters as of `apply_policy`, which puts right what is missing.
+    """
+
+    name = "policy routing"
+
+    def __init__(self, policy: Policy, interface: str, port: int) -> None:
+        self._policy = policy
+        self._interface = interface
+        self._port = port
+
+    def compare(self, *, repair: bool) -> Steps[list[str]]:
+        """Look for the rules and the default route of each wanted version of IP; see `Part`."""
+        missing: list[str] = []
+        try:
+            with RtnetlinkSocket() as kernel:
+                index = kernel.link(self._interface).index
+                for version in sorted(self._policy.versions):
+                    yield 0.0
+                    missing += self._missing(kernel, index, version)
+        except RtnetlinkError as error:
+            raise OxidizeError(f"policy routing: {remedy(error.code, _REMEDIES)}") from error
+        if missing and repair:
+            yield 0.0
+            return apply_policy(self._policy, self._interface, self._port)
+        return missing
+
+    def _missing(self, kernel: RtnetlinkSocket, index: int, version: int) -> list[str]:
+        family = FAMILIES[version]
+        present = {_rule_of(*each) for found in kernel.rules(family) for each in found}
+        lines = [
+            f"IPv{version} rule {rule}"
+            for rule in rules_wanted(self._policy, version, self._port)
+            if rule not in present
+        ]
+        routes = [key for found in kernel.routes(family, self._policy.fwmark, index) for key, _ in found]
+        if not any(prefix_length == 0 for prefix_length, _ in routes):
+            lines.append(f"IPv{version} default route {self._policy.fwmark}")
+        return lines
 
 
 def remove_policy(interfaces: Collection[str] = (), indexes: Collection[int] = ()) -> list[str]:
@@ -306,6 +354,30 @@ def _rule_from(message: Any) -> Rule:
         ip_proto=message.get_attr("FRA_IP_PROTO") or 0,
         sport_range=message.get_attr("FRA_SPORT_RANGE") or "",
         is_nop=message["action"] == _ACTION_NOP,
+    )
+
+
+def _rule_of(header: bytes, attributes: Mapping[int, bytes]) -> Rule | None:
+    """Return a rule of a dump, None for one without `ROUTE_PROTOCOL`."""
+    table, action, flags = header[4], header[7], int.from_bytes(header[8:12], sys.byteorder)
+
+    def number(kind: int, otherwise: int = 0) -> int:
+        return int.from_bytes(attributes[kind], sys.byteorder) if kind in attributes else otherwise
+
+    if number(_FRA_PROTOCOL) != ROUTE_PROTOCOL:
+        return None
+    ports = attributes.get(_FRA_SPORT_RANGE, b"")
+    first, last = (int.from_bytes(each, sys.byteorder) for each in (ports[:2], ports[2:4]))
+    return Rule(
+        priority=number(_FRA_PRIORITY),
+        table=number(_FRA_TABLE, table),
+        fwmark=number(_FRA_FWMARK),
+        is_inverted=bool(flags & _FIB_RULE_INVERT),
+        suppress_prefixlen=number(_FRA_SUPPRESS_PREFIXLEN, _UNSET),
+        iifname=attributes.get(_FRA_IIFNAME, b"").rstrip(b"\0").decode("utf-8", "replace"),
+        ip_proto=number(_FRA_IP_PROTO),
+        sport_range=f"{first}:{last}" if ports else "",
+        is_nop=action == _ACTION_NOP,
     )
 
 

@@ -143,7 +143,7 @@ class _ColdStart:
             self._store(partial(store_tunnel, node.tunnel))
         node.device.prepare()
         if self._is_tunnel_new and isinstance(self._tunnel, TunDevice):
-            configure(self._settings)
+            configure(node.interface)
             if node.host_setup is not None:
                 node.host_setup.apply({}, self._interfaces_before)
         control.prepared({"sessions": 0, "refused": {}})
@@ -155,6 +155,8 @@ class _ColdStart:
         node.notify_ready()
         if not self._is_tunnel_new:
             self._configure_again(node)
+        if node.is_serving:
+            node.keep_network()
         sessions, listen = node.device.live_sessions(boot_time()), self._udp.local_address
         log.info("serving", generation=node.generation, listen=listen, restored=is_restored, sessions=sessions)
         self._warn_if_clients_are_isolated()
@@ -166,7 +168,7 @@ class _ColdStart:
         """Apply the settings to what outlived the previous process; the node serves already."""
         steps: list[Callable[[], None]] = [partial(check_nat, self._nat), partial(apply_nat, node.nat, node.pause)]
         if isinstance(self._tunnel, TunDevice):
-            steps.insert(0, partial(configure, self._settings))
+            steps.insert(0, node.settle_interface)
         if node.host_setup is not None:
             steps.append(partial(node.host_setup.apply, {}, self._interfaces_before, node.pause))
         for step in steps:

@@ -27,7 +27,6 @@ from oxidize.runtime.fd_store import store_again
 from oxidize.runtime.freeze_preparation import FreezePreparation
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import READS_STAGED_MORE, FdName, OfferState, named_fd
-from oxidize.runtime.parts import configure
 from oxidize.state import writer_lock
 from oxidize.takeover.host import Answer, NamedFd, Offer
 from oxidize.takeover.listener import Listener
@@ -98,7 +97,7 @@ class Handover:
                 f"later: use a release of that format",
             )
         state = OfferState(
-            interface_digest=node.interface_digest,
+            interface_digest=node.interface.digest,
             installed_dns=node.host_setup.installed_dns if node.host_setup is not None else {},
             watchdog_secs=node.watchdog_secs,
             listen=node.settings.listen,
@@ -229,7 +228,7 @@ class _HostRestore:
         self._loop.remove_timed(self)
         steps: list[Callable[[], None]] = [node.nat.apply, partial(store_again, node.tunnel, node.nat)]
         if isinstance(node.tunnel, TunDevice):
-            steps.append(partial(configure, node.settings))
+            steps.append(node.settle_interface)
         if node.host_setup is not None:
             steps.append(partial(node.host_setup.apply_again, node.pause))
         for step in steps:
@@ -240,6 +239,7 @@ class _HostRestore:
             except Exception as error:  # noqa: BLE001 - this process owns, and no other would
                 if node.is_serving:
                     log.error("serving without all of its settings", reason=reason_of(error))
+        node.keep_network()
 
 
 class _Linger:

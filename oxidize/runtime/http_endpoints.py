@@ -1,6 +1,7 @@
 """The server's own HTTP answers: /health and /metrics.
 
-The rule: only a healthy process answers /health with 200; one that starts or drains answers 503 and says which.
+The rule: only a healthy process answers /health with 200; one that starts or drains, or whose interface or routes are
+not as configured, answers 503 and says which.
 """
 
 import json
@@ -15,7 +16,7 @@ from oxidize.net.http import HttpServer, Respond, Response
 
 RENDER_SECS = 0.25  # between two renderings of the metrics
 
-State = Literal["starting", "healthy", "draining"]
+State = Literal["starting", "healthy", "degraded", "draining"]
 
 
 def health_response(state: State) -> Response:

@@ -5,7 +5,6 @@ is at all times in the journal, the arena and the descriptors, so a freeze has n
 for a session.
 """
 
-import hashlib
 import os
 import signal
 import socket
@@ -19,11 +18,13 @@ from oxidize.client.connection import Connection
 from oxidize.client.host_setup import HostSetup, has_host_setup
 from oxidize.clock import boot_time
 from oxidize.errors import OxidizeError, SnapshotError
-from oxidize.hostnet.interface import routes_needed
+from oxidize.hostnet.interface import InterfacePart
+from oxidize.hostnet.part import Part
 from oxidize.metrics import Live, Metrics
 from oxidize.net import http
 from oxidize.net.data_path import DataPath
 from oxidize.net.event_loop import READABLE, Loop, Timed
+from oxidize.net.network_watch import NetworkWatch
 from oxidize.net.tun import TunDevice
 from oxidize.net.userspace import UserspaceNetwork
 from oxidize.protocol.counters import ENDED_ON_PURPOSE, DropReason
@@ -33,12 +34,12 @@ from oxidize.runtime.error_count import ErrorCount
 from oxidize.runtime.flood_filter import FloodFilter
 from oxidize.runtime.http_binding import HttpBinding
 from oxidize.runtime.http_endpoints import State, ThrottledRender, make_respond, serve_http
+from oxidize.runtime.network_keeper import NetworkKeeper
 from oxidize.runtime.parts import NodeParts
 from oxidize.runtime.sliced_work import SlicedWork
 from oxidize.service_manager import notify, systemctl
 from oxidize.service_manager.watchdog import Watchdog
-from oxidize.settings import NodeSettings
-from oxidize.text import counted
+from oxidize.text import counted, one_line
 
 log = logs.get(__name__)
 
@@ -46,8 +47,8 @@ log = logs.get(__name__)
 class Node:
     """A server or a client that serves.
 
-    watchdog_secs: the interval of the service manager's watchdog, 0.0 for none. state_name: "starting", "healthy" or
-    "draining". failure: why a client has given up.
+    watchdog_secs: the interval of the service manager's watchdog, 0.0 for none. failure: why a client has given up.
+    interface: what should be set at the tunnel's interface. keeper: keeps that and the rest of the host's network.
     """
 
     def __init__(self, parts: NodeParts, loop: Loop, watchdog_secs: float = 0.0) -> None:
@@ -58,13 +59,14 @@ class Node:
         self.udp = parts.udp
         self.tunnel = parts.tunnel
         self.nat = parts.nat
-        # Computed now and not on request, in the middle of serving: with ten thousand routes it takes 15 ms.
-        self.interface_digest = _interface_digest_of(parts.settings)
+        settings = parts.settings
+        # Made now and not on request, in the middle of serving: with ten thousand routes it takes 15 ms and more.
+        self.interface = InterfacePart(settings.interface, settings.addresses, settings.mtu, settings.routes)
         self.host_setup = _host_setup_of(parts)
         self.watchdog_secs = watchdog_secs
         self.started_at = boot_time()
         self.started_unix = time.time()
-        self.state_name: State = "starting"
+        self._state: State = "starting"
         self.failure: str | None = None
         self.http_listener = parts.http_listener
         self.http_server = parts.http_server
@@ -95,6 +97,12 @@ class Node:
             parts.settings, lambda: self.http_listener is not None, self._adopt_http, boot_time
         )
         self._timed.append(self._http_binding)
+        self.keeper = NetworkKeeper(
+            self._kept_parts(), counters, boot_time, lambda: self._serving, self._report_network
+        )
+        self._watch = NetworkWatch(loop, self.keeper.note_change, tables=True)
+        if self.connection is not None:
+            self.connection.missing = lambda: self.keeper.missing
         metrics = Metrics(counters, self._live(), release=oxidize.__version__)
         self._respond = make_respond(lambda: self.state_name, ThrottledRender(metrics.render))
 
@@ -106,7 +114,55 @@ class Node:
             generation=lambda: self.generation,
             state=lambda: self.state_name,
             link=lambda: self.connection.state if self.connection is not None else None,
+            network_missing=lambda: len(self.keeper.missing),
         )
+
+    @property
+    def state_name(self) -> State:
+        """The state of the service: "degraded" is a healthy one whose settings of the host's network are incomplete."""
+        return "degraded" if self._state == "healthy" and self.keeper.missing else self._state
+
+    # --- The host's network ---
+
+    def _kept_parts(self) -> list[Part]:
+        """Return what this process sets up in the host's network, in the order in which it is put back."""
+        if not isinstance(self.tunnel, TunDevice):
+            return []
+        parts: list[Part] = [self.interface]
+        if self.nat.enabled:
+            parts.append(self.nat)
+        if self.host_setup is not None:
+            parts += self.host_setup.parts
+        return parts
+
+    def keep_network(self) -> None:
+        """Compare the host's network with the settings now, and whenever the kernel tells of a change; idempotent.
+
+        Apart from `serve`, which must not take longer because of it.
+        """
+        if isinstance(self.tunnel, TunDevice):
+            self._watch.start()
+            self.keeper.begin()
+            self._loop.add_timed(self.keeper)
+
+    def settle_interface(self, working: Callable[[], None] = lambda: None, *, is_repair: bool = False) -> None:
+        """Bring the interface to what the settings say, and serve meanwhile; what is missing then is in `keeper`.
+
+        working: called between slices. is_repair: see `NetworkKeeper.settle`. Raises OxidizeError once a successor
+        owns.
+        """
+        for pause in self.keeper.settle(self.interface, is_repair=is_repair):
+            self.pause(pause)
+            working()
+
+    def _report_network(self) -> None:
+        """Tell the service manager what is missing in the host's network, or that nothing is."""
+        if missing := self.keeper.missing:
+            notify.notify(f"STATUS=degraded: {one_line(missing[0])}")
+        elif self.connection is not None:
+            self.connection.notify_state()
+        else:
+            notify.notify(self._status_line())
 
     # --- Serving ---
 
@@ -149,7 +205,7 @@ class Node:
         self._serving = True
         if self.connection is not None:
             self.connection.start(boot_time())
-        self.state_name = "draining" if self._drain.resume(_report_drained) else "healthy"
+        self._state = "draining" if self._drain.resume(_report_drained) else "healthy"
 
     def check_serving(self) -> None:
         """Raise OxidizeError during a hand-off."""
@@ -186,8 +242,11 @@ class Node:
 
     def notify_ready(self) -> None:
         """Tell the service manager that this generation serves."""
+        notify.notify("READY=1", self._status_line())
+
+    def _status_line(self) -> str:
         peers = counted(len(self.device.peers), "peer")
-        notify.notify("READY=1", f"STATUS=generation {self.generation}, release {oxidize.__version__}, {peers}")
+        return f"STATUS=generation {self.generation}, release {oxidize.__version__}, {peers}"
 
     def do_in_slices(self, slices: Iterator[None]) -> None:
         """Do work that grows with the number of peers from the loop, while this process owns."""
@@ -271,7 +330,7 @@ class Node:
 
     def _drain_and(self, then: Callable[[], None]) -> None:
         self.check_serving()
-        self.state_name = "draining"
+        self._state = "draining"
         self._drain.begin(self.settings.drain_timeout_secs, then)
 
     def accept(self) -> None:
@@ -280,12 +339,14 @@ class Node:
         if self.is_ending:
             raise OxidizeError("the server was told to end, and ends when its sessions are idle; start it again")
         self._drain.cancel()
-        if self.state_name == "draining":
-            self.state_name = "healthy"
+        if self._state == "draining":
+            self._state = "healthy"
             self.notify_ready()
 
     def close(self) -> None:
         """Close what this generation held; idempotent."""
+        self.keeper.stop()
+        self._watch.stop()
         if self.http_server is not None:
             self.http_server.close()
         if self.http_listener is not None:
@@ -302,17 +363,6 @@ class Node:
 
 def _report_drained() -> None:
     notify.notify("STATUS=drained: no new sessions; waiting to be stopped")
-
-
-def _interface_digest_of(settings: NodeSettings) -> str:
-    """Return a digest of the interface's settings, for a successor to compare with that of its own.
-
-    A digest, since the routes of thousands of peers would not fit into the OFFER.
-    """
-    addresses = sorted(map(str, settings.addresses))
-    routes = sorted(map(str, routes_needed(settings.addresses, settings.routes)))
-    text = "\n".join([*addresses, *routes, str(settings.mtu)])
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _host_setup_of(parts: NodeParts) -> HostSetup | None:

@@ -88,7 +88,7 @@ def descriptors_of(offer: Offer) -> dict[FdName, NamedFd]:
 class OfferState:
     """The state of an OFFER: what a successor must know of its predecessor that is not in the journal.
 
-    interface_digest: `Node.interface_digest`. installed_dns: the name servers that a client has installed in the
+    interface_digest: `InterfacePart.digest`. installed_dns: the name servers that a client has installed in the
     system, with the keys of `DNS_KEYS`; empty for none. watchdog_secs: the interval of the service manager's watchdog,
     0.0 for none. listen, metrics_listen: the settings of those names. server: a client's, as configured. upstream_dns:
     the name servers that a client asks past its tunnel. format: of the journal.

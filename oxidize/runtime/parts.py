@@ -14,8 +14,9 @@ from pathlib import Path
 
 from oxidize import logs
 from oxidize.errors import ConfigError, OxidizeError
-from oxidize.hostnet.interface import configure_interface
+from oxidize.hostnet.interface import InterfacePart
 from oxidize.hostnet.nat import Nat
+from oxidize.hostnet.part import run, summary_of
 from oxidize.net.data_path import Tunnel
 from oxidize.net.http import HttpServer
 from oxidize.net.tun import TunDevice
@@ -132,10 +133,10 @@ def adopt_nat(settings: NodeSettings, descriptor: int | None) -> Nat:
     return Nat(settings.interface, settings.addresses, enabled=settings.nat, passed=None)
 
 
-def configure(settings: NodeSettings) -> None:
-    """Bring the tunnel's interface to what the settings say; raises OxidizeError."""
-    for change in configure_interface(settings.interface, settings.addresses, settings.mtu, settings.routes):
-        log.info("interface", name=settings.interface, change=change)
+def configure(interface: InterfacePart) -> None:
+    """Bring the tunnel's interface to what the settings say, before this process serves; raises OxidizeError."""
+    if changes := run(interface.compare(repair=True)):
+        log.info("set", part=interface.name, changes=summary_of(changes))
 
 
 def bind_http(settings: NodeSettings) -> socket.socket | None:

@@ -44,6 +44,7 @@ def _vitals(node: Node, now: float) -> dict[str, Any]:
         "takeovers": node.session_state.takeovers(),
         "metrics_listen": _address_of(node.http_listener),
         "metrics_listen_problem": node.http_problem,
+        "network_missing": node.keeper.missing,
     }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import oxidize
 from oxidize import logs
-from oxidize.client.host_setup import check_host_setup, revert_host_setup
+from oxidize.client.host_setup import check_host_setup
 from oxidize.clock import boot_time
 from oxidize.control.reload_channel import Control
 from oxidize.errors import OxidizeError, Phase, SnapshotError, TakeoverError, reason_of
@@ -31,7 +31,7 @@ from oxidize.runtime.handover import Handover
 from oxidize.runtime.http_binding import bind_http_if_possible
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import READS_STAGED_MORE, FdName, OfferState, descriptors_of
-from oxidize.runtime.parts import NOT_CONFIGURED, NodeParts, adopt_nat, adopt_tunnel, configure, restore
+from oxidize.runtime.parts import NOT_CONFIGURED, NodeParts, adopt_nat, adopt_tunnel, restore
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
 from oxidize.takeover.host import NamedFd, Offer
@@ -138,7 +138,7 @@ class Succession:
         parts = NodeParts(settings, generation, restored.state, restored.device, udp, tunnel, nat, listener)
         parts.guard_fd, parts.upstream_dns = self._fd(FdName.GUARD), self.before.upstream_dns
         node = Node(parts, self.loop, self.before.watchdog_secs)
-        if self._must_configure(node) or node.host_setup is not None:
+        if node.host_setup is not None:
             preload()  # it takes longer than the changes themselves
         gc.collect()
         gc.freeze()
@@ -178,7 +178,8 @@ class Succession:
         problems = _attempt(first)
         for _ in node.device.prepare_in_slices():
             self.loop.run_once(0)
-        problems += [*_attempt(self._last_steps(node)), *_attempt([self._take_log])]
+        problems += [*_attempt(self._last_steps(node)), *_attempt([node.keep_network, self._take_log])]
+        problems += [f"serving without all of its settings: {missing}" for missing in node.keeper.missing]
         warnings = [*summary["warnings"], *problems]
         for warning in warnings:
             log.warning(warning)
@@ -192,11 +193,16 @@ class Succession:
         steps: list[Callable[[], None]] = [partial(apply_nat, node.nat, self.loop.run_once)]
         if self.is_tunnel_new:
             steps.append(partial(store_tunnel, node.tunnel))
-        if self._must_configure(node):
-            steps.append(partial(configure, self.settings))
+        if isinstance(node.tunnel, TunDevice):
+            steps.append(partial(self._configure, node))
         if self.settings.role == "client":
             steps.append(partial(self._settle, node))
         return steps
+
+    def _configure(self, node: Node) -> None:
+        """Bring the interface to what the settings say, whatever was set before; the coordinator waits for it."""
+        is_new = self.is_tunnel_new or self.before.interface_digest != node.interface.digest
+        node.settle_interface(self.control.working, is_repair=not is_new)
 
     def _settle(self, node: Node) -> None:
         """Apply a client's host setup, or revert the predecessor's where the settings need none."""
@@ -205,10 +211,6 @@ class Succession:
             node.host_setup.apply(before, interfaces, self.loop.run_once)
         elif interfaces:
             revert_host_setup(before, interfaces, self.loop.run_once)
-
-    def _must_configure(self, node: Node) -> bool:
-        is_changed = self.before.interface_digest != node.interface_digest
-        return isinstance(node.tunnel, TunDevice) and (is_changed or self.is_tunnel_new)
 
     def _interfaces_before(self) -> list[str]:
         tun = self.fds.get(FdName.TUN)

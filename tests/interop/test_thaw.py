@@ -34,7 +34,7 @@ def test_a_thawed_server_has_its_addresses_its_routes_and_its_mtu_again() -> Non
         stand = Stand(Path(folder), undo, "tun")
         tunnel = stand.node.tunnel
         assert isinstance(tunnel, TunDevice)
-        configure(stand.settings)
+        configure(stand.node.interface)
         before = kernel_state(tunnel.name)
         stand.node.serve()
         handover = stand.handover()

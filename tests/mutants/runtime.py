@@ -335,8 +335,8 @@ RUNTIME = (
     Mutant(
         "drain-forgotten-by-a-takeover",
         "runtime/node.py",
-        'self.state_name = "draining" if self._drain.resume(_report_drained) else "healthy"',
-        'self.state_name = "healthy"',
+        'self._state = "draining" if self._drain.resume(_report_drained) else "healthy"',
+        'self._state = "healthy"',
         ("unit/runtime/test_node.py::test_a_drain_is_the_successors_also_if_it_begins_after_the_offer",),
         "a reload puts a server that accepts in the place of one that drains",
     ),

@@ -50,7 +50,7 @@ def test_live_values_are_read_at_every_scrape(metrics: Metrics) -> None:
     assert found["oxidize_socket_drops_total",] == 5
     assert found["oxidize_generation",] == 7
     assert found["oxidize_info", "0.1.0"] == 1
-    assert [found["oxidize_state", state] for state in STATES] == [0, 1, 0]
+    assert [found["oxidize_state", state] for state in STATES] == [0, 1, 0, 0]
     assert found["process_start_time_seconds",] > 1e9
     assert found["process_open_fds",] > 0
 

@@ -205,7 +205,6 @@ def installed(*, verbose: bool = False) -> Iterator[None]:
     put(systemctl, "_run", run_systemctl)
     put(systemctl, "CGROUP", SimpleNamespace(read_text=lambda: f"0::/system.slice/{UNIT}"))
     put(parts, "BOOT_ID", SimpleNamespace(read_text=lambda: "one boot"))
-    put(parts, "configure_interface", lambda *_: [])
     put(cold_start, "not_forwarded", lambda *_: [])
     put(succession, "preload", lambda: None)
     put(netlink, "preload", lambda: None)

@@ -22,7 +22,7 @@ def test_an_offer_that_cannot_be_made_does_not_hold_compaction() -> None:
         ),
         is_ending=False,
         settings=SimpleNamespace(listen=("::", 0), metrics_listen=None, server=None),
-        interface_digest="",
+        interface=SimpleNamespace(digest=""),
         host_setup=None,
         watchdog_secs=0.0,
         connection=None,
@@ -43,7 +43,7 @@ def test_the_regions_of_the_journal_do_not_change_sides_while_an_offer_is_open()
     handover.node = SimpleNamespace(  # type: ignore[assignment]  # what an offer reads of a node
         session_state=state,
         settings=SimpleNamespace(listen=("::", 0), metrics_listen=None, server=None),
-        interface_digest="",
+        interface=SimpleNamespace(digest=""),
         is_ending=False,
         drain_left_secs=None,
         host_setup=None,

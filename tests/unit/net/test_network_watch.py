@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from oxidize.client.network_watch import DELAY_SECS_MAX, QUIET_SECS, NetworkWatch, source_address_for
 from oxidize.net.event_loop import Loop, Timed
+from oxidize.net.network_watch import DELAY_SECS_MAX, QUIET_SECS, NetworkWatch, source_address_for
 from oxidize.protocol.endpoint import Endpoint
 
 LOOPBACK4, LOOPBACK6 = bytes([127, 0, 0, 1]), bytes(15) + b"\1"

@@ -1,22 +1,26 @@
-"""Detects possible changes of the route to a server: of a link, an address or a route.
+"""Detects possible changes of the host's network: of a link, an address, a route, a policy rule, an nftables table.
 
-The rule: a message from the kernel is only a trigger. It is not parsed; instead the route is looked up as it is for a
-packet sent now. A link that comes up causes a burst of messages, so the trigger waits for the burst to end.
+The rule: a message from the kernel is only a trigger. It is not parsed; instead the state is read as it is now. A link
+that comes up causes a burst of messages, so the trigger waits for the burst to end.
 
-Sources: rtnetlink(7) for the groups, udp(7): connect on a UDP socket sends nothing and chooses the source address.
+Sources: rtnetlink(7) and linux/netfilter/nfnetlink.h for the groups, udp(7): connect on a UDP socket sends nothing and
+chooses the source address.
 """
 
 import contextlib
 import socket
 from collections.abc import Callable
+from functools import partial
 
 from oxidize import logs
 from oxidize.net.event_loop import READABLE, Loop
 from oxidize.net.udp_cmsg import path_to
 from oxidize.protocol.endpoint import Endpoint
 
-# --- linux/rtnetlink.h: RTMGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE ---
-_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
+# --- linux/rtnetlink.h: RTMGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE; IPV6_RULE is 19 ---
+_GROUPS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18
+# --- linux/netlink.h, linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES is 7; it needs CAP_NET_ADMIN ---
+_NETFILTER, _NFTABLES_GROUP = 12, 1 << 6
 
 QUIET_SECS = 0.02  # without a further message, before the callback
 DELAY_SECS_MAX = 0.2  # of the callback in total
@@ -46,46 +50,55 @@ def source_address_for(endpoint: Endpoint, mark: int | None = None) -> bytes | N
 
 
 class NetworkWatch:
-    """Calls `changed` with the loop's time, once a burst of changes of links, addresses or routes is over."""
+    """Calls `changed` with the loop's time, once a burst of changes of links, addresses, routes or rules is over.
 
-    def __init__(self, loop: Loop, changed: Callable[[float], None]) -> None:
+    tables: whether to report changes of nftables tables too.
+    """
+
+    def __init__(self, loop: Loop, changed: Callable[[float], None], *, tables: bool = False) -> None:
         self._loop = loop
         self._changed = changed
-        self._socket: socket.socket | None = None
+        self._tables = tables
+        self._sockets: list[socket.socket] = []
         self._due_at: float | None = None
         self._latest_at = 0.0
 
     def start(self) -> None:
-        """Listen to the kernel; if it refuses, only silence and errors show that a server is unreachable."""
+        """Listen to the kernel; where it refuses, changes are only found by those who look."""
+        if not self._listen(socket.NETLINK_ROUTE, _GROUPS, "changes of the network are not detected"):
+            return
+        if self._tables:
+            self._listen(_NETFILTER, _NFTABLES_GROUP, "changes of nftables tables are not detected")
+        self._loop.add_timed(self)
+
+    def _listen(self, protocol: int, groups: int, otherwise: str) -> bool:
         with contextlib.ExitStack() as undo:
             try:
-                watching = socket.socket(
-                    socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
-                )
+                watching = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
                 undo.callback(watching.close)
-                watching.bind((0, _GROUPS))
-                self._loop.register(watching.fileno(), READABLE, self._receive)
+                watching.bind((0, groups))
+                self._loop.register(watching.fileno(), READABLE, partial(self._receive, watching))
             except OSError as error:
-                log.warning("changes of the network are not detected", reason=str(error))
-                return
+                log.warning(otherwise, reason=str(error))
+                return False
             undo.pop_all()
-        self._socket = watching
-        self._loop.add_timed(self)
+        self._sockets.append(watching)
+        return True
 
     def stop(self) -> None:
         """Stop listening; idempotent."""
-        if self._socket is not None:
-            self._loop.unregister(self._socket.fileno())
-            self._loop.remove_timed(self)
-            self._socket.close()
-            self._socket = None
-
-    def _receive(self) -> None:
-        if self._socket is None:
+        if not self._sockets:
             return
+        for watching in self._sockets:
+            self._loop.unregister(watching.fileno())
+            watching.close()
+        self._sockets.clear()
+        self._loop.remove_timed(self)
+
+    def _receive(self, watching: socket.socket) -> None:
         for _ in range(MESSAGES_MAX):
             try:
-                self._socket.recv(MESSAGE_BYTES)
+                watching.recv(MESSAGE_BYTES)
             except BlockingIOError:
                 break
             except OSError:  # ENOBUFS: messages were lost

@@ -1,0 +1,293 @@
+"""rtnetlink as a few typed requests, in pieces that take less than a millisecond each.
+
+The rule: nothing here waits, and nothing reads or changes more than one piece at a time: the kernel answers within
+sendmsg(2) and recv(2), and a dump of many thousand routes is an iterator over its datagrams. So a process that serves
+may read and change its interface between two batches of packets.
+
+Sources: rtnetlink(7), netlink(7), linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/fib_rules.h.
+"""
+
+import errno
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from oxidize.errors import OxidizeError
+
+# --- linux/netlink.h ---
+_HEADER = struct.Struct("=IHHII")  # length with this header, type, flags, sequence, port
+_ATTRIBUTE = struct.Struct("=HH")  # length with this header, type
+_REQUEST, _ACK, _DUMP_INTERRUPTED, _DUMP = 0x0001, 0x0004, 0x0010, 0x0300
+_EXCLUSIVE, _CREATE = 0x0200, 0x0400
+_ERROR, _DONE = 2, 3
+_SOL_NETLINK, _GET_STRICT_CHECK = 270, 12
+_TYPE_MASK = 0x3FFF
+
+# --- linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h ---
+_NEW_LINK, _GET_LINK = 16, 18
+_NEW_ADDRESS, _DELETE_ADDRESS, _GET_ADDRESS = 20, 21, 22
+_NEW_ROUTE, _DELETE_ROUTE, _GET_ROUTE = 24, 25, 26
+_GET_RULE = 34
+_LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, mask of the flags to change
+_ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
+_ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg: family, lengths, tos, table, protocol, scope, type, flags
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_TXQLEN = 3, 4, 13
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_TABLE, _RTA_MARK = 1, 2, 4, 15, 16
+_IFF_UP = 0x1
+_IFA_F_NODAD = 0x02  # usable at once: on a point-to-point device no other host could hold the same address
+_RTN_UNICAST, _RT_SCOPE_LINK, _RT_SCOPE_NOWHERE = 1, 253, 255
+
+DATAGRAM_BYTES = 8_192  # of a dump: some 130 routes
+DUMPS_MAX = 10  # attempts at a dump that changes meanwhile interrupt
+# No such family, or no table yet: there is nothing to dump.
+_NOTHING = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.ENOENT})
+
+Key = tuple[int, bytes]  # prefix length and address (4 or 16 bytes), of a network or of an interface's address
+
+
+class RtnetlinkError(OxidizeError):
+    """The kernel refused a request. code: errno."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"rtnetlink: {os.strerror(code)}")
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface as the kernel has it. mtu: bytes. queue: packets."""
+
+    index: int
+    mtu: int
+    queue: int
+    is_up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One change. kind: the message's type. flags: in addition to request and acknowledgement."""
+
+    kind: int
+    flags: int
+    body: bytes
+
+
+def set_link(index: int, *, mtu: int | None = None, queue: int | None = None, up: bool = False) -> Request:
+    """Return the change of an interface's MTU, queue or state."""
+    flag = _IFF_UP if up else 0
+    body = _LINK.pack(socket.AF_UNSPEC, 0, index, flag, flag)
+    body += _number(_IFLA_MTU, mtu) if mtu is not None else b""
+    body += _number(_IFLA_TXQLEN, queue) if queue is not None else b""
+    return Request(_NEW_LINK, 0, body)
+
+
+def change_address(index: int, key: Key, *, add: bool) -> Request:
+    """Return the addition or the removal of an interface's address."""
+    prefix_length, address = key
+    attributes = _attribute(_IFA_LOCAL, address) + _attribute(_IFA_ADDRESS, address)
+    if add and len(address) == 16:
+        attributes += _number(_IFA_FLAGS, _IFA_F_NODAD)
+    body = _ADDRESS.pack(family_of(address), prefix_length, 0, 0, index) + attributes
+    return Request(_NEW_ADDRESS, _CREATE | _EXCLUSIVE, body) if add else Request(_DELETE_ADDRESS, 0, body)
+
+
+def change_route(index: int, key: Key, table: int, protocol: int, *, add: bool) -> Request:
+    """Return the addition or the removal of a route into an interface. table: below 256."""
+    prefix_length, address = key
+    scope = (_RT_SCOPE_LINK if len(address) == 4 else 0) if add else _RT_SCOPE_NOWHERE
+    header = _ROUTE.pack(family_of(address), prefix_length, 0, 0, table, protocol, scope, _RTN_UNICAST if add else 0, 0)
+    body = header + _attribute(_RTA_DST, address) + _number(_RTA_OIF, index)
+    return Request(_NEW_ROUTE, _CREATE | _EXCLUSIVE, body) if add else Request(_DELETE_ROUTE, 0, body)
+
+
+class RtnetlinkSocket:
+    """A connection to the kernel's rtnetlink; a context manager."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+        )
+        self._socket.setsockopt(_SOL_NETLINK, _GET_STRICT_CHECK, 1)  # dumps are filtered by the kernel, Linux 4.20
+        self._socket.bind((0, 0))
+        self._sequence = 0
+
+    def __enter__(self) -> "RtnetlinkSocket":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; idempotent."""
+        self._socket.close()
+
+    # --- Requests ---
+
+    def link(self, name: str) -> Link:
+        """Return an interface; raises RtnetlinkError (ENODEV) if there is none of this name."""
+        body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _attribute(_IFLA_IFNAME, name.encode() + b"\0")
+        sequence = self._send([Request(_GET_LINK, 0, body)], _REQUEST)
+        for kind, _, found_sequence, found in self._answers():
+            if found_sequence == sequence and kind == _ERROR:
+                raise RtnetlinkError(_code(found))
+            if found_sequence == sequence and kind == _NEW_LINK:
+                _, _, index, flags, _ = _LINK.unpack_from(found)
+                attributes = _attributes(found, _LINK.size)
+                mtu, queue = (_unpacked(attributes.get(each)) for each in (_IFLA_MTU, _IFLA_TXQLEN))
+                return Link(index, mtu, queue, bool(flags & _IFF_UP))
+        raise RtnetlinkError(errno.ENODEV)
+
+    def addresses(self, index: int) -> Iterator[list[Key]]:
+        """Yield the addresses of an interface, IPv4 and IPv6."""
+        for body in self._dump(_GET_ADDRESS, _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, index)):
+            found = []
+            for message in body:
+                family, prefix_length, _, _, at = _ADDRESS.unpack_from(message)
+                if at == index and family in {socket.AF_INET, socket.AF_INET6}:
+                    attributes = _attributes(message, _ADDRESS.size)
+                    # IFA_ADDRESS is the far end where IPv4 has a peer address; IFA_LOCAL is absent for IPv6.
+                    found.append((prefix_length, attributes.get(_IFA_LOCAL) or attributes[_IFA_ADDRESS]))
+            yield found
+
+    def routes(self, family: int, table: int, index: int) -> Iterator[list[tuple[Key, int]]]:
+        """Yield destination and protocol of each route of a table into an interface."""
+        any_host = bytes(4 if family == socket.AF_INET else 16)
+        header = _ROUTE.pack(family, 0, 0, 0, table if table < 256 else 0, 0, 0, 0, 0)
+        request = header + _number(_RTA_TABLE, table) + _number(_RTA_OIF, index)
+        for body in self._dump(_GET_ROUTE, request):
+            found = []
+            for message in body:
+                found_family, prefix_length, _, _, short, protocol, *_ = _ROUTE.unpack_from(message)
+                attributes = _attributes(message, _ROUTE.size)
+                at = (_unpacked(attributes.get(_RTA_TABLE)) or short, _unpacked(attributes.get(_RTA_OIF)))
+                if found_family == family and at == (table, index):
+                    found.append(((prefix_length, attributes.get(_RTA_DST) or any_host), protocol))
+            yield found
+
+    def rules(self, family: int) -> Iterator[list[tuple[bytes, dict[int, bytes]]]]:
+        """Yield the policy rules of one version of IP: header (struct fib_rule_hdr) and attributes of each."""
+        for body in self._dump(_GET_RULE, _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
+            yield [(each[: _ROUTE.size], _attributes(each, _ROUTE.size)) for each in body if each[0] == family]
+
+    def interface_towards(self, address: bytes, source: bytes, mark: int = 0) -> int | None:
+        """Return the index of the interface by which packets from `source` to `address` leave; None without a route."""
+        body = _ROUTE.pack(family_of(address), 8 * len(address), 8 * len(source), 0, 0, 0, 0, 0, 0)
+        body += _attribute(_RTA_DST, address) + _attribute(_RTA_SRC, source)
+        body += _number(_RTA_MARK, mark) if mark else b""
+        sequence = self._send([Request(_GET_ROUTE, 0, body)], _REQUEST)
+        for kind, _, found_sequence, found in self._answers():
+            if found_sequence == sequence and kind == _NEW_ROUTE:
+                return _unpacked(_attributes(found, _ROUTE.size).get(_RTA_OIF)) or None
+        return None
+
+    def change(self, requests: Sequence[Request]) -> list[int]:
+        """Make changes in order; return the errno of each, 0 for success."""
+        first = self._send(requests, _REQUEST | _ACK)
+        codes = [errno.EIO] * len(requests)  # of one that is not answered
+        for kind, _, sequence, body in self._answers():
+            if kind == _ERROR and 0 <= sequence - first < len(codes):
+                codes[sequence - first] = _code(body)
+        return codes
+
+    # --- Messages ---
+
+    def _dump(self, kind: int, body: bytes) -> Iterator[list[bytes]]:
+        """Yield the messages of a dump, a datagram at a time.
+
+        Raises RtnetlinkError, with EINTR for a dump that a change has interrupted: its reader starts again.
+        """
+        sequence = self._send([Request(kind, 0, body)], _REQUEST | _DUMP)
+        is_done = False
+        while not is_done:
+            found = []
+            for answer, flags, found_sequence, content in self._datagram():
+                if found_sequence != sequence:
+                    continue
+                if flags & _DUMP_INTERRUPTED:
+                    raise RtnetlinkError(errno.EINTR)
+                if answer == _ERROR and _code(content) not in _NOTHING:
+                    raise RtnetlinkError(_code(content))
+                if answer in {_ERROR, _DONE}:
+                    code = -struct.unpack_from("=i", content)[0] if answer == _DONE and len(content) >= 4 else 0
+                    if code > 0 and code not in _NOTHING:
+                        raise RtnetlinkError(code)
+                    is_done = True
+                else:
+                    found.append(content)
+            yield found
+
+    def _send(self, requests: Sequence[Request], flags: int) -> int:
+        """Send requests in one datagram; return the sequence number of the first."""
+        first = self._sequence + 1
+        self._sequence += len(requests)
+        data = b"".join(
+            _HEADER.pack(_HEADER.size + len(each.body), each.kind, flags | each.flags, sequence, 0) + each.body
+            for sequence, each in enumerate(requests, start=first)
+        )
+        try:
+            self._socket.sendto(data, (0, 0))
+        except OSError as error:
+            raise RtnetlinkError(error.errno or errno.EIO) from error
+        return first
+
+    def _answers(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Yield type, flags, sequence and body of each message that has arrived."""
+        with_more = True
+        while with_more:
+            with_more = False
+            try:
+                for message in self._datagram():
+                    with_more = True
+                    yield message
+            except RtnetlinkError as error:
+                if error.code != errno.EAGAIN:
+                    raise
+                return
+
+    def _datagram(self) -> list[tuple[int, int, int, bytes]]:
+        try:
+            data = self._socket.recv(DATAGRAM_BYTES)
+        except OSError as error:
+            raise RtnetlinkError(error.errno or errno.EIO) from error
+        found = []
+        at = 0
+        while len(data) - at >= _HEADER.size:
+            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, at)
+            found.append((kind, flags, sequence, data[at + _HEADER.size : at + length]))
+            at += max((length + 3) & ~3, _HEADER.size)
+        return found
+
+
+def family_of(address: bytes) -> int:
+    """Return AF_INET or AF_INET6 for an address of 4 or 16 bytes."""
+    return int(socket.AF_INET if len(address) == 4 else socket.AF_INET6)
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def _number(kind: int, value: int) -> bytes:
+    return _attribute(kind, struct.pack("=I", value))
+
+
+def _unpacked(value: bytes | None) -> int:
+    return int.from_bytes(value, sys.byteorder) if value is not None else 0
+
+
+def _code(body: bytes) -> int:
+    """Return the errno of an NLMSG_ERROR, 0 for an acknowledgement."""
+    return -int(struct.unpack_from("=i", body)[0])
+
+
+def _attributes(data: bytes, at: int) -> dict[int, bytes]:
+    found = {}
+    while len(data) - at >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        found[kind & _TYPE_MASK] = data[at + _ATTRIBUTE.size : at + length]
+        at += max((length + 3) & ~3, _ATTRIBUTE.size)
+    return found
