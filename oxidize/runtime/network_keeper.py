@@ -63,6 +63,7 @@ class NetworkKeeper:
         self._is_owner = is_owner
         self._report = report
         self._due_at: float | None = None
+        self._rests_until = -inf
         self._steps: Iterator[float] | None = None
         self._is_stale = False  # the kernel told of a change during a comparison
 
@@ -93,7 +94,8 @@ class NetworkKeeper:
         if self._steps is not None:
             self._is_stale = True
         else:
-            self._due_at = now if self._due_at is None else max(now, self._due_at)
+            due = max(now, self._rests_until)
+            self._due_at = due if self._due_at is None else min(due, self._due_at)
 
     # --- Called by the loop ---
 
@@ -116,7 +118,7 @@ class NetworkKeeper:
         for kept in self._kept:
             yield from self._compare(kept, is_repair=True)
         now = self._clock()
-        rest = now + max(REST_SECS, REST_SHARE * (now - began_at))
+        self._rests_until = rest = now + max(REST_SECS, REST_SHARE * (now - began_at))
         waiting = [kept.not_before for kept in self._kept if kept.missing is not None]
         if self._is_stale:
             waiting.append(rest)

@@ -16,7 +16,7 @@ from typing import Any
 
 import oxidize
 from oxidize import logs
-from oxidize.client.host_setup import check_host_setup
+from oxidize.client.host_setup import check_host_setup, revert_host_setup
 from oxidize.clock import boot_time
 from oxidize.control.reload_channel import Control
 from oxidize.errors import OxidizeError, Phase, SnapshotError, TakeoverError, reason_of

@@ -23,6 +23,8 @@ OTHER = frozenset(
     {
         ("config/report", "INT_BITS_SHOWN_MAX"),
         ("control/decode", "INTEGER_MAX"),
+        ("net/network_watch", "DELAY_SECS_MAX"),
+        ("net/network_watch", "MESSAGES_MAX"),
         ("net/resolve", "PORT_MAX"),
         ("net/tun", "INTERFACE_NAME_MAX"),
         ("net/tun", "PACKET_BYTES_MAX"),
