@@ -246,6 +246,18 @@ class UdpSocket:
         gro = _has_option(self._socket, IPPROTO_UDP, UDP_GRO) and self._socket.getsockopt(IPPROTO_UDP, UDP_GRO) != 0
         return {"family": "inet6" if self._family == socket.AF_INET6 else "inet", "gro": gro}
 
+    @property
+    def mark(self) -> int:
+        """The mark of the socket's packets, by which policy routing may choose their route."""
+        return self._socket.getsockopt(SOL_SOCKET, socket.SO_MARK)
+
+    def follow_route(self, endpoint: Endpoint, *, is_moved: bool) -> None:
+        """Leave the source address towards an endpoint to the kernel, or (not `is_moved`) send from its own again."""
+        self._paths.pop(endpoint, None)
+        path = path_to(Endpoint(*endpoint.remote), self._family) if is_moved else None
+        if path is not None:
+            self._paths[endpoint] = path
+
     def kernel_drops(self) -> int:
         """Return how many datagrams the kernel dropped at this socket since it was made, across generations (mod 2^32).
 

@@ -37,6 +37,7 @@ from oxidize.runtime.http_endpoints import State, ThrottledRender, make_respond,
 from oxidize.runtime.network_keeper import NetworkKeeper
 from oxidize.runtime.parts import NodeParts
 from oxidize.runtime.sliced_work import SlicedWork
+from oxidize.runtime.source_follower import SourceFollower
 from oxidize.service_manager import notify, systemctl
 from oxidize.service_manager.watchdog import Watchdog
 from oxidize.text import counted, one_line
@@ -100,7 +101,10 @@ class Node:
         self.keeper = NetworkKeeper(
             self._kept_parts(), counters, boot_time, lambda: self._serving, self._report_network
         )
-        self._watch = NetworkWatch(loop, self.keeper.note_change, tables=True)
+        self._sources = SourceFollower(
+            parts.udp, lambda: (peer.endpoint for peer in parts.device.peers.values()), lambda: self._serving
+        )
+        self._watch = NetworkWatch(loop, self._note_network_change, tables=True)
         if self.connection is not None:
             self.connection.missing = lambda: self.keeper.missing
         metrics = Metrics(counters, self._live(), release=oxidize.__version__)
@@ -140,10 +144,17 @@ class Node:
 
         Apart from `serve`, which must not take longer because of it.
         """
+        self._watch.start()
+        if self.connection is None:
+            self._sources.begin()
+            self._loop.add_timed(self._sources)
         if isinstance(self.tunnel, TunDevice):
-            self._watch.start()
             self.keeper.begin()
             self._loop.add_timed(self.keeper)
+
+    def _note_network_change(self, now: float) -> None:
+        self.keeper.note_change(now)
+        self._sources.note_change(now)
 
     def settle_interface(self, working: Callable[[], None] = lambda: None, *, is_repair: bool = False) -> None:
         """Bring the interface to what the settings say, and serve meanwhile; what is missing then is in `keeper`.
