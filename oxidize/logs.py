@@ -208,8 +208,8 @@ def _import_journal() -> Any:
         return importlib.import_module("systemd.journal")  # an extra: only needed under systemd
     except ImportError:
         problem = (
-            "the Python package systemd is missing: expected under systemd, for sockets, fd store and journal; "
-            'run "pip install oxidize[systemd]"'
+            "the Python package systemd-python is missing: expected under systemd, for sockets, fd store and journal; "
+            f"install it with `{sys.executable} -m pip install systemd-python`, or install Oxidize with `make install`"
         )
         raise ConfigError(problem) from None
 

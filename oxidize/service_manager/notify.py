@@ -11,6 +11,7 @@ Sources: sd_notify(3), sd_listen_fds(3), systemd.service(5) on FileDescriptorSto
 import os
 import select
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -137,6 +138,6 @@ def _daemon() -> Any:
     except ImportError as error:
         raise ConfigError(
             "NOTIFY_SOCKET or LISTEN_FDS is set, but the Python package systemd-python is not installed: "
-            "install it with `pip install 'oxidize[systemd]'`"
+            f"install it with `{sys.executable} -m pip install systemd-python`, or install Oxidize with `make install`"
         ) from error
     return daemon

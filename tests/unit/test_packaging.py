@@ -9,6 +9,8 @@ from setuptools import find_packages
 
 ROOT = Path(__file__).parents[2]
 TOOLS = {"hypothesis", "import-linter", "mypy", "pytest", "pyyaml", "ruff", "setuptools", "wheel"}
+# A command that installs a package of the name `oxidize`, which is another project on PyPI.
+STRANGERS = re.compile(r"\b(?:pip3?|pipx|uv|uvx)\b[^\n;&|]*\boxidize(?![-\w./:])")
 
 
 def pinned(lock: str) -> set[str]:
@@ -21,6 +23,21 @@ def test_a_wheel_contains_every_package_of_oxidize_and_nothing_else() -> None:
     found = find_packages(str(ROOT), **project["tool"]["setuptools"]["packages"]["find"])
     expected = {path.parent.relative_to(ROOT) for path in (ROOT / "oxidize").rglob("*.py")}
     assert sorted(found) == sorted(".".join(path.parts) for path in expected)
+
+
+def test_no_text_tells_anybody_to_install_the_package_oxidize_of_pypi() -> None:
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"] == "oxidize-relay"
+    texts = [
+        path
+        for pattern in ("*.md", "*.toml", "Makefile", "docs/**/*.md", "systemd/*", "oxidize/**/*.py", "demo/*.py")
+        for path in ROOT.glob(pattern)
+    ]
+    assert len(texts) > 100
+    found = {str(path): STRANGERS.findall(path.read_text()) for path in texts if STRANGERS.search(path.read_text())}
+    assert found == {}
+    assert STRANGERS.search('run "pip install oxidize[systemd]"')
+    assert STRANGERS.search("pipx install 'oxidize'")
+    assert not STRANGERS.search("pip install oxidize-relay, or install Oxidize with `make install`")
 
 
 def test_the_lock_of_the_demonstration_adds_plotly_and_no_development_tools() -> None:

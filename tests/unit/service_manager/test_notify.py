@@ -121,7 +121,7 @@ def test_a_service_manager_without_systemd_python_is_an_error(
     manager: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "systemd", None)
-    with pytest.raises(ConfigError, match=r"pip install 'oxidize\[systemd\]'"):
+    with pytest.raises(ConfigError, match=r" -m pip install systemd-python`"):
         notify.store_fd("journal", 0)
 
 
