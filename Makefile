@@ -19,6 +19,8 @@ BENCH_PACKAGES := iperf3
 # to run the interpreter: not one below /root or /home.
 PREFIX ?= /opt/oxidize
 DESTDIR ?=
+BINDIR ?= /usr/local/bin
+COMPLETIONDIR ?= /usr/share/bash-completion/completions
 UNITDIR ?= /etc/systemd/system
 SYSUSERSDIR ?= /usr/lib/sysusers.d
 TMPFILESDIR ?= /usr/lib/tmpfiles.d
@@ -117,17 +119,17 @@ bench-reconnect: $(SETUP) ## measure how soon a client reconnects, compared with
 
 venv: $(SETUP) ## set up packages and .venv for development
 
-INSTALL := PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' UNITDIR='$(UNITDIR)' SYSUSERSDIR='$(SYSUSERSDIR)' \
-	TMPFILESDIR='$(TMPFILESDIR)' SYSCTLDIR='$(SYSCTLDIR)' CONFDIR='$(CONFDIR)' INSTALL_PYTHON='$(INSTALL_PYTHON)' \
-	sh systemd/install.sh
+INSTALL := PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' BINDIR='$(BINDIR)' COMPLETIONDIR='$(COMPLETIONDIR)' \
+	UNITDIR='$(UNITDIR)' SYSUSERSDIR='$(SYSUSERSDIR)' TMPFILESDIR='$(TMPFILESDIR)' SYSCTLDIR='$(SYSCTLDIR)' CONFDIR='$(CONFDIR)' \
+	INSTALL_PYTHON='$(INSTALL_PYTHON)' sh systemd/install.sh
 
-install: | packages ## install a release below PREFIX=/opt/oxidize, PREFIX/current, the units and the users (as root)
+install: | packages ## install a release below PREFIX=/opt/oxidize, PREFIX/current, the command, the units and the users
 	@$(BUILD_TOOLS_LOCK) | $(INSTALL) install
 
 release: | packages ## install only the release, without switching to it; the last line printed is its folder
 	@$(BUILD_TOOLS_LOCK) | $(INSTALL) release
 
-units: ## install only the units, the users and the sysctls (as root)
+units: ## install only the command, the units, the users and the sysctls (as root)
 	@$(INSTALL) units
 
 changed-units: ## print the installed units that differ from this source
@@ -181,5 +183,5 @@ lock: | packages ## renew the locks of the dependencies in pyproject.toml (newes
 	@$(LOCK) --extra demo --extra dev --extra fuzz -c requirements-dev.lock pyproject.toml -o requirements-fuzz.lock
 
 clean: ## remove everything that make created here, the virtual environment too
-	@rm -rf .venv .stamps .fuzz build dist oxidize.egg-info .mypy_cache .import_linter_cache .ruff_cache .pytest_cache .hypothesis demo-*.html
+	@rm -rf .venv .stamps .fuzz build dist *.egg-info .mypy_cache .import_linter_cache .ruff_cache .pytest_cache .hypothesis demo-*.html
 	@find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,11 +1,11 @@
 #!/bin/sh
 # The work of `make install`, of its halves `make release` and `make units`, and of `make uninstall`: put a release
-# under $PREFIX/releases, install the units, and point $PREFIX/current at the release. The rule: a complete release is never
+# under $PREFIX/releases, install the units and the command, and point $PREFIX/current at the release. The rule: a complete release is never
 # changed, so a process that runs from it loads no other code than it began with, and a rollback points `current` at an
 # older release. One at a time: each process that changes $PREFIX holds $PREFIX/.lock.
 #
-# The environment: PREFIX, DESTDIR (put before every path, for packages), UNITDIR, SYSUSERSDIR, TMPFILESDIR, SYSCTLDIR,
-# CONFDIR, INSTALL_PYTHON; OXIDIZE_LOCKED=1 if the caller holds the lock and passes its descriptor. A build reads the
+# The environment: PREFIX, DESTDIR (put before every path, for packages), BINDIR, COMPLETIONDIR, UNITDIR, SYSUSERSDIR,
+# TMPFILESDIR, SYSCTLDIR, CONFDIR, INSTALL_PYTHON; OXIDIZE_LOCKED=1 if the caller holds the lock and passes its descriptor. A build reads the
 # locked versions of the build tools from standard input. Sources: hier(7), sysusers.d(5), tmpfiles.d(5),
 # sysctl.d(5), flock(1), sync(1).
 set -eu
@@ -123,8 +123,23 @@ put_sysctls() {
 	/lib/systemd/systemd-sysctl 60-oxidize.conf || echo "$target could not be applied: nat = true will say so" >&2
 }
 
+# The command leads through `current`, so a deployment changes it as well. A file of another origin is left alone.
+put_command() {
+	command=$DESTDIR$BINDIR/oxidize
+	if is_command_link "$command" || ! test -e "$command"; then
+		mkdir -p "$DESTDIR$BINDIR"
+		ln -sfn "$PREFIX/current/bin/oxidize" "$command"
+	else
+		echo "$BINDIR/oxidize is not of this installation, and is kept: the command is $PREFIX/current/bin/oxidize" >&2
+	fi
+	put systemd/completion.bash "$COMPLETIONDIR/oxidize"
+}
+
+is_command_link() { test "$(readlink "$1" || true)" = "$PREFIX/current/bin/oxidize"; } # PATH
+
 # Everything outside a release that it needs.
 put_units() {
+	put_command
 	for unit in $UNITS; do put "systemd/$unit" "$UNITDIR/$unit"; done
 	put systemd/sysusers.conf "$SYSUSERSDIR/oxidize.conf"
 	put systemd/tmpfiles.conf "$TMPFILESDIR/oxidize.conf"
@@ -189,7 +204,8 @@ uninstall_all() {
 	fi
 	for unit in $UNITS; do rm -f "$DESTDIR$UNITDIR/$unit"; done
 	rm -f "$DESTDIR$SYSUSERSDIR/oxidize.conf" "$DESTDIR$TMPFILESDIR/oxidize.conf" "$DESTDIR$PREFIX/current"
-	rm -f "$DESTDIR$SYSCTLDIR/60-oxidize.conf"
+	rm -f "$DESTDIR$SYSCTLDIR/60-oxidize.conf" "$DESTDIR$COMPLETIONDIR/oxidize"
+	! is_command_link "$DESTDIR$BINDIR/oxidize" || rm "$DESTDIR$BINDIR/oxidize"
 	rm -rf "$DESTDIR$PREFIX/releases" "$DESTDIR/var/lib/oxidize"
 	! has_systemd || systemctl daemon-reload
 	rm -f "$DESTDIR$PREFIX/.lock" # last: from here on another process may start

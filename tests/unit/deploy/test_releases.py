@@ -131,6 +131,29 @@ def test_an_installation_points_at_a_whole_release(builder: Builder, tmp_path: P
     assert not builder.prefix.exists()
 
 
+def test_the_command_in_the_path_comes_and_goes_with_the_installation(builder: Builder, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    command, completion = package / "usr/local/bin/oxidize", package / "usr/share/bash-completion/completions/oxidize"
+    assert builder.make("install", f"DESTDIR={package}").returncode == 0
+    assert command.readlink() == builder.prefix / "current/bin/oxidize"
+    assert "_OXIDIZE_COMPLETE=bash_source oxidize" in completion.read_text()
+    assert builder.make("uninstall", f"DESTDIR={package}").returncode == 0
+    assert not command.is_symlink()
+    assert not completion.exists()
+
+
+def test_a_command_of_another_origin_is_kept_and_reported(builder: Builder, tmp_path: Path) -> None:
+    command = tmp_path / "package/usr/local/bin/oxidize"
+    command.parent.mkdir(parents=True)
+    command.write_text("another program\n")
+    values = [f"DESTDIR={tmp_path}/package"]
+    done = builder.make("units", *values)
+    expected = f"oxidize is not of this installation, and is kept: the command is {builder.prefix}/current/bin/oxidize"
+    assert (done.returncode, expected in done.stderr) == (0, True), done
+    assert builder.make("uninstall", *values).returncode == 0
+    assert command.read_text() == "another program\n"
+
+
 def test_an_uncommitted_change_is_part_of_the_name(builder: Builder) -> None:
     with (builder.source / "README.md").open("a") as file:
         file.write("changed\n")
