@@ -4,6 +4,7 @@ The rule: standard output has only what the client needs; reports about the serv
 private key is printed once and stored nowhere. A change that the running server does not apply is undone.
 """
 
+import os
 import shutil
 import sys
 import tomllib
@@ -17,6 +18,7 @@ import click
 
 from oxidize import config
 from oxidize.cli.common import (
+    CONFIG_PATH,
     SERVER_CONFIG,
     config_option,
     fail,
@@ -25,7 +27,7 @@ from oxidize.cli.common import (
     print_warning,
     warn_of_readable_output,
 )
-from oxidize.cli.reload import apply_change, who_serves
+from oxidize.cli.reload import apply_at_start, apply_change, who_serves
 from oxidize.config.values import format_key
 from oxidize.control import query
 from oxidize.errors import ConfigError, OxidizeError
@@ -37,7 +39,11 @@ from oxidize.provision.peer_tables import add_peer, remove_peer
 from oxidize.terminal.table import print_lines, table
 from oxidize.terminal.units import ago
 
-FORMATS = ("script", "conf", "qr")
+PICTURES = ("png", "svg")
+FORMATS = ("script", "conf", "qr", *PICTURES)
+PICTURE_REMEDY = "--format png -o FILE"
+TOO_LONG_FOR_QR = "the configuration is too long for a QR code; use --format conf"
+OUTPUT_MODE = 0o600  # the file contains a private key
 KEY_SHOWN_CHARS = 10
 # The warning of a reload about the peer that was removed, which the removal has reported.
 REMOVED_NOT_MOVED = "1 peer not moved: not configured any more"
@@ -50,6 +56,8 @@ script: shell commands that write client.toml and its keys,
         for `oxidize client`
 conf:   a file for wg-quick and any other WireGuard app
 qr:     the same as a QR code, for phones
+png,
+svg:    the QR code as a picture, in the FILE of -o
 
 NETWORKS and SERVERS are separated by commas. Without --endpoint the client gets the configuration's public_endpoint.
 """
@@ -82,22 +90,25 @@ def peer() -> None:
 @click.option("--public-key", metavar="KEY", help="The client's own key; none is generated.")
 @click.option("--preshared-key", "with_preshared_key", is_flag=True, help="Also generate a pre-shared key.")
 @click.option(
-    "--format", "form", type=click.Choice(FORMATS), help="Print only this.  [default: conf; in a terminal, all]"
+    "--format", "form", type=click.Choice(FORMATS), help="Print only this.  [default: conf; in a terminal, conf and qr]"
 )
+@click.option("-o", "--output", type=CONFIG_PATH, metavar="FILE", help="Write to a new file, that only you can read.")
 @_no_reload_option
-def add(config_path: Path, form: str | None, no_reload: bool, **options: Any) -> None:
+def add(config_path: Path, form: str | None, output: Path | None, no_reload: bool, **options: Any) -> None:
     """Add a client; ADD_HELP is the help text."""
-    if form == "qr" and not sys.stdout.isatty():
-        fail(2, "--format qr: standard output is not a terminal; use a terminal, or --format conf")
-    if form == "qr" and options["public_key"] is not None:
-        fail(2, "--format qr: expected no --public-key, since the code contains the private key; use --format conf")
+    if form == "qr" and (output is not None or not sys.stdout.isatty()):
+        fail(2, "--format qr: the output is not a terminal; use a terminal, or --format png -o FILE")
+    if form in PICTURES and output is None:
+        fail(2, f"--format {form}: expected a file for the picture; name one with -o FILE")
+    if form in ("qr", *PICTURES) and options["public_key"] is not None:
+        fail(2, f"--format {form}: expected no --public-key: the code contains the private key; use --format conf")
     with _locked(config_path) as file:
         loaded = config.load_server(config_path, content=file.content)
         running = None if no_reload else query.find(loaded.takeover_socket)
         port = loaded.listen[1] if running is None else int(str(running["listen"]).rpartition(":")[2])
         setup, warnings = new_client(ClientOptions(**options), loaded, port)
-        shown = _render(setup, form)
-        with _added(file, setup):
+        shown = _render(setup, form, is_terminal=output is None and sys.stdout.isatty())
+        with _written(output, shown), _added(file, setup):
             print_line(f"added {setup.name}: {', '.join(str(address.ip) for address in setup.addresses)}")
             key = format_key(setup.public_key)
             _apply(file, loaded, running, no_reload, lambda keys: key in keys)
@@ -105,9 +116,10 @@ def add(config_path: Path, form: str | None, no_reload: bool, **options: Any) ->
             print_warning(warning)
         if setup.private_key is not None:
             print_line("its private key is shown only once and is not stored on this machine")
-        if setup.private_key is not None or setup.preshared_key is not None:
-            warn_of_readable_output()
-        click.echo(shown, nl=False, color=True)
+        if output is None:
+            if setup.private_key is not None or setup.preshared_key is not None:
+                warn_of_readable_output()
+            click.echo(shown, nl=False, color=True)
 
 
 @peer.command("list", short_help="List the clients and whether they are connected.")
@@ -136,6 +148,8 @@ def list_(config_path: Path, as_json: bool) -> None:
         headings, cells = headings[:3], [cell[:3] for cell in cells]
     if rows:
         print_lines(table(headings, cells))
+    else:
+        print_line("no peers yet: `oxidize peer add NAME` adds one")
     if running is None:
         print_line("no server is running")
     elif unloaded := [row["name"] for row in rows if not row["is_loaded"]]:
@@ -256,10 +270,10 @@ def _apply(
     if no_reload:
         print_line("not reloaded: the change takes effect with the next reload or start")
         return
-    if running is None:
-        print_line("no server is running: the change takes effect with the next start")
-        return
     try:
+        if running is None:
+            print_line(apply_at_start(file.path, loaded.takeover_socket, is_applied))
+            return
         reloaded = apply_change(file.path, loaded.takeover_socket, running["pid"], is_applied)
     except OxidizeError as error:
         fail(1, str(error), *who_serves(file.path, "server", str(error)))
@@ -272,38 +286,53 @@ def _apply(
 # --- Output ---
 
 
-def _render(setup: ClientSetup, form: str | None) -> str:
-    """Return the standard output; exit if only a QR code is wanted and it does not fit."""
-    is_terminal = sys.stdout.isatty()
+@contextmanager
+def _written(path: Path | None, content: bytes) -> Iterator[None]:
+    """Write the output to a new file, before the peer is added; remove the file if the block fails. None: no file."""
+    if path is None:
+        yield
+        return
+    with ExitStack() as undo:
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with os.fdopen(os.open(path, flags, OUTPUT_MODE), "wb") as file:
+                undo.callback(path.unlink, missing_ok=True)
+                file.write(content)
+        except OSError as error:
+            fail(2, f"-o {path}: {error.strerror}: expected the name of a new file, in a folder that can be written to")
+        yield
+        undo.pop_all()
+
+
+def _render(setup: ClientSetup, form: str | None, *, is_terminal: bool) -> bytes:
+    """Return the output; exit if only a QR code is wanted and there can be none."""
+    conf = client_files.wg_quick(setup)
     if form == "script":
-        return client_files.script(setup)
+        return client_files.script(setup).encode()
     if form == "conf" or (form is None and not is_terminal):
-        return client_files.wg_quick(setup)
-    code = _draw(setup)
+        return conf.encode()
+    from oxidize.provision import qr_code  # noqa: PLC0415  # slow, and rarely needed
+
+    if form in PICTURES:
+        return qr_code.picture(client_files.compact(conf), form) or fail(2, f"--format {form}: {TOO_LONG_FOR_QR}")
+    code, why_not = _drawn(conf)
     if form == "qr":
-        if not code:
-            fail(2, "--format qr: the code needs a wider terminal and a UTF-8 locale; or use --format conf")
-        return code
-    file_name = client_files.wg_quick_file_name(setup.name)
-    parts = [
-        ("For `oxidize client`: paste this as root on the client", client_files.script(setup)),
-        (f"For wg-quick and any other WireGuard app: {file_name}", client_files.wg_quick(setup)),
-    ]
-    if setup.private_key is not None:
-        parts.append(
-            ("For a phone: scan this with the WireGuard app", code or "(the terminal is too narrow for the code)\n")
-        )
-    return "".join(f"\n{click.style(heading, bold=True)}\n\n{text}" for heading, text in parts)
+        return code.encode() if code else fail(2, f"--format qr: {why_not}")
+    name = client_files.wg_quick_file_name(setup.name)
+    parts = [(f"For wg-quick, any WireGuard app, and `oxidize import --client`: {name}", conf)]
+    if setup.private_key is not None:  # last: the end of the output is what a small terminal shows
+        parts.append(("For a phone: scan this with the WireGuard app", code or f"(no QR code: {why_not})\n"))
+    return "".join(f"\n{click.style(heading, bold=True)}\n{text}" for heading, text in parts).encode()
 
 
-def _draw(setup: ClientSetup) -> str:
-    """Return a QR code of the client's configuration, or "" if this terminal cannot show it."""
+def _drawn(conf: str) -> tuple[str, str]:
+    """Return a QR code of a client's file, or "" and the reason if this terminal cannot show it."""
     from oxidize.provision.qr_code import draw  # noqa: PLC0415  # slow, and rarely needed
 
-    size = shutil.get_terminal_size()
-    lines = draw(client_files.wg_quick(setup), size.columns)
-    if lines is None or "utf" not in (sys.stdout.encoding or "").lower():
-        return ""
-    if len(lines) >= size.lines:
-        print_warning(f"the QR code has {len(lines)} lines; enlarge the terminal to scan it")
-    return "".join(f"{line}\n" for line in lines)
+    size, encoding = shutil.get_terminal_size(), sys.stdout.encoding or ""
+    if "utf" not in encoding.lower():
+        return "", f"expected a terminal of UTF-8, not {encoding}: set LC_ALL=C.UTF-8; or use {PICTURE_REMEDY}"
+    lines = draw(client_files.compact(conf), size.columns, size.lines - 1)  # the last line is the shell's
+    if lines is None:
+        return "", f"it does not fit a terminal of {size.columns}x{size.lines}: enlarge it; or use {PICTURE_REMEDY}"
+    return "".join(f"{line}\n" for line in lines), ""

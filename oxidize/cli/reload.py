@@ -24,6 +24,8 @@ from oxidize.text import counted
 SERVICE = "oxidize-daemon.service"
 # A server looks every second whether its path is there, and a unit's ExecReload= finds the folder made again.
 PATH_RETURNS_SECS = 2.5
+START_WAIT_SECS = 10.0  # for a service that is starting
+START_LOOK_SECS = 0.2
 
 
 @click.command(short_help="Replace the running process by a new one.")
@@ -126,6 +128,29 @@ def apply_change(
             f"edit that one (-c), which `systemctl cat {SERVICE}` or `ps` shows",
         )
     return reloaded
+
+
+def apply_at_start(config_path: Path, takeover_socket: Path, is_applied: Callable[[Collection[str]], bool]) -> str:
+    """Return what becomes of a changed configuration for which no server answers yet.
+
+    A service that is starting may have read the file as it was: it is awaited, and reloaded where it has not the
+    change; raises OxidizeError where that fails.
+    """
+    without = "no server is running: the change takes effect with the next start"
+    if takeover_socket != config.default_takeover_socket("server", {}):
+        return without
+    for _ in range(int(START_WAIT_SECS / START_LOOK_SECS)):
+        if systemctl.property_of(SERVICE, "ActiveState") != "activating":
+            break
+        time.sleep(START_LOOK_SECS)
+    found = query.find(takeover_socket)
+    if found is None:
+        if systemctl.property_of(SERVICE, "ActiveState") != "activating":
+            return without
+        return f"{SERVICE} does not serve yet: if it does so without the change, `systemctl reload oxidize-daemon`"
+    if is_applied(_peers_of(takeover_socket)):
+        return "the server that has just started has the change"
+    return apply_change(config_path, takeover_socket, int(found["pid"]), is_applied).summary
 
 
 def _peers_of(takeover_socket: Path) -> frozenset[str]:

@@ -103,6 +103,11 @@ def wg_quick(setup: ClientSetup) -> str:
     return "\n".join([*lines, ""])
 
 
+def compact(file: str) -> str:
+    """Return a file for WireGuard apps without spaces and empty lines, for a QR code that is as small as possible."""
+    return "\n".join(line.replace(" = ", "=").replace(", ", ",") for line in file.splitlines() if line)
+
+
 def client_toml(setup: ClientSetup) -> str:
     """Return client.toml, which names key files in its own folder."""
     values: dict[str, object] = {

@@ -1,11 +1,6 @@
 """`oxidize peer`: its outputs, the changed file, and the state after a failed reload."""
 
-import contextlib
 import json
-import os
-import pty
-import subprocess
-import sys
 import threading
 from ipaddress import ip_address
 from pathlib import Path
@@ -356,57 +351,10 @@ def test_concurrent_additions_lose_no_peer(path: Path) -> None:
     assert len({network for one in loaded.peers for network in one.allowed_ips}) == 21
 
 
-# --- In a terminal ---
-
-
-def in_terminal(path: Path, columns: int, *arguments: str) -> tuple[int, str]:
-    """Run a command with a terminal as its outputs; return its status and what it shows."""
-    leader, follower = pty.openpty()
-    command = [sys.executable, "-P", "-m", "oxidize", "peer", *arguments, "-c", str(path)]
-    environ = {**os.environ, "COLUMNS": str(columns), "LINES": "30"}
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=follower, stderr=follower, env=environ) as running:
-        os.close(follower)
-        shown = b""
-        with contextlib.suppress(OSError):  # EIO: the last writer is gone
-            while part := os.read(leader, 65536):
-                shown += part
-        os.close(leader)
-    return running.returncode, shown.decode().replace("\r\n", "\n")
-
-
-def test_a_terminal_shows_all_formats(path: Path) -> None:
-    status, shown = in_terminal(path, 80, "add", "alice@laptop")
-    assert status == 0
-    for text in (
-        "any other WireGuard app: alice-laptop.conf",
-        "cat > client.toml",
-        "[Interface]\n",
-        "▄▄▄▄▄",
-        "enlarge the terminal",
-    ):
-        assert text in shown
-    code = [line for line in shown.splitlines() if "█" in line]
-    assert len(code) >= 30
-    files = shown[shown.index("For `oxidize client`") :].splitlines()
-    assert max(len(line) for line in files if "\x1b[38" not in line) <= 80
-
-
-def test_a_narrow_terminal_gets_a_note_instead_of_a_code(path: Path) -> None:
-    status, shown = in_terminal(path, 40, "add", "laptop")
-    assert status == 0
-    assert "(the terminal is too narrow for the code)" in shown
-    assert "█" not in shown
-    before = path.read_text()
-    status, shown = in_terminal(path, 40, "add", "phone", "--format", "qr")
-    assert status == 2
-    assert "needs a wider terminal" in shown
-    assert path.read_text() == before
-
-
-def test_a_code_is_refused_without_a_terminal(path: Path) -> None:
-    before = path.read_text()
-    assert run(path, "add", "phone", "--format", "qr").exit_code == 2
-    assert path.read_text() == before
+def test_an_output_file_goes_with_a_failed_reload(path: Path, running: Running) -> None:
+    running.failure = TakeoverError(Phase.PREPARING, "made up")
+    assert run(path, "add", "phone", "-o", path.parent / "phone.conf").exit_code == 1
+    assert not (path.parent / "phone.conf").exists()
 
 
 # --- list and remove ---

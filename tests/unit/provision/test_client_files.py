@@ -210,7 +210,7 @@ def test_the_qr_code_in_the_terminal_is_the_code_of_the_text(border: int) -> Non
     text = wg_quick(SETUP)
     expected = segno.make(text, error="l", boost_error=False, micro=False)
     width, height = map(int, expected.symbol_size(border=border))
-    lines = draw(text, width if border == 2 else 80)
+    lines = draw(text, width if border == 2 else 80, 80)
     assert lines is not None
     found = modules(lines)[:height]  # an odd last row shares its characters with the terminal's ground
     assert found == [[bool(module) for module in row] for row in expected.matrix_iter(border=border)]
@@ -218,8 +218,8 @@ def test_the_qr_code_in_the_terminal_is_the_code_of_the_text(border: int) -> Non
 
 
 def test_no_qr_code_is_drawn_without_enough_columns() -> None:
-    assert draw(wg_quick(SETUP), 60) is None
-    assert draw("x" * 3000, 1000) is None  # more than any code holds
+    assert draw(wg_quick(SETUP), 30, 80) is None
+    assert draw("x" * 3000, 1000, 1000) is None  # more than any code holds
 
 
 def test_the_qr_code_of_a_large_configuration_fits_into_80_columns() -> None:
@@ -230,7 +230,7 @@ def test_the_qr_code_of_a_large_configuration_fits_into_80_columns() -> None:
         allowed_ips=[ip_network("0.0.0.0/0"), ip_network("::/0")],
         endpoint="[2001:db8:1234:5678::9abc]:51820",
     )
-    assert draw(wg_quick(most), 80) is not None
+    assert draw(wg_quick(most), 80, 80) is not None
 
 
 @pytest.mark.parametrize(
