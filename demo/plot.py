@@ -15,7 +15,8 @@ import oxidize
 from demo.verdict import Action, Judged, Tally, Verdict
 
 PAGE = Path(__file__).with_name("report_template.html")
-ACTION_COLOURS = {Action.RELOAD: "#3b5bdb", Action.REFUSED: "#b66a00", Action.KILL: "#c92a3b"}
+# Readable on the grounds of both colour schemes of the page.
+ACTION_COLOURS = {Action.RELOAD: "#4c6ef5", Action.REFUSED: "#c07a10", Action.KILL: "#e03f50"}
 # Consecutive colours differ in hue, so that a change of the answering process is visible.
 PROCESS_COLOURS = ("#4263eb", "#0ca678", "#9c36b5", "#1098ad", "#5f3dc4", "#2b8a3e", "#1971c2")
 _BUTTONS = ["zoom2d", "pan2d", "resetScale2d", "toImage"]
@@ -26,8 +27,24 @@ _WITHOUT_WEBGL = """
 const plot = document.getElementById('{plot_id}');
 if (!document.createElement('canvas').getContext('webgl')) Plotly.restyle(plot, {type: 'scatter'});
 """
+# The chart has the page's colours, also when the reader's scheme changes.
+_COLOURS = """
+const scheme = matchMedia('(prefers-color-scheme: dark)');
+function recolour() {
+  const page = getComputedStyle(document.documentElement);
+  const [ink, soft, line] = ['--ink', '--soft', '--line'].map((name) => page.getPropertyValue(name).trim());
+  Plotly.relayout('{plot_id}', {'font.color': ink, 'modebar.color': soft, 'modebar.activecolor': ink,
+                                'xaxis.gridcolor': line, 'yaxis.gridcolor': line});
+}
+scheme.addEventListener('change', recolour);
+recolour();
+"""
 
-CHART_HEIGHT = 560
+CHART_HEIGHT = 560  # without the labels above it
+NARROW_PLOT_PIXELS = 560  # of the axis in a window of 800 pixels: labels do not overlap in this or a wider one
+LABEL_PIXELS = 130  # width of the longest line of a label, and some space
+LABEL_LINE_PIXELS = 16
+LABELS_BELOW_PIXELS = 40  # of the top margin: the buttons
 AXIS_MARGIN = 1.4  # room below the lowest and above the highest point, as a factor
 LATENCY_MIN_MS = 1e-3  # drawn for shorter ones: a logarithm of zero does not exist
 _TICKS_MS = [b * 10.0**e for e in range(-2, 5) for b in (1, 2, 5)]
@@ -41,7 +58,7 @@ def write_report(path: Path, tally: Tally, verdict: Verdict) -> None:
     chart = figure(tally, verdict).to_html(
         full_html=False,
         include_plotlyjs=True,
-        post_script=_WITHOUT_WEBGL,
+        post_script=[_WITHOUT_WEBGL, _COLOURS],
         config={"displaylogo": False, "responsive": True, "modeBarButtons": [_BUTTONS]},
     )
     path.write_text(
@@ -77,16 +94,21 @@ def figure(tally: Tally, verdict: Verdict) -> go.Figure:
                 hovertemplate="%{x:.3f} s: %{y:.2f} ms<extra>process " + str(number + 1) + "</extra>",
             )
         )
-    for judged in verdict.replacements:
-        _mark(chart, judged, origin, in_full=len(verdict.replacements) <= LABELS_IN_FULL_MAX)
+    in_full = len(verdict.replacements) <= LABELS_IN_FULL_MAX
+    labels = [label(judged) if in_full else label(judged)[:1] for judged in verdict.replacements]
+    row_pixels = LABEL_LINE_PIXELS * max(map(len, labels), default=0)
+    rows = _rows_of_labels([_middle(judged, origin) for judged in verdict.replacements], _span(tally))
+    for judged, lines, row in zip(verdict.replacements, labels, rows, strict=True):
+        _mark(chart, judged, origin, "<br>".join(lines), row * row_pixels)
+    above = LABELS_BELOW_PIXELS + row_pixels * (max(rows, default=0) + 1)
     low = min((ms for _, ms in _latencies(tally)), default=0.1)
     high = verdict.latency_max_ms
     chart.update_layout(
         template="none",
-        height=CHART_HEIGHT,
-        margin={"l": 64, "r": 24, "t": 92, "b": 56},
+        height=CHART_HEIGHT + above,
+        margin={"l": 64, "r": 24, "t": above, "b": 56},
         font={"family": _FONT, "size": 13, "color": _INK},
-        legend={"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0, "itemsizing": "constant"},
+        legend={"orientation": "h", "y": -0.14, "yanchor": "top", "x": 0, "itemsizing": "constant"},
         hoverlabel={"font": {"family": _FONT}},
         paper_bgcolor="rgba(0,0,0,0)",
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": _SOFT, "activecolor": _INK},
@@ -130,7 +152,30 @@ def _by_process(tally: Tally, changes: Sequence[float]) -> list[tuple[list[float
     return parts
 
 
-def _mark(chart: go.Figure, judged: Judged, origin: float, *, in_full: bool) -> None:
+def _span(tally: Tally) -> float:
+    """Return the seconds that the axis shows."""
+    return max(max(tally.received_at, default=0.0) - _origin(tally), 1.0)
+
+
+def _middle(judged: Judged, origin: float) -> float:
+    return (judged.replacement.started_at + judged.replacement.ended_at) / 2 - origin
+
+
+def _rows_of_labels(centres: Sequence[float], span: float) -> list[int]:
+    """Return the row of each label, 0 for the lowest: the first in which it does not overlap the ones before it."""
+    width = LABEL_PIXELS * span / NARROW_PLOT_PIXELS
+    ends: list[float] = []
+    rows = []
+    for centre in centres:
+        free = (row for row, end in enumerate(ends) if end <= centre - width / 2)
+        row = next(free, len(ends))
+        ends[row : row + 1] = [centre + width / 2]
+        rows.append(row)
+    return rows
+
+
+def _mark(chart: go.Figure, judged: Judged, origin: float, text: str, shift_pixels: int) -> None:
+    """Mark a replacement: its time, its hand-off, and its label, so far above the chart."""
     replacement = judged.replacement
     colour = ACTION_COLOURS[replacement.action]
     begin, end = replacement.started_at - origin, replacement.ended_at - origin
@@ -143,12 +188,13 @@ def _mark(chart: go.Figure, judged: Judged, origin: float, *, in_full: bool) -> 
     chart.add_annotation(
         x=(begin + end) / 2,
         y=1.01,
+        yshift=shift_pixels,
         yref="paper",
         yanchor="bottom",
         showarrow=False,
         align="center",
         font={"color": colour, "size": 12},
-        text="<br>".join(label(judged) if in_full else label(judged)[:1]),
+        text=text,
     )
 
 

@@ -6,18 +6,18 @@ Rule: a screen displays and decides nothing. Numbers during the run are prelimin
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from demo.verdict import Action, Judged, Verdict
 from oxidize.terminal.screen import LiveScreen, can_draw, print_line
 
 PLAIN_WIDTH = 132
-WIDE_COLUMNS = 100  # with fewer the columns of the live table stand closer together
+WIDE_COLUMNS = 100  # with fewer the counters of the live table take two rows, and its columns stand closer together
+LIVE_RESULTS_COLUMNS = 76  # with fewer its events have no results
 RESULTS_WIDTH_MIN = 110  # with fewer columns the results stand below their table, uncut
 PLAIN_INTERVAL_SECS = 1.0
 REFRESH_PER_SECOND = 8
@@ -70,8 +70,11 @@ class _Lines:
 def open_screen(console: Console, *, table: bool) -> Iterator[Callable[[View], None]]:
     """Yield what shows a view: a live table, or plain lines where it is no terminal or no table is wanted."""
     if table and can_draw(console):
-        gap = 3 if console.width >= WIDE_COLUMNS else 1
-        with LiveScreen(console, partial(_live_table, gap=gap)) as screen:
+
+        def draw(view: View) -> RenderableType:
+            return _live_table(view, console.width)
+
+        with LiveScreen(console, draw) as screen:
             yield screen.show
     else:
         yield _Lines(console).show
@@ -91,10 +94,9 @@ def _or_dash(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
-def _live_table(view: View, gap: int) -> RenderableType:
-    head = Table.grid(padding=(0, gap))
-    for _ in range(8):
-        head.add_column(justify="right")
+def _live_table(view: View, width: int) -> RenderableType:
+    gap = 3 if width >= WIDE_COLUMNS else 1
+    has_results = width >= LIVE_RESULTS_COLUMNS
     names = ("time", "sent/s", "replies/s", "sent", "lost so far", "duplicated", "handshakes", "generation", "pid")
     values = (
         f"{view.elapsed:.1f} s",
@@ -107,24 +109,30 @@ def _live_table(view: View, gap: int) -> RenderableType:
         _or_dash(view.generation),
         _or_dash(view.pid),
     )
-    head.add_row(*(Text(name, style="dim") for name in names))
-    head.add_row(*(Text(value, style="bold red" if _is_bad(n, value) else "bold") for n, value in enumerate(values)))
+    per_row = len(names) if width >= WIDE_COLUMNS else 5
+    head = Table.grid(*(Column(justify="right") for _ in range(per_row)), padding=(0, gap))
+    cells = [Text(value, style="bold red" if _is_bad(n, value) else "bold") for n, value in enumerate(values)]
+    for start in range(0, len(names), per_row):
+        head.add_row(*(Text(name, style="dim") for name in names[start : start + per_row]))
+        head.add_row(*cells[start : start + per_row])
     events = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="dim", expand=True)
     events.add_column("at", justify="right", no_wrap=True, min_width=7)
     events.add_column("what", no_wrap=True, min_width=15)
     for name in ("blackout", "longest silence"):
         events.add_column(name, justify="right", no_wrap=True)
-    events.add_column("", overflow="ellipsis", no_wrap=True, ratio=1)
+    if has_results:
+        events.add_column("", overflow="ellipsis", no_wrap=True, ratio=1)
     for at, judged in view.events:
         replacement = judged.replacement
         mark = Text(replacement.action.value, style=_ACTION_STYLES[replacement.action])
         if not replacement.succeeded:
             mark.append(" FAILED", style="bold red")
         blackout = "none" if replacement.blackout_ms is None else f"{replacement.blackout_ms:.1f} ms"
-        events.add_row(f"{at:.1f} s", mark, blackout, f"{judged.gap_ms:.1f} ms", Text(replacement.detail))
+        result = [Text(replacement.detail)] if has_results else []
+        events.add_row(f"{at:.1f} s", mark, blackout, f"{judged.gap_ms:.1f} ms", *result)
     if view.doing:
-        events.add_row(f"{view.elapsed:.1f} s", Text(f"{view.doing} ...", style="italic"), "", "", "")
-    bar = ProgressBar(total=view.seconds, completed=min(max(view.elapsed, 0.0), view.seconds), width=60)
+        events.add_row(f"{view.elapsed:.1f} s", Text(f"{view.doing} ...", style="italic"))
+    bar = ProgressBar(total=view.seconds, completed=min(max(view.elapsed, 0.0), view.seconds), width=min(60, width))
     return Group(Text("A WireGuard server, replaced under traffic", style="bold"), bar, Text(), head, Text(), events)
 
 

@@ -1,9 +1,12 @@
 """What `oxidize releases` prints: the installed releases, which one serves, the rollback target, past deployments."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
+
+from rich.console import Console
+from rich.text import Text
 
 from oxidize.cli.common import echo
 from oxidize.deploy.history import History
@@ -12,6 +15,7 @@ from oxidize.deploy.releases import Release, Releases
 from oxidize.deploy.retention import left_behind, release_before
 from oxidize.terminal.table import print_lines, table
 from oxidize.terminal.units import milliseconds
+from oxidize.text import one_line
 
 RELEASE_HEADINGS = ("release", "version", "built", "revision", "")
 DEPLOYMENT_HEADINGS = ("when", "who", "what", "from", "to", "blackout", "result")
@@ -62,8 +66,9 @@ def render(found: dict[str, Any], deployments_shown: int) -> None:
         (each["name"], each["version"], _when(each["built_unix"]), each["revision"], ", ".join(each["marks"]))
         for each in found["releases"]
     ]
+    console = Console(highlight=False)
     if rows:
-        print_lines(table(RELEASE_HEADINGS, rows))
+        _print_fitting(console, RELEASE_HEADINGS, rows, lambda row: _stacked(row[0], f"built {row[2]}", row[4]))
     else:
         echo("no release is installed: `sudo make install` makes one")
     for name in found["incomplete"]:
@@ -84,7 +89,34 @@ def render(found: dict[str, Any], deployments_shown: int) -> None:
     deployments = found["deployments"][-deployments_shown:]
     if deployments:
         echo()
-        print_lines(table(DEPLOYMENT_HEADINGS, [_deployment_row(each) for each in deployments]))
+        done = [_deployment_row(each) for each in deployments]
+        _print_fitting(console, DEPLOYMENT_HEADINGS, done, _stacked_deployment)
+
+
+def _print_fitting(
+    console: Console,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    stacked: Callable[[Sequence[str]], Iterator[str]],
+) -> None:
+    """Print a table; in a terminal that is too narrow for it, each row on lines of its own."""
+    lines = list(table(headings, rows))
+    if console.is_terminal and max(map(len, lines)) > console.width:
+        lines = [Text(one_line(line)) for row in rows for line in stacked(row)]
+    print_lines(lines, console)
+
+
+def _stacked(head: str, *facts: str) -> Iterator[str]:
+    yield head
+    yield "  " + ", ".join(fact for fact in facts if fact)
+
+
+def _stacked_deployment(row: Sequence[str]) -> Iterator[str]:
+    when, who, action, source, target, blackout, result = row
+    yield f"{when}  {action} by {who}"
+    yield f"  {source} ->"
+    yield f"  {target}"
+    yield f"  {result}" + (f", blackout {blackout}" if blackout != "-" else "")
 
 
 def _deployment_row(entry: dict[str, Any]) -> tuple[str, ...]:

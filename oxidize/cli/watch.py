@@ -24,6 +24,7 @@ from oxidize.cli.watch_screen import live_screen
 from oxidize.control import query
 from oxidize.deploy.vitals import Vitals
 from oxidize.errors import OxidizeError, TakeoverError, reason_of
+from oxidize.terminal.keys import quit_key
 from oxidize.terminal.screen import can_draw
 
 Poll = Callable[[], Vitals | None]
@@ -42,7 +43,7 @@ Poll = Callable[[], Vitals | None]
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after this number of polls.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 def watch(config_path: Path, role: config.Role, interval: float, count: int | None, as_json: bool) -> None:
-    """Show the running process until Ctrl-C: sessions, rates, drops and takeovers as they happen.
+    """Show the running process until `q` or Ctrl-C: sessions, rates, drops and takeovers as they happen.
 
     In a terminal it draws sparklines, a column for each poll, and marks where the process was replaced; elsewhere it
     prints a line for each poll and for each takeover. If the process ends, it waits until one answers again.
@@ -61,7 +62,7 @@ def watch(config_path: Path, role: config.Role, interval: float, count: int | No
     try:
         if not as_json and can_draw(console):
             signal.signal(signal.SIGTERM, _end)
-            with live_screen(role, console, history) as screen:
+            with quit_key(sys.stdin) as sleep, live_screen(role, console, history, sleep) as screen:
                 follow(history, poll, screen.show, screen.wait, interval, count)
         else:
             follow(history, poll, print_sample, time.sleep, interval, count)

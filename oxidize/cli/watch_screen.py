@@ -23,9 +23,11 @@ from oxidize.text import counted, release_name
 DAY_SECS = 86_400
 ROOMY_LINES = 20  # with fewer there are no empty lines
 MAXIMUM_COLUMNS = 60  # with fewer the maximum is left out
-WIDE_COLUMNS = 68  # with fewer a takeover's release and sessions are left out
+WIDE_COLUMNS = 68  # with fewer a takeover's sessions are left out; its release is where it fits
 NOW_WIDTH, MAXIMUM_WIDTH = 12, 10  # "1023.9 KiB/s", "1023.9 KiB"
 WIDE_HEADINGS = ("takeovers", "generation", "release", "sessions", "blackout", "")
+RELEASE_COLUMN = WIDE_HEADINGS.index("release")
+RIGHT_HEADINGS = {"sessions", "blackout"}
 NARROW_HEADINGS = ("takeovers", "generation", "")
 
 _STATE_STYLES = {"healthy": "bold green", "starting": "bold yellow", "draining": "bold yellow"}
@@ -162,12 +164,20 @@ def _takeovers(history: History, now: float, width: int) -> Iterator[Text]:
     if not rows:
         yield Text("no takeovers yet", style="dim")
         return
-    lines = table(WIDE_HEADINGS if is_wide else NARROW_HEADINGS, rows, right={3, 4} if is_wide else set())
+    headings: tuple[str, ...] = WIDE_HEADINGS if is_wide else NARROW_HEADINGS
+    if is_wide and max(map(len, table(headings, rows, right={3, 4}))) > width:
+        headings, rows = _without(headings, RELEASE_COLUMN), [_without(row, RELEASE_COLUMN) for row in rows]
+    right = {number for number, heading in enumerate(headings) if heading in RIGHT_HEADINGS}
+    lines = table(headings, rows, right)
     yield next(lines)
     for line, takeover in zip(lines, history.takeovers, strict=True):
         if not takeover.succeeded:
             line.stylize("red")
         yield line
+
+
+def _without(row: tuple[str, ...], column: int) -> tuple[str, ...]:
+    return row[:column] + row[column + 1 :]
 
 
 def _takeover_row(takeover: Takeover, now: float, is_wide: bool) -> tuple[str, ...]:
@@ -181,8 +191,10 @@ def _takeover_row(takeover: Takeover, now: float, is_wide: bool) -> tuple[str, .
     return (when, takeover.generations, takeover.release or "-", sessions, blackout, what)
 
 
-def live_screen(role: str, console: Console, history: History) -> LiveScreen[Sample]:
-    """Return a screen that draws the history on the whole terminal."""
+def live_screen(
+    role: str, console: Console, history: History, sleep: Callable[[float], None] | None = None
+) -> LiveScreen[Sample]:
+    """Return a screen that draws the history on the whole terminal. sleep: as `LiveScreen` has it."""
     # The font of the Linux console has only two of the blocks.
     is_poor = console.options.ascii_only or os.environ.get("TERM") == "linux"
     glyphs = ASCII_GLYPHS if is_poor else GLYPHS
@@ -190,4 +202,4 @@ def live_screen(role: str, console: Console, history: History) -> LiveScreen[Sam
     def render(_sample: Sample) -> Group:
         return Group(*frame(role, history, time.time(), console.size, glyphs))
 
-    return LiveScreen(console, render, is_fullscreen=True)
+    return LiveScreen(console, render, is_fullscreen=True, sleep=sleep)

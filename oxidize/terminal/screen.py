@@ -28,11 +28,23 @@ def can_draw(console: Console) -> bool:
 
 
 class LiveScreen(Generic[View]):
-    """Draws `render(view)` in place. is_fullscreen: on the terminal's alternate screen."""
+    """Draws `render(view)` in place. is_fullscreen: on the alternate screen of the terminal, and once on its own.
+
+    sleep: waits for so many seconds, or raises where a key ends the picture; None for one that only waits.
+    """
 
     def __init__(
-        self, console: Console, render: Callable[[View], RenderableType], *, is_fullscreen: bool = False
+        self,
+        console: Console,
+        render: Callable[[View], RenderableType],
+        *,
+        is_fullscreen: bool = False,
+        sleep: Callable[[float], None] | None = None,
     ) -> None:
+        self._console = console
+        self._is_fullscreen = is_fullscreen
+        self._sleep = sleep or time.sleep
+        self._view: View | None = None
         self._live = Live(console=console, auto_refresh=False, screen=is_fullscreen, transient=True)
         self._render = render
 
@@ -42,6 +54,8 @@ class LiveScreen(Generic[View]):
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
+        if self._is_fullscreen and self._view is not None:  # the alternate screen is gone with all that it showed
+            self._console.print(self._render(self._view))
 
     def show(self, view: View) -> None:
         """Draw a view in the place of the last one."""
@@ -52,9 +66,10 @@ class LiveScreen(Generic[View]):
         """Return after `seconds`, and redraw the last view every REDRAW_SECS."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > REDRAW_SECS:
-            time.sleep(REDRAW_SECS)
-            self.show(self._view)
-        time.sleep(max(left, 0.0))
+            self._sleep(REDRAW_SECS)
+            if self._view is not None:
+                self.show(self._view)
+        self._sleep(max(left, 0.0))
 
 
 def print_line(console: Console, text: str) -> None:

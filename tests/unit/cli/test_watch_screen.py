@@ -1,8 +1,10 @@
 """The frames and lines of `oxidize watch`, at fixed sizes."""
 
+import dataclasses
 import io
 import json
 import time
+from collections import deque
 from typing import Literal
 
 import pytest
@@ -158,7 +160,10 @@ def test_the_live_screen_leaves_the_terminal_as_it_was(history: History) -> None
     output = capture.get()
     assert output.startswith("\x1b[?1049h")
     assert "packets received" in output
-    assert output.endswith("\x1b[?25h\x1b[?1049l")
+    pictures, _, after = output.partition("\x1b[?25h\x1b[?1049l")
+    assert "takeovers" in pictures
+    assert any(line.startswith("packets received") for line in after.splitlines()), "the last state stays"
+    assert "?1049" not in after
 
 
 # --- Lines ---
@@ -223,3 +228,18 @@ def test_json_lines_of_a_history(history: History) -> None:
 @pytest.mark.parametrize(("rate", "expected"), [(0, "0"), (0.26, "0.3"), (9.96, "10.0"), (10, "10"), (1234.5, "1,234")])
 def test_small_rates_have_tenths(rate: float, expected: str) -> None:
     assert rate_text(rate) == expected
+
+
+def test_a_release_that_does_not_fit_is_left_out_of_the_takeovers(history: History) -> None:
+    name = "0.1.0-20261128T113850Z-5c3d83a"
+    history.takeovers = deque(dataclasses.replace(one, release=name) for one in history.takeovers)
+    for width, is_shown in ((80, False), (120, True)):
+        lines = drawn(history, width, 24)
+        (headings,) = [line for line in lines if line.startswith("takeovers")]
+        assert ("release" in headings, "sessions   blackout" in headings or "sessions  blackout" in headings) == (
+            is_shown,
+            True,
+        )
+        assert max(map(len, lines)) <= width
+        assert not any(line.endswith("…") for line in lines)
+        assert any(name in line for line in lines[2:]) == is_shown

@@ -3,15 +3,16 @@
 import io
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from demo.__main__ import _remedy
-from demo.plot import figure, label, write_report
+from demo.plot import LABEL_PIXELS, NARROW_PLOT_PIXELS, _rows_of_labels, figure, label, write_report
 from demo.records import Kind, Record
-from demo.screen import View, open_screen, print_verdict
+from demo.screen import View, _live_table, open_screen, print_verdict
 from demo.verdict import Action, Judged, Replacement, Tally, Verdict, judge
 from oxidize.holder.holder import RECEIVE_BUFFER_BYTES
 
@@ -162,3 +163,47 @@ def test_the_points_of_the_chart_are_plain_json(tally: Tally, verdict: Verdict) 
 )
 def test_a_full_receive_buffer_is_raised_only_where_it_can_be(granted: int, remedy: str) -> None:
     assert remedy in _remedy(granted)
+
+
+@pytest.mark.parametrize("gap", [0.1, 1.0, 2.5, 4.0])
+def test_labels_do_not_overlap_in_a_window_of_800_pixels(gap: float) -> None:
+    centres = [1 + gap * number for number in range(8)]
+    rows = _rows_of_labels(centres, 20.0)
+    pixels = [centre * NARROW_PLOT_PIXELS / 20.0 for centre in centres]
+    for row in set(rows):
+        placed = [at for at, its_row in zip(pixels, rows, strict=True) if its_row == row]
+        assert all(later - earlier >= LABEL_PIXELS for earlier, later in pairwise(placed))
+    assert max(rows) <= LABEL_PIXELS / (gap * NARROW_PLOT_PIXELS / 20.0)
+
+
+def test_the_page_and_its_chart_follow_the_colour_scheme(tmp_path: Path, tally: Tally, verdict: Verdict) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, tally, verdict)
+    page = path.read_text("utf-8")
+    names = set(re.findall(r"var\((--\w+)\)", page)) | {"--ink", "--soft", "--line"}
+    dark = page[page.index("prefers-color-scheme: dark") :].partition("</style>")[0]
+    assert names <= set(re.findall(r"(--\w+):", dark))
+    assert "{plot_id}" not in page
+    assert "addEventListener('change', recolour)" in page
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_live_table_names_every_counter_in_full(width: int, verdict: Verdict) -> None:
+    view = View(12.5, 20.0, 2000.0, 1999.0, 25_000, 24_990, 1, 2, 20, 4, 43_210, "reload", events=())
+    out = io.StringIO()
+    Console(file=out, width=width).print(_live_table(view, width))
+    shown = out.getvalue()
+    assert "…" not in shown
+    for name in (
+        "time",
+        "sent/s",
+        "replies/s",
+        "lost so far",
+        "duplicated",
+        "handshakes",
+        "generation",
+        "pid",
+        "43210",
+    ):
+        assert name in shown
+    assert max(map(len, shown.splitlines())) <= width

@@ -64,3 +64,15 @@ def test_a_table_is_aligned_and_never_cut() -> None:
         "a                                  1  [x]",
         "long name long name long name   1000",
     ]
+
+
+def test_the_last_picture_of_a_full_screen_stays_on_the_terminal() -> None:
+    file = Terminal()
+    console = Console(file=file, force_terminal=True, width=40, height=10, _environ={"TERM": "xterm"})
+    with LiveScreen[str](console, Text, is_fullscreen=True) as shown:
+        shown.show("first")
+        shown.show("last")
+    _, left, after = file.getvalue().rpartition("\x1b[?1049l")  # xterm: back from the alternate screen
+    assert left
+    assert "last" in after
+    assert "first" not in after
