@@ -14,6 +14,11 @@ from oxidize.config.report import Report
 
 FILE_BYTES_MAX = 16 << 20  # PEERS_MAX peers of 300 bytes are 6 MB
 KEY_PARTS_MAX = 8  # of a dotted key or a table's name; this project's have two
+UNREADABLE = "a readable configuration file; correct the path, or who may read it (sudo)"
+NO_FILE = (
+    "a configuration file; name another one with -c FILE, or make it: `make install` puts a server's there, `oxidize "
+    "import` converts a wg-quick file, `oxidize peer add` on the server prints a client's, and examples/ has both"
+)
 
 # A string or a comment, of which an unfinished one extends to the end of its line or of the text: one pass finds all.
 _OPAQUE = re.compile(
@@ -31,15 +36,18 @@ class TooComplexError(ValueError):
     """A document is refused before it is parsed; the text completes "the file has ..."."""
 
 
-def read_file(
-    path: Path, expected: str = "a readable configuration file; correct the path, or who may read it (sudo)"
-) -> bytes:
-    """Return the contents of a file, cut off after FILE_BYTES_MAX + 1; raises ConfigError if it is unreadable."""
+def read_file(path: Path, expected: str | None = None) -> bytes:
+    """Return the contents of a file, cut off after FILE_BYTES_MAX + 1; raises ConfigError if it is unreadable.
+
+    expected: completes "expected ..."; None for a configuration.
+    """
     try:
         with path.open("rb") as file:
             return file.read(FILE_BYTES_MAX + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "invalid file name"
+        if expected is None:
+            expected = NO_FILE if isinstance(error, FileNotFoundError) else UNREADABLE
         Report(str(path)).fail(f"{reason}: expected {expected}")
 
 

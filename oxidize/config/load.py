@@ -49,7 +49,7 @@ def load_server(
     server = check_table(ServerTable, _table(document, "server", file.report), "server", file)
     peers = checks.check_peers(document.get("peer", []), file)
     checks.check_server(server, peers, file.report)
-    file.report.check()
+    file.report.check(missing_last=True)
     return ServerConfig.model_construct(
         **dict(_complete(server)),
         source=Path(path),
@@ -58,15 +58,17 @@ def load_server(
     )
 
 
-def load_client(path: str | Path, environ: Mapping[str, str] = os.environ) -> ClientConfig:
+def load_client(
+    path: str | Path, environ: Mapping[str, str] = os.environ, *, content: bytes | None = None
+) -> ClientConfig:
     """Load the configuration of a client; raises ConfigError with one line for every mistake in it.
 
-    environ: XDG_RUNTIME_DIR and CREDENTIALS_DIRECTORY are used.
+    environ: XDG_RUNTIME_DIR and CREDENTIALS_DIRECTORY are used. content: as for `load_server`.
     """
     file = _source_file(path, environ)
-    client = _client_table(path, file)
+    client = _client_table(path, file, content)
     checks.check_client(client, file.report)
-    file.report.check()
+    file.report.check(missing_last=True)
     return ClientConfig.model_construct(
         **dict(_complete(client)), source=Path(path), warnings=tuple(file.report.warnings)
     )
@@ -80,7 +82,7 @@ def load_name_servers(path: str | Path) -> NameServers:
     file = _source_file(path, os.environ, reads_keys=False)
     client = _client_table(path, file)
     checks.check_client_network(client, file.report)
-    file.report.check()
+    file.report.check(missing_last=True)
     return _complete(client).name_servers
 
 
@@ -88,8 +90,8 @@ def _source_file(path: str | Path, environ: Mapping[str, str], *, reads_keys: bo
     return SourceFile(Report(str(path)), Path(path).parent, environ, reads_keys)
 
 
-def _client_table(path: str | Path, file: SourceFile) -> Checked[ClientTable]:
-    document = _parse_document(read_file(Path(path)), ["client"], file.report)
+def _client_table(path: str | Path, file: SourceFile, content: bytes | None = None) -> Checked[ClientTable]:
+    document = _parse_document(read_file(Path(path)) if content is None else content, ["client"], file.report)
     return check_table(ClientTable, _table(document, "client", file.report), "client", file)
 
 

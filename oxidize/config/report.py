@@ -27,6 +27,7 @@ _KEY_PART = re.compile(rf"[A-Za-z0-9+/]{{{SECRET_CHARS_SHOWN_MAX + 1},}}=*")
 _SECRET_NAME = re.compile(r"key|secret|psk|private", re.IGNORECASE)
 _PUBLIC_NAMES = {"public_key", "server_public_key"}
 HIDDEN = "(not shown)"
+MISSING = " is missing:"
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Report:
 
     def missing(self, key: str, expected: str, remedy: str) -> None:
         """Add a problem with a missing value."""
-        self.add(f"{key} is missing: expected {expected}; {remedy}")
+        self.add(f"{key}{MISSING} expected {expected}; {remedy}")
 
     def warn(self, key: str, text: str) -> None:
         """Add a warning."""
@@ -71,12 +72,16 @@ class Report:
         """Raise ConfigError for a file that cannot be parsed at all."""
         raise ConfigError(one_line(f"{self.source}: {text}"))
 
-    def check(self) -> None:
-        """Raise ConfigError with all problems, if there are any."""
+    def check(self, *, missing_last: bool = False) -> None:
+        """Raise ConfigError with all problems, if there are any.
+
+        missing_last: what is written comes first, for a key that is missing is often one of those, misspelt.
+        """
         if not self.problems:
             return
+        ordered = sorted(self.problems, key=lambda problem: MISSING in problem) if missing_last else self.problems
         # The private key may be in the place of a public key, and public keys are shown.
-        problems = without_secrets(self.problems, self.secrets)
+        problems = without_secrets(ordered, self.secrets)
         if self.excess:
             problems.append(f"{one_line(self.source)}: {counted(self.excess, 'more mistake')}: correct these first")
         raise ConfigError(*problems)

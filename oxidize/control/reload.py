@@ -25,7 +25,7 @@ from oxidize.errors import OxidizeError, Phase, TakeoverError
 from oxidize.service_manager import notify, systemctl
 from oxidize.takeover import who_listens
 from oxidize.takeover.channel import PeerProcess, connect_socket, credentials_of
-from oxidize.text import one_line
+from oxidize.text import counted, one_line
 
 PREPARE_TIMEOUT_SECS = 30.0  # the successor imports, reads and restores: tens of milliseconds for most
 TAKE_TIMEOUT_SECS = 30.0  # from GO to DONE, or between two words of one that works: twice COMMIT and TAKEN
@@ -71,8 +71,9 @@ def reload(role: str, config_path: Path, log_level: str, takeover_socket: Path, 
 
 def notify_failure(generation: int, reason: str) -> None:
     """Show in the service manager's status why a reload failed, and that `generation` still serves."""
-    first_line, *_ = map(one_line, reason.splitlines() or [""])
-    notify.notify(f"STATUS=generation {generation} serves on: not reloaded: {first_line}")
+    first_line, *others = map(one_line, reason.splitlines() or [""])
+    more = f" (and {counted(len(others), 'more problem')})" if others else ""
+    notify.notify(f"STATUS=generation {generation} serves on: not reloaded: {first_line}{more}")
 
 
 def _prepare(channel: socket.socket, takeover_socket: Path, successor: PeerProcess, predecessor: PeerProcess) -> None:

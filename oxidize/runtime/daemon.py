@@ -8,14 +8,16 @@ from typing import Literal
 
 from oxidize import config, logs
 from oxidize.control.reload_channel import Control
-from oxidize.errors import OxidizeError, Phase, TakeoverError, UnreachableError, reason_of
+from oxidize.errors import ConfigError, OxidizeError, Phase, TakeoverError, UnreachableError, reason_of
 from oxidize.net.event_loop import Loop
+from oxidize.runtime.failed_start import await_correction
 from oxidize.runtime.startup import start
-from oxidize.service_manager import notify
+from oxidize.service_manager import notify, systemctl
 from oxidize.service_manager.privileges import Capability, forbid_core_dumps, keep_only
 from oxidize.settings import NodeSettings
 
 FAILED_START_PAUSE_SECS = 1.0
+PROCESS_NAME = Path("/proc/self/comm")  # proc(5)
 
 log = logs.get(__name__)
 
@@ -25,8 +27,10 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
 
     Raises ConfigError and other OxidizeErrors if the process cannot serve, after it has told the coordinator.
     """
+    _name_process()
     forbid_core_dumps()
     control = Control(control_fd)
+    settings = None
     try:
         logs.configure(log_level)
         loop = Loop()
@@ -35,7 +39,7 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
         _give_up_rights(settings)
     except OxidizeError as error:
         control.failed(reason_of(error))
-        _pause(control, error)
+        _pause(control, error, config_path if settings is None else None)
         raise
     except Exception as error:  # the boundary of a takeover: the coordinator must get the reason
         control.failed(logs.redact_text(reason_of(error)))
@@ -55,6 +59,12 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
     if handover.node.failure is not None:
         raise UnreachableError(handover.node.failure)
     return 0
+
+
+def _name_process() -> None:
+    """Be called `oxidize` by ps and ss: a successor is started by the interpreter's path, and would be `python`."""
+    with contextlib.suppress(OSError), PROCESS_NAME.open("w") as file:
+        file.write("oxidize")
 
 
 def _give_up_rights(settings: NodeSettings) -> None:
@@ -83,13 +93,19 @@ def rights_of(settings: NodeSettings) -> set[Capability]:
     return rights
 
 
-def _pause(control: Control, error: Exception) -> None:
+def _pause(control: Control, error: Exception, mistaken: Path | None = None) -> None:
     """Pause before the exit, for the service manager restarts this process at once and without a limit.
 
-    Not after COMMIT: no process serves until this one has ended.
+    Not after COMMIT: no process serves until this one has ended. mistaken: the configuration that has the error.
     """
     owned = isinstance(error, TakeoverError) and error.phase is Phase.OWNING
-    if notify.is_managed() and not control.is_coordinated and not owned:
+    if not notify.is_managed() or control.is_coordinated or owned:
+        return
+    if mistaken is not None and isinstance(error, ConfigError) and systemctl.was_restarted():
+        notify.notify(f"STATUS=waiting for a correction: {error.problems[0]}")
+        log.error("waiting for a correction of the configuration", reason=error.problems[0])
+        await_correction(mistaken)
+    else:
         time.sleep(FAILED_START_PAUSE_SECS)
 
 

@@ -47,6 +47,12 @@ def main_pid() -> int | None:
     return int(answer) if answer is not None and answer.isdecimal() and answer != "0" else None
 
 
+def was_restarted() -> bool:
+    """Return whether systemd has started this process by itself, after another one; False where it cannot be known."""
+    answer = _query_own_unit("show", "--property=NRestarts", "--value")
+    return answer is not None and answer.isdecimal() and int(answer) > 0
+
+
 def will_restart() -> bool:
     """Return whether systemd will start this unit again when this process ends; False where it cannot be known.
 

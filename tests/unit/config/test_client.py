@@ -120,5 +120,5 @@ def test_the_interface_of_a_broken_configuration_is_read(tmp_path: Path, text: s
 
 
 def test_a_configuration_that_is_not_there_has_no_interface(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected a readable configuration file"):
+    with pytest.raises(ConfigError, match="expected a configuration file; name another one with -c FILE"):
         client_interface_of(tmp_path / "client.toml")

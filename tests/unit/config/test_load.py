@@ -331,7 +331,7 @@ def test_a_file_that_is_not_toml_is_refused(folder: Path, text: bytes, expected:
 
 def test_a_missing_file_is_refused(folder: Path) -> None:
     for path in (folder / "none.toml", folder, "nul\0"):
-        with pytest.raises(ConfigError, match="expected a readable configuration file"):
+        with pytest.raises(ConfigError, match=r"expected a (readable )?configuration file"):
             load_server(path)
 
 
