@@ -6,7 +6,10 @@ ones, separators of lines and paragraphs, spaces other than " ", surrogates, and
 categories Cc, Cf, Zl, Zp, Zs, Cs, Co, Cn). Commands print by `printable`, logs and errors of one line by `one_line`.
 """
 
+import sys
 from pathlib import PurePath
+
+import oxidize
 
 _CUT = "..."
 _JSON_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
@@ -15,6 +18,11 @@ _JSON_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """Return "1 peer" or "2 peers"."""
     return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
+
+
+def own_release() -> str:
+    """Return the name of the release that this process runs, as `release_name` gives it."""
+    return release_name(oxidize.__version__, sys.prefix)
 
 
 def release_name(version: str, folder: str) -> str:

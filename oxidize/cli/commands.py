@@ -3,20 +3,23 @@
 The hidden commands `clean-up` and `name-servers` are hooks that the client's systemd unit runs; rarely used by hand.
 """
 
+import errno
 import logging
 import os
 import pkgutil
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-import oxidize
 from oxidize import config
 from oxidize.cli.common import (
     CLIENT_CONFIG,
+    CONFIG_PATH,
     GAVE_UP_STATUS,
     LOG_LEVELS,
     SERVER_CONFIG,
@@ -31,9 +34,10 @@ from oxidize.cli.common import (
 )
 from oxidize.config.values import format_key, parse_key
 from oxidize.protocol.constants import KEY_SIZE
-from oxidize.text import counted
+from oxidize.text import counted, own_release
 
 KEY_INPUT_BYTES_MAX = 4096
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 MODULES = {
     "deploy": "deploy:deploy",
     "drain": "drain_page:drain",
@@ -69,17 +73,31 @@ class _Commands(click.Group):
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         """Parse the command line; print its errors."""
-        with errors_as_lines():
+        with errors_as_lines(), _unwritable_output_as_line():
             return super().make_context(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> None:
         """Run a command; print its errors."""
-        with errors_as_lines():
+        with errors_as_lines(), _unwritable_output_as_line():
             super().invoke(ctx)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+
+
+@contextmanager
+def _unwritable_output_as_line() -> Iterator[None]:
+    """Print an error of standard output and exit, but not that its reader is gone, which is no error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer must not fail again at the exit
+        fail(1, f"standard output: {error.strerror}: expected a file or terminal that can be written to")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(oxidize.__version__, prog_name="oxidize")
+@click.version_option(own_release(), prog_name="oxidize")
 def main() -> None:
     """Relay WireGuard tunnels with a process that can be replaced under traffic."""
 
@@ -121,9 +139,15 @@ def _run(role: config.Role, config_path: Path, log_level: str, control_fd: int |
 
 @main.command()
 @role_options("The file is a client's.")
-def check(config_path: Path, role: config.Role) -> None:
-    """Check a configuration file and the key files that it names."""
-    loaded = load(config_path, role)
+@click.option(
+    "--as", "place", type=CONFIG_PATH, metavar="FILE", help="Where it will be: relative paths in it start from there."
+)
+def check(config_path: Path, role: config.Role, place: Path | None) -> None:
+    """Check a configuration file and the key files that it names.
+
+    With --as the file is a copy of one that is not in its place yet.
+    """
+    loaded = load(config_path, role, place)
     for warning in loaded.warnings:
         print_warning(warning)
     peers = len(loaded.peers) if isinstance(loaded, config.ServerConfig) else 1

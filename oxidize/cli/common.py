@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from oxidize import config
+from oxidize.config.document import read_file
 from oxidize.control.query import NothingListensError
 from oxidize.errors import ConfigError, OxidizeError, UnreachableError
 from oxidize.text import one_line, printable
@@ -95,6 +96,7 @@ def config_option(default: Path) -> Callable[[_Function], _Function]:
         "--config",
         "config_path",
         type=CONFIG_PATH,
+        metavar="FILE",
         default=default,
         show_default=True,
         callback=_or_default,
@@ -120,6 +122,7 @@ def role_options(client_help: str) -> Callable[[_Function], _Function]:
             "--config",
             "config_path",
             type=CONFIG_PATH,
+            metavar="FILE",
             callback=_or_default,
             help=f"The configuration file.  [default: {SERVER_CONFIG}; with --client {CLIENT_CONFIG}]",
         )(client_option(function))
@@ -141,6 +144,12 @@ def warn_of_readable_output() -> None:
         print_warning("standard output is a file that other users can read; run `umask 077` first")
 
 
-def load(config_path: Path, role: config.Role) -> "config.ServerConfig | config.ClientConfig":
-    """Load the configuration of a role; raises ConfigError with every mistake in it."""
-    return config.load_client(config_path) if role == "client" else config.load_server(config_path)
+def load(
+    config_path: Path, role: config.Role, place: Path | None = None
+) -> "config.ServerConfig | config.ClientConfig":
+    """Load the configuration of a role; raises ConfigError with every mistake in it.
+
+    place: where the file will be, which its relative paths start from; None where it is there already.
+    """
+    load_role = config.load_client if role == "client" else config.load_server
+    return load_role(config_path) if place is None else load_role(place, content=read_file(config_path))

@@ -20,6 +20,7 @@ NOTES_MAX = 100  # lines
     "-o",
     "--output",
     type=click.Path(path_type=Path, readable=False),
+    metavar="FILE",
     help=f"File to write; key files are written beside it.  [default: {SERVER_CONFIG}; with --client {CLIENT_CONFIG}]",
 )
 @click.option("--client", "is_client", is_flag=True, help="The file is a client's; write client.toml.")

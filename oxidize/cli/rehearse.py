@@ -1,7 +1,6 @@
 """`oxidize rehearse`: try a takeover by this release on a copy of the server's state."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +8,7 @@ import click
 
 from oxidize import config
 from oxidize.cli.common import SERVER_CONFIG, config_option, echo, json_option, print_json, print_warning
-from oxidize.text import counted, release_name
+from oxidize.text import counted
 
 if TYPE_CHECKING:
     from oxidize.runtime.rehearsal import Rehearsal
@@ -41,8 +40,8 @@ def rehearse(config_path: Path, as_json: bool) -> None:
 def lines_of(outcome: "Rehearsal") -> list[str]:
     """Return the outcome of a rehearsal as lines for people."""
     kept = f"{outcome.sessions} of {counted(outcome.sessions_now, 'session')}"
-    release, server = release_name(outcome.release, sys.prefix), f"generation {outcome.generation}, pid {outcome.pid}"
-    lines = [f"release {release} would keep {kept} ({server})"]
+    server = f"generation {outcome.generation}, pid {outcome.pid}"
+    lines = [f"release {outcome.release} would keep {kept} ({server})"]
     lines += [f"{counted(number, 'session')}: {reason}" for reason, number in outcome.refused.items()]
     if outcome.unknown_fields or outcome.unknown_types:
         fields, records = counted(outcome.unknown_fields, "field"), counted(outcome.unknown_types, "record")

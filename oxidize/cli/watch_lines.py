@@ -11,7 +11,7 @@ from typing import Any
 from oxidize.cli.watch_history import Sample
 from oxidize.deploy.vitals import Takeover, Vitals
 from oxidize.terminal.units import byte_count, clock, short_duration
-from oxidize.text import counted
+from oxidize.text import counted, release_name
 
 
 def text_lines(sample: Sample) -> Iterator[str]:
@@ -42,7 +42,7 @@ def json_lines(sample: Sample) -> Iterator[str]:
             {
                 "state": vitals.state,
                 "generation": vitals.generation,
-                "release": vitals.release,
+                "release": release_name(vitals.release, vitals.release_folder),
                 "pid": vitals.pid,
                 "uptime_secs": vitals.uptime_secs,
                 "sessions": vitals.sessions,

@@ -77,6 +77,7 @@ class Deployer:
         self._rollback = Rollback(self.releases, self.server, self.clock)
         self._began = self.clock.now()
         self._action = self._source = self._target = ""
+        self._has_begun = False  # a step, which is recorded
 
     def deploy(self, name: str | None) -> Deployment:
         """Deploy the release of that name, or with None one that is built now."""
@@ -113,10 +114,11 @@ class Deployer:
         except Exception as error:  # noqa: BLE001 - a bug of the deployment before the switch: nothing is switched
             entry = self._entry(history.REFUSED, f"{type(error).__name__}: {error}; this is a bug of the deployment")
         self.interrupts.ignore()
-        try:
-            self.history.append(entry)
-        except DeployError as error:  # the outcome does not change
-            self.progress.note(f"not written down: {error}")
+        if self._has_begun:  # else nothing was attempted: a name without a release, or the release that serves
+            try:
+                self.history.append(entry)
+            except DeployError as error:  # the outcome does not change
+                self.progress.note(f"not written down: {error}")
         if action == history.DEPLOY:
             self._tidy()
         return entry
@@ -338,6 +340,7 @@ class Deployer:
 
     def _step(self, step: Step, work: Callable[[], _Result], text: Callable[[_Result], str] = str) -> _Result:
         """Take one step, and record its begin and its end. text: formats what the step returns."""
+        self._has_begun = True
         try:
             self.history.begin(
                 PendingDeployment(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import oxidize
 from oxidize import logs
 from oxidize.clock import boot_time
 from oxidize.control.query import ACCEPT, DRAIN, IDENTITY, QUERIES, STATE, STATUS, VITALS
@@ -33,6 +32,7 @@ from oxidize.takeover.listener import Listener
 from oxidize.takeover.messages import Hello
 from oxidize.takeover.path_lock import PathLock
 from oxidize.takeover.predecessor import Predecessor
+from oxidize.text import own_release
 
 LINGER_SECS = 1.0  # for HTTP requests that were accepted before the hand-off
 LINGER_CHECK_SECS = 0.02
@@ -59,7 +59,7 @@ class Handover:
         self.predecessor = Predecessor(
             Listener(node.settings.takeover_socket, required=must_listen),
             self,
-            release=oxidize.__version__,
+            release=own_release(),
             register=lambda fd, callback: loop.register(fd, READABLE, callback),
             unregister=loop.unregister,
             held=held,

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import oxidize
 from oxidize import logs
 from oxidize.client.connection import Connection
 from oxidize.client.host_setup import HostSetup, has_host_setup
@@ -40,7 +39,7 @@ from oxidize.runtime.sliced_work import SlicedWork
 from oxidize.runtime.source_follower import SourceFollower
 from oxidize.service_manager import notify, systemctl
 from oxidize.service_manager.watchdog import Watchdog
-from oxidize.text import counted, one_line
+from oxidize.text import counted, one_line, own_release
 
 log = logs.get(__name__)
 
@@ -107,7 +106,7 @@ class Node:
         self._watch = NetworkWatch(loop, self._note_network_change, tables=True)
         if self.connection is not None:
             self.connection.missing = lambda: self.keeper.missing
-        metrics = Metrics(counters, self._live(), release=oxidize.__version__)
+        metrics = Metrics(counters, self._live(), release=own_release())
         self._respond = make_respond(lambda: self.state_name, ThrottledRender(metrics.render))
 
     def _live(self) -> Live:
@@ -257,7 +256,7 @@ class Node:
 
     def _status_line(self) -> str:
         peers = counted(len(self.device.peers), "peer")
-        return f"STATUS=generation {self.generation}, release {oxidize.__version__}, {peers}"
+        return f"STATUS=generation {self.generation}, release {own_release()}, {peers}"
 
     def do_in_slices(self, slices: Iterator[None]) -> None:
         """Do work that grows with the number of peers from the loop, while this process owns."""
@@ -279,7 +278,7 @@ class Node:
                 "result": "success",
                 "way": way,
                 "generation": self.generation,
-                "release": oxidize.__version__,
+                "release": own_release(),
                 "sessions": sessions,
                 "blackout_ms": blackout_ms,
             }

@@ -8,7 +8,6 @@ chooses.
 from dataclasses import dataclass
 from pathlib import Path
 
-import oxidize
 from oxidize.control.decode import decode, printable_reasons
 from oxidize.control.query import IDENTITY, STATE, NothingListensError, bytes_max_of, fetch
 from oxidize.errors import DecodeError, OxidizeError, SnapshotError, TakeoverError
@@ -22,6 +21,7 @@ from oxidize.state.copies import copy_arena, copy_journal
 from oxidize.takeover.channel import close_fds, close_unasked
 from oxidize.takeover.host import Answer
 from oxidize.takeover.query import query_with_fds
+from oxidize.text import own_release
 
 COPIES_MAX = 5  # of one journal: compaction is rare, and a copy is a matter of milliseconds
 
@@ -126,7 +126,7 @@ def _restore(settings: NodeSettings, snapshot: _Snapshot, journal_fd: int, arena
     try:
         lost = _sessions_of_unknown_peers(restored, snapshot.at)
         return Rehearsal(
-            release=oxidize.__version__,
+            release=own_release(),
             sessions=restored.device.live_sessions(snapshot.at),
             sessions_now=snapshot.sessions,
             refused={NOT_CONFIGURED: lost} if lost else {},

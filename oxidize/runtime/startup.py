@@ -7,7 +7,6 @@ that was started to replace another one replaces it or ends: a start is left to 
 
 import os
 
-import oxidize
 from oxidize.control.reload_channel import Control
 from oxidize.errors import OxidizeError
 from oxidize.net.event_loop import Loop
@@ -21,6 +20,7 @@ from oxidize.state import memory_file
 from oxidize.state.records import FORMAT
 from oxidize.takeover.path_lock import PathLock
 from oxidize.takeover.successor import Successor
+from oxidize.text import own_release
 
 
 def start(settings: NodeSettings, loop: Loop, control: Control) -> Handover:
@@ -32,7 +32,7 @@ def start(settings: NodeSettings, loop: Loop, control: Control) -> Handover:
     memory_file.check_machine()
     make_folder(settings.takeover_socket)
     lock = PathLock(settings.takeover_socket)
-    successor = Successor(settings.takeover_socket, release=oxidize.__version__, snapshot_versions=[FORMAT], lock=lock)
+    successor = Successor(settings.takeover_socket, release=own_release(), snapshot_versions=[FORMAT], lock=lock)
     offer = successor.connect()
     if offer is None and control.is_coordinated:
         successor.close()

@@ -9,7 +9,6 @@ import sys
 import time
 from typing import Any
 
-import oxidize
 from oxidize.clock import boot_time
 from oxidize.protocol.counters import (
     DROPS_START,
@@ -25,6 +24,7 @@ from oxidize.protocol.peer import Peer
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import FdName, named_fd
 from oxidize.takeover.host import Answer
+from oxidize.text import own_release
 
 
 def _vitals(node: Node, now: float) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def _identity(node: Node) -> dict[str, Any]:
         "role": node.settings.role,
         "state": node.state_name,
         "generation": node.generation,
-        "release": oxidize.__version__,
+        "release": own_release(),
         "release_folder": sys.prefix,
         "pid": os.getpid(),
     }

@@ -2,7 +2,8 @@
 
 import pytest
 
-from oxidize.text import counted, printable
+import oxidize
+from oxidize.text import counted, own_release, printable
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,10 @@ def test_a_long_text_is_cut() -> None:
 
 def test_nouns_agree_with_their_numbers() -> None:
     assert [counted(number, "peer") for number in (0, 1, 2)] == ["0 peers", "1 peer", "2 peers"]
+
+
+def test_a_process_knows_the_name_of_its_own_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = oxidize.__version__
+    assert own_release() == version
+    monkeypatch.setattr("sys.prefix", f"/opt/oxidize/releases/{version}-20261125T033030Z-152fc8b")
+    assert own_release() == f"{version}-20261125T033030Z-152fc8b"

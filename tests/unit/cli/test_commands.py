@@ -3,6 +3,7 @@
 import base64
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -322,3 +323,45 @@ def test_a_command_that_only_asks_the_running_process_imports_no_schema() -> Non
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
     assert "oxidize.cli.status_page" in loaded
     assert {"pydantic", "oxidize.config.schema"}.isdisjoint(loaded)
+
+
+def test_the_version_is_the_name_of_the_installed_release() -> None:
+    name = f"{oxidize.__version__}-20261125T033030Z-152fc8b"
+    code = f"import sys; sys.prefix = '/opt/oxidize/releases/{name}'; from oxidize.cli.commands import main; main()"
+    command = [sys.executable, "-P", "-c", code, "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"oxidize, version {name}\n"
+
+
+def test_a_missing_configuration_says_how_to_get_one(tmp_path: Path) -> None:
+    for command in ("check", "status", "server"):
+        (line,) = run(command, "-c", tmp_path / "none.toml").stderr.splitlines()
+        assert "No such file or directory: expected a configuration file; name another one with -c FILE" in line
+        for source in ("make install", "oxidize import", "oxidize peer add", "examples/"):
+            assert source in line
+
+
+def test_a_copy_is_checked_as_if_it_were_in_its_place(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere/copy"
+    copy.parent.mkdir()
+    copy.write_text(path.read_text())
+    assert "server.key" in run("check", "-c", copy).stderr
+    result = run("check", "-c", copy, "--as", path)
+    assert (result.exit_code, result.stderr) == (0, "")
+    copy.write_text(CLIENT + 'allowed_ips = ["10.0.0.0/24"]\n')
+    assert run("check", "-c", copy, "--client", "--as", path).exit_code == 0
+
+
+@pytest.mark.parametrize("arguments", [["genkey"], ["genpsk"], ["--help"], ["check", "--help"]])
+def test_an_output_that_cannot_be_written_is_a_one_line_error(arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        command = [sys.executable, "-P", "-m", "oxidize", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    expected = "oxidize: standard output: No space left on device: expected a file or terminal that can be written to\n"
+    assert done.stderr == expected
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_values_as_the_documents_do(command: str) -> None:
+    shown = run(*command.split(), "--help").output
+    assert re.findall(r" (?:TEXT|FLOAT|INTEGER|[A-Z ]*RANGE|PATH)\b", shown) == []

@@ -166,6 +166,7 @@ def test_a_release_that_already_serves_is_not_deployed(world: World) -> None:
     entry = world.deployer().deploy("one")
     assert (entry.result, entry.reason) == (history.SUCCESS, "one serves already: nothing was done")
     assert (world.reloads, steps(world)) == ([], [])
+    assert world.history.entries() == [], "a deployment that did nothing is none"
 
 
 def test_a_process_that_runs_from_no_release_is_not_replaced(world: World) -> None:
@@ -179,6 +180,7 @@ def test_a_process_that_runs_from_no_release_is_not_replaced(world: World) -> No
 
 def test_an_unknown_release_is_refused_with_a_list_of_releases(world: World) -> None:
     assert "expected one of one;" in world.deployer().deploy("five").reason
+    assert world.history.entries() == []
 
 
 def test_a_deployment_without_a_server_only_changes_current(world: World) -> None:
