@@ -5,7 +5,7 @@ generations; live values are queried. Names follow the conventions of Prometheus
 `_total` for counters that only grow. Sources: prometheus.io/docs/practices/naming; docs/concepts/metric_types.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -108,6 +108,7 @@ class Live:
     dropped since the UDP socket was made, because its queue was full or by its filter (socket(7) SO_MEMINFO).
     generation: its number. state: one of STATES. link: the state of a client's link; None for a server.
     network_missing: parts of the host's network that are not as configured, and could not be put back.
+    waiting_for_name: of the peers whose endpoint is a name, by the peer's name: whether it waits for the answer.
     """
 
     connections_active: Callable[[], int]
@@ -117,6 +118,7 @@ class Live:
     state: Callable[[], str]
     link: Callable[[], LinkState | None] = lambda: None
     network_missing: Callable[[], int] = lambda: 0
+    waiting_for_name: Callable[[], Mapping[str, bool]] = dict
 
 
 class Metrics:
@@ -180,6 +182,15 @@ class _CountersCollector(Collector):
             "The number of this generation; it grows with every replacement.",
             value=live.generation(),
         )
+        waiting = GaugeMetricFamily(
+            "oxidize_peer_waiting_for_name",
+            "1 for a peer whose endpoint is a name that is looked up without an answer so far, else 0.",
+            labels=["peer"],
+        )
+        for peer, waits in live.waiting_for_name().items():
+            waiting.add_metric([peer], float(waits))
+        if waiting.samples:
+            yield waiting
         state = GaugeMetricFamily("oxidize_state", "1 for the current state of the process.", labels=["state"])
         now = live.state()
         for name in STATES:

@@ -1,7 +1,7 @@
 """One generation's settings, in one form for servers and clients, made from a loaded configuration.
 
-The names of a server's peers are resolved here, once per generation, so that nothing later waits for a resolver. A
-client's server is looked up while the client runs (`client.connection`), since the network may not be up yet.
+The rule: no name is looked up here, so no start and no reload waits for a resolver or fails because of one. The names
+of a server's peers (`runtime.peer_lookups`) and of a client's server (`client.connection`) are looked up while it runs.
 """
 
 from pathlib import Path
@@ -10,9 +10,7 @@ from oxidize.config import ClientConfig, NameServers, Network, ServerConfig
 from oxidize.config.paths import Role
 from oxidize.config.schema import NodeTable
 from oxidize.config.values import HostPort
-from oxidize.errors import ConfigError
-from oxidize.net.resolve import literal, look_up
-from oxidize.protocol.endpoint import Endpoint
+from oxidize.net.resolve import literal
 from oxidize.protocol.link_policy import LinkPolicy
 from oxidize.protocol.peer import PeerSettings
 
@@ -20,9 +18,10 @@ from oxidize.protocol.peer import PeerSettings
 class NodeSettings(NodeTable):
     """The keys that [server] and [client] share, and one role's keys with the values that the other role has.
 
-    peers: with resolved endpoints. routes: networks that lead into the tunnel by the main table; default_routes: those
-    of a client, which need rules. server: "host:port" of a client's server, None for a server. fwmark: of all sockets
-    whose packets must stay out of the tunnel, 0 for none. name_servers: None to leave the system's unchanged.
+    peers: with the endpoints that are addresses. routes: networks that lead into the tunnel by the main table;
+    default_routes: those of a client, which need rules. server: "host:port" of a client's server, None for a server.
+    fwmark: of all sockets whose packets must stay out of the tunnel, 0 for none. name_servers: None to leave the
+    system's unchanged.
     """
 
     role: Role
@@ -41,7 +40,7 @@ class NodeSettings(NodeTable):
 
     @classmethod
     def of_server(cls, config: ServerConfig) -> "NodeSettings":
-        """Return the settings of a server; raises ConfigError for endpoints that cannot be resolved."""
+        """Return the settings of a server."""
         routes = tuple(network for peer in config.peers for network in peer.allowed_ips)
         return cls.model_construct(**dict(config) | {"role": "server", "peers": _peers(config), "routes": routes})
 
@@ -53,6 +52,7 @@ class NodeSettings(NodeTable):
             preshared_key=config.preshared_key,
             allowed_ips=config.allowed_ips,
             endpoint=literal(config.server),
+            configured_endpoint=config.server,
             persistent_keepalive=float(config.persistent_keepalive),
             name="server",
             link=LinkPolicy(
@@ -76,33 +76,15 @@ class NodeSettings(NodeTable):
 
 
 def _peers(config: ServerConfig) -> tuple[PeerSettings, ...]:
-    problems: list[str] = []
-    settings = []
-    for peer in config.peers:
-        endpoint = None
-        if peer.endpoint is not None:
-            try:
-                endpoint = resolve(peer.endpoint)
-            except OSError as error:
-                problems.append(
-                    f"{config.source}: endpoint of {peer.name} = {peer.endpoint!r}: expected a name that resolves, "
-                    f"but: {error}; check the name and the resolver, or write the address"
-                )
-        settings.append(
-            PeerSettings(
-                public_key=peer.public_key,
-                preshared_key=peer.preshared_key,
-                allowed_ips=peer.allowed_ips,
-                endpoint=endpoint,
-                persistent_keepalive=float(peer.persistent_keepalive),
-                name=peer.name,
-            )
+    return tuple(
+        PeerSettings(
+            public_key=peer.public_key,
+            preshared_key=peer.preshared_key,
+            allowed_ips=peer.allowed_ips,
+            endpoint=literal(peer.endpoint) if peer.endpoint is not None else None,
+            configured_endpoint=peer.endpoint or "",
+            persistent_keepalive=float(peer.persistent_keepalive),
+            name=peer.name,
         )
-    if problems:
-        raise ConfigError(*problems)
-    return tuple(settings)
-
-
-def resolve(text: str) -> Endpoint:
-    """Return the endpoint that "host:port" or "[address]:port" names; raises OSError if the name does not resolve."""
-    return look_up(text)[0]
+        for peer in config.peers
+    )

@@ -53,6 +53,7 @@ def _lines(status: dict[str, Any]) -> Iterator[Text]:
         *([("connection", _connection(status["connection"]))] if status.get("connection") else []),
         *[("missing", one_line(missing)) for missing in status.get("network_missing", ())],
         ("sessions", f"{status['sessions']} of {counted(len(status['peers']), 'peer')}"),
+        *([("waiting", waiting)] if (waiting := _waiting(status["peers"])) else []),
         ("dropped", _drops(status)),
     ]
     if problem := status.get("metrics_listen_problem"):
@@ -75,12 +76,22 @@ def _release(status: dict[str, Any]) -> str:
 
 def _peer_row(peer: dict[str, Any]) -> tuple[str, ...]:
     return (
-        peer["name"] or peer["public_key"][:10] + "...",
+        _name(peer),
         peer["endpoint"] or "-",
         ago(peer["last_handshake_unix"]),
         byte_count(peer["received_bytes"]),
         byte_count(peer["sent_bytes"]),
     )
+
+
+def _waiting(peers: list[dict[str, Any]]) -> str:
+    """Return the peers whose endpoint is a name that has no answer yet, each with the name and the reason."""
+    found = (peer for peer in peers if peer.get("waits_for_name"))
+    return "; ".join(f"{_name(peer)} for {peer['configured_endpoint']}: {peer['waits_for_name']}" for peer in found)
+
+
+def _name(peer: dict[str, Any]) -> str:
+    return str(peer["name"] or peer["public_key"][:10] + "...")
 
 
 def _takeover_row(entry: dict[str, Any]) -> tuple[str, ...]:

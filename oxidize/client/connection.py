@@ -11,11 +11,12 @@ from math import inf
 from typing import Any
 
 from oxidize import logs
-from oxidize.client.resolver import Lookup, Resolver, look_up_past_tunnel, read_upstream_dns
+from oxidize.client.resolver import look_up_past_tunnel, read_upstream_dns
 from oxidize.clock import boot_time
 from oxidize.net.event_loop import Loop
 from oxidize.net.network_watch import NetworkWatch, source_address_for
 from oxidize.net.resolve import literal, look_up
+from oxidize.net.resolver import LOOKUP_PAUSE_SECS, LOOKUP_PAUSE_SECS_MAX, Lookup, Outcome, Resolver
 from oxidize.protocol.counters import OUTAGE_SINCE_NS, RETRIES, ROUND_TRIP_NS, Counters, LinkState
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
@@ -23,8 +24,6 @@ from oxidize.protocol.peer import Peer
 from oxidize.service_manager import notify
 from oxidize.settings import NodeSettings
 
-LOOKUP_PAUSE_SECS = 1.0  # between the first two lookups of an outage; doubled with each
-LOOKUP_PAUSE_SECS_MAX = 30.0
 FLAP_SECS_MAX = 1.0  # an outage that ends within this time is a flap ...
 FLAPS_QUIET_SECS = 60.0  # ... for so long after which further flaps are logged at debug
 PROBE_PAUSE_SECS = 1.0  # between two probes whose only reason is a change somewhere in the network
@@ -118,10 +117,18 @@ class Connection:
         """Change to the server that the configuration names instead of the one before."""
         endpoint = literal(self._server)
         if endpoint is not None:
-            self._set_endpoint(endpoint, is_change=True)
+            self._device.set_endpoint(self._peer, endpoint, boot_time())
+            log.info("the server has another address", server=self._server, endpoint=str(endpoint))
+            self._source_address = self._find_route()
+            self._flush()
         else:
             self._is_moving = True
             self._begin_lookups(boot_time())
+
+    @property
+    def is_reconfigured(self) -> bool:
+        """Whether the configuration names another server than the records; it has not been moved to yet."""
+        return self._peer.is_reconfigured
 
     def describe(self, now: float) -> dict[str, Any]:
         """Return what `oxidize status` shows of the connection."""
@@ -234,7 +241,7 @@ class Connection:
     def _needs_lookup(self) -> bool:
         return self._is_moving or self.state != LinkState.CONNECTED
 
-    def _note_lookup(self, outcome: list[Endpoint] | OSError) -> None:
+    def _note_lookup(self, outcome: Outcome) -> None:
         self._lookups += 1
         if isinstance(outcome, OSError):
             if self._lookups == 1:
@@ -242,7 +249,9 @@ class Connection:
             return
         if not self._needs_lookup:  # connected since, perhaps at an address that its name does not have
             return
-        self._is_moving = False
+        if self._is_moving:
+            self._is_moving = self._peer.is_reconfigured = False
+            self._device.endpoints.record_configured()
         current = self._peer.endpoint
         remotes = [endpoint.remote for endpoint in outcome]
         if current is None or current.remote not in remotes:

@@ -244,6 +244,7 @@ class PeerTable(Table):
     to them go to this peer. No two peers overlap."""
     endpoint: Annotated[str, PlainValidator(values.endpoint)] | None = Field(None, description='"host:port"')
     """The address or name of the peer, and its UDP port, where that is known. Without this key it is where the peer's
-    packets come from."""
+    packets come from. A name is looked up while the server runs, for as long as it takes, and again when the peer stops
+    answering; nothing waits for it. A reload uses a changed endpoint at once."""
     persistent_keepalive: int = Field(0, ge=0, le=KEEPALIVE_SECS_MAX, description=_KEEPALIVE)
     """The interval between keepalives to this peer, which keep the mapping of a NAT or firewall on the way."""

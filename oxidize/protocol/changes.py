@@ -5,6 +5,7 @@ of the state to a value and replaces the earlier change with the same `change_ke
 in order restores the device.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from oxidize.protocol.endpoint import Endpoint
@@ -132,7 +133,14 @@ class CookieSecret:
     created_at: float
 
 
-Change = (
+@dataclass(frozen=True, slots=True)
+class ConfiguredEndpoints:
+    """What the configuration says of endpoints: a digest of the text, 8 bytes, by the public key of each such peer."""
+
+    digests: Mapping[bytes, bytes]
+
+
+PeerChange = (
     PeerSeen
     | PeerKeypairs
     | PeerEndpoint
@@ -142,8 +150,8 @@ Change = (
     | PeerStaged
     | PeerStagedMore
     | PeerRemoved
-    | CookieSecret
 )
+Change = PeerChange | CookieSecret | ConfiguredEndpoints
 
 _KINDS: dict[type, str] = {
     PeerSeen: "peer",
@@ -156,6 +164,7 @@ _KINDS: dict[type, str] = {
     PeerStagedMore: "staged_more",
     PeerRemoved: "removed",
     CookieSecret: "cookie_secret",
+    ConfiguredEndpoints: "configured_endpoints",
 }
 
 

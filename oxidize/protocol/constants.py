@@ -60,6 +60,7 @@ STAGED_PEER_BYTES_MAX = 15 << 20  # of one peer: they must fit into one record o
 STAGED_BYTES_MAX = 64 << 20  # of all peers together: a hand-off records them, and a scan of a network fills them
 ENDPOINT_RECORD_INTERVAL = 1.0  # between two records of one peer's endpoint: paths may alternate with every packet
 PEERS_MAX = 20_000
+ENDPOINT_DIGEST_SIZE = 8  # bytes that the records keep of a configured endpoint
 PEERS_PER_TIMEOUT_MAX = 16  # peers whose timers run at once: each may begin a handshake, which takes some 0.3 ms
 INNER_MTU_MAX = 65_535 - 80  # an inner packet that still fits an outer IPv6 datagram
 

@@ -30,6 +30,7 @@ from oxidize.protocol.counters import (
     Total,
 )
 from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.endpoint_sources import EndpointSources
 from oxidize.protocol.handshaker import Handled, Handshaker
 from oxidize.protocol.keypair import Keypair
 from oxidize.protocol.link import Links, ToDo
@@ -87,6 +88,7 @@ class Device:
         self._links = Links(self._table, self._staging)
         self.undelivered = Undelivered(self._table)
         self.unrecorded = Unrecorded(self._table, self._staging)
+        self.endpoints = EndpointSources(self._table)
         for settings in peers:
             self._add_peer(settings)
 
@@ -388,11 +390,6 @@ class Device:
             deadlines.append(deadline)
             heappush(self._due, (deadline, next(self._order), peer))
 
-    def use_cached_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
-        """Use a peer's endpoint from an earlier run, unless a newer one is known."""
-        if peer.endpoint is None:
-            self._table.remember_endpoint(peer, endpoint, now)
-
     # --- Links: peers with which a session is kept up at all times ---
 
     def watch_links(self, notify: Callable[[Peer, LinkState, str], None]) -> None:
@@ -416,9 +413,12 @@ class Device:
             self._carry_out(peer, self._links.on_route_change(peer, link, now, is_lost=is_lost), now)
 
     def set_endpoint(self, peer: Peer, endpoint: Endpoint, now: float) -> None:
-        """Move the peer of a link to the endpoint that a resolver has returned."""
+        """Move a peer to the endpoint that a resolver has returned; a handshake that is wanted continues there."""
+        if peer.link is None and not peer.has_session(now):
+            self._table.forget_remembered(peer)
+            peer.remembered = endpoint.remote
         self._table.move_endpoint(peer, endpoint, now)
-        self._carry_out(peer, [LinkDo.RESET_BACKOFF], now)
+        self._carry_out(peer, [LinkDo.RESET_BACKOFF] if peer.link or peer.handshake else (), now)
 
     def _linked(self) -> list[tuple[Peer, Link]]:
         return [(peer, peer.link) for peer in self._table.peers.values() if peer.link is not None]

@@ -35,7 +35,8 @@ NOT_RETRIED = 0.0
 class PeerSettings:
     """What the operator says of a peer; keys are 32 bytes, `persistent_keepalive` seconds (0: off).
 
-    link: how a session is kept up at all times; None for the paper's timers alone.
+    link: how a session is kept up at all times; None for the paper's timers alone. configured_endpoint: the text that
+    `endpoint` was read from, "host:port", or "" for none; endpoint is None also where that has a name.
     """
 
     public_key: bytes
@@ -45,6 +46,7 @@ class PeerSettings:
     persistent_keepalive: float = 0.0
     name: str = ""
     link: LinkPolicy | None = None
+    configured_endpoint: str = ""
 
     @property
     def staged_max(self) -> int:
@@ -98,6 +100,7 @@ class Peer:
         "handshake_wanted_at",
         "initiation_received_at",
         "initiation_sent_at",
+        "is_reconfigured",
         "jitter",
         "last_handshake_unix",
         "last_timestamp",
@@ -124,6 +127,7 @@ class Peer:
         self.endpoint = settings.endpoint
         # Where the peer is expected, as configured or seen in an earlier run, until a session confirms where it is.
         self.remembered = settings.endpoint.remote if settings.endpoint is not None else None
+        self.is_reconfigured = False  # the configured endpoint differs from that of the records, and counts instead
         self.endpoint_recorded_at = -NEVER
         self.endpoint_record_at = NEVER  # when the record of a move that was held back is due
         self.slot = 0  # 0: none yet; slot 0 holds totals

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from oxidize.protocol.changes import (
     Change,
+    ConfiguredEndpoints,
     CookieSecret,
+    PeerChange,
     PeerCookie,
     PeerEndpoint,
     PeerHandshake,
@@ -20,6 +22,7 @@ from oxidize.protocol.changes import (
     PeerTimestamp,
 )
 from oxidize.protocol.cookie import CookieChecker
+from oxidize.protocol.endpoint_sources import restore_configured, restore_recorded
 from oxidize.protocol.noise import InitiatorState
 from oxidize.protocol.peer import Peer, PendingHandshake
 from oxidize.protocol.session_table import SessionTable
@@ -35,9 +38,18 @@ class RestoreReport:
 
 def restore_change(table: SessionTable, cookies: CookieChecker, change: Change) -> Peer | None:
     """Apply one change; return its peer, or None for a change of the device itself or of an unknown peer."""
-    if isinstance(change, CookieSecret):
-        cookies.secret, cookies.secret_created_at = change.secret, change.created_at
-        return None
+    match change:
+        case CookieSecret():
+            cookies.secret, cookies.secret_created_at = change.secret, change.created_at
+            return None
+        case ConfiguredEndpoints():
+            restore_configured(table, change)
+            return None
+        case _:
+            return _restore_of_peer(table, change)
+
+
+def _restore_of_peer(table: SessionTable, change: PeerChange) -> Peer | None:
     peer = table.peers.get(change.peer)
     if peer is None:
         if isinstance(change, PeerRemoved):
@@ -52,7 +64,7 @@ def restore_change(table: SessionTable, cookies: CookieChecker, change: Change) 
             table.restore_keypairs(peer, (change.previous, change.current, change.next))
             peer.last_handshake_unix = change.last_handshake_unix
         case PeerEndpoint(endpoint=endpoint):
-            table.restore_endpoint(peer, endpoint)
+            restore_recorded(table, peer, endpoint)
         case PeerTimestamp():
             peer.last_timestamp, peer.initiation_received_at = change.timestamp, change.received_at
         case PeerHandshake():

@@ -55,6 +55,7 @@ class SessionTable:
     slots: the store of the counters. record: called with every change, at once. random_bytes: count -> bytes.
     by_remote: the peer that was last at this address and port (`Endpoint.remote`), or is expected there.
     endpoint_changes: how often any peer's endpoint changed. moved: peers whose new endpoint is not recorded yet.
+    configured: the configured endpoints that the records know (`changes.ConfiguredEndpoints`), None for no record.
     """
 
     slots: Slots
@@ -67,6 +68,7 @@ class SessionTable:
     transmits: list[Transmit] = field(default_factory=list)
     endpoint_changes: int = 0
     moved: set[Peer] = field(default_factory=set)
+    configured: dict[bytes, bytes] | None = None
     counters: Counters = field(init=False)
     _slot_owners: dict[int, PeerKeypair | Peer | UnknownPeer] = field(default_factory=dict)
     _answered: set[Peer] = field(default_factory=set)  # peers whose answered handshake is unanswered in the records

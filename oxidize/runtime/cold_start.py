@@ -151,8 +151,10 @@ class _ColdStart:
         gc.freeze()
         node.serve()
         handover = Handover(node, self._loop, held=False, must_listen=False, lock=lock)
-        node.do_in_slices(node.device.forget_unknown_peers())
+        node.do_in_slices(node.settle_configuration())
         node.notify_ready()
+        if node.connection is not None and node.connection.is_reconfigured:
+            node.connection.move()
         if not self._is_tunnel_new:
             self._configure_again(node)
         if node.is_serving:

@@ -41,7 +41,7 @@ def load_endpoints(
         text = endpoints.get(base64.b64encode(peer.public_key).decode())
         endpoint = literal(text) if isinstance(text, str) else None
         if endpoint is not None:
-            device.use_cached_endpoint(peer, endpoint, now)
+            device.endpoints.use_cached(peer, endpoint, now)
 
 
 def _read(path: Path) -> dict[str, object]:

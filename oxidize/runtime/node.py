@@ -35,6 +35,7 @@ from oxidize.runtime.http_binding import HttpBinding
 from oxidize.runtime.http_endpoints import State, ThrottledRender, make_respond, serve_http
 from oxidize.runtime.network_keeper import NetworkKeeper
 from oxidize.runtime.parts import NodeParts
+from oxidize.runtime.peer_lookups import PeerLookups
 from oxidize.runtime.sliced_work import SlicedWork
 from oxidize.runtime.source_follower import SourceFollower
 from oxidize.service_manager import notify, systemctl
@@ -88,6 +89,9 @@ class Node:
         if parts.settings.endpoints_file is not None:
             self._endpoint_cache = EndpointCache(parts.settings.endpoints_file, parts.device, boot_time)
             self._timed.append(self._endpoint_cache)
+        self.lookups: PeerLookups | None = None
+        if parts.settings.role == "server":
+            self.lookups = PeerLookups(parts.device, loop, self._data_path.flush)
         self.connection: Connection | None = None
         if parts.settings.server is not None:
             self.connection = Connection(
@@ -118,6 +122,7 @@ class Node:
             state=lambda: self.state_name,
             link=lambda: self.connection.state if self.connection is not None else None,
             network_missing=lambda: len(self.keeper.missing),
+            waiting_for_name=lambda: self.lookups.waiting_by_name() if self.lookups is not None else {},
         )
 
     @property
@@ -213,6 +218,8 @@ class Node:
         for timed in self._timed:
             self._loop.add_timed(timed)
         self._serving = True
+        if self.lookups is not None:
+            self.lookups.start(boot_time())
         if self.connection is not None:
             self.connection.start(boot_time())
         self._state = "draining" if self._drain.resume(_report_drained) else "healthy"
@@ -235,6 +242,8 @@ class Node:
     def give_up_ownership(self) -> None:
         """Stop reading and sending, and record what only this process knows: the next owner continues from there."""
         self._serving = False
+        if self.lookups is not None:
+            self.lookups.stop()
         if self.connection is not None:
             self.connection.stop()
         self._loop.pause(self.udp.fileno())  # not unregistered: a thaw must not fail for room in the kernel
@@ -261,6 +270,11 @@ class Node:
     def do_in_slices(self, slices: Iterator[None]) -> None:
         """Do work that grows with the number of peers from the loop, while this process owns."""
         SlicedWork(slices, self._loop, lambda: self._serving)
+
+    def settle_configuration(self) -> Iterator[None]:
+        """Record, in slices, in what this generation's configuration differs from its predecessor's."""
+        yield from self.device.forget_unknown_peers()
+        self.device.endpoints.record_configured()
 
     # --- The journal of a predecessor ---
 

@@ -86,7 +86,6 @@ def hand_out_state(node: Node) -> Answer:
 def describe(node: Node) -> bytes:
     """Return the status of a node as JSON: its vitals, its settings and every peer."""
     now = boot_time()
-    unix_at_boot = time.time() - now
     return json.dumps(
         {
             **_vitals(node, now),
@@ -96,9 +95,18 @@ def describe(node: Node) -> bytes:
             "listen": node.udp.local_address,
             "public_key": _base64(node.settings.public_key),
             "connection": node.connection.describe(now) if node.connection is not None else None,
-            "peers": [_describe_peer(peer, node.counters, now, unix_at_boot) for peer in node.device.peers.values()],
+            "peers": _describe_peers(node, now),
         }
     ).encode()
+
+
+def _describe_peers(node: Node, now: float) -> list[dict[str, Any]]:
+    unix_at_boot = time.time() - now
+    waiting = {each.peer: each.reason for each in node.lookups.waiting()} if node.lookups is not None else {}
+    return [
+        {**_describe_peer(peer, node.counters, now, unix_at_boot), "waits_for_name": waiting.get(peer)}
+        for peer in node.device.peers.values()
+    ]
 
 
 def _describe_peer(peer: Peer, counters: Counters, now: float, unix_at_boot: float) -> dict[str, Any]:
@@ -111,6 +119,7 @@ def _describe_peer(peer: Peer, counters: Counters, now: float, unix_at_boot: flo
         "name": peer.settings.name,
         "public_key": _base64(peer.public_key),
         "endpoint": str(peer.endpoint) if peer.endpoint is not None else None,
+        "configured_endpoint": peer.settings.configured_endpoint or None,
         "allowed_ips": [str(network) for network in peer.settings.allowed_ips],
         "has_session": ends_at is not None,
         "session_ends_unix": round(unix_at_boot + ends_at, 3) if ends_at is not None else 0.0,

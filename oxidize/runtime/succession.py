@@ -173,7 +173,8 @@ class Succession:
     def _announce(self, node: Node, blackout: float | None, summary: dict[str, Any]) -> None:
         """Report to service manager, operator and coordinator, and do what could wait until this process serves."""
         first: list[Callable[[], None]] = [node.open_http, node.notify_ready]
-        if node.connection is not None and self.before.server != self.settings.server:
+        has_moved = self.before.server != self.settings.server
+        if node.connection is not None and (has_moved or node.connection.is_reconfigured):
             first.append(node.connection.move)
         problems = _attempt(first)
         for _ in node.device.prepare_in_slices():
@@ -276,7 +277,7 @@ class _PredecessorEnd:
             # Not before: a SIGKILL that crosses TAKEN lets the predecessor thaw, with all the peers that it knows.
             node = self._handover.node
             node.session_state.raise_min_reader()
-            node.do_in_slices(node.device.forget_unknown_peers())
+            node.do_in_slices(node.settle_configuration())
             self._handover.predecessor.release()
 
 

@@ -18,6 +18,7 @@ from typing import Final
 from oxidize.errors import SnapshotError
 from oxidize.protocol.changes import (
     Change,
+    ConfiguredEndpoints,
     CookieSecret,
     KeypairState,
     PeerCookie,
@@ -32,9 +33,9 @@ from oxidize.protocol.changes import (
     change_key,
     no_handshake,
 )
-from oxidize.protocol.constants import COOKIE_SIZE, HASH_SIZE, KEY_SIZE, MAC_SIZE, TIMESTAMP_SIZE
+from oxidize.protocol.constants import COOKIE_SIZE, ENDPOINT_DIGEST_SIZE, HASH_SIZE, KEY_SIZE, MAC_SIZE, TIMESTAMP_SIZE
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.state.stream import REMEDY, RETIRE_ALL, RETIRE_OWN, Record
+from oxidize.state.stream import RECORD_BYTES_MAX, REMEDY, RETIRE_ALL, RETIRE_OWN, Record
 
 FORMAT = 1  # the format that this release writes, and the newest that it understands in full
 # The oldest FORMAT whose releases may read a journal of this release. A release that raises it writes what the older
@@ -47,6 +48,9 @@ _PORT_MAX = (1 << 16) - 1
 _SECRET_SIZES = range(1, 65)  # the paper leaves the size of a cookie secret open
 _PACKET_SIZES = range((1 << 16) + 1)
 _ADDRESS_SIZES = (4, 16)
+_CONFIGURED_SIZE = KEY_SIZE + ENDPOINT_DIGEST_SIZE  # of one peer in a record of the configured endpoints
+_CONFIGURED_SIZES = range(0, RECORD_BYTES_MAX, _CONFIGURED_SIZE)
+_DEVICE_KINDS = frozenset({"cookie_secret", "configured_endpoints"})  # records of no peer
 
 
 @dataclass(slots=True)
@@ -99,10 +103,15 @@ def encode_change(change: Change) -> Record:
                 record["serial"] = serial
         case PeerRemoved():
             record["retire"] = RETIRE_ALL
-        case CookieSecret():
-            record["secret"] = change.secret
-            record["created_at"] = change.created_at
+        case CookieSecret() | ConfiguredEndpoints():
+            record |= _encode_of_device(change)
     return record
+
+
+def _encode_of_device(change: CookieSecret | ConfiguredEndpoints) -> Record:
+    if isinstance(change, CookieSecret):
+        return {"secret": change.secret, "created_at": change.created_at}
+    return {"digests": b"".join(map(bytes.__add__, change.digests.keys(), change.digests.values()))}
 
 
 def _encode_keypair(keypair: KeypairState | None) -> Record | None:
@@ -234,7 +243,7 @@ def decode_change(record: Record, unknown: Unknown) -> Change | None:
         return None
     fields = _Fields(f"record {kind!r}", record, unknown)
     fields.skip("type", "retire")
-    fields.octets("key", (0,) if kind == "cookie_secret" else (KEY_SIZE,))
+    fields.octets("key", (0,) if kind in _DEVICE_KINDS else (KEY_SIZE,))
     change = decoder(key, fields)
     fields.end()
     return change
@@ -291,6 +300,14 @@ def _decode_handshake(peer: bytes, fields: _Fields) -> PeerHandshake:
     )
 
 
+def _decode_configured(_: bytes, fields: _Fields) -> ConfiguredEndpoints:
+    entries = fields.octets("digests", _CONFIGURED_SIZES)
+    starts = range(0, len(entries), _CONFIGURED_SIZE)
+    return ConfiguredEndpoints(
+        {entries[at : at + KEY_SIZE]: entries[at + KEY_SIZE : at + _CONFIGURED_SIZE] for at in starts}
+    )
+
+
 _Decoder = Callable[[bytes, _Fields], Change]
 
 _DECODERS: dict[str, _Decoder] = {
@@ -313,6 +330,7 @@ _DECODERS: dict[str, _Decoder] = {
     "cookie_secret": lambda _, fields: CookieSecret(
         fields.octets("secret", _SECRET_SIZES), fields.seconds("created_at")
     ),
+    "configured_endpoints": _decode_configured,
 }
 
 # A retirement as a change. A type that is not here is retired only together with its peer's removal, which is enough.

@@ -158,7 +158,7 @@ class LinkSimulation(Simulation):
         self.server.forget_everything()
         if remembered is not None and self.random.random() < 0.5:
             remembered = Endpoint(*remembered.remote)
-            self.server.device.use_cached_endpoint(self.server.peer(self.client), remembered, self.world.now)
+            self.server.device.endpoints.use_cached(self.server.peer(self.client), remembered, self.world.now)
 
     def hand_over(self, host: MortalHost) -> None:
         if not host.is_down:

@@ -31,8 +31,15 @@ PAIRS = {")": "(", "}": "{"}
 
 
 def live(link: LinkState | None) -> Live:
-    numbers = dict.fromkeys(("connections_active", "peers", "kernel_drops", "generation"), lambda: 1)
-    return Live(**numbers, state=lambda: "healthy", link=lambda: link)
+    return Live(
+        connections_active=lambda: 1,
+        peers=lambda: 1,
+        kernel_drops=lambda: 1,
+        generation=lambda: 1,
+        state=lambda: "healthy",
+        link=lambda: link,
+        waiting_for_name=lambda: {"site": True},
+    )
 
 
 def exported() -> dict[str, dict[str, set[str]]]:

@@ -26,6 +26,7 @@ OTHER = frozenset(
         ("net/network_watch", "DELAY_SECS_MAX"),
         ("net/network_watch", "MESSAGES_MAX"),
         ("net/resolve", "PORT_MAX"),
+        ("net/resolver", "LOOKUP_PAUSE_SECS_MAX"),
         ("net/tun", "INTERFACE_NAME_MAX"),
         ("net/tun", "PACKET_BYTES_MAX"),
         ("net/udp", "PORT_MAX"),

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from oxidize.client import connection as connection_module
-from oxidize.client.connection import LOOKUP_PAUSE_SECS, LOOKUP_PAUSE_SECS_MAX, Connection
-from oxidize.client.resolver import Lookup, Resolver
+from oxidize.client.connection import Connection
 from oxidize.net.event_loop import Loop, Timed
 from oxidize.net.network_watch import NetworkWatch
+from oxidize.net.resolver import LOOKUP_PAUSE_SECS, LOOKUP_PAUSE_SECS_MAX, Lookup, Resolver
 from oxidize.protocol.counters import LINK_STATE, OUTAGE_SINCE_NS, LinkState
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.link_policy import LinkPolicy

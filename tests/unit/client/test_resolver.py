@@ -16,9 +16,10 @@ import dns.rrset
 import pytest
 
 from oxidize.client import resolver
-from oxidize.client.resolver import Resolver, look_up_past_tunnel, read_upstream_dns
+from oxidize.client.resolver import look_up_past_tunnel, read_upstream_dns
 from oxidize.net.event_loop import Loop
 from oxidize.net.resolve import literal, look_up, split
+from oxidize.net.resolver import Resolver
 from oxidize.protocol.endpoint import Endpoint
 from tests.support.open_fds import no_leaked_fds
 

@@ -73,7 +73,7 @@ def test_a_replay_after_lost_state_does_not_hide_the_client_from_the_answer_to_u
     recorded = next(datagram for _, _, datagram in world.log if message_type(datagram) == TYPE_INITIATION)
     server.slots, server.journal, server.live = ArraySlots(256), [], {}
     server.start()
-    server.device.use_cached_endpoint(server.peer(client), client.endpoint, world.now)
+    server.device.endpoints.use_cached(server.peer(client), client.endpoint, world.now)
     server.receive([recorded], stranger(6))
     assert server.peer(client).endpoint == stranger(6), "as in every WireGuard: no timestamp is known"
     world.carry(lose_everything)
@@ -90,7 +90,7 @@ def test_a_remembered_endpoint_is_forgotten_when_another_one_is_confirmed() -> N
     world = World()
     client, server = world.pair()
     remembered = stranger(1)
-    server.device.use_cached_endpoint(server.peer(client), remembered, world.now)
+    server.device.endpoints.use_cached(server.peer(client), remembered, world.now)
     client.send(server)
     world.carry()
     assert set(server.device._table.by_remote) == {remembered.remote, client.endpoint.remote}

@@ -151,7 +151,7 @@ def test_the_cache_is_written_only_after_an_endpoint_change(path: Path) -> None:
     assert not path.exists()
     remembered.write_now()
     assert not path.exists()
-    server.device.use_cached_endpoint(next(iter(server.device.peers.values())), V6, server.world.now)
+    server.device.endpoints.use_cached(next(iter(server.device.peers.values())), V6, server.world.now)
     server.device._table.move_endpoint(next(iter(server.device.peers.values())), V6, server.world.now)
     run(remembered, 12 * WRITE_SECS, server.world.now)
     assert json.loads(path.read_text())["endpoints"].popitem()[1] == str(V6)
