@@ -107,7 +107,8 @@ class Node:
         self._sources = SourceFollower(
             parts.udp, lambda: (peer.endpoint for peer in parts.device.peers.values()), lambda: self._serving
         )
-        self._watch = NetworkWatch(loop, self._note_network_change, tables=True)
+        # The user of a userspace network may have no right to hear of tables, and has none.
+        self._watch = NetworkWatch(loop, self._note_network_change, tables=isinstance(parts.tunnel, TunDevice))
         if self.connection is not None:
             self.connection.missing = lambda: self.keeper.missing
         metrics = Metrics(counters, self._live(), release=own_release())

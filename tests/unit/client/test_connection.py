@@ -248,6 +248,8 @@ def test_the_status_shows_an_outage_and_the_packets_that_wait(make: Make) -> Non
     scene = make()
     up = scene.connection.describe(scene.world.now)
     assert (up["state"], up["server"], up["outage_secs"], up["waiting_packets"]) == ("connected", NAME, None, 0)
+    scene.connection.missing = lambda: ["policy routing: the kernel lacks this family"]
+    assert scene.connection.describe(scene.world.now)["state"] == "degraded"
     scene.go_dark()
     scene.client.send(scene.server, b"waits")
     scene.run(7.0)

@@ -24,6 +24,7 @@ from oxidize.protocol.endpoint import Endpoint
 from oxidize.runtime import handover as handover_module
 from oxidize.runtime import status
 from oxidize.runtime.http_binding import FIRST_PAUSE_SECS
+from oxidize.runtime.network_keeper import NetworkKeeper
 from oxidize.runtime.node import Node
 from oxidize.runtime.succession import Succession
 from oxidize.takeover.messages import Hello
@@ -242,6 +243,18 @@ def test_an_end_that_was_requested_is_told_from_a_crash(stand: Stand) -> None:
     run(stand)
     assert stand.node.counters[ENDED_ON_PURPOSE]
     assert stand.loop.stopped
+
+
+def test_a_node_whose_network_is_incomplete_is_not_healthy(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = stand.node
+    node.serve()
+    assert node.respond("GET", "/health").status == 200
+    monkeypatch.setattr(NetworkKeeper, "missing", ["interface ox0, route +10.50.0.0/16: another interface has it"])
+    assert node.respond("GET", "/health").status == 503
+    described = json.loads(status.describe(node))
+    assert described["state"] == "degraded"
+    assert described["network_missing"] == node.keeper.missing
+    assert b"oxidize_network_missing 1.0" in node.respond("GET", "/metrics").body
 
 
 # --- Draining ---
