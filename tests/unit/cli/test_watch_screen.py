@@ -243,3 +243,9 @@ def test_a_release_that_does_not_fit_is_left_out_of_the_takeovers(history: Histo
         assert max(map(len, lines)) <= width
         assert not any(line.endswith("…") for line in lines)
         assert any(name in line for line in lines[2:]) == is_shown
+
+
+def test_json_lines_name_the_installed_release() -> None:
+    name = "0.1.0-20261128T113850Z-5c3d83a"
+    sample = History().add(NOON, vitals(release="0.1.0", release_folder=f"/opt/oxidize/releases/{name}"))
+    assert [json.loads(line)["release"] for line in json_lines(sample)] == [name]
