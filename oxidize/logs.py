@@ -3,12 +3,13 @@
 The rule: no line contains key material, whichever code logs it in whichever way. Bytes are never printed; a field whose
 name suggests a key is hidden, and so is text that looks like a key in a message, a field or a traceback; public keys
 are passed as the field `public_key` and shortened. One event is one line, whatever a peer's name or address contains,
-and nothing in it is executed by a terminal (`oxidize.text`).
+and nothing in it is executed by a terminal (`oxidize.text`). No line waits for its reader (`oxidize.log_output`).
 Sources: systemd.exec(5) for JOURNAL_STREAM, systemd.journal-fields(7), sd_journal_print(3).
 """
 
 import base64
 import importlib
+import io
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from oxidize.errors import ConfigError
+from oxidize.log_output import STANDARD_ERROR, JournalSocket, Output, StandardError, journal_datagram
 from oxidize.text import one_line
 
 IDENTIFIER = "oxidize"
@@ -40,6 +42,9 @@ _BYTES_LITERAL = re.compile(r"""(?<![A-Za-z0-9_])(bytearray\()?b('(?:[^'\\]|\\.)
 _PLAIN_VALUE = re.compile(r"[^\s\"'=\\]+")
 
 JournalSend = Callable[..., None]
+
+_standard_error: StandardError | None = None  # this process's, once it is configured
+_outputs: list[Output] = []  # all that this process logs to
 
 
 class Log(logging.LoggerAdapter[logging.Logger]):
@@ -66,12 +71,13 @@ def configure(
 ) -> None:
     """Send all logs of this process to the journal if systemd started it, else to `stream` (default: stderr).
 
-    A second call replaces the handler of the first. Raises ConfigError for an unknown level, and if systemd started
-    this process but the package for it is missing.
+    Without a stream given, nothing that this process writes to `sys.stderr` blocks from here on, whatever its reader
+    does. A second call replaces the handler of the first. Raises ConfigError for an unknown level, and if systemd
+    started this process but the package for it is missing.
     """
     if level.lower() not in LEVELS:
         raise ConfigError(f"log level {level!r}: expected one of {', '.join(LEVELS)}; correct --log-level")
-    stream = sys.stderr if stream is None else stream
+    stream = _nonblocking_standard_error() if stream is None else stream
     is_journal = _is_journal(stream, environ)
     handler = _journal_handler() if is_journal else logging.StreamHandler(stream)
     if environ.get("NOTIFY_SOCKET") and not is_journal:
@@ -86,6 +92,41 @@ def configure(
     logging.raiseExceptions = False
     root.addHandler(handler)
     root.setLevel(level.upper())
+
+
+def reopen() -> None:
+    """Take note that standard error leads to another file from now on."""
+    if _standard_error is not None:
+        _standard_error.reopen()
+
+
+def report_losses() -> bool:
+    """Log how many lines were lost, where they have not been reported; return whether there was room for that."""
+    reported = [output.report_losses() for output in _outputs]  # each of them, also after one without room
+    return all(reported)
+
+
+def _nonblocking_standard_error() -> TextIO:
+    global _standard_error  # noqa: PLW0603  # as `sys.stderr`, of which a process has one
+    if _fileno(sys.stderr) != STANDARD_ERROR:
+        return sys.stderr  # a test's
+    _standard_error = StandardError(lambda lost: f"{_Formatter(with_header=True).format(_losses(lost))}\n".encode())
+    _outputs[:] = [_standard_error.output]
+    sys.stderr = io.TextIOWrapper(
+        _standard_error,
+        encoding=sys.stderr.encoding,
+        errors="backslashreplace",
+        line_buffering=True,
+    )
+    return sys.stderr
+
+
+def _losses(lost: int) -> logging.LogRecord:
+    """Return the record which says how many lines were lost."""
+    message = "lines of this log were lost: its reader did not read, or it was full"
+    record = logging.LogRecord(__name__, logging.WARNING, __file__, 0, message, None, None)
+    setattr(record, _FIELDS, {"lost": lost})
+    return record
 
 
 # --- Redaction ---
@@ -191,15 +232,25 @@ def _quoted(value: str) -> str:
     return value if _PLAIN_VALUE.fullmatch(value) else json.dumps(value, ensure_ascii=False)
 
 
+def _fileno(stream: TextIO) -> int | None:
+    """Return the descriptor of a stream, or None for one that is no open file."""
+    try:
+        fd = stream.fileno()
+        os.fstat(fd)
+    except (OSError, ValueError):
+        return None
+    return fd
+
+
 # --- The journal ---
 
 
 def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
     """Return whether systemd connected the stream to the journal; the variable alone may be inherited."""
-    try:
-        found = os.fstat(stream.fileno())
-    except (OSError, ValueError):
-        return False  # not a file at all
+    fd = _fileno(stream)
+    if fd is None:
+        return False
+    found = os.fstat(fd)
     return environ.get("JOURNAL_STREAM", "") == f"{found.st_dev}:{found.st_ino}"
 
 
@@ -215,9 +266,18 @@ def _import_journal() -> Any:
 
 
 def _journal_handler() -> logging.Handler:
-    journal = _import_journal()
-    handler: logging.Handler = journal.JournalHandler(
-        SYSLOG_IDENTIFIER=IDENTIFIER, sender_function=journal_sender(journal.send)
+    def event(message: str, **fields: object) -> bytes:
+        return journal_datagram({"MESSAGE": message, **fields})
+
+    def report(lost: int) -> bytes:
+        text = _Formatter(with_header=False).format(_losses(lost))
+        return event(text, PRIORITY=4, LOGGER=__name__, LOST=lost, SYSLOG_IDENTIFIER=IDENTIFIER)
+
+    output = Output(JournalSocket().send, report)  # that of the package waits for a journal that does not read
+    _outputs.append(output)
+    handler: logging.Handler = _import_journal().JournalHandler(
+        SYSLOG_IDENTIFIER=IDENTIFIER,
+        sender_function=journal_sender(lambda message, **fields: output.write(event(message, **fields))),
     )
     return handler
 

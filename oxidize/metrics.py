@@ -97,6 +97,11 @@ _COUNTERS = (
         "oxidize_network_repairs",
         "Times that a part of the host's network was found changed by another program, and put back.",
     ),
+    (
+        Total.LOG_LINES_LOST,
+        "oxidize_lost_log_lines",
+        "Lines that are missing in the log: its reader did not read, or it was full.",
+    ),
 )
 
 

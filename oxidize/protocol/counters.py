@@ -85,6 +85,7 @@ class Total(IntEnum):
     STARTS_IN_A_ROW = 40  # starts from stored state, none of which has lasted
     ERRORS_LOGGED = 41  # lines logged as errors by generations that served
     NETWORK_REPAIRS = 42  # times that a part of the host's network was found changed, and put back
+    LOG_LINES_LOST = 48  # not logged, because what reads the log did not
 
 
 # Outages that ended within OUTAGE_BOUNDS_SECS[i] are counted at OUTAGES_START + i, longer ones at the index after

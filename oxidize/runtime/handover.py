@@ -5,7 +5,6 @@ only from the state that it finds then, for a successor that is dead by now may 
 """
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,6 +14,7 @@ from oxidize import logs
 from oxidize.clock import boot_time
 from oxidize.control.query import ACCEPT, DRAIN, IDENTITY, QUERIES, STATE, STATUS, VITALS
 from oxidize.errors import OxidizeError, Phase, StorageError, TakeoverError, reason_of
+from oxidize.log_output import STANDARD_ERROR
 from oxidize.net import http
 from oxidize.net.event_loop import READABLE, Loop
 from oxidize.net.tun import TunDevice
@@ -125,8 +125,8 @@ class Handover:
             yield named_fd(FdName.NAT, nat)
         if node.host_setup is not None and node.host_setup.guard_fd is not None:
             yield named_fd(FdName.GUARD, node.host_setup.guard_fd)
-        if "JOURNAL_STREAM" not in os.environ and sys.stderr is not None:
-            yield named_fd(FdName.STDERR, sys.stderr.fileno())
+        if "JOURNAL_STREAM" not in os.environ:
+            yield named_fd(FdName.STDERR, STANDARD_ERROR)
 
     def offer_withdrawn(self, reason: str) -> None:
         """Record that the successor will not own; the node served all the while."""

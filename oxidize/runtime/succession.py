@@ -239,6 +239,7 @@ class Succession:
         if self.control.is_coordinated and "JOURNAL_STREAM" not in os.environ:
             os.dup2(fd, 1)
             os.dup2(fd, 2)
+            logs.reopen()
         os.close(fd)
 
 
