@@ -33,6 +33,7 @@ from oxidize.cli.common import (
     warn_of_readable_output,
 )
 from oxidize.config.values import format_key, parse_key
+from oxidize.log_output import open_standard_streams
 from oxidize.protocol.constants import KEY_SIZE
 from oxidize.text import counted, own_release
 
@@ -70,6 +71,11 @@ class _Commands(click.Group):
             return super().get_command(ctx, cmd_name)
         command: click.Command = pkgutil.resolve_name(f"oxidize.cli.{MODULES[cmd_name]}")
         return command
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line; whatever it opens, standard input, output and error keep their numbers."""
+        open_standard_streams()
+        return super().main(*args, **extra)
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         """Parse the command line; print its errors."""
@@ -128,10 +134,12 @@ def client(config_path: Path, log_level: str, control_fd: int | None) -> None:
 
 
 def _run(role: config.Role, config_path: Path, log_level: str, control_fd: int | None) -> NoReturn:
+    from oxidize.control.reload_channel import Control  # noqa: PLC0415  # as below
     from oxidize.runtime.daemon import run  # noqa: PLC0415  # the other commands need none of it
 
-    with errors_as_lines(is_coordinated=control_fd is not None):
-        status = run(role, config_path, log_level, control_fd)
+    control = Control(control_fd)
+    with errors_as_lines(is_told=lambda: control.has_told_failure):
+        status = run(role, config_path, log_level, control)
     # Not `sys.exit`: to free every object first takes 0.04 s and more of a processor that the successor needs.
     logging.shutdown()
     os._exit(status)
@@ -211,9 +219,11 @@ def _has_given_up() -> bool:
 
 def server_main() -> None:
     """Run `oxidize server`."""
+    open_standard_streams()
     server(prog_name="oxidize-server")
 
 
 def client_main() -> None:
     """Run `oxidize client`."""
+    open_standard_streams()
     client(prog_name="oxidize-client")

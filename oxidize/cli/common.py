@@ -34,18 +34,18 @@ CONFIG_PATH = click.Path(path_type=Path, readable=False)  # not checked here: an
 
 
 @contextmanager
-def errors_as_lines(*, is_coordinated: bool = False) -> Iterator[None]:
-    """Print errors and exit. is_coordinated: the coordinator of a reload has received the error and prints it."""
+def errors_as_lines(is_told: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Print errors and exit. is_told: returns whether the coordinator of a reload has received the error: it prints."""
     try:
         yield
     except ConfigError as error:
-        fail(2, *(() if is_coordinated else map(one_line, error.problems)))
+        fail(2, *(() if is_told() else map(one_line, error.problems)))
     except UnreachableError as error:
         fail(GAVE_UP_STATUS, str(error))
     except NothingListensError as error:
         fail(1, str(error), *what_runs(error.takeover_socket))
     except OxidizeError as error:
-        fail(1, *(() if is_coordinated else [str(error)]))
+        fail(1, *(() if is_told() else [str(error)]))
     except click.UsageError as error:  # it quotes the command line
         raise click.UsageError(printable(error.format_message(), characters_max=None), error.ctx) from None
 

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from oxidize.net.ipv6 import usable
 from oxidize.net.resolve import literal, look_up, split
 from oxidize.protocol.endpoint import Endpoint
 
@@ -27,7 +28,7 @@ def look_up_past_tunnel(text: str, mark: int, upstream_dns: Sequence[str]) -> li
     addresses = _in_hosts(host) or _query(host, mark, upstream_dns)
     if not addresses:
         return look_up(text)
-    return [endpoint for address in addresses if (endpoint := literal(f"[{address}]:{port}")) is not None]
+    return usable([endpoint for address in addresses if (endpoint := literal(f"[{address}]:{port}")) is not None])
 
 
 def read_upstream_dns() -> list[str]:

@@ -35,6 +35,7 @@ class Control:
     def __init__(self, fd: int | None) -> None:
         self._socket: socket.socket | None = None
         self._said_at = 0.0
+        self.has_told_failure = False  # to a coordinator, which prints it
         if fd is not None:
             os.set_inheritable(fd, False)
             self._socket = socket.socket(fileno=fd)
@@ -86,15 +87,16 @@ class Control:
     def failed(self, reason: str) -> None:
         """Report why this process does not serve."""
         cut = reason.encode("utf-8", "replace")[:REASON_BYTES_MAX].decode("utf-8", "ignore")
-        self._end({"event": "failed", "pid": os.getpid(), "reason": cut})
+        self.has_told_failure = self._end({"event": "failed", "pid": os.getpid(), "reason": cut})
 
-    def _end(self, message: Report) -> None:
+    def _end(self, message: Report) -> bool:
+        """Send the last message; return whether a coordinator gets it: it may have ended."""
         if self._socket is None:
-            return
-        # The coordinator may have ended; the message is then in the log alone.
-        with contextlib.suppress(OSError):
-            send(self._socket, message)
-        self._socket.close()
+            return False
+        with self._socket as channel, contextlib.suppress(OSError):
+            send(channel, message)
+            return True
+        return False
 
 
 def _wait_for_go(channel: socket.socket, predecessor_fd: int | None) -> bool:

@@ -81,7 +81,7 @@ class Loop:
         if timed in self._timed:
             self._timed.remove(timed)
 
-    def on_signal(self, number: signal.Signals, callback: Callable[[], None]) -> None:
+    def on_signal(self, number: int, callback: Callable[[], None]) -> None:
         """Call `callback` after the signal has arrived, from the loop and not from the signal handler."""
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
         self._signals[number] = callback

@@ -5,6 +5,7 @@ Sources: getaddrinfo(3); RFC 6724 for the order of addresses.
 
 import socket
 
+from oxidize.net.ipv6 import usable
 from oxidize.net.udp_cmsg import endpoint_from
 from oxidize.protocol.endpoint import Endpoint
 
@@ -31,7 +32,7 @@ def look_up(text: str) -> list[Endpoint]:
     """Return the endpoints of "host:port", the preferred first; raises OSError if there are none. Blocks."""
     host, port = split(text)
     found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    return list(dict.fromkeys(_endpoint(address) for *_, address in found))
+    return usable(list(dict.fromkeys(_endpoint(address) for *_, address in found)))
 
 
 def _endpoint(address: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]) -> Endpoint:

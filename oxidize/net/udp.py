@@ -21,6 +21,7 @@ from typing import NamedTuple
 from oxidize import logs
 from oxidize.errors import ConfigError
 from oxidize.net import socket_filter
+from oxidize.net.ipv6 import has_ipv6
 from oxidize.net.udp_cmsg import (
     IP_PKTINFO,
     MEMINFO_DROPS,
@@ -446,10 +447,14 @@ class UdpSocket:
 def bind_udp(host: str | IPv4Address | IPv6Address, port: int) -> socket.socket:
     """Bind a UDP socket where none was passed; `::` takes IPv4 as well. Raises ConfigError if it cannot be bound.
 
+    Where the kernel has no IPv6, `::` is all addresses that there are: those of IPv4.
     SO_REUSEADDR stays off: with it on both sockets, another process could bind the same port and take all packets.
     """
     if not 0 <= port <= PORT_MAX:  # getaddrinfo would take it modulo 65536
         raise ConfigError(f"listen address {host} port {port}: expected a port from 0 (any) to {PORT_MAX}")
+    if str(host) == "::" and not has_ipv6():
+        log.warning("this kernel has no IPv6: only IPv4 is served")
+        host = "0.0.0.0"  # noqa: S104  # as the configuration says
     try:
         info = socket.getaddrinfo(str(host), port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
         family, _, _, _, address = info[0]
@@ -470,7 +475,7 @@ _BIND_REMEDIES = {
     errno.EADDRINUSE: "the port is taken; stop its owner, or replace a running server with `oxidize reload`",
     errno.EADDRNOTAVAIL: "this host does not have the address; use one of its own, or [::] for all",
     errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE; use a higher port, or a systemd socket unit",
-    errno.EAFNOSUPPORT: "this kernel has no IPv6; listen on 0.0.0.0 instead of [::]",
+    errno.EAFNOSUPPORT: "this kernel has no IPv6; use an address of IPv4, or [::] for all",
 }
 
 

@@ -2,14 +2,19 @@
 
 import contextlib
 import os
+import signal
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from oxidize import config, logs
+from oxidize import config, logs, signals
 from oxidize.control.reload_channel import Control
 from oxidize.errors import ConfigError, OxidizeError, Phase, TakeoverError, UnreachableError, reason_of
 from oxidize.net.event_loop import Loop
+from oxidize.net.ipv6 import check_available
+from oxidize.net.resolve import literal, split
 from oxidize.runtime.failed_start import await_correction
 from oxidize.runtime.startup import start
 from oxidize.service_manager import notify, systemctl
@@ -22,18 +27,18 @@ PROCESS_NAME = Path("/proc/self/comm")  # proc(5)
 log = logs.get(__name__)
 
 
-def run(role: Literal["server", "client"], config_path: Path, log_level: str, control_fd: int | None) -> int:
+def run(role: Literal["server", "client"], config_path: Path, log_level: str, control: Control) -> int:
     """Run until the end of service or until a successor has taken over; return the exit status.
 
     Raises ConfigError and other OxidizeErrors if the process cannot serve, after it has told the coordinator.
     """
     _name_process()
     forbid_core_dumps()
-    control = Control(control_fd)
     settings = None
     try:
         logs.configure(log_level)
         loop = Loop()
+        _survive_signals(loop)
         settings = _load(role, config_path)
         handover = start(settings, loop, control)
         _give_up_rights(settings)
@@ -65,6 +70,14 @@ def _name_process() -> None:
     """Be called `oxidize` by ps and ss: a successor is started by the interpreter's path, and would be `python`."""
     with contextlib.suppress(OSError), PROCESS_NAME.open("w") as file:
         file.write("oxidize")
+
+
+def _survive_signals(loop: Loop) -> None:
+    """Report the signals that mean nothing here, from the start on."""
+    for number in signals.MEANINGLESS:
+        loop.on_signal(number, partial(log.warning, signals.text_for(number)))
+    # `stty tostop` would stop a process in the background that logs to the terminal: tty_ioctl(4).
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 
 
 def _give_up_rights(settings: NodeSettings) -> None:
@@ -113,6 +126,22 @@ def _load(role: Literal["server", "client"], config_path: Path) -> NodeSettings:
     loaded = config.load_server(config_path) if role == "server" else config.load_client(config_path)
     for warning in loaded.warnings:
         log.warning(warning)
-    if isinstance(loaded, config.ServerConfig):
-        return NodeSettings.of_server(loaded)
-    return NodeSettings.of_client(loaded)
+    settings = (
+        NodeSettings.of_server(loaded) if isinstance(loaded, config.ServerConfig) else NodeSettings.of_client(loaded)
+    )
+    check_available(_addresses_of(settings))
+    return settings
+
+
+def _addresses_of(settings: NodeSettings) -> Iterator[tuple[str, object]]:
+    """Yield the keys whose addresses the kernel must know, with each address; `listen` is checked where it is bound."""
+    role = settings.role
+    if settings.network == "tun":
+        for address in settings.addresses:
+            yield f"{role}.address", address
+        for network in (*settings.routes, *settings.default_routes):
+            yield f"{role}: allowed_ips", network
+    if settings.server is not None and literal(settings.server) is not None:
+        yield f"{role}.server", split(settings.server)[0]
+    if settings.metrics_listen is not None:
+        yield f"{role}.metrics_listen", settings.metrics_listen[0]

@@ -10,9 +10,10 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-from oxidize import logs
+from oxidize import logs, signals
 from oxidize.client.connection import Connection
 from oxidize.client.host_setup import HostSetup, has_host_setup
 from oxidize.clock import boot_time
@@ -33,6 +34,7 @@ from oxidize.runtime.error_count import ErrorCount
 from oxidize.runtime.flood_filter import FloodFilter
 from oxidize.runtime.http_binding import HttpBinding
 from oxidize.runtime.http_endpoints import State, ThrottledRender, make_respond, serve_http
+from oxidize.runtime.lost_lines import LostLines
 from oxidize.runtime.network_keeper import NetworkKeeper
 from oxidize.runtime.parts import NodeParts
 from oxidize.runtime.peer_lookups import PeerLookups
@@ -80,6 +82,7 @@ class Node:
         counters = parts.state.arena.counters
         self.counters = counters
         self.error_count = ErrorCount(counters)
+        self._lost_lines = LostLines(counters, loop)
         self._data_path = DataPath(parts.device, parts.udp, parts.tunnel, counters, boot_time, refusal)
         self._flood_filter = FloodFilter(parts.device.admission, parts.udp, counters)
         # Of the loop while it serves:
@@ -207,9 +210,11 @@ class Node:
     def serve(self) -> None:
         """Read, send and handle signals from now on; only the owner may call this."""
         self.error_count.begin()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        self._lost_lines.begin()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._loop.on_signal(number, self.handle_termination)
-        self._loop.on_signal(signal.SIGHUP, lambda: log.warning("SIGHUP changes nothing: use `oxidize reload`"))
+        # Until now it ended a successor that hangs; the others were set before, see `daemon`.
+        self._loop.on_signal(signals.ALARM, partial(log.warning, signals.text_for(signals.ALARM)))
         self.udp.take_ownership(report_errors=self.connection is not None, fwmark=self.settings.fwmark)
         self._flood_filter.begin()
         self._loop.register(self.udp.fileno(), READABLE, self._data_path.from_udp)
@@ -259,6 +264,7 @@ class Node:
         self.udp.end_ownership()
         self.device.freeze()
         self.error_count.end()
+        self._lost_lines.end()
 
     def notify_ready(self) -> None:
         """Tell the service manager that this generation serves."""
@@ -383,6 +389,7 @@ class Node:
         if self.host_setup is not None:
             self.host_setup.close()
         self.error_count.end()
+        self._lost_lines.end()
         self.session_state.close()
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from oxidize.control import reload
+from oxidize.control.reload_channel import Control
 from oxidize.errors import OxidizeError
 from oxidize.runtime import daemon
 from tests.support.sim.files import Connection, File, Tun, Udp
@@ -116,7 +117,9 @@ class Manager:
         environ = {"JOURNAL_STREAM": "1:1"}
         if self.is_managing and is_managed:
             environ["NOTIFY_SOCKET"] = NOTIFY
-        process = self._kernel.spawn("server", lambda: daemon.run("server", CONFIG, "info", control_fd), environ)
+        process = self._kernel.spawn(
+            "server", lambda: daemon.run("server", CONFIG, "info", Control(control_fd)), environ
+        )
         self._world.prepare(process)
         self.servers.append(process)
         self._kernel.count("processes")

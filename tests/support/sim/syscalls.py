@@ -279,12 +279,15 @@ class Mmap:
 class Signal:
     """The module `signal`."""
 
-    SIGTERM, SIGINT, SIGHUP, SIGKILL = (
+    SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGKILL, SIGTTOU = (
         real_signal.SIGTERM,
         real_signal.SIGINT,
+        real_signal.SIGQUIT,
         real_signal.SIGHUP,
         real_signal.SIGKILL,
+        real_signal.SIGTTOU,
     )
+    SIG_IGN = real_signal.SIG_IGN
 
     def set_wakeup_fd(self, fd: int, *, warn_on_full_buffer: bool = True) -> int:
         process = kernel().current

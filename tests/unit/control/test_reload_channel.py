@@ -121,3 +121,29 @@ def test_the_last_message_of_a_successor_that_leaves_go_unread_is_received() -> 
         Control(far.detach()).done({"generation": 2})
         assert receive(near) == {"event": "done", "pid": os.getpid(), "generation": 2}
         assert receive(near) is None
+
+
+def test_a_failure_is_told_only_where_a_coordinator_gets_it(pair: Pair) -> None:
+    coordinator, control = pair
+    control.failed("why")
+    assert control.has_told_failure
+    assert sent(coordinator)["reason"] == "why"
+
+
+def test_a_failure_is_not_told_to_a_coordinator_that_has_ended(pair: Pair) -> None:
+    coordinator, control = pair
+    coordinator.close()
+    control.failed("why")
+    assert not control.has_told_failure
+
+
+def test_a_failure_after_done_is_not_told(pair: Pair) -> None:
+    _, control = pair
+    control.done({"generation": 2})
+    assert not control.has_told_failure
+
+
+def test_a_failure_without_a_coordinator_is_not_told() -> None:
+    control = Control(None)
+    control.failed("why")
+    assert not control.has_told_failure
