@@ -43,6 +43,13 @@ lock() { # WHO
 	echo "pid $$, $1, since $(date -u +%Y-%m-%dT%H:%M:%SZ)" > "$lock"
 }
 
+# Instead of pip's, which say nothing that helps where the interpreter has gone.
+put_launcher() { # PROGRAM FUNCTION, into `release`, called `name`
+	python=$("$release/bin/python" -c 'import sys; print("Python %d.%d" % sys.version_info[:2])')
+	sed "s|@RELEASE@|$PREFIX/releases/$name|g; s|@PYTHON@|$python|g; s|@ENTRY@|$2|g" systemd/launcher > "$release/bin/$1"
+	chmod 755 "$release/bin/$1"
+}
+
 # A folder is a release only once it has its release.json, which is written last: no half-built release is ever found.
 build_release() { # NAME VERSION REVISION
 	name=$1
@@ -64,6 +71,9 @@ build_release() { # NAME VERSION REVISION
 	cp -R pyproject.toml README.md LICENSE oxidize "$work/source"
 	$pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$work" "$work/source"
 	$pip install --quiet --no-deps --no-index --no-compile "$work"/*.whl
+	put_launcher oxidize main
+	put_launcher oxidize-server server_main
+	put_launcher oxidize-client client_main
 	# A server needs no tools to install packages.
 	$pip uninstall --quiet --yes --root-user-action=ignore setuptools wheel packaging pip
 	find "$release" -name __pycache__ -prune -exec rm -rf {} +

@@ -11,7 +11,7 @@ from rich.text import Text
 from oxidize.cli.common import echo
 from oxidize.deploy.history import History
 from oxidize.deploy.lock import lock_holder
-from oxidize.deploy.releases import Release, Releases
+from oxidize.deploy.releases import Release, Releases, interpreter_problem
 from oxidize.deploy.retention import left_behind, release_before
 from oxidize.terminal.table import print_lines, table
 from oxidize.terminal.units import milliseconds
@@ -48,6 +48,7 @@ def describe(releases: Releases, past: History, running_folder: str | None, prob
                 "built_unix": release.built_unix,
                 "revision": release.revision,
                 "marks": list(marks(release)),
+                "problem": interpreter_problem(release),
             }
             for release in installed
         ],
@@ -71,6 +72,9 @@ def render(found: dict[str, Any], deployments_shown: int) -> None:
         _print_fitting(console, RELEASE_HEADINGS, rows, lambda row: _stacked(row[0], f"built {row[2]}", row[4]))
     else:
         echo("no release is installed: `sudo make install` makes one")
+    for each in found["releases"]:
+        if each["problem"]:
+            echo(f"{each['name']}: cannot run: {each['problem']}")
     for name in found["incomplete"]:
         what = (
             "its build was interrupted; the next deployment removes it" if found["holder"] is None else "is being built"

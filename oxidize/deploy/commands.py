@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from oxidize.deploy.releases import Release, Releases
+from oxidize.deploy.releases import Release, Releases, interpreter_problem
 from oxidize.errors import DeployError
 from oxidize.oom_score import OomScore
 from oxidize.text import printable
@@ -73,7 +73,12 @@ class Commands:
 
         Raises DeployError with every mistake, or with the import error.
         """
-        run([release.folder / "bin/python", "-P", "-c", f"import {SERVER_MODULE}"], owner)
+        try:
+            run([release.folder / "bin/python", "-P", "-c", f"import {SERVER_MODULE}"], owner)
+        except DeployError as error:
+            if problem := interpreter_problem(release):
+                raise DeployError(problem) from error
+            raise
         return run([release.program, "check", "-c", self._config_path], owner)
 
     def rehearse(self, release: Release, owner: Owner) -> Rehearsed:

@@ -8,12 +8,14 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from oxidize.errors import DeployError
 
 DESCRIPTION = "release.json"
+INTERPRETER_SECS_MAX = 10.0  # for the interpreter of a release to name its version
 PROC = Path("/proc")
 
 
@@ -111,6 +113,34 @@ class Releases:
             return [entry for entry in self._folder.iterdir() if entry.is_dir() and not entry.is_symlink()]
         except OSError:
             return []
+
+
+def interpreter_problem(release: Release) -> str:
+    """Return why the interpreter of a release does not run it, with the remedy, "" if it does.
+
+    A release has the packages of the Python that it was built with; its interpreter is the machine's, which an upgrade
+    of the distribution replaces.
+    """
+    built_with = sorted(entry.name for entry in release.folder.glob("lib/python*"))
+    program = release.folder / "bin/python"
+    code = "import sys; print('python%d.%d' % sys.version_info[:2])"
+    try:
+        done = subprocess.run(
+            [program, "-I", "-S", "-c", code],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=INTERPRETER_SECS_MAX,
+            check=False,
+        )
+        found = done.stdout.strip() or f"exit status {done.returncode}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        found = getattr(error, "strerror", None) or "no answer"
+    if not built_with or found in built_with:
+        return ""
+    expected = ", ".join(built_with)
+    return f"{program}: {found}: expected {expected}, as it was built with; install it again with `make install`"
 
 
 def is_in_use(folder: Path) -> bool:
