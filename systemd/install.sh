@@ -46,7 +46,7 @@ lock() { # WHO
 # Instead of pip's, which say nothing that helps where the interpreter has gone.
 put_launcher() { # PROGRAM FUNCTION, into `release`, called `name`
 	python=$("$release/bin/python" -c 'import sys; print("Python %d.%d" % sys.version_info[:2])')
-	sed "s|@RELEASE@|$PREFIX/releases/$name|g; s|@PYTHON@|$python|g; s|@ENTRY@|$2|g" systemd/launcher > "$release/bin/$1"
+	sed "s|@RELEASE@|$PREFIX/releases/$name|g; s|@PYTHON@|$python|g; s|@ENTRY@|$2|g" systemd/launcher.in > "$release/bin/$1"
 	chmod 755 "$release/bin/$1"
 }
 

@@ -9,7 +9,7 @@ import pytest
 
 from oxidize.deploy.releases import Releases, interpreter_problem
 
-LAUNCHER = Path(__file__).parents[3] / "systemd/launcher"
+LAUNCHER = Path(__file__).parents[3] / "systemd/launcher.in"
 HERE = f"python{sys.version_info.major}.{sys.version_info.minor}"
 
 
