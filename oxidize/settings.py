@@ -37,6 +37,7 @@ class NodeSettings(NodeTable):
     server: str | None = None
     fwmark: int = 0
     name_servers: NameServers | None = None
+    kill_switch: bool = False
 
     @classmethod
     def of_server(cls, config: ServerConfig) -> "NodeSettings":

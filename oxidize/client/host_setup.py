@@ -1,10 +1,12 @@
-"""What a client sets on its host beyond its interface: policy routing, DNS, and the cleanup guard for both.
+"""What a client sets on its host beyond its interface: packet filter, policy routing, DNS, and their cleanup guard.
 
 The rule: `check_host_setup` finds every obstacle before anything is changed, at a reload while the predecessor serves.
 Only the owner changes anything, after the hand-off. The first of these reverts it: the process itself when it ends for
-good, its cleanup guard, or ExecStopPost= of its unit under systemd.
+good, its cleanup guard, or ExecStopPost= of its unit under systemd. A kill switch ends with a planned end alone: not
+with a crash, nor where the client gives up.
 """
 
+import contextlib
 import os
 import socket
 import time
@@ -16,6 +18,7 @@ from oxidize.config import NameServers
 from oxidize.errors import OxidizeError
 from oxidize.hostnet.cleanup_guard import Cleanup, start_guard, update_guard
 from oxidize.hostnet.dns_config import Pause, apply_dns, check_dns, record_name, revert_dns
+from oxidize.hostnet.packet_filter import Filter, FilterPart, apply_filter, prove_filter, remove_filter
 from oxidize.hostnet.part import Part
 from oxidize.hostnet.policy_routing import Policy, PolicyPart, apply_policy, check_policy, remove_policy
 from oxidize.service_manager import notify, systemctl
@@ -36,6 +39,8 @@ def check_host_setup(settings: NodeSettings, replaced: Collection[str] = ()) -> 
     if settings.default_routes:
         _check_mark(settings.fwmark)
         check_policy(_policy(settings), [settings.interface, *replaced])
+    if settings.kill_switch:
+        prove_filter(_filter(settings))
 
 
 def has_host_setup(settings: NodeSettings) -> bool:
@@ -50,6 +55,8 @@ def revert_host_setup(before: Mapping[str, Any], interfaces: Collection[str], pa
     """
     for change in remove_policy(interfaces):
         log.info("policy routing", change=change)
+    for change in remove_filter(interfaces):
+        log.info("packet filter", change=change)
     if before:
         revert_dns(before.get("interface"), str(before.get("record")), pause)
 
@@ -59,11 +66,14 @@ class HostSetup:
 
     port: that of its UDP socket. guard_fd: the pipe to the guard that a predecessor started; `close` closes it.
     installed_dns: the name servers that are set, for a successor to compare with its own; empty if there are none.
+    log_fd: of the client's log, for a guard that is started.
     """
 
     def __init__(self, settings: NodeSettings, port: int, guard_fd: int | None) -> None:
         self.guard_fd = guard_fd
+        self.log_fd = 2
         self._is_reverted = False
+        self._is_unprotected = False
         self.installed_dns: dict[str, Any] = {}
         self._settings = settings
         self._port = port
@@ -72,7 +82,32 @@ class HostSetup:
     def parts(self) -> list[Part]:
         """What is set, for `runtime.network_keeper` to compare with the kernel's state."""
         policy = _policy(self._settings)
-        return [PolicyPart(policy, self._settings.interface, self._port)] if policy.versions else []
+        rules = [PolicyPart(policy, self._settings.interface, self._port)] if policy.versions else []
+        return [FilterPart(_filter(self._settings)), *rules]
+
+    def protect(self) -> None:
+        """Bring the packet filter to what the settings and this machine's networks say; it comes before any packet.
+
+        Raises OxidizeError if there is no kill switch although one is configured.
+        """
+        if self._is_reverted:
+            return
+        try:
+            for change in apply_filter(_filter(self._settings)):
+                log.info("packet filter", change=change)
+        except OxidizeError as error:
+            if self._settings.kill_switch:
+                raise
+            if not self._is_unprotected:
+                log.warning("a neighbour could send into the tunnel's flows", reason=str(error))
+            self._is_unprotected = True
+
+    def follow_network(self) -> None:
+        """Bring the packet filter to the networks that this machine has now; a failure is logged."""
+        try:
+            self.protect()
+        except OxidizeError as error:
+            log.error("the kill switch is not in force", reason=str(error))
 
     def apply(self, before: Mapping[str, Any], replaced: Collection[str] = (), pause: Pause = time.sleep) -> None:
         """Bring the host to what the settings say; raises OxidizeError.
@@ -84,6 +119,8 @@ class HostSetup:
         self._update_guard()
         for change in apply_policy(_policy(settings), settings.interface, self._port, replaced):
             log.info("policy routing", change=change)
+        for change in remove_filter(set(replaced) - {settings.interface}):
+            log.info("packet filter", change=change)
         names = self._names
         now = self._describe(names) if names is not None else {}
         if before and before.get("record") != now.get("record"):
@@ -105,12 +142,21 @@ class HostSetup:
             revert_dns(self._settings.interface, self._record(), pause)
         self.apply({}, (), pause)
 
-    def revert(self) -> None:
-        """Remove everything that was set; a failure is logged, and left to the guard or the unit."""
+    def revert(self, *, spare_kill_switch: bool = False) -> None:
+        """Remove everything that was set; a failure is logged, and left to the guard or the unit.
+
+        spare_kill_switch: leave that, for the end is not a planned one.
+        """
         self._is_reverted = True
+        interface = self._settings.interface
         try:
-            for change in remove_policy([self._settings.interface]):
+            if self.guard_fd is not None and not spare_kill_switch:
+                with contextlib.suppress(OSError):  # the interface is gone: the guard keeps what it was told before
+                    update_guard(self.guard_fd, self._cleanup(is_ending=True))
+            for change in remove_policy([interface]):
                 log.info("policy routing", change=change)
+            for change in remove_filter([interface], spare_kill_switch=spare_kill_switch):
+                log.info("packet filter", change=change)
             if self.installed_dns:
                 revert_dns(self.installed_dns["interface"], self.installed_dns["record"])
             if self.guard_fd is not None:
@@ -145,18 +191,27 @@ class HostSetup:
 
     def _update_guard(self) -> None:
         """Start or update the guard for what is about to be set, unless a service manager does its work."""
-        if notify.is_managed() or not (self._settings.default_routes or self._names):
+        if notify.is_managed():
             return
-        index = socket.if_nametoindex(self._settings.interface)
-        cleanup = Cleanup(interface_index=index, record=self._record() if self._names else None)
+        cleanup = self._cleanup()
         if self.guard_fd is not None:
             if update_guard(self.guard_fd, cleanup):
                 return
             self.close()
         try:
-            self.guard_fd = start_guard(cleanup)
+            self.guard_fd = start_guard(cleanup, self.log_fd)
         except OSError as error:
             log.warning("no cleanup guard: a crash would leave rules behind until the next start", reason=str(error))
+
+    def _cleanup(self, *, is_ending: bool = False) -> Cleanup:
+        interface = self._settings.interface
+        record = self._record() if self._names else None
+        index = socket.if_nametoindex(interface)
+        return Cleanup(interface_index=index, record=record, interface=interface, is_ending=is_ending)
+
+
+def _filter(settings: NodeSettings) -> Filter:
+    return Filter(settings.interface, tuple(settings.addresses), settings.routes, settings.fwmark, settings.kill_switch)
 
 
 def _policy(settings: NodeSettings) -> Policy:

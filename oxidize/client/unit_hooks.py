@@ -9,6 +9,7 @@ from pathlib import Path
 
 from oxidize import config
 from oxidize.hostnet.dns_config import apply_dns, record_name, revert_dns
+from oxidize.hostnet.packet_filter import remove_filter
 from oxidize.hostnet.policy_routing import remove_policy
 from oxidize.service_manager import systemctl
 
@@ -16,11 +17,13 @@ from oxidize.service_manager import systemctl
 def clean_up(config_path: Path, *, gave_up: bool) -> list[str]:
     """Remove the client's rules unless its unit will restart; return the changes, a line each. Raises OxidizeError.
 
-    The interface may still be there: systemd's store holds it until after the last hook.
+    A kill switch stays where the client gave up: that is no planned end. The interface may still be there: systemd's
+    store holds it until after the last hook.
     """
     if systemctl.will_restart() and not gave_up:
         return []
-    return remove_policy([config.client_interface_of(config_path)])
+    interface = config.client_interface_of(config_path)
+    return [*remove_policy([interface]), *remove_filter([interface], spare_kill_switch=gave_up)]
 
 
 def set_names(config_path: Path) -> list[str]:

@@ -42,6 +42,7 @@ def check_client(client: Checked[ClientTable], report: Report) -> None:
     _check_foreign(client, [client], "server_public_key", report)
     _check_overlaps([client], report)
     check_client_network(client, report)
+    _check_kill_switch(client, report)
     _warn_of_client_routes(client, report)
 
 
@@ -192,6 +193,15 @@ def check_client_network(client: Checked[ClientTable], report: Report) -> None:
     if servers:
         expected = 'no name servers with network = "userspace", which routes nothing of this machine'
         report.wrong("client.dns", client.given["dns"], expected, remedy)
+
+
+def _check_kill_switch(client: Checked[ClientTable], report: Report) -> None:
+    networks = client.valid.get("allowed_ips")
+    if not client.valid.get("kill_switch") or networks is None:
+        return
+    if not any(network.prefixlen == 0 for network in networks):
+        expected = "a default route, 0.0.0.0/0 or ::/0, in allowed_ips: without one nothing would reach the Internet"
+        report.wrong("client.kill_switch", True, expected, "add it, or remove kill_switch")
 
 
 def _warn_of_client_routes(client: Checked[ClientTable], report: Report) -> None:

@@ -208,6 +208,11 @@ class ClientTable(NodeTable):
     )
     """The mark of the tunnel's own packets where `allowed_ips` has a default route, and the number of the routing table
     with that route. The default is 0x6f78."""
+    kill_switch: bool = Field(default=False, description="true or false")
+    """Whether nothing leaves this machine past the tunnel: only the tunnel's own packets, traffic to networks that the
+    machine is connected to directly (of private addresses), and what a link needs (DHCP, IPv6's neighbour discovery).
+    It holds from the client's start to its stop, also while no client runs after a crash, and needs a default route in
+    `allowed_ips`. [All traffic through the tunnel](client.md#all-traffic-through-the-tunnel) says what ends it."""
     interface: _InterfaceName = Field(CLIENT_INTERFACE, description="a name")
     """The name of the network interface: 1 to 15 letters, digits and `_ = + . -`, not beginning with `-`."""
     metrics_listen: _ListenOrOff = Field(

@@ -12,7 +12,7 @@ import errno
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from oxidize.config import InterfaceAddress, Network
+from oxidize.config import InterfaceAddress
 from oxidize.errors import ConfigError
 from oxidize.hostnet import nftables as nft
 from oxidize.hostnet.nftables import Message, NftError, NftSocket, Table
@@ -27,8 +27,6 @@ _PRIORITY_MANGLE, _PRIORITY_SRCNAT = -150, 100  # linux/netfilter_ipv4.h
 _TCP = 6
 _TCP_FLAGS_OFFSET = 13  # RFC 9293, section 3.1
 _SYN, _RST = 0x02, 0x04
-_SOURCE_OFFSET = {4: 12, 6: 8}  # RFC 791, RFC 8200
-_FAMILY = {4: nft.NFPROTO_IPV4, 6: nft.NFPROTO_IPV6}
 
 
 def table_name(interface: str) -> str:
@@ -186,12 +184,5 @@ def table_messages(interface: str, addresses: Iterable[InterfaceAddress], *, exc
     # Packets from this machine to itself pass here too, by lo, and must keep their address.
     elsewhere = [nft.interface_is(nft.NFT_META_OIFNAME, each, negate=True) for each in (interface, "lo")]
     for network in sorted({address.network for address in addresses}, key=str):
-        messages.append(nft.new_rule(name, POSTROUTING, *elsewhere, _comes_from(network), nft.masquerade()))
+        messages.append(nft.new_rule(name, POSTROUTING, *elsewhere, nft.comes_from(network), nft.masquerade()))
     return messages
-
-
-def _comes_from(network: Network) -> bytes:
-    address, mask = network.network_address.packed, network.netmask.packed
-    offset = _SOURCE_OFFSET[network.version]
-    family = nft.meta_is(nft.NFT_META_NFPROTO, _FAMILY[network.version])
-    return family + nft.payload_is(nft.NFT_PAYLOAD_NETWORK_HEADER, offset, address, mask)

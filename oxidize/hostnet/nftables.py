@@ -1,15 +1,16 @@
-"""The few nftables messages that `nat` needs, over a netlink socket that may change hands.
+"""The nftables messages of `nat` and `packet_filter`: the one place where rules of the kernel's firewall are written.
 
-The rule: a table is made with NFT_TABLE_F_OWNER (Linux 5.12), so it belongs to the socket: no other socket may change
-it, and the kernel removes it once the last holder has closed its socket. The owner is the socket's port, not a process,
-so a socket passed by SCM_RIGHTS or by a service manager's store stays the owner. A change is one batch, which the
-kernel applies completely or not at all.
+The rule: a change is one batch, which the kernel applies completely or not at all. A table made with NFT_TABLE_F_OWNER
+(Linux 5.12) belongs to the socket: no other socket may change it, and the kernel removes it once the last holder has
+closed its socket. The owner is the socket's port, not a process, so a socket passed by SCM_RIGHTS or by a service
+manager's store stays the owner. A table without an owner stays until a process removes it.
 
 Sources: nfnetlink(7) and netlink(7), linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h; `nft --debug=netlink`
 shows the expressions of a rule. It needs CAP_NET_ADMIN.
 """
 
 import errno
+import hashlib
 import os
 import socket
 import struct
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from oxidize.config.values import HostAddress, Network
 from oxidize.errors import OxidizeError
 
 # --- linux/netlink.h ---
@@ -36,26 +38,29 @@ NFNL_SUBSYS_NFTABLES = 10
 
 # --- linux/netfilter.h ---
 NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6 = 1, 2, 10
-NF_INET_FORWARD, NF_INET_POST_ROUTING = 2, 4
+NF_INET_PRE_ROUTING, NF_INET_FORWARD, NF_INET_POST_ROUTING = 0, 2, 4
+NF_DROP, NF_ACCEPT = 0, 1
 
 # --- linux/netfilter/nf_tables.h: messages ---
 NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_DELTABLE = 0, 1, 2
-NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_DELRULE = 3, 6, 8
-NFT_TABLE_F_OWNER = 0x2
+NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_GETRULE, NFT_MSG_DELRULE = 3, 6, 7, 8
+NFT_TABLE_F_DORMANT, NFT_TABLE_F_OWNER = 0x1, 0x2
 NFTA_TABLE_NAME, NFTA_TABLE_FLAGS, NFTA_TABLE_OWNER = 1, 2, 7
 NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_TYPE = 1, 3, 4, 7
 NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY = 1, 2
-NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS = 1, 2, 4
+NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS, NFTA_RULE_USERDATA = 1, 2, 4, 7
 
 # --- linux/netfilter/nf_tables.h: expressions. All here pass their one value through one register ---
-NFT_REG_1 = 1
+NFT_REG_VERDICT, NFT_REG_1 = 0, 1
 NFTA_LIST_ELEM = 1
 NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 2
-NFTA_DATA_VALUE = 1
+NFTA_DATA_VALUE, NFTA_DATA_VERDICT = 1, 2
+NFTA_VERDICT_CODE = 1
+NFTA_IMMEDIATE_DREG, NFTA_IMMEDIATE_DATA = 1, 2
 NFTA_CMP_SREG, NFTA_CMP_OP, NFTA_CMP_DATA = 1, 2, 3
 NFT_CMP_EQ, NFT_CMP_NEQ = 0, 1
 NFTA_META_DREG, NFTA_META_KEY = 1, 2
-NFT_META_IIFNAME, NFT_META_OIFNAME, NFT_META_NFPROTO, NFT_META_L4PROTO = 6, 7, 15, 16
+NFT_META_MARK, NFT_META_IIFNAME, NFT_META_OIFNAME, NFT_META_NFPROTO, NFT_META_L4PROTO = 3, 6, 7, 15, 16
 NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN = 1, 2, 3, 4
 NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER = 1, 2
 NFTA_BITWISE_SREG, NFTA_BITWISE_DREG, NFTA_BITWISE_LEN, NFTA_BITWISE_MASK, NFTA_BITWISE_XOR = 1, 2, 3, 4, 5
@@ -66,6 +71,14 @@ NFT_BYTEORDER_HTON = 1
 NFTA_EXTHDR_TYPE, NFTA_EXTHDR_OFFSET, NFTA_EXTHDR_LEN, NFTA_EXTHDR_OP, NFTA_EXTHDR_SREG = 2, 3, 4, 6, 7
 NFT_EXTHDR_OP_TCPOPT = 1
 _TCPOPT_MAXSEG = 2  # RFC 9293, section 3.1: the maximum segment size, which stands at 2 of its option
+
+# --- libnftnl/udata.h: data of a rule that the kernel keeps and does not read ---
+_UDATA_COMMENT = 0  # which nft(8) shows
+_UDATA_DIGEST = 0x6F  # this program's: of the expressions
+_COMMENT_BYTES = 120
+
+_SOURCE_OFFSET, _DESTINATION_OFFSET = {4: 12, 6: 8}, {4: 16, 6: 24}  # RFC 791, RFC 8200
+_FAMILY = {4: NFPROTO_IPV4, 6: NFPROTO_IPV6}
 
 _INTERFACE_NAME_SIZE = 16  # IFNAMSIZ: names are compared whole, with the NULs after them
 _ANSWER_BYTES_MAX = 65_536
@@ -92,10 +105,28 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """An existing table. owner: the port of the socket that owns it, 0 for none."""
+    """An existing table. owner: the port of the socket that owns it, 0 for none. is_dormant: its rules do nothing."""
 
     name: str
     owner: int
+    is_dormant: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of a chain. comment: what it is for, as nft(8) shows it. expressions: joined; unknown for a read one."""
+
+    chain: str
+    comment: str
+    expressions: bytes
+
+    @property
+    def identity(self) -> tuple[str, bytes]:
+        """The chain and the data that the kernel keeps with the rule, by which it is found again."""
+        comment = self.comment.encode()[:_COMMENT_BYTES] + b"\0"
+        digest = hashlib.sha256(self.expressions).digest()[:8]
+        parts = ((_UDATA_COMMENT, comment), (_UDATA_DIGEST, digest))
+        return self.chain, b"".join(bytes([kind, len(value)]) + value for kind, value in parts)
 
 
 # --- Attributes and expressions ---
@@ -143,6 +174,46 @@ def interface_is(key: int, name: str, *, negate: bool = False) -> bytes:
 def meta_is(key: int, value: int) -> bytes:
     """Match packets by NFT_META_NFPROTO or NFT_META_L4PROTO."""
     return _meta(key) + _compare(NFT_CMP_EQ, bytes([value]))
+
+
+def mark_is(mark: int) -> bytes:
+    """Match packets by their mark, as SO_MARK sets it."""
+    return _meta(NFT_META_MARK) + _compare(NFT_CMP_EQ, struct.pack("=I", mark))
+
+
+def family_is(version: int) -> bytes:
+    """Match packets of IPv4 or IPv6."""
+    return meta_is(NFT_META_NFPROTO, _FAMILY[version])
+
+
+def comes_from(network: Network) -> bytes:
+    """Match packets by the network of their source."""
+    return _address_in(_SOURCE_OFFSET, network)
+
+
+def goes_to(network: Network) -> bytes:
+    """Match packets by the network of their destination."""
+    return _address_in(_DESTINATION_OFFSET, network)
+
+
+def goes_to_host(address: HostAddress) -> bytes:
+    """Match packets by their destination."""
+    every_bit = b"\xff" * len(address.packed)
+    return _address_is(_DESTINATION_OFFSET, address.version, address.packed, every_bit)
+
+
+def _address_in(offsets: dict[int, int], network: Network) -> bytes:
+    return _address_is(offsets, network.version, network.network_address.packed, network.netmask.packed)
+
+
+def _address_is(offsets: dict[int, int], version: int, address: bytes, mask: bytes) -> bytes:
+    return family_is(version) + payload_is(NFT_PAYLOAD_NETWORK_HEADER, offsets[version], address, mask)
+
+
+def decide(verdict: int) -> bytes:
+    """End the way of a packet through a chain: NF_ACCEPT or NF_DROP."""
+    code = _nested(NFTA_DATA_VERDICT, _number(NFTA_VERDICT_CODE, verdict))
+    return _expression("immediate", _number(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT), _nested(NFTA_IMMEDIATE_DATA, code))
 
 
 def payload_is(header: int, offset: int, value: bytes, mask: bytes) -> bytes:
@@ -202,6 +273,11 @@ def new_table(name: str, *, exclusive: bool) -> Message:
     return Message(NFT_MSG_NEWTABLE, flags, _text(NFTA_TABLE_NAME, name) + _number(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER))
 
 
+def new_table_without_owner(name: str) -> Message:
+    """Make a table that stays until it is removed, or wake it if it is dormant; a no-op if it exists."""
+    return Message(NFT_MSG_NEWTABLE, NLM_F_CREATE, _text(NFTA_TABLE_NAME, name) + _number(NFTA_TABLE_FLAGS, 0))
+
+
 def delete_table(name: str) -> Message:
     """Remove a table with its chains and rules."""
     return Message(NFT_MSG_DELTABLE, 0, _text(NFTA_TABLE_NAME, name))
@@ -224,6 +300,12 @@ def new_rule(table: str, chain: str, *expressions: bytes) -> Message:
     names = _text(NFTA_RULE_TABLE, table) + _text(NFTA_RULE_CHAIN, chain)
     attributes = names + _nested(NFTA_RULE_EXPRESSIONS, *expressions)
     return Message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, attributes)
+
+
+def new_marked_rule(table: str, rule: Rule) -> Message:
+    """Add a rule at the end of its chain, with the data by which `NftSocket.rules` finds it again."""
+    bare = new_rule(table, rule.chain, rule.expressions)
+    return Message(bare.kind, bare.flags, bare.attributes + _attribute(NFTA_RULE_USERDATA, rule.identity[1]))
 
 
 # --- The socket ---
@@ -273,11 +355,19 @@ class NftSocket:
 
     def tables(self) -> list[Table]:
         """Return all tables of the family inet; raises OxidizeError, and NftError if the kernel refuses."""
-        for _ in range(_DUMPS_MAX):
-            found, is_whole = self._dump()
-            if is_whole:
-                return found
-        raise OxidizeError("nftables: the tables change faster than they can be read")
+        found = []
+        for attributes in self._dump(NFT_MSG_GETTABLE, NFT_MSG_NEWTABLE):
+            owner, flags = (
+                struct.unpack(">I", attributes.get(kind, bytes(4)))[0] for kind in (NFTA_TABLE_OWNER, NFTA_TABLE_FLAGS)
+            )
+            name = _text_of(attributes[NFTA_TABLE_NAME])
+            found.append(Table(name, owner, is_dormant=bool(flags & NFT_TABLE_F_DORMANT)))
+        return found
+
+    def rules(self, table: str) -> list[tuple[str, bytes]]:
+        """Return chain and kept data of each rule of a table, in order (`Rule.identity`); raises as `tables` does."""
+        read = self._dump(NFT_MSG_GETRULE, NFT_MSG_NEWRULE, _text(NFTA_RULE_TABLE, table))
+        return [(_text_of(each[NFTA_RULE_CHAIN]), each.get(NFTA_RULE_USERDATA, b"")) for each in read]
 
     def fileno(self) -> int:
         """Return the file descriptor, -1 after `close`."""
@@ -306,24 +396,31 @@ class NftSocket:
         if not answers.keys() >= set(expected):
             raise OxidizeError(f"nftables: {len(answers)} answers, expected {len(expected)}; the result is unknown")
 
-    def _dump(self) -> tuple[list[Table], bool]:
+    def _dump(self, question: int, answer: int, attributes: bytes = b"") -> list[dict[int, bytes]]:
+        """Return the attributes of all answers to a question; raises OxidizeError, and NftError if refused."""
+        for _ in range(_DUMPS_MAX):
+            found = self._dump_once(question, answer, attributes)
+            if found is not None:
+                return found
+        raise OxidizeError("nftables: the tables change faster than they can be read")
+
+    def _dump_once(self, question: int, answer: int, attributes: bytes) -> list[dict[int, bytes]] | None:
+        """Return the attributes, or None where a change came between the parts of the answer."""
         self._discard_answers()
-        kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE
-        self._send(_packed(kind, NLM_F_REQUEST | NLM_F_DUMP, self._next(1), 0, family=NFPROTO_INET))
+        kind = NFNL_SUBSYS_NFTABLES << 8 | question
+        self._send(_packed(kind, NLM_F_REQUEST | NLM_F_DUMP, self._next(1), 0, attributes, family=NFPROTO_INET))
         found = []
         is_whole = False
-        for answer, flags, _, code, body in self._answers():
+        for kind, flags, _, code, body in self._answers():
             if flags & NLM_F_DUMP_INTR:
-                return [], False
-            if answer == NLMSG_ERROR and code:
+                return None
+            if kind == NLMSG_ERROR and code:
                 raise NftError(-code, -1)
-            if answer == NLMSG_DONE:
+            if kind == NLMSG_DONE:
                 is_whole = True
-            elif answer == NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWTABLE:
-                attributes = dict(_attributes(body[4:]))  # after struct nfgenmsg
-                owner = struct.unpack(">I", attributes.get(NFTA_TABLE_OWNER, bytes(4)))[0]
-                found.append(Table(attributes[NFTA_TABLE_NAME].rstrip(b"\0").decode("utf-8", "replace"), owner))
-        return found, is_whole
+            elif kind == NFNL_SUBSYS_NFTABLES << 8 | answer:
+                found.append(dict(_attributes(body[4:])))  # after struct nfgenmsg
+        return found if is_whole else None
 
     def _next(self, count: int) -> int:
         self._sequence += count
@@ -363,6 +460,10 @@ def _packed(
     """Return one message: header, struct nfgenmsg, attributes."""
     body = struct.pack("=BB", family, 0) + struct.pack(">H", resource) + attributes
     return _NLMSGHDR.pack(_NLMSGHDR.size + len(body), kind, flags, sequence, 0) + body
+
+
+def _text_of(value: bytes) -> str:
+    return value.rstrip(b"\0").decode("utf-8", "replace")
 
 
 def _padded(length: int) -> int:

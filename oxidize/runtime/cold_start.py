@@ -142,6 +142,7 @@ class _ColdStart:
         if self._is_tunnel_new or self._must_store:
             self._store(partial(store_tunnel, node.tunnel))
         node.device.prepare()
+        self._protect(node)
         if self._is_tunnel_new and isinstance(self._tunnel, TunDevice):
             configure(node.interface)
             if node.host_setup is not None:
@@ -165,6 +166,15 @@ class _ColdStart:
         report = {"sessions": sessions, "refused": {}, "warnings": [], "blackout_ms": 0.0}
         control.done({"generation": node.generation, **report})
         return handover
+
+    def _protect(self, node: Node) -> None:
+        """Set the packet filter before a packet can leave; without it only a tunnel that is in service goes on."""
+        if node.host_setup is None:
+            return
+        if self._is_tunnel_new:
+            node.host_setup.protect()
+        else:
+            node.host_setup.follow_network()
 
     def _configure_again(self, node: Node) -> None:
         """Apply the settings to what outlived the previous process; the node serves already."""

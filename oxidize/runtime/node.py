@@ -337,7 +337,7 @@ class Node:
     def _end_service(self) -> None:
         """Stop for good, and revert what was set up outside of this process."""
         if self.host_setup is not None:
-            self.host_setup.revert()
+            self.host_setup.revert(spare_kill_switch=self.failure is not None)
         self._end()
 
     def _end(self) -> None:

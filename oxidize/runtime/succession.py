@@ -191,7 +191,8 @@ class Succession:
 
     def _last_steps(self, node: Node) -> list[Callable[[], None]]:
         """Return the work on the host's network that can wait until this process serves."""
-        steps: list[Callable[[], None]] = [partial(apply_nat, node.nat, self.loop.run_once)]
+        steps: list[Callable[[], None]] = [node.host_setup.protect] if node.host_setup is not None else []
+        steps += [partial(apply_nat, node.nat, self.loop.run_once)]
         if self.is_tunnel_new:
             steps.append(partial(store_tunnel, node.tunnel))
         if isinstance(node.tunnel, TunDevice):
@@ -209,7 +210,11 @@ class Succession:
         """Apply a client's host setup, or revert the predecessor's where the settings need none."""
         before, interfaces = self.before.installed_dns, self._interfaces_before()
         if node.host_setup is not None:
+            log_fd = self._fd(FdName.STDERR)
+            if log_fd is not None:  # not the pipe of the command that started this process: see `_take_log`
+                node.host_setup.log_fd = log_fd
             node.host_setup.apply(before, interfaces, self.loop.run_once)
+            node.host_setup.log_fd = 2
         elif interfaces:
             revert_host_setup(before, interfaces, self.loop.run_once)
 
