@@ -111,6 +111,7 @@ def figure(tally: Tally, verdict: Verdict) -> go.Figure:
         legend={"orientation": "h", "y": -0.14, "yanchor": "top", "x": 0, "itemsizing": "constant"},
         hoverlabel={"font": {"family": _FONT}},
         paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": _SOFT, "activecolor": _INK},
         xaxis={
             "title": {"text": "seconds since the schedule began", "font": {"size": 13}, "standoff": 12},
