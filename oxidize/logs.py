@@ -80,7 +80,7 @@ def configure(
     stream = _nonblocking_standard_error() if stream is None else stream
     is_journal = _is_journal(stream, environ)
     handler = _journal_handler() if is_journal else logging.StreamHandler(stream)
-    if environ.get("NOTIFY_SOCKET") and not is_journal:
+    if environ.get("NOTIFY_SOCKET") and not environ.get("OXIDIZE_HOLDER") and not is_journal:
         _import_journal()  # needed later: a missing package must not show in the middle of a takeover
     handler.setFormatter(_Formatter(with_header=not is_journal))
     setattr(handler, _CONFIGURED, True)

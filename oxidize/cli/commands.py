@@ -35,9 +35,11 @@ from oxidize.cli.common import (
 from oxidize.config.values import format_key, parse_key
 from oxidize.log_output import open_standard_streams
 from oxidize.protocol.constants import KEY_SIZE
+from oxidize.service_manager import notify
 from oxidize.text import counted, own_release
 
 KEY_INPUT_BYTES_MAX = 4096
+FIRST_PID = 1
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 MODULES = {
     "deploy": "deploy:deploy",
@@ -49,12 +51,19 @@ MODULES = {
     "reload": "reload:reload",
     "rollback": "deploy:rollback",
     "status": "status_page:status",
+    "stop": "stop:stop",
     "watch": "watch:watch",
 }
 
 _control_option = click.option("--control-fd", type=int, hidden=True, help="Socket of the coordinator of a reload.")
 _log_level_option = click.option(
     "--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True, help="Lowest level to log."
+)
+
+_no_holder_option = click.option(
+    "--no-holder",
+    is_flag=True,
+    help="Serve in this process: a reload then ends it, and a crash ends the sessions. Systemd needs no holder.",
 )
 
 
@@ -112,28 +121,36 @@ def main() -> None:
 @config_option(SERVER_CONFIG)
 @_log_level_option
 @_control_option
-def server(config_path: Path, log_level: str, control_fd: int | None) -> None:
+@_no_holder_option
+def server(config_path: Path, log_level: str, control_fd: int | None, no_holder: bool) -> None:
     """Run a server in the foreground.
 
     If a server with the same takeover socket is already running, this one takes over its sockets and its sessions
     without losing a packet.
     """
-    _run("server", config_path, log_level, control_fd)
+    _run("server", config_path, log_level, control_fd, no_holder=no_holder)
 
 
 @main.command(short_help="Run a client in the foreground.")
 @config_option(CLIENT_CONFIG)
 @_log_level_option
 @_control_option
-def client(config_path: Path, log_level: str, control_fd: int | None) -> None:
+@_no_holder_option
+def client(config_path: Path, log_level: str, control_fd: int | None, no_holder: bool) -> None:
     """Run a client in the foreground.
 
     If a client with the same takeover socket is already running, this one takes over from it.
     """
-    _run("client", config_path, log_level, control_fd)
+    _run("client", config_path, log_level, control_fd, no_holder=no_holder)
 
 
-def _run(role: config.Role, config_path: Path, log_level: str, control_fd: int | None) -> NoReturn:
+def _run(
+    role: config.Role, config_path: Path, log_level: str, control_fd: int | None, *, no_holder: bool
+) -> NoReturn:
+    is_held = notify.is_managed() and os.getpid() != FIRST_PID  # which ends a container with it, whatever listens there
+    if control_fd is None and not no_holder and not is_held:
+        command = [sys.executable, "-P", "-m", "oxidize.holder", role, str(config_path.absolute()), log_level]
+        os.execv(command[0], command)  # noqa: S606  # without a shell; the holder needs none of this process's memory
     from oxidize.control.reload_channel import Control  # noqa: PLC0415  # as below
     from oxidize.runtime.daemon import run  # noqa: PLC0415  # the other commands need none of it
 

@@ -71,8 +71,9 @@ def replace_process(role: config.Role, config_path: Path, takeover_socket: Path,
         listener = takeover.who_listens(takeover_socket)
     if listener is None:
         raise query.NothingListensError(takeover_socket)
+    running_level, holder_name = _process_at(takeover_socket)
     report = coordinator.reload(
-        role, config_path, log_level or _log_level(takeover_socket), takeover_socket, listener[0]
+        role, config_path, log_level or running_level, takeover_socket, listener[0], holder_name
     )
     refused = (f"{counted(number, 'peer')} not moved: {reason}" for reason, number in report["refused"].items())
     return Reloaded(
@@ -83,13 +84,14 @@ def replace_process(role: config.Role, config_path: Path, takeover_socket: Path,
     )
 
 
-def _log_level(takeover_socket: Path) -> str:
-    """Return the log level of the running process, or "info" if it does not answer with one."""
+def _process_at(takeover_socket: Path) -> tuple[str, object]:
+    """Return the log level of the running process, "info" if it does not answer with one, and its holder's name."""
     try:
-        level = query.fetch(takeover_socket, query.IDENTITY).get("log_level")
+        found = query.fetch(takeover_socket, query.IDENTITY)
     except OxidizeError:
-        level = None
-    return str(level) if level in LOG_LEVELS else "info"
+        found = {}
+    level = found.get("log_level")
+    return str(level) if level in LOG_LEVELS else "info", found.get("holder")
 
 
 def who_serves(config_path: Path, role: config.Role, reason: str) -> list[str]:

@@ -185,13 +185,13 @@ class HostSetup:
 
     def _record(self) -> str:
         name = self._settings.interface
-        if notify.is_managed():
+        if notify.is_unit():
             return record_name(systemctl.own_name() or name)
         return record_name(name, socket.if_nametoindex(name))
 
     def _update_guard(self) -> None:
         """Start or update the guard for what is about to be set, unless a service manager does its work."""
-        if notify.is_managed():
+        if notify.is_unit():
             return
         cleanup = self._cleanup()
         if self.guard_fd is not None:
@@ -220,7 +220,7 @@ def _policy(settings: NodeSettings) -> Policy:
 
 def _sets_names() -> bool:
     """Return whether this process sets the name servers, and not a root hook of its unit."""
-    return os.geteuid() == 0 or not notify.is_managed()
+    return os.geteuid() == 0 or not notify.is_unit()
 
 
 def _check_mark(fwmark: int) -> None:

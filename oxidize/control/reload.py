@@ -20,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+from oxidize.control import holder
 from oxidize.control.reload_channel import Report, receive, send
 from oxidize.errors import OxidizeError, Phase, TakeoverError
 from oxidize.service_manager import notify, systemctl
@@ -38,11 +39,18 @@ class _SaidFailedError(TakeoverError):
     """The successor has said that it does not serve, and never will."""
 
 
-def reload(role: str, config_path: Path, log_level: str, takeover_socket: Path, predecessor_pid: int) -> Report:
+def reload(
+    role: str,
+    config_path: Path,
+    log_level: str,
+    takeover_socket: Path,
+    predecessor_pid: int,
+    holder_name: object = None,
+) -> Report:
     """Replace the process `predecessor_pid` by a new one; return the successor's report, with the `seconds` taken.
 
     Raises TakeoverError with the successor's reason. role: the subcommand that the successor runs, "server" or
-    "client". log_level: as on its command line.
+    "client". log_level: as on its command line. holder_name: of the predecessor's holder, which starts the successor.
     """
     started = time.monotonic()
     with contextlib.ExitStack() as undo:
@@ -53,10 +61,16 @@ def reload(role: str, config_path: Path, log_level: str, takeover_socket: Path, 
         except OSError as error:
             raise _cannot_start(error) from error
         undo.enter_context(channel)
-        command = [sys.executable, "-P", "-m", "oxidize", role, "-c", str(config_path)]
-        command += ["--log-level", log_level, "--control-fd", str(successor_end.fileno())]
+        command = [sys.executable, "-P", "-m", "oxidize", role, "-c", str(config_path.absolute())]
+        command += ["--log-level", log_level]
         with successor_end:
-            successor = _start_detached(command, successor_end.fileno())
+            connection = holder.connect(holder_name, {0, os.geteuid(), predecessor.uid})
+            if connection is not None:
+                with connection:
+                    successor = holder.start_successor(connection, command, successor_end.fileno())
+            else:
+                command += ["--control-fd", str(successor_end.fileno())]
+                successor = _start_detached(command, successor_end.fileno())
         undo.callback(successor.close)
 
         try:

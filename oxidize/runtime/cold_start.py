@@ -204,8 +204,10 @@ class _ColdStart:
         state = SessionState.create(oxidize.__version__, 1, boot_id(), settings.public_key, boot_time())
         node = self._make_node(state, 1)
         fds = dict(state.fds)
-        if settings.role == "client" and FdName.UDP not in self._fds:  # no socket unit holds it
+        if (settings.role == "client" or notify.is_held()) and FdName.UDP not in self._fds:  # no socket unit holds it
             fds[FdName.UDP] = self._udp.fileno()
+        if notify.is_held() and self._listener is not None and FdName.HTTP not in self._fds:
+            fds[FdName.HTTP] = self._listener.fileno()
 
         def store() -> None:
             for name, fd in fds.items():

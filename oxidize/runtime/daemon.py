@@ -107,12 +107,12 @@ def rights_of(settings: NodeSettings) -> set[Capability]:
 
 
 def _pause(control: Control, error: Exception, mistaken: Path | None = None) -> None:
-    """Pause before the exit, for the service manager restarts this process at once and without a limit.
+    """Pause before the exit, for systemd restarts this process at once and without a limit; a holder pauses itself.
 
     Not after COMMIT: no process serves until this one has ended. mistaken: the configuration that has the error.
     """
     owned = isinstance(error, TakeoverError) and error.phase is Phase.OWNING
-    if not notify.is_managed() or control.is_coordinated or owned:
+    if not notify.is_unit() or control.is_coordinated or owned:
         return
     if mistaken is not None and isinstance(error, ConfigError) and systemctl.was_restarted():
         notify.notify(f"STATUS=waiting for a correction: {error.problems[0]}")

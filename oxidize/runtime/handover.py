@@ -25,7 +25,8 @@ from oxidize.runtime.crash_loop import Stability
 from oxidize.runtime.fd_store import store_again
 from oxidize.runtime.freeze_preparation import FreezePreparation
 from oxidize.runtime.node import Node
-from oxidize.runtime.offer import READS_STAGED_MORE, FdName, OfferState, named_fd
+from oxidize.runtime.offer import HAS_MANAGER, READS_STAGED_MORE, FdName, OfferState, named_fd
+from oxidize.service_manager import notify
 from oxidize.state import writer_lock
 from oxidize.takeover.host import Answer, NamedFd, Offer
 from oxidize.takeover.listener import Listener
@@ -56,6 +57,8 @@ class Handover:
         self.node = node
         self._loop = loop
         self._lock = lock
+        self._successor_pid = 0
+        self._has_manager = False
         self.predecessor = Predecessor(
             Listener(node.settings.takeover_socket, required=must_listen),
             self,
@@ -107,6 +110,7 @@ class Handover:
         )
         # Not the node's own generation: a successor that died after COMMIT may have written a later one.
         offer = Offer(node.session_state.generation, tuple(self._descriptors()), state.encode())
+        self._successor_pid = hello.pid
         node.session_state.hold()  # last: an offer that cannot be made is never withdrawn
         self._preparation.begin()
         return offer
@@ -141,6 +145,7 @@ class Handover:
     def freeze(self, report: dict[str, Any]) -> dict[str, Any]:
         """Stop reading and sending, and record what only this process knows; return the contents of COMMIT."""
         self._preparation.stop()
+        self._has_manager = report.get(HAS_MANAGER) is True
         self.node.give_up_ownership()
         self.node.session_state.stop_writing()
         return {"journal_end": self.node.session_state.end}
@@ -187,6 +192,8 @@ class Handover:
 
     def finish(self, taken: dict[str, Any]) -> None:
         """End, for the successor owns; HTTP requests that are under way are answered first."""
+        if notify.is_held() and not self._has_manager:
+            notify.notify(f"MAINPID={self._successor_pid}")  # or its holder would end, and as PID 1 end the successor
         log.info("handed over", sessions=taken.get("sessions"), blackout_ms=taken.get("blackout_ms"))
         self._loop.add_timed(_Linger(self.node.http_server, self._loop))
 

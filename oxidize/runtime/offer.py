@@ -61,6 +61,7 @@ STATE = (FdName.JOURNAL, FdName.ARENA)  # one is of no use without the other
 STORED = tuple(name for name, traits in FDS.items() if traits.is_stored)
 
 READS_STAGED_MORE = "reads_staged_more"  # in the report of READY: whether the successor reads that kind of record
+HAS_MANAGER = "has_manager"  # in the same report: whether a service manager or a holder follows the successor
 
 DNS_KEYS: Mapping[str, type] = {"interface": str, "record": str, "servers": list, "domains": list}
 

@@ -23,6 +23,7 @@ from oxidize.protocol.counters import (
 from oxidize.protocol.peer import Peer
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import FdName, named_fd
+from oxidize.service_manager import notify
 from oxidize.takeover.host import Answer
 from oxidize.text import own_release
 
@@ -145,5 +146,6 @@ def describe_process(node: Node) -> bytes:
             "drain_left_secs": node.drain_left_secs,
             "sessions": node.device.live_sessions(boot_time()) if node.drain_left_secs is not None else None,
             "drain_timeout_secs": node.settings.drain_timeout_secs,
+            "holder": os.environ.get(notify.HOLDER_VARIABLE),
         }
     ).encode()

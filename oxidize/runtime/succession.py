@@ -30,13 +30,14 @@ from oxidize.runtime.fd_store import apply_nat, check_nat, store_tunnel
 from oxidize.runtime.handover import Handover
 from oxidize.runtime.http_binding import bind_http_if_possible
 from oxidize.runtime.node import Node
-from oxidize.runtime.offer import READS_STAGED_MORE, FdName, OfferState, descriptors_of
+from oxidize.runtime.offer import HAS_MANAGER, READS_STAGED_MORE, FdName, OfferState, descriptors_of
 from oxidize.runtime.parts import NOT_CONFIGURED, NodeParts, adopt_nat, adopt_tunnel, restore
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
 from oxidize.takeover.host import NamedFd, Offer
 from oxidize.takeover.successor import Commit, Successor
 
+STORE_PATIENCE_SECS = 5.0  # for a busy holder, while the predecessor serves
 CHECK_SECS = 1.0  # between two looks at a predecessor whose end the loop cannot watch
 
 log = logs.get(__name__)
@@ -65,6 +66,7 @@ class Succession:
             sessions, report = node.device.live_sessions(now), node.device.restore(node.session_state.sync(), now)
             refused = {NOT_CONFIGURED: report.unknown_peers} if report.unknown_peers else {}
             summary = {"sessions": sessions, "refused": refused, "warnings": self._ignored(node)}
+            summary[HAS_MANAGER] = notify.is_managed()
             self._wait_for_go(summary)
             node.device.restore(node.session_state.sync(), boot_time())
             commit = self.successor.ready(
@@ -140,9 +142,26 @@ class Succession:
         node = Node(parts, self.loop, self.before.watchdog_secs)
         if node.host_setup is not None:
             preload()  # it takes longer than the changes themselves
+        if notify.is_held() and not self.control.is_coordinated:
+            self._store_all(node)
         gc.collect()
         gc.freeze()
         return node
+
+    def _store_all(self, node: Node) -> None:
+        """Store all that a start needs after a crash, in a holder that is new; raises as `notify.store_fd`.
+
+        A successor that a coordinator guides has its predecessor's holder.
+        """
+        nat = node.nat.fileno()
+        stored = {FdName.UDP: node.udp.fileno(), **{FdName(name): fd for name, fd in node.session_state.fds.items()}}
+        if node.http_listener is not None:
+            stored[FdName.HTTP] = node.http_listener.fileno()
+        if nat is not None:
+            stored[FdName.NAT] = nat
+        for name, fd in stored.items():
+            notify.store_fd(name, fd, STORE_PATIENCE_SECS)
+        store_tunnel(node.tunnel)
 
     def _own(self, node: Node, commit: Commit) -> float | None:
         """Become the owner and read the first packets; return the blackout in seconds, None after a death."""

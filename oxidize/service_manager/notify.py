@@ -12,7 +12,7 @@ import os
 import select
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import sdnotify
@@ -20,8 +20,10 @@ import sdnotify
 from oxidize.clock import boot_time
 from oxidize.errors import ConfigError, OxidizeError
 
+LISTEN_FDS_START = 3  # sd_listen_fds(3)
 BARRIER_TIMEOUT_SECS = 5.0
 BARRIER_CHECK_SECS = 0.02  # between two looks of a process that serves meanwhile
+HOLDER_VARIABLE = "OXIDIZE_HOLDER"
 NOTIFY_TIMEOUT_SECS = 0.2  # for room in the queue of a manager that hangs: the process serves, and must not hang too
 
 
@@ -32,6 +34,16 @@ class UnreadError(OxidizeError):
 def is_managed() -> bool:
     """Return whether a service manager listens to this process."""
     return bool(os.environ.get("NOTIFY_SOCKET"))
+
+
+def is_held() -> bool:
+    """Return whether that manager is a holder (`oxidize.holder`): it has no unit, and runs no hooks for this process."""
+    return is_managed() and bool(os.environ.get(HOLDER_VARIABLE))
+
+
+def is_unit() -> bool:
+    """Return whether that manager runs this process as a unit, with hooks before and after it."""
+    return is_managed() and not is_held()
 
 
 def notify(*assignments: str) -> None:
@@ -83,7 +95,8 @@ def barrier(pause: Callable[[float], object] | None = None) -> bool:
 
 
 def _send_fd(message: str, fd: int, patience_secs: float = NOTIFY_TIMEOUT_SECS) -> None:
-    _daemon()
+    if not is_held():
+        _daemon()
     where = os.environ.get("NOTIFY_SOCKET", "")
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -110,10 +123,21 @@ def listen_fds() -> dict[str, list[int]]:
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return {}
     passed: dict[str, list[int]] = {}
-    for fd, name in _daemon().listen_fds_with_names(unset_environment=True).items():
+    for fd, name in _listen_fds_of_holder() if is_held() else _listen_fds_of_systemd():
         os.set_inheritable(fd, False)
         passed.setdefault(name, []).append(fd)
     return passed
+
+
+def _listen_fds_of_systemd() -> Iterable[tuple[int, str]]:
+    found: dict[int, str] = _daemon().listen_fds_with_names(unset_environment=True)
+    return found.items()
+
+
+def _listen_fds_of_holder() -> Iterable[tuple[int, str]]:
+    """Return the same without that package, which a machine without systemd has no use for."""
+    names = [os.environ.pop(f"LISTEN_{part}", "") for part in ("FDNAMES", "FDS", "PID")][0]
+    return enumerate(names.split(":"), LISTEN_FDS_START)
 
 
 def single(passed: dict[str, list[int]], names: Sequence[str]) -> dict[str, int]:

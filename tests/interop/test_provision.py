@@ -155,7 +155,7 @@ def test_the_printed_commands_set_up_an_oxidize_client(site: Site, tmp_path: Pat
     config_path = folder / "client.toml"
     config_path.write_text(config_path.read_text() + 'takeover_socket = "takeover.sock"\n')
     with client.namespace.entered():
-        site.lab.spawn((*OXIDIZE, "client", "-c", str(config_path)), "laptop")
+        site.lab.spawn((*OXIDIZE, "client", "--no-holder", "-c", str(config_path)), "laptop")
     wait_for("our client to listen", (folder / "takeover.sock").exists)
     for target in (Site.SERVER4, Site.SERVER6):
         ping(site.lab, client.namespace, target, 2)

@@ -139,7 +139,7 @@ def test_a_client_follows_a_server_name_to_another_address(lab: Lab) -> None:
     script = f'mount --bind {hosts} /etc/hosts && exec "$@"'
     with link.client_side.entered():
         command = ("/usr/bin/unshare", "--mount", "/bin/sh", "-c", script, "sh", *OXIDIZE)
-        lab.spawn((*command, "client", "-c", str(client.config_path)), client.name)
+        lab.spawn((*command, "client", "--no-holder", "-c", str(client.config_path)), client.name)
     wait_for("the client to listen", client.takeover_socket.exists)
     ping(lab, link.client_side, DirectLink.INNER_SERVER, 2)
     link.place_server("192.0.2.9", "2001:db8::9")

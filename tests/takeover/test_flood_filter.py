@@ -30,7 +30,7 @@ class Flooded:
 
     def start(self) -> int:
         """Start a process of the server; return its pid once it serves."""
-        command = (*OXIDIZE, "server", "-c", str(self.server.config_path))
+        command = (*OXIDIZE, "server", "--no-holder", "-c", str(self.server.config_path))
         with self.server.log_path.open("wb") as log:
             pid = spawn(command, os.environ, log.fileno(), [("udp", self.udp.fileno())])
 

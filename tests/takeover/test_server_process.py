@@ -70,7 +70,7 @@ def metrics_port(server: Server) -> int:
 
 def run_to_end(server: Server, env: Mapping[str, str] | None = None) -> tuple[int | None, list[str]]:
     """Run a server that must fail to start; return its exit status and its lines of output."""
-    pid = server.lab.spawn((*OXIDIZE, "server", "-c", str(server.config_path)), "refused", env)
+    pid = server.lab.spawn((*OXIDIZE, "server", "--no-holder", "-c", str(server.config_path)), "refused", env)
     status = server.lab.wait_ended(pid)
     log = server.lab.folder / "refused.log"
     lines = log.read_text().splitlines()
@@ -113,7 +113,7 @@ def test_a_process_started_as_successor_never_starts_without_a_predecessor(serve
     """Its coordinator found a predecessor, which has ended since."""
     coordinator, link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with coordinator, link:
-        command = [*OXIDIZE, "server", "-c", str(server.config_path), "--control-fd", str(link.fileno())]
+        command = [*OXIDIZE, "server", "--no-holder", "-c", str(server.config_path), "--control-fd", str(link.fileno())]
         done = subprocess.run(command, pass_fds=[link.fileno()], capture_output=True, timeout=WAIT_SECS, check=False)
         said = json.loads(coordinator.recv(65_536))
     assert (done.returncode, said["event"]) == (1, "failed")
@@ -135,7 +135,7 @@ def test_a_missing_permission_for_tun_is_an_error_of_one_line() -> None:
         server = Server(Lab(folder), [PeerTable("alice", os.urandom(32), ("10.9.0.2/32",))], network="tun")
         for path in (folder, *folder.iterdir()):
             os.chown(path, NOBODY, NOBODY)
-        command = [OXIDIZE[0], "-P", "-c", code, "server", "-c", str(server.config_path)]
+        command = [OXIDIZE[0], "-P", "-c", code, "server", "--no-holder", "-c", str(server.config_path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WAIT_SECS)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     (line,) = done.stderr.splitlines()
@@ -174,7 +174,7 @@ def test_health_reports_starting_while_thousands_of_sessions_are_restored(lab: L
         port = int(listener.getsockname()[1])
         fds = [("udp", udp.fileno()), ("http", listener.fileno()), *state.fds.items()]
         with server.log_path.open("wb") as log:
-            pid = spawn((*OXIDIZE, "server", "-c", str(server.config_path)), os.environ, log.fileno(), fds)
+            pid = spawn((*OXIDIZE, "server", "--no-holder", "-c", str(server.config_path)), os.environ, log.fileno(), fds)
         answers: list[tuple[int, object]] = []
         while not answers or answers[-1][0] != 200:
             assert reap(pid) is None, server.log_path.read_text()
@@ -258,7 +258,7 @@ def test_no_descriptor_would_survive_an_exec(server: Server) -> None:
 
 @pytest.mark.handoff
 def test_a_reload_keeps_the_log_level(server: Server) -> None:
-    pid = server.lab.spawn((*OXIDIZE, "server", "-c", str(server.config_path), "--log-level", "debug"), "server")
+    pid = server.lab.spawn((*OXIDIZE, "server", "--no-holder", "-c", str(server.config_path), "--log-level", "debug"), "server")
     wait_for("the server", server.takeover_socket.exists)
     assert pid != server.replace()["pid"]
     assert fetch(server.takeover_socket, "identity")["log_level"] == "debug"
@@ -391,7 +391,7 @@ def secrets_in(state: SessionState) -> set[bytes]:
 def test_no_key_is_in_any_log_or_answer(lab: Lab, client: EchoClient) -> None:
     table = client.table()
     server = Server(lab, [table], metrics_listen=f"127.0.0.1:{free_port()}")
-    lab.spawn((*OXIDIZE, "server", "-c", str(server.config_path), "--log-level", "debug"), "server")
+    lab.spawn((*OXIDIZE, "server", "--no-holder", "-c", str(server.config_path), "--log-level", "debug"), "server")
     wait_for("the server", server.takeover_socket.exists)
     with Traffic(server, [client], 100.0) as traffic:
         outcome = server.reload()
@@ -450,7 +450,7 @@ def test_a_client_keeps_its_session_across_a_takeover(lab: Lab, client: EchoClie
         'network = "userspace"\ntakeover_socket = "client.sock"\npersistent_keepalive = 1\n'
     )
     client.socket.close()
-    lab.spawn((*OXIDIZE, "client", "-c", str(config)), "client")
+    lab.spawn((*OXIDIZE, "client", "--no-holder", "-c", str(config)), "client")
 
     def of_client() -> dict[str, object]:
         done = subprocess.run(

@@ -30,7 +30,7 @@ def server(lab: Lab) -> Iterator[Server]:
 
 
 def spawn(server: Server, env: dict[str, str] | None = None) -> int:
-    return server.lab.spawn((*OXIDIZE, "server", "-c", str(server.config_path)), "server", env)
+    return server.lab.spawn((*OXIDIZE, "server", "--no-holder", "-c", str(server.config_path)), "server", env)
 
 
 def listening(server: Server) -> list[str]:

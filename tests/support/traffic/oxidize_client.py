@@ -74,7 +74,7 @@ class OxidizeClient:
     def spawn(self, env: Mapping[str, str] | None = None) -> int:
         """Start `oxidize client` and return its pid at once."""
         with self._inside():
-            return self.lab.spawn((*OXIDIZE, "client", "-c", str(self.config_path)), self.name, env)
+            return self.lab.spawn((*OXIDIZE, "client", "--no-holder", "-c", str(self.config_path)), self.name, env)
 
     def start(self, env: Mapping[str, str] | None = None) -> int:
         """Start `oxidize client`; return its pid once it serves."""

@@ -175,7 +175,7 @@ class Server:
     def start(self, env: Mapping[str, str] | None = None, program: Sequence[str] = OXIDIZE) -> int:
         """Start `oxidize server`; return its pid once it serves."""
         with self._inside():
-            pid = self.lab.spawn((*program, "server", "-c", str(self.config_path)), "server", env)
+            pid = self.lab.spawn((*program, "server", "--no-holder", "-c", str(self.config_path)), "server", env)
 
         def look() -> bool:
             ended = reap(pid)
