@@ -144,11 +144,10 @@ def client(config_path: Path, log_level: str, control_fd: int | None, no_holder:
     _run("client", config_path, log_level, control_fd, no_holder=no_holder)
 
 
-def _run(
-    role: config.Role, config_path: Path, log_level: str, control_fd: int | None, *, no_holder: bool
-) -> NoReturn:
+def _run(role: config.Role, config_path: Path, log_level: str, control_fd: int | None, *, no_holder: bool) -> NoReturn:
     is_held = notify.is_managed() and os.getpid() != FIRST_PID  # which ends a container with it, whatever listens there
     if control_fd is None and not no_holder and not is_held:
+        load(config_path, role)  # a mistake needs no holder
         command = [sys.executable, "-P", "-m", "oxidize.holder", role, str(config_path.absolute()), log_level]
         os.execv(command[0], command)  # noqa: S606  # without a shell; the holder needs none of this process's memory
     from oxidize.control.reload_channel import Control  # noqa: PLC0415  # as below

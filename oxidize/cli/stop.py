@@ -73,12 +73,16 @@ def _end(process: PeerProcess, takeover_socket: Path) -> None:
     except ProcessLookupError:
         return
     except OSError as error:
-        raise OxidizeError(f"pid {process.pid} cannot be told to end: {error.strerror}; run this as its user") from error
+        raise OxidizeError(
+            f"pid {process.pid} cannot be told to end: {error.strerror}; run this as its user"
+        ) from error
     select.select([process.fileno()], [], [])
     if connection is not None:
-        with connection, contextlib.suppress(OSError):
-            connection.settimeout(HOLDER_TIMEOUT_SECS)
+        connection.settimeout(HOLDER_TIMEOUT_SECS)
+        with contextlib.suppress(OSError):
             connection.recv(holder.ANSWER_BYTES_MAX)  # the holder's last message, or its end
+        # Left open until this process has ended: as PID 1 the holder, which waits for that, would end this one first.
+        connection.detach()
 
 
 def _holder_of(process: PeerProcess, takeover_socket: Path) -> socket.socket | None:

@@ -72,7 +72,7 @@ class Foreground:
         while self._exit_status is None:
             try:
                 self._turn()
-            except Exception as error:  # the top of the loop: the end of the holder would be the end of the service
+            except Exception as error:  # noqa: BLE001 - the top of the loop: without the holder the service ends
                 _say("ERROR", f"a bug in the holder: {type(error).__name__}: {error}")
                 time.sleep(BUG_PAUSE_SECS)
         self._requests.finish(self._exit_status)

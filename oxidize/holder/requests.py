@@ -39,8 +39,7 @@ class Requests:
     def sources(self) -> dict[int, Callable[[], None]]:
         """Return what to call when which descriptor is readable."""
         sources: dict[int, Callable[[], None]] = {
-            fd: partial(self._read, connection)
-            for fd, connection in self._connections.items()
+            fd: partial(self._read, connection) for fd, connection in self._connections.items()
         }
         if len(self._connections) < CONNECTIONS_LIMIT:
             sources[self._listener.fileno()] = self._accept
@@ -82,8 +81,7 @@ class Requests:
             request = None
         command = request.get("start") if isinstance(request, dict) else None
         try:
-            is_command = isinstance(command, list) and command and all(isinstance(word, str) for word in command)
-            if is_command and len(fds) == 1:
+            if isinstance(command, list) and command and all(isinstance(word, str) for word in command) and fds:
                 self._answer_start(connection, command, fds[0])
             else:
                 del self._connections[connection.fileno()]

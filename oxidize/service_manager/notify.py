@@ -37,7 +37,7 @@ def is_managed() -> bool:
 
 
 def is_held() -> bool:
-    """Return whether that manager is a holder (`oxidize.holder`): it has no unit, and runs no hooks for this process."""
+    """Return whether that manager is a holder (`oxidize.holder`), which has no unit and runs no hooks."""
     return is_managed() and bool(os.environ.get(HOLDER_VARIABLE))
 
 
@@ -136,8 +136,10 @@ def _listen_fds_of_systemd() -> Iterable[tuple[int, str]]:
 
 def _listen_fds_of_holder() -> Iterable[tuple[int, str]]:
     """Return the same without that package, which a machine without systemd has no use for."""
-    names = [os.environ.pop(f"LISTEN_{part}", "") for part in ("FDNAMES", "FDS", "PID")][0]
-    return enumerate(names.split(":"), LISTEN_FDS_START)
+    names = os.environ["LISTEN_FDNAMES"].split(":")
+    for part in ("PID", "FDS", "FDNAMES"):
+        del os.environ[f"LISTEN_{part}"]
+    return enumerate(names, LISTEN_FDS_START)
 
 
 def single(passed: dict[str, list[int]], names: Sequence[str]) -> dict[str, int]:

@@ -85,7 +85,9 @@ class Holding:
         """Start the server with all that is held; return its pid once it serves."""
         fds = [("udp", self._udp.fileno()), *self._fds.items()]
         with self.server.log_path.open("ab") as log:
-            pid = spawn((*OXIDIZE, "server", "--no-holder", "-c", str(self.server.config_path)), os.environ, log.fileno(), fds)
+            pid = spawn(
+                (*OXIDIZE, "server", "--no-holder", "-c", str(self.server.config_path)), os.environ, log.fileno(), fds
+            )
         wait_for("the server to serve", lambda: self._serves(pid))
         return pid
 

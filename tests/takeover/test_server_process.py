@@ -174,7 +174,9 @@ def test_health_reports_starting_while_thousands_of_sessions_are_restored(lab: L
         port = int(listener.getsockname()[1])
         fds = [("udp", udp.fileno()), ("http", listener.fileno()), *state.fds.items()]
         with server.log_path.open("wb") as log:
-            pid = spawn((*OXIDIZE, "server", "--no-holder", "-c", str(server.config_path)), os.environ, log.fileno(), fds)
+            pid = spawn(
+                (*OXIDIZE, "server", "--no-holder", "-c", str(server.config_path)), os.environ, log.fileno(), fds
+            )
         answers: list[tuple[int, object]] = []
         while not answers or answers[-1][0] != 200:
             assert reap(pid) is None, server.log_path.read_text()
@@ -258,7 +260,9 @@ def test_no_descriptor_would_survive_an_exec(server: Server) -> None:
 
 @pytest.mark.handoff
 def test_a_reload_keeps_the_log_level(server: Server) -> None:
-    pid = server.lab.spawn((*OXIDIZE, "server", "--no-holder", "-c", str(server.config_path), "--log-level", "debug"), "server")
+    pid = server.lab.spawn(
+        (*OXIDIZE, "server", "--no-holder", "-c", str(server.config_path), "--log-level", "debug"), "server"
+    )
     wait_for("the server", server.takeover_socket.exists)
     assert pid != server.replace()["pid"]
     assert fetch(server.takeover_socket, "identity")["log_level"] == "debug"

@@ -136,7 +136,9 @@ def test_a_predecessor_that_thaws_during_a_start_does_not_serve_beside_it(server
         with socket.socket(type=socket.SOCK_DGRAM) as udp, server.log_path.open("wb") as log:
             udp.bind(("127.0.0.1", 0))
             fds = [("udp", udp.fileno()), *state.fds.items()]
-            pid = spawn((*OXIDIZE, "server", "--no-holder", "-c", str(server.config_path)), os.environ, log.fileno(), fds)
+            pid = spawn(
+                (*OXIDIZE, "server", "--no-holder", "-c", str(server.config_path)), os.environ, log.fileno(), fds
+            )
         wait_for("the start to wait", lambda: "crashed repeatedly" in server.log_path.read_text())
         state.sync()
         with pytest.raises(WriterBusyError):

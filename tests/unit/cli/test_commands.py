@@ -230,7 +230,7 @@ def test_reload_prints_its_outcome(path: Path, asked: list[Path], monkeypatch: p
     assert result.stderr == "oxidize: warning: listen\noxidize: 2 peers not moved: not wanted\n"
     assert run("reload", "-c", path, "--log-level", "error").exit_code == 0
     found = path.parent / "t.sock"
-    assert calls == [("server", path, "debug", found, 4242), ("server", path, "error", found, 4242)]
+    assert calls == [("server", path, "debug", found, 4242, None), ("server", path, "error", found, 4242, None)]
 
 
 def test_a_failed_reload_prints_the_reason_and_the_serving_process(
