@@ -11,7 +11,7 @@ MODEL_PACKAGES := spin
 CHECK_PACKAGES := wireguard-tools $(MODEL_PACKAGES)
 # For the tests that need root: unmodified clients and the kernel's ping in network namespaces, and a systemd that
 # boots in namespaces of its own.
-ROOT_TEST_PACKAGES := wireguard-go iputils-ping iproute2 procps systemd dbus util-linux nftables git curl
+ROOT_TEST_PACKAGES := wireguard-go iputils-ping iproute2 procps systemd dbus util-linux nftables git curl crun
 # For the benchmark of throughput.
 BENCH_PACKAGES := iperf3
 

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,10 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+def is_logged(server: Server, line: str) -> bool:
+    return line in server.log_path.read_text()
+
+
 def stop(server: Server, held: int) -> None:
     outcome = server.command("stop")
     assert (outcome.status, outcome.errors) == (0, "")
@@ -106,7 +111,7 @@ def test_the_foreground_stays_through_twenty_reloads_and_loses_nothing(
             status = server.status()
             assert status["generation"] == generation
             assert parent_of(status["pid"]) == held
-            wait_for("the holder to reap the predecessor", lambda pid=before: is_gone(pid))
+            wait_for("the holder to reap the predecessor", partial(is_gone, before))
             traffic.wait_for_more()
         traffic.assert_unharmed()
     assert reap(held) is None
@@ -181,7 +186,7 @@ def test_a_successor_of_a_release_without_holder_is_followed(server: Server, cli
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_request_to_stop_reaches_the_generation_that_serves(server: Server, number: int) -> None:
+def test_a_request_to_stop_reaches_the_generation_that_serves(server: Server, number: signal.Signals) -> None:
     held = start(server)
     assert server.reload().status == 0
     serving = server.status()["pid"]
@@ -195,7 +200,7 @@ def test_a_request_to_stop_reaches_the_generation_that_serves(server: Server, nu
 def test_a_second_request_ends_a_drain_at_once(server: Server, clients: list[EchoClient]) -> None:
     server.write_config(drain_timeout_secs=3600)
     held = start(server)
-    with Traffic(server, clients, 100.0):
+    with contextlib.suppress(ConnectionRefusedError), Traffic(server, clients, 100.0):
         kill(held, signal.SIGTERM)
         wait_for("the drain", lambda: server.status()["state"] == "draining")
         kill(held, signal.SIGTERM)
@@ -235,7 +240,7 @@ def test_other_signals_change_nothing_and_say_so(server: Server) -> None:
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
         kill(held, number)
         line = f"{signal.Signals(number).name} changes nothing: use `oxidize reload`"
-        wait_for(line, lambda line=line: line in server.log_path.read_text())
+        wait_for(line, partial(is_logged, server, line))
     stop(server, held)
 
 
