@@ -29,7 +29,7 @@ UNITS = {
 }
 CONNECT_TIMEOUT_SECS = 5.0
 HOLDER_TIMEOUT_SECS = 5.0  # from the end of the last process to that of its holder
-REPLACEMENTS_LIMIT = 5  # of a process that hands over as it is told to end
+REPLACEMENTS_MAX = 5  # of a process that hands over as it is told to end
 
 
 @click.command(short_help="End the running process, drained.")
@@ -41,7 +41,7 @@ def stop(config_path: Path, role: config.Role) -> None:
     the process at once. Exit status 1 if nothing runs.
     """
     takeover_socket = config.takeover_socket_of(config_path, role)
-    for _ in range(REPLACEMENTS_LIMIT):
+    for _ in range(REPLACEMENTS_MAX):
         connection = connect_socket(takeover_socket, CONNECT_TIMEOUT_SECS)
         if connection is None:
             raise query.nothing_runs(takeover_socket)

@@ -30,7 +30,7 @@ GAVE_UP_STATUS = 3  # of a client; RestartPreventExitStatus= of its unit
 RESTART_DELAY_FIRST_SECS = 0.1
 RESTART_DELAY_MAX_SECS = 10.0  # as of runtime/crash_loop, which delays generations that served before they crashed
 BUG_PAUSE_SECS = 1.0
-NOTIFICATIONS_PER_TURN = 64
+NOTIFICATIONS_PER_TURN_MAX = 64
 HOLDER_VARIABLE = "OXIDIZE_HOLDER"  # where a generation, and through it `oxidize reload`, finds the holder
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 IDLE_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
@@ -129,7 +129,7 @@ class Foreground:
     # --- Messages of the generations ---
 
     def _read_notifications(self) -> None:
-        for _ in range(NOTIFICATIONS_PER_TURN):
+        for _ in range(NOTIFICATIONS_PER_TURN_MAX):
             notification = receive_notification(self._notify)
             if notification is None:
                 return

@@ -18,8 +18,8 @@ from functools import partial
 
 from oxidize.clock import boot_time
 
-CONNECTIONS_LIMIT = 16
-REQUEST_BYTES_LIMIT = 16_384
+CONNECTIONS_MAX = 16
+REQUEST_BYTES_MAX = 16_384
 FAREWELL_SECS = 1.0  # for those that wait for the end
 _UCRED = struct.Struct("iII")
 
@@ -33,7 +33,7 @@ class Requests:
         self._start = start
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         self._listener.bind(name)
-        self._listener.listen(CONNECTIONS_LIMIT)
+        self._listener.listen(CONNECTIONS_MAX)
         self._connections: dict[int, socket.socket] = {}
 
     def sources(self) -> dict[int, Callable[[], None]]:
@@ -41,7 +41,7 @@ class Requests:
         sources: dict[int, Callable[[], None]] = {
             fd: partial(self._read, connection) for fd, connection in self._connections.items()
         }
-        if len(self._connections) < CONNECTIONS_LIMIT:
+        if len(self._connections) < CONNECTIONS_MAX:
             sources[self._listener.fileno()] = self._accept
         return sources
 
@@ -73,7 +73,7 @@ class Requests:
     def _read(self, connection: socket.socket) -> None:
         fds: list[int] = []
         try:
-            data, fds, flags, _ = socket.recv_fds(connection, REQUEST_BYTES_LIMIT, 1)
+            data, fds, flags, _ = socket.recv_fds(connection, REQUEST_BYTES_MAX, 1)
             request = json.loads(data) if data and not flags & socket.MSG_TRUNC else None
         except BlockingIOError:
             return

@@ -312,6 +312,7 @@ def test_every_installed_program_runs() -> None:
         "rollback",
         "server",
         "status",
+        "stop",
         "watch",
     ]
     assert all(isinstance(main.get_command(CONTEXT, name), click.Command) for name in COMMANDS)
