@@ -44,7 +44,7 @@ def stop(config_path: Path, role: config.Role) -> None:
     for _ in range(REPLACEMENTS_MAX):
         connection = connect_socket(takeover_socket, CONNECT_TIMEOUT_SECS)
         if connection is None:
-            raise query.nothing_runs(takeover_socket)
+            raise query.NothingListensError(takeover_socket)
         with connection:
             process = PeerProcess.of(connection)
         with contextlib.closing(process):
