@@ -48,8 +48,7 @@ def routed_for_neighbours(lab: Lab, *, ipv6: bool = False) -> Place:
 
 def remove_rules(place: Place) -> None:
     for family in ("-4", "-6"):
-        for line in place.ip(family, "rule", "show", "proto", "151").splitlines():
-            place.ip(family, "rule", "del", "pref", line.partition(":")[0])
+        place.ip(family, "rule", "flush", "proto", "151")
 
 
 def flush_routes(place: Place) -> None:
