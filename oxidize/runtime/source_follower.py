@@ -16,7 +16,8 @@ from oxidize.net.udp import UdpSocket
 from oxidize.protocol.endpoint import Endpoint
 
 LOOKUPS_PER_SLICE = 16  # of some 20 microseconds each
-REST_SECS = 0.5  # between two looks at all peers
+REST_SHARE = 9  # times the duration of a look at all peers pass before the next one
+REST_SECS_MIN = 0.05  # between two looks
 
 log = logs.get(__name__)
 
@@ -37,6 +38,7 @@ class SourceFollower:
         self._due_at: float | None = None
         self._slices: Iterator[None] | None = None
         self._is_stale = False  # the kernel told of a change since the last look began
+        self._begun_at: float | None = None
         self._rests_until = 0.0
 
     def begin(self) -> None:
@@ -61,8 +63,10 @@ class SourceFollower:
         if self._slices is None:
             self._is_stale = False
             self._slices = self._look_at_all(is_first=False)
+        self._begun_at = now if self._begun_at is None else self._begun_at
         if next(self._slices, self) is self:
-            self._rests_until = now + REST_SECS
+            self._rests_until = now + max(REST_SECS_MIN, REST_SHARE * (now - self._begun_at))
+            self._begun_at = None
             self._slices, self._due_at = None, self._rests_until if self._is_stale else None
 
     def _look_at_all(self, *, is_first: bool) -> Iterator[None]:
