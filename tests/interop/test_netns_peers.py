@@ -143,7 +143,7 @@ def test_a_preshared_key_changes_on_both_sides_under_traffic(site: SharedSite) -
     for key in (bytes(range(32)), bytes(range(1, 33))):
         pinging.wait_for_replies(5)
         client.preshared_key = key
-        site.configure(client.table())
+        assert site.reload(client.table()).status == 0
         client.connect()
     pinging.wait_for_replies(5)
     assert pinging.stop().lost == ()
@@ -169,6 +169,20 @@ def test_keys_that_no_peer_may_have_are_refused_and_nothing_is_sent(site: Shared
             assert "public_key" in outcome.errors
         capture.stop()
     assert capture.datagrams == []
+    ping(site.lab, client.namespace, Site.SERVER4, 2)
+
+
+# --- The server's own port ---
+
+
+def test_another_port_is_warned_of_and_waits_for_a_restart(site: SharedSite) -> None:
+    """The socket is handed over, so a reload keeps its port where `wg set` moves at once."""
+    site.join_all()
+    client = site.clients[0]
+    outcome = site.reload(client.table(), listen=f"[::]:{PORT + 1}")
+    assert outcome.status == 0
+    assert "listen has changed, but the socket is handed over as it is: stop and start" in outcome.errors, outcome
+    assert site.server.port == PORT
     ping(site.lab, client.namespace, Site.SERVER4, 2)
 
 

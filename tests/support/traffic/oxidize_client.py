@@ -54,10 +54,15 @@ class OxidizeClient:
             "takeover_socket": str(self.takeover_socket),
             **options,
         }
-        key = lab.folder / f"{name}.key"
-        key.touch(mode=0o600)
-        key.write_text(b64(self.identity.private) + "\n")
+        self.change_key(self.identity)
         self.write_config()
+
+    def change_key(self, identity: Identity) -> None:
+        """Replace the private key in its file."""
+        self.identity = identity
+        key = self.lab.folder / f"{self.name}.key"
+        key.touch(mode=0o600)
+        key.write_text(b64(identity.private) + "\n")
 
     def write_config(self, **options: object) -> None:
         """Write the configuration with these keys changed, this time only; None omits a key."""

@@ -155,6 +155,11 @@ class Server:
         path.touch(mode=0o600)
         path.write_text(b64(key) + "\n")
 
+    def change_key(self, identity: Identity) -> None:
+        """Replace the private key in its file."""
+        self.identity = identity
+        self._secret("server.key", identity.private)
+
     def write_config(self, **options: object) -> None:
         """Write the configuration with these keys of [server] changed."""
         lines = ["[server]"]

@@ -1,11 +1,11 @@
 """A site that the tests of a module share, for a server with wireguard-go clients takes a second to start.
 
-Rule: each test states the whole configuration by `configure`, which a reload takes over, so that none depends on what
-the ones before have left.
+Rule: each test states the whole configuration by `configure`, which a reload takes over where it differs, and makes new
+sessions by `meet`, so that none depends on what the ones before have left.
 """
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.support.traffic.namespaces import Namespace
@@ -21,19 +21,27 @@ class SharedSite(Site):
         for _ in range(clients):
             self.add_client()
         self.server.start()
+        self._served = self.server.config_path.read_text()
 
     def configure(self, *peers: PeerTable, **options: object) -> None:
-        """Take over these peers and keys of [server]; all others are those of the begin."""
-        self.server.peers = list(peers)
-        self.server.write_config(**options)
-        with self.namespace.entered():
-            self.server.replace(here=True)
+        """Have the server serve these peers and keys of [server]; all others are those of the begin."""
+        self._write(peers, options)
+        if self.server.config_path.read_text() != self._served:
+            with self.namespace.entered():
+                self.server.replace(here=True)
+            self._served = self.server.config_path.read_text()
 
     def reload(self, *peers: PeerTable, **options: object) -> Outcome:
         """Have `oxidize reload` take over these peers and keys; return what it says."""
+        self._write(peers, options)
+        outcome = self.server.reload()
+        if outcome.status == 0:
+            self._served = self.server.config_path.read_text()
+        return outcome
+
+    def _write(self, peers: Sequence[PeerTable], options: Mapping[str, object]) -> None:
         self.server.peers = list(peers)
         self.server.write_config(**options)
-        return self.server.reload()
 
     def join_all(self) -> None:
         """Configure all clients, by a reload, and the server as the peer of each."""
