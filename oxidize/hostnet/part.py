@@ -1,7 +1,8 @@
 """What a part of the host's network is to the keeper that compares it with the kernel.
 
 The rule: a part says what should be, and asks the kernel what is. It believes no earlier answer, nor what it has set
-itself. It works in slices of about a millisecond, for the process that runs it also carries the data path.
+itself. It works in slices, of less than a millisecond where the kernel permits, for the process that runs it also
+carries the data path.
 """
 
 from collections.abc import Generator, Sequence

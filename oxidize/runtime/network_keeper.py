@@ -18,6 +18,7 @@ from oxidize.hostnet.part import IncompleteError, Part, Steps, summary_of
 from oxidize.protocol.counters import Counters, Total
 
 REPAIRS_AT_ONCE = 3  # of one part, each within QUIET_SECS of the one before
+SLOW_SLICE_SECS = 0.002  # after a longer one traffic is served for as long as it took
 QUIET_SECS = 30.0  # without a repair, after which a part is no longer contended
 DELAY_SECS = 1.0  # before the first repair that waits, and before the first new attempt at one that failed; doubled
 DELAY_LIMIT_SECS = 60.0
@@ -79,7 +80,7 @@ class NetworkKeeper:
         """
         for kept in self._kept:
             if kept.part is part:
-                yield from self._compare(kept, is_repair=is_repair)
+                yield from self._paced(self._compare(kept, is_repair=is_repair))
 
     def begin(self) -> None:
         """Compare everything soon: nothing says what has happened until now."""
@@ -108,10 +109,18 @@ class NetworkKeeper:
         if self._due_at is None or now < self._due_at or not self._is_owner():
             return
         if self._steps is None:
-            self._steps = self._compare_all(now)
+            self._steps = self._paced(self._compare_all(now))
         pause = next(self._steps, None)
         if pause is not None:
-            self._due_at = now + pause
+            self._due_at = self._clock() + pause
+
+    def _paced(self, steps: Iterator[float]) -> Iterator[float]:
+        """Yield the pauses of steps, longer after slow slices: of two in a row traffic would see the sum."""
+        began_at = self._clock()
+        for pause in steps:
+            took = self._clock() - began_at
+            yield max(pause, took) if took > SLOW_SLICE_SECS else pause
+            began_at = self._clock()
 
     def _compare_all(self, began_at: float) -> Iterator[float]:
         self._is_stale = False

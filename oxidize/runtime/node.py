@@ -171,7 +171,10 @@ class Node:
         owns.
         """
         for pause in self.keeper.settle(self.interface, is_repair=is_repair):
-            self.pause(pause)
+            served_until = boot_time() + pause
+            self.pause(0)
+            while (left := served_until - boot_time()) > 0:
+                self.pause(left)
             working()
 
     def _report_network(self) -> None:

@@ -13,6 +13,14 @@ RUNTIME = (
         "where another program has TCP 9090 the VPN does not start",
     ),
     Mutant(
+        "network-keeper-does-slow-slices-in-a-row",
+        "runtime/network_keeper.py",
+        "yield max(pause, took) if took > SLOW_SLICE_SECS else pause",
+        "yield pause",
+        ("unit/runtime/test_network_keeper.py::test_traffic_is_served_for_as_long_as_a_slow_slice_took",),
+        "20,000 networks of a peer that go out stop the traffic for more than 50 ms",
+    ),
+    Mutant(
         "event-loop-calls-an-unregistered-callback",
         "net/event_loop.py",
         "        for fd, _ in self._epoll.poll(self._wait_secs(timeout_secs), EVENTS_MAX):\n"

@@ -1,11 +1,13 @@
 """The keeper of the host's network, over parts whose state the test changes and a clock that it moves."""
 
+from collections.abc import Callable
+
 import pytest
 
 from oxidize.errors import OxidizeError
 from oxidize.hostnet.part import IncompleteError, Steps
 from oxidize.protocol.counters import TOTALS_WORDS, Total
-from oxidize.runtime.network_keeper import DELAY_LIMIT_SECS, QUIET_SECS, REPAIRS_AT_ONCE, NetworkKeeper
+from oxidize.runtime.network_keeper import DELAY_LIMIT_SECS, QUIET_SECS, REPAIRS_AT_ONCE, SLOW_SLICE_SECS, NetworkKeeper
 
 
 class FakePart:
@@ -18,9 +20,11 @@ class FakePart:
         self.compared = 0
         self.repaired = 0
         self._slices = slices
+        self.work: Callable[[], None] = lambda: None  # done in each slice
 
     def compare(self, *, repair: bool) -> Steps[list[str]]:
         for _ in range(self._slices):
+            self.work()
             yield 0.0
         self.compared += 1
         if self.missing and self.refusal is not None and repair:
@@ -97,6 +101,20 @@ def test_a_change_elsewhere_changes_nothing(scene: Scene, part: FakePart, caplog
 def test_a_comparison_takes_one_slice_in_each_iteration_of_the_loop(scene: Scene) -> None:
     scene.keeper.begin()
     assert scene.pass_time() == 3 + 1
+
+
+@pytest.mark.parametrize("took", [SLOW_SLICE_SECS / 2, 4 * SLOW_SLICE_SECS])
+def test_traffic_is_served_for_as_long_as_a_slow_slice_took(scene: Scene, part: FakePart, took: float) -> None:
+    def work() -> None:
+        scene.now += took
+
+    part.work = work
+    pauses = list(scene.keeper.settle(part, is_repair=False))
+    assert pauses == pytest.approx([took if took > SLOW_SLICE_SECS else 0.0] * 3)
+    scene.keeper.begin()
+    began_at = scene.now
+    scene.keeper.handle_timeout(began_at)
+    assert scene.keeper.next_deadline() == pytest.approx(began_at + took + pauses[0])
 
 
 def test_a_change_during_a_comparison_leads_to_another_one(scene: Scene, part: FakePart) -> None:
