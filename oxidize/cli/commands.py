@@ -23,6 +23,7 @@ from oxidize.cli.common import (
     GAVE_UP_STATUS,
     LOG_LEVELS,
     SERVER_CONFIG,
+    announce_key_change,
     config_option,
     echo,
     errors_as_lines,
@@ -174,6 +175,7 @@ def check(config_path: Path, role: config.Role, place: Path | None) -> None:
     loaded = load(config_path, role, place)
     for warning in loaded.warnings:
         print_warning(warning)
+    announce_key_change(role, loaded)
     peers = len(loaded.peers) if isinstance(loaded, config.ServerConfig) else 1
     echo(f"{config_path}: good: {counted(peers, 'peer')}")
 

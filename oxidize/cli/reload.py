@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from oxidize import config, takeover
-from oxidize.cli.common import LOG_LEVELS, echo, fail, load, role_options
+from oxidize.cli.common import LOG_LEVELS, announce_key_change, echo, fail, load, role_options
 from oxidize.control import query
 from oxidize.control import reload as coordinator
 from oxidize.control.who_runs import who_runs
@@ -41,6 +41,7 @@ def reload(config_path: Path, role: config.Role, log_level: str | None) -> None:
     """
     try:
         loaded = load(config_path, role)
+        announce_key_change(role, loaded)
         reloaded = replace_process(role, config_path, loaded.takeover_socket, log_level)
     except ConfigError as error:
         fail(2, *error.problems, *who_serves(config_path, role, str(error)))

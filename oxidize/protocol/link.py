@@ -84,8 +84,8 @@ class Links:
         if counters[slot + FIRST_UNANSWERED_NS]:  # this side was silent while no process listened
             counters[slot + FIRST_UNANSWERED_NS] = int(now * 1e9)
         link.probe_at = NEVER  # it may date from an outage that another generation has ended
-        is_in_outage = counters[slot + OUTAGE_SINCE_NS] != 0
-        return self._handle(peer, link, LinkEvent.BEGIN_IN_OUTAGE if is_in_outage else LinkEvent.BEGIN, now)
+        event = LinkEvent.BEGIN_IN_OUTAGE if counters[slot + OUTAGE_SINCE_NS] else LinkEvent.BEGIN
+        return self._handle(peer, link, event if peer.last_handshake_unix else LinkEvent.BEGIN_NEW, now)
 
     def on_sent(self, link: Link, packets: list[bytes], now: float) -> None:
         """Remember packets that were sealed, so that they can be sent again."""

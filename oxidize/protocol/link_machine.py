@@ -31,6 +31,7 @@ class LinkEvent(Enum):
 
     BEGIN = auto()  # this process becomes the owner; no outage is open
     BEGIN_IN_OUTAGE = auto()  # the same, and OUTAGE_SINCE_NS is set
+    BEGIN_NEW = auto()  # the same, and this device, with the private key that it has, never had a session
     RECEIVED = auto()  # an authentic message in a session
     SESSION = auto()  # a handshake made a session
     SESSION_REPLACED = auto()  # the same, and the peer had lost the session before
@@ -114,6 +115,8 @@ LINK_TABLE: Mapping[tuple[LinkState, LinkEvent], tuple[LinkState, tuple[LinkDo, 
     (_S.FAILED, _E.EXHAUSTED): (_S.FAILED, (_D.GIVE_UP,)),
     (_S.FAILED, _E.UNREACHABLE): (_S.FAILED, ()),
     (_S.FAILED, _E.REFUSED): (_S.FAILED, ()),
+    **{(state, _E.BEGIN_NEW): (_S.CONNECTING, (_D.CLEAR_RETRIES, _D.INITIATE)) for state in LinkState},
+    (_S.CONNECTING, _E.BEGIN_NEW): (_S.CONNECTING, (_D.INITIATE,)),
     **{(state, _E.RECEIVED): (_S.CONNECTED, (_D.END_OUTAGE, _D.REPORT, _D.SEND_STAGED)) for state in _NOT_UP},
     # The device sends the staged packets of any new session. Those that went unanswered were staged going down.
     **{(state, _E.SESSION): (_S.CONNECTED, (_D.END_OUTAGE, _D.REPORT)) for state in _NOT_UP},

@@ -18,8 +18,9 @@ from collections.abc import Callable
 from oxidize.hostnet.nat import Nat
 from oxidize.net.data_path import Tunnel
 from oxidize.net.tun import TunDevice, interface_name_of_fd
-from oxidize.runtime.offer import FdName
+from oxidize.runtime.offer import STATE, FdName
 from oxidize.service_manager import notify
+from oxidize.state.session_state import SessionState
 
 PARKED = "tun-parked"  # the name of that socket
 
@@ -38,6 +39,16 @@ def store_tunnel(tunnel: Tunnel) -> None:
     notify.forget_fds(FdName.TUN)
     notify.store_fd(FdName.TUN, tunnel.fileno())
     notify.forget_fds(PARKED)
+
+
+def store_state(state: SessionState) -> None:
+    """Store a state instead of the one before, of another private key; raises as `notify.store_fd`.
+
+    A process that is killed between the messages costs the sessions that were made since, and no other state is used.
+    """
+    notify.forget_fds(*STATE)
+    for name, fd in state.fds.items():
+        notify.store_fd(name, fd)
 
 
 def settle_tunnel(passed: dict[str, list[int]], interface: str) -> bool:

@@ -25,6 +25,7 @@ from oxidize.net.userspace import UserspaceNetwork
 from oxidize.protocol.device import Device
 from oxidize.protocol.peer import PeerSettings
 from oxidize.settings import NodeSettings
+from oxidize.state.key_change import KeyChangedState
 from oxidize.state.session_state import SessionState
 from oxidize.takeover import path_lock
 from oxidize.takeover.host import NamedFd
@@ -83,26 +84,41 @@ def make_device(settings: NodeSettings, state: SessionState, peers: Iterable[Pee
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A predecessor's state, and the device that holds it. unknown_peers: peers in it that are not configured."""
+    """A predecessor's state, and the device that holds it.
+
+    unknown_peers: peers in it that are not configured. key_before: the predecessor's public key, if the settings have
+    another one. ended: the number of sessions that this ends.
+    """
 
     state: SessionState
     device: Device
     unknown_peers: int
+    key_before: bytes | None = None
+    ended: int = 0
 
 
-def restore(settings: NodeSettings, journal_fd: int, arena_fd: int, now: float) -> Restored:
+def restore(
+    settings: NodeSettings, journal_fd: int, arena_fd: int, now: float, *, may_change_key: bool = False
+) -> Restored:
     """Restore a state while its owner serves, by reading alone; the state owns both descriptors, and closes them.
 
-    Raises SnapshotError as `SessionState.open` does.
+    may_change_key: whether the private key may be another one than before; then no session is restored. Raises
+    SnapshotError as `SessionState.open` does, and OSError and StorageError as `KeyChangedState.of`.
     """
-    state = SessionState.open(journal_fd, arena_fd, boot_id=boot_id(), public_key=settings.public_key, now=now)
+    expected = None if may_change_key else settings.public_key
+    state = SessionState.open(journal_fd, arena_fd, boot_id=boot_id(), public_key=expected, now=now)
+    key_before, ended = None, 0
+    if state.public_key != settings.public_key:
+        key_before = state.public_key
+        state = changed = KeyChangedState.of(state, settings.public_key, now)
+        ended = changed.ended
     with contextlib.ExitStack() as undo:
         undo.callback(state.close)
         device = make_device(settings, state, settings.peers)
         report = device.restore(state.changes(), now)
         device.prepare()
         undo.pop_all()
-    return Restored(state, device, report.unknown_peers)
+    return Restored(state, device, report.unknown_peers, key_before, ended)
 
 
 def adopt_tunnel(settings: NodeSettings, tun: NamedFd | None) -> tuple[Tunnel, bool]:

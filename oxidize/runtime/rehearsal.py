@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oxidize.control.decode import decode, printable_reasons
+from oxidize.control.key_change import KEY_CHANGED
 from oxidize.control.query import IDENTITY, STATE, NothingListensError, bytes_max_of, fetch
 from oxidize.errors import DecodeError, OxidizeError, SnapshotError, TakeoverError
 from oxidize.protocol.changes import PeerKeypairs
@@ -121,15 +122,16 @@ def _copy(answer: Answer, snapshot: _Snapshot) -> tuple[int, int] | None:
 
 
 def _restore(settings: NodeSettings, snapshot: _Snapshot, journal_fd: int, arena_fd: int) -> Rehearsal:
-    restored = restore(settings, journal_fd, arena_fd, snapshot.at)
+    restored = restore(settings, journal_fd, arena_fd, snapshot.at, may_change_key=True)
     state = restored.state
     try:
         lost = _sessions_of_unknown_peers(restored, snapshot.at)
+        refused = {NOT_CONFIGURED: lost, KEY_CHANGED: restored.ended}
         return Rehearsal(
             release=own_release(),
             sessions=restored.device.live_sessions(snapshot.at),
             sessions_now=snapshot.sessions,
-            refused={NOT_CONFIGURED: lost} if lost else {},
+            refused={reason: number for reason, number in refused.items() if number},
             unknown_fields=state.unknown_fields,
             unknown_types=state.unknown_types,
             generation=snapshot.generation,

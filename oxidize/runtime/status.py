@@ -142,6 +142,7 @@ def describe_process(node: Node) -> bytes:
     return json.dumps(
         {
             **_identity(node),
+            "public_key": _base64(node.settings.public_key),
             "log_level": logging.getLevelName(logging.getLogger().level).lower(),
             "drain_left_secs": node.drain_left_secs,
             "sessions": node.device.live_sessions(boot_time()) if node.drain_left_secs is not None else None,

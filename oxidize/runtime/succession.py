@@ -18,6 +18,7 @@ import oxidize
 from oxidize import logs
 from oxidize.client.host_setup import check_host_setup, revert_host_setup
 from oxidize.clock import boot_time
+from oxidize.control import key_change
 from oxidize.control.reload_channel import Control
 from oxidize.errors import OxidizeError, Phase, SnapshotError, TakeoverError, reason_of
 from oxidize.hostnet.netlink import preload
@@ -26,7 +27,7 @@ from oxidize.net.tun import TunDevice
 from oxidize.net.udp import UdpSocket
 from oxidize.oom_score import OomScore
 from oxidize.protocol.counters import Total
-from oxidize.runtime.fd_store import apply_nat, check_nat, store_tunnel
+from oxidize.runtime.fd_store import apply_nat, check_nat, store_state, store_tunnel
 from oxidize.runtime.handover import Handover
 from oxidize.runtime.http_binding import bind_http_if_possible
 from oxidize.runtime.node import Node
@@ -34,6 +35,7 @@ from oxidize.runtime.offer import HAS_MANAGER, READS_STAGED_MORE, FdName, OfferS
 from oxidize.runtime.parts import NOT_CONFIGURED, NodeParts, adopt_nat, adopt_tunnel, restore
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
+from oxidize.state.key_change import KeyChangedState
 from oxidize.takeover.host import NamedFd, Offer
 from oxidize.takeover.successor import Commit, Successor
 
@@ -45,7 +47,10 @@ log = logs.get(__name__)
 
 @dataclass(slots=True)
 class Succession:
-    """The successor's side of one takeover. fds, before: the contents of `offer`, decoded in `run`."""
+    """The successor's side of one takeover. fds, before: the contents of `offer`, decoded in `run`.
+
+    key_before, ended: as of `Restored`.
+    """
 
     settings: NodeSettings
     loop: Loop
@@ -55,6 +60,8 @@ class Succession:
     fds: dict[FdName, NamedFd] = field(default_factory=dict)
     before: OfferState = field(default_factory=OfferState)
     is_tunnel_new: bool = False
+    key_before: bytes | None = None
+    ended: int = 0
     oom_score: OomScore = field(default_factory=OomScore)
 
     def run(self) -> Handover:
@@ -64,8 +71,13 @@ class Succession:
             node = self._restore()
             now = boot_time()
             sessions, report = node.device.live_sessions(now), node.device.restore(node.session_state.sync(), now)
-            refused = {NOT_CONFIGURED: report.unknown_peers} if report.unknown_peers else {}
-            summary = {"sessions": sessions, "refused": refused, "warnings": self._ignored(node)}
+            refused = {NOT_CONFIGURED: report.unknown_peers, key_change.KEY_CHANGED: self.ended}
+            refused = {reason: number for reason, number in refused.items() if number}
+            summary = {
+                "sessions": sessions,
+                "refused": refused,
+                "warnings": [*self._key_change(), *self._ignored(node)],
+            }
             summary[HAS_MANAGER] = notify.is_managed()
             self._wait_for_go(summary)
             node.device.restore(node.session_state.sync(), boot_time())
@@ -124,12 +136,16 @@ class Succession:
         self.before = OfferState.decode(offer.state)
         check_host_setup(settings, self._interfaces_before())
         try:
-            restored = restore(settings, fds[FdName.JOURNAL].fd, fds[FdName.ARENA].fd, boot_time())
+            # Without a coordinator no operator has asked for it: it may be a second process, with a key of its own.
+            may_change_key = self.control.is_coordinated
+            journal, arena = fds[FdName.JOURNAL].fd, fds[FdName.ARENA].fd
+            restored = restore(settings, journal, arena, boot_time(), may_change_key=may_change_key)
         except SnapshotError as error:
             raise SnapshotError(
                 f"taking over from pid {offer.pid} at {settings.takeover_socket}: {error}. (A second process "
                 "beside it needs a takeover_socket and an interface of its own.)"
             ) from error
+        self.key_before, self.ended = restored.key_before, restored.ended
         http = self._fd(FdName.HTTP)
         listener = socket.socket(fileno=http) if http is not None else bind_http_if_possible(settings)
         tunnel, self.is_tunnel_new = adopt_tunnel(settings, fds.get(FdName.TUN))
@@ -255,6 +271,12 @@ class Succession:
         text = "has changed, but the socket is handed over as it is: stop and start to change it"
         return [f"{key} {text}" for key, has_changed in changed.items() if has_changed]
 
+    def _key_change(self) -> list[str]:
+        """Return what a private key that has changed means, as a line for the operator; none where it has not."""
+        if self.key_before is None:
+            return []
+        return [key_change.report(self.settings.role, self.ended)]
+
     def _take_log(self) -> None:
         """Log where the predecessor logged, if a coordinator in a terminal started this process."""
         fd = self._fd(FdName.STDERR)
@@ -302,6 +324,9 @@ class _PredecessorEnd:
             # Not before: a SIGKILL that crosses TAKEN lets the predecessor thaw, with all the peers that it knows.
             node = self._handover.node
             node.session_state.raise_min_reader()
+            if isinstance(node.session_state, KeyChangedState):
+                _attempt([partial(store_state, node.session_state)])
+                node.do_in_slices(node.session_state.forget_before())
             node.do_in_slices(node.settle_configuration())
             self._handover.predecessor.release()
 

@@ -17,6 +17,7 @@ Rules:
 Sources: pwrite(2), fallocate(2).
 """
 
+import contextlib
 import mmap
 import os
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ FILE_BYTES_MAX = 1 << 40  # of another release's region: offsets stay far below 
 READS_MAX = 5  # of a journal whose regions change sides while it is read: a change takes longer than a read
 COMPACT_BYTES_MIN = 256 << 10  # a smaller journal is not worth the copying
 PUNCH_BYTES_MAX = 512 << 10  # of memory given back in one step: some 200 us
+ERASED_BYTES_MAX = 4 << 20  # of a journal that is erased, in one step: 2 ms at most, for most of it is a hole
 # Keys of an old index that are dropped in one step: some 200 us; 20,000 at once would stop the data path for 10 ms.
 FREE_KEYS_MAX = 512
 
@@ -137,6 +139,14 @@ class Journal:
         self._map.close()
         os.close(self.fd)
         self.fd = -1
+
+    def erase(self) -> Iterator[None]:
+        """Give the memory of all records back in slices, for they hold keys; no process may need them any more."""
+        end = HEADER_BYTES + 2 * self._region_bytes
+        for start in range(HEADER_BYTES, end, ERASED_BYTES_MAX):
+            with contextlib.suppress(OSError):  # not supported by every kernel: freed with the last descriptor
+                memory_file.punch_hole(self.fd, start, min(ERASED_BYTES_MAX, end - start))
+            yield
 
     # --- Reading ---
 

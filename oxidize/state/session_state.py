@@ -66,11 +66,12 @@ class SessionState:
         return cls(journal, arena)
 
     @classmethod
-    def open(cls, journal_fd: int, arena_fd: int, *, boot_id: str, public_key: bytes, now: float) -> Self:
+    def open(cls, journal_fd: int, arena_fd: int, *, boot_id: str, public_key: bytes | None, now: float) -> Self:
         """Read a predecessor's state without writing to it; owns both descriptors, and closes them on failure.
 
-        boot_id, public_key: as in `create`. now: seconds of CLOCK_BOOTTIME. Raises SnapshotError when the state cannot
-        be read, requires a newer release, or belongs to another boot, clock or identity.
+        boot_id, public_key: as in `create`; None for the state of whatever key, to be read alone. now: seconds of
+        CLOCK_BOOTTIME. Raises SnapshotError when the state cannot be read, requires a newer release, or belongs to
+        another boot, clock or identity.
         """
         with contextlib.ExitStack() as undo:
             undo.callback(_close, journal_fd)
@@ -126,6 +127,12 @@ class SessionState:
     def release(self) -> str:
         """The release that wrote the newest envelope."""
         return str(self.journal.envelope.get("release", ""))
+
+    @property
+    def public_key(self) -> bytes:
+        """The static public key of the device whose sessions these are, 32 bytes; none where the envelope has none."""
+        key = self.journal.envelope.get("public_key")
+        return key if isinstance(key, bytes) else b""
 
     @property
     def end(self) -> int:
@@ -185,7 +192,7 @@ class SessionState:
             if kind == _TAKEOVER:
                 self._note_takeover(record)
             elif kind != ENVELOPE and (change := decode_change(record, self._unknown)) is not None:
-                for slot in _slots_of(change):
+                for slot in slots_of(change):
                     if not self.arena.holds(slot):
                         raise SnapshotError(f"journal: record {kind!r} names slot {slot}, not in the arena; {REMEDY}")
                 self._note(change)
@@ -209,7 +216,7 @@ class SessionState:
         elif type(entry) is dict and number <= _NUMBER_MAX:
             self._takeovers[number] = entry
 
-    def _check_identity(self, boot_id: str, public_key: bytes) -> None:
+    def _check_identity(self, boot_id: str, public_key: bytes | None) -> None:
         envelope = self.journal.envelope
         if type(envelope.get("generation")) is not int:
             raise SnapshotError(f"journal: its envelope names no generation; {REMEDY}")
@@ -218,10 +225,10 @@ class SessionState:
                 f"journal: written in boot {envelope.get('boot_id')!r}, expected this boot, {boot_id!r}: its times "
                 "are not valid here; start without it"
             )
-        if envelope.get("public_key") != public_key:
+        if public_key is not None and envelope.get("public_key") != public_key:
             raise SnapshotError(
                 "journal: its sessions belong to another private key than the configured one; expected the same key: "
-                "configure the key it was made with, or start without it"
+                "configure the key it was made with, start without it, or take the new key up by `oxidize reload`"
             )
 
     # --- Writing ---
@@ -371,7 +378,8 @@ def _keypairs_of(change: PeerKeypairs) -> list[KeypairState]:
     return [keypair for keypair in (change.previous, change.current, change.next) if keypair is not None]
 
 
-def _slots_of(change: Change) -> list[int]:
+def slots_of(change: Change) -> list[int]:
+    """Return the slots of the arena that a change names."""
     match change:
         case PeerSeen(slot=slot):
             return [slot]

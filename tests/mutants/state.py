@@ -255,10 +255,36 @@ STATE = (
     Mutant(
         "session-state-of-another-key-used",
         "state/session_state.py",
-        'if envelope.get("public_key") != public_key:',
+        'if public_key is not None and envelope.get("public_key") != public_key:',
         "if False:",
         ("unit/state/test_session_state.py::test_state_of_another_boot_identity_or_clock_is_refused_and_closed",),
         "sessions continue under a private key that was replaced",
+    ),
+    Mutant(
+        "key-change-keeps-the-sessions",
+        "state/key_change.py",
+        "            if not isinstance(change, PeerKeypairs | PeerHandshake):\n",
+        "            if not isinstance(change, PeerHandshake):\n",
+        (
+            "unit/state/test_key_change.py::test_all_but_the_sessions_and_handshakes_is_kept_and_recorded_under_the_new_key",
+        ),
+        "sessions outlive the private key that they were made with",
+    ),
+    Mutant(
+        "key-change-uses-the-slots-of-the-sessions-before",
+        "state/key_change.py",
+        "            self.arena.claim(slot)\n",
+        "            pass\n",
+        ("unit/state/test_key_change.py::test_a_predecessor_continues_with_its_sessions_where_the_successor_ends",),
+        "a predecessor that serves again seals with counters that were used before",
+    ),
+    Mutant(
+        "key-change-keeps-the-keys-before",
+        "state/key_change.py",
+        "            yield from journal.erase()\n",
+        "            pass\n",
+        ("unit/state/test_key_change.py::test_the_keys_before_are_erased_and_their_slots_used_again",),
+        "keys of sessions that have ended stay in a memory file",
     ),
     Mutant(
         "session-state-of-another-clock-used",

@@ -136,13 +136,14 @@ def test_a_state_that_must_be_understood_is_refused(running: Running) -> None:
     assert running.asked == 1
 
 
-def test_another_private_key_is_refused(running: Running, tmp_path: Path) -> None:
+def test_another_private_key_ends_every_live_session(running: Running, tmp_path: Path) -> None:
     folder = tmp_path / "other"
     folder.mkdir()
     other = Server(Lab(folder), running.peers)
     other.write_config(takeover_socket=str(running.server.takeover_socket))
-    with pytest.raises(SnapshotError, match="another private key"):
-        rehearse(NodeSettings.of_server(config.load_server(other.config_path)))
+    running.begin_session(CAROL, 9, NOW - REJECT_AFTER_TIME)  # it has ended
+    found = rehearse(NodeSettings.of_server(config.load_server(other.config_path)))
+    assert found == outcome(sessions=0, refused={"the private key has changed": 2})
 
 
 def compact(state: SessionState) -> None:
