@@ -20,7 +20,7 @@ def test_clients_of_the_present_code_and_a_release_in_service_replace_each_other
         server = GoServer(link)
         client = link.client(server.public_key)
         server.serve(client.identity.public)
-        client.start(golden.environ())
+        client.start(golden.environ(), golden.bare_options)
         ping(lab, link.client_side, DirectLink.INNER_SERVER, 2)
         pinging = Ping(lab, link.client_side, DirectLink.INNER_SERVER, "continuous-ping")
         pinging.wait_for_replies(10)

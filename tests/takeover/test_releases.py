@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +10,13 @@ import pytest
 from oxidize.protocol.constants import BATCH_PACKETS_MAX
 from tests.support.traffic.clients import EchoClient, Traffic
 from tests.support.traffic.releases import PRESENT, Release
-from tests.support.traffic.server import Lab, Outcome, Server, fault, go_on, kill, stalled_pid
+from tests.support.traffic.server import Identity, Lab, Outcome, PeerTable, Server, fault, go_on, kill, stalled_pid
 from tests.support.traffic.transport_messages import assert_no_nonce_twice
 
 pytestmark = pytest.mark.handoff
 
 PACKETS_PER_SECOND = 200.0
+SITE, SITE_MOVED = "127.0.0.1:9", "127.0.0.1:10"  # where no process answers
 EXCHANGES = 3  # from the release in service to the present code and back, each
 AFTER_COMMIT = [
     pytest.param("oxidize.takeover.successor:Successor.ready", "after", id="after COMMIT"),
@@ -64,8 +65,9 @@ class Bench:
 def bench(golden: Release, tmp_path: Path) -> Iterator[Bench]:
     clients = [EchoClient(number) for number in (2, 3)]
     with Lab(tmp_path) as lab:
-        server = Server(lab, [client.table() for client in clients], metrics_listen="127.0.0.1:0")
-        server.start(golden.environ())
+        site = PeerTable("site", Identity.make().public, ("10.99.0.0/24",), endpoint=SITE)
+        server = Server(lab, [*(client.table() for client in clients), site], metrics_listen="127.0.0.1:0")
+        server.start(golden.environ(), options=golden.bare_options)
         with Traffic(server, clients, PACKETS_PER_SECOND) as traffic:
             yield Bench(lab, server, traffic, golden, tmp_path / "stalled")
 
@@ -76,6 +78,27 @@ def test_the_present_code_and_a_release_in_service_replace_each_other(bench: Ben
     for _ in range(EXCHANGES):
         bench.reload(PRESENT)
         bench.reload(bench.golden)
+    bench.assert_unharmed()
+
+
+def test_an_endpoint_that_was_changed_under_an_older_release_is_used_once_the_present_code_serves(
+    bench: Bench,
+) -> None:
+    """The older release ignores the record of what was configured, and hands it on."""
+
+    def endpoint() -> str:
+        return next(str(peer["endpoint"]) for peer in bench.server.status()["peers"] if peer["name"] == "site")
+
+    bench.reload(PRESENT)
+    bench.reload(bench.golden)
+    assert endpoint() == SITE
+    *others, site = bench.server.peers
+    bench.server.peers = [*others, replace(site, endpoint=SITE_MOVED)]
+    bench.server.write_config()
+    bench.reload(PRESENT)
+    assert endpoint() == SITE_MOVED
+    bench.reload(bench.golden)
+    assert endpoint() == SITE_MOVED
     bench.assert_unharmed()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from oxidize.control.query import fetch
 from oxidize.errors import OxidizeError
 from oxidize.holder.processes import reap
-from tests.support.traffic.server import OXIDIZE, WAIT_SECS, Identity, Lab, Outcome, b64, kill, wait_for
+from tests.support.traffic.server import OXIDIZE, WAIT_SECS, WITHOUT_HOLDER, Identity, Lab, Outcome, b64, kill, wait_for
 
 
 class OxidizeClient:
@@ -76,14 +76,14 @@ class OxidizeClient:
 
     # --- Processes ---
 
-    def spawn(self, env: Mapping[str, str] | None = None) -> int:
-        """Start `oxidize client` and return its pid at once."""
+    def spawn(self, env: Mapping[str, str] | None = None, options: Sequence[str] = WITHOUT_HOLDER) -> int:
+        """Start `oxidize client` and return its pid at once. options: of the command, as its release knows them."""
         with self._inside():
-            return self.lab.spawn((*OXIDIZE, "client", "--no-holder", "-c", str(self.config_path)), self.name, env)
+            return self.lab.spawn((*OXIDIZE, "client", *options, "-c", str(self.config_path)), self.name, env)
 
-    def start(self, env: Mapping[str, str] | None = None) -> int:
+    def start(self, env: Mapping[str, str] | None = None, options: Sequence[str] = WITHOUT_HOLDER) -> int:
         """Start `oxidize client`; return its pid once it serves."""
-        pid = self.spawn(env)
+        pid = self.spawn(env, options)
 
         def look() -> bool:
             ended = reap(pid)

@@ -22,6 +22,11 @@ class Release:
     version: str
     folder: Path | None = None
 
+    @property
+    def bare_options(self) -> tuple[str, ...]:
+        """The options with which its `server` and `client` have no holder; the first release has none."""
+        return () if self.version == "0.1.0" else ("--no-holder",)
+
     def environ(self, fault: Mapping[str, str] | None = None) -> dict[str, str]:
         """Return the environment that makes `python -P -m oxidize` run this release.
 

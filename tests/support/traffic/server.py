@@ -28,6 +28,7 @@ WAIT_SECS = 20.0  # long enough for a loaded machine; nothing waits for it to pa
 POLL_SECS = 0.01
 MEMORY_FILES_GROWTH_KIB = 512  # dead records of a journal that is too small to be compacted (COMPACT_BYTES_MIN)
 OXIDIZE = (sys.executable, "-P", "-m", "oxidize")
+WITHOUT_HOLDER = ("--no-holder",)
 FAULTS = Path(__file__).parent / "faults"
 
 
@@ -177,10 +178,15 @@ class Server:
 
     # --- Processes ---
 
-    def start(self, env: Mapping[str, str] | None = None, program: Sequence[str] = OXIDIZE) -> int:
-        """Start `oxidize server`; return its pid once it serves."""
+    def start(
+        self,
+        env: Mapping[str, str] | None = None,
+        program: Sequence[str] = OXIDIZE,
+        options: Sequence[str] = WITHOUT_HOLDER,
+    ) -> int:
+        """Start `oxidize server`; return its pid once it serves. options: of the command, as its release knows them."""
         with self._inside():
-            pid = self.lab.spawn((*program, "server", "--no-holder", "-c", str(self.config_path)), "server", env)
+            pid = self.lab.spawn((*program, "server", *options, "-c", str(self.config_path)), "server", env)
 
         def look() -> bool:
             ended = reap(pid)
