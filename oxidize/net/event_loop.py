@@ -42,6 +42,8 @@ class Loop:
         self._epoll.register(self._wakeup_read, select.EPOLLIN)
         self._callbacks[self._wakeup_read] = self._handle_signals
         self.stopped = False
+        self.longest_pause_secs = 0.0  # in which no descriptor was looked at, while that is measured
+        self._looked_at: float | None = None  # the latest look at them; None: it is not measured
 
     now = staticmethod(boot_time)
 
@@ -89,7 +91,13 @@ class Loop:
 
     def run_once(self, timeout_secs: float | None = None) -> None:
         """Wait for events until the next deadline, at most `timeout_secs`, and call back for each of them."""
-        for fd, _ in self._epoll.poll(self._wait_secs(timeout_secs), EVENTS_MAX):
+        wait_secs = self._wait_secs(timeout_secs)
+        if self._looked_at is not None:
+            self.longest_pause_secs = max(self.longest_pause_secs, self.now() - self._looked_at)
+        ready = self._epoll.poll(wait_secs, EVENTS_MAX)
+        if self._looked_at is not None:
+            self._looked_at = self.now()
+        for fd, _ in ready:
             callback = self._callbacks.get(fd)
             if callback is not None:
                 callback()
@@ -98,6 +106,11 @@ class Loop:
             due = timed.next_deadline()
             if due is not None and due <= now and timed in self._timed:  # else another timeout removed it
                 timed.handle_timeout(now)
+
+    def measure_pauses(self, since: float | None) -> None:
+        """Measure `longest_pause_secs` from now on, the first pause from `since`; None: measure it no more."""
+        self._looked_at = since
+        self.longest_pause_secs = 0.0
 
     def run(self) -> None:
         """Run until `stop` is called."""

@@ -26,7 +26,7 @@ from oxidize.net.event_loop import READABLE, Loop
 from oxidize.net.tun import TunDevice
 from oxidize.net.udp import UdpSocket
 from oxidize.oom_score import OomScore
-from oxidize.protocol.counters import Total
+from oxidize.protocol.counters import Counters, Total
 from oxidize.runtime.fd_store import apply_nat, check_nat, store_state, store_tunnel
 from oxidize.runtime.handover import Handover
 from oxidize.runtime.http_binding import bind_http_if_possible
@@ -188,6 +188,7 @@ class Succession:
         state.begin_generation(oxidize.__version__, node.generation)
         node.device.own()
         node.serve()
+        self.loop.measure_pauses(commit.frozen_at)
         self.loop.run_once(0)
         # Not before the epoch of this clock, whatever the predecessor says.
         return max(0.0, boot_time() - commit.frozen_at) if commit.frozen_at is not None else None
@@ -195,14 +196,18 @@ class Succession:
     def _take(self, node: Node, commit: Commit, blackout: float | None, summary: dict[str, Any]) -> Handover:
         """Count and record the takeover, listen, and let the predecessor exit, in this order."""
         blackout_ms = blackout * 1000 if blackout is not None else None
-        _count_takeover(node, blackout, summary)
+        _count_takeover(node, summary)
+        _count_blackout(node.counters, blackout or 0.0)
         way = "inherited: the predecessor died" if commit.predecessor_died else "taken over"
         node.record_start(way, summary["sessions"], blackout_ms)
+        self.loop.run_once(0)  # as after each of the steps that follow: together they take longer than the hand-off
         # A predecessor that froze may have died since, and then no process would serve without this one.
         must_listen = not (commit.predecessor_died or self.successor.is_predecessor_dead())
         handover = Handover(node, self.loop, held=True, must_listen=must_listen, lock=self.successor.lock)
+        self.loop.run_once(0)
         self.successor.taken({"sessions": summary["sessions"], "blackout_ms": blackout_ms or 0.0})
         self.oom_score.restore()
+        self.loop.run_once(0)
         return handover
 
     def _announce(self, node: Node, blackout: float | None, summary: dict[str, Any]) -> None:
@@ -211,18 +216,44 @@ class Succession:
         has_moved = self.before.server != self.settings.server
         if node.connection is not None and (has_moved or node.connection.is_reconfigured):
             first.append(node.connection.move)
-        problems = _attempt(first)
+        problems = self._attempt(first)
         for _ in node.device.prepare_in_slices():
             self.loop.run_once(0)
-        problems += [*_attempt(self._last_steps(node)), *_attempt([node.keep_network, self._take_log])]
+        problems += self._attempt([*self._last_steps(node), node.keep_network, self._take_log])
         problems += [f"serving without all of its settings: {missing}" for missing in node.keeper.missing]
         warnings = [*summary["warnings"], *problems]
         for warning in warnings:
             log.warning(warning)
-        blackout_ms = blackout * 1000 if blackout is not None else None
+        blackout_ms = self._blackout_ms(node, blackout)
         log.info("took over", generation=node.generation, sessions=summary["sessions"], blackout_ms=blackout_ms)
         done = {**summary, "warnings": warnings, "generation": node.generation, "blackout_ms": blackout_ms or 0.0}
         self.control.done(done)
+
+    def _blackout_ms(self, node: Node, blackout: float | None) -> float | None:
+        """Return the longest time without a reader until now, and correct what was recorded of it before TAKEN."""
+        longest = self.loop.longest_pause_secs
+        self.loop.measure_pauses(None)
+        if blackout is None:
+            return None
+        if longest > blackout and node.is_serving:
+            _count_blackout(node.counters, longest, blackout)
+            node.session_state.amend_takeover(blackout_ms=longest * 1000)
+        return max(longest, blackout) * 1000
+
+    def _attempt(self, steps: Iterable[Callable[[], None]]) -> list[str]:
+        """Do each step, and serve after it; return a line for each that failed.
+
+        The predecessor ends, so no failure here may end this process: a tunnel without a route is better than none.
+        """
+        problems = []
+        for step in steps:
+            try:
+                step()
+            except Exception as error:  # this process owns, and no other would
+                log.exception("serving without all of its settings")
+                problems.append(f"serving without all of its settings: {reason_of(error)}")
+            self.loop.run_once(0)
+        return problems
 
     def _last_steps(self, node: Node) -> list[Callable[[], None]]:
         """Return the work on the host's network that can wait until this process serves."""
@@ -325,10 +356,18 @@ class _PredecessorEnd:
             node = self._handover.node
             node.session_state.raise_min_reader()
             if isinstance(node.session_state, KeyChangedState):
-                _attempt([partial(store_state, node.session_state)])
+                _store(node.session_state)
                 node.do_in_slices(node.session_state.forget_before())
             node.do_in_slices(node.settle_configuration())
             self._handover.predecessor.release()
+
+
+def _store(state: KeyChangedState) -> None:
+    """Store a state under the new key; without that a crash costs the sessions, and no more."""
+    try:
+        store_state(state)
+    except OxidizeError as error:
+        log.error("serving with a state that a crash will lose", reason=reason_of(error))
 
 
 def _redacted_reason(error: BaseException) -> str:
@@ -336,27 +375,16 @@ def _redacted_reason(error: BaseException) -> str:
     return reason_of(error) if isinstance(error, OxidizeError) else logs.redact_text(reason_of(error))
 
 
-def _attempt(steps: Iterable[Callable[[], None]]) -> list[str]:
-    """Do each step; return a line for each that failed.
-
-    The predecessor ends, so no failure here may end this process: a tunnel without a route is better than none.
-    """
-    problems = []
-    for step in steps:
-        try:
-            step()
-        except Exception as error:  # this process owns, and no other would
-            log.exception("serving without all of its settings")
-            problems.append(f"serving without all of its settings: {reason_of(error)}")
-    return problems
-
-
-def _count_takeover(node: Node, blackout: float | None, summary: Mapping[str, Any]) -> None:
+def _count_takeover(node: Node, summary: Mapping[str, Any]) -> None:
     counters = node.counters
     counters[Total.TAKEOVERS_SUCCEEDED] += 1
     counters[Total.SESSIONS_RESTORED] += summary["sessions"]
     counters[Total.SESSIONS_REFUSED] += sum(summary["refused"].values())
-    blackout_ns = int((blackout or 0.0) * 1e9)
+
+
+def _count_blackout(counters: Counters, blackout: float, counted_before: float = 0.0) -> None:
+    """Count the blackout of this takeover in seconds, of which a part was counted before."""
+    blackout_ns = int(blackout * 1e9)
     counters[Total.BLACKOUT_NS_LAST] = blackout_ns
-    counters[Total.BLACKOUT_NS_SUM] += blackout_ns
+    counters[Total.BLACKOUT_NS_SUM] += blackout_ns - int(counted_before * 1e9)
     counters[Total.BLACKOUT_NS_MAX] = max(counters[Total.BLACKOUT_NS_MAX], blackout_ns)

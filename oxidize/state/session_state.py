@@ -294,8 +294,16 @@ class SessionState:
 
         It is history: where it cannot be recorded, that is counted, and nothing is raised.
         """
-        number = max(self._takeovers, default=0) + 1
-        oldest = sorted(self._takeovers)[: max(0, len(self._takeovers) + 1 - TAKEOVERS_MAX)]
+        self._append_takeover(max(self._takeovers, default=0) + 1, entry)
+
+    def amend_takeover(self, **fields: Any) -> None:
+        """Record the latest takeover with these fields changed. Like `record_takeover`."""
+        if self._takeovers:
+            number = max(self._takeovers)
+            self._append_takeover(number, self._takeovers[number] | fields)
+
+    def _append_takeover(self, number: int, entry: dict[str, Any]) -> None:
+        oldest = sorted(self._takeovers.keys() | {number})[:-TAKEOVERS_MAX]
         retired = [{"type": _TAKEOVER, "key": _number_key(old), "retire": RETIRE_OWN} for old in oldest]
         kept = {name: cut(value) if isinstance(value, str) else value for name, value in entry.items()}
         try:

@@ -5,6 +5,22 @@ from tests.mutants.mutant import Mutant
 RUNTIME = (
     # --- The loop and the data path ---
     Mutant(
+        "blackout-ends-with-the-first-read",
+        "runtime/succession.py",
+        "        return max(longest, blackout) * 1000\n",
+        "        return blackout * 1000\n",
+        ("unit/runtime/test_blackout.py::test_a_pause_in_any_step_of_the_takeover_counts_as_its_blackout",),
+        "a reload reports less than its clients see",
+    ),
+    Mutant(
+        "steps-after-the-hand-off-without-a-read",
+        "runtime/succession.py",
+        "            self.loop.run_once(0)\n        return problems\n",
+        "        return problems\n",
+        ("unit/runtime/test_blackout.py::test_the_successor_reads_after_every_step_that_follows_the_hand_off",),
+        "packets wait for all the work that follows a hand-off",
+    ),
+    Mutant(
         "metrics-address-that-is-taken-ends-a-start",
         "runtime/http_binding.py",
         "        return bind_http(settings)\n    except Exception as error:",
@@ -23,11 +39,8 @@ RUNTIME = (
     Mutant(
         "event-loop-calls-an-unregistered-callback",
         "net/event_loop.py",
-        "        for fd, _ in self._epoll.poll(self._wait_secs(timeout_secs), EVENTS_MAX):\n"
-        "            callback = self._callbacks.get(fd)\n",
-        "        known = dict(self._callbacks)\n"
-        "        for fd, _ in self._epoll.poll(self._wait_secs(timeout_secs), EVENTS_MAX):\n"
-        "            callback = known.get(fd)\n",
+        "        for fd, _ in ready:\n            callback = self._callbacks.get(fd)\n",
+        "        known = dict(self._callbacks)\n        for fd, _ in ready:\n            callback = known.get(fd)\n",
         ("unit/net/test_event_loop.py::test_an_unregistered_callback_is_not_called_for_an_event_of_the_same_poll",),
         "after a hand-off the predecessor reads a batch that belongs to its successor",
     ),
