@@ -37,10 +37,10 @@ class Service:
         self._marks: set[str] = set()
         self.client = Client(self, 1, None)
         self.peers.append(self.client.table())
-        self._put_key()
+        self.put_key()
         self.write_config()
 
-    def _put_key(self) -> None:
+    def put_key(self) -> None:
         key = self.machine.root / "etc/oxidize/server.key"
         key.touch(mode=0o600)
         key.write_text(b64(self.identity.private) + "\n")
@@ -53,6 +53,8 @@ class Service:
         for peer in self.peers:
             lines += ["", "[[peer]]", f'name = "{peer.name}"', f'public_key = "{b64(peer.public_key)}"']
             lines.append(f"allowed_ips = {json.dumps(peer.allowed_ips)}")
+            if peer.endpoint is not None:
+                lines.append(f'endpoint = "{peer.endpoint}"')
         (self.machine.root / CONFIG).write_text("\n".join(lines) + "\n")
 
     def drop_in(self, text: str) -> None:
@@ -141,13 +143,21 @@ class Service:
 
     def health(self) -> tuple[int, dict[str, Any]]:
         """Return status and body of /health."""
+        status, body = self._answer("/health")
+        return status, json.loads(body)
+
+    def metrics(self) -> str:
+        """Return the body of /metrics."""
+        return self._answer("/metrics")[1]
+
+    def _answer(self, path: str) -> tuple[int, str]:
         with self.namespace.entered():
             connection = socket.create_connection(("127.0.0.1", 9090), timeout=10)
         with connection:
-            connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
         head, _, body = answer.partition(b"\r\n\r\n")
-        return int(head.split()[1]), json.loads(body)
+        return int(head.split()[1]), body.decode()
 
     def handshake(self) -> int:
         """Return the time of the client's last handshake."""
