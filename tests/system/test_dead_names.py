@@ -1,10 +1,11 @@
-"""A name that no resolver answers stops nothing that an operator does, and no client notices it."""
+"""Names of peers: a dead one stops nothing that an operator does, and one that moves is followed."""
 
 from collections.abc import Callable
 
 import pytest
 
 from oxidize.protocol.constants import BATCH_PACKETS_MAX
+from tests.support.traffic.ping import Ping
 from tests.support.traffic.server import Identity, PeerTable
 from tests.system.machine import DAEMON
 from tests.system.service import OXIDIZE, Service
@@ -13,6 +14,7 @@ from tests.system.traffic import BESIDE_DEPLOYMENTS
 pytestmark = pytest.mark.handoff
 
 NAME = "site.dyn.oxidize-test.invalid:51820"  # RFC 6761, section 6.4: no name server has it
+FOLLOWED_SECS = 60.0  # silence, KEEPALIVE_TIMEOUT and REKEY_TIMEOUT; then a handshake that is not answered
 TOLD = "a peer's endpoint cannot be looked up; retrying"
 
 
@@ -58,3 +60,27 @@ def test_a_dead_name_stops_neither_start_crash_restart_reload_peer_add_nor_deplo
     status = service.status()
     assert (status["sessions"], status["generation"]) == (1, len(pids))
     assert str(status["release_folder"]).endswith("/good")
+
+
+def test_a_name_that_moves_is_followed_when_its_peer_stops_answering(service: Service) -> None:
+    """The peer is passive: it does not know where the server is, and answers only what reaches it."""
+    machine, client = service.machine, service.client
+    name, moved = "site.oxidize-test.invalid", "2001:db8:1::3"
+    hosts = machine.root / "etc/hosts"
+    before = hosts.read_text()
+    hosts.write_text(f"{before}\n{client.outer6} {name}\n")
+    service.peers[:] = [client.table(endpoint=f"{name}:{client.wireguard.listen_port()}")]
+    service.write_config()
+    client.connect(knows_endpoint=False)
+    machine.systemctl("start", DAEMON)
+    pinging = Ping(service.lab, service.namespace, client.inner4, "to-the-site")
+    pinging.wait_for_replies(10)
+    assert str(client.peer_status()["endpoint"]).startswith(f"[{client.outer6}]:")
+    client.move(client.outer4, moved)
+    hosts.write_text(f"{before}\n{moved} {name}\n")
+    answered = pinging.replies()
+    machine.wait_for("answers from the other address", lambda: pinging.replies() >= answered + 10, FOLLOWED_SECS)
+    assert str(client.peer_status()["endpoint"]).startswith(f"[{moved}]:")
+    told = machine.journal()
+    assert f"a peer's endpoint was looked up peer=client-1 name={name}:" in told
+    pinging.stop()
