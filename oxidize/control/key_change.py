@@ -18,6 +18,8 @@ def announcement(role: str, takeover_socket: Path, public_key: bytes) -> str | N
     """Return what a reload with this key would end, None where the running process has it too, or none answers."""
     try:
         found = query.find(takeover_socket, query.IDENTITY)
+        if found is not None and "public_key" not in found:  # release 0.1.0 names it in its status alone
+            found = query.find(takeover_socket)
     except OxidizeError:
         return None
     before = found.get("public_key") if found is not None else None
