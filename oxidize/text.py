@@ -6,12 +6,14 @@ ones, separators of lines and paragraphs, spaces other than " ", surrogates, and
 categories Cc, Cf, Zl, Zp, Zs, Cs, Co, Cn). Commands print by `printable`, logs and errors of one line by `one_line`.
 """
 
+import re
 import sys
 from pathlib import PurePath
 
 import oxidize
 
 _CUT = "..."
+_WORD = re.compile(r"(\s*)((?:`[^`]*`|[^\s`]|`)+)")  # what lies between backquotes, a command, is one word
 _JSON_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
 
 
@@ -56,3 +58,23 @@ def _escaped(character: str, shortest: str = "x") -> str:
     if code < 0x100 and shortest == "x":
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x1_0000 else f"\\U{code:08x}"
+
+
+def wrapped(text: str, width: int) -> str:
+    """Return a text whose lines break between words where they are wider than `width`; a wider word is kept whole."""
+    return "\n".join(_wrapped_line(line, width) for line in text.split("\n"))
+
+
+def _wrapped_line(line: str, width: int) -> str:
+    if len(line) <= width:
+        return line
+    done = ""
+    column = 0
+    for space, word in _WORD.findall(line):
+        if column and column + len(space) + len(word) > width:
+            done += f"\n{word}"
+            column = len(word)
+        else:
+            done += space + word
+            column += len(space) + len(word)
+    return done

@@ -11,9 +11,9 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import click
 
@@ -21,10 +21,11 @@ from oxidize import config
 from oxidize.config.document import read_file
 from oxidize.control.query import NothingListensError
 from oxidize.errors import ConfigError, OxidizeError, UnreachableError
-from oxidize.text import one_line, printable
+from oxidize.text import one_line, printable, wrapped
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+COLUMNS = 80  # of a terminal that does not say
 LOG_LEVELS = ("debug", "info", "warning", "error")
 GAVE_UP_STATUS = 3  # as in RestartPreventExitStatus= of oxidize-client.service
 SERVER_CONFIG = Path("/etc/oxidize/server.toml")
@@ -60,8 +61,24 @@ def what_runs(takeover_socket: Path) -> list[str]:
 
 
 def echo(text: str = "", *, err: bool = False) -> None:
-    """Print a text, without what a terminal executes, to standard output or standard error."""
-    click.echo(printable(text, characters_max=None), err=err)
+    """Print a text, without what a terminal executes, to standard output or standard error.
+
+    A terminal, which would break a line within a word, gets lines that fit.
+    """
+    shown = printable(text, characters_max=None)
+    stream = sys.stderr if err else sys.stdout
+    if stream is not None and stream.isatty():
+        shown = wrapped(shown, _columns_of(stream))
+    click.echo(shown, err=err)
+
+
+def _columns_of(terminal: TextIO) -> int:
+    """Return the width of a terminal; as for every program, COLUMNS comes first."""
+    with suppress(KeyError, ValueError):
+        return max(int(os.environ["COLUMNS"]), 1)
+    with suppress(OSError):  # of the stream's own terminal: the other one may be a file
+        return os.get_terminal_size(terminal.fileno()).columns or COLUMNS
+    return COLUMNS
 
 
 def print_json(value: object, indent: int | None = 2) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 import oxidize
-from oxidize.text import counted, own_release, printable
+from oxidize.text import counted, own_release, printable, wrapped
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,22 @@ from oxidize.text import counted, own_release, printable
 def test_what_is_unprintable_is_shown(text: str, expected: str) -> None:
     assert printable(text) == expected
     expected.encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("one two three", ["one two", "three"]),
+        ("fits in.", ["fits in."]),
+        ("a  run `x y z` now", ["a  run", "`x y z`", "now"]),
+        ("unbreakable word", ["unbreakable", "word"]),
+        ("it`s a quote", ["it`s a", "quote"]),
+        ("two\n\nlines of it", ["two", "", "lines of", "it"]),
+        ("  indented by two", ["  indented", "by two"]),
+    ],
+)
+def test_a_line_breaks_between_words_and_never_within_a_command(text: str, expected: list[str]) -> None:
+    assert wrapped(text, 8) == "\n".join(expected)
 
 
 def test_a_long_text_is_cut() -> None:

@@ -10,10 +10,18 @@ import pytest
 from oxidize.cli.releases_page import render
 
 NAME, EARLIER = "0.1.0-20261128T113850Z-5c3d83a", "0.1.0-20261125T033030Z-152fc8b"
+PROBLEM = "/opt/bin/python: No such file or directory: expected python3.11, as it was built with"
 FOUND: dict[str, Any] = {
     "releases": [
-        {"name": name, "version": "0.1.0", "built_unix": 1.79e9, "revision": name[-7:], "marks": marks}
-        for name, marks in ((NAME, ["running", "current"]), (EARLIER, ["rollback"]))
+        {
+            "name": name,
+            "version": "0.1.0",
+            "built_unix": 1.79e9,
+            "revision": name[-7:],
+            "marks": marks,
+            "problem": problem,
+        }
+        for name, marks, problem in ((NAME, ["running", "current"], ""), (EARLIER, ["rollback"], PROBLEM))
     ],
     "incomplete": [],
     "running_elsewhere": None,
@@ -58,6 +66,7 @@ def test_a_narrow_terminal_shows_each_release_and_deployment_on_lines_of_its_own
         EARLIER,
         "  built 2026-09-21 14:13:20, rollback",
     ]
+    assert " ".join(lines[4:7]) == f"{EARLIER}: cannot run: {PROBLEM}"
     assert lines[-4:] == [
         "2026-09-21 14:13:20  deploy by alice",
         f"  {EARLIER} ->",
