@@ -77,7 +77,7 @@ class Deployer:
         self._rollback = Rollback(self.releases, self.server, self.clock)
         self._began = self.clock.now()
         self._action = self._source = self._target = ""
-        self._has_begun = False  # a step, which is recorded
+        self._is_recorded = False  # a step was taken, or what the next rollback finds has changed
 
     def deploy(self, name: str | None) -> Deployment:
         """Deploy the release of that name, or with None one that is built now."""
@@ -114,7 +114,7 @@ class Deployer:
         except Exception as error:  # noqa: BLE001 - a bug of the deployment before the switch: nothing is switched
             entry = self._entry(history.REFUSED, f"{type(error).__name__}: {error}; this is a bug of the deployment")
         self.interrupts.ignore()
-        if self._has_begun:  # else nothing was attempted: a name without a release, or the release that serves
+        if self._is_recorded:  # else nothing was attempted: a name without a release, or the release that serves
             try:
                 self.history.append(entry)
             except DeployError as error:  # the outcome does not change
@@ -130,6 +130,8 @@ class Deployer:
         self._source = source.name
         serving = self.server.serving()
         if serving is not None and target == source:
+            is_left = target.name in retention.left_behind(self.history.entries())
+            self._is_recorded |= is_left or self.releases.current() != target
             self.releases.point_current_at(target)
             return self._entry(history.SUCCESS, f"{target.name} serves already: nothing was done")
         owner = self.server.owner()
@@ -340,7 +342,7 @@ class Deployer:
 
     def _step(self, step: Step, work: Callable[[], _Result], text: Callable[[_Result], str] = str) -> _Result:
         """Take one step, and record its begin and its end. text: formats what the step returns."""
-        self._has_begun = True
+        self._is_recorded = True
         try:
             self.history.begin(
                 PendingDeployment(

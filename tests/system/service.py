@@ -100,9 +100,9 @@ class Service:
         return self.machine.run("readlink", "/opt/oxidize/current").strip().removeprefix("releases/")
 
     def log(self) -> list[dict[str, Any]]:
-        """Return the log of deployments."""
-        lines = self.machine.run("cat", "/var/lib/oxidize/deployments.jsonl").splitlines()
-        return [json.loads(line) for line in lines]
+        """Return the log of deployments; none before the first one."""
+        shown = self.machine.run("sh", "-c", "! test -e $0 || cat $0", "/var/lib/oxidize/deployments.jsonl")
+        return [json.loads(line) for line in shown.splitlines()]
 
     def has_got_there(self) -> bool:
         """Return whether the added code of all releases ran: a function that it replaces may have been renamed."""

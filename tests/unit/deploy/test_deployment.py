@@ -169,6 +169,24 @@ def test_a_release_that_already_serves_is_not_deployed(world: World) -> None:
     assert world.history.entries() == [], "a deployment that did nothing is none"
 
 
+def test_a_deployment_of_the_serving_release_that_mends_current_is_recorded(world: World) -> None:
+    world.releases.point_current_at(add(world))
+    entry = world.deployer().deploy("one")
+    assert (entry.result, current(world), world.reloads) == (history.SUCCESS, "one", [])
+    assert world.history.entries() == [entry]
+
+
+def test_a_deployment_of_the_serving_release_makes_a_bad_one_a_rollback_target_again(world: World) -> None:
+    world.commands.to_build = ["two", "three"]
+    world.deployer().deploy(None)
+    world.deployer().rollback()
+    world.serve(world.releases.find("two"))  # by hand
+    world.releases.point_current_at(world.releases.find("two"))
+    assert world.deployer().deploy("two").reason == "two serves already: nothing was done"
+    assert world.deployer().deploy(None).target == "three"
+    assert world.deployer().rollback().target == "two"
+
+
 def test_a_process_that_runs_from_no_release_is_not_replaced(world: World) -> None:
     add(world)
     world.running = Release(Path("/home/alice/checkout/.venv"), "0.1.0", 0.0, "")
