@@ -294,12 +294,22 @@ def test_the_path_is_never_without_a_listener(tmp_path: Path) -> None:
 def test_an_impossible_path_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TakeoverError, match="at most 107"):
         Listener(tmp_path / ("x" * 108))
-    with pytest.raises(TakeoverError, match="expected a directory"):
-        Listener(tmp_path / "missing" / "takeover.sock")
+    (tmp_path / "file").touch()
+    with pytest.raises(TakeoverError, match=r"cannot listen.*expected a folder with room"):
+        Listener(tmp_path / "file" / "takeover.sock")
     (tmp_path / "occupied").mkdir()
-    with pytest.raises(TakeoverError, match="cannot listen"):
+    with pytest.raises(TakeoverError, match=r"cannot listen.*expected a folder with room"):
         Listener(tmp_path / "occupied")
-    assert names_in(tmp_path) == ["occupied"]
+    assert names_in(tmp_path) == ["file", "occupied"]
+
+
+def test_a_missing_folder_is_made_for_this_user_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "missing" / "below"
+    listener = Listener(folder / "takeover.sock")
+    assert listener.is_bound()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert names_in(folder) == ["takeover.sock"]
+    listener.close()
 
 
 def test_a_forked_process_cannot_accept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

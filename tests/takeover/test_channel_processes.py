@@ -3,6 +3,7 @@
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +27,9 @@ def test_a_successor_takes_over(stand: Stand) -> None:
     assert stand.wait_for("finish") == {"blackout_ms": 1.5}
     assert stand.host.called == ["offer", "freeze", "finish"]
     assert dict(stand.host.calls)["freeze"] == {"sessions": 3}
-    assert dict(stand.host.calls)["offer"] == Hello("new", peer.pid, (1,))
+    network, time = (str(Path("/proc/self/ns", kind).readlink()) for kind in ("net", "time"))  # a child's, too
+    hello = Hello("new", peer.pid, (1,), network_namespace=network, time_namespace=time)
+    assert dict(stand.host.calls)["offer"] == hello
     assert not predecessor.owns
     assert f"by {os.getpid()}" in peer.wait_for("offer of generation 7")
     assert '{"journal_bytes": 4096}' in peer.wait_for("owns")

@@ -353,6 +353,12 @@ def remove_path(world: "World") -> None:
         world.kernel.paths.pop(str(path), None)
 
 
+def fill_folder(world: "World") -> None:
+    """Let there be no room for a new file beside the takeover socket for a while, as in a full /run."""
+    world.kernel.is_folder_full, world.is_strict = True, False  # a takeover fails after the freeze
+    world.kernel.at(world.random.choice((0.1, 3.0, 15.0)), partial(setattr, world.kernel, "is_folder_full", False))
+
+
 # --- Resources ---
 
 _MEMORY_CALLS = frozenset({"pwrite", "mmap", "memfd_create", "epoll_ctl", "fallocate", "socket", "accept"})
@@ -436,9 +442,7 @@ def step_the_clock(world: "World") -> None:
 
 
 def configure_otherwise(world: "World") -> None:
-    guests = [client for client in world.clients if not client.is_core]
-    kept = [client for client in guests if world.random.random() < 0.5]
-    world.configured = [client for client in world.clients if client.is_core or client in kept]
+    world.configured = [client for client in world.clients if client.is_core or world.random.random() < 0.5]
     world.mtu = world.random.choice((1280, 1420))
 
 
@@ -462,7 +466,7 @@ FAMILIES: dict[str, dict[Deed, float]] = {
     "hangs": {hang_until_the_deadline: 1.0, hang_past_a_deadline: 0.7},
     "first batches": {die_in_the_first_batch: 1.0},
     "stops": {replace_with_a_fault: 3, stop: 0.7, stop_the_next: 0.7, suspend: 0.3},
-    "managers": {restart: 0.5, start_twice: 0.7, remove_path: 0.5},
+    "managers": {restart: 0.5, start_twice: 0.7, remove_path: 0.5, fill_folder: 0.5},
     "last words": {end_during_a_takeover: 1.0},
     "ends": {stop_the_unit: 0.5, drain: 0.7},
     "rogues": {rogue: 2.0},

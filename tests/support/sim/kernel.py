@@ -179,6 +179,7 @@ class Kernel:
         self.living: list[Process] = []
         self.current: Process | None = None
         self.paths: dict[str, Any] = {}
+        self.is_folder_full = False  # of the takeover socket: no new file
         self.watcher: Watcher | None = None
         self.manager: Any = None
         self.release: Mapping[tuple[Any, str], object] = {}

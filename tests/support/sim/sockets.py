@@ -89,6 +89,8 @@ class Socket:
         if isinstance(self._file, Udp):
             world.manager.bind_udp(self._file, address[1])
             return
+        if world.is_folder_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
         listener = Listener(process)
         self._replace(listener)
         world.paths[str(address)] = SimpleNamespace(listener=listener, number=id(listener))

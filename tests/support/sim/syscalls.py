@@ -181,6 +181,8 @@ class Os:
         if flags & real_os.O_CREAT:
             if str(path) in world.paths:
                 raise FileExistsError(errno.EEXIST, "File exists")
+            if world.is_folder_full:
+                raise OSError(errno.ENOSPC, "No space left on device")
             holders: list[LockFile] = []
             world.paths[str(path)] = SimpleNamespace(number=id(holders), holders=holders)
         if str(path) in world.paths:
