@@ -26,6 +26,7 @@ from oxidize.cli.common import (
     print_line,
     print_warning,
     warn_of_readable_output,
+    what_runs,
 )
 from oxidize.cli.reload import apply_at_start, apply_change, who_serves
 from oxidize.config.values import format_key
@@ -151,7 +152,8 @@ def list_(config_path: Path, as_json: bool) -> None:
     else:
         print_line("no peers yet: `oxidize peer add NAME` adds one")
     if running is None:
-        print_line("no server is running")
+        for line in what_runs(loaded.takeover_socket) or ["no server is running"]:
+            print_line(line)
     elif unloaded := [row["name"] for row in rows if not row["is_loaded"]]:
         print_line(f"not loaded by the running server: {', '.join(unloaded)}; run `oxidize reload`")
 

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
 from oxidize import config, takeover
-from oxidize.cli.common import LOG_LEVELS, announce_key_change, echo, fail, load, role_options
+from oxidize.cli.common import LOG_LEVELS, announce_key_change, echo, fail, load, role_options, what_runs
 from oxidize.control import query
 from oxidize.control import reload as coordinator
 from oxidize.control.who_runs import who_runs
@@ -26,6 +27,8 @@ SERVICE = "oxidize-daemon.service"
 PATH_RETURNS_SECS = 2.5
 START_WAIT_SECS = 10.0  # for a service that is starting
 START_LOOK_SECS = 0.2
+
+_Found = TypeVar("_Found")
 
 
 @click.command(short_help="Replace the running process by a new one.")
@@ -66,10 +69,7 @@ def replace_process(role: config.Role, config_path: Path, takeover_socket: Path,
     log_level: of the successor, None for that of its predecessor. The kernel identifies the predecessor, because its
     answers cannot be trusted.
     """
-    listener = takeover.who_listens(takeover_socket)
-    if listener is None and who_runs(takeover_socket):
-        time.sleep(PATH_RETURNS_SECS)
-        listener = takeover.who_listens(takeover_socket)
+    listener = _with_patience(takeover.who_listens, takeover_socket)
     if listener is None:
         raise query.NothingListensError(takeover_socket)
     running_level, holder_name = _process_at(takeover_socket)
@@ -83,6 +83,15 @@ def replace_process(role: config.Role, config_path: Path, takeover_socket: Path,
         f"blackout {report['blackout_ms']:.1f} ms, {report['seconds']:.2f} s in all",
         (*(f"warning: {warning}" for warning in report["warnings"]), *refused),
     )
+
+
+def _with_patience(look: Callable[[Path], _Found | None], takeover_socket: Path) -> _Found | None:
+    """Return what is found at the takeover socket, also where its path comes back while this waits."""
+    found = look(takeover_socket)
+    if found is None and who_runs(takeover_socket):
+        time.sleep(PATH_RETURNS_SECS)
+        found = look(takeover_socket)
+    return found
 
 
 def _process_at(takeover_socket: Path) -> tuple[str, object]:
@@ -139,18 +148,17 @@ def apply_at_start(config_path: Path, takeover_socket: Path, is_applied: Callabl
     A service that is starting may have read the file as it was: it is awaited, and reloaded where it has not the
     change; raises OxidizeError where that fails.
     """
-    without = "no server is running: the change takes effect with the next start"
-    if takeover_socket != config.default_takeover_socket("server", {}):
-        return without
-    for _ in range(int(START_WAIT_SECS / START_LOOK_SECS)):
+    is_own = takeover_socket == config.default_takeover_socket("server", {})
+    for _ in range(int(START_WAIT_SECS / START_LOOK_SECS) if is_own else 0):
         if systemctl.property_of(SERVICE, "ActiveState") != "activating":
             break
         time.sleep(START_LOOK_SECS)
-    found = query.find(takeover_socket)
+    found = _with_patience(query.find, takeover_socket)
     if found is None:
-        if systemctl.property_of(SERVICE, "ActiveState") != "activating":
-            return without
-        return f"{SERVICE} does not serve yet: if it does so without the change, `systemctl reload oxidize-daemon`"
+        if is_own and systemctl.property_of(SERVICE, "ActiveState") == "activating":
+            return f"{SERVICE} does not serve yet: if it does so without the change, `systemctl reload oxidize-daemon`"
+        running = "\n".join(what_runs(takeover_socket)) or "no server is running"
+        return f"{running}: the change takes effect with the next start"
     if is_applied(_peers_of(takeover_socket)):
         return "the server that has just started has the change"
     return apply_change(config_path, takeover_socket, int(found["pid"]), is_applied).summary
