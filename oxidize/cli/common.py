@@ -65,11 +65,11 @@ def echo(text: str = "", *, err: bool = False) -> None:
 
     A terminal, which would break a line within a word, gets lines that fit.
     """
-    shown = printable(text, characters_max=None)
-    stream = sys.stderr if err else sys.stdout
-    if stream is not None and stream.isatty():
-        shown = wrapped(shown, _columns_of(stream))
-    click.echo(shown, err=err)
+    click.echo(_fitted(printable(text, characters_max=None), sys.stderr if err else sys.stdout), err=err)
+
+
+def _fitted(text: str, stream: TextIO | None) -> str:
+    return text if stream is None or not stream.isatty() else wrapped(text, _columns_of(stream))
 
 
 def _columns_of(terminal: TextIO) -> int:

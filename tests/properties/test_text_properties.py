@@ -176,8 +176,8 @@ def test_no_command_prints_past_the_gate() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) in {"click.echo", "click.secho", "print"}:
                 found.append((path.name, ast.unparse(node.func), ast.unparse(node.args[0])))
     assert sorted(found) == [
+        ("common.py", "click.echo", "_fitted(printable(text, characters_max=None), sys.stderr if err else sys.stdout)"),
         ("common.py", "click.echo", "json.dumps(value, indent=indent).replace('\\x7f', '\\\\u007f')"),
-        ("common.py", "click.echo", "printable(text, characters_max=None)"),
         ("peers.py", "click.echo", "shown"),
     ]
 
