@@ -140,7 +140,9 @@ uninstall: ## stop the service and remove everything but /etc/oxidize (as root)
 
 # One environment, filled as far as a target needs: `make demo` installs neither linters nor test tools. A working
 # environment is updated in place, not cleared: a server may be running from it.
-$(DEMO_SETUP) $(SETUP) $(FUZZ_SETUP): .stamps/%: requirements-%.lock requirements-dev.lock pyproject.toml | packages
+$(DEMO_SETUP): requirements.lock
+$(FUZZ_SETUP): requirements-fuzz.lock
+$(DEMO_SETUP) $(SETUP) $(FUZZ_SETUP): .stamps/%: requirements-dev.lock pyproject.toml | packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), Python 3.11 or later is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@set -e; mkdir -p .stamps; $(ALONE); \
@@ -148,7 +150,7 @@ $(DEMO_SETUP) $(SETUP) $(FUZZ_SETUP): .stamps/%: requirements-%.lock requirement
 	$(PIP) --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv; \
 	$(BUILD_TOOLS_LOCK) > .stamps/build-tools.lock; \
 	$(PIP) install $(HASHED) --no-deps -r .stamps/build-tools.lock; \
-	$(PIP) install $(HASHED) -r requirements-$*.lock; \
+	$(PIP) install $(HASHED) -r $(patsubst requirements-demo.lock,requirements.lock,requirements-$*.lock); \
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .; \
 	touch $@
 
@@ -178,9 +180,8 @@ lock: | packages ## renew the locks of the dependencies in pyproject.toml (newes
 	@$(PYTHON) -m venv .stamps/lock
 	@.stamps/lock/bin/python -m pip --disable-pip-version-check --no-input install --quiet uv==$(UV_VERSION)
 	@$(LOCK) pyproject.toml -o requirements.lock
-	@$(LOCK) --extra demo -c requirements.lock pyproject.toml -o requirements-demo.lock
-	@$(LOCK) --extra demo --extra dev -c requirements-demo.lock pyproject.toml -o requirements-dev.lock
-	@$(LOCK) --extra demo --extra dev --extra fuzz -c requirements-dev.lock pyproject.toml -o requirements-fuzz.lock
+	@$(LOCK) --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	@$(LOCK) --extra dev --extra fuzz -c requirements-dev.lock pyproject.toml -o requirements-fuzz.lock
 
 clean: ## remove everything that make created here, the virtual environment too
 	@rm -rf .venv .stamps .fuzz build dist *.egg-info .mypy_cache .import_linter_cache .ruff_cache .pytest_cache .hypothesis demo-*.html

@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 from rich.console import Console
 
+from demo.plot import write_report
 from demo.run import Demonstration, Options
 from demo.screen import PLAIN_WIDTH, open_screen, print_verdict
 from oxidize.errors import OxidizeError
@@ -25,14 +26,6 @@ REPORT = Path("demo-report.html")
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
     click.echo("demo: interrupted; ending every process", err=True)
     sys.exit(128 + number)
-
-
-def _plot_module_missing() -> str | None:
-    try:
-        import plotly  # noqa: F401, PLC0415  # slow to import, and not installed with oxidize
-    except ImportError:
-        return "the report needs the Python package plotly: start the demonstration with `make demo`, which installs it"
-    return None
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,9 +54,6 @@ def _plot_module_missing() -> str | None:
 @click.option("--no-table", is_flag=True, help="Print lines, not a live table.")
 def main(seconds: float, clients: int, rate: float, reloads: int, report: Path, no_table: bool) -> None:
     """Replace a server under traffic, kill it once, and report what its clients noticed."""
-    if (missing := _plot_module_missing()) is not None:
-        click.echo(f"demo: {missing}", err=True)
-        sys.exit(1)
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, _end)
@@ -113,8 +103,6 @@ def _run(console: Console, options: Options, report: Path, *, table: bool) -> bo
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the clean-up
         demonstration.close()
-    from demo.plot import write_report  # noqa: PLC0415  # slow to import: never while packets are timed
-
     print_verdict(console, verdict, demonstration.origin)
     if drops:
         console.print(

@@ -1,15 +1,16 @@
 """The report: every reply's latency over time with the replacements marked, in one file that needs no network.
 
-Rule: nothing is thinned out or averaged. Every reply is a point, so a gap in the chart is a gap in the replies.
+Rule: nothing is thinned out or averaged. Every reply is a point, so a gap in the chart is a gap in the replies. The
+chart is SVG whose colours are the page's; a point is a line of length zero with round ends. Source: SVG 2, sections
+8.12 (vector-effect) and 9.3 (path data).
 """
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import log10
 from pathlib import Path
 from string import Template
-
-import plotly.graph_objects as go
 
 import oxidize
 from demo.verdict import Action, Judged, Tally, Verdict
@@ -19,48 +20,23 @@ PAGE = Path(__file__).with_name("report_template.html")
 ACTION_COLOURS = {Action.RELOAD: "#4c6ef5", Action.REFUSED: "#c07a10", Action.KILL: "#e03f50"}
 # Consecutive colours differ in hue, so that a change of the answering process is visible.
 PROCESS_COLOURS = ("#4263eb", "#0ca678", "#9c36b5", "#1098ad", "#5f3dc4", "#2b8a3e", "#1971c2")
-_BUTTONS = ["zoom2d", "pan2d", "resetScale2d", "toImage"]
 LABELS_IN_FULL_MAX = 8  # with more replacements than this, a label is only the action's name
 
-# Points are drawn by WebGL; a browser without it draws them as SVG, with the same result some seconds later.
-_WITHOUT_WEBGL = """
-const plot = document.getElementById('{plot_id}');
-if (!document.createElement('canvas').getContext('webgl')) Plotly.restyle(plot, {type: 'scatter'});
-"""
-# The chart has the page's colours, also when the reader's scheme changes.
-_COLOURS = """
-const scheme = matchMedia('(prefers-color-scheme: dark)');
-function recolour() {
-  const page = getComputedStyle(document.documentElement);
-  const [ink, soft, line] = ['--ink', '--soft', '--line'].map((name) => page.getPropertyValue(name).trim());
-  Plotly.relayout('{plot_id}', {'font.color': ink, 'modebar.color': soft, 'modebar.activecolor': ink,
-                                'xaxis.gridcolor': line, 'yaxis.gridcolor': line});
-}
-scheme.addEventListener('change', recolour);
-recolour();
-"""
-
-CHART_HEIGHT = 560  # without the labels above it
+CHART_HEIGHT = 460  # pixels, without the labels around it
 NARROW_PLOT_PIXELS = 560  # of the axis in a window of 800 pixels: labels do not overlap in this or a wider one
 LABEL_PIXELS = 130  # width of the longest line of a label, and some space
 LABEL_LINE_PIXELS = 16
-LABELS_BELOW_PIXELS = 40  # of the top margin: the buttons
+STEPS_PER_PIXEL = 10  # of the heights of points
+STEPS_PER_SEC = 1000  # of their times: less than a tenth of a pixel in a run of 20 s
 AXIS_MARGIN = 1.4  # room below the lowest and above the highest point, as a factor
 LATENCY_MIN_MS = 1e-3  # drawn for shorter ones: a logarithm of zero does not exist
-_TICKS_MS = [b * 10.0**e for e in range(-2, 5) for b in (1, 2, 5)]
-_INK, _SOFT, _LINE = "#16202e", "#5b6b80", "#e3e8ef"
-_FONT = 'system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif'
+TICKS_MAX = 12  # on the axis of time
+_TICKS = [b * 10.0**e for e in range(-3, 6) for b in (1, 2, 5)]
 
 
 def write_report(path: Path, tally: Tally, verdict: Verdict) -> None:
     """Write the report to `path`; raises OSError if the file cannot be written."""
     origin = _origin(tally)
-    chart = figure(tally, verdict).to_html(
-        full_html=False,
-        include_plotlyjs=True,
-        post_script=[_WITHOUT_WEBGL, _COLOURS],
-        config={"displaylogo": False, "responsive": True, "modeBarButtons": [_BUTTONS]},
-    )
     path.write_text(
         Template(PAGE.read_text("utf-8")).substitute(
             title="A WireGuard server, replaced under traffic",
@@ -70,7 +46,7 @@ def write_report(path: Path, tally: Tally, verdict: Verdict) -> None:
             reasons=_reasons(verdict),
             tiles="".join(_tile(name, value, bad) for name, value, bad in _tiles(verdict)),
             points=f"{verdict.replies:,}",
-            chart=chart,
+            chart=chart(tally, verdict),
             rows="".join(_row(judged, origin) for judged in verdict.replacements),
             version=html.escape(oxidize.__version__),
         ),
@@ -78,57 +54,98 @@ def write_report(path: Path, tally: Tally, verdict: Verdict) -> None:
     )
 
 
-def figure(tally: Tally, verdict: Verdict) -> go.Figure:
-    """Return the chart: one trace per process that answered, and one mark per replacement."""
+@dataclass(frozen=True, slots=True)
+class _Axes:
+    """The ranges of the chart. seconds: from 0; low_ms, high_ms: on a logarithmic scale."""
+
+    seconds: float
+    low_ms: float
+    high_ms: float
+
+    def across(self, seconds: float) -> str:
+        """Return the horizontal position of a time."""
+        return f"{seconds / self.seconds:.3%}"
+
+    def down(self, ms: float) -> float:
+        """Return the vertical position of a latency, pixels from above."""
+        part = log10(max(ms, LATENCY_MIN_MS) / self.low_ms) / log10(self.high_ms / self.low_ms)
+        return CHART_HEIGHT * (1 - part)
+
+
+def chart(tally: Tally, verdict: Verdict) -> str:
+    """Return the chart as SVG: one path for each process that answered, and one mark for each replacement."""
     origin = _origin(tally)
-    chart = go.Figure()
+    low = min((ms for _, ms in _latencies(tally)), default=0.1)
+    high = max(verdict.latency_max_ms, 1.0)
+    axes = _Axes(_span(tally), max(low, LATENCY_MIN_MS) / AXIS_MARGIN, high * AXIS_MARGIN)
     changes = [j.replacement.serving_at for j in verdict.replacements if j.replacement.serving_at is not None]
-    for number, (x, y) in enumerate(_by_process(tally, changes)):
-        chart.add_trace(
-            go.Scattergl(
-                x=[round(at - origin, 5) for at in x],
-                y=[round(max(ms, LATENCY_MIN_MS), 4) for ms in y],
-                mode="markers",
-                name=f"process {number + 1}",
-                marker={"size": 3.5, "opacity": 0.45, "color": PROCESS_COLOURS[number % len(PROCESS_COLOURS)]},
-                hovertemplate="%{x:.3f} s: %{y:.2f} ms<extra>process " + str(number + 1) + "</extra>",
-            )
-        )
+    processes = _by_process(tally, changes)
     in_full = len(verdict.replacements) <= LABELS_IN_FULL_MAX
     labels = [label(judged) if in_full else label(judged)[:1] for judged in verdict.replacements]
     row_pixels = LABEL_LINE_PIXELS * max(map(len, labels), default=0)
-    rows = _rows_of_labels([_middle(judged, origin) for judged in verdict.replacements], _span(tally))
-    for judged, lines, row in zip(verdict.replacements, labels, rows, strict=True):
-        _mark(chart, judged, origin, "<br>".join(lines), row * row_pixels)
-    above = LABELS_BELOW_PIXELS + row_pixels * (max(rows, default=0) + 1)
-    low = min((ms for _, ms in _latencies(tally)), default=0.1)
-    high = verdict.latency_max_ms
-    chart.update_layout(
-        template="none",
-        height=CHART_HEIGHT + above,
-        margin={"l": 64, "r": 24, "t": above, "b": 56},
-        font={"family": _FONT, "size": 13, "color": _INK},
-        legend={"orientation": "h", "y": -0.14, "yanchor": "top", "x": 0, "itemsizing": "constant"},
-        hoverlabel={"font": {"family": _FONT}},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": _SOFT, "activecolor": _INK},
-        xaxis={
-            "title": {"text": "seconds since the schedule began", "font": {"size": 13}, "standoff": 12},
-            "gridcolor": _LINE,
-            "zeroline": False,
-        },
-        yaxis={
-            "title": {"text": "latency, ms (logarithmic)", "font": {"size": 13}},
-            "type": "log",
-            "tickvals": _TICKS_MS,
-            "ticktext": [f"{ms:g}" for ms in _TICKS_MS],
-            "gridcolor": _LINE,
-            "zeroline": False,
-            "range": [log10(max(low, LATENCY_MIN_MS) / AXIS_MARGIN), log10(max(high, 1.0) * AXIS_MARGIN)],
-        },
+    rows = _rows_of_labels([_middle(judged, origin) for judged in verdict.replacements], axes.seconds)
+    marks = [
+        _mark(judged, origin, axes, lines, row * row_pixels)
+        for judged, lines, row in zip(verdict.replacements, labels, rows, strict=True)
+    ]
+    above = row_pixels * (max(rows, default=0) + 1)
+    paths = [
+        f'<path stroke="{_colour(number)}" d="{_points(times, latencies, origin, axes)}"/>'
+        for number, (times, latencies) in enumerate(processes)
+    ]
+    box = f"0 0 {axes.seconds * STEPS_PER_SEC:.0f} {CHART_HEIGHT * STEPS_PER_PIXEL}"
+    legend = [
+        f'<span><i style="background:{_colour(number)}"></i>process {number + 1}</span>'
+        for number in range(len(processes))
+    ]
+    return "\n".join(
+        [
+            f'<svg class="chart" style="margin-top:{above}px" height="{CHART_HEIGHT}">',
+            *_grid(axes),
+            f'<svg class="points" viewBox="{box}" preserveAspectRatio="none" width="100%" height="100%">',
+            *paths,
+            "</svg>",
+            *marks,
+            "</svg>",
+            f'<p class="legend">{"".join(legend)}</p>',
+        ]
     )
-    return chart
+
+
+def _colour(process: int) -> str:
+    return PROCESS_COLOURS[process % len(PROCESS_COLOURS)]
+
+
+def _points(times: Iterable[float], latencies: Iterable[float], origin: float, axes: _Axes) -> str:
+    """Return the path data of points, each relative to the one before."""
+    parts = []
+    last_x = last_y = 0
+    for at, ms in zip(times, latencies, strict=True):
+        x, y = round((at - origin) * STEPS_PER_SEC), round(axes.down(ms) * STEPS_PER_PIXEL)
+        parts.append(f"m{x - last_x} {y - last_y}h0")
+        last_x, last_y = x, y
+    return "".join(parts)
+
+
+def _grid(axes: _Axes) -> list[str]:
+    """Return the lines and texts of both axes."""
+    step = next((tick for tick in _TICKS if axes.seconds / tick <= TICKS_MAX), axes.seconds)
+    bottom = CHART_HEIGHT
+    lines = []
+    for number in range(int(axes.seconds / step) + 1):
+        x = axes.across(number * step)
+        lines.append(f'<line x1="{x}" x2="{x}" y2="{bottom}"/><text x="{x}" y="{bottom + 20}">{number * step:g}</text>')
+    for ms in _TICKS:
+        if axes.low_ms <= ms <= axes.high_ms:
+            y = f"{axes.down(ms):.1f}"
+            lines.append(f'<line x2="100%" y1="{y}" y2="{y}"/><text class="ms" x="-8" y="{y}">{ms:g}</text>')
+    return [
+        '<g class="grid">',
+        *lines,
+        f'<text x="50%" y="{bottom + 42}">seconds since the schedule began</text>',
+        f'<text transform="translate(-50 {bottom // 2}) rotate(-90)">latency, ms (logarithmic)</text>',
+        "</g>",
+    ]
 
 
 def _origin(tally: Tally) -> float:
@@ -175,27 +192,23 @@ def _rows_of_labels(centres: Sequence[float], span: float) -> list[int]:
     return rows
 
 
-def _mark(chart: go.Figure, judged: Judged, origin: float, text: str, shift_pixels: int) -> None:
-    """Mark a replacement: its time, its hand-off, and its label, so far above the chart."""
+def _mark(judged: Judged, origin: float, axes: _Axes, lines: Sequence[str], shift_pixels: int) -> str:
+    """Return the mark of a replacement: its time, its hand-off, and its label, so far above the chart."""
     replacement = judged.replacement
-    colour = ACTION_COLOURS[replacement.action]
     begin, end = replacement.started_at - origin, replacement.ended_at - origin
-    chart.add_vrect(x0=begin, x1=end, fillcolor=colour, opacity=0.07, line_width=0, layer="below")
     switched = replacement.ended_at if replacement.serving_at is None else replacement.serving_at
-    chart.add_vline(
-        x=begin if replacement.action is Action.KILL else switched - origin,
-        line={"color": colour, "width": 1.5, "dash": "dot" if replacement.action is Action.REFUSED else "solid"},
+    x = axes.across(begin if replacement.action is Action.KILL else switched - origin)
+    dash = ' stroke-dasharray="2 4"' if replacement.action is Action.REFUSED else ""
+    middle = axes.across((begin + end) / 2)
+    first = -shift_pixels - LABEL_LINE_PIXELS * len(lines) + LABEL_LINE_PIXELS // 2
+    text = "".join(
+        f'<tspan x="{middle}" y="{first + LABEL_LINE_PIXELS * number}">{line}</tspan>'
+        for number, line in enumerate(lines)
     )
-    chart.add_annotation(
-        x=(begin + end) / 2,
-        y=1.01,
-        yshift=shift_pixels,
-        yref="paper",
-        yanchor="bottom",
-        showarrow=False,
-        align="center",
-        font={"color": colour, "size": 12},
-        text=text,
+    return (
+        f'<g class="mark" style="color:{ACTION_COLOURS[replacement.action]}">'
+        f'<rect x="{axes.across(begin)}" width="{axes.across(end - begin)}" height="100%"/>'
+        f'<line x1="{x}" x2="{x}" y2="100%"{dash}/><text>{text}</text></g>'
     )
 
 
@@ -203,7 +216,7 @@ def label(judged: Judged) -> list[str]:
     """Return the lines of text above a replacement's mark."""
     replacement = judged.replacement
     name = "refused" if replacement.action is Action.REFUSED else replacement.action.value
-    lines = [f"<b>{name}</b>" + ("" if replacement.succeeded else " failed")]
+    lines = [name + ("" if replacement.succeeded else " failed")]
     if replacement.blackout_ms is not None:
         lines.append(f"blackout {replacement.blackout_ms:.1f} ms")
     lines.append(f"silence {judged.gap_ms:.1f} ms")

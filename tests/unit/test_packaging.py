@@ -40,12 +40,11 @@ def test_no_text_tells_anybody_to_install_the_package_oxidize_of_pypi() -> None:
     assert not STRANGERS.search("pip install oxidize-relay, or install Oxidize with `make install`")
 
 
-def test_the_lock_of_the_demonstration_adds_plotly_and_no_development_tools() -> None:
-    names = {line.partition("==")[0] for line in pinned("requirements-demo.lock")}
-    assert "plotly" in names
+def test_the_demonstration_needs_no_development_tools() -> None:
+    names = {line.partition("==")[0] for line in pinned("requirements.lock")}
     assert not names & TOOLS
 
 
 def test_the_locks_agree_on_every_version() -> None:
-    locks = [pinned(f"requirements{suffix}.lock") for suffix in ("", "-demo", "-dev", "-fuzz")]
+    locks = [pinned(f"requirements{suffix}.lock") for suffix in ("", "-dev", "-fuzz")]
     assert all(smaller < larger for smaller, larger in pairwise(locks))
