@@ -74,6 +74,8 @@ build_release() { # NAME VERSION REVISION
 	put_launcher oxidize main
 	put_launcher oxidize-server server_main
 	put_launcher oxidize-client client_main
+	mkdir -p "$release/share/doc/oxidize"
+	cp -R README.md SECURITY.md CHANGELOG.md docs contrib "$release/share/doc/oxidize"
 	# A server needs no tools to install packages.
 	$pip uninstall --quiet --yes --root-user-action=ignore setuptools wheel packaging pip
 	find "$release" -name __pycache__ -prune -exec rm -rf {} +

@@ -36,6 +36,12 @@ def test_systemd_finds_no_fault_in_the_units(untouched: Service) -> None:
     assert (outcome.status, outcome.output, outcome.errors) == (0, "", "")
 
 
+def test_each_unit_names_a_document_that_is_installed(untouched: Service) -> None:
+    for unit in (*UNITS, CLIENT):
+        document = untouched.machine.show("Documentation", unit).removeprefix("file:")
+        untouched.machine.run("test", "-s", document)
+
+
 def test_systemd_rates_the_services_as_well_protected(untouched: Service) -> None:
     for unit in (DAEMON, CLIENT):
         untouched.machine.run("systemd-analyze", "security", f"--threshold={EXPOSURE_MAX * 10:.0f}", unit)
@@ -115,9 +121,11 @@ def test_make_install_and_uninstall_take_the_lock(service: Service) -> None:
     """Root installs from a checkout of another user."""
     machine, source, python = service.machine, "/srv/source", "/srv/python"
     copy = machine.root / source.lstrip("/")
-    shutil.copytree(ROOT / "systemd", copy / "systemd")
-    for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE", "requirements.lock", "requirements-dev.lock"):
-        shutil.copy(ROOT / name, copy)
+    for name in ("systemd", "docs", "contrib"):
+        shutil.copytree(ROOT / name, copy / name)
+    for pattern in ("Makefile", "pyproject.toml", "*.md", "LICENSE", "requirements*.lock"):
+        for path in ROOT.glob(pattern):
+            shutil.copy(path, copy)
     (copy / "oxidize").mkdir()
     (machine.root / "srv/python").write_text(PYTHON)
     machine.run("chmod", "0755", python)
