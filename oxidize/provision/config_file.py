@@ -6,6 +6,7 @@ rename(2), fsync(2), flock(2).
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import pwd
@@ -15,11 +16,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from oxidize.config.document import read_file
 from oxidize.config.paths import SERVICE_USERS, Role
 from oxidize.errors import ConfigError
 
 SECRET_MODE = 0o600
 FOLDER_MODE = 0o751  # as tmpfiles.conf has it: a service opens its files there, and may not change them
+_MAKE_ROOM = "make room in that file system, and run the command again"
+# Where the usual remedy, another user or another path, would not help.
+_REMEDIES = {
+    errno.ENOSPC: _MAKE_ROOM,
+    errno.EDQUOT: _MAKE_ROOM,
+    errno.EROFS: "make that file system writable, and run the command again",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,7 @@ def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[ConfigFile]:
 
     on_wait: called before waiting for another command to end.
     """
+    read_file(path)  # which says of a missing one how to get one
     with contextlib.ExitStack() as stack:
         with _as_config_errors(path, "a readable configuration file", "correct the path, or who may read it (sudo)"):
             target = path.resolve(strict=True)
@@ -223,4 +233,6 @@ def _as_config_errors(path: Path, expected: str, remedy: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
         reason = error.strerror if isinstance(error, OSError) else "invalid file name"
+        if isinstance(error, OSError):
+            remedy = _REMEDIES.get(error.errno or 0, remedy)
         raise ConfigError(f"{path}: {reason}: expected {expected}; {remedy}") from error

@@ -334,8 +334,8 @@ def test_the_version_is_the_name_of_the_installed_release() -> None:
 
 
 def test_a_missing_configuration_says_how_to_get_one(tmp_path: Path) -> None:
-    for command in ("check", "status", "server"):
-        (line,) = run(command, "-c", tmp_path / "none.toml").stderr.splitlines()
+    for command in (["check"], ["status"], ["server"], ["peer", "add", "a"], ["peer", "remove", "a"], ["peer", "list"]):
+        (line,) = run(*command, "-c", tmp_path / "none.toml").stderr.splitlines()
         assert "No such file or directory: expected a configuration file; name another one with -c FILE" in line
         for source in ("make install", "oxidize import", "oxidize peer add", "examples/"):
             assert source in line

@@ -1,7 +1,9 @@
 """A configuration on disk is replaced atomically, by one command at a time, and keeps its owner and mode."""
 
+import errno
 import fcntl
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,27 @@ def test_a_replaced_configuration_keeps_its_mode(path: Path) -> None:
     assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
     assert (path.parent / "other").read_text() == "old"  # the old file was not written to
     assert sorted(path.parent.iterdir()) == [path.parent / "other", path]
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "make room in that file system"),
+        (errno.EDQUOT, "make room in that file system"),
+        (errno.EROFS, "make that file system writable"),
+        (errno.EACCES, "run the command as its owner or as root"),
+    ],
+)
+def test_a_file_that_cannot_be_replaced_stays_and_the_remedy_fits(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+) -> None:
+    def mkstemp(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+    with locked(path, never) as file, pytest.raises(ConfigError, match=remedy):
+        file.replace(b"new")
+    assert path.read_text() == "old"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="lacks root: only root gives files away")
