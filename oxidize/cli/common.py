@@ -149,9 +149,30 @@ def role_options(client_help: str) -> Callable[[_Function], _Function]:
 
 def _or_default(context: click.Context, _option: click.Parameter, given: Path | None) -> Path:
     role: config.Role = context.params.get("role", "server")
-    path = given or (CLIENT_CONFIG if role == "client" else SERVER_CONFIG)
+    path = rooted(given or (CLIENT_CONFIG if role == "client" else SERVER_CONFIG))
     context.meta[GIVEN] = path, role
     return path
+
+
+def rooted(path: Path) -> Path:
+    """Return the path, an absolute one where the working directory was removed: only the kernel knows where it was.
+
+    Raises ConfigError if nothing is there.
+    """
+    with suppress(FileNotFoundError):
+        Path.cwd()
+        return path
+    if path.is_absolute():
+        return path
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        problem = f"{path}: {error.strerror}: expected a path from a folder that was removed; give an absolute one"
+        raise ConfigError(problem) from None
+    try:
+        return Path(f"/proc/self/fd/{fd}").readlink()
+    finally:
+        os.close(fd)
 
 
 def warn_of_readable_output() -> None:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from oxidize.cli.common import SERVER_CONFIG, config_option, echo, fail, json_option, print_json
+from oxidize.cli.common import SERVER_CONFIG, config_option, echo, fail, json_option, print_json, rooted
 from oxidize.cli.releases_page import describe, render
 from oxidize.cli.running_server import RunningServer
 from oxidize.deploy import SETTLE_SECS
@@ -100,7 +100,7 @@ def deploy(source: Path | None, name: str | None, **options: Any) -> None:
     """
     if source is not None and name is not None:
         raise click.UsageError("--source builds a release and --release names an installed one: give only one of them")
-    source = None if name is not None else _checkout(source or Path.cwd())
+    source = None if name is not None else _checkout(rooted(source or Path()))
     _run(source, lambda deployer: deployer.deploy(name), **options)
 
 

@@ -341,6 +341,22 @@ def test_a_missing_configuration_says_how_to_get_one(tmp_path: Path) -> None:
             assert source in line
 
 
+def test_commands_work_in_a_folder_that_was_removed(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for given in (path, "../server.toml"):
+        result = run("check", "-c", given)
+        assert (result.exit_code, result.stdout) == (0, f"{path}: good: 1 peer\n"), result
+    for command in (["check"], ["server"], ["reload"], ["peer", "list"]):
+        (line,) = run(*command, "-c", "none.toml").stderr.splitlines()
+        assert line.startswith("oxidize: none.toml: No such file or directory: expected a path from a folder that was")
+    (line,) = run("deploy").stderr.splitlines()
+    assert "gone (deleted): expected a checkout of Oxidize; name one with --source" in line
+
+
 def test_a_copy_is_checked_as_if_it_were_in_its_place(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere/copy"
     copy.parent.mkdir()
