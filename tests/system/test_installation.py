@@ -124,8 +124,8 @@ def test_make_install_and_uninstall_take_the_lock(service: Service) -> None:
     for name in ("systemd", "docs", "contrib"):
         shutil.copytree(ROOT / name, copy / name)
     for pattern in ("Makefile", "pyproject.toml", "*.md", "LICENSE", "requirements*.lock"):
-        for path in ROOT.glob(pattern):
-            shutil.copy(path, copy)
+        for found in ROOT.glob(pattern):
+            shutil.copy(found, copy)
     (copy / "oxidize").mkdir()
     (machine.root / "srv/python").write_text(PYTHON)
     machine.run("chmod", "0755", python)
