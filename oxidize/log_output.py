@@ -6,7 +6,7 @@ not set on what this process was given: the open file is shared with the shell o
 a terminal is opened a second time instead; where that is refused, a write follows a poll and takes no more than what
 the poll promises. (A regular file always has room, or is full.)
 
-Sources: pipe(7) on PIPE_BUF, proc_pid_fd(5), open(2), poll(2), unix(7), termios(3) on IXON;
+Sources: pipe(7) on PIPE_BUF, proc_pid_fd(5), open(2), poll(2), unix(7), termios(3) on IXON; systemd.exec(5);
 systemd.io/JOURNAL_NATIVE_PROTOCOL.
 """
 
@@ -23,6 +23,7 @@ from pathlib import Path
 
 STANDARD_ERROR = 2
 JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
+JOURNAL_STREAM = Path("/run/systemd/journal/stdout")
 
 _DONTWAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _JOURNAL_SEND_BUFFER_BYTES = 8 << 20  # as libsystemd asks for: one datagram is one event
@@ -202,6 +203,26 @@ class JournalSocket:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+
+def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
+    """Return whether systemd connected a descriptor to the journal; the variable alone may be inherited."""
+    found = os.fstat(fd)
+    return environ.get("JOURNAL_STREAM", "") == f"{found.st_dev}:{found.st_ino}"
+
+
+def open_journal_stream(identifier: str) -> int:
+    """Return a descriptor whose lines go to the journal, as those of systemd-cat(1); to /dev/null if it takes none."""
+    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        stream.setblocking(False)  # a journal that hangs accepts nothing
+        stream.connect(str(JOURNAL_STREAM))
+        # Identifier, unit, priority (info); whether lines have prefixes, and go to syslog, kernel log, console, too.
+        stream.sendall(f"{identifier}\n\n6\n0\n0\n0\n0\n".encode())
+    except OSError:
+        stream.close()
+        return os.open(os.devnull, os.O_RDWR)
+    return stream.detach()
 
 
 def journal_datagram(fields: Mapping[str, object]) -> bytes:

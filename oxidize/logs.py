@@ -4,7 +4,7 @@ The rule: no line contains key material, whichever code logs it in whichever way
 name suggests a key is hidden, and so is text that looks like a key in a message, a field or a traceback; public keys
 are passed as the field `public_key` and shortened. One event is one line, whatever a peer's name or address contains,
 and nothing in it is executed by a terminal (`oxidize.text`). No line waits for its reader (`oxidize.log_output`).
-Sources: systemd.exec(5) for JOURNAL_STREAM, systemd.journal-fields(7), sd_journal_print(3).
+Sources: systemd.journal-fields(7), sd_journal_print(3).
 """
 
 import base64
@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from oxidize.errors import ConfigError
-from oxidize.log_output import STANDARD_ERROR, JournalSocket, Output, StandardError, journal_datagram
+from oxidize.log_output import STANDARD_ERROR, JournalSocket, Output, StandardError, is_journal, journal_datagram
 from oxidize.text import one_line
 
 IDENTIFIER = "oxidize"
@@ -246,12 +246,8 @@ def _fileno(stream: TextIO) -> int | None:
 
 
 def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Return whether systemd connected the stream to the journal; the variable alone may be inherited."""
     fd = _fileno(stream)
-    if fd is None:
-        return False
-    found = os.fstat(fd)
-    return environ.get("JOURNAL_STREAM", "") == f"{found.st_dev}:{found.st_ino}"
+    return fd is not None and is_journal(fd, environ)
 
 
 def _import_journal() -> Any:

@@ -4,7 +4,6 @@ The rule: until COMMIT the node serves, so a takeover that fails before costs no
 only from the state that it finds then, for a successor that is dead by now may have owned it.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -129,8 +128,7 @@ class Handover:
             yield named_fd(FdName.NAT, nat)
         if node.host_setup is not None and node.host_setup.guard_fd is not None:
             yield named_fd(FdName.GUARD, node.host_setup.guard_fd)
-        if "JOURNAL_STREAM" not in os.environ:
-            yield named_fd(FdName.STDERR, STANDARD_ERROR)
+        yield named_fd(FdName.STDERR, STANDARD_ERROR)
 
     def offer_withdrawn(self, reason: str) -> None:
         """Record that the successor will not own; the node served all the while."""

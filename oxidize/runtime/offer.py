@@ -29,7 +29,7 @@ class FdName(StrEnum):
     TUN = "tun"
     NAT = "nat"  # the nftables socket that owns the table
     GUARD = "guard"  # the pipe to a client's cleanup guard
-    STDERR = "stderr"  # where the process logs, if that is not systemd's journal
+    STDERR = "stderr"  # where the process logs
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from oxidize.control import key_change
 from oxidize.control.reload_channel import Control
 from oxidize.errors import OxidizeError, Phase, SnapshotError, TakeoverError, reason_of
 from oxidize.hostnet.netlink import preload
+from oxidize.log_output import STANDARD_ERROR, is_journal, open_journal_stream
 from oxidize.net.event_loop import READABLE, Loop
 from oxidize.net.tun import TunDevice
 from oxidize.net.udp import UdpSocket
@@ -63,6 +64,7 @@ class Succession:
     key_before: bytes | None = None
     ended: int = 0
     oom_score: OomScore = field(default_factory=OomScore)
+    _log_fd: int = STANDARD_ERROR
 
     def run(self) -> Handover:
         """Take over; raises TakeoverError, or what prevented it, where the predecessor still serves."""
@@ -212,7 +214,7 @@ class Succession:
 
     def _announce(self, node: Node, blackout: float | None, summary: dict[str, Any]) -> None:
         """Report to service manager, operator and coordinator, and do what could wait until this process serves."""
-        first: list[Callable[[], None]] = [node.open_http, node.notify_ready]
+        first: list[Callable[[], None]] = [self._open_log, node.open_http, node.notify_ready]
         has_moved = self.before.server != self.settings.server
         if node.connection is not None and (has_moved or node.connection.is_reconfigured):
             first.append(node.connection.move)
@@ -276,11 +278,9 @@ class Succession:
         """Apply a client's host setup, or revert the predecessor's where the settings need none."""
         before, interfaces = self.before.installed_dns, self._interfaces_before()
         if node.host_setup is not None:
-            log_fd = self._fd(FdName.STDERR)
-            if log_fd is not None:  # not the pipe of the command that started this process: see `_take_log`
-                node.host_setup.log_fd = log_fd
+            node.host_setup.log_fd = self._log_fd
             node.host_setup.apply(before, interfaces, self.loop.run_once)
-            node.host_setup.log_fd = 2
+            node.host_setup.log_fd = STANDARD_ERROR
         elif interfaces:
             revert_host_setup(before, interfaces, self.loop.run_once)
 
@@ -308,16 +308,24 @@ class Succession:
             return []
         return [key_change.report(self.settings.role, self.ended)]
 
-    def _take_log(self) -> None:
-        """Log where the predecessor logged, if a coordinator in a terminal started this process."""
+    def _open_log(self) -> None:
+        """Find the log to keep: the predecessor's, if a coordinator outside of the unit started this process.
+
+        Standard error of such a process is the coordinator's, whose caller waits until no process holds it.
+        """
         fd = self._fd(FdName.STDERR)
-        if fd is None:
-            return
-        if self.control.is_coordinated and "JOURNAL_STREAM" not in os.environ:
-            os.dup2(fd, 1)
-            os.dup2(fd, 2)
+        if self.control.is_coordinated and not is_journal(STANDARD_ERROR, os.environ):
+            self._log_fd = fd if fd is not None else open_journal_stream(logs.IDENTIFIER)
+        elif fd is not None:
+            os.close(fd)
+
+    def _take_log(self) -> None:
+        """Log to the descriptor that `_open_log` found from here on."""
+        if self._log_fd != STANDARD_ERROR:
+            os.dup2(self._log_fd, 1)
+            os.dup2(self._log_fd, STANDARD_ERROR)
             logs.reopen()
-        os.close(fd)
+            os.close(self._log_fd)
 
 
 class _PredecessorEnd:

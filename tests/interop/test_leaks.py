@@ -9,7 +9,7 @@ import signal
 import socket
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -206,25 +206,32 @@ def test_a_kill_switch_follows_a_reload_both_ways(lab: Lab) -> None:
     assert tables(place.here) == []
 
 
-def test_nothing_that_a_reload_starts_keeps_its_callers_pipes(lab: Lab) -> None:
+# A desktop session's terminals inherit the variable, whose stream is not theirs.
+@pytest.mark.parametrize("inherited", [None, "1:1"], ids=["from a plain shell", "with an inherited JOURNAL_STREAM"])
+def test_nothing_that_a_reload_starts_keeps_its_callers_pipes(lab: Lab, inherited: str | None) -> None:
+    env = {key: value for key, value in os.environ.items() if key != "JOURNAL_STREAM"}
+    env |= {"JOURNAL_STREAM": inherited} if inherited is not None else {}
     place = Place(lab)
     place.client.write_config(network="userspace", allowed_ips=["10.9.0.1/32"])
-    place.client.start()
+    place.client.start(env)
     assert place.guards() == set()  # so that the reload starts one
     for options in ({"allowed_ips": EVERYTHING}, {"allowed_ips": EVERYTHING, "kill_switch": True}):
         place.client.write_config(**options)
-        status, said = reload_into_a_pipe(place)
+        status, said = reload_into_a_pipe(place, env)
         assert status == 0, said
         assert b"reloaded: generation" in said
+    assert place.client.log.count(" took over ") == 2  # where the first generation logs
 
 
-def reload_into_a_pipe(place: Place) -> tuple[int, bytes]:
+def reload_into_a_pipe(place: Place, env: Mapping[str, str]) -> tuple[int, bytes]:
     """Return status and output of a reload; raises BlockingIOError where a process holds the pipe after its end."""
     read_end, write_end = os.pipe()
     try:
         command = [*OXIDIZE, "reload", "--client", "-c", str(place.client.config_path)]
         with place.here.entered():
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=write_end, stderr=write_end, check=False)
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=write_end, stderr=write_end, env=env, check=False
+            )
         os.close(write_end)
         os.set_blocking(read_end, False)
         return done.returncode, b"".join(iter(lambda: os.read(read_end, 65_536), b""))

@@ -13,6 +13,14 @@ RUNTIME = (
         "a reload reports less than its clients see",
     ),
     Mutant(
+        "log-of-a-reload-by-an-inherited-variable",
+        "runtime/succession.py",
+        "not is_journal(STANDARD_ERROR, os.environ)",
+        '"JOURNAL_STREAM" not in os.environ',
+        ("unit/runtime/test_succession.py::test_standard_error_of_a_reload_outside_of_the_unit_is_not_kept",),
+        "`x=$(oxidize reload)` does not return where a desktop's terminal passes JOURNAL_STREAM on",
+    ),
+    Mutant(
         "steps-after-the-hand-off-without-a-read",
         "runtime/succession.py",
         "            self.loop.run_once(0)\n        return problems\n",

@@ -12,7 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from oxidize.log_output import JournalSocket, Losses, Output, StandardError, journal_datagram
+from oxidize import log_output
+from oxidize.log_output import (
+    JournalSocket,
+    Losses,
+    Output,
+    StandardError,
+    is_journal,
+    journal_datagram,
+    open_journal_stream,
+)
 
 LINE = b"%0119d\n" % 7
 MORE_THAN_A_PIPE_HOLDS = 1 << 20
@@ -220,6 +229,45 @@ def test_a_journal_that_is_gone_costs_the_line(tmp_path: Path) -> None:
 
 def test_a_field_of_several_lines_goes_to_the_journal_with_its_length() -> None:
     assert journal_datagram({"MESSAGE": "a\nb", "PRIORITY": 4}) == b"MESSAGE\n\x03" + bytes(7) + b"a\nb\nPRIORITY=4\n"
+
+
+def test_a_descriptor_is_the_journals_if_the_variable_names_this_very_file(tmp_path: Path) -> None:
+    with (tmp_path / "stream").open("w") as stream, (tmp_path / "other").open("w") as other:
+        found = os.fstat(stream.fileno())
+        environ = {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
+        assert is_journal(stream.fileno(), environ)
+        assert not is_journal(other.fileno(), environ)  # the variable alone was inherited
+        assert not is_journal(stream.fileno(), {})
+
+
+@pytest.fixture
+def listener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    path = tmp_path / "stdout"
+    monkeypatch.setattr(log_output, "JOURNAL_STREAM", path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        yield listener
+
+
+def test_lines_of_a_journal_stream_come_after_the_header_that_the_journal_expects(listener: socket.socket) -> None:
+    listener.listen()
+    fd = open_journal_stream("oxidize")
+    os.write(fd, b"a line\n")
+    os.close(fd)
+    connection, _ = listener.accept()
+    with connection:
+        assert connection.makefile().read() == "oxidize\n\n6\n0\n0\n0\n0\na line\n"
+
+
+@pytest.mark.parametrize("backlog", [None, 0], ids=["is gone", "accepts nothing"])
+def test_where_the_journal_takes_no_stream_lines_go_to_dev_null(listener: socket.socket, backlog: int | None) -> None:
+    with socket.socket(socket.AF_UNIX) as only:
+        if backlog is not None:
+            listener.listen(backlog)
+            only.connect(listener.getsockname())  # the next one would wait
+        fd = open_journal_stream("oxidize")
+    assert os.path.samestat(os.fstat(fd), Path(os.devnull).stat())
+    os.close(fd)
 
 
 # --- Closed streams ---

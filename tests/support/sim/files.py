@@ -88,6 +88,15 @@ class Pipe(File):
         return len(data)
 
 
+class Log(File):
+    """Standard error, of a terminal or the journal."""
+
+    NUMBER = 1  # its device and inode
+
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+
 class PidFd(File):
     """A process, readable once it is dead."""
 

@@ -38,7 +38,18 @@ from tests.support.sim.manager import UNIT
 COMPACT_BYTES_MIN = 4 << 10  # so that journals of few peers are compacted, too
 LONG_LIVED_KEYS = 64
 COMPACT_KEYS = 2  # copied in one step
-PACKAGES = ("takeover", "state", "net", "runtime", "service_manager", "control", "clock", "oom_score", "settings")
+PACKAGES = (
+    "takeover",
+    "state",
+    "net",
+    "runtime",
+    "service_manager",
+    "control",
+    "clock",
+    "oom_score",
+    "settings",
+    "log_output",
+)
 MODULES = {
     "os": syscalls.Os(),
     "fcntl": syscalls.Fcntl(),

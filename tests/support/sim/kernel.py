@@ -18,7 +18,8 @@ from typing import Any, NoReturn, Protocol
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from tests.support.sim.files import Epoll, File, MemoryFile
+from oxidize.log_output import STANDARD_ERROR
+from tests.support.sim.files import Epoll, File, Log, MemoryFile
 
 START = 1000.0  # seconds since the boot
 CALL_SECS = 4e-6  # virtual time of one system call
@@ -216,6 +217,8 @@ class Kernel:
         self, name: str, program: Callable[[], object], environ: Mapping[str, str] | None = None, uid: int = 0
     ) -> Process:
         process = Process(self, 100 + len(self.processes), name, program, environ or {}, uid)
+        process.fds[STANDARD_ERROR] = log = Log()
+        log.refs += 1
         self.processes.append(process)
         self.living.append(process)
         self.on_spawn(process)

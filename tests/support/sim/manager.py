@@ -16,7 +16,7 @@ from oxidize.control import reload
 from oxidize.control.reload_channel import Control
 from oxidize.errors import OxidizeError
 from oxidize.runtime import daemon
-from tests.support.sim.files import Connection, File, Tun, Udp
+from tests.support.sim.files import Connection, File, Log, Tun, Udp
 from tests.support.sim.kernel import Process
 from tests.support.sim.syscalls import Path, environ_of_manager
 
@@ -114,9 +114,7 @@ class Manager:
         return process
 
     def _spawn(self, control_fd: int | None, *, is_managed: bool = True) -> Process:
-        environ = {"JOURNAL_STREAM": "1:1"}
-        if self.is_managing and is_managed:
-            environ["NOTIFY_SOCKET"] = NOTIFY
+        environ = self._environ() if is_managed else {}
         process = self._kernel.spawn(
             "server", lambda: daemon.run("server", CONFIG, "info", Control(control_fd)), environ
         )
@@ -136,9 +134,12 @@ class Manager:
             except OxidizeError as error:
                 return error
 
-        environ = {"JOURNAL_STREAM": "1:1"} | ({"NOTIFY_SOCKET": NOTIFY} if self.is_managing else {})
         self._kernel.count("coordinators")
-        return self._kernel.spawn("reload", coordinate, environ)
+        return self._kernel.spawn("reload", coordinate, self._environ())
+
+    def _environ(self) -> dict[str, str]:
+        """Return what the manager of a unit tells its processes, whose log it connects to the journal."""
+        return {"JOURNAL_STREAM": f"{Log.NUMBER}:{Log.NUMBER}", "NOTIFY_SOCKET": NOTIFY} if self.is_managing else {}
 
     def stop(self) -> None:
         """Stop the unit, as `systemctl stop` does: its main process is told to end, and is not started again."""

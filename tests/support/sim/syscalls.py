@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from oxidize.state import memory_file
-from tests.support.sim.files import File, LockFile, MemoryFile, PidFd, Pipe, Tun
+from tests.support.sim.files import File, LockFile, Log, MemoryFile, PidFd, Pipe, Tun
 from tests.support.sim.kernel import Process, kernel
 
 Buffer = bytes | bytearray | memoryview
@@ -146,6 +146,8 @@ class Os:
             return SimpleNamespace(st_size=real_os.fstat(file.real).st_size, st_mode=stat.S_IFREG)
         if isinstance(file, LockFile):
             return SimpleNamespace(st_dev=1, st_ino=file.number)
+        if isinstance(file, Log):
+            return SimpleNamespace(st_dev=Log.NUMBER, st_ino=Log.NUMBER)
         return SimpleNamespace(st_size=0, st_mode=stat.S_IFSOCK)
 
     def fchmod(self, fd: int, mode: int) -> None:
@@ -201,6 +203,16 @@ class Os:
     def dup(self, fd: int) -> int:
         world = kernel()
         return world.open_fd(world.enter("dup"), world.file(fd))
+
+    def dup2(self, fd: int, fd2: int) -> int:
+        world = kernel()
+        process = world.enter("dup2")
+        file = world.file(fd)
+        file.refs += 1
+        if fd2 in process.fds:
+            world.close_fd(process, fd2)
+        process.fds[fd2] = file
+        return fd2
 
     def link(self, source: Path, target: Path) -> None:
         kernel().enter("link")

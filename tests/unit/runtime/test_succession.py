@@ -1,12 +1,15 @@
 """The successor's side of a takeover: parts that no process test reaches."""
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from oxidize.errors import SnapshotError
+from oxidize.log_output import STANDARD_ERROR
 from oxidize.runtime.node import Node
+from oxidize.runtime.offer import FdName, named_fd
 from oxidize.runtime.succession import Succession
 from oxidize.state.session_state import SessionState
 from oxidize.takeover.successor import Commit
@@ -27,3 +30,28 @@ def test_a_successor_that_has_not_read_up_to_the_end_that_commit_names_does_not_
     assert not state.is_writer
     state.close()
     before.close()
+
+
+@pytest.mark.parametrize("is_coordinated", [True, False], ids=["by a reload", "by a manager"])
+@pytest.mark.parametrize("stream", ["none", "of another process", "its own"])
+def test_standard_error_of_a_reload_outside_of_the_unit_is_not_kept(
+    stream: str, is_coordinated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = os.fstat(STANDARD_ERROR)
+    own = f"{found.st_dev}:{found.st_ino}"
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    if stream != "none":
+        monkeypatch.setenv("JOURNAL_STREAM", own if stream == "its own" else "1:1")
+    fd = os.open(tmp_path / "log", os.O_CREAT | os.O_WRONLY)
+    succession = object.__new__(Succession)
+    succession._log_fd = STANDARD_ERROR
+    succession.control = SimpleNamespace(is_coordinated=is_coordinated)  # type: ignore[assignment]  # all that is asked
+    succession.fds = {FdName.STDERR: named_fd(FdName.STDERR, fd)}
+    succession._open_log()
+    is_kept = is_coordinated and stream != "its own"
+    assert succession._log_fd == (fd if is_kept else STANDARD_ERROR)
+    if is_kept:
+        os.close(fd)
+    else:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
