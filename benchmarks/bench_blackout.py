@@ -25,11 +25,11 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 import oxidize
+from demo import processes
 from demo.clients import ClientSettings, FleetSettings
 from demo.fleet import FleetProcess
 from demo.records import Kind
 from oxidize.control.query import IDENTITY, fetch
-from oxidize.holder import processes
 from oxidize.protocol.changes import KeypairState, PeerEndpoint, PeerKeypairs, PeerSeen, PeerStaged, PeerTimestamp
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint

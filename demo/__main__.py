@@ -17,7 +17,7 @@ from demo.plot import write_report
 from demo.run import Demonstration, Options
 from demo.screen import PLAIN_WIDTH, open_screen, print_verdict
 from oxidize.errors import OxidizeError
-from oxidize.holder.holder import RECEIVE_BUFFER_BYTES
+from oxidize.net.udp import SOCKET_BUFFER_BYTES
 
 CLIENTS_MAX = 500  # select(2), which the clients use, is limited to file descriptors below 1024
 REPORT = Path("demo-report.html")
@@ -74,15 +74,15 @@ def _introduce(console: Console, demonstration: Demonstration) -> None:
     if burst > 1:
         text += (
             f" Each client sends {burst} at once: the receive buffer of the server's socket is limited to "
-            f"{demonstration.holder.receive_buffer_bytes:,} bytes (net.core.rmem_max) while a killed server restarts."
+            f"{demonstration.receive_buffer_bytes:,} bytes (net.core.rmem_max) while a killed server restarts."
         )
     console.print(text, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def _remedy(buffer_bytes: int) -> str:
     """Return what helps where a receive buffer was full; the kernel reports twice what it was asked for."""
-    if buffer_bytes < 2 * RECEIVE_BUFFER_BYTES:
-        return f"raise it with `sysctl net.core.rmem_max={RECEIVE_BUFFER_BYTES}`"
+    if buffer_bytes < 2 * SOCKET_BUFFER_BYTES:
+        return f"raise it with `sysctl net.core.rmem_max={SOCKET_BUFFER_BYTES}`"
     return "it holds seconds of these requests, so this machine is busy with other work: try again when it is not"
 
 
@@ -90,12 +90,13 @@ def _run(console: Console, options: Options, report: Path, *, table: bool) -> bo
     """Make one run and write its report; return whether it passed."""
     demonstration = Demonstration(options)
     try:
+        demonstration.start()
         _introduce(console, demonstration)
         with open_screen(console, table=table) as show:
             verdict = demonstration.run(show)
         if not verdict.ok:
             click.echo(demonstration.server_log(), err=True)
-        drops, buffer_bytes = demonstration.holder.udp_drops, demonstration.holder.receive_buffer_bytes
+        drops, buffer_bytes = demonstration.server.drops, demonstration.receive_buffer_bytes
     except OxidizeError:
         click.echo(demonstration.server_log(), err=True)
         raise

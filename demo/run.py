@@ -1,32 +1,30 @@
-"""One run of the demonstration: the holder, the server, the clients, and the actions on the server.
+"""One run of the demonstration: the server, the clients, and the actions on the server.
 
-Rule: `close` leaves no process, file or socket behind, also after an error. The loop never waits for the server:
-commands and restarts run in the holder, and the loop polls their results.
+Rule: `close` leaves no process, file or socket behind, also after an error. The loop never waits for the server: it
+polls the results of commands, and asks after a kill whether the next generation serves.
 """
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from demo.broken import make_broken_release
 from demo.fleet import FleetProcess
 from demo.plan import Step, choose_burst, plan, read_answer
 from demo.screen import REFRESH_PER_SECOND, View
+from demo.server import TURN_SECS, HeldServer, granted_receive_buffer
 from demo.verdict import GAP_AFTER_SECS, Action, Judged, Replacement, Tally, Verdict, judge, silence_ms
 from demo.workspace import Workspace
 from oxidize.clock import boot_time
-from oxidize.control.query import fetch
 from oxidize.errors import StateError
-from oxidize.holder.holder import Holder
 
-READY_TIMEOUT_SECS = 30.0
-COMMAND_TIMEOUT_SECS = 60.0
 RESTART_TIMEOUT_SECS = 30.0
 OVERTIME_SECS = 60.0  # limit for the extra time that the clients send while commands take longer than planned
-STOP_TIMEOUT_SECS = 3.0
-TURN_SECS = 0.02
 RATE_WINDOW_SECS = 1.0
 
 
@@ -42,56 +40,53 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class _Doing:
-    """A step in progress: its start, the main process before it, and the number of restarts before it."""
+    """A step in progress: its start, and the generation that served before it."""
 
     action: Action
     started_at: float
-    pid: int | None
-    restarts: int
+    generation: int
+    pid: int
 
 
 class Demonstration:
-    """One run: call `run` once and `close` always."""
+    """One run: call `start` and `run` once and `close` always. burst: requests that a client sends at once."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
         self.tally = Tally()
         self.replacements: list[Replacement] = []
         self.steps: list[Step] = plan(options.seconds, options.reloads)
+        self.burst = 1
+        self.receive_buffer_bytes = granted_receive_buffer()
         self._workspace = Workspace()
         self._fleet: FleetProcess | None = None
-        self._generation: int | None = None
+        self._generation, self._pid = 0, 0
         self._doing: _Doing | None = None
         self._events: list[tuple[float, Judged]] = []
         self._rates: list[tuple[float, int, int]] = []
-        config = self._workspace.config_path
-        self._command = [sys.executable, "-m", "oxidize"]
-        self._config_arguments = ["-c", str(config)]
-        self.holder = Holder([*self._command, "server", *self._config_arguments], self._workspace.directory)
-
-    @property
-    def burst(self) -> int:
-        """The number of requests that each client sends at once."""
-        return choose_burst(self.holder.receive_buffer_bytes, self.options.rate)
+        place = self._workspace
+        self.server = HeldServer(place.config_path, place.takeover_socket, place.directory)
 
     @property
     def origin(self) -> float:
         """The start of the clients' schedule, or now if it has not started."""
         return boot_time() if self.tally.started_at is None else self.tally.started_at
 
-    def run(self, show: Callable[[View], None]) -> Verdict:
-        """Make the run and return its verdict; raises StateError if server or clients cannot be started."""
+    def start(self) -> None:
+        """Start the server; raises StateError if it cannot be started."""
         options = self.options
-        settings = self._workspace.write(
-            self.holder.udp_address, self.holder.http_address, options.clients, options.rate, options.seconds
-        )
-        settings = replace(settings, burst=self.burst, until_told=True)
-        self._broken = make_broken_release(self._workspace.directory / "broken-release")
-        self.holder.start()
-        self.holder.wait_ready(READY_TIMEOUT_SECS)
-        self._generation = self._ask_generation()
+        self._settings = self._workspace.write(options.clients, options.rate, options.seconds)
+        self._broken_python = make_broken_release(self._workspace.directory / "broken-release")
+        start_secs = self.server.start()
+        self.burst = choose_burst(self.receive_buffer_bytes, options.rate, start_secs)
+        self._note(self.server.vitals())
+
+    def run(self, show: Callable[[View], None]) -> Verdict:
+        """Make the run and return its verdict; raises StateError if the clients end early."""
+        options = self.options
+        host, port = self.server.address()
+        settings = replace(self._settings, server_host=host, server_port=port, burst=self.burst, until_told=True)
         self._fleet = FleetProcess(settings, self._workspace.directory / "clients.log")
-        self.holder.exclude(self._fleet.pid)
         pending = list(self.steps)
         next_show, told = 0.0, False
         while not self._fleet.ended:
@@ -108,6 +103,7 @@ class Demonstration:
             self._advance([])
             time.sleep(TURN_SECS)
         show(self._view())
+        self._note(self.server.vitals())
         if self.tally.finished_at is None:
             raise StateError(f"the clients ended early: {_tail(self._fleet.log_path)}")
         return judge(self.tally, self.replacements, options.clients, len(self.steps))
@@ -116,13 +112,12 @@ class Demonstration:
         """End every process and remove every file; idempotent."""
         if self._fleet is not None:
             self._fleet.close()
-        self.holder.stop(STOP_TIMEOUT_SECS)
-        self.holder.close()
+        self.server.close()
         self._workspace.close()
 
     def server_log(self) -> str:
         """Return the end of the server's log."""
-        return _tail(self.holder.log_path)
+        return _tail(self.server.log_path)
 
     def _is_over(self, pending: Sequence[Step]) -> bool:
         """Return whether the clients may end: all steps are done, or OVERTIME_SECS have passed."""
@@ -144,49 +139,53 @@ class Demonstration:
             self._doing = self._begin(pending.pop(0).action)
 
     def _begin(self, action: Action) -> _Doing:
-        doing = _Doing(action, boot_time(), self.holder.main_pid, len(self.holder.restarts))
+        doing = _Doing(action, boot_time(), self._generation, self._pid)
         if action is Action.KILL:
-            self.holder.kill_main()
+            os.kill(self._pid, signal.SIGKILL)  # the holder reaps it after this, so the pid is its own
         else:
-            env = {"PYTHONPATH": str(self._broken)} if action is Action.REFUSED else {}
-            self.holder.start_control([*self._command, "reload", *self._config_arguments], COMMAND_TIMEOUT_SECS, env)
+            self.server.start_command(self._broken_python if action is Action.REFUSED else sys.executable, "reload")
         return doing
 
     def _poll(self, doing: _Doing) -> Replacement | None:
         """Return the result of a step, None while it is in progress."""
         if doing.action is Action.KILL:
             return self._poll_restart(doing)
-        result = self.holder.control_result
+        result = self.server.poll_command()
         if result is None:
             return None
         answer = read_answer(result.output)
+        vitals = self.server.vitals()
+        self._note(vitals)
+        is_held = vitals is not None and self.server.is_held
         if doing.action is Action.REFUSED:
-            refused = result.status == 1 and self.holder.main_pid == doing.pid
+            refused = is_held and result.status == 1 and (self._generation, self._pid) == (doing.generation, doing.pid)
             return Replacement(doing.action, doing.started_at, result.ended_at, refused, None, answer.line)
-        moved = result.status == 0 and self.holder.main_pid not in (None, doing.pid)
-        self._generation = answer.generation or self._generation
-        serving_at = self.holder.ready_at if moved else None
+        moved = is_held and result.status == 0 and self._generation == doing.generation + 1
+        serving_at = _owned_at(vitals) if vitals is not None and moved else None
         return Replacement(
             doing.action, doing.started_at, result.ended_at, moved, answer.blackout_ms, answer.line, serving_at
         )
 
     def _poll_restart(self, doing: _Doing) -> Replacement | None:
-        restarts = self.holder.restarts[doing.restarts :]
-        ready_at = restarts[-1].ready_at if restarts else None
-        if ready_at is None:
-            if self.holder.failure is None and boot_time() < doing.started_at + RESTART_TIMEOUT_SECS:
+        vitals = self.server.vitals()
+        now = boot_time()
+        if vitals is None:
+            if self.server.is_held and now < doing.started_at + RESTART_TIMEOUT_SECS:
                 return None
-            detail = self.holder.failure or f"the new process was not ready within {RESTART_TIMEOUT_SECS:g} s"
-            return Replacement(doing.action, doing.started_at, boot_time(), False, None, detail)
-        stored = " and ".join(self.holder.stored_names) or "nothing"
-        detail = f"{restarts[-1].reason}; restarted by the holder with {stored} from its store"
-        self._generation = self._ask_generation()
-        # Neither process can measure this blackout; it is the holder's figure, from the kill to READY=1.
-        blackout_ms = (ready_at - doing.started_at) * 1e3
-        return Replacement(doing.action, doing.started_at, ready_at, len(restarts) == 1, blackout_ms, detail, ready_at)
+            end = f"serves within {RESTART_TIMEOUT_SECS:g} s" if self.server.is_held else "is left, nor its holder"
+            return Replacement(doing.action, doing.started_at, now, False, None, f"no process {end}")
+        if vitals["pid"] == doing.pid:
+            return None  # an answer from before the kill
+        self._note(vitals)
+        restarted = self.server.is_held and self._generation == doing.generation + 1
+        detail = f"generation {self._generation}, pid {self._pid}: started by the holder, {vitals['sessions']} sessions"
+        # No generation can measure this blackout: it is the time from the kill to the first answer of the next one.
+        blackout_ms = (now - doing.started_at) * 1e3
+        return Replacement(doing.action, doing.started_at, now, restarted, blackout_ms, detail, now)
 
-    def _ask_generation(self) -> int:
-        return int(fetch(self._workspace.takeover_socket)["generation"])
+    def _note(self, vitals: dict[str, Any] | None) -> None:
+        if vitals is not None:
+            self._generation, self._pid = int(vitals["generation"]), int(vitals["pid"])
 
     # --- Display ---
 
@@ -209,7 +208,7 @@ class Demonstration:
             duplicated=tally.duplicated,
             handshakes=tally.handshakes_total,
             generation=self._generation,
-            pid=self.holder.main_pid,
+            pid=self._pid,
             doing=self._doing.action.value if self._doing else "",
             events=tuple(self._events),
         )
@@ -221,6 +220,11 @@ class Demonstration:
                 return
             gap_ms = silence_ms(sorted(self.tally.received_at), replacement, self.tally.last_sent_at)
             self._events.append((replacement.started_at - self.origin, Judged(replacement, gap_ms, 0)))
+
+
+def _owned_at(vitals: dict[str, Any]) -> float:
+    """Return when a generation that took over began to serve, in seconds of the boot clock."""
+    return float(vitals["takeovers"][-1]["at_unix"]) - (time.time() - boot_time())
 
 
 def _tail(path: Path, lines: int = 20) -> str:

@@ -1,9 +1,9 @@
 """The verdict: pure arithmetic on what the clients saw.
 
-Rule: no number comes from the server, except the blackout, which it reports itself and which decides nothing. A request
-is lost if it got no reply. A reply is a duplicate if its request was answered before, or if its seal reuses a counter.
-A session is lost if a client made another handshake before a rekey was due (WireGuard paper, section 6.2: after
-REKEY_AFTER_TIME). The only loss that passes is the one batch that a process held when SIGKILL ended it.
+Rule: no number comes from the server, except the blackout of a reload, which it reports and which decides nothing. A
+request is lost if it got no reply. A reply is a duplicate if its request was answered before, or if its seal reuses a
+counter. A session is lost if a client made another handshake before a rekey was due (WireGuard paper, section 6.2:
+after REKEY_AFTER_TIME). The only loss that passes is the one batch that a process held when SIGKILL ended it.
 """
 
 from bisect import bisect_left, bisect_right
@@ -43,8 +43,9 @@ class Replacement:
     """One action on the server, from `started_at` until the server served again at `ended_at`.
 
     succeeded: whether it ended as intended; for a broken release: it was refused and the old process still serves.
-    blackout_ms: reported by the server or the holder, None if there was none. detail: one line for the operator.
-    serving_at: when the new process reported that it was ready; None if there is no new process.
+    blackout_ms: reported by the server, after a kill measured from outside; None if there was none. detail: one line
+    for the operator.
+    serving_at: when the new process began to serve, or answered first after a kill; None if there is no new process.
     """
 
     action: Action

@@ -20,12 +20,12 @@ DRAIN_TIMEOUT_SECS = 1.0  # there are no sessions to drain once the clients have
 
 _SERVER = """\
 [server]
-listen = "{host}:{port}"
+listen = "127.0.0.1:0"
 address = ["{address}/{prefix}"]
 private_key_file = "server.key"
 takeover_socket = "takeover.sock"
 network = "userspace"
-metrics_listen = "{http_host}:{http_port}"
+metrics_listen = ""
 drain_timeout_secs = {drain}
 """
 _PEER = """
@@ -45,21 +45,11 @@ class Workspace:
         self.config_path = self.directory / "server.toml"
         self.takeover_socket = self.directory / "takeover.sock"
 
-    def write(
-        self, udp: tuple[str, int], http: tuple[str, int], clients: int, rate: float, seconds: float
-    ) -> FleetSettings:
-        """Write the server's files and return its clients' settings. udp, http: addresses of the bound sockets."""
+    def write(self, clients: int, rate: float, seconds: float) -> FleetSettings:
+        """Write the server's files and return its clients' settings, without the port that the kernel will choose."""
         server_key = X25519PrivateKey.generate()
         self._write_key("server.key", server_key.private_bytes_raw())
-        text = _SERVER.format(
-            host=udp[0],
-            port=udp[1],
-            address=SERVER_ADDRESS,
-            prefix=TUNNEL_NETWORK.prefixlen,
-            http_host=http[0],
-            http_port=http[1],
-            drain=DRAIN_TIMEOUT_SECS,
-        )
+        text = _SERVER.format(address=SERVER_ADDRESS, prefix=TUNNEL_NETWORK.prefixlen, drain=DRAIN_TIMEOUT_SECS)
         settings = []
         for i in range(clients):
             client_key, preshared_key = X25519PrivateKey.generate(), os.urandom(32)
@@ -70,8 +60,8 @@ class Workspace:
             settings.append(ClientSettings(client_key.private_bytes_raw().hex(), preshared_key.hex(), str(address)))
         self.config_path.write_text(text, "utf-8")
         return FleetSettings(
-            server_host=udp[0],
-            server_port=udp[1],
+            server_host="",
+            server_port=0,
             server_public_key=server_key.public_key().public_bytes_raw().hex(),
             server_address=str(SERVER_ADDRESS),
             clients=tuple(settings),

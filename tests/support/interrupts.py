@@ -6,7 +6,7 @@ The rule: an interrupt reaches every process that runs tests, once; a second one
 import os
 import signal
 
-from oxidize.holder.processes import children
+from demo.processes import children
 
 
 class InterruptedOnce:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from oxidize.holder.processes import children, reap
+from demo.processes import children, reap
 from tests.support.traffic.namespaces import Namespace
 from tests.support.traffic.server import WAIT_SECS, Lab, Outcome, kill, wait_for
 

@@ -13,8 +13,8 @@ from typing import Self
 import pytest
 
 import oxidize
+from demo.processes import reap, spawn
 from oxidize.errors import OxidizeError
-from oxidize.holder.processes import reap, spawn
 from oxidize.net.udp_cmsg import SO_RCVBUFFORCE
 from oxidize.protocol.constants import BATCH_PACKETS_MAX
 from oxidize.state.journal import ACTIVATIONS, HEADER_WORDS, WORD_BYTES

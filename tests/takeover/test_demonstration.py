@@ -16,9 +16,10 @@ def test_the_clients_of_the_demonstration_notice_nothing() -> None:
     shown = io.StringIO()
     demonstration = Demonstration(OPTIONS)
     try:
+        demonstration.start()
         with open_screen(Console(file=shown, width=160), table=False) as show:
             verdict = demonstration.run(show)
-        log, drops = demonstration.server_log(), demonstration.holder.udp_drops
+        log, drops = demonstration.server_log(), demonstration.server.drops
     finally:
         demonstration.close()
     dropped = f"the kernel dropped {drops} at the server's socket"

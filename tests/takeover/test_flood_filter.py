@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from oxidize.holder.processes import reap, spawn
+from demo.processes import reap, spawn
 from tests.support.socket_filter import is_filtered
 from tests.support.traffic.server import OXIDIZE, Lab, Server, kill, wait_for
 

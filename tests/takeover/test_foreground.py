@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 
+from demo.processes import reap
 from oxidize.control import holder
 from oxidize.control.query import IDENTITY, fetch
 from oxidize.errors import OxidizeError
 from oxidize.holder import foreground
-from oxidize.holder.processes import reap
 from oxidize.service_manager import notify
 from tests.support.traffic.clients import EchoClient, Traffic
 from tests.support.traffic.server import OXIDIZE, WAIT_SECS, Lab, Server, is_gone, kill, wait_for

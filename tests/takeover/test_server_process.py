@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from demo.processes import reap, spawn
 from oxidize.control.query import ACCEPT, DRAIN, IDENTITY, fetch
-from oxidize.holder.processes import reap, spawn
 from oxidize.protocol.changes import KeypairState, PeerKeypairs, PeerSeen
 from oxidize.state.session_state import SessionState
 from tests.support.traffic.clients import EchoClient, Traffic

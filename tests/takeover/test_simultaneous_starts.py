@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from oxidize.holder.processes import Ended, reap
+from demo.processes import reap
+from oxidize.holder.processes import Ended
 from tests.support.traffic.clients import EchoClient
 from tests.support.traffic.server import OXIDIZE, Lab, Server, fault, go_on, kill, stalled_pid, wait_for
 

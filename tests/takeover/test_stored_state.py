@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from demo.processes import reap, spawn
 from oxidize.errors import WriterBusyError
-from oxidize.holder.processes import reap, spawn
 from oxidize.protocol.changes import PeerSeen
 from oxidize.protocol.counters import Total
 from oxidize.state import writer_lock

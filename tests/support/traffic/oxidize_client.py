@@ -12,9 +12,9 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from demo.processes import reap
 from oxidize.control.query import fetch
 from oxidize.errors import OxidizeError
-from oxidize.holder.processes import reap
 from tests.support.traffic.server import OXIDIZE, WAIT_SECS, WITHOUT_HOLDER, Identity, Lab, Outcome, b64, kill, wait_for
 
 

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from demo.processes import children, end_children, reap, spawn
 from oxidize.control import reload as coordinator
 from oxidize.control.query import fetch
 from oxidize.errors import OxidizeError
-from oxidize.holder.processes import Subreaper, children, end_children, reap, spawn
+from oxidize.holder.processes import Subreaper
 from oxidize.protocol.crypto import generate_private_key, public_key
 
 T = TypeVar("T")

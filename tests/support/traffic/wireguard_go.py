@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from oxidize.holder.processes import reap
+from demo.processes import reap
 from tests.support.traffic.namespaces import Namespace, set_addresses
 from tests.support.traffic.receive_buffers import enlarge_buffers
 from tests.support.traffic.server import WAIT_SECS, Identity, Lab, b64, wait_for

@@ -38,8 +38,9 @@ class SmallServer:
         self.socket.bind(("127.0.0.1", 0))
         self.socket.settimeout(0.05)
         self.workspace = Workspace()
-        address = self.socket.getsockname()
-        self.settings = self.workspace.write(address, ("127.0.0.1", 1), CLIENTS, RATE, SECONDS)
+        host, port = self.socket.getsockname()
+        settings = self.workspace.write(CLIENTS, RATE, SECONDS)
+        self.settings = replace(settings, server_host=host, server_port=port)
         self.device = self.make_device()
         self.replies = 0
         self.send: Callable[[bytes, tuple[str, int]], object] = self.socket.sendto
@@ -228,7 +229,7 @@ def test_an_unbound_port_is_reported(server: SmallServer) -> None:
 def test_the_workspace_is_private_and_is_removed(tmp_path: Path) -> None:
     workspace = Workspace()
     try:
-        workspace.write(("127.0.0.1", 1), ("127.0.0.1", 2), 2, 10.0, 1.0)
+        workspace.write(2, 10.0, 1.0)
         assert workspace.directory.stat().st_mode & 0o777 == 0o700
         keys = [*workspace.directory.glob("*.key"), *workspace.directory.glob("*.psk")]
         assert len(keys) == 3

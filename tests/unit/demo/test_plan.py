@@ -53,8 +53,19 @@ def test_other_output_is_shown_unchanged(output: str, line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("buffer_bytes", "rate", "burst"),
-    [(8 << 20, 2000.0, 1), (2 * 212_992, 2000.0, 8), (2 * 212_992, 200.0, 1), (2 * 212_992, 20_000.0, BURSTS[-1])],
+    ("buffer_bytes", "rate", "start_secs", "burst"),
+    [
+        (8 << 20, 2000.0, 0.5, 1),
+        (2 * 212_992, 2000.0, 0.5, 8),
+        (2 * 212_992, 200.0, 0.5, 1),
+        (2 * 212_992, 2000.0, 0.25, 4),
+        (2 * 212_992, 2000.0, 5.0, BURSTS[-1]),
+        (16 << 20, 2000.0, 4.0, 1),
+        (16 << 20, 2000.0, 6.0, 2),
+        (2 * 212_992, 20_000.0, 0.5, BURSTS[-1]),
+    ],
 )
-def test_bursts_grow_only_for_a_small_buffer(buffer_bytes: int, rate: float, burst: int) -> None:
-    assert choose_burst(buffer_bytes, rate) == burst
+def test_bursts_grow_with_the_time_that_a_start_took_where_the_buffer_is_too_small(
+    buffer_bytes: int, rate: float, start_secs: float, burst: int
+) -> None:
+    assert choose_burst(buffer_bytes, rate, start_secs) == burst

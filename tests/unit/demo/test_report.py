@@ -25,7 +25,7 @@ from demo.plot import (
 from demo.records import Kind, Record
 from demo.screen import View, _live_table, open_screen, print_verdict
 from demo.verdict import Action, Judged, Replacement, Tally, Verdict, judge
-from oxidize.holder.holder import RECEIVE_BUFFER_BYTES
+from oxidize.net.udp import SOCKET_BUFFER_BYTES
 
 START = 500.0
 REPLIES = 2000
@@ -183,7 +183,7 @@ def test_the_reasons_of_a_failure_are_printed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("granted", "remedy"), [(425_984, "rmem_max=8388608"), (2 * RECEIVE_BUFFER_BYTES, "busy with other work")]
+    ("granted", "remedy"), [(425_984, "rmem_max=8388608"), (2 * SOCKET_BUFFER_BYTES, "busy with other work")]
 )
 def test_a_full_receive_buffer_is_raised_only_where_it_can_be(granted: int, remedy: str) -> None:
     assert remedy in _remedy(granted)

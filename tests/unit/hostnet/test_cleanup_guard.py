@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from oxidize.holder.processes import children, reap
+from demo.processes import children, reap
 from oxidize.hostnet import cleanup_guard, packet_filter, policy_routing
 from oxidize.hostnet.cleanup_guard import Cleanup, start_guard
 
