@@ -16,7 +16,7 @@ from typing import Any
 from oxidize import logs
 from oxidize.config import NameServers
 from oxidize.errors import OxidizeError
-from oxidize.hostnet.cleanup_guard import Cleanup, start_guard, update_guard
+from oxidize.hostnet.cleanup_guard import STORED_AS, Cleanup, start_guard, update_guard
 from oxidize.hostnet.dns_config import Pause, apply_dns, check_dns, record_name, revert_dns
 from oxidize.hostnet.packet_filter import Filter, FilterPart, apply_filter, prove_filter, remove_filter
 from oxidize.hostnet.part import Part
@@ -59,6 +59,13 @@ def revert_host_setup(before: Mapping[str, Any], interfaces: Collection[str], pa
         log.info("packet filter", change=change)
     if before:
         revert_dns(before.get("interface"), str(before.get("record")), pause)
+    forget_guard()
+
+
+def forget_guard() -> None:
+    """Let the guard of a client that has no interface any longer end, where a holder keeps it."""
+    if notify.is_held():
+        notify.forget_fds(STORED_AS)
 
 
 class HostSetup:
@@ -202,6 +209,18 @@ class HostSetup:
             self.guard_fd = start_guard(cleanup, self.log_fd)
         except OSError as error:
             log.warning("no cleanup guard: a crash would leave rules behind until the next start", reason=str(error))
+            return
+        if notify.is_held():
+            self._store_guard(self.guard_fd)
+
+    @staticmethod
+    def _store_guard(guard_fd: int) -> None:
+        """Have the holder keep the guard waiting after a crash, for the next generation comes at once."""
+        notify.forget_fds(STORED_AS)
+        try:
+            notify.store_fd(STORED_AS, guard_fd)
+        except OxidizeError as error:
+            log.warning("a crash would remove the rules until the next start", reason=str(error))
 
     def _cleanup(self, *, is_ending: bool = False) -> Cleanup:
         interface = self._settings.interface

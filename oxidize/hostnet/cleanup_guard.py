@@ -2,7 +2,8 @@
 
 The rule: the guard reads a pipe whose write end only the client's generations hold. End of file means that none of them
 is left, however they ended; a line in it states what the newest one has set. So the guard needs no signal, no pid and
-no time-out, and holds no part of the tunnel. It is not for systemd, which would end it with the unit: there
+no time-out, and holds no part of the tunnel. A holder of these generations holds the write end as well, so that a crash
+between two of them removes nothing. The guard is not for systemd, which would end it with the unit: there
 ExecStopPost= does the same. The rules of a client that has started since are left alone, see `policy_routing`.
 
 A kill switch stays, unless the client was about to end as planned. The guard writes to the client's log alone, and
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
+STORED_AS = "guard"  # the name of the write end in a holder's fd store
 _READ_BYTES = 4_096  # one write of less is whole, pipe(7)
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import oxidize
 from oxidize import logs
-from oxidize.client.host_setup import check_host_setup
+from oxidize.client.host_setup import check_host_setup, forget_guard, has_host_setup
 from oxidize.clock import boot_time
 from oxidize.control.reload_channel import Control
 from oxidize.errors import SnapshotError, StorageError, WriterBusyError, reason_of
@@ -117,6 +117,9 @@ class _ColdStart:
             self._listener.setblocking(False)
             self._responder.open(self._listener)
         self._interfaces_before = _interfaces_before(fds)
+        if FdName.GUARD in fds and not has_host_setup(settings):
+            os.close(fds.pop(FdName.GUARD))  # and so the guard removes what the previous process had set
+            forget_guard()
         self._udp = UdpSocket(
             socket.socket(fileno=fds[FdName.UDP]) if FdName.UDP in fds else bind_udp(*settings.listen)
         )
@@ -231,6 +234,7 @@ class _ColdStart:
         parts = NodeParts(
             settings, generation, state, device, self._udp, self._tunnel, self._nat, self._listener, http_server
         )
+        parts.guard_fd = self._fds.get(FdName.GUARD)
         self._responder.node = node = Node(parts, self._loop, watchdog.interval_secs())
         return node
 

@@ -53,7 +53,7 @@ FDS: Mapping[FdName, FdTraits] = {
     FdName.ARENA: FdTraits("memfd", is_required=True, is_stored=True),
     FdName.TUN: FdTraits("tun", is_stored=True),
     FdName.NAT: FdTraits("nftables", is_stored=True),
-    FdName.GUARD: FdTraits("pipe"),
+    FdName.GUARD: FdTraits("pipe", is_stored=True),  # by a holder
     FdName.STDERR: FdTraits("log"),
 }
 FROM_SOCKET_UNIT = tuple(name for name, traits in FDS.items() if traits.from_socket_unit)

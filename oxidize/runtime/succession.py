@@ -177,6 +177,8 @@ class Succession:
             stored[FdName.HTTP] = node.http_listener.fileno()
         if nat is not None:
             stored[FdName.NAT] = nat
+        if node.host_setup is not None and node.host_setup.guard_fd is not None:
+            stored[FdName.GUARD] = node.host_setup.guard_fd
         for name, fd in stored.items():
             notify.store_fd(name, fd, STORE_PATIENCE_SECS)
         store_tunnel(node.tunnel)

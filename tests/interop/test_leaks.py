@@ -3,6 +3,7 @@
 The server is Debian's wireguard-go.
 """
 
+import contextlib
 import os
 import secrets
 import signal
@@ -15,11 +16,12 @@ from pathlib import Path
 import pytest
 
 from oxidize.cli.common import GAVE_UP_STATUS
+from oxidize.errors import OxidizeError
 from tests.support.traffic.leaks import Leaks, Senders
 from tests.support.traffic.nftables import nft, tables
 from tests.support.traffic.ping import ping
 from tests.support.traffic.routed_client import EVERYTHING, FAR4, FAR6, NEAR4, NEAR6, Place
-from tests.support.traffic.server import OXIDIZE, Lab, wait_for
+from tests.support.traffic.server import OXIDIZE, Lab, kill, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping", "ip", "nft")]
 
@@ -187,6 +189,45 @@ def test_without_a_kill_switch_no_table_stays_behind(lab: Lab, number: signal.Si
     assert tables(place.here) == [f"inet oxidize-{place.interface}"]
     place.client.stop(number)
     wait_for("the table to be gone", lambda: tables(place.here) == [])
+
+
+def test_under_a_holder_nothing_leaves_in_the_clear_when_a_generation_is_killed(lab: Lab) -> None:
+    place = routed_for_neighbours(lab)  # without a kill switch
+
+    def wait_until_serving(generation: int) -> int:
+        def look() -> int | None:
+            with contextlib.suppress(OxidizeError):
+                status = place.client.status()
+                return int(status["pid"]) if status["generation"] == generation else None
+            return None
+
+        return wait_for(f"generation {generation}", look)
+
+    held = place.client.spawn(options=())
+    serving = wait_until_serving(1)
+    ping(lab, place.here, FAR4, 2)
+    with Leaks(place) as leaks, Senders(place) as senders:
+        kill(serving, signal.SIGKILL)
+        senders.send_on()
+        wait_until_serving(2)
+        kill(held, signal.SIGKILL)  # which ends no generation
+        lab.wait_ended(held)
+        held = place.client.spawn(options=())
+        serving = wait_until_serving(3)
+        kill(serving, signal.SIGKILL)  # what the new holder has was stored by the takeover
+        wait_until_serving(4)
+        assert place.client.status()["sessions"] == 1
+        senders.send_on()
+    assert leaks.seen == set()
+    assert leaks.own > 0
+    assert len(place.guards()) == 1
+    place.assert_full()
+    place.client.write_config(network="userspace", allowed_ips=["10.9.0.1/32"])
+    assert place.client.reload().status == 0
+    place.wait_bare()
+    wait_for("the guard to end", lambda: not place.guards())
+    assert place.client.command("stop", "--client").status == 0
+    assert lab.wait_ended(held) == 0
 
 
 def test_a_kill_switch_follows_a_reload_both_ways(lab: Lab) -> None:
