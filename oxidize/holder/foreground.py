@@ -25,6 +25,7 @@ from oxidize.holder import generation, processes
 from oxidize.holder.fd_store import FdStore, Notification, bind_notify_socket, receive_notification
 from oxidize.holder.generation import Generation
 from oxidize.holder.requests import Requests
+from oxidize.signals import ALARM, MEANINGLESS, text_for
 
 GAVE_UP_STATUS = 3  # of a client; RestartPreventExitStatus= of its unit
 RESTART_DELAY_FIRST_SECS = 0.1
@@ -33,7 +34,7 @@ BUG_PAUSE_SECS = 1.0
 NOTIFICATIONS_PER_TURN_MAX = 64
 HOLDER_VARIABLE = "OXIDIZE_HOLDER"  # where a generation, and through it `oxidize reload`, finds the holder
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-IDLE_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
+IDLE_SIGNALS = (*MEANINGLESS, ALARM)
 
 
 class Foreground:
@@ -68,6 +69,7 @@ class Foreground:
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         for number in (*STOP_SIGNALS, *IDLE_SIGNALS, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # `stty tostop` would stop one that logs in the background
         self._start()
         while self._exit_status is None:
             try:
@@ -108,7 +110,7 @@ class Foreground:
                 if number in STOP_SIGNALS:
                     self._stop(number)
                 elif number in IDLE_SIGNALS:
-                    _say("WARNING", f"{signal.Signals(number).name} changes nothing: use `oxidize reload`")
+                    _say("WARNING", text_for(number))
         self._read_ends()
 
     def _read_ends(self) -> None:
@@ -192,8 +194,11 @@ class Foreground:
         try:
             started = generation.start(self._command, self._environ, self._store.entries)
         except OSError as error:
-            _say("ERROR", f"cannot start: {error}")
-            self._on_failed_start(generation.EXEC_FAILED_STATUS)
+            if self._was_ready:
+                self._start_again(f"cannot start: {error}", has_failed=True)
+            else:
+                _say("ERROR", f"cannot start: {error}")
+                self._exit_status = generation.EXEC_FAILED_STATUS
             return
         self._generations[started.pid] = started
 
@@ -224,19 +229,17 @@ class Foreground:
                 _say("INFO", f"the service goes on outside of this holder, which ends: pid {pid} has handed over")
             self._exit_status = exit_status
             return
-        _say("ERROR", f"pid {pid} ended, {ended}: the next generation starts with what is held")
-        if gone.is_ready:
-            self._restart_at = boot_time()  # at once: a generation that keeps crashing delays its own READY=1
-        else:
-            self._on_failed_start(exit_status)
+        self._start_again(f"pid {pid} ended, {ended}", has_failed=not gone.is_ready)
 
-    def _on_failed_start(self, exit_status: int) -> None:
-        if not self._was_ready:
-            self._exit_status = exit_status
-            return
-        self._failed_starts += 1
-        exponent = min(self._failed_starts - 1, 32)
-        self._restart_at = boot_time() + min(RESTART_DELAY_MAX_SECS, RESTART_DELAY_FIRST_SECS * 2.0**exponent)
+    def _start_again(self, reason: str, *, has_failed: bool) -> None:
+        """Have the next generation start: at once, or with backoff after starts that failed in a row."""
+        delay_secs = 0.0  # a generation that served, and keeps crashing, delays its own READY=1
+        if has_failed:
+            delay_secs = min(RESTART_DELAY_MAX_SECS, RESTART_DELAY_FIRST_SECS * 2.0 ** min(self._failed_starts, 32))
+            self._failed_starts += 1
+        when = f"in {delay_secs:g} s " if delay_secs else ""
+        _say("ERROR", f"{reason}: the next generation starts {when}with what is held")
+        self._restart_at = boot_time() + delay_secs
 
     def _stop(self, number: int) -> None:
         """Pass a request to stop on: the first lets the sessions end, a second ends the service at once."""

@@ -5,8 +5,9 @@ Sources: prctl(2), PR_SET_CHILD_SUBREAPER; waitid(2); sd_listen_fds(3).
 
 import ctypes
 import os
-import signal
 from dataclasses import dataclass
+
+from oxidize.signals import name_of
 
 LISTEN_FDS_START = 3  # sd_listen_fds(3)
 
@@ -25,7 +26,7 @@ class Ended:
         if self.status is None:
             return "ended"
         if self.status < 0:
-            return f"killed by {signal.Signals(-self.status).name}"
+            return f"killed by {name_of(-self.status)}"
         return f"exit status {self.status}"
 
 
