@@ -22,6 +22,7 @@ SLOW_SLICE_SECS = 0.002  # after a longer one traffic is served for as long as i
 QUIET_SECS = 30.0  # without a repair, after which a part is no longer contended
 DELAY_SECS = 1.0  # before the first repair that waits, and before the first new attempt at one that failed; doubled
 DELAY_LIMIT_SECS = 60.0
+DOUBLINGS = 6  # of DELAY_SECS until DELAY_LIMIT_SECS; a streak has no limit, and no float holds 2 to its power
 REST_SECS = 0.2  # between two comparisons at least, and REST_SHARE times what the last one took
 REST_SHARE = 4.0
 
@@ -188,7 +189,9 @@ class NetworkKeeper:
 
     def _delay(self, kept: _Kept) -> float:
         doublings = kept.streak - REPAIRS_AT_ONCE
-        return min(DELAY_LIMIT_SECS, DELAY_SECS * 2**doublings) if doublings >= 0 else 0.0
+        if doublings < 0:
+            return 0.0
+        return min(DELAY_LIMIT_SECS, DELAY_SECS * 2 ** min(doublings, DOUBLINGS))
 
     def _fail(self, kept: _Kept, reason: str) -> None:
         now = self._clock()

@@ -161,6 +161,19 @@ def test_attempts_at_what_cannot_be_put_back_become_rare_and_are_logged_once(
     assert len(caplog.records) == 1
 
 
+def test_what_can_never_be_put_back_is_tried_for_as_long_as_the_process_serves(scene: Scene, part: FakePart) -> None:
+    """A machine runs for months, and every change in its network leads to another comparison."""
+    part.refusal = OxidizeError("no room")
+    scene.take_away(part)
+    for _ in range(3):
+        scene.pass_time(40_000.0)
+        assert scene.keeper.missing == ["no room"]
+    compared = part.compared
+    assert compared > 1_100, "more than there are powers of two in a float"
+    scene.pass_time(10 * DELAY_LIMIT_SECS)
+    assert compared + 9 <= part.compared <= compared + 11
+
+
 def test_changes_of_an_incomplete_part_are_counted_apart_from_what_is_missing(scene: Scene, part: FakePart) -> None:
     part.refusal = IncompleteError(["route: no room"], ["address"])
     scene.take_away(part)
