@@ -64,7 +64,9 @@ class NetworkWatch:
         self._latest_at = 0.0
 
     def start(self) -> None:
-        """Listen to the kernel; where it refuses, changes are only found by those who look."""
+        """Listen to the kernel; where it refuses, changes are only found by those who look. Idempotent."""
+        if self._sockets:
+            return
         if not self._listen(socket.NETLINK_ROUTE, _GROUPS, "changes of the network are not detected"):
             return
         if self._tables:

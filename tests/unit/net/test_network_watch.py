@@ -172,6 +172,13 @@ def test_a_socket_that_only_fails_does_not_block_the_loop(watched: Watched) -> N
     assert len(watched.socket.waiting) > 90_000
 
 
+def test_a_watch_that_is_started_again_listens_once(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A predecessor starts it after each takeover that failed."""
+    monkeypatch.setattr(socket, "socket", lambda *_: pytest.fail("a second socket"))
+    watched.watch.start()
+    assert watched.loop.timed == [watched.watch]
+
+
 def test_a_report_may_end_the_watch(watched: Watched) -> None:
     watched.watch._changed = lambda now: watched.watch.stop()
     watched.receive(b"gone")
