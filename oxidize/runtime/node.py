@@ -284,7 +284,7 @@ class Node:
     def settle_configuration(self) -> Iterator[None]:
         """Record, in slices, in what this generation's configuration differs from its predecessor's."""
         yield from self.device.forget_unknown_peers()
-        self.device.endpoints.record_configured()
+        yield from self.device.endpoints.record_configured_in_slices()
 
     # --- The journal of a predecessor ---
 

@@ -17,6 +17,7 @@ from oxidize.protocol.constants import REKEY_TIMEOUT
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.peer import Peer
+from oxidize.runtime.sliced_work import SlicedWork
 
 START_PAUSE_SECS = 0.05  # from the first packet on: a thread takes 0.1 ms to start, and no packet waits for it
 CHECK_SECS = 1.0  # between two looks at a peer
@@ -94,6 +95,7 @@ class PeerLookups:
         self._next = 0  # the index of the name to be looked at next
         self._check_at: float | None = None  # None while this process does not own
         self._asked = 0
+        self._must_record = False  # an answer has made a change of the configuration good
 
     def _name_of(self, peer: Peer, lookup: Lookup) -> _Name:
         text = peer.settings.configured_endpoint
@@ -134,6 +136,10 @@ class PeerLookups:
         """Look at the next peers, and begin the look-ups that are due."""
         if self._check_at is None or now < self._check_at:
             return
+        if self._must_record:
+            self._must_record = False
+            slices = self._device.endpoints.record_configured_in_slices()
+            SlicedWork(slices, self._loop, lambda: self._check_at is not None)
         count = len(self._names)
         started = 0
         for _ in range(min(count, CHECKS_PER_SLICE)):
@@ -192,5 +198,4 @@ class PeerLookups:
             log.info("a peer's endpoint was looked up", peer=peer.settings.name, name=name.text, endpoint=str(endpoint))
             self._device.set_endpoint(peer, endpoint, now)
             self._flush()
-        if was_reconfigured:
-            self._device.endpoints.record_configured()
+        self._must_record |= was_reconfigured

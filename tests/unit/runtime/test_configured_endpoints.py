@@ -6,6 +6,8 @@ import pytest
 
 from oxidize.protocol.changes import ConfiguredEndpoints, PeerSeen
 from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.endpoint_sources import PEERS_PER_SLICE, digest_of
+from oxidize.protocol.peer import PeerSettings
 from oxidize.state.records import Unknown, decode_change, encode_change
 from tests.support.network import Host, World, packet
 
@@ -101,6 +103,49 @@ def test_configured_endpoints_are_recorded_once_for_each_change() -> None:
     server.replace()
     server.device.endpoints.record_configured()
     assert len(server.journal) == before
+
+
+def host_of_many(count: int, first: Endpoint | None = MOVED) -> Host:
+    """Return a host that has started, with configured endpoints; first: where the first one is, None for a name."""
+    host = World().host()
+    host.peers = [
+        PeerSettings(public_key=number.to_bytes(32, "big"), configured_endpoint=f"192.0.2.1:{number}", endpoint=MOVED)
+        for number in range(2, 2 + count)
+    ]
+    host.peers[0] = replace(host.peers[0], endpoint=first)
+    host.start()
+    host.journal.clear()
+    return host
+
+
+def test_the_endpoints_of_many_peers_are_recorded_a_few_between_two_batches() -> None:
+    host = host_of_many(5 * PEERS_PER_SLICE)
+    for peer in host.device.peers.values():
+        peer.is_reconfigured = True
+    recorded = []
+    for _ in host.device.endpoints.record_configured_in_slices():
+        recorded.append(len(host.journal))
+        host.journal.clear()
+    assert [*recorded, len(host.journal)] == [PEERS_PER_SLICE - 1, *[PEERS_PER_SLICE] * 4, 1 + 1]
+    assert not any(peer.is_reconfigured for peer in host.device.peers.values())
+
+
+def test_what_is_looked_up_while_all_are_recorded_is_recorded_too() -> None:
+    host = host_of_many(3 * PEERS_PER_SLICE, first=None)
+    first = next(iter(host.device.peers.values()))
+    first.is_reconfigured = True
+    slices = host.device.endpoints.record_configured_in_slices()
+    next(slices)
+    first.is_reconfigured = False
+    assert list(host.device.endpoints.record_configured_in_slices()) == [], "the one that has begun does it"
+    assert not host.journal
+    list(slices)
+    *_, newest = host.journal
+    assert isinstance(newest, ConfiguredEndpoints)
+    assert newest.digests[first.public_key] == digest_of("192.0.2.1:2")
+    before = len(host.journal)
+    host.device.endpoints.record_configured()
+    assert len(host.journal) == before, "each recording begins with what the last one has left"
 
 
 def test_configured_endpoints_are_read_as_they_were_written() -> None:

@@ -108,7 +108,8 @@ class Scene:
         ends_at = self.world.now + secs
         while self.world.now < ends_at:
             self.world.run(0.25)
-            self.lookups.handle_timeout(self.world.now)
+            for timed in {self.lookups, *self.loop.timed}:
+                timed.handle_timeout(self.world.now)
             for resolver in self.resolvers:
                 if resolver.asks and self.answer is not None:
                     resolver.answer(self.answer)
