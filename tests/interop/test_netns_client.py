@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.traffic.direct_link import PORT, DirectLink, GoServer
 from tests.support.traffic.ping import ping
-from tests.support.traffic.server import Lab
+from tests.support.traffic.server import Identity, Lab
 from tests.support.traffic.shared_site import errors_of_ping, run
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping", "ip")]
@@ -52,4 +52,17 @@ def test_a_client_carries_a_flood_follows_its_file_and_says_what_it_cannot_reach
     assert errors_of_ping(link.client_side, "10.9.0.77") == [
         f"From 10.9.0.77 icmp_seq={number} Destination Host Unreachable" for number in (1, 2)
     ]
+    ping(lab, link.client_side, DirectLink.INNER_SERVER, 2)
+
+
+def test_a_client_takes_up_a_changed_private_key(lab: Lab) -> None:
+    link = DirectLink(lab)
+    server = GoServer(link)
+    client = link.client(server.public_key)
+    server.serve(client.identity.public)
+    client.start()
+    ping(lab, link.client_side, DirectLink.INNER_SERVER, 2)
+    client.change_key(Identity.make())
+    assert client.reload().status == 0
+    server.serve(client.identity.public)
     ping(lab, link.client_side, DirectLink.INNER_SERVER, 2)

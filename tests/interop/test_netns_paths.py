@@ -193,6 +193,22 @@ def test_the_tunnel_runs_inside_another_tunnel(site: SharedSite) -> None:
     assert client.peer_status()["endpoint"].startswith("10.78.0.2:")
 
 
+def test_the_way_to_one_peer_leads_through_the_tunnel_to_another_one(site: SharedSite) -> None:
+    """The datagrams to the peer at the far end are packets of the same interface: onion routing."""
+    client = site.clients[0]
+    far = WireguardGo(site.lab, client.namespace, ["10.79.0.2/24"])
+    far.wg("set", far.name, "listen-port", "7779")
+    far.set_peer(site.server.identity.public, "10.79.0.1/32")
+    table = PeerTable("far", far.identity.public, ("10.79.0.2/32",), endpoint=f"{client.inner4}:7779")
+    addresses = [f"{Site.SERVER4}/24", f"{Site.SERVER6}/64", "10.79.0.1/24"]
+    site.configure(client.table(), table, address=addresses)
+    site.meet(client)
+    ping(site.lab, client.namespace, Site.SERVER4, 1)
+    sent = client.peer_status()["sent_packets"]
+    ping(site.lab, site.namespace, "10.79.0.2", 3)
+    assert client.peer_status()["sent_packets"] >= sent + 3
+
+
 def test_an_endpoint_inside_the_tunnel_itself_makes_no_loop(site: SharedSite) -> None:
     client = site.clients[0]
     astray = PeerTable("astray", Identity.make().public, ("10.66.0.0/24",), endpoint=f"10.66.0.1:{PORT}")

@@ -14,7 +14,7 @@ import pytest
 from tests.support.traffic.namespaces import Namespace, join, set_addresses
 from tests.support.traffic.ping import INTERVAL_SECS, Ping, ping
 from tests.support.traffic.routed_client import EVERYTHING, FAR4, Place
-from tests.support.traffic.server import OXIDIZE, Lab, wait_for
+from tests.support.traffic.server import OXIDIZE, Identity, Lab, wait_for
 from tests.support.traffic.shared_site import SharedSite, peer_table, run
 from tests.support.traffic.site import Site
 
@@ -49,6 +49,36 @@ def test_an_endpoint_that_was_changed_in_the_file_is_used_at_once(site: SharedSi
     ping(site.lab, client.namespace, Site.SERVER4, 2)  # it says itself where it is, later than the file
     site.configure(client.table(endpoint=where))
     assert client.peer_status()["endpoint"].endswith(":4243")
+
+
+# --- Keys ---
+
+
+def test_a_changed_private_key_is_taken_up_and_its_peers_shake_hands_with_it(site: SharedSite) -> None:
+    site.join_all()
+    client = site.clients[0]
+    ping(site.lab, client.namespace, Site.SERVER4, 2)
+    with server_key(site, Identity.make()):
+        outcome = site.reload(client.table())
+        assert outcome.status == 0, outcome
+        site.meet(client)
+        ping(site.lab, client.namespace, Site.SERVER4, 2)
+        for target in (client.inner4, client.inner6):
+            ping(site.lab, site.namespace, target, 2)
+    assert site.reload(client.table()).status == 0
+    site.meet(client)
+    ping(site.lab, client.namespace, Site.SERVER4, 2)
+
+
+@contextmanager
+def server_key(site: SharedSite, identity: Identity) -> Iterator[None]:
+    """Replace the private key in the server's file while entered."""
+    before = site.server.identity
+    site.server.change_key(identity)
+    try:
+        yield
+    finally:
+        site.server.change_key(before)
 
 
 # --- Routes and the interface ---
