@@ -26,7 +26,7 @@ def test_two_hundred_generations_lose_nothing_and_grow_by_nothing(tmp_path: Path
             started = clock()
             for _ in range(GENERATIONS):
                 pids.append(server.replace(here=True)["pid"])
-                traffic.wait_for_more()
+                traffic.wait_for_more(len(clients))
                 footprints.append(Footprint.of(pids[-1]))
             traffic.stop()
             assert_no_nonce_twice(traffic.pairs(), at_least=GENERATIONS * len(clients))
