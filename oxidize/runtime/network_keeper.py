@@ -191,7 +191,7 @@ class NetworkKeeper:
         doublings = kept.streak - REPAIRS_AT_ONCE
         if doublings < 0:
             return 0.0
-        return min(DELAY_LIMIT_SECS, DELAY_SECS * 2 ** min(doublings, DOUBLINGS))
+        return min(DELAY_LIMIT_SECS, DELAY_SECS * 2.0 ** min(doublings, DOUBLINGS))
 
     def _fail(self, kept: _Kept, reason: str) -> None:
         now = self._clock()

@@ -463,4 +463,30 @@ RUNTIME = (
         ("unit/runtime/test_endpoint_cache.py::test_the_cache_is_replaced_as_a_whole_and_leaves_no_other_file",),
         "a process that is killed while it writes leaves a part of the file",
     ),
+    Mutant(
+        "keeper-pause-grows-without-a-bound",
+        "runtime/network_keeper.py",
+        "min(doublings, DOUBLINGS)",
+        "doublings",
+        (
+            (
+                "unit/runtime/test_network_keeper.py::"
+                "test_what_can_never_be_put_back_is_tried_for_as_long_as_the_process_serves"
+            ),
+        ),
+        "a part that cannot be put back for a day ends the server",
+    ),
+    Mutant(
+        "configured-endpoints-recorded-at-once",
+        "protocol/endpoint_sources.py",
+        "            if number % PEERS_PER_SLICE == 0:\n                yield\n",
+        "            if number < 0:\n                yield\n",
+        (
+            (
+                "unit/runtime/test_configured_endpoints.py::"
+                "test_the_endpoints_of_many_peers_are_recorded_a_few_between_two_batches"
+            ),
+        ),
+        "thousands of configured endpoints stop all traffic after each reload",
+    ),
 )
