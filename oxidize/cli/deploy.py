@@ -5,6 +5,7 @@ deployment that has switched ends with a release that serves, even if it is inte
 not interrupt it.
 """
 
+import gc
 import math
 import os
 import pwd
@@ -163,6 +164,7 @@ def _run(
     state_folder: Path,
     as_json: bool,
 ) -> NoReturn:
+    gc.enable()  # which the command line leaves to what runs for long
     who, installed, past, clock = _operator(), Releases(prefix), History(state_folder), Clock()
     options = DeployOptions(who=who, settle_secs=settle_secs, forced=forced, check_traffic=not ignore_traffic)
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

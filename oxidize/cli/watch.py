@@ -4,6 +4,7 @@ The rule: it only reads. A process that ends and comes back is part of what it s
 for the first poll only.
 """
 
+import gc
 import signal
 import sys
 import time
@@ -83,6 +84,7 @@ def follow(
 
     wait: returns after the given seconds. polls_max: includes the first sample.
     """
+    gc.enable()  # which the command line leaves to what runs for long
     show(history.samples[-1])
     due, polls = monotonic(), 1
     while polls != polls_max:

@@ -1,6 +1,7 @@
 """The process of `oxidize server` and `oxidize client`: from the command line to the exit status."""
 
 import contextlib
+import gc
 import os
 import signal
 import time
@@ -42,6 +43,7 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
         settings = _load(role, config_path)
         handover = start(settings, loop, control)
         _give_up_rights(settings)
+        gc.enable()  # which the command line leaves to what runs for long
     except OxidizeError as error:
         control.failed(reason_of(error))
         _pause(control, error, config_path if settings is None else None)

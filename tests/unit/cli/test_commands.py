@@ -2,6 +2,7 @@
 
 import base64
 import errno
+import gc
 import os
 import re
 import subprocess
@@ -51,6 +52,17 @@ def test_help_fits_into_80_columns_and_no_summary_is_cut(command: str) -> None:
 
 def test_version_option_prints_the_version() -> None:
     assert run("--version").output == f"oxidize, version {oxidize.__version__}\n"
+
+
+def test_no_garbage_is_looked_for_while_a_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(_: object) -> bytes:
+        looks.append(gc.isenabled())
+        return bytes(32)
+
+    looks: list[bool] = []
+    monkeypatch.setattr("oxidize.protocol.crypto.generate_private_key", generate)
+    assert run("genkey").exit_code == 0
+    assert (looks, gc.isenabled()) == ([False], True)
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["server", "--nonsense"], ["genkey", "extra"], []])

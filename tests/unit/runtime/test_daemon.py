@@ -1,6 +1,7 @@
-"""The process of a server that cannot start: what its coordinator learns."""
+"""The process of a server: what its coordinator learns where it cannot start, and what is set once it serves."""
 
 import errno
+import gc
 import json
 import os
 import socket
@@ -10,7 +11,7 @@ from typing import NoReturn
 import pytest
 
 from oxidize.control.reload_channel import Control
-from oxidize.errors import Phase, TakeoverError
+from oxidize.errors import OxidizeError, Phase, TakeoverError
 from oxidize.runtime import daemon
 
 
@@ -57,3 +58,22 @@ def test_a_process_for_whose_end_its_predecessor_waits_ends_without_a_pause(
     with pytest.raises(TakeoverError):
         daemon.run("server", Path("server.toml"), "info", Control(None))
     assert len(paused) == pauses
+
+
+def test_a_process_that_serves_looks_for_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(_: object) -> NoReturn:
+        looks.append(gc.isenabled())
+        raise OxidizeError("the end of this test")
+
+    looks: list[bool] = []
+    for name in ("_load", "start", "_give_up_rights"):
+        monkeypatch.setattr(daemon, name, lambda *_: None)
+    monkeypatch.setattr("oxidize.logs.configure", lambda _: None)
+    monkeypatch.setattr("oxidize.net.event_loop.Loop.run", run)
+    gc.disable()
+    try:
+        with pytest.raises(OxidizeError):
+            daemon.run("server", Path("server.toml"), "info", Control(None))
+    finally:
+        gc.enable()
+    assert looks == [True]
