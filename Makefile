@@ -1,7 +1,9 @@
 # Every target does its own set-up: the missing Debian packages, then a virtual environment in .venv whose contents are
 # locked with hashes. Nothing outside this directory is written, except by apt.
 
-PYTHON ?= python3
+# The distribution's: what `make install` runs the product with, and optimized, as one built by hand often is not.
+PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null \
+	&& echo /usr/bin/python3 || echo python3)
 
 # Needed to compile systemd-python and to make a virtual environment.
 BUILD_PACKAGES := python3-venv python3-dev libsystemd-dev pkg-config gcc libc6-dev
