@@ -38,7 +38,10 @@ def _way_to(pid: int) -> str:
     again = "it makes the path again as soon as it can, and its log says what prevents that: try again, or"
     service = systemctl.service_of(pid)
     if service is not None and service in UNITS.values():
-        return f"{again} `systemctl restart {service}`, which keeps the sessions"
+        return (
+            f"{again} `systemctl reload {service}`, for which systemd makes the folder again; "
+            f"`systemctl restart {service}` keeps the sessions, too"
+        )
     return f"{again} end it with `kill {pid}`, and start it"
 
 

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from oxidize import signals
 from tests.support.traffic.clients import EchoClient, Traffic
 from tests.support.traffic.namespaces import Namespace
 from tests.support.traffic.server import OXIDIZE, Lab, Server, b64, wait_for
+from tests.support.traffic.without_ipv6 import WITHOUT_IPV6
 
 LINES_AT_ONCE = 500
 
@@ -138,23 +138,6 @@ def test_a_log_that_is_not_read_costs_lines_which_are_counted_and_no_packet(serv
 
 # --- Without IPv6 ---
 
-# A seccomp filter that answers socket(AF_INET6, ...) with EAFNOSUPPORT, as a kernel does with ipv6.disable=1.
-NO_IPV6 = """
-import ctypes, os, platform, struct, sys
-number = {"x86_64": 41, "aarch64": 198}[platform.machine()]
-def instruction(code, k, if_true=0, if_false=0):
-    return struct.pack("HBBI", code, if_true, if_false, k)
-program = b"".join([
-    instruction(0x20, 0), instruction(0x15, number, 0, 3), instruction(0x20, 16), instruction(0x15, 10, 0, 1),
-    instruction(0x06, 0x50000 | 97), instruction(0x06, 0x7FFF0000),
-])
-libc = ctypes.CDLL(None, use_errno=True)
-buffer = ctypes.create_string_buffer(program)
-described = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer)))
-assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, described, 0, 0) == 0, ctypes.get_errno()
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-WITHOUT_IPV6 = (sys.executable, "-c", NO_IPV6, *OXIDIZE)
 SAID = "this kernel has no IPv6: only IPv4 is served"
 
 

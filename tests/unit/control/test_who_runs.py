@@ -84,4 +84,5 @@ def test_the_main_process_of_the_unit_is_told_with_its_restart(monkeypatch: pyte
     monkeypatch.setattr(systemctl, "service_of", lambda _: "oxidize-daemon.service")
     (told,) = who_runs(path)
     assert told.startswith(f"pid {os.getppid()} runs all the same: it is the main process of oxidize-daemon.service; ")
-    assert told.endswith("or `systemctl restart oxidize-daemon.service`, which keeps the sessions")
+    assert "try again, or `systemctl reload oxidize-daemon.service`, for which systemd makes the folder again" in told
+    assert told.endswith("`systemctl restart oxidize-daemon.service` keeps the sessions, too")
