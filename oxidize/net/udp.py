@@ -453,7 +453,6 @@ def bind_udp(host: str | IPv4Address | IPv6Address, port: int) -> socket.socket:
     if not 0 <= port <= PORT_MAX:  # getaddrinfo would take it modulo 65536
         raise ConfigError(f"listen address {host} port {port}: expected a port from 0 (any) to {PORT_MAX}")
     if str(host) == "::" and not has_ipv6():
-        log.warning("this kernel has no IPv6: only IPv4 is served")
         host = "0.0.0.0"  # noqa: S104  # as the configuration says
     try:
         info = socket.getaddrinfo(str(host), port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)

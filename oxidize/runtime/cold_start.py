@@ -19,7 +19,7 @@ from oxidize.clock import boot_time
 from oxidize.control.reload_channel import Control
 from oxidize.errors import SnapshotError, StorageError, WriterBusyError, reason_of
 from oxidize.hostnet.nat import not_forwarded
-from oxidize.net import http
+from oxidize.net import http, ipv6
 from oxidize.net.event_loop import Loop
 from oxidize.net.tun import TunDevice, interface_name_of_fd
 from oxidize.net.udp import UdpSocket, bind_udp
@@ -204,6 +204,8 @@ class _ColdStart:
     def _create(self) -> Node:
         """Return a node with a new state, which is stored before the first packet."""
         settings = self._settings
+        if str(settings.listen[0]) == "::" and (reason := ipv6.why_only_ipv4()) is not None:
+            log.warning(reason)
         state = SessionState.create(oxidize.__version__, 1, boot_id(), settings.public_key, boot_time())
         node = self._make_node(state, 1)
         fds = dict(state.fds)

@@ -3,6 +3,7 @@
 import errno
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,11 +29,34 @@ def no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_ipv6")
-def test_the_address_for_all_is_that_of_ipv4_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_address_for_all_is_that_of_ipv4() -> None:
     with bind_udp("::", 0) as bound:
         assert bound.family == socket.AF_INET
         assert bound.getsockname()[0] == "0.0.0.0"
-    assert caplog.messages == ["this kernel has no IPv6: only IPv4 is served"]
+    assert ipv6.why_only_ipv4() == "this kernel has no IPv6: only IPv4 is served"
+
+
+@pytest.mark.parametrize(
+    ("switches", "is_off"),
+    [
+        ({"all": "1", "default": "1", "lo": "1", "eth0": "1"}, True),
+        ({"all": "0", "default": "1", "lo": "1"}, True),
+        ({"all": "1", "default": "1", "lo": "1", "eth0": "0"}, False),
+        ({"all": "1", "default": "0", "lo": "1"}, False),
+        ({}, False),
+    ],
+)
+def test_ipv6_is_missing_where_it_is_switched_off_on_every_interface_and_the_next(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, switches: dict[str, str], is_off: bool
+) -> None:
+    for name, value in switches.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "disable_ipv6").write_text(f"{value}\n")
+    monkeypatch.setattr(ipv6, "SWITCHES", tmp_path)
+    told = "IPv6 is switched off (net.ipv6.conf.*.disable_ipv6 = 1): only IPv4 is served"
+    assert ipv6.why_only_ipv4() == (told if is_off else None)
+    monkeypatch.setattr(ipv6, "SWITCHES", tmp_path / "missing")
+    assert ipv6.why_only_ipv4() is None
 
 
 @pytest.mark.usefixtures("no_ipv6")
