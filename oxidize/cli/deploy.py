@@ -137,10 +137,11 @@ def releases(config_path: Path, prefix: Path, state_folder: Path, as_json: bool)
 def _running_folder(config_path: Path) -> tuple[str | None, str]:
     """Return the folder that the server runs from, None if none is running; and why it is unknown, else ""."""
     try:
-        serving = RunningServer(config_path).serving()
+        server = RunningServer(config_path)
+        serving = server.serving()
+        return (serving.folder, "") if serving is not None else (None, server.unreached())
     except OxidizeError as error:
         return None, str(error)
-    return (serving.folder if serving is not None else None), ""
 
 
 def _checkout(folder: Path) -> Path:

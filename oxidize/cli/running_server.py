@@ -14,6 +14,7 @@ from oxidize import config
 from oxidize.cli.health import why_unready
 from oxidize.cli.reload import SERVICE
 from oxidize.control.query import STATUS, VITALS, fetch, find
+from oxidize.control.who_runs import who_runs
 from oxidize.deploy.commands import run
 from oxidize.deploy.releases import folder_of
 from oxidize.deploy.server import Serving
@@ -49,6 +50,11 @@ class RunningServer:
         if (service := self._service(listener)) is not None and (main_pid := _main_pid(service)) is not None:
             pid = main_pid
         return Serving(pid, folder_of(pid)) if pid else None
+
+    def unreached(self) -> str:
+        """Return which process runs although none listens, and how to reach it, "" where none is found."""
+        found = who_runs(self._takeover_socket, config.udp_port_of(self._config_path, "server"))
+        return f"no process listens at {self._takeover_socket}, but {'; '.join(found)}" if found else ""
 
     def is_expected(self) -> bool:
         """Return whether systemd runs the server or is about to start it."""

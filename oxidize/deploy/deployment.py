@@ -137,6 +137,8 @@ class Deployer:
         owner = self.server.owner()
         self._step(Step.CHECK, lambda: self.commands.check(target, owner))
         if serving is None and not self.server.is_expected():
+            if unreached := self.server.unreached():
+                raise DeployError(unreached)
             self.interrupts.ignore()
             return self._set_next(target)
         before = self._look_before(source, target, owner)
@@ -214,7 +216,8 @@ class Deployer:
     def _vitals(self) -> Vitals:
         vitals = self.server.vitals()
         if vitals is None:
-            raise DeployError("the server does not answer: it has ended, is starting, or hangs")
+            unknown = "the server does not answer: it has ended, is starting, or hangs"
+            raise DeployError(self.server.unreached() or unknown)
         return vitals
 
     def _set_next(self, target: Release) -> Deployment:

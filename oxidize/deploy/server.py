@@ -27,6 +27,9 @@ class Server(Protocol):
     def serving(self) -> Serving | None:
         """Return the serving process, None if there is none."""
 
+    def unreached(self) -> str:
+        """Return which process runs although none listens, and how to reach it, "" where none is found."""
+
     def is_expected(self) -> bool:
         """Return whether the service manager runs the server or is about to start it."""
 

@@ -66,6 +66,7 @@ class World:
     peers_of: list[str] = field(default_factory=lambda: ["alice", "bob"])
     way: str = "taken over"
     is_starting: bool = False
+    cannot_be_reached: str = ""
     received_of: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -129,6 +130,9 @@ class World:
 
     def serving(self) -> Serving | None:
         return Serving(self.pid, str(self.running.folder)) if self.running is not None else None
+
+    def unreached(self) -> str:
+        return self.cannot_be_reached
 
     def is_expected(self) -> bool:
         return self.running is not None or self.is_starting

@@ -184,3 +184,13 @@ def test_a_server_that_does_not_answer_has_no_vitals_and_raises_nothing(
     assert server.vitals_or_none() is None
     with pytest.raises(TakeoverError):
         server.vitals()
+
+
+def test_what_runs_without_listening_is_named_with_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text('[server]\nlisten = "[::]:7"\ntakeover_socket = "/tmp/none/takeover.sock"\n')
+    monkeypatch.setattr(running_server, "who_runs", lambda path, port: [f"pid 5 runs all the same at {path}, {port}"])
+    told = "no process listens at /tmp/none/takeover.sock, but pid 5 runs all the same at /tmp/none/takeover.sock, 7"
+    assert RunningServer(path).unreached() == told
+    monkeypatch.setattr(running_server, "who_runs", lambda *_: [])
+    assert RunningServer(path).unreached() == ""

@@ -209,6 +209,15 @@ def test_a_deployment_without_a_server_only_changes_current(world: World) -> Non
     assert world.progress.notes == ["no server is running: the next start runs this release"]
 
 
+def test_a_server_that_cannot_be_reached_is_named_and_nothing_is_switched(world: World) -> None:
+    add(world)
+    world.running, world.cannot_be_reached = None, "no process listens, but pid 7 runs all the same"
+    entry = world.deployer().deploy("two")
+    assert (entry.result, entry.reason, current(world)) == (history.REFUSED, world.cannot_be_reached, "one")
+    world.is_starting = True  # a unit whose process does not listen
+    assert world.deployer().deploy("two").reason == world.cannot_be_reached
+
+
 def test_a_release_that_keeps_crashing_can_be_rolled_back(world: World) -> None:
     world.commands.to_build = ["two"]
     world.deployer().deploy(None)
