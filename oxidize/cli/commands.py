@@ -36,6 +36,7 @@ from oxidize.cli.common import (
 )
 from oxidize.config.values import format_key, parse_key
 from oxidize.log_output import open_standard_streams
+from oxidize.oom_score import OomScore
 from oxidize.protocol.constants import KEY_SIZE
 from oxidize.service_manager import notify
 from oxidize.text import counted, own_release
@@ -157,12 +158,15 @@ def _run(role: config.Role, config_path: Path, log_level: str, control_fd: int |
         command = [sys.executable, "-P", "-m", "oxidize.holder", role, str(config_path.absolute()), log_level]
         os.execv(command[0], command)  # noqa: S606  # without a shell; the holder needs none of this process's memory
     gc.disable()  # as in `main`, until it serves
+    oom_score = OomScore()
+    if control_fd is not None:  # a successor, which has most of its memory still to get
+        oom_score.raise_()
     from oxidize.control.reload_channel import Control  # noqa: PLC0415  # as below
     from oxidize.runtime.daemon import run  # noqa: PLC0415  # the other commands need none of it
 
     control = Control(control_fd)
     with errors_as_lines(is_told=lambda: control.has_told_failure):
-        status = run(role, config_path, log_level, control)
+        status = run(role, config_path, log_level, control, oom_score)
     # Not `sys.exit`: to free every object first takes 0.04 s and more of a processor that the successor needs.
     logging.shutdown()
     os._exit(status)

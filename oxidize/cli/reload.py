@@ -19,6 +19,7 @@ from oxidize.control import query
 from oxidize.control import reload as coordinator
 from oxidize.control.who_runs import who_runs
 from oxidize.errors import ConfigError, OxidizeError, Phase, TakeoverError
+from oxidize.oom_score import OomScore
 from oxidize.service_manager import systemctl
 from oxidize.text import counted
 
@@ -43,9 +44,10 @@ def reload(config_path: Path, role: config.Role, log_level: str | None) -> None:
     status 2 for a mistake in the configuration; then no process is started.
     """
     try:
-        loaded = load(config_path, role)
-        announce_key_change(role, loaded)
-        reloaded = replace_process(role, config_path, loaded.takeover_socket, log_level)
+        with OomScore() as oom_score:  # where memory runs out this process goes, and not the server
+            loaded = load(config_path, role)
+            announce_key_change(role, loaded)
+            reloaded = replace_process(role, config_path, loaded.takeover_socket, log_level, oom_score)
     except ConfigError as error:
         fail(2, *error.problems, *who_serves(config_path, role, str(error)))
     except TakeoverError as error:
@@ -63,7 +65,13 @@ class Reloaded:
     warnings: tuple[str, ...] = ()
 
 
-def replace_process(role: config.Role, config_path: Path, takeover_socket: Path, log_level: str | None) -> Reloaded:
+def replace_process(
+    role: config.Role,
+    config_path: Path,
+    takeover_socket: Path,
+    log_level: str | None,
+    oom_score: OomScore | None = None,
+) -> Reloaded:
     """Replace the process that listens at `takeover_socket` by a new one; raises OxidizeError with the reason.
 
     log_level: of the successor, None for that of its predecessor. The kernel identifies the predecessor, because its
@@ -74,7 +82,7 @@ def replace_process(role: config.Role, config_path: Path, takeover_socket: Path,
         raise query.NothingListensError(takeover_socket)
     running_level, holder_name = _process_at(takeover_socket)
     report = coordinator.reload(
-        role, config_path, log_level or running_level, takeover_socket, listener[0], holder_name
+        role, config_path, log_level or running_level, takeover_socket, listener[0], holder_name, oom_score
     )
     refused = (f"{counted(number, 'peer')} not moved: {reason}" for reason, number in report["refused"].items())
     return Reloaded(

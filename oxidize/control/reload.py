@@ -23,6 +23,7 @@ from pathlib import Path
 from oxidize.control import holder
 from oxidize.control.reload_channel import Report, receive, send
 from oxidize.errors import OxidizeError, Phase, TakeoverError
+from oxidize.oom_score import OomScore
 from oxidize.service_manager import notify, systemctl
 from oxidize.takeover import who_listens
 from oxidize.takeover.channel import PeerProcess, connect_socket, credentials_of
@@ -46,13 +47,16 @@ def reload(
     takeover_socket: Path,
     predecessor_pid: int,
     holder_name: object = None,
+    oom_score: OomScore | None = None,
 ) -> Report:
     """Replace the process `predecessor_pid` by a new one; return the successor's report, with the `seconds` taken.
 
     Raises TakeoverError with the successor's reason. role: the subcommand that the successor runs, "server" or
     "client". log_level: as on its command line. holder_name: of the predecessor's holder, which starts the successor.
+    oom_score: of this process, raised but while it starts the successor.
     """
     started = time.monotonic()
+    oom_score = oom_score or OomScore()
     with contextlib.ExitStack() as undo:
         predecessor = _predecessor_at(takeover_socket, predecessor_pid)
         undo.callback(predecessor.close)
@@ -63,6 +67,7 @@ def reload(
         undo.enter_context(channel)
         command = [sys.executable, "-P", "-m", "oxidize", role, "-c", str(config_path.absolute())]
         command += ["--log-level", log_level]
+        oom_score.restore()  # the successor inherits it, and serves with it
         with successor_end:
             connection = holder.connect(holder_name, {0, os.geteuid(), predecessor.uid})
             if connection is not None:
@@ -72,6 +77,8 @@ def reload(
                 command += ["--control-fd", str(successor_end.fileno())]
                 successor = _start_detached(command, successor_end.fileno())
         undo.callback(successor.close)
+        oom_score.raise_()
+        undo.callback(oom_score.restore)
 
         try:
             _prepare(channel, takeover_socket, successor, predecessor)

@@ -20,6 +20,8 @@ INIT = 1  # it holds the sockets of units, and serves nothing itself
 # By the folder of the default takeover socket, RuntimeDirectory= of the unit.
 UNITS = {"/run/oxidize": "oxidize-daemon.service", "/run/oxidize-client": "oxidize-client.service"}
 
+_HAS_LOCK = "holds the lock"
+
 
 def who_runs(takeover_socket: Path, udp_port: int = 0) -> list[str]:
     """Return a line for each process that runs all the same, with the way to reach it; none where none is found.
@@ -27,6 +29,8 @@ def who_runs(takeover_socket: Path, udp_port: int = 0) -> list[str]:
     udp_port: of the configuration, 0 for none. Processes of other users are seen by root alone.
     """
     found = dict(_found_in_proc(takeover_socket, udp_port))
+    has_lock = {pid: why for pid, why in found.items() if any(each.startswith(_HAS_LOCK) for each in why)}
+    found = has_lock or found  # the parent that keeps a server's sockets (the holder) has the port too
     unit = UNITS.get(str(takeover_socket.parent))
     main_pid = systemctl.property_of(unit, "MainPID") if unit is not None else None
     if main_pid is not None and main_pid.isdecimal() and int(main_pid):
@@ -56,7 +60,7 @@ def _found_in_proc(takeover_socket: Path, udp_port: int) -> Iterator[tuple[int, 
         why = []
         for number, target in _open_files(process):
             if target in locks and _is_locked(process, number):
-                why.append(f"holds the lock {lock}")
+                why.append(f"{_HAS_LOCK} {lock}")
             elif target in sockets:
                 why.append(f"has UDP port {udp_port}")
         if why:

@@ -16,6 +16,7 @@ from oxidize.errors import ConfigError, OxidizeError, Phase, TakeoverError, Unre
 from oxidize.net.event_loop import Loop
 from oxidize.net.ipv6 import check_available
 from oxidize.net.resolve import literal, split
+from oxidize.oom_score import OomScore
 from oxidize.runtime.failed_start import await_correction
 from oxidize.runtime.startup import start
 from oxidize.service_manager import notify, systemctl
@@ -28,9 +29,12 @@ PROCESS_NAME = Path("/proc/self/comm")  # proc(5)
 log = logs.get(__name__)
 
 
-def run(role: Literal["server", "client"], config_path: Path, log_level: str, control: Control) -> int:
+def run(
+    role: Literal["server", "client"], config_path: Path, log_level: str, control: Control, oom_score: OomScore
+) -> int:
     """Run until the end of service or until a successor has taken over; return the exit status.
 
+    oom_score: restored once this process serves.
     Raises ConfigError and other OxidizeErrors if the process cannot serve, after it has told the coordinator.
     """
     _name_process()
@@ -42,6 +46,7 @@ def run(role: Literal["server", "client"], config_path: Path, log_level: str, co
         _survive_signals(loop)
         settings = _load(role, config_path)
         handover = start(settings, loop, control)
+        oom_score.restore()
         _give_up_rights(settings)
         gc.enable()  # which the command line leaves to what runs for long
     except OxidizeError as error:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 from oxidize.control import reload
 from oxidize.control.reload_channel import Control
 from oxidize.errors import OxidizeError
+from oxidize.oom_score import OomScore
 from oxidize.runtime import daemon
 from tests.support.sim.files import Connection, File, Log, Tun, Udp
 from tests.support.sim.kernel import Process
@@ -116,7 +117,7 @@ class Manager:
     def _spawn(self, control_fd: int | None, *, is_managed: bool = True) -> Process:
         environ = self._environ() if is_managed else {}
         process = self._kernel.spawn(
-            "server", lambda: daemon.run("server", CONFIG, "info", Control(control_fd)), environ
+            "server", lambda: daemon.run("server", CONFIG, "info", Control(control_fd), OomScore()), environ
         )
         self._world.prepare(process)
         self.servers.append(process)

@@ -71,6 +71,12 @@ def test_the_owner_of_the_udp_port_is_told(path: Path) -> None:
         assert who_runs(path, 0) == []
 
 
+def test_of_a_server_and_the_parent_that_keeps_its_sockets_the_server_is_told(path: Path) -> None:
+    with program(OWNER) as (_, port), program(HOLDER, str(path)) as (pid, _):
+        (told,) = who_runs(path, int(port))
+    assert told.startswith(f"pid {pid} runs all the same: it holds the lock {path}.lock; ")
+
+
 def test_the_command_itself_is_not_told(path: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
         own.bind(("127.0.0.1", 0))

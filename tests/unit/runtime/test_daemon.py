@@ -12,6 +12,7 @@ import pytest
 
 from oxidize.control.reload_channel import Control
 from oxidize.errors import OxidizeError, Phase, TakeoverError
+from oxidize.oom_score import OomScore
 from oxidize.runtime import daemon
 
 
@@ -25,7 +26,7 @@ def test_a_coordinator_gets_the_reason_of_a_failed_takeover_without_its_phase(mo
     coordinator, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with coordinator:
         with pytest.raises(TakeoverError):
-            daemon.run("server", Path("server.toml"), "info", Control(end.detach()))
+            daemon.run("server", Path("server.toml"), "info", Control(end.detach()), OomScore())
         told = json.loads(coordinator.recv(4096))
     assert told == {"event": "failed", "pid": os.getpid(), "reason": "another successor waits already"}
 
@@ -38,7 +39,7 @@ def test_a_coordinator_gets_the_reason_of_a_process_without_room_for_its_loop(mo
     monkeypatch.setattr(daemon, "Loop", fail)
     coordinator, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with coordinator:
-        assert daemon.run("server", Path("server.toml"), "info", Control(end.detach())) == 1
+        assert daemon.run("server", Path("server.toml"), "info", Control(end.detach()), OomScore()) == 1
         assert "Too many open files" in json.loads(coordinator.recv(4096))["reason"]
 
 
@@ -56,7 +57,7 @@ def test_a_process_for_whose_end_its_predecessor_waits_ends_without_a_pause(
     monkeypatch.setattr("oxidize.service_manager.notify.is_managed", lambda: True)
     monkeypatch.setattr("time.sleep", paused.append)
     with pytest.raises(TakeoverError):
-        daemon.run("server", Path("server.toml"), "info", Control(None))
+        daemon.run("server", Path("server.toml"), "info", Control(None), OomScore())
     assert len(paused) == pauses
 
 
@@ -73,7 +74,7 @@ def test_a_process_that_serves_looks_for_garbage(monkeypatch: pytest.MonkeyPatch
     gc.disable()
     try:
         with pytest.raises(OxidizeError):
-            daemon.run("server", Path("server.toml"), "info", Control(None))
+            daemon.run("server", Path("server.toml"), "info", Control(None), OomScore())
     finally:
         gc.enable()
     assert looks == [True]

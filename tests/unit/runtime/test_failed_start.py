@@ -8,6 +8,7 @@ import pytest
 
 from oxidize.control.reload_channel import Control
 from oxidize.errors import ConfigError
+from oxidize.oom_score import OomScore
 from oxidize.runtime import daemon
 from oxidize.runtime.failed_start import CORRECTION_WAIT_SECS, await_correction
 
@@ -70,7 +71,7 @@ def test_only_a_start_that_the_manager_repeats_waits_for_a_correction(
     path = tmp_path / "server.toml"
     path.write_text('[server]\nadress = "10.9.0.1/24"\n')
     with pytest.raises(ConfigError) as caught:
-        daemon.run("server", path, "info", Control(None))
+        daemon.run("server", path, "info", Control(None), OomScore())
     assert "did you mean address" in caught.value.problems[0], "the useful one comes first"
     assert (awaited, len(told)) == ([path] * waits, waits)
     assert all(line == f"STATUS=waiting for a correction: {caught.value.problems[0]}" for line in told)
