@@ -19,7 +19,7 @@ from oxidize.errors import OxidizeError
 from oxidize.hostnet.cleanup_guard import STORED_AS, Cleanup, start_guard, update_guard
 from oxidize.hostnet.dns_config import Pause, apply_dns, check_dns, record_name, revert_dns
 from oxidize.hostnet.packet_filter import Filter, FilterPart, apply_filter, prove_filter, remove_filter
-from oxidize.hostnet.part import Part
+from oxidize.hostnet.part import Part, run
 from oxidize.hostnet.policy_routing import Policy, PolicyPart, apply_policy, check_policy, remove_policy
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
@@ -53,7 +53,7 @@ def revert_host_setup(before: Mapping[str, Any], interfaces: Collection[str], pa
 
     before: the predecessor's `installed_dns`. interfaces: the predecessor's. pause: see `dns_config.Pause`.
     """
-    for change in remove_policy(interfaces):
+    for change in run(remove_policy(interfaces), pause):
         log.info("policy routing", change=change)
     for change in remove_filter(interfaces):
         log.info("packet filter", change=change)
@@ -124,7 +124,7 @@ class HostSetup:
         """
         settings = self._settings
         self._update_guard()
-        for change in apply_policy(_policy(settings), settings.interface, self._port, replaced):
+        for change in run(apply_policy(_policy(settings), settings.interface, self._port, replaced), pause):
             log.info("policy routing", change=change)
         for change in remove_filter(set(replaced) - {settings.interface}):
             log.info("packet filter", change=change)
@@ -160,7 +160,7 @@ class HostSetup:
             if self.guard_fd is not None and not spare_kill_switch:
                 with contextlib.suppress(OSError):  # the interface is gone: the guard keeps what it was told before
                     update_guard(self.guard_fd, self._cleanup(is_ending=True))
-            for change in remove_policy([interface]):
+            for change in run(remove_policy([interface])):
                 log.info("policy routing", change=change)
             for change in remove_filter([interface], spare_kill_switch=spare_kill_switch):
                 log.info("packet filter", change=change)

@@ -10,6 +10,7 @@ from pathlib import Path
 from oxidize import config
 from oxidize.hostnet.dns_config import apply_dns, record_name, revert_dns
 from oxidize.hostnet.packet_filter import remove_filter
+from oxidize.hostnet.part import run
 from oxidize.hostnet.policy_routing import remove_policy
 from oxidize.service_manager import systemctl
 
@@ -23,7 +24,7 @@ def clean_up(config_path: Path, *, gave_up: bool) -> list[str]:
     if systemctl.will_restart() and not gave_up:
         return []
     interface = config.client_interface_of(config_path)
-    return [*remove_policy([interface]), *remove_filter([interface], spare_kill_switch=gave_up)]
+    return [*run(remove_policy([interface])), *remove_filter([interface], spare_kill_switch=gave_up)]
 
 
 def set_names(config_path: Path) -> list[str]:

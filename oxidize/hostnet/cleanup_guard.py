@@ -89,6 +89,7 @@ def _remove(cleanup: Cleanup) -> int:
     from oxidize.errors import OxidizeError  # noqa: PLC0415 - late, as above
     from oxidize.hostnet.dns_config import revert_dns  # noqa: PLC0415 - late, as above
     from oxidize.hostnet.packet_filter import remove_filter  # noqa: PLC0415 - late, as above
+    from oxidize.hostnet.part import run  # noqa: PLC0415 - late, as above
     from oxidize.hostnet.policy_routing import remove_policy  # noqa: PLC0415 - late, as above
 
     failures = 0
@@ -99,7 +100,7 @@ def _remove(cleanup: Cleanup) -> int:
         except OxidizeError as error:
             failures += _print_error(error)
     try:
-        remove_policy(indexes=[cleanup["interface_index"]])
+        run(remove_policy(indexes=[cleanup["interface_index"]]))
     except OxidizeError as error:
         failures += _print_error(error)
     if cleanup["record"] is not None:

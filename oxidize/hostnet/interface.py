@@ -14,6 +14,7 @@ import errno
 import hashlib
 import socket
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from ipaddress import (
     IPv4Interface,
     IPv4Network,
@@ -35,6 +36,7 @@ from oxidize.hostnet.rtnetlink import (
     change_address,
     change_route,
     family_of,
+    read_all,
     set_link,
 )
 
@@ -175,14 +177,10 @@ class _Comparison:
         raise OxidizeError(f"{self._subject}: the routes change faster than they can be read; try again")
 
     def _read_addresses(self, index: int) -> Steps[set[Key]]:
-        present: set[Key] = set()
         try:
-            for found in self._kernel.addresses(index):
-                present.update(found)
-                yield 0.0
+            return set((yield from read_all(partial(self._kernel.addresses, index))))
         except RtnetlinkError as error:
             raise OxidizeError(f"{self._subject}: addresses: {remedy(error.code, _REMEDIES)}") from error
-        return present
 
     def _change_addresses(self, index: int, keys: set[Key], *, add: bool) -> None:
         # It may be gone already, as a secondary address of the one removed before it.

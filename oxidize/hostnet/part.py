@@ -5,7 +5,7 @@ itself. It works in slices, of less than a millisecond where the kernel permits,
 carries the data path.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Protocol, TypeVar
 
 from oxidize.errors import OxidizeError
@@ -31,14 +31,18 @@ class Part(Protocol):
         """
 
 
-def run(steps: Steps[_Result]) -> _Result:
-    """Run steps to their end, without a pause: for a process that does not serve. Raises what they raise."""
+def run(steps: Steps[_Result], pause: Callable[[float], None] = lambda _: None) -> _Result:
+    """Run steps to their end; raises what they raise.
+
+    pause: called after each slice with the seconds after which the next one is due, by a process that serves meanwhile.
+    """
     while True:
         try:
-            next(steps)
+            secs = next(steps)
         except StopIteration as end:
             result: _Result = end.value
             return result
+        pause(secs)
 
 
 class IncompleteError(OxidizeError):

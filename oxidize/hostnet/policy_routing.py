@@ -16,24 +16,34 @@ another client, which then owns them. Sources: rtnetlink(7), ip-rule(8), linux/f
 
 import errno
 import socket
+import struct
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from oxidize.errors import OxidizeError
-from oxidize.hostnet import netlink
-from oxidize.hostnet.netlink import FAMILIES, ROUTE_PROTOCOL, RT_TABLE_MAIN, Reconciler, remedy
-from oxidize.hostnet.part import Steps
-from oxidize.hostnet.rtnetlink import RtnetlinkError, RtnetlinkSocket
+from oxidize.hostnet.netlink import FAMILIES, ROUTE_PROTOCOL, RT_TABLE_MAIN, remedy
+from oxidize.hostnet.part import Steps, run
+from oxidize.hostnet.rtnetlink import (
+    Key,
+    Request,
+    Route,
+    RtnetlinkError,
+    RtnetlinkSocket,
+    change_route,
+    change_rule,
+    read_all,
+    replace_route,
+)
 
 # Before the kernel's own rules (32766), and before rules that get the first free number below those.
 RULE_PRIORITY = 30_000
 
 # --- linux/fib_rules.h, linux/in.h ---
 _FIB_RULE_INVERT = 0x2
-_ACTION_NOP = 3
+_ACTION_TO_TABLE, _ACTION_NOP = 1, 3
 _IPPROTO_UDP = 17
 _UNSET = 0xFFFF_FFFF  # of FRA_SUPPRESS_PREFIXLEN
 _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK, _FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE = 3, 6, 10, 14, 15
@@ -41,10 +51,12 @@ _FRA_PROTOCOL, _FRA_IP_PROTO, _FRA_SPORT_RANGE = 21, 22, 23
 
 _REMEDIES = {
     errno.EACCES: "IPv6 is switched off on the interface: set net.ipv6.conf.*.disable_ipv6 to 0, or remove ::/0",
+    errno.EINTR: "rules and routes change faster than they can be read: end the program that changes them",
     errno.EAFNOSUPPORT: "the kernel lacks this family, or its policy routing: remove its default route",
     errno.EOPNOTSUPP: "the kernel has no policy routing (CONFIG_IP_MULTIPLE_TABLES): remove the default routes",
 }
-_NO_SUCH_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
+_KERNELS_TABLES = range(253, 256)
+_ANY_HOST: dict[int, Key] = {4: (0, bytes(4)), 6: (0, bytes(16))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +95,6 @@ class Rule:
         return " ".join(words)
 
 
-@dataclass(frozen=True, slots=True)
-class _Route:
-    table: int
-    index: int  # of the interface, 0 for none
-    protocol: int
-    prefix_length: int
-
-
 def rules_wanted(policy: Policy, version: int, port: int) -> list[Rule]:
     """Return the rules for one version of IP, in order. port: that of the client's UDP socket."""
     # Without "iif lo" the second rule would exempt forwarded datagrams that happen to have this port; with it alone the
@@ -109,33 +113,41 @@ def check_policy(policy: Policy, interfaces: Collection[str]) -> None:
 
     interfaces: the client's own, of this configuration and of the one before it; they need not exist.
     """
-    with netlink.connect() as connected:
-        indexes = _indexes(connected, interfaces)
-        for version in sorted(policy.versions):
-            family = _Family(connected, version)
-            family.refuse_others(policy, indexes)
+
+    def check() -> Steps[None]:
+        with _connected() as kernel:
+            indexes = _indexes(kernel, interfaces)
+            for version in sorted(policy.versions):
+                family = _Family(kernel, version)
+                yield from family.read(policy)
+                family.refuse_others(policy, indexes)
+
+    run(check())
 
 
-def apply_policy(policy: Policy, interface: str, port: int, replaced: Collection[str] = ()) -> list[str]:
+def apply_policy(policy: Policy, interface: str, port: int, replaced: Collection[str] = ()) -> Steps[list[str]]:
     """Bring rules and default routes to the wanted policy; return the changes made, a line each.
 
     interface: the tunnel's, which is up. port: that of the client's UDP socket. replaced: the client's interfaces
     before this one. Raises OxidizeError as `check_policy` does, and for what the kernel refused.
     """
-    with netlink.connect() as connected:
-        indexes = _indexes(connected, [interface])
+    with _connected() as kernel:
+        indexes = _indexes(kernel, [interface])
         if not indexes:
             raise OxidizeError(f"interface {interface}: {remedy(errno.ENODEV, _REMEDIES)}")
         (index,) = indexes
-        own = indexes | _indexes(connected, replaced)
+        own = indexes | _indexes(kernel, replaced)
         changes = []
         for version in FAMILIES:
-            family = _Family(connected, version, is_wanted=version in policy.versions)
+            family = _Family(kernel, version)
             if version in policy.versions:
+                yield from family.read(policy)
                 family.refuse_others(policy, own)
-                family.apply(policy, index, own, port)
-            elif family.is_there and not family.owned_by_others(own):
-                family.remove(own)
+                yield from family.apply(policy, index, own, port)
+            else:
+                yield from family.read()
+                if not family.owned_by_others(own):
+                    yield from family.remove(own)
             changes += family.changes
         return changes
 
@@ -156,72 +168,91 @@ class PolicyPart:
     def compare(self, *, repair: bool) -> Steps[list[str]]:
         """Look for the rules and the default route of each wanted version of IP; see `Part`."""
         missing: list[str] = []
-        try:
-            with RtnetlinkSocket() as kernel:
-                index = kernel.link(self._interface).index
-                for version in sorted(self._policy.versions):
-                    yield 0.0
-                    missing += self._missing(kernel, index, version)
-        except RtnetlinkError as error:
-            raise OxidizeError(f"policy routing: {remedy(error.code, _REMEDIES)}") from error
+        with _connected() as kernel:
+            index = kernel.link(self._interface).index
+            for version in sorted(self._policy.versions):
+                yield 0.0
+                missing += yield from self._missing(kernel, index, version)
         if missing and repair:
             yield 0.0
-            return apply_policy(self._policy, self._interface, self._port)
+            return (yield from apply_policy(self._policy, self._interface, self._port))
         return missing
 
-    def _missing(self, kernel: RtnetlinkSocket, index: int, version: int) -> list[str]:
+    def _missing(self, kernel: RtnetlinkSocket, index: int, version: int) -> Steps[list[str]]:
         family = FAMILIES[version]
-        present = {_rule_of(*each) for found in kernel.rules(family) for each in found}
+        present = [_rule_of(*each) for each in (yield from read_all(partial(kernel.rules, family)))]
         lines = [
             f"IPv{version} rule {rule}"
             for rule in rules_wanted(self._policy, version, self._port)
-            if rule not in present
+            if (rule, ROUTE_PROTOCOL) not in present
         ]
-        routes = [key for found in kernel.routes(family, self._policy.fwmark, index) for key, _ in found]
-        if not any(prefix_length == 0 for prefix_length, _ in routes):
+        routes = yield from read_all(partial(kernel.routes_of, family, table=self._policy.fwmark, index=index))
+        if not any(route.key == _ANY_HOST[version] for route in routes):
             lines.append(f"IPv{version} default route {self._policy.fwmark}")
         return lines
 
 
-def remove_policy(interfaces: Collection[str] = (), indexes: Collection[int] = ()) -> list[str]:
+def remove_policy(interfaces: Collection[str] = (), indexes: Collection[int] = ()) -> Steps[list[str]]:
     """Remove a client's rules and default routes; return the changes made, a line each.
 
     interfaces, indexes: the client's, by name or number; they need not exist. Rules that another client uses are left
     alone, even if it adopts them at this very moment.
     """
-    with netlink.connect() as connected:
-        own = frozenset(indexes) | _indexes(connected, interfaces)
+    with _connected() as kernel:
+        own = frozenset(indexes) | _indexes(kernel, interfaces)
         changes = []
         for version in FAMILIES:
-            family = _Family(connected, version)
+            family = _Family(kernel, version)
+            yield from family.read()
             if not family.owned_by_others(own):
-                family.remove(own)
-                family.restore_for_others(own)
+                yield from family.remove(own)
+                yield from family.restore_for_others(own)
             changes += family.changes
         return changes
 
 
-def _indexes(connected: Any, interfaces: Iterable[str]) -> frozenset[int]:
-    return frozenset(index for name in interfaces for index in connected.link_lookup(ifname=name))
+@contextmanager
+def _connected() -> Iterator[RtnetlinkSocket]:
+    with RtnetlinkSocket() as kernel:
+        try:
+            yield kernel
+        except RtnetlinkError as error:
+            raise OxidizeError(f"policy routing: {remedy(error.code, _REMEDIES)}") from error
 
 
-class _Family(Reconciler):
-    """The rules and default routes of one version of IP, as read when this object is made.
+def _indexes(kernel: RtnetlinkSocket, interfaces: Iterable[str]) -> frozenset[int]:
+    found = set()
+    for name in interfaces:
+        try:
+            found.add(kernel.link(name).index)
+        except RtnetlinkError as error:
+            if error.code != errno.ENODEV:
+                raise
+    return frozenset(found)
 
-    is_wanted: whether rules are wanted. If not, and there are none, a machine's thousands of routes are not read.
-    """
 
-    def __init__(self, connected: Any, version: int, *, is_wanted: bool = True) -> None:
-        super().__init__(connected, "policy routing", _REMEDIES)
+class _Family:
+    """The rules and default routes of one version of IP, as `read` found them. changes: those made, a line each."""
+
+    def __init__(self, kernel: RtnetlinkSocket, version: int) -> None:
+        self.changes: list[str] = []
+        self._kernel = kernel
         self._version = version
         self._ip = f"IPv{version}"
         self._family = FAMILIES[version]
-        # Rules before routes: a client adds routes first, so one whose rules are seen here has its routes seen too.
-        self._managed, self._others = self._read_rules()
-        self._tables = {rule.table for rule in self._managed} - {0, RT_TABLE_MAIN}
-        self.is_there = bool(self._managed)
-        self._routes = self._read_routes() if self.is_there or is_wanted else []
+        self._managed: list[Rule] = []
+        self._others: list[Rule] = []
+        self._tables: set[int] = set()  # of the managed rules
+        self._routes: set[Route] = set()
         self._removed: list[Rule] = []
+
+    def read(self, wanted: Policy | None = None) -> Steps[None]:
+        """Ask the kernel for the rules, and the routes in their tables and that of the wanted policy."""
+        # Rules before routes: a client adds routes first, so one whose rules are seen here has its routes seen too.
+        yield from self._read_rules()
+        self._tables = {rule.table for rule in self._managed} - {0, RT_TABLE_MAIN}
+        if self._managed or wanted is not None:
+            self._routes = yield from self._read_routes(set() if wanted is None else {wanted.fwmark})
 
     def owned_by_others(self, own: Collection[int]) -> bool:
         """Return whether the rules with `ROUTE_PROTOCOL` serve an interface that is not in `own`."""
@@ -238,137 +269,123 @@ class _Family(Reconciler):
                     f"end that tunnel (wg-quick down), or remove {self._ip}'s default route from allowed_ips",
                 )
         for route in _routes_of_others(self._routes, self._tables | {policy.fwmark}, own):
-            found = f"interface {_name(route.index)} has a route in table {route.table}"
+            found = f"interface {_name(route.link)} has a route in table {route.table}"
             if route.protocol == ROUTE_PROTOCOL:
                 self._refuse(f"{found}, by another client", "end that client, or remove the default route here")
             self._refuse(f"{found}, by another program", "choose another fwmark for one of the two")
 
-    def apply(self, policy: Policy, index: int, own: Collection[int], port: int) -> None:
+    def apply(self, policy: Policy, index: int, own: Collection[int], port: int) -> Steps[None]:
         wanted = rules_wanted(policy, self._version, port)
-        present = {(route.table, route.index) for route in self._routes if route.prefix_length == 0}
+        present = {(route.table, route.link) for route in self._routes if not route.key[0]}
         if (policy.fwmark, index) not in present:
             # Replaces one through an interface that is going, so that there is a default route at any time.
-            request = partial(self._route, "replace", policy.fwmark, index)
-            self._change(f"{self._ip} default route +{policy.fwmark}", request)
+            request = replace_route(index, _ANY_HOST[self._version], policy.fwmark, ROUTE_PROTOCOL)
+            yield from self._change(f"{self._ip} default route +{policy.fwmark}", request)
             # A process that removes a dead client's rules now looks for this route afterwards: restore_for_others.
-            self._managed, _ = self._read_rules()
+            yield from self._read_rules()
         for rule in wanted:
             if rule not in self._managed:
-                self._change(f"{self._ip} rule +{rule}", partial(self._rule, "add", rule), done=errno.EEXIST)
-        self._remove_rules(set(self._managed) - set(wanted))
-        self._remove_routes(own, keep=(policy.fwmark, index))
+                yield from self._add_rule(rule)
+        yield from self._remove_rules(set(self._managed) - set(wanted))
+        yield from self._remove_routes(own, keep=(policy.fwmark, index))
 
-    def remove(self, own: Collection[int]) -> None:
-        self._remove_rules(self._managed)
-        self._remove_routes(own, keep=(0, 0))
+    def remove(self, own: Collection[int]) -> Steps[None]:
+        yield from self._remove_rules(self._managed)
+        yield from self._remove_routes(own, keep=(0, 0))
 
-    def restore_for_others(self, own: Collection[int]) -> None:
+    def restore_for_others(self, own: Collection[int]) -> Steps[None]:
         """Put back removed rules that another client has found in place, and needs, since they were read.
 
         A client that adds its route later finds them gone, and adds them itself.
         """
-        used = {route.table for route in _routes_of_others(self._read_routes(), self._tables, own)}
+        routes = yield from self._read_routes()
+        used = {route.table for route in _routes_of_others(routes, self._tables, own)}
         for rule in sorted(self._removed):
             if rule.table in used or (used and not rule.sport_range and rule.table in {0, RT_TABLE_MAIN}):
-                self._change(f"{self._ip} rule +{rule}", partial(self._rule, "add", rule), done=errno.EEXIST)
+                yield from self._add_rule(rule)
 
-    def _remove_rules(self, stale: Collection[Rule]) -> None:
+    def _add_rule(self, rule: Rule) -> Steps[None]:
+        request = _rule_request(self._family, rule, add=True)
+        yield from self._change(f"{self._ip} rule +{rule}", request, done=errno.EEXIST)
+
+    def _remove_rules(self, stale: Collection[Rule]) -> Steps[None]:
         # First the rule that leads into the tunnel: without the others it would send too much there.
         for rule in sorted(stale, reverse=True):
-            self._change(f"{self._ip} rule -{rule}", partial(self._rule, "del", rule), done=errno.ENOENT)
+            request = _rule_request(self._family, rule, add=False)
+            yield from self._change(f"{self._ip} rule -{rule}", request, done=errno.ENOENT)
             self._removed.append(rule)
 
-    def _remove_routes(self, own: Collection[int], keep: tuple[int, int]) -> None:
-        for route in self._read_routes():
-            key = (route.table, route.index)
-            is_managed = route.protocol == ROUTE_PROTOCOL and route.index in own and route.table != RT_TABLE_MAIN
-            if is_managed and key != keep and route.prefix_length == 0:
-                request = partial(self._route, "del", *key)
-                self._change(f"{self._ip} default route -{route.table}", request, done=errno.ESRCH)
+    def _remove_routes(self, own: Collection[int], keep: tuple[int, int]) -> Steps[None]:
+        for route in (yield from self._read_routes()):
+            is_managed = route.protocol == ROUTE_PROTOCOL and route.link in own
+            if is_managed and (route.table, route.link) != keep and not route.key[0]:
+                request = change_route(route.link, route.key, route.table, ROUTE_PROTOCOL, add=False)
+                yield from self._change(f"{self._ip} default route -{route.table}", request, done=errno.ESRCH)
 
-    def _read_rules(self) -> tuple[list[Rule], list[Rule]]:
-        """Return the rules with `ROUTE_PROTOCOL`, and all others."""
-        managed: list[Rule] = []
-        others: list[Rule] = []
-        read = partial(self._netlink.get_rules, family=self._family)
-        messages = self._request("rules", lambda: list(read()), done=_NO_SUCH_FAMILY)
-        for message in messages or []:
-            rule = _rule_from(message)
-            (managed if message.get_attr("FRA_PROTOCOL") == ROUTE_PROTOCOL else others).append(rule)
-        return managed, others
+    def _change(self, description: str, request: Request, *, done: int = 0) -> Steps[None]:
+        """Make a change and note it. done: the error which means that there was nothing left to do."""
+        (code,) = self._kernel.change([request])
+        if code not in {0, done}:
+            raise OxidizeError(f"policy routing, {description}: {remedy(code, _REMEDIES)}")
+        self.changes.append(description)
+        yield 0.0
 
-    def _read_routes(self) -> list[_Route]:
-        """Return all routes except those of the kernel's own tables."""
-        found = []
-        read = partial(self._netlink.get_routes, family=self._family)
-        messages = self._request("routes", lambda: list(read()), done=_NO_SUCH_FAMILY)
-        for message in messages or []:
-            table = message.get_attr("RTA_TABLE") or message["table"]
-            if not 253 <= table <= 255:
-                index = message.get_attr("RTA_OIF") or 0
-                found.append(_Route(table, index, message["proto"], message["dst_len"]))
-        return found
+    def _read_rules(self) -> Steps[None]:
+        """Read the rules with `ROUTE_PROTOCOL`, and all others."""
+        found = [_rule_of(*each) for each in (yield from read_all(partial(self._kernel.rules, self._family)))]
+        self._managed = [rule for rule, protocol in found if protocol == ROUTE_PROTOCOL]
+        self._others = [rule for rule, protocol in found if protocol != ROUTE_PROTOCOL]
 
-    def _route(self, command: str, table: int, index: int) -> None:
-        any_host = "0.0.0.0/0" if self._version == 4 else "::/0"
-        key = {"dst": any_host, "oif": index, "family": self._family, "table": table}
-        self._netlink.route(command, proto=ROUTE_PROTOCOL, **key)
-
-    def _rule(self, command: str, rule: Rule) -> None:
-        options: dict[str, object] = {"priority": rule.priority, "protocol": ROUTE_PROTOCOL}
-        options |= {"action": "nop"} if rule.is_nop else {"table": rule.table}
-        if rule.fwmark:
-            options["fwmark"] = rule.fwmark
-        if rule.is_inverted:
-            options["flags"] = _FIB_RULE_INVERT
-        if rule.suppress_prefixlen != _UNSET:
-            options["suppress_prefixlen"] = rule.suppress_prefixlen
-        for key in ("iifname", "ip_proto", "sport_range"):
-            if value := getattr(rule, key):
-                options[key] = value
-        self._netlink.rule(command, family=self._family, **options)
+    def _read_routes(self, tables: Collection[int] = ()) -> Steps[set[Route]]:
+        """Return all routes with `ROUTE_PROTOCOL`, and those of tables, without the kernel's own tables."""
+        dumps = [partial(self._kernel.routes_of, self._family, protocol=ROUTE_PROTOCOL)]
+        for table in self._tables.union(tables):
+            dumps.append(partial(self._kernel.routes_of, self._family, table=table))
+        found = set()
+        for dump in dumps:
+            found.update((yield from read_all(dump)))
+        return {route for route in found if route.table not in _KERNELS_TABLES}
 
     def _refuse(self, found: str, remedy: str) -> None:
         raise OxidizeError(f"policy routing for {self._ip}: {found}: expected only this client's; {remedy}")
 
 
-def _routes_of_others(routes: Iterable[_Route], tables: Collection[int], own: Collection[int]) -> list[_Route]:
+def _routes_of_others(routes: Iterable[Route], tables: Collection[int], own: Collection[int]) -> list[Route]:
     """Return the routes through other interfaces in `tables`, and in any table default routes of other clients."""
     return [
         route
         for route in routes
-        if route.index not in own
-        and (route.table in tables or (route.protocol == ROUTE_PROTOCOL and route.prefix_length == 0))
+        if route.link not in own and (route.table in tables or (route.protocol == ROUTE_PROTOCOL and not route.key[0]))
     ]
 
 
-def _rule_from(message: Any) -> Rule:
-    suppress = message.get_attr("FRA_SUPPRESS_PREFIXLEN")
-    return Rule(
-        priority=message.get_attr("FRA_PRIORITY") or 0,
-        table=message.get_attr("FRA_TABLE") or message["table"],
-        fwmark=message.get_attr("FRA_FWMARK") or 0,
-        is_inverted=bool(message["flags"] & _FIB_RULE_INVERT),
-        suppress_prefixlen=_UNSET if suppress is None else suppress,
-        iifname=message.get_attr("FRA_IIFNAME") or "",
-        ip_proto=message.get_attr("FRA_IP_PROTO") or 0,
-        sport_range=message.get_attr("FRA_SPORT_RANGE") or "",
-        is_nop=message["action"] == _ACTION_NOP,
-    )
+def _rule_request(family: int, rule: Rule, *, add: bool) -> Request:
+    def number(value: int) -> bytes:
+        return struct.pack("=I", value)
+
+    attributes = [(_FRA_PRIORITY, number(rule.priority)), (_FRA_PROTOCOL, bytes([ROUTE_PROTOCOL]))]
+    attributes += [] if rule.is_nop else [(_FRA_TABLE, number(rule.table))]
+    attributes += [(_FRA_FWMARK, number(rule.fwmark))] if rule.fwmark else []
+    attributes += [(_FRA_IIFNAME, rule.iifname.encode() + b"\0")] if rule.iifname else []
+    attributes += [(_FRA_IP_PROTO, bytes([rule.ip_proto]))] if rule.ip_proto else []
+    if rule.sport_range:
+        attributes.append((_FRA_SPORT_RANGE, struct.pack("=HH", *map(int, rule.sport_range.split(":")))))
+    if rule.suppress_prefixlen != _UNSET:
+        attributes.append((_FRA_SUPPRESS_PREFIXLEN, number(rule.suppress_prefixlen)))
+    action = _ACTION_NOP if rule.is_nop else _ACTION_TO_TABLE
+    return change_rule(family, action, _FIB_RULE_INVERT if rule.is_inverted else 0, attributes, add=add)
 
 
-def _rule_of(header: bytes, attributes: Mapping[int, bytes]) -> Rule | None:
-    """Return a rule of a dump, None for one without `ROUTE_PROTOCOL`."""
+def _rule_of(header: bytes, attributes: Mapping[int, bytes]) -> tuple[Rule, int]:
+    """Return a rule of a dump, and its protocol number."""
     table, action, flags = header[4], header[7], int.from_bytes(header[8:12], sys.byteorder)
 
     def number(kind: int, otherwise: int = 0) -> int:
         return int.from_bytes(attributes[kind], sys.byteorder) if kind in attributes else otherwise
 
-    if number(_FRA_PROTOCOL) != ROUTE_PROTOCOL:
-        return None
     ports = attributes.get(_FRA_SPORT_RANGE, b"")
     first, last = (int.from_bytes(each, sys.byteorder) for each in (ports[:2], ports[2:4]))
-    return Rule(
+    rule = Rule(
         priority=number(_FRA_PRIORITY),
         table=number(_FRA_TABLE, table),
         fwmark=number(_FRA_FWMARK),
@@ -379,6 +396,7 @@ def _rule_of(header: bytes, attributes: Mapping[int, bytes]) -> Rule | None:
         sport_range=f"{first}:{last}" if ports else "",
         is_nop=action == _ACTION_NOP,
     )
+    return rule, number(_FRA_PROTOCOL)
 
 
 def _name(index: int) -> str:

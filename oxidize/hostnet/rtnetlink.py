@@ -12,16 +12,18 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 from oxidize.errors import OxidizeError
+from oxidize.hostnet.part import Steps
 
 # --- linux/netlink.h ---
 _HEADER = struct.Struct("=IHHII")  # length with this header, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # length with this header, type
 _REQUEST, _ACK, _DUMP_INTERRUPTED, _DUMP = 0x0001, 0x0004, 0x0010, 0x0300
-_EXCLUSIVE, _CREATE = 0x0200, 0x0400
+_REPLACE, _EXCLUSIVE, _CREATE = 0x0100, 0x0200, 0x0400
 _ERROR, _DONE = 2, 3
 _SOL_NETLINK, _GET_STRICT_CHECK = 270, 12
 _TYPE_MASK = 0x3FFF
@@ -30,7 +32,7 @@ _TYPE_MASK = 0x3FFF
 _NEW_LINK, _GET_LINK = 16, 18
 _NEW_ADDRESS, _DELETE_ADDRESS, _GET_ADDRESS = 20, 21, 22
 _NEW_ROUTE, _DELETE_ROUTE, _GET_ROUTE = 24, 25, 26
-_GET_RULE = 34
+_NEW_RULE, _DELETE_RULE, _GET_RULE = 32, 33, 34
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, mask of the flags to change
 _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg: family, lengths, tos, table, protocol, scope, type, flags
@@ -39,12 +41,15 @@ _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_TABLE, _RTA_MARK = 1, 2, 4, 15, 16
 _IFF_UP = 0x1
 _IFA_F_NODAD = 0x02  # usable at once: on a point-to-point device no other host could hold the same address
+_SHORT_TABLE_MAX = 255
 _RTN_UNICAST, _RT_SCOPE_LINK, _RT_SCOPE_NOWHERE = 1, 253, 255
 
 DATAGRAM_BYTES = 8_192  # of a dump: some 130 routes
 DUMPS_MAX = 10  # attempts at a dump that changes meanwhile interrupt
 # No such family, or no table yet: there is nothing to dump.
 _NOTHING = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.ENOENT})
+
+_Item = TypeVar("_Item")
 
 Key = tuple[int, bytes]  # prefix length and address (4 or 16 bytes), of a network or of an interface's address
 
@@ -65,6 +70,15 @@ class Link:
     mtu: int
     queue: int
     is_up: bool
+
+
+class Route(NamedTuple):
+    """A route as the kernel has it. key: its destination. link: the index of its interface, 0 for none or several."""
+
+    key: Key
+    table: int
+    link: int
+    protocol: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +110,51 @@ def change_address(index: int, key: Key, *, add: bool) -> Request:
 
 
 def change_route(index: int, key: Key, table: int, protocol: int, *, add: bool) -> Request:
-    """Return the addition or the removal of a route into an interface. table: below 256."""
+    """Return the addition or the removal of a route into an interface."""
     prefix_length, address = key
     scope = (_RT_SCOPE_LINK if len(address) == 4 else 0) if add else _RT_SCOPE_NOWHERE
-    header = _ROUTE.pack(family_of(address), prefix_length, 0, 0, table, protocol, scope, _RTN_UNICAST if add else 0, 0)
-    body = header + _attribute(_RTA_DST, address) + _number(_RTA_OIF, index)
+    body = _route(index, key, table, (prefix_length, protocol, scope, _RTN_UNICAST if add else 0))
     return Request(_NEW_ROUTE, _CREATE | _EXCLUSIVE, body) if add else Request(_DELETE_ROUTE, 0, body)
+
+
+def replace_route(index: int, key: Key, table: int, protocol: int) -> Request:
+    """Return the addition of a route into an interface, in place of one to the same destination.
+
+    Its scope is the global one, by which release 0.1.0 finds and removes it.
+    """
+    body = _route(index, key, table, (key[0], protocol, 0, _RTN_UNICAST))
+    return Request(_NEW_ROUTE, _CREATE | _REPLACE, body)
+
+
+def _route(index: int, key: Key, table: int, fields: tuple[int, int, int, int]) -> bytes:
+    address = key[1]
+    prefix_length, protocol, scope, kind = fields
+    header = _ROUTE.pack(family_of(address), prefix_length, 0, 0, _short(table), protocol, scope, kind, 0)
+    number = _number(_RTA_TABLE, table) if table > _SHORT_TABLE_MAX else b""
+    return header + _attribute(_RTA_DST, address) + _number(_RTA_OIF, index) + number
+
+
+def change_rule(family: int, action: int, flags: int, attributes: Iterable[tuple[int, bytes]], *, add: bool) -> Request:
+    """Return the addition or the removal of a policy rule (struct fib_rule_hdr, FRA_*)."""
+    header = _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, action, flags)
+    body = header + b"".join(_attribute(kind, value) for kind, value in attributes)
+    return Request(_NEW_RULE, _CREATE | _EXCLUSIVE, body) if add else Request(_DELETE_RULE, 0, body)
+
+
+def read_all(dump: Callable[[], Iterator[list[_Item]]]) -> Steps[list[_Item]]:
+    """Return all items of a dump, which starts again where a change has interrupted it; raises RtnetlinkError."""
+    for attempts_left in reversed(range(DUMPS_MAX)):
+        items: list[_Item] = []
+        try:
+            for found in dump():
+                items += found
+                yield 0.0
+        except RtnetlinkError as error:
+            if error.code != errno.EINTR or not attempts_left:
+                raise
+        else:
+            break
+    return items
 
 
 class RtnetlinkSocket:
@@ -155,17 +208,30 @@ class RtnetlinkSocket:
 
     def routes(self, family: int, table: int, index: int) -> Iterator[list[tuple[Key, int]]]:
         """Yield destination and protocol of each route of a table into an interface."""
+        for found in self.routes_of(family, table=table, index=index):
+            yield [(route.key, route.protocol) for route in found]
+
+    def routes_of(self, family: int, *, table: int = 0, index: int = 0, protocol: int = 0) -> Iterator[list[Route]]:
+        """Yield the routes of a table, into an interface and with a protocol number; 0 is any."""
         any_host = bytes(4 if family == socket.AF_INET else 16)
-        header = _ROUTE.pack(family, 0, 0, 0, table if table < 256 else 0, 0, 0, 0, 0)
-        request = header + _number(_RTA_TABLE, table) + _number(_RTA_OIF, index)
+        request = _ROUTE.pack(family, 0, 0, 0, _short(table), protocol, 0, 0, 0)
+        request += _number(_RTA_TABLE, table) if table else b""
+        request += _number(_RTA_OIF, index) if index else b""
         for body in self._dump(_GET_ROUTE, request):
             found = []
             for message in body:
-                found_family, prefix_length, _, _, short, protocol, *_ = _ROUTE.unpack_from(message)
+                found_family, prefix_length, _, _, short, found_protocol, *_ = _ROUTE.unpack_from(message)
                 attributes = _attributes(message, _ROUTE.size)
-                at = (_unpacked(attributes.get(_RTA_TABLE)) or short, _unpacked(attributes.get(_RTA_OIF)))
-                if found_family == family and at == (table, index):
-                    found.append(((prefix_length, attributes.get(_RTA_DST) or any_host), protocol))
+                found_table = _unpacked(attributes.get(_RTA_TABLE)) or short
+                found_index = _unpacked(attributes.get(_RTA_OIF))
+                if (
+                    found_family == family
+                    and table in {0, found_table}
+                    and index in {0, found_index}
+                    and protocol in {0, found_protocol}
+                ):
+                    key = (prefix_length, attributes.get(_RTA_DST) or any_host)
+                    found.append(Route(key, found_table, found_index, found_protocol))
             yield found
 
     def rules(self, family: int) -> Iterator[list[tuple[bytes, dict[int, bytes]]]]:
@@ -265,6 +331,11 @@ class RtnetlinkSocket:
 def family_of(address: bytes) -> int:
     """Return AF_INET or AF_INET6 for an address of 4 or 16 bytes."""
     return int(socket.AF_INET if len(address) == 4 else socket.AF_INET6)
+
+
+def _short(table: int) -> int:
+    """Return the number of a table as the header has it, RT_TABLE_UNSPEC for one that only fits an attribute."""
+    return table if table <= _SHORT_TABLE_MAX else 0
 
 
 def _attribute(kind: int, value: bytes) -> bytes:

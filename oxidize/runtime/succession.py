@@ -21,7 +21,6 @@ from oxidize.clock import boot_time
 from oxidize.control import key_change
 from oxidize.control.reload_channel import Control
 from oxidize.errors import OxidizeError, Phase, SnapshotError, TakeoverError, reason_of
-from oxidize.hostnet.netlink import preload
 from oxidize.log_output import STANDARD_ERROR, is_journal, open_journal_stream
 from oxidize.net.event_loop import READABLE, Loop
 from oxidize.net.tun import TunDevice
@@ -158,8 +157,6 @@ class Succession:
         parts = NodeParts(settings, generation, restored.state, restored.device, udp, tunnel, nat, listener)
         parts.guard_fd, parts.upstream_dns = self._fd(FdName.GUARD), self.before.upstream_dns
         node = Node(parts, self.loop, self.before.watchdog_secs)
-        if node.host_setup is not None:
-            preload()  # it takes longer than the changes themselves
         if notify.is_held() and not self.control.is_coordinated:
             self._store_all(node)
         gc.collect()

@@ -18,13 +18,12 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 import oxidize
 from oxidize import logs
 from oxidize.control import reload
-from oxidize.hostnet import netlink
 from oxidize.hostnet.interface import InterfacePart
 from oxidize.hostnet.part import Steps
 from oxidize.net.network_watch import NetworkWatch
 from oxidize.protocol import crypto, keypair, noise
 from oxidize.protocol.counters import TOTALS_WORDS, Counters
-from oxidize.runtime import cold_start, daemon, parts, startup, succession
+from oxidize.runtime import cold_start, daemon, parts, startup
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
 from oxidize.state import arena, journal, memory_file, session_state
@@ -228,8 +227,6 @@ def installed(*, verbose: bool = False) -> Iterator[None]:
     put(InterfacePart, "compare", is_complete)
     put(NetworkWatch, "start", lambda _: None)
     put(cold_start, "not_forwarded", lambda *_: [])
-    put(succession, "preload", lambda: None)
-    put(netlink, "preload", lambda: None)
     put(path_lock.PathLock, "holder", lambda _: "another process")  # it is looked for in /proc
     put(daemon, "_load", settings_of_current)
     put(daemon, "keep_only", lambda _rights: None)  # the rights are those of the process that runs all worlds

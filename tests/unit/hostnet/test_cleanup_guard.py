@@ -9,6 +9,7 @@ import pytest
 from demo.processes import children, reap
 from oxidize.hostnet import cleanup_guard, packet_filter, policy_routing
 from oxidize.hostnet.cleanup_guard import Cleanup, start_guard
+from oxidize.hostnet.part import Steps
 
 
 def links(pid: int) -> dict[str, str]:
@@ -41,12 +42,19 @@ def test_a_guard_holds_its_pipe_and_the_clients_log_and_nothing_of_who_started_i
             os.close(fd)
 
 
+def no_rules(*, indexes: list[int]) -> Steps[list[str]]:
+    """Stand for `remove_policy` where there is nothing to remove."""
+    assert indexes == [99_999]
+    yield 0.0
+    return []
+
+
 @pytest.mark.parametrize("is_ending", [False, True])
 def test_a_guard_spares_a_kill_switch_unless_the_client_was_about_to_end(
     monkeypatch: pytest.MonkeyPatch, is_ending: bool
 ) -> None:
     removed: list[tuple[list[str], bool]] = []
-    monkeypatch.setattr(policy_routing, "remove_policy", lambda *, indexes: [])
+    monkeypatch.setattr(policy_routing, "remove_policy", no_rules)
     monkeypatch.setattr(
         packet_filter,
         "remove_filter",
@@ -58,12 +66,12 @@ def test_a_guard_spares_a_kill_switch_unless_the_client_was_about_to_end(
 
 
 def test_a_guard_leaves_the_filter_of_a_client_that_has_started_since(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy_routing, "remove_policy", lambda *, indexes: [])
+    monkeypatch.setattr(policy_routing, "remove_policy", no_rules)
     monkeypatch.setattr(packet_filter, "remove_filter", lambda *_, **__: pytest.fail("removed"))
     assert cleanup_guard._remove(Cleanup(interface_index=99_999, record=None, interface="lo")) == 0
 
 
 def test_what_an_older_client_tells_a_guard_names_no_filter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy_routing, "remove_policy", lambda *, indexes: [])
+    monkeypatch.setattr(policy_routing, "remove_policy", no_rules)
     monkeypatch.setattr(packet_filter, "remove_filter", lambda *_, **__: pytest.fail("removed"))
     assert cleanup_guard._remove(Cleanup(interface_index=99_999, record=None)) == 0

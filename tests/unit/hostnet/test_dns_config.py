@@ -18,6 +18,7 @@ from oxidize.hostnet.dns_config import (
     record_name,
     revert_dns,
 )
+from oxidize.hostnet.part import Steps
 from oxidize.service_manager import systemctl
 
 WANTED = NameServers("lo", (ip_address("10.0.0.1"), ip_address("fd00::1")), ("corp.example",))
@@ -173,8 +174,9 @@ def test_a_hook_removes_nothing_while_the_unit_restarts(
     programs.add("resolvconf")
     removed: list[list[str]] = []
 
-    def remove_policy(interfaces: list[str]) -> list[str]:
+    def remove_policy(interfaces: list[str]) -> Steps[list[str]]:
         removed.append(interfaces)
+        yield 0.0
         return ["a rule"]
 
     monkeypatch.setattr(systemctl, "will_restart", lambda: restarts)

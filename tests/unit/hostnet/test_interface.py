@@ -27,7 +27,8 @@ class FakeKernel:
         self.route_keys: dict[Key, int] = {}
         self.requests = 0
         self.most_at_once = 0
-        self.interruptions = 0
+        self.interruptions = 0  # of dumps of routes, and of addresses
+        self.address_interruptions = 0
         self.refused: dict[int, int] = {}  # kind of message to errno
 
     def __enter__(self) -> "FakeKernel":
@@ -44,6 +45,9 @@ class FakeKernel:
     def addresses(self, index: int) -> Iterator[list[Key]]:
         assert index == 7
         yield list(self.address_keys)
+        if self.address_interruptions:
+            self.address_interruptions -= 1
+            raise RtnetlinkError(errno.EINTR)
 
     def routes(self, family: int, table: int, index: int) -> Iterator[list[tuple[Key, int]]]:
         assert (table, index) == (254, 7)
@@ -164,8 +168,9 @@ def test_many_routes_go_in_and_out_in_slices_of_few_changes(kernel: FakeKernel) 
 def test_a_dump_that_a_change_interrupts_is_read_again(kernel: FakeKernel) -> None:
     part = part_with("10.50.0.0/16")
     run(part.compare(repair=True))
-    kernel.interruptions = 2
+    kernel.interruptions = kernel.address_interruptions = 2
     assert run(part.compare(repair=True)) == []
+    assert kernel.interruptions == kernel.address_interruptions == 0
     kernel.interruptions = 1_000
     with pytest.raises(OxidizeError, match="faster than they can be read"):
         run(part.compare(repair=True))

@@ -9,6 +9,7 @@ from oxidize.errors import ConfigError
 from oxidize.hostnet import nat as nat_module
 from oxidize.hostnet.nat import Nat, check_forwarding, table_messages
 from oxidize.hostnet.nftables import Message, NftError, NftSocket, Table, delete_table
+from oxidize.hostnet.part import run
 
 ADDRESSES = [ip_interface("10.9.0.1/24"), ip_interface("fd09::1/64")]
 V4, V6 = "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"
@@ -154,3 +155,55 @@ def test_a_refusal_by_the_kernel_comes_with_a_remedy(monkeypatch: pytest.MonkeyP
 def test_each_network_of_the_addresses_is_masqueraded_once() -> None:
     addresses = [*ADDRESSES, ip_interface("10.9.0.9/24")]
     assert table_messages("ox0", addresses, exclusive=True) == table_messages("ox0", ADDRESSES, exclusive=True)
+
+
+# --- As a part that is kept ---
+
+
+def test_a_table_that_is_there_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = FakeSocket(Table("oxidize-ox0", PORT), Table("firewall", 0))
+    assert run(made(monkeypatch, held).compare(repair=True)) == []
+    assert held.committed == []
+
+
+def test_a_flushed_table_is_found_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = FakeSocket(Table("firewall", 0))
+    nat = made(monkeypatch, held)
+    assert run(nat.compare(repair=False)) == ["nftables table inet oxidize-ox0"]
+    assert held.committed == []
+    assert run(nat.compare(repair=True)) == ["nftables table inet oxidize-ox0"]
+    assert held.committed == [table_messages("ox0", ADDRESSES, exclusive=True)]
+
+
+def test_a_table_of_the_same_name_is_no_substitute(monkeypatch: pytest.MonkeyPatch) -> None:
+    nat = made(monkeypatch, FakeSocket(Table("oxidize-ox0", 0)))
+    assert run(nat.compare(repair=False)) == ["nftables table inet oxidize-ox0"]
+    with pytest.raises(ConfigError, match="remove it with `nft delete table inet oxidize-ox0`"):
+        run(nat.compare(repair=True))
+
+
+@pytest.mark.parametrize("found", [[], [Table("oxidize-ox0", PORT)]], ids=["flushed", "complete"])
+def test_forwarding_that_was_switched_off_is_told(
+    monkeypatch: pytest.MonkeyPatch, sysctls: Path, found: list[Table]
+) -> None:
+    held = FakeSocket(*found)
+    sysctls.joinpath(V4).write_text("0\n")
+    with pytest.raises(ConfigError, match=r"net\.ipv4\.ip_forward is '0'"):
+        run(made(monkeypatch, held).compare(repair=True))
+    assert len(held.committed) == (not found)
+
+
+def test_a_kernel_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = FakeSocket()
+
+    def refuse() -> list[Table]:
+        raise NftError(1, 0)
+
+    monkeypatch.setattr(held, "tables", refuse)
+    with pytest.raises(ConfigError, match="CAP_NET_ADMIN"):
+        run(made(monkeypatch, held).compare(repair=False))
+
+
+def test_nat_that_is_not_wanted_is_not_compared(monkeypatch: pytest.MonkeyPatch, sysctls: Path) -> None:
+    sysctls.joinpath(V4).write_text("0\n")
+    assert run(made(monkeypatch, FakeSocket(), enabled=False).compare(repair=True)) == []

@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ from oxidize.client.host_setup import HostSetup
 from oxidize.clock import boot_time
 from oxidize.errors import OxidizeError, SnapshotError, StorageError, TakeoverError
 from oxidize.hostnet import dns_config
+from oxidize.hostnet.part import Steps
 from oxidize.protocol.changes import PeerStaged
 from oxidize.protocol.constants import KEEPALIVE_TIMEOUT
 from oxidize.protocol.counters import ENDED_ON_PURPOSE, KEEPALIVE_OWED_NS, Total
@@ -255,6 +256,54 @@ def test_a_node_whose_network_is_incomplete_is_not_healthy(stand: Stand, monkeyp
     assert described["state"] == "degraded"
     assert described["network_missing"] == node.keeper.missing
     assert b"oxidize_network_missing 1.0" in node.respond("GET", "/metrics").body
+
+
+class SlowPart:
+    """A part that lacks something, with a datagram on its way and an act of the test in each slice."""
+
+    name = "interface ox0"
+
+    def __init__(self, node: Node, act: Callable[[int], None] = lambda _: None, pause: float = 0.0) -> None:
+        self.received: list[int] = []  # datagrams, at the end of each slice but the last
+        self._node = node
+        self._act = act
+        self._pause = pause
+        node.interface = self  # type: ignore[assignment]  # a part of the test's own
+        clock = boot_time
+        node.keeper = NetworkKeeper([self], node.counters, clock, lambda: node.is_serving, lambda: None)
+
+    def compare(self, *, repair: bool) -> Steps[list[str]]:
+        assert repair
+        for number in range(3):
+            send_junk(self._node)
+            self._act(number)
+            yield self._pause
+            self.received.append(self._node.counters[Total.RECEIVED_DATAGRAMS])
+        return ["route +10.50.0.0/16"]
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.01])
+@pytest.mark.parametrize("is_repair", [False, True])
+def test_traffic_is_served_between_the_slices_of_a_change_of_the_interface(
+    stand: Stand, is_repair: bool, pause: float
+) -> None:
+    stand.node.serve()
+    part = SlowPart(stand.node, pause=pause)
+    worked: list[int] = []
+    stand.node.settle_interface(lambda: worked.append(1), is_repair=is_repair)
+    assert part.received == [1, 2, 3]
+    assert len(worked) == 3
+    assert stand.node.counters[Total.NETWORK_REPAIRS] == is_repair
+    assert stand.node.keeper.missing == []
+
+
+def test_a_change_of_the_interface_ends_once_a_successor_owns(stand: Stand) -> None:
+    stand.node.serve()
+    part = SlowPart(stand.node, lambda number: stand.node.give_up_ownership() if number == 1 else None)
+    with pytest.raises(OxidizeError, match="takeover is under way"):
+        stand.node.settle_interface(is_repair=True)
+    assert len(part.received) == 1
+    assert stand.node.counters[Total.NETWORK_REPAIRS] == 0
 
 
 # --- Draining ---
