@@ -14,15 +14,25 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from oxidize import logs
+from oxidize.clock import boot_time
 from oxidize.config import NameServers
 from oxidize.errors import OxidizeError
 from oxidize.hostnet.cleanup_guard import STORED_AS, Cleanup, start_guard, update_guard
-from oxidize.hostnet.dns_config import Pause, apply_dns, check_dns, record_name, revert_dns
+from oxidize.hostnet.dns_config import (
+    NameServersPart,
+    apply_dns,
+    check_dns,
+    missing_servers,
+    record_name,
+    revert_dns,
+)
 from oxidize.hostnet.packet_filter import Filter, FilterPart, apply_filter, prove_filter, remove_filter
-from oxidize.hostnet.part import Part, run
+from oxidize.hostnet.part import Part, Pause, run
 from oxidize.hostnet.policy_routing import Policy, PolicyPart, apply_policy, check_policy, remove_policy
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
+
+HOOK_SECS = 10.0  # for the unit's hook to set the name servers, once the process is ready
 
 log = logs.get(__name__)
 
@@ -51,14 +61,14 @@ def has_host_setup(settings: NodeSettings) -> bool:
 def revert_host_setup(before: Mapping[str, Any], interfaces: Collection[str], pause: Pause = time.sleep) -> None:
     """Remove what a predecessor had set, for a client that has no interface any longer; raises OxidizeError.
 
-    before: the predecessor's `installed_dns`. interfaces: the predecessor's. pause: see `dns_config.Pause`.
+    before: the predecessor's `installed_dns`. interfaces: the predecessor's. pause: see `part.Pause`.
     """
     for change in run(remove_policy(interfaces), pause):
         log.info("policy routing", change=change)
     for change in remove_filter(interfaces):
         log.info("packet filter", change=change)
     if before:
-        revert_dns(before.get("interface"), str(before.get("record")), pause)
+        run(revert_dns(before.get("interface"), str(before.get("record"))), pause)
     forget_guard()
 
 
@@ -73,7 +83,8 @@ class HostSetup:
 
     port: that of its UDP socket. guard_fd: the pipe to the guard that a predecessor started; `close` closes it.
     installed_dns: the name servers that are set, for a successor to compare with its own; empty if there are none.
-    log_fd: of the client's log, for a guard that is started.
+    log_fd: of the client's log, for a guard that is started. names_kept_from: when the name servers are compared first,
+    in seconds since the boot.
     """
 
     def __init__(self, settings: NodeSettings, port: int, guard_fd: int | None) -> None:
@@ -84,13 +95,20 @@ class HostSetup:
         self.installed_dns: dict[str, Any] = {}
         self._settings = settings
         self._port = port
+        self.names_kept_from = boot_time() + (0.0 if _sets_names() else HOOK_SECS)
 
     @property
     def parts(self) -> list[Part]:
         """What is set, for `runtime.network_keeper` to compare with the kernel's state."""
         policy = _policy(self._settings)
-        rules = [PolicyPart(policy, self._settings.interface, self._port)] if policy.versions else []
-        return [FilterPart(_filter(self._settings)), *rules]
+        parts: list[Part] = [FilterPart(_filter(self._settings))]
+        if policy.versions:
+            parts.append(PolicyPart(policy, self._settings.interface, self._port))
+        wanted = self._settings.name_servers
+        if wanted is not None:
+            record = self._record if _sets_names() else None
+            parts.append(NameServersPart(wanted, record, boot_time, self.names_kept_from))
+        return parts
 
     def protect(self) -> None:
         """Bring the packet filter to what the settings and this machine's networks say; it comes before any packet.
@@ -120,7 +138,7 @@ class HostSetup:
         """Bring the host to what the settings say; raises OxidizeError.
 
         before: the predecessor's `installed_dns`, empty without one. replaced: interfaces that the client had before.
-        pause: see `dns_config.Pause`.
+        pause: see `part.Pause`.
         """
         settings = self._settings
         self._update_guard()
@@ -131,10 +149,10 @@ class HostSetup:
         names = self._names
         now = self._describe(names) if names is not None else {}
         if before and before.get("record") != now.get("record"):
-            revert_dns(before.get("interface"), str(before.get("record")), pause)
+            run(revert_dns(before.get("interface"), str(before.get("record"))), pause)
             log.info("name servers", removed=before.get("servers"))
-        if names is not None and now != before:
-            apply_dns(names, now["record"], pause)
+        if names is not None and (now != before or missing_servers(names)):
+            run(apply_dns(names, now["record"]), pause)
             log.info("name servers", set=now["servers"], domains=now["domains"])
         self.installed_dns = now
         if self._is_reverted:  # this process was told to end while a program ran
@@ -146,7 +164,7 @@ class HostSetup:
         Raises OxidizeError. pause: as in `apply`.
         """
         if self._names is None and os.geteuid() == 0:
-            revert_dns(self._settings.interface, self._record(), pause)
+            run(revert_dns(self._settings.interface, self._record()), pause)
         self.apply({}, (), pause)
 
     def revert(self, *, spare_kill_switch: bool = False) -> None:
@@ -165,7 +183,7 @@ class HostSetup:
             for change in remove_filter([interface], spare_kill_switch=spare_kill_switch):
                 log.info("packet filter", change=change)
             if self.installed_dns:
-                revert_dns(self.installed_dns["interface"], self.installed_dns["record"])
+                run(revert_dns(self.installed_dns["interface"], self.installed_dns["record"]))
             if self.guard_fd is not None:
                 update_guard(self.guard_fd, None)
         except (OxidizeError, OSError) as error:

@@ -35,9 +35,9 @@ def set_names(config_path: Path) -> list[str]:
     wanted = config.load_name_servers(config_path)
     record = record_name(systemctl.own_name() or wanted.interface)
     if wanted.servers:
-        apply_dns(wanted, record)
+        run(apply_dns(wanted, record))
     else:
-        revert_dns(wanted.interface, record)
+        run(revert_dns(wanted.interface, record))
     return [str(server) for server in wanted.servers]
 
 
@@ -45,4 +45,4 @@ def remove_names(config_path: Path, *, gave_up: bool) -> None:
     """Remove the name servers unless the unit will restart; raises OxidizeError."""
     if gave_up or not systemctl.will_restart():
         interface = config.client_interface_of(config_path)
-        revert_dns(interface, record_name(systemctl.own_name() or interface))
+        run(revert_dns(interface, record_name(systemctl.own_name() or interface)))

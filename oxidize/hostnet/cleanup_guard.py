@@ -105,7 +105,7 @@ def _remove(cleanup: Cleanup) -> int:
         failures += _print_error(error)
     if cleanup["record"] is not None:
         try:
-            revert_dns(None, cleanup["record"])
+            run(revert_dns(None, cleanup["record"]))
         except OxidizeError as error:
             failures += _print_error(error)
     return min(failures, 1)

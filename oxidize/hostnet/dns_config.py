@@ -1,29 +1,41 @@
-"""DNS settings while a client's tunnel is up, set through resolvectl or resolvconf.
+"""DNS settings while a client's tunnel is up, set through resolvectl or resolvconf, and compared with what is asked.
 
 The rule: this process writes no file. Where systemd-resolved runs, it is given the name servers of the tunnel's link;
 elsewhere `resolvconf` keeps a record of them beside those of other programs. Removing them restores the earlier
-settings in both. Until then all queries go to the configured servers, as with wg-quick's `DNS =`. Sources:
-resolvectl(1), resolvconf(8) of openresolv and of Debian, wg-quick(8). It needs root.
+settings in both. Until then all queries go to the configured servers, as with wg-quick's `DNS =`; whether they do is
+read from resolv.conf, or that of systemd-resolved. Setting them needs root.
+
+Sources: resolvectl(1), resolvconf(8) of openresolv and of Debian, resolv.conf(5), systemd-resolved.service(8),
+wg-quick(8).
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from oxidize.config import NameServers
+from oxidize.config.values import HostAddress
 from oxidize.errors import OxidizeError
+from oxidize.hostnet.part import Steps
 
 RESOLVED = Path("/run/systemd/resolve/io.systemd.Resolve")  # a socket that exists while systemd-resolved runs
+RESOLV_CONF = Path("/etc/resolv.conf")
+RESOLVEDS_RESOLV_CONF = Path("/run/systemd/resolve/resolv.conf")  # the servers that systemd-resolved asks
+NAME_FILES = (RESOLV_CONF, RESOLVEDS_RESOLV_CONF)
+STUBS = frozenset(map(ip_address, ("127.0.0.53", "127.0.0.54")))  # systemd-resolved itself
+READ_SERVERS_MAX = 3  # of resolv.conf, MAXNS of the C library
+RESOLV_CONF_BYTES_MAX = 65_536
 TIMEOUT_SECS = 20.0  # more than resolvconf waits for its own lock
 POLL_SECS = 0.01  # between two checks whether a program has ended
 ERROR_BYTES_MAX = 4_096  # of the error output of a program that failed
 
 Program = Literal["resolvectl", "resolvconf"]
-Pause = Callable[[float], None]  # called with seconds while a program runs; a loop's `run_once` serves
 
 
 def find_program() -> Program:
@@ -53,7 +65,7 @@ def check_dns(wanted: NameServers, *, by_this_process: bool) -> None:
         )
 
 
-def apply_dns(wanted: NameServers, record: str, pause: Pause = time.sleep) -> None:
+def apply_dns(wanted: NameServers, record: str) -> Steps[None]:
     """Send all DNS queries of this system to these servers; raises OxidizeError with the program's last error line.
 
     record: the name of the record in `resolvconf`.
@@ -62,17 +74,17 @@ def apply_dns(wanted: NameServers, record: str, pause: Pause = time.sleep) -> No
     servers = [str(server) for server in wanted.servers]
     if find_program() == "resolvectl":
         # "~." sends every query to this link, unless another link claims a longer domain.
-        _run(["resolvectl", "domain", link, "~.", *wanted.domains], pause)
-        _run(["resolvectl", "default-route", link, "true"], pause)
-        _run(["resolvectl", "dns", link, *servers], pause)
+        yield from _run(["resolvectl", "domain", link, "~.", *wanted.domains])
+        yield from _run(["resolvectl", "default-route", link, "true"])
+        yield from _run(["resolvectl", "dns", link, *servers])
         return
     lines = [f"nameserver {server}\n" for server in servers]
     if wanted.domains:
         lines.append(f"search {' '.join(wanted.domains)}\n")
-    _run(["resolvconf", "-a", record, "-m", "0", "-x"], pause, "".join(lines))
+    yield from _run(["resolvconf", "-a", record, "-m", "0", "-x"], "".join(lines))
 
 
-def revert_dns(interface: str | None, record: str, pause: Pause = time.sleep) -> None:
+def revert_dns(interface: str | None, record: str) -> Steps[None]:
     """Remove the settings of `apply_dns`, if any; raises OxidizeError with the program's last error line.
 
     interface: None if it is gone, and with it what systemd-resolved knew of it.
@@ -82,9 +94,80 @@ def revert_dns(interface: str | None, record: str, pause: Pause = time.sleep) ->
     except OxidizeError:
         return
     if program == "resolvconf":
-        _run(["resolvconf", "-d", record, "-f"], pause)
+        yield from _run(["resolvconf", "-d", record, "-f"])
     elif interface is not None and Path("/sys/class/net", interface).exists():
-        _run(["resolvectl", "revert", interface], pause)
+        yield from _run(["resolvectl", "revert", interface])
+
+
+def missing_servers(wanted: NameServers) -> list[str]:
+    """Return in what the name servers of this system differ from the wanted ones, a line each.
+
+    Empty where that cannot be read: where resolv.conf names a resolver of this machine. Raises OxidizeError for a file
+    that cannot be read.
+    """
+    asked = _servers_in(RESOLV_CONF)
+    if RESOLVED.exists() and (set(asked) <= STUBS or RESOLV_CONF.resolve().parent == RESOLVEDS_RESOLV_CONF.parent):
+        asked = _servers_in(RESOLVEDS_RESOLV_CONF)
+        return [
+            f"systemd-resolved asks no name server {server}, expected for {wanted.interface}"
+            for server in wanted.servers
+            if server not in asked
+        ]
+    expected = list(wanted.servers[:READ_SERVERS_MAX])
+    if asked[: len(expected)] == expected or (asked and all(server.is_loopback for server in asked)):
+        return []
+    found = ", ".join(map(str, asked)) or "no name server"
+    return [f"{RESOLV_CONF} has {found}, expected {', '.join(map(str, expected))}"]
+
+
+def _servers_in(path: Path) -> list[HostAddress]:
+    try:
+        with path.open("rb") as file:
+            text = file.read(RESOLV_CONF_BYTES_MAX).decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise OxidizeError(f"{path}: cannot be read ({error.strerror}): expected a file for every user") from error
+    servers = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) > 1 and words[0] == "nameserver":
+            with contextlib.suppress(ValueError):
+                servers.append(ip_address(words[1]))
+    return servers
+
+
+class NameServersPart:
+    """A client's name servers, compared with those that this system asks (`hostnet.part.Part`).
+
+    record: returns the name of the record in `resolvconf`; None where a hook of the unit sets the servers, as root.
+    begins_at: the time of `clock`, in seconds, before which that hook may be at work, and nothing is compared.
+    """
+
+    name = "name servers"
+
+    def __init__(
+        self, wanted: NameServers, record: Callable[[], str] | None, clock: Callable[[], float], begins_at: float
+    ) -> None:
+        self._wanted = wanted
+        self._record = record
+        self._clock = clock
+        self._begins_at = begins_at
+
+    def compare(self, *, repair: bool) -> Steps[list[str]]:
+        """Read what this system asks; see `Part`."""
+        yield 0.0
+        missing = missing_servers(self._wanted) if self._clock() >= self._begins_at else []
+        if not missing or not repair:
+            return missing
+        if self._record is None:
+            raise OxidizeError(f"name servers: {missing[0]}: this needs root: a reload of the unit sets them again")
+        yield from apply_dns(self._wanted, self._record())
+        if still := missing_servers(self._wanted):
+            raise OxidizeError(
+                f"name servers: {still[0]}: another program sets them: make it leave them, see client.dns"
+            )
+        return missing
 
 
 def record_name(owner: str, index: int | None = None) -> str:
@@ -97,7 +180,7 @@ def record_name(owner: str, index: int | None = None) -> str:
     return f"tun.{owner}" if index is None else f"tun.{owner}.{index}"
 
 
-def _run(command: list[str], pause: Pause, given: str = "") -> None:
+def _run(command: list[str], given: str = "") -> Steps[None]:
     name = " ".join(command)
     # Files and not pipes: what resolvconf starts in turn may hold them open for long.
     with _memory("stdin") as stdin, _memory("stderr") as stderr:
@@ -112,7 +195,7 @@ def _run(command: list[str], pause: Pause, given: str = "") -> None:
             while process.poll() is None:
                 if time.monotonic() >= deadline:
                     raise OxidizeError(f"{name}: did not end within {TIMEOUT_SECS:.0f} s; see client.dns")
-                pause(POLL_SECS)
+                yield POLL_SECS
         finally:
             if process.poll() is None:
                 process.kill()

@@ -5,6 +5,7 @@ itself. It works in slices, of less than a millisecond where the kernel permits,
 carries the data path.
 """
 
+import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Protocol, TypeVar
 
@@ -16,6 +17,7 @@ CHANGES_SHOWN = 10  # differences named in one line of the log
 _Result = TypeVar("_Result")
 
 Steps = Generator[float, None, _Result]  # yields after each slice the seconds after which the next one is due
+Pause = Callable[[float], None]  # called with these seconds; a loop's `run_once` serves meanwhile
 
 
 class Part(Protocol):
@@ -31,11 +33,8 @@ class Part(Protocol):
         """
 
 
-def run(steps: Steps[_Result], pause: Callable[[float], None] = lambda _: None) -> _Result:
-    """Run steps to their end; raises what they raise.
-
-    pause: called after each slice with the seconds after which the next one is due, by a process that serves meanwhile.
-    """
+def run(steps: Steps[_Result], pause: Pause = time.sleep) -> _Result:
+    """Run steps to their end, with a pause after each slice; raises what they raise, and what `pause` raises."""
     while True:
         try:
             secs = next(steps)

@@ -18,6 +18,7 @@ from oxidize.client.connection import Connection
 from oxidize.client.host_setup import HostSetup, has_host_setup
 from oxidize.clock import boot_time
 from oxidize.errors import OxidizeError, SnapshotError
+from oxidize.hostnet.dns_config import NAME_FILES
 from oxidize.hostnet.interface import InterfacePart
 from oxidize.hostnet.part import Part
 from oxidize.metrics import Live, Metrics
@@ -31,6 +32,7 @@ from oxidize.protocol.counters import ENDED_ON_PURPOSE, DropReason
 from oxidize.runtime.drain import Drain
 from oxidize.runtime.endpoint_cache import EndpointCache
 from oxidize.runtime.error_count import ErrorCount
+from oxidize.runtime.file_watch import FileWatch
 from oxidize.runtime.flood_filter import FloodFilter
 from oxidize.runtime.http_binding import HttpBinding
 from oxidize.runtime.http_endpoints import State, ThrottledRender, make_respond, serve_http
@@ -55,14 +57,13 @@ class Node:
     """
 
     def __init__(self, parts: NodeParts, loop: Loop, watchdog_secs: float = 0.0) -> None:
-        self.settings = parts.settings
+        self.settings = settings = parts.settings
         self.generation = parts.generation
         self.session_state = parts.state
         self.device = parts.device
         self.udp = parts.udp
         self.tunnel = parts.tunnel
         self.nat = parts.nat
-        settings = parts.settings
         # Made now and not on request, in the middle of serving: with ten thousand routes it takes 15 ms and more.
         self.interface = InterfacePart(settings.interface, settings.addresses, settings.mtu, settings.routes)
         self.host_setup = _host_setup_of(parts)
@@ -110,6 +111,7 @@ class Node:
         self._sources = SourceFollower(
             parts.udp, lambda: (peer.endpoint for peer in parts.device.peers.values()), lambda: self._serving
         )
+        self._name_watch = self._watch_of_names()
         # The user of a userspace network may have no right to hear of tables, and has none.
         self._watch = NetworkWatch(loop, self._note_network_change, tables=isinstance(parts.tunnel, TunDevice))
         if self.connection is not None:
@@ -147,6 +149,12 @@ class Node:
             parts += self.host_setup.parts
         return parts
 
+    def _watch_of_names(self) -> FileWatch | None:
+        if self.host_setup is None or self.settings.name_servers is None:
+            return None
+        begins_at = self.host_setup.names_kept_from
+        return FileWatch(NAME_FILES, self.keeper.note_change, lambda: self._serving, begins_at)
+
     def keep_network(self) -> None:
         """Compare the host's network with the settings now, and whenever the kernel tells of a change; idempotent.
 
@@ -159,6 +167,8 @@ class Node:
         if isinstance(self.tunnel, TunDevice):
             self.keeper.begin()
             self._loop.add_timed(self.keeper)
+        if self._name_watch is not None:
+            self._loop.add_timed(self._name_watch)
 
     def _note_network_change(self, now: float) -> None:
         self.keeper.note_change(now)

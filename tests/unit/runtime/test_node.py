@@ -16,7 +16,7 @@ import pytest
 from oxidize.client.host_setup import HostSetup
 from oxidize.clock import boot_time
 from oxidize.errors import OxidizeError, SnapshotError, StorageError, TakeoverError
-from oxidize.hostnet import dns_config
+from oxidize.hostnet import dns_config, part
 from oxidize.hostnet.part import Steps
 from oxidize.protocol.changes import PeerStaged
 from oxidize.protocol.constants import KEEPALIVE_TIMEOUT
@@ -288,10 +288,10 @@ def test_traffic_is_served_between_the_slices_of_a_change_of_the_interface(
     stand: Stand, is_repair: bool, pause: float
 ) -> None:
     stand.node.serve()
-    part = SlowPart(stand.node, pause=pause)
+    slow = SlowPart(stand.node, pause=pause)
     worked: list[int] = []
     stand.node.settle_interface(lambda: worked.append(1), is_repair=is_repair)
-    assert part.received == [1, 2, 3]
+    assert slow.received == [1, 2, 3]
     assert len(worked) == 3
     assert stand.node.counters[Total.NETWORK_REPAIRS] == is_repair
     assert stand.node.keeper.missing == []
@@ -299,10 +299,10 @@ def test_traffic_is_served_between_the_slices_of_a_change_of_the_interface(
 
 def test_a_change_of_the_interface_ends_once_a_successor_owns(stand: Stand) -> None:
     stand.node.serve()
-    part = SlowPart(stand.node, lambda number: stand.node.give_up_ownership() if number == 1 else None)
+    slow = SlowPart(stand.node, lambda number: stand.node.give_up_ownership() if number == 1 else None)
     with pytest.raises(OxidizeError, match="takeover is under way"):
         stand.node.settle_interface(is_repair=True)
-    assert len(part.received) == 1
+    assert len(slow.received) == 1
     assert stand.node.counters[Total.NETWORK_REPAIRS] == 0
 
 
@@ -434,7 +434,7 @@ def test_a_program_that_sets_something_up_is_ended_once_a_successor_owns(stand: 
 
     began = boot_time()
     with pytest.raises(OxidizeError, match="a takeover is under way"):
-        dns_config._run(["sleep", "600"], pause)
+        part.run(dns_config._run(["sleep", "600"]), pause)
     assert len(polls) == 2
     assert boot_time() - began < 500  # the program was killed
 
