@@ -203,12 +203,14 @@ class NetworkKeeper:
         self._set_missing(kept, reason)
 
     def _lack(self, kept: _Kept, changes: Sequence[str]) -> None:
-        """Note that a part is not complete, and that its repair waits."""
-        self._set_missing(kept, f"{kept.part.name}: taken away again and again, missing now: {summary_of(changes)}")
+        """Note that a part is not complete, and that its repair waits; one that failed is told already, with why."""
+        if kept.missing is None or kept.is_contended:
+            self._set_missing(kept, f"{kept.part.name}: taken away again and again, missing now: {summary_of(changes)}")
 
     def _complete(self, kept: _Kept) -> None:
         if kept.missing is not None:
             if not kept.is_contended:
+                kept.not_before = -inf  # what failed before says nothing of the next loss
                 log.info("complete again", part=kept.part.name)
             self._set_missing(kept, None)
 

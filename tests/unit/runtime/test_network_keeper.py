@@ -174,6 +174,32 @@ def test_what_can_never_be_put_back_is_tried_for_as_long_as_the_process_serves(s
     assert compared + 9 <= part.compared <= compared + 11
 
 
+def test_the_reason_why_something_cannot_be_put_back_is_told_while_the_next_attempt_waits(
+    scene: Scene, part: FakePart
+) -> None:
+    part.refusal = OxidizeError("this needs root")
+    scene.take_away(part)
+    for _ in range(3):
+        scene.pass_time(0.3)
+        scene.keeper.note_change(scene.now)
+        scene.pass_time(0.1)
+        assert scene.keeper.missing == ["this needs root"]
+
+
+def test_what_another_program_has_put_back_is_put_back_at_once_the_next_time(scene: Scene, part: FakePart) -> None:
+    part.refusal = OxidizeError("no room")
+    scene.take_away(part)
+    scene.pass_time(100.0)
+    part.missing.clear()
+    part.refusal = None
+    scene.keeper.note_change(scene.now)
+    scene.pass_time(0.3)
+    assert scene.keeper.missing == []
+    scene.take_away(part)
+    assert not part.missing
+    assert scene.repairs == 1
+
+
 def test_changes_of_an_incomplete_part_are_counted_apart_from_what_is_missing(scene: Scene, part: FakePart) -> None:
     part.refusal = IncompleteError(["route: no room"], ["address"])
     scene.take_away(part)
