@@ -22,7 +22,6 @@ from oxidize.hostnet.dns_config import (
     NameServersPart,
     apply_dns,
     check_dns,
-    missing_servers,
     record_name,
     revert_dns,
 )
@@ -151,7 +150,7 @@ class HostSetup:
         if before and before.get("record") != now.get("record"):
             run(revert_dns(before.get("interface"), str(before.get("record"))), pause)
             log.info("name servers", removed=before.get("servers"))
-        if names is not None and (now != before or missing_servers(names)):
+        if names is not None and now != before:
             run(apply_dns(names, now["record"]), pause)
             log.info("name servers", set=now["servers"], domains=now["domains"])
         self.installed_dns = now

@@ -7,11 +7,12 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-LOOK_SECS = 1.0
+LOOK_SECS = 0.8
+QUIET_SECS = 0.1  # without a further change, for a program may be writing
 
 
 class FileWatch:
-    """Calls `changed` with the time at `begins_at`, and after each change of a file, while this process owns.
+    """Calls `changed` with the time once after `begins_at`, and after each change of a file, while this process owns.
 
     begins_at: seconds. Used as a `Timed` of the loop.
     """
@@ -24,6 +25,7 @@ class FileWatch:
         self._is_owner = is_owner
         self._due_at = begins_at
         self._seen: list[tuple[int, ...]] | None = None
+        self._is_told = False
 
     # --- Called by the loop ---
 
@@ -33,10 +35,14 @@ class FileWatch:
 
     def handle_timeout(self, now: float) -> None:
         """Compare the files with those of the look before."""
-        self._due_at = now + LOOK_SECS
         seen = [_identity(path) for path in self._files]
         if seen != self._seen:
-            self._seen = seen
+            self._seen, self._is_told = seen, False
+            self._due_at = now + QUIET_SECS
+            return
+        self._due_at = now + LOOK_SECS
+        if not self._is_told:
+            self._is_told = True
             self._changed(now)
 
 

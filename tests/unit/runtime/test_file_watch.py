@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from oxidize.runtime.file_watch import LOOK_SECS, FileWatch
+from oxidize.runtime.file_watch import LOOK_SECS, QUIET_SECS, FileWatch
 
 BEGINS_AT = 100.0
+FIRST = BEGINS_AT + QUIET_SECS  # when the first look is told
 
 
 class Scene:
@@ -35,13 +36,25 @@ def scene(tmp_path: Path) -> Scene:
 
 
 def test_the_first_look_tells_what_nobody_has_compared_yet(scene: Scene) -> None:
-    assert scene.look() == BEGINS_AT
-    assert scene.changes == [BEGINS_AT]
+    assert [scene.look(), scene.look()] == [BEGINS_AT, FIRST]
+    assert scene.changes == [FIRST]
 
 
-def test_files_that_stay_the_same_are_looked_at_each_second_and_no_more_is_done(scene: Scene) -> None:
-    assert [scene.look() for _ in range(5)] == [BEGINS_AT + number * LOOK_SECS for number in range(5)]
-    assert scene.changes == [BEGINS_AT]
+def test_files_that_stay_the_same_are_looked_at_and_no_more_is_done(scene: Scene) -> None:
+    expected = [BEGINS_AT, *(FIRST + number * LOOK_SECS for number in range(4))]
+    assert [scene.look() for _ in range(5)] == pytest.approx(expected)
+    assert scene.changes == [FIRST]
+
+
+def test_a_file_that_is_being_written_is_not_told_before_it_stays_the_same(scene: Scene) -> None:
+    times = []
+    for number in range(5):
+        scene.files[0].write_text("nameserver" * number)
+        times.append(scene.look())
+    assert times == pytest.approx([BEGINS_AT + number * QUIET_SECS for number in range(5)])
+    assert scene.changes == []
+    at = scene.look()
+    assert scene.changes == [at]
 
 
 def write(scene: Scene) -> None:
@@ -73,11 +86,12 @@ def relink(scene: Scene) -> None:
 
 @pytest.mark.parametrize("change", [write, replace, remove, add, touch, relink])
 def test_each_change_of_a_file_is_told_once(scene: Scene, change: Callable[[Scene], None]) -> None:
-    scene.look()
+    for _ in range(2):
+        scene.look()
     change(scene)
-    at = scene.look()
-    scene.look()
-    assert scene.changes == [BEGINS_AT, at]
+    times = [scene.look() for _ in range(4)]
+    assert scene.changes == [FIRST, times[1]]
+    assert times[1] - FIRST <= 1.0
 
 
 def test_a_process_that_does_not_own_does_not_look(scene: Scene) -> None:
