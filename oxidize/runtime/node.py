@@ -225,7 +225,7 @@ class Node:
         self.error_count.begin()
         self._lost_lines.begin()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            self._loop.on_signal(number, self.handle_termination)
+            self._loop.on_signal(number, partial(self.handle_termination, number))
         # Until now it ended a successor that hangs; the others were set before, see `daemon`.
         self._loop.on_signal(signals.ALARM, partial(log.warning, signals.text_for(signals.ALARM)))
         self.udp.take_ownership(report_errors=self.connection is not None, fwmark=self.settings.fwmark)
@@ -325,27 +325,33 @@ class Node:
         """Seconds until a drain ends at the latest, 0.0 when it has ended, None where there is none."""
         return self._drain.left_secs
 
-    def handle_termination(self) -> None:
+    def handle_termination(self, number: int) -> None:
         """End: at once if the next process of this unit takes the sessions over, else after a drain.
 
-        A second request ends at once, too.
+        A second request ends at once, too. The log says which signal it was, before a drain and at the end.
         """
+        asked = signals.name_of(number)
         if not self._serving or self.is_ending:
-            log.info("ends at once", generation=self.generation)
+            log.info("ends at once", signal=asked, generation=self.generation)
             # A process that does not serve may have a successor soon, which keeps what is set up.
             self._end_service() if self._serving else self._end()
         elif systemctl.will_restart():
-            log.info("shutting down; sessions are kept for the next process")
+            log.info("ends; sessions are kept for the next process", signal=asked, generation=self.generation)
             self._end()
         else:
             self.is_ending = True
             self.on_ending()
             notify.notify("STOPPING=1")
             if self.settings.drain_timeout_secs:
-                self._drain_and(self._end_service)
+                log.info("told to end: drains first", signal=asked, generation=self.generation)
+                self._drain_and(partial(self._end_drained, asked))
             else:
-                log.info("ends", generation=self.generation)
-                self._end_service()
+                self._end_drained(asked)
+
+    def _end_drained(self, asked: str) -> None:
+        sessions = self.device.live_sessions(boot_time())
+        log.info("ends", signal=asked, generation=self.generation, sessions=sessions)
+        self._end_service()
 
     def _end_service(self) -> None:
         """Stop for good, and revert what was set up outside of this process."""

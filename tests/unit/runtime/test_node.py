@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -240,10 +241,28 @@ def test_a_journal_that_was_not_read_to_the_end_is_refused(stand: Stand) -> None
 def test_an_end_that_was_requested_is_told_from_a_crash(stand: Stand) -> None:
     stand.node.serve()
     assert not stand.node.counters[ENDED_ON_PURPOSE]
-    stand.node.handle_termination()  # which drains first, and no session is there
+    stand.node.handle_termination(signal.SIGTERM)  # which drains first, and no session is there
     run(stand)
     assert stand.node.counters[ENDED_ON_PURPOSE]
     assert stand.loop.stopped
+
+
+@pytest.mark.parametrize("drained_before", [False, True])
+def test_an_end_names_its_signal_also_where_a_drain_was_over(
+    stand: Stand, caplog: pytest.LogCaptureFixture, drained_before: bool
+) -> None:
+    stand.node.serve()
+    if drained_before:
+        stand.node.drain()
+        run(stand)
+        assert stand.node.drain_left_secs == 0
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        stand.node.handle_termination(signal.SIGINT)
+        run(stand)
+    said = [(record.getMessage(), record.__dict__["oxidize_fields"].get("signal")) for record in caplog.records]
+    assert said[0] == ("told to end: drains first", "SIGINT")
+    assert said[-1] == ("ends", "SIGINT")
 
 
 def test_a_node_whose_network_is_incomplete_is_not_healthy(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +340,7 @@ def test_a_node_that_was_told_to_end_withdraws_its_offer_and_makes_none(
     withdrawn: list[str] = []
     monkeypatch.setattr(handover.predecessor, "withdraw", withdrawn.append)
     stand.begin_session()
-    stand.node.handle_termination()
+    stand.node.handle_termination(signal.SIGTERM)
     assert withdrawn == ["the server was told to end"]
     with pytest.raises(TakeoverError, match="was told to end"):
         handover.offer(Hello("test", 1, (1,)))
