@@ -44,11 +44,18 @@ def errors_as_lines(is_told: Callable[[], bool] = lambda: False) -> Iterator[Non
     except UnreachableError as error:
         fail(GAVE_UP_STATUS, str(error))
     except NothingListensError as error:
-        fail(1, str(error), *what_runs(error.takeover_socket))
+        fail(1, _text_of(error), *what_runs(error.takeover_socket))
     except OxidizeError as error:
         fail(1, *(() if is_told() else [str(error)]))
     except click.UsageError as error:  # it quotes the command line
         raise click.UsageError(printable(error.format_message(), characters_max=None), error.ctx) from None
+
+
+def _text_of(error: NothingListensError) -> str:
+    from oxidize.control.who_runs import way_to_start  # noqa: PLC0415  # rarely needed
+
+    way = way_to_start(error.takeover_socket)
+    return str(error) if way is None else error.text_with(way)
 
 
 def what_runs(takeover_socket: Path) -> list[str]:

@@ -35,11 +35,13 @@ class NothingListensError(OxidizeError):
     """No process listens at a takeover socket; `control.who_runs` tells what runs all the same."""
 
     def __init__(self, takeover_socket: Path) -> None:
-        super().__init__(
-            f"nothing runs: no process listens at {takeover_socket}; start it with `oxidize server` or `oxidize "
-            "client`, or check takeover_socket in the configuration"
-        )
         self.takeover_socket = takeover_socket
+        way = "start it with `oxidize server` or `oxidize client`, or check takeover_socket in the configuration"
+        super().__init__(self.text_with(way))
+
+    def text_with(self, remedy: str) -> str:
+        """Return the error with another remedy."""
+        return f"nothing runs: no process listens at {self.takeover_socket}; {remedy}"
 
 
 def find(takeover_socket: Path, what: str = STATUS) -> dict[str, Any] | None:

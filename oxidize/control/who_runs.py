@@ -38,6 +38,14 @@ def who_runs(takeover_socket: Path, udp_port: int = 0) -> list[str]:
     return [f"pid {pid} runs all the same: it {', and '.join(why)}; {_way_to(pid)}" for pid, why in found.items()]
 
 
+def way_to_start(takeover_socket: Path) -> str | None:
+    """Return how the installed service is started that serves at this socket; None where none is installed."""
+    unit = UNITS.get(str(takeover_socket.parent))
+    if unit is None or systemctl.property_of(unit, "LoadState") != "loaded":
+        return None
+    return f"start it with `systemctl start {unit}`; `systemctl status {unit}` says why it does not serve"
+
+
 def _way_to(pid: int) -> str:
     again = "it makes the path again as soon as it can, and its log says what prevents that: try again, or"
     service = systemctl.service_of(pid)

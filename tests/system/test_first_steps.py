@@ -14,6 +14,7 @@ LINES_AT_ONCE = 500  # of the log, as warnings about a signal
 
 def test_a_mistake_in_the_first_configuration_is_named_and_its_correction_serves(service: Service) -> None:
     machine = service.machine
+    assert f"start it with `systemctl start {DAEMON}`" in machine.try_run("oxidize", "status").errors
     service.write_config(adress="10.9.0.1/24")
     assert machine.try_run("systemctl", "start", "oxidize.socket", DAEMON).status == 1
     wait_for("the service to wait", lambda: machine.show("StatusText").startswith("waiting for a correction: "))

@@ -92,3 +92,22 @@ def test_the_main_process_of_the_unit_is_told_with_its_restart(monkeypatch: pyte
     assert told.startswith(f"pid {os.getppid()} runs all the same: it is the main process of oxidize-daemon.service; ")
     assert "try again, or `systemctl reload oxidize-daemon.service`, for which systemd makes the folder again" in told
     assert told.endswith("`systemctl restart oxidize-daemon.service` keeps the sessions, too")
+
+
+@pytest.mark.parametrize(
+    ("folder", "load_state", "expected"),
+    [
+        ("/run/oxidize", "loaded", "`systemctl start oxidize-daemon.service`"),
+        ("/run/oxidize-client", "loaded", "`systemctl start oxidize-client.service`"),
+        ("/run/oxidize", "not-found", None),
+        ("/run/oxidize", None, None),
+        ("/srv/other", "loaded", None),
+    ],
+)
+def test_an_installed_service_is_started_by_systemd(
+    monkeypatch: pytest.MonkeyPatch, folder: str, load_state: str | None, expected: str | None
+) -> None:
+    monkeypatch.setattr(systemctl, "property_of", lambda unit, name: {"LoadState": load_state}[name])
+    way = module.way_to_start(Path(folder, "takeover.sock"))
+    assert (way is None) == (expected is None)
+    assert expected is None or (way is not None and expected in way)
