@@ -36,11 +36,14 @@ class Builder:
     def __init__(self, folder: Path) -> None:
         self.source, self.prefix, self.python = folder / "source", folder / "prefix", folder / "python"
         self.begun, self.go = folder / "begun", folder / "go"
-        shutil.copytree(ROOT / "systemd", self.source / "systemd")
+        for name in ("systemd", "docs", "contrib"):
+            shutil.copytree(ROOT / name, self.source / name)
         for name in (
             "Makefile",
             "pyproject.toml",
             "README.md",
+            "SECURITY.md",
+            "CHANGELOG.md",
             "LICENSE",
             "requirements.lock",
             "requirements-dev.lock",
@@ -127,7 +130,8 @@ def test_an_installation_points_at_a_whole_release(builder: Builder, tmp_path: P
     assert done.returncode == 0, done
     prefix = Path(f"{tmp_path}/package{builder.prefix}")
     assert sorted(path.name for path in prefix.iterdir()) == ["current", "releases"]
-    assert sorted(path.name for path in (prefix / "current").iterdir()) == ["bin", "lib", "pyvenv.cfg", "release.json"]
+    names = ["bin", "lib", "pyvenv.cfg", "release.json", "share"]
+    assert sorted(path.name for path in (prefix / "current").iterdir()) == names
     assert not builder.prefix.exists()
 
 
