@@ -55,23 +55,24 @@ def test_a_configuration_that_breaks_after_the_check_is_the_successors_reason(be
     assert bench.last_takeover()["result"] == "failure"
 
 
-@pytest.mark.parametrize(
-    ("where", "do", "reason"),
-    [
-        ("oxidize.runtime.daemon:", "absent", "ended without a reason"),
-        ("oxidize.runtime.succession:Succession.run", "exit", "ended without a reason"),
-        ("oxidize.runtime.daemon:start", "raise", "RuntimeError: broken on purpose"),
-        ("oxidize.protocol.restore:restore_change", "raise", "RuntimeError: broken on purpose"),
-        ("oxidize.protocol.device:Device.prepare", "exit", "ended without a reason"),
-        ("oxidize.state.session_state:SessionState.become_writer", "raise", "RuntimeError: broken on purpose"),
-        ("oxidize.protocol.device:Device.own", "raise", "RuntimeError: broken on purpose"),
-    ],
-)
-def test_a_release_that_cannot_start_is_refused_with_its_reason(bench: Bench, where: str, do: str, reason: str) -> None:
-    outcome = bench.server.reload(fault(where, do, bench.mark))
-    assert outcome.status == 1
-    assert reason in outcome.errors
-    assert outcome.output == ""
+BROKEN = [  # where, what it does there, and the reason
+    ("oxidize.runtime.daemon:", "absent", "ended without a reason"),
+    ("oxidize.runtime.succession:Succession.run", "exit", "ended without a reason"),
+    ("oxidize.runtime.daemon:start", "raise", "RuntimeError: broken on purpose"),
+    ("oxidize.protocol.restore:restore_change", "raise", "RuntimeError: broken on purpose"),
+    ("oxidize.protocol.device:Device.prepare", "exit", "ended without a reason"),
+    ("oxidize.state.session_state:SessionState.become_writer", "raise", "RuntimeError: broken on purpose"),
+    ("oxidize.protocol.device:Device.own", "raise", "RuntimeError: broken on purpose"),
+]
+
+
+def test_releases_that_cannot_start_are_refused_with_their_reasons_one_after_the_other(bench: Bench) -> None:
+    for number, (where, do, reason) in enumerate(BROKEN):
+        outcome = bench.server.reload(fault(where, do, bench.mark.with_name(f"broken-{number}")))
+        assert outcome.status == 1, where
+        assert reason in outcome.errors, where
+        assert outcome.output == "", where
+        bench.assert_still_served_by(bench.pid)
     bench.assert_served_by(bench.pid)
 
 
@@ -85,13 +86,15 @@ def test_the_next_reload_succeeds_after_one_that_failed(bench: Bench) -> None:
 # --- Successors that die or hang ---
 
 
-@at_each(SUCCESSOR_BEFORE_TAKEN)
-def test_a_successor_that_is_killed_leaves_the_predecessor_serving(bench: Bench, where: str, when: str) -> None:
-    reloading = bench.server.start_reload(env=fault(where, "stall", bench.mark, when))
-    kill(stalled_pid(bench.mark))
-    outcome = bench.server.finish_reload(reloading)
-    assert outcome.status == 1
-    assert "oxidize: " in outcome.errors
+def test_successors_that_are_killed_at_every_step_leave_the_predecessor_serving(bench: Bench) -> None:
+    for step, (where, when) in SUCCESSOR_BEFORE_TAKEN.items():
+        mark = bench.mark.with_name(step)
+        reloading = bench.server.start_reload(env=fault(where, "stall", mark, when))
+        kill(stalled_pid(mark))
+        outcome = bench.server.finish_reload(reloading)
+        assert outcome.status == 1, step
+        assert "oxidize: " in outcome.errors, step
+        bench.assert_still_served_by(bench.pid)
     bench.assert_served_by(bench.pid)
 
 

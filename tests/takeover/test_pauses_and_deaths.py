@@ -32,15 +32,18 @@ def pause(bench: Bench, pid: int, mark: Path) -> None:
 # --- The successor ---
 
 
-@at_each(SUCCESSOR)
-def test_a_successor_that_is_stopped_for_a_while_takes_over(tmp_path: Path, where: str, when: str) -> None:
+def test_successors_that_are_stopped_for_a_while_at_every_step_take_over_one_from_another(tmp_path: Path) -> None:
     with open_bench(tmp_path, PACKETS_PER_SECOND) as bench:
-        reloading = bench.server.start_reload(env=fault(where, "stall", bench.mark, when))
-        successor = stalled_pid(bench.mark)
-        pause(bench, successor, bench.mark)
-        assert bench.server.finish_reload(reloading).status == 0
-        assert bench.lab.wait_ended(bench.pid) == 0
-        bench.assert_served_by(successor)
+        for step, (where, when) in SUCCESSOR.items():
+            mark = bench.mark.with_name(step)
+            reloading = bench.server.start_reload(env=fault(where, "stall", mark, when))
+            successor = stalled_pid(mark)
+            pause(bench, successor, mark)
+            assert bench.server.finish_reload(reloading).status == 0, step
+            assert bench.lab.wait_ended(bench.pid) == 0, step
+            bench.assert_still_served_by(successor)
+            bench.pid = successor
+        bench.assert_served_by(bench.pid)
 
 
 # --- The predecessor ---
@@ -72,15 +75,18 @@ def test_a_predecessor_that_is_killed_leaves_the_successor_serving(tmp_path: Pat
 # --- The coordinator ---
 
 
-@at_each(COORDINATOR)
-def test_a_coordinator_that_is_stopped_for_a_while_completes_the_reload(tmp_path: Path, where: str, when: str) -> None:
+def test_coordinators_that_are_stopped_for_a_while_at_every_step_complete_the_reload(tmp_path: Path) -> None:
     with open_bench(tmp_path, PACKETS_PER_SECOND) as bench:
-        reloading = bench.server.start_reload(env=fault(where, "stall", bench.mark, when, command="reload"))
-        assert stalled_pid(bench.mark) == reloading
-        pause(bench, reloading, bench.mark)
-        assert bench.server.finish_reload(reloading).status == 0
-        assert bench.lab.wait_ended(bench.pid) == 0
-        bench.assert_served_by(bench.server.status()["pid"])
+        for step, (where, when) in COORDINATOR.items():
+            mark = bench.mark.with_name(step)
+            reloading = bench.server.start_reload(env=fault(where, "stall", mark, when, command="reload"))
+            assert stalled_pid(mark) == reloading, step
+            pause(bench, reloading, mark)
+            assert bench.server.finish_reload(reloading).status == 0, step
+            assert bench.lab.wait_ended(bench.pid) == 0, step
+            bench.pid = bench.server.status()["pid"]
+            bench.assert_still_served_by(bench.pid)
+        bench.assert_served_by(bench.pid)
 
 
 @at_each(COORDINATOR, but="after GO")

@@ -22,14 +22,21 @@ class Bench:
     more_sessions: int = 0  # of clients that are not part of the traffic
 
     def assert_served_by(self, pid: int, *, lost_at_most: int = 0) -> None:
-        """Fail unless this process alone serves, with the same sessions and no loss, duplicate or reused nonce."""
+        """Fail unless this process alone serves, with the same sessions and no loss, duplicate or reused nonce.
+
+        It ends the traffic.
+        """
+        self.assert_still_served_by(pid)
+        self.traffic.assert_unharmed(lost_at_most=lost_at_most)
+        assert_no_nonce_twice(self.traffic.pairs(), at_least=20)
+
+    def assert_still_served_by(self, pid: int) -> None:
+        """Fail unless this process alone serves, with the same sessions."""
         self.traffic.wait_for_more()
         wait_for("one process to be left", lambda: self.server.processes() == {pid})
         status = self.server.status()
         assert (status["pid"], status["state"]) == (pid, "healthy")
         assert status["sessions"] == len(self.traffic.clients) + self.more_sessions
-        self.traffic.assert_unharmed(lost_at_most=lost_at_most)
-        assert_no_nonce_twice(self.traffic.pairs(), at_least=20)
 
     def last_takeover(self) -> dict[str, object]:
         last: dict[str, object] = self.server.status()["takeovers"][-1]
