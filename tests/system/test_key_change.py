@@ -1,4 +1,4 @@
-"""A private key that was changed in its file, with wireguard-go as the client: a reload takes it up and says so."""
+"""A private key that was changed in its file: a reload takes it up and says so, and a deployment is refused."""
 
 import pytest
 
@@ -23,7 +23,9 @@ def drops(service: Service, reason: str) -> int:
     return int(service.status()["drops"][reason])
 
 
-def test_a_changed_private_key_is_taken_up_by_a_reload_and_survives_a_crash(service: Service) -> None:
+def test_a_changed_private_key_stops_a_deployment_is_taken_up_by_a_reload_and_survives_a_crash(
+    service: Service,
+) -> None:
     machine, wireguard = service.machine, service.client.wireguard
     service.start()
     before, service.identity = service.identity, Identity.make()
@@ -34,8 +36,18 @@ def test_a_changed_private_key_is_taken_up_by_a_reload_and_survives_a_crash(serv
         assert text in checked.errors
     ping(service.lab, service.client.namespace, Site.SERVER4, 2)
 
+    # A deployment is no reason to end sessions, so it asks first.
+    service.add_release("good")
+    pid, current = machine.main_pid(), service.current()
+    refused = machine.try_run(OXIDIZE, "deploy", "--release=good", "--settle=3", seconds=60)
+    assert refused.status == 1
+    assert f"it would keep 0 of 1 session (1 {CHANGED}); --force continues anyway" in refused.errors
+    assert (service.wait_for_main_process(), service.current()) == (pid, current)
+    assert service.status()["public_key"] == b64(before.public)
+    ping(service.lab, service.client.namespace, Site.SERVER4, 2)
+
     machine.systemctl("reload", DAEMON)
-    pid = service.wait_for_main_process()
+    pid = service.wait_for_main_process(other_than=pid)
     assert service.status()["public_key"] == b64(service.identity.public)
     log = machine.journal()
     assert f"{CHANGED}: a reload ends all sessions" in log
