@@ -256,7 +256,6 @@ def test_an_end_names_its_signal_also_where_a_drain_was_over(
         stand.node.drain()
         run(stand)
         assert stand.node.drain_left_secs == 0
-    caplog.clear()
     with caplog.at_level("INFO"):
         stand.node.handle_termination(signal.SIGINT)
         run(stand)
