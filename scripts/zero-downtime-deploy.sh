@@ -36,10 +36,12 @@ fi
 # A broken release cannot roll itself back; any other release can.
 works() { "$1" releases --prefix "$PREFIX" --json > /dev/null 2>&1; }
 if ! works "$oxidize"; then
+	broken=$oxidize
 	for other in "$PREFIX"/releases/*/bin/oxidize; do
 		! works "$other" || oxidize=$other # the last one is the newest
 	done
-	echo "$PREFIX/current is broken; using $oxidize" >&2
+	# Where none works, the broken one says why itself.
+	test "$oxidize" = "$broken" || echo "$PREFIX/current is broken; using $oxidize" >&2
 fi
 case $command in
 	deploy) exec "$oxidize" deploy --source "$source" --prefix "$PREFIX" "$@" ;;

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,13 @@ def test_the_program_runs_with_its_python(tmp_path: Path) -> None:
     done = run(folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"['{folder}/bin/oxidize', 'check']\n"
+
+
+def test_no_later_python_warns_of_the_text_for_the_shell() -> None:
+    """Python 3.12 and later print a warning about an unknown escape, which 3.11 hides."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compile(LAUNCHER.read_text().replace("@ENTRY@", "main"), str(LAUNCHER), "exec")
 
 
 def test_an_import_that_fails_for_another_reason_is_not_blamed_on_python(tmp_path: Path) -> None:

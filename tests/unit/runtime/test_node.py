@@ -260,8 +260,7 @@ def test_an_end_names_its_signal_also_where_a_drain_was_over(
         stand.node.handle_termination(signal.SIGINT)
         run(stand)
     said = [(record.getMessage(), record.__dict__["oxidize_fields"].get("signal")) for record in caplog.records]
-    assert said[0] == ("told to end: drains first", "SIGINT")
-    assert said[-1] == ("ends", "SIGINT")
+    assert (said[0], said[-1]) == (("told to end: drains first", "SIGINT"), ("ends", "SIGINT"))
 
 
 def test_a_node_whose_network_is_incomplete_is_not_healthy(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
