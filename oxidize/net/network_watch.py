@@ -1,4 +1,4 @@
-"""Detects possible changes of the host's network: of a link, an address, a route, a policy rule, an nftables table.
+"""Detects possible changes of the host's network: of links, addresses, routes, rules, forwarding, nftables.
 
 The rule: a message from the kernel is only a trigger. It is not parsed; instead the state is read as it is now. A link
 that comes up causes a burst of messages, so the trigger waits for the burst to end.
@@ -17,8 +17,9 @@ from oxidize.net.event_loop import READABLE, Loop
 from oxidize.net.udp_cmsg import path_to
 from oxidize.protocol.endpoint import Endpoint
 
-# --- linux/rtnetlink.h: RTMGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE; IPV6_RULE is 19 ---
-_GROUPS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18
+# --- linux/rtnetlink.h: RTMGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE; RTNLGRP_IPV6_RULE is
+# 19, and 24 and 25 are RTNLGRP_IPV4_NETCONF and RTNLGRP_IPV6_NETCONF, which tell of the sysctls of forwarding ---
+_GROUPS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18 | 1 << 23 | 1 << 24
 # --- linux/netlink.h, linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES is 7; it needs CAP_NET_ADMIN ---
 _NETFILTER, _NFTABLES_GROUP = 12, 1 << 6
 

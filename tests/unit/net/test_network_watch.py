@@ -133,8 +133,9 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     return Watched(monkeypatch)
 
 
-def test_the_watch_listens_for_links_addresses_and_routes(watched: Watched) -> None:
-    for group in (1, 5, 7, 9, 11):  # RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
+def test_the_watch_listens_for_links_addresses_routes_rules_and_forwarding(watched: Watched) -> None:
+    # RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, IPV4_NETCONF, IPV6_NETCONF
+    for group in (1, 5, 7, 8, 9, 11, 19, 24, 25):
         assert watched.socket.groups & 1 << (group - 1)
     assert watched.watch.next_deadline() is None
     assert watched.loop.timed == [watched.watch]
