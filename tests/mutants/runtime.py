@@ -45,6 +45,33 @@ RUNTIME = (
         "20,000 networks of a peer that go out stop the traffic for more than 50 ms",
     ),
     Mutant(
+        "interface-is-changed-without-serving",
+        "runtime/node.py",
+        "            served_until = boot_time() + pause\n            self.pause(0)\n",
+        "            served_until = boot_time() + pause\n            self.check_serving()\n",
+        (
+            "unit/runtime/test_node.py::"
+            "test_traffic_is_served_between_the_slices_of_a_change_of_the_interface[False-0.0]",
+        ),
+        "a reload that adds 20,000 networks stops the traffic until all of them are in",
+    ),
+    Mutant(
+        "policy-routing-takes-the-rule-of-another-program-for-its-own",
+        "hostnet/policy_routing.py",
+        "if (rule, ROUTE_PROTOCOL) not in present",
+        "if all(rule != each for each, _ in present)",
+        ("unit/hostnet/test_policy_routing.py::test_a_rule_of_another_program_does_not_stand_for_a_missing_one",),
+        "a rule goes with the program that set it, and packets of a full tunnel leave past it",
+    ),
+    Mutant(
+        "name-servers-are-compared-while-they-are-written",
+        "runtime/file_watch.py",
+        "            self._due_at = now + QUIET_SECS\n            return\n",
+        "            self._due_at = now + QUIET_SECS\n",
+        ("unit/runtime/test_file_watch.py::test_a_file_that_is_being_written_is_not_told_before_it_stays_the_same",),
+        "half a resolv.conf is taken for a loss, and the client and its writer undo each other's work",
+    ),
+    Mutant(
         "event-loop-calls-an-unregistered-callback",
         "net/event_loop.py",
         "        for fd, _ in ready:\n            callback = self._callbacks.get(fd)\n",
