@@ -1,5 +1,6 @@
 """All mutants, and the changes that look like bugs and are none."""
 
+from tests.mutants.commands import COMMANDS
 from tests.mutants.handshake import HANDSHAKE
 from tests.mutants.mutant import Equivalent
 from tests.mutants.protocol import PROTOCOL
@@ -8,7 +9,7 @@ from tests.mutants.session import SESSION
 from tests.mutants.state import STATE
 from tests.mutants.takeover import TAKEOVER
 
-MUTANTS = (*HANDSHAKE, *SESSION, *PROTOCOL, *STATE, *TAKEOVER, *RUNTIME)
+MUTANTS = (*HANDSHAKE, *SESSION, *PROTOCOL, *STATE, *TAKEOVER, *RUNTIME, *COMMANDS)
 
 EQUIVALENT = (
     Equivalent(

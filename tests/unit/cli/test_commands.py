@@ -26,6 +26,7 @@ from tests.support.config_files import ALICE, BOB, CLIENT, PRIVATE, SERVER, peer
 RUNNING = {"generation": 4, "pid": 4242, "log_level": "debug"}
 
 
+SCORE = Path("/proc/self/oom_score_adj")
 CONTEXT = click.Context(main)
 COMMANDS = main.list_commands(CONTEXT)
 
@@ -243,6 +244,22 @@ def test_reload_prints_its_outcome(path: Path, asked: list[Path], monkeypatch: p
     assert run("reload", "-c", path, "--log-level", "error").exit_code == 0
     found = path.parent / "t.sock"
     assert calls == [("server", path, "debug", found, 4242, None), ("server", path, "error", found, 4242, None)]
+
+
+@pytest.mark.parametrize(
+    ("command", "function"),
+    [("rehearse", "oxidize.runtime.rehearsal.rehearse"), ("reload", "oxidize.control.reload.reload")],
+)
+def test_a_command_with_the_memory_of_a_server_is_what_the_kernel_ends_first(
+    path: Path, asked: list[Path], monkeypatch: pytest.MonkeyPatch, command: str, function: str
+) -> None:
+    def tell_score(*_: object) -> NoReturn:
+        raise TakeoverError(Phase.PREPARING, f"score {SCORE.read_text().strip()}")
+
+    before = SCORE.read_text()
+    monkeypatch.setattr(function, tell_score)
+    assert "score 1000" in run(command, "-c", path).stderr
+    assert SCORE.read_text() == before
 
 
 def test_a_failed_reload_prints_the_reason_and_the_serving_process(

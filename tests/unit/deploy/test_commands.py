@@ -65,6 +65,12 @@ def test_a_failed_build_reports_its_last_lines(tmp_path: Path, source: Path) -> 
     assert "1" not in lines
 
 
+def test_a_build_is_what_the_kernel_ends_first_where_memory_runs_out(tmp_path: Path, source: Path) -> None:
+    (source / "Makefile").write_text("release:\n\t@echo score $$(cat /proc/self/oom_score_adj); false\n")
+    with pytest.raises(DeployError, match="score 1000"):
+        commands(tmp_path, source).build()
+
+
 @pytest.mark.parametrize("recipe", ["@true", "@echo", "@echo /elsewhere"])
 def test_a_build_without_a_release_is_an_error(tmp_path: Path, source: Path, recipe: str) -> None:
     (source / "Makefile").write_text(f"release:\n\t{recipe}\n")

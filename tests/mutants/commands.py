@@ -1,0 +1,30 @@
+"""Bugs in the commands, the deployment and what a start tells of its host."""
+
+from tests.mutants.mutant import Mutant
+
+COMMANDS = (
+    Mutant(
+        "rehearsal-before-the-server-out-of-memory",
+        "cli/rehearse.py",
+        "    with OomScore():  # it needs as much memory as the server\n",
+        "    if True:\n",
+        ("unit/cli/test_commands.py::test_a_command_with_the_memory_of_a_server_is_what_the_kernel_ends_first",),
+        "a rehearsal that needs more memory than there is ends the server",
+    ),
+    Mutant(
+        "unreached-server-taken-for-none",
+        "deploy/deployment.py",
+        "            if unreached := self.server.unreached():\n",
+        '            if unreached := "":\n',
+        ("unit/deploy/test_deployment.py::test_a_server_that_cannot_be_reached_is_named_and_nothing_is_switched",),
+        "a deployment beside a server whose path vanished changes only the next start, and says that none runs",
+    ),
+    Mutant(
+        "ipv6-off-where-one-switch-says-so",
+        "net/ipv6.py",
+        '        if switches and all(switch.read_text().strip() == "1" for switch in switches):\n',
+        '        if switches and any(switch.read_text().strip() == "1" for switch in switches):\n',
+        ("unit/net/test_ipv6.py::test_ipv6_is_missing_where_it_is_switched_off_on_every_interface_and_the_next",),
+        "a host with IPv6 on one interface is told that it has none",
+    ),
+)
