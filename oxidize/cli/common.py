@@ -44,7 +44,8 @@ def errors_as_lines(is_told: Callable[[], bool] = lambda: False) -> Iterator[Non
     except UnreachableError as error:
         fail(GAVE_UP_STATUS, str(error))
     except NothingListensError as error:
-        fail(1, _text_of(error), *what_runs(error.takeover_socket))
+        running = what_runs(error.takeover_socket)
+        fail(1, f"no process listens at {error.takeover_socket}" if running else _text_of(error), *running)
     except OxidizeError as error:
         fail(1, *(() if is_told() else [str(error)]))
     except click.UsageError as error:  # it quotes the command line

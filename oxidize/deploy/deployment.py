@@ -153,7 +153,8 @@ class Deployer:
             current = self.releases.current()
             if current is None:
                 raise DeployError(
-                    f"no server is running, and {self.releases.prefix}/current leads to no release; "
+                    self.server.unreached()
+                    or f"no server is running, and {self.releases.prefix}/current leads to no release; "
                     "`make install` makes one"
                 )
             return current
