@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 STANDARD_ERROR = 2
+IDENTIFIER = "oxidize"  # in the journal
 JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
 JOURNAL_STREAM = Path("/run/systemd/journal/stdout")
 
@@ -97,10 +98,14 @@ class Output:
 
 
 class StandardError(io.RawIOBase):
-    """Standard error as a file whose writes do not block, for `sys.stderr`."""
+    """Standard error as a file whose writes do not block, for `sys.stderr`.
+
+    A stream of the journal ends when the journal is stopped; once that runs again, another stream takes its place.
+    """
 
     def __init__(self, report: Callable[[int], bytes], fd: int = STANDARD_ERROR) -> None:
         self._fd = fd
+        self._is_journal = is_journal(fd, os.environ)
         self._own: int | None = None  # the second opening of a pipe or a terminal
         self._socket: socket.socket | None = None
         self._send = self._open()
@@ -157,7 +162,21 @@ class StandardError(io.RawIOBase):
         return lambda data: os.write(own, data)
 
     def _send_now(self, data: bytes) -> int:
-        return self._send(data)
+        try:
+            return self._send(data)
+        except ConnectionError:
+            if not self._is_journal:
+                raise
+            self._open_stream_again()
+            return self._send(data)
+
+    def _open_stream_again(self) -> None:
+        """Replace a stream of the journal that has ended; raises OSError while the journal takes none."""
+        with _journal_stream() as stream:
+            os.dup2(stream.fileno(), self._fd)
+        found = os.fstat(self._fd)
+        os.environ["JOURNAL_STREAM"] = f"{found.st_dev}:{found.st_ino}"
+        self.reopen()
 
     def _write_given(self, data: bytes) -> int:
         return os.write(self._fd, data)
@@ -211,18 +230,26 @@ def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
     return environ.get("JOURNAL_STREAM", "") == f"{found.st_dev}:{found.st_ino}"
 
 
-def open_journal_stream(identifier: str) -> int:
+def open_journal_stream() -> int:
     """Return a descriptor whose lines go to the journal, as those of systemd-cat(1); to /dev/null if it takes none."""
+    try:
+        return _journal_stream().detach()
+    except OSError:
+        return os.open(os.devnull, os.O_RDWR)
+
+
+def _journal_stream() -> socket.socket:
+    """Return a stream to the journal; raises OSError if it takes none."""
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         stream.setblocking(False)  # a journal that hangs accepts nothing
         stream.connect(str(JOURNAL_STREAM))
         # Identifier, unit, priority (info); whether lines have prefixes, and go to syslog, kernel log, console, too.
-        stream.sendall(f"{identifier}\n\n6\n0\n0\n0\n0\n".encode())
+        stream.sendall(f"{IDENTIFIER}\n\n6\n0\n0\n0\n0\n".encode())
     except OSError:
         stream.close()
-        return os.open(os.devnull, os.O_RDWR)
-    return stream.detach()
+        raise
+    return stream
 
 
 def journal_datagram(fields: Mapping[str, object]) -> bytes:

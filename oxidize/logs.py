@@ -20,10 +20,17 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from oxidize.errors import ConfigError
-from oxidize.log_output import STANDARD_ERROR, JournalSocket, Output, StandardError, is_journal, journal_datagram
+from oxidize.log_output import (
+    IDENTIFIER,
+    STANDARD_ERROR,
+    JournalSocket,
+    Output,
+    StandardError,
+    is_journal,
+    journal_datagram,
+)
 from oxidize.text import one_line
 
-IDENTIFIER = "oxidize"
 LEVELS = ("debug", "info", "warning", "error", "critical")
 HIDDEN = "(hidden)"
 JOURNAL_FIELD_CHARS_MAX = 64  # systemd.journal-fields(7)

@@ -314,7 +314,7 @@ class Succession:
         """
         fd = self._fd(FdName.STDERR)
         if self.control.is_coordinated and not is_journal(STANDARD_ERROR, os.environ):
-            self._log_fd = fd if fd is not None else open_journal_stream(logs.IDENTIFIER)
+            self._log_fd = fd if fd is not None else open_journal_stream()
         elif fd is not None:
             os.close(fd)
 

@@ -10,6 +10,7 @@ from tests.system.service import RELEASES, Service
 from tests.system.traffic import PACKETS_PER_SECOND
 
 LINES_AT_ONCE = 500  # of the log, as warnings about a signal
+JOURNAL = ("systemd-journald.socket", "systemd-journald-dev-log.socket", "systemd-journald.service")
 
 
 def test_a_mistake_in_the_first_configuration_is_named_and_its_correction_serves(service: Service) -> None:
@@ -63,6 +64,9 @@ def stop_the_journal_and_send_signals(service: Service) -> None:
         machine.kill(pid, name.removeprefix("SIG"))
         line = f"{name} changes nothing: use `oxidize reload`"
         machine.wait_for(line, partial(is_logged, machine, line))
+    machine.systemctl("stop", *JOURNAL)  # which ends its streams, too: standard error is one
+    machine.wait_for("more lost lines", lambda: lost_after_more_lines() > lost)
+    machine.systemctl("start", *JOURNAL)
     traffic.wait_until_caught_up()
     traffic.stop().assert_unharmed()
     assert lost > 0

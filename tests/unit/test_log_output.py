@@ -251,12 +251,34 @@ def listener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket
 
 def test_lines_of_a_journal_stream_come_after_the_header_that_the_journal_expects(listener: socket.socket) -> None:
     listener.listen()
-    fd = open_journal_stream("oxidize")
+    fd = open_journal_stream()
     os.write(fd, b"a line\n")
     os.close(fd)
     connection, _ = listener.accept()
     with connection:
         assert connection.makefile().read() == "oxidize\n\n6\n0\n0\n0\n0\na line\n"
+
+
+def test_a_stream_that_ended_with_the_journal_is_opened_again(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near, far = socket.socketpair()
+    found = os.fstat(near.fileno())
+    monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+    losses = Losses()
+    with near, StandardError(report, near.fileno()) as error:
+        error.output._losses = losses
+        far.close()
+        error.write(b"lost\n")
+        assert losses.take() == 1, "no journal listens"
+        listener.listen()
+        error.write(b"the reason\n")
+        connection, _ = listener.accept()
+        with connection:
+            lines = connection.recv(4096).decode().splitlines()
+        assert is_journal(near.fileno(), os.environ)
+    assert (lines[0], lines[-1], losses.take()) == ("oxidize", "the reason", 0)
+    assert any(line.startswith("lost=1") for line in lines)
 
 
 @pytest.mark.parametrize("backlog", [None, 0], ids=["is gone", "accepts nothing"])
@@ -265,7 +287,7 @@ def test_where_the_journal_takes_no_stream_lines_go_to_dev_null(listener: socket
         if backlog is not None:
             listener.listen(backlog)
             only.connect(listener.getsockname())  # the next one would wait
-        fd = open_journal_stream("oxidize")
+        fd = open_journal_stream()
     assert os.path.samestat(os.fstat(fd), Path(os.devnull).stat())
     os.close(fd)
 
