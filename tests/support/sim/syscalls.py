@@ -364,6 +364,9 @@ class Gc:
     def freeze(self) -> None:
         return
 
+    def enable(self) -> None:
+        return
+
 
 def environ_of_manager(process: Process, names: Sequence[str]) -> Mapping[str, str]:
     """Return what a service manager puts into the environment of a process that it passes descriptors to."""
