@@ -82,6 +82,8 @@ def apply_dns(wanted: NameServers, record: str) -> Steps[None]:
     if wanted.domains:
         lines.append(f"search {' '.join(wanted.domains)}\n")
     yield from _run(["resolvconf", "-a", record, "-m", "0", "-x"], "".join(lines))
+    if missing_servers(wanted):  # a record that is the same as before makes it write nothing
+        yield from _run(["resolvconf", "-u"])
 
 
 def revert_dns(interface: str | None, record: str) -> Steps[None]:

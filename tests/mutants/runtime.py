@@ -50,8 +50,7 @@ RUNTIME = (
         "            served_until = boot_time() + pause\n            self.pause(0)\n",
         "            served_until = boot_time() + pause\n            self.check_serving()\n",
         (
-            "unit/runtime/test_node.py::"
-            "test_traffic_is_served_between_the_slices_of_a_change_of_the_interface[False-0.0]",
+            "unit/runtime/test_node.py::test_traffic_is_served_between_the_slices_of_a_change_of_the_interface[False-0.0]",
         ),
         "a reload that adds 20,000 networks stops the traffic until all of them are in",
     ),

@@ -17,7 +17,7 @@ from tests.system.machine import Machine
 
 OXIDIZE = "/opt/oxidize/current/bin/oxidize"
 CONFIG = "/etc/oxidize/client.toml"
-RESOLVCONF = '#!/bin/sh\n{ echo "resolvconf $*"; test "$1" = -d || cat; } >> /run/resolvconf.log\n'
+RESOLVCONF = '#!/bin/sh\n{ echo "resolvconf $*"; test "$1" = -d || tee /etc/resolv.conf; } >> /run/resolvconf.log\n'
 RECORD = "tun.oxidize-client"
 ADDED = [f"resolvconf -a {RECORD} -m 0 -x", "nameserver 10.9.0.1"]
 

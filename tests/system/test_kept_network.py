@@ -125,9 +125,10 @@ def _check_that_what_cannot_be_put_back_is_told(both: Both) -> None:
 
     switch(broken=True)
     wait_for("the states", lambda: both.states() == ["degraded", "degraded"])
-    (server,), (client,) = both.status()[1], both.status("--client")[1]
+    wait_for("both parts of the client", lambda: len(both.status("--client")[1]) == 2)
+    (server,), client = both.status()[1], both.status("--client")[1]
     assert "net.ipv4.ip_forward" in server
-    assert "disable_ipv6" in client
+    assert ["disable_ipv6" in line for line in client] == [True, True]  # the address, and the default route
     assert both.service.health()[0] == 503
     for unit in (DAEMON, CLIENT):
         assert machine.show("StatusText", unit).startswith("degraded: ")

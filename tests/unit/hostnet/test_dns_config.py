@@ -88,6 +88,7 @@ def test_the_dns_of_an_interface_that_is_gone_needs_no_resolvectl(programs: Prog
 
 def test_resolvconf_adds_and_removes_a_record(programs: Programs) -> None:
     programs.add("resolvconf")
+    put_servers("10.0.0.1", "fd00::1")
     programs.add("resolvectl")  # installed, but systemd-resolved does not run
     run(apply_dns(WANTED, "record"))
     run(revert_dns(None, "record"))
@@ -160,6 +161,7 @@ def config_path(tmp_path: Path) -> Path:
 
 def test_a_hook_sets_the_configured_name_servers(programs: Programs, config_path: Path) -> None:
     programs.add("resolvconf")
+    put_servers("10.0.0.1")
     assert unit_hooks.set_names(config_path) == ["10.0.0.1"]
     config_path.write_text(config_path.read_text().replace('dns = ["10.0.0.1"]', ""))
     assert unit_hooks.set_names(config_path) == []
@@ -217,6 +219,15 @@ class Kept:
 WORKING = """#!/bin/sh
 echo "${0##*/} $*" >> "${0%/*}/log"
 while read -r line; do echo "$line"; done > "${0%/*}/../resolv.conf"
+"""
+
+
+WORKING_ON_UPDATE = """#!/bin/sh
+echo "${0##*/} $*" >> "${0%/*}/log"
+case $1 in
+-a) while read -r line; do echo "$line"; done > "${0%/*}/record" ;;
+-u) while read -r line; do echo "$line"; done < "${0%/*}/record" > "${0%/*}/../resolv.conf" ;;
+esac
 """
 
 
@@ -287,6 +298,15 @@ def test_name_servers_that_are_taken_away_are_set_again(programs: Programs) -> N
     assert Kept().compare() == lost
     assert programs.calls() == ["resolvconf -a record -m 0 -x"]
     assert Kept().compare() == missing_servers(WANTED) == []
+
+
+def test_a_record_that_resolvconf_has_already_is_written_into_resolv_conf_again(programs: Programs) -> None:
+    """As openresolv and Debian's program do: they write nothing where a record is the same as before."""
+    programs.add("resolvconf", WORKING_ON_UPDATE)
+    put_servers("192.0.2.53")
+    assert Kept().compare()
+    assert programs.calls() == ["resolvconf -a record -m 0 -x", "resolvconf -u"]
+    assert missing_servers(WANTED) == []
 
 
 def test_a_program_that_has_no_effect_does_not_make_name_servers_complete(programs: Programs) -> None:
