@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
@@ -159,11 +160,12 @@ def print_verdict(console: Console, verdict: Verdict, origin: float) -> None:
     ):
         numbers.add_row(name, value)
     console.print(numbers)
-    done = Table(title="What was done to the server", title_justify="left", title_style="bold")
-    done.add_column("what", no_wrap=True)
-    for column in ("at", "blackout", "longest silence", "lost"):
-        done.add_column(column, justify="right", no_wrap=True)
     has_results = console.width >= RESULTS_WIDTH_MIN
+    title = Text("What was done to the server", style="bold")
+    done = Table(title=title, title_justify="left", box=box.HEAVY_HEAD if has_results else box.SIMPLE_HEAD)
+    done.add_column("what", no_wrap=True)
+    for column in ("at", "blackout", "longest silence" if has_results else "longest\nsilence", "lost"):
+        done.add_column(column, justify="right", no_wrap=True)
     if has_results:
         done.add_column("result")
     results = []

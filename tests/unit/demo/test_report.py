@@ -165,14 +165,17 @@ def test_the_printed_verdict_is_complete(tally: Tally, verdict: Verdict) -> None
     assert f"{REPLIES:,}" in text
 
 
-def test_no_result_is_cut_in_a_narrow_terminal(verdict: Verdict) -> None:
+@pytest.mark.parametrize("width", [60, 80])
+def test_no_result_is_cut_in_a_narrow_terminal(width: int) -> None:
+    slow = Replacement(Action.KILL, START + 16, START + 18.2, True, 2137.5, "started again", START + 18.2)
     out = io.StringIO()
-    console = Console(file=out, width=80)
-    print_verdict(console, verdict, START)
+    console = Console(file=out, width=width)
+    print_verdict(console, judge(Tally(), [*REPLACEMENTS, slow], 1, 4), START)
     lines = out.getvalue().splitlines()
-    assert "4.0 s refused release: " + REASON in lines
-    assert max(map(len, lines)) <= 80
+    assert f"4.0 s refused release: {REASON}" in lines
+    assert max(map(len, lines)) <= width
     assert "\N{HORIZONTAL ELLIPSIS}" not in out.getvalue()
+    assert any(line.split()[:5] == ["kill", "-9", "16.0", "s", "2137.5"] for line in lines)
 
 
 def test_the_reasons_of_a_failure_are_printed() -> None:
