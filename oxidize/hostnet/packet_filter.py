@@ -71,8 +71,7 @@ def check_filter(wanted: Filter) -> list[str]:
 
     Raises OxidizeError where the kernel cannot be asked.
     """
-    with _connected(wanted.interface) as connected:
-        return _differences(connected, wanted, _rules(wanted))
+    return _compare(wanted, _rules(wanted), repair=False)
 
 
 def prove_filter(wanted: Filter) -> None:
@@ -86,10 +85,13 @@ def apply_filter(wanted: Filter) -> list[str]:
 
     Raises OxidizeError, and then nothing has changed.
     """
+    return _compare(wanted, _rules(wanted), repair=True)
+
+
+def _compare(wanted: Filter, rules: Sequence[Rule], *, repair: bool) -> list[str]:
     with _connected(wanted.interface) as connected:
-        rules = _rules(wanted)
         differences = _differences(connected, wanted, rules)
-        if differences:
+        if differences and repair:
             connected.commit(_batch(wanted, rules))
         return differences
 
@@ -104,12 +106,18 @@ class FilterPart:
 
     def __init__(self, wanted: Filter) -> None:
         self._wanted = wanted
+        self._local: Sequence[LocalNetwork] | None = None  # those of the rules below, which take long to build
+        self._rules: list[Rule] = []
 
     def compare(self, *, repair: bool) -> Steps[list[str]]:
         """Compare the rules, and this machine's networks; see `Part`."""
         yield 0.0
         try:
-            return apply_filter(self._wanted) if repair else check_filter(self._wanted)
+            local = read_local_networks() if self._wanted.kill_switch else ()
+            if local != self._local:
+                self._rules, self._local = rules_wanted(self._wanted, local), local
+                yield 0.0
+            return _compare(self._wanted, self._rules, repair=repair)
         except OxidizeError:
             if self._wanted.kill_switch:
                 raise

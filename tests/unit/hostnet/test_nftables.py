@@ -37,6 +37,7 @@ class Kernel:
 
     def __init__(self, *answers: Iterable[bytes], stale: Iterable[bytes] = ()) -> None:
         self.requests: list[bytes] = []
+        self.send_bytes = 65_536
         self._waiting = list(stale)
         self._answers = [list(each) for each in answers]
 
@@ -45,8 +46,13 @@ class Kernel:
 
     def sendto(self, data: bytes, address: tuple[int, int]) -> None:
         assert address == (0, 0)
+        assert len(data) <= self.send_bytes, "EMSGSIZE"
         self.requests.append(data)
         self._waiting += self._answers.pop(0)
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        assert (level, option) == (socket.SOL_SOCKET, 32)  # SO_SNDBUFFORCE
+        self.send_bytes = value
 
     def recv(self, size: int, flags: int) -> bytes:
         assert flags == socket.MSG_DONTWAIT
@@ -74,14 +80,22 @@ BATCH = [nft.delete_table("a"), nft.new_table("table", exclusive=True)]
 
 
 def test_a_batch_stands_between_its_begin_and_its_end() -> None:
-    kernel = Kernel([acknowledgement(2), acknowledgement(3)])
+    kernel = Kernel([acknowledgement(3)])
     connected(kernel).commit(BATCH)
     begin, delete, new, end = split(kernel.requests[0])
     assert begin == (0x10, 1, 1, bytes.fromhex("0000000a"))
-    assert delete == (10 << 8 | 2, 5, 2, bytes.fromhex("01000000 06000100 61000000"))
+    assert delete == (10 << 8 | 2, 1, 2, bytes.fromhex("01000000 06000100 61000000"))
     named, owned = bytes.fromhex("0a000100 7461626c65000000"), bytes.fromhex("08000200 00000002")
     assert new == (10 << 8, 5 | 0x400 | 0x200, 3, bytes.fromhex("01000000") + named + owned)
     assert end == (0x11, 1, 4, bytes.fromhex("0000000a"))
+
+
+def test_a_batch_of_thousands_of_messages_fits_into_the_socket_and_so_do_its_answers() -> None:
+    kernel = Kernel([acknowledgement(5_001)])
+    connected(kernel).commit([nft.new_rule("t", "c", nft.masquerade())] * 5_000)
+    sent = split(kernel.requests[0])
+    assert len(sent) == 5_002
+    assert [sequence for _, flags, sequence, _ in sent if flags & 4] == [5_001]  # NLM_F_ACK
 
 
 def test_a_batch_that_is_only_checked_has_no_end() -> None:
@@ -118,7 +132,7 @@ def test_a_refusal_names_the_first_refused_step() -> None:
 
 
 def test_a_missing_answer_is_an_error() -> None:
-    with pytest.raises(OxidizeError, match="1 answers, expected 2"):
+    with pytest.raises(OxidizeError, match="no answer to a batch of changes"):
         connected(Kernel([acknowledgement(2)])).commit(BATCH)
 
 

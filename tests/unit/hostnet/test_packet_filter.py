@@ -15,6 +15,7 @@ from oxidize.hostnet.packet_filter import (
     ARRIVING,
     LEAVING,
     Filter,
+    FilterPart,
     apply_filter,
     check_filter,
     prove_filter,
@@ -22,6 +23,7 @@ from oxidize.hostnet.packet_filter import (
     rules_wanted,
     table_name,
 )
+from oxidize.hostnet.part import run
 from tests.support.open_fds import no_leaked_fds
 
 ADDRESSES = (ip_interface("10.9.0.2/24"), ip_interface("fd09::2/64"))
@@ -175,6 +177,30 @@ def test_what_is_missing_is_said_and_put_back_in_one_batch(
 def test_another_local_network_is_a_difference(kernel: FakeKernel) -> None:
     kernel.has(KILLING, [LocalNetwork(ip_network("192.168.1.0/24"), "wlan0")])
     assert check_filter(KILLING) == ["+leaving: local network 192.168.7.0/24 by lan0", "-1 rules"]
+
+
+def test_a_part_builds_its_rules_for_other_local_networks_alone(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Sequence[LocalNetwork]] = []
+
+    def build(wanted: Filter, local: Sequence[LocalNetwork]) -> list[Rule]:
+        built.append(local)
+        return rules_wanted(wanted, local)
+
+    monkeypatch.setattr(module, "rules_wanted", build)
+    part = FilterPart(KILLING)
+    kernel.has(KILLING, [HOME])
+    for _ in range(3):
+        assert run(part.compare(repair=True)) == []
+    assert built == [[HOME]]
+    other = LocalNetwork(ip_network("192.168.1.0/24"), "wlan0")
+    monkeypatch.setattr(module, "read_local_networks", lambda: [other])
+    assert run(part.compare(repair=False)) == ["+leaving: local network 192.168.1.0/24 by wlan0", "-1 rules"]
+    assert kernel.committed == []
+    assert len(run(part.compare(repair=True))) == 2
+    assert len(kernel.committed) == 1
+    assert built == [[HOME], [other]]
 
 
 def test_a_proof_changes_nothing_and_names_table_and_remedy(kernel: FakeKernel) -> None:
