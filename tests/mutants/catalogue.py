@@ -2,6 +2,7 @@
 
 from tests.mutants.commands import COMMANDS
 from tests.mutants.handshake import HANDSHAKE
+from tests.mutants.hostnet import HOSTNET
 from tests.mutants.mutant import Equivalent
 from tests.mutants.protocol import PROTOCOL
 from tests.mutants.runtime import RUNTIME
@@ -9,7 +10,7 @@ from tests.mutants.session import SESSION
 from tests.mutants.state import STATE
 from tests.mutants.takeover import TAKEOVER
 
-MUTANTS = (*HANDSHAKE, *SESSION, *PROTOCOL, *STATE, *TAKEOVER, *RUNTIME, *COMMANDS)
+MUTANTS = (*HANDSHAKE, *SESSION, *PROTOCOL, *STATE, *TAKEOVER, *RUNTIME, *HOSTNET, *COMMANDS)
 
 EQUIVALENT = (
     Equivalent(

@@ -27,4 +27,28 @@ COMMANDS = (
         ("unit/net/test_ipv6.py::test_ipv6_is_missing_where_it_is_switched_off_on_every_interface_and_the_next",),
         "a host with IPv6 on one interface is told that it has none",
     ),
+    Mutant(
+        "journal-stream-stays-ended",
+        "log_output.py",
+        "            self._open_stream_again()\n",
+        "            raise\n",
+        ("unit/test_log_output.py::test_a_stream_that_ended_with_the_journal_is_opened_again",),
+        "a process that outlives a stop of the journal ends without its reason",
+    ),
+    Mutant(
+        "end-after-a-drain-without-a-word",
+        "runtime/node.py",
+        '        log.info("ends", signal=asked, generation=self.generation, sessions=sessions)\n',
+        "",
+        ("unit/runtime/test_node.py::test_an_end_names_its_signal_also_where_a_drain_was_over",),
+        "the log does not say that the process has ended",
+    ),
+    Mutant(
+        "remedy-that-does-not-fit-a-full-disk",
+        "provision/config_file.py",
+        "            remedy = _REMEDIES.get(error.errno or 0, remedy)\n",
+        "            pass\n",
+        ("unit/provision/test_config_file.py::test_a_file_that_cannot_be_replaced_stays_and_the_remedy_fits",),
+        "where the disk is full, peer add asks for another user",
+    ),
 )

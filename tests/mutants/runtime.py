@@ -29,22 +29,6 @@ RUNTIME = (
         "packets wait for all the work that follows a hand-off",
     ),
     Mutant(
-        "metrics-address-that-is-taken-ends-a-start",
-        "runtime/http_binding.py",
-        "        return bind_http(settings)\n    except Exception as error:",
-        "        return bind_http(settings)\n    except MemoryError as error:",
-        ("unit/runtime/test_http_binding.py::test_an_address_that_is_taken_is_told_and_bound_once_it_is_free",),
-        "where another program has TCP 9090 the VPN does not start",
-    ),
-    Mutant(
-        "network-keeper-does-slow-slices-in-a-row",
-        "runtime/network_keeper.py",
-        "yield max(pause, took) if took > SLOW_SLICE_SECS else pause",
-        "yield pause",
-        ("unit/runtime/test_network_keeper.py::test_traffic_is_served_for_as_long_as_a_slow_slice_took",),
-        "20,000 networks of a peer that go out stop the traffic for more than 50 ms",
-    ),
-    Mutant(
         "interface-is-changed-without-serving",
         "runtime/node.py",
         "            served_until = boot_time() + pause\n            self.pause(0)\n",
@@ -53,22 +37,6 @@ RUNTIME = (
             "unit/runtime/test_node.py::test_traffic_is_served_between_the_slices_of_a_change_of_the_interface[False-0.0]",
         ),
         "a reload that adds 20,000 networks stops the traffic until all of them are in",
-    ),
-    Mutant(
-        "policy-routing-takes-the-rule-of-another-program-for-its-own",
-        "hostnet/policy_routing.py",
-        "if (rule, ROUTE_PROTOCOL) not in present",
-        "if all(rule != each for each, _ in present)",
-        ("unit/hostnet/test_policy_routing.py::test_a_rule_of_another_program_does_not_stand_for_a_missing_one",),
-        "a rule goes with the program that set it, and packets of a full tunnel leave past it",
-    ),
-    Mutant(
-        "name-servers-are-compared-while-they-are-written",
-        "runtime/file_watch.py",
-        "            self._due_at = now + QUIET_SECS\n            return\n",
-        "            self._due_at = now + QUIET_SECS\n",
-        ("unit/runtime/test_file_watch.py::test_a_file_that_is_being_written_is_not_told_before_it_stays_the_same",),
-        "half a resolv.conf is taken for a loss, and the client and its writer undo each other's work",
     ),
     Mutant(
         "event-loop-calls-an-unregistered-callback",
@@ -488,19 +456,6 @@ RUNTIME = (
         "temporary = self._path",
         ("unit/runtime/test_endpoint_cache.py::test_the_cache_is_replaced_as_a_whole_and_leaves_no_other_file",),
         "a process that is killed while it writes leaves a part of the file",
-    ),
-    Mutant(
-        "keeper-pause-grows-without-a-bound",
-        "runtime/network_keeper.py",
-        "min(doublings, DOUBLINGS)",
-        "doublings",
-        (
-            (
-                "unit/runtime/test_network_keeper.py::"
-                "test_what_can_never_be_put_back_is_tried_for_as_long_as_the_process_serves"
-            ),
-        ),
-        "a part that cannot be put back for a day ends the server",
     ),
     Mutant(
         "configured-endpoints-recorded-at-once",
