@@ -273,6 +273,7 @@ def test_a_stream_that_ended_with_the_journal_is_opened_again(
         assert losses.take() == 1, "no journal listens"
         listener.listen()
         error.write(b"the reason\n")
+        listener.setblocking(False)
         connection, _ = listener.accept()
         with connection:
             lines = connection.recv(4096).decode().splitlines()
