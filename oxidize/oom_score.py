@@ -2,7 +2,8 @@
 
 The rule: a process that is about to replace another one, the command that started it, a rehearsal and a build raise
 their score to the highest; it is lowered to the value before as soon as the process serves, or the work is done.
-Neither needs a right. Whatever the kernel refuses is no reason to do without the process.
+Neither needs a right. A successor begins with the raised score of the command, and finds the value before in its
+environment. Whatever the kernel refuses is no reason to do without the process.
 
 Source: proc(5), /proc/PID/oom_score_adj: a value may be lowered to the one that a privileged process set last. The file
 is opened by `raise_`, for it belongs to root where a process may not be dumped.
@@ -14,6 +15,7 @@ import os
 PATH = "/proc/self/oom_score_adj"
 HIGHEST = b"1000"  # OOM_SCORE_ADJ_MAX: such a process is ended before any other
 VALUE_BYTES = 16
+BEFORE = "OXIDIZE_OOM_SCORE_ADJ"  # in the environment of children that are started while the score is raised
 
 
 class OomScore:
@@ -36,13 +38,16 @@ class OomScore:
             return
         with contextlib.suppress(OSError):
             self._fd = os.open(PATH, os.O_RDWR | os.O_CLOEXEC)
-            self._before = os.read(self._fd, VALUE_BYTES)
+            inherited = os.environ.get(BEFORE)
+            self._before = inherited.encode() if inherited is not None else os.read(self._fd, VALUE_BYTES).strip()
+            os.environ[BEFORE] = self._before.decode()
             self._write(HIGHEST)
 
     def restore(self) -> None:
         """Return this process to its score before; idempotent."""
         if self._fd < 0:
             return
+        os.environ.pop(BEFORE, None)
         with contextlib.suppress(OSError):
             self._write(self._before)
         os.close(self._fd)

@@ -44,10 +44,10 @@ def reload(config_path: Path, role: config.Role, log_level: str | None) -> None:
     status 2 for a mistake in the configuration; then no process is started.
     """
     try:
-        with OomScore() as oom_score:  # where memory runs out this process goes, and not the server
+        with OomScore():  # where memory runs out this process goes, and not the server
             loaded = load(config_path, role)
             announce_key_change(role, loaded)
-            reloaded = replace_process(role, config_path, loaded.takeover_socket, log_level, oom_score)
+            reloaded = replace_process(role, config_path, loaded.takeover_socket, log_level)
     except ConfigError as error:
         fail(2, *error.problems, *who_serves(config_path, role, str(error)))
     except TakeoverError as error:
@@ -65,13 +65,7 @@ class Reloaded:
     warnings: tuple[str, ...] = ()
 
 
-def replace_process(
-    role: config.Role,
-    config_path: Path,
-    takeover_socket: Path,
-    log_level: str | None,
-    oom_score: OomScore | None = None,
-) -> Reloaded:
+def replace_process(role: config.Role, config_path: Path, takeover_socket: Path, log_level: str | None) -> Reloaded:
     """Replace the process that listens at `takeover_socket` by a new one; raises OxidizeError with the reason.
 
     log_level: of the successor, None for that of its predecessor. The kernel identifies the predecessor, because its
@@ -82,7 +76,7 @@ def replace_process(
         raise query.NothingListensError(takeover_socket)
     running_level, holder_name = _process_at(takeover_socket)
     report = coordinator.reload(
-        role, config_path, log_level or running_level, takeover_socket, listener[0], holder_name, oom_score
+        role, config_path, log_level or running_level, takeover_socket, listener[0], holder_name
     )
     refused = (f"{counted(number, 'peer')} not moved: {reason}" for reason, number in report["refused"].items())
     return Reloaded(

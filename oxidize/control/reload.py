@@ -47,17 +47,15 @@ def reload(
     takeover_socket: Path,
     predecessor_pid: int,
     holder_name: object = None,
-    oom_score: OomScore | None = None,
 ) -> Report:
     """Replace the process `predecessor_pid` by a new one; return the successor's report, with the `seconds` taken.
 
     Raises TakeoverError with the successor's reason. role: the subcommand that the successor runs, "server" or
     "client". log_level: as on its command line. holder_name: of the predecessor's holder, which starts the successor.
-    oom_score: of this process, raised but while it starts the successor.
     """
     started = time.monotonic()
-    oom_score = oom_score or OomScore()
     with contextlib.ExitStack() as undo:
+        undo.enter_context(OomScore())  # and the successor, until it serves
         predecessor = _predecessor_at(takeover_socket, predecessor_pid)
         undo.callback(predecessor.close)
         try:
@@ -67,7 +65,6 @@ def reload(
         undo.enter_context(channel)
         command = [sys.executable, "-P", "-m", "oxidize", role, "-c", str(config_path.absolute())]
         command += ["--log-level", log_level]
-        oom_score.restore()  # the successor inherits it, and serves with it
         with successor_end:
             connection = holder.connect(holder_name, {0, os.geteuid(), predecessor.uid})
             if connection is not None:
@@ -77,8 +74,6 @@ def reload(
                 command += ["--control-fd", str(successor_end.fileno())]
                 successor = _start_detached(command, successor_end.fileno())
         undo.callback(successor.close)
-        oom_score.raise_()
-        undo.callback(oom_score.restore)
 
         try:
             _prepare(channel, takeover_socket, successor, predecessor)

@@ -1,5 +1,6 @@
 """A process that does not serve yet is the first that the kernel ends, and no longer once it serves."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,16 @@ def test_children_that_are_started_meanwhile_keep_the_score() -> None:
         child = subprocess.run(["cat", SCORE], capture_output=True, text=True, check=True)
     assert child.stdout == "1000\n"
     assert subprocess.run(["cat", SCORE], capture_output=True, text=True, check=True).stdout == SCORE.read_text()
+
+
+def test_a_child_that_inherits_a_raised_score_returns_to_the_one_before() -> None:
+    program = (
+        "from oxidize.oom_score import *; score = OomScore(); score.raise_(); score.restore(); print(open(PATH).read())"
+    )
+    with OomScore():
+        child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert child.stdout.split() == SCORE.read_text().split()
+    assert oom_score.BEFORE not in os.environ
 
 
 def test_a_process_without_rights_lowers_its_score_again() -> None:

@@ -231,7 +231,7 @@ def test_reload_prints_its_outcome(path: Path, asked: list[Path], monkeypatch: p
     calls = []
 
     def reload(*arguments: object) -> dict[str, object]:
-        calls.append(arguments[:-1])  # without the score of this process
+        calls.append(arguments)
         report: dict[str, object] = {"generation": 5, "pid": 77, "sessions": 1, "blackout_ms": 1.26}
         report |= {"refused": {"not wanted": 2}, "warnings": ["listen"]}
         return {**report, "seconds": 0.5}
