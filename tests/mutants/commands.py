@@ -4,6 +4,14 @@ from tests.mutants.mutant import Mutant
 
 COMMANDS = (
     Mutant(
+        "server-out-of-memory-before-its-successor",
+        "oom_score.py",
+        "            os.environ[BEFORE] = self._before.decode()\n            self._write(HIGHEST)\n",
+        "            os.environ[BEFORE] = self._before.decode()\n",
+        ("takeover/test_out_of_memory.py::test_a_successor_that_the_oom_killer_ends_takes_no_server_along",),
+        "the kernel ends the server where a reload needs more memory than there is",
+    ),
+    Mutant(
         "rehearsal-before-the-server-out-of-memory",
         "cli/rehearse.py",
         "    with OomScore():  # it needs as much memory as the server\n",
