@@ -10,7 +10,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from oxidize import logs
@@ -26,8 +26,9 @@ from oxidize.hostnet.dns_config import (
     revert_dns,
 )
 from oxidize.hostnet.packet_filter import Filter, FilterPart, apply_filter, prove_filter, remove_filter
-from oxidize.hostnet.part import Part, Pause, run
+from oxidize.hostnet.part import Part, Pause, run, summary_of
 from oxidize.hostnet.policy_routing import Policy, PolicyPart, apply_policy, check_policy, remove_policy
+from oxidize.log_output import STANDARD_ERROR
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
 
@@ -62,10 +63,8 @@ def revert_host_setup(before: Mapping[str, Any], interfaces: Collection[str], pa
 
     before: the predecessor's `installed_dns`. interfaces: the predecessor's. pause: see `part.Pause`.
     """
-    for change in run(remove_policy(interfaces), pause):
-        log.info("policy routing", change=change)
-    for change in remove_filter(interfaces):
-        log.info("packet filter", change=change)
+    _log_changes("policy routing", run(remove_policy(interfaces), pause))
+    _log_changes("packet filter", remove_filter(interfaces))
     if before:
         run(revert_dns(before.get("interface"), str(before.get("record"))), pause)
     forget_guard()
@@ -82,13 +81,11 @@ class HostSetup:
 
     port: that of its UDP socket. guard_fd: the pipe to the guard that a predecessor started; `close` closes it.
     installed_dns: the name servers that are set, for a successor to compare with its own; empty if there are none.
-    log_fd: of the client's log, for a guard that is started. names_kept_from: when the name servers are compared first,
-    in seconds since the boot.
+    names_kept_from: when the name servers are compared first, in seconds since the boot.
     """
 
     def __init__(self, settings: NodeSettings, port: int, guard_fd: int | None) -> None:
         self.guard_fd = guard_fd
-        self.log_fd = 2
         self._is_reverted = False
         self._is_unprotected = False
         self.installed_dns: dict[str, Any] = {}
@@ -117,21 +114,13 @@ class HostSetup:
         if self._is_reverted:
             return
         try:
-            for change in apply_filter(_filter(self._settings)):
-                log.info("packet filter", change=change)
+            _log_changes("packet filter", apply_filter(_filter(self._settings)))
         except OxidizeError as error:
             if self._settings.kill_switch:
                 raise
             if not self._is_unprotected:
                 log.warning("a neighbour could send into the tunnel's flows", reason=str(error))
             self._is_unprotected = True
-
-    def follow_network(self) -> None:
-        """Bring the packet filter to the networks that this machine has now; a failure is logged."""
-        try:
-            self.protect()
-        except OxidizeError as error:
-            log.error("the kill switch is not in force", reason=str(error))
 
     def apply(self, before: Mapping[str, Any], replaced: Collection[str] = (), pause: Pause = time.sleep) -> None:
         """Bring the host to what the settings say; raises OxidizeError.
@@ -141,10 +130,9 @@ class HostSetup:
         """
         settings = self._settings
         self._update_guard()
-        for change in run(apply_policy(_policy(settings), settings.interface, self._port, replaced), pause):
-            log.info("policy routing", change=change)
-        for change in remove_filter(set(replaced) - {settings.interface}):
-            log.info("packet filter", change=change)
+        changes = run(apply_policy(_policy(settings), settings.interface, self._port, replaced), pause)
+        _log_changes("policy routing", changes)
+        _log_changes("packet filter", remove_filter(set(replaced) - {settings.interface}))
         names = self._names
         now = self._describe(names) if names is not None else {}
         if before and before.get("record") != now.get("record"):
@@ -177,10 +165,8 @@ class HostSetup:
             if self.guard_fd is not None and not spare_kill_switch:
                 with contextlib.suppress(OSError):  # the interface is gone: the guard keeps what it was told before
                     update_guard(self.guard_fd, self._cleanup(is_ending=True))
-            for change in run(remove_policy([interface])):
-                log.info("policy routing", change=change)
-            for change in remove_filter([interface], spare_kill_switch=spare_kill_switch):
-                log.info("packet filter", change=change)
+            _log_changes("policy routing", run(remove_policy([interface])))
+            _log_changes("packet filter", remove_filter([interface], spare_kill_switch=spare_kill_switch))
             if self.installed_dns:
                 run(revert_dns(self.installed_dns["interface"], self.installed_dns["record"]))
             if self.guard_fd is not None:
@@ -223,7 +209,7 @@ class HostSetup:
                 return
             self.close()
         try:
-            self.guard_fd = start_guard(cleanup, self.log_fd)
+            self.guard_fd = start_guard(cleanup, STANDARD_ERROR)
         except OSError as error:
             log.warning("no cleanup guard: a crash would leave rules behind until the next start", reason=str(error))
             return
@@ -244,6 +230,11 @@ class HostSetup:
         record = self._record() if self._names else None
         index = socket.if_nametoindex(interface)
         return Cleanup(interface_index=index, record=record, interface=interface, is_ending=is_ending)
+
+
+def _log_changes(part: str, changes: Sequence[str]) -> None:
+    if changes:
+        log.info("changed", part=part, changes=summary_of(changes))
 
 
 def _filter(settings: NodeSettings) -> Filter:

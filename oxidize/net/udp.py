@@ -1,7 +1,7 @@
 """The UDP socket: batches in, batches out, and no datagram lost that the kernel would keep.
 
 The rule: a socket's options belong to its open file description, which predecessor and successor share. Wrapping a
-socket therefore changes nothing; `take_ownership` is the one place that sets options, and only the owner calls it.
+socket therefore changes nothing; `take_ownership` and `set_mark` set options, and only the owner calls them.
 O_NONBLOCK is shared as well, so no method depends on it: every call carries MSG_DONTWAIT.
 
 Sources: udp(7), ip(7), ipv6(7), socket(7), systemd.socket(5). GRO and GSO are what make Python fast enough: one system
@@ -144,14 +144,12 @@ class UdpSocket:
         send_buffer: int = SOCKET_BUFFER_BYTES,
         *,
         report_errors: bool = False,
-        fwmark: int = 0,
     ) -> None:
         """Set the options that this release wants; idempotent, for the owner only.
 
         receive_buffer, send_buffer: bytes as SO_RCVBUF takes them (the kernel doubles the figure). A buffer is raised
         as far as allowed and never lowered; the properties of the same names return the result. report_errors: whether
-        ICMP errors of this socket's datagrams are noted in `unreachable`. fwmark: the mark by which policy routing
-        recognises this socket's packets, 0 to leave it unchanged.
+        ICMP errors of this socket's datagrams are noted in `unreachable`.
         """
         socket_filter.detach(self._socket)  # of an owner that was killed
         if self._family == socket.AF_INET6:
@@ -171,6 +169,12 @@ class UdpSocket:
                 expected=receive_buffer,
                 remedy="raise net.core.rmem_max (sysctl), or set ReceiveBuffer= in oxidize.socket",
             )
+
+    def set_mark(self, fwmark: int) -> None:
+        """Set the mark by which policy routing and a kill switch know this socket's packets; for the owner only.
+
+        fwmark: 0 to leave it unchanged.
+        """
         if fwmark:
             try:
                 self._socket.setsockopt(SOL_SOCKET, socket.SO_MARK, fwmark)

@@ -17,7 +17,7 @@ from oxidize import logs
 from oxidize.client.host_setup import check_host_setup, forget_guard, has_host_setup
 from oxidize.clock import boot_time
 from oxidize.control.reload_channel import Control
-from oxidize.errors import SnapshotError, StorageError, WriterBusyError, reason_of
+from oxidize.errors import OxidizeError, SnapshotError, StorageError, WriterBusyError, reason_of
 from oxidize.hostnet.nat import not_forwarded
 from oxidize.net import http, ipv6
 from oxidize.net.event_loop import Loop
@@ -172,12 +172,12 @@ class _ColdStart:
 
     def _protect(self, node: Node) -> None:
         """Set the packet filter before a packet can leave; without it only a tunnel that is in service goes on."""
-        if node.host_setup is None:
-            return
-        if self._is_tunnel_new:
-            node.host_setup.protect()
-        else:
-            node.host_setup.follow_network()
+        try:
+            node.protect()
+        except OxidizeError as error:
+            if self._is_tunnel_new:
+                raise
+            log.error("the kill switch is not in force", reason=str(error))
 
     def _configure_again(self, node: Node) -> None:
         """Apply the settings to what outlived the previous process; the node serves already."""

@@ -235,7 +235,7 @@ class _HostRestore:
         if isinstance(node.tunnel, TunDevice):
             steps.append(node.settle_interface)
         if node.host_setup is not None:
-            steps += [node.host_setup.protect, partial(node.host_setup.apply_again, node.pause)]
+            steps += [node.protect, partial(node.host_setup.apply_again, node.pause)]
         for step in steps:
             if not node.is_serving:
                 return  # the next successor owns by now, and applies its own

@@ -155,6 +155,16 @@ class Node:
         begins_at = self.host_setup.names_kept_from
         return FileWatch(NAME_FILES, self.keeper.note_change, lambda: self._serving, begins_at)
 
+    def protect(self) -> None:
+        """Set a client's packet filter and the mark by which it knows the tunnel's own packets; raises OxidizeError.
+
+        One right after the other: a packet between them would be dropped, or leave. Where the filter fails, the mark is
+        left as it is.
+        """
+        if self.host_setup is not None:
+            self.host_setup.protect()
+            self.udp.set_mark(self.settings.fwmark)
+
     def keep_network(self) -> None:
         """Compare the host's network with the settings now, and whenever the kernel tells of a change; idempotent.
 
@@ -228,7 +238,7 @@ class Node:
             self._loop.on_signal(number, partial(self.handle_termination, number))
         # Until now it ended a successor that hangs; the others were set before, see `daemon`.
         self._loop.on_signal(signals.ALARM, partial(log.warning, signals.text_for(signals.ALARM)))
-        self.udp.take_ownership(report_errors=self.connection is not None, fwmark=self.settings.fwmark)
+        self.udp.take_ownership(report_errors=self.connection is not None)
         self._flood_filter.begin()
         self._loop.register(self.udp.fileno(), READABLE, self._data_path.from_udp)
         tunnel_fd = self.tunnel.fileno()

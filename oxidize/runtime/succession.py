@@ -63,7 +63,6 @@ class Succession:
     key_before: bytes | None = None
     ended: int = 0
     oom_score: OomScore = field(default_factory=OomScore)
-    _log_fd: int = STANDARD_ERROR
 
     def run(self) -> Handover:
         """Take over; raises TakeoverError, or what prevented it, where the predecessor still serves."""
@@ -213,14 +212,14 @@ class Succession:
 
     def _announce(self, node: Node, blackout: float | None, summary: dict[str, Any]) -> None:
         """Report to service manager, operator and coordinator, and do what could wait until this process serves."""
-        first: list[Callable[[], None]] = [self._open_log, node.open_http, node.notify_ready]
+        first: list[Callable[[], None]] = [self._take_log, node.protect, node.open_http, node.notify_ready]
         has_moved = self.before.server != self.settings.server
         if node.connection is not None and (has_moved or node.connection.is_reconfigured):
             first.append(node.connection.move)
         problems = self._attempt(first)
         for _ in node.device.prepare_in_slices():
             self.loop.run_once(0)
-        problems += self._attempt([*self._last_steps(node), node.keep_network, self._take_log])
+        problems += self._attempt([*self._last_steps(node), node.keep_network])
         problems += [f"serving without all of its settings: {missing}" for missing in node.keeper.missing]
         warnings = [*summary["warnings"], *problems]
         for warning in warnings:
@@ -258,8 +257,7 @@ class Succession:
 
     def _last_steps(self, node: Node) -> list[Callable[[], None]]:
         """Return the work on the host's network that can wait until this process serves."""
-        steps: list[Callable[[], None]] = [node.host_setup.protect] if node.host_setup is not None else []
-        steps += [partial(apply_nat, node.nat, self.loop.run_once)]
+        steps: list[Callable[[], None]] = [partial(apply_nat, node.nat, self.loop.run_once)]
         if self.is_tunnel_new:
             steps.append(partial(store_tunnel, node.tunnel))
         if isinstance(node.tunnel, TunDevice):
@@ -277,9 +275,7 @@ class Succession:
         """Apply a client's host setup, or revert the predecessor's where the settings need none."""
         before, interfaces = self.before.installed_dns, self._interfaces_before()
         if node.host_setup is not None:
-            node.host_setup.log_fd = self._log_fd
             node.host_setup.apply(before, interfaces, self.loop.run_once)
-            node.host_setup.log_fd = STANDARD_ERROR
         elif interfaces:
             revert_host_setup(before, interfaces, self.loop.run_once)
 
@@ -307,24 +303,20 @@ class Succession:
             return []
         return [key_change.report(self.settings.role, self.ended)]
 
-    def _open_log(self) -> None:
-        """Find the log to keep: the predecessor's, if a coordinator outside of the unit started this process.
+    def _take_log(self) -> None:
+        """Log where the predecessor logged from here on, if a coordinator outside of the unit started this process.
 
-        Standard error of such a process is the coordinator's, whose caller waits until no process holds it.
+        Standard error of such a process is the coordinator's. Its caller waits until no process holds it, and gets the
+        warnings from the coordinator.
         """
         fd = self._fd(FdName.STDERR)
         if self.control.is_coordinated and not is_journal(STANDARD_ERROR, os.environ):
-            self._log_fd = fd if fd is not None else open_journal_stream()
-        elif fd is not None:
-            os.close(fd)
-
-    def _take_log(self) -> None:
-        """Log to the descriptor that `_open_log` found from here on."""
-        if self._log_fd != STANDARD_ERROR:
-            os.dup2(self._log_fd, 1)
-            os.dup2(self._log_fd, STANDARD_ERROR)
+            fd = fd if fd is not None else open_journal_stream()
+            os.dup2(fd, 1)
+            os.dup2(fd, STANDARD_ERROR)
             logs.reopen()
-            os.close(self._log_fd)
+        if fd is not None:
+            os.close(fd)
 
 
 class _PredecessorEnd:

@@ -127,8 +127,8 @@ def test_nothing_leaves_in_the_clear_whatever_happens(lab: Lab, ipv6: bool) -> N
     place.client.write_config(kill_switch=True)
     place.client.start()
     ping(lab, place.here, FAR4, 2)
-    with Leaks(place) as leaks:
-        with Senders(place) as senders:
+    with Leaks(place.here) as leaks:
+        with Senders(place.here, place.near) as senders:
             senders.send_on()
             for disturb in DISTURBANCES:
                 disturb(place)
@@ -154,7 +154,7 @@ def test_nothing_leaves_in_the_clear_whatever_happens(lab: Lab, ipv6: bool) -> N
 def test_without_a_kill_switch_the_same_disturbance_is_seen_to_leak(lab: Lab, disturb: Callable[[Place], None]) -> None:
     place = routed_for_neighbours(lab)
     place.client.start()
-    with Leaks(place) as leaks, Senders(place) as senders:
+    with Leaks(place.here) as leaks, Senders(place.here, place.near) as senders:
         disturb(place)
         senders.send_on()
         place.client.kill()
@@ -172,7 +172,7 @@ def test_only_a_stop_ends_the_kill_switch(lab: Lab) -> None:
     assert tables(place.here) == expected
     pid = place.client.status()["pid"]
     silence_the_server(place)
-    with Senders(place):
+    with Senders(place.here, place.near):
         assert lab.wait_ended(pid) == GAVE_UP_STATUS, place.client.log
     assert place.rules() == []
     assert tables(place.here) == expected

@@ -21,6 +21,14 @@ RUNTIME = (
         "`x=$(oxidize reload)` does not return where a desktop's terminal passes JOURNAL_STREAM on",
     ),
     Mutant(
+        "mark-before-the-filter-that-asks-for-it",
+        "runtime/node.py",
+        "            self.host_setup.protect()\n            self.udp.set_mark(self.settings.fwmark)\n",
+        "            self.udp.set_mark(self.settings.fwmark)\n            self.host_setup.protect()\n",
+        ("unit/runtime/test_node.py::test_the_mark_changes_together_with_the_filter_that_asks_for_it",),
+        "where the new filter is refused, a kill switch drops the tunnel's own packets",
+    ),
+    Mutant(
         "steps-after-the-hand-off-without-a-read",
         "runtime/succession.py",
         "            self.loop.run_once(0)\n        return problems\n",
@@ -293,7 +301,7 @@ RUNTIME = (
         "succession-sets-socket-options-before-commit",
         "runtime/succession.py",
         "        check_nat(nat)\n",
-        "        check_nat(nat)\n        udp.take_ownership(report_errors=False, fwmark=settings.fwmark)\n",
+        "        check_nat(nat)\n        udp.take_ownership(report_errors=False)\n",
         ("unit/runtime/test_two_generations.py::test_a_successor_sets_no_socket_option_before_commit",),
         "a takeover that fails leaves another generation's options on the socket that serves",
     ),

@@ -21,13 +21,14 @@ def wrapped() -> Iterator[UdpSocket]:
 @pytest.mark.root
 def test_only_the_owner_marks_what_it_sends(wrapped: UdpSocket) -> None:
     assert mark_of(wrapped) == 0
-    wrapped.take_ownership(fwmark=0x6F78)
+    wrapped.set_mark(0x6F78)
     successors = UdpSocket(wrapped._socket.dup())
     assert mark_of(successors) == 0x6F78
-    successors.take_ownership(fwmark=7)
+    successors.set_mark(7)
     successors.close()
     assert mark_of(wrapped) == 7
     wrapped.take_ownership()
+    wrapped.set_mark(0)
     assert mark_of(wrapped) == 7
 
 
@@ -42,7 +43,7 @@ def test_a_mark_without_the_capability_is_only_a_warning(wrapped: UdpSocket, cap
 
     wrapped._socket = Unprivileged(fileno=real.detach())
     try:
-        wrapped.take_ownership(fwmark=7)
+        wrapped.set_mark(7)
     finally:
         wrapped.close()
     assert "the UDP socket is not marked: that needs CAP_NET_ADMIN" in caplog.text

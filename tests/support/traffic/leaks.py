@@ -14,7 +14,7 @@ from typing import Self
 from oxidize.net.udp_cmsg import SO_RCVBUFFORCE
 from tests.support.traffic.capture import BUFFER_BYTES, ETH_P_ALL, ETH_P_IP, ETH_P_IPV6, FRAME_BYTES_MAX
 from tests.support.traffic.namespaces import Namespace
-from tests.support.traffic.routed_client import FAR4, FAR6, PORT, SERVER4, SERVER6, Place
+from tests.support.traffic.routed_client import FAR4, FAR6, PORT, SERVER4, SERVER6
 from tests.support.traffic.server import wait_for
 
 _UDP = 17
@@ -28,12 +28,12 @@ LOCAL = tuple(
 
 
 class Leaks:
-    """The packets that left `up0` in the clear while entered, as (protocol, source, destination, port)."""
+    """The packets that left `up0` of a namespace in the clear while entered: (protocol, source, destination, port)."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, here: Namespace) -> None:
         self.seen: set[tuple[int, str, str, int]] = set()
         self.own = 0  # datagrams of the tunnel
-        with place.here.entered():
+        with here.entered():
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
             self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)
             self._socket.bind(("up0", ETH_P_ALL))
@@ -79,11 +79,11 @@ class Leaks:
 
 
 class Senders:
-    """Programs that send to all targets all the time while entered, on the client and on a neighbour behind it."""
+    """Programs that send to all targets all the time while entered, as on the client and on a neighbour behind it."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, *namespaces: Namespace) -> None:
         self.rounds = 0
-        self._sockets = [self._open(namespace, family) for namespace in (place.here, place.near) for family in (4, 6)]
+        self._sockets = [self._open(namespace, family) for namespace in namespaces for family in (4, 6)]
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run)
 

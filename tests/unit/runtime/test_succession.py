@@ -38,20 +38,22 @@ def test_standard_error_of_a_reload_outside_of_the_unit_is_not_kept(
     stream: str, is_coordinated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = os.fstat(STANDARD_ERROR)
-    own = f"{found.st_dev}:{found.st_ino}"
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
     if stream != "none":
-        monkeypatch.setenv("JOURNAL_STREAM", own if stream == "its own" else "1:1")
-    fd = os.open(tmp_path / "log", os.O_CREAT | os.O_WRONLY)
+        monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}" if stream == "its own" else "1:1")
+    log = os.open(tmp_path / "log", os.O_CREAT | os.O_WRONLY)
+    log_file = os.fstat(log)
     succession = object.__new__(Succession)
-    succession._log_fd = STANDARD_ERROR
     succession.control = SimpleNamespace(is_coordinated=is_coordinated)  # type: ignore[assignment]  # all that is asked
-    succession.fds = {FdName.STDERR: named_fd(FdName.STDERR, fd)}
-    succession._open_log()
-    is_kept = is_coordinated and stream != "its own"
-    assert succession._log_fd == (fd if is_kept else STANDARD_ERROR)
-    if is_kept:
-        os.close(fd)
-    else:
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            os.fstat(fd)
+    succession.fds = {FdName.STDERR: named_fd(FdName.STDERR, log)}
+    kept = os.dup(1), os.dup(STANDARD_ERROR)
+    try:
+        succession._take_log()
+        is_log = [os.path.samestat(os.fstat(fd), log_file) for fd in (1, STANDARD_ERROR)]
+    finally:
+        for number, fd in enumerate(kept, start=1):
+            os.dup2(fd, number)
+            os.close(fd)
+    assert is_log == [is_coordinated and stream != "its own"] * 2
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(log)
