@@ -12,7 +12,7 @@ set -eu
 umask 022
 cd "$(dirname "$0")/.."
 
-UNITS="oxidize-daemon.service oxidize.socket oxidize-http.socket oxidize-client.service"
+UNITS="oxidize-daemon.service oxidize.socket oxidize-http.socket oxidize-client.service oxidize-kill-switch.service"
 
 is_live() { test -z "$DESTDIR" && test "$(id -u)" = 0; }
 has_systemd() { is_live && test -d /run/systemd/system; }

@@ -1,6 +1,7 @@
 """The command line: `oxidize`, and `oxidize-server` and `oxidize-client` as names of its two main subcommands.
 
-The hidden commands `clean-up` and `name-servers` are hooks that the client's systemd unit runs; rarely used by hand.
+The hidden commands `clean-up`, `kill-switch` and `name-servers` are hooks that the client's systemd units run; rarely
+used by hand.
 """
 
 import errno
@@ -220,10 +221,21 @@ def pubkey() -> None:
 @main.command(hidden=True)
 @config_option(CLIENT_CONFIG)
 def clean_up(config_path: Path) -> None:
-    """Remove a client's routing rules after its end: ExecStopPost= of its unit."""
+    """Remove a client's routing rules and packet filter after its end: ExecStopPost= of its unit."""
     from oxidize.client import unit_hooks  # noqa: PLC0415  # slow, and rarely needed
 
-    for change in unit_hooks.clean_up(config_path, gave_up=_has_given_up()):
+    crashed = os.environ.get("SERVICE_RESULT", "success") != "success"
+    for change in unit_hooks.clean_up(config_path, gave_up=_has_given_up(), crashed=crashed):
+        echo(change)
+
+
+@main.command(hidden=True)
+@config_option(CLIENT_CONFIG)
+def kill_switch(config_path: Path) -> None:
+    """Set a client's kill switch, if it has one: ExecStart= of oxidize-kill-switch.service, before the network."""
+    from oxidize.client import unit_hooks  # noqa: PLC0415  # slow, and rarely needed
+
+    for change in unit_hooks.set_kill_switch(config_path):
         echo(change)
 
 

@@ -1,30 +1,52 @@
-"""Hooks of a client's systemd unit: as its own user after each end, and as root for the name servers only.
+"""Hooks of a client's systemd units: as its own user before the network and after each end, as root for name servers.
 
 The rule: a hook removes nothing while the unit is about to restart, so that no packet bypasses the tunnel across a
-restart or a crash. A client that gave up is not started again. Source: systemd.service(5), ExecStartPost=,
-ExecStopPost= and the prefix "+".
+restart or a crash. A client that gave up is not started again. A kill switch is removed by a hook that knows of a stop
+alone; whatever the hooks of the client know, that of oxidize-kill-switch.service runs at each stop. Source:
+systemd.service(5), ExecStartPost=, ExecStopPost= and the prefix "+"; systemd.unit(5), PartOf=.
 """
 
 from pathlib import Path
 
 from oxidize import config
+from oxidize.config.schema import FWMARK_DEFAULT
+from oxidize.errors import ConfigError
 from oxidize.hostnet.dns_config import apply_dns, record_name, revert_dns
-from oxidize.hostnet.packet_filter import remove_filter
+from oxidize.hostnet.packet_filter import Filter, apply_filter, remove_filter
 from oxidize.hostnet.part import run
 from oxidize.hostnet.policy_routing import remove_policy
 from oxidize.service_manager import systemctl
 
 
-def clean_up(config_path: Path, *, gave_up: bool) -> list[str]:
+def clean_up(config_path: Path, *, gave_up: bool, crashed: bool) -> list[str]:
     """Remove the client's rules unless its unit will restart; return the changes, a line each. Raises OxidizeError.
 
-    A kill switch stays where the client gave up: that is no planned end. The interface may still be there: systemd's
-    store holds it until after the last hook.
+    A kill switch stays where the client gave up, and where no stop is known of. The interface may still be there:
+    systemd's store holds it until after the last hook.
     """
-    if systemctl.will_restart() and not gave_up:
+    if systemctl.will_restart(otherwise=crashed) and not gave_up:
         return []
     interface = config.client_interface_of(config_path)
-    return [*run(remove_policy([interface])), *remove_filter([interface], spare_kill_switch=gave_up)]
+    spare_kill_switch = gave_up or not systemctl.is_stopped()
+    return [*run(remove_policy([interface])), *remove_filter([interface], spare_kill_switch=spare_kill_switch)]
+
+
+def set_kill_switch(config_path: Path) -> list[str]:
+    """Set the packet filter if it has a kill switch, before this machine has a network; return the changes.
+
+    With a configuration that a client would not start with, nothing leaves but what every kill switch lets out. Raises
+    OxidizeError.
+    """
+    try:
+        client = config.load_client_table(config_path)
+    except ConfigError:
+        if not config.asks_for_kill_switch(config_path):
+            raise
+        closed = Filter(config.client_interface_of(config_path), (), (), FWMARK_DEFAULT, kill_switch=True)
+        return [*apply_filter(closed), "the configuration has mistakes: nothing leaves until it is corrected"]
+    routes = tuple(network for network in client.allowed_ips if network.prefixlen)
+    wanted = Filter(client.interface, tuple(client.addresses), routes, client.fwmark, client.kill_switch)
+    return apply_filter(wanted) if wanted.kill_switch else []
 
 
 def set_names(config_path: Path) -> list[str]:
@@ -32,7 +54,7 @@ def set_names(config_path: Path) -> list[str]:
 
     Raises OxidizeError.
     """
-    wanted = config.load_name_servers(config_path)
+    wanted = config.load_client_table(config_path).name_servers
     record = record_name(systemctl.own_name() or wanted.interface)
     if wanted.servers:
         run(apply_dns(wanted, record))

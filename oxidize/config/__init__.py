@@ -9,16 +9,16 @@ Sources: TOML 1.0; wg(8) for the meaning of a peer's keys; systemd.exec(5) for c
 import importlib
 from typing import TYPE_CHECKING
 
-from oxidize.config.locate import client_interface_of, takeover_socket_of, udp_port_of
+from oxidize.config.locate import asks_for_kill_switch, client_interface_of, takeover_socket_of, udp_port_of
 from oxidize.config.paths import Role, default_takeover_socket
 from oxidize.config.values import HostAddress, InterfaceAddress, Network
 
 if TYPE_CHECKING:
-    from oxidize.config.load import ClientConfig, ServerConfig, load_client, load_name_servers, load_server
+    from oxidize.config.load import ClientConfig, ServerConfig, load_client, load_client_table, load_server
     from oxidize.config.schema import NameServers
 else:
     # Most commands only ask the running process: the schema, and pydantic with it, is imported at its first use.
-    _LOAD = ("ClientConfig", "ServerConfig", "load_client", "load_name_servers", "load_server")
+    _LOAD = ("ClientConfig", "ServerConfig", "load_client", "load_client_table", "load_server")
     _MODULES = {**dict.fromkeys(_LOAD, "load"), "NameServers": "schema"}
 
     def __getattr__(name):
@@ -35,10 +35,11 @@ __all__ = [
     "Network",
     "Role",
     "ServerConfig",
+    "asks_for_kill_switch",
     "client_interface_of",
     "default_takeover_socket",
     "load_client",
-    "load_name_servers",
+    "load_client_table",
     "load_server",
     "takeover_socket_of",
     "udp_port_of",

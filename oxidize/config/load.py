@@ -13,7 +13,7 @@ from typing import Any
 from oxidize.config import checks
 from oxidize.config.document import FILE_BYTES_MAX, TooComplexError, parse_toml, read_file
 from oxidize.config.report import Report
-from oxidize.config.schema import ClientTable, NameServers, PeerTable, ServerTable
+from oxidize.config.schema import ClientTable, PeerTable, ServerTable
 from oxidize.config.validation import Checked, SourceFile, TableT, check_table, unknown_key
 from oxidize.errors import StateError
 
@@ -74,16 +74,16 @@ def load_client(
     )
 
 
-def load_name_servers(path: str | Path) -> NameServers:
-    """Load only the name servers of a client's configuration; raises ConfigError for mistakes in its table.
+def load_client_table(path: str | Path) -> ClientTable:
+    """Load a client's configuration without key files, for a process beside the client that needs no key.
 
-    No key file is read: this is for a root process beside the client, which needs no key.
+    Raises ConfigError for mistakes in its table.
     """
     file = _source_file(path, os.environ, reads_keys=False)
     client = _client_table(path, file)
     checks.check_client_network(client, file.report)
     file.report.check(missing_last=True)
-    return _complete(client).name_servers
+    return _complete(client)
 
 
 def _source_file(path: str | Path, environ: Mapping[str, str], *, reads_keys: bool = True) -> SourceFile:

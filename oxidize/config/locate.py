@@ -17,6 +17,7 @@ from oxidize.config.values import InvalidValueError, interface_name
 from oxidize.errors import ConfigError
 
 DEFAULT_PORT = 51820  # of `listen`
+_KILL_SWITCH_LINE = re.compile(r"^\s*kill_switch\s*=\s*true\b", re.MULTILINE)
 _LINE = re.compile(r"^\s*takeover_socket\s*=.*$", re.MULTILINE)
 
 
@@ -42,6 +43,15 @@ def client_interface_of(path: str | Path) -> str:
         return interface_name(table.get("interface") if isinstance(table, dict) else None)
     except InvalidValueError:
         return CLIENT_INTERFACE
+
+
+def asks_for_kill_switch(path: str | Path) -> bool:
+    """Return whether a client's configuration has `kill_switch = true`, whatever else is wrong with it."""
+    text = _read(Path(path))
+    table = _parse(text).get("client")
+    if isinstance(table, dict):
+        return table.get("kill_switch") is True
+    return _KILL_SWITCH_LINE.search(text) is not None  # the file is not TOML, but this line of it may be
 
 
 def udp_port_of(path: str | Path, role: Role) -> int:

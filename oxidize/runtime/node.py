@@ -366,7 +366,8 @@ class Node:
     def _end_service(self) -> None:
         """Stop for good, and revert what was set up outside of this process."""
         if self.host_setup is not None:
-            self.host_setup.revert(spare_kill_switch=self.failure is not None)
+            is_planned = self.failure is None and (not self.settings.kill_switch or systemctl.is_stopped())
+            self.host_setup.revert(spare_kill_switch=not is_planned)
         self._end()
 
     def _end(self) -> None:

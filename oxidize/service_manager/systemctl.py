@@ -53,16 +53,34 @@ def was_restarted() -> bool:
     return answer is not None and answer.isdecimal() and int(answer) > 0
 
 
-def will_restart() -> bool:
-    """Return whether systemd will start this unit again when this process ends; False where it cannot be known.
+def will_restart(*, otherwise: bool = False) -> bool:
+    """Return whether systemd will start this unit again when this process ends.
 
     Only a stop ends a unit of Restart=always. A restart has a job of its own; and without any job systemd has seen a
-    main process die, and ends what is left of the unit before it starts it again.
+    main process die, and ends what is left of the unit before it starts it again. otherwise: returned where it cannot
+    be known.
     """
+    has_stop = _has_stop_job()
+    return otherwise if has_stop is None else not has_stop
+
+
+def is_stopped() -> bool:
+    """Return whether an end of this process is a planned one: it belongs to no unit, or its unit was told to stop.
+
+    False where the unit cannot be asked for, and where the whole machine stops.
+    """
+    if _query("show", "--property=SystemState", "--value") == "stopping":
+        return False
+    return _own_unit() is None or _has_stop_job() is True
+
+
+def _has_stop_job() -> bool | None:
+    """Return whether the unit of this process is to stop, or None where it cannot be known."""
     answer = _query_own_unit("list-jobs", "--no-legend", "--plain", "--no-pager")
+    if answer is None:
+        return None
     unit = _own_unit()
-    rows = [line.split() for line in (answer or "").splitlines()]
-    return answer is not None and not any(row[1:3] == [unit, "stop"] for row in rows)
+    return any(line.split()[1:3] == [unit, "stop"] for line in answer.splitlines())
 
 
 def property_of(service: str, name: str) -> str | None:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from oxidize.config import load_client, load_server
-from oxidize.config.load import load_name_servers
+from oxidize.config.load import load_client_table
 from oxidize.config.locate import client_interface_of, takeover_socket_of
 from oxidize.config.report import PROBLEMS_MAX
 from oxidize.errors import ConfigError
@@ -91,7 +91,7 @@ def run(data: bytes) -> None:
     takeover_socket_of(path, "client" if is_client else "server", environ)
     client_interface_of(path)
     loads = (
-        (lambda: load_client(path, environ), lambda: load_name_servers(path))
+        (lambda: load_client(path, environ), lambda: load_client_table(path))
         if is_client
         else (lambda: load_server(path, environ), lambda: load_server("server.toml", environ, content=content))
     )

@@ -206,7 +206,7 @@ def test_under_a_holder_nothing_leaves_in_the_clear_when_a_generation_is_killed(
     held = place.client.spawn(options=())
     serving = wait_until_serving(1)
     ping(lab, place.here, FAR4, 2)
-    with Leaks(place) as leaks, Senders(place) as senders:
+    with Leaks(place.here) as leaks, Senders(place.here, place.near) as senders:
         kill(serving, signal.SIGKILL)
         senders.send_on()
         wait_until_serving(2)

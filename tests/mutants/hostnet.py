@@ -48,4 +48,20 @@ HOSTNET = (
         ),
         "a part that cannot be put back for a day ends the server",
     ),
+    Mutant(
+        "mark-before-the-filter-that-asks-for-it",
+        "runtime/node.py",
+        "            self.host_setup.protect()\n            self.udp.set_mark(self.settings.fwmark)\n",
+        "            self.udp.set_mark(self.settings.fwmark)\n            self.host_setup.protect()\n",
+        ("unit/runtime/test_succession.py::test_the_mark_changes_together_with_the_filter_that_asks_for_it",),
+        "where the new filter is refused, a kill switch drops the tunnel's own packets",
+    ),
+    Mutant(
+        "kill-switch-removed-where-no-stop-is-known-of",
+        "client/unit_hooks.py",
+        "spare_kill_switch = gave_up or not systemctl.is_stopped()",
+        "spare_kill_switch = gave_up",
+        ("unit/client/test_unit_hooks.py::test_a_kill_switch_goes_only_where_a_stop_is_known_of",),
+        "packets leave past the tunnel where systemd does not answer",
+    ),
 )

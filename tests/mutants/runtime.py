@@ -21,14 +21,6 @@ RUNTIME = (
         "`x=$(oxidize reload)` does not return where a desktop's terminal passes JOURNAL_STREAM on",
     ),
     Mutant(
-        "mark-before-the-filter-that-asks-for-it",
-        "runtime/node.py",
-        "            self.host_setup.protect()\n            self.udp.set_mark(self.settings.fwmark)\n",
-        "            self.udp.set_mark(self.settings.fwmark)\n            self.host_setup.protect()\n",
-        ("unit/runtime/test_node.py::test_the_mark_changes_together_with_the_filter_that_asks_for_it",),
-        "where the new filter is refused, a kill switch drops the tunnel's own packets",
-    ),
-    Mutant(
         "steps-after-the-hand-off-without-a-read",
         "runtime/succession.py",
         "            self.loop.run_once(0)\n        return problems\n",

@@ -332,6 +332,7 @@ def test_every_installed_program_runs() -> None:
         "genkey",
         "genpsk",
         "import",
+        "kill-switch",
         "name-servers",
         "peer",
         "pubkey",

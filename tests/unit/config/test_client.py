@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from oxidize.config import NameServers, client_interface_of, load_client, load_name_servers
+from oxidize.config import NameServers, client_interface_of, load_client, load_client_table
 from oxidize.config.schema import FWMARK_DEFAULT
 from oxidize.errors import ConfigError
 from tests.support.config_files import CLIENT, PRIVATE, load, problem, secret
@@ -97,10 +97,12 @@ def test_a_name_server_outside_of_the_tunnel_is_a_warning(folder: Path) -> None:
 def test_name_servers_are_read_without_the_keys(folder: Path) -> None:
     text = CLIENT.replace("server.key", "nowhere.key") + SOME
     (folder / "client.toml").write_text(text + 'dns = ["10.0.0.1"]')
-    assert load_name_servers(folder / "client.toml") == NameServers("oxidize1", (ip_address("10.0.0.1"),), ())
+    assert load_client_table(folder / "client.toml").name_servers == NameServers(
+        "oxidize1", (ip_address("10.0.0.1"),), ()
+    )
     (folder / "client.toml").write_text(text + 'dns = ["10.0.0"]')
     with pytest.raises(ConfigError, match=r"client\.dns"):
-        load_name_servers(folder / "client.toml")
+        load_client_table(folder / "client.toml")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,13 @@ import pytest
 from oxidize import __version__
 
 ROOT = Path(__file__).parents[3]
-UNITS = ["oxidize-daemon.service", "oxidize.socket", "oxidize-http.socket", "oxidize-client.service"]
+UNITS = [
+    "oxidize-daemon.service",
+    "oxidize.socket",
+    "oxidize-http.socket",
+    "oxidize-client.service",
+    "oxidize-kill-switch.service",
+]
 # Reports that a build has begun, and waits for a signal to continue; without these two a build does not wait.
 PYTHON = """#!/bin/sh
 set -eu

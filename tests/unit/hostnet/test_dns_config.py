@@ -187,10 +187,10 @@ def test_a_hook_removes_nothing_while_the_unit_restarts(
         yield 0.0
         return ["a rule"]
 
-    monkeypatch.setattr(systemctl, "will_restart", lambda: restarts)
+    monkeypatch.setattr(systemctl, "will_restart", lambda otherwise=False: restarts)
     monkeypatch.setattr(unit_hooks, "remove_policy", remove_policy)
     unit_hooks.remove_names(config_path, gave_up=gave_up)
-    assert unit_hooks.clean_up(config_path, gave_up=gave_up) == (["a rule"] if is_removed else [])
+    assert unit_hooks.clean_up(config_path, gave_up=gave_up, crashed=False) == (["a rule"] if is_removed else [])
     assert removed == ([["lo"]] if is_removed else [])
     assert programs.calls() == (["resolvconf -d tun.lo -f"] if is_removed else [])
 

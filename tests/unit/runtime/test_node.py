@@ -496,24 +496,3 @@ def test_a_thaw_does_not_wait_for_a_lock_that_no_time_gives(stand: Stand, monkey
     with pytest.raises(StorageError):
         handover.thaw("a test")
     assert (pauses, stand.node.is_serving) == ([], False)
-
-
-@pytest.mark.parametrize("fails", [False, True], ids=["in force", "refused"])
-def test_the_mark_changes_together_with_the_filter_that_asks_for_it(fails: bool) -> None:
-    done: list[object] = []
-
-    def protect() -> None:
-        if fails:
-            raise OxidizeError("no nf_tables")
-        done.append("filter")
-
-    node = object.__new__(Node)
-    node.settings = SimpleNamespace(fwmark=7)  # type: ignore[assignment]  # all that is asked
-    node.udp = SimpleNamespace(set_mark=done.append)  # type: ignore[assignment]  # what is told
-    node.host_setup = SimpleNamespace(protect=protect)  # type: ignore[assignment]  # what is told
-    if fails:
-        with pytest.raises(OxidizeError):
-            node.protect()
-    else:
-        node.protect()
-    assert done == ([] if fails else ["filter", 7])

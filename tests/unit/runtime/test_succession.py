@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from oxidize.errors import SnapshotError
+from oxidize.errors import OxidizeError, SnapshotError
 from oxidize.log_output import STANDARD_ERROR
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import FdName, named_fd
@@ -57,3 +57,24 @@ def test_standard_error_of_a_reload_outside_of_the_unit_is_not_kept(
     assert is_log == [is_coordinated and stream != "its own"] * 2
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(log)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["in force", "refused"])
+def test_the_mark_changes_together_with_the_filter_that_asks_for_it(fails: bool) -> None:
+    done: list[object] = []
+
+    def protect() -> None:
+        if fails:
+            raise OxidizeError("no nf_tables")
+        done.append("filter")
+
+    node = object.__new__(Node)
+    node.settings = SimpleNamespace(fwmark=7)  # type: ignore[assignment]  # all that is asked
+    node.udp = SimpleNamespace(set_mark=done.append)  # type: ignore[assignment]  # what is told
+    node.host_setup = SimpleNamespace(protect=protect)  # type: ignore[assignment]  # what is told
+    if fails:
+        with pytest.raises(OxidizeError):
+            node.protect()
+    else:
+        node.protect()
+    assert done == ([] if fails else ["filter", 7])

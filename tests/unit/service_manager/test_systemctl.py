@@ -86,6 +86,30 @@ def test_a_unit_restarts_unless_its_job_is_a_stop(answer: Path, jobs: str, expec
     assert systemctl.will_restart() is expected
 
 
+def test_where_systemd_does_not_answer_the_caller_says_whether_the_unit_restarts(answer: Path) -> None:
+    assert systemctl.will_restart(otherwise=True)
+    assert not systemctl.will_restart(otherwise=False)
+
+
+@pytest.mark.parametrize(
+    ("state", "jobs", "expected"),
+    [
+        ("running", "12 oxidize-daemon.service stop running", True),
+        ("degraded", "12 oxidize-daemon.service restart running", False),
+        ("running", "No jobs running.", False),  # a crash
+        ("stopping", "12 oxidize-daemon.service stop running", False),  # a shutdown
+    ],
+)
+def test_a_stop_of_the_unit_and_not_of_the_machine_is_known_of(
+    answer: Path, monkeypatch: pytest.MonkeyPatch, state: str, jobs: str, expected: bool
+) -> None:
+    assert not systemctl.is_stopped()  # no answer
+    (answer.parent / "systemctl").write_text(f'#!/bin/sh\ncase $1 in show) echo "{state}";; *) echo "{jobs}";; esac\n')
+    assert systemctl.is_stopped() is expected
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    assert systemctl.is_stopped() is (state != "stopping")  # of no unit
+
+
 # --- Reloading ---
 
 
