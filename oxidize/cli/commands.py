@@ -135,6 +135,9 @@ def server(config_path: Path, log_level: str, control_fd: int | None, no_holder:
 
     If a server with the same takeover socket is already running, this one takes over its sockets and its sessions
     without losing a packet.
+
+    Without systemd this process becomes a holder: a reload replaces the server below it, and after a crash it starts
+    the next one with the sessions. Ctrl-C ends both.
     """
     _run("server", config_path, log_level, control_fd, no_holder=no_holder)
 
@@ -148,6 +151,9 @@ def client(config_path: Path, log_level: str, control_fd: int | None, no_holder:
     """Run a client in the foreground.
 
     If a client with the same takeover socket is already running, this one takes over from it.
+
+    Without systemd this process becomes a holder: a reload replaces the client below it, and after a crash it starts
+    the next one with the session. Ctrl-C ends both. Exit status 3 if the client gave up.
     """
     _run("client", config_path, log_level, control_fd, no_holder=no_holder)
 

@@ -10,11 +10,12 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from oxidize.config.paths import remedy_for
 from oxidize.config.report import Report
 
 FILE_BYTES_MAX = 16 << 20  # PEERS_MAX peers of 300 bytes are 6 MB
 KEY_PARTS_MAX = 8  # of a dotted key or a table's name; this project's have two
-UNREADABLE = "a readable configuration file; correct the path, or who may read it (sudo)"
+UNREADABLE = "a readable configuration file"
 NO_FILE = (
     "a configuration file; name another one with -c FILE, or make it: `make install` puts a server's there, `oxidize "
     "import` converts a wg-quick file, `oxidize peer add` on the server prints a client's, and examples/ has both"
@@ -47,7 +48,8 @@ def read_file(path: Path, expected: str | None = None) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "invalid file name"
         if expected is None:
-            expected = NO_FILE if isinstance(error, FileNotFoundError) else UNREADABLE
+            remedy = remedy_for(error, "correct the path, or who may read it (sudo)")
+            expected = NO_FILE if isinstance(error, FileNotFoundError) else f"{UNREADABLE}; {remedy}"
         Report(str(path)).fail(f"{reason}: expected {expected}")
 
 

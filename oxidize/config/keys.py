@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from pydantic import ValidationInfo
 
 from oxidize.config import values
-from oxidize.config.paths import SERVICE_USERS
+from oxidize.config.paths import SERVICE_USERS, remedy_for
 from oxidize.config.validation import Checked, Table, table_of
 from oxidize.protocol.constants import KEY_SIZE
 
@@ -72,7 +72,8 @@ def _read_key(name: str, given: str, checked: Checked[Table]) -> bytes:
         found, content = _read(path)
     except OSError as error:
         expected = f"a readable file, but: {error.strerror}"
-        source.report.wrong(key, given, expected, "correct the path, or who may read the file")
+        remedy = remedy_for(error, "correct the path, or who may read the file")
+        source.report.wrong(key, given, expected, remedy)
         return b""
     mode = found.st_mode
     if not stat.S_ISREG(mode):

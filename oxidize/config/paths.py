@@ -15,6 +15,19 @@ SYSTEM_RUNTIME_DIRECTORIES = {"server": "/run/oxidize", "client": "/run/oxidize-
 USER_SOCKET_NAMES = {"server": "takeover.sock", "client": "client-takeover.sock"}
 
 
+def remedy_for(error: BaseException, otherwise: str) -> str:
+    """Return the remedy for a file that cannot be used because of an error.
+
+    Root is an ordinary user to files of others where it has neither CAP_DAC_OVERRIDE nor CAP_CHOWN.
+    """
+    if isinstance(error, PermissionError) and os.geteuid() == 0:
+        return (
+            "root has no right to files of other users here, as in a container without CAP_DAC_OVERRIDE: give the "
+            "folder and its files to root, on the host by `sudo chown -R root: FOLDER`"
+        )
+    return otherwise
+
+
 def default_takeover_socket(role: str = "server", environ: Mapping[str, str] = os.environ) -> Path:
     """Return the takeover socket of a role where none is configured: in the user's runtime directory unless root."""
     own = environ.get("XDG_RUNTIME_DIR", "")

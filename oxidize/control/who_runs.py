@@ -16,6 +16,7 @@ from oxidize.service_manager import systemctl
 from oxidize.takeover.path_lock import PathLock
 
 PROC = Path("/proc")
+HOLDER_NAME = "oxidize-holder"  # of `oxidize.holder.__main__`, in ps
 INIT = 1  # it holds the sockets of units, and serves nothing itself
 # By the folder of the default takeover socket, RuntimeDirectory= of the unit.
 UNITS = {"/run/oxidize": "oxidize-daemon.service", "/run/oxidize-client": "oxidize-client.service"}
@@ -47,6 +48,8 @@ def way_to_start(takeover_socket: Path) -> str | None:
 
 
 def _way_to(pid: int) -> str:
+    if _is_holder(pid):
+        return f"it is a holder, and starts the next process: its log says why that fails; end it with `kill {pid}`"
     again = "it makes the path again as soon as it can, and its log says what prevents that: try again, or"
     service = systemctl.service_of(pid)
     if service is not None and service in UNITS.values():
@@ -55,6 +58,13 @@ def _way_to(pid: int) -> str:
             f"`systemctl restart {service}` keeps the sessions, too"
         )
     return f"{again} end it with `kill {pid}`, and start it"
+
+
+def _is_holder(pid: int) -> bool:
+    try:
+        return (PROC / str(pid) / "comm").read_text() == f"{HOLDER_NAME}\n"
+    except OSError:
+        return False
 
 
 def _found_in_proc(takeover_socket: Path, udp_port: int) -> Iterator[tuple[int, list[str]]]:

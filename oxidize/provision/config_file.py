@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from oxidize.config.document import read_file
-from oxidize.config.paths import SERVICE_USERS, Role
+from oxidize.config.paths import SERVICE_USERS, Role, remedy_for
 from oxidize.errors import ConfigError
 
 SECRET_MODE = 0o600
@@ -234,5 +234,5 @@ def _as_config_errors(path: Path, expected: str, remedy: str) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
         reason = error.strerror if isinstance(error, OSError) else "invalid file name"
         if isinstance(error, OSError):
-            remedy = _REMEDIES.get(error.errno or 0, remedy)
+            remedy = remedy_for(error, _REMEDIES.get(error.errno or 0, remedy))
         raise ConfigError(f"{path}: {reason}: expected {expected}; {remedy}") from error

@@ -54,8 +54,8 @@ COMMANDS = (
     Mutant(
         "remedy-that-does-not-fit-a-full-disk",
         "provision/config_file.py",
-        "            remedy = _REMEDIES.get(error.errno or 0, remedy)\n",
-        "            pass\n",
+        "remedy_for(error, _REMEDIES.get(error.errno or 0, remedy))",
+        "remedy_for(error, remedy)",
         ("unit/provision/test_config_file.py::test_a_file_that_cannot_be_replaced_stays_and_the_remedy_fits",),
         "where the disk is full, peer add asks for another user",
     ),

@@ -470,4 +470,21 @@ RUNTIME = (
         ),
         "thousands of configured endpoints stop all traffic after each reload",
     ),
+    # --- The holder ---
+    Mutant(
+        "holder-restarts-failing-starts-at-once",
+        "holder/foreground.py",
+        "RESTART_DELAY_FIRST_SECS * 2.0 ** min(self._failed_starts, 32))",
+        "RESTART_DELAY_FIRST_SECS)",
+        ("takeover/test_foreground.py::test_a_crash_while_the_configuration_is_wrong_keeps_what_is_held",),
+        "a configuration that is wrong costs a processor until it is corrected",
+    ),
+    Mutant(
+        "root-without-rights-is-told-to-correct-the-path",
+        "config/paths.py",
+        "    if isinstance(error, PermissionError) and os.geteuid() == 0:\n",
+        "    if isinstance(error, PermissionError) and os.geteuid() == -1:\n",
+        ("unit/cli/test_commands.py::test_root_without_the_right_to_files_of_others_is_told_so",),
+        "in a container the error names no way out",
+    ),
 )

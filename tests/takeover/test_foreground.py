@@ -20,14 +20,16 @@ import pytest
 
 from demo.processes import reap
 from oxidize.control import holder
+from oxidize.control import reload as coordinator
 from oxidize.control.query import IDENTITY, fetch
+from oxidize.control.who_runs import HOLDER_NAME
 from oxidize.errors import OxidizeError
 from oxidize.holder import foreground
 from oxidize.service_manager import notify
 from tests.support.traffic.clients import EchoClient, Traffic
 from tests.support.traffic.server import OXIDIZE, WAIT_SECS, Lab, Server, is_gone, kill, wait_for
 
-RELOADS = 20
+RELOADS = 6
 # One job in the foreground; after it has stopped the shell has the terminal until a line is typed.
 SHELL = """
 import os, signal, subprocess, sys
@@ -99,15 +101,19 @@ def test_commands_holder_and_generations_agree_on_the_name_of_the_variable() -> 
 
 
 @pytest.mark.handoff
-def test_the_foreground_stays_through_twenty_reloads_and_loses_nothing(
-    server: Server, clients: list[EchoClient]
-) -> None:
+def test_the_foreground_stays_through_reloads_and_loses_nothing(server: Server, clients: list[EchoClient]) -> None:
     held = start(server)
+    assert Path(f"/proc/{held}/comm").read_text() == f"{HOLDER_NAME}\n"
     with Traffic(server, clients, 100.0) as traffic:
         for generation in range(2, RELOADS + 2):
             before = server.status()["pid"]
-            outcome = server.reload()
-            assert outcome.status == 0, outcome
+            # The coordinator in this process, but for one reload: a command takes as long as a successor.
+            if generation == 2:
+                outcome = server.reload()
+                assert outcome.status == 0, outcome
+            else:
+                name = fetch(server.takeover_socket, IDENTITY)["holder"]
+                coordinator.reload("server", server.config_path, "info", server.takeover_socket, before, name)
             status = server.status()
             assert status["generation"] == generation
             assert parent_of(status["pid"]) == held
@@ -124,7 +130,7 @@ def test_a_generation_that_is_killed_is_followed_by_one_with_the_same_sessions(
 ) -> None:
     held = start(server)
     with Traffic(server, clients, 100.0) as traffic:
-        for generation in range(1, 6, 2):
+        for generation in (1, 3):
             kill(server.status()["pid"], signal.SIGKILL)
             wait_until_serving(server, after=generation)
             traffic.wait_for_more()
@@ -193,7 +199,7 @@ def test_a_request_to_stop_reaches_the_generation_that_serves(server: Server, nu
     kill(held, number)
     assert server.lab.wait_ended(held) == 0
     assert is_gone(serving)
-    assert "ends generation=2" in server.log_path.read_text()
+    assert f"ends signal={number.name} generation=2" in server.log_path.read_text()
     assert not server.takeover_socket.exists()
 
 
@@ -315,7 +321,7 @@ def test_ctrl_c_ends_a_server_in_a_terminal_also_after_a_reload(server: Server) 
     terminal.type(b"\x03")
     assert server.lab.wait_ended(terminal.pid) == 0
     assert is_gone(serving)
-    assert "ends generation=2" in terminal.read()
+    assert "ends signal=SIGINT generation=2" in terminal.read()
 
 
 def test_ctrl_z_stops_the_holder_and_not_the_service(server: Server, clients: list[EchoClient]) -> None:

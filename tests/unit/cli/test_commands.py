@@ -124,6 +124,23 @@ def test_a_configuration_of_another_user_is_a_one_line_error(
     assert line.startswith(f"oxidize: {path}: Permission denied: expected a readable configuration file")
 
 
+@pytest.mark.root
+@pytest.mark.needs("setpriv")
+@pytest.mark.parametrize("unreadable", ["server.key", "server.toml"])
+def test_root_without_the_right_to_files_of_others_is_told_so(path: Path, tmp_path: Path, unreadable: str) -> None:
+    file = tmp_path / unreadable
+    file.chmod(0o600)
+    os.chown(file, 65_534, 65_534)
+    os.chown(path, 65_534, 65_534)  # so that a key of the same user is accepted
+    command = ("setpriv", "--bounding-set=-all", sys.executable, "-P", "-m", "oxidize", "check", "-c", str(path))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "Permission denied" in line
+    assert "as in a container without CAP_DAC_OVERRIDE" in line
+    assert "`sudo chown -R root: FOLDER`" in line
+
+
 # --- keys ---
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from oxidize.control import who_runs as module
-from oxidize.control.who_runs import who_runs
+from oxidize.control.who_runs import HOLDER_NAME, who_runs
 from oxidize.service_manager import systemctl
 from oxidize.takeover.path_lock import PathLock
 
@@ -69,6 +69,14 @@ def test_the_owner_of_the_udp_port_is_told(path: Path) -> None:
         (told,) = who_runs(path, int(port))
         assert told.startswith(f"pid {pid} runs all the same: it has UDP port {port}; ")
         assert who_runs(path, 0) == []
+
+
+def test_a_holder_that_no_generation_serves_under_is_called_one(path: Path) -> None:
+    with program(f"open('/proc/self/comm', 'w').write('{HOLDER_NAME}'); {OWNER}") as (pid, port):
+        (told,) = who_runs(path, int(port))
+    assert told.endswith(
+        f"it is a holder, and starts the next process: its log says why that fails; end it with `kill {pid}`"
+    )
 
 
 def test_of_a_server_and_the_parent_that_keeps_its_sockets_the_server_is_told(path: Path) -> None:

@@ -40,21 +40,23 @@ def test_a_replaced_configuration_keeps_its_mode(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "remedy"),
+    ("number", "uid", "remedy"),
     [
-        (errno.ENOSPC, "make room in that file system"),
-        (errno.EDQUOT, "make room in that file system"),
-        (errno.EROFS, "make that file system writable"),
-        (errno.EACCES, "run the command as its owner or as root"),
+        (errno.ENOSPC, 0, "make room in that file system"),
+        (errno.EDQUOT, 0, "make room in that file system"),
+        (errno.EROFS, 0, "make that file system writable"),
+        (errno.EACCES, 1000, "run the command as its owner or as root"),
+        (errno.EACCES, 0, "give the folder and its files to root"),
     ],
 )
 def test_a_file_that_cannot_be_replaced_stays_and_the_remedy_fits(
-    path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int, uid: int, remedy: str
 ) -> None:
     def mkstemp(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
     with locked(path, never) as file, pytest.raises(ConfigError, match=remedy):
         file.replace(b"new")
     assert path.read_text() == "old"
