@@ -7,7 +7,7 @@ import pytest
 from tests.support.traffic.server import wait_for
 from tests.system.machine import DAEMON, Machine
 from tests.system.service import RELEASES, Service
-from tests.system.traffic import PACKETS_PER_SECOND
+from tests.system.traffic import BESIDE_DEPLOYMENTS
 
 LINES_AT_ONCE = 500  # of the log, as warnings about a signal
 JOURNAL = ("systemd-journald.socket", "systemd-journald-dev-log.socket", "systemd-journald.service")
@@ -46,7 +46,7 @@ def stop_the_journal_and_send_signals(service: Service) -> None:
     """Stop the journal's reader under traffic: lines are lost and counted, and no packet is."""
     machine, pid = service.machine, service.machine.main_pid()
     journald = machine.main_pid("systemd-journald.service")
-    traffic = service.traffic(PACKETS_PER_SECOND)
+    traffic = service.traffic(BESIDE_DEPLOYMENTS)  # signals and commands need processor time, too
     machine.kill(journald, "STOP")
 
     def lost_after_more_lines() -> int:
