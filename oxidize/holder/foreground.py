@@ -224,7 +224,9 @@ class Foreground:
             return
         status = 1 if ended.status is None else ended.status
         exit_status = status if status >= 0 else 128 - status
-        if self._is_stopping or not self._was_ready or (was_main and status in {0, GAVE_UP_STATUS}):
+        # A successor in a new holder may be killed between its first packet and READY=1: it has stored what it owned.
+        has_failed = not self._was_ready and not (status < 0 and "journal" in self._store.names)
+        if self._is_stopping or has_failed or (was_main and status in {0, GAVE_UP_STATUS}):
             if status == 0 and not self._is_stopping:
                 _say("INFO", f"the service goes on outside of this holder, which ends: pid {pid} has handed over")
             self._exit_status = exit_status
