@@ -21,6 +21,7 @@ NEEDED_PROGRAMS = ("systemctl", "dbus-daemon", "unshare", "nsenter", "setpriv", 
 DAEMON = "oxidize-daemon.service"
 UNITS = (DAEMON, "oxidize.socket", "oxidize-http.socket")
 CLIENT = "oxidize-client.service"
+KILL_SWITCH = "oxidize-kill-switch.service"
 # Nice value of the machine, its client and the traffic: what else runs here must not decide how much they can do.
 PRIORITY = -10
 _CGROUP_ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))  # version 2 alone, or beside version 1

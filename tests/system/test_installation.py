@@ -12,7 +12,7 @@ import pytest
 from oxidize import __version__
 from oxidize.control.reload import PREPARE_TIMEOUT_SECS, TAKE_TIMEOUT_SECS
 from tests.support.traffic.server import Lab
-from tests.system.machine import CLIENT, DAEMON, UNITS
+from tests.system.machine import CLIENT, DAEMON, KILL_SWITCH, UNITS
 from tests.system.service import RELEASES, Service
 
 ROOT = Path(__file__).parents[2]
@@ -32,18 +32,18 @@ def untouched(tmp_path_factory: pytest.TempPathFactory, seed: Path) -> Iterator[
 
 
 def test_systemd_finds_no_fault_in_the_units(untouched: Service) -> None:
-    outcome = untouched.machine.try_run("systemd-analyze", "verify", *UNITS, CLIENT)
+    outcome = untouched.machine.try_run("systemd-analyze", "verify", *UNITS, CLIENT, KILL_SWITCH)
     assert (outcome.status, outcome.output, outcome.errors) == (0, "", "")
 
 
 def test_each_unit_names_a_document_that_is_installed(untouched: Service) -> None:
-    for unit in (*UNITS, CLIENT):
+    for unit in (*UNITS, CLIENT, KILL_SWITCH):
         document = untouched.machine.show("Documentation", unit).removeprefix("file:")
         untouched.machine.run("test", "-s", document)
 
 
 def test_systemd_rates_the_services_as_well_protected(untouched: Service) -> None:
-    for unit in (DAEMON, CLIENT):
+    for unit in (DAEMON, CLIENT, KILL_SWITCH):
         untouched.machine.run("systemd-analyze", "security", f"--threshold={EXPOSURE_MAX * 10:.0f}", unit)
 
 
