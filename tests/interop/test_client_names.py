@@ -58,8 +58,11 @@ class Etc:
             undo.callback(os.close, self._fd)
 
     def write(self, *servers: str) -> None:
-        """Write the file as another program does."""
-        self._file.write_text("\n".join([MARK, *(f"nameserver {server}" for server in servers)]) + "\n")
+        """Write the file as another program does; no reader sees a part of it."""
+        text = "\n".join([MARK, *(f"nameserver {server}" for server in servers)]) + "\n"
+        self._file.touch()
+        with self._file.open("r+") as file:  # it is mounted, so no other can take its place
+            file.write(text.ljust(self._file.stat().st_size, "\n"))
 
     @property
     def servers(self) -> list[str]:

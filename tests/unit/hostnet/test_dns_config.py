@@ -334,9 +334,12 @@ def test_nothing_is_compared_while_the_hook_of_the_unit_may_be_at_work(programs:
 
 
 def test_other_work_is_done_while_a_program_sets_name_servers(programs: Programs) -> None:
-    programs.add("resolvconf", WORKING)
+    programs.add("resolvconf", WORKING.replace("\n", '\nuntil test -e "${0%/*}/other-work-is-done"; do :; done\n', 1))
     put_servers("192.0.2.53")
-    part = NameServersPart(WANTED, lambda: "record", lambda: 0.0, 0.0)
-    pauses = list(part.compare(repair=True))
+    pauses = []
+    for pause in NameServersPart(WANTED, lambda: "record", lambda: 0.0, 0.0).compare(repair=True):
+        pauses.append(pause)
+        if pause:
+            (programs.folder / "other-work-is-done").touch()
     assert pauses[0] == 0.0
     assert set(pauses[1:]) == {dns_config.POLL_SECS}
