@@ -134,13 +134,13 @@ def test_a_release_with_wrong_answers_to_queries_is_rolled_back(installation: In
 
 
 def put_into_module(program: Path, broken: str) -> None:
-    """Run code at the start of every interpreter of a release (site, sitecustomize)."""
+    """Run code at the start of every interpreter of a release (site; Debian's has a `sitecustomize` of its own)."""
     (packages,) = program.parents[1].glob("lib/python*/site-packages")
     target = packages.resolve()
     packages.unlink()
     packages.mkdir()
-    (packages / "broken.pth").write_text(f"import site; site.addsitedir({str(target)!r})\n")
-    (packages / "sitecustomize.py").write_text(broken.replace("sys.exit(3)", "__import__('os')._exit(3)") + "\n")
+    (packages / "broken.pth").write_text(f"import site; site.addsitedir({str(target)!r})\nimport broken_on_purpose\n")
+    (packages / "broken_on_purpose.py").write_text(broken.replace("sys.exit(3)", "__import__('os')._exit(3)") + "\n")
 
 
 def test_a_reload_that_outlives_a_killed_deployment_keeps_the_lock(installation: Installation) -> None:
