@@ -272,11 +272,21 @@ def _is_readable(fd: int) -> bool:
 def _say(level: str, message: str) -> None:
     """Write a line in the format of the generations' log, unless its reader would make the holder wait."""
     moment = datetime.fromtimestamp(time.time(), UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3]
+    line = f"{moment}Z {level} oxidize.holder {message}\n".encode()
     poll = select.poll()
     poll.register(2, select.POLLOUT)
     with contextlib.suppress(OSError):
-        if any(events & select.POLLOUT for _, events in poll.poll(0)):
-            os.write(2, f"{moment}Z {level} oxidize.holder {message}\n".encode())
+        if not any(events & select.POLLOUT for _, events in poll.poll(0)):
+            return
+        if not os.isatty(2):
+            os.write(2, line)  # there is room for a page
+            return
+        # A terminal may have room for a part of the line. Without an opening of its own O_NONBLOCK is the shell's, too.
+        own = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            os.write(own, line)
+        finally:
+            os.close(own)
 
 
 def main_command(python: str, role: str, config_path: Path, log_level: str) -> list[str]:

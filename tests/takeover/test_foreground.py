@@ -30,6 +30,7 @@ from tests.support.traffic.clients import EchoClient, Traffic
 from tests.support.traffic.server import OXIDIZE, WAIT_SECS, Lab, Server, is_gone, kill, wait_for
 
 RELOADS = 6
+SIGNALS = 300
 # One job in the foreground; after it has stopped the shell has the terminal until a line is typed.
 SHELL = """
 import os, signal, subprocess, sys
@@ -337,6 +338,37 @@ def test_ctrl_z_stops_the_holder_and_not_the_service(server: Server, clients: li
     wait_for("the job in the foreground", lambda: os.tcgetpgrp(terminal.fd) != terminal.pid)
     terminal.type(b"\x03")
     assert server.lab.wait_ended(terminal.pid) == 0
+
+
+def test_a_terminal_stopped_by_ctrl_s_delays_neither_packets_nor_a_reload_nor_the_start_after_a_crash(
+    server: Server, clients: list[EchoClient]
+) -> None:
+    terminal = Terminal(server.lab, foreground_of(server))
+    before = wait_until_serving(server)
+    with Traffic(server, clients, 100.0) as traffic:
+        terminal.type(b"\x13")
+        for _ in range(SIGNALS):  # a line each, of the server and of the holder
+            os.kill(before, signal.SIGUSR1)
+            os.kill(terminal.pid, signal.SIGUSR1)
+        traffic.wait_for_more()
+        assert server.reload().status == 0
+        traffic.wait_for_more()
+        kill(server.status()["pid"], signal.SIGKILL)
+        wait_until_serving(server, after=2)
+        traffic.wait_for_more()
+        traffic.assert_unharmed(lost_at_most=1)
+    terminal.type(b"\x11\x03")  # Ctrl-Q, Ctrl-C
+    assert server.lab.wait_ended(terminal.pid) == 0
+
+
+def test_a_holder_waits_for_no_reader_of_its_terminal() -> None:
+    master, terminal = pty.openpty()
+    said = "from oxidize.holder import foreground\nfor _ in range(1_000): foreground._say('INFO', 'text' * 20)"
+    done = subprocess.run([sys.executable, "-c", said], stderr=terminal, check=False, timeout=WAIT_SECS)
+    assert done.returncode == 0
+    assert os.read(master, 65_536)
+    os.close(terminal)
+    os.close(master)
 
 
 def test_a_terminal_that_is_closed_ends_no_service(server: Server) -> None:
