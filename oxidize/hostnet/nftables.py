@@ -451,12 +451,13 @@ class NftSocket:
                 return
             except OSError as error:
                 raise NftError(error.errno or errno.EIO, -1) from error
-            while len(data) >= _NLMSGHDR.size:
-                length, kind, flags, sequence, _ = _NLMSGHDR.unpack_from(data)
-                body = data[_NLMSGHDR.size : length]
+            start = 0
+            while len(data) - start >= _NLMSGHDR.size:
+                length, kind, flags, sequence, _ = _NLMSGHDR.unpack_from(data, start)
+                body = data[start + _NLMSGHDR.size : start + length]
                 code = struct.unpack_from("=i", body)[0] if kind == NLMSG_ERROR else 0
                 yield kind, flags, sequence, code, body
-                data = data[_padded(length) :]
+                start += _padded(length)
 
 
 def _packed(

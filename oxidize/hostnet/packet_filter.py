@@ -11,7 +11,7 @@ batch, or until a planned end. Source: docs/adr/0016; nft(8); wg-quick(8) for th
 """
 
 import errno
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +32,11 @@ _DHCP_PORTS = {4: (68, 67), 6: (546, 547)}  # RFC 2131, RFC 8415: of the client 
 _NEIGHBOUR_DISCOVERY = {"solicitation": 135, "advertisement": 136}  # RFC 4861; the rest of it stays in the next ones
 # What no router forwards: link-local addresses and groups, with router solicitations, MLD, IGMP and mDNS.
 _LINK: tuple[Network, ...] = tuple(map(ip_network, ("224.0.0.0/24", "fe80::/10", "ff02::/16")))
+
+RULES_OF_SLICE = 32  # built between two looks at the data path
+
+Identity = tuple[str, bytes]
+Rules = Mapping[Identity, Rule]  # by `Rule.identity`, in order
 
 _REMEDIES = {
     errno.EPERM: "this needs CAP_NET_ADMIN, and a table that belongs to no other process",
@@ -61,9 +66,11 @@ def table_name(interface: str) -> str:
     return f"oxidize-{interface}"
 
 
-def rules_wanted(wanted: Filter, local: Sequence[LocalNetwork]) -> list[Rule]:
-    """Return all rules, in order. local: the networks that a kill switch leaves open."""
-    return [*_arriving(wanted), *(_leaving(wanted, local) if wanted.kill_switch else ())]
+def rules_wanted(wanted: Filter, local: Sequence[LocalNetwork]) -> Iterator[Rule]:
+    """Build all rules, in order. local: the networks that a kill switch leaves open."""
+    yield from _arriving(wanted)
+    if wanted.kill_switch:
+        yield from _leaving(wanted, local)
 
 
 def check_filter(wanted: Filter) -> list[str]:
@@ -88,7 +95,7 @@ def apply_filter(wanted: Filter) -> list[str]:
     return _compare(wanted, _rules(wanted), repair=True)
 
 
-def _compare(wanted: Filter, rules: Sequence[Rule], *, repair: bool) -> list[str]:
+def _compare(wanted: Filter, rules: Rules, *, repair: bool) -> list[str]:
     with _connected(wanted.interface) as connected:
         differences = _differences(connected, wanted, rules)
         if differences and repair:
@@ -106,8 +113,8 @@ class FilterPart:
 
     def __init__(self, wanted: Filter) -> None:
         self._wanted = wanted
-        self._local: Sequence[LocalNetwork] | None = None  # those of the rules below, which take long to build
-        self._rules: list[Rule] = []
+        self._local: Sequence[LocalNetwork] | None = None  # those of the rules below
+        self._rules: Rules = {}
 
     def compare(self, *, repair: bool) -> Steps[list[str]]:
         """Compare the rules, and this machine's networks; see `Part`."""
@@ -115,7 +122,12 @@ class FilterPart:
         try:
             local = read_local_networks() if self._wanted.kill_switch else ()
             if local != self._local:
-                self._rules, self._local = rules_wanted(self._wanted, local), local
+                rules: dict[Identity, Rule] = {}
+                for rule in rules_wanted(self._wanted, local):
+                    rules[rule.identity] = rule
+                    if len(rules) % RULES_OF_SLICE == 0:
+                        yield 0.0
+                self._rules, self._local = rules, local
                 yield 0.0
             return _compare(self._wanted, self._rules, repair=repair)
         except OxidizeError:
@@ -142,8 +154,9 @@ def remove_filter(interfaces: Collection[str], *, spare_kill_switch: bool = Fals
     return changes
 
 
-def _rules(wanted: Filter) -> list[Rule]:
-    return rules_wanted(wanted, read_local_networks() if wanted.kill_switch else ())
+def _rules(wanted: Filter) -> Rules:
+    local = read_local_networks() if wanted.kill_switch else ()
+    return {rule.identity: rule for rule in rules_wanted(wanted, local)}
 
 
 def _arriving(wanted: Filter) -> Iterator[Rule]:
@@ -170,16 +183,16 @@ def _leaving(wanted: Filter, local: Sequence[LocalNetwork]) -> Iterator[Rule]:
         yield accept(f"{network} stays on its link", nft.goes_to(network))
     # Of two equal networks the tunnel's comes first.
     inside = dict.fromkeys([*(address.network for address in wanted.addresses), *wanted.networks])
-    ordered = [
-        (-network.prefixlen, 0, _rule(NF_DROP, f"{network} is in the tunnel", nft.goes_to(network)))
-        for network in inside
-    ]
+    ordered = [(-network.prefixlen, f"{network} is in the tunnel", network, "") for network in inside]
     for each in local:
         if each.interface != wanted.interface:
             comment = f"local network {each.network} by {each.interface}"
-            rule = accept(comment, _leaves_by(each.interface), nft.goes_to(each.network))
-            ordered.append((-each.network.prefixlen, 1, rule))
-    yield from (rule for *_, rule in sorted(ordered, key=lambda item: (*item[:2], item[2].comment)))
+            ordered.append((-each.network.prefixlen, comment, each.network, each.interface))
+    for _, comment, network, interface in sorted(ordered, key=lambda item: (item[0], bool(item[3]), item[1])):
+        if interface:
+            yield accept(comment, _leaves_by(interface), nft.goes_to(network))
+        else:
+            yield _rule(NF_DROP, comment, nft.goes_to(network))
     yield _rule(NF_DROP, "kill_switch: everything else")
 
 
@@ -196,7 +209,7 @@ def _transport_is(value: bytes) -> bytes:
     return nft.payload_is(nft.NFT_PAYLOAD_TRANSPORT_HEADER, 0, value, b"\xff" * len(value))
 
 
-def _batch(wanted: Filter, rules: Sequence[Rule]) -> list[Message]:
+def _batch(wanted: Filter, rules: Rules) -> list[Message]:
     """Return the batch that makes the table, or replaces the rules of the existing one."""
     name = table_name(wanted.interface)
     messages = [
@@ -206,23 +219,23 @@ def _batch(wanted: Filter, rules: Sequence[Rule]) -> list[Message]:
     if wanted.kill_switch:
         messages.append(nft.new_chain(name, LEAVING, "filter", nft.NF_INET_POST_ROUTING, _PRIORITY_FILTER))
     messages.append(nft.delete_rules(name))
-    return [*messages, *(nft.new_marked_rule(name, rule) for rule in rules)]
+    return [*messages, *(nft.new_marked_rule(name, rule) for rule in rules.values())]
 
 
-def _differences(connected: NftSocket, wanted: Filter, rules: Sequence[Rule]) -> list[str]:
+def _differences(connected: NftSocket, wanted: Filter, rules: Rules) -> list[str]:
     name = table_name(wanted.interface)
     table = next((each for each in connected.tables() if each.name == name), None)
     if table is None:
         return [f"+table inet {name}" + (" with the kill switch" if wanted.kill_switch else "")]
     found = connected.rules(name)
-    expected = [rule.identity for rule in rules]
-    missing = [f"+{rule.chain}: {rule.comment}" for rule in rules if rule.identity not in found]
-    surplus = len([each for each in found if each not in expected])
+    there = set(found)
+    missing = [f"+{rule.chain}: {rule.comment}" for identity, rule in rules.items() if identity not in there]
+    surplus = len([each for each in found if each not in rules])
     lines = [*missing, *([f"-{surplus} rules"] if surplus else [])]
     if table.is_dormant:
         lines.append("+table in force, which was dormant")
     # Which of two rules comes first matters.
-    return lines or ([] if found == expected else ["+rules in order"])
+    return lines or ([] if found == list(rules) else ["+rules in order"])
 
 
 @contextmanager

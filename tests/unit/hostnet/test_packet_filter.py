@@ -14,6 +14,7 @@ from oxidize.hostnet.nftables import Message, NftError, NftSocket, Rule, Table, 
 from oxidize.hostnet.packet_filter import (
     ARRIVING,
     LEAVING,
+    RULES_OF_SLICE,
     Filter,
     FilterPart,
     apply_filter,
@@ -184,7 +185,7 @@ def test_a_part_builds_its_rules_for_other_local_networks_alone(
 ) -> None:
     built: list[Sequence[LocalNetwork]] = []
 
-    def build(wanted: Filter, local: Sequence[LocalNetwork]) -> list[Rule]:
+    def build(wanted: Filter, local: Sequence[LocalNetwork]) -> Iterator[Rule]:
         built.append(local)
         return rules_wanted(wanted, local)
 
@@ -201,6 +202,14 @@ def test_a_part_builds_its_rules_for_other_local_networks_alone(
     assert len(run(part.compare(repair=True))) == 2
     assert len(kernel.committed) == 1
     assert built == [[HOME], [other]]
+
+
+def test_a_part_builds_the_rules_of_many_networks_between_packets(kernel: FakeKernel) -> None:
+    many = replace(KILLING, networks=tuple(ip_network((0x0A00_0000 + number * 256, 24)) for number in range(500)))
+    kernel.has(many, [HOME])
+    slices = list(FilterPart(many).compare(repair=True))
+    assert len(slices) >= 500 // RULES_OF_SLICE
+    assert kernel.committed == []
 
 
 def test_a_proof_changes_nothing_and_names_table_and_remedy(kernel: FakeKernel) -> None:
