@@ -103,7 +103,7 @@ def test_the_server_falls_over_to_its_other_address(site: SharedSite, ipv6: bool
 
 
 class Translated:
-    """A wireguard-go behind a router that forgets a mapping after a second without a packet."""
+    """A wireguard-go behind a router that forgets a mapping after three seconds without a packet."""
 
     def __init__(self, site: SharedSite) -> None:
         self.router, self.inside = Namespace(site.lab.stack), Namespace(site.lab.stack)
@@ -116,7 +116,7 @@ class Translated:
         run(self.inside, "ip", "route", "add", "default", "via", "192.168.66.1")
         self.map_to(1_000)
         for name in ("nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"):
-            run(self.router, "sysctl", "-qw", f"net.netfilter.{name}=1")
+            run(self.router, "sysctl", "-qw", f"net.netfilter.{name}=3")
         run(self.router, "sysctl", "-qw", "net.ipv4.ip_forward=1")
         self.wireguard = WireguardGo(site.lab, self.inside, ["10.9.0.50/24"])
         self.table = PeerTable("translated", self.wireguard.identity.public, ("10.9.0.50/32",))
