@@ -1,9 +1,8 @@
-"""Run all tests in three lanes at once: `make test`.
+"""Run all tests in two lanes at once: `make test`.
 
-The rule: each lane in front measures traffic, one test at a time, with a processor of its own when it wants it; the
-lane behind them computes, or carries little traffic, in the time that is left. Each lane is a session of its own,
-because the kernel shares the processors among sessions first (sched(7), "The autogroup feature"): nice values alone
-would not do.
+The rule: the lane in front measures traffic, two tests at a time, each with a processor when it wants one; the lane
+behind it computes, or carries little traffic, in the time that is left. Each lane is a session of its own, because the
+kernel shares the processors among sessions first (sched(7), "The autogroup feature"): nice values alone would not do.
 """
 
 import os
@@ -11,11 +10,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
-IN_FRONT = ("tests/interop", "tests/system")  # a lane each
+IN_FRONT = ("tests/system", "tests/interop")  # in the order in which they begin
+FRONT_OPTIONS = ("--numprocesses", "2", "--dist", "loadfile", "--quiet")  # the tests of a file share what they boot
 BEHIND = ("tests/golden", "tests/properties", "tests/simulation", "tests/takeover", "tests/unit")
 BEHIND_OPTIONS = ("--numprocesses", "2", "--dist", "worksteal", "--quiet")
 NICE_BEHIND = 5  # a third of a share: what carries traffic behind keeps its deadlines
@@ -28,20 +27,16 @@ def _give_way(pid: int) -> None:
     os.setpriority(os.PRIO_PROCESS, pid, NICE_BEHIND)
 
 
-def _start(output: IO[str] | None, *arguments: str) -> "subprocess.Popen[bytes]":
-    command = (sys.executable, "-m", "pytest", *arguments)
-    return subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-
-
 def main() -> int:
-    """Run the lanes, each output after that of the first; return the exit status: 1 if a test failed."""
+    """Run both lanes, the output of the second after that of the first; return the exit status: 1 if a test failed."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    first, *others = IN_FRONT
-    with ExitStack() as stack:
-        outputs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in (*others, BEHIND)]
-        behind = _start(outputs[-1], *BEHIND_OPTIONS, *BEHIND)
+    pytest = (sys.executable, "-m", "pytest")
+    with tempfile.TemporaryFile("w+") as output:
+        behind = subprocess.Popen(
+            (*pytest, *BEHIND_OPTIONS, *BEHIND), stdout=output, stderr=output, start_new_session=True
+        )
         _give_way(behind.pid)
-        lanes = [_start(None, first), *map(_start, outputs, others), behind]
+        lanes = [subprocess.Popen((*pytest, *FRONT_OPTIONS, *IN_FRONT), start_new_session=True), behind]
         try:
             for lane in lanes:
                 lane.wait()
@@ -50,9 +45,8 @@ def main() -> int:
                 lane.send_signal(signal.SIGINT)
             for lane in lanes:
                 lane.wait()
-        for names, output in zip((*others, " ".join(BEHIND)), outputs, strict=True):
-            output.seek(0)
-            print(f"\n--- meanwhile: {names}\n{output.read()}", end="", flush=True)
+        output.seek(0)
+        print(f"\n--- meanwhile: {' '.join(BEHIND)}\n{output.read()}", end="", flush=True)
     return 1 if any(lane.returncode for lane in lanes) else 0
 
 
