@@ -247,13 +247,14 @@ def kill_switch(config_path: Path) -> None:
 
 @main.command(hidden=True)
 @click.argument("action", type=click.Choice(["set", "remove"]))
+@click.option("--unit", metavar="NAME", help="With remove: the client's unit, where this is a hook of another one.")
 @config_option(CLIENT_CONFIG)
-def name_servers(action: str, config_path: Path) -> None:
+def name_servers(action: str, unit: str | None, config_path: Path) -> None:
     """Set or remove a client's name servers: hooks of its unit, which run as root although the client does not."""
     from oxidize.client import unit_hooks  # noqa: PLC0415  # slow, and rarely needed
 
     if action == "remove":
-        unit_hooks.remove_names(config_path, gave_up=_has_given_up())
+        unit_hooks.remove_names(config_path, gave_up=_has_given_up(), client_unit=unit)
     elif servers := unit_hooks.set_names(config_path):
         echo(f"name servers: {', '.join(servers)}")
 

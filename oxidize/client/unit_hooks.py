@@ -63,8 +63,11 @@ def set_names(config_path: Path) -> list[str]:
     return [str(server) for server in wanted.servers]
 
 
-def remove_names(config_path: Path, *, gave_up: bool) -> None:
-    """Remove the name servers unless the unit will restart; raises OxidizeError."""
+def remove_names(config_path: Path, *, gave_up: bool, client_unit: str | None = None) -> None:
+    """Remove the name servers unless the unit will restart; raises OxidizeError.
+
+    client_unit: the client's unit, without ".service", where this is a hook of another one.
+    """
     if gave_up or not systemctl.will_restart():
         interface = config.client_interface_of(config_path)
-        run(revert_dns(interface, record_name(systemctl.own_name() or interface)))
+        run(revert_dns(interface, record_name(client_unit or systemctl.own_name() or interface)))

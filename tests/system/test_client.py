@@ -114,7 +114,8 @@ def test_restarts_and_kills_of_the_client_lose_no_session(client: ClientService)
 
 def test_a_stopped_client_leaves_nothing_behind(client: ClientService) -> None:
     client.start()
-    client.machine.systemctl("stop", CLIENT)
+    told = client.machine.run(OXIDIZE, "stop", "--client")
+    assert told == f"stopped: {CLIENT}, by `systemctl stop {CLIENT}`\n"
     assert client.machine.processes(CLIENT) == set()
     assert client.machine.show("Result", CLIENT) == "success"
     assert INTERFACE not in client.machine.run("ip", "-o", "link")

@@ -169,6 +169,18 @@ def test_a_client_killed_to_stop_the_unit_leaves_nothing_behind(client: Client) 
     assert client.told()[-1] == f"resolvconf -d {RECORD} -f"
 
 
+def test_a_client_stopped_between_a_crash_and_the_next_start_leaves_nothing_behind(client: Client) -> None:
+    client.drop_in("[Service]\nRestartSec=600\n")
+    client.systemctl("start")
+    assert client.told() == ADDED
+    client.machine.kill(client.main_pid())
+    wait_for("the unit to wait", lambda: client.machine.show("SubState", NAME) == "auto-restart")
+    assert (len(client.rules()), client.told()) == (7, [])
+    client.systemctl("stop")
+    wait_for("the rules to be gone", lambda: client.rules() == [])  # by another unit than the one stopped
+    wait_for("the name servers to be gone", lambda: f"resolvconf -d {RECORD} -f" in client.told())
+
+
 def test_a_client_that_gives_up_leaves_nothing_behind(client: Client) -> None:
     client.write_config(dns=["10.9.0.1"], attempts=10)  # some seconds: the unit's start has ended before
     client.systemctl("start")

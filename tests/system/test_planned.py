@@ -103,7 +103,8 @@ def test_a_stop_forgets_sessions_and_a_start_serves_again(service: Service) -> N
     service.write_config(drain_timeout_secs=0.5)
     service.start()
     first, handshake = service.machine.main_pid(), service.handshake()
-    service.stop()
+    units = " ".join(UNITS)
+    assert service.machine.run(OXIDIZE, "stop") == f"stopped: {DAEMON}, by `systemctl stop {units}`\n"
     assert service.machine.processes() == set()
     assert [service.machine.show("ActiveState", unit) for unit in UNITS] == ["inactive"] * len(UNITS)
     assert service.machine.show("Result") == "success"
