@@ -1,6 +1,6 @@
 """Run all tests in two lanes at once: `make test`.
 
-The rule: the lane in front measures traffic, two tests at a time, each with a processor when it wants one; the lane
+The rule: the lane in front measures traffic, one test at a time, with the whole machine when it wants it; the lane
 behind it computes, or carries little traffic, in the time that is left. Each lane is a session of its own, because the
 kernel shares the processors among sessions first (sched(7), "The autogroup feature"): nice values alone would not do.
 """
@@ -13,8 +13,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-IN_FRONT = ("tests/system", "tests/interop")  # in the order in which they begin
-FRONT_OPTIONS = ("--numprocesses", "2", "--dist", "loadfile", "--quiet")  # the tests of a file share what they boot
+IN_FRONT = ("tests/interop", "tests/system")
 BEHIND = ("tests/golden", "tests/properties", "tests/simulation", "tests/takeover", "tests/unit")
 BEHIND_OPTIONS = ("--numprocesses", "2", "--dist", "worksteal", "--quiet")
 NICE_BEHIND = 5  # a third of a share: what carries traffic behind keeps its deadlines
@@ -36,7 +35,7 @@ def main() -> int:
             (*pytest, *BEHIND_OPTIONS, *BEHIND), stdout=output, stderr=output, start_new_session=True
         )
         _give_way(behind.pid)
-        lanes = [subprocess.Popen((*pytest, *FRONT_OPTIONS, *IN_FRONT), start_new_session=True), behind]
+        lanes = [subprocess.Popen((*pytest, *IN_FRONT), start_new_session=True), behind]
         try:
             for lane in lanes:
                 lane.wait()
