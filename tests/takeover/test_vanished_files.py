@@ -199,7 +199,7 @@ def test_a_server_starts_without_its_path_and_can_be_replaced_as_soon_as_it_can_
     server = KnownServer(lab, client)
     lab.stack.enter_context(tmpfs(server.folder, unusable))
     lab.spawn((*OXIDIZE, "server", "--no-holder", "-c", str(server.config_path)), "server")
-    wait_for("the server", lambda: server.log_path.exists() and server.lines_with(" serving "))
+    wait_for("the server", lambda: server.log_path.exists() and server.lines_with(" serving generation="))
     with Traffic(server, [client], PACKETS_PER_SECOND) as traffic:
         (told,) = server.lines_with("serving, but no process can take over")
         assert reason in told
