@@ -58,7 +58,7 @@ def stop(config_path: Path, role: config.Role) -> None:
 
 
 def _is_free(takeover_socket: Path) -> bool:
-    """Return whether no process listens there any more."""
+    """Return whether the takeover socket no longer has a listener."""
     connection = connect_socket(takeover_socket, CONNECT_TIMEOUT_SECS)
     if connection is not None:
         connection.close()

@@ -141,7 +141,7 @@ class Journal:
         self.fd = -1
 
     def erase(self) -> Iterator[None]:
-        """Give the memory of all records back in slices, for they hold keys; no process may need them any more."""
+        """Give the memory of all records back in slices, because they hold keys; no process may still need them."""
         end = HEADER_BYTES + 2 * self._region_bytes
         for start in range(HEADER_BYTES, end, ERASED_BYTES_MAX):
             with contextlib.suppress(OSError):  # not supported by every kernel: freed with the last descriptor

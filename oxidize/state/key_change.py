@@ -105,7 +105,7 @@ class KeyChangedState(SessionState):
     def forget_before(self) -> Iterator[None]:
         """Need the journal before no more, at once; erase it and release the slots of its keypairs, in slices.
 
-        Its process must have ended, and no store may have the journal any more.
+        Its process must have ended, and no store may still hold the journal.
         """
         before, self._before = self._before, None
         return self._erase(before.journal) if before is not None else iter(())

@@ -274,7 +274,7 @@ class SessionState:
         self._append_envelope(release=release, generation=generation)
 
     def raise_min_reader(self) -> None:
-        """Require a reader of MIN_READER from now on; no process of an older release may need the state any more."""
+        """Require a reader of MIN_READER from now on; no process of an older release may still need the state."""
         # Never lowered: records of a newer release that wrote earlier may still be live.
         if self.journal.envelope["min_reader"] < MIN_READER:
             self._append_envelope(min_reader=MIN_READER)

@@ -47,7 +47,7 @@ class Listener:
         """Bind to the path, in a new folder if there is none, and replace what is there.
 
         Raises TakeoverError, and then listens no more. The old socket is closed first:
-        a process at its limit of open files needs its descriptor, and no process finds that socket any more.
+        a process at its limit of open files needs its descriptor, and no process can find that socket any longer.
         """
         if self._socket is not None:
             self._socket.close()

@@ -47,7 +47,7 @@ def test_an_address_goes_to_another_peer_and_back(site: SharedSite) -> None:
             ping(site.lab, site.namespace, target, 3)
         after = owner.peer_status()["received_packets"], other.peer_status()["received_packets"]
         assert (after[0] - before[0], after[1] - before[1]) == (6, 0)
-        # The peer that has lost the address may not send from it any more.
+        # The peer that has lost the address may no longer send from it.
         dropped = site.drops().get("source_not_allowed", 0)
         with other.namespace.entered():
             command = ("/usr/bin/ping", "-n", "-c", "1", "-W", "0.1", "-I", MOVING4, Site.SERVER4)

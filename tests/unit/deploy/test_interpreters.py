@@ -41,7 +41,7 @@ def test_the_program_names_a_python_that_has_gone(tmp_path: Path) -> None:
     done = run(folder)
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"oxidize: {folder}/bin/python leads to no Python any more: expected Python 9.9, ")
+    assert line.startswith(f"oxidize: {folder}/bin/python no longer leads to an interpreter: expected Python 9.9, ")
     assert "`make install`" in line
 
 
