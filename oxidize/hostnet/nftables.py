@@ -1,9 +1,10 @@
 """The nftables messages of `nat` and `packet_filter`: the one place where rules of the kernel's firewall are written.
 
-The rule: a change is one batch, which the kernel applies completely or not at all. A table made with NFT_TABLE_F_OWNER
-(Linux 5.12) belongs to the socket: no other socket may change it, and the kernel removes it once the last holder has
-closed its socket. The owner is the socket's port, not a process, so a socket passed by SCM_RIGHTS or by a service
-manager's store stays the owner. A table without an owner stays until a process removes it.
+The rule: a change is one batch, which the kernel applies completely or not at all; the rules of a table, which may be
+hundreds, are read in slices of a datagram. A table made with NFT_TABLE_F_OWNER (Linux 5.12) belongs to the socket: no
+other socket may change it, and the kernel removes it once the last holder has closed its socket. The owner is the
+socket's port, not a process, so a socket passed by SCM_RIGHTS or by a service manager's store stays the owner. A table
+without an owner stays until a process removes it.
 
 Sources: nfnetlink(7) and netlink(7), linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h; `nft --debug=netlink`
 shows the expressions of a rule. It needs CAP_NET_ADMIN.
@@ -20,6 +21,7 @@ from typing import Self
 
 from oxidize.config.values import HostAddress, Network
 from oxidize.errors import OxidizeError
+from oxidize.hostnet.part import Steps, run
 
 # --- linux/netlink.h ---
 NETLINK_NETFILTER = 12
@@ -358,7 +360,7 @@ class NftSocket:
     def tables(self) -> list[Table]:
         """Return all tables of the family inet; raises OxidizeError, and NftError if the kernel refuses."""
         found = []
-        for attributes in self._dump(NFT_MSG_GETTABLE, NFT_MSG_NEWTABLE):
+        for attributes in run(self._dump(NFT_MSG_GETTABLE, NFT_MSG_NEWTABLE)):
             owner, flags = (
                 struct.unpack(">I", attributes.get(kind, bytes(4)))[0] for kind in (NFTA_TABLE_OWNER, NFTA_TABLE_FLAGS)
             )
@@ -366,9 +368,9 @@ class NftSocket:
             found.append(Table(name, owner, is_dormant=bool(flags & NFT_TABLE_F_DORMANT)))
         return found
 
-    def rules(self, table: str) -> list[tuple[str, bytes]]:
+    def rules(self, table: str) -> Steps[list[tuple[str, bytes]]]:
         """Return chain and kept data of each rule of a table, in order (`Rule.identity`); raises as `tables` does."""
-        read = self._dump(NFT_MSG_GETRULE, NFT_MSG_NEWRULE, _text(NFTA_RULE_TABLE, table))
+        read = yield from self._dump(NFT_MSG_GETRULE, NFT_MSG_NEWRULE, _text(NFTA_RULE_TABLE, table))
         return [(_text_of(each[NFTA_RULE_CHAIN]), each.get(NFTA_RULE_USERDATA, b"")) for each in read]
 
     def fileno(self) -> int:
@@ -392,37 +394,44 @@ class NftSocket:
         if is_final:
             parts.append(_packed(NFNL_MSG_BATCH_END, NLM_F_REQUEST, first + len(messages) + 1, NFNL_SUBSYS_NFTABLES))
         self._send(b"".join(parts))
-        answers = {sequence: code for kind, _, sequence, code, _ in self._answers() if kind == NLMSG_ERROR}
+        answers = {
+            sequence: code
+            for datagram in self._datagrams()
+            for kind, _, sequence, code, _ in _messages(datagram)
+            if kind == NLMSG_ERROR
+        }
         for sequence, code in sorted(answers.items()):
             if code:
                 raise NftError(-code, sequence - first - 1)
         if messages and first + len(messages) not in answers:
             raise OxidizeError("nftables: no answer to a batch of changes, expected one; the result is unknown")
 
-    def _dump(self, question: int, answer: int, attributes: bytes = b"") -> list[dict[int, bytes]]:
+    def _dump(self, question: int, answer: int, attributes: bytes = b"") -> Steps[list[dict[int, bytes]]]:
         """Return the attributes of all answers to a question; raises OxidizeError, and NftError if refused."""
         for _ in range(_DUMPS_MAX):
-            found = self._dump_once(question, answer, attributes)
+            found = yield from self._dump_once(question, answer, attributes)
             if found is not None:
                 return found
         raise OxidizeError("nftables: the tables change faster than they can be read")
 
-    def _dump_once(self, question: int, answer: int, attributes: bytes) -> list[dict[int, bytes]] | None:
+    def _dump_once(self, question: int, answer: int, attributes: bytes) -> Steps[list[dict[int, bytes]] | None]:
         """Return the attributes, or None where a change came between the parts of the answer."""
         self._discard_answers()
         kind = NFNL_SUBSYS_NFTABLES << 8 | question
         self._send(_packed(kind, NLM_F_REQUEST | NLM_F_DUMP, self._next(1), 0, attributes, family=NFPROTO_INET))
         found = []
         is_whole = False
-        for kind, flags, _, code, body in self._answers():
-            if flags & NLM_F_DUMP_INTR:
-                return None
-            if kind == NLMSG_ERROR and code:
-                raise NftError(-code, -1)
-            if kind == NLMSG_DONE:
-                is_whole = True
-            elif kind == NFNL_SUBSYS_NFTABLES << 8 | answer:
-                found.append(dict(_attributes(body[4:])))  # after struct nfgenmsg
+        for datagram in self._datagrams():
+            for kind, flags, _, code, body in _messages(datagram):
+                if flags & NLM_F_DUMP_INTR:
+                    return None
+                if kind == NLMSG_ERROR and code:
+                    raise NftError(-code, -1)
+                if kind == NLMSG_DONE:
+                    is_whole = True
+                elif kind == NFNL_SUBSYS_NFTABLES << 8 | answer:
+                    found.append(dict(_attributes(body[4:])))  # after struct nfgenmsg
+            yield 0.0
         return found if is_whole else None
 
     def _next(self, count: int) -> int:
@@ -439,25 +448,29 @@ class NftSocket:
 
     def _discard_answers(self) -> None:
         """Discard answers that another holder of the socket has left unread."""
-        for _ in self._answers():
+        for _ in self._datagrams():
             pass
 
-    def _answers(self) -> Iterator[tuple[int, int, int, int, bytes]]:
-        """Yield type, flags, sequence, error (0 for success) and body of each message that has arrived."""
+    def _datagrams(self) -> Iterator[bytes]:
+        """Yield the datagrams that have arrived; the kernel adds the next one of a dump when one is taken."""
         while True:
             try:
-                data = self._socket.recv(_ANSWER_BYTES_MAX, socket.MSG_DONTWAIT)
+                yield self._socket.recv(_ANSWER_BYTES_MAX, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError as error:
                 raise NftError(error.errno or errno.EIO, -1) from error
-            start = 0
-            while len(data) - start >= _NLMSGHDR.size:
-                length, kind, flags, sequence, _ = _NLMSGHDR.unpack_from(data, start)
-                body = data[start + _NLMSGHDR.size : start + length]
-                code = struct.unpack_from("=i", body)[0] if kind == NLMSG_ERROR else 0
-                yield kind, flags, sequence, code, body
-                start += _padded(length)
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
+    """Yield type, flags, sequence, error (0 for success) and body of each message of a datagram."""
+    start = 0
+    while len(data) - start >= _NLMSGHDR.size:
+        length, kind, flags, sequence, _ = _NLMSGHDR.unpack_from(data, start)
+        body = data[start + _NLMSGHDR.size : start + length]
+        code = struct.unpack_from("=i", body)[0] if kind == NLMSG_ERROR else 0
+        yield kind, flags, sequence, code, body
+        start += _padded(length)
 
 
 def _packed(

@@ -22,7 +22,7 @@ from oxidize.errors import OxidizeError
 from oxidize.hostnet import nftables as nft
 from oxidize.hostnet.local_networks import LocalNetwork, read_local_networks
 from oxidize.hostnet.nftables import NF_ACCEPT, NF_DROP, Message, NftError, NftSocket, Rule, decide
-from oxidize.hostnet.part import Steps
+from oxidize.hostnet.part import Steps, run
 
 ARRIVING, LEAVING = "arriving", "leaving"  # the chains
 _PRIORITY_RAW, _PRIORITY_FILTER = -300, 0  # linux/netfilter_ipv4.h
@@ -78,13 +78,13 @@ def check_filter(wanted: Filter) -> list[str]:
 
     Raises OxidizeError where the kernel cannot be asked.
     """
-    return _compare(wanted, _rules(wanted), repair=False)
+    return run(_compare(wanted, _rules(wanted), repair=False))
 
 
 def prove_filter(wanted: Filter) -> None:
     """Raise OxidizeError if `apply_filter` would fail; change nothing."""
     with _connected(wanted.interface) as connected:
-        connected.check(_batch(wanted, _rules(wanted)))
+        connected.check(run(_batch(wanted, _rules(wanted))))
 
 
 def apply_filter(wanted: Filter) -> list[str]:
@@ -92,14 +92,14 @@ def apply_filter(wanted: Filter) -> list[str]:
 
     Raises OxidizeError, and then nothing has changed.
     """
-    return _compare(wanted, _rules(wanted), repair=True)
+    return run(_compare(wanted, _rules(wanted), repair=True))
 
 
-def _compare(wanted: Filter, rules: Rules, *, repair: bool) -> list[str]:
+def _compare(wanted: Filter, rules: Rules, *, repair: bool) -> Steps[list[str]]:
     with _connected(wanted.interface) as connected:
-        differences = _differences(connected, wanted, rules)
+        differences = yield from _differences(connected, wanted, rules)
         if differences and repair:
-            connected.commit(_batch(wanted, rules))
+            connected.commit((yield from _batch(wanted, rules)))
         return differences
 
 
@@ -129,7 +129,7 @@ class FilterPart:
                         yield 0.0
                 self._rules, self._local = rules, local
                 yield 0.0
-            return _compare(self._wanted, self._rules, repair=repair)
+            return (yield from _compare(self._wanted, self._rules, repair=repair))
         except OxidizeError:
             if self._wanted.kill_switch:
                 raise
@@ -147,7 +147,7 @@ def remove_filter(interfaces: Collection[str], *, spare_kill_switch: bool = Fals
         with _connected(interface) as connected:
             if not any(table.name == name and table.owner == 0 for table in connected.tables()):
                 continue
-            if spare_kill_switch and any(chain == LEAVING for chain, _ in connected.rules(name)):
+            if spare_kill_switch and any(chain == LEAVING for chain, _ in run(connected.rules(name))):
                 continue
             connected.commit([nft.delete_table(name)])
             changes.append(f"-table inet {name}")
@@ -209,7 +209,7 @@ def _transport_is(value: bytes) -> bytes:
     return nft.payload_is(nft.NFT_PAYLOAD_TRANSPORT_HEADER, 0, value, b"\xff" * len(value))
 
 
-def _batch(wanted: Filter, rules: Rules) -> list[Message]:
+def _batch(wanted: Filter, rules: Rules) -> Steps[list[Message]]:
     """Return the batch that makes the table, or replaces the rules of the existing one."""
     name = table_name(wanted.interface)
     messages = [
@@ -219,15 +219,19 @@ def _batch(wanted: Filter, rules: Rules) -> list[Message]:
     if wanted.kill_switch:
         messages.append(nft.new_chain(name, LEAVING, "filter", nft.NF_INET_POST_ROUTING, _PRIORITY_FILTER))
     messages.append(nft.delete_rules(name))
-    return [*messages, *(nft.new_marked_rule(name, rule) for rule in rules.values())]
+    for rule in rules.values():
+        messages.append(nft.new_marked_rule(name, rule))
+        if len(messages) % RULES_OF_SLICE == 0:
+            yield 0.0
+    return messages
 
 
-def _differences(connected: NftSocket, wanted: Filter, rules: Rules) -> list[str]:
+def _differences(connected: NftSocket, wanted: Filter, rules: Rules) -> Steps[list[str]]:
     name = table_name(wanted.interface)
     table = next((each for each in connected.tables() if each.name == name), None)
     if table is None:
         return [f"+table inet {name}" + (" with the kill switch" if wanted.kill_switch else "")]
-    found = connected.rules(name)
+    found = yield from connected.rules(name)
     there = set(found)
     missing = [f"+{rule.chain}: {rule.comment}" for identity, rule in rules.items() if identity not in there]
     surplus = len([each for each in found if each not in rules])

@@ -11,10 +11,11 @@ import pytest
 from oxidize.errors import OxidizeError
 from oxidize.hostnet import nftables as nft
 from oxidize.hostnet.nftables import NftError, NftSocket, Table
+from oxidize.hostnet.part import run
 
 PORT = 77
 ERROR, DONE = 2, 3
-NEW_TABLE = 10 << 8
+NEW_TABLE, NEW_RULE = 10 << 8, 10 << 8 | 6
 
 
 def answer(kind: int, sequence: int, body: bytes, flags: int = 0) -> bytes:
@@ -32,6 +33,12 @@ def table(name: str, owner: int, flags: int = 0) -> bytes:
     return answer(NEW_TABLE, 1, bytes(4) + named + owned, flags)
 
 
+def rule(chain: str, data: bytes) -> bytes:
+    attributes = ((2, chain.encode() + b"\0"), (7, data))
+    packed = (struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4) for kind, value in attributes)
+    return answer(NEW_RULE, 1, bytes(4) + b"".join(packed))
+
+
 class Kernel:
     """A socket whose other end gives prepared answers, after each request."""
 
@@ -40,6 +47,10 @@ class Kernel:
         self.send_bytes = 65_536
         self._waiting = list(stale)
         self._answers = [list(each) for each in answers]
+
+    @property
+    def datagrams_waiting(self) -> int:
+        return len(self._waiting)
 
     def getsockname(self) -> tuple[int, int]:
         return PORT, 0
@@ -162,6 +173,16 @@ def test_a_list_of_tables_that_changed_while_it_was_read_is_read_again() -> None
     assert connected(kernel).tables() == [Table("whole", 0)]
     with pytest.raises(OxidizeError, match="change faster"):
         connected(Kernel(*[torn] * 10)).tables()
+
+
+def test_the_rules_of_a_table_are_read_a_datagram_at_a_time() -> None:
+    """Each ends a slice: the next one is still in the kernel then."""
+    parts = [rule("c", bytes([number])) + rule("c", bytes([number + 1])) for number in (0, 2, 4)]
+    kernel = Kernel([*parts, answer(DONE, 1, bytes(4))])
+    waiting: list[int] = []
+    found = run(connected(kernel).rules("table"), lambda _: waiting.append(kernel.datagrams_waiting))
+    assert waiting == [3, 2, 1, 0]
+    assert found == [("c", bytes([number])) for number in range(6)]
 
 
 def test_a_refused_list_of_tables_is_an_error() -> None:

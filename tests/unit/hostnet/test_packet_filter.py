@@ -24,7 +24,7 @@ from oxidize.hostnet.packet_filter import (
     rules_wanted,
     table_name,
 )
-from oxidize.hostnet.part import run
+from oxidize.hostnet.part import Steps, run
 from tests.support.open_fds import no_leaked_fds
 
 ADDRESSES = (ip_interface("10.9.0.2/24"), ip_interface("fd09::2/64"))
@@ -48,7 +48,8 @@ class FakeKernel:
     def tables(self) -> list[Table]:
         return self.tables_there
 
-    def rules(self, table: str) -> list[tuple[str, bytes]]:
+    def rules(self, table: str) -> Steps[list[tuple[str, bytes]]]:
+        yield 0.0
         return self.rules_there.get(table, [])
 
     def check(self, messages: Sequence[Message]) -> None:
@@ -207,9 +208,12 @@ def test_a_part_builds_its_rules_for_other_local_networks_alone(
 def test_a_part_builds_the_rules_of_many_networks_between_packets(kernel: FakeKernel) -> None:
     many = replace(KILLING, networks=tuple(ip_network((0x0A00_0000 + number * 256, 24)) for number in range(500)))
     kernel.has(many, [HOME])
-    slices = list(FilterPart(many).compare(repair=True))
-    assert len(slices) >= 500 // RULES_OF_SLICE
+    part = FilterPart(many)
+    assert len(list(part.compare(repair=True))) >= 500 // RULES_OF_SLICE
     assert kernel.committed == []
+    kernel.has(GUARDED)
+    assert len(list(part.compare(repair=True))) >= 500 // RULES_OF_SLICE  # of the batch alone: the rules are built
+    assert len(kernel.committed) == 1
 
 
 def test_a_proof_changes_nothing_and_names_table_and_remedy(kernel: FakeKernel) -> None:
