@@ -208,7 +208,7 @@ inline exit(i) {
     require(sockets_held, STARTS || holders || is_excused)  /* the sockets are held; with a service manager it holds them too */
 }
 
-/* A fault hits process i. Of a successor that owns, no other process can take over any more. */
+/* A fault hits process i. After that no process can take over from a successor that owns. */
 inline hit(i) {
     faults--;
     if

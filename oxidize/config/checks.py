@@ -122,7 +122,7 @@ def _check_foreign(
             continue
         if format_key(theirs) in report.secrets:
             expected = "a public key, but this is the key in one of this file's key files, which is secret"
-            remedy = "run `oxidize pubkey` with the other side's private key, and do not use this key any more"
+            remedy = "run `oxidize pubkey` with the other side's private key, and no longer use this key"
             report.wrong(f"{table.prefix}.{name}", table.given[name], expected, remedy)
         elif theirs == own_public_key:
             expected = "the other side's public key, but it belongs to private_key_file of this file"

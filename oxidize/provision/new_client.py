@@ -76,7 +76,7 @@ def new_client(options: ClientOptions, server: ServerConfig, port: int) -> tuple
     if options.public_key in secret_keys:
         problems.append(
             "--public-key: expected a public key, but this is the key in one of the server's key files, which is "
-            "secret; run `oxidize pubkey` with the client's private key, and do not use this key any more"
+            "secret; run `oxidize pubkey` with the client's private key, and no longer use this key"
         )
     where, warnings = _endpoint(given or server.public_endpoint, port)
     if where is None and given is None and options.endpoint is None:

@@ -7,8 +7,8 @@ Rules:
 - State holds keys: it is in two memory files and never on a disk.
 
 This module does not know which process owns the sockets: the caller says when this process may write
-(`become_writer`), when it no longer may (`stop_writing`), when a successor reads (`hold`), and when no process of an
-older release needs to read any more (`raise_min_reader`).
+(`become_writer`), when it no longer may (`stop_writing`), when a successor reads (`hold`), and when processes of older
+releases no longer need to read (`raise_min_reader`).
 """
 
 import contextlib

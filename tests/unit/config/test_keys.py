@@ -87,8 +87,8 @@ def test_the_private_key_as_a_peers_public_key_is_not_shown(folder: Path) -> Non
     assert f'peer.bob.public_key = "{HIDDEN}": expected a public key of its own' in lines[0]
     assert [line.partition(":")[2] for line in lines[1:]] == [
         f' peer.{name}.public_key = "{HIDDEN}": expected a public key, but this is the key in one of this file\'s key '
-        "files, which is secret; run `oxidize pubkey` with the other side's private key, and do not use this "
-        "key any more"
+        "files, which is secret; run `oxidize pubkey` with the other side's private key, and no longer use "
+        "this key"
         for name in ("alice", "bob")
     ]
 
