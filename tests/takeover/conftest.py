@@ -8,6 +8,14 @@ import pytest
 from tests.support.open_fds import no_leaked_fds
 from tests.support.takeover_peer import Stand
 from tests.support.traffic.clients import EchoClient
+from tests.support.traffic.server import Lab, Server
+
+
+@pytest.fixture
+def client() -> Iterator[EchoClient]:
+    client = EchoClient(2)
+    yield client
+    client.socket.close()
 
 
 @pytest.fixture
@@ -16,6 +24,20 @@ def clients() -> Iterator[list[EchoClient]]:
     yield clients
     for client in clients:
         client.socket.close()
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    with Lab(tmp_path) as lab:
+        yield lab
+
+
+@pytest.fixture
+def server(lab: Lab, clients: list[EchoClient]) -> Server:
+    """A server for three clients, which a test may replace by one of its own; it waits for no session to end."""
+    server = Server(lab, [client.table() for client in clients])
+    server.write_config(drain_timeout_secs=0)
+    return server
 
 
 @pytest.fixture

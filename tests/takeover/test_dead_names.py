@@ -1,9 +1,6 @@
 """Real servers whose peers have names that no resolver answers: they start, reload and serve all the same."""
 
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.support.traffic.clients import EchoClient, Traffic
 from tests.support.traffic.server import Identity, Lab, PeerTable, Server
@@ -11,13 +8,6 @@ from tests.support.traffic.server import Identity, Lab, PeerTable, Server
 NAMES = 20
 NAME = "site{}.oxidize-test.invalid:51820"  # RFC 6761, section 6.4: no name server has it
 SITES = [f"site{number}" for number in range(1, NAMES + 1)]
-
-
-@pytest.fixture
-def client() -> Iterator[EchoClient]:
-    client = EchoClient(2)
-    yield client
-    client.socket.close()
 
 
 def tables() -> list[PeerTable]:

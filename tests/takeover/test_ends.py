@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,19 +18,6 @@ from tests.support.traffic.server import OXIDIZE, Lab, Server, b64, wait_for
 from tests.support.traffic.without_ipv6 import WITHOUT_IPV6
 
 LINES_AT_ONCE = 500
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    with Lab(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-def client() -> Iterator[EchoClient]:
-    client = EchoClient(2)
-    yield client
-    client.socket.close()
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -45,19 +44,6 @@ os.tcsetpgrp(0, job.pid)
 job.send_signal(signal.SIGCONT)
 sys.exit(job.wait())
 """
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    with Lab(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-def server(lab: Lab, clients: list[EchoClient]) -> Server:
-    server = Server(lab, [client.table() for client in clients])
-    server.write_config(drain_timeout_secs=0)
-    return server
 
 
 def foreground_of(server: Server) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """A private key that an operator has changed in the file: a reload takes it up, and says so before and after."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,19 +21,6 @@ from tests.support.traffic.server import (
     stalled_pid,
     wait_for,
 )
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    with Lab(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-def server(lab: Lab, clients: list[EchoClient]) -> Server:
-    server = Server(lab, [client.table() for client in clients])
-    server.write_config(drain_timeout_secs=0)
-    return server
 
 
 def connect(server: Server, *clients: EchoClient) -> None:

@@ -35,9 +35,8 @@ pytestmark = pytest.mark.handoff
 
 
 @pytest.fixture
-def server(tmp_path: Path, clients: list[EchoClient]) -> Iterator[Server]:
-    with Lab(tmp_path) as lab:
-        yield Server(lab, [client.table() for client in clients], metrics_listen="127.0.0.1:0")
+def server(lab: Lab, clients: list[EchoClient]) -> Server:
+    return Server(lab, [client.table() for client in clients], metrics_listen="127.0.0.1:0")
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -18,12 +17,6 @@ from tests.support.traffic.server import OXIDIZE, Lab, Server, kill, wait_for
 WITH_CORE_DUMPS = ("/bin/sh", "-c", 'ulimit -c unlimited && exec "$@"', "sh", *OXIDIZE)
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 NET_ADMIN = 1 << Capability.NET_ADMIN
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    with Lab(tmp_path) as lab:
-        yield lab
 
 
 def status(pid: int) -> dict[str, int]:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -27,19 +27,6 @@ NOBODY = 65_534
 SESSIONS = 3_000  # enough for a restore of many turns of the loop
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 O_CLOEXEC = os.O_CLOEXEC
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    with Lab(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-def client() -> Iterator[EchoClient]:
-    client = EchoClient(2)
-    yield client
-    client.socket.close()
 
 
 @pytest.fixture

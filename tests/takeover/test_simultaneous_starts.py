@@ -1,7 +1,6 @@
 """Servers that are started at the same instant, or beside a stopped one: at each instant one of them serves at most."""
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,17 +16,9 @@ START_SECS = 60.0  # for all of them on a loaded machine; nothing waits for it t
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    with Lab(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-def server(lab: Lab) -> Iterator[Server]:
+def server(lab: Lab, client: EchoClient) -> Server:
     """A server at any free port, so that no port keeps two of them apart."""
-    client = EchoClient(2)
-    yield Server(lab, [client.table()])
-    client.socket.close()
+    return Server(lab, [client.table()])
 
 
 def spawn(server: Server, env: dict[str, str] | None = None) -> int:

@@ -24,9 +24,8 @@ REFUSED = "the stored state is not used"
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with Lab(tmp_path) as lab:
-        yield Server(lab, [])
+def server(lab: Lab) -> Server:
+    return Server(lab, [])
 
 
 def garbage(name: str, content: bytes) -> int:

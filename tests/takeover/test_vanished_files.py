@@ -21,19 +21,6 @@ from tests.support.traffic.server import OXIDIZE, Lab, Server, wait_for
 PACKETS_PER_SECOND = 200.0
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    with Lab(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-def client() -> Iterator[EchoClient]:
-    client = EchoClient(2)
-    yield client
-    client.socket.close()
-
-
 def is_reached(server: Server) -> bool:
     """Return whether the server answers at its path."""
     with contextlib.suppress(OxidizeError):
