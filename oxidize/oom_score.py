@@ -2,8 +2,8 @@
 
 The rule: a process that is about to replace another one, the command that started it, a rehearsal and a build raise
 their score to the highest; it is lowered to the value before as soon as the process serves, or the work is done.
-Neither needs a right. A successor begins with the raised score of the command, and finds the value before in its
-environment. Whatever the kernel refuses is no reason to do without the process.
+Neither needs a right. A successor begins with the raised score of the command, or of what its holder forked, and finds
+the value before in its environment. Whatever the kernel refuses is no reason to do without the process.
 
 Source: proc(5), /proc/PID/oom_score_adj: a value may be lowered to the one that a privileged process set last. The file
 is opened by `raise_`, for it belongs to root where a process may not be dumped.

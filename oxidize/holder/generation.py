@@ -12,6 +12,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from oxidize import oom_score
 from oxidize.holder.processes import LISTEN_FDS_START
 
 SUCCESSOR_LIFE_SECS = 90  # without ownership, as in control/reload
@@ -41,11 +42,16 @@ def start(command: Sequence[str], environ: Mapping[str, str], fds: Sequence[tupl
 
 
 def start_successor(command: Sequence[str], environ: Mapping[str, str], control_fd: int) -> Generation:
-    """Start a generation that a coordinator guides over `control_fd`; raises OSError."""
+    """Start a generation that a coordinator guides over `control_fd`; raises OSError.
+
+    Where memory runs out it is the first process that the kernel ends, from its first instruction until it serves.
+    """
     pid = _fork()
     if pid == 0:
         signal.alarm(SUCCESSOR_LIFE_SECS)
-        _become([*command, "--control-fd", str(LISTEN_FDS_START)], environ, [control_fd])
+        oom_score.OomScore().raise_()
+        told = {key: value for key, value in os.environ.items() if key == oom_score.BEFORE}
+        _become([*command, "--control-fd", str(LISTEN_FDS_START)], {**environ, **told}, [control_fd])
     return Generation(pid, tuple(command))
 
 
