@@ -13,6 +13,7 @@ import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -161,8 +162,9 @@ def client(config_path: Path, log_level: str, control_fd: int | None, no_holder:
 def _run(role: config.Role, config_path: Path, log_level: str, control_fd: int | None, *, no_holder: bool) -> NoReturn:
     is_held = notify.is_managed() and os.getpid() != FIRST_PID  # which ends a container with it, whatever listens there
     if control_fd is None and not no_holder and not is_held:
-        load(config_path, role)  # a mistake needs no holder
+        loaded = load(config_path, role)  # a mistake needs no holder
         command = [sys.executable, "-P", "-m", "oxidize.holder", role, str(config_path.absolute()), log_level]
+        command.append(str(loaded.takeover_socket))  # by which `control.who_runs` finds the holder
         os.execv(command[0], command)  # noqa: S606  # without a shell; the holder needs none of this process's memory
     gc.disable()  # as in `main`, until it serves
     oom_score = OomScore()
@@ -227,11 +229,15 @@ def pubkey() -> None:
 @main.command(hidden=True)
 @config_option(CLIENT_CONFIG)
 def clean_up(config_path: Path) -> None:
-    """Remove a client's routing rules and packet filter after its end: ExecStopPost= of its unit."""
+    """Remove a client's routing rules and packet filter after its end: ExecStopPost= of its unit, and a holder's."""
     from oxidize.client import unit_hooks  # noqa: PLC0415  # slow, and rarely needed
 
-    crashed = os.environ.get("SERVICE_RESULT", "success") != "success"
-    for change in unit_hooks.clean_up(config_path, gave_up=_has_given_up(), crashed=crashed):
+    if notify.is_held():
+        changes = unit_hooks.clean_up_held(chain.from_iterable(notify.listen_fds().values()))
+    else:
+        crashed = os.environ.get("SERVICE_RESULT", "success") != "success"
+        changes = unit_hooks.clean_up(config_path, gave_up=_has_given_up(), crashed=crashed)
+    for change in changes:
         echo(change)
 
 

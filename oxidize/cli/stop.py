@@ -1,8 +1,9 @@
 """`oxidize stop`: end what runs, after its sessions have had time to end, and wait for it.
 
 The rule: the kernel says which process listens at the takeover socket, and its pidfd gets the signal; what that process
-answers only leads to its holder. A process of a unit is left to systemd, which would start it again; root has systemd
-stop it, with the sockets that would start it again at the next packet.
+answers only leads to its holder. Where none listens a holder may wait for its next start: it gets the signal. Nothing
+is reported as stopped that still runs. A process of a unit is left to systemd, which would start it again; root has
+systemd stop it, with the sockets that would start it again at the next packet.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Container
 from pathlib import Path
 
 import click
@@ -19,9 +21,10 @@ import click
 from oxidize import config
 from oxidize.cli.common import echo, fail, role_options
 from oxidize.control import holder, query
+from oxidize.control.who_runs import holders_of
 from oxidize.errors import OxidizeError
 from oxidize.service_manager import systemctl
-from oxidize.takeover.channel import PeerProcess, connect_socket
+from oxidize.takeover.channel import PeerProcess, connect_socket, credentials_of
 
 UNITS = {
     "server": ("oxidize-daemon.service", "oxidize.socket", "oxidize-http.socket"),
@@ -41,60 +44,80 @@ def stop(config_path: Path, role: config.Role) -> None:
     the process at once. Exit status 1 if nothing runs.
     """
     takeover_socket = config.takeover_socket_of(config_path, role)
+    started = time.monotonic()
+    ended: set[int] = set()
+    process = _process_of(takeover_socket, ended)
+    if process is None:
+        raise query.NothingListensError(takeover_socket)
     for _ in range(REPLACEMENTS_MAX):
-        connection = connect_socket(takeover_socket, CONNECT_TIMEOUT_SECS)
-        if connection is None:
-            raise query.NothingListensError(takeover_socket)
-        with connection:
-            process = PeerProcess.of(connection)
+        last = process
         with contextlib.closing(process):
-            _stop_unit_of(process.pid, role)
-            started = time.monotonic()
-            _end(process, takeover_socket)
-        if _is_free(takeover_socket):
-            echo(f"stopped: pid {process.pid}, after {time.monotonic() - started:.1f} s")
+            ended |= _end(process, takeover_socket, role)
+        process = _process_of(takeover_socket, ended)
+        if process is None:
+            echo(f"stopped: pid {last.pid}, after {time.monotonic() - started:.1f} s")
             return
     raise OxidizeError(f"{takeover_socket}: a new process listens there each time: find out what starts it")
 
 
-def _is_free(takeover_socket: Path) -> bool:
-    """Return whether the takeover socket no longer has a listener."""
+def _process_of(takeover_socket: Path, ended: Container[int]) -> PeerProcess | None:
+    """Return the process that listens, else a holder that has not `ended`; None where neither is found."""
     connection = connect_socket(takeover_socket, CONNECT_TIMEOUT_SECS)
     if connection is not None:
-        connection.close()
-    return connection is None
+        with connection:
+            return PeerProcess.of(connection)
+    for pid in holders_of(takeover_socket):
+        if pid in ended:
+            continue
+        with contextlib.suppress(ProcessLookupError):
+            process = PeerProcess(pid, os.geteuid(), os.pidfd_open(pid))
+            if pid in holders_of(takeover_socket):  # still, and so the pidfd is that of the holder
+                return process
+            process.close()
+    return None
 
 
-def _end(process: PeerProcess, takeover_socket: Path) -> None:
-    """Tell the process to end, and wait for the end of it and of its holder."""
+def _end(process: PeerProcess, takeover_socket: Path, role: config.Role) -> set[int]:
+    """Tell the process to end, wait for the end of it and of its holder, and return their pids."""
     connection = _holder_of(process, takeover_socket)
+    keeper = credentials_of(connection)[0] if connection is not None else process.pid
+    for pid in {process.pid, keeper}:
+        _stop_unit_of(pid, role)
     try:
-        signal.pidfd_send_signal(process.fileno(), signal.SIGTERM)
+        for number in (signal.SIGCONT, signal.SIGTERM):  # Ctrl-Z may have stopped a holder
+            signal.pidfd_send_signal(process.fileno(), number)
     except ProcessLookupError:
-        return
+        return set()
     except OSError as error:
         raise OxidizeError(
             f"pid {process.pid} cannot be told to end: {error.strerror}; run this as its user"
         ) from error
-    select.select([process.fileno()], [], [])
-    if connection is not None:
-        connection.settimeout(HOLDER_TIMEOUT_SECS)
-        with contextlib.suppress(OSError):
-            connection.recv(holder.ANSWER_BYTES_MAX)  # the holder's last message, or its end
+    watched = [process.fileno(), *([connection.fileno()] if connection is not None else [])]
+    select.select(watched, [], [])
+    if connection is None:
+        return {process.pid}
+    connection.settimeout(HOLDER_TIMEOUT_SECS)
+    try:
+        connection.recv(holder.ANSWER_BYTES_MAX)  # the holder's last message, or its end
+    except OSError:
+        return {process.pid}
+    finally:
         # Left open until this process has ended: as PID 1 the holder, which waits for that, would end this one first.
         connection.detach()
+    return {process.pid, keeper}
 
 
 def _holder_of(process: PeerProcess, takeover_socket: Path) -> socket.socket | None:
+    """Return a connection to the holder of a process, or to that process where it is a holder; None without one."""
+    users = {0, os.geteuid(), process.uid}
     try:
-        name = query.fetch(takeover_socket, query.IDENTITY).get("holder")
+        return holder.connect(query.fetch(takeover_socket, query.IDENTITY).get("holder"), users)
     except OxidizeError:
-        return None
-    return holder.connect(name, {0, os.geteuid(), process.uid})
+        return holder.connect(holder.name_of(process.pid), users)
 
 
 def _stop_unit_of(pid: int, role: config.Role) -> None:
-    """Stop the unit that the process belongs to and exit; return if it belongs to none."""
+    """Stop the unit whose main process this is and exit; return if it belongs to none."""
     service = systemctl.service_of(pid)
     if service is None or systemctl.property_of(service, "MainPID") != str(pid):
         return

@@ -2,10 +2,14 @@
 
 The rule: a hook removes nothing while the unit is about to restart, so that no packet bypasses the tunnel across a
 restart or a crash. A client that gave up is not started again. A kill switch is removed by a hook that knows of a stop
-alone; whatever the hooks of the client know, that of oxidize-kill-switch.service runs at each stop. Source:
-systemd.service(5), ExecStartPost=, ExecStopPost= and the prefix "+"; systemd.unit(5), PartOf=.
+alone; whatever the hooks of the client know, that of oxidize-kill-switch.service runs at each stop. A holder has one
+hook, `clean_up_held`, which it runs at a stop that no client lives to see. Source: systemd.service(5), ExecStartPost=,
+ExecStopPost= and the prefix "+"; systemd.unit(5), PartOf=.
 """
 
+import os
+import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 from oxidize import config
@@ -15,6 +19,7 @@ from oxidize.hostnet.dns_config import apply_dns, record_name, revert_dns
 from oxidize.hostnet.packet_filter import Filter, apply_filter, remove_filter
 from oxidize.hostnet.part import run
 from oxidize.hostnet.policy_routing import remove_policy
+from oxidize.net.tun import interface_name_of_fd
 from oxidize.service_manager import systemctl
 
 
@@ -29,6 +34,20 @@ def clean_up(config_path: Path, *, gave_up: bool, crashed: bool) -> list[str]:
     interface = config.client_interface_of(config_path)
     spare_kill_switch = gave_up or not systemctl.is_stopped()
     return [*run(remove_policy([interface])), *remove_filter([interface], spare_kill_switch=spare_kill_switch)]
+
+
+def clean_up_held(fds: Iterable[int]) -> list[str]:
+    """Remove what a dead client of a holder has set; return the changes, a line each. Raises OxidizeError.
+
+    fds: what the holder keeps, and so the interface, by whatever name the client had it.
+    """
+    changes = []
+    for interface in filter(None, map(interface_name_of_fd, fds)):
+        changes += run(remove_policy([interface]))
+        changes += remove_filter([interface], spare_kill_switch=not systemctl.is_stopped())
+        if os.geteuid() == 0:
+            run(revert_dns(interface, record_name(interface, socket.if_nametoindex(interface))))
+    return changes
 
 
 def set_kill_switch(config_path: Path) -> list[str]:

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 from collections.abc import Container, Sequence
+from pathlib import Path
 
 from oxidize.errors import Phase, TakeoverError
 from oxidize.takeover.channel import PeerProcess, credentials_of
@@ -16,6 +17,7 @@ from oxidize.takeover.channel import PeerProcess, credentials_of
 HOLDER_VARIABLE = "OXIDIZE_HOLDER"
 ANSWER_BYTES_MAX = 16_384
 ANSWER_TIMEOUT_SECS = 5.0
+ABSTRACT_SOCKETS = Path("/proc/net/unix")  # proc(5): a name in Linux's abstract namespace begins with "@"
 
 
 def connect(name: object, uids: Container[int]) -> socket.socket | None:
@@ -32,6 +34,16 @@ def connect(name: object, uids: Container[int]) -> socket.socket | None:
         pass
     connection.close()
     return None
+
+
+def name_of(pid: int) -> str | None:
+    """Return the name at which the holder of this pid listens, None where there is none in this network namespace."""
+    start = f"@oxidize-holder-{pid}-"
+    try:
+        words = ABSTRACT_SOCKETS.read_text(errors="replace").split()
+    except OSError:
+        return None
+    return next((word for word in words if word.startswith(start) and not word.endswith("-notify")), None)
 
 
 def start_successor(connection: socket.socket, command: Sequence[str], control_fd: int) -> PeerProcess:

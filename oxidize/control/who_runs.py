@@ -1,10 +1,11 @@
 """What runs although no process listens at a takeover socket, and how to reach it.
 
 The rule: a missing path proves nothing, for files vanish and their process stays. So the kernel is asked who holds the
-lock of the path, also of a file that was removed, and who has the UDP port; the service manager is asked for the main
-process of the unit. The answer is for people: nothing is done to a process that is found this way.
+lock of the path, also of a file that was removed, who has the UDP port, and which holder was started for the path; the
+service manager is asked for the main process of the unit. The answer is for people: nothing is done to a process that
+is found this way, but `oxidize stop` ends a holder.
 
-Sources: proc(5), /proc/PID/fd, /proc/PID/fdinfo and /proc/net/udp.
+Sources: proc(5), /proc/PID/cmdline, /proc/PID/fd, /proc/PID/fdinfo and /proc/net/udp.
 """
 
 import contextlib
@@ -17,6 +18,8 @@ from oxidize.takeover.path_lock import PathLock
 
 PROC = Path("/proc")
 HOLDER_NAME = "oxidize-holder"  # of `oxidize.holder.__main__`, in ps
+HOLDER_MODULE = b"oxidize.holder"  # in its command line, whose last argument is the takeover socket
+ROOT = 0
 INIT = 1  # it holds the sockets of units, and serves nothing itself
 # By the folder of the default takeover socket, RuntimeDirectory= of the unit.
 UNITS = {"/run/oxidize": "oxidize-daemon.service", "/run/oxidize-client": "oxidize-client.service"}
@@ -31,12 +34,33 @@ def who_runs(takeover_socket: Path, udp_port: int = 0) -> list[str]:
     """
     found = dict(_found_in_proc(takeover_socket, udp_port))
     has_lock = {pid: why for pid, why in found.items() if any(each.startswith(_HAS_LOCK) for each in why)}
-    found = has_lock or found  # the parent that keeps a server's sockets (the holder) has the port too
+    if not has_lock:  # else the parent that keeps the sockets of that process (the holder) needs no line
+        for pid in holders_of(takeover_socket):
+            found.setdefault(pid, []).append(f"was started for {takeover_socket}")
+    found = has_lock or found
     unit = UNITS.get(str(takeover_socket.parent))
     main_pid = systemctl.property_of(unit, "MainPID") if unit is not None else None
     if main_pid is not None and main_pid.isdecimal() and int(main_pid):
         found.setdefault(int(main_pid), []).append(f"is the main process of {unit}")
     return [f"pid {pid} runs all the same: it {', and '.join(why)}; {_way_to(pid)}" for pid, why in found.items()]
+
+
+def holders_of(takeover_socket: Path) -> list[int]:
+    """Return the pid of each holder that was started for a takeover socket, also of one that waits for its next start.
+
+    Only holders of root, of this process's user and of the owner of the folder are believed.
+    """
+    path = os.fsencode(takeover_socket)
+    users = {ROOT, os.geteuid()}
+    with contextlib.suppress(OSError):
+        users.add(takeover_socket.parent.stat().st_uid)
+    found: dict[int, int] = {}  # with their parents
+    for process in _processes():
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+            if HOLDER_MODULE in words and words[-1] == path and process.stat().st_uid in users and _is_here(process):
+                found[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    return [pid for pid, parent in found.items() if parent not in found]  # not what a holder has just forked
 
 
 def way_to_start(takeover_socket: Path) -> str | None:
@@ -71,7 +95,7 @@ def _found_in_proc(takeover_socket: Path, udp_port: int) -> Iterator[tuple[int, 
     lock = str(PathLock(takeover_socket).path)
     locks = {lock, f"{lock} (deleted)"}
     sockets = {f"socket:[{inode}]" for inode in _udp_inodes(udp_port)}
-    for process in sorted(PROC.glob("[0-9]*"), key=lambda path: int(path.name)):
+    for process in _processes():
         pid = int(process.name)
         if pid in {INIT, os.getpid()}:
             continue
@@ -83,6 +107,18 @@ def _found_in_proc(takeover_socket: Path, udp_port: int) -> Iterator[tuple[int, 
                 why.append(f"has UDP port {udp_port}")
         if why:
             yield pid, list(dict.fromkeys(why))
+
+
+def _processes() -> list[Path]:
+    return sorted(PROC.glob("[0-9]*"), key=lambda path: int(path.name))
+
+
+def _is_here(process: Path) -> bool:
+    """Return whether a process has the root directory of this one, and not that of a container; True if unknown."""
+    try:
+        return (process / "root").samefile("/")
+    except PermissionError:
+        return True
 
 
 def _open_files(process: Path) -> Iterator[tuple[str, str]]:

@@ -1,11 +1,15 @@
-"""Run a holder in this process: `python -m oxidize.holder server|client CONFIG LOG_LEVEL`, from `oxidize server`."""
+"""Run a holder in this process, from `oxidize server` and `oxidize client`.
+
+`python -m oxidize.holder server|client CONFIG LOG_LEVEL TAKEOVER_SOCKET`: the last argument is for commands that look
+for the holder of that path.
+"""
 
 import ctypes
 import os
 import sys
 from pathlib import Path
 
-from oxidize.holder.foreground import Foreground, main_command
+from oxidize.holder.foreground import Foreground, clean_up_arguments, main_command
 from oxidize.holder.processes import LISTEN_FDS_START
 
 _PR_SET_NAME = 15
@@ -13,10 +17,10 @@ _PR_SET_NAME = 15
 
 def main() -> int:
     """Hold until the service ends; return the exit status."""
-    role, config_path, log_level = sys.argv[1:]
+    role, config_path, log_level, _ = sys.argv[1:]
     ctypes.CDLL(None).prctl(_PR_SET_NAME, b"oxidize-holder", 0, 0, 0)
     command = main_command(sys.executable, role, Path(config_path), log_level)
-    return Foreground(command, os.environ, _passed()).run()
+    return Foreground(command, os.environ, _passed(), clean_up_arguments(role, Path(config_path))).run()
 
 
 def _passed() -> dict[int, str]:

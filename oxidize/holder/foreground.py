@@ -4,7 +4,9 @@ Rule: the holder lives as long as the service does, and holds its sockets and it
 As long as one generation lives nothing is started. When the last one ends without a request to stop, the next one gets
 everything that is stored. A request to stop is the holder's SIGTERM or SIGINT, or STOPPING=1 of the main generation; a
 generation that ends with status 0 and leaves no other has handed over to a process outside. The holder's own end, even
-by SIGKILL, ends no generation: the next holder's first generation takes over from it.
+by SIGKILL, ends no generation: the next holder's first generation takes over from it. What a generation has set on the
+host it removes when it is stopped; where a stop finds none that can, the holder has a command do that with what it
+holds, as a unit's ExecStopPost= does.
 
 The main generation is the child that last sent READY=1. Its messages are read before its end, for the descriptors of a
 process that was killed must count. Sources: sd_notify(3), sd_pid_notify_with_fds(3), waitid(2), unix(7), signal(7).
@@ -31,6 +33,7 @@ GAVE_UP_STATUS = 3  # of a client; RestartPreventExitStatus= of its unit
 RESTART_DELAY_FIRST_SECS = 0.1
 RESTART_DELAY_MAX_SECS = 10.0  # as of runtime/crash_loop, which delays generations that served before they crashed
 BUG_PAUSE_SECS = 1.0
+CLEAN_UP_SECS = 10.0  # for the command that removes what a dead generation has set
 NOTIFICATIONS_PER_TURN_MAX = 64
 HOLDER_VARIABLE = "OXIDIZE_HOLDER"  # where a generation, and through it `oxidize reload`, finds the holder
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -38,10 +41,20 @@ IDLE_SIGNALS = (*MEANINGLESS, ALARM)
 
 
 class Foreground:
-    """The holder. command: of a generation, without its descriptors. passed: fds that the holder itself was passed."""
+    """The holder. command: of a generation, without its descriptors. passed: fds that the holder itself was passed.
 
-    def __init__(self, command: Sequence[str], environ: Mapping[str, str], passed: Mapping[int, str]) -> None:
+    clean_up: the arguments after the interpreter that remove what a dead generation has set; none for a server.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        passed: Mapping[int, str],
+        clean_up: Sequence[str] = (),
+    ) -> None:
         self._first_command = self._command = tuple(command)
+        self._clean_up_arguments = tuple(clean_up)
         own = f"oxidize-holder-{os.getpid()}-{os.urandom(8).hex()}"
         self._notify = bind_notify_socket(f"\0{own}-notify")
         self._requests = Requests(f"\0{own}", self._start_successor)
@@ -59,6 +72,7 @@ class Foreground:
         self._is_stopping = False
         self._failed_starts = 0  # in a row, without READY=1
         self._restart_at: float | None = None
+        self._last_status = 0  # of the generation that ended last, negative for a signal
         self._exit_status: int | None = None
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -77,6 +91,10 @@ class Foreground:
             except Exception as error:  # noqa: BLE001 - the top of the loop: without the holder the service ends
                 _say("ERROR", f"a bug in the holder: {type(error).__name__}: {error}")
                 time.sleep(BUG_PAUSE_SECS)
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # the interpreter's end would restore the default action
+        if self._is_stopping and self._last_status != 0 and self._clean_up_arguments:
+            self._clean_up()
         self._requests.finish(self._exit_status)
         return self._exit_status
 
@@ -189,10 +207,8 @@ class Foreground:
     def _start(self) -> None:
         """Start a generation with all that is stored."""
         self._restart_at = None
-        if not os.access(self._command[0], os.X_OK):
-            self._command = self._first_command  # its release was removed
         try:
-            started = generation.start(self._command, self._environ, self._store.entries)
+            started = generation.start(self._existing_command(), self._environ, self._store.entries)
         except OSError as error:
             if self._was_ready:
                 self._start_again(f"cannot start: {error}", has_failed=True)
@@ -201,6 +217,12 @@ class Foreground:
                 self._exit_status = generation.EXEC_FAILED_STATUS
             return
         self._generations[started.pid] = started
+
+    def _existing_command(self) -> tuple[str, ...]:
+        """Return the command of the last generation that was ready, of the first one if its release was removed."""
+        if not os.access(self._command[0], os.X_OK):
+            self._command = self._first_command
+        return self._command
 
     def _start_successor(self, command: Sequence[str], control_fd: int) -> tuple[int, int]:
         """Start a successor for `oxidize reload`; return its pid and a new pidfd. Raises OSError."""
@@ -222,8 +244,10 @@ class Foreground:
                 for each in self._generations.values():
                     self._signal(each, self._stop_signal)
             return
-        status = 1 if ended.status is None else ended.status
+        self._last_status = status = 1 if ended.status is None else ended.status
         exit_status = status if status >= 0 else 128 - status
+        if self._stop_signal is not None and not gone.is_ready:
+            exit_status = 0  # stopped during its start
         # A successor in a new holder may be killed between its first packet and READY=1: it has stored what it owned.
         has_failed = not self._was_ready and not (status < 0 and "journal" in self._store.names)
         if self._is_stopping or has_failed or (was_main and status in {0, GAVE_UP_STATUS}):
@@ -255,6 +279,22 @@ class Foreground:
         else:
             self._exit_status = 0
 
+    def _clean_up(self) -> None:
+        """Have removed what the last generation has set, which crashed or was ended during its start."""
+        command = (self._existing_command()[0], *self._clean_up_arguments)
+        try:
+            started = generation.start(command, self._environ, self._store.entries)
+            pidfd = os.pidfd_open(started.pid)
+            if not _is_readable(pidfd, CLEAN_UP_SECS):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            status = os.waitstatus_to_exitcode(os.waitpid(started.pid, 0)[1])
+        except OSError as error:
+            status = error.errno or 1
+        if status != 0:
+            _say(
+                "ERROR", f"rules of the host may be left behind: run `oxidize {' '.join(self._clean_up_arguments[3:])}`"
+            )
+
     def _signal(self, target: Generation, number: int) -> None:
         with contextlib.suppress(OSError):
             if target.pidfd is not None:
@@ -263,10 +303,10 @@ class Foreground:
                 os.kill(target.pid, number)  # an unreaped child: its pid cannot have been reused
 
 
-def _is_readable(fd: int) -> bool:
+def _is_readable(fd: int, timeout_secs: float = 0.0) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(timeout_secs * 1000))
 
 
 def _say(level: str, message: str) -> None:
@@ -292,3 +332,8 @@ def _say(level: str, message: str) -> None:
 def main_command(python: str, role: str, config_path: Path, log_level: str) -> list[str]:
     """Return the command of a generation."""
     return [python, "-P", "-m", "oxidize", role, "-c", str(config_path), "--log-level", log_level]
+
+
+def clean_up_arguments(role: str, config_path: Path) -> list[str]:
+    """Return the arguments of the interpreter that remove what a dead client has set; none for a server."""
+    return ["-P", "-m", "oxidize", "clean-up", "-c", str(config_path)] if role == "client" else []

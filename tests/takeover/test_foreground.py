@@ -230,6 +230,19 @@ def test_a_crash_while_the_configuration_is_wrong_keeps_what_is_held(server: Ser
     stop(server, held)
 
 
+def test_a_holder_that_waits_for_its_next_start_is_told_and_stopped(server: Server) -> None:
+    held = start(server)
+    server.config_path.write_text(server.config_path.read_text() + "broken = 1\n")
+    kill(server.status()["pid"], signal.SIGKILL)
+    line = "exit status 2: the next generation starts in"
+    wait_for(line, partial(is_logged, server, line))
+    told = server.command("status").errors
+    assert f"pid {held} runs all the same: it was started for {server.takeover_socket}; it is a holder, " in told
+    kill(held, signal.SIGSTOP)  # as Ctrl-Z does
+    stop(server, held)
+    assert server.command("stop").status == 1
+
+
 def test_other_signals_change_nothing_and_say_so(server: Server) -> None:
     held = start(server)
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):

@@ -1,5 +1,7 @@
 """The hooks of a client's units: what they set before the network, and what they remove after an end."""
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,28 @@ def test_a_kill_switch_goes_only_where_a_stop_is_known_of(
     monkeypatch.setattr(unit_hooks, "remove_filter", remove)
     found = unit_hooks.clean_up(config_file(tmp_path, FULL), gave_up=gave_up, crashed=crashed)
     assert found == ([removed] if removed else [])
+
+
+@pytest.mark.parametrize("is_stopped", [True, False], ids=["a stop", "a shutdown"])
+def test_a_holders_hook_removes_what_the_client_had_set_at_the_interface_that_is_held(
+    monkeypatch: pytest.MonkeyPatch, is_stopped: bool
+) -> None:
+    done: list[object] = []
+
+    def revert(*record: object) -> Steps[None]:
+        yield 0.0
+        done.append(record)
+
+    monkeypatch.setattr(unit_hooks, "interface_name_of_fd", {5: None, 6: "lo"}.get)
+    monkeypatch.setattr(systemctl, "is_stopped", lambda: is_stopped)
+    monkeypatch.setattr(unit_hooks, "remove_policy", lambda interfaces: steps([f"-rules of {interfaces}"]))
+    monkeypatch.setattr(
+        unit_hooks, "remove_filter", lambda names, *, spare_kill_switch: [f"{names} {spare_kill_switch}"]
+    )
+    monkeypatch.setattr(unit_hooks, "revert_dns", revert)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert unit_hooks.clean_up_held([5, 6]) == ["-rules of ['lo']", f"['lo'] {not is_stopped}"]
+    assert done == [("lo", f"tun.lo.{socket.if_nametoindex('lo')}")]
+    monkeypatch.setattr(os, "geteuid", lambda: 1)
+    unit_hooks.clean_up_held([6])
+    assert len(done) == 1

@@ -1,17 +1,18 @@
 """What runs although no process listens at the path is told with the way to reach it; nothing is where nothing runs."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
 from oxidize.control import who_runs as module
-from oxidize.control.who_runs import HOLDER_NAME, who_runs
+from oxidize.control.who_runs import HOLDER_NAME, holders_of, who_runs
 from oxidize.service_manager import systemctl
 from oxidize.takeover.path_lock import PathLock
 
@@ -77,6 +78,39 @@ def test_a_holder_that_no_generation_serves_under_is_called_one(path: Path) -> N
     assert told.endswith(
         f"it is a holder, and starts the next process: its log says why that fails; end it with `kill {pid}`"
     )
+
+
+def holder(path: Path) -> AbstractContextManager[tuple[int, str]]:
+    """Run a program with the command line of a holder that has forked what it has not executed yet."""
+    forked = "import os, signal; pid = os.fork(); print(pid, flush=True) if pid else None; signal.pause()"
+    return program(forked, "oxidize.holder", "server", "/srv/server.toml", "info", str(path))
+
+
+def test_a_holder_is_found_by_the_path_that_it_was_started_for(path: Path) -> None:
+    with holder(path) as (pid, forked):
+        assert holders_of(path) == [pid]
+        (told,) = who_runs(path)
+        assert holders_of(path.with_name("other.sock")) == []
+        os.kill(int(forked), signal.SIGKILL)
+    assert told.startswith(f"pid {pid} runs all the same: it was started for {path}; ")
+    assert holders_of(path) == []
+
+
+@pytest.mark.root
+def test_a_holder_of_another_user_or_in_a_container_is_not_believed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with holder(path) as (pid, forked):
+        monkeypatch.setattr(module, "ROOT", -1)
+        monkeypatch.setattr(os, "geteuid", lambda: 1)
+        assert holders_of(path) == [pid]  # of the owner of the folder
+        os.chown(path.parent, 2, 2)
+        assert holders_of(path) == []
+        monkeypatch.undo()
+        assert holders_of(path) == [pid]
+        monkeypatch.setattr(Path, "samefile", lambda *_: False)  # another root directory
+        assert holders_of(path) == []
+        os.kill(int(forked), signal.SIGKILL)
 
 
 def test_of_a_server_and_the_parent_that_keeps_its_sockets_the_server_is_told(path: Path) -> None:
