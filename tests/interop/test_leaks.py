@@ -230,6 +230,26 @@ def test_under_a_holder_nothing_leaves_in_the_clear_when_a_generation_is_killed(
     assert lab.wait_ended(held) == 0
 
 
+def test_a_stop_while_no_client_of_a_holder_lives_removes_what_the_client_set(lab: Lab) -> None:
+    place = Place(lab)
+    place.client.write_config(kill_switch=True)
+    held = place.client.spawn(options=())
+    wait_for("the client to serve", lambda: "serving" in place.client.log)
+    assert tables(place.here) == [f"inet oxidize-{place.interface}"]
+    place.assert_full()
+    place.client.config_path.write_text(place.client.config_path.read_text().replace("[client]", "[client"))
+    kill(place.client.status()["pid"], signal.SIGKILL)
+    wait_for("a start that fails", lambda: "exit status 2: the next generation starts" in place.client.log)
+    (told,) = place.client.command("status", "--client").errors.splitlines()[1:]
+    assert f"pid {held} runs all the same: it was started for {place.client.takeover_socket}; it is a holder" in told
+    done = place.client.command("stop", "--client")
+    assert (done.status, done.errors) == (0, "")
+    assert done.output.startswith(f"stopped: pid {held}, ")
+    assert tables(place.here) == []
+    place.wait_bare()
+    assert lab.wait_ended(held) == 0
+
+
 def test_a_kill_switch_follows_a_reload_both_ways(lab: Lab) -> None:
     place = Place(lab)
     place.client.start()
