@@ -19,7 +19,6 @@ from tests.support.traffic.wireguard_go import WireguardGo
 pytestmark = [pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping", "ip", "nft")]
 
 LOOP_DATAGRAMS_MAX = 40  # of handshakes and packets, where a loop makes thousands
-NO_KEEPALIVE, EACH_SECOND = ("persistent-keepalive", "0"), ("persistent-keepalive", "1")
 
 
 @pytest.fixture(scope="module")
@@ -103,54 +102,78 @@ def test_the_server_falls_over_to_its_other_address(site: SharedSite, ipv6: bool
 
 
 class Translated:
-    """A wireguard-go behind a router that forgets a mapping after three seconds without a packet."""
+    """A wireguard-go behind a router that forgets a mapping after three seconds without a packet.
 
-    def __init__(self, site: SharedSite) -> None:
+    outer: the endpoints as which the router lets it appear, one after the other.
+    """
+
+    def __init__(self, site: SharedSite, *, ipv6: bool) -> None:
+        self._site = site
         self.router, self.inside = Namespace(site.lab.stack), Namespace(site.lab.stack)
-        join(site.namespace, "router0", self.router, "out0")
+        link, outside, within, length, self._table = (
+            ("router6", "2001:db8:7::", "fd66::", 64, "ip6 nat")
+            if ipv6
+            else ("router4", "203.0.113.", "192.168.66.", 24, "ip nat")
+        )
+        join(site.namespace, link, self.router, "out0")
         join(self.router, "in0", self.inside, "up0")
-        set_addresses(site.namespace, "router0", ["203.0.113.1/30"])
-        set_addresses(self.router, "out0", ["203.0.113.2/30"])
-        set_addresses(self.router, "in0", ["192.168.66.1/24"])
-        set_addresses(self.inside, "up0", ["192.168.66.2/24"])
-        run(self.inside, "ip", "route", "add", "default", "via", "192.168.66.1")
-        self.map_to(1_000)
+        set_addresses(site.namespace, link, [f"{outside}1/{length}"])
+        set_addresses(self.router, "out0", [f"{outside}{number}/{length}" for number in (2, 3)])
+        set_addresses(self.router, "in0", [f"{within}1/{length}"])
+        set_addresses(self.inside, "up0", [f"{within}2/{length}"])
+        run(self.inside, "ip", "route", "add", "default", "via", f"{within}1")
+        hosts = [f"[{outside}{number}]" if ipv6 else f"{outside}{number}" for number in (1, 2, 3)]
+        self._server, *self.outer = map(":".join, zip(hosts, (str(PORT), "1000", "2000"), strict=True))
+        self.map_to(self.outer[0])
         for name in ("nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"):
             run(self.router, "sysctl", "-qw", f"net.netfilter.{name}=3")
-        run(self.router, "sysctl", "-qw", "net.ipv4.ip_forward=1")
-        self.wireguard = WireguardGo(site.lab, self.inside, ["10.9.0.50/24"])
-        self.table = PeerTable("translated", self.wireguard.identity.public, ("10.9.0.50/32",))
+        run(self.router, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        self.inner = "10.9.0.56" if ipv6 else "10.9.0.54"
+        self._wireguard = WireguardGo(site.lab, self.inside, [f"{self.inner}/24"])
+        self.table = PeerTable(link, self._wireguard.identity.public, (f"{self.inner}/32",))
 
-    def map_to(self, port: int) -> None:
-        """Translate to this port from the next packet on that finds no mapping."""
-        run(self.router, "nft", "add table ip nat; flush table ip nat")
-        run(self.router, "nft", "add chain ip nat post { type nat hook postrouting priority srcnat; }")
-        run(self.router, "nft", f"add rule ip nat post oifname out0 udp sport 1-65535 masquerade to :{port}")
+    def connect(self) -> None:
+        """Configure the server, which knows this peer, and ping it."""
+        key = self._site.server.identity.public
+        self._wireguard.set_peer(key, f"{Site.SERVER4}/32", endpoint=self._server, keepalive=1)
+        ping(self._site.lab, self.inside, Site.SERVER4, 2)
+
+    def map_to(self, endpoint: str) -> None:
+        """Translate to this endpoint from the next packet on that finds no mapping."""
+        run(self.router, "nft", f"add table {self._table}; flush table {self._table}")
+        run(self.router, "nft", f"add chain {self._table} post {{ type nat hook postrouting priority srcnat; }}")
+        run(self.router, "nft", f"add rule {self._table} post oifname out0 meta l4proto udp snat to {endpoint}")
+
+    def set_keepalive(self, secs: int) -> None:
+        """Send a keepalive at this interval; 0 for none."""
+        key = b64(self._site.server.identity.public)
+        self._wireguard.wg("set", self._wireguard.name, "peer", key, "persistent-keepalive", str(secs))
+
+    def endpoint(self) -> str:
+        """Return where the server sends to."""
+        (found,) = (peer for peer in self._site.server.status()["peers"] if peer["name"] == self.table.name)
+        return str(found["endpoint"])
 
 
-def test_a_peer_behind_a_translating_router_stays_reachable_and_is_followed(site: SharedSite) -> None:
-    there = Translated(site)
-    site.configure(there.table)
-    there.wireguard.set_peer(
-        site.server.identity.public, f"{Site.SERVER4}/32", endpoint=f"203.0.113.1:{PORT}", keepalive=1
-    )
-    ping(site.lab, there.inside, Site.SERVER4, 2)
-
-    def endpoint() -> str:
-        (peer,) = site.server.status()["peers"]
-        return str(peer["endpoint"])
-
-    assert endpoint() == "203.0.113.2:1000"
+def test_peers_behind_translating_routers_stay_reachable_and_are_followed(site: SharedSite) -> None:
+    """One of IPv4 and one of IPv6, at once, for each waits for its router to forget."""
+    both = [Translated(site, ipv6=ipv6) for ipv6 in (False, True)]
+    site.configure(*(there.table for there in both))
+    for there in both:
+        there.connect()
+        assert there.endpoint() == there.outer[0]
     received = site.totals()["received_keepalives"]
-    wait_for("three keepalives", lambda: site.totals()["received_keepalives"] >= received + 3)
-    ping(site.lab, site.namespace, "10.9.0.50", 2)
-
-    there.map_to(2_000)
-    there.wireguard.wg("set", there.wireguard.name, "peer", b64(site.server.identity.public), *NO_KEEPALIVE)
-    wait_for("the mapping to be forgotten", lambda: not mappings(there.router))
-    there.wireguard.wg("set", there.wireguard.name, "peer", b64(site.server.identity.public), *EACH_SECOND)
-    wait_for("the server to follow", lambda: endpoint() == "203.0.113.2:2000")
-    ping(site.lab, site.namespace, "10.9.0.50", 2)
+    wait_for("three keepalives of each", lambda: site.totals()["received_keepalives"] >= received + 6)
+    for there in both:
+        ping(site.lab, site.namespace, there.inner, 2)
+        there.map_to(there.outer[1])
+        there.set_keepalive(0)
+    wait_for("the mappings to be forgotten", lambda: not any(mappings(there.router) for there in both))
+    for there in both:
+        there.set_keepalive(1)
+    wait_for("the server to follow", lambda: all(there.endpoint() == there.outer[1] for there in both))
+    for there in both:
+        ping(site.lab, site.namespace, there.inner, 2)
 
 
 def mappings(router: Namespace) -> str:

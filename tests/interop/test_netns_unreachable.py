@@ -25,7 +25,9 @@ HOST_UNREACHABLE, ADDRESS_UNREACHABLE = "Destination Host Unreachable", "Destina
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedSite]:
     with Lab(tmp_path_factory.mktemp("unreachable")) as lab:
-        yield SharedSite(lab)
+        made = SharedSite(lab)
+        run(made.namespace, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        yield made
 
 
 def assert_unreachable(namespace: Namespace, target: str) -> None:
@@ -66,7 +68,6 @@ def test_a_peer_without_endpoint_is_unreachable_until_it_comes(site: SharedSite)
 def test_a_removed_peer_is_unreachable_for_the_server_and_for_the_other_peers(site: SharedSite) -> None:
     site.join_all()
     one, other = site.clients
-    run(site.namespace, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
     site.meet(one, *other.table().allowed_ips)
     site.meet(other, *one.table().allowed_ips)
     ping(site.lab, other.namespace, Site.SERVER4, 2)
@@ -85,23 +86,30 @@ def test_a_removed_peer_is_unreachable_for_the_server_and_for_the_other_peers(si
         ping(site.lab, one.namespace, target, 2)
 
 
-def test_the_error_reaches_a_sender_whose_address_was_translated(site: SharedSite) -> None:
+@pytest.mark.parametrize("ipv6", [False, True], ids=["IPv4", "IPv6"])
+def test_the_error_reaches_a_sender_whose_address_was_translated(site: SharedSite, ipv6: bool) -> None:
     """A host behind a peer's NAT hears about the address that it asked for: the error quotes the translated packet."""
     site.join_all()
     one, other = site.clients
-    site.meet(one, f"{other.inner4}/32")
-    run(one.namespace, "ip", "addr", "replace", "192.168.9.1/32", "dev", "lo")
-    run(one.namespace, "nft", "add table ip translated")
-    run(one.namespace, "nft", "add chain ip translated post { type nat hook postrouting priority srcnat; }")
-    run(one.namespace, "nft", f"add rule ip translated post ip saddr 192.168.9.1 snat to {one.inner4}")
+    family, sender, mapped, target, length, text = (
+        ("ip6", "fd66::1", one.inner6, other.inner6, 128, ADDRESS_UNREACHABLE)
+        if ipv6
+        else ("ip", "192.168.9.1", one.inner4, other.inner4, 32, HOST_UNREACHABLE)
+    )
+    site.meet(one, f"{target}/{length}")
+    run(one.namespace, "ip", "addr", "replace", f"{sender}/{length}", "dev", "lo")
+    table = f"{family} translated"
+    run(one.namespace, "nft", f"add table {table}")
+    run(one.namespace, "nft", f"add chain {table} post {{ type nat hook postrouting priority srcnat; }}")
+    run(one.namespace, "nft", f"add rule {table} post {family} saddr {sender} snat to {mapped}")
     site.configure(one.table())
     ping(site.lab, one.namespace, Site.SERVER4, 2)
-    command = ("/usr/bin/ping", "-n", "-c", "1", "-W", "1", "-I", "192.168.9.1", other.inner4)
+    command = ("/usr/bin/ping", "-n", "-c", "1", "-W", "1", "-I", sender, target)
     with one.namespace.entered():
         lines = site.lab.folder / "translated.log"
         pid = site.lab.spawn(command, "translated")
     site.lab.wait_ended(pid)
-    assert f"From {other.inner4} icmp_seq=1 {HOST_UNREACHABLE}" in lines.read_text()
+    assert f"From {target} icmp_seq=1 {text}" in lines.read_text()
 
 
 def test_packets_for_a_removed_peer_under_a_flood_do_not_disturb_the_others(site: SharedSite) -> None:
