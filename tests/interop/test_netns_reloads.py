@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.traffic.namespaces import Namespace, join, set_addresses
+from tests.support.traffic.namespaces import set_addresses
 from tests.support.traffic.ping import INTERVAL_SECS, Ping, ping
 from tests.support.traffic.routed_client import EVERYTHING, FAR4, Place
+from tests.support.traffic.second_uplink import second_uplink
 from tests.support.traffic.server import OXIDIZE, Identity, Lab, wait_for
 from tests.support.traffic.shared_site import SharedSite, peer_table, run
 from tests.support.traffic.site import Site
@@ -21,7 +22,6 @@ from tests.support.traffic.site import Site
 pytestmark = [pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping", "ip")]
 
 NETWORKS = 20_000  # of one peer; put in one by one they stop all packets for seconds
-UPLINK4, UPLINK6 = "203.0.113.1", "2001:db8:77::1"  # the server's address on its second uplink
 
 
 @pytest.fixture(scope="module")
@@ -91,34 +91,16 @@ def test_the_source_address_follows_a_better_way_to_the_peer(site: SharedSite, i
     client = site.clients[0]
     site.meet(client, ipv6=ipv6)
     ping(site.lab, client.namespace, Site.SERVER4, 2)
-    outer, version = (f"{client.outer6}/128", "-6") if ipv6 else (f"{client.outer4}/32", "-4")
-    with second_uplink(site, client.namespace, client.server6 if ipv6 else client.server4):
-        gateway = UPLINK6[:-1] + "2" if ipv6 else "203.0.113.2"
-        pinging = Ping(site.lab, site.namespace, client.inner4, f"better-way{version}")
+    first, target = (client.server6, client.outer6) if ipv6 else (client.server4, client.outer4)
+    with second_uplink(site.namespace, client.namespace, first, target) as second:
+        pinging = Ping(site.lab, site.namespace, client.inner4, f"better-way-{6 if ipv6 else 4}")
         pinging.wait_for_replies(5)
-        run(site.namespace, "ip", version, "route", "add", outer, "via", gateway)
+        second.take()
         pinging.wait_for_replies(20)
-        run(site.namespace, "ip", version, "route", "del", outer)
+        second.leave()
         pinging.wait_for_replies(20)
         lost = pinging.stop().lost
         assert len(lost) * INTERVAL_SECS < 1, lost  # it would be 15 s if only a new handshake moved it
-
-
-@contextmanager
-def second_uplink(site: SharedSite, peer: Namespace, first: str) -> Iterator[None]:
-    """Join the server to a peer's namespace a second time; there, nothing from its first address passes."""
-    join(site.namespace, "second0", peer, "second1")
-    set_addresses(site.namespace, "second0", [f"{UPLINK4}/24", f"{UPLINK6}/64"])
-    set_addresses(peer, "second1", ["203.0.113.2/24", f"{UPLINK6[:-1]}2/64"])
-    family = "ip6" if ":" in first else "ip"
-    run(peer, "nft", "add table inet provider")
-    run(peer, "nft", "add chain inet provider input { type filter hook input priority filter; }")
-    run(peer, "nft", f"add rule inet provider input iifname second1 {family} saddr {first} drop")
-    try:
-        yield
-    finally:
-        run(peer, "nft", "delete table inet provider")
-        run(peer, "ip", "link", "del", "second1")
 
 
 def test_an_interface_that_was_down_has_its_addresses_and_routes_again(site: SharedSite) -> None:

@@ -10,9 +10,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from oxidize.protocol.constants import DATA_OVERHEAD
-from tests.support.traffic.capture import Capture
+from tests.support.traffic import padding
 from tests.support.traffic.namespaces import Namespace
+from tests.support.traffic.padding import assert_padded_within_mtu
 from tests.support.traffic.ping import ping
 from tests.support.traffic.server import WAIT_SECS, Lab, wait_for
 from tests.support.traffic.shared_site import SharedSite, run
@@ -23,8 +23,6 @@ from tests.support.traffic.wireguard_go import INNER_MTU
 pytestmark = [pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping", "ip")]
 
 LARGE_MTU = 34_736  # bytes; the outer datagrams are fragmented
-SMALL_MTU = 1_300  # bytes; no multiple of 16, as which packets are sent where they may be larger
-PADDED_SIZES = {1_281: 1_296, 1_296: 1_296, 1_297: 1_300, 1_299: 1_300, 1_300: 1_300}  # bytes, of an inner packet
 TRANSFERS = 2  # at once, each way and family
 BURSTS, BURST_DATAGRAMS = 5, 40  # a burst fits into every queue on the way
 ODD_SIZES = (0, 1, 15, 16, 17, 39, INNER_MTU - 57, INNER_MTU - 29, INNER_MTU - 28, INNER_MTU - 27, 9_000, 65_000)
@@ -114,16 +112,11 @@ def test_packets_of_odd_sizes_and_with_options_are_answered(site: SharedSite) ->
 def test_no_packet_is_padded_beyond_the_mtu(site: SharedSite) -> None:
     """A packet of the whole MTU would otherwise be larger than what the path lets through."""
     (client,) = site.clients
-    site.configure(client.table(), mtu=SMALL_MTU)
+    site.configure(client.table(), mtu=padding.MTU)
     site.meet(client)
     ping(site.lab, client.namespace, Site.SERVER4, 1)
-    for target, header in ((client.inner4, 28), (client.inner6, 48)):
-        with Capture(client.namespace, client.link, PORT) as capture:
-            for size in PADDED_SIZES:
-                run(site.namespace, "ping", "-n", "-q", "-M", "do", "-c", "1", "-s", str(size - header), target)
-            capture.stop()
-        large = [len(each) - DATA_OVERHEAD for each in capture.datagrams if len(each) > 1_000]
-        assert large == list(PADDED_SIZES.values())
+    for target in (client.inner4, client.inner6):
+        assert_padded_within_mtu(site.namespace, target, client.namespace, client.link, PORT)
 
 
 def test_a_large_mtu_is_taken_up_by_a_reload(site: SharedSite) -> None:

@@ -27,12 +27,12 @@ class DirectLink:
     SERVER, CLIENT = "192.0.2.1", "192.0.2.2"
     SERVER6, CLIENT6 = "2001:db8::1", "2001:db8::2"
     INNER_SERVER, INNER_CLIENT = "10.9.0.1", "10.9.0.2"
-    LINK = "outer0"
+    LINK, SERVER_LINK = "outer0", "clients0"
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self.server_side, self.client_side = Namespace(lab.stack), Namespace(lab.stack)
-        join(self.server_side, "clients0", self.client_side, self.LINK)
+        join(self.server_side, self.SERVER_LINK, self.client_side, self.LINK)
         self.place_server(self.SERVER, self.SERVER6)
         self.place_client(self.CLIENT, self.CLIENT6)
 
@@ -40,7 +40,7 @@ class DirectLink:
 
     def place_server(self, address: str, address6: str) -> None:
         """Replace the addresses of the server."""
-        set_addresses(self.server_side, "clients0", [f"{address}/{OUTER_PREFIX}", f"{address6}/64"])
+        set_addresses(self.server_side, self.SERVER_LINK, [f"{address}/{OUTER_PREFIX}", f"{address6}/64"])
 
     def place_client(self, address: str, address6: str) -> None:
         """Replace the addresses of the client."""
