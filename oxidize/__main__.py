@@ -1,6 +1,6 @@
-"""Run the command line: `python -m oxidize`."""
+"""Run Oxidize: `python -m oxidize`."""
 
-from oxidize.cli.commands import main
+from oxidize.cli.entry import main
 
 if __name__ == "__main__":
     main()

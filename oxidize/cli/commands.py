@@ -1,4 +1,4 @@
-"""The command line: `oxidize`, and `oxidize-server` and `oxidize-client` as names of its two main subcommands.
+"""The command line: `oxidize`. `oxidize-server` and `oxidize-client` are names of its two main subcommands.
 
 The hidden commands `clean-up`, `kill-switch` and `name-servers` are hooks that the client's systemd units run; rarely
 used by hand.
@@ -6,7 +6,6 @@ used by hand.
 
 import errno
 import gc
-import logging
 import os
 import pkgutil
 import secrets
@@ -24,7 +23,6 @@ from oxidize.cli.common import (
     CLIENT_CONFIG,
     CONFIG_PATH,
     GAVE_UP_STATUS,
-    LOG_LEVELS,
     SERVER_CONFIG,
     announce_key_change,
     config_option,
@@ -36,15 +34,14 @@ from oxidize.cli.common import (
     role_options,
     warn_of_readable_output,
 )
+from oxidize.cli.generation import LOG_LEVELS, Generation, is_held, serve
 from oxidize.config.values import format_key, parse_key
 from oxidize.log_output import open_standard_streams
-from oxidize.oom_score import OomScore
 from oxidize.protocol.constants import KEY_SIZE
 from oxidize.service_manager import notify
 from oxidize.text import counted, own_release
 
 KEY_INPUT_BYTES_MAX = 4096
-FIRST_PID = 1
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 MODULES = {
     "deploy": "deploy:deploy",
@@ -160,25 +157,12 @@ def client(config_path: Path, log_level: str, control_fd: int | None, no_holder:
 
 
 def _run(role: config.Role, config_path: Path, log_level: str, control_fd: int | None, *, no_holder: bool) -> NoReturn:
-    is_held = notify.is_managed() and os.getpid() != FIRST_PID  # which ends a container with it, whatever listens there
-    if control_fd is None and not no_holder and not is_held:
+    if control_fd is None and not no_holder and not is_held():
         loaded = load(config_path, role)  # a mistake needs no holder
         command = [sys.executable, "-P", "-m", "oxidize.holder", role, str(config_path.absolute()), log_level]
         command.append(str(loaded.takeover_socket))  # by which `control.who_runs` finds the holder
         os.execv(command[0], command)  # noqa: S606  # without a shell; the holder needs none of this process's memory
-    gc.disable()  # as in `main`, until it serves
-    oom_score = OomScore()
-    if control_fd is not None:  # a successor, which has most of its memory still to get
-        oom_score.raise_()
-    from oxidize.control.reload_channel import Control  # noqa: PLC0415  # as below
-    from oxidize.runtime.daemon import run  # noqa: PLC0415  # the other commands need none of it
-
-    control = Control(control_fd)
-    with errors_as_lines(is_told=lambda: control.has_told_failure):
-        status = run(role, config_path, log_level, control, oom_score)
-    # Not `sys.exit`: to free every object first takes 0.04 s and more of a processor that the successor needs.
-    logging.shutdown()
-    os._exit(status)
+    serve(Generation(role, config_path, log_level, control_fd))
 
 
 @main.command()
@@ -268,15 +252,3 @@ def name_servers(action: str, unit: str | None, config_path: Path) -> None:
 def _has_given_up() -> bool:
     """Return whether the unit's main process gave up, after which it is not started again (systemd.exec(5))."""
     return os.environ.get("EXIT_STATUS") == str(GAVE_UP_STATUS)
-
-
-def server_main() -> None:
-    """Run `oxidize server`."""
-    open_standard_streams()
-    server(prog_name="oxidize-server")
-
-
-def client_main() -> None:
-    """Run `oxidize client`."""
-    open_standard_streams()
-    client(prog_name="oxidize-client")

@@ -26,7 +26,6 @@ from oxidize.text import one_line, printable, wrapped
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 COLUMNS = 80  # of a terminal that does not say
-LOG_LEVELS = ("debug", "info", "warning", "error")
 GAVE_UP_STATUS = 3  # as in RestartPreventExitStatus= of oxidize-client.service
 SERVER_CONFIG = Path("/etc/oxidize/server.toml")
 CLIENT_CONFIG = Path("/etc/oxidize/client.toml")

@@ -14,7 +14,8 @@ from typing import TypeVar
 import click
 
 from oxidize import config, takeover
-from oxidize.cli.common import LOG_LEVELS, announce_key_change, echo, fail, load, role_options, what_runs
+from oxidize.cli.common import announce_key_change, echo, fail, load, role_options, what_runs
+from oxidize.cli.generation import LOG_LEVELS
 from oxidize.control import query
 from oxidize.control import reload as coordinator
 from oxidize.control.who_runs import who_runs

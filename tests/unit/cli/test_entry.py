@@ -1,0 +1,120 @@
+"""A process that is to serve begins without the command line, and begins as the command line would have it begin."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oxidize.cli import commands
+from oxidize.cli.generation import Generation, recognized
+from oxidize.holder.foreground import main_command
+from tests.support.config_files import CLIENT, PRIVATE, SERVER, secret
+
+ROOT = Path(__file__).parents[3]
+NOT_IMPORTED = ("click", "rich", "prometheus_client", "oxidize.cli.commands")
+UNITS = ("oxidize-daemon.service", "oxidize-client.service")
+
+
+class BegunError(Exception):
+    """A generation would begin now."""
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere")
+
+
+def by_the_commands(arguments: list[str]) -> Generation | None:
+    """Return the generation that the commands begin for these arguments, None if they begin none."""
+    begun: list[Generation] = []
+
+    def serve(generation: Generation) -> None:
+        begun.append(generation)
+        raise BegunError
+
+    def hold(*_: Any) -> None:
+        raise BegunError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commands, "serve", serve)
+        patch.setattr(commands, "load", hold)
+        CliRunner().invoke(commands.main, arguments)
+    return begun[0] if begun else None
+
+
+@pytest.mark.usefixtures("held")
+@pytest.mark.parametrize("unit", UNITS)
+def test_what_a_unit_starts_is_recognized(unit: str) -> None:
+    found = re.search(r"^ExecStart=\S+ (.*)$", (ROOT / "systemd" / unit).read_text(), re.MULTILINE)
+    assert found is not None
+    generation = recognized(found[1].split())
+    assert generation is not None
+    assert generation == by_the_commands(found[1].split())
+
+
+@pytest.mark.usefixtures("held")
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_what_a_holder_and_a_reload_start_is_recognized(role: str) -> None:
+    command = main_command("/python", role, Path("/etc/a b.toml"), "debug")
+    own = command[command.index("oxidize") + 1 :]
+    for arguments in (own, [*own, "--control-fd", "3"]):
+        generation = recognized(arguments)
+        assert generation is not None
+        assert generation == by_the_commands(arguments)
+
+
+@pytest.mark.parametrize("arguments", [["--no-holder"], ["--control-fd", "7"]])
+def test_a_generation_without_a_service_manager_is_recognized(arguments: list[str]) -> None:
+    generation = recognized(["server", *arguments, "-c", "/a.toml"])
+    assert generation is not None
+    assert generation == by_the_commands(["server", *arguments, "-c", "/a.toml"])
+    assert recognized(["server", "-c", "/a.toml"]) is None, "it becomes a holder"
+
+
+WORDS = ("server", "client", "-c", "--config", "/a.toml", "a.toml", "--log-level", "debug", "loud", "--control-fd")
+MORE_WORDS = ("3", "-1", "²", "--no-holder", "--help", "--", "", "-c/a.toml", "--config=/a.toml", "/b", "--no")
+
+
+@pytest.mark.usefixtures("held")
+@given(st.lists(st.sampled_from(WORDS + MORE_WORDS), max_size=7), st.sampled_from(["server", "client", "check", ""]))
+def test_what_is_recognized_is_what_the_commands_would_begin(words: list[str], first: str) -> None:
+    generation = recognized([first, *words])
+    if generation is not None:
+        assert generation == by_the_commands([first, *words])
+
+
+@pytest.mark.parametrize(("role", "text"), [("server", SERVER), ("client", CLIENT + 'allowed_ips = ["10.0.0.0/24"]\n')])
+def test_a_generation_imports_nothing_that_only_commands_need(role: str, text: str, tmp_path: Path) -> None:
+    secret(tmp_path / "server.key", PRIVATE)
+    path = tmp_path / "oxidize.toml"
+    path.write_text(text)
+    code = f"""if True:
+        import json, os, sys
+        from oxidize.cli import entry
+        from oxidize.runtime import startup
+        def started(settings, loop, control):
+            print(json.dumps([name for name in {NOT_IMPORTED!r} if name in sys.modules]), flush=True)
+            os._exit(0)
+        startup.start = started
+        sys.argv = ["oxidize", {role!r}, "--no-holder", "-c", {str(path)!r}]
+        entry.main()"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert json.loads(done.stdout) == [], done.stderr
+
+
+def test_a_mistake_in_the_configuration_is_the_same_lines_and_status(tmp_path: Path) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text("[server]\nmtu = 1\n")
+    command = [sys.executable, "-m", "oxidize", "server", "--no-holder"]
+    recognized_way = subprocess.run([*command, "-c", str(path)], capture_output=True, text=True, check=False)
+    by_command = subprocess.run([*command, f"--config={path}"], capture_output=True, text=True, check=False)
+    assert recognized_way.returncode == by_command.returncode == 2
+    assert recognized_way.stderr == by_command.stderr
+    assert "server.mtu = 1: expected" in recognized_way.stderr
