@@ -27,7 +27,7 @@ from oxidize.holder import generation, processes
 from oxidize.holder.fd_store import FdStore, Notification, bind_notify_socket, receive_notification
 from oxidize.holder.generation import Generation
 from oxidize.holder.requests import Requests
-from oxidize.signals import ALARM, MEANINGLESS, text_for
+from oxidize.signals import ALARM, MEANINGLESS, name_of, text_for
 
 GAVE_UP_STATUS = 3  # of a client; RestartPreventExitStatus= of its unit
 RESTART_DELAY_FIRST_SECS = 0.1
@@ -273,7 +273,9 @@ class Foreground:
         self._stop_signal = signal.SIGTERM if number == signal.SIGQUIT else number
         if self._main is not None:
             self._signal(self._main, self._stop_signal)
-        elif self._generations:
+            return
+        _say("INFO", f"ends signal={name_of(number)} while no process serves")
+        if self._generations:
             for each in self._generations.values():
                 self._signal(each, self._stop_signal)
         else:

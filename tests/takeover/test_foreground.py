@@ -240,6 +240,7 @@ def test_a_holder_that_waits_for_its_next_start_is_told_and_stopped(server: Serv
     assert f"pid {held} runs all the same: it was started for {server.takeover_socket}; it is a holder, " in told
     kill(held, signal.SIGSTOP)  # as Ctrl-Z does
     stop(server, held)
+    assert is_logged(server, "ends signal=SIGTERM while no process serves")
     assert server.command("stop").status == 1
 
 
