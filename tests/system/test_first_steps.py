@@ -86,11 +86,14 @@ def remove_the_link(service: Service) -> None:
 
 
 def lose_the_python(service: Service) -> None:
-    """Remove the interpreter of the release: what is started says so in one line, and what runs serves."""
+    """Remove the interpreter of the release: what is started says so in one line, and what runs serves.
+
+    A unit that is killed comes back with the sessions as soon as another release is installed.
+    """
     machine, pid = service.machine, service.machine.main_pid()
     (release,) = service.releases()
+    service.add_release("1.0.0-again")
     python = machine.root / RELEASES / release / "bin/python"
-    target = python.readlink()
     python.unlink()
     python.symlink_to("/usr/bin/python9.9")
     for command in ("check", "releases"):
@@ -104,7 +107,6 @@ def lose_the_python(service: Service) -> None:
     machine.kill(pid)
     said = f"oxidize: /opt/oxidize/releases/{release}/bin/python no longer leads to an interpreter"
     machine.wait_for("the unit to say so", lambda: said in machine.journal("-n5"))
-    python.unlink()
-    python.symlink_to(target)
+    service.switch_to("1.0.0-again")  # as `make install` does
     service.wait_for_main_process(other_than=pid)
     assert service.status()["sessions"] == 1, "the session was in the store meanwhile"
