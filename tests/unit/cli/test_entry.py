@@ -18,7 +18,7 @@ from oxidize.holder.foreground import main_command
 from tests.support.config_files import CLIENT, PRIVATE, SERVER, secret
 
 ROOT = Path(__file__).parents[3]
-NOT_IMPORTED = ("click", "rich", "prometheus_client", "oxidize.cli.commands")
+NOT_IMPORTED = ("click", "rich", "oxidize.cli.commands")
 UNITS = ("oxidize-daemon.service", "oxidize-client.service")
 
 

@@ -60,7 +60,7 @@ def test_the_program_runs_with_its_python(tmp_path: Path) -> None:
     folder = make_release(tmp_path, HERE)
     package = folder / "lib" / HERE / "site-packages/oxidize/cli"
     package.mkdir(parents=True)
-    (package / "commands.py").write_text("import sys\n\n\ndef main():\n    print(sys.argv)\n")
+    (package / "entry.py").write_text("import sys\n\n\ndef main():\n    print(sys.argv)\n")
     done = run(folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"['{folder}/bin/oxidize', 'check']\n"
@@ -77,7 +77,7 @@ def test_an_import_that_fails_for_another_reason_is_not_blamed_on_python(tmp_pat
     folder = make_release(tmp_path, HERE)
     package = folder / "lib" / HERE / "site-packages/oxidize/cli"
     package.mkdir(parents=True)
-    (package / "commands.py").write_text("import a_missing_package\n")
+    (package / "entry.py").write_text("import a_missing_package\n")
     assert run(folder).stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'a_missing_package'"
 
 
