@@ -17,6 +17,7 @@ from oxidize.hostnet.interface import configure_interface
 from oxidize.net.tun import TunDevice
 from oxidize.net.udp import UdpSocket, bind_udp
 from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.rows import ReceivedRows
 
 ROUNDS = 200
 SIZE = 1452
@@ -36,9 +37,12 @@ def timed(action: Callable[[], int]) -> float:
 
 def drain(receiver: UdpSocket) -> int:
     count = 0
-    while (batch := receiver.receive()) is not None:
-        count += len(batch.datagrams)
-    return count
+    rows = ReceivedRows()
+    while True:
+        batch = receiver.receiver.receive(rows)
+        count += len(rows.sizes) + (len(batch.datagrams) if batch is not None else 0)
+        if receiver.receiver.is_empty:
+            return count
 
 
 def transmit_all(sender: UdpSocket, endpoint: Endpoint, batch: list[bytes], size: int) -> int:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from oxidize.net.udp import UdpSocket
+from oxidize.net.udp_cmsg import Datagram
 from oxidize.protocol.constants import BATCH_PACKETS_MAX
 from oxidize.protocol.counters import DROPS_START, Counters, DropReason, Total
 from oxidize.protocol.device import Device
+from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.rows import ReceivedRows
 
 BATCHES_PER_EVENT_MAX = 8  # then the other event sources are served
-
-_STRAYS = DROPS_START + DropReason.UNKNOWN_INDEX
 
 
 class Tunnel(Protocol):
@@ -26,7 +27,7 @@ class Tunnel(Protocol):
     def read_packets(self, limit: int) -> Sequence[bytes | memoryview]:
         """Return up to `limit` packets for the peers, without waiting."""
 
-    def write_packets(self, packets: Sequence[bytes]) -> int:
+    def write_packets(self, packets: Sequence[bytes | memoryview]) -> int:
         """Deliver packets that came from the peers; return how many were refused."""
 
 
@@ -52,46 +53,40 @@ class DataPath:
         self._now = now
         self._write_drop_word = DROPS_START + write_drop
         self._replies_at_once = tunnel.fileno() is None
+        self._rows = ReceivedRows()
 
     def from_udp(self) -> None:
         """Carry the datagrams that wait in the UDP socket to the tunnel."""
-        device, tunnel, counters = self.device, self.tunnel, self._counters
-        strays, is_stray = counters[_STRAYS], None
+        receiver, rows = self.udp.receiver, self._rows
         for _ in range(BATCHES_PER_EVENT_MAX):
-            batch = self.udp.receive(is_stray)
-            if self.udp.strays:
-                self._count_strays()
-            if batch is None:
-                if self.udp.unreachable:
-                    self._report_unreachable()
-                return
-            if batch.truncated:
-                counters[DROPS_START + DropReason.TRUNCATED] += 1
-            packets = device.receive_datagrams(batch.datagrams, batch.endpoint, self._now())
+            batch = receiver.receive(rows)
+            packets: list[bytes | memoryview] = []
+            if rows.sizes:
+                packets = self.device.receive_rows(rows, self._now())
+            if batch is not None:
+                if batch.truncated:
+                    self._counters[DROPS_START + DropReason.TRUNCATED] += 1
+                packets += self.device.receive_datagrams(batch.datagrams, batch.endpoint, self._now())
             if packets:
-                refused = tunnel.write_packets(packets)
-                if refused:
-                    counters[self._write_drop_word] += refused
-                if self._replies_at_once:
-                    self.from_tunnel()
-            elif counters[_STRAYS] != strays:
-                is_stray = device.is_stray  # where there is one, there may be a flood: only a part is looked into
+                self._deliver(packets)
             self.flush()
+            if receiver.is_empty:
+                return
 
-    def _count_strays(self) -> None:
-        """Count the datagrams that the socket has skipped as the device would have."""
-        sizes, self.udp.strays = self.udp.strays, []
-        counters = self._counters
-        counters[Total.RECEIVED_DATAGRAMS] += len(sizes)
-        counters[Total.RECEIVED_BYTES] += sum(sizes)
-        counters[_STRAYS] += len(sizes)
+    def _deliver(self, packets: Sequence[bytes | memoryview]) -> None:
+        refused = self.tunnel.write_packets(packets)
+        if refused:
+            self._counters[self._write_drop_word] += refused
+        if self._replies_at_once:
+            self.from_tunnel()
 
     def from_tunnel(self) -> None:
         """Carry the packets that wait in the tunnel to the peers."""
         for _ in range(BATCHES_PER_EVENT_MAX):
             packets = self.tunnel.read_packets(BATCH_PACKETS_MAX)
             if packets:
-                self.device.send_packets(packets, self._now())
+                for batch in self.device.send_rows(packets, self._now()):
+                    self._transmit(batch.endpoint, batch.datagrams)
                 self.flush()
             if len(packets) < BATCH_PACKETS_MAX:
                 return
@@ -99,14 +94,16 @@ class DataPath:
     def flush(self) -> None:
         """Send the datagrams that the device has queued, and answer the packets that it could not."""
         for transmit in self.device.take_transmits():
-            taken = self.udp.transmit(transmit.endpoint, transmit.datagrams)
-            failed = len(transmit.datagrams) - taken
-            if failed:
-                self._counters[DROPS_START + DropReason.SEND_FAILED] += failed
-        if self.udp.unreachable:
+            self._transmit(transmit.endpoint, transmit.datagrams)
+        if self.udp.receiver.unreachable:
             self._report_unreachable()
         if self.device.undelivered.answers:
             self._answer_undelivered()
+
+    def _transmit(self, endpoint: Endpoint, datagrams: Sequence[Datagram]) -> None:
+        failed = len(datagrams) - self.udp.transmit(endpoint, datagrams)
+        if failed:
+            self._counters[DROPS_START + DropReason.SEND_FAILED] += failed
 
     def _answer_undelivered(self) -> None:
         """Tell the senders of packets that no peer gets; a tunnel without hosts behind it refuses that."""
@@ -114,7 +111,7 @@ class DataPath:
         self._counters[Total.UNREACHABLES_SENT] += len(answers) - self.tunnel.write_packets(answers)
 
     def _report_unreachable(self) -> None:
-        errors, self.udp.unreachable = self.udp.unreachable, []
+        errors, self.udp.receiver.unreachable = self.udp.receiver.unreachable, []
         now = self._now()
         for remote, refused in dict.fromkeys(errors):
             self.device.on_unreachable(remote, now, refused=refused)

@@ -12,11 +12,10 @@ import errno
 import select
 import socket
 import struct
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from socket import IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP, SOL_SOCKET
-from typing import NamedTuple
 
 from oxidize import logs
 from oxidize.errors import ConfigError
@@ -36,48 +35,22 @@ from oxidize.net.udp_cmsg import (
     SocketAddress,
     endpoint_from,
     path_to,
-    read_control,
-    read_error,
     segment_message,
     split_runs,
 )
+from oxidize.net.udp_receiver import EARLIER_ERRORS, ENDPOINTS_CACHED_MAX, UdpReceiver
 from oxidize.protocol.endpoint import Endpoint
 
 # --- Limits ---
 SOCKET_BUFFER_BYTES = 8 << 20  # as in the socket unit: what queues while a process is replaced
-RECEIVE_BYTES_MAX = 65_536  # one receive: a whole GRO batch is never longer
-ENDPOINTS_CACHED_MAX = 32_768  # above PEERS_MAX, so that only forged source addresses can fill it
-SEGMENT_SIZES_CACHED_MAX = 32  # sizes for which views of the receive buffer are kept
 SEND_WAIT_MS = 10  # one wait for room in the send buffer ...
 SEND_WAITS_MAX = 5  # ... and how many one transmit may make: 50 ms in total
-STRAYS_SKIPPED_MAX = 15  # useless datagrams that one receive skips
-QUEUED_ERRORS_MAX = 16  # errors taken from the socket in one receive, after which the loop continues
 
 PORT_MAX = 65_535
 
-# Room for the segment size, both kinds of packet info, and other messages that a unit file may have switched on.
-_CONTROL_BYTES = 256
-
-# As plain integers: the flags of the socket module are enumerations, whose operators cost a microsecond each.
+# As a plain integer: the flags of the socket module are enumerations, whose operators cost a microsecond each.
 _DONTWAIT = int(socket.MSG_DONTWAIT)
-_CONTROL_CUT = int(socket.MSG_CTRUNC)
-_CUT = int(socket.MSG_TRUNC) | _CONTROL_CUT
-_FROM_ERRORS = int(socket.MSG_ERRQUEUE) | _DONTWAIT
 
-# ICMP errors of an earlier send: ip(7), "Error handling". They say nothing about the next datagram.
-# First those that mean that a peer cannot be reached at all.
-_UNREACHABLE = frozenset(
-    {
-        errno.ECONNREFUSED,
-        errno.EHOSTUNREACH,
-        errno.ENETUNREACH,
-        errno.EHOSTDOWN,
-        errno.ENETDOWN,
-        errno.ENONET,
-        errno.EACCES,
-    }
-)
-_QUEUED_ERRORS = _UNREACHABLE | {errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EPROTO, errno.EMSGSIZE}
 _NO_ROOM = frozenset({errno.EAGAIN, errno.ENOBUFS})
 # This host no longer has the source address of an answer (EINVAL for IPv6, ENETUNREACH for IPv4).
 _SOURCE_GONE = frozenset({errno.EINVAL, errno.ENETUNREACH, errno.EADDRNOTAVAIL})
@@ -88,29 +61,13 @@ _SEGMENTATION_REFUSED = _SEGMENTATION_UNSUPPORTED | {errno.EINVAL, errno.EMSGSIZ
 log = logs.get(__name__)
 
 
-class ReceivedBatch(NamedTuple):
-    """Datagrams that came by one path, in order.
-
-    datagrams: views of the socket's one receive buffer, valid until its next `receive`: copy what must last. At most
-    64; a sender on this host may segment into 128, which the kernel then hands over as they are.
-    truncated: bytes were lost on the way into the buffer; a datagram that was cut is left out of `datagrams`.
-    """
-
-    endpoint: Endpoint
-    datagrams: list[memoryview]
-    truncated: bool
-
-
 class UdpSocket:
     """A bound UDP socket, IPv4 or IPv6 with or without IPv4-mapped addresses.
 
-    Only the loop drives it: `receive` until None, `transmit`, and `take_ownership` once this generation owns it. It
+    Only the loop drives it: `receiver.receive`, `transmit`, and `take_ownership` once this generation owns it. It
     owns the socket that is passed to it, and closes it.
 
-    receive_errors: errors of earlier sends that the socket reported. send_failures: datagrams that the kernel refused.
-    unreachable: the peers that cannot be reached according to an error (`Endpoint.remote`), each with whether its host
-    refused; the reader of the list empties it. strays: sizes in bytes of the datagrams that `receive` has skipped; also
-    emptied by its reader.
+    receiver: its receiving half. send_failures: datagrams that the kernel refused.
     """
 
     def __init__(self, bound: socket.socket) -> None:
@@ -119,22 +76,15 @@ class UdpSocket:
             kind = f"{bound.family.name}/{bound.type.name}"
             remedy = "use ListenDatagram= in the socket unit"
             raise ConfigError(f"the socket passed for UDP is {kind}; expected AF_INET(6)/SOCK_DGRAM: {remedy}")
-        self.receive_errors = 0
         self.send_failures = 0
         self._socket = bound
         self._family = int(bound.family)
         self._segmentation = _has_option(bound, IPPROTO_UDP, UDP_SEGMENT)
-        self._buffer = memoryview(bytearray(RECEIVE_BYTES_MAX))
-        self._buffers = [self._buffer]
-        self._views: dict[int, list[memoryview]] = {}
-        self._endpoints: dict[tuple[SocketAddress, bytes], Endpoint] = {}
         self._paths: dict[Endpoint, tuple[SocketAddress, list[ControlMessage]]] = {}
         self._writable = select.poll()
         self._writable.register(bound, select.POLLOUT)
         self._waits_left = 0
-        self._reports_errors = False
-        self.unreachable: list[tuple[tuple[bytes, int, int], bool]] = []
-        self.strays: list[int] = []
+        self.receiver = UdpReceiver(bound)
 
     # --- Options: for the owner only ---
 
@@ -149,7 +99,7 @@ class UdpSocket:
 
         receive_buffer, send_buffer: bytes as SO_RCVBUF takes them (the kernel doubles the figure). A buffer is raised
         as far as allowed and never lowered; the properties of the same names return the result. report_errors: whether
-        ICMP errors of this socket's datagrams are noted in `unreachable`.
+        ICMP errors of this socket's datagrams are noted in `receiver.unreachable`.
         """
         socket_filter.detach(self._socket)  # of an owner that was killed
         if self._family == socket.AF_INET6:
@@ -188,7 +138,7 @@ class UdpSocket:
         of filters would lose handshakes.
         """
         socket_filter.detach(self._socket)
-        if self._reports_errors:
+        if self.receiver.reports_errors:
             self._set_error_reports(enabled=False)
 
     def shed(self, shares: Sequence[float], spared: Collection[tuple[bytes, int]]) -> None:
@@ -202,7 +152,7 @@ class UdpSocket:
             socket_filter.attach(self._socket, program)
 
     def _set_error_reports(self, *, enabled: bool) -> None:
-        self._reports_errors = enabled
+        self.receiver.reports_errors = enabled
         for level, option in RECEIVE_ERRORS:  # on a dual stack socket, each is for its own family
             with suppress(OSError):
                 self._socket.setsockopt(level, option, int(enabled))  # 0 empties the queue, too
@@ -287,84 +237,6 @@ class UdpSocket:
         """Close this process's hold on the socket; idempotent."""
         self._socket.close()
 
-    # --- Receiving ---
-
-    def receive(self, is_stray: Callable[[memoryview], bool] | None = None) -> ReceivedBatch | None:
-        """Return what the kernel hands over in one call, or None if there is nothing to read.
-
-        is_stray: tells of a datagram that came alone whether it is of no use; the sizes of these are added to `strays`,
-        and STRAYS_SKIPPED_MAX of them are skipped. Errors that ICMP left on the socket are counted and skipped. Raises
-        OSError if the socket itself is unusable: a bug.
-        """
-        errors_left, strays_left = QUEUED_ERRORS_MAX, STRAYS_SKIPPED_MAX
-        while errors_left:
-            try:
-                size, control, flags, address = self._socket.recvmsg_into(self._buffers, _CONTROL_BYTES, _DONTWAIT)
-            except BlockingIOError:
-                if self._reports_errors:
-                    self._take_errors()
-                return None
-            except OSError as error:
-                if error.errno not in _QUEUED_ERRORS:
-                    raise
-                self.receive_errors += 1
-                errors_left -= 1
-                continue
-            segment_size, packet_info = read_control(control)
-            if strays_left and is_stray is not None and not segment_size and is_stray(self._buffer[:size]):
-                self.strays.append(size)
-                strays_left -= 1
-                continue
-            break
-        else:
-            return None
-
-        key = (address, packet_info)
-        endpoint = self._endpoints.get(key) or self._learn_endpoint(key)
-        datagrams = self._cut(size, segment_size) if 0 < segment_size < size else [self._buffer[:size]]
-        if flags & _CUT:
-            # Without its control message a batch has lost the size of its segments: its datagrams cannot be separated.
-            return ReceivedBatch(endpoint, [] if flags & _CONTROL_CUT else datagrams[:-1], True)
-        return ReceivedBatch(endpoint, datagrams, False)
-
-    def _take_errors(self) -> None:
-        """Empty the socket's error queue: as long as it holds an error, the socket counts as readable."""
-        for _ in range(QUEUED_ERRORS_MAX):
-            try:
-                _, control, _, address = self._socket.recvmsg(0, _CONTROL_BYTES, _FROM_ERRORS)
-            except OSError:
-                return
-            code, offender = read_error(control)
-            remote = endpoint_from(address, b"").remote
-            # Any host can forge an error, but only a host on the way to the peer one that comes from the peer itself.
-            if code != errno.ECONNREFUSED or offender == remote[0]:
-                self._note_unreachable(remote, code)
-
-    def _note_unreachable(self, remote: tuple[bytes, int, int], code: int) -> None:
-        if self._reports_errors and code in _UNREACHABLE:
-            self.unreachable.append((remote, code == errno.ECONNREFUSED))
-
-    def _cut(self, size: int, segment_size: int) -> list[memoryview]:
-        """Return views of the datagrams in `size` received bytes; only the last may be shorter than `segment_size`."""
-        whole, rest = divmod(size, segment_size)
-        views = self._views.get(segment_size)
-        if views is None or len(views) < whole:
-            if len(self._views) >= SEGMENT_SIZES_CACHED_MAX:
-                self._views.clear()
-            buffer = self._buffer
-            views = [buffer[i * segment_size : (i + 1) * segment_size] for i in range(whole)]
-            self._views[segment_size] = views
-        datagrams = views[:whole]
-        if rest:
-            datagrams.append(self._buffer[size - rest : size])
-        return datagrams
-
-    def _learn_endpoint(self, key: tuple[SocketAddress, bytes]) -> Endpoint:
-        if len(self._endpoints) >= ENDPOINTS_CACHED_MAX:
-            self._endpoints.clear()
-        endpoint = self._endpoints[key] = endpoint_from(*key)
-        return endpoint
-
     # --- Sending ---
 
     def transmit(self, endpoint: Endpoint, datagrams: Sequence[Datagram]) -> int:
@@ -406,7 +278,7 @@ class UdpSocket:
         address, control = path
         from_address = bool(control)
         segmented = len(run) > 1
-        may_be_old = self._reports_errors  # a call may report an earlier send's error, and then has not sent
+        may_be_old = self.receiver.reports_errors  # a call may report an earlier send's error, and then has not sent
         if segmented:
             control = [*control, segment_message(len(run[0]))]
         while True:
@@ -418,7 +290,7 @@ class UdpSocket:
                 return len(run)
             if code in _NO_ROOM and self._wait_for_room():
                 continue
-            if may_be_old and code in _QUEUED_ERRORS:
+            if may_be_old and code in EARLIER_ERRORS:
                 may_be_old = False
                 continue
             if segmented and code in _SEGMENTATION_REFUSED:
@@ -433,7 +305,7 @@ class UdpSocket:
                 continue
             log.debug("not sent", datagrams=len(run), address=address, error=errno.errorcode.get(code or 0, code))
             if code != errno.ECONNREFUSED:  # an earlier send's, and the error queue has it with who reports it
-                self._note_unreachable(endpoint_from(address, b"").remote, code or 0)
+                self.receiver.note_unreachable(endpoint_from(address, b"").remote, code or 0)
             return 0
 
     def _sendmsg(self, run: Sequence[Datagram], control: list[ControlMessage], address: SocketAddress) -> None:

@@ -42,6 +42,7 @@ class AllowedIPs(Generic[T]):
         self._ipv4: dict[int, dict[int, T]] = {}
         self._ipv6: dict[int, dict[int, T]] = {}
         self._cache: dict[bytes, T | None] = {}
+        self.cached = self._cache.get  # the value of an address that was looked up lately, else None
 
     def insert(self, network: Network, value: T) -> None:
         """Give `network` this value, in place of any value that exactly this network has."""

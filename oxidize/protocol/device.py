@@ -1,6 +1,6 @@
 """The device: the WireGuard protocol behind one façade.
 
-The rule: it is driven by exactly four calls - `receive_datagrams`, `send_packets`, `handle_timeout` when
+The rule: it is driven by exactly four calls - `receive_rows`, `send_rows`, `handle_timeout` when
 `next_deadline` has passed, and `take_transmits` after each of them - and never reads a clock, a socket or a random
 source by itself. A peer's bytes never raise: what cannot be used is counted under a `DropReason`. Its parts never call
 it: they return what happened and what is left to do.
@@ -9,12 +9,11 @@ Source: J. A. Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel", sec
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from heapq import heappop, heappush
-from itertools import count, groupby
+from itertools import groupby
 
 from oxidize.errors import StateError, StorageError
 from oxidize.protocol import timers
-from oxidize.protocol.allowed_ips import AllowedIPs, inner_length, packet_source
+from oxidize.protocol.allowed_ips import AllowedIPs, packet_source
 from oxidize.protocol.changes import Change, PeerRemoved, PeerStaged, PeerStagedMore
 from oxidize.protocol.constants import BATCH_PACKETS_MAX, DATA_OVERHEAD, NEVER, PEERS_MAX, PEERS_PER_TIMEOUT_MAX
 from oxidize.protocol.counters import (
@@ -22,7 +21,6 @@ from oxidize.protocol.counters import (
     KEEPALIVE_OWED_NS,
     LAST_SENT_NS,
     RECEIVED_BYTES,
-    RECEIVED_PACKETS,
     SENT_PACKETS,
     DropReason,
     LinkState,
@@ -32,6 +30,7 @@ from oxidize.protocol.counters import (
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.endpoint_sources import EndpointSources
 from oxidize.protocol.handshaker import Handled, Handshaker
+from oxidize.protocol.inner_packets import InnerPackets
 from oxidize.protocol.keypair import Keypair
 from oxidize.protocol.link import Links, ToDo
 from oxidize.protocol.link_machine import Link, LinkDo
@@ -40,6 +39,10 @@ from oxidize.protocol.noise import LocalIdentity, RemoteIdentity
 from oxidize.protocol.peer import Peer, PeerKeypair, PeerSettings
 from oxidize.protocol.rate_limiter import UNDER_LOAD_HANDSHAKES, LoadMeter
 from oxidize.protocol.restore import RestoreReport, restore_change
+from oxidize.protocol.row_receiver import RowReceiver
+from oxidize.protocol.row_sender import RowSender, SealedBatch
+from oxidize.protocol.rows import ReceivedRows
+from oxidize.protocol.schedule import Schedule
 from oxidize.protocol.session_table import SessionTable, Transmit
 from oxidize.protocol.staging import Staging
 from oxidize.protocol.timers import Timer
@@ -80,12 +83,14 @@ class Device:
         load = LoadMeter(under_load_handshakes)
         self._handshaker = Handshaker(self.identity, self._table, unix_time, load)
         self.admission = self._handshaker.admission
-        self.is_stray = self._table.is_stray
         self._routes: AllowedIPs[Peer] = AllowedIPs()
-        self._due: list[tuple[float, int, Peer]] = []
-        self._order = count()
+        self._schedule = Schedule(self._counters)
+        self.next_deadline = self._schedule.next_deadline
         self._staging = Staging(self._table)
         self._links = Links(self._table, self._staging)
+        self._sender = RowSender(self._table, self._routes, self._links, self._schedule, mtu)
+        self._receiver = RowReceiver(self._table, self._links, self._schedule)
+        self._inner = InnerPackets(self._table, self._routes)
         self.undelivered = Undelivered(self._table)
         self.unrecorded = Unrecorded(self._table, self._staging)
         self.endpoints = EndpointSources(self._table)
@@ -139,14 +144,38 @@ class Device:
 
     # --- From the network: outer datagrams in, inner packets out ---
 
+    def receive_rows(self, rows: ReceivedRows, now: float) -> list[bytes | memoryview]:
+        """Receive the datagrams in `rows`, one at least; return the packets to deliver, each peer's in order.
+
+        Packets that are views stand in the rows. A crash may lose one such batch.
+        """
+        rows.read_headers()
+        owners, left = self._receiver.receive(rows, now)
+        packets = self._inner.unwrap_rows(rows, owners)
+        for endpoint, run in groupby(left, key=rows.endpoints.__getitem__):
+            packets += self._receive([rows.datagram(number) for number in run], endpoint, now)
+        self._count_received(rows.sizes, packets)
+        return packets
+
     def receive_datagrams(self, datagrams: Sequence[bytes | memoryview], endpoint: Endpoint, now: float) -> list[bytes]:
         """Receive at most BATCH_PACKETS_MAX datagrams from one endpoint; return the packets to deliver, in order.
 
         A crash may lose one such batch.
         """
+        packets = self._receive(datagrams, endpoint, now)
+        self._count_received(list(map(len, datagrams)), packets)
+        return packets
+
+    def _count_received(self, sizes: Sequence[int], packets: Sequence[bytes | memoryview]) -> None:
+        """Count datagrams of `sizes`, bytes, and the packets that were in them."""
         counters = self._counters
-        counters[Total.RECEIVED_DATAGRAMS] += len(datagrams)
-        counters[Total.RECEIVED_BYTES] += sum(map(len, datagrams))
+        counters[Total.RECEIVED_DATAGRAMS] += len(sizes)
+        counters[Total.RECEIVED_BYTES] += sum(sizes)
+        if packets:
+            counters[Total.RECEIVED_PACKETS] += len(packets)
+            counters[Total.RECEIVED_PACKET_BYTES] += sum(map(len, packets))
+
+    def _receive(self, datagrams: Sequence[bytes | memoryview], endpoint: Endpoint, now: float) -> list[bytes]:
         packets: list[bytes] = []
         for receiver, run in runs_by_receiver(datagrams):
             if receiver is not None:
@@ -154,9 +183,6 @@ class Device:
                 continue
             for datagram in self.admission.sift(run, endpoint, now):
                 self._receive_handshake(datagram, endpoint, now)
-        if packets:
-            counters[Total.RECEIVED_PACKETS] += len(packets)
-            counters[Total.RECEIVED_PACKET_BYTES] += sum(map(len, packets))
         return packets
 
     def _receive_handshake(self, datagram: bytes | memoryview, endpoint: Endpoint, now: float) -> None:
@@ -166,7 +192,7 @@ class Device:
         elif result.has_session:
             self._on_session(result.peer, now)
         else:
-            self._schedule(result.peer)
+            self._schedule.add(result.peer)
 
     def _receive_data(
         self, receiver: int, messages: Sequence[bytes | memoryview], endpoint: Endpoint, now: float
@@ -178,9 +204,9 @@ class Device:
             table.drop(DropReason.UNKNOWN_INDEX, len(messages))
             asked = self._handshaker.answer_unknown_index(endpoint, now)
             if asked is not None:
-                self._schedule(asked)
+                self._schedule.add(asked)
             return []
-        if keypair.is_expired(now):
+        if now >= keypair.expires_at:
             table.drop(DropReason.KEYPAIR_EXPIRED, len(messages))
             return []
         plaintexts, drops = keypair.open(messages)
@@ -204,26 +230,17 @@ class Device:
             self._handshaker.initiate(peer, now)
         if any(plaintexts):
             timers.data_received(peer, counters, now)
-        self._schedule(peer)
-        return self._unwrap(peer, plaintexts)
-
-    def _unwrap(self, peer: Peer, plaintexts: Sequence[bytes]) -> list[bytes]:
-        """Return the packets that the peer's allowed IPs permit, without padding."""
-        drop, lookup = self._table.drop, self._routes.lookup_packet_source
-        packets = []
-        for plaintext in plaintexts:
-            if not plaintext:
-                self._counters[Total.RECEIVED_KEEPALIVES] += 1
-            elif not (length := inner_length(plaintext)):
-                drop(DropReason.INNER_MALFORMED)
-            elif lookup(plaintext) is not peer:
-                drop(DropReason.SOURCE_NOT_ALLOWED)
-            else:
-                packets.append(plaintext if length == len(plaintext) else plaintext[:length])
-        self._counters[peer.slot + RECEIVED_PACKETS] += len(packets)
-        return packets
+        self._schedule.add(peer)
+        return self._inner.unwrap(peer, plaintexts)
 
     # --- To the network: inner packets in, outer datagrams queued ---
+
+    def send_rows(self, packets: Sequence[bytes | memoryview], now: float) -> list[SealedBatch]:
+        """Like `send_packets`, but return most of the datagrams, which the caller sends before the queued ones."""
+        batches, left = self._sender.send(packets, now)
+        if left:
+            self.send_packets(left, now)
+        return batches
 
     def send_packets(self, packets: Sequence[bytes | memoryview], now: float) -> None:
         """Seal and queue at most BATCH_PACKETS_MAX packets from the tunnel.
@@ -253,7 +270,7 @@ class Device:
             self._links.on_sent(peer.link, list(map(bytes, packets)), now)
         if timers.sending_wants_rekey(keypair, now):
             self._handshaker.initiate(peer, now)
-        self._schedule(peer)
+        self._schedule.add(peer)
 
     def _seal(
         self, peer: Peer, keypair: PeerKeypair, endpoint: Endpoint, packets: Sequence[bytes | memoryview], now: float
@@ -273,7 +290,7 @@ class Device:
         if peer.link is None or (peer.handshake_wanted_at == NEVER and peer.link.replay_at == NEVER):
             sender = self._routes.lookup_packet_source(packets[0])
             self._handshaker.initiate(peer, now, sender.public_key if sender else packet_source(packets[0]))
-        self._schedule(peer)
+        self._schedule.add(peer)
 
     def _send_keepalive(self, peer: Peer, now: float) -> bool:
         """Send a keepalive if there is a session to send it in; return whether there is."""
@@ -294,7 +311,7 @@ class Device:
         sent = self._send_staged(peer, now)
         if not sent and peer.current is not None and peer.current.state.is_initiator:
             self._send_keepalive(peer, now)
-        self._schedule(peer)
+        self._schedule.add(peer)
 
     def _send_staged(self, peer: Peer, now: float) -> int:
         """Send the staged packets, on a link the next burst of them; return how many that were."""
@@ -311,27 +328,18 @@ class Device:
 
     # --- Timers ---
 
-    def next_deadline(self) -> float | None:
-        """Return when `handle_timeout` is due, or None; it may be early, when nothing is due."""
-        return self._due[0][0] if self._due else None
-
     def handle_timeout(self, now: float) -> None:
         """Handle the timers that have ended: retries, keepalives, forgetting keys.
 
         At most those of PEERS_PER_TIMEOUT_MAX peers, so that packets need not wait for all; the rest stay due.
         """
-        due: dict[Peer, None] = {}
-        while self._due and self._due[0][0] <= now and len(due) < PEERS_PER_TIMEOUT_MAX:
-            _, _, peer = heappop(self._due)
-            peer.deadlines.pop()
-            due[peer] = None
-        for peer in due:
+        for peer in self._schedule.take_due(now, PEERS_PER_TIMEOUT_MAX):
             try:
                 self._run_timers(peer, now)
             except StorageError:
-                self._schedule_at(peer, now + STORAGE_RETRY_SECS)  # not at once: the loop would do nothing else
+                self._schedule.add_at(peer, now + STORAGE_RETRY_SECS)  # not at once: the loop would do nothing else
                 continue
-            self._schedule(peer)
+            self._schedule.add(peer)
 
     def _run_timers(self, peer: Peer, now: float) -> None:
         for timer, ends_at in timers.EXPIRIES.items():
@@ -378,17 +386,6 @@ class Device:
             self.undelivered.drop(DropReason.HANDSHAKE_TIMED_OUT, self._staging.take(peer), now)
         else:
             self._handshaker.retry(peer, now)
-
-    def _schedule(self, peer: Peer) -> None:
-        # An entry that is due earlier schedules the next one when it is handled. So a peer's entries are descending in
-        # the order in which they were made, and few: none is ever stale, and none replaces another.
-        self._schedule_at(peer, timers.deadline(peer, self._counters))
-
-    def _schedule_at(self, peer: Peer, deadline: float) -> None:
-        deadlines = peer.deadlines
-        if deadline < (deadlines[-1] if deadlines else NEVER):
-            deadlines.append(deadline)
-            heappush(self._due, (deadline, next(self._order), peer))
 
     # --- Links: peers with which a session is kept up at all times ---
 
@@ -439,7 +436,7 @@ class Device:
                     self._send_keepalive(peer, now)
                 case LinkDo.SEND_STAGED:
                     self._send_staged(peer, now)
-        self._schedule(peer)
+        self._schedule.add(peer)
 
     # --- Takeover ---
 
@@ -462,7 +459,7 @@ class Device:
         for peer in touched:
             if peer.staged:
                 peer.want_session(now)
-            self._schedule(peer)
+            self._schedule.add(peer)
         report.unknown_peers = len(self._table.unknown_peers)
         return report
 
@@ -478,7 +475,7 @@ class Device:
         packet that is owed an answer, has left no record.
         """
         for number, peer in enumerate(list(self._table.peers.values()), start=1):
-            self._schedule(peer)
+            self._schedule.add(peer)
             if number % PEERS_PER_SLICE == 0:
                 yield
 

@@ -14,10 +14,13 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from oxidize.protocol.changes import KeypairState
 from oxidize.protocol.constants import (
     DATA_HEADER_SIZE,
+    KEEPALIVE_TIMEOUT,
     PADDING_MULTIPLE,
     REJECT_AFTER_MESSAGES,
     REJECT_AFTER_TIME,
     REKEY_AFTER_MESSAGES,
+    REKEY_AFTER_TIME,
+    REKEY_TIMEOUT,
     TYPE_DATA,
 )
 from oxidize.protocol.counters import RECEIVE_NEXT, SEND_COUNTER, Counters, DropReason
@@ -30,16 +33,27 @@ _Owner = TypeVar("_Owner")  # the peer that a keypair belongs to; this module ne
 
 
 class Keypair(Generic[_Owner]):
-    """The send and receive key of one session; `words` holds its counters and its replay window, in its slot."""
+    """The send and receive key of one session; `words` holds its counters and its replay window, in its slot.
 
-    __slots__ = ("_decrypt", "_encrypt", "_words", "peer", "state")
+    sealer, opener: the ciphers of the two keys. expires_at: when it expires by its age, seconds. quiet_until,
+    seals_until: when a message that is received, or sent, begins to ask for a new keypair (section 6.2), or cannot be
+    opened, or sealed.
+    """
+
+    __slots__ = ("_words", "expires_at", "opener", "peer", "quiet_until", "sealer", "seals_until", "slot", "state")
 
     def __init__(self, state: KeypairState, peer: _Owner, words: Counters) -> None:
         self.state = state
         self.peer = peer
         self._words = words
-        self._encrypt = ChaCha20Poly1305(state.send_key).encrypt
-        self._decrypt = ChaCha20Poly1305(state.receive_key).decrypt
+        self.slot = state.slot
+        self.expires_at = state.created_at + REJECT_AFTER_TIME
+        self.quiet_until = self.seals_until = self.expires_at
+        if state.is_initiator:  # only who asked for a session replaces it in time
+            self.quiet_until -= KEEPALIVE_TIMEOUT + REKEY_TIMEOUT
+            self.seals_until = state.created_at + REKEY_AFTER_TIME
+        self.sealer = ChaCha20Poly1305(state.send_key)
+        self.opener = ChaCha20Poly1305(state.receive_key)
 
     def age(self, now: float) -> float:
         """Return the seconds since the handshake that made this keypair."""
@@ -47,14 +61,11 @@ class Keypair(Generic[_Owner]):
 
     def is_expired(self, now: float) -> bool:
         """Return whether the keypair may no longer seal or open messages (paper, section 6.2)."""
-        return (
-            now - self.state.created_at >= REJECT_AFTER_TIME
-            or self._words[self.state.slot + SEND_COUNTER] >= REJECT_AFTER_MESSAGES
-        )
+        return now >= self.expires_at or self._words[self.slot + SEND_COUNTER] >= REJECT_AFTER_MESSAGES
 
     def wants_rekey(self) -> bool:
         """Return whether REKEY_AFTER_MESSAGES were sealed (paper, section 6.2)."""
-        return self._words[self.state.slot + SEND_COUNTER] >= REKEY_AFTER_MESSAGES
+        return self._words[self.slot + SEND_COUNTER] >= REKEY_AFTER_MESSAGES
 
     def seal(self, packets: Sequence[bytes | memoryview], mtu: int) -> list[bytes]:
         """Return one data message for each packet, in order; an empty packet makes a keepalive.
@@ -62,10 +73,10 @@ class Keypair(Generic[_Owner]):
         Packets are padded to a multiple of 16 bytes, but not beyond `mtu`, bytes (section 5.4.6). The caller has
         checked `is_expired`, and passes at most BATCH_PACKETS_MAX packets, which REJECT_AFTER_MESSAGES leaves room for.
         """
-        word = self.state.slot + SEND_COUNTER
+        word = self.slot + SEND_COUNTER
         first = self._words[word]
         self._words[word] = first + len(packets)
-        encrypt, index, pack = self._encrypt, self.state.remote_index, DATA_HEADER.pack
+        encrypt, index, pack = self.sealer.encrypt, self.state.remote_index, DATA_HEADER.pack
         messages = []
         for counter, packet in enumerate(packets, first):
             header = pack(TYPE_DATA, index, counter)
@@ -81,7 +92,7 @@ class Keypair(Generic[_Owner]):
         messages: of at least DATA_OVERHEAD bytes (`messages.data_receiver`). The counters of the returned messages are
         marked as seen; nothing else changes.
         """
-        words, slot, decrypt = self._words, self.state.slot, self._decrypt
+        words, slot, decrypt = self._words, self.slot, self.opener.decrypt
         receive_next = words[slot + RECEIVE_NEXT]
         plaintexts: list[bytes] = []
         counters: list[int] = []
@@ -102,7 +113,7 @@ class Keypair(Generic[_Owner]):
 
     def _mark(self, counters: list[int], plaintexts: list[bytes], drops: list[DropReason]) -> list[bytes]:
         """Mark the counters of authentic messages; return the plaintexts of those not marked before."""
-        words, slot = self._words, self.state.slot
+        words, slot = self._words, self.slot
         if not counters:
             return plaintexts
         first = counters[0]

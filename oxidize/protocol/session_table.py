@@ -26,7 +26,6 @@ from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.index_table import IndexTable
 from oxidize.protocol.keypair import Keypair
 from oxidize.protocol.link_policy import SUPERSEDED_MAX
-from oxidize.protocol.messages import data_receiver
 from oxidize.protocol.noise import TransportKeys
 from oxidize.protocol.peer import Peer, PeerKeypair, PendingHandshake
 from oxidize.protocol.timers import any_authenticated_sent
@@ -81,11 +80,6 @@ class SessionTable:
     def count(self, total: Total, amount: int = 1) -> None:
         """Add to one of the totals."""
         self.counters[total] += amount
-
-    def is_stray(self, datagram: bytes | memoryview) -> bool:
-        """Return whether a datagram is a data message of no session: of no use but as a sign of one that was lost."""
-        receiver = data_receiver(datagram)
-        return receiver is not None and self.indices.get(receiver) is None
 
     def drop(self, reason: DropReason, amount: int = 1) -> None:
         """Count dropped datagrams or packets."""
@@ -161,6 +155,7 @@ class SessionTable:
         its packets go to an endpoint that it had a moment ago, until it sends its next packet.
         """
         if peer.endpoint == endpoint:
+            peer.endpoint = endpoint  # the fast path compares identities first
             return
         if peer.endpoint is not None and peer.endpoint.remote != endpoint.remote:
             self.counters[Total.ENDPOINT_MOVES] += 1

@@ -10,8 +10,6 @@ from enum import Enum, auto, unique
 from oxidize.protocol.constants import (
     KEEPALIVE_TIMEOUT,
     NEVER,
-    REJECT_AFTER_TIME,
-    REKEY_AFTER_TIME,
     REKEY_TIMEOUT,
     REKEY_TIMEOUT_JITTER_MAX,
     ZERO_KEYS_AFTER_TIME,
@@ -70,7 +68,7 @@ def data_received(peer: Peer, counters: Counters, now: float) -> None:
 
 def sending_wants_rekey(keypair: PeerKeypair, now: float) -> bool:
     """Return whether a message sent with this keypair requires a new one (section 6.2)."""
-    return (keypair.state.is_initiator and keypair.age(now) >= REKEY_AFTER_TIME) or keypair.wants_rekey()
+    return now >= keypair.seals_until or keypair.wants_rekey()
 
 
 def receiving_wants_rekey(keypair: PeerKeypair, now: float) -> bool:
@@ -78,7 +76,7 @@ def receiving_wants_rekey(keypair: PeerKeypair, now: float) -> bool:
 
     Only the initiator, and only when the keypair would die before a keepalive and a retry could save it.
     """
-    return keypair.state.is_initiator and keypair.age(now) >= REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT
+    return keypair.state.is_initiator and now >= keypair.quiet_until
 
 
 def prompt_secs(peer: Peer, counters: Counters) -> float:

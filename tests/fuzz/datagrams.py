@@ -134,7 +134,7 @@ def run(data: bytes) -> None:
     for host in network.hosts:
         host.take_transmits()
         assert len(host.device._table.indices) <= INDICES_MAX
-        assert len(host.device._due) <= TIMERS_MAX
+        assert len(host.device._schedule._due) <= TIMERS_MAX
 
 
 def seeds() -> Iterable[bytes]:

@@ -9,9 +9,11 @@ from ipaddress import ip_address
 
 import pytest
 
-from oxidize.net.udp import QUEUED_ERRORS_MAX, UdpSocket, bind_udp
+from oxidize.net.udp import UdpSocket, bind_udp
 from oxidize.net.udp_cmsg import RECEIVE_ERRORS, ControlMessage, Datagram, SocketAddress
+from oxidize.net.udp_receiver import QUEUED_ERRORS_MAX
 from oxidize.protocol.endpoint import Endpoint
+from tests.support.udp import receive
 
 WAIT_MS = 5_000  # loopback answers at once; a test that waits this long has failed
 
@@ -71,7 +73,7 @@ def drain(wrapped: UdpSocket) -> None:
     for _ in range(1000):
         if not is_ready(wrapped):
             return
-        wrapped.receive()
+        receive(wrapped)
     raise AssertionError("it is always ready: the loop would spin")
 
 
@@ -82,10 +84,10 @@ def test_an_unreachable_port_is_reported_and_the_socket_becomes_idle(family: str
     assert wrapped.transmit(gone, [b"hello"]) == 1
     assert is_ready(wrapped, WAIT_MS)
     drain(wrapped)
-    assert set(wrapped.unreachable) == {(gone.remote, True)}
-    wrapped.unreachable.clear()
-    assert wrapped.receive() is None
-    assert wrapped.unreachable == []
+    assert set(wrapped.receiver.unreachable) == {(gone.remote, True)}
+    wrapped.receiver.unreachable.clear()
+    assert receive(wrapped) is None
+    assert wrapped.receiver.unreachable == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -108,8 +110,8 @@ def test_many_queued_errors_are_read_in_slices(closing: Closing) -> None:
         wrapped.transmit(peer, [b"hello"])
     assert is_ready(wrapped, WAIT_MS)
     drain(wrapped)
-    assert {remote for remote, refused in wrapped.unreachable} <= {peer.remote for peer in gone}
-    assert len({remote for remote, refused in wrapped.unreachable}) > QUEUED_ERRORS_MAX
+    assert {remote for remote, refused in wrapped.receiver.unreachable} <= {peer.remote for peer in gone}
+    assert len({remote for remote, refused in wrapped.receiver.unreachable}) > QUEUED_ERRORS_MAX
 
 
 def test_datagrams_are_received_between_errors(closing: Closing) -> None:
@@ -121,7 +123,7 @@ def test_datagrams_are_received_between_errors(closing: Closing) -> None:
         wrapped.transmit(gone, [b"hello"])
         alive.sendto(bytes([number]), ("127.0.0.1", port))
         for _ in range(100):
-            if (batch := wrapped.receive()) is not None:
+            if (batch := receive(wrapped)) is not None:
                 received += [bytes(datagram) for datagram in batch.datagrams]
             if not is_ready(wrapped):
                 break
@@ -135,7 +137,7 @@ def test_a_socket_without_error_reporting_reports_no_error(family: str, closing:
     wrapped.transmit(gone, [b"hello"])
     wrapped.transmit(gone, [b"hello"])
     drain(wrapped)
-    assert wrapped.unreachable == []
+    assert wrapped.receiver.unreachable == []
     assert wrapped.send_failures == 0
 
 
@@ -148,7 +150,7 @@ def test_an_owner_without_error_reporting_switches_it_off(closing: Closing) -> N
         assert successor._socket.getsockopt(level, option) == 0
     successor.transmit(endpoint("127.0.0.1", closed_port("127.0.0.1")), [b"hello"])
     drain(successor)
-    assert successor.unreachable == []
+    assert successor.receiver.unreachable == []
 
 
 def test_a_successor_reads_the_errors_left_by_its_predecessor(closing: Closing) -> None:
@@ -160,7 +162,7 @@ def test_a_successor_reads_the_errors_left_by_its_predecessor(closing: Closing) 
     closing.append(successor)
     successor.take_ownership(report_errors=True)
     drain(successor)
-    assert set(successor.unreachable) == {(gone.remote, True)}
+    assert set(successor.receiver.unreachable) == {(gone.remote, True)}
 
 
 class Failing(UdpSocket):
@@ -199,7 +201,7 @@ def test_a_send_that_fails_twice_is_reported_by_its_error(
     assert wrapped.transmit(peer, [b"hello"]) == 0
     assert wrapped.calls <= 2
     assert wrapped.send_failures == 1
-    assert wrapped.unreachable == ([(peer.remote, refused) for refused in told] if asked else [])
+    assert wrapped.receiver.unreachable == ([(peer.remote, refused) for refused in told] if asked else [])
 
 
 def test_errors_requested_by_a_former_owner_do_not_wake_the_next_one(closing: Closing) -> None:
@@ -211,5 +213,5 @@ def test_errors_requested_by_a_former_owner_do_not_wake_the_next_one(closing: Cl
     poll.register(wrapped.fileno(), select.POLLIN)
     assert poll.poll(WAIT_MS), "the error has come"
     wrapped.end_ownership()
-    assert wrapped.receive() is None
+    assert receive(wrapped) is None
     assert poll.poll(0) == []

@@ -9,8 +9,10 @@ Sources: unix(7), pipe(7), epoll(7), fcntl(2), Linux Documentation/networking/tu
 import errno
 import os
 import select
+import socket
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from operator import methodcaller
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 INBOX_MAX = 64  # messages that wait in a connection
 BACKLOG_MAX = 16
+BATCH_MAX = 64  # datagrams that the kernel joins
+UDP_GRO = 104
 QUEUE_MAX = 4_096  # datagrams in the UDP socket, packets in the TUN device
 
 
@@ -238,6 +242,19 @@ class Udp(File):
             return False
         self.queue.append((source, datagram))
         return True
+
+    def next_batch(self) -> list[bytes]:
+        """Return the datagrams that the next receive brings: several of one sender where they are joined (GRO)."""
+        if not self.queue:
+            return []
+        source, first = self.queue[0]
+        batch = [first]
+        if self.options.get((socket.IPPROTO_UDP, UDP_GRO)):
+            for following, datagram in islice(self.queue, 1, BATCH_MAX):
+                if following != source or len(batch[-1]) < len(first) or len(datagram) > len(first):
+                    break
+                batch.append(datagram)
+        return batch
 
 
 class Tun(File):

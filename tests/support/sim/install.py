@@ -79,8 +79,15 @@ class CheckedAead:
             watcher.on_seal(self._key, nonce, bytes(data), sealed)
         return sealed
 
+    def encrypt_into(self, nonce: bytes, data: memoryview, associated: bytes | None, buffer: memoryview) -> int:
+        buffer[:] = self.encrypt(bytes(nonce), bytes(data), associated)
+        return len(buffer)
+
     def decrypt(self, nonce: bytes, data: bytes, associated: bytes | None) -> bytes:
         return self._cipher.decrypt(nonce, data, associated)
+
+    def decrypt_into(self, nonce: bytes, data: bytes, associated: bytes | None, buffer: memoryview) -> int:
+        return self._cipher.decrypt_into(nonce, data, associated, buffer)
 
 
 class Notifier:

@@ -21,6 +21,7 @@ import msgpack
 
 from oxidize.errors import OxidizeError
 from oxidize.protocol.constants import REJECT_AFTER_TIME, TYPE_RESPONSE
+from tests.support.sim.files import BATCH_MAX
 from tests.support.sim.kernel import NEVER, Kernel, Process
 
 BLACKOUT_MS_MAX = 3.0  # of virtual time, in a takeover without a fault
@@ -191,6 +192,8 @@ class Model:
             number, sealed_at = self.by_tag.get(datagram[-16:], (None, 0.0))
             if number is not None and number not in self.arrived:
                 self.in_hand.add(number)
+                if len(self.in_hand) > BATCH_MAX:
+                    self._kernel.fail("more than one batch of packets is in hand")
                 if sealed_at < self._kernel.now - LATE_SECS:
                     self.excused.add(number)  # its session may have ended meanwhile
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, Self
 
-from tests.support.sim.files import BACKLOG_MAX, Connection, Epoll, File, Listener, PidFd, Udp
+from tests.support.sim.files import BACKLOG_MAX, UDP_GRO, Connection, Epoll, File, Listener, PidFd, Udp
 from tests.support.sim.kernel import Process, kernel
 from tests.support.sim.syscalls import not_simulated
 
@@ -20,10 +20,8 @@ _CREDENTIALS = struct.Struct("3i")
 _GRO_SIZE = struct.Struct("=i")
 _SEGMENT_SIZE = struct.Struct("=H")
 UDP_SEGMENT = 103
-UDP_GRO = 104
 SO_PEERPIDFD = 77
 SO_MEMINFO = 55
-BATCH_MAX = 64
 BUFFER_BYTES = 16 << 20
 
 Ancillary = list[tuple[int, int, bytes]]
@@ -206,13 +204,10 @@ class Socket:
         assert isinstance(udp, Udp)
         if not udp.queue:
             raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
-        source, first = udp.queue.popleft()
-        batch = [first]
-        if udp.options.get((real_socket.IPPROTO_UDP, UDP_GRO)):
-            while udp.queue and len(batch) < BATCH_MAX and udp.queue[0][0] == source and len(batch[-1]) == len(first):
-                if len(udp.queue[0][1]) > len(first):
-                    break
-                batch.append(udp.queue.popleft()[1])
+        source, first = udp.queue[0]
+        batch = udp.next_batch()
+        for _ in batch:
+            udp.queue.popleft()
         data = b"".join(batch)
         buffers[0][: len(data)] = data
         if world.watcher is not None and world.current is not None:

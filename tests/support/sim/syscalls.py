@@ -11,14 +11,16 @@ import os as real_os
 import signal as real_signal
 import stat
 import struct
+import termios
 import time as real_time
+from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from types import SimpleNamespace
 from typing import Any
 
 from oxidize.state import memory_file
-from tests.support.sim.files import File, LockFile, Log, MemoryFile, PidFd, Pipe, Tun
+from tests.support.sim.files import File, LockFile, Log, MemoryFile, PidFd, Pipe, Tun, Udp
 from tests.support.sim.kernel import Process, kernel
 
 Buffer = bytes | bytearray | memoryview
@@ -269,9 +271,12 @@ class Fcntl:
             return argument if holder not in {None, process} else _UNLOCKED + argument[2:]
         return real_fcntl.fcntl(_memory(fd).real, command, argument)
 
-    def ioctl(self, fd: int, request: int, argument: bytes) -> bytes:
+    def ioctl(self, fd: int, request: int, argument: "bytes | array[int]") -> bytes:
         kernel().enter("ioctl")
         file = kernel().file(fd)
+        if isinstance(file, Udp) and request == termios.FIONREAD and isinstance(argument, array):
+            argument[0] = sum(map(len, file.next_batch()))
+            return b""
         if not isinstance(file, Tun):
             raise OSError(errno.ENOTTY, "Inappropriate ioctl for device")
         if request == _TUNSETIFF:

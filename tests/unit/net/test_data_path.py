@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 
 from oxidize.net.data_path import BATCHES_PER_EVENT_MAX, DataPath
-from oxidize.net.udp import ReceivedBatch, UdpSocket
+from oxidize.net.udp import UdpSocket
 from oxidize.net.udp_cmsg import Datagram
+from oxidize.net.udp_receiver import ReceivedBatch, UdpReceiver
 from oxidize.protocol.constants import BATCH_PACKETS_MAX
 from oxidize.protocol.counters import DROPS_START, DropReason, Total
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.row_sender import SealedBatch
+from oxidize.protocol.rows import ReceivedRows
 from oxidize.protocol.session_table import SessionTable, Transmit
 from oxidize.protocol.undelivered import Undelivered
 from tests.support.counters import ArraySlots
@@ -18,17 +21,32 @@ from tests.support.counters import ArraySlots
 HERE = Endpoint(bytes([192, 0, 2, 1]), 51820)
 
 
+class FakeReceiver(UdpReceiver):
+    """Brings what waits in `singles`, then a batch."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+        self.singles: deque[list[bytes]] = deque()
+        self.batches: deque[ReceivedBatch] = deque()
+        self.unreachable: list[tuple[tuple[bytes, int, int], bool]] = []
+
+    def receive(self, rows: ReceivedRows) -> ReceivedBatch | None:
+        self.log.append("receive")
+        rows.clear()
+        for datagram in self.singles.popleft() if self.singles else []:
+            rows.room[len(rows.sizes)][0][: len(datagram)] = datagram
+            rows.sizes.append(len(datagram))
+            rows.endpoints.append(HERE)
+        batch = self.batches.popleft() if self.batches else None
+        self.is_empty = batch is None and not rows.sizes
+        return batch
+
+
 class FakeUdp(UdpSocket):
     def __init__(self, log: list[str]) -> None:
         self.log = log
-        self.batches: deque[ReceivedBatch] = deque()
+        self.receiver: FakeReceiver = FakeReceiver(log)
         self.refused = 0
-        self.unreachable: list[tuple[tuple[bytes, int, int], bool]] = []
-        self.strays: list[int] = []
-
-    def receive(self, is_stray: object = None) -> ReceivedBatch | None:
-        self.log.append("receive")
-        return self.batches.popleft() if self.batches else None
 
     def transmit(self, endpoint: Endpoint, datagrams: Sequence[Datagram]) -> int:
         self.log.append(f"transmit {len(datagrams)}")
@@ -47,9 +65,18 @@ class FakeDevice(Device):
     def on_unreachable(self, remote: tuple[bytes, int, int], now: float, *, refused: bool) -> None:
         self.unreachable.append((remote, now, refused))
 
+    def receive_rows(self, rows: ReceivedRows, now: float) -> list[bytes | memoryview]:
+        return [rows.datagram(row) for row in range(len(rows.sizes))]
+
     def receive_datagrams(self, datagrams: Sequence[bytes | memoryview], endpoint: Endpoint, now: float) -> list[bytes]:
         assert endpoint == HERE
         return [bytes(datagram) for datagram in datagrams if datagram]
+
+    def send_rows(self, packets: Sequence[bytes | memoryview], now: float) -> list[SealedBatch]:
+        if packets[0] == b"no session":
+            self.send_packets(packets, now)
+            return []
+        return [SealedBatch(HERE, [memoryview(packet) for packet in packets])]
 
     def send_packets(self, packets: Sequence[bytes | memoryview], now: float) -> None:
         self.queued.append(Transmit(HERE, [bytes(packet) for packet in packets]))
@@ -81,10 +108,10 @@ class FakeTunnel:
         taken, self.waiting = self.waiting[:limit], self.waiting[limit:]
         return taken
 
-    def write_packets(self, packets: Sequence[bytes]) -> int:
+    def write_packets(self, packets: Sequence[bytes | memoryview]) -> int:
         self.log.append(f"write {len(packets)}")
         if self.fd is None:
-            self.waiting += packets
+            self.waiting += map(bytes, packets)
         return self.refused
 
 
@@ -106,16 +133,24 @@ def batch(*datagrams: bytes, truncated: bool = False) -> ReceivedBatch:
 
 def test_a_batch_is_written_before_the_next_is_read() -> None:
     parts = make()
-    parts.udp.batches += [batch(b"a", b"b"), batch(b"c")]
+    parts.udp.receiver.batches += [batch(b"a", b"b"), batch(b"c")]
     parts.path.from_udp()
     assert parts.log == ["receive", "write 2", "receive", "write 1", "receive"]
 
 
+def test_singles_and_the_batch_behind_them_are_written_together() -> None:
+    parts = make()
+    parts.udp.receiver.singles.append([b"a", b"b"])
+    parts.udp.receiver.batches.append(batch(b"c"))
+    parts.path.from_udp()
+    assert parts.log == ["receive", "write 3", "receive"]
+
+
 def test_other_event_sources_are_served_after_a_limit_of_batches() -> None:
     parts = make()
-    parts.udp.batches += [batch(b"a")] * (BATCHES_PER_EVENT_MAX + 1)
+    parts.udp.receiver.batches += [batch(b"a")] * (BATCHES_PER_EVENT_MAX + 1)
     parts.path.from_udp()
-    assert len(parts.udp.batches) == 1
+    assert len(parts.udp.receiver.batches) == 1
     parts.tunnel.waiting = [b"x"] * (BATCH_PACKETS_MAX * (BATCHES_PER_EVENT_MAX + 1))
     parts.path.from_tunnel()
     assert len(parts.tunnel.waiting) == BATCH_PACKETS_MAX
@@ -123,7 +158,7 @@ def test_other_event_sources_are_served_after_a_limit_of_batches() -> None:
 
 def test_a_tunnel_that_replies_at_once_is_read_before_the_next_batch() -> None:
     parts = make(fd=None)
-    parts.udp.batches += [batch(b"a"), batch(b"b")]
+    parts.udp.receiver.batches += [batch(b"a"), batch(b"b")]
     parts.path.from_udp()
     once = ["receive", "write 1", "read", "transmit 1"]
     assert parts.log == [*once, *once, "receive"]
@@ -131,7 +166,7 @@ def test_a_tunnel_that_replies_at_once_is_read_before_the_next_batch() -> None:
 
 def test_a_batch_without_packets_writes_nothing() -> None:
     parts = make()
-    parts.udp.batches.append(batch(b""))
+    parts.udp.receiver.batches.append(batch(b""))
     parts.path.from_udp()
     assert parts.log == ["receive", "receive"]
 
@@ -139,7 +174,7 @@ def test_a_batch_without_packets_writes_nothing() -> None:
 def test_packets_and_datagrams_that_are_refused_are_counted() -> None:
     parts = make()
     parts.tunnel.refused = 2
-    parts.udp.batches += [batch(b"a", b"b", b"c"), batch(truncated=True)]
+    parts.udp.receiver.batches += [batch(b"a", b"b", b"c"), batch(truncated=True)]
     parts.path.from_udp()
     assert dropped(parts, DropReason.ROUTE_UNSUPPORTED) == 2
     assert dropped(parts, DropReason.TRUNCATED) == 1
@@ -147,6 +182,15 @@ def test_packets_and_datagrams_that_are_refused_are_counted() -> None:
     parts.tunnel.waiting = [b"x", b"y"]
     parts.path.from_tunnel()
     assert dropped(parts, DropReason.SEND_FAILED) == 1
+
+
+def test_datagrams_of_rows_are_sent_and_those_that_are_queued_too() -> None:
+    parts = make()
+    parts.tunnel.waiting = [b"x", b"y"]
+    parts.path.from_tunnel()
+    parts.tunnel.waiting = [b"no session"]
+    parts.path.from_tunnel()
+    assert parts.log == ["read", "transmit 2", "read", "transmit 1"]
 
 
 def test_datagrams_that_a_timeout_queues_are_sent_at_once() -> None:
@@ -161,11 +205,11 @@ def test_datagrams_that_a_timeout_queues_are_sent_at_once() -> None:
 def test_an_unreachable_peer_is_reported_once_for_each_flush() -> None:
     parts = make()
     other = (bytes([192, 0, 2, 9]), 1, 0)
-    parts.udp.unreachable = [(HERE.remote, True)] * 1000 + [(other, False), (HERE.remote, False)]
+    parts.udp.receiver.unreachable = [(HERE.remote, True)] * 1000 + [(other, False), (HERE.remote, False)]
     parts.path.from_udp()
     assert parts.device.unreachable == [(HERE.remote, 5.0, True), (other, 5.0, False), (HERE.remote, 5.0, False)]
-    assert parts.udp.unreachable == []
-    parts.udp.unreachable = [(HERE.remote, True)]
+    assert parts.udp.receiver.unreachable == []
+    parts.udp.receiver.unreachable = [(HERE.remote, True)]
     parts.path.flush()
     assert len(parts.device.unreachable) == 4
     parts.path.flush()

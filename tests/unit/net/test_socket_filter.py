@@ -21,6 +21,7 @@ from oxidize.net.udp_cmsg import UDP_SEGMENT
 from oxidize.protocol.constants import COOKIE_REPLY_SIZE, DATA_OVERHEAD, INITIATION_SIZE, RESPONSE_SIZE
 from oxidize.protocol.shedding import PASS_SHARE_MIN, Sheddable
 from tests.support.socket_filter import is_filtered
+from tests.support.udp import receive
 
 SENT = 2000
 WAIT_MS, WAITS_MAX = 10, 500  # what was sent on loopback has been queued or dropped long before
@@ -88,7 +89,7 @@ class Stand:
             if received + self.udp.kernel_drops() - drops_before >= sent:
                 break
             readable.poll(WAIT_MS)
-            while (batch := self.udp.receive()) is not None:
+            while (batch := receive(self.udp)) is not None:
                 received += len(batch.datagrams)
         return received
 

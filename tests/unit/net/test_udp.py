@@ -232,11 +232,11 @@ def test_a_refused_port_is_reported_by_its_own_host_alone(code: int, offender: s
     wrapped = UdpSocket(bind_udp("127.0.0.1", 0))
     bound = wrapped._socket
     try:
-        wrapped._reports_errors = True
+        wrapped.receiver.reports_errors = True
         reports = [error_report(*control.RECEIVE_ERRORS[0], code, sockaddr(offender))]
-        wrapped._socket = ErrorQueue(("192.0.2.1", 51820), reports)
-        wrapped._take_errors()
-        assert wrapped.unreachable == [((packed("192.0.2.1"), 51820, 0), refused) for refused in expected]
+        wrapped.receiver._socket = ErrorQueue(("192.0.2.1", 51820), reports)
+        wrapped.receiver._take_errors()
+        assert wrapped.receiver.unreachable == [((packed("192.0.2.1"), 51820, 0), refused) for refused in expected]
     finally:
         bound.close()
 

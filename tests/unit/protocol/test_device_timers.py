@@ -106,7 +106,7 @@ def test_few_deadlines_of_a_peer_are_scheduled_under_long_traffic() -> None:
         world.exchange()
         world.run(20)
     for host in (client, server):
-        assert len(host.device._due) <= 6
+        assert len(host.device._schedule._due) <= 6
 
 
 def test_staged_packets_of_all_peers_have_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ from oxidize import clock
 from oxidize.control.reload_channel import Control
 from oxidize.errors import Phase, TakeoverError
 from oxidize.net.event_loop import Loop
-from oxidize.net.udp import ReceivedBatch, UdpSocket
+from oxidize.net.udp_receiver import ReceivedBatch, UdpReceiver
+from oxidize.protocol.rows import ReceivedRows
 from oxidize.protocol.shedding import Sheddable
 from oxidize.runtime import succession as succession_module
 from oxidize.runtime.node import Node
@@ -116,13 +117,13 @@ def test_an_heir_removes_the_filter_of_a_predecessor_that_was_killed(generations
 
 def test_a_successor_reads_no_datagram_before_commit(generations: Generations, monkeypatch: pytest.MonkeyPatch) -> None:
     stages: list[str] = []
-    receive = UdpSocket.receive
+    receive = UdpReceiver.receive
 
-    def note(self: UdpSocket) -> ReceivedBatch | None:
+    def note(self: UdpReceiver, rows: ReceivedRows) -> ReceivedBatch | None:
         stages.append("owner" if "ready" in dict(generations.peering.said) else "restoring")
-        return receive(self)
+        return receive(self, rows)
 
-    monkeypatch.setattr(UdpSocket, "receive", note)
+    monkeypatch.setattr(UdpReceiver, "receive", note)
     generations.succeed()
     assert set(stages) <= {"owner"}
 

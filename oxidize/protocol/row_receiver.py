@@ -1,0 +1,152 @@
+"""The fast path of receiving: single data messages of any peers, opened in their rows.
+
+The rule: it does to tables, counters and timers what `Device.receive_datagrams` does for the same datagrams, and a
+property test compares the two. It takes the common case alone - messages in sessions that are in use, of peers of which
+nothing else is due - and leaves the rest to the slow path: of a session all rows or none.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from cryptography.exceptions import InvalidTag
+
+from oxidize.protocol.constants import DATA_OVERHEAD, KEEPALIVE_TIMEOUT, REJECT_AFTER_MESSAGES, TYPE_DATA
+from oxidize.protocol.counters import (
+    FIRST_UNANSWERED_NS,
+    KEEPALIVE_OWED_NS,
+    LAST_RECEIVED_NS,
+    LINK_STATE,
+    RECEIVE_NEXT,
+    RECEIVED_BYTES,
+    DropReason,
+    LinkState,
+)
+from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.keypair import Keypair
+from oxidize.protocol.link import Links
+from oxidize.protocol.peer import Peer, PeerKeypair
+from oxidize.protocol.replay import is_fresh, mark, mark_run
+from oxidize.protocol.rows import ReceivedRows
+from oxidize.protocol.schedule import Schedule
+from oxidize.protocol.session_table import SessionTable
+
+
+class RowReceiver:
+    """The part of a device that opens rows."""
+
+    def __init__(self, table: SessionTable, links: Links, schedule: Schedule) -> None:
+        self._table = table
+        self._links = links
+        self._schedule = schedule
+        self._counters = table.counters
+
+    def receive(self, rows: ReceivedRows, now: float) -> tuple[list[Peer | None], list[int]]:
+        """Open the rows that are common; return whose plaintext each row holds now, and the rows that are left."""
+        owners: list[Peer | None] = [None] * len(rows.sizes)
+        groups, left = _by_receiver(rows)
+        counters, find = self._counters, self._table.indices.get
+        strays: list[int] = []
+        for receiver, numbers in groups.items():
+            keypair = find(receiver)
+            if isinstance(keypair, Keypair):
+                peer = keypair.peer
+                if (
+                    now < keypair.quiet_until
+                    and keypair is not peer.next
+                    and (peer.link is None or counters[peer.slot + LINK_STATE] == LinkState.CONNECTED)
+                ):
+                    opened = self._open(keypair, rows, numbers)
+                    if opened:
+                        self._note(keypair, peer, rows, opened, now)
+                        for number in opened:
+                            owners[number] = peer
+                    continue
+            if keypair is None:
+                strays += numbers
+            else:
+                left += numbers
+        if strays:
+            left += self._signs_of_lost_sessions(rows, strays)
+        left.sort()
+        return owners, left
+
+    def _signs_of_lost_sessions(self, rows: ReceivedRows, strays: Sequence[int]) -> list[int]:
+        """Return, of the rows with messages of no session, the first from each peer's endpoint; drop the others.
+
+        The slow path would do no more: it asks a peer once in a while, and nobody who is at no peer's endpoint.
+        """
+        first_of: dict[Endpoint, int] = {}
+        for number in strays:
+            first_of.setdefault(rows.endpoints[number], number)
+        by_remote = self._table.by_remote
+        signs = [number for endpoint, number in first_of.items() if endpoint.remote in by_remote]
+        self._table.drop(DropReason.UNKNOWN_INDEX, len(strays) - len(signs))
+        return signs
+
+    def _open(self, keypair: PeerKeypair, rows: ReceivedRows, numbers: Sequence[int]) -> Sequence[int]:
+        """Open rows of one session and mark their counters; return those that are authentic and were not marked."""
+        words, slot, counters = self._counters, keypair.slot, rows.counters
+        decrypt_into, sizes, nonces, views = keypair.opener.decrypt_into, rows.sizes, rows.nonces, rows.views
+        receive_next = words[slot + RECEIVE_NEXT]
+        opened: list[int] = []
+        for number in numbers:
+            counter = counters[number]
+            if receive_next <= counter < REJECT_AFTER_MESSAGES or is_fresh(words, slot, counter):
+                sealed, plain = views[sizes[number]]
+                try:
+                    decrypt_into(nonces[number], sealed[number], None, plain[number])
+                    opened.append(number)
+                except InvalidTag:
+                    self._table.drop(DropReason.AUTHENTICATION_FAILED)
+            else:
+                is_last = counter >= REJECT_AFTER_MESSAGES
+                self._table.drop(DropReason.KEYPAIR_EXPIRED if is_last else DropReason.REPLAYED_COUNTER)
+        if len(opened) > 1 and (first := counters[opened[0]]) >= receive_next:
+            end = first + len(opened)
+            if [counters[number] for number in opened] == list(range(first, end)):
+                mark_run(words, slot, first, end - first)
+                return opened
+        for number in tuple(opened):
+            if not mark(words, slot, counters[number]):  # the batch holds it twice
+                opened.remove(number)
+                self._table.drop(DropReason.REPLAYED_COUNTER)
+        return opened
+
+    def _note(self, keypair: PeerKeypair, peer: Peer, rows: ReceivedRows, opened: Sequence[int], now: float) -> None:
+        """Note that the rows `opened` came from a peer."""
+        counters, slot, sizes = self._counters, peer.slot, rows.sizes
+        endpoint = rows.endpoints[opened[-1]]
+        if peer.endpoint is not endpoint:
+            self._table.move_endpoint(peer, endpoint, now)
+            self._schedule.add(peer)  # the record of it may be what is due next
+        if (link := peer.link) is not None:
+            self._links.on_received(peer, link, keypair, counters[slot + FIRST_UNANSWERED_NS], now)
+            link.first_sent.clear()
+        received = sum([sizes[number] for number in opened]) if len(opened) > 1 else sizes[opened[0]]
+        now_ns = int(now * 1e9)
+        counters[slot + RECEIVED_BYTES] += received
+        counters[slot + LAST_RECEIVED_NS] = now_ns
+        counters[slot + FIRST_UNANSWERED_NS] = 0
+        if received > DATA_OVERHEAD * len(opened) and not counters[slot + KEEPALIVE_OWED_NS]:
+            counters[slot + KEEPALIVE_OWED_NS] = now_ns
+        deadlines = peer.deadlines
+        if not deadlines or deadlines[-1] > now + KEEPALIVE_TIMEOUT:
+            self._schedule.add(peer)  # the one timer that starts by this is a keepalive's
+
+
+def _by_receiver(rows: ReceivedRows) -> tuple[Mapping[int, Sequence[int]], list[int]]:
+    """Return the rows of data messages by their receiver index, in order, and the rows of other datagrams."""
+    types, receivers, sizes = rows.types, rows.receivers, rows.sizes
+    count, only = len(sizes), receivers[0]
+    all_data = types.count(TYPE_DATA) == count and min(sizes) >= DATA_OVERHEAD
+    if all_data and receivers.count(only) == count:
+        return {only: range(count)}, []
+    groups: dict[int, list[int]] = {}
+    others = []
+    for number, receiver in enumerate(receivers):
+        if not all_data and (types[number] != TYPE_DATA or sizes[number] < DATA_OVERHEAD):
+            others.append(number)
+        elif receiver in groups:
+            groups[receiver].append(number)
+        else:
+            groups[receiver] = [number]
+    return groups, others

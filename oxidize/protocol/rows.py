@@ -1,0 +1,138 @@
+"""Rows: fixed places in memory for the datagrams of a batch, and for the packets in them.
+
+The rule: everything that is done once for each datagram is prepared here once for all: the views into the rows, and
+struct formats that read one field of all rows in one call. Row n begins at n * ROW_BYTES; what is opened
+or sealed has rows of its own.
+"""
+
+import struct
+from collections.abc import Callable, Sequence
+
+from oxidize.protocol.constants import BATCH_PACKETS_MAX, DATA_HEADER_SIZE, DATA_OVERHEAD
+from oxidize.protocol.endpoint import Endpoint
+
+RECEIVE_BYTES_MAX = 65_536  # what one receive may bring, where it is the first: a batch of datagrams is never longer
+ROW_BYTES = 2048  # a datagram of an Ethernet, with room; a longer one is received as a batch of its own
+SIZES_CACHED_MAX = 160  # sizes of datagrams whose views are kept: all that are padded, and some
+_NONCE_SIZE = 12
+_STARTS = range(0, BATCH_PACKETS_MAX * ROW_BYTES, ROW_BYTES)
+
+
+def _formats(field: str) -> list[struct.Struct]:
+    """Return, by the number of rows, the structs that read `field` at the beginning of each row."""
+    rest = f"{ROW_BYTES - struct.calcsize(field)}x"
+    return [struct.Struct(field[0] + rest.join([field[1:]] * rows)) for rows in range(BATCH_PACKETS_MAX + 1)]
+
+
+_HEADERS = _formats("<IIQ")  # type, receiver index, counter
+_IPV4_HEADERS = _formats(">BxH8x4s")  # version and header size, length, source
+_NONCES = [struct.Struct("<" + "4xQ" * rows) for rows in range(BATCH_PACKETS_MAX + 1)]  # paper, section 5.4.6
+
+
+class _Views(dict[int, tuple[list[memoryview], list[memoryview]]]):
+    """For each size that was asked for: two views of each row, which `make` cuts out of it."""
+
+    def __init__(self, make: Callable[[int, int], tuple[memoryview, memoryview]]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, size: int) -> tuple[list[memoryview], list[memoryview]]:
+        if len(self) >= SIZES_CACHED_MAX:
+            self.clear()
+        firsts, seconds = zip(*[self._make(start, size) for start in _STARTS], strict=True)
+        self[size] = list(firsts), list(seconds)
+        return self[size]
+
+
+def _memory() -> memoryview:
+    return memoryview(bytearray(BATCH_PACKETS_MAX * ROW_BYTES))
+
+
+class _Nonces(list[memoryview]):
+    """A nonce for each row, 12 bytes."""
+
+    def __init__(self) -> None:
+        self._memory = memoryview(bytearray(BATCH_PACKETS_MAX * _NONCE_SIZE))
+        ends = range(_NONCE_SIZE, len(self._memory) + 1, _NONCE_SIZE)
+        super().__init__(self._memory[end - _NONCE_SIZE : end] for end in ends)
+
+    def set(self, counters: Sequence[int]) -> None:
+        """Set the nonces of the first rows (paper, section 5.4.6)."""
+        _NONCES[len(counters)].pack_into(self._memory, 0, *counters)
+
+
+class ReceivedRows:
+    """The datagrams that one batch brought singly, of any senders, in the order of their arrival.
+
+    sizes, endpoints: of the datagrams, one for each row in use. memory: of all rows. room: for each row a
+    list with the view to receive into; the first one extends over other rows.
+    types, receivers, counters, nonces: the headers of data messages, which `read_headers` sets; of another datagram
+    only the type means anything. views: by the size of a data message, for each row what is sealed and the room to open
+    it. All views are valid until the rows are filled again.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.endpoints: list[Endpoint] = []
+        self.memory = _memory()
+        self._opened = _memory()
+        self.room = [[self.memory[start : start + ROW_BYTES]] for start in _STARTS]
+        self.room[0] = [self.memory[:RECEIVE_BYTES_MAX]]
+        self.nonces = _Nonces()
+        self.views = _Views(self._cut)
+        self.types: tuple[int, ...] = ()
+        self.receivers: tuple[int, ...] = ()
+        self.counters: tuple[int, ...] = ()
+
+    def _cut(self, start: int, size: int) -> tuple[memoryview, memoryview]:
+        plain_end = start + size - DATA_OVERHEAD
+        return self.memory[start + DATA_HEADER_SIZE : start + size], self._opened[start:plain_end]
+
+    def clear(self) -> None:
+        """Forget the datagrams."""
+        self.sizes.clear()
+        self.endpoints.clear()
+
+    def datagram(self, row: int) -> memoryview:
+        """Return the datagram in a row."""
+        start = _STARTS[row]
+        return self.memory[start : start + self.sizes[row]]
+
+    def read_headers(self) -> None:
+        """Read the headers of the rows in use."""
+        count = len(self.sizes)
+        fields = _HEADERS[count].unpack_from(self.memory)
+        self.types, self.receivers, self.counters = fields[0::3], fields[1::3], fields[2::3]
+        self.nonces.set(self.counters)
+
+    def packet(self, row: int, length: int) -> memoryview:
+        """Return the first `length` bytes of what was opened in a row."""
+        start = _STARTS[row]
+        return self._opened[start : start + length]
+
+    def ipv4_headers(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bytes, ...]]:
+        """Return, of what is in all rows as an IPv4 packet, version with header size, length, and source address."""
+        fields = _IPV4_HEADERS[len(self.sizes)].unpack_from(self._opened)
+        return fields[0::3], fields[1::3], fields[2::3]
+
+
+class SealedRows:
+    """Data messages of any peers on their way out.
+
+    nonces: set by `set_headers`. views: by the size of a packet with its padding, for each row the room to seal it, and
+    the whole message. All views are valid until the rows are used again.
+    """
+
+    def __init__(self) -> None:
+        self._memory = _memory()
+        self.nonces = _Nonces()
+        self.views = _Views(self._cut)
+
+    def _cut(self, start: int, size: int) -> tuple[memoryview, memoryview]:
+        message = self._memory[start : start + size + DATA_OVERHEAD]
+        return message[DATA_HEADER_SIZE:], message
+
+    def set_headers(self, fields: Sequence[int]) -> None:
+        """Set type, receiver index and counter of the first rows, and their nonces; what was in these rows is lost."""
+        _HEADERS[len(fields) // 3].pack_into(self._memory, 0, *fields)
+        self.nonces.set(fields[2::3])

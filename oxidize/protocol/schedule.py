@@ -1,0 +1,46 @@
+"""The schedule: when the device has to look at a peer's timers.
+
+The rule: an entry that is due earlier schedules the next one when it is handled. So a peer's entries are descending in
+the order in which they were made, and few: none is ever stale, and none replaces another.
+"""
+
+from heapq import heappop, heappush
+from itertools import count
+
+from oxidize.protocol import timers
+from oxidize.protocol.constants import NEVER
+from oxidize.protocol.counters import Counters
+from oxidize.protocol.peer import Peer
+
+
+class Schedule:
+    """The peers by the next end of one of their timers; `counters` hold the notes that these are derived from."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._due: list[tuple[float, int, Peer]] = []
+        self._order = count()
+
+    def next_deadline(self) -> float | None:
+        """Return when the next timer ends, or None; it may be early, when nothing is due."""
+        return self._due[0][0] if self._due else None
+
+    def add(self, peer: Peer) -> None:
+        """Look at a peer when its next timer ends."""
+        self.add_at(peer, timers.deadline(peer, self._counters))
+
+    def add_at(self, peer: Peer, deadline: float) -> None:
+        """Look at a peer at `deadline`, unless it is looked at before."""
+        deadlines = peer.deadlines
+        if deadline < (deadlines[-1] if deadlines else NEVER):
+            deadlines.append(deadline)
+            heappush(self._due, (deadline, next(self._order), peer))
+
+    def take_due(self, now: float, peers_max: int) -> list[Peer]:
+        """Return at most `peers_max` of the peers whose timers have ended, and forget these entries."""
+        due: dict[Peer, None] = {}
+        while self._due and self._due[0][0] <= now and len(due) < peers_max:
+            _, _, peer = heappop(self._due)
+            peer.deadlines.pop()
+            due[peer] = None
+        return list(due)

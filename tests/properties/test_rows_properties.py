@@ -1,0 +1,285 @@
+"""The fast path does what the slow one does: datagram by datagram, counter by counter, timer by timer.
+
+Two worlds are the same, up to every random number. In one a host receives batches in rows, in the other one datagram
+after the other, in the order in which the first has processed them: what it left to the slow path comes behind. Both
+send the same packets, the first of them in rows.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oxidize.protocol import timers
+from oxidize.protocol.constants import BATCH_PACKETS_MAX, NEVER
+from oxidize.protocol.counters import SEND_COUNTER
+from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.messages import data_receiver
+from oxidize.protocol.peer import Peer
+from oxidize.protocol.row_sender import SealedBatch
+from oxidize.protocol.rows import ReceivedRows
+from oxidize.protocol.session_table import Transmit
+from tests.support.link_policy import DEFAULT_POLICY
+from tests.support.network import Host, World, packet
+
+EXAMPLES = 120
+CLIENTS = 3
+ELSEWHERE = Endpoint(bytes([198, 51, 100, 7]), 7)
+INNER_IPV6 = bytes.fromhex("6000000000043b40") + bytes(32) + b"ping"
+
+# What a datagram of a batch is.
+KINDS = (
+    *("data",) * 6,
+    "keepalive",
+    "again",
+    "forged",
+    "cut",
+    "junk",
+    "stray",
+    "stray from elsewhere",
+    "initiation",
+    "of another",
+    "of nobody",
+    "ipv6",
+    "malformed",
+    "options",
+)
+PAUSES = (0.0, 0.0, 0.001, 0.5, 1.5, 11.0, 60.0, 121.0, 166.0, 181.0)
+
+Datagram = tuple[bytes, Endpoint]
+Sent = tuple[list[SealedBatch], Sequence[bytes | memoryview]]
+Step = tuple[str, int, int]  # kind, client, payload size or place
+Round = tuple[list[Step], float, int, list[tuple[int, int]]]
+BATCHES = st.lists(
+    st.tuples(
+        st.lists(
+            st.tuples(st.sampled_from(KINDS), st.integers(0, CLIENTS - 1), st.integers(0, 1400)),
+            min_size=1,
+            max_size=BATCH_PACKETS_MAX,
+        ),
+        st.sampled_from(PAUSES),
+        st.integers(0, CLIENTS),  # the client whose address changes before
+        st.lists(  # what the host under test sends before: to which client, and how many bytes
+            st.tuples(st.integers(0, CLIENTS), st.integers(0, 2100)), max_size=BATCH_PACKETS_MAX
+        ),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@dataclass
+class Stand:
+    """A world with a host under test, and those that send to it."""
+
+    world: World
+    host: Host
+    senders: list[Host]
+    said: list[Datagram]
+
+
+def make(*, is_client: bool) -> Stand:
+    """Return a world in which the host under test has a session with each of the senders."""
+    world = World(seed=7)
+    host = world.host(under_load_handshakes=1 << 30)
+    senders = [world.host() for _ in range(1 if is_client else CLIENTS)]
+    for sender in senders:
+        sender.know(host, reachable=not is_client)
+        host.know(sender, reachable=is_client, link=DEFAULT_POLICY if is_client else None)
+    for each in (host, *senders):
+        each.start()
+    host.device.begin_links(world.now)
+    for sender in senders:
+        (host if is_client else sender).send(sender if is_client else host)
+    world.exchange()
+    return Stand(world, host, senders, [])
+
+
+def datagrams_of(stand: Stand, step: Step) -> list[bytes]:
+    """Return what a step sends; none where the sender has no session."""
+    kind, number, size = step
+    sender = stand.senders[number % len(stand.senders)]
+    now, to = stand.world.now, stand.host.inner
+    if kind in {"junk", "stray", "stray from elsewhere"}:
+        return [bytes([size & 0xFF, 0, 0, 0]) * (size % 40) if kind == "junk" else b"\4\0\0\0" + bytes(28 + size % 64)]
+    if kind == "again":
+        return [stand.said[size % len(stand.said)][0]] if stand.said else []
+    if kind == "initiation":
+        sender.device._handshaker.initiate(sender.peer(stand.host), now)
+    elif kind == "keepalive":
+        sender.device._send_keepalive(sender.peer(stand.host), now)
+    else:
+        payload = packet(sender.inner, to, bytes(size))
+        wrong = {
+            "of another": packet(stand.senders[(number + 1) % len(stand.senders)].inner, to, bytes(size)),
+            "of nobody": packet("10.0.0.99", to, bytes(size)),
+            "ipv6": INNER_IPV6,
+            "malformed": payload[: size % 30],
+            "options": b"\x46" + payload[1:],
+        }
+        peer = sender.peer(stand.host)
+        if peer.current is None or peer.current.is_expired(now) or not (inner := wrong.get(kind, payload)):
+            return []
+        sender.device._seal(peer, peer.current, stand.host.endpoint, [inner], now)
+    datagrams = [datagram for transmit in sender.take_transmits() for datagram in transmit.datagrams]
+    if kind == "forged":
+        return [datagram[:-1] + bytes([datagram[-1] ^ 1]) for datagram in datagrams]
+    return [datagram[: size % len(datagram)] for datagram in datagrams] if kind == "cut" else datagrams
+
+
+def batch_of(stand: Stand, steps: list[Step]) -> list[Datagram]:
+    """Return the datagrams of a batch with their sources; they are remembered."""
+    batch = []
+    for step in steps:
+        source = stand.senders[step[1] % len(stand.senders)].endpoint
+        source = ELSEWHERE if step[0] == "stray from elsewhere" else source
+        batch += [(datagram, source) for datagram in datagrams_of(stand, step)]
+    batch = batch[:BATCH_PACKETS_MAX]
+    stand.said += batch
+    return batch
+
+
+def receive_in_rows(stand: Stand, batch: list[Datagram], rows: ReceivedRows) -> tuple[list[bytes], list[Datagram]]:
+    """Return the packets that a batch delivers, and the batch in the order in which it was processed."""
+    rows.clear()
+    for datagram, endpoint in batch:
+        rows.room[len(rows.sizes)][0][: len(datagram)] = datagram
+        rows.sizes.append(len(datagram))
+        rows.endpoints.append(endpoint)
+    device = stand.host.device
+    of_sessions = [row for row, (datagram, _) in enumerate(batch) if device._table.indices.get(index_of(datagram))]
+    left: list[int] = []
+    receive = device._receiver.receive
+
+    def note_left(rows: ReceivedRows, now: float) -> tuple[list[Peer | None], list[int]]:
+        nonlocal left
+        owners, left = receive(rows, now)
+        return owners, left
+
+    device._receiver.receive = note_left  # type: ignore[method-assign]  # of this one object, for this one call
+    packets = [bytes(packet) for packet in device.receive_rows(rows, stand.world.now)]
+    del device._receiver.receive
+    first = [row for row in of_sessions if row not in left]
+    last = [row for row in range(len(batch)) if row not in first + left]
+    return packets, [batch[row] for row in first + left + last]
+
+
+def index_of(datagram: bytes) -> int:
+    return data_receiver(datagram) or 0
+
+
+def receive_singly(stand: Stand, batch: list[Datagram]) -> list[bytes]:
+    device, now = stand.host.device, stand.world.now
+    return [packet for datagram, endpoint in batch for packet in device.receive_datagrams([datagram], endpoint, now)]
+
+
+def packet_to(stand: Stand, number: int, size: int) -> bytes:
+    """Return a packet to a client, or to nobody."""
+    inner = stand.senders[number % len(stand.senders)].inner if number < CLIENTS else "10.9.9.9"
+    return packet(stand.host.inner, inner, bytes(size))
+
+
+def send_in_rows(stand: Stand, packets: list[bytes]) -> list[bytes]:
+    """Send packets; return them in the order in which they were processed."""
+    device = stand.host.device
+    send = device._sender.send
+    left: Sequence[bytes | memoryview] = []
+
+    def note_left(packets: Sequence[bytes | memoryview], now: float) -> Sent:
+        nonlocal left
+        batches, left = send(packets, now)
+        return batches, left
+
+    device._sender.send = note_left  # type: ignore[method-assign]  # of this one object, for this one call
+    batches = device.send_rows(packets, stand.world.now)
+    del device._sender.send
+    stand.host.flushed += [Transmit(endpoint, list(map(bytes, datagrams))) for endpoint, datagrams in batches]
+    first = [packet for packet in packets if not any(packet is each for each in left)]
+    return first + list(map(bytes, left))
+
+
+def by_endpoint(host: Host) -> dict[Endpoint, list[bytes]]:
+    """Return what a host is about to send."""
+    found: dict[Endpoint, list[bytes]] = defaultdict(list)
+    for transmit in host.flushed + host.device._table.transmits:
+        found[transmit.endpoint] += transmit.datagrams
+    return found
+
+
+def by_source(packets: list[bytes]) -> dict[bytes, list[bytes]]:
+    found = defaultdict(list)
+    for each in packets:
+        found[each[12:16]].append(each)
+    return found
+
+
+def assert_no_timer_is_late(host: Host) -> None:
+    for peer in host.device.peers.values():
+        due = timers.deadline(peer, host.slots.counters)
+        assert due == NEVER or peer.deadlines[-1] <= due
+
+
+def assert_equal(fast: Stand, slow: Stand) -> None:
+    assert fast.host.slots.counters.tolist() == slow.host.slots.counters.tolist()
+    assert [peer.endpoint for peer in fast.host.device.peers.values()] == [
+        peer.endpoint for peer in slow.host.device.peers.values()
+    ]
+    assert sorted(map(repr, fast.host.journal)) == sorted(map(repr, slow.host.journal))
+
+
+def compare(batches: list[Round], *, is_client: bool) -> None:
+    fast, slow = make(is_client=is_client), make(is_client=is_client)
+    rows = ReceivedRows()
+    for steps, pause, moving, answers in batches:
+        for stand in (fast, slow):
+            stand.world.run(pause)
+            if moving < len(stand.senders):
+                sender = stand.senders[moving]
+                stand.world.move(sender, sender.endpoint._replace(port=sender.endpoint.port + 1))
+        packets = [packet_to(fast, number, size) for number, size in answers]
+        slow.host.device.send_packets(send_in_rows(fast, packets), slow.world.now)
+        assert by_endpoint(fast.host) == by_endpoint(slow.host)
+        assert_equal(fast, slow)
+        assert_no_timer_is_late(fast.host)
+        for stand in (fast, slow):
+            stand.world.exchange()
+        batch = batch_of(fast, steps)
+        assert batch == batch_of(slow, steps)
+        if not batch:
+            continue
+        delivered, processed = receive_in_rows(fast, batch, rows)
+        assert by_source(delivered) == by_source(receive_singly(slow, processed))
+        assert_equal(fast, slow)
+        assert_no_timer_is_late(fast.host)
+        for stand in (fast, slow):
+            stand.world.exchange()
+        assert_equal(fast, slow)
+
+
+@settings(max_examples=EXAMPLES)
+@given(BATCHES)
+def test_a_server_receives_in_rows_what_it_receives_singly(batches: list[Round]) -> None:
+    compare(batches, is_client=False)
+
+
+@settings(max_examples=EXAMPLES)
+@given(BATCHES)
+def test_a_client_with_a_link_receives_in_rows_what_it_receives_singly(
+    batches: list[Round],
+) -> None:
+    compare(batches, is_client=True)
+
+
+def test_a_session_whose_send_counter_has_run_out_still_receives() -> None:
+    fast, slow = make(is_client=False), make(is_client=False)
+    for stand in (fast, slow):
+        current = stand.host.peer(stand.senders[0]).current
+        assert current is not None
+        stand.host.slots.counters[current.slot + SEND_COUNTER] = (1 << 64) - 1
+    batch = batch_of(fast, [("data", 0, 10)])
+    assert batch == batch_of(slow, [("data", 0, 10)])
+    packets, _ = receive_in_rows(fast, batch, ReceivedRows())
+    assert packets == receive_singly(slow, batch) != []
+    assert_equal(fast, slow)
