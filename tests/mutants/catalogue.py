@@ -5,12 +5,13 @@ from tests.mutants.handshake import HANDSHAKE
 from tests.mutants.hostnet import HOSTNET
 from tests.mutants.mutant import Equivalent
 from tests.mutants.protocol import PROTOCOL
+from tests.mutants.rows import ROWS
 from tests.mutants.runtime import RUNTIME
 from tests.mutants.session import SESSION
 from tests.mutants.state import STATE
 from tests.mutants.takeover import TAKEOVER
 
-MUTANTS = (*HANDSHAKE, *SESSION, *PROTOCOL, *STATE, *TAKEOVER, *RUNTIME, *HOSTNET, *COMMANDS)
+MUTANTS = (*HANDSHAKE, *SESSION, *PROTOCOL, *STATE, *TAKEOVER, *RUNTIME, *ROWS, *HOSTNET, *COMMANDS)
 
 EQUIVALENT = (
     Equivalent(

@@ -6,7 +6,7 @@ PROTOCOL = (
     # --- The device ---
     Mutant(
         "device-any-peers-source-address-accepted",
-        "protocol/device.py",
+        "protocol/inner_packets.py",
         "elif lookup(plaintext) is not peer:",
         "elif lookup(plaintext) is None:",
         ("unit/protocol/test_device.py::test_a_packet_with_the_source_address_of_another_peer_is_not_delivered",),
@@ -24,15 +24,15 @@ PROTOCOL = (
     Mutant(
         "device-expired-keypair-opens",
         "protocol/device.py",
-        "        if keypair.is_expired(now):\n            table.drop",
+        "        if now >= keypair.expires_at:\n            table.drop",
         "        if False:\n            table.drop",
         ("unit/protocol/test_device.py::test_nothing_is_sealed_or_opened_after_reject_after_time",),
         "messages are accepted after REJECT_AFTER_TIME",
     ),
     Mutant(
         "device-runs-the-timers-of-all-peers-at-once",
-        "protocol/device.py",
-        " and len(due) < PEERS_PER_TIMEOUT_MAX:",
+        "protocol/schedule.py",
+        " and len(due) < peers_max:",
         ":",
         ("unit/protocol/test_device_timers.py::test_timers_of_many_peers_are_run_a_few_at_a_time",),
         "twenty thousand retries at once stop the data path",
@@ -60,17 +60,17 @@ PROTOCOL = (
     # --- Timers ---
     Mutant(
         "timers-responder-rekeys-too",
-        "protocol/timers.py",
-        "(keypair.state.is_initiator and keypair.age(now) >= REKEY_AFTER_TIME)",
-        "(keypair.age(now) >= REKEY_AFTER_TIME)",
+        "protocol/keypair.py",
+        "            self.seals_until = state.created_at + REKEY_AFTER_TIME\n",
+        "        self.seals_until = state.created_at + REKEY_AFTER_TIME\n",
         ("unit/protocol/test_device.py::test_the_responder_leaves_rekeying_to_the_initiator",),
         "both sides begin a handshake at every rekey",
     ),
     Mutant(
         "timers-no-rekey-on-receiving",
         "protocol/timers.py",
-        "return keypair.state.is_initiator and keypair.age(now) >= REJECT_AFTER_TIME",
-        "return False and keypair.age(now) >= REJECT_AFTER_TIME",
+        "return keypair.state.is_initiator and now >= keypair.quiet_until",
+        "return False and now >= keypair.quiet_until",
         ("unit/protocol/test_device.py::test_the_initiator_rekeys_on_receiving_when_the_keypair_is_about_to_die",),
         "an initiator that only receives loses its session every three minutes",
     ),

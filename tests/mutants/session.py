@@ -74,15 +74,15 @@ SESSION = (
     Mutant(
         "keypair-never-too-old",
         "protocol/keypair.py",
-        "            now - self.state.created_at >= REJECT_AFTER_TIME\n            or self._words",
-        "            self._words",
+        "return now >= self.expires_at or self._words",
+        "return self._words",
         ("unit/protocol/test_keypair.py::test_a_keypair_expires_by_its_age",),
         "a session outlives REJECT_AFTER_TIME",
     ),
     Mutant(
         "keypair-sealed-beyond-reject-after-messages",
         "protocol/keypair.py",
-        "\n            or self._words[self.state.slot + SEND_COUNTER] >= REJECT_AFTER_MESSAGES",
+        " or self._words[self.slot + SEND_COUNTER] >= REJECT_AFTER_MESSAGES",
         "",
         ("unit/protocol/test_device.py::test_a_send_counter_near_its_end_causes_a_rekey_and_then_stops",),
         "the send counter wraps around",
@@ -90,7 +90,7 @@ SESSION = (
     Mutant(
         "keypair-no-rekey-after-messages",
         "protocol/keypair.py",
-        "return self._words[self.state.slot + SEND_COUNTER] >= REKEY_AFTER_MESSAGES",
+        "return self._words[self.slot + SEND_COUNTER] >= REKEY_AFTER_MESSAGES",
         "return False",
         ("unit/protocol/test_keypair.py::test_a_keypair_requires_a_new_one_after_rekey_after_messages",),
         "a session stops at its last counter, and none follows it",
