@@ -83,7 +83,9 @@ build_release() { # NAME VERSION REVISION
 		# Scripts name the interpreter by its path: the path at which the release will be installed.
 		grep -rlIF "$DESTDIR$PREFIX" "$release/bin" "$release/pyvenv.cfg" | xargs -r sed -i "s|$DESTDIR$PREFIX|$PREFIX|g"
 	fi
-	"$release/bin/python" -m compileall -q -s "$DESTDIR" "$release/lib"
+	# A release is not changed, and may be copied by what keeps no times (an image, a package): its byte-code holds without
+	# a look at the source. Without it each start takes 0.15 s longer, for a service cannot write it.
+	"$release/bin/python" -m compileall -q --invalidation-mode unchecked-hash -s "$DESTDIR" "$release/lib"
 	record=$release/release.json
 	printf '{"version": "%s", "built_unix": %s, "revision": "%s"}\n' "$2" "$(date +%s)" "$3" > "$record.new"
 	sync -f "$record.new" # the whole release, before its record exists

@@ -92,6 +92,8 @@ class Service:
                 self._marks.add(mark)
             path = package.joinpath(*module.split(".")).with_suffix(".py")
             assert path.exists(), path
+            for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):  # which holds in any case
+                compiled.unlink()
             with path.open("a") as source:
                 source.write(f"\n\ndef got_there():\n    open({mark!r}, 'w').close()\n\n\n{code}\n")
 

@@ -18,6 +18,7 @@ from tests.system.service import RELEASES, Service
 ROOT = Path(__file__).parents[2]
 EXPOSURE_MAX = 1.9
 STATE = "/var/lib/oxidize"
+UNCHECKED = (1).to_bytes(4, "little")  # PEP 552: byte-code that depends on no source
 # Makes no environment, and installs nothing into it: what is built has its own tests.
 PYTHON = """#!/bin/sh
 test "$1 $2" != "-m venv" || { mkdir -p "$3/bin" "$3/lib" && touch "$3/pyvenv.cfg" && cp "$0" "$3/bin/python"; }
@@ -76,6 +77,14 @@ def test_a_release_needs_nothing_outside_its_folder(untouched: Service, seed: Pa
     where, prefix = untouched.machine.run(*as_user, f"{folder}/bin/python", "-P", "-c", code).split()
     assert where.startswith(folder)
     assert prefix == folder
+
+
+def test_a_release_starts_from_byte_code_wherever_it_is_copied_to(seed: Path) -> None:
+    (package,) = (seed / RELEASES).glob("*/lib/python*/site-packages/oxidize")
+    sources = {path.relative_to(package).with_suffix("") for path in package.rglob("*.py")}
+    compiled = list(package.rglob("*.pyc"))
+    assert {path.parent.parent.relative_to(package) / path.stem.partition(".")[0] for path in compiled} == sources
+    assert {path.read_bytes()[4:8] for path in compiled} == {UNCHECKED}, "it depends on the time of its source"
 
 
 def test_only_the_service_can_read_the_configuration(untouched: Service) -> None:
