@@ -30,6 +30,7 @@ from oxidize.runtime.fd_store import apply_nat, check_nat, settle_tunnel, store_
 from oxidize.runtime.handover import Handover
 from oxidize.runtime.http_binding import bind_http_if_possible
 from oxidize.runtime.http_endpoints import health_response, serve_http
+from oxidize.runtime.late_imports import import_late
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import FROM_SOCKET_UNIT, STATE, STORED, FdName, named_fd
 from oxidize.runtime.parts import NodeParts, adopt_nat, adopt_tunnel, boot_id, configure, make_device
@@ -162,6 +163,7 @@ class _ColdStart:
             self._configure_again(node)
         if node.is_serving:
             node.keep_network()
+            node.do_in_slices(import_late())
         sessions, listen = node.device.live_sessions(boot_time()), self._udp.local_address
         log.info("serving", generation=node.generation, listen=listen, restored=is_restored, sessions=sessions)
         self._warn_if_clients_are_isolated()

@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from oxidize import logs, signals
 from oxidize.client.connection import Connection
@@ -21,7 +21,6 @@ from oxidize.errors import OxidizeError, SnapshotError
 from oxidize.hostnet.dns_config import NAME_FILES
 from oxidize.hostnet.interface import InterfacePart
 from oxidize.hostnet.part import Part
-from oxidize.metrics import Live, Metrics
 from oxidize.net import http
 from oxidize.net.data_path import DataPath
 from oxidize.net.event_loop import READABLE, Loop, Timed
@@ -45,6 +44,9 @@ from oxidize.runtime.source_follower import SourceFollower
 from oxidize.service_manager import notify, systemctl
 from oxidize.service_manager.watchdog import Watchdog
 from oxidize.text import counted, one_line, own_release
+
+if TYPE_CHECKING:
+    from oxidize.metrics import Live, Metrics
 
 log = logs.get(__name__)
 
@@ -116,10 +118,19 @@ class Node:
         self._watch = NetworkWatch(loop, self._note_network_change, tables=isinstance(parts.tunnel, TunDevice))
         if self.connection is not None:
             self.connection.missing = lambda: self.keeper.missing
-        metrics = Metrics(counters, self._live(), release=own_release())
-        self._respond = make_respond(lambda: self.state_name, ThrottledRender(metrics.render))
+        self._metrics: Metrics | None = None
+        self._respond = make_respond(lambda: self.state_name, ThrottledRender(self._render_metrics))
 
-    def _live(self) -> Live:
+    def _render_metrics(self) -> tuple[bytes, str]:
+        if self._metrics is None:
+            from oxidize.metrics import Metrics  # noqa: PLC0415  # see `late_imports`
+
+            self._metrics = Metrics(self.counters, self._live(), release=own_release())
+        return self._metrics.render()
+
+    def _live(self) -> "Live":
+        from oxidize.metrics import Live  # noqa: PLC0415  # as above
+
         return Live(
             connections_active=lambda: self.device.live_sessions(boot_time()),
             peers=lambda: len(self.device.peers),

@@ -30,6 +30,7 @@ from oxidize.protocol.counters import Counters, Total
 from oxidize.runtime.fd_store import apply_nat, check_nat, store_state, store_tunnel
 from oxidize.runtime.handover import Handover
 from oxidize.runtime.http_binding import bind_http_if_possible
+from oxidize.runtime.late_imports import import_late
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import HAS_MANAGER, READS_STAGED_MORE, FdName, OfferState, descriptors_of
 from oxidize.runtime.parts import NOT_CONFIGURED, NodeParts, adopt_nat, adopt_tunnel, restore
@@ -159,6 +160,8 @@ class Succession:
         if notify.is_held() and not self.control.is_coordinated:
             self._store_all(node)
         gc.collect()
+        for _ in import_late():  # all at once: the predecessor serves
+            pass
         gc.freeze()
         return node
 

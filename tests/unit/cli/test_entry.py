@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from hypothesis import strategies as st
 from oxidize.cli import commands
 from oxidize.cli.generation import Generation, recognized
 from oxidize.holder.foreground import main_command
+from oxidize.runtime.late_imports import MODULES
 from tests.support.config_files import CLIENT, PRIVATE, SERVER, secret
 
 ROOT = Path(__file__).parents[3]
-NOT_IMPORTED = ("click", "rich", "oxidize.cli.commands")
+NOT_IMPORTED = ("click", "rich", "prometheus_client", "ssl", "oxidize.metrics", "oxidize.cli.commands")
 UNITS = ("oxidize-daemon.service", "oxidize-client.service")
 
 
@@ -90,23 +92,47 @@ def test_what_is_recognized_is_what_the_commands_would_begin(words: list[str], f
         assert generation == by_the_commands([first, *words])
 
 
-@pytest.mark.parametrize(("role", "text"), [("server", SERVER), ("client", CLIENT + 'allowed_ips = ["10.0.0.0/24"]\n')])
-def test_a_generation_imports_nothing_that_only_commands_need(role: str, text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("role", "text"),
+    [
+        ("server", SERVER.replace("[server]\n", '[server]\nlisten = "127.0.0.1:0"\nmetrics_listen = "127.0.0.1:0"\n')),
+        ("client", CLIENT.replace("vpn.example.org", "127.0.0.1") + 'allowed_ips = ["10.0.0.0/24"]\n'),
+    ],
+)
+def test_what_the_first_packet_does_not_need_is_imported_after_it_in_slices(
+    role: str, text: str, tmp_path: Path
+) -> None:
     secret(tmp_path / "server.key", PRIVATE)
     path = tmp_path / "oxidize.toml"
-    path.write_text(text)
+    path.write_text(f'{text}network = "userspace"\ntakeover_socket = "t.sock"\n')
     code = f"""if True:
-        import json, os, sys
+        import gc, importlib, json, os, sys
+        looks, imported = [], []
         from oxidize.cli import entry
-        from oxidize.runtime import startup
-        def started(settings, loop, control):
-            print(json.dumps([name for name in {NOT_IMPORTED!r} if name in sys.modules]), flush=True)
-            os._exit(0)
-        startup.start = started
+        gc.callbacks.append(lambda phase, _: looks.append(phase))
+        from oxidize.net import event_loop
+        from oxidize.runtime import late_imports, node
+        looks.clear()
+        def serve(self, before=node.Node.serve):
+            found = [name for name in {NOT_IMPORTED!r} if name in sys.modules]
+            print(json.dumps([found, len(looks)]), flush=True)
+            before(self)
+        def run_once(self, timeout=None, before=event_loop.Loop.run_once):
+            imported.append([name for name in late_imports.MODULES if name in sys.modules])
+            if "oxidize.metrics" in sys.modules:
+                print(json.dumps(imported), flush=True)
+                os._exit(0)
+            before(self, timeout)
+        event_loop.Loop.run_once = run_once
+        node.Node.serve = serve
         sys.argv = ["oxidize", {role!r}, "--no-holder", "-c", {str(path)!r}]
         entry.main()"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert json.loads(done.stdout) == [], done.stderr
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    first, last = done.stdout.splitlines()
+    assert json.loads(first) == [[], 0], "imported before the first packet, and looks for garbage"
+    imported = json.loads(last)
+    assert imported[-1] == list(MODULES)
+    assert all(len(after) - len(before) <= 1 for before, after in pairwise(imported)), "more than one in one iteration"
 
 
 def test_a_mistake_in_the_configuration_is_the_same_lines_and_status(tmp_path: Path) -> None:
