@@ -66,17 +66,29 @@ class LocalIdentity:
 class RemoteIdentity:
     """A peer's static key and the secrets shared with it; raises StateError for a key of a wrong size.
 
-    public_key, preshared_key: 32 bytes. static_shared: DH of the two static keys, 32 bytes, or None when the peer's key
-    is of low order, so that no handshake with it can succeed.
+    public_key, preshared_key: 32 bytes.
     """
 
-    __slots__ = ("preshared_key", "public_key", "static_shared")
+    __slots__ = ("_private", "_static_shared", "preshared_key", "public_key")
 
     def __init__(self, local: LocalIdentity, public_key: bytes, preshared_key: bytes = _NO_PRESHARED_KEY) -> None:
+        check_key_size("public key", public_key)
         check_key_size("preshared key", preshared_key)
         self.public_key: bytes = public_key
         self.preshared_key: bytes = preshared_key
-        self.static_shared: bytes | None = shared_secret(local.private, public_key)
+        self._private: X25519PrivateKey | None = local.private  # until it is used
+        self._static_shared: bytes | None = None
+
+    @property
+    def static_shared(self) -> bytes | None:
+        """DH of the two static keys, 32 bytes, or None for a key of low order, with which no handshake succeeds.
+
+        Computed for the first handshake: a start and a reload would take 40 us for each peer, and need none.
+        """
+        if self._private is not None:
+            self._static_shared = shared_secret(self._private, self.public_key)
+            self._private = None
+        return self._static_shared
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from oxidize.errors import DecodeError, StateError
 from oxidize.protocol import crypto, noise
@@ -423,3 +424,22 @@ class TestTai64n:
     def test_a_clock_before_the_epoch_is_a_state_error(self, time: float) -> None:
         with pytest.raises(StateError, match="expected a time after 1970"):
             tai64n(time)
+
+
+def test_the_shared_secret_of_two_static_keys_is_computed_once_for_the_first_handshake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pair = make_pair()
+    asked: list[bytes] = []
+
+    def counted(private: X25519PrivateKey, public: bytes) -> bytes | None:
+        asked.append(public)
+        return crypto.shared_secret(private, public)
+
+    monkeypatch.setattr(noise, "shared_secret", counted)
+    to_responder = RemoteIdentity(pair.initiator, pair.responder.public_key, PSK)
+    RemoteIdentity(pair.initiator, LOW_ORDER)
+    assert asked == []
+    for _ in range(2):
+        create_initiation(pair.initiator, to_responder, INITIATOR_INDEX, TIMESTAMP, pair.randomness.randbytes)
+    assert asked == [pair.responder.public_key] * 3  # of the static key once, of the ephemeral ones twice
