@@ -39,9 +39,9 @@ class PeerSeen:
 
 @dataclass(frozen=True, slots=True)
 class PeerKeypairs:
-    """A peer's three keypairs, recorded together because they rotate together.
+    """A peer's keypairs, recorded together because they rotate together.
 
-    last_handshake_unix: seconds since the epoch, 0.0 for never.
+    last_handshake_unix: seconds since the epoch, 0.0 for never. older: a reader that does not know it has none.
     """
 
     peer: bytes
@@ -49,6 +49,13 @@ class PeerKeypairs:
     current: KeypairState | None
     next: KeypairState | None
     last_handshake_unix: float
+    older: KeypairState | None = None
+
+    @property
+    def states(self) -> list[KeypairState]:
+        """The keypairs that exist."""
+        roles = (self.older, self.previous, self.current, self.next)
+        return [state for state in roles if state is not None]
 
 
 @dataclass(frozen=True, slots=True)

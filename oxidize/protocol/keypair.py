@@ -59,6 +59,11 @@ class Keypair(Generic[_Owner]):
         """Return the seconds since the handshake that made this keypair."""
         return now - self.state.created_at
 
+    @property
+    def was_heard(self) -> bool:
+        """Whether a message of the peer was opened with this keypair."""
+        return self._words[self.state.slot + RECEIVE_NEXT] > 0
+
     def is_expired(self, now: float) -> bool:
         """Return whether the keypair may no longer seal or open messages (paper, section 6.2)."""
         return now >= self.expires_at or self._words[self.slot + SEND_COUNTER] >= REJECT_AFTER_MESSAGES

@@ -3,6 +3,10 @@
 The rule of rotation (paper, section 5.4, and the reference implementations): the initiator may use a new keypair at
 once, so it becomes current; the responder must not send with it before the initiator has proved that it has the keys,
 so it waits as next and becomes current with the first message that it opens.
+
+One keypair more than there stays, as older, for receiving: the newest in which the peer was heard, if two rotations
+replaced it before the peer was heard in a newer one. A loaded peer answers two initiations before it sends what it had
+sealed, or had yet to seal, with the keypair before them.
 """
 
 from collections import deque
@@ -106,6 +110,7 @@ class Peer:
         "last_timestamp",
         "link",
         "next",
+        "older",
         "place_at",
         "previous",
         "public_key",
@@ -131,6 +136,7 @@ class Peer:
         self.endpoint_recorded_at = -NEVER
         self.endpoint_record_at = NEVER  # when the record of a move that was held back is due
         self.slot = 0  # 0: none yet; slot 0 holds totals
+        self.older: PeerKeypair | None = None
         self.previous: PeerKeypair | None = None
         self.current: PeerKeypair | None = None
         self.next: PeerKeypair | None = None
@@ -154,7 +160,8 @@ class Peer:
     @property
     def keypairs(self) -> tuple[PeerKeypair, ...]:
         """The keypairs that exist, oldest role first."""
-        return tuple(keypair for keypair in (self.previous, self.current, self.next) if keypair is not None)
+        roles = (self.older, self.previous, self.current, self.next)
+        return tuple(keypair for keypair in roles if keypair is not None)
 
     def has_session(self, now: float) -> bool:
         """Return whether the peer can be sent to without a handshake, or has just asked for that.
@@ -189,24 +196,36 @@ class Peer:
 
     def rotate_as_initiator(self, keypair: PeerKeypair) -> None:
         """Install a keypair that this side asked for: it may be used at once."""
+        heard = self._newest_heard(keypair)
         self.previous = self.next if self.next is not None else self.current
         self.next = None
         self.current = keypair
+        self.older = heard if heard is not self.previous else None
 
     def rotate_as_responder(self, keypair: PeerKeypair) -> None:
         """Install a keypair that the peer asked for: unused until the peer has proved that it has it."""
+        heard = self._newest_heard(keypair)
         self.previous = None
         self.next = keypair
+        self.older = heard if heard is not self.current else None
+
+    def _newest_heard(self, following: PeerKeypair) -> PeerKeypair | None:
+        """Return the newest keypair in which the peer was heard, None if it has expired when `following` is made."""
+        for keypair in (self.current, self.previous, self.older):
+            if keypair is not None and keypair.was_heard:
+                return keypair if keypair.age(following.state.created_at) < REJECT_AFTER_TIME else None
+        return None
 
     def promote_next(self) -> None:
         """Take the next keypair into use: its first message has arrived (key confirmation)."""
         self.previous = self.current
         self.current = self.next
-        self.next = None
+        self.next = self.older = None
 
     def keypairs_change(self) -> PeerKeypairs:
         """Return the keypairs as a change for the journal."""
-        previous, current, following = (
-            keypair.state if keypair is not None else None for keypair in (self.previous, self.current, self.next)
+        older, previous, current, following = (
+            keypair.state if keypair is not None else None
+            for keypair in (self.older, self.previous, self.current, self.next)
         )
-        return PeerKeypairs(self.public_key, previous, current, following, self.last_handshake_unix)
+        return PeerKeypairs(self.public_key, previous, current, following, self.last_handshake_unix, older)

@@ -61,7 +61,7 @@ def _restore_of_peer(table: SessionTable, change: PeerChange) -> Peer | None:
         case PeerSeen(slot=slot):
             table.restore_slot(peer, slot)
         case PeerKeypairs():
-            table.restore_keypairs(peer, (change.previous, change.current, change.next))
+            table.restore_keypairs(peer, (change.older, change.previous, change.current, change.next))
             peer.last_handshake_unix = change.last_handshake_unix
         case PeerEndpoint(endpoint=endpoint):
             restore_recorded(table, peer, endpoint)

@@ -199,13 +199,13 @@ class SessionTable:
 
         Raises StorageError, with the peer's keypairs as before, and the slot of a new one released.
         """
-        roles, before = (peer.previous, peer.current, peer.next), peer.keypairs
+        roles, before = (peer.older, peer.previous, peer.current, peer.next), peer.keypairs
         rotation()
         after = peer.keypairs
         try:
             self.record(peer.keypairs_change())
         except StorageError:
-            peer.previous, peer.current, peer.next = roles
+            peer.older, peer.previous, peer.current, peer.next = roles
             for keypair in after:
                 if keypair not in before:
                     self._release_slot(keypair.state.slot, keypair)
@@ -220,7 +220,7 @@ class SessionTable:
         """Forget a peer's keypairs (paper, section 6.3); a handshake in flight continues."""
 
         def clear() -> None:
-            peer.previous = peer.current = peer.next = None
+            peer.older = peer.previous = peer.current = peer.next = None
 
         if peer.keypairs:
             self.rotate(peer, clear)
@@ -316,7 +316,7 @@ class SessionTable:
         peer.slot = slot
 
     def restore_keypairs(self, peer: Peer, states: Sequence[KeypairState | None]) -> None:
-        """Restore a peer's keypairs; states: previous, current and next.
+        """Restore a peer's keypairs; states: older, previous, current and next.
 
         Expired keypairs are restored too: the records name their slots, and the peer's timers will forget them.
         """
@@ -332,7 +332,7 @@ class SessionTable:
             )
             if state.is_initiator:  # the initiation was sent before that
                 peer.initiation_sent_at = max(peer.initiation_sent_at, state.created_at)
-        peer.previous, peer.current, peer.next = restored
+        peer.older, peer.previous, peer.current, peer.next = restored
         for keypair in before.values():
             if keypair not in restored:
                 self._let_go(keypair)
@@ -369,7 +369,7 @@ class SessionTable:
     def restore_removal(self, peer: Peer) -> None:
         """Reset a peer that another generation removed: that generation may have allocated its slots again."""
         self.restore_handshake(peer, None)
-        self.restore_keypairs(peer, (None, None, None))
+        self.restore_keypairs(peer, (None, None, None, None))
         self._release_slot(peer.slot, peer)
         peer.slot = 0
         self.restore_endpoint(peer, peer.settings.endpoint)
@@ -384,8 +384,7 @@ class SessionTable:
         if isinstance(change, PeerSeen):
             self._rename_slots(unknown, "peer", {change.slot})
         elif isinstance(change, PeerKeypairs):
-            states = (change.previous, change.current, change.next)
-            self._rename_slots(unknown, "keypairs", {state.slot for state in states if state is not None})
+            self._rename_slots(unknown, "keypairs", {state.slot for state in change.states})
 
     def forget_unknown_peers(self) -> Iterator[None]:
         """Record the removal of the unknown peers; yield after every UNKNOWN_PEERS_PER_SLICE."""

@@ -17,7 +17,7 @@ from oxidize.protocol.constants import PEERS_MAX
 from oxidize.protocol.counters import REPLAY_BITMAP, REPLAY_WORDS, SLOT_WORDS, TOTALS_SLOTS, TOTALS_WORDS, Counters
 from oxidize.state import memory_file
 
-# A peer's own slot, its previous, current and next keypair, and one that is not released yet.
+# A peer's own slot, its older, its current, and its previous or next keypair, and one that is not released yet.
 SLOTS_PER_PEER = 5
 SLOTS_MAX = PEERS_MAX * SLOTS_PER_PEER
 # Slots that are found to be free or used in one call: a restore finds out about all if a quarter of them are used, and

@@ -75,6 +75,7 @@ def encode_change(change: Change) -> Record:
             record["previous"] = _encode_keypair(change.previous)
             record["current"] = _encode_keypair(change.current)
             record["next"] = _encode_keypair(change.next)
+            record |= {"older": _encode_keypair(change.older)} if change.older is not None else {}
             record["last_handshake_unix"] = max(0.0, change.last_handshake_unix)  # a clock may be set before 1970
         case PeerEndpoint(endpoint=endpoint):
             record["endpoint"] = endpoint._asdict()
@@ -250,10 +251,10 @@ def decode_change(record: Record, unknown: Unknown) -> Change | None:
 
 
 def _decode_keypairs(peer: bytes, fields: _Fields) -> PeerKeypairs:
-    previous, current, following = (
-        _decode_keypair(fields.optional_map(name)) for name in ("previous", "current", "next")
+    older, previous, current, following = (
+        _decode_keypair(fields.optional_map(name)) for name in ("older", "previous", "current", "next")
     )
-    return PeerKeypairs(peer, previous, current, following, fields.seconds("last_handshake_unix", 0.0))
+    return PeerKeypairs(peer, previous, current, following, fields.seconds("last_handshake_unix", 0.0), older)
 
 
 def _decode_keypair(fields: _Fields | None) -> KeypairState | None:

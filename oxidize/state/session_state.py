@@ -16,7 +16,7 @@ import os
 from typing import Any, Self
 
 from oxidize.errors import SnapshotError, StateError, StorageError
-from oxidize.protocol.changes import Change, KeypairState, PeerKeypairs, PeerRemoved, PeerSeen
+from oxidize.protocol.changes import Change, PeerKeypairs, PeerRemoved, PeerSeen
 from oxidize.protocol.counters import REPLAY_WORDS, SLOT_WORDS, TOTALS_SLOTS, Total
 from oxidize.state.arena import Arena
 from oxidize.state.journal import Journal
@@ -374,16 +374,12 @@ def _check_clock(changes: list[Change], now: float) -> None:
     """Refuse times in this clock's future: time namespaces share one boot_id but not one clock."""
     for change in changes:
         if isinstance(change, PeerKeypairs):
-            for keypair in _keypairs_of(change):
+            for keypair in change.states:
                 if keypair.created_at > now + CLOCK_AHEAD_SECS_MAX:
                     raise SnapshotError(
                         f"journal: a keypair was made at {keypair.created_at:.0f} s, expected no later than now, "
                         f"{now:.0f} s of CLOCK_BOOTTIME: another time namespace wrote it; start without it"
                     )
-
-
-def _keypairs_of(change: PeerKeypairs) -> list[KeypairState]:
-    return [keypair for keypair in (change.previous, change.current, change.next) if keypair is not None]
 
 
 def slots_of(change: Change) -> list[int]:
@@ -392,6 +388,6 @@ def slots_of(change: Change) -> list[int]:
         case PeerSeen(slot=slot):
             return [slot]
         case PeerKeypairs():
-            return [keypair.slot for keypair in _keypairs_of(change)]
+            return [keypair.slot for keypair in change.states]
         case _:
             return []

@@ -129,6 +129,14 @@ SESSION = (
         "packets on their way during a rekey are lost",
     ),
     Mutant(
+        "peer-two-rekeys-forget-the-keypair-in-use",
+        "protocol/peer.py",
+        "        self.older = heard if heard is not self.previous else None\n",
+        "        self.older = None\n",
+        ("unit/protocol/test_link_resending.py::test_what_comes_in_the_session_before_two_new_ones_arrives",),
+        "what a loaded server sends after it has answered two initiations is lost",
+    ),
+    Mutant(
         "session-table-handshake-not-recorded",
         "protocol/session_table.py",
         "        self.record(pending.change())\n",

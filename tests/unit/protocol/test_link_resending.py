@@ -1,6 +1,12 @@
 """Packets that are sent again after an outage or a move: what may not have been answered, and nothing else."""
 
-from oxidize.protocol.constants import INITIATION_INTERVAL_MIN, TYPE_DATA, TYPE_INITIATION, TYPE_RESPONSE
+from oxidize.protocol.constants import (
+    INITIATION_INTERVAL_MIN,
+    REJECT_AFTER_TIME,
+    TYPE_DATA,
+    TYPE_INITIATION,
+    TYPE_RESPONSE,
+)
 from oxidize.protocol.counters import ROUND_TRIP_NS, LinkState, Total
 from oxidize.protocol.link_policy import IN_FLIGHT_SECS_MIN, REPLAY_BURST_PACKETS, RESEND_AGE_SECS_MAX
 from tests.support.client_and_server import (
@@ -190,6 +196,76 @@ def test_a_late_message_in_the_session_before_answers_nothing_that_was_sent_in_t
     client.receive(responses[1:], server.endpoint)
     world.exchange()
     assert payloads(server) == [b"staged"]
+
+
+def test_what_comes_in_the_session_before_two_new_ones_arrives() -> None:
+    world = World()
+    client, server = linked(world)
+    server.send(client, b"before")
+    world.exchange()
+    held: list[bytes] = []
+    client.send(server, b"asked")
+    world.exchange()
+    world.run(3 * IN_FLIGHT_SECS_MIN, hold(TYPE_INITIATION, held))
+    responses = two_responses(world, client, server, held[:2])
+    late: list[bytes] = []
+    server.send(client, b"answered")
+    world.exchange(hold(TYPE_DATA, late))
+    client.receive(responses, server.endpoint)
+    client.replace()
+    client.receive(late, server.endpoint)
+    assert payloads(client) == [b"before", b"answered"]
+    client.receive(late, server.endpoint)
+    assert client.drops() == {"REPLAYED_COUNTER": 1}
+
+
+def test_what_a_server_sends_in_the_first_of_two_new_sessions_arrives() -> None:
+    world = World()
+    client, server = linked(world)
+    server.send(client, b"before")
+    world.exchange()
+    held: list[bytes] = []
+    client.send(server, b"asked")
+    world.exchange()
+    world.run(3 * IN_FLIGHT_SECS_MIN, hold(TYPE_INITIATION, held))
+    late: list[bytes] = []
+    server.send(client, b"in the session before")
+    world.exchange(hold(TYPE_DATA, late))
+    server.receive(held[:1], client.endpoint)
+    world.exchange()
+    server.send(client, b"in the first new one")
+    world.exchange(hold(TYPE_DATA, late))
+    world.now += 2 * INITIATION_INTERVAL_MIN
+    server.receive(held[1:2], client.endpoint)
+    world.exchange()
+    client.receive(late, server.endpoint)
+    assert payloads(client) == [b"before", b"in the session before", b"in the first new one"]
+
+
+def test_a_keypair_is_kept_until_the_server_is_heard_in_a_newer_one_and_no_longer_than_it_lives() -> None:
+    world = World()
+    client, server = linked(world)
+    server.send(client)
+    world.exchange()
+    peer = client.peer(server)
+    heard = peer.current
+    for _ in range(3):
+        client.device.on_route_change(world.now)
+        world.exchange()
+        world.now += 2 * INITIATION_INTERVAL_MIN
+        assert peer.older in {None, heard}
+    assert peer.older is heard
+    server.send(client)
+    world.exchange()
+    client.device.on_route_change(world.now)
+    world.exchange()
+    assert (peer.older, len(peer.keypairs)) == (None, 2)
+    world.now += REJECT_AFTER_TIME
+    for _ in range(2):
+        client.device.on_route_change(world.now)
+        world.exchange()
+        world.now += 2 * INITIATION_INTERVAL_MIN
+    assert (peer.older, len(peer.keypairs)) == (None, 2)
 
 
 def test_a_second_answer_after_an_outage_does_not_change_the_round_trip() -> None:

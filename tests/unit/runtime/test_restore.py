@@ -35,7 +35,8 @@ def sent(host: Host) -> list[int]:
 
 def states(host: Host, other: Host) -> list[KeypairState | None]:
     peer = host.peer(other)
-    return [keypair.state if keypair is not None else None for keypair in (peer.previous, peer.current, peer.next)]
+    roles = (peer.older, peer.previous, peer.current, peer.next)
+    return [keypair.state if keypair is not None else None for keypair in roles]
 
 
 # --- Sessions ---

@@ -75,7 +75,7 @@ addresses = st.sampled_from([4, 16]).flatmap(
 )
 changes = st.one_of(
     st.builds(PeerSeen, keys, st.integers(0, 2**64 - 1)),
-    st.builds(PeerKeypairs, keys, keypairs, keypairs, keypairs, seconds),
+    st.builds(PeerKeypairs, keys, keypairs, keypairs, keypairs, seconds, keypairs),
     st.builds(PeerEndpoint, keys, addresses),
     st.builds(PeerTimestamp, keys, st.binary(min_size=12, max_size=12), seconds),
     st.builds(PeerStaged, keys, st.lists(st.binary(max_size=100), max_size=5).map(tuple)),
