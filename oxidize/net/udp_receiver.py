@@ -85,10 +85,10 @@ class UdpReceiver:
         self._endpoints: dict[tuple[SocketAddress, bytes], Endpoint] = {}
 
     def receive(self, rows: ReceivedRows) -> ReceivedBatch | None:
-        """Fill `rows` with datagrams that came singly; return the batch that came behind them, or None.
+        """Fill `rows` with datagrams that came singly, or were joined; return what has no place in rows, or None.
 
-        A datagram that is longer than a row is a batch of its own. Errors that ICMP left on the socket are counted and
-        skipped. Raises OSError if the socket itself is unusable: a bug.
+        That is a batch that came behind single datagrams, a datagram longer than a row, or what was cut. Errors that
+        ICMP left on the socket are counted and skipped. Raises OSError if the socket itself is unusable: a bug.
         """
         rows.clear()
         self.is_empty = False
@@ -105,6 +105,9 @@ class UdpReceiver:
                 segment_size, packet_info = read_control(control)
             endpoint = self._endpoints.get((address, packet_info)) or self._learn_endpoint((address, packet_info))
             if segment_size or size > ROW_BYTES or flags & _CUT:
+                if number == 0 and not flags & _CUT and _has_rows(size, segment_size):
+                    rows.fill_joined(size, segment_size, endpoint)
+                    return None
                 return self._batch(rows, number, size, segment_size, flags, endpoint)
             rows.sizes.append(size)
             rows.endpoints.append(endpoint)
@@ -133,7 +136,8 @@ class UdpReceiver:
     ) -> ReceivedBatch:
         """Return the batch of `size` bytes that was received into a row."""
         start = number * ROW_BYTES
-        datagrams = self._cut(rows.memory[start : start + size], segment_size or size)
+        received, step = rows.memory[start : start + size], segment_size or size
+        datagrams = [received[at : at + step] for at in range(0, size, step)]
         if flags & _CUT:
             # Without its control message a batch has lost the size of its segments: its datagrams cannot be separated.
             return ReceivedBatch(endpoint, [] if flags & _CONTROL_CUT else datagrams[:-1], True)
@@ -157,12 +161,13 @@ class UdpReceiver:
         if self.reports_errors and code in UNREACHABLE:
             self.unreachable.append((remote, code == errno.ECONNREFUSED))
 
-    def _cut(self, received: memoryview, segment_size: int) -> list[memoryview]:
-        """Return views of the datagrams in received bytes; only the last may be shorter than `segment_size`."""
-        return [received[start : start + segment_size] for start in range(0, len(received), segment_size)] or [received]
-
     def _learn_endpoint(self, key: tuple[SocketAddress, bytes]) -> Endpoint:
         if len(self._endpoints) >= ENDPOINTS_CACHED_MAX:
             self._endpoints.clear()
         endpoint = self._endpoints[key] = endpoint_from(*key)
         return endpoint
+
+
+def _has_rows(size: int, segment_size: int) -> bool:
+    """Return whether joined datagrams, the first of `segment_size` bytes, have a place in rows."""
+    return DATA_OVERHEAD <= segment_size <= ROW_BYTES and size <= segment_size * BATCH_PACKETS_MAX

@@ -1,36 +1,39 @@
 """Rows: fixed places in memory for the datagrams of a batch, and for the packets in them.
 
 The rule: everything that is done once for each datagram is prepared here once for all: the views into the rows, and
-struct formats that read one field of all rows in one call. Row n begins at n * ROW_BYTES; what is opened
-or sealed has rows of its own.
+struct formats that read one field of all rows in one call. Row n begins at n * ROW_BYTES, or where
+datagrams lie without gaps; what is opened or sealed has rows of its own.
 """
 
 import struct
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 from oxidize.protocol.constants import BATCH_PACKETS_MAX, DATA_HEADER_SIZE, DATA_OVERHEAD
 from oxidize.protocol.endpoint import Endpoint
 
 RECEIVE_BYTES_MAX = 65_536  # what one receive may bring, where it is the first: a batch of datagrams is never longer
 ROW_BYTES = 2048  # a datagram of an Ethernet, with room; a longer one is received as a batch of its own
+FORMATS_CACHED_MAX = 512  # formats for a number of rows and their size
+SEGMENT_SIZES_CACHED_MAX = 16  # sizes of joined datagrams whose views are kept
 SIZES_CACHED_MAX = 160  # sizes of datagrams whose views are kept: all that are padded, and some
 _NONCE_SIZE = 12
-_STARTS = range(0, BATCH_PACKETS_MAX * ROW_BYTES, ROW_BYTES)
 
 
-def _formats(field: str) -> list[struct.Struct]:
-    """Return, by the number of rows, the structs that read `field` at the beginning of each row."""
-    rest = f"{ROW_BYTES - struct.calcsize(field)}x"
-    return [struct.Struct(field[0] + rest.join([field[1:]] * rows)) for rows in range(BATCH_PACKETS_MAX + 1)]
+@lru_cache(FORMATS_CACHED_MAX)
+def _format(field: str, rows: int, stride: int = ROW_BYTES) -> struct.Struct:
+    """Return the struct that reads or writes `field` at the beginning of each row."""
+    rest = f"{stride - struct.calcsize(field)}x"
+    return struct.Struct(field[0] + rest.join([field[1:]] * rows))
 
 
-_HEADERS = _formats("<IIQ")  # type, receiver index, counter
-_IPV4_HEADERS = _formats(">BxH8x4s")  # version and header size, length, source
+_HEADER = "<IIQ"  # type, receiver index, counter
+_IPV4_HEADER = ">BxH8x4s"  # version and header size, length, source
 _NONCES = [struct.Struct("<" + "4xQ" * rows) for rows in range(BATCH_PACKETS_MAX + 1)]  # paper, section 5.4.6
 
 
 class _Views(dict[int, tuple[list[memoryview], list[memoryview]]]):
-    """For each size that was asked for: two views of each row, which `make` cuts out of it."""
+    """For each size that was asked for: two views of each row, which `make` cuts out by the row's number."""
 
     def __init__(self, make: Callable[[int, int], tuple[memoryview, memoryview]]) -> None:
         super().__init__()
@@ -39,7 +42,7 @@ class _Views(dict[int, tuple[list[memoryview], list[memoryview]]]):
     def __missing__(self, size: int) -> tuple[list[memoryview], list[memoryview]]:
         if len(self) >= SIZES_CACHED_MAX:
             self.clear()
-        firsts, seconds = zip(*[self._make(start, size) for start in _STARTS], strict=True)
+        firsts, seconds = zip(*[self._make(row, size) for row in range(BATCH_PACKETS_MAX)], strict=True)
         self[size] = list(firsts), list(seconds)
         return self[size]
 
@@ -62,7 +65,7 @@ class _Nonces(list[memoryview]):
 
 
 class ReceivedRows:
-    """The datagrams that one batch brought singly, of any senders, in the order of their arrival.
+    """The datagrams of one batch, in the order of their arrival: single ones of any senders, or those that GRO joined.
 
     sizes, endpoints: of the datagrams, one for each row in use. memory: of all rows. room: for each row a
     list with the view to receive into; the first one extends over other rows.
@@ -76,43 +79,64 @@ class ReceivedRows:
         self.endpoints: list[Endpoint] = []
         self.memory = _memory()
         self._opened = _memory()
-        self.room = [[self.memory[start : start + ROW_BYTES]] for start in _STARTS]
+        self.room = [
+            [self.memory[start : start + ROW_BYTES]] for start in range(0, BATCH_PACKETS_MAX * ROW_BYTES, ROW_BYTES)
+        ]
         self.room[0] = [self.memory[:RECEIVE_BYTES_MAX]]
         self.nonces = _Nonces()
-        self.views = _Views(self._cut)
+        self._stride = ROW_BYTES
+        self.views = self._views_of_singles = _Views(partial(self._cut, ROW_BYTES))
+        self._views_of_joined: dict[int, _Views] = {}
         self.types: tuple[int, ...] = ()
         self.receivers: tuple[int, ...] = ()
         self.counters: tuple[int, ...] = ()
 
-    def _cut(self, start: int, size: int) -> tuple[memoryview, memoryview]:
-        plain_end = start + size - DATA_OVERHEAD
-        return self.memory[start + DATA_HEADER_SIZE : start + size], self._opened[start:plain_end]
+    def _cut(self, stride: int, row: int, size: int) -> tuple[memoryview, memoryview]:
+        start, opened = row * stride, row * ROW_BYTES
+        return (
+            self.memory[start + DATA_HEADER_SIZE : start + size],
+            self._opened[opened : opened + size - DATA_OVERHEAD],
+        )
 
     def clear(self) -> None:
-        """Forget the datagrams."""
+        """Forget the datagrams; the next ones come singly, each in a row."""
         self.sizes.clear()
         self.endpoints.clear()
+        self._stride, self.views = ROW_BYTES, self._views_of_singles
+
+    def fill_joined(self, size: int, segment_size: int, endpoint: Endpoint) -> None:
+        """Make rows of `size` bytes that one sender's datagrams fill without gaps; only the last may be shorter.
+
+        segment_size: of the others, from DATA_OVERHEAD to ROW_BYTES.
+        """
+        whole, rest = divmod(size, segment_size)
+        self.sizes[:] = [segment_size] * whole + ([rest] if rest else [])
+        self.endpoints[:] = [endpoint] * len(self.sizes)
+        if segment_size not in self._views_of_joined:
+            if len(self._views_of_joined) >= SEGMENT_SIZES_CACHED_MAX:
+                self._views_of_joined.clear()
+            self._views_of_joined[segment_size] = _Views(partial(self._cut, segment_size))
+        self._stride, self.views = segment_size, self._views_of_joined[segment_size]
 
     def datagram(self, row: int) -> memoryview:
         """Return the datagram in a row."""
-        start = _STARTS[row]
+        start = row * self._stride
         return self.memory[start : start + self.sizes[row]]
 
     def read_headers(self) -> None:
         """Read the headers of the rows in use."""
-        count = len(self.sizes)
-        fields = _HEADERS[count].unpack_from(self.memory)
+        fields = _format(_HEADER, len(self.sizes), self._stride).unpack_from(self.memory)
         self.types, self.receivers, self.counters = fields[0::3], fields[1::3], fields[2::3]
         self.nonces.set(self.counters)
 
     def packet(self, row: int, length: int) -> memoryview:
         """Return the first `length` bytes of what was opened in a row."""
-        start = _STARTS[row]
+        start = row * ROW_BYTES
         return self._opened[start : start + length]
 
     def ipv4_headers(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bytes, ...]]:
         """Return, of what is in all rows as an IPv4 packet, version with header size, length, and source address."""
-        fields = _IPV4_HEADERS[len(self.sizes)].unpack_from(self._opened)
+        fields = _format(_IPV4_HEADER, len(self.sizes)).unpack_from(self._opened)
         return fields[0::3], fields[1::3], fields[2::3]
 
 
@@ -128,11 +152,12 @@ class SealedRows:
         self.nonces = _Nonces()
         self.views = _Views(self._cut)
 
-    def _cut(self, start: int, size: int) -> tuple[memoryview, memoryview]:
+    def _cut(self, row: int, size: int) -> tuple[memoryview, memoryview]:
+        start = row * ROW_BYTES
         message = self._memory[start : start + size + DATA_OVERHEAD]
         return message[DATA_HEADER_SIZE:], message
 
     def set_headers(self, fields: Sequence[int]) -> None:
         """Set type, receiver index and counter of the first rows, and their nonces; what was in these rows is lost."""
-        _HEADERS[len(fields) // 3].pack_into(self._memory, 0, *fields)
+        _format(_HEADER, len(fields) // 3).pack_into(self._memory, 0, *fields)
         self.nonces.set(fields[2::3])

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oxidize.protocol import timers
-from oxidize.protocol.constants import BATCH_PACKETS_MAX, NEVER
+from oxidize.protocol.constants import BATCH_PACKETS_MAX, DATA_OVERHEAD, NEVER
 from oxidize.protocol.counters import SEND_COUNTER
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.messages import data_receiver
 from oxidize.protocol.peer import Peer
 from oxidize.protocol.row_sender import SealedBatch
-from oxidize.protocol.rows import ReceivedRows
+from oxidize.protocol.rows import ROW_BYTES, ReceivedRows
 from oxidize.protocol.session_table import Transmit
 from tests.support.link_policy import DEFAULT_POLICY
 from tests.support.network import Host, World, packet
@@ -51,7 +51,7 @@ PAUSES = (0.0, 0.0, 0.001, 0.5, 1.5, 11.0, 60.0, 121.0, 166.0, 181.0)
 Datagram = tuple[bytes, Endpoint]
 Sent = tuple[list[SealedBatch], Sequence[bytes | memoryview]]
 Step = tuple[str, int, int]  # kind, client, payload size or place
-Round = tuple[list[Step], float, int, list[tuple[int, int]]]
+Round = tuple[list[Step], bool, float, int, list[tuple[int, int]]]
 BATCHES = st.lists(
     st.tuples(
         st.lists(
@@ -59,6 +59,7 @@ BATCHES = st.lists(
             min_size=1,
             max_size=BATCH_PACKETS_MAX,
         ),
+        st.booleans(),  # whether all come from one client and are as long
         st.sampled_from(PAUSES),
         st.integers(0, CLIENTS),  # the client whose address changes before
         st.lists(  # what the host under test sends before: to which client, and how many bytes
@@ -141,13 +142,25 @@ def batch_of(stand: Stand, steps: list[Step]) -> list[Datagram]:
     return batch
 
 
-def receive_in_rows(stand: Stand, batch: list[Datagram], rows: ReceivedRows) -> tuple[list[bytes], list[Datagram]]:
-    """Return the packets that a batch delivers, and the batch in the order in which it was processed."""
+def fill(rows: ReceivedRows, batch: list[Datagram]) -> None:
+    """Fill rows as a receive does: with datagrams that GRO would join, or with single ones."""
     rows.clear()
+    sizes, sources = [len(datagram) for datagram, _ in batch], {endpoint for _, endpoint in batch}
+    first, last = sizes[0], sizes[-1]
+    if len(sources) == 1 and set(sizes[:-1]) <= {first} and 0 < last <= first and DATA_OVERHEAD <= first <= ROW_BYTES:
+        data = b"".join(datagram for datagram, _ in batch)
+        rows.memory[: len(data)] = data
+        rows.fill_joined(len(data), first, *sources)
+        return
     for datagram, endpoint in batch:
         rows.room[len(rows.sizes)][0][: len(datagram)] = datagram
         rows.sizes.append(len(datagram))
         rows.endpoints.append(endpoint)
+
+
+def receive_in_rows(stand: Stand, batch: list[Datagram], rows: ReceivedRows) -> tuple[list[bytes], list[Datagram]]:
+    """Return the packets that a batch delivers, and the batch in the order in which it was processed."""
+    fill(rows, batch)
     device = stand.host.device
     of_sessions = [row for row, (datagram, _) in enumerate(batch) if device._table.indices.get(index_of(datagram))]
     left: list[int] = []
@@ -232,7 +245,8 @@ def assert_equal(fast: Stand, slow: Stand) -> None:
 def compare(batches: list[Round], *, is_client: bool) -> None:
     fast, slow = make(is_client=is_client), make(is_client=is_client)
     rows = ReceivedRows()
-    for steps, pause, moving, answers in batches:
+    for drawn, alike, pause, moving, answers in batches:
+        steps = [(kind, *drawn[0][1:]) for kind, _, _ in drawn] if alike else drawn
         for stand in (fast, slow):
             stand.world.run(pause)
             if moving < len(stand.senders):
