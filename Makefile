@@ -62,6 +62,9 @@ HASHED := --quiet --require-hashes --no-build-isolation --use-pep517
 # A second make in the same tree waits: pip and apt-get cannot run twice at a time.
 ALONE := exec 9> .stamps/busy; flock 9
 
+# A line with this folder's path: the finder that setuptools installs otherwise takes 12 ms of each process.
+BY_PATH := --config-settings editable_mode=compat
+
 # The version of the tool that writes the locks: another version may order or annotate them differently.
 UV_VERSION := 0.13.9
 LOCK := .stamps/lock/bin/uv --quiet pip compile --universal --python-version 3.11 --generate-hashes --no-header \
@@ -153,7 +156,7 @@ $(DEMO_SETUP) $(SETUP) $(FUZZ_SETUP): .stamps/%: requirements-dev.lock pyproject
 	$(BUILD_TOOLS_LOCK) > .stamps/build-tools.lock; \
 	$(PIP) install $(HASHED) --no-deps -r .stamps/build-tools.lock; \
 	$(PIP) install $(HASHED) -r $(patsubst requirements-demo.lock,requirements.lock,requirements-$*.lock); \
-	$(PIP) install --quiet --no-deps --no-build-isolation -e .; \
+	$(PIP) install --quiet --no-deps --no-build-isolation $(BY_PATH) -e .; \
 	touch $@
 
 # On systems other than Debian (no dpkg-query) packages have other names; the compiler then reports what is missing.
