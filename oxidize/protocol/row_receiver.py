@@ -54,7 +54,10 @@ class RowReceiver:
                     and keypair is not peer.next
                     and (peer.link is None or counters[peer.slot + LINK_STATE] == LinkState.CONNECTED)
                 ):
-                    opened = self._open(keypair, rows, numbers)
+                    if len(numbers) == 1:  # as nearly all are where there are many peers
+                        opened = numbers if self._open_one(keypair, rows, numbers[0]) else ()
+                    else:
+                        opened = self._open(keypair, rows, numbers)
                     if opened:
                         self._note(keypair, peer, rows, opened, now)
                         for number in opened:
@@ -82,34 +85,37 @@ class RowReceiver:
         self._table.drop(DropReason.UNKNOWN_INDEX, len(strays) - len(signs))
         return signs
 
+    def _open_one(self, keypair: PeerKeypair, rows: ReceivedRows, number: int) -> bool:
+        """Open one row and mark its counter; return whether it is authentic and was not marked."""
+        words, slot, counter = self._counters, keypair.slot, rows.counters[number]
+        if words[slot + RECEIVE_NEXT] <= counter < REJECT_AFTER_MESSAGES or is_fresh(words, slot, counter):
+            sealed, plain = rows.views[rows.sizes[number]]
+            try:
+                keypair.opener.decrypt_into(rows.nonces[number], sealed[number], None, plain[number])
+                return mark(words, slot, counter)
+            except InvalidTag:
+                self._table.drop(DropReason.AUTHENTICATION_FAILED)
+                return False
+        is_last = counter >= REJECT_AFTER_MESSAGES
+        self._table.drop(DropReason.KEYPAIR_EXPIRED if is_last else DropReason.REPLAYED_COUNTER)
+        return False
+
     def _open(self, keypair: PeerKeypair, rows: ReceivedRows, numbers: Sequence[int]) -> Sequence[int]:
         """Open rows of one session and mark their counters; return those that are authentic and were not marked."""
-        words, slot, counters = self._counters, keypair.slot, rows.counters
-        decrypt_into, sizes, nonces, views = keypair.opener.decrypt_into, rows.sizes, rows.nonces, rows.views
-        receive_next = words[slot + RECEIVE_NEXT]
-        opened: list[int] = []
-        for number in numbers:
-            counter = counters[number]
-            if receive_next <= counter < REJECT_AFTER_MESSAGES or is_fresh(words, slot, counter):
+        words, slot, counters, sizes = self._counters, keypair.slot, rows.counters, rows.sizes
+        decrypt_into, nonces, views = keypair.opener.decrypt_into, rows.nonces, rows.views
+        first, end = counters[numbers[0]], counters[numbers[0]] + len(numbers)
+        in_order = first >= words[slot + RECEIVE_NEXT] and end <= REJECT_AFTER_MESSAGES
+        if not in_order or [counters[number] for number in numbers] != list(range(first, end)):
+            return [number for number in numbers if self._open_one(keypair, rows, number)]
+        try:
+            for number in numbers:
                 sealed, plain = views[sizes[number]]
-                try:
-                    decrypt_into(nonces[number], sealed[number], None, plain[number])
-                    opened.append(number)
-                except InvalidTag:
-                    self._table.drop(DropReason.AUTHENTICATION_FAILED)
-            else:
-                is_last = counter >= REJECT_AFTER_MESSAGES
-                self._table.drop(DropReason.KEYPAIR_EXPIRED if is_last else DropReason.REPLAYED_COUNTER)
-        if len(opened) > 1 and (first := counters[opened[0]]) >= receive_next:
-            end = first + len(opened)
-            if [counters[number] for number in opened] == list(range(first, end)):
-                mark_run(words, slot, first, end - first)
-                return opened
-        for number in tuple(opened):
-            if not mark(words, slot, counters[number]):  # the batch holds it twice
-                opened.remove(number)
-                self._table.drop(DropReason.REPLAYED_COUNTER)
-        return opened
+                decrypt_into(nonces[number], sealed[number], None, plain[number])
+        except InvalidTag:
+            return [number for number in numbers if self._open_one(keypair, rows, number)]
+        mark_run(words, slot, first, end - first)
+        return numbers
 
     def _note(self, keypair: PeerKeypair, peer: Peer, rows: ReceivedRows, opened: Sequence[int], now: float) -> None:
         """Note that the rows `opened` came from a peer."""
