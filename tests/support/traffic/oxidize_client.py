@@ -76,14 +76,24 @@ class OxidizeClient:
 
     # --- Processes ---
 
-    def spawn(self, env: Mapping[str, str] | None = None, options: Sequence[str] = WITHOUT_HOLDER) -> int:
+    def spawn(
+        self,
+        env: Mapping[str, str] | None = None,
+        options: Sequence[str] = WITHOUT_HOLDER,
+        program: Sequence[str] = OXIDIZE,
+    ) -> int:
         """Start `oxidize client` and return its pid at once. options: of the command, as its release knows them."""
         with self._inside():
-            return self.lab.spawn((*OXIDIZE, "client", *options, "-c", str(self.config_path)), self.name, env)
+            return self.lab.spawn((*program, "client", *options, "-c", str(self.config_path)), self.name, env)
 
-    def start(self, env: Mapping[str, str] | None = None, options: Sequence[str] = WITHOUT_HOLDER) -> int:
+    def start(
+        self,
+        env: Mapping[str, str] | None = None,
+        options: Sequence[str] = WITHOUT_HOLDER,
+        program: Sequence[str] = OXIDIZE,
+    ) -> int:
         """Start `oxidize client`; return its pid once it serves."""
-        pid = self.spawn(env, options)
+        pid = self.spawn(env, options, program)
 
         def look() -> bool:
             ended = reap(pid)
