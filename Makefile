@@ -14,7 +14,7 @@ CHECK_PACKAGES := wireguard-tools $(MODEL_PACKAGES)
 # For the tests that need root: unmodified clients and the kernel's ping in network namespaces, and a systemd that
 # boots in namespaces of its own.
 ROOT_TEST_PACKAGES := wireguard-go iputils-ping iproute2 procps systemd dbus util-linux nftables git curl crun
-# For the benchmark of throughput.
+# For the benchmark of bulk.
 BENCH_PACKAGES := iperf3
 
 # The destinations of `make install`; DESTDIR is a prefix to all of them, for packagers. The service's user must be able

@@ -25,6 +25,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 import oxidize
+from benchmarks.owner import run
 from demo import processes
 from demo.clients import ClientSettings, FleetSettings
 from demo.fleet import FleetProcess
@@ -295,4 +296,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -7,10 +7,13 @@ and iperf3 share the processors of this machine, and the tunnels take turns: onl
 import argparse
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.owner import run
+from benchmarks.results import Table
 from benchmarks.trees import add_tree_option, trees_of
 from benchmarks.tunnels import IPERF3, Kind, Load, Tunnel, tunnels
 
@@ -19,6 +22,7 @@ SECS = 2
 TCP = {"up": (), "down": ("--reverse",)}
 UDP_PER_SECOND = 60_000
 UDP_PAYLOADS = (1300, 64)
+GBIT, KPPS = "Gbit/s", "thousands of packets a second that arrived"
 
 
 @dataclass(frozen=True)
@@ -44,30 +48,18 @@ def udp(tunnel: Tunnel, payload: int, secs: float, inside: int) -> Sample:
     return Sample(arrived / end["seconds"] / 1e3, loads[0], arrived / end["packets"])
 
 
-def summary(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):6.2f} ({min(values):.2f}-{max(values):.2f})"
-
-
-def print_rows(title: str, unit: str, servers: Sequence[Tunnel], rounds: Sequence[Sequence[Sample]]) -> None:
-    """Print a line for each tunnel. The ratio is to the last one, which is wireguard-go's."""
-    columns = [list(column) for column in zip(*rounds, strict=True)]
-    base = statistics.median(sample.arrived for sample in columns[-1])
-    for tunnel, samples in zip(servers, columns, strict=True):
-        arrived = [sample.arrived for sample in samples]
+def add_rows(table: Table, group: str, made: Sequence[Tunnel], rounds: Sequence[Sequence[Sample]]) -> None:
+    """Add a row for each tunnel."""
+    for tunnel, samples in zip(made, zip(*rounds, strict=True), strict=True):
         server, client = (
-            statistics.median(cores)
-            for cores in zip(*((sample.load.server, sample.load.client) for sample in samples), strict=True)
+            statistics.median(cores) for cores in zip(*((s.load.server, s.load.client) for s in samples), strict=True)
         )
-        cost = ""
-        if unit == "kpps":
-            us = [sample.load.server / sample.arrived * 1e3 for sample in samples]
+        more = f"cores {server:.2f} server, {client:.2f} client"
+        if table.unit == KPPS:
+            us = statistics.median(sample.load.server / sample.arrived * 1e3 for sample in samples)
             share = statistics.median(sample.share for sample in samples)
-            cost = f"  {summary(us)} us a packet, {share:.1%} arrived"
-        print(
-            f"{title:12} {tunnel.label:36} {summary(arrived):22} {unit} {statistics.median(arrived) / base:5.2f}x  "
-            f"cores {server:.2f} server, {client:.2f} client{cost}",
-            flush=True,
-        )
+            more += f", {us:.1f} us a packet at the server, {share:.1%} arrived"
+        table.add(group, tunnel.label, [sample.arrived for sample in samples], more)
 
 
 def parse() -> argparse.Namespace:
@@ -82,30 +74,38 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@contextmanager
+def serving(pairs: Sequence[tuple[Kind, Kind]], options: argparse.Namespace) -> Iterator[list[Tunnel]]:
+    """Yield tunnels behind whose servers an iperf3 listens."""
+    with tunnels(pairs, outside=options.outside, single=options.single) as made:
+        for tunnel in made:
+            tunnel.serve_iperf3()
+        yield made
+
+
 def main() -> None:
     """Print a row for each figure and tunnel."""
     options = parse()
     if os.geteuid() != 0 or not Path(IPERF3).exists():
         print("left out: it needs root, for network namespaces, and iperf3: sudo make bench")
         return
-    kinds = [*(Kind(tree) for tree in trees_of(options)), Kind()]
-    inside, runs = options.inside, range(options.runs)
-    print(f"server / client; IPv{inside} in IPv{options.outside}; medians and ranges of {options.runs} runs")
+    kinds = [Kind(), *(Kind(tree) for tree in trees_of(options))]
+    versions = f"IPv{options.inside} in IPv{options.outside}, server / client"
     if options.only != "udp":
-        with tunnels([(kind, kind) for kind in kinds], outside=options.outside, single=options.single) as made:
-            for tunnel in made:
-                tunnel.serve_iperf3()
+        with serving([(kind, kind) for kind in kinds], options) as made:
+            table = Table(f"One TCP connection, {versions}", GBIT)
             for direction in TCP:
-                rounds = [[tcp(tunnel, direction, options.secs, inside) for tunnel in made] for _ in runs]
-                print_rows(f"TCP {direction}", "Gbit/s", made, rounds)
+                runs = range(options.runs)
+                rounds = [[tcp(tunnel, direction, options.secs, options.inside) for tunnel in made] for _ in runs]
+                add_rows(table, f"TCP {direction}", made, rounds)
     if options.only != "tcp":
-        with tunnels([(kind, Kind()) for kind in kinds], outside=options.outside, single=options.single) as made:
-            for tunnel in made:
-                tunnel.serve_iperf3()
+        with serving([(kind, Kind()) for kind in kinds], options) as made:
+            table = Table(f"UDP at {UDP_PER_SECOND / 1e3:.0f} kpps, {versions}", KPPS)
             for payload in UDP_PAYLOADS:
-                rounds = [[udp(tunnel, payload, options.secs, inside) for tunnel in made] for _ in runs]
-                print_rows(f"UDP {payload} B", "kpps", made, rounds)
+                runs = range(options.runs)
+                rounds = [[udp(tunnel, payload, options.secs, options.inside) for tunnel in made] for _ in runs]
+                add_rows(table, f"UDP {payload:,} B", made, rounds)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.flooder import Order
+from benchmarks.owner import run
 from tests.support.traffic.clients import EchoClient, clock
 from tests.support.traffic.server import OXIDIZE, Lab, Server, wait_for
 
@@ -221,4 +222,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from benchmarks.owner import run
 from tests.support.traffic.direct_link import PORT, DirectLink, GoServer, OxidizeServer
 from tests.support.traffic.namespaces import Namespace
 from tests.support.traffic.ping import Ping, ping
@@ -149,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -24,7 +24,9 @@ from pathlib import Path
 from socket import AF_INET, AF_INET6, SO_RCVBUF, SOCK_DGRAM, SOL_SOCKET, socket
 from typing import Any
 
+from benchmarks.owner import run
 from benchmarks.player import DISCARD_PORT, SMALLEST_BUFFER, Play, Send, Sent, refused_at_sink, sent_by_link
+from benchmarks.results import Table
 from benchmarks.trees import HERE, Tree, add_tree_option, cpu_secs, spare_cores, trees_of
 from tests.support.traffic.direct_link import PORT, DirectLink
 from tests.support.traffic.server import Identity, Lab, PeerTable, Server
@@ -165,20 +167,11 @@ def stands(trees: list[Tree], core: int, peers: int, inside: int, outside: int) 
         yield made
 
 
-def summary(values: list[float]) -> str:
-    """Return the median and the range of some figures."""
-    return f"{statistics.median(values):6.2f} ({min(values):.2f}-{max(values):.2f})"
-
-
-def row(point: Point, tree: Tree, samples: list[Sample], base: float) -> str:
-    """Return one line of the table. base: the figure to which the ratio is."""
-    us = [sample.us for sample in samples]
+def add_row(table: Table, point: Point, tree: Tree, samples: Sequence[Sample]) -> None:
     offered = "saturated" if point.saturates else f"{point.rate / 1e3:.0f} kpps"
+    group = f"{'in' if point.inbound else 'out'}, {point.payload:,} B, {point.peers:,} peers, {offered}"
     kpps, share = (statistics.median(column) for column in zip(*((s.kpps, s.share) for s in samples), strict=True))
-    return (
-        f"{'in' if point.inbound else 'out':3} {point.payload:5} B {point.peers:5} peers {offered:>9}  {tree.label:9} "
-        f"{summary(us):22} us {statistics.median(us) / base:5.2f}x {kpps:7.1f} kpps {share:7.1%}"
-    )
+    table.add(group, tree.label, [sample.us for sample in samples], f"{kpps:.1f} kpps, {share:.1%} of what was offered")
 
 
 def points(options: argparse.Namespace, peers: int) -> list[Point]:
@@ -221,16 +214,15 @@ def main() -> None:
     trees = trees_of(options)
     server_core, other_core = spare_cores()
     os.sched_setaffinity(0, {other_core})  # the player's, too
-    print(f"IPv{options.inside} in IPv{options.outside}; medians and ranges of {options.runs} runs of {options.secs} s")
+    title = f"Single datagrams, IPv{options.inside} in IPv{options.outside}"
+    table = Table(title, "microseconds of the server's processor a packet")
     for peers in options.peers:
         with stands(trees, server_core, peers, options.inside, options.outside) as servers:
             for point in points(options, peers):
                 rounds = [[stand.measure(point, options.secs) for stand in servers] for _ in range(options.runs)]
-                base = 0.0
                 for stand, samples in zip(servers, zip(*rounds, strict=True), strict=True):
-                    base = base or statistics.median(sample.us for sample in samples)
-                    print(row(point, stand.tree, list(samples), base), flush=True)
+                    add_row(table, point, stand.tree, samples)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_interface
 
+from benchmarks.owner import run
 from oxidize.hostnet.interface import configure_interface
 from oxidize.net.tun import TunDevice
 from oxidize.net.udp import UdpSocket, bind_udp
@@ -106,8 +107,12 @@ def bench_tun() -> None:
         device.close()
 
 
-if __name__ == "__main__":
+def main() -> None:
     for each in ("127.0.0.1", "::1"):
         bench_udp(each)
     if os.geteuid() == 0:
         bench_tun()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -34,7 +34,7 @@ class Tree:
             raise SystemExit(f"{python}: expected the interpreter of an environment; run `make venv` in {folder}")
         help_text = _output([str(python), "-P", "-m", "oxidize", "server", "--help"], folder)
         has_holder = WITHOUT_HOLDER[0] in help_text
-        return cls(_revision(folder), str(python), WITHOUT_HOLDER if has_holder else ())
+        return cls(revision_of(folder), str(python), WITHOUT_HOLDER if has_holder else ())
 
     def program(self, core: int | None = None) -> tuple[str, ...]:
         """Return the command of this tree's `oxidize`. core: the processor that it is bound to, None for any."""
@@ -47,7 +47,7 @@ def _output(command: Sequence[str], folder: Path) -> str:
     return done.stdout
 
 
-def _revision(folder: Path) -> str:
+def revision_of(folder: Path) -> str:
     """Return the short hash of the tree's commit, with a plus sign for changes that are not committed."""
     revision = _output(["git", "rev-parse", "--short=7", "HEAD"], folder).strip()
     changed = _output(["git", "status", "--porcelain", "--untracked-files=no"], folder)
