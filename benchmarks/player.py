@@ -18,13 +18,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from demo.echo import checksum
+from demo.echo import EchoPath, checksum
 from oxidize.protocol.constants import BATCH_PACKETS_MAX, TYPE_DATA
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
@@ -40,6 +40,12 @@ TRIES = 3
 WARM_UP_PART = 1 / 3  # of the datagrams, before packets are counted for the rate
 SMALLEST_BUFFER = 1  # the kernel makes it as large as it must be: one or two datagrams
 MTU = 1420
+PROBE_SECS = 0.01
+PROBE_BUFFER = 1 << 20
+LAST_REPLIES_SECS = 0.5
+SO_TIMESTAMPNS = 35  # asm-generic/socket.h
+
+Load = tuple[list[Callable[[], object]], float, Callable[[], int]]
 
 
 @dataclass(frozen=True)
@@ -64,23 +70,30 @@ class Play:
 class Send:
     """One measurement. payload: of UDP, bytes; rate: datagrams in a second; secs: how long that many are sent.
 
-    inbound: from the clients through the tunnel to the server, else from the server's host to the clients.
+    inbound: from the clients through the tunnel to the server, else from the server's host to the clients. A rate of 0
+    sends none. has_quiet: the last client has no part in it, but sends an echo request every PROBE_SECS.
     """
 
     inbound: bool
     payload: int
     rate: float
     secs: float
+    has_quiet: bool = False
 
 
 @dataclass(frozen=True)
 class Sent:
-    """What became of it. passed: packets that the server has passed on in the `window`, seconds, after the warm-up."""
+    """What became of it. passed: packets that the server has passed on in the `window`, seconds, after the warm-up.
+
+    round_trips_ms: of the quiet client's echo requests that were answered, of which `probes` were sent.
+    """
 
     sent: int
     secs: float
     passed: int
     window: float
+    probes: int = 0
+    round_trips_ms: tuple[float, ...] = ()
 
 
 def udp_packet(source: str, destination: str, payload: int) -> bytes:
@@ -145,18 +158,56 @@ class Client:
         for datagram in self._sealed(packets):
             self.socket.send(datagram)
 
-    def _sealed(self, packets: list[bytes]) -> list[bytes]:
+    def _sealed(self, packets: Sequence[bytes]) -> list[bytes]:
         if packets:
             self._device.send_packets(packets, time.monotonic())
         return [bytes(datagram) for transmit in self._device.take_transmits() for datagram in transmit.datagrams]
 
     def seal(self, payload: int, count: int) -> list[bytes]:
-        """Return `count` data messages."""
-        packets = [self._packet(payload)] * min(count, BATCH_PACKETS_MAX)
+        """Return `count` data messages with a UDP datagram each."""
+        return self.seal_packets([self._packet(payload)] * count)
+
+    def seal_packets(self, packets: Sequence[bytes]) -> list[bytes]:
+        """Return a data message for each packet."""
         messages: list[bytes] = []
-        while len(messages) < count:
-            messages += [each for each in self._sealed(packets) if each[0] == TYPE_DATA]
-        return messages[:count]
+        while len(messages) < len(packets):
+            more = self._sealed(packets[len(messages) : len(messages) + BATCH_PACKETS_MAX])
+            messages += [each for each in more if each[0] == TYPE_DATA]
+        return messages
+
+    def open(self, datagram: bytes) -> list[bytes]:
+        """Return the packets in a datagram from the server."""
+        return [bytes(each) for each in self._device.receive_datagrams([datagram], self._endpoint, time.monotonic())]
+
+
+class Probe:
+    """Echo requests of one client, and when their replies arrived: the kernel's times, so nothing here delays them."""
+
+    def __init__(self, client: Client, sink: str, count: int) -> None:
+        self._client = client
+        self._path = EchoPath(IPv4Address(client.address), IPv4Address(sink), 1)
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PROBE_BUFFER)
+        client.socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        self._sent_ns: dict[int, int] = {}
+        messages = client.seal_packets([self._path.request(number, 0) for number in range(count)])
+        self.actions = [partial(self._send, number, message) for number, message in enumerate(messages)]
+
+    def _send(self, number: int, message: bytes) -> None:
+        self._sent_ns[number] = time.time_ns()
+        self._client.socket.send(message)
+
+    def round_trips_ms(self) -> tuple[float, ...]:
+        """Return the times of all that were answered, after the last replies have had time to come."""
+        time.sleep(LAST_REPLIES_SECS)
+        found = {}
+        with suppress(BlockingIOError):
+            while True:
+                datagram, control, _, _ = self._client.socket.recvmsg(2048, 64)
+                for packet in self._client.open(datagram):
+                    if (reply := self._path.read_reply(packet)) is not None:
+                        secs, ns = struct.unpack("qq", control[0][2])
+                        found[reply[0]] = secs * 1_000_000_000 + ns
+        return tuple((found[number] - sent) / 1e6 for number, sent in self._sent_ns.items() if number in found)
 
 
 class Player:
@@ -179,17 +230,35 @@ class Player:
         return connected
 
     def send(self, order: Send) -> Sent:
-        rounds = max(1, round(order.rate * order.secs / len(self._clients)))
+        """Carry out an order."""
+        if not order.has_quiet:
+            return pace(*self._load(order, self._clients))
+        probe = Probe(self._clients[-1], self._play.sink, round(order.secs / PROBE_SECS))
+        if order.rate:
+            actions, interval, count = self._load(order, self._clients[:-1])
+            step = len(actions) // len(probe.actions)
+            for number, action in enumerate(probe.actions):
+                actions.insert(number * (step + 1), action)
+            sent = pace(actions, interval, count)
+        else:
+            sent = pace(probe.actions, PROBE_SECS, partial(refused_at_sink, self._play.server_pid))
+        return replace(sent, probes=len(probe.actions), round_trips_ms=probe.round_trips_ms())
+
+    def _load(self, order: Send, clients: Sequence[Client]) -> Load:
+        """Return what to send, the seconds between two of them, and how to count what is passed on."""
+        rounds = max(1, round(order.rate * order.secs / len(clients)))
+        actions: list[Callable[[], object]]
         if order.inbound:
-            sealed = [client.seal(order.payload, rounds) for client in self._clients]
-            sends = [client.socket.send for client in self._clients]
+            sealed = [client.seal(order.payload, rounds) for client in clients]
+            sends = [client.socket.send for client in clients]
             actions = [partial(send, each[n]) for n in range(rounds) for send, each in zip(sends, sealed, strict=True)]
             count = partial(refused_at_sink, self._play.server_pid)
         else:
             send_to, payload = self._outgoing.sendto, bytes(order.payload)
-            actions = [partial(send_to, payload, (client.address, DISCARD_PORT)) for client in self._clients] * rounds
+            actions = [partial(send_to, payload, (client.address, DISCARD_PORT)) for client in clients]
+            actions *= rounds
             count = partial(sent_by_link, self._play.server_pid, self._play.server_link)
-        return pace(actions, 1 / order.rate, count)
+        return actions, 1 / order.rate, count
 
 
 def pace(actions: Sequence[Callable[[], object]], interval: float, count: Callable[[], int]) -> Sent:

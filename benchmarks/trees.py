@@ -82,3 +82,9 @@ def spare_cores() -> tuple[int, int]:
     if len(cores) < 2:
         raise SystemExit(f"{len(cores)} processor: expected two, one for the server alone")
     return cores[0], cores[1]
+
+
+def resident_mb(pid: int) -> float:
+    """Return the resident memory of a process, in millions of bytes."""
+    status = Path("/proc", str(pid), "status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024 / 1e6
