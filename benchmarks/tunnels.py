@@ -61,6 +61,7 @@ class Tunnel:
 
     def __init__(self, lab: Lab, server: Kind, client: Kind, *, outside: int = 4, single: bool = False) -> None:
         self.lab = lab
+        self._iperf3_runs = 0
         self.label = f"{server.label} / {client.label}"
         self.link = DirectLink(lab)
         if not single:
@@ -130,8 +131,12 @@ class Tunnel:
         """Let an iperf3 listen behind the server, for both versions of IP."""
         with self.link.server_side.entered():
             self.lab.spawn((IPERF3, "--server", "--forceflush"), "iperf3")
+        self._wait_for_iperf3()
+
+    def _wait_for_iperf3(self) -> None:
+        """Wait until iperf3 listens for the next client: it opens another socket for each."""
         log = self.lab.folder / "iperf3.log"
-        wait_for("iperf3", lambda: "listening" in log.read_text() or None)
+        wait_for("iperf3", lambda: log.read_text().count("Server listening") > self._iperf3_runs or None)
 
     def iperf3(self, options: Sequence[str], inside: int = 4) -> dict[str, Any]:
         """Run an iperf3 behind the client to its end; return what it reports of the end."""
@@ -139,6 +144,8 @@ class Tunnel:
         with self.link.client_side.entered():
             done = subprocess.run(command, capture_output=True, check=False, text=True, timeout=IPERF3_SECS_MAX)
         report = json.loads(done.stdout)
+        self._iperf3_runs += 1
+        self._wait_for_iperf3()
         if "error" in report:
             raise RuntimeError(f"{self.label}: {report['error']}")
         end: dict[str, Any] = report["end"]
