@@ -1,0 +1,97 @@
+"""What `make bench` prints and writes, and the packets that its player seals; nothing here measures."""
+
+import re
+from ipaddress import ip_address
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from benchmarks.page import Section, first_paragraphs, plot, write_page
+from benchmarks.player import DISCARD_PORT, Sent, pace, udp_packet
+from benchmarks.results import RESULTS, Row, Table, read_rows
+from demo.echo import checksum
+from oxidize.protocol.allowed_ips import inner_length
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_a_table_prints_median_range_and_ratio_to_the_first_of_its_group(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("cost", "us")
+    table.add("in", "old", [4.0, 2.0, 3.0])
+    table.add("in", "new", [1.5], "50 kpps")
+    table.add("out", "old", [8.0])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == [
+        ["in", "old", "3.00", "(2.00-4.00)", "1.00x"],
+        ["in", "new", "1.50", "(1.50-1.50)", "0.50x", "50", "kpps"],
+        ["out", "old", "8.00", "(8.00-8.00)", "1.00x"],
+    ]
+
+
+def test_rows_are_kept_as_they_were_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows.json"
+    monkeypatch.setenv(RESULTS, str(path))
+    Table("cost", "us").add("in", "old", [1.0, 2.0], "more")
+    Table("rate", "kpps").add("in", "old", [3.0])
+    assert read_rows(path) == [
+        Row("cost", "us", "in", "old", [1.0, 2.0], "more"),
+        Row("rate", "kpps", "in", "old", [3.0]),
+    ]
+
+
+def test_a_plot_has_a_bar_as_long_as_each_median_and_a_line_over_its_range() -> None:
+    rows = [Row("<cost>", "us", "in", "old", [4.0, 2.0, 3.0]), Row("<cost>", "us", "in", "new", [1.5])]
+    drawn = ElementTree.fromstring(plot(rows))
+    _, old, new = (float(bar.attrib["width"]) for bar in drawn.iter(f"{SVG}rect"))
+    assert old == pytest.approx(2 * new, rel=0.01)
+    line = next(drawn.iter(f"{SVG}line")).attrib
+    assert float(line["x2"]) - float(line["x1"]) == pytest.approx(old * 2 / 3, rel=0.01)
+    assert "<cost>: us" in [text.text for text in drawn.iter(f"{SVG}text")]
+
+
+def test_the_page_has_every_output_and_a_plot_of_every_table_and_no_older_one(tmp_path: Path) -> None:
+    (tmp_path / "old-1.svg").write_text("")
+    rows = [Row(table, "us", "in", "old", [1.0]) for table in ("cost", "cost", "rate")]
+    page = write_page(tmp_path, [Section("idle", "About.", "a  b\n", rows), Section("udp", "Too.", "c\n", [])], "abc")
+    text = page.read_text()
+    assert sorted(re.findall(r"\((\S+\.svg)\)", text)) == ["idle-1.svg", "idle-2.svg"]
+    assert sorted(path.name for path in tmp_path.glob("*.svg")) == ["idle-1.svg", "idle-2.svg"]
+    assert "```text\na  b\n```" in text
+    assert "```text\nc\n```" in text
+
+
+def test_a_page_says_of_a_benchmark_what_its_module_says_without_how_to_start_it() -> None:
+    assert (
+        first_paragraphs("Measure it: `python -m benchmarks it [--help]`, as root.\n\nMore.") == "Measure it.\n\nMore."
+    )
+
+
+@pytest.mark.parametrize("payload", [0, 1, 64, 1300])
+@pytest.mark.parametrize(("source", "sink"), [("10.10.1.0", "10.10.0.1"), ("fd10::100", "fd10::1")])
+def test_the_player_makes_packets_with_right_lengths_and_checksums(source: str, sink: str, payload: int) -> None:
+    packet = udp_packet(source, sink, payload)
+    header = 20 if packet[0] >> 4 == 4 else 40
+    addresses = ip_address(source).packed + ip_address(sink).packed
+    body = packet[header:]
+    assert inner_length(packet) == len(packet) == header + 8 + payload
+    assert addresses in packet[:header]
+    assert header == 40 or checksum(packet[:20]) == 0
+    assert int.from_bytes(body[2:4], "big") == DISCARD_PORT
+    assert int.from_bytes(body[4:6], "big") == len(body)
+    pseudo = addresses + bytes([0, 17]) + len(body).to_bytes(2, "big")
+    assert checksum(pseudo + body + bytes(len(body) % 2)) == 0
+
+
+def test_the_player_carries_out_every_action_once_in_order_and_counts_from_the_warm_up_on() -> None:
+    done: list[int] = []
+
+    def refused() -> None:
+        done.append(-1)
+        raise BlockingIOError
+
+    actions = [*(lambda n=n: done.append(n) for n in range(9)), refused]
+    sent = pace(actions, 1e-6, lambda: len(done))
+    assert done == [*range(9), -1]
+    assert (sent.sent, sent.passed) == (10, 10 - 4)  # a third of 10 and one more are the warm-up
+    assert isinstance(sent, Sent)
