@@ -113,7 +113,7 @@ mutants: $(SETUP) ## plant each bug of tests/mutants in a copy of the source: a 
 docs: $(SETUP) ## write the pages that are generated from the source
 	@for script in scripts/*.py; do $(BIN)/python "$$script" || exit 1; done
 
-bench: $(SETUP) ## measure the data path and the takeover on this machine
+bench: $(SETUP) ## measure data path and takeover beside wireguard-go; writes docs/benchmarks (as root)
 	@$(BIN)/python -m benchmarks
 
 bench-flood: $(SETUP) ## measure what floods of useless datagrams take from a session
