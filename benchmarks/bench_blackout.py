@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -36,6 +36,7 @@ from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.peer import PeerSettings
 from oxidize.state.session_state import SessionState
+from tests.support.traffic.server import OXIDIZE, WITHOUT_HOLDER
 
 # Sessions, and peers without one for each of which WAITING_PACKETS wait.
 LOADS = ((1, 0), (10, 0), (1_000, 0), (10_000, 0), (19_000, 0), (10, 100), (10, 400), (10_000, 400))
@@ -55,7 +56,7 @@ listen = "{udp}"
 address = ["{address}/10"]
 private_key_file = "server.key"
 takeover_socket = "takeover.sock"
-network = "userspace"
+{network}
 metrics_listen = "{http}"
 """
 PEER = '[[peer]]\nname = "p{number}"\npublic_key = "{key}"\nallowed_ips = ["{address}/32"]\n'
@@ -108,7 +109,16 @@ class Server:
     waiting: peers without a session for which packets wait.
     """
 
-    def __init__(self, directory: Path, sessions: int, waiting: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        sessions: int,
+        waiting: int,
+        program: Sequence[str] = OXIDIZE,
+        options: Sequence[str] = WITHOUT_HOLDER,
+        network: str = 'network = "userspace"',
+    ) -> None:
+        self._program, self._options, self._network = program, options, network
         self.config = directory / "server.toml"
         self.log = directory / "server.log"
         self._takeover_socket = directory / "takeover.sock"
@@ -121,14 +131,22 @@ class Server:
         self._http.listen()
         self._write_config(directory)
         state = stored_state(self._key.public_key().public_bytes_raw(), self._peers[:sessions], self._peers[sessions:])
-        fds = [("udp", self._udp.fileno()), ("http", self._http.fileno()), *state.fds.items()]
-        with self.log.open("wb") as log:
-            self.pid = processes.spawn(self._command("server"), os.environ, log.fileno(), fds)
+        # What a service manager keeps for the next process.
+        self.kept = {name: os.dup(fd) for name, fd in state.fds.items()}
+        self.kept |= {"udp": os.dup(self._udp.fileno()), "http": os.dup(self._http.fileno())}
         state.close()
+        self.start()
+
+    def start(self) -> None:
+        """Start a process from what is kept."""
+        with self.log.open("ab") as log:
+            self.pid = processes.spawn(
+                self._command("server", *self._options), os.environ, log.fileno(), list(self.kept.items())
+            )
 
     def _write_config(self, directory: Path) -> None:
         udp, http = (f"127.0.0.1:{bound.getsockname()[1]}" for bound in (self._udp, self._http))
-        text = CONFIG.format(udp=udp, http=http, address=SERVER_ADDRESS)
+        text = CONFIG.format(udp=udp, http=http, address=SERVER_ADDRESS, network=self._network)
         keys = [self._client_key.public_key().public_bytes_raw(), *self._peers]
         for number, key in enumerate(keys):
             text += PEER.format(number=number, key=b64encode(key).decode(), address=FIRST_ADDRESS + number)
@@ -137,8 +155,8 @@ class Server:
         key_file.touch(0o600)
         key_file.write_bytes(b64encode(self._key.private_bytes_raw()) + b"\n")
 
-    def _command(self, name: str) -> list[str]:
-        return [sys.executable, "-P", "-m", "oxidize", name, "-c", str(self.config)]
+    def _command(self, *words: str) -> list[str]:
+        return [*self._program, *words, "-c", str(self.config)]
 
     def health(self) -> str:
         with socket.create_connection(self._http.getsockname(), START_SECS_MAX) as link:
@@ -185,6 +203,8 @@ class Server:
             os.kill(self.pid, signal.SIGKILL)
         self._udp.close()
         self._http.close()
+        for fd in self.kept.values():
+            os.close(fd)
 
 
 @contextlib.contextmanager

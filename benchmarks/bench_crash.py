@@ -1,172 +1,97 @@
-"""Measure the time from a crash of the server to the first packet through it, and the processor time of a reload.
+"""Measure the time from kill -9 to the first packet: `python -m benchmarks crash [--help]`, as root.
 
-The rule under test: the first packet waits for nothing that it does not need, and what comes after it does not stop the
-loop. A server under its holder serves real clients that ask all the time. It is killed by SIGKILL; the wait ends with
-the first reply that a client reads. The slowest reply to a later request, with /metrics asked for meanwhile, shows what
-the rest of the start takes from the loop. Compare rows of one run only. The row with a TUN device needs root, for a
-network namespace.
+A server with a TUN device and ten stored sessions is killed under the traffic of a real client, and started at once
+with the descriptors that a service manager keeps: sockets, state, device. With several trees, their servers take turns.
 """
 
-import contextlib
+import argparse
+import ctypes
 import os
 import signal
-import socket
-import statistics
-import subprocess
-import sys
+import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from demo.clients import FleetSettings
+from benchmarks.bench_blackout import Server
+from benchmarks.owner import run
+from benchmarks.results import Table
+from benchmarks.trees import Tree, add_tree_option, trees_of
 from demo.fleet import FleetProcess
-from demo.records import Kind, Record
-from demo.server import HeldServer
-from demo.workspace import Workspace
-from oxidize.clock import boot_time
-from oxidize.control.query import IDENTITY, fetch
-from oxidize.runtime.crash_loop import STARTS_WITHOUT_DELAY
+from demo.processes import reap
+from demo.records import Kind
 from tests.support.traffic.namespaces import Namespace
+from tests.support.traffic.server import wait_for
 
-CLIENTS = 10
-ECHOES_PER_SECOND = 1000.0
-SERVERS = 2  # for each row, with as many kills each as are no crash loop
-KILLS = STARTS_WITHOUT_DELAY
-RELOADS = 5
-REPLY_SECS_MAX = 10.0
-DRAIN_SECS = 0.1  # from the first reply after a crash, for what had waited
-METRICS_AFTER_SECS, SETTLE_SECS = 0.5, 1.5  # from the same
-CLIENT_SECS_MAX = 120.0
-TUN = 'interface = "oxidize-crash"'
-NETWORKS = {"tun": TUN, "userspace": 'network = "userspace"'}
+SESSIONS = 10
+RUNS = 5
+STARTED_SECS = 1.0  # before the first kill, and between the first packet and the next
+INTERFACE = "oxbench0"
+_PIDFD_GETFD = 438  # asm-generic/unistd.h
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
-@dataclass(slots=True)
-class Row:
-    """The results with one kind of network."""
+class Victim:
+    """A server of one tree in a namespace of its own, and its client."""
 
-    first_reply_ms: list[float] = field(default_factory=list)
-    slowest_later_ms: list[float] = field(default_factory=list)
-    command_cpu_ms: list[float] = field(default_factory=list)
-    successor_cpu_ms: list[float] = field(default_factory=list)
+    def __init__(self, stack: ExitStack, tree: Tree) -> None:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="oxidize-bench-"))
+        self.namespace = Namespace(stack)
+        with self.namespace.entered():
+            network = f'network = "tun"\ninterface = "{INTERFACE}"'
+            self._server = Server(Path(folder), SESSIONS, 0, tree.program(), tree.options, network)
+            stack.callback(self._server.close)
+            self._server.wait_healthy()
+            self._server.kept["tun"] = _tun_of(self._server.pid)
+            self._fleet = FleetProcess(self._server.clients(), self._server.log.with_name("client.log"))
+            stack.callback(self._fleet.close)
+        wait_for("the client", lambda: any(record.kind is Kind.REPLY for record in self._fleet.read()))
 
-    def __str__(self) -> str:
-        first, later = statistics.median(self.first_reply_ms), statistics.median(self.slowest_later_ms)
-        command, successor = statistics.median(self.command_cpu_ms), statistics.median(self.successor_cpu_ms)
-        return (
-            f"{first:7.0f} ms {max(self.first_reply_ms):7.0f} ms {later:10.1f} ms {max(self.slowest_later_ms):7.1f} ms "
-            f"{command:9.0f} ms {successor:9.0f} ms {command + successor:7.0f} ms"
-        )
+    def crash(self) -> float:
+        """Kill the server and start the next; return the milliseconds from the kill to the first reply."""
+        time.sleep(STARTED_SECS)
+        with self.namespace.entered():
+            os.kill(self._server.pid, signal.SIGKILL)
+            reap(self._server.pid, block=True)
+            killed = time.clock_gettime(time.CLOCK_BOOTTIME)
+            self._server.start()
 
+        def first_reply() -> float:
+            replies = (record.at for record in self._fleet.read() if record.kind is Kind.REPLY)
+            return min((at for at in replies if at > killed), default=0.0)
 
-HEADINGS = f"{'network':10} first reply    worst  slowest later     worst  CPU: reload  successor        sum"
-
-
-class Crashing:
-    """A server under its holder, with clients that ask until this is closed."""
-
-    def __init__(self, stack: ExitStack, network: str) -> None:
-        workspace = Workspace()
-        stack.callback(workspace.close)
-        clients = workspace.write(CLIENTS, ECHOES_PER_SECOND, CLIENT_SECS_MAX)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._metrics = f"127.0.0.1:{free.getsockname()[1]}"
-        text = workspace.config_path.read_text().replace(NETWORKS["userspace"], network)
-        workspace.config_path.write_text(text.replace('metrics_listen = ""', f'metrics_listen = "{self._metrics}"'))
-        self._workspace = workspace
-        self.server = HeldServer(workspace.config_path, workspace.takeover_socket, workspace.directory)
-        stack.callback(self.server.close)
-        self.server.start()
-        self._replies: list[Record] = []
-        self._fleet = self._start_clients(clients)
-        stack.callback(self._fleet.close)
-
-    def _start_clients(self, clients: FleetSettings) -> FleetProcess:
-        host, port = self.server.address()
-        fleet = FleetProcess(
-            replace(clients, server_host=host, server_port=port), self._workspace.directory / "clients.log"
-        )
-        while not any(record.kind is Kind.STARTED for record in fleet.read()):
-            time.sleep(0.01)
-        return fleet
-
-    def _pid(self) -> int:
-        return int(fetch(self._workspace.takeover_socket, IDENTITY)["pid"])
-
-    def _replies_since(self, since: float) -> list[Record]:
-        self._replies += [record for record in self._fleet.read() if record.kind is Kind.REPLY]
-        return [record for record in self._replies if record.at >= since]
-
-    def crash(self, row: Row) -> None:
-        """Kill the server, and note when it serves again and how well it does afterwards."""
-        pid = self._pid()
-        self._replies.clear()
-        killed_at = boot_time()
-        os.kill(pid, signal.SIGKILL)
-        # A reply to an earlier request may be the killed process's.
-        while not (replies := [record for record in self._replies_since(killed_at) if record.sent_at > killed_at]):
-            if boot_time() > killed_at + REPLY_SECS_MAX:
-                raise SystemExit(self.server.log_path.read_text())
-            time.sleep(0.005)
-        first_at = min(record.at for record in replies)
-        row.first_reply_ms.append((first_at - killed_at) * 1e3)
-        time.sleep(METRICS_AFTER_SECS)
-        urllib.request.urlopen(f"http://{self._metrics}/metrics").read()
-        time.sleep(SETTLE_SECS - METRICS_AFTER_SECS)
-        later = [
-            record.at - record.sent_at
-            for record in self._replies_since(first_at)
-            if record.sent_at > first_at + DRAIN_SECS
-        ]
-        row.slowest_later_ms.append(max(later) * 1e3)
-
-    def reload(self, row: Row) -> None:
-        """Replace the server, and note the processor time that the command and the successor use until it returns."""
-        command = [sys.executable, "-P", "-m", "oxidize", "reload", "-c", str(self._workspace.config_path)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(process.pid, 0)
-        run_ns = int(Path(f"/proc/{self._pid()}/schedstat").read_text().split()[0])
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            raise SystemExit(f"oxidize reload: exit status {process.returncode}; expected 0")
-        row.command_cpu_ms.append((used.ru_utime + used.ru_stime) * 1e3)
-        row.successor_cpu_ms.append(run_ns / 1e6)
+        return (wait_for("a reply", first_reply) - killed) * 1e3
 
 
-@contextlib.contextmanager
-def crashing(network: str) -> Iterator[Crashing]:
-    with ExitStack() as stack:
-        if network == TUN:
-            stack.enter_context(Namespace(stack).entered())
-        yield Crashing(stack, network)
-
-
-def measure(network: str) -> Row:
-    """Crash and reload servers with this kind of network."""
-    row = Row()
-    for _ in range(SERVERS):
-        with crashing(network) as run:
-            for _ in range(KILLS):
-                run.crash(row)
-            for _ in range(RELOADS):
-                run.reload(row)
-    return row
+def _tun_of(pid: int) -> int:
+    """Return a descriptor of the TUN device of a process."""
+    for entry in Path("/proc", str(pid), "fd").iterdir():
+        if str(entry.readlink()) == "/dev/net/tun":
+            pidfd = os.pidfd_open(pid)
+            try:
+                return int(_libc.syscall(_PIDFD_GETFD, pidfd, int(entry.name), 0))
+            finally:
+                os.close(pidfd)
+    raise RuntimeError(f"process {pid} has no TUN device; expected one")
 
 
 def main() -> None:
-    """Print a row for each kind of network."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing that it has started is left
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a release has its bytecode
-    print(HEADINGS)
-    for name, network in NETWORKS.items():
-        if network == TUN and os.geteuid() != 0:
-            print(f"{name:10} left out: it needs root, for a network namespace: sudo make bench")
-        else:
-            print(f"{name:10} {measure(network)}", flush=True)
+    """Print a row for each tree."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks crash", description=__doc__)
+    add_tree_option(parser)
+    parser.add_argument("--runs", type=int, default=RUNS)
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        print("left out: it needs root, for network namespaces: sudo make bench")
+        return
+    trees = trees_of(options)
+    with ExitStack() as stack:
+        victims = [Victim(stack, tree) for tree in trees]
+        rounds = [[victim.crash() for victim in victims] for _ in range(options.runs)]
+        table = Table(f"A server with a TUN device and {SESSIONS} sessions is killed", "ms to the first packet")
+        for tree, times in zip(trees, zip(*rounds, strict=True), strict=True):
+            table.add("kill -9", tree.label, times)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -42,7 +42,8 @@ class Point:
 
 def add_row(table: Table, point: Point, tree: Tree, samples: Sequence[Measured]) -> None:
     offered = "saturated" if point.saturates else f"{point.rate / 1e3:.0f} kpps"
-    group = f"{'in' if point.inbound else 'out'}, {point.payload:,} B, {point.peers:,} peers, {offered}"
+    peers = f"{point.peers:,} peer{'s' if point.peers > 1 else ''}"
+    group = f"{'in' if point.inbound else 'out'}, {point.payload:,} B, {peers}, {offered}"
     kpps, share = (statistics.median(column) for column in zip(*((s.kpps, s.share) for s in samples), strict=True))
     table.add(group, tree.label, [sample.us for sample in samples], f"{kpps:.1f} kpps, {share:.1%} of what was offered")
 

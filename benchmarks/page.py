@@ -89,10 +89,9 @@ def _bar(row: Row, y: int, scale: float, colour: str) -> list[str]:
 
 def machine() -> str:
     """Return what the figures depend on, as one paragraph."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("cryptography", "pydantic"))
     return (
         f"Linux {platform.release()} on {platform.machine()}, {len(os.sched_getaffinity(0))} processors; "
-        f"{platform.python_implementation()} {platform.python_version()}, {packages}."
+        f"{platform.python_implementation()} {platform.python_version()}, cryptography {version('cryptography')}."
     )
 
 
