@@ -6,6 +6,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -33,12 +34,16 @@ subprocess.run([sys.executable, "-c", sys.argv[1]], env={**os.environ, "BENCHMAR
 class Interruptible:
     """A Python in a process group of its own; all its descendants inherit a mark in their environment."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, folder: str, *arguments: str) -> None:
         self._mark = f"BENCHMARK_TEST={secrets.token_hex(8)}".encode()
         key, _, value = self._mark.decode().partition("=")
         command = [sys.executable, *arguments]
         self.process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, key: value}, stdout=subprocess.DEVNULL, start_new_session=True
+            command,
+            cwd=ROOT,
+            env={**os.environ, key: value, "TMPDIR": folder},
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
         )
 
     def commands(self) -> dict[int, str]:
@@ -65,11 +70,12 @@ class Interruptible:
 
 @contextlib.contextmanager
 def python(*arguments: str) -> Iterator[Interruptible]:
-    started = Interruptible(*arguments)
-    try:
-        yield started
-    finally:
-        started.end()
+    with tempfile.TemporaryDirectory() as folder:  # what was killed leaves its files there
+        started = Interruptible(folder, *arguments)
+        try:
+            yield started
+        finally:
+            started.end()
 
 
 def control_sockets(commands: Iterable[str]) -> list[Path]:
