@@ -306,7 +306,10 @@ class SessionTable:
 
     def _claim_slot(self, slot: int, owner: PeerKeypair | Peer | UnknownPeer) -> None:
         self.slots.claim(slot)
+        before = self._slot_owners.get(slot)
         self._slot_owners[slot] = owner
+        if isinstance(before, Keypair) and before.peer.older is before and before is not owner:
+            self._forget_older(before.peer)  # a release that does not know of it has allocated its slot again
 
     def restore_slot(self, peer: Peer, slot: int) -> None:
         """Restore a peer's slot."""
@@ -336,10 +339,17 @@ class SessionTable:
         for keypair in before.values():
             if keypair not in restored:
                 self._let_go(keypair)
+        if peer.older is not None and self._slot_owners.get(peer.older.slot, peer.older) is not peer.older:
+            peer.older = None  # as in `_claim_slot`
         for keypair in peer.keypairs:
             self._claim_slot(keypair.state.slot, keypair)
             self.indices.claim(keypair.state.local_index, keypair)
         self._forget_if_answered(peer)
+
+    def _forget_older(self, peer: Peer) -> None:
+        older, peer.older = peer.older, None
+        if older is not None and self.indices.get(older.state.local_index) is older:
+            self.indices.release(older.state.local_index)
 
     def restore_handshake(self, peer: Peer, pending: PendingHandshake | None) -> None:
         """Restore the handshake in flight, or that there is none."""
@@ -384,7 +394,9 @@ class SessionTable:
         if isinstance(change, PeerSeen):
             self._rename_slots(unknown, "peer", {change.slot})
         elif isinstance(change, PeerKeypairs):
-            self._rename_slots(unknown, "keypairs", {state.slot for state in change.states})
+            older = change.older.slot if change.older is not None else 0
+            reused = {older} if self._slot_owners.get(older, unknown) is not unknown else set()  # as in `_claim_slot`
+            self._rename_slots(unknown, "keypairs", {state.slot for state in change.states} - reused)
 
     def forget_unknown_peers(self) -> Iterator[None]:
         """Record the removal of the unknown peers; yield after every UNKNOWN_PEERS_PER_SLICE."""
