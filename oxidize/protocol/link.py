@@ -129,10 +129,13 @@ class Links:
         counters[slot + SUSPECTED_SINCE_NS] = counters[slot + RETRIES] = link.retries_before = 0
 
     def on_silence(self, peer: Peer, link: Link, now: float) -> None:
-        """Handle silence since the first unanswered packet: a handshake begins because of it."""
+        """Handle silence since the first unanswered packet: a handshake begins because of it.
+
+        Where loss is assumed already, it stays so: an answer to a superseded initiation may be on its way.
+        """
         counters, slot = self._counters, peer.slot
         quiet_ns = counters[slot + FIRST_UNANSWERED_NS] - counters[slot + LAST_RECEIVED_NS]
-        link.assume_lost = not counters[slot + PROBES_ANSWERED] and quiet_ns * NANOSECOND <= LIVELY_SECS
+        link.assume_lost |= not counters[slot + PROBES_ANSWERED] and quiet_ns * NANOSECOND <= LIVELY_SECS
         counters[slot + SUSPECTED_SINCE_NS] = int(now * 1e9)
         link.asked_at = min(link.asked_at, now)
 

@@ -137,6 +137,14 @@ SESSION = (
         "what a loaded server sends after it has answered two initiations is lost",
     ),
     Mutant(
+        "link-silence-forgets-what-a-later-answer-voids",
+        "protocol/link.py",
+        "        link.assume_lost |= not counters",
+        "        link.assume_lost = not counters",
+        ("unit/protocol/test_link_resending.py::test_silence_between_two_responses_loses_no_packet_sent_there",),
+        "what a client sent in a session that a later answer replaced is lost",
+    ),
+    Mutant(
         "session-table-handshake-not-recorded",
         "protocol/session_table.py",
         "        self.record(pending.change())\n",

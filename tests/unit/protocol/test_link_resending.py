@@ -11,6 +11,7 @@ from oxidize.protocol.counters import ROUND_TRIP_NS, LinkState, Total
 from oxidize.protocol.link_policy import IN_FLIGHT_SECS_MIN, REPLAY_BURST_PACKETS, RESEND_AGE_SECS_MAX
 from tests.support.client_and_server import (
     NOTICED_SECS,
+    TICK,
     hold,
     linked,
     payloads,
@@ -159,6 +160,26 @@ def test_packets_sent_between_two_responses_are_sent_again_in_the_session_that_s
     world.exchange()
     world.run(1.0)
     assert payloads(server) == [bytes([number]) for number in range(2 * REPLAY_BURST_PACKETS)]
+
+
+def test_silence_between_two_responses_loses_no_packet_sent_there() -> None:
+    world = World()
+    client, server = linked(world)
+    client.send(server, b"before")
+    held: list[bytes] = []
+    world.exchange()
+    while len(held) < 2:
+        world.run(TICK, hold(TYPE_INITIATION, held))
+    responses = two_responses(world, client, server, held[:2])
+    client.receive(responses[:1], server.endpoint)
+    client.send(server, b"between")
+    world.exchange()
+    while len(held) < 3:
+        world.run(TICK, hold(TYPE_INITIATION, held))
+    assert b"between" not in payloads(server)
+    client.receive(responses[1:], server.endpoint)
+    world.exchange()
+    assert b"between" in payloads(server)
 
 
 def test_packets_sent_before_a_long_outage_are_sent_again_in_the_session_that_stays() -> None:
