@@ -152,8 +152,9 @@ class Device:
         rows.read_headers()
         owners, left = self._receiver.receive(rows, now)
         packets = self._inner.unwrap_rows(rows, owners)
-        for endpoint, run in groupby(left, key=rows.endpoints.__getitem__):
-            packets += self._receive([rows.datagram(number) for number in run], endpoint, now)
+        for run in [left] if rows.are_joined else [[number] for number in left]:  # `admission` counts those alone
+            if run:
+                packets += self._receive([rows.datagram(number) for number in run], rows.endpoints[run[0]], now)
         self._count_received(rows.sizes, packets)
         return packets
 

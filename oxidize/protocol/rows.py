@@ -67,8 +67,8 @@ class _Nonces(list[memoryview]):
 class ReceivedRows:
     """The datagrams of one batch, in the order of their arrival: single ones of any senders, or those that GRO joined.
 
-    sizes, endpoints: of the datagrams, one for each row in use. memory: of all rows. room: for each row a
-    list with the view to receive into; the first one extends over other rows.
+    sizes, endpoints: of the datagrams, one for each row in use. are_joined: whether GRO joined them. memory: of all
+    rows. room: for each row a list with the view to receive into; the first one extends over other rows.
     types, receivers, counters, nonces: the headers of data messages, which `read_headers` sets; of another datagram
     only the type means anything. views: by the size of a data message, for each row what is sealed and the room to open
     it. All views are valid until the rows are filled again.
@@ -84,6 +84,7 @@ class ReceivedRows:
         ]
         self.room[0] = [self.memory[:RECEIVE_BYTES_MAX]]
         self.nonces = _Nonces()
+        self.are_joined = False
         self._stride = ROW_BYTES
         self.views = self._views_of_singles = _Views(partial(self._cut, ROW_BYTES))
         self._views_of_joined: dict[int, _Views] = {}
@@ -102,6 +103,7 @@ class ReceivedRows:
         """Forget the datagrams; the next ones come singly, each in a row."""
         self.sizes.clear()
         self.endpoints.clear()
+        self.are_joined = False
         self._stride, self.views = ROW_BYTES, self._views_of_singles
 
     def fill_joined(self, size: int, segment_size: int, endpoint: Endpoint) -> None:
@@ -116,6 +118,7 @@ class ReceivedRows:
             if len(self._views_of_joined) >= SEGMENT_SIZES_CACHED_MAX:
                 self._views_of_joined.clear()
             self._views_of_joined[segment_size] = _Views(partial(self._cut, segment_size))
+        self.are_joined = True
         self._stride, self.views = segment_size, self._views_of_joined[segment_size]
 
     def datagram(self, row: int) -> memoryview:

@@ -101,7 +101,7 @@ def _ask(channel: Channel, name: str, deadline: float) -> Received | None:
     """Return the first message, or None if the connection ended before it."""
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLIN)
-    with contextlib.suppress(BrokenPipeError):  # it may have sent the reason before it closed
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have sent the reason before it closed
         channel.send(Query(name))
     while True:
         try:

@@ -102,4 +102,12 @@ ROWS = (
         (SAME_AS_SINGLY,),
         "a session is not renewed while packets are sent",
     ),
+    Mutant(
+        "rows-flood-not-measured",
+        "protocol/device.py",
+        "for run in [left] if rows.are_joined else [[number] for number in left]:",
+        "for run in [left]:",
+        ("takeover/test_flood_filter.py::test_the_process_after_one_that_was_killed_in_a_flood_has_no_filter",),
+        "no flood is shed, and sessions starve beside it",
+    ),
 )

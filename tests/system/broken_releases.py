@@ -28,8 +28,7 @@ DROPS = {
     "net.data_path": """
 def from_udp(self):
     got_there()
-    while self.udp.receive() is not None:
-        pass
+    self.udp.receiver.receive(self._rows)
 
 DataPath.from_udp = from_udp
 """

@@ -1,6 +1,7 @@
 """Answers to queries that carry descriptors: only a caller that asked for them keeps any."""
 
 import array
+import importlib
 import os
 import socket
 import struct
@@ -17,7 +18,7 @@ import pytest
 from oxidize.errors import TakeoverError
 from oxidize.takeover import Answer, NamedFd, query, query_with_fds
 from oxidize.takeover.acceptor import ANSWER_BYTES_MAX
-from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, close_fds
+from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, close_fds, connect
 from oxidize.takeover.messages import DEPTH_MAX, Reply, encode
 from tests.support.open_fds import no_leaked_fds
 from tests.support.takeover_peer import WAIT_SECS, Stand, clock
@@ -244,6 +245,24 @@ def test_an_unexpected_socket_is_closed_without_lingering(tmp_path: Path, data: 
         # The option belongs to the socket, and so to every descriptor of it: were ours the last, close would not wait.
         lingers, _ = struct.unpack("@ii", unasked.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
         assert not lingers
+
+
+def test_a_listener_that_ends_with_the_query_in_its_backlog_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "socket"
+    module = importlib.import_module("oxidize.takeover.query")  # its package has a function of this name
+
+    def connect_and_end(path: Path, timeout: float) -> Channel | None:
+        channel = connect(path, timeout)
+        listener.close()
+        return channel
+
+    monkeypatch.setattr(module, "connect", connect_and_end)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        assert query(path, "status") is None
 
 
 def test_a_refusal_with_descriptors_leaks_none(tmp_path: Path, memfd: int) -> None:
