@@ -4,7 +4,6 @@ Rule: all namespaces share the directory of its control sockets, so every interf
 removed. Sources: wg(8), wireguard-go's README.
 """
 
-import contextlib
 import os
 import secrets
 import signal
@@ -71,9 +70,8 @@ class WireguardGo:
             try:
                 self.lab.wait_ended(pid, 5.0)
             finally:
+                # Not the folder, even if it is empty: another wireguard-go may be about to bind its socket there.
                 (CONTROL / f"{self.name}.sock").unlink(missing_ok=True)
-                with contextlib.suppress(OSError):
-                    CONTROL.rmdir()  # only if empty
 
     def wg(self, *arguments: str) -> str:
         """Run wg and return its output."""
