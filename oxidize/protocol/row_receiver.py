@@ -75,7 +75,7 @@ class RowReceiver:
     def _signs_of_lost_sessions(self, rows: ReceivedRows, strays: Sequence[int]) -> list[int]:
         """Return, of the rows with messages of no session, the first from each peer's endpoint; drop the others.
 
-        The slow path would do no more: it asks a peer once in a while, and nobody who is at no peer's endpoint.
+        The slow path would do no more: it starts a handshake only with a peer whose endpoint this is, and rarely.
         """
         first_of: dict[Endpoint, int] = {}
         for number in strays:

@@ -41,7 +41,7 @@ KINDS = (
     "stray from elsewhere",
     "initiation",
     "of another",
-    "of nobody",
+    "of no peer",
     "ipv6",
     "malformed",
     "options",
@@ -115,7 +115,7 @@ def datagrams_of(stand: Stand, step: Step) -> list[bytes]:
         payload = packet(sender.inner, to, bytes(size))
         wrong = {
             "of another": packet(stand.senders[(number + 1) % len(stand.senders)].inner, to, bytes(size)),
-            "of nobody": packet("10.0.0.99", to, bytes(size)),
+            "of no peer": packet("10.0.0.99", to, bytes(size)),
             "ipv6": INNER_IPV6,
             "malformed": payload[: size % 30],
             "options": b"\x46" + payload[1:],
@@ -189,7 +189,7 @@ def receive_singly(stand: Stand, batch: list[Datagram]) -> list[bytes]:
 
 
 def packet_to(stand: Stand, number: int, size: int) -> bytes:
-    """Return a packet to a client, or to nobody."""
+    """Return a packet to a client, or to an address that no peer has."""
     inner = stand.senders[number % len(stand.senders)].inner if number < CLIENTS else "10.9.9.9"
     return packet(stand.host.inner, inner, bytes(size))
 

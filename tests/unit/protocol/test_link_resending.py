@@ -219,15 +219,21 @@ def test_a_late_message_in_the_session_before_answers_nothing_that_was_sent_in_t
     assert payloads(server) == [b"staged"]
 
 
-def test_what_comes_in_the_session_before_two_new_ones_arrives() -> None:
-    world = World()
-    client, server = linked(world)
+def held_initiations(world: World, client: Host, server: Host) -> list[bytes]:
+    """Return the initiations of a client that has heard its server and is not answered; they are held back."""
     server.send(client, b"before")
     world.exchange()
     held: list[bytes] = []
     client.send(server, b"asked")
     world.exchange()
     world.run(3 * IN_FLIGHT_SECS_MIN, hold(TYPE_INITIATION, held))
+    return held
+
+
+def test_what_comes_in_the_session_before_two_new_ones_arrives() -> None:
+    world = World()
+    client, server = linked(world)
+    held = held_initiations(world, client, server)
     responses = two_responses(world, client, server, held[:2])
     late: list[bytes] = []
     server.send(client, b"answered")
@@ -243,12 +249,7 @@ def test_what_comes_in_the_session_before_two_new_ones_arrives() -> None:
 def test_what_a_server_sends_in_the_first_of_two_new_sessions_arrives() -> None:
     world = World()
     client, server = linked(world)
-    server.send(client, b"before")
-    world.exchange()
-    held: list[bytes] = []
-    client.send(server, b"asked")
-    world.exchange()
-    world.run(3 * IN_FLIGHT_SECS_MIN, hold(TYPE_INITIATION, held))
+    held = held_initiations(world, client, server)
     late: list[bytes] = []
     server.send(client, b"in the session before")
     world.exchange(hold(TYPE_DATA, late))

@@ -31,23 +31,25 @@ def keypairs_of(hub: Host, client: Host) -> tuple[tuple[str, bytes], PeerKeypair
     raise AssertionError("no record")
 
 
-def reused(hub: Host, first: Host, second: Host) -> tuple[KeypairState, list[Change]]:
-    """Return an older keypair of the first client in the slot of the second one's, and the records with it, folded."""
+def reused(hub: Host, first: Host, second: Host, *, comes_last: bool) -> tuple[KeypairState, list[Change]]:
+    """Return an older keypair of the first client in the slot of the second one's, and the records with it.
+
+    comes_last: whether the record that names the older keypair comes after the other one.
+    """
     _, of_second = keypairs_of(hub, second)
     key, of_first = keypairs_of(hub, first)
     assert of_second.current is not None
     older = replace(of_second.current, local_index=77)
     hub.live[key] = replace(of_first, older=older)
-    return older, hub.folded()
+    changes = sorted(hub.folded(), key=lambda change: change == hub.live[key])  # stable, and the record last
+    return older, changes if comes_last else changes[::-1]
 
 
 @pytest.mark.parametrize("comes_last", [False, True])
 def test_a_slot_that_was_allocated_again_is_the_new_keypairs_alone(comes_last: bool) -> None:
     world = World()
     hub, first, second = hub_with_clients(world)
-    older, changes = reused(hub, first, second)
-    if comes_last:
-        changes.reverse()
+    older, changes = reused(hub, first, second, comes_last=comes_last)
     hub.start()
     hub.device.restore(changes, world.now)
     hub.device.own()
@@ -63,9 +65,7 @@ def test_a_slot_that_was_allocated_again_is_the_new_keypairs_alone(comes_last: b
 def test_the_older_keypair_of_an_unknown_peer_keeps_no_slot_of_another(comes_last: bool) -> None:
     world = World()
     hub, first, second = hub_with_clients(world)
-    older, changes = reused(hub, first, second)
-    if comes_last:
-        changes.reverse()
+    older, changes = reused(hub, first, second, comes_last=comes_last)
     hub.peers = [settings for settings in hub.peers if settings.public_key != first.public_key]
     hub.start()
     hub.device.restore(changes, world.now)
