@@ -48,6 +48,7 @@ ECHOES_PER_SECOND = 500.0
 CLIENT_SECS_MAX = 120.0  # the client is ended after the reloads
 SERVER_ADDRESS = IPv4Address("10.64.0.1")
 FIRST_ADDRESS = IPv4Address("10.64.0.2")
+LOOPBACK = IPv4Address("127.0.0.1")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 CONFIG = """\
@@ -93,7 +94,7 @@ def stored_state(public_key: bytes, peers: list[bytes], waiting: list[bytes]) ->
     for number, peer in enumerate(peers, 1):
         state.record(PeerSeen(peer, state.arena.allocate()))
         state.record(PeerTimestamp(peer, bytes(12), now))
-        state.record(PeerEndpoint(peer, Endpoint(bytes([127, 0, 0, 1]), 1024 + number)))
+        state.record(PeerEndpoint(peer, Endpoint((LOOPBACK + number).packed, 9)))
         keys = (os.urandom(32), os.urandom(32))
         keypair = KeypairState(number, number, *keys, now, False, state.arena.allocate())
         state.record(PeerKeypairs(peer, None, keypair, None, time.time()))

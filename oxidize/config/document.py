@@ -13,7 +13,7 @@ from typing import Any
 from oxidize.config.paths import remedy_for
 from oxidize.config.report import Report
 
-FILE_BYTES_MAX = 16 << 20  # PEERS_MAX peers of 300 bytes are 6 MB
+FILE_BYTES_MAX = 64 << 20  # PEERS_MAX peers of 300 bytes are 30 MB
 KEY_PARTS_MAX = 8  # of a dotted key or a table's name; this project's have two
 UNREADABLE = "a readable configuration file"
 NO_FILE = (

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from oxidize.errors import DecodeError, TakeoverError
 from oxidize.text import printable
 
-VALUES_MAX = 2_000_000  # 20,000 peers have 780,000. As objects `[],` takes twenty times as much memory as its text
+VALUES_MAX = 10_000_000  # PEERS_MAX peers have 3.9 million. As objects `[],` takes twenty times the memory of its text
 NUMBER_CHARACTERS_MAX = 32
 INTEGER_MAX = (1 << 64) - 1  # a word
 DEPTH_MAX = 32

@@ -16,7 +16,7 @@ DRAIN = "drain"  # begin to drain, and end when told to
 ACCEPT = "accept"  # end a drain
 QUERIES = (STATUS, IDENTITY, VITALS, STATE, DRAIN, ACCEPT)
 
-STATUS_BYTES_MAX = 32 << 20  # 20,000 peers take 8 to 10 MB, and more where each has many allowed IPs
+STATUS_BYTES_MAX = 160 << 20  # PEERS_MAX peers take 40 to 50 MB, and more where each has many allowed IPs
 ANSWER_BYTES_MAX = 512 << 10  # of any other: 16 takeovers with a reason of 4,096 characters, six bytes each at most
 
 

@@ -26,7 +26,7 @@ from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.rows import ROW_BYTES, ReceivedRows
 
 # --- Limits ---
-ENDPOINTS_CACHED_MAX = 32_768  # above PEERS_MAX, so that only forged source addresses can fill it
+ENDPOINTS_CACHED_MAX = 131_072  # above PEERS_MAX, so that only forged source addresses can fill it
 QUEUED_ERRORS_MAX = 16  # errors taken from the error queue at a time
 
 # Room for the segment size, both kinds of packet info, and other messages that a unit file may have switched on.

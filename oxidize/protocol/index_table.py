@@ -14,7 +14,7 @@ T = TypeVar("T")
 INDEX_SIZE = 4
 INDEX_MAX = (1 << 32) - 1
 
-# Draws before `new` gives up. With 80,000 indices in use, more than PEERS_MAX peers need, one draw in 50,000 hits a
+# Draws before `new` gives up. With 500,000 indices in use, as many as PEERS_MAX peers need, one draw in 8,600 hits a
 # used index: eight in a row mean that the source of randomness is broken.
 DRAWS_MAX = 8
 

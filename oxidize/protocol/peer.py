@@ -168,7 +168,7 @@ class Peer:
 
         An initiation may be a replay to a device that lost its state: unconfirmed, it counts for REKEY_TIMEOUT.
         """
-        # Written out: it is called for twenty thousand peers at once, between two batches of packets.
+        # Written out: it is called for all peers at once, between two batches of packets.
         current, following = self.current, self.next
         if current is not None and not current.is_expired(now):
             return True

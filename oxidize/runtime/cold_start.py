@@ -33,7 +33,7 @@ from oxidize.runtime.http_endpoints import health_response, serve_http
 from oxidize.runtime.late_imports import import_late
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import FROM_SOCKET_UNIT, STATE, STORED, FdName, named_fd
-from oxidize.runtime.parts import NodeParts, adopt_nat, adopt_tunnel, boot_id, configure, make_device
+from oxidize.runtime.parts import NodeParts, adopt_nat, adopt_tunnel, boot_id, configure, lack_of_room, make_device
 from oxidize.service_manager import notify, watchdog
 from oxidize.settings import NodeSettings
 from oxidize.state import memory_file, writer_lock
@@ -283,6 +283,8 @@ class _ColdStart:
         node.counters[Total.RESTORES_AFTER_CRASH] += 1
         node.counters[Total.SESSIONS_RESTORED] += sessions
         node.record_start("restored from the store", sessions, None)
+        for line in lack_of_room(self._settings, state):
+            log.warning(line)
         return node
 
     def _wait_out(self, delay_secs: float) -> None:

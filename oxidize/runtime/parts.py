@@ -25,6 +25,7 @@ from oxidize.net.userspace import UserspaceNetwork
 from oxidize.protocol.device import Device
 from oxidize.protocol.peer import PeerSettings
 from oxidize.settings import NodeSettings
+from oxidize.state.arena import MORE_ROOM
 from oxidize.state.key_change import KeyChangedState
 from oxidize.state.session_state import SessionState
 from oxidize.takeover import path_lock
@@ -80,6 +81,14 @@ def make_device(settings: NodeSettings, state: SessionState, peers: Iterable[Pee
     device = Device(settings.private_key, peers, state.arena, os.urandom, time.time, state.record, mtu=settings.mtu)
     device.undelivered.know_networks(settings.addresses)
     return device
+
+
+def lack_of_room(settings: NodeSettings, state: SessionState) -> list[str]:
+    """Return a line where an older release made the state, for fewer peers than are configured; else none."""
+    peers, room = len(settings.peers), state.arena.peers_max
+    if peers <= room:
+        return []
+    return [f"{peers} peers, and the state of an older release has room for the sessions of {room}: {MORE_ROOM}"]
 
 
 @dataclass(frozen=True, slots=True)

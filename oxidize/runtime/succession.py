@@ -33,7 +33,7 @@ from oxidize.runtime.http_binding import bind_http_if_possible
 from oxidize.runtime.late_imports import import_late
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import HAS_MANAGER, READS_STAGED_MORE, FdName, OfferState, descriptors_of
-from oxidize.runtime.parts import NOT_CONFIGURED, NodeParts, adopt_nat, adopt_tunnel, restore
+from oxidize.runtime.parts import NOT_CONFIGURED, NodeParts, adopt_nat, adopt_tunnel, lack_of_room, restore
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
 from oxidize.state.key_change import KeyChangedState
@@ -77,7 +77,11 @@ class Succession:
             summary = {
                 "sessions": sessions,
                 "refused": refused,
-                "warnings": [*self._key_change(), *self._ignored(node)],
+                "warnings": [
+                    *self._key_change(),
+                    *self._ignored(node),
+                    *lack_of_room(self.settings, node.session_state),
+                ],
             }
             summary[HAS_MANAGER] = notify.is_managed()
             self._wait_for_go(summary)

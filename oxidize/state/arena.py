@@ -45,6 +45,7 @@ _EXPECTED = {
 _WORD_BYTES = 8
 _SLOT_BYTES = _WORD_BYTES * SLOT_WORDS
 _ZERO_SLOT = bytes(_SLOT_BYTES)
+MORE_ROOM = "stop the server and start it, which makes a larger one; that ends its sessions"
 _REMEDY = "restore it with the release that made it, or start without it"
 
 
@@ -126,6 +127,11 @@ class Arena:
         """Return whether `slot` is the index of the first counter of one of this arena's slots."""
         return TOTALS_WORDS <= slot < self._limit and slot % SLOT_WORDS == 0
 
+    @property
+    def peers_max(self) -> int:
+        """The number of peers for which there are slots: fewer than PEERS_MAX where an older release made the file."""
+        return (self._limit - TOTALS_WORDS) // SLOT_WORDS // SLOTS_PER_PEER
+
     def allocate(self) -> int:
         """Return a free slot, zeroed by this call; raises StorageError when none is left, or no memory for one."""
         self._sweep()
@@ -137,9 +143,10 @@ class Arena:
             slot = self._fresh
             self._fresh += SLOT_WORDS
         else:
+            remedy = "configure fewer peers" if self.peers_max >= PEERS_MAX else MORE_ROOM
             raise StorageError(
                 f"all {len(self._used)} slots of the arena are in use; expected at most {SLOTS_PER_PEER} for each "
-                f"of {PEERS_MAX} peers: configure fewer peers for this server"
+                f"of {self.peers_max} peers: {remedy}"
             )
         try:
             _write(self.fd, HEADER_BYTES + slot * _WORD_BYTES, _ZERO_SLOT)

@@ -31,14 +31,14 @@ from oxidize.state.stream import ENVELOPE, REMEDY, RETIRE_OWN, Record, encode, s
 ENVELOPE_MAGIC = "oxidize-journal"
 
 # --- Limits ---
-REGION_BYTES_MAX = 256 << 20  # of one region; sparse: only written bytes cost memory
+REGION_BYTES_MAX = 512 << 20  # of one region; sparse: only written bytes cost memory
 LIVE_FRACTION_MAX = 7 / 8  # of a region, that live records may take: the rest is room for what replaces or retires
 FILE_BYTES_MAX = 1 << 40  # of another release's region: offsets stay far below 2^63
 READS_MAX = 5  # of a journal whose regions change sides while it is read: a change takes longer than a read
 COMPACT_BYTES_MIN = 256 << 10  # a smaller journal is not worth the copying
 PUNCH_BYTES_MAX = 512 << 10  # of memory given back in one step: some 200 us
 ERASED_BYTES_MAX = 4 << 20  # of a journal that is erased, in one step: 2 ms at most, for most of it is a hole
-# Keys of an old index that are dropped in one step: some 200 us; 20,000 at once would stop the data path for 10 ms.
+# Keys of an old index that are dropped in one step: some 200 us; 100,000 at once would stop the data path for 50 ms.
 FREE_KEYS_MAX = 512
 
 # --- The header page. Another release reads it: words are only added. ---

@@ -36,7 +36,7 @@ CONNECTIONS_MAX = 16  # at once
 ACCEPT_PAUSE = 1.0  # seconds without accepting, after the process had no descriptor left
 PATH_CHECK_SECS = 1.0  # between two looks whether the path still leads here: one stat(2) each
 BIND_PAUSE_SECS_LONGEST = 10.0  # between two attempts to bind it, each pause being twice the one before, up to this
-ANSWER_BYTES_MAX = 64 << 20  # of a query; the status of 20,000 peers takes 8 to 10 MB
+ANSWER_BYTES_MAX = 320 << 20  # of a query; the status of 100,000 peers takes 40 to 50 MB
 
 Register = Callable[[int, Callable[[], None]], None]
 Unregister = Callable[[int], None]

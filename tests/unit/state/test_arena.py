@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from oxidize.errors import SnapshotError, StateError, StorageError
+from oxidize.protocol.constants import PEERS_MAX
 from oxidize.protocol.counters import SLOT_WORDS, TOTALS_WORDS, Total
-from oxidize.state.arena import HEADER_BYTES, SLOTS_MAX, SWEPT_PER_CALL, Arena
+from oxidize.state.arena import HEADER_BYTES, SLOTS_MAX, SLOTS_PER_PEER, SWEPT_PER_CALL, Arena
 
 
 @pytest.fixture
@@ -160,6 +161,22 @@ def test_closing_an_arena_twice_leaves_no_descriptor_open() -> None:
     arena.close()
     arena.close()
     assert len(list(descriptors.iterdir())) == before
+
+
+def test_a_full_arena_names_the_peers_for_which_it_was_made_and_what_gives_more_room() -> None:
+    small = Arena.create(slot_count=2 * SLOTS_PER_PEER)
+    assert small.peers_max == 2
+    for _ in range(2 * SLOTS_PER_PEER):
+        small.allocate()
+    with pytest.raises(StorageError, match=r"all 10 slots .* 5 for each of 2 peers: stop the server and start it"):
+        small.allocate()
+    small.close()
+
+
+def test_an_arena_of_this_release_has_room_for_as_many_peers_as_can_be_configured() -> None:
+    largest = Arena.create()
+    assert largest.peers_max == PEERS_MAX
+    largest.close()
 
 
 def test_an_arena_closes_while_a_slice_of_its_counters_is_in_use() -> None:
