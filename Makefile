@@ -34,10 +34,10 @@ FUZZ_SECS ?= 600
 
 # Computed from all goals together: an ordinary user gets one line that lists all missing packages.
 NEEDED := $(BUILD_PACKAGES)
-ifneq ($(filter check test test-handoff test-systemd bench bench-flood bench-reconnect,$(MAKECMDGOALS)),)
+ifneq ($(filter check test test-handoff test-systemd bench bench-flood bench-reconnect profile,$(MAKECMDGOALS)),)
 NEEDED += $(CHECK_PACKAGES)
 endif
-ifneq ($(filter test test-handoff test-systemd bench bench-flood bench-reconnect,$(MAKECMDGOALS)),)
+ifneq ($(filter test test-handoff test-systemd bench bench-flood bench-reconnect profile,$(MAKECMDGOALS)),)
 ifeq ($(shell id -u),0)
 NEEDED += $(ROOT_TEST_PACKAGES)
 endif
@@ -75,7 +75,7 @@ LOCK := .stamps/lock/bin/uv --quiet pip compile --universal --python-version 3.1
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-handoff test-systemd sim check model fuzz mutants docs bench bench-flood bench-reconnect \
-	install release units changed-units uninstall venv packages lock clean
+	profile install release units changed-units uninstall venv packages lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -121,6 +121,9 @@ bench-flood: $(SETUP) ## measure what floods of useless datagrams take from a se
 
 bench-reconnect: $(SETUP) ## measure how soon a client reconnects, compared with wireguard-go (as root)
 	@$(BIN)/python -m benchmarks reconnect
+
+profile: $(SETUP) ## measure what each stage of one packet's way through a server costs (as root)
+	@$(BIN)/python -m benchmarks profile
 
 venv: $(SETUP) ## set up packages and .venv for development
 

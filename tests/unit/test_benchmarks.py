@@ -3,13 +3,16 @@
 import re
 from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks.bench_profile import WHOLE, lines
 from benchmarks.page import Section, first_paragraphs, plot, write_page
 from benchmarks.player import DISCARD_PORT, Sent, pace, udp_packet
 from benchmarks.results import RESULTS, Row, Table, read_rows
+from benchmarks.stages import Recorder, Stage
 from demo.echo import checksum
 from oxidize.protocol.allowed_ips import inner_length
 
@@ -95,3 +98,41 @@ def test_the_player_carries_out_every_action_once_in_order_and_counts_from_the_w
     assert done == [*range(9), -1]
     assert (sent.sent, sent.passed) == (10, 10 - 4)  # a third of 10 and one more are the warm-up
     assert isinstance(sent, Sent)
+
+
+def test_a_profile_names_what_the_whole_takes_more_than_its_stages() -> None:
+    made = lines("in", {"single": {"read": 1.0, "write": 2.5, WHOLE: 5.0}, "bulk": {"read": 0.5, WHOLE: 0.25}})
+    assert [line.split() for line in made] == [
+        ["in", "single", "bulk"],
+        ["read", "1.00", "0.50"],
+        ["write", "2.50", "0.00"],
+        ["sum", "of", "the", "stages", "3.50", "0.50"],
+        ["between", "them", "1.50", "-0.25"],
+        ["whole", "5.00", "0.25"],
+    ]
+    assert max(map(len, made)) <= 80
+
+
+def test_a_recorder_notes_which_stage_called_which_with_what_and_puts_everything_back() -> None:
+    class Path:
+        def receive(self, count: int) -> int:
+            return self.open(count) + self.open(1)
+
+        def open(self, count: int) -> int:
+            return 2 * count
+
+    rig = SimpleNamespace(path=Path())
+    recorder = Recorder()
+    stages = (
+        Stage("open", ("path.open",)),
+        Stage("of another revision", ("path.unknown",)),
+        Stage("in", ("path.receive",)),
+    )
+    with recorder.replacing(rig, stages):
+        rig.path.open(5)
+        assert rig.path.receive(3) == 8
+    found = [
+        (stage, each.arguments, each.inside, each.number) for stage in recorder.calls for each in recorder.calls[stage]
+    ]
+    assert found == [("open", (5,), "", 0), ("open", (3,), "in", 1), ("open", (1,), "in", 1), ("in", (3,), "", 1)]
+    assert vars(rig.path) == {}
