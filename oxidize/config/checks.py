@@ -12,7 +12,7 @@ from oxidize.config.keys import public_key
 from oxidize.config.report import Report
 from oxidize.config.schema import MTU_IPV6_MIN, ClientTable, PeerTable, ServerTable
 from oxidize.config.validation import Checked, SourceFile, TableT, check_table
-from oxidize.config.values import Network, format_key, host_address, is_peer_name
+from oxidize.config.values import Network, host_address, is_peer_name, parse_key
 from oxidize.protocol.constants import PEERS_MAX
 
 
@@ -116,11 +116,12 @@ def _check_foreign(
     """Report every table whose public key is that of the file's own private key, or a secret key of the file."""
     private_key = own.valid.get("private_key")
     own_public_key = public_key(private_key) if private_key else None
+    secrets = set(map(parse_key, report.secrets))
     for table in tables:
         theirs = table.valid.get(name)
         if theirs is None:
             continue
-        if format_key(theirs) in report.secrets:
+        if theirs in secrets:
             expected = "a public key, but this is the key in one of this file's key files, which is secret"
             remedy = "run `oxidize pubkey` with the other side's private key, and no longer use this key"
             report.wrong(f"{table.prefix}.{name}", table.given[name], expected, remedy)
@@ -158,8 +159,9 @@ def _warn_of_peers(server: Checked[ServerTable], peers: Sequence[Checked[PeerTab
         if not networks:
             report.warn(f"{peer.prefix}.allowed_ips", "the list is empty, so every packet of this peer is dropped")
         for network in networks:
-            if network is not None and network.prefixlen == network.max_prefixlen and network[0] in own:
-                report.warn(f"{peer.prefix}.allowed_ips", f"{network} is the server's own address {own[network[0]]}")
+            if network is not None and network.prefixlen == network.max_prefixlen and network.network_address in own:
+                address = own[network.network_address]
+                report.warn(f"{peer.prefix}.allowed_ips", f"{network} is the server's own address {address}")
 
 
 def _warn_of_nat(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable]], report: Report) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from oxidize.config.paths import remedy_for
+from oxidize.config.plain_tables import PlainTables
 from oxidize.config.report import Report
 
 FILE_BYTES_MAX = 64 << 20  # PEERS_MAX peers of 300 bytes are 30 MB
@@ -31,6 +32,7 @@ _OPAQUE = re.compile(
     re.DOTALL,
 )
 _LONG_KEY = re.compile(rf"(?:\.[^.=,\[\]{{}}\n]*+){{{KEY_PARTS_MAX}}}")
+_PEERS = PlainTables("peer")
 
 
 class TooComplexError(ValueError):
@@ -58,6 +60,10 @@ def parse_toml(text: str) -> dict[str, Any]:
 
     Raises TooComplexError, tomllib.TOMLDecodeError, and what tomllib passes on: ValueError and RecursionError.
     """
+    return _PEERS.loads(text, _parse)
+
+
+def _parse(text: str) -> dict[str, Any]:
     found = _LONG_KEY.search(_OPAQUE.sub("s", text))
     if found is not None:
         raise TooComplexError(f"a key of more than {KEY_PARTS_MAX} parts")

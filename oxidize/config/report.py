@@ -49,6 +49,15 @@ class Report:
         self.excess += is_full
         return not is_full
 
+    def count(self) -> tuple[int, int]:
+        """Return how much was reported, for `forget_from`."""
+        return len(self.problems), self.excess
+
+    def forget_from(self, counted: tuple[int, int]) -> None:
+        """Forget the problems that were reported since `count` returned this."""
+        del self.problems[counted[0] :]
+        self.excess = counted[1]
+
     def add(self, text: str) -> None:
         """Add a problem, a text that names key and value."""
         if self.has_room():

@@ -7,6 +7,7 @@ other tables and one run reports everything.
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -63,13 +64,22 @@ class Table(BaseModel):
     # The validator of a table is built at its first use: a server needs none for [client].
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, defer_build=True)
 
+
+class _Keeping(Table):
+    """A table that also keeps the fields that are right where another one is wrong."""
+
     @field_validator("*", mode="wrap")
     @classmethod
     def _keep(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-        """Keep every valid field, so that those of a table with a mistake elsewhere can still be compared."""
         parsed = handler(value)
         table_of(info).valid[str(info.field_name)] = parsed
         return parsed
+
+
+@cache
+def _keeping(model: type[Table]) -> type[Table]:
+    """Return a table that is validated as `model` and keeps what is right; made only where there is a mistake."""
+    return type(model.__name__, (_Keeping, model), {"__module__": __name__})
 
 
 def table_of(info: ValidationInfo) -> Checked[Table]:
@@ -85,14 +95,26 @@ def fields_by_key(model: type[Table]) -> dict[str, FieldInfo]:
 def check_table(model: type[TableT], given: Mapping[str, object], prefix: str, source: SourceFile) -> Checked[TableT]:
     """Validate one table and report every mistake in it under names that begin with `prefix`."""
     checked: Checked[TableT] = Checked(prefix, source, given)
+    reported = source.report.count()
     try:
         checked.table = model.model_validate(given, context=checked)
+    except ValidationError:
+        source.report.forget_from(reported)
+        _report_mistakes(model, checked)
+    else:
+        checked.valid = checked.table.__dict__
+    return checked
+
+
+def _report_mistakes(model: type[TableT], checked: Checked[TableT]) -> None:
+    """Validate a table with mistakes once more, to report them all and keep what is right."""
+    try:
+        _keeping(model).model_validate(checked.given, context=checked)
     except ValidationError as error:
         fields = fields_by_key(model)
         for detail in error.errors(include_url=False):
             cause = detail.get("ctx", {}).get("error")
             _report_detail(fields, checked, detail["type"], str(detail["loc"][0]), detail["input"], cause)
-    return checked
 
 
 def _report_detail(
