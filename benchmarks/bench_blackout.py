@@ -1,266 +1,239 @@
-"""Measure the blackout of a takeover, by the number of sessions, of packets that wait and of endpoints that moved.
+"""Measure the blackout of a reload, by the server and from outside: `python -m benchmarks blackout [--help]`.
 
-The rule under test: the blackout grows with none of them. Servers start from stored state with synthetic sessions, and
-packets that wait for peers without one, as after a crash, and are then replaced by `oxidize reload` under the traffic
-of one real client. No real client moves that often, so the second table measures the two devices of a hand-off in one
-process: the freeze, and what the successor does from COMMIT on. Compare rows of one run only.
+The rule under test: neither grows with the sessions, with the packets that wait for peers without one, or with an
+initiation in the queue. Servers start from stored state, as after a crash, and are replaced by `oxidize reload` while
+one real client sends and receives at an even pace (`benchmarks/echoes.py`). "inside" is what the server reports,
+"client" the longest time between two replies, "no reload" the same while nothing is replaced, which is the noise of
+this machine. As root the server has a TUN device in a namespace of its own, else a userspace network. With several
+trees, their servers take turns. No peer moves that often, so the last table measures the two devices of a hand-off in
+one process: the freeze, and what the successor does from COMMIT on. Compare rows of one run only.
 """
 
-import contextlib
+import argparse
 import json
+import math
 import os
-import signal
-import socket
+import secrets
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from base64 import b64encode
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from ipaddress import IPv4Address
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 import oxidize
+from benchmarks.echoes import Heard, Order
 from benchmarks.owner import run
-from demo import processes
-from demo.clients import ClientSettings, FleetSettings
-from demo.fleet import FleetProcess
-from demo.records import Kind
-from oxidize.control.query import IDENTITY, fetch
-from oxidize.protocol.changes import KeypairState, PeerEndpoint, PeerKeypairs, PeerSeen, PeerStaged, PeerTimestamp
+from benchmarks.results import Table
+from benchmarks.stored_server import Reload, Server
+from benchmarks.trees import HERE, Tree, add_tree_option, revision_of, trees_of
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.peer import PeerSettings
 from oxidize.state.session_state import SessionState
-from tests.support.traffic.server import OXIDIZE, WITHOUT_HOLDER
+from tests.support.traffic.namespaces import Namespace
 
-# Sessions, and peers without one for each of which WAITING_PACKETS wait.
-LOADS = ((1, 0), (10, 0), (1_000, 0), (10_000, 0), (19_000, 0), (10, 100), (10, 400), (10_000, 400))
-WAITING_PACKETS, WAITING_PACKET_BYTES = 117, 1_400  # 64 MB for 400 peers, which is all that is staged
+RATE = 20_000.0  # packets in a second through the server, half of them each way
+RELOADS = 100
+SECS_MAX = 150.0  # of one case, for each tree
+LIFE_SECS_MAX = 75.0  # of a server: packets wait for 90 s, and sessions end after 180 s
+QUIET_EVERY = 5  # reloads for each play without one
+BEFORE_SECS, AFTER_SECS = 0.1, 0.3  # of traffic; after a reload its predecessor ends
+STARTED_SECS = 1.0  # a server that has just started to serve has work left
 MOVED = (0, 10, 1_000, 20_000)  # endpoints
-RELOADS = 5
-START_SECS_MAX = 60.0
-ECHOES_PER_SECOND = 500.0
-CLIENT_SECS_MAX = 120.0  # the client is ended after the reloads
-SERVER_ADDRESS = IPv4Address("10.64.0.1")
-FIRST_ADDRESS = IPv4Address("10.64.0.2")
-LOOPBACK = IPv4Address("127.0.0.1")
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-CONFIG = """\
-[server]
-listen = "{udp}"
-address = ["{address}/10"]
-private_key_file = "server.key"
-takeover_socket = "takeover.sock"
-{network}
-metrics_listen = "{http}"
-"""
-PEER = '[[peer]]\nname = "p{number}"\npublic_key = "{key}"\nallowed_ips = ["{address}/32"]\n'
+MOVED_RUNS = 3
+INITIATING_SECS = 3.0  # longer than a reload of a few sessions
 
 
 @dataclass(frozen=True)
-class Row:
-    """The result for one number of sessions."""
+class Case:
+    """sessions: that no client holds; waiting: peers without one for which packets wait; initiations: in a second."""
 
+    name: str
     sessions: int
-    waiting: int
-    start_secs: float  # from the start of the process to a healthy /health
-    health_ms_max: float  # the longest response time of /health during the restore
-    reload_secs: float
-    blackouts_ms: list[float]
-    echo_ms_max: float  # the highest latency of the real client during the takeovers
+    waiting: int = 0
+    initiations: float = 0.0
 
-    def print(self, base: float) -> None:
-        median = statistics.median(self.blackouts_ms)
-        print(
-            f"{self.sessions:8d}  {self.waiting:7d}  "
-            f"{self.start_secs:6.2f} s  {self.health_ms_max:8.1f} ms  {self.reload_secs:6.2f} s  "
-            f"{median:8.2f} ms  {max(self.blackouts_ms):8.2f} ms  {median / base:5.2f}  {self.echo_ms_max:9.1f} ms"
-        )
+    @property
+    def initiators(self) -> int:
+        """The number of peers that begin a session during a reload."""
+        return round(self.initiations * INITIATING_SECS)
 
 
-HEADINGS = "sessions  packets     start  slowest health   reload     blackout      largest  ratio  slowest echo"
+CASES = (
+    *(Case(f"{sessions:,} sessions", sessions) for sessions in (10, 1_000, 10_000, 100_000)),
+    Case("4,000 peers with packets", 10, waiting=4_000),
+    Case("an initiation waits", 10, initiations=200.0),
+)
 
 
-def stored_state(public_key: bytes, peers: list[bytes], waiting: list[bytes]) -> SessionState:
-    """Return the state of a server with a fresh session of each of `peers`, and packets for each of `waiting`."""
-    state = SessionState.create(oxidize.__version__, 1, BOOT_ID.read_text().strip(), public_key)
-    now = time.clock_gettime(time.CLOCK_BOOTTIME)
-    for number, peer in enumerate(peers, 1):
-        state.record(PeerSeen(peer, state.arena.allocate()))
-        state.record(PeerTimestamp(peer, bytes(12), now))
-        state.record(PeerEndpoint(peer, Endpoint((LOOPBACK + number).packed, 9)))
-        keys = (os.urandom(32), os.urandom(32))
-        keypair = KeypairState(number, number, *keys, now, False, state.arena.allocate())
-        state.record(PeerKeypairs(peer, None, keypair, None, time.time()))
-    for peer in waiting:
-        state.record(PeerEndpoint(peer, Endpoint(bytes([127, 0, 0, 1]), 9)))
-        state.record(PeerStaged(peer, (bytes(WAITING_PACKET_BYTES),) * WAITING_PACKETS))
-    return state
+@dataclass(frozen=True)
+class Sample:
+    """One reload, None for a play without one, and what the client heard."""
+
+    reload: Reload | None
+    heard: Heard
+
+    @property
+    def met_initiation(self) -> bool:
+        """Whether an initiation came while no process read."""
+        if self.reload is None:
+            return False
+        ended = self.reload.ended_unix
+        return any(ended - self.reload.blackout_ms / 1e3 <= sent <= ended for sent in self.heard.initiations)
 
 
-class Server:
-    """A server that starts from a state with `sessions` sessions and has one more peer, a real client.
+class Stage:
+    """A server of one tree and its clients."""
 
-    waiting: peers without a session for which packets wait.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        sessions: int,
-        waiting: int,
-        program: Sequence[str] = OXIDIZE,
-        options: Sequence[str] = WITHOUT_HOLDER,
-        network: str = 'network = "userspace"',
-    ) -> None:
-        self._program, self._options, self._network = program, options, network
-        self.config = directory / "server.toml"
-        self.log = directory / "server.log"
-        self._takeover_socket = directory / "takeover.sock"
-        self._key, self._client_key = X25519PrivateKey.generate(), X25519PrivateKey.generate()
-        self._peers = [os.urandom(32) for _ in range(sessions + waiting)]
-        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._http = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        for bound in (self._udp, self._http):
-            bound.bind(("127.0.0.1", 0))
-        self._http.listen()
-        self._write_config(directory)
-        state = stored_state(self._key.public_key().public_bytes_raw(), self._peers[:sessions], self._peers[sessions:])
-        # What a service manager keeps for the next process.
-        self.kept = {name: os.dup(fd) for name, fd in state.fds.items()}
-        self.kept |= {"udp": os.dup(self._udp.fileno()), "http": os.dup(self._http.fileno())}
-        state.close()
-        self.start()
-
-    def start(self) -> None:
-        """Start a process from what is kept."""
-        with self.log.open("ab") as log:
-            self.pid = processes.spawn(
-                self._command("server", *self._options), os.environ, log.fileno(), list(self.kept.items())
-            )
-
-    def _write_config(self, directory: Path) -> None:
-        udp, http = (f"127.0.0.1:{bound.getsockname()[1]}" for bound in (self._udp, self._http))
-        text = CONFIG.format(udp=udp, http=http, address=SERVER_ADDRESS, network=self._network)
-        keys = [self._client_key.public_key().public_bytes_raw(), *self._peers]
-        for number, key in enumerate(keys):
-            text += PEER.format(number=number, key=b64encode(key).decode(), address=FIRST_ADDRESS + number)
-        self.config.write_text(text)
-        key_file = directory / "server.key"
-        key_file.touch(0o600)
-        key_file.write_bytes(b64encode(self._key.private_bytes_raw()) + b"\n")
-
-    def _command(self, *words: str) -> list[str]:
-        return [*self._program, *words, "-c", str(self.config)]
-
-    def health(self) -> str:
-        with socket.create_connection(self._http.getsockname(), START_SECS_MAX) as link:
-            link.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            answer = b"".join(iter(lambda: link.recv(4096), b""))
-        return str(json.loads(answer.partition(b"\r\n\r\n")[2])["status"])
-
-    def wait_healthy(self) -> float:
-        """Return the longest response time of /health in ms, after the first response."""
-        slowest = 0.0
-        state = self.health()  # the first request waits for the interpreter
-        while state != "healthy":
-            asked = time.perf_counter()
-            state = self.health()
-            slowest = max(slowest, time.perf_counter() - asked)
-            time.sleep(0.002)
-        return slowest * 1e3
-
-    def clients(self) -> FleetSettings:
-        """Return the settings of the real client."""
-        host, port = self._udp.getsockname()
-        client = ClientSettings(self._client_key.private_bytes_raw().hex(), bytes(32).hex(), str(FIRST_ADDRESS))
-        key = self._key.public_key().public_bytes_raw().hex()
-        return FleetSettings(host, port, key, str(SERVER_ADDRESS), (client,), ECHOES_PER_SECOND, CLIENT_SECS_MAX)
-
-    def reload(self) -> float:
-        """Replace the process; return the blackout in ms."""
-        done = subprocess.run(self._command("reload"), capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise SystemExit(done.stderr)
-        identity = fetch(self._takeover_socket, IDENTITY)
-        self.pid = identity["pid"]
-        return float(done.stdout.partition("blackout ")[2].split()[0])
-
-    def blackouts_ms(self) -> list[float]:
-        status = fetch(self._takeover_socket)
-        return [entry["blackout_ms"] for entry in status["takeovers"][-RELOADS:]]
-
-    def sessions(self) -> int:
-        return int(fetch(self._takeover_socket)["sessions"])
+    def __init__(self, tree: Tree, case: Case) -> None:
+        self._case = case
+        self._stack = ExitStack()
+        with ExitStack() as undo:
+            undo.push(self._stack)
+            folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="oxidize-bench-"))
+            network = 'network = "userspace"'
+            self._inside: Callable[[], AbstractContextManager[None]] = nullcontext
+            if os.geteuid() == 0:
+                network, self._inside = f'interface = "ox{secrets.token_hex(5)}"', Namespace(self._stack).entered
+            with self._inside():
+                self._server = Server(
+                    Path(folder), case.sessions, case.waiting, tree.program(), tree.options, network, case.initiators
+                )
+                self._stack.callback(self._server.close)
+                self._server.wait_healthy()
+                time.sleep(STARTED_SECS)
+                self._client = subprocess.Popen(
+                    [sys.executable, "-m", "benchmarks.echoes"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    cwd=HERE,
+                )
+            self._stack.callback(self._end_client)
+            self._tell(json.dumps(asdict(self._server.play())))
+            self.play(is_reload=False)  # until it has a session
+            self._began = time.monotonic()
+            undo.pop_all()
 
     def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        self._udp.close()
-        self._http.close()
-        for fd in self.kept.values():
-            os.close(fd)
+        self._stack.close()
+
+    @property
+    def is_old(self) -> bool:
+        return time.monotonic() - self._began > LIFE_SECS_MAX
+
+    def play(self, *, is_reload: bool, secs: float = 0.0) -> Sample:
+        """Reload the server under traffic, or let it serve for `secs`."""
+        self._tell(json.dumps(asdict(Order(RATE / 2, self._case.initiations))))
+        self._read()
+        time.sleep(BEFORE_SECS)
+        reload = None
+        if is_reload:
+            with self._inside():
+                reload = self._server.reload()
+        time.sleep(AFTER_SECS if is_reload else secs)
+        self._tell("")
+        return Sample(reload, Heard(**json.loads(self._read())))
+
+    def check(self) -> None:
+        """Raise SystemExit unless all stored sessions are there still."""
+        if (sessions := self._server.sessions()) < self._case.sessions + 1:
+            raise SystemExit(f"{sessions} sessions; expected {self._case.sessions + 1} at least")
+
+    def _tell(self, line: str) -> None:
+        assert self._client.stdin is not None
+        self._client.stdin.write(line + "\n")
+        self._client.stdin.flush()
+
+    def _read(self) -> str:
+        assert self._client.stdout is not None
+        if not (line := self._client.stdout.readline()):
+            raise RuntimeError(f"the client has ended with status {self._client.wait()}; its error is above")
+        return line
+
+    def _end_client(self) -> None:
+        self._client.kill()
+        self._client.communicate()
 
 
-@contextlib.contextmanager
-def running(sessions: int, waiting: int) -> Iterator[Server]:
-    with tempfile.TemporaryDirectory(prefix="oxidize-bench-") as directory:
-        server = Server(Path(directory), sessions, waiting)
-        try:
-            yield server
-        except BaseException:
-            print(server.log.read_text(), file=sys.stderr)
-            raise
-        finally:
-            server.close()
+@dataclass
+class Series:
+    """What was measured with one tree."""
+
+    tree: Tree
+    case: Case
+    reloads: list[Sample] = field(default_factory=list)
+    quiet: list[Sample] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    stage: Stage | None = None
+
+    def measure(self) -> None:
+        """Do one reload, and now and then a play without one."""
+        if self.stage is None:
+            self.stage = Stage(self.tree, self.case)
+        sample = self.stage.play(is_reload=True)
+        assert sample.reload is not None
+        self._note(sample, self.reloads)
+        if len(self.reloads) % QUIET_EVERY == 1:
+            self._note(self.stage.play(is_reload=False, secs=AFTER_SECS + sample.reload.secs), self.quiet)
+        if self.stage.is_old:
+            self.stage.check()
+            self.end()
+
+    def _note(self, sample: Sample, samples: list[Sample]) -> None:
+        samples.append(sample)
+        if faults := sample.heard.faults():
+            kind = "a reload" if sample.reload is not None else "no reload"
+            self.faults.append(f"{self.tree.label}, {self.case.name}, {kind}: {faults} of {sample.heard.sent}")
+
+    def end(self) -> None:
+        if self.stage is not None:
+            self.stage.close()
+            self.stage = None
+
+    def add_to(self, table: Table) -> None:
+        """Print the rows of this tree."""
+        met = [sample for sample in self.reloads if sample.met_initiation]
+        reloads = met if self.case.initiations else self.reloads
+        if not reloads:
+            print(f"{self.case.name}, {self.tree.label}: no initiation came while no process read")
+            return
+        count = f"{len(reloads)} reloads" + (f" of {len(self.reloads)}" if self.case.initiations else "")
+        inside = [sample.reload.blackout_ms for sample in reloads if sample.reload is not None]
+        secs = statistics.median(sample.reload.secs for sample in reloads if sample.reload is not None)
+        table.add(f"{self.case.name}, inside", self.tree.label, inside, f"{p99(inside)}, {count} of {secs:.2f} s")
+        for kind, samples in (("client", reloads), ("no reload", self.quiet)):
+            gaps = [sample.heard.gap_ms for sample in samples]
+            slowest, late = ([getattr(sample.heard, name) for sample in samples] for name in ("slowest_ms", "late_ms"))
+            more = f"slowest reply {statistics.median(slowest):.2f}, {p99(slowest)}; client late {max(late):.2f}"
+            table.add(f"{self.case.name}, {kind}", self.tree.label, gaps, f"{p99(gaps)}; {more}")
 
 
-@contextlib.contextmanager
-def echoing(server: Server) -> Iterator[list[float]]:
-    """Let a real client send echo requests while entered; at exit the list has all latencies in ms."""
-    latencies: list[float] = []
-    fleet = FleetProcess(server.clients(), server.log.with_name("client.log"))
+def p99(figures: Sequence[float]) -> str:
+    """Return the 99th percentile, by the nearest rank, as text."""
+    return f"p99 {sorted(figures)[math.ceil(0.99 * len(figures)) - 1]:.2f}"
+
+
+def measure_case(case: Case, trees: Sequence[Tree], reloads: int, secs_max: float) -> list[Series]:
+    """Return a series for each tree."""
+    series = [Series(tree, case) for tree in trees]
+    ends_at = time.monotonic() + secs_max * len(trees)
     try:
-        started = False
-        while not started:
-            started = any(record.kind is Kind.STARTED for record in fleet.read())
-            time.sleep(0.01)
-        yield latencies
-        latencies += [(record.at - record.sent_at) * 1e3 for record in fleet.read() if record.kind is Kind.REPLY]
+        for _ in range(reloads):
+            for each in series:
+                each.measure()
+            if time.monotonic() >= ends_at:
+                break
     finally:
-        fleet.close()
-
-
-def measure(sessions: int, waiting: int) -> Row:
-    began = time.perf_counter()
-    with running(sessions, waiting) as server:
-        health_ms_max = server.wait_healthy()
-        start_secs = time.perf_counter() - began
-        reload_secs = []
-        with echoing(server) as latencies:
-            for _ in range(RELOADS):
-                began = time.perf_counter()
-                server.reload()
-                reload_secs.append(time.perf_counter() - began)
-            time.sleep(0.2)  # for the last replies
-        if server.sessions() != sessions + 1:
-            raise SystemExit(f"{server.sessions()} sessions after {RELOADS} reloads; expected {sessions + 1}")
-        blackouts = server.blackouts_ms()
-        return Row(
-            sessions,
-            waiting * WAITING_PACKETS,
-            start_secs,
-            health_ms_max,
-            statistics.median(reload_secs),
-            blackouts,
-            max(latencies),
-        )
+        for each in series:
+            each.end()
+    return series
 
 
 def measure_moved(moved: int) -> tuple[float, float, float]:
@@ -303,17 +276,44 @@ def measure_moved(moved: int) -> tuple[float, float, float]:
     return max(slices) * 1e3, (committed - frozen) * 1e3, (owned - committed) * 1e3
 
 
-def main() -> None:
-    print(HEADINGS)
-    base = 0.0
-    for sessions, waiting in LOADS:
-        row = measure(sessions, waiting)
-        base = base or statistics.median(row.blackouts_ms)
-        row.print(base)
-    print("   moved  slowest slice    freeze  from COMMIT on")
+def add_moved() -> None:
+    """Print three rows for each number of endpoints that moved, of this tree."""
+    table = Table("The two devices of a hand-off", "ms")
     for moved in MOVED:
-        slice_ms, freeze_ms, own_ms = measure_moved(moved)
-        print(f"{moved:8d}  {slice_ms:10.2f} ms  {freeze_ms:5.2f} ms  {own_ms:11.2f} ms")
+        measured = zip(*(measure_moved(moved) for _ in range(MOVED_RUNS)), strict=True)
+        for part, figures in zip(("slowest slice before", "freeze", "from COMMIT on"), measured, strict=True):
+            table.add(f"{moved:,} endpoints moved, {part}", revision_of(HERE), figures)
+
+
+def peers_max(tree: Tree) -> int:
+    """Return how many peers the servers of a tree take."""
+    code = "from oxidize.protocol.constants import PEERS_MAX; print(PEERS_MAX)"
+    done = subprocess.run([tree.python, "-c", code], cwd=tree.folder, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def main() -> None:
+    """Print three rows for each case and tree, then the work of a hand-off with endpoints that moved."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks blackout", description=__doc__)
+    add_tree_option(parser)
+    parser.add_argument("--reloads", type=int, default=RELOADS)
+    parser.add_argument("--secs", type=float, default=SECS_MAX, help="of one case at most, for each tree")
+    parser.add_argument("--case", type=int, action="append", help=f"a number from 0 to {len(CASES) - 1}; default: all")
+    options = parser.parse_args()
+    trees = trees_of(options)
+    most = min(map(peers_max, trees)) - 1
+    table = Table(f"Reloads under {RATE / 1e3:.0f} kpps", "ms")
+    faults = []
+    for wanted in [CASES[number] for number in options.case or range(len(CASES))]:
+        case = wanted if wanted.sessions <= most else Case(f"{most:,} sessions", most)
+        for series in measure_case(case, trees, options.reloads, options.secs):
+            series.add_to(table)
+            faults += series.faults
+    print("\n".join(faults) if faults else "no packet lost, twice or out of order; no handshake")
+    if options.case is None:
+        add_moved()
+    if faults:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

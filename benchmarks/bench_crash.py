@@ -13,9 +13,9 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.bench_blackout import Server
 from benchmarks.owner import run
 from benchmarks.results import Table
+from benchmarks.stored_server import Server
 from benchmarks.trees import Tree, add_tree_option, trees_of
 from demo.fleet import FleetProcess
 from demo.processes import reap

@@ -52,7 +52,8 @@ Load = tuple[list[Callable[[], object]], float, Callable[[], int]]
 class Play:
     """The first line. host, port: the server's, outside; keys in hexadecimal; addresses: of the clients, inside.
 
-    sink: the server's inner address. outgoing: the fd of an unbound UDP socket in the namespace of the server.
+    sink: the server's inner address. The rest is for `bench_singles`; outgoing: the fd of an unbound UDP socket in the
+    namespace of the server.
     """
 
     host: str
@@ -61,9 +62,9 @@ class Play:
     private_keys: list[str]
     addresses: list[str]
     sink: str
-    outgoing: int
-    server_pid: int
-    server_link: str
+    outgoing: int = -1
+    server_pid: int = 0
+    server_link: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,12 +130,21 @@ class Client:
         )
         self._private_key = bytes.fromhex(private_key)
 
-    def connect(self) -> bool:
-        """Make a session, in a device without a past; return whether the server answered."""
+    def initiation(self) -> bytes:
+        """Return the message that begins a session, in a device without a past."""
+        self._begin()
+        (message,) = self._sealed([self._packet(0)])
+        return message
+
+    def _begin(self) -> None:
         self._device = Device(
             self._private_key, [self._server], ArraySlots(8), os.urandom, time.time, lambda _: None, mtu=MTU
         )
-        self._drain()
+
+    def connect(self) -> bool:
+        """Make a session, in a device without a past; return whether the server answered."""
+        self._begin()
+        self.drain()
         self.socket.settimeout(RESPONSE_SECS_MAX)
         for _ in range(TRIES):
             self._transmit([self._packet(0)])
@@ -148,7 +158,8 @@ class Client:
             time.sleep(RETRY_SECS)
         return False
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Drop what waits in the socket."""
         self.socket.setblocking(False)
         with suppress(BlockingIOError):
             while True:
@@ -175,9 +186,9 @@ class Client:
             messages += [each for each in more if each[0] == TYPE_DATA]
         return messages
 
-    def open(self, datagram: bytes) -> list[bytes]:
-        """Return the packets in a datagram from the server."""
-        return [bytes(each) for each in self._device.receive_datagrams([datagram], self._endpoint, time.monotonic())]
+    def open(self, datagrams: Sequence[bytes]) -> list[bytes]:
+        """Return the packets in BATCH_PACKETS_MAX datagrams or fewer from the server."""
+        return [bytes(each) for each in self._device.receive_datagrams(datagrams, self._endpoint, time.monotonic())]
 
 
 class Probe:
@@ -203,7 +214,7 @@ class Probe:
         with suppress(BlockingIOError):
             while True:
                 datagram, control, _, _ = self._client.socket.recvmsg(2048, 64)
-                for packet in self._client.open(datagram):
+                for packet in self._client.open([datagram]):
                     if (reply := self._path.read_reply(packet)) is not None:
                         secs, ns = struct.unpack("qq", control[0][2])
                         found[reply[0]] = secs * 1_000_000_000 + ns
@@ -302,9 +313,14 @@ def sent_by_link(pid: int, link: str) -> int:
     raise RuntimeError(f"{link}: expected an interface in the namespace of process {pid}")
 
 
-def main() -> None:
+def raise_file_limit() -> None:
+    """Allow a socket for each client."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main() -> None:
+    raise_file_limit()
     player = Player(Play(**json.loads(sys.stdin.readline())))
     for line in sys.stdin:
         order: dict[str, Any] | None = json.loads(line)

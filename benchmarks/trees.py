@@ -22,6 +22,7 @@ HELP_SECS_MAX = 30
 class Tree:
     """One source tree. label: its revision; options: of its `oxidize server`, so that no holder starts it."""
 
+    folder: Path
     label: str
     python: str
     options: tuple[str, ...]
@@ -34,7 +35,7 @@ class Tree:
             raise SystemExit(f"{python}: expected the interpreter of an environment; run `make venv` in {folder}")
         help_text = _output([str(python), "-P", "-m", "oxidize", "server", "--help"], folder)
         has_holder = WITHOUT_HOLDER[0] in help_text
-        return cls(revision_of(folder), str(python), WITHOUT_HOLDER if has_holder else ())
+        return cls(folder, revision_of(folder), str(python), WITHOUT_HOLDER if has_holder else ())
 
     def program(self, core: int | None = None) -> tuple[str, ...]:
         """Return the command of this tree's `oxidize`. core: the processor that it is bound to, None for any."""

@@ -8,11 +8,14 @@ from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks.bench_blackout import Sample, p99
 from benchmarks.bench_profile import WHOLE, lines
+from benchmarks.echoes import Account, Heard
 from benchmarks.page import Section, first_paragraphs, plot, write_page
 from benchmarks.player import DISCARD_PORT, Sent, pace, udp_packet
 from benchmarks.results import RESULTS, Row, Table, read_rows
 from benchmarks.stages import Recorder, Stage
+from benchmarks.stored_server import Reload
 from demo.echo import checksum
 from oxidize.protocol.allowed_ips import inner_length
 
@@ -136,3 +139,35 @@ def test_a_recorder_notes_which_stage_called_which_with_what_and_puts_everything
     ]
     assert found == [("open", (5,), "", 0), ("open", (3,), "in", 1), ("open", (1,), "in", 1), ("in", (3,), "", 1)]
     assert vars(rig.path) == {}
+
+
+def sample(blackout_ms: float, *initiations: float) -> Sample:
+    return Sample(Reload(blackout_ms, 100.0, 0.5), Heard(initiations=list(initiations)))
+
+
+@pytest.mark.parametrize(
+    ("initiations", "met"),
+    [((), False), ((99.9,), False), ((99.9, 99.999), True), ((99.9985,), True), ((100.1,), False)],
+)
+def test_an_initiation_counts_for_a_reload_if_it_came_while_no_process_read(
+    initiations: tuple[float, ...], met: bool
+) -> None:
+    assert sample(2.0, *initiations).met_initiation is met
+
+
+def test_a_percentile_is_a_figure_that_was_measured() -> None:
+    assert p99([float(number) for number in range(100, 0, -1)]) == "p99 99.00"
+    assert p99([3.0, 1.0, 2.0]) == "p99 3.00"
+
+
+def test_a_client_counts_what_is_lost_twice_and_out_of_order_and_finds_the_longest_gap() -> None:
+    account = Account(first=10)
+    for number in range(6):
+        account.note_request(at_ns=number * 1_000_000)
+    for number, at_ms in ((9, 1), (10, 2), (12, 3), (11, 8), (11, 9), (15, 10)):  # 9 is of an earlier play
+        account.note_reply(number, at_ms * 1_000_000)
+    heard = account.conclude()
+    assert (heard.sent, heard.lost, heard.twice, heard.out_of_order) == (6, 2, 1, 2)
+    assert (heard.gap_ms, heard.slowest_ms) == (5.0, 8.0)
+    assert heard.faults() == "2 lost, 1 twice, 2 out of order"
+    assert Heard(sent=5).faults() == ""
