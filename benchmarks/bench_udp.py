@@ -53,7 +53,7 @@ def transmit_all(sender: UdpSocket, endpoint: Endpoint, batch: list[bytes], size
 
 def read_all(device: TunDevice, packets: list[bytes]) -> int:
     """Append one batch of packets to `packets`; return how many there are."""
-    packets += device.read_packets(64)
+    packets += map(bytes, device.read_packets(64))
     return len(packets)
 
 

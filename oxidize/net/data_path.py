@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from oxidize.net.udp import UdpSocket
-from oxidize.net.udp_cmsg import Datagram
-from oxidize.protocol.constants import BATCH_PACKETS_MAX
+from oxidize.net.udp_cmsg import SEGMENTED_BYTES_MAX, Datagram
+from oxidize.protocol.constants import BATCH_PACKETS_MAX, DATA_OVERHEAD
 from oxidize.protocol.counters import DROPS_START, Counters, DropReason, Total
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
@@ -54,6 +54,8 @@ class DataPath:
         self._write_drop_word = DROPS_START + write_drop
         self._replies_at_once = tunnel.fileno() is None
         self._rows = ReceivedRows()
+        # As many long packets as one segmented send carries: the rest of a batch would be sent alone.
+        self._read_max = min(BATCH_PACKETS_MAX, SEGMENTED_BYTES_MAX // (device.mtu + DATA_OVERHEAD) or 1)
 
     def from_udp(self) -> None:
         """Carry the datagrams that wait in the UDP socket to the tunnel."""
@@ -83,12 +85,12 @@ class DataPath:
     def from_tunnel(self) -> None:
         """Carry the packets that wait in the tunnel to the peers."""
         for _ in range(BATCHES_PER_EVENT_MAX):
-            packets = self.tunnel.read_packets(BATCH_PACKETS_MAX)
+            packets = self.tunnel.read_packets(self._read_max)
             if packets:
                 for batch in self.device.send_rows(packets, self._now()):
-                    self._transmit(batch.endpoint, batch.datagrams)
+                    self._transmit(*batch)
                 self.flush()
-            if len(packets) < BATCH_PACKETS_MAX:
+            if len(packets) < self._read_max:
                 return
 
     def flush(self) -> None:
@@ -100,8 +102,8 @@ class DataPath:
         if self.device.undelivered.answers:
             self._answer_undelivered()
 
-    def _transmit(self, endpoint: Endpoint, datagrams: Sequence[Datagram]) -> None:
-        failed = len(datagrams) - self.udp.transmit(endpoint, datagrams)
+    def _transmit(self, endpoint: Endpoint, datagrams: Sequence[Datagram], joined: memoryview | None = None) -> None:
+        failed = len(datagrams) - self.udp.transmit(endpoint, datagrams, joined)
         if failed:
             self._counters[DROPS_START + DropReason.SEND_FAILED] += failed
 

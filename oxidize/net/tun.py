@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from oxidize.errors import ConfigError, OxidizeError
+from oxidize.protocol.rows import ROW_BYTES, PacketRows
 
 # --- linux/if_tun.h ---
 TUNSETIFF = 0x4004_54CA
@@ -35,8 +36,6 @@ _PLAIN_VNET_HEADER = bytes(VNET_HEADER_SIZE)  # one packet, nothing left for the
 INTERFACE_NAME_MAX = 15  # bytes: IFNAMSIZ without the final NUL
 _INTERFACE_NAME = re.compile(rb"[^\s/:%]{1,15}")  # the kernel's dev_valid_name; "%d" would be a template
 
-PACKET_BYTES_MAX = 65_535  # the longest IPv4 packet: an interface's MTU never lets a longer one through
-
 _DEVICE = Path("/dev/net/tun")
 _IFREQ = struct.Struct("=16sH22x")  # struct ifreq: name, flags
 
@@ -52,6 +51,7 @@ class TunDevice:
         self.name = name
         self._descriptor = descriptor
         self._header_size = header_size
+        self._rows = PacketRows(header_size)
 
     @classmethod
     def create(cls, name: str, *, vnet_header: bool = False) -> Self:
@@ -106,26 +106,27 @@ class TunDevice:
         """Return how this device frames packets, for the OFFER of a takeover and for `adopt`."""
         return {"name": self.name, "vnet_header": self.vnet_header}
 
-    def read_packets(self, limit: int) -> list[bytes]:
-        """Return up to `limit` packets; fewer mean an empty queue. Raises OxidizeError if the interface is gone.
+    def read_packets(self, limit: int) -> list[memoryview]:
+        """Return up to `limit` packets, BATCH_PACKETS_MAX at most; none mean an empty queue.
 
-        Each packet is a copy: measured, reading into fixed slots gains nothing as long as packets are looked at one by
-        one.
+        Raises OxidizeError if the interface is gone.
+
+        The packets last until the next call.
         """
-        header_size = self._header_size
-        size = header_size + PACKET_BYTES_MAX
-        descriptor = self._descriptor
-        packets: list[bytes] = []
+        rows, descriptor = self._rows, self._descriptor
+        sizes: list[int] = []
         try:
-            for _ in range(limit):
-                packets.append(os.read(descriptor, size))
+            for room in rows.room[:limit]:
+                sizes.append(size := os.readv(descriptor, room))
+                if size > ROW_BYTES:
+                    break
         except BlockingIOError:
             pass
         except OSError as error:
-            if not packets:
+            if not sizes:
                 raise OxidizeError(self._gone(error)) from error
         # Packets already read are returned: an error that lasts is raised by the next call.
-        return [packet[header_size:] for packet in packets] if header_size else packets
+        return rows.packets(sizes) if sizes else []
 
     def write_packets(self, packets: Sequence[bytes | bytearray | memoryview]) -> int:
         """Write packets to the kernel in order; return how many it refused."""

@@ -25,6 +25,8 @@ from oxidize.net.udp_cmsg import (
     IP_PKTINFO,
     MEMINFO_DROPS,
     RECEIVE_ERRORS,
+    SEGMENTED_BYTES_MAX,
+    SEGMENTS_MAX,
     SO_MEMINFO,
     SO_RCVBUFFORCE,
     SO_SNDBUFFORCE,
@@ -239,9 +241,10 @@ class UdpSocket:
 
     # --- Sending ---
 
-    def transmit(self, endpoint: Endpoint, datagrams: Sequence[Datagram]) -> int:
+    def transmit(self, endpoint: Endpoint, datagrams: Sequence[Datagram], joined: memoryview | None = None) -> int:
         """Send datagrams to an endpoint in order, from its local address; return how many the kernel took.
 
+        joined: all datagrams without gaps, where only the last may be shorter.
         The others are counted in `send_failures`: UDP promises nothing, so no send error is raised. Waits for room in
         the send buffer, 50 ms at most in total.
         """
@@ -254,6 +257,8 @@ class UdpSocket:
                 taken = self._send(path, datagrams)
             elif not self._segmentation:
                 taken = self._send_singly(path, datagrams)
+            elif joined is not None and count <= SEGMENTS_MAX and len(joined) <= SEGMENTED_BYTES_MAX:
+                taken = self._send(path, datagrams, (joined,))
             else:
                 for start, end in split_runs([len(datagram) for datagram in datagrams]):
                     taken += self._send(path, datagrams[start:end])
@@ -273,8 +278,16 @@ class UdpSocket:
     def _send_singly(self, path: tuple[SocketAddress, list[ControlMessage]], datagrams: Sequence[Datagram]) -> int:
         return sum(self._send(path, (datagram,)) for datagram in datagrams)
 
-    def _send(self, path: tuple[SocketAddress, list[ControlMessage]], run: Sequence[Datagram]) -> int:
-        """Send one run in one call, or in a fallback where the kernel refuses; return how many datagrams it took."""
+    def _send(
+        self,
+        path: tuple[SocketAddress, list[ControlMessage]],
+        run: Sequence[Datagram],
+        joined: Sequence[Datagram] = (),
+    ) -> int:
+        """Send one run in one call, or in a fallback where the kernel refuses; return how many datagrams it took.
+
+        joined: the same bytes in fewer pieces, or nothing.
+        """
         address, control = path
         from_address = bool(control)
         segmented = len(run) > 1
@@ -283,7 +296,7 @@ class UdpSocket:
             control = [*control, segment_message(len(run[0]))]
         while True:
             try:
-                self._sendmsg(run, control, address)
+                self._sendmsg(joined or run, control, address)
             except OSError as error:
                 code = error.errno
             else:

@@ -6,7 +6,7 @@ that decide this are those of RFC 791 and RFC 8200; bytes that are not an IP pac
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final, Generic, TypeVar
 
@@ -23,6 +23,7 @@ _IPV4_SOURCE = struct.Struct("12x4s4x").unpack_from
 _IPV4_DESTINATION = struct.Struct("16x4s").unpack_from
 _IPV6_SOURCE = struct.Struct("8x16s16x").unpack_from
 _IPV6_DESTINATION = struct.Struct("24x16s").unpack_from
+_HEADERS = {4: struct.Struct("B15x4s"), 6: struct.Struct("B23x16s")}  # by version: the version, and the destination
 _LENGTHS = struct.Struct(">BxHH").unpack_from  # version and IPv4 header size, IPv4 length, IPv6 payload length
 
 # Addresses whose answer is cached, both families together. A peer with a wide allowed range chooses the addresses that
@@ -79,6 +80,17 @@ class AllowedIPs(Generic[T]):
         if version == 6:
             return self.lookup(*_IPV6_DESTINATION(packet)) if len(packet) >= IPV6_HEADER_SIZE else None
         return None
+
+    def lookup_packet_destinations(self, packets: Sequence[Buffer]) -> list[T | None]:
+        """Return what `lookup_packet_destination` returns for each packet; nearly all batches have one destination."""
+        first = packets[0]
+        version = first[0] >> 4 if first else 0
+        header = _HEADERS.get(version)
+        if header is None or min(map(len, packets)) < header.size:
+            return list(map(self.lookup_packet_destination, packets))
+        if len(set(map(header.unpack_from, packets))) > 1:
+            return list(map(self.lookup_packet_destination, packets))
+        return [self.lookup_packet_destination(first)] * len(packets)
 
     def lookup_packet_source(self, packet: Buffer) -> T | None:
         """Return the value of an IP packet's source, or None without a value or without an IP header.

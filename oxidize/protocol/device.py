@@ -268,7 +268,7 @@ class Device:
         self._seal(peer, keypair, peer.endpoint, packets, now)
         timers.data_sent(peer, self._counters, now)
         if peer.link is not None:
-            self._links.on_sent(peer.link, list(map(bytes, packets)), now)
+            self._links.on_sent(peer.link, packets, now)
         if timers.sending_wants_rekey(keypair, now):
             self._handshaker.initiate(peer, now)
         self._schedule.add(peer)

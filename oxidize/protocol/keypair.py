@@ -32,6 +32,11 @@ _ZEROS = bytes(PADDING_MULTIPLE)
 _Owner = TypeVar("_Owner")  # the peer that a keypair belongs to; this module need not know its type
 
 
+def padding(size: int, mtu: int) -> bytes:
+    """Return the zeros that pad a packet of `size` bytes to a multiple of 16, but not beyond `mtu` (section 5.4.6)."""
+    return _ZEROS[: min(-size % PADDING_MULTIPLE, mtu - size)] if size < mtu else b""
+
+
 class Keypair(Generic[_Owner]):
     """The send and receive key of one session; `words` holds its counters and its replay window, in its slot.
 
@@ -75,8 +80,8 @@ class Keypair(Generic[_Owner]):
     def seal(self, packets: Sequence[bytes | memoryview], mtu: int) -> list[bytes]:
         """Return one data message for each packet, in order; an empty packet makes a keepalive.
 
-        Packets are padded to a multiple of 16 bytes, but not beyond `mtu`, bytes (section 5.4.6). The caller has
-        checked `is_expired`, and passes at most BATCH_PACKETS_MAX packets, which REJECT_AFTER_MESSAGES leaves room for.
+        Packets get the `padding` for `mtu`. The caller has checked `is_expired`, and passes at most BATCH_PACKETS_MAX
+        packets, which REJECT_AFTER_MESSAGES leaves room for.
         """
         word = self.slot + SEND_COUNTER
         first = self._words[word]
@@ -85,10 +90,9 @@ class Keypair(Generic[_Owner]):
         messages = []
         for counter, packet in enumerate(packets, first):
             header = pack(TYPE_DATA, index, counter)
-            size = len(packet)
-            if (padding := -size % PADDING_MULTIPLE) and (padding := min(padding, mtu - size)) > 0:
-                packet = b"".join((packet, _ZEROS[:padding]))  # noqa: PLW2901  # padded
-            messages.append(header + encrypt(_NONCE_PREFIX + header[8:], packet, None))
+            zeros = padding(len(packet), mtu)
+            padded = b"".join((packet, zeros)) if zeros else packet
+            messages.append(header + encrypt(_NONCE_PREFIX + header[8:], padded, None))
         return messages
 
     def open(self, messages: Iterable[bytes | memoryview]) -> tuple[list[bytes], list[DropReason]]:

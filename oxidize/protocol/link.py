@@ -87,14 +87,15 @@ class Links:
         event = LinkEvent.BEGIN_IN_OUTAGE if counters[slot + OUTAGE_SINCE_NS] else LinkEvent.BEGIN
         return self._handle(peer, link, event if peer.last_handshake_unix else LinkEvent.BEGIN_NEW, now)
 
-    def on_sent(self, link: Link, packets: list[bytes], now: float) -> None:
+    def on_sent(self, link: Link, packets: Sequence[bytes | memoryview], now: float) -> None:
         """Remember packets that were sealed, so that they can be sent again."""
         if not link.policy.resend:
             return
+        copies = list(map(bytes, packets))
         if not link.first_sent:
-            link.unanswered.extend(zip(repeat(now), packets))
+            link.unanswered.extend(zip(repeat(now), copies))
         else:
-            link.unanswered.extend((link.first_sent.pop(packet, now), packet) for packet in packets)
+            link.unanswered.extend((link.first_sent.pop(packet, now), packet) for packet in copies)
 
     def on_received(self, peer: Peer, link: Link, keypair: PeerKeypair, first_unanswered_ns: int, now: float) -> ToDo:
         """Handle an authentic message in a session; `first_unanswered_ns`: the peer's counter before it came."""

@@ -5,7 +5,9 @@ compares the two. It takes the common case alone - peers with a session in which
 to send - and leaves the rest: of a peer all packets or none.
 """
 
+from collections import deque
 from collections.abc import Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 from oxidize.protocol.allowed_ips import AllowedIPs
@@ -26,6 +28,7 @@ from oxidize.protocol.counters import (
     Total,
 )
 from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.keypair import padding
 from oxidize.protocol.link import Links
 from oxidize.protocol.peer import Peer, PeerKeypair
 from oxidize.protocol.rows import ROW_BYTES, SealedRows
@@ -36,14 +39,16 @@ Packet = bytes | memoryview
 
 PACKET_BYTES_MAX = ROW_BYTES - DATA_OVERHEAD - PADDING_MULTIPLE  # a longer one has no place in a row
 
-_ZEROS = bytes(PADDING_MULTIPLE)
-
 
 class SealedBatch(NamedTuple):
-    """Datagrams to send to one endpoint, in order: views that last until the next batch is sealed."""
+    """Datagrams to send to one endpoint, in order: views that last until the next batch is sealed.
+
+    joined: all of them without gaps, where all are as long and only the last may be shorter; None otherwise.
+    """
 
     endpoint: Endpoint
     datagrams: list[memoryview]
+    joined: memoryview | None = None
 
 
 class _Group(NamedTuple):
@@ -61,7 +66,7 @@ class RowSender:
         self, table: SessionTable, routes: AllowedIPs[Peer], links: Links, schedule: Schedule, mtu: int
     ) -> None:
         self._counters = table.counters
-        self._find = routes.lookup_packet_destination
+        self._find = routes.lookup_packet_destinations
         self._links = links
         self._schedule = schedule
         self._mtu = mtu
@@ -71,21 +76,23 @@ class RowSender:
         """Seal the packets that are common; return the messages to send, and the packets that are left, in order."""
         if len(packets) > BATCH_PACKETS_MAX or max(map(len, packets), default=0) > PACKET_BYTES_MAX:
             return [], packets
-        owners = list(map(self._find, packets))
+        owners = self._find(packets) if packets else []
+        if owners and owners[0] is not None and owners.count(owners[0]) == len(owners):
+            group = self._group_of(owners[0], packets, now)
+            return (self._seal({owners[0]: group}, now), []) if group is not None else ([], packets)
         groups: dict[Peer, _Group] = {}
         left = []
         for packet, peer in zip(packets, owners, strict=True):
             if peer in groups:
                 groups[peer].packets.append(packet)
-            elif peer is not None and (group := self._group_of(peer, now)) is not None:
-                group.packets.append(packet)
+            elif peer is not None and (group := self._group_of(peer, [packet], now)) is not None:
                 groups[peer] = group
             else:
                 left.append(packet)
         return self._seal(groups, now) if groups else [], left
 
-    def _group_of(self, peer: Peer, now: float) -> _Group | None:
-        """Return the empty group of a peer to which packets only have to be sent, None for another."""
+    def _group_of(self, peer: Peer, packets: Sequence[Packet], now: float) -> _Group | None:
+        """Return the group of a peer to which packets only have to be sent, None for another."""
         keypair, endpoint, link = peer.current, peer.endpoint, peer.link
         if (
             keypair is None
@@ -95,7 +102,7 @@ class RowSender:
             or (link is not None and self._links.holds_back(peer, link))
         ):
             return None
-        return _Group(keypair, endpoint, [])
+        return _Group(keypair, endpoint, list(packets))
 
     def _seal(self, groups: dict[Peer, _Group], now: float) -> list[SealedBatch]:
         counters, rows = self._counters, self._rows
@@ -104,17 +111,18 @@ class RowSender:
             word, count = group.keypair.slot + SEND_COUNTER, len(group.packets)
             first = counters[word]
             counters[word] = first + count
-            index = group.keypair.state.remote_index
-            for counter in range(first, first + count):
-                headers += (TYPE_DATA, index, counter)
-        rows.set_headers(headers)
+            fields = [TYPE_DATA, group.keypair.state.remote_index, 0] * count
+            fields[2::3] = range(first, first + count)
+            headers += fields
+        stride = self._joined_size(group.packets) if len(groups) == 1 else 0
+        rows.set_headers(headers, stride)
         sent = sent_packets = row = 0
         batches = []
         for peer, group in groups.items():
-            messages = self._seal_group(group, row)
+            messages = self._seal_joined(group, stride) if stride else self._seal_group(group, row)
             row += len(messages)
             size = sum(map(len, messages))
-            batches.append(SealedBatch(group.endpoint, messages))
+            batches.append(SealedBatch(group.endpoint, messages, rows.joined(size) if stride else None))
             self._note(peer, group, size, now)
             sent += size
             sent_packets += sum(map(len, group.packets))
@@ -124,18 +132,43 @@ class RowSender:
         counters[Total.SENT_PACKET_BYTES] += sent_packets
         return batches
 
+    def _joined_size(self, packets: Sequence[Packet]) -> int:
+        """Return the size of messages that may lie without gaps, only the last shorter; 0 where they may not."""
+        first, last = len(packets[0]), len(packets[-1])
+        if len(packets) == 1 or list(map(len, packets)).count(first) < len(packets) - (last < first):
+            return 0
+        return first + len(padding(first, self._mtu)) + DATA_OVERHEAD
+
+    def _seal_joined(self, group: _Group, stride: int) -> list[memoryview]:
+        """Seal packets to one peer into rows of `stride` bytes, one call of the cipher behind the other."""
+        rows, packets, encrypt_into = self._rows, group.packets, group.keypair.sealer.encrypt_into
+        alike = len(packets) - (len(packets[-1]) < len(packets[0]))
+        sealed, whole = rows.views[stride - DATA_OVERHEAD]
+        padded = self._padded(packets[:alike])
+        deque(map(encrypt_into, rows.nonces, padded, repeat(None), sealed), maxlen=0)
+        messages = whole[:alike]
+        if alike < len(packets):
+            (last,) = self._padded(packets[alike:])
+            room, message = rows.last_joined(alike, stride, len(last))
+            encrypt_into(rows.nonces[alike], last, None, room)
+            messages.append(message)
+        return messages
+
+    def _padded(self, packets: Sequence[Packet]) -> Sequence[Packet]:
+        """Return packets of one size with their padding."""
+        zeros = padding(len(packets[0]), self._mtu)
+        return [b"".join((packet, zeros)) for packet in packets] if zeros else packets
+
     def _seal_group(self, group: _Group, first: int) -> list[memoryview]:
-        """Seal packets to one peer into the rows from `first` on, padded as in `Keypair.seal`; return the messages."""
+        """Seal packets to one peer into the rows from `first` on; return the messages."""
         encrypt_into = group.keypair.sealer.encrypt_into
         nonces, views, mtu = self._rows.nonces, self._rows.views, self._mtu
         messages: list[memoryview] = []
         for row, packet in enumerate(group.packets, first):
-            size = len(packet)
-            if (padding := -size % PADDING_MULTIPLE) and (padding := min(padding, mtu - size)) > 0:
-                size += padding
-                packet = b"".join((packet, _ZEROS[:padding]))  # noqa: PLW2901  # padded
-            sealed, whole = views[size]
-            encrypt_into(nonces[row], packet, None, sealed[row])
+            zeros = padding(len(packet), mtu)
+            padded = b"".join((packet, zeros)) if zeros else packet
+            sealed, whole = views[len(padded)]
+            encrypt_into(nonces[row], padded, None, sealed[row])
             messages.append(whole[row])
         return messages
 
@@ -148,7 +181,7 @@ class RowSender:
         counters[slot + LAST_SENT_NS] = now_ns
         counters[slot + KEEPALIVE_OWED_NS] = 0
         if peer.link is not None:
-            self._links.on_sent(peer.link, list(map(bytes, group.packets)), now)
+            self._links.on_sent(peer.link, group.packets, now)
         if not counters[slot + FIRST_UNANSWERED_NS]:
             counters[slot + FIRST_UNANSWERED_NS] = now_ns
             self._schedule.add(peer)  # the one timer that starts by this is that of silence

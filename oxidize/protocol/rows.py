@@ -47,6 +47,20 @@ class _Views(dict[int, tuple[list[memoryview], list[memoryview]]]):
         return self[size]
 
 
+class _JoinedViews(dict[int, _Views]):
+    """For each size of rows without gaps that was asked for: their views, which `cut` makes."""
+
+    def __init__(self, cut: Callable[[int, int, int], tuple[memoryview, memoryview]]) -> None:
+        super().__init__()
+        self._cut = cut
+
+    def __missing__(self, stride: int) -> _Views:
+        if len(self) >= SEGMENT_SIZES_CACHED_MAX:
+            self.clear()
+        self[stride] = _Views(partial(self._cut, stride))
+        return self[stride]
+
+
 def _memory() -> memoryview:
     return memoryview(bytearray(BATCH_PACKETS_MAX * ROW_BYTES))
 
@@ -87,7 +101,7 @@ class ReceivedRows:
         self.are_joined = False
         self._stride = ROW_BYTES
         self.views = self._views_of_singles = _Views(partial(self._cut, ROW_BYTES))
-        self._views_of_joined: dict[int, _Views] = {}
+        self._views_of_joined = _JoinedViews(self._cut)
         self.types: tuple[int, ...] = ()
         self.receivers: tuple[int, ...] = ()
         self.counters: tuple[int, ...] = ()
@@ -114,10 +128,6 @@ class ReceivedRows:
         whole, rest = divmod(size, segment_size)
         self.sizes[:] = [segment_size] * whole + ([rest] if rest else [])
         self.endpoints[:] = [endpoint] * len(self.sizes)
-        if segment_size not in self._views_of_joined:
-            if len(self._views_of_joined) >= SEGMENT_SIZES_CACHED_MAX:
-                self._views_of_joined.clear()
-            self._views_of_joined[segment_size] = _Views(partial(self._cut, segment_size))
         self.are_joined = True
         self._stride, self.views = segment_size, self._views_of_joined[segment_size]
 
@@ -143,6 +153,47 @@ class ReceivedRows:
         return fields[0::3], fields[1::3], fields[2::3]
 
 
+class PacketRows:
+    """The packets of one batch on their way from the tunnel, each in a row behind a header of `header_size` bytes.
+
+    room: for each row the views to read into: the row, and what a longer packet has beyond it, for the last one only.
+    """
+
+    def __init__(self, header_size: int) -> None:
+        self._header_size = header_size
+        self._memory = _memory()
+        self._beyond = memoryview(bytearray(RECEIVE_BYTES_MAX))
+        starts = range(0, BATCH_PACKETS_MAX * ROW_BYTES, ROW_BYTES)
+        self.room = [(self._memory[start : start + ROW_BYTES], self._beyond) for start in starts]
+        self._views: dict[int, list[memoryview]] = {}  # by the size of packets: those that were asked for, from row 0
+
+    def packets(self, sizes: Sequence[int]) -> list[memoryview]:
+        """Return the packets of the first rows, one at least; they last until a row is used again.
+
+        sizes: with the header, bytes, of at least `header_size`; only the last may be longer than a row.
+        """
+        last, before = len(sizes) - 1, sizes[:-1]
+        if before.count(sizes[0]) == last:
+            packets = self._alike(sizes[0], last)
+        else:
+            packets = [self._packet(row, size) for row, size in enumerate(before)]
+        packets.append(self._packet(last, sizes[last]))
+        return packets
+
+    def _alike(self, size: int, count: int) -> list[memoryview]:
+        if (views := self._views.get(size)) is None:
+            if len(self._views) >= SEGMENT_SIZES_CACHED_MAX:
+                self._views.clear()
+            views = self._views[size] = []
+        views += [self._packet(row, size) for row in range(len(views), count)]
+        return views[:count]
+
+    def _packet(self, row: int, size: int) -> memoryview:
+        start = row * ROW_BYTES
+        packet = self._memory[start + self._header_size : start + min(size, ROW_BYTES)]
+        return packet if size <= ROW_BYTES else memoryview(b"".join((packet, self._beyond[: size - ROW_BYTES])))
+
+
 class SealedRows:
     """Data messages of any peers on their way out.
 
@@ -153,14 +204,28 @@ class SealedRows:
     def __init__(self) -> None:
         self._memory = _memory()
         self.nonces = _Nonces()
-        self.views = _Views(self._cut)
+        self.views = self._views_of_single = _Views(partial(self._cut, ROW_BYTES))
+        self._views_of_joined = _JoinedViews(self._cut)
 
-    def _cut(self, row: int, size: int) -> tuple[memoryview, memoryview]:
-        start = row * ROW_BYTES
+    def _cut(self, stride: int, row: int, size: int) -> tuple[memoryview, memoryview]:
+        start = row * stride
         message = self._memory[start : start + size + DATA_OVERHEAD]
         return message[DATA_HEADER_SIZE:], message
 
-    def set_headers(self, fields: Sequence[int]) -> None:
-        """Set type, receiver index and counter of the first rows, and their nonces; what was in these rows is lost."""
-        _format(_HEADER, len(fields) // 3).pack_into(self._memory, 0, *fields)
+    def set_headers(self, fields: Sequence[int], joined_size: int = 0) -> None:
+        """Set type, receiver index and counter of the first rows, and their nonces; what was in the rows is lost.
+
+        joined_size: of all messages but the last, which may be shorter, where they are to lie without gaps.
+        """
+        stride = joined_size or ROW_BYTES
+        self.views = self._views_of_joined[stride] if joined_size else self._views_of_single
+        _format(_HEADER, len(fields) // 3, stride).pack_into(self._memory, 0, *fields)
         self.nonces.set(fields[2::3])
+
+    def last_joined(self, row: int, stride: int, size: int) -> tuple[memoryview, memoryview]:
+        """Return what `views` has, of a row that may be shorter than the `stride` of those before it."""
+        return self._cut(stride, row, size)
+
+    def joined(self, size: int) -> memoryview:
+        """Return the messages that lie without gaps, of `size` bytes together."""
+        return self._memory[:size]

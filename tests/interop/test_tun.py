@@ -10,7 +10,7 @@ import socket
 import struct
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
@@ -78,9 +78,9 @@ def udp4_packet(source: str, destination: str, port: int, payload: bytes) -> byt
     return header + struct.pack(">HHHH", 4000, port, 8 + len(payload), 0) + payload
 
 
-def payloads(packets: list[bytes], port: int) -> list[bytes]:
+def payloads(packets: Sequence[bytes | memoryview], port: int) -> list[bytes]:
     """Return the payloads of the IPv4 UDP packets to this port (the kernel sends packets of its own, too)."""
-    return [p[28:] for p in packets if p[0] == 0x45 and p[9] == 17 and p[22:24] == port.to_bytes(2, "big")]
+    return [bytes(p[28:]) for p in packets if p[0] == 0x45 and p[9] == 17 and p[22:24] == port.to_bytes(2, "big")]
 
 
 def read_until(device: TunDevice, port: int, count: int, limit: int = 64) -> list[bytes]:
@@ -145,6 +145,19 @@ def test_a_read_stops_at_its_limit_or_at_an_empty_queue() -> None:
         found += payloads(batch, 7001)
     assert found == [bytes([number]) for number in range(10)]
     device.close()
+
+
+@in_own_namespace
+def test_packets_longer_than_a_row_are_read_between_others() -> None:
+    for vnet_header in (False, True):
+        device = TunDevice.create("ox0", vnet_header=vnet_header)
+        configure_interface("ox0", ADDRESSES[:1], 65_535, [])
+        sent = [bytes([number]) * size for number, size in enumerate((9, 2_000, 2_100, 5, 60_000, 1, 1, 3_000))]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inside:
+            for payload in sent:
+                inside.sendto(payload, ("10.9.0.2", 7001))
+        assert read_until(device, 7001, len(sent)) == sent
+        device.close()
 
 
 @in_own_namespace

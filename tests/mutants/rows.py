@@ -103,6 +103,22 @@ ROWS = (
         "a session is not renewed while packets are sent",
     ),
     Mutant(
+        "rows-shorter-message-sealed-with-the-nonce-before",
+        "protocol/row_sender.py",
+        "encrypt_into(rows.nonces[alike], last, None, room)",
+        "encrypt_into(rows.nonces[alike - 1], last, None, room)",
+        (SAME_AS_SINGLY,),
+        "two messages are sealed with one nonce",
+    ),
+    Mutant(
+        "rows-packets-to-two-peers-sent-to-the-first",
+        "protocol/row_sender.py",
+        " and owners.count(owners[0]) == len(owners):",
+        ":",
+        (SAME_AS_SINGLY,),
+        "a peer gets packets that are for another",
+    ),
+    Mutant(
         "rows-flood-not-measured",
         "protocol/device.py",
         "for run in [left] if rows.are_joined else [[number] for number in left]:",

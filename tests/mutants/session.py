@@ -98,8 +98,8 @@ SESSION = (
     Mutant(
         "keypair-padding-beyond-the-mtu",
         "protocol/keypair.py",
-        "(padding := min(padding, mtu - size)) > 0",
-        "padding > 0",
+        "_ZEROS[: min(-size % PADDING_MULTIPLE, mtu - size)] if size < mtu",
+        "_ZEROS[: -size % PADDING_MULTIPLE] if size < mtu",
         ("unit/protocol/test_device.py::test_padding_hides_the_length_but_never_exceeds_the_mtu",),
         "full packets leave as fragments",
     ),

@@ -51,7 +51,7 @@ PAUSES = (0.0, 0.0, 0.001, 0.5, 1.5, 11.0, 60.0, 121.0, 166.0, 181.0)
 Datagram = tuple[bytes, Endpoint]
 Sent = tuple[list[SealedBatch], Sequence[bytes | memoryview]]
 Step = tuple[str, int, int]  # kind, client, payload size or place
-Round = tuple[list[Step], bool, float, int, list[tuple[int, int]]]
+Round = tuple[list[Step], bool, float, int, list[tuple[int, int]], int]
 BATCHES = st.lists(
     st.tuples(
         st.lists(
@@ -65,6 +65,7 @@ BATCHES = st.lists(
         st.lists(  # what the host under test sends before: to which client, and how many bytes
             st.tuples(st.integers(0, CLIENTS), st.integers(0, 2100)), max_size=BATCH_PACKETS_MAX
         ),
+        st.integers(0, BATCH_PACKETS_MAX),  # how often the first of these is repeated before the others
     ),
     min_size=1,
     max_size=5,
@@ -208,7 +209,8 @@ def send_in_rows(stand: Stand, packets: list[bytes]) -> list[bytes]:
     device._sender.send = note_left  # type: ignore[method-assign]  # of this one object, for this one call
     batches = device.send_rows(packets, stand.world.now)
     del device._sender.send
-    stand.host.flushed += [Transmit(endpoint, list(map(bytes, datagrams))) for endpoint, datagrams in batches]
+    assert all(batch.joined is None or batch.joined == b"".join(batch.datagrams) for batch in batches)
+    stand.host.flushed += [Transmit(batch.endpoint, list(map(bytes, batch.datagrams))) for batch in batches]
     first = [packet for packet in packets if not any(packet is each for each in left)]
     return first + list(map(bytes, left))
 
@@ -245,14 +247,16 @@ def assert_equal(fast: Stand, slow: Stand) -> None:
 def compare(batches: list[Round], *, is_client: bool) -> None:
     fast, slow = make(is_client=is_client), make(is_client=is_client)
     rows = ReceivedRows()
-    for drawn, alike, pause, moving, answers in batches:
+    for drawn, alike, pause, moving, answers, again in batches:
         steps = [(kind, *drawn[0][1:]) for kind, _, _ in drawn] if alike else drawn
         for stand in (fast, slow):
             stand.world.run(pause)
             if moving < len(stand.senders):
                 sender = stand.senders[moving]
                 stand.world.move(sender, sender.endpoint._replace(port=sender.endpoint.port + 1))
-        packets = [packet_to(fast, number, size) for number, size in answers]
+        packets = [
+            packet_to(fast, number, size) for number, size in (answers[:1] * again + answers)[:BATCH_PACKETS_MAX]
+        ]
         slow.host.device.send_packets(send_in_rows(fast, packets), slow.world.now)
         assert by_endpoint(fast.host) == by_endpoint(slow.host)
         assert_equal(fast, slow)

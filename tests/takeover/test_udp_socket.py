@@ -245,6 +245,15 @@ def test_a_batch_is_sent_and_received_in_one_call_each(ours: Ours) -> None:
     assert [bytes(datagram) for datagram in receive_soon(receiver).datagrams] == sent
 
 
+@pytest.mark.parametrize(("count", "size"), [(45, 1452), (46, 1452), (64, 100), (65, 100), (1, 100)])
+def test_datagrams_that_lie_without_gaps_arrive_as_they_are(count: int, size: int, ours: Ours, peer: Peer) -> None:
+    wrapped, plain = ours("127.0.0.1"), peer("127.0.0.1")
+    sent = [*numbered(count, size), b"shorter"]
+    joined = memoryview(b"".join(sent))
+    assert wrapped.transmit(endpoint_of(plain), sent, joined) == len(sent)
+    assert [plain.recv(65_536) for _ in sent] == sent
+
+
 @pytest.mark.parametrize("our_host", ["0.0.0.0", "::"])
 def test_a_reply_is_sent_from_the_address_that_received_the_packet(our_host: str, ours: Ours, peer: Peer) -> None:
     wrapped, plain = ours(our_host), peer("127.0.0.1")
@@ -282,6 +291,14 @@ def test_datagrams_are_sent_singly_without_segmentation(code: int, refusing: Ref
         assert [plain.recv(1000) for _ in sent] == sent
     lasting = code in (errno.EIO, errno.EOPNOTSUPP)
     assert refusing.calls == (21 if lasting else 22)
+
+
+def test_datagrams_without_gaps_are_sent_singly_where_the_kernel_refuses(refusing: Refusing, peer: Peer) -> None:
+    plain, sent, codes = peer("127.0.0.1"), numbered(10, 500), iter([errno.EINVAL])
+    refusing.refuse = lambda count, from_address: next(codes, 0)
+    assert refusing.transmit(endpoint_of(plain), sent, memoryview(b"".join(sent))) == 10
+    assert [plain.recv(1000) for _ in sent] == sent
+    assert refusing.calls == 11
 
 
 def test_segmentation_is_not_requested_from_a_kernel_without_it(

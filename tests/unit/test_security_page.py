@@ -28,7 +28,6 @@ OTHER = frozenset(
         ("net/resolve", "PORT_MAX"),
         ("net/resolver", "LOOKUP_PAUSE_SECS_MAX"),
         ("net/tun", "INTERFACE_NAME_MAX"),
-        ("net/tun", "PACKET_BYTES_MAX"),
         ("net/udp", "PORT_MAX"),
         ("net/udp_cmsg", "SEGMENTED_BYTES_MAX"),
         ("net/udp_cmsg", "SEGMENTS_MAX"),

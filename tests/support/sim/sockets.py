@@ -153,7 +153,7 @@ class Socket:
         process = self._enter_sendmsg(parts)
         if isinstance(self._file, Udp):
             world.act("sends a datagram")
-            self._file.send(address, [bytes(part) for part in parts])
+            self._file.send(address, _datagrams(b"".join(parts), control))
             return sum(map(len, parts))
         data = b"".join(parts)
         fds = array.array("i")
@@ -387,3 +387,10 @@ def _rounded(timeout: float | None) -> float | None:
     if timeout is None or timeout < 0:
         return None
     return -(-timeout * 1000 // 1) / 1000
+
+
+def _datagrams(data: bytes, control: Any) -> list[bytes]:
+    """Return the datagrams into which the kernel cuts a send."""
+    sizes = [_SEGMENT_SIZE.unpack(value)[0] for _, kind, value in control if kind == UDP_SEGMENT]
+    size = sizes[0] if sizes else len(data)
+    return [data[start : start + size] for start in range(0, len(data), size or 1)] or [data]

@@ -107,11 +107,18 @@ class Os:
 
     def read(self, fd: int, size: int) -> bytes:
         kernel().enter("read")
-        file = kernel().file(fd)
-        data = file.read(size)
-        if isinstance(file, Tun):
-            kernel().act("reads a packet")
-        return data
+        return kernel().file(fd).read(size)
+
+    def readv(self, fd: int, rooms: Sequence[memoryview]) -> int:
+        kernel().enter("readv")
+        packet = kernel().file(fd).read(sum(map(len, rooms)))
+        kernel().act("reads a packet")
+        start = 0
+        for room in rooms:
+            part = packet[start : start + len(room)]
+            room[: len(part)] = part
+            start += len(part)
+        return start
 
     def write(self, fd: int, data: Buffer) -> int:
         kernel().enter("write")

@@ -48,7 +48,7 @@ class FakeUdp(UdpSocket):
         self.receiver: FakeReceiver = FakeReceiver(log)
         self.refused = 0
 
-    def transmit(self, endpoint: Endpoint, datagrams: Sequence[Datagram]) -> int:
+    def transmit(self, endpoint: Endpoint, datagrams: Sequence[Datagram], joined: memoryview | None = None) -> int:
         self.log.append(f"transmit {len(datagrams)}")
         return len(datagrams) - self.refused
 
@@ -57,6 +57,7 @@ class FakeDevice(Device):
     """Delivers every datagram unchanged, and sends every packet unchanged."""
 
     def __init__(self) -> None:
+        self.mtu = 576
         self.queued: list[Transmit] = []
         self.timeouts: list[float] = []
         self.unreachable: list[tuple[tuple[bytes, int, int], float, bool]] = []

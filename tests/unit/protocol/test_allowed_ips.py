@@ -130,3 +130,13 @@ def test_a_header_that_claims_more_than_the_packet_has_no_inner_length() -> None
     assert inner_length(b"\x46" + four[1:]) == len(four)  # four bytes of options
     assert inner_length(four[:2] + (19).to_bytes(2, "big") + four[4:]) == 0
     assert inner_length(four[:2] + (20).to_bytes(2, "big") + four[4:]) == 20
+
+
+def test_the_destinations_of_a_batch_are_those_of_its_packets() -> None:
+    peers = table(a="10.0.0.0/8 fd00::/64", b="192.168.0.0/16 fd01::/64")
+    four, other_four = ipv4("10.9.9.9", "10.0.0.1"), ipv4("10.9.9.9", "192.168.0.1")
+    six, other_six = ipv6("fd00::9", "fd00::1"), ipv6("fd00::9", "fd01::1")
+    batches = [[four] * 3, [four, other_four], [six] * 2, [six, other_six], [six, four], [four, six]]
+    batches += [[four, b""], [b"", four], [four, four[:19]], [six, six[:39]], [four, b"\x05" + four[1:]], [b"?"] * 2]
+    for batch in batches:
+        assert peers.lookup_packet_destinations(batch) == list(map(peers.lookup_packet_destination, batch))

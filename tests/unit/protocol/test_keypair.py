@@ -5,7 +5,7 @@ import pytest
 from oxidize.protocol.changes import KeypairState
 from oxidize.protocol.constants import BATCH_PACKETS_MAX, PADDING_MULTIPLE, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES
 from oxidize.protocol.counters import RECEIVE_NEXT, SEND_COUNTER, DropReason
-from oxidize.protocol.keypair import Keypair
+from oxidize.protocol.keypair import Keypair, padding
 from oxidize.protocol.messages import DATA_HEADER
 from tests.support.counters import ArraySlots
 
@@ -93,3 +93,11 @@ def test_a_keypair_requires_a_new_one_after_rekey_after_messages() -> None:
     assert not near.wants_rekey()
     seal(near, b"a")
     assert near.wants_rekey()
+
+
+@pytest.mark.parametrize(
+    ("size", "zeros"),
+    [(0, 0), (1, 15), (15, 1), (16, 0), (1404, 4), (1408, 0), (1409, 11), (1419, 1), (1420, 0), (1421, 0), (1500, 0)],
+)
+def test_packets_are_padded_to_16_bytes_but_not_beyond_the_mtu(size: int, zeros: int) -> None:
+    assert padding(size, MTU) == bytes(zeros)
