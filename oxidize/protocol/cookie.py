@@ -108,11 +108,11 @@ class CookieJar:
     empty; a reply is bound to it. All three are set from outside when they are restored.
     """
 
-    __slots__ = ("_cookie_key", "_forged", "_mac1_key", "cookie", "last_mac1", "received_at")
+    __slots__ = ("_forged", "_remote_public_key", "cookie", "last_mac1", "received_at")
 
     def __init__(self, remote_public_key: bytes) -> None:
-        self._mac1_key = mac1_key(remote_public_key)
-        self._cookie_key = cookie_key(remote_public_key)
+        # The keys that follow from it are computed for each message: most peers are never sent one.
+        self._remote_public_key = remote_public_key
         self.cookie: bytes = b""
         self.received_at: float = 0.0
         self.last_mac1: bytes = b""
@@ -120,7 +120,7 @@ class CookieJar:
 
     def stamp(self, message: bytes, now: float) -> bytes:
         """Return a handshake message with mac1 and mac2; without a fresh cookie, mac2 is zeros (section 5.4.4)."""
-        mac1 = mac(self._mac1_key, message)
+        mac1 = mac(mac1_key(self._remote_public_key), message)
         self.last_mac1 = mac1
         self._forged = 0
         if not self.cookie or now - self.received_at >= COOKIE_MAX_AGE:
@@ -134,7 +134,7 @@ class CookieJar:
         """
         if not self.last_mac1 or self._forged >= FORGED_ANSWERS_MAX:
             return False
-        cookie = unseal_x(self._cookie_key, reply.nonce, reply.encrypted_cookie, self.last_mac1)
+        cookie = unseal_x(cookie_key(self._remote_public_key), reply.nonce, reply.encrypted_cookie, self.last_mac1)
         if cookie is None:
             self._forged += 1
             return False

@@ -45,6 +45,9 @@ class Keypair(Generic[_Owner]):
     opened, or sealed.
     """
 
+    sealer: ChaCha20Poly1305
+    opener: ChaCha20Poly1305
+
     __slots__ = ("_words", "expires_at", "opener", "peer", "quiet_until", "sealer", "seals_until", "slot", "state")
 
     def __init__(self, state: KeypairState, peer: _Owner, words: Counters) -> None:
@@ -57,8 +60,16 @@ class Keypair(Generic[_Owner]):
         if state.is_initiator:  # only who asked for a session replaces it in time
             self.quiet_until -= KEEPALIVE_TIMEOUT + REKEY_TIMEOUT
             self.seals_until = state.created_at + REKEY_AFTER_TIME
-        self.sealer = ChaCha20Poly1305(state.send_key)
-        self.opener = ChaCha20Poly1305(state.receive_key)
+
+    def __getattr__(self, name: str) -> ChaCha20Poly1305:
+        """Make a cipher at its first use; each takes a kilobyte, and most sessions of a large server are idle."""
+        if name == "sealer":
+            self.sealer = cipher = ChaCha20Poly1305(self.state.send_key)
+        elif name == "opener":
+            self.opener = cipher = ChaCha20Poly1305(self.state.receive_key)
+        else:
+            raise AttributeError(f"a keypair has no {name}")
+        return cipher
 
     def age(self, now: float) -> float:
         """Return the seconds since the handshake that made this keypair."""

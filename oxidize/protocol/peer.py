@@ -9,7 +9,6 @@ replaced it before the peer was heard in a newer one. A loaded peer answers two 
 sealed, or had yet to seal, with the keypair before them.
 """
 
-from collections import deque
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 
@@ -152,7 +151,7 @@ class Peer:
         self.last_handshake_unix = 0.0
         self.jitter = 0.0
         self.link = Link(settings.link) if settings.link is not None else None
-        self.staged: deque[bytes] = deque(maxlen=settings.staged_max)
+        self.staged: list[bytes] = []  # at most `PeerSettings.staged_max`, oldest first
         self.staged_serial = 0  # that of the latest PeerStaged
         self.staged_more = 0  # how many of the staged packets, the newest, are in its PeerStagedMore
         self.deadlines: list[float] = []  # when the device looks at this peer's timers, descending: the next is last

@@ -90,9 +90,9 @@ def _restore_handshake(table: SessionTable, peer: Peer, change: PeerHandshake) -
 
 def _restore_staged(peer: Peer, change: PeerStaged | PeerStagedMore) -> None:
     if isinstance(change, PeerStaged):
-        peer.staged.clear()
-        peer.staged.extend(change.packets)
+        peer.staged = list(change.packets)
         peer.staged_serial, peer.staged_more = change.serial, 0
     elif change.serial and change.serial == peer.staged_serial:
         peer.staged.extend(change.packets[peer.staged_more :])  # each change has all packets of the one before
         peer.staged_more = len(change.packets)
+    del peer.staged[: -peer.settings.staged_max]  # a predecessor may have been configured to keep more

@@ -55,7 +55,7 @@ class Staging:
         dropped = 0
         for packet in packets:
             if len(peer.staged) >= peer.settings.staged_max:
-                self._count(peer, -len(peer.staged.popleft()))
+                self._count(peer, -len(peer.staged.pop(0)))
                 dropped += 1
             full = self._bytes.get(peer, 0) + len(packet) > STAGED_PEER_BYTES_MAX
             if full or self._bytes_total + len(packet) > STAGED_BYTES_MAX:
@@ -79,7 +79,8 @@ class Staging:
         self.retire(peer)
         if limit is None or limit >= len(peer.staged):
             return self._forget(peer)
-        taken = [peer.staged.popleft() for _ in range(limit)]
+        taken = peer.staged[:limit]
+        del peer.staged[:limit]
         self._count(peer, -sum(map(len, taken)))
         return taken
 
@@ -161,8 +162,7 @@ class Staging:
             self._count(peer, sum(map(len, peer.staged)) - self._bytes.get(peer, 0))
 
     def _forget(self, peer: Peer) -> list[bytes]:
-        staged = list(peer.staged)
-        peer.staged.clear()
+        staged, peer.staged = peer.staged, []
         self.peers.discard(peer)
         self.unrecorded.pop(peer, None)
         self._newer.pop(peer, None)

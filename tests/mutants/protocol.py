@@ -159,7 +159,7 @@ PROTOCOL = (
     Mutant(
         "staging-drops-the-newest",
         "protocol/staging.py",
-        "self._count(peer, -len(peer.staged.popleft()))",
+        "self._count(peer, -len(peer.staged.pop(0)))",
         "self._count(peer, -len(peer.staged.pop()))",
         ("unit/protocol/test_staging.py::test_the_oldest_of_too_many_packets_are_dropped",),
         "a full buffer keeps the packets that applications have stopped waiting for",
