@@ -72,11 +72,11 @@ class Arena:
         self._map = mmap.mmap(fd, _file_bytes(slot_count))
         self.counters: Counters = memoryview(self._map)[HEADER_BYTES:].cast("Q")
         self._limit = SLOT_WORDS * (TOTALS_SLOTS + slot_count)
-        # Slots from `_fresh` on are free. Those below `_swept` are in `_free` or in `_used`; those between the two may
-        # have been released by a predecessor, and are free unless they are in `_used`.
+        # Slots from `_fresh` on are free. Those below `_swept` are in `_free` or marked in `_used`; those between the
+        # two may have been released by a predecessor, and are free unless they are marked.
         self._fresh = self._swept = TOTALS_WORDS
         self._free: dict[int, None] = {}
-        self._used: set[int] = set()
+        self._used = bytearray(TOTALS_SLOTS + slot_count)  # by the number of the slot, 1 for one in use
 
     @classmethod
     def create(cls, slot_count: int = SLOTS_MAX) -> Self:
@@ -145,7 +145,7 @@ class Arena:
         else:
             remedy = "configure fewer peers" if self.peers_max >= PEERS_MAX else MORE_ROOM
             raise StorageError(
-                f"all {len(self._used)} slots of the arena are in use; expected at most {SLOTS_PER_PEER} for each "
+                f"all {sum(self._used)} slots of the arena are in use; expected at most {SLOTS_PER_PEER} for each "
                 f"of {self.peers_max} peers: {remedy}"
             )
         try:
@@ -153,14 +153,14 @@ class Arena:
         except OSError as error:
             self._free[slot] = None
             raise StorageError(f"the arena has no memory for a slot: {error}; free some memory") from error
-        self._used.add(slot)
+        self._used[slot // SLOT_WORDS] = 1
         return slot
 
     def _sweep(self) -> None:
         """Find out about some more of the slots that a predecessor may have released."""
         end = min(self._swept + SWEPT_PER_CALL * SLOT_WORDS, self._fresh)
         for slot in range(self._swept, end, SLOT_WORDS):
-            if slot not in self._used:
+            if not self._used[slot // SLOT_WORDS]:
                 self._free[slot] = None
         self._swept = end
 
@@ -171,7 +171,7 @@ class Arena:
         """
         self._check(slot)
         self._free.pop(slot, None)
-        self._used.add(slot)
+        self._used[slot // SLOT_WORDS] = 1
         self._fresh = max(self._fresh, slot + SLOT_WORDS)
         self._sweep()
 
@@ -181,8 +181,8 @@ class Arena:
         Raises StateError when the arena has no such slot.
         """
         self._check(slot)
-        if slot in self._used:
-            self._used.remove(slot)
+        if self._used[slot // SLOT_WORDS]:
+            self._used[slot // SLOT_WORDS] = 0
             if slot < self._swept:
                 self._free[slot] = None
 

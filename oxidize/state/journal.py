@@ -25,7 +25,7 @@ from typing import Self
 
 from oxidize.errors import SnapshotError, StateError, StorageError
 from oxidize.state import memory_file, writer_lock
-from oxidize.state.region import Region
+from oxidize.state.region import LiveRecords, Place, Region
 from oxidize.state.stream import ENVELOPE, REMEDY, RETIRE_OWN, Record, encode, scan
 
 ENVELOPE_MAGIC = "oxidize-journal"
@@ -77,7 +77,7 @@ class Journal:
         self._began_at = 0.0
         self._punch = range(0)  # the part of the inactive region whose memory is not given back yet
         self._used = [0, 0]  # where the memory of each region ends: offsets in the file
-        self._garbage: dict[bytes, dict[str, tuple[int, int]]] = {}  # the index of a region that is out of use
+        self._garbage = LiveRecords()  # the index of a region that is out of use
 
     @classmethod
     def create(cls, envelope: Record, *, reader: int, region_bytes: int = REGION_BYTES_MAX, now: float = 0.0) -> Self:
@@ -172,7 +172,8 @@ class Journal:
 
     def live_keys(self) -> list[tuple[str, bytes]]:
         """Return type and key of every live record."""
-        return [(kind, key) for key, types in self._active.live.items() for kind in types]
+        live = self._active.live
+        return [(kind, key) for key in live for kind, _ in live.items(key)]
 
     def sync(self) -> list[Record]:
         """Return the records that another process appended since the last call, in order; none for the writer.
@@ -214,7 +215,7 @@ class Journal:
         for offset, length, record in scan(self.fd, region.end, end):
             self._check_envelope(record, first=offset == region.base)
             found.append((offset, length, record))
-        if not found and not region.live:
+        if not found and not len(region.live):
             raise SnapshotError(f"journal: no complete record, expected an envelope; {REMEDY}")
         return region, end, found
 
@@ -232,7 +233,7 @@ class Journal:
             vanished = [
                 {"type": kind, "key": key, "retire": RETIRE_OWN}
                 for kind, key in self.live_keys()
-                if kind not in region.live.get(key, ())
+                if region.live.find(key, kind) is None
             ]
         self._active = region
         return vanished + [record for _, _, record in found]
@@ -243,7 +244,7 @@ class Journal:
         return [
             record
             for offset, length, record in scan(self.fd, region.base, region.end)
-            if region.live.get(record["key"], {}).get(record["type"]) == (offset, length)
+            if region.live.find(record["key"], record["type"]) == (offset, length)
         ]
 
     def _check_envelope(self, record: Record, *, first: bool) -> None:
@@ -374,7 +375,7 @@ class Journal:
     @property
     def is_compacting(self) -> bool:
         """Whether a compaction, or the freeing of memory after one, is under way."""
-        return self._target is not None or bool(self._punch) or bool(self._garbage)
+        return self._target is not None or bool(self._punch) or len(self._garbage) > 0
 
     @property
     def purged_at(self) -> float:
@@ -403,7 +404,7 @@ class Journal:
         """
         if not self._writer:
             return False
-        if self._punch or self._garbage:
+        if self._punch or len(self._garbage):
             self._free_step()
             return self.is_compacting
         self._copy(keys_max, now)
@@ -427,11 +428,11 @@ class Journal:
             self._began_at = now
         target = self._target
         copied: list[Record] = []
-        places: list[tuple[int, int]] = []
+        places: list[Place] = []
         is_last = True
         for count, key in enumerate(self._pending, 1):
-            for kind, place in self._active.live.get(key, {}).items():
-                if kind not in target.live.get(key, ()):  # else a newer one was appended there already
+            for kind, place in self._active.live.items(key):
+                if target.live.find(key, kind) is None:  # else a newer one was appended there already
                     copied.append({"type": kind, "key": key})
                     places.append(place)
             if count == keys_max:
@@ -472,8 +473,7 @@ class Journal:
 
     def _free_step(self) -> None:
         """Give some of the inactive region's memory back to the kernel, and drop some keys of its index."""
-        for _ in range(min(FREE_KEYS_MAX, len(self._garbage))):
-            self._garbage.popitem()
+        self._garbage.drop(FREE_KEYS_MAX)
         if not self._punch:
             return
         length = min(PUNCH_BYTES_MAX, len(self._punch))

@@ -35,6 +35,7 @@ from oxidize.protocol.changes import (
 )
 from oxidize.protocol.constants import COOKIE_SIZE, ENDPOINT_DIGEST_SIZE, HASH_SIZE, KEY_SIZE, MAC_SIZE, TIMESTAMP_SIZE
 from oxidize.protocol.endpoint import Endpoint
+from oxidize.state.plain_records import plain_change
 from oxidize.state.stream import RECORD_BYTES_MAX, REMEDY, RETIRE_ALL, RETIRE_OWN, Record
 
 FORMAT = 1  # the format that this release writes, and the newest that it understands in full
@@ -235,6 +236,12 @@ def decode_change(record: Record, unknown: Unknown) -> Change | None:
     A type or a field that this release does not know is counted in `unknown`. Raises SnapshotError when a field is
     missing, or has another type or range.
     """
+    change = plain_change(record)
+    return change if change is not None else decode_at_length(record, unknown)
+
+
+def decode_at_length(record: Record, unknown: Unknown) -> Change | None:
+    """Like `decode_change`, which this is for every record that is not a usual one."""
     kind, key = record["type"], record["key"]
     retired = record.get("retire") is not None
     decoder = (_RETIRED if retired else _DECODERS).get(kind)

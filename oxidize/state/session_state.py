@@ -182,12 +182,14 @@ class SessionState:
 
     def _decode_whole(self, records: list[Record]) -> list[Change]:
         self._unknown = Unknown()
-        return self._decode(sorted(records, key=lambda record: record["type"] != "peer"))
+        first = [record for record in records if record["type"] == "peer"]
+        return self._decode([*first, *(record for record in records if record["type"] != "peer")])
 
     def _decode(self, records: list[Record]) -> list[Change]:
         changes = []
         # A compaction copies an older record behind a newer one of the same peer. Order matters for this kind alone.
-        for record in sorted(records, key=lambda record: record["type"] == "staged_more"):
+        later = [record for record in records if record["type"] == "staged_more"]
+        for record in [*(record for record in records if record["type"] != "staged_more"), *later]:
             kind = record["type"]
             if kind == _TAKEOVER:
                 self._note_takeover(record)

@@ -123,7 +123,7 @@ STATE = (
     Mutant(
         "session-state-later-packets-read-first",
         "state/session_state.py",
-        'sorted(records, key=lambda record: record["type"] == "staged_more")',
+        '[*(record for record in records if record["type"] != "staged_more"), *later]',
         "records",
         (
             "unit/state/test_session_state.py::test_later_packets_stay_behind_the_earlier_ones_although_a_compaction_copies_them_first",
@@ -168,16 +168,16 @@ STATE = (
     Mutant(
         "arena-release-zeroes-the-slot",
         "state/arena.py",
-        "            self._used.remove(slot)\n",
-        "            self._used.remove(slot)\n            _write(self.fd, HEADER_BYTES + 8 * slot, _ZERO_SLOT)\n",
+        "            self._used[slot // SLOT_WORDS] = 0\n",
+        "            self._used[slot // SLOT_WORDS] = 0\n            _write(self.fd, HEADER_BYTES + 8 * slot, _ZERO_SLOT)\n",
         ("unit/state/test_arena.py::test_allocating_a_slot_zeroes_it_and_releasing_does_not",),
         "a process that restores from the records reuses the counters of a live session",
     ),
     Mutant(
         "arena-claimed-slot-allocated-again",
         "state/arena.py",
-        "        self._free.pop(slot, None)\n        self._used.add(slot)\n",
-        "        self._used.add(slot)\n",
+        "        self._free.pop(slot, None)\n        self._used[slot // SLOT_WORDS] = 1\n",
+        "        self._used[slot // SLOT_WORDS] = 1\n",
         (
             "unit/state/test_arena.py::test_the_first_allocation_of_a_generation_is_independent_of_the_number_of_sessions",
         ),

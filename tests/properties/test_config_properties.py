@@ -171,7 +171,8 @@ LINES = st.sampled_from(
     [
         "[[peer]]", "[server]", "[peer]", "[[peer.more]]", 'name = "a"', 'name="b" # c', "name = 'c'",
         'peer.name = "d"', 'list = ["x", "y]"]', "list = []", "list = [", "]", '"""', "text = '''", "# [[peer]]",
-        "number = 7", "number = 07", "number = 1_0", 'odd = "\\u0041"', 'odd = "\x7f"', "flag = true", "", " ", "[[peer]] # more",
+        "number = 7", "number = 07", "number = 1_0", 'odd = "\\u0041"', 'odd = "\x7f"', "flag = true", "", " ",
+        "[[peer]] # more",
     ]
 )  # fmt: skip
 
