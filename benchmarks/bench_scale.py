@@ -8,26 +8,30 @@ trees their servers take turns, each with as many peers as its release takes.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import re
 import resource
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import asdict
 from itertools import islice
 from mmap import MAP_SHARED, PROT_READ, mmap
 from pathlib import Path
 
-from benchmarks.bench_blackout import BOOT_ID, FIRST_ADDRESS, SERVER_ADDRESS, Server, echoing
+from benchmarks.echoes import Heard, Order
 from benchmarks.owner import run
 from benchmarks.player import udp_packet
 from benchmarks.results import Table
-from benchmarks.trees import Tree, add_tree_option, cpu_secs, trees_of
+from benchmarks.stored_server import BOOT_ID, FIRST_ADDRESS, SERVER_ADDRESS, Server
+from benchmarks.trees import HERE, Tree, add_tree_option, cpu_secs, trees_of
 from oxidize.protocol.changes import KeypairState, PeerKeypairs
 from oxidize.protocol.constants import BATCH_PACKETS_MAX
 from oxidize.protocol.counters import Total
@@ -58,6 +62,7 @@ PUSHED_PER_SECOND = 120_000  # more than a server on one processor takes
 PUSHED_SECS = 10.0  # they are sealed beforehand
 PUSHED_AT_ONCE = 32  # then this process sleeps: it must leave processor time to a successor
 PAYLOAD_BYTES = 64
+ECHOES_PER_SECOND = 500.0
 BEFORE_SECS = 2.0
 MTU = 1420
 HEALTHY_SECS_MAX = 120.0
@@ -173,12 +178,10 @@ class Subject(Server):
     def timed_reload(self) -> tuple[float, float, float]:
         """Return the seconds of a reload, its processor time in seconds, and its blackout in ms."""
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        began = time.perf_counter()
-        blackout = self.reload()
-        secs = time.perf_counter() - began
+        done = self.reload()
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         command_cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
-        return secs, command_cpu + cpu_secs(self.pid), blackout
+        return done.secs, command_cpu + cpu_secs(self.pid), done.blackout_ms
 
     def run_command(self, *words: str) -> float:
         """Run one of the tree's commands; return its seconds. Raises SystemExit if it fails."""
@@ -232,13 +235,43 @@ def subject(tree: Tree, peers: int) -> Iterator[Subject]:
             server.close()
 
 
-def longest_wait(server: Subject, work: Callable[[], object]) -> float:
-    """Return the longest time in ms that an echo of a real client took while `work` was done."""
-    with echoing(server) as latencies:
+class Echoes:
+    """The real client of a server, which sends echo requests at an even pace while something is done."""
+
+    def __init__(self, server: Subject) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.echoes"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=HERE,
+        )
+        self._tell(json.dumps(asdict(server.play())))
+
+    def longest_wait(self, work: Callable[[], object]) -> float:
+        """Return the longest time in ms from a request to its reply while `work` is done."""
+        self._tell(json.dumps(asdict(Order(ECHOES_PER_SECOND))))
+        self._read()
         time.sleep(QUIET_SECS)
         work()
         time.sleep(QUIET_SECS)
-    return max(latencies)
+        self._tell("")
+        return Heard(**json.loads(self._read())).slowest_ms
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def _tell(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        if not (line := self._process.stdout.readline()):
+            raise RuntimeError(f"the client has ended with status {self._process.wait()}; its error is above")
+        return line
 
 
 def measure(tree: Tree, peers: int, memory_base: int, runs: int) -> tuple[dict[str, list[float]], int]:
@@ -263,9 +296,10 @@ def measure(tree: Tree, peers: int, memory_base: int, runs: int) -> tuple[dict[s
         figures["metrics"].append(secs)
         print(f"# {tree.label}, {peers} peers: /metrics has {size} bytes", flush=True)
         figures["check"].append(server.run_command("check"))
-        figures["status_wait"].append(longest_wait(server, lambda: server.run_command("status", "--json")))
-        figures["metrics_wait"].append(longest_wait(server, server.get_metrics))
-        figures["reload_wait"].append(longest_wait(server, server.reload))
+        with closing(Echoes(server)) as echoes:
+            figures["status_wait"].append(echoes.longest_wait(lambda: server.run_command("status", "--json")))
+            figures["metrics_wait"].append(echoes.longest_wait(server.get_metrics))
+            figures["reload_wait"].append(echoes.longest_wait(server.reload))
         if (sessions := server.sessions()) < server.session_count:
             raise SystemExit(f"{sessions} sessions are left: expected {server.session_count}; is the machine too slow?")
         figures["add"].append(server.run_command("peer", "add", "another", "--endpoint", "192.0.2.1"))

@@ -169,7 +169,8 @@ STATE = (
         "arena-release-zeroes-the-slot",
         "state/arena.py",
         "            self._used[slot // SLOT_WORDS] = 0\n",
-        "            self._used[slot // SLOT_WORDS] = 0\n            _write(self.fd, HEADER_BYTES + 8 * slot, _ZERO_SLOT)\n",
+        "            self._used[slot // SLOT_WORDS] = 0\n"
+        "            _write(self.fd, HEADER_BYTES + 8 * slot, _ZERO_SLOT)\n",
         ("unit/state/test_arena.py::test_allocating_a_slot_zeroes_it_and_releasing_does_not",),
         "a process that restores from the records reuses the counters of a live session",
     ),
