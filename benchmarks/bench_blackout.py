@@ -34,7 +34,7 @@ from benchmarks.stored_server import Reload, Server
 from benchmarks.trees import HERE, Tree, add_tree_option, revision_of, trees_of
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.peer import PeerSettings
+from oxidize.protocol.peer_settings import PeerSettings
 from oxidize.state.session_state import SessionState
 from tests.support.traffic.namespaces import Namespace
 

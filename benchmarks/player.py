@@ -28,7 +28,7 @@ from demo.echo import EchoPath, checksum
 from oxidize.protocol.constants import BATCH_PACKETS_MAX, TYPE_DATA
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.peer import PeerSettings
+from oxidize.protocol.peer_settings import PeerSettings
 from tests.support.counters import ArraySlots
 
 DISCARD_PORT = 9  # RFC 863

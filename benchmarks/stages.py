@@ -36,7 +36,7 @@ from oxidize.net.udp import UdpSocket
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.noise import LocalIdentity
-from oxidize.protocol.peer import PeerSettings
+from oxidize.protocol.peer_settings import PeerSettings
 from oxidize.state.arena import Arena
 
 IPPROTO_UDP, UDP_SEGMENT = 17, 103

@@ -26,7 +26,7 @@ from oxidize.protocol.constants import BATCH_PACKETS_MAX
 from oxidize.protocol.counters import DROPS_START, TOTALS_WORDS, Total
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.peer import PeerSettings
+from oxidize.protocol.peer_settings import PeerSettings
 from oxidize.state.arena import Arena
 
 FINISH = b"finish\n"  # on standard input

@@ -36,7 +36,8 @@ from oxidize.protocol.link import Links, ToDo
 from oxidize.protocol.link_machine import Link, LinkDo
 from oxidize.protocol.messages import runs_by_receiver
 from oxidize.protocol.noise import LocalIdentity, RemoteIdentity
-from oxidize.protocol.peer import Peer, PeerKeypair, PeerSettings
+from oxidize.protocol.peer import Peer, PeerKeypair
+from oxidize.protocol.peer_settings import PeerSettings
 from oxidize.protocol.rate_limiter import UNDER_LOAD_HANDSHAKES, LoadMeter
 from oxidize.protocol.restore import RestoreReport, restore_change
 from oxidize.protocol.row_receiver import RowReceiver

@@ -9,8 +9,7 @@ replaced it before the peer was heard in a newer one. A loaded peer answers two 
 sealed, or had yet to seal, with the keypair before them.
 """
 
-from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
+from dataclasses import dataclass
 
 from oxidize.protocol.changes import PeerHandshake, PeerKeypairs
 from oxidize.protocol.constants import (
@@ -18,43 +17,18 @@ from oxidize.protocol.constants import (
     REJECT_AFTER_TIME,
     REKEY_ATTEMPT_TIME,
     REKEY_TIMEOUT,
-    STAGED_PACKETS_MAX,
     TIMESTAMP_SIZE,
 )
 from oxidize.protocol.cookie import CookieJar
-from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.keypair import Keypair
 from oxidize.protocol.link_machine import Link
-from oxidize.protocol.link_policy import LinkPolicy
 from oxidize.protocol.noise import InitiatorState, RemoteIdentity
+from oxidize.protocol.peer_settings import PeerSettings
 
 PeerKeypair = Keypair["Peer"]
 # The start of a handshake that is not retried: further back than REKEY_ATTEMPT_TIME, on every clock but one that has
 # just begun. A release that does not know it retries for at most that time after the boot.
 NOT_RETRIED = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class PeerSettings:
-    """What the operator says of a peer; keys are 32 bytes, `persistent_keepalive` seconds (0: off).
-
-    link: how a session is kept up at all times; None for the paper's timers alone. configured_endpoint: the text that
-    `endpoint` was read from, "host:port", or "" for none; endpoint is None also where that has a name.
-    """
-
-    public_key: bytes
-    preshared_key: bytes = field(default=bytes(32), repr=False)
-    allowed_ips: tuple[IPv4Network | IPv6Network, ...] = ()
-    endpoint: Endpoint | None = None
-    persistent_keepalive: float = 0.0
-    name: str = ""
-    link: LinkPolicy | None = None
-    configured_endpoint: str = ""
-
-    @property
-    def staged_max(self) -> int:
-        """The number of packets that are kept while there is no session."""
-        return STAGED_PACKETS_MAX if self.link is None else self.link.buffer_packets
 
 
 @dataclass(slots=True)

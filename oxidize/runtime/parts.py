@@ -23,7 +23,7 @@ from oxidize.net.tun import TunDevice
 from oxidize.net.udp import UdpSocket
 from oxidize.net.userspace import UserspaceNetwork
 from oxidize.protocol.device import Device
-from oxidize.protocol.peer import PeerSettings
+from oxidize.protocol.peer_settings import PeerSettings
 from oxidize.settings import NodeSettings
 from oxidize.state.arena import MORE_ROOM
 from oxidize.state.key_change import KeyChangedState

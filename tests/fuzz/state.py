@@ -20,7 +20,7 @@ import msgpack
 from oxidize.errors import SnapshotError
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.peer import PeerSettings
+from oxidize.protocol.peer_settings import PeerSettings
 from oxidize.state import memory_file
 from oxidize.state.journal import END, HEADER_BYTES, WORD_BYTES
 from oxidize.state.session_state import SessionState

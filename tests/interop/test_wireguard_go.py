@@ -17,7 +17,7 @@ from oxidize.protocol.counters import DROPS_START, DropReason, Total
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.messages import message_type
-from oxidize.protocol.peer import PeerSettings
+from oxidize.protocol.peer_settings import PeerSettings
 from tests.support.counters import ArraySlots
 from tests.support.traffic.clients import clock
 from tests.support.traffic.namespaces import set_addresses

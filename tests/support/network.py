@@ -18,7 +18,8 @@ from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.link_policy import LinkPolicy
 from oxidize.protocol.messages import message_type
-from oxidize.protocol.peer import Peer, PeerSettings
+from oxidize.protocol.peer import Peer
+from oxidize.protocol.peer_settings import PeerSettings
 from oxidize.protocol.session_table import Transmit
 from tests.support.counters import ArraySlots
 

@@ -10,7 +10,7 @@ from oxidize.protocol.counters import RECEIVE_NEXT
 from oxidize.protocol.crypto import public_key
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.peer import PeerSettings
+from oxidize.protocol.peer_settings import PeerSettings
 from tests.support.counters import ArraySlots
 from tests.support.network import packet
 

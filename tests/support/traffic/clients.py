@@ -20,7 +20,7 @@ from oxidize.net.udp_cmsg import MEMINFO_DROPS, SO_MEMINFO
 from oxidize.protocol.counters import DROPS_START, DropReason, Total
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.peer import PeerSettings
+from oxidize.protocol.peer_settings import PeerSettings
 from tests.support.counters import ArraySlots
 from tests.support.traffic.server import WAIT_SECS, Identity, PeerTable, Server, wait_for
 from tests.support.traffic.transport_messages import transport_pairs

@@ -23,7 +23,7 @@ from oxidize.net.userspace import UserspaceNetwork
 from oxidize.protocol.crypto import public_key
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.peer import PeerSettings
+from oxidize.protocol.peer_settings import PeerSettings
 from tests.support.counters import ArraySlots
 
 CLIENTS, RATE, SECONDS = 3, 600.0, 0.2

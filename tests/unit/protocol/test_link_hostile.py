@@ -34,7 +34,7 @@ from oxidize.protocol.link_policy import (
     SUPERSEDED_SECS_MAX,
 )
 from oxidize.protocol.messages import DATA_HEADER, message_type
-from oxidize.protocol.peer import PeerSettings
+from oxidize.protocol.peer_settings import PeerSettings
 from oxidize.protocol.timers import shortest_retry_secs
 from tests.support.client_and_server import TICK, hold, linked, payloads, restart, sent, state, until_connected
 from tests.support.counters import ArraySlots

@@ -16,7 +16,7 @@ from oxidize.protocol.constants import (
 from oxidize.protocol.counters import Total
 from oxidize.protocol.crypto import public_key
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.peer import PeerSettings
+from oxidize.protocol.peer_settings import PeerSettings
 from tests.support.network import World, hub, initiations_to, packet
 
 

@@ -9,7 +9,8 @@ from oxidize.protocol import staging as staging_module
 from oxidize.protocol.changes import Change, PeerStaged
 from oxidize.protocol.counters import DROPS_START, DropReason, Total
 from oxidize.protocol.noise import LocalIdentity, RemoteIdentity
-from oxidize.protocol.peer import Peer, PeerSettings
+from oxidize.protocol.peer import Peer
+from oxidize.protocol.peer_settings import PeerSettings
 from oxidize.protocol.session_table import SessionTable
 from oxidize.protocol.staging import Staging
 from tests.support.counters import ArraySlots

@@ -9,7 +9,7 @@ from oxidize.protocol.counters import Total
 from oxidize.protocol.crypto import public_key
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.messages import message_type
-from oxidize.protocol.peer import PeerSettings
+from oxidize.protocol.peer_settings import PeerSettings
 from tests.support.counters import ArraySlots
 from tests.support.network import World, hub, initiations_to, lose_everything, stranger
 

@@ -7,7 +7,7 @@ import pytest
 from oxidize.protocol.changes import ConfiguredEndpoints, PeerSeen
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.endpoint_sources import PEERS_PER_SLICE, digest_of
-from oxidize.protocol.peer import PeerSettings
+from oxidize.protocol.peer_settings import PeerSettings
 from oxidize.state.records import Unknown, decode_change, encode_change
 from tests.support.network import Host, World, packet
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from oxidize.protocol.endpoint import Endpoint
-from oxidize.protocol.peer import Peer, PeerSettings
+from oxidize.protocol.peer import Peer
+from oxidize.protocol.peer_settings import PeerSettings
 from oxidize.runtime import endpoint_cache
 from oxidize.runtime.endpoint_cache import (
     FILE_BYTES_MAX,

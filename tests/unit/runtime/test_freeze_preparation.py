@@ -19,7 +19,8 @@ from oxidize.protocol.crypto import public_key
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.noise import TransportKeys
-from oxidize.protocol.peer import Peer, PeerSettings
+from oxidize.protocol.peer import Peer
+from oxidize.protocol.peer_settings import PeerSettings
 from oxidize.protocol.unrecorded import FREEZE_BYTES_MAX, FREEZE_MOVES_MAX, FREEZE_PACKETS_MAX, SLICE_RECORDS_MAX
 from oxidize.runtime import freeze_preparation
 from oxidize.runtime.freeze_preparation import (
