@@ -1,6 +1,7 @@
 """The source trees whose servers are compared, and the processor time that one of their processes has used.
 
-Rule: each tree runs with the interpreter and the packages of its own .venv, and never with this one's modules.
+Rule: each tree runs with the interpreter and the packages of its own .venv, never with this one's modules, and with
+byte-code, as a release does.
 Source: proc(5), /proc/pid/task/tid/schedstat.
 """
 
@@ -33,6 +34,8 @@ class Tree:
         python = folder / ".venv" / "bin" / "python"
         if not python.exists():
             raise SystemExit(f"{python}: expected the interpreter of an environment; run `make venv` in {folder}")
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # for all processes of the trees
+        _output([str(python), "-m", "compileall", "-q", "oxidize"], folder)
         help_text = _output([str(python), "-P", "-m", "oxidize", "server", "--help"], folder)
         has_holder = WITHOUT_HOLDER[0] in help_text
         return cls(folder, revision_of(folder), str(python), WITHOUT_HOLDER if has_holder else ())
