@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TextIO, TypeVar
 import click
 
 from oxidize import config
-from oxidize.config.document import read_file
+from oxidize.config.source_file import read_file
 from oxidize.control.query import NothingListensError
 from oxidize.errors import ConfigError, OxidizeError, UnreachableError
 from oxidize.text import one_line, printable, wrapped

@@ -6,7 +6,7 @@ import click
 
 from oxidize import config
 from oxidize.cli.common import CLIENT_CONFIG, SERVER_CONFIG, print_line
-from oxidize.config.document import FILE_BYTES_MAX, read_file
+from oxidize.config.source_file import FILE_BYTES_MAX, read_file
 from oxidize.errors import ConfigError
 from oxidize.provision import config_file, conversion, wg_quick
 from oxidize.provision.config_file import NewFile, Owner

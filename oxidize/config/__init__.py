@@ -9,17 +9,18 @@ Sources: TOML 1.0; wg(8) for the meaning of a peer's keys; systemd.exec(5) for c
 import importlib
 from typing import TYPE_CHECKING
 
-from oxidize.config.locate import asks_for_kill_switch, client_interface_of, takeover_socket_of, udp_port_of
 from oxidize.config.paths import Role, default_takeover_socket
-from oxidize.config.values import HostAddress, InterfaceAddress, Network
+from oxidize.config.values import HostAddress, InterfaceAddress, NameServers, Network
 
 if TYPE_CHECKING:
     from oxidize.config.load import ClientConfig, ServerConfig, load_client, load_client_table, load_server
-    from oxidize.config.schema import NameServers
+    from oxidize.config.locate import asks_for_kill_switch, client_interface_of, takeover_socket_of, udp_port_of
 else:
-    # Most commands only ask the running process: the schema, and pydantic with it, is imported at its first use.
+    # Most commands only ask the running process, and a generation after a crash uses what was validated before: the
+    # schema, and pydantic with it, is imported at its first use.
     _LOAD = ("ClientConfig", "ServerConfig", "load_client", "load_client_table", "load_server")
-    _MODULES = {**dict.fromkeys(_LOAD, "load"), "NameServers": "schema"}
+    _LOCATE = ("asks_for_kill_switch", "client_interface_of", "takeover_socket_of", "udp_port_of")
+    _MODULES = {**dict.fromkeys(_LOAD, "load"), **dict.fromkeys(_LOCATE, "locate")}
 
     def __getattr__(name):
         if name not in _MODULES:

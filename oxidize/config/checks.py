@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from oxidize.config.keys import public_key
 from oxidize.config.report import Report
 from oxidize.config.schema import MTU_IPV6_MIN, ClientTable, PeerTable, ServerTable
-from oxidize.config.validation import Checked, SourceFile, TableT, check_table
+from oxidize.config.source_file import SourceFile
+from oxidize.config.validation import Checked, TableT, check_table
 from oxidize.config.values import Network, host_address, is_peer_name, parse_key
 from oxidize.protocol.constants import PEERS_MAX
 

@@ -11,22 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from oxidize.config import checks
-from oxidize.config.document import FILE_BYTES_MAX, TooComplexError, parse_toml, read_file
+from oxidize.config.document import TooComplexError, parse_toml
 from oxidize.config.report import Report
 from oxidize.config.schema import ClientTable, PeerTable, ServerTable
-from oxidize.config.validation import Checked, SourceFile, TableT, check_table, unknown_key
+from oxidize.config.source_file import FILE_BYTES_MAX, KeyFile, SourceFile, read_file
+from oxidize.config.validation import Checked, TableT, check_table, unknown_key
 from oxidize.errors import StateError
 
 
 class ServerConfig(ServerTable):
     """The configuration of `oxidize server`: the keys of [server], the tables [[peer]], and what `check` warns of.
 
-    source: the file it was loaded from. Its repr shows no secret.
+    source: the file it was loaded from. key_files: those that its keys were read from, in the order of the keys. Its
+    repr shows no secret.
     """
 
     source: Path
     peers: tuple[PeerTable, ...]
     warnings: tuple[str, ...]
+    key_files: tuple[KeyFile, ...]
 
 
 class ClientConfig(ClientTable):
@@ -34,6 +37,7 @@ class ClientConfig(ClientTable):
 
     source: Path
     warnings: tuple[str, ...]
+    key_files: tuple[KeyFile, ...]
 
 
 def load_server(
@@ -55,6 +59,7 @@ def load_server(
         source=Path(path),
         peers=tuple(map(_complete, peers)),
         warnings=tuple(file.report.warnings),
+        key_files=tuple(file.key_files),
     )
 
 
@@ -70,7 +75,10 @@ def load_client(
     checks.check_client(client, file.report)
     file.report.check(missing_last=True)
     return ClientConfig.model_construct(
-        **dict(_complete(client)), source=Path(path), warnings=tuple(file.report.warnings)
+        **dict(_complete(client)),
+        source=Path(path),
+        warnings=tuple(file.report.warnings),
+        key_files=tuple(file.key_files),
     )
 
 

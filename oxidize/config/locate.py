@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from oxidize.config.document import parse_toml, read_file
+from oxidize.config.document import parse_toml
 from oxidize.config.paths import CLIENT_INTERFACE, Role, default_takeover_socket
+from oxidize.config.source_file import read_file
 from oxidize.config.values import InvalidValueError, interface_name
 from oxidize.errors import ConfigError
 

@@ -8,14 +8,22 @@ file holds that file's key; defaults are written as in the file and parsed like 
 
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field, PlainValidator
 
 from oxidize.config import keys, path_keys, values
 from oxidize.config.paths import CLIENT_INTERFACE
 from oxidize.config.validation import Table
-from oxidize.config.values import HostAddress, HostPort, InterfaceAddress, Network, PublicEndpoint
+from oxidize.config.values import (
+    HostAddress,
+    HostPort,
+    InterfaceAddress,
+    NameServers,
+    Network,
+    NetworkKind,
+    PublicEndpoint,
+)
 from oxidize.protocol.constants import INNER_MTU_MAX
 
 MTU_MIN = 576  # RFC 791: what every IPv4 host accepts
@@ -30,8 +38,6 @@ RECONNECT_DELAY_MS_MIN = 25  # servers ignore what comes sooner than 20 ms after
 RECONNECT_DELAY_MS_MAX = 3_600_000
 RECONNECT_ATTEMPTS_MAX = 1_000_000_000
 RECONNECT_BUFFER_MAX = 10_000  # packets; with a usual MTU one record of the state can hold them
-
-NetworkKind = Literal["tun", "userspace"]
 
 _PublicKey = Annotated[bytes, PlainValidator(values.public_key)]
 _PresharedKey = Annotated[bytes, PlainValidator(keys.preshared_key)]
@@ -52,17 +58,6 @@ _NameServers = Annotated[
 
 _KEEPALIVE = f"a whole number of seconds from 0 (off) to {KEEPALIVE_SECS_MAX}"
 _RECONNECT_DELAY = f"a whole number of milliseconds from {RECONNECT_DELAY_MS_MIN} to {RECONNECT_DELAY_MS_MAX}"
-
-
-class NameServers(NamedTuple):
-    """The name servers to use while the tunnel of `interface` is up; none where `servers` is empty.
-
-    domains: search domains, appended one after the other to a name that is not found as it stands.
-    """
-
-    interface: str
-    servers: tuple[HostAddress, ...]
-    domains: tuple[str, ...]
 
 
 class NodeTable(Table):

@@ -8,7 +8,6 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic import (
@@ -22,25 +21,12 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from oxidize.config.report import Report, show
+from oxidize.config.source_file import SourceFile
 from oxidize.config.values import InvalidValueError
 
 SUGGESTION_CUTOFF = 0.6  # how alike a mistyped key must be to be taken for the known one
 
 TableT = TypeVar("TableT", bound="Table")
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """The file that tables are read from, and what its values refer to.
-
-    folder: what relative paths start from. environ: the process's environment. reads_keys: whether key files are
-    opened; without it keys are empty.
-    """
-
-    report: Report
-    folder: Path
-    environ: Mapping[str, str]
-    reads_keys: bool = True
 
 
 @dataclass(slots=True)

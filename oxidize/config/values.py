@@ -21,7 +21,7 @@ from ipaddress import (
     ip_interface,
     ip_network,
 )
-from typing import TypeGuard
+from typing import Literal, NamedTuple, TypeGuard
 
 from oxidize.protocol.constants import KEY_SIZE
 
@@ -29,6 +29,7 @@ InterfaceAddress = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
 HostAddress = IPv4Address | IPv6Address
 HostPort = tuple[str, int]
+NetworkKind = Literal["tun", "userspace"]
 PublicEndpoint = tuple[str, int | None]  # a host, an IPv6 address without brackets, and a port if one was given
 
 INTERFACE_NAME_MAX = 15  # IFNAMSIZ without its NUL
@@ -59,6 +60,17 @@ _SMALL_ORDER = frozenset(
         "ee" + "ff" * 30 + "7f",
     )
 )
+
+
+class NameServers(NamedTuple):
+    """The name servers to use while the tunnel of `interface` is up; none where `servers` is empty.
+
+    domains: search domains, appended one after the other to a name that is not found as it stands.
+    """
+
+    interface: str
+    servers: tuple[HostAddress, ...]
+    domains: tuple[str, ...]
 
 
 class InvalidValueError(ValueError):

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from oxidize.config.document import read_file
 from oxidize.config.paths import SERVICE_USERS, Role, remedy_for
+from oxidize.config.source_file import read_file
 from oxidize.errors import ConfigError
 
 SECRET_MODE = 0o600

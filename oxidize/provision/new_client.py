@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from oxidize.config import Network, ServerConfig, values
-from oxidize.config.keys import NO_PRESHARED_KEY
+from oxidize.config.key_files import NO_PRESHARED_KEY
 from oxidize.config.report import without_keys, without_secrets
 from oxidize.config.values import PORT_MAX, HostAddress, InvalidValueError, PublicEndpoint, format_key
 from oxidize.errors import ConfigError

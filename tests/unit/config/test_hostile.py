@@ -12,7 +12,8 @@ from oxidize.config import checks, load_client, takeover_socket_of
 from oxidize.config.document import _LONG_KEY, _OPAQUE
 from oxidize.config.report import PROBLEMS_MAX
 from oxidize.config.schema import PeerTable
-from oxidize.config.validation import Checked, SourceFile
+from oxidize.config.source_file import SourceFile
+from oxidize.config.validation import Checked
 from oxidize.config.values import InvalidValueError, public_endpoint
 from tests.support.config_files import CLIENT, SERVER, load, peer, problem, problems
 

@@ -11,7 +11,8 @@ import pytest
 from oxidize.config import load_client
 from oxidize.config.report import HIDDEN, Report
 from oxidize.config.schema import PeerTable
-from oxidize.config.validation import SourceFile, check_table
+from oxidize.config.source_file import SourceFile
+from oxidize.config.validation import check_table
 from tests.support.config_files import (
     ALICE,
     BOB,

@@ -1,0 +1,58 @@
+"""The file that a configuration is in: its contents, and what the values in it refer to.
+
+The rule: no more of a file is read than FILE_BYTES_MAX.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from oxidize.config.paths import remedy_for
+from oxidize.config.report import Report
+
+FILE_BYTES_MAX = 64 << 20  # PEERS_MAX peers of 300 bytes are 30 MB
+UNREADABLE = "a readable configuration file"
+NO_FILE = (
+    "a configuration file; name another one with -c FILE, or make it: `make install` puts a server's there, `oxidize "
+    "import` converts a wg-quick file, `oxidize peer add` on the server prints a client's, and examples/ has both"
+)
+
+
+class KeyFile(NamedTuple):
+    """A key file that a configuration names: the table, the key in it, and the path as it is written there."""
+
+    table: str
+    name: str
+    given: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """The file that tables are read from, and what its values refer to.
+
+    folder: what relative paths start from. environ: the process's environment. reads_keys: whether key files are
+    opened; without it keys are empty. key_files: those that a key was read from, in this order.
+    """
+
+    report: Report
+    folder: Path
+    environ: Mapping[str, str]
+    reads_keys: bool = True
+    key_files: list[KeyFile] = field(default_factory=list)
+
+
+def read_file(path: Path, expected: str | None = None) -> bytes:
+    """Return the contents of a file, cut off after FILE_BYTES_MAX + 1; raises ConfigError if it is unreadable.
+
+    expected: completes "expected ..."; None for a configuration.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(FILE_BYTES_MAX + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "invalid file name"
+        if expected is None:
+            remedy = remedy_for(error, "correct the path, or who may read it (sudo)")
+            expected = NO_FILE if isinstance(error, FileNotFoundError) else f"{UNREADABLE}; {remedy}"
+        Report(str(path)).fail(f"{reason}: expected {expected}")
