@@ -1,30 +1,44 @@
 """One generation's settings, in one form for servers and clients, made from a loaded configuration.
 
-The rule: no name is looked up here, so no start and no reload waits for a resolver or fails because of one. The names
+The rules: no name is looked up here, so no start and no reload waits for a resolver or fails because of one. The names
 of a server's peers (`runtime.peer_lookups`) and of a client's server (`client.connection`) are looked up while it runs.
+And nothing here imports the schema, which a start after a crash does without (`runtime.validated`).
 """
 
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from oxidize.config import ClientConfig, NameServers, Network, ServerConfig
 from oxidize.config.paths import Role
-from oxidize.config.schema import NodeTable
-from oxidize.config.values import HostPort
+from oxidize.config.values import HostPort, InterfaceAddress, NameServers, Network, NetworkKind
 from oxidize.net.resolve import literal
 from oxidize.protocol.link_policy import LinkPolicy
-from oxidize.protocol.peer import PeerSettings
+from oxidize.protocol.peer_settings import PeerSettings
+
+if TYPE_CHECKING:
+    from oxidize.config import ClientConfig, ServerConfig
 
 
-class NodeSettings(NodeTable):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
     """The keys that [server] and [client] share, and one role's keys with the values that the other role has.
 
-    peers: with the endpoints that are addresses. routes: networks that lead into the tunnel by the main table;
-    default_routes: those of a client, which need rules. server: "host:port" of a client's server, None for a server.
-    fwmark: of all sockets whose packets must stay out of the tunnel, 0 for none. name_servers: None to leave the
-    system's unchanged.
+    public_key: of `private_key`. peers: with the endpoints that are addresses. routes: networks that lead into the
+    tunnel by the main table; default_routes: those of a client, which need rules. server: "host:port" of a client's
+    server, None for a server. fwmark: of all sockets whose packets must stay out of the tunnel, 0 for none.
+    name_servers: None to leave the system's unchanged.
     """
 
     role: Role
+    addresses: tuple[InterfaceAddress, ...]
+    private_key: bytes = field(repr=False)
+    public_key: bytes
+    mtu: int
+    network: NetworkKind
+    takeover_socket: Path
+    interface: str
+    metrics_listen: HostPort | None
     peers: tuple[PeerSettings, ...]
     routes: tuple[Network, ...]
     default_routes: tuple[Network, ...] = ()
@@ -40,13 +54,29 @@ class NodeSettings(NodeTable):
     kill_switch: bool = False
 
     @classmethod
-    def of_server(cls, config: ServerConfig) -> "NodeSettings":
-        """Return the settings of a server."""
-        routes = tuple(network for peer in config.peers for network in peer.allowed_ips)
-        return cls.model_construct(**dict(config) | {"role": "server", "peers": _peers(config), "routes": routes})
+    def of(cls, config: "ServerConfig | ClientConfig") -> "NodeSettings":
+        """Return the settings of the configuration of either role."""
+        from oxidize.config import ServerConfig  # noqa: PLC0415  # the rule; the caller has it
+
+        return cls.of_server(config) if isinstance(config, ServerConfig) else cls.of_client(config)
 
     @classmethod
-    def of_client(cls, config: ClientConfig) -> "NodeSettings":
+    def of_server(cls, config: "ServerConfig") -> "NodeSettings":
+        """Return the settings of a server."""
+        peers = _peers(config)
+        return cls(
+            role="server",
+            **_shared(config),
+            peers=peers,
+            routes=server_routes(peers),
+            listen=config.listen,
+            nat=config.nat,
+            endpoints_file=config.endpoints_file,
+            drain_timeout_secs=config.drain_timeout_secs,
+        )
+
+    @classmethod
+    def of_client(cls, config: "ClientConfig") -> "NodeSettings":
         """Return the settings of a client."""
         peer = PeerSettings(
             public_key=config.server_public_key,
@@ -65,18 +95,39 @@ class NodeSettings(NodeTable):
             ),
         )
         has_interface = config.network == "tun"
-        derived = {
-            "role": "client",
-            "peers": (peer,),
-            "routes": tuple(network for network in config.allowed_ips if network.prefixlen > 0),
-            "default_routes": tuple(network for network in config.allowed_ips if network.prefixlen == 0),
-            "fwmark": config.fwmark if has_interface else 0,
-            "name_servers": config.name_servers if has_interface and config.name_servers.servers else None,
-        }
-        return cls.model_construct(**dict(config) | derived)
+        return cls(
+            role="client",
+            **_shared(config),
+            peers=(peer,),
+            routes=tuple(network for network in config.allowed_ips if network.prefixlen > 0),
+            default_routes=tuple(network for network in config.allowed_ips if network.prefixlen == 0),
+            server=config.server,
+            fwmark=config.fwmark if has_interface else 0,
+            name_servers=config.name_servers if has_interface and config.name_servers.servers else None,
+            kill_switch=config.kill_switch,
+        )
 
 
-def _peers(config: ServerConfig) -> tuple[PeerSettings, ...]:
+def server_routes(peers: Iterable[PeerSettings]) -> tuple[Network, ...]:
+    """Return the networks that lead into a server's tunnel."""
+    return tuple(network for peer in peers for network in peer.allowed_ips)
+
+
+def _shared(config: "ServerConfig | ClientConfig") -> dict[str, Any]:
+    """Return the keys that both roles have, as they are configured."""
+    return {
+        "addresses": config.addresses,
+        "private_key": config.private_key,
+        "public_key": config.public_key,
+        "mtu": config.mtu,
+        "network": config.network,
+        "takeover_socket": config.takeover_socket,
+        "interface": config.interface,
+        "metrics_listen": config.metrics_listen,
+    }
+
+
+def _peers(config: "ServerConfig") -> tuple[PeerSettings, ...]:
     return tuple(
         PeerSettings(
             public_key=peer.public_key,

@@ -30,6 +30,7 @@ from oxidize.runtime.fd_store import apply_nat, check_nat, settle_tunnel, store_
 from oxidize.runtime.handover import Handover
 from oxidize.runtime.http_binding import bind_http_if_possible
 from oxidize.runtime.http_endpoints import health_response, serve_http
+from oxidize.runtime.kept_settings import KeptSettings
 from oxidize.runtime.late_imports import import_late
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import FROM_SOCKET_UNIT, STATE, STORED, FdName, named_fd
@@ -50,18 +51,26 @@ _Item = TypeVar("_Item")
 
 
 def start_alone(
-    settings: NodeSettings, loop: Loop, control: Control, passed: dict[str, list[int]], lock: PathLock
+    settings: NodeSettings,
+    kept: KeptSettings,
+    loop: Loop,
+    control: Control,
+    passed: dict[str, list[int]],
+    lock: PathLock,
 ) -> Handover:
     """Start with the descriptors that the service manager passed, as the holder of the path's lock.
 
-    Raises ConfigError if a socket cannot be opened, and WriterBusyError if another process writes the stored state.
+    kept: the file with the settings. Raises ConfigError if a socket cannot be opened, and WriterBusyError if another
+    process writes the stored state.
     """
     fence = _Fence(passed.get(FdName.JOURNAL, []))
     was_interrupted = settle_tunnel(passed, settings.interface)
     fds = {FdName(name): fd for name, fd in notify.single(passed, FROM_SOCKET_UNIT).items()} | _stored(passed)
     check_host_setup(settings, _interfaces_before(fds))
     _close_unused(passed, fds)
-    return _ColdStart(settings, loop, fds, fence, must_store=was_interrupted).run(control, lock)
+    handover = _ColdStart(settings, loop, fds, fence, must_store=was_interrupted).run(control, lock)
+    kept.store()
+    return handover
 
 
 class _Fence:

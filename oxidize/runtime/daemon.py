@@ -8,16 +8,18 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
-from oxidize import config, logs, signals
+from oxidize import logs, signals
+from oxidize.config.paths import Role
 from oxidize.control.reload_channel import Control
 from oxidize.errors import ConfigError, OxidizeError, Phase, TakeoverError, UnreachableError, reason_of
 from oxidize.net.event_loop import Loop
 from oxidize.net.ipv6 import check_available
 from oxidize.net.resolve import literal, split
 from oxidize.oom_score import OomScore
+from oxidize.runtime import validated
 from oxidize.runtime.failed_start import await_correction
+from oxidize.runtime.kept_settings import STORED_NAME, KeptSettings, contents_of, kept_of
 from oxidize.runtime.startup import start
 from oxidize.service_manager import notify, systemctl
 from oxidize.service_manager.privileges import Capability, forbid_core_dumps, keep_only
@@ -29,9 +31,7 @@ PROCESS_NAME = Path("/proc/self/comm")  # proc(5)
 log = logs.get(__name__)
 
 
-def run(
-    role: Literal["server", "client"], config_path: Path, log_level: str, control: Control, oom_score: OomScore
-) -> int:
+def run(role: Role, config_path: Path, log_level: str, control: Control, oom_score: OomScore) -> int:
     """Run until the end of service or until a successor has taken over; return the exit status.
 
     oom_score: restored once this process serves.
@@ -44,8 +44,9 @@ def run(
         logs.configure(log_level)
         loop = Loop()
         _survive_signals(loop)
-        settings = _load(role, config_path)
-        handover = start(settings, loop, control)
+        passed = notify.listen_fds()
+        settings, kept = _load(role, config_path, passed.pop(STORED_NAME, []))
+        handover = start(settings, kept, loop, control, passed)
         oom_score.restore()
         _give_up_rights(settings)
         gc.enable()  # which the command line leaves to what runs for long
@@ -129,15 +130,14 @@ def _pause(control: Control, error: Exception, mistaken: Path | None = None) -> 
         time.sleep(FAILED_START_PAUSE_SECS)
 
 
-def _load(role: Literal["server", "client"], config_path: Path) -> NodeSettings:
-    loaded = config.load_server(config_path) if role == "server" else config.load_client(config_path)
+def _load(role: Role, config_path: Path, stored: list[int]) -> tuple[NodeSettings, KeptSettings]:
+    """Return the settings, and the file with them. stored: such files that come from the service manager's store."""
+    contents = contents_of(stored)
+    loaded = validated.load(role, config_path, contents.values())
     for warning in loaded.warnings:
         log.warning(warning)
-    settings = (
-        NodeSettings.of_server(loaded) if isinstance(loaded, config.ServerConfig) else NodeSettings.of_client(loaded)
-    )
-    check_available(_addresses_of(settings))
-    return settings
+    check_available(_addresses_of(loaded.settings))
+    return loaded.settings, kept_of(loaded, stored, contents)
 
 
 def _addresses_of(settings: NodeSettings) -> Iterator[tuple[str, object]]:

@@ -12,9 +12,9 @@ from oxidize.errors import OxidizeError
 from oxidize.net.event_loop import Loop
 from oxidize.runtime.cold_start import start_alone
 from oxidize.runtime.handover import Handover
+from oxidize.runtime.kept_settings import KeptSettings
 from oxidize.runtime.parts import make_folder
 from oxidize.runtime.succession import Succession
-from oxidize.service_manager import notify
 from oxidize.settings import NodeSettings
 from oxidize.state import memory_file
 from oxidize.state.records import FORMAT
@@ -23,11 +23,14 @@ from oxidize.takeover.successor import Successor
 from oxidize.text import own_release
 
 
-def start(settings: NodeSettings, loop: Loop, control: Control) -> Handover:
+def start(
+    settings: NodeSettings, kept: KeptSettings, loop: Loop, control: Control, passed: dict[str, list[int]]
+) -> Handover:
     """Start a generation, which serves when this returns.
 
-    Raises ConfigError if a socket cannot be opened, TakeoverError if a predecessor still serves instead, and
-    OxidizeError if a coordinator waits for a takeover and the predecessor has ended, or on a 32-bit machine.
+    kept: the file with the settings. passed: the descriptors that the service manager passed. Raises ConfigError if a
+    socket cannot be opened, TakeoverError if a predecessor still serves instead, and OxidizeError if a coordinator
+    waits for a takeover and the predecessor has ended, or on a 32-bit machine.
     """
     memory_file.check_machine()
     make_folder(settings.takeover_socket)
@@ -40,11 +43,10 @@ def start(settings: NodeSettings, loop: Loop, control: Control) -> Handover:
             f"the server to be replaced has ended: no process listens at {settings.takeover_socket}; this process does "
             "not start in its place: start it, or check whether its service manager has done so"
         )
-    passed = notify.listen_fds()
     if offer is None:
         successor.close()
-        return start_alone(settings, loop, control, passed, lock)
+        return start_alone(settings, kept, loop, control, passed, lock)
     for fds in passed.values():
         for fd in fds:  # the predecessor's are the ones in use
             os.close(fd)
-    return Succession(settings, loop, control, successor, offer).run()
+    return Succession(settings, kept, loop, control, successor, offer).run()

@@ -30,6 +30,7 @@ from oxidize.protocol.counters import Counters, Total
 from oxidize.runtime.fd_store import apply_nat, check_nat, store_state, store_tunnel
 from oxidize.runtime.handover import Handover
 from oxidize.runtime.http_binding import bind_http_if_possible
+from oxidize.runtime.kept_settings import KeptSettings
 from oxidize.runtime.late_imports import import_late
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import HAS_MANAGER, READS_STAGED_MORE, FdName, OfferState, descriptors_of
@@ -50,10 +51,11 @@ log = logs.get(__name__)
 class Succession:
     """The successor's side of one takeover. fds, before: the contents of `offer`, decoded in `run`.
 
-    key_before, ended: as of `Restored`.
+    kept: the file with the settings. key_before, ended: as of `Restored`.
     """
 
     settings: NodeSettings
+    kept: KeptSettings
     loop: Loop
     control: Control
     successor: Successor
@@ -264,7 +266,7 @@ class Succession:
 
     def _last_steps(self, node: Node) -> list[Callable[[], None]]:
         """Return the work on the host's network that can wait until this process serves."""
-        steps: list[Callable[[], None]] = [partial(apply_nat, node.nat, self.loop.run_once)]
+        steps: list[Callable[[], None]] = [self.kept.store, partial(apply_nat, node.nat, self.loop.run_once)]
         if self.is_tunnel_new:
             steps.append(partial(store_tunnel, node.tunnel))
         if isinstance(node.tunnel, TunDevice):

@@ -54,6 +54,22 @@ def create(name: str, size: int) -> int:
     return fd
 
 
+def create_filled(name: str, content: bytes) -> int:
+    """Return a descriptor of a new file with this content, which no process can change any more; raises OSError."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.fchmod(fd, MODE)
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def punch_hole(fd: int, offset: int, length: int) -> None:
     """Give `length` bytes from `offset` on back to the kernel; they then read as zeros. Raises OSError on failure.
 

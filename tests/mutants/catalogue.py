@@ -8,10 +8,11 @@ from tests.mutants.protocol import PROTOCOL
 from tests.mutants.rows import ROWS
 from tests.mutants.runtime import RUNTIME
 from tests.mutants.session import SESSION
+from tests.mutants.settings import SETTINGS
 from tests.mutants.state import STATE
 from tests.mutants.takeover import TAKEOVER
 
-MUTANTS = (*HANDSHAKE, *SESSION, *PROTOCOL, *STATE, *TAKEOVER, *RUNTIME, *ROWS, *HOSTNET, *COMMANDS)
+MUTANTS = (*HANDSHAKE, *SESSION, *PROTOCOL, *STATE, *TAKEOVER, *RUNTIME, *ROWS, *HOSTNET, *COMMANDS, *SETTINGS)
 
 EQUIVALENT = (
     Equivalent(

@@ -21,6 +21,7 @@ from oxidize.net.udp import UdpSocket, bind_udp
 from oxidize.net.userspace import UserspaceNetwork
 from oxidize.runtime import node as node_module
 from oxidize.runtime.handover import Handover
+from oxidize.runtime.kept_settings import KeptSettings
 from oxidize.runtime.node import Node
 from oxidize.runtime.parts import NodeParts, adopt_nat, boot_id, make_device
 from oxidize.runtime.succession import Succession
@@ -128,7 +129,9 @@ class Generations:
     def succession(self, control: Control | None = None) -> Succession:
         """Return a successor of the first generation, with the configuration as it is now."""
         successor = cast(Successor, self.peering)
-        return Succession(self.settings(), self.next_loop, control or Control(None), successor, self.offer())
+        return Succession(
+            self.settings(), KeptSettings(), self.next_loop, control or Control(None), successor, self.offer()
+        )
 
     def succeed(self) -> Handover:
         """Replace the first generation, which stays frozen."""

@@ -1,18 +1,30 @@
 """Settings have one form for servers and clients, and no name is looked up when they are made."""
 
 import socket
+from dataclasses import fields
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
 from oxidize.config import load_client, load_server
-from oxidize.config.schema import FWMARK_DEFAULT
+from oxidize.config.schema import FWMARK_DEFAULT, ClientTable, NodeTable, ServerTable
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.settings import NodeSettings
 from tests.support.config_files import BOB, CLIENT, PRESHARED, PRIVATE, SERVER, load, peer, secret
 from tests.support.link_policy import DEFAULT_POLICY
 
+CLIENT_PEER_KEYS = {
+    "allowed_ips",
+    "max_reconnect_attempts",
+    "max_reconnect_delay_ms",
+    "persistent_keepalive",
+    "preshared_key",
+    "reconnect_buffer_size",
+    "reconnect_delay_ms",
+    "resend_unanswered",
+    "server_public_key",
+}
 V6 = Endpoint(socket.inet_pton(socket.AF_INET6, "2001:db8::1"), 51820)
 
 
@@ -81,6 +93,21 @@ def test_a_client_without_an_interface_marks_nothing(folder: Path, resolver: dic
     text = CLIENT + 'allowed_ips = ["10.0.0.0/24"]\nnetwork = "userspace"\n'
     settings = NodeSettings.of_client(load(folder, text, load_client))
     assert (settings.fwmark, settings.name_servers) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("table", "own"),
+    [
+        # What is not there by its own name, because only `oxidize peer add` reads it, or because the peer has it.
+        (ServerTable, {"public_endpoint"}),
+        (ClientTable, {"dns", *CLIENT_PEER_KEYS}),
+    ],
+)
+def test_settings_have_every_key_of_a_table(table: type[NodeTable], own: set[str]) -> None:
+    names = {each.name for each in fields(NodeSettings)}
+    assert set(table.model_fields) - names == own
+    derived = {"role", "public_key", "peers", "routes", "default_routes", "name_servers"}
+    assert names - set(ServerTable.model_fields) - set(ClientTable.model_fields) == derived
 
 
 def test_settings_show_no_secret(folder: Path, resolver: dict[str, str]) -> None:

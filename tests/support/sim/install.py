@@ -24,6 +24,7 @@ from oxidize.net.network_watch import NetworkWatch
 from oxidize.protocol import crypto, keypair, noise
 from oxidize.protocol.counters import TOTALS_WORDS, Counters
 from oxidize.runtime import cold_start, daemon, parts, startup
+from oxidize.runtime.kept_settings import KeptSettings
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
 from oxidize.state import arena, journal, memory_file, session_state
@@ -111,11 +112,11 @@ class Daemon:
         return dict(enumerate(names.split(":") if names else (), 3))
 
 
-def settings_of_current(role: str, path: object) -> NodeSettings:
+def settings_of_current(role: str, path: object, stored: object) -> tuple[NodeSettings, KeptSettings]:
     process = kernel().current
     assert process is not None
     settings: NodeSettings = process.context
-    return settings
+    return settings, KeptSettings()
 
 
 def run_systemctl(*arguments: str, **_: object) -> "subprocess.CompletedProcess[str]":

@@ -8,11 +8,11 @@ the inside and back, and everything has arrived that had to.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import ip_interface
 from typing import Any
 
 from oxidize.protocol.icmp import PROTOCOL_ICMP
 from oxidize.settings import NodeSettings
+from tests.support.node_settings import settings_with
 from tests.support.sim.clients import (
     CROSSING_SECS,
     INSIDE,
@@ -109,15 +109,10 @@ class World:
 
     def settings(self) -> NodeSettings:
         peers = tuple(client.settings() for client in self.configured)
-        return NodeSettings.model_construct(
-            addresses=(ip_interface("10.0.0.1/16"),),
+        return settings_with(
             private_key=SERVER_KEY,
             mtu=self.mtu,
-            network="tun",
             takeover_socket=SOCKET,
-            interface="oxidize0",
-            metrics_listen=None,
-            role="server",
             peers=peers,
             routes=tuple(network for peer in peers for network in peer.allowed_ips),
             listen=("0.0.0.0", PORT),

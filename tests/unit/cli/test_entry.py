@@ -1,6 +1,7 @@
 """A process that is to serve begins without the command line, and begins as the command line would have it begin."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,12 +16,18 @@ from hypothesis import strategies as st
 
 from oxidize.cli import commands
 from oxidize.cli.generation import Generation, recognized
+from oxidize.config.paths import Role
 from oxidize.holder.foreground import main_command
+from oxidize.runtime import validated
 from oxidize.runtime.late_imports import MODULES
 from tests.support.config_files import CLIENT, PRIVATE, SERVER, secret
 
 ROOT = Path(__file__).parents[3]
-NOT_IMPORTED = ("click", "rich", "prometheus_client", "ssl", "oxidize.metrics", "oxidize.cli.commands")
+NOT_IMPORTED = (
+    *("click", "rich", "prometheus_client", "ssl", "pyroute2"),
+    *("oxidize.metrics", "oxidize.cli.commands", "oxidize.cli.common"),
+)
+NOT_IMPORTED_AFTER_A_CRASH = (*NOT_IMPORTED, "pydantic", "tomllib", "oxidize.config.schema")
 UNITS = ("oxidize-daemon.service", "oxidize-client.service")
 
 
@@ -92,6 +99,7 @@ def test_what_is_recognized_is_what_the_commands_would_begin(words: list[str], f
         assert generation == by_the_commands([first, *words])
 
 
+@pytest.mark.parametrize("has_kept", [False, True], ids=["first start", "after a crash"])
 @pytest.mark.parametrize(
     ("role", "text"),
     [
@@ -100,11 +108,13 @@ def test_what_is_recognized_is_what_the_commands_would_begin(words: list[str], f
     ],
 )
 def test_what_the_first_packet_does_not_need_is_imported_after_it_in_slices(
-    role: str, text: str, tmp_path: Path
+    role: Role, text: str, has_kept: bool, tmp_path: Path
 ) -> None:
     secret(tmp_path / "server.key", PRIVATE)
     path = tmp_path / "oxidize.toml"
     path.write_text(f'{text}network = "userspace"\ntakeover_socket = "t.sock"\n')
+    kept = validated.keep(validated.load(role, path).kept)
+    not_imported = NOT_IMPORTED_AFTER_A_CRASH if has_kept else NOT_IMPORTED
     code = f"""if True:
         import gc, importlib, json, os, sys
         looks, imported = [], []
@@ -112,9 +122,11 @@ def test_what_the_first_packet_does_not_need_is_imported_after_it_in_slices(
         gc.callbacks.append(lambda phase, _: looks.append(phase))
         from oxidize.net import event_loop
         from oxidize.runtime import late_imports, node
+        from oxidize.service_manager import notify
+        notify.listen_fds = lambda: {{"settings": [{kept}]}} if {has_kept} else {{}}
         looks.clear()
         def serve(self, before=node.Node.serve):
-            found = [name for name in {NOT_IMPORTED!r} if name in sys.modules]
+            found = [name for name in {not_imported!r} if name in sys.modules]
             print(json.dumps([found, len(looks)]), flush=True)
             before(self)
         def run_once(self, timeout=None, before=event_loop.Loop.run_once):
@@ -127,7 +139,9 @@ def test_what_the_first_packet_does_not_need_is_imported_after_it_in_slices(
         node.Node.serve = serve
         sys.argv = ["oxidize", {role!r}, "--no-holder", "-c", {str(path)!r}]
         entry.main()"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, pass_fds=[kept])
+    os.close(kept)
     first, last = done.stdout.splitlines()
     assert json.loads(first) == [[], 0], "imported before the first packet, and looks for garbage"
     imported = json.loads(last)

@@ -20,6 +20,7 @@ from oxidize.service_manager import notify
 from oxidize.settings import NodeSettings
 from tests.support.link_policy import DEFAULT_POLICY
 from tests.support.network import Host, World, lose_everything
+from tests.support.node_settings import settings_with
 
 Wire = Callable[[Endpoint, Endpoint, bytes], Iterable[bytes]]
 
@@ -82,8 +83,7 @@ class FakeLog:
 
 def settings_of(server: str, **more: object) -> NodeSettings:
     """Return what a connection uses of a client's settings."""
-    settings = {"server": server, "fwmark": 51820, "default_routes": (), "name_servers": None, **more}
-    return NodeSettings.model_construct(None, **settings)
+    return settings_with(role="client", server=server, fwmark=51820, **more)
 
 
 class Scene:

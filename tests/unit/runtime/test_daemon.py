@@ -21,7 +21,7 @@ def test_a_coordinator_gets_the_reason_of_a_failed_takeover_without_its_phase(mo
         raise TakeoverError(Phase.AWAITING_OFFER, "another successor waits already")
 
     monkeypatch.setattr("oxidize.logs.configure", lambda _: None)
-    monkeypatch.setattr(daemon, "_load", lambda *_: None)
+    monkeypatch.setattr(daemon, "_load", lambda *_: (None, None))
     monkeypatch.setattr(daemon, "start", fail)
     coordinator, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with coordinator:
@@ -52,7 +52,7 @@ def test_a_process_for_whose_end_its_predecessor_waits_ends_without_a_pause(
 
     paused: list[float] = []
     monkeypatch.setattr("oxidize.logs.configure", lambda _: None)
-    monkeypatch.setattr(daemon, "_load", lambda *_: None)
+    monkeypatch.setattr(daemon, "_load", lambda *_: (None, None))
     monkeypatch.setattr(daemon, "start", fail)
     monkeypatch.setattr("oxidize.service_manager.notify.is_managed", lambda: True)
     monkeypatch.setattr("time.sleep", paused.append)
@@ -67,7 +67,8 @@ def test_a_process_that_serves_looks_for_garbage(monkeypatch: pytest.MonkeyPatch
         raise OxidizeError("the end of this test")
 
     looks: list[bool] = []
-    for name in ("_load", "start", "_give_up_rights"):
+    monkeypatch.setattr(daemon, "_load", lambda *_: (None, None))
+    for name in ("start", "_give_up_rights"):
         monkeypatch.setattr(daemon, name, lambda *_: None)
     monkeypatch.setattr("oxidize.logs.configure", lambda _: None)
     monkeypatch.setattr("oxidize.net.event_loop.Loop.run", run)

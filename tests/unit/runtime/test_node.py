@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -101,8 +102,8 @@ def test_the_timers_that_a_predecessor_noted_after_the_restore_are_kept(stand: S
     stand.state.arena.counters[stand.peer.slot + KEEPALIVE_OWED_NS] = int(owed_at * 1e9)  # leaves no record
     stand.handover().freeze({})
     stand.own(new)
-    unused: Any = SimpleNamespace(done=lambda report: None, is_coordinated=False)
-    succession = Succession(stand.settings, stand.loop, unused, unused, unused)
+    unused: Any = SimpleNamespace(done=lambda report: None, is_coordinated=False, store=int)
+    succession = Succession(stand.settings, unused, stand.loop, unused, unused, unused)
     succession._announce(new, None, {"sessions": 1, "refused": {}, "warnings": []})
     deadline = new.device.next_deadline()
     assert deadline is not None
@@ -155,7 +156,7 @@ def test_a_frozen_node_answers_no_http_request_before_it_has_thawed(stand: Stand
 def test_a_node_whose_metrics_address_is_taken_answers_there_once_it_is_free(stand: Stand) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = taken.getsockname()
-        stand.settings = stand.settings.model_copy(update={"metrics_listen": address})
+        stand.settings = replace(stand.settings, metrics_listen=address)
         node = stand.successor()
         stand.node.serve()
         stand.handover().freeze({})

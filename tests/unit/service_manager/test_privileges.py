@@ -11,6 +11,7 @@ from oxidize.runtime.daemon import rights_of
 from oxidize.service_manager import privileges
 from oxidize.service_manager.privileges import Capability, forbid_core_dumps, keep_only
 from oxidize.settings import NodeSettings
+from tests.support.node_settings import settings_with
 
 NONE = {"effective": 0, "permitted": 0, "inheritable": 0}
 
@@ -71,8 +72,7 @@ def test_rights_that_the_kernel_does_not_take_are_told_and_the_process_serves(
 
 
 def settings(takeover_socket: Path, **values: Any) -> NodeSettings:
-    defaults = {"network": "userspace", "name_servers": None, "endpoints_file": None}
-    return NodeSettings.model_construct(**defaults | {"takeover_socket": takeover_socket} | values)
+    return settings_with(**{"network": "userspace", "takeover_socket": takeover_socket} | values)
 
 
 def test_what_is_kept_is_what_serving_uses(tmp_path: Path) -> None:
