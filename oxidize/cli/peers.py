@@ -7,7 +7,6 @@ private key is printed once and stored nowhere. A change that the running server
 import os
 import shutil
 import sys
-import tomllib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from ipaddress import ip_network
@@ -29,6 +28,7 @@ from oxidize.cli.common import (
     what_runs,
 )
 from oxidize.cli.reload import apply_at_start, apply_change, who_serves
+from oxidize.config.document import parse_toml
 from oxidize.config.values import format_key
 from oxidize.control import query
 from oxidize.errors import ConfigError, OxidizeError
@@ -200,7 +200,7 @@ def remove(name: str, config_path: Path, no_reload: bool) -> None:
         ):
             print_line("its session has ended")
         preshared_key_file = removed.table.get("preshared_key_file")
-        others = [one.get("preshared_key_file") for one in tomllib.loads(removed.text).get("peer", [])]
+        others = [one.get("preshared_key_file") for one in parse_toml(removed.text).get("peer", [])]
         # Only a file that `peer add` wrote; one with another name belongs to the operator.
         if preshared_key_file == f"{name}.psk" and preshared_key_file not in others:
             (config_path.parent / preshared_key_file).unlink(missing_ok=True)
@@ -227,7 +227,7 @@ def _added(file: ConfigFile, setup: ClientSetup) -> Iterator[None]:
     with ExitStack() as undo:
         if setup.preshared_key is not None:
             path = file.path.parent / f"{setup.name}.psk"
-            private_key_file = tomllib.loads(text)["server"].get("private_key_file")
+            private_key_file = parse_toml(text)["server"].get("private_key_file")
             owner = owner_of_keys(file.path.parent / private_key_file if private_key_file is not None else None)
             write_secret(path, format_key(setup.preshared_key), owner)
             undo.callback(path.unlink, missing_ok=True)

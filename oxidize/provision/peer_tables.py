@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from oxidize.config.document import parse_toml
 from oxidize.config.report import without_keys
 from oxidize.errors import ConfigError, StateError
 
@@ -60,8 +61,8 @@ def add_peer(text: str, peer: Mapping[str, object]) -> str:
         added = ("\n" if text.endswith("\n") else "\n\n") + added
     if "\r\n" in text:
         added = added.replace("\n", "\r\n")
-    before = tomllib.loads(text)
-    (table,) = tomllib.loads("\n".join(lines))["peer"]
+    before = parse_toml(text)
+    (table,) = parse_toml("\n".join(lines))["peer"]
     expected = {**before, "peer": [*_peers(before), table]}
     return _checked(text + added, expected)
 
@@ -80,7 +81,7 @@ def remove_peer(text: str, name: str) -> Removed:
 
     Raises ConfigError, with the name that was probably meant, if there is no such table.
     """
-    before = tomllib.loads(text)
+    before = parse_toml(text)
     names = [str(peer.get("name")) for peer in _peers(before)]
     if name not in names:
         close = difflib.get_close_matches(name, names, 1)
@@ -113,7 +114,7 @@ def _peer_blocks(lines: Sequence[str]) -> Iterator[tuple[int, int, dict[str, Any
         if number < len(lines) and (number == start or not _HEADER.match(lines[number])):
             continue
         try:
-            found = tomllib.loads("".join(lines[start:number]))
+            found = parse_toml("".join(lines[start:number]))
         except tomllib.TOMLDecodeError:
             continue  # the bracket is within a string or a list of several lines
         end = number
@@ -136,7 +137,7 @@ def _peers(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _checked(text: str, expected: dict[str, Any]) -> str:
     try:
-        found = tomllib.loads(text)
+        found = parse_toml(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(_NOT_TABLES) from error
     if found != expected:
