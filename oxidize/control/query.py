@@ -5,7 +5,7 @@ from typing import Any
 
 from oxidize.control.decode import decode, printable_reasons
 from oxidize.errors import OxidizeError
-from oxidize.takeover.query import query
+from oxidize.takeover.query import QUERY_TIMEOUT, query
 
 # The names of the queries, on the wire.
 STATUS = "status"
@@ -16,6 +16,7 @@ DRAIN = "drain"  # begin to drain, and end when told to
 ACCEPT = "accept"  # end a drain
 QUERIES = (STATUS, IDENTITY, VITALS, STATE, DRAIN, ACCEPT)
 
+STATUS_SECS_MAX = 20.0  # a loaded server makes it between batches of packets: of 100,000 peers in some seconds
 STATUS_BYTES_MAX = 160 << 20  # PEERS_MAX peers take 40 to 50 MB, and more where each has many allowed IPs
 ANSWER_BYTES_MAX = 512 << 10  # of any other: 16 takeovers with a reason of 4,096 characters, six bytes each at most
 
@@ -50,7 +51,8 @@ def find(takeover_socket: Path, what: str = STATUS) -> dict[str, Any] | None:
     Every text is printable, whatever process answers. Raises OxidizeError for a process without a readable answer.
     """
     with printable_reasons():
-        answer = query(takeover_socket, what, bytes_max=bytes_max_of(what))
+        timeout = STATUS_SECS_MAX if what == STATUS else QUERY_TIMEOUT
+        answer = query(takeover_socket, what, timeout=timeout, bytes_max=bytes_max_of(what))
     return decode(answer) if answer is not None else None
 
 

@@ -195,11 +195,11 @@ class Handover:
         log.info("handed over", sessions=taken.get("sessions"), blackout_ms=taken.get("blackout_ms"))
         self._loop.add_timed(_Linger(self.node.http_server, self._loop))
 
-    def answer(self, query: str) -> Answer:
+    def answer(self, query: str) -> Answer | Iterator[bytes]:
         """Answer a query of `control.query`, or carry it out; raises OxidizeError for any other."""
         node = self.node
         if query == STATUS:
-            return Answer(status.describe(node))
+            return status.describe(node)
         if query == VITALS:
             return Answer(status.describe_vitals(node))
         if query == STATE:

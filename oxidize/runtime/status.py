@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from oxidize.clock import boot_time
@@ -26,6 +27,8 @@ from oxidize.runtime.offer import FdName, named_fd
 from oxidize.service_manager import notify
 from oxidize.takeover.host import Answer
 from oxidize.text import own_release
+
+PEERS_PER_PIECE = 64  # of a status: about a millisecond
 
 
 def _vitals(node: Node, now: float) -> dict[str, Any]:
@@ -84,30 +87,29 @@ def hand_out_state(node: Node) -> Answer:
     return Answer(json.dumps(content).encode(), tuple(named_fd(FdName(name), fd) for name, fd in fds.items()))
 
 
-def describe(node: Node) -> bytes:
-    """Return the status of a node as JSON: its vitals, its settings and every peer."""
+def describe(node: Node) -> Iterator[bytes]:
+    """Yield the status of a node as JSON, in pieces: its vitals, its settings and every peer."""
     now = boot_time()
-    return json.dumps(
-        {
-            **_vitals(node, now),
-            "interface": node.settings.interface,
-            "network": node.settings.network,
-            "nat": node.settings.nat,
-            "listen": node.udp.local_address,
-            "public_key": _base64(node.settings.public_key),
-            "connection": node.connection.describe(now) if node.connection is not None else None,
-            "peers": _describe_peers(node, now),
-        }
-    ).encode()
-
-
-def _describe_peers(node: Node, now: float) -> list[dict[str, Any]]:
+    head = {
+        **_vitals(node, now),
+        "interface": node.settings.interface,
+        "network": node.settings.network,
+        "nat": node.settings.nat,
+        "listen": node.udp.local_address,
+        "public_key": _base64(node.settings.public_key),
+        "connection": node.connection.describe(now) if node.connection is not None else None,
+    }
+    yield json.dumps(head)[:-1].encode() + b', "peers": ['
     unix_at_boot = time.time() - now
     waiting = {each.peer: each.reason for each in node.lookups.waiting()} if node.lookups is not None else {}
-    return [
-        {**_describe_peer(peer, node.counters, now, unix_at_boot), "waits_for_name": waiting.get(peer)}
-        for peer in node.device.peers.values()
-    ]
+    peers = list(node.device.peers.values())
+    for first in range(0, len(peers), PEERS_PER_PIECE):
+        described = [
+            {**_describe_peer(peer, node.counters, now, unix_at_boot), "waits_for_name": waiting.get(peer)}
+            for peer in peers[first : first + PEERS_PER_PIECE]
+        ]
+        yield (b", " if first else b"") + json.dumps(described)[1:-1].encode()
+    yield b"]}"
 
 
 def _describe_peer(peer: Peer, counters: Counters, now: float, unix_at_boot: float) -> dict[str, Any]:

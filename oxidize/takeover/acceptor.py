@@ -9,26 +9,24 @@ again; a path that was removed or replaced is bound again.
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from oxidize.errors import DecodeError, Phase, StateError, TakeoverError, reason_of
-from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, close_unasked, is_authorised
+from oxidize.errors import DecodeError, Phase, TakeoverError, reason_of
+from oxidize.takeover.channel import Channel, close_unasked, is_authorised
 from oxidize.takeover.host import Answer
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.messages import (
     PROTOCOL,
     PROTOCOL_MIN,
     Busy,
-    FdEntry,
     Hello,
     Message,
     Query,
     Refused,
-    Reply,
-    encode,
 )
 from oxidize.takeover.namespaces import difference
 from oxidize.takeover.path_lock import PathLock
+from oxidize.takeover.query_reply import QueryReply
 
 log = logging.getLogger(__name__)
 
@@ -36,19 +34,20 @@ CONNECTIONS_MAX = 16  # at once
 ACCEPT_PAUSE = 1.0  # seconds without accepting, after the process had no descriptor left
 PATH_CHECK_SECS = 1.0  # between two looks whether the path still leads here: one stat(2) each
 BIND_PAUSE_SECS_LONGEST = 10.0  # between two attempts to bind it, each pause being twice the one before, up to this
-ANSWER_BYTES_MAX = 320 << 20  # of a query; the status of 100,000 peers takes 40 to 50 MB
+PIECE_PAUSE = 0.05  # seconds until an answer is written on, while this process does not own
 
 Register = Callable[[int, Callable[[], None]], None]
 Unregister = Callable[[int], None]
 
 
 class _Pending:
-    """A connection without an answer. `hello`: its HELLO, if that is held back."""
+    """A connection without an answer. `hello`: its HELLO, if that is held back. `reply`: one that is being written."""
 
     def __init__(self, channel: Channel, deadline: float) -> None:
         self.channel = channel
         self.deadline = deadline
         self.hello: Hello | None = None
+        self.reply: QueryReply | None = None
 
 
 class Acceptor:
@@ -59,7 +58,7 @@ class Acceptor:
         listener: Listener,
         *,
         admit: Callable[[Channel, Hello], Busy | Refused | None],
-        answer: Callable[[str], Answer],
+        answer: Callable[[str], Answer | Iterator[bytes]],
         register: Register,
         unregister: Unregister,
         clock: Callable[[], float],
@@ -92,7 +91,7 @@ class Acceptor:
 
     def next_deadline(self) -> float | None:
         """Return when `handle_timeout` is due, or None once closed."""
-        deadlines = [each.deadline for each in self._pending.values()]
+        deadlines = [each.reply.due_at if each.reply else each.deadline for each in self._pending.values()]
         if not self._closed:
             deadlines.append(self._check_at)
         if self._paused_until is not None:
@@ -107,7 +106,9 @@ class Acceptor:
             self._check_at = now + PATH_CHECK_SECS
             if may_bind:
                 self.ensure_bound(now)
-        for pending in [each for each in self._pending.values() if now >= each.deadline]:
+        if writing := [each for each in self._pending.values() if each.reply is not None]:
+            self._write(writing[0], now, is_owner=may_bind)  # one piece in each turn, whatever is asked
+        for pending in [each for each in self._pending.values() if now >= each.deadline and each.reply is None]:
             held = "the predecessor of this process has not ended yet: try again"
             silent = f"no HELLO and no query within {self._timeout:g} s"
             self._respond(pending, Refused(held if pending.hello else silent))
@@ -278,17 +279,32 @@ class Acceptor:
                 self._respond(pending, Refused(f"expected HELLO or a query, got {type(other).__name__}"))
 
     def _handle_query(self, pending: _Pending, query: str) -> None:
+        if pending.reply is not None:
+            self._respond(pending, Refused("expected one query in a connection"))
+            return
         try:
-            answer = self._answer(query)
-            reply = _reply_with(answer)
-            memfd = _store(answer.content)
+            pending.reply = QueryReply(self._answer(query))
         except Exception as error:  # noqa: BLE001 - the boundary: a query must not end the server
             self._respond(pending, Refused(reason_of(error)))
             return
+        if not pending.reply.is_in_pieces:
+            self._write(pending, self._clock(), is_owner=True)
+
+    def _write(self, pending: _Pending, now: float, *, is_owner: bool) -> None:
+        """Write an answer or a piece of it, and send it when it is whole; not while no process reads packets."""
+        reply = pending.reply
+        if reply is None or now < reply.due_at:
+            return
+        if not is_owner:
+            reply.due_at = now + PIECE_PAUSE
+            return
         try:
-            self._respond(pending, reply, [memfd, *(named.fd for named in answer.fds)])
-        finally:
-            os.close(memfd)
+            is_whole = reply.write()
+        except Exception as error:  # noqa: BLE001 - as in `_handle_query`
+            self._respond(pending, Refused(reason_of(error)))
+        else:
+            if is_whole:
+                self._respond(pending, reply.message, reply.fds)
 
     def _handle_hello(self, pending: _Pending, hello: Hello) -> None:
         peer = pending.channel.peer
@@ -317,6 +333,8 @@ class Acceptor:
     def _respond(self, pending: _Pending, message: Message | None, fds: Sequence[int] = ()) -> None:
         self._forget(pending)
         _send_and_close(pending.channel, message, fds)
+        if pending.reply is not None:
+            pending.reply.close()
 
     def _forget(self, pending: _Pending) -> None:
         fd = pending.channel.fileno()
@@ -329,27 +347,3 @@ def _send_and_close(channel: Channel, message: Message | None, fds: Sequence[int
         if message is not None:
             channel.send(message, fds)
     channel.close()
-
-
-def _reply_with(answer: Answer) -> Reply:
-    """Return the message that goes with an answer; raises StateError if it cannot be sent."""
-    if len(answer.content) > ANSWER_BYTES_MAX:
-        raise StateError(f"the answer has {len(answer.content)} bytes; expected at most {ANSWER_BYTES_MAX}")
-    if len(answer.fds) >= FDS_PER_MESSAGE_MAX:  # one is the content's
-        raise StateError(f"the answer has {len(answer.fds)} descriptors; expected at most {FDS_PER_MESSAGE_MAX - 1}")
-    reply = Reply(tuple(FdEntry(named.name, named.kind, named.options) for named in answer.fds))
-    encode(reply)  # an answer that cannot be encoded is found here, where it can still be refused
-    return reply
-
-
-def _store(answer: bytes) -> int:
-    """Return a new memfd with the answer; raises OSError."""
-    memfd = os.memfd_create("takeover-reply")
-    try:
-        written = 0
-        while written < len(answer):
-            written += os.write(memfd, memoryview(answer)[written:])
-    except BaseException:
-        os.close(memfd)
-        raise
-    return memfd

@@ -3,6 +3,7 @@
 The rule: a takeover moves named descriptors and maps without reading them. Their meaning is the host's.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -82,10 +83,11 @@ class TakeoverHost(Protocol):
     def finish(self, taken: dict[str, Any]) -> None:
         """Exit: the successor owns, and this host must never read or send again. `taken` is the `info` of TAKEN."""
 
-    def answer(self, query: str) -> Answer:
+    def answer(self, query: str) -> Answer | Iterator[bytes]:
         """Answer a query, at any time, also while frozen; raise to refuse, with the reason.
 
-        The descriptors stay the host's: the process that asks gets copies. A host without this method refuses all.
+        A long answer comes in pieces, each of which is made between two batches while this host owns. The descriptors
+        stay the host's: the process that asks gets copies. A host without this method refuses all.
         """
         raise OxidizeError(f"query {query!r}: expected none, for this server answers no queries")
 

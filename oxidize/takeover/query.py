@@ -16,7 +16,6 @@ from pathlib import Path
 
 from oxidize.clock import boot_time
 from oxidize.errors import DecodeError, Phase, TakeoverError
-from oxidize.takeover.acceptor import ANSWER_BYTES_MAX
 from oxidize.takeover.channel import (
     NO_UID,
     Channel,
@@ -29,6 +28,7 @@ from oxidize.takeover.channel import (
 from oxidize.takeover.host import Answer, NamedFd
 from oxidize.takeover.machine import CONNECT_ATTEMPTS_MAX
 from oxidize.takeover.messages import Busy, Query, Refused, Reply
+from oxidize.takeover.query_reply import ANSWER_BYTES_MAX
 from oxidize.takeover.successor import RETRY_DELAY
 
 QUERY_TIMEOUT = 5.0

@@ -17,9 +17,9 @@ import pytest
 
 from oxidize.errors import TakeoverError
 from oxidize.takeover import Answer, NamedFd, query, query_with_fds
-from oxidize.takeover.acceptor import ANSWER_BYTES_MAX
 from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, close_fds, connect
 from oxidize.takeover.messages import DEPTH_MAX, Reply, encode
+from oxidize.takeover.query_reply import ANSWER_BYTES_MAX
 from tests.support.open_fds import no_leaked_fds
 from tests.support.takeover_peer import WAIT_SECS, Stand, clock
 

@@ -270,7 +270,7 @@ def test_a_node_whose_network_is_incomplete_is_not_healthy(stand: Stand, monkeyp
     assert node.respond("GET", "/health").status == 200
     monkeypatch.setattr(NetworkKeeper, "missing", ["interface ox0, route +10.50.0.0/16: another interface has it"])
     assert node.respond("GET", "/health").status == 503
-    described = json.loads(status.describe(node))
+    described = json.loads(b"".join(status.describe(node)))
     assert described["state"] == "degraded"
     assert described["network_missing"] == node.keeper.missing
     assert b"oxidize_network_missing 1.0" in node.respond("GET", "/metrics").body

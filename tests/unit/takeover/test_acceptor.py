@@ -13,12 +13,18 @@ from typing import NoReturn
 
 import pytest
 
-from oxidize.errors import Phase, TakeoverError
-from oxidize.takeover.acceptor import ACCEPT_PAUSE, BIND_PAUSE_SECS_LONGEST, PATH_CHECK_SECS, Acceptor
-from oxidize.takeover.channel import close_fds, connect
+from oxidize.errors import OxidizeError, Phase, TakeoverError
+from oxidize.takeover.acceptor import (
+    ACCEPT_PAUSE,
+    BIND_PAUSE_SECS_LONGEST,
+    PATH_CHECK_SECS,
+    PIECE_PAUSE,
+    Acceptor,
+)
+from oxidize.takeover.channel import Channel, close_fds, connect
 from oxidize.takeover.host import Answer
 from oxidize.takeover.listener import Listener
-from oxidize.takeover.messages import Query, Reply
+from oxidize.takeover.messages import Message, Query, Refused, Reply
 from oxidize.takeover.path_lock import PathLock
 from tests.support.open_fds import no_leaked_fds
 
@@ -34,6 +40,8 @@ class Bench:
         self.now = 100.0
         self.refuses = refuses
         self.calls = 0
+        self.made = 0  # pieces of answers
+        self.fails_at: int | None = None
         self.callbacks: dict[int, Callable[[], None]] = {}
         self.listener = Listener(path, required=required)
         self.lock = PathLock(path)
@@ -41,7 +49,7 @@ class Bench:
         self.acceptor = Acceptor(
             self.listener,
             admit=admit_none,
-            answer=lambda _: Answer(b"yes"),
+            answer=lambda query: self.pieces() if query == "pieces" else Answer(b"yes"),
             register=self._register,
             unregister=self._unregister,
             clock=lambda: self.now,
@@ -49,6 +57,14 @@ class Bench:
             held=False,
             lock=self.lock,
         )
+
+    def pieces(self) -> Iterator[bytes]:
+        """Answer in three pieces; count them, and fail at `fails_at`."""
+        for number in range(3):
+            self.made += 1
+            if number == self.fails_at:
+                raise OxidizeError("no more")
+            yield b"%d" % number
 
     def _register(self, fd: int, callback: Callable[[], None]) -> None:
         if self.refuses:
@@ -348,3 +364,87 @@ def test_a_listener_that_cannot_be_watched_is_tried_again(tmp_path: Path, error:
         bench.now += ACCEPT_PAUSE
         bench.run()
         assert bench.ask()
+
+
+# --- Answers in pieces ---
+
+
+@contextmanager
+def asked(bench: Bench) -> Iterator[Channel]:
+    """Yield a connection in which an answer in pieces has begun."""
+    channel = connect(bench.listener.path, 1.0)
+    assert channel is not None
+    channel.send(Query("pieces"))
+    while not any(pending.reply for pending in bench.acceptor._pending.values()):
+        bench.run(may_bind=False)
+    try:
+        yield channel
+    finally:
+        channel.close()
+
+
+def received(channel: Channel) -> list[Message | bytes]:
+    """Return the messages that have come, a reply as its content."""
+    found: list[Message | bytes] = []
+    for each in channel.receive_all().received:
+        found.append(os.pread(each.fds[0], 100, 0) if isinstance(each.message, Reply) else each.message)
+        close_fds(each.fds)
+    return found
+
+
+def test_a_long_answer_is_made_one_piece_in_a_turn_and_sent_whole(bench: Bench) -> None:
+    with asked(bench) as channel:
+        bench.now += PIECE_PAUSE
+        for made in (1, 2, 3):
+            due = bench.acceptor.next_deadline()
+            assert due is not None
+            assert due <= bench.now, "the loop does not sleep meanwhile"
+            bench.run()
+            assert bench.made == made
+            assert received(channel) == []
+        bench.run()
+        assert received(channel) == [b"012"]
+
+
+def test_while_another_process_may_own_no_piece_is_made_and_the_loop_sleeps(bench: Bench) -> None:
+    with asked(bench) as channel:
+        bench.run(may_bind=False)
+        due = bench.acceptor.next_deadline()
+        assert bench.made == 0
+        assert due is not None
+        assert due > bench.now
+        bench.now += 10.0
+        for _ in range(4):
+            bench.run()
+        assert received(channel) == [b"012"], "an answer that is being made has no deadline"
+
+
+def test_of_two_long_answers_only_one_piece_is_made_in_a_turn(bench: Bench) -> None:
+    with asked(bench) as first, asked(bench) as second:
+        bench.now += PIECE_PAUSE
+        for turn in range(1, 7):
+            bench.run()
+            assert bench.made <= turn
+        for _ in range(3):
+            bench.run()
+        assert received(first) == received(second) == [b"012"]
+
+
+def test_a_long_answer_that_fails_is_refused_with_the_reason(bench: Bench) -> None:
+    bench.fails_at = 1
+    with asked(bench) as channel:
+        bench.now += PIECE_PAUSE
+        for _ in range(2):
+            bench.run()
+        assert received(channel) == [Refused("no more")]
+
+
+def test_a_process_that_asks_again_or_goes_away_meanwhile_gets_no_more(bench: Bench) -> None:
+    with asked(bench) as channel:
+        channel.send(Query("anything"))
+        bench.run(may_bind=False)
+        assert received(channel) == [Refused("expected one query in a connection")]
+    with asked(bench):
+        pass
+    bench.run(may_bind=False)
+    assert not bench.acceptor._pending

@@ -10,7 +10,7 @@ import msgpack
 import pytest
 
 from oxidize.errors import DecodeError
-from oxidize.takeover import acceptor, channel, listener, machine, messages
+from oxidize.takeover import acceptor, channel, listener, machine, messages, query_reply
 from oxidize.takeover.machine import Timeouts
 from oxidize.takeover.messages import FdEntry, Message, decode, encode
 from tests.unit.takeover.test_messages import EVERY
@@ -25,7 +25,7 @@ TYPES = {
     tuple[FdEntry, ...]: "array of descriptors",
     messages.Opaque: "map",
 }
-MODULES: tuple[ModuleType, ...] = (messages, machine, channel, acceptor, listener)
+MODULES: tuple[ModuleType, ...] = (messages, machine, channel, acceptor, query_reply, listener)
 
 
 def sections() -> dict[str, str]:
