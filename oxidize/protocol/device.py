@@ -123,7 +123,7 @@ class Device:
 
     def live_sessions(self, now: float) -> int:
         """Return the number of peers that have a keypair which is not expired."""
-        return sum(peer.has_session(now) for peer in self._table.peers.values())
+        return self._table.session_count.count(now)
 
     @property
     def accepting(self) -> bool:

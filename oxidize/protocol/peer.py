@@ -68,6 +68,7 @@ class Peer:
 
     __slots__ = (
         "cookie_jar",
+        "counted_until",
         "current",
         "deadlines",
         "endpoint",
@@ -113,6 +114,7 @@ class Peer:
         self.previous: PeerKeypair | None = None
         self.current: PeerKeypair | None = None
         self.next: PeerKeypair | None = None
+        self.counted_until = 0  # of `session_count`
         self.handshake: PendingHandshake | None = None
         # In no record: an answered one that a crash brought back would make the same keys again, with a send counter
         # of 0. A successor gets the response to its next retry instead; no packet is lost by that.

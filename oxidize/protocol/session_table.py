@@ -28,6 +28,7 @@ from oxidize.protocol.keypair import Keypair
 from oxidize.protocol.link_policy import SUPERSEDED_MAX
 from oxidize.protocol.noise import TransportKeys
 from oxidize.protocol.peer import Peer, PeerKeypair, PendingHandshake
+from oxidize.protocol.session_count import SessionCount
 from oxidize.protocol.timers import any_authenticated_sent
 
 UNKNOWN_PEERS_PER_SLICE = 8  # each is a record: together about a millisecond
@@ -68,6 +69,7 @@ class SessionTable:
     endpoint_changes: int = 0
     moved: set[Peer] = field(default_factory=set)
     configured: dict[bytes, bytes] | None = None
+    session_count: SessionCount = field(default_factory=SessionCount)
     counters: Counters = field(init=False)
     _slot_owners: dict[int, PeerKeypair | Peer | UnknownPeer] = field(default_factory=dict)
     _answered: set[Peer] = field(default_factory=set)  # peers whose answered handshake is unanswered in the records
@@ -210,6 +212,7 @@ class SessionTable:
                 if keypair not in before:
                     self._release_slot(keypair.state.slot, keypair)
             raise
+        self.session_count.note(peer)
         for keypair in after:
             self.indices.claim(keypair.state.local_index, keypair)
         for keypair in before:
@@ -344,6 +347,7 @@ class SessionTable:
         for keypair in peer.keypairs:
             self._claim_slot(keypair.state.slot, keypair)
             self.indices.claim(keypair.state.local_index, keypair)
+        self.session_count.note(peer)
         self._forget_if_answered(peer)
 
     def _forget_older(self, peer: Peer) -> None:

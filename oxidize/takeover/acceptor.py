@@ -34,7 +34,7 @@ CONNECTIONS_MAX = 16  # at once
 ACCEPT_PAUSE = 1.0  # seconds without accepting, after the process had no descriptor left
 PATH_CHECK_SECS = 1.0  # between two looks whether the path still leads here: one stat(2) each
 BIND_PAUSE_SECS_LONGEST = 10.0  # between two attempts to bind it, each pause being twice the one before, up to this
-PIECE_PAUSE = 0.05  # seconds until an answer is written on, while this process does not own
+PIECE_PAUSE = 0.05  # seconds until an answer is written on, in a hand-off: the successor needs the processor more
 
 Register = Callable[[int, Callable[[], None]], None]
 Unregister = Callable[[int], None]
@@ -291,11 +291,11 @@ class Acceptor:
             self._write(pending, self._clock(), is_owner=True)
 
     def _write(self, pending: _Pending, now: float, *, is_owner: bool) -> None:
-        """Write an answer or a piece of it, and send it when it is whole; not while no process reads packets."""
+        """Write an answer or a piece of it, and send it when it is whole; after a pause where a hand-off is under way."""
         reply = pending.reply
         if reply is None or now < reply.due_at:
             return
-        if not is_owner:
+        if not is_owner and not reply.due_at:
             reply.due_at = now + PIECE_PAUSE
             return
         try:

@@ -86,7 +86,7 @@ class TakeoverHost(Protocol):
     def answer(self, query: str) -> Answer | Iterator[bytes]:
         """Answer a query, at any time, also while frozen; raise to refuse, with the reason.
 
-        A long answer comes in pieces, each of which is made between two batches while this host owns. The descriptors
+        A long answer comes in pieces, each of which is made between two batches. The descriptors
         stay the host's: the process that asks gets copies. A host without this method refuses all.
         """
         raise OxidizeError(f"query {query!r}: expected none, for this server answers no queries")

@@ -406,7 +406,7 @@ def test_a_long_answer_is_made_one_piece_in_a_turn_and_sent_whole(bench: Bench) 
         assert received(channel) == [b"012"]
 
 
-def test_while_another_process_may_own_no_piece_is_made_and_the_loop_sleeps(bench: Bench) -> None:
+def test_in_a_hand_off_the_answer_pauses_first_and_the_loop_sleeps(bench: Bench) -> None:
     with asked(bench) as channel:
         bench.run(may_bind=False)
         due = bench.acceptor.next_deadline()
@@ -415,7 +415,7 @@ def test_while_another_process_may_own_no_piece_is_made_and_the_loop_sleeps(benc
         assert due > bench.now
         bench.now += 10.0
         for _ in range(4):
-            bench.run()
+            bench.run(may_bind=False)
         assert received(channel) == [b"012"], "an answer that is being made has no deadline"
 
 
