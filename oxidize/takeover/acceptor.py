@@ -291,7 +291,7 @@ class Acceptor:
             self._write(pending, self._clock(), is_owner=True)
 
     def _write(self, pending: _Pending, now: float, *, is_owner: bool) -> None:
-        """Write an answer or a piece of it, and send it when it is whole; after a pause where a hand-off is under way."""
+        """Write an answer or a piece of it, and send it when it is whole; in a hand-off after a pause."""
         reply = pending.reply
         if reply is None or now < reply.due_at:
             return
