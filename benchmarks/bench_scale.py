@@ -78,9 +78,14 @@ def peers_max_of(tree: Tree) -> int:
 
 
 def memory_of(pid: int) -> int:
-    """Return the bytes of memory that this process alone has (proc(5), smaps_rollup)."""
-    rollup = Path("/proc", str(pid), "smaps_rollup").read_text()
-    return 1024 * sum(int(kilobytes) for kilobytes in re.findall(r"^Private_\w+: +(\d+) kB$", rollup, re.MULTILINE))
+    """Return the bytes of memory that this process alone has, without its memory files (proc(5), smaps)."""
+    total, is_file = 0, False
+    for line in Path("/proc", str(pid), "smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            is_file = "/memfd:" in line
+        elif (found := re.match(r"Private_\w+: +(\d+) kB", line)) and not is_file:
+            total += 1024 * int(found[1])
+    return total
 
 
 class Subject(Server):

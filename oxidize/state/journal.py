@@ -26,7 +26,7 @@ from typing import Self
 from oxidize.errors import SnapshotError, StateError, StorageError
 from oxidize.state import memory_file, writer_lock
 from oxidize.state.region import LiveRecords, Place, Region
-from oxidize.state.stream import ENVELOPE, REMEDY, RETIRE_OWN, Record, encode, scan
+from oxidize.state.stream import ENVELOPE, REMEDY, RETIRE_OWN, Record, consumed, encode, scan
 
 ENVELOPE_MAGIC = "oxidize-journal"
 
@@ -172,8 +172,7 @@ class Journal:
 
     def live_keys(self) -> list[tuple[str, bytes]]:
         """Return type and key of every live record."""
-        live = self._active.live
-        return [(kind, key) for key in live for kind, _ in live.items(key)]
+        return [(kind, key) for key in self._active.live for kind, _ in self._active.live.items(key)]
 
     def sync(self) -> list[Record]:
         """Return the records that another process appended since the last call, in order; none for the writer.
@@ -221,13 +220,13 @@ class Journal:
 
     def _accept(self, region: Region, found: list[tuple[int, int, Record]]) -> list[Record]:
         """Note what was read; return it as `sync` does."""
-        for offset, length, record in found:
+        records = []
+        for offset, length, record in consumed(found):
             region.note(record, offset, length)
-            region.end = (
-                offset + length
-            )  # not the end that was read to: the next writer overwrites an incomplete record
+            region.end = offset + length  # not what was read to: the next writer overwrites an incomplete record
             if record["type"] == ENVELOPE:
                 self.envelope = record
+            records.append(record)
         vanished: list[Record] = []
         if region is not self._active:
             vanished = [
@@ -236,7 +235,7 @@ class Journal:
                 if region.live.find(key, kind) is None
             ]
         self._active = region
-        return vanished + [record for _, _, record in found]
+        return vanished + records
 
     def live_records(self) -> list[Record]:
         """Return every live record, read again, the envelope first; raises SnapshotError when one cannot be read."""

@@ -21,7 +21,17 @@ from oxidize.protocol.counters import REPLAY_WORDS, SLOT_WORDS, TOTALS_SLOTS, To
 from oxidize.state.arena import Arena
 from oxidize.state.journal import Journal
 from oxidize.state.records import FORMAT, MIN_READER, Unknown, decode_change, encode_change
-from oxidize.state.stream import ENVELOPE, REMEDY, RETIRE_OWN, Record, cut, fold
+from oxidize.state.stream import (
+    ENVELOPE,
+    REMEDY,
+    RETIRE_OWN,
+    Record,
+    consumed,
+    cut,
+    fold,
+    with_first,
+    with_last,
+)
 
 TAKEOVERS_MAX = 16  # kept in the journal
 # A time of the state that lies further ahead than this was taken by another clock (time_namespaces(7)).
@@ -82,9 +92,9 @@ class SessionState:
             undo.callback(journal.close)
             undo.callback(arena.close)
             state = cls(journal, arena)
-            records = journal.sync()
+            live = fold(consumed(journal.sync()))
             state._check_identity(boot_id, public_key)
-            state._opened = state._decode_whole(fold(records))
+            state._opened = state._decode_whole(live)
             _check_clock(state._opened, now)
             undo.pop_all()
         return state
@@ -182,14 +192,13 @@ class SessionState:
 
     def _decode_whole(self, records: list[Record]) -> list[Change]:
         self._unknown = Unknown()
-        first = [record for record in records if record["type"] == "peer"]
-        return self._decode([*first, *(record for record in records if record["type"] != "peer")])
+        return self._decode(list(with_first("peer", records)))
 
     def _decode(self, records: list[Record]) -> list[Change]:
+        """Decode records, which are taken out of the list."""
         changes = []
         # A compaction copies an older record behind a newer one of the same peer. Order matters for this kind alone.
-        later = [record for record in records if record["type"] == "staged_more"]
-        for record in [*(record for record in records if record["type"] != "staged_more"), *later]:
+        for record in with_last("staged_more", records):
             kind = record["type"]
             if kind == _TAKEOVER:
                 self._note_takeover(record)

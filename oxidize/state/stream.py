@@ -17,13 +17,14 @@ Source: https://github.com/msgpack/msgpack/blob/master/spec.md.
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 
 from oxidize.errors import SnapshotError, StateError
 
 Record = dict[str, Any]
+_Item = TypeVar("_Item")
 
 ENVELOPE = "envelope"
 RETIRE_OWN = "own"
@@ -86,6 +87,35 @@ def encode(record: Record) -> bytes:
 def cut(text: str) -> str:
     """Return a text for people so that a record takes it: STRING_BYTES_MAX bytes at most, no character divided."""
     return text.encode(errors="replace")[:STRING_BYTES_MAX].decode(errors="ignore")
+
+
+def consumed(items: list[_Item]) -> Iterator[_Item]:
+    """Yield the items of a list in their order, and take each out of it: of a large state nothing is kept twice."""
+    items.reverse()
+    while items:
+        yield items.pop()
+
+
+def with_first(kind: str, records: list[Record]) -> Iterator[Record]:
+    """Yield the records of a list in their order, but those of one type before all others, and empty it."""
+    others = []
+    for record in consumed(records):
+        if record["type"] == kind:
+            yield record
+        else:
+            others.append(record)
+    yield from consumed(others)
+
+
+def with_last(kind: str, records: list[Record]) -> Iterator[Record]:
+    """Yield the records of a list in their order, but those of one type behind all others, and empty it."""
+    last = []
+    for record in consumed(records):
+        if record["type"] == kind:
+            last.append(record)
+        else:
+            yield record
+    yield from consumed(last)
 
 
 def fold(records: Iterable[Record]) -> list[Record]:

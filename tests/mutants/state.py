@@ -98,8 +98,8 @@ STATE = (
     Mutant(
         "journal-vanished-records-stay",
         "state/journal.py",
-        "return vanished + [record",
-        "return [record",
+        "return vanished + records",
+        "return records",
         ("unit/state/test_journal.py::test_a_reader_behind_a_compaction_gets_a_retirement_for_each_vanished_record",),
         "a reader keeps sessions that were removed before a compaction",
     ),
@@ -123,8 +123,8 @@ STATE = (
     Mutant(
         "session-state-later-packets-read-first",
         "state/session_state.py",
-        '[*(record for record in records if record["type"] != "staged_more"), *later]',
-        "records",
+        'with_last("staged_more", records)',
+        "consumed(records)",
         (
             "unit/state/test_session_state.py::test_later_packets_stay_behind_the_earlier_ones_although_a_compaction_copies_them_first",
         ),

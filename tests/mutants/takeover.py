@@ -282,7 +282,7 @@ TAKEOVER = (
     Mutant(
         "acceptor-silent-connection-stays",
         "takeover/acceptor.py",
-        "if now >= each.deadline]:",
+        "if now >= each.deadline and each.reply is None]:",
         "if False]:",
         ("takeover/test_channel_processes.py::test_a_silent_connection_is_refused_after_a_deadline",),
         "sixteen silent connections make the server irreplaceable",
