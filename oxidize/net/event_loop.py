@@ -3,6 +3,9 @@
 The rule: an unregistered callback is never called again, not even for an event of the same poll; nor is a removed
 timer. After a hand-off, this keeps a predecessor off the sockets that its successor owns.
 
+While events come, the deadlines are looked at once in BURST_SECS: a look takes as long as a packet, and would stand
+between a packet and its reply.
+
 Source: epoll(7).
 """
 
@@ -18,6 +21,7 @@ from oxidize.clock import boot_time
 READABLE = select.EPOLLIN
 EVENTS_MAX = 64  # events taken from one poll
 IDLE_WAIT_SECS = 60.0  # the longest poll; nothing depends on it
+BURST_SECS = 0.001  # of events without a pause, after which deadlines are looked at; timers have no finer resolution
 
 
 class Timed(Protocol):
@@ -44,6 +48,7 @@ class Loop:
         self.stopped = False
         self.longest_pause_secs = 0.0  # in which no descriptor was looked at, while that is measured
         self._looked_at: float | None = None  # the latest look at them; None: it is not measured
+        self._burst_since: float | None = None  # when events began to come, or deadlines were looked at then
 
     now = staticmethod(boot_time)
 
@@ -91,17 +96,32 @@ class Loop:
 
     def run_once(self, timeout_secs: float | None = None) -> None:
         """Wait for events until the next deadline, at most `timeout_secs`, and call back for each of them."""
-        wait_secs = self._wait_secs(timeout_secs)
-        if self._looked_at is not None:
-            self.longest_pause_secs = max(self.longest_pause_secs, self.now() - self._looked_at)
-        ready = self._epoll.poll(wait_secs, EVENTS_MAX)
-        if self._looked_at is not None:
-            self._looked_at = self.now()
+        ready = self._poll(0.0) if self._burst_since is not None else []
+        if not ready:
+            self._burst_since = None
+            ready = self._poll(self._wait_secs(timeout_secs))
         for fd, _ in ready:
             callback = self._callbacks.get(fd)
             if callback is not None:
                 callback()
         now = self.now()
+        if not ready:
+            self._handle_timeouts(now)
+        elif self._burst_since is None:
+            self._burst_since = now
+        elif now - self._burst_since >= BURST_SECS:
+            self._handle_timeouts(now)
+            self._burst_since = now
+
+    def _poll(self, wait_secs: float) -> list[tuple[int, int]]:
+        if self._looked_at is not None:
+            self.longest_pause_secs = max(self.longest_pause_secs, self.now() - self._looked_at)
+        ready = self._epoll.poll(wait_secs, EVENTS_MAX)
+        if self._looked_at is not None:
+            self._looked_at = self.now()
+        return ready
+
+    def _handle_timeouts(self, now: float) -> None:
         for timed in tuple(self._timed):
             due = timed.next_deadline()
             if due is not None and due <= now and timed in self._timed:  # else another timeout removed it

@@ -91,6 +91,8 @@ class Acceptor:
 
     def next_deadline(self) -> float | None:
         """Return when `handle_timeout` is due, or None once closed."""
+        if not (self._pending or self._closed) and self._paused_until is None:
+            return self._check_at  # nearly always
         deadlines = [each.reply.due_at if each.reply else each.deadline for each in self._pending.values()]
         if not self._closed:
             deadlines.append(self._check_at)

@@ -116,7 +116,7 @@ class Predecessor:
     def next_deadline(self) -> float | None:
         """Return when `handle_timeout` is due, or None."""
         deadlines = (self._machine.next_deadline(), self._acceptor.next_deadline(), self._ready_check_at)
-        return min((each for each in deadlines if each is not None), default=None)
+        return min([each for each in deadlines if each is not None], default=None)
 
     def handle_timeout(self, now: float) -> None:
         """Act on every deadline that has passed at `now`, on the clock's time; an early call has no effect."""

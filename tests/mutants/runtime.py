@@ -55,6 +55,22 @@ RUNTIME = (
         "a frozen predecessor runs a timer once more",
     ),
     Mutant(
+        "event-loop-forgets-deadlines-while-events-come",
+        "net/event_loop.py",
+        "        elif now - self._burst_since >= BURST_SECS:\n            self._handle_timeouts(now)\n",
+        "        elif now - self._burst_since >= BURST_SECS:\n",
+        ("unit/net/test_event_loop.py::test_deadlines_are_looked_at_while_events_come_without_a_pause",),
+        "under load no handshake is retried and the watchdog kills the service",
+    ),
+    Mutant(
+        "event-loop-sleeps-after-a-burst",
+        "net/event_loop.py",
+        "            self._burst_since = None\n            ready = self._poll(self._wait_secs(timeout_secs))\n",
+        "            self._burst_since = None\n            ready = self._poll(IDLE_WAIT_SECS)\n",
+        ("unit/net/test_event_loop.py::test_deadlines_are_looked_at_as_soon_as_no_more_events_come",),
+        "a timer that a packet has started ends when the next packet comes",
+    ),
+    Mutant(
         "data-path-reads-without-a-limit",
         "net/data_path.py",
         "        receiver, rows = self.udp.receiver, self._rows\n        for _ in range(BATCHES_PER_EVENT_MAX):",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from oxidize.clock import boot_time
-from oxidize.net.event_loop import EVENTS_MAX, READABLE, Loop
+from oxidize.net.event_loop import BURST_SECS, EVENTS_MAX, IDLE_WAIT_SECS, READABLE, Loop
 
 Pipes = list[tuple[int, int]]
 
@@ -147,6 +147,52 @@ def test_a_timer_that_another_timeout_removes_does_not_time_out(loop: Loop) -> N
     loop.run_once(0)
     assert (len(first.fired), second.fired) == (1, [])
     loop.remove_timed(second)
+
+
+def test_deadlines_are_looked_at_while_events_come_without_a_pause(
+    loop: Loop, pipes: Pipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (read, write), _ = pipes
+    clock = [1000.0]
+    monkeypatch.setattr(loop, "now", lambda: clock[0])
+    timer = Timer(clock[0])
+    loop.add_timed(timer)
+    loop.register(read, READABLE, lambda: None)
+    os.write(write, b"x")
+    for _ in range(3):
+        loop.run_once(0)
+        assert timer.fired == [], "between a packet and its reply"
+    for _ in range(2):
+        clock[0] += 2 * BURST_SECS
+        timer.due = clock[0]
+        loop.run_once(0)
+        assert timer.fired[-1:] == [clock[0]]
+
+
+def test_deadlines_are_looked_at_as_soon_as_no_more_events_come(
+    loop: Loop, pipes: Pipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (read, write), _ = pipes
+    waits: list[float] = []
+    timer = Timer(None)
+
+    def poll(wait_secs: float, before: Callable[[float], list[tuple[int, int]]] = loop._poll) -> list[tuple[int, int]]:
+        waits.append(wait_secs)
+        return before(0.0)
+
+    def start_timer() -> None:
+        os.read(read, 1)
+        timer.due = boot_time()
+
+    monkeypatch.setattr(loop, "_poll", poll)
+    loop.add_timed(timer)
+    loop.register(read, READABLE, start_timer)
+    os.write(write, b"x")
+    loop.run_once()
+    assert (waits, timer.fired) == ([IDLE_WAIT_SECS], [])
+    loop.run_once()
+    assert waits[1:] == [0.0, 0.0]
+    assert len(timer.fired) == 1
 
 
 def test_a_poll_waits_until_the_first_deadline(loop: Loop) -> None:
