@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import repeat
 from typing import NamedTuple
 
+from oxidize.protocol import timers
 from oxidize.protocol.allowed_ips import AllowedIPs
 from oxidize.protocol.constants import (
     BATCH_PACKETS_MAX,
@@ -184,4 +185,6 @@ class RowSender:
             self._links.on_sent(peer.link, group.packets, now)
         if not counters[slot + FIRST_UNANSWERED_NS]:
             counters[slot + FIRST_UNANSWERED_NS] = now_ns
-            self._schedule.add(peer)  # the one timer that starts by this is that of silence
+            deadlines = peer.deadlines
+            if not deadlines or deadlines[-1] > now + timers.silence_secs(peer, counters):
+                self._schedule.add(peer)  # the one timer that starts by this is that of silence

@@ -90,6 +90,11 @@ def probe_secs(peer: Peer, counters: Counters) -> float:
     return min(prompt_secs(peer, counters) * 2.0**doublings, SILENCE_SECS)
 
 
+def silence_secs(peer: Peer, counters: Counters) -> float:
+    """Return how long a packet may be unanswered, at least, before a handshake because of that, seconds."""
+    return SILENCE_SECS if peer.link is None else probe_secs(peer, counters)
+
+
 def retry_secs(peer: Peer, counters: Counters, draw: float) -> float:
     """Return how long an initiation may go unanswered before a retry, seconds; `draw` is random, from 0 to 1."""
     if peer.link is None:
@@ -141,10 +146,9 @@ def _silence_at(peer: Peer, counters: Counters) -> float:
     first = counters[peer.slot + FIRST_UNANSWERED_NS] if peer.slot else 0
     if not first or peer.handshake is not None:
         return NEVER
-    if peer.link is None:
-        return first * NANOSECOND + SILENCE_SECS + peer.jitter
+    secs = silence_secs(peer, counters)
     # Up to a third later: the clients of one server fall silent all at once.
-    return first * NANOSECOND + probe_secs(peer, counters) * (1.0 + peer.jitter)
+    return first * NANOSECOND + (secs + peer.jitter if peer.link is None else secs * (1.0 + peer.jitter))
 
 
 def _keepalive_at(peer: Peer, counters: Counters) -> float:

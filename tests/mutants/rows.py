@@ -89,10 +89,18 @@ ROWS = (
     Mutant(
         "rows-silence-not-noticed",
         "protocol/row_sender.py",
-        "            self._schedule.add(peer)  # the one timer that starts by this is that of silence\n",
-        "",
+        "                self._schedule.add(peer)  # the one timer that starts by this is that of silence\n",
+        "                pass\n",
         (SAME_AS_SINGLY,),
         "a peer that is gone is never asked again",
+    ),
+    Mutant(
+        "rows-silence-noticed-late",
+        "protocol/row_sender.py",
+        "            if not deadlines or deadlines[-1] > now + timers.silence_secs(peer, counters):\n",
+        "            if not deadlines:\n",
+        (SAME_AS_SINGLY,),
+        "a peer that is gone is asked minutes later",
     ),
     Mutant(
         "rows-sealed-with-an-old-keypair",
