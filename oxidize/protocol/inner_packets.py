@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
-from oxidize.protocol.allowed_ips import IPV4_HEADER_SIZE, AllowedIPs, inner_length
+from oxidize.protocol.allowed_ips import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, AllowedIPs, inner_length
 from oxidize.protocol.constants import DATA_OVERHEAD
 from oxidize.protocol.counters import RECEIVED_PACKETS, DropReason, Total
 from oxidize.protocol.peer import Peer
@@ -13,6 +13,8 @@ from oxidize.protocol.session_table import SessionTable
 Plaintext = TypeVar("Plaintext", bytes, memoryview)
 
 _PLAIN_IPV4 = 0x45  # version 4, a header without options
+_IPV6 = 6
+_FIRST_OF_IPV6 = 0x60  # the lowest first byte, which also has a part of the traffic class
 
 
 class InnerPackets:
@@ -43,16 +45,19 @@ class InnerPackets:
         """Like `unwrap` for what was opened in `rows`, in their order; owners: who sent it, None for nothing."""
         counters, known_owner, packet = self._counters, self._routes.cached, rows.packet
         firsts, lengths, sources = rows.ipv4_headers()
+        payloads, ipv6_sources = rows.ipv6_headers() if max(firsts) >= _FIRST_OF_IPV6 else ((), ())
         packets: list[bytes | memoryview] = []
         for number, peer in enumerate(owners):
             if peer is None:
                 continue
-            room, length = rows.sizes[number] - DATA_OVERHEAD, lengths[number]
-            if (
-                firsts[number] == _PLAIN_IPV4
-                and IPV4_HEADER_SIZE <= length <= room
-                and known_owner(sources[number]) is peer
-            ):
+            room, first = rows.sizes[number] - DATA_OVERHEAD, firsts[number]
+            if first == _PLAIN_IPV4:
+                length, source = lengths[number], sources[number]
+            elif first >> 4 == _IPV6:
+                length, source = IPV6_HEADER_SIZE + payloads[number], ipv6_sources[number]
+            else:
+                length, source = 0, b""
+            if IPV4_HEADER_SIZE <= length <= room and known_owner(source) is peer:
                 packets.append(packet(number, length))
                 counters[peer.slot + RECEIVED_PACKETS] += 1
             else:

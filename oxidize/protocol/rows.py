@@ -29,6 +29,7 @@ def _format(field: str, rows: int, stride: int = ROW_BYTES) -> struct.Struct:
 
 _HEADER = "<IIQ"  # type, receiver index, counter
 _IPV4_HEADER = ">BxH8x4s"  # version and header size, length, source
+_IPV6_HEADER = ">4xH2x16s"  # payload length, source
 _NONCES = [struct.Struct("<" + "4xQ" * rows) for rows in range(BATCH_PACKETS_MAX + 1)]  # paper, section 5.4.6
 
 
@@ -151,6 +152,11 @@ class ReceivedRows:
         """Return, of what is in all rows as an IPv4 packet, version with header size, length, and source address."""
         fields = _format(_IPV4_HEADER, len(self.sizes)).unpack_from(self._opened)
         return fields[0::3], fields[1::3], fields[2::3]
+
+    def ipv6_headers(self) -> tuple[tuple[int, ...], tuple[bytes, ...]]:
+        """Return, of what is in all rows as an IPv6 packet, the length of the payload, and source address."""
+        fields = _format(_IPV6_HEADER, len(self.sizes)).unpack_from(self._opened)
+        return fields[0::2], fields[1::2]
 
 
 class PacketRows:

@@ -22,12 +22,11 @@ from oxidize.protocol.row_sender import SealedBatch
 from oxidize.protocol.rows import ROW_BYTES, ReceivedRows
 from oxidize.protocol.session_table import Transmit
 from tests.support.link_policy import DEFAULT_POLICY
-from tests.support.network import Host, World, packet
+from tests.support.network import Host, World, ipv6_packet, packet
 
 EXAMPLES = 120
 CLIENTS = 3
 ELSEWHERE = Endpoint(bytes([198, 51, 100, 7]), 7)
-INNER_IPV6 = bytes.fromhex("6000000000043b40") + bytes(32) + b"ping"
 
 # What a datagram of a batch is.
 KINDS = (
@@ -42,7 +41,9 @@ KINDS = (
     "initiation",
     "of another",
     "of no peer",
-    "ipv6",
+    *("ipv6",) * 2,
+    "ipv6 of another",
+    "ipv6 too long",
     "malformed",
     "options",
 )
@@ -113,11 +114,15 @@ def datagrams_of(stand: Stand, step: Step) -> list[bytes]:
     elif kind == "keepalive":
         sender.device._send_keepalive(sender.peer(stand.host), now)
     else:
+        another = stand.senders[(number + 1) % len(stand.senders)]
         payload = packet(sender.inner, to, bytes(size))
+        payload6 = ipv6_packet(sender.inner6, stand.host.inner6, bytes(size))
         wrong = {
-            "of another": packet(stand.senders[(number + 1) % len(stand.senders)].inner, to, bytes(size)),
+            "of another": packet(another.inner, to, bytes(size)),
             "of no peer": packet("10.0.0.99", to, bytes(size)),
-            "ipv6": INNER_IPV6,
+            "ipv6": payload6,
+            "ipv6 of another": ipv6_packet(another.inner6, stand.host.inner6, bytes(size)),
+            "ipv6 too long": payload6[: max(1, len(payload6) - 1 - size % 60)],
             "malformed": payload[: size % 30],
             "options": b"\x46" + payload[1:],
         }

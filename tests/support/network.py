@@ -5,7 +5,7 @@ time pass and timers expire. A `Wire` may drop, duplicate or delay datagrams.
 """
 
 from collections.abc import Callable, Iterable
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from math import inf
 from random import Random
 from typing import TypeVar
@@ -35,6 +35,12 @@ def packet(source: str, destination: str, payload: bytes = b"ping") -> bytes:
     return b"\x45\x00" + length + bytes(4) + b"\x40\xfd\x00\x00" + addresses + payload
 
 
+def ipv6_packet(source: str, destination: str, payload: bytes = b"ping") -> bytes:
+    """Return an IPv6 packet without a next header."""
+    header = b"\x60\x00\x00\x00" + len(payload).to_bytes(2, "big") + b"\x3b\x40"
+    return header + ip_address(source).packed + ip_address(destination).packed + payload
+
+
 class Host:
     """One device with an address, and the state that its process keeps outside itself."""
 
@@ -44,6 +50,7 @@ class Host:
         self.private_key = world.random.randbytes(32)
         self.public_key = public_key(self.private_key)
         self.inner = f"10.0.0.{number}"
+        self.inner6 = f"fd00::{number:x}"
         self.endpoint = Endpoint(bytes([192, 0, 2, number]), 51820)
         self.peers: list[PeerSettings] = []
         self.slots = ArraySlots(256)
@@ -67,7 +74,7 @@ class Host:
     ) -> None:
         """Add a peer to the configuration."""
         endpoint = other.endpoint if reachable else None
-        networks = (ip_network(f"{other.inner}/32"),)
+        networks = (ip_network(f"{other.inner}/32"), ip_network(f"{other.inner6}/128"))
         self.peers.append(PeerSettings(other.public_key, psk, networks, endpoint, keepalive, link=link))
 
     def make_device(self) -> Device:
