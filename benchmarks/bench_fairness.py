@@ -1,41 +1,177 @@
 """Measure what one peer notices of the load of others: `python -m benchmarks fairness [--help]`, as root.
 
-The server is alone on a processor, as in `singles`. While 50 peers, or a single one, send single datagrams to it, one
-more peer sends an echo request every 10 ms; the kernel's times of arrival say how long each took. At saturation the
-others offer more than the server can take, so the queue of its socket is full and loses requests like any datagram.
+The server is alone on a processor, as in `singles`; everything else shares another one. While others load it - single
+datagrams of 50 peers or of one, in or out, or one TCP connection of a peer with wireguard-go - one more peer sends an
+echo request every 10 ms, and three bystanders ask every 100 ms: for a handshake, for /metrics, and for the state over
+the channel of a takeover. At saturation more is offered than the server can take, so the queue of its socket is full
+and loses requests like any datagram.
+
+A ping's time is that of the whole way. "In the server" is the time from the request's passing the server's link to the
+reply's: what the scheduler and the kernel add on the other processor is not in it. "Kept waiting" is the part of the
+time in which the server could run and another process had its processor (proc(5), schedstat).
 """
 
 import argparse
+import json
 import os
 import statistics
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from benchmarks.bystanders import HTTP, Bystanders
 from benchmarks.owner import run
-from benchmarks.player import Send
+from benchmarks.player import QUIET_PORT, Send
 from benchmarks.results import Table
-from benchmarks.stand import Measured, stands
-from benchmarks.trees import Tree, add_tree_option, spare_cores, trees_of
+from benchmarks.stand import INNER, SERVER_LINK, Measured, Stand, stands
+from benchmarks.tap import tap
+from benchmarks.trees import add_tree_option, spare_cores, trees_of
+from benchmarks.tunnels import IPERF3
+from tests.support.traffic.direct_link import PORT, DirectLink
+from tests.support.traffic.server import Identity, PeerTable, wait_for
+from tests.support.traffic.wireguard_go import WireguardGo
 
-LOADERS = (50, 1)
+PEERS = 50
 PAYLOAD = 1300
-RATES = {"no load": 0.0, "10 kpps": 10_000.0, "40 kpps": 40_000.0, "saturated": 200_000.0}
+SATURATION = 200_000.0
 SECS = 2.0
 RUNS = 3
 PART = 0.99
+LOADER, CALLER = "10.10.200.1", "10.10.200.2"  # addresses inside of who loads by TCP, and who makes handshakes
+IPERF3_LEAD_SECS = 1.0  # before the measurement begins, and behind it
+PING = "Echo requests of a quiet peer beside a load, the whole way"
+IN_SERVER = "Echo requests of a quiet peer beside a load, in the server"
+QUESTIONS = "Questions beside a load"
 
 
-def percentile(ordered: Sequence[float], part: float) -> float:
+@dataclass(frozen=True)
+class Load:
+    """What others do. tcp: the options of an iperf3 behind a peer, None for single datagrams."""
+
+    name: str
+    loaders: int = PEERS
+    rate: float = 0.0
+    inbound: bool = True
+    tcp: tuple[str, ...] | None = None
+
+
+LOADS = (
+    Load("no load"),
+    Load("UDP in, 50 peers, 10 kpps", rate=10_000.0),
+    Load("UDP in, 50 peers, 40 kpps", rate=40_000.0),
+    Load("UDP in, 50 peers, saturated", rate=SATURATION),
+    Load("UDP in, 1 peer, saturated", loaders=1, rate=SATURATION),
+    Load("UDP out, 50 peers, saturated", rate=SATURATION, inbound=False),
+    Load("TCP in", tcp=()),
+    Load("TCP out", tcp=("--reverse",)),
+)
+
+
+@dataclass
+class Sample:
+    """One measurement beside a load. load: how much of it there was, as text; waited: the part kept waiting."""
+
+    measured: Measured
+    in_server_ms: list[float]
+    bystanders_ms: dict[str, list[float]]
+    waited: float
+    load: str = ""
+
+
+@dataclass
+class Setting:
+    """One server with all who load it or ask it. keys: of the loader and the caller."""
+
+    stand: Stand
+    loader: Identity
+    caller: Identity
+    bystanders: Bystanders = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bystanders = Bystanders(self.stand, self.caller, CALLER)
+        server = str(INNER[4][0])
+        link, lab = self.stand.link, self.stand.lab
+        go = WireguardGo(lab, link.client_side, [f"{LOADER}/16"], self.loader)
+        go.set_peer(self.stand.server.identity.public, f"{server}/32", endpoint=f"{DirectLink.SERVER}:{PORT}")
+        go.enlarge_buffers()
+        with link.server_side.entered():
+            lab.spawn((IPERF3, "--server", "--forceflush", "--bind", server), "iperf3")
+        log = lab.folder / "iperf3.log"
+        self._served = 0
+        self._is_ready = lambda: log.read_text().count("Server listening") > self._served or None
+
+    @contextmanager
+    def tcp(self, options: Sequence[str], secs: float) -> Iterator[list[str]]:
+        """Load by one TCP connection while entered; the value has what arrived, at exit."""
+        wait_for("iperf3", self._is_ready)
+        command = [IPERF3, "--client", str(INNER[4][0]), "--json", "--omit", "1", "--time", str(round(secs)), *options]
+        arrived: list[str] = []
+        with (
+            self.stand.link.client_side.entered(),
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
+        ):
+            yield arrived
+            output, _ = process.communicate()
+        self._served += 1
+        report = json.loads(output)
+        arrived.append(f"{report['end']['sum_received']['bits_per_second'] / 1e9:.2f} Gbit/s")
+
+    def measure(self, load: Load, secs: float) -> Sample:
+        order = Send(load.inbound, PAYLOAD, load.rate, secs, has_quiet=True, loaders=load.loaders)
+        if load.tcp is None:
+            sample = self._ask(order)
+            sample.load = f"{sample.measured.kpps:.1f} kpps" if load.rate else "none"
+            return sample
+        with self.tcp(load.tcp, secs + IPERF3_LEAD_SECS) as arrived:
+            sample = self._ask(order)
+        sample.load = arrived[0]
+        return sample
+
+    def _ask(self, order: Send) -> Sample:
+        self.stand.connect()
+        before = run_delay_secs(self.stand.pid)
+        bystanders_ms: dict[str, list[float]] = {}
+        with tap(self.stand.link.server_side, SERVER_LINK, QUIET_PORT) as seen:
+            measured = self.stand.measure(order, self.bystanders.asking(bystanders_ms))
+        waited = (run_delay_secs(self.stand.pid) - before) / measured.sent.secs
+        return Sample(measured, seen.delays_ms(measured.sent.probes, measured.sent.answered), bystanders_ms, waited)
+
+
+def run_delay_secs(pid: int) -> float:
+    """Return how long a process could run and did not, as another one had the processor."""
+    return int(Path("/proc", str(pid), "schedstat").read_text().split()[1]) / 1e9
+
+
+def percentile(times: Sequence[float], part: float) -> float:
+    ordered = sorted(times)
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else float("nan")
 
 
-def add_row(table: Table, group: str, tree: Tree, samples: Sequence[Measured]) -> None:
-    """Add the 99th percentiles of all runs."""
-    times = [sorted(sample.sent.round_trips_ms) for sample in samples]
-    middle = statistics.median(percentile(each, 0.5) for each in times)
-    lost = 1 - sum(map(len, times)) / sum(sample.sent.probes for sample in samples)
-    kpps = statistics.median(sample.kpps for sample in samples)
-    more = f"median {middle:.2f} ms, {lost:.1%} lost, others {kpps:.1f} kpps"
-    table.add(group, tree.label, [percentile(each, PART) for each in times], more)
+def rows(load: Load, samples: Sequence[Sample]) -> dict[str, list[tuple[str, list[float], str]]]:
+    """Return the rows of each table: group, figures of all runs, and what else was seen."""
+    pings = [sample.measured.sent.round_trips_ms for sample in samples]
+    lost = 1 - sum(map(len, pings)) / sum(sample.measured.sent.probes for sample in samples)
+    waited = statistics.median(sample.waited for sample in samples)
+    longest = max(max(sample.in_server_ms, default=0.0) for sample in samples)
+    found = {
+        PING: [(load.name, [percentile(each, PART) for each in pings], f"{lost:.1%} lost, load {samples[-1].load}")],
+        IN_SERVER: [
+            (
+                load.name,
+                [percentile(sample.in_server_ms, PART) for sample in samples],
+                f"longest {longest:.2f} ms, kept waiting {waited:.1%}",
+            )
+        ],
+        QUESTIONS: [],
+    }
+    for name in samples[0].bystanders_ms:
+        times = [each for sample in samples for each in sample.bystanders_ms[name]]
+        answered = [each for each in times if each < float("inf")]
+        more = f"median {percentile(answered, 0.5):.2f} ms, {len(times) - len(answered)} of {len(times)} without answer"
+        found[QUESTIONS].append((f"{load.name}: {name}", [percentile(answered, PART)], more))
+    return found
 
 
 def main() -> None:
@@ -44,21 +180,30 @@ def main() -> None:
     add_tree_option(parser)
     parser.add_argument("--secs", type=float, default=SECS, help="of one run")
     parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--load", action="append", help=f"one of: {', '.join(load.name for load in LOADS)}")
     options = parser.parse_args()
-    if os.geteuid() != 0:
-        print("left out: it needs root, for network namespaces: sudo make bench")
+    if os.geteuid() != 0 or not Path(IPERF3).exists():
+        print("left out: it needs root, for network namespaces, and iperf3: sudo make bench")
         return
     trees = trees_of(options)
     server_core, other_core = spare_cores()
-    os.sched_setaffinity(0, {other_core})  # the player's, too
-    table = Table("Echo requests of a quiet peer beside a load", "ms, 99th percentile of the round trips")
-    for loaders in LOADERS:
-        with stands(trees, server_core, loaders + 1, 4, 4) as servers:
-            for name, rate in RATES.items():
-                order = Send(True, PAYLOAD, rate, options.secs, has_quiet=True)
-                rounds = [[stand.measure(order) for stand in servers] for _ in range(options.runs)]
-                for stand, samples in zip(servers, zip(*rounds, strict=True), strict=True):
-                    add_row(table, f"{loaders} other peers, {name}", stand.tree, samples)
+    os.sched_setaffinity(0, {other_core})  # of all that is started here
+    loader, caller = Identity.make(), Identity.make()
+    others = [PeerTable("loader", loader.public, (LOADER,)), PeerTable("caller", caller.public, (CALLER,))]
+    with stands(trees, server_core, PEERS + 1, 4, 4, others, f"{HTTP[0]}:{HTTP[1]}") as servers:
+        settings = [Setting(stand, loader, caller) for stand in servers]
+        found = []
+        for load in LOADS:
+            if not options.load or load.name in options.load:
+                rounds = [[each.measure(load, options.secs) for each in settings] for _ in range(options.runs)]
+                found.append((load, list(zip(*rounds, strict=True))))
+    for title in (PING, IN_SERVER, QUESTIONS):
+        table = Table(title, "ms, 99th percentile")
+        for load, columns in found:
+            of_trees = [rows(load, samples)[title] for samples in columns]
+            for of_one in zip(*of_trees, strict=True):
+                for tree, row in zip(trees, of_one, strict=True):
+                    table.add(row[0], tree.label, *row[1:])
 
 
 if __name__ == "__main__":

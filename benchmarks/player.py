@@ -40,6 +40,7 @@ TRIES = 3
 WARM_UP_PART = 1 / 3  # of the datagrams, before packets are counted for the rate
 SMALLEST_BUFFER = 1  # the kernel makes it as large as it must be: one or two datagrams
 MTU = 1420
+QUIET_PORT = 40_000  # of the last client
 PROBE_SECS = 0.01
 PROBE_BUFFER = 1 << 20
 LAST_REPLIES_SECS = 0.5
@@ -72,7 +73,8 @@ class Send:
     """One measurement. payload: of UDP, bytes; rate: datagrams in a second; secs: how long that many are sent.
 
     inbound: from the clients through the tunnel to the server, else from the server's host to the clients. A rate of 0
-    sends none. has_quiet: the last client has no part in it, but sends an echo request every PROBE_SECS.
+    sends none. has_quiet: the last client has no part in it, but sends an echo request every PROBE_SECS. loaders: how
+    many of the clients have a part in it, 0 for all.
     """
 
     inbound: bool
@@ -80,13 +82,15 @@ class Send:
     rate: float
     secs: float
     has_quiet: bool = False
+    loaders: int = 0
 
 
 @dataclass(frozen=True)
 class Sent:
     """What became of it. passed: packets that the server has passed on in the `window`, seconds, after the warm-up.
 
-    round_trips_ms: of the quiet client's echo requests that were answered, of which `probes` were sent.
+    round_trips_ms: of the quiet client's echo requests that were answered, of which `probes` were sent; answered: which
+    of them.
     """
 
     sent: int
@@ -95,6 +99,7 @@ class Sent:
     window: float
     probes: int = 0
     round_trips_ms: tuple[float, ...] = ()
+    answered: tuple[int, ...] = ()
 
 
 def udp_packet(source: str, destination: str, payload: int) -> bytes:
@@ -114,7 +119,7 @@ def udp_packet(source: str, destination: str, payload: int) -> bytes:
 class Client:
     """One peer of the server: a device and a socket."""
 
-    def __init__(self, play: Play, private_key: str, address: str) -> None:
+    def __init__(self, play: Play, private_key: str, address: str, port: int = 0) -> None:
         host = ip_address(play.host)
         self.address = address
         self._packet = partial(udp_packet, address, play.sink)
@@ -122,6 +127,7 @@ class Client:
         family = socket.AF_INET6 if host.version == 6 else socket.AF_INET
         self.socket = socket.socket(family, socket.SOCK_DGRAM)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALLEST_BUFFER)
+        self.socket.bind(("", port))
         self.socket.connect((play.host, play.port))
         self._server = PeerSettings(
             bytes.fromhex(play.public_key),
@@ -207,8 +213,8 @@ class Probe:
         self._sent_ns[number] = time.time_ns()
         self._client.socket.send(message)
 
-    def round_trips_ms(self) -> tuple[float, ...]:
-        """Return the times of all that were answered, after the last replies have had time to come."""
+    def round_trips_ms(self) -> dict[int, float]:
+        """Return the times of all that were answered, by number, after the last replies have had time to come."""
         time.sleep(LAST_REPLIES_SECS)
         found = {}
         with suppress(BlockingIOError):
@@ -218,7 +224,7 @@ class Probe:
                     if (reply := self._path.read_reply(packet)) is not None:
                         secs, ns = struct.unpack("qq", control[0][2])
                         found[reply[0]] = secs * 1_000_000_000 + ns
-        return tuple((found[number] - sent) / 1e6 for number, sent in self._sent_ns.items() if number in found)
+        return {number: (found[number] - sent) / 1e6 for number, sent in self._sent_ns.items() if number in found}
 
 
 class Player:
@@ -226,9 +232,10 @@ class Player:
 
     def __init__(self, play: Play) -> None:
         self._play = play
+        ports = [*[0] * (len(play.addresses) - 1), QUIET_PORT]
         self._clients = [
-            Client(play, key, address) for key, address in zip(play.private_keys, play.addresses, strict=True)
-        ]
+            Client(play, *each) for each in zip(play.private_keys, play.addresses, ports, strict=True)
+        ]  # fmt: skip
         family = socket.AF_INET6 if ":" in play.sink else socket.AF_INET
         self._outgoing = socket.socket(family, socket.SOCK_DGRAM, fileno=play.outgoing)
 
@@ -253,10 +260,14 @@ class Player:
             sent = pace(actions, interval, count)
         else:
             sent = pace(probe.actions, PROBE_SECS, partial(refused_at_sink, self._play.server_pid))
-        return replace(sent, probes=len(probe.actions), round_trips_ms=probe.round_trips_ms())
+        times = probe.round_trips_ms()
+        return replace(
+            sent, probes=len(probe.actions), round_trips_ms=tuple(times.values()), answered=tuple(times)
+        )  # fmt: skip
 
     def _load(self, order: Send, clients: Sequence[Client]) -> Load:
         """Return what to send, the seconds between two of them, and how to count what is passed on."""
+        clients = clients[: order.loaders or None]
         rounds = max(1, round(order.rate * order.secs / len(clients)))
         actions: list[Callable[[], object]]
         if order.inbound:

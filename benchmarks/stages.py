@@ -36,9 +36,9 @@ from oxidize.net.udp import UdpSocket
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.noise import LocalIdentity
-from oxidize.protocol.peer_settings import PeerSettings
 from oxidize.state.arena import Arena
 
+PeerSettings = importlib.import_module("oxidize.protocol.device").PeerSettings  # defined elsewhere, by revision
 IPPROTO_UDP, UDP_SEGMENT = 17, 103
 DISCARD_PORT = 9  # RFC 863
 SMALLEST_BUFFER = 1  # the kernel makes it as large as it must be: one or two datagrams

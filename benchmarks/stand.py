@@ -6,8 +6,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -52,29 +52,44 @@ class Measured:
 
 
 class Stand:
-    """A server of one tree with its peers, and the player of its clients. core: the server's own."""
+    """A server of one tree with its peers, and the player of its clients. core: the server's own.
 
-    def __init__(self, lab: Lab, tree: Tree, core: int, peers: int, inside: int, outside: int) -> None:
+    others: peers that the player does not play. http: where /metrics is served, "" for nowhere.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        tree: Tree,
+        core: int,
+        peers: int,
+        inside: int,
+        outside: int,
+        others: Sequence[PeerTable] = (),
+        http: str = "",
+    ) -> None:
+        self.lab = lab
         self.tree = tree
         address, prefix = INNER[inside]
-        link = DirectLink(lab)
+        self.link = link = DirectLink(lab)
         clients = [Identity.make() for _ in range(peers)]
         addresses = [str(address + FIRST_PEER + number) for number in range(peers)]
         tables = [
             PeerTable(f"p{number}", client.public, (inner,))
             for number, (client, inner) in enumerate(zip(clients, addresses, strict=True))
         ]
-        server = Server(
+        self.server = server = Server(
             lab,
-            tables,
+            [*tables, *others],
             listen=f"[::]:{PORT}",
             network="tun",
             interface=f"ox{secrets.token_hex(5)}",
             address=[f"{address}/{prefix}"],
+            metrics_listen=http,
             inside=link.server_side.entered,
         )
         server.write_config(endpoints_file="")
-        self._pid = server.start(program=tree.program(core), options=tree.options)
+        self.pid = server.start(program=tree.program(core), options=tree.options)
         family = AF_INET6 if inside == 6 else AF_INET
         with link.server_side.entered():
             sink, outgoing = (lab.stack.enter_context(socket(family, SOCK_DGRAM)) for _ in range(2))
@@ -83,7 +98,7 @@ class Stand:
         outer = DirectLink.SERVER6 if outside == 6 else DirectLink.SERVER
         keys = [client.private.hex() for client in clients]
         play = Play(
-            outer, PORT, server.identity.public.hex(), keys, addresses, str(address), outgoing.fileno(), self._pid,
+            outer, PORT, server.identity.public.hex(), keys, addresses, str(address), outgoing.fileno(), self.pid,
             SERVER_LINK,
         )  # fmt: skip
         with link.client_side.entered():
@@ -118,21 +133,26 @@ class Stand:
             raise RuntimeError(f"the player has ended with status {self._player.wait()}; its error is above")
         return json.loads(line)
 
-    def measure(self, order: Send) -> Measured:
-        """Carry out an order in young sessions."""
+    def connect(self) -> None:
+        """Let all clients make a new session, unless theirs are young."""
         if time.monotonic() - self._connected_at > SESSION_SECS_MAX:
             if (connected := self._ask(None)) != self._peers:
                 raise RuntimeError(f"{connected} sessions: expected {self._peers}")
             self._connected_at = time.monotonic()
             time.sleep(STARTED_SECS)
+
+    def measure(self, order: Send, beside: AbstractContextManager[object] | None = None) -> Measured:
+        """Carry out an order in young sessions, with `beside` entered while it is sent."""
+        self.connect()
         before = self._passed(order)
-        cpu = cpu_secs(self._pid)
-        sent = Sent(**self._ask(asdict(order)))
+        cpu = cpu_secs(self.pid)
+        with beside or nullcontext():
+            sent = Sent(**self._ask(asdict(order)))
         passed = self._wait_settled(order) - before
-        return Measured(sent, passed, cpu_secs(self._pid) - cpu)
+        return Measured(sent, passed, cpu_secs(self.pid) - cpu)
 
     def _passed(self, order: Send) -> int:
-        return refused_at_sink(self._pid) if order.inbound else sent_by_link(self._pid, SERVER_LINK)
+        return refused_at_sink(self.pid) if order.inbound else sent_by_link(self.pid, SERVER_LINK)
 
     def _wait_settled(self, order: Send) -> int:
         """Return how many packets have been passed on, when no more come."""
@@ -143,12 +163,20 @@ class Stand:
 
 
 @contextmanager
-def stands(trees: list[Tree], core: int, peers: int, inside: int, outside: int) -> Iterator[list[Stand]]:
+def stands(
+    trees: list[Tree],
+    core: int,
+    peers: int,
+    inside: int,
+    outside: int,
+    others: Sequence[PeerTable] = (),
+    http: str = "",
+) -> Iterator[list[Stand]]:
     """Yield a server of each tree with the same number of peers."""
     with ExitStack() as stack:
         made = []
         for tree in trees:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="oxidize-bench-"))
             lab = stack.enter_context(Lab(Path(folder)))
-            made.append(Stand(lab, tree, core, peers, inside, outside))
+            made.append(Stand(lab, tree, core, peers, inside, outside, others, http))
         yield made
