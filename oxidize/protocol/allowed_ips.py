@@ -82,15 +82,17 @@ class AllowedIPs(Generic[T]):
         return None
 
     def lookup_packet_destinations(self, packets: Sequence[Buffer]) -> list[T | None]:
-        """Return what `lookup_packet_destination` returns for each packet; nearly all batches have one destination."""
-        first = packets[0]
-        version = first[0] >> 4 if first else 0
+        """Return what `lookup_packet_destination` returns for each of the packets, one at least."""
+        version = packets[0][0] >> 4 if packets[0] else 0
         header = _HEADERS.get(version)
         if header is None or min(map(len, packets)) < header.size:
             return list(map(self.lookup_packet_destination, packets))
-        if len(set(map(header.unpack_from, packets))) > 1:
+        heads = list(map(header.unpack_from, packets))
+        if {first >> 4 for first, _ in heads} != {version}:
             return list(map(self.lookup_packet_destination, packets))
-        return [self.lookup_packet_destination(first)] * len(packets)
+        cached = self.cached
+        found = [cached(destination) for _, destination in heads]
+        return found if None not in found else [self.lookup(destination) for _, destination in heads]
 
     def lookup_packet_source(self, packet: Buffer) -> T | None:
         """Return the value of an IP packet's source, or None without a value or without an IP header.

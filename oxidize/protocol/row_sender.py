@@ -6,7 +6,7 @@ to send - and leaves the rest: of a peer all packets or none.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import repeat
 from typing import NamedTuple
 
@@ -52,12 +52,7 @@ class SealedBatch(NamedTuple):
     joined: memoryview | None = None
 
 
-class _Group(NamedTuple):
-    """What is sent to one peer."""
-
-    keypair: PeerKeypair
-    endpoint: Endpoint
-    packets: list[Packet]
+_Group = tuple[PeerKeypair, Endpoint, list[Packet]]  # what is sent to one peer
 
 
 class RowSender:
@@ -75,24 +70,25 @@ class RowSender:
 
     def send(self, packets: Sequence[Packet], now: float) -> tuple[list[SealedBatch], Sequence[Packet]]:
         """Seal the packets that are common; return the messages to send, and the packets that are left, in order."""
-        if len(packets) > BATCH_PACKETS_MAX or max(map(len, packets), default=0) > PACKET_BYTES_MAX:
+        if not packets or len(packets) > BATCH_PACKETS_MAX or max(map(len, packets)) > PACKET_BYTES_MAX:
             return [], packets
-        owners = self._find(packets) if packets else []
-        if owners and owners[0] is not None and owners.count(owners[0]) == len(owners):
-            group = self._group_of(owners[0], packets, now)
-            return (self._seal({owners[0]: group}, now), []) if group is not None else ([], packets)
+        owners = self._find(packets)
+        first = owners[0]
+        if first is not None and owners.count(first) == len(owners):
+            group = self._group_of(first, list(packets), now)
+            return (self._seal({first: group}, now), []) if group is not None else ([], packets)
         groups: dict[Peer, _Group] = {}
         left = []
-        for packet, peer in zip(packets, owners, strict=True):
+        for number, peer in enumerate(owners):
             if peer in groups:
-                groups[peer].packets.append(packet)
-            elif peer is not None and (group := self._group_of(peer, [packet], now)) is not None:
+                groups[peer][2].append(packets[number])
+            elif peer is not None and (group := self._group_of(peer, [packets[number]], now)) is not None:
                 groups[peer] = group
             else:
-                left.append(packet)
+                left.append(packets[number])
         return self._seal(groups, now) if groups else [], left
 
-    def _group_of(self, peer: Peer, packets: Sequence[Packet], now: float) -> _Group | None:
+    def _group_of(self, peer: Peer, packets: list[Packet], now: float) -> _Group | None:
         """Return the group of a peer to which packets only have to be sent, None for another."""
         keypair, endpoint, link = peer.current, peer.endpoint, peer.link
         if (
@@ -103,30 +99,32 @@ class RowSender:
             or (link is not None and self._links.holds_back(peer, link))
         ):
             return None
-        return _Group(keypair, endpoint, list(packets))
+        return keypair, endpoint, packets
 
-    def _seal(self, groups: dict[Peer, _Group], now: float) -> list[SealedBatch]:
+    def _seal(self, groups: Mapping[Peer, _Group], now: float) -> list[SealedBatch]:
         counters, rows = self._counters, self._rows
         headers: list[int] = []
-        for group in groups.values():  # a counter is advanced before anything is sealed with it
-            word, count = group.keypair.slot + SEND_COUNTER, len(group.packets)
+        for keypair, _, packets in groups.values():  # a counter is advanced before anything is sealed with it
+            word, count = keypair.slot + SEND_COUNTER, len(packets)
             first = counters[word]
             counters[word] = first + count
-            fields = [TYPE_DATA, group.keypair.state.remote_index, 0] * count
+            fields = [TYPE_DATA, keypair.state.remote_index, 0] * count
             fields[2::3] = range(first, first + count)
             headers += fields
-        stride = self._joined_size(group.packets) if len(groups) == 1 else 0
+        stride = self._joined_size(packets) if len(groups) == 1 else 0
         rows.set_headers(headers, stride)
         sent = sent_packets = row = 0
         batches = []
-        for peer, group in groups.items():
-            messages = self._seal_joined(group, stride) if stride else self._seal_group(group, row)
+        for peer, (keypair, endpoint, packets) in groups.items():
+            messages = (
+                self._seal_joined(keypair, packets, stride) if stride else self._seal_group(keypair, packets, row)
+            )
             row += len(messages)
             size = sum(map(len, messages))
-            batches.append(SealedBatch(group.endpoint, messages, rows.joined(size) if stride else None))
-            self._note(peer, group, size, now)
+            batches.append(SealedBatch(endpoint, messages, rows.joined(size) if stride else None))
+            self._note(peer, packets, size, now)
             sent += size
-            sent_packets += sum(map(len, group.packets))
+            sent_packets += sum(map(len, packets))
         counters[Total.SENT_DATAGRAMS] += row
         counters[Total.SENT_BYTES] += sent
         counters[Total.SENT_PACKETS] += row
@@ -140,9 +138,9 @@ class RowSender:
             return 0
         return first + len(padding(first, self._mtu)) + DATA_OVERHEAD
 
-    def _seal_joined(self, group: _Group, stride: int) -> list[memoryview]:
+    def _seal_joined(self, keypair: PeerKeypair, packets: Sequence[Packet], stride: int) -> list[memoryview]:
         """Seal packets to one peer into rows of `stride` bytes, one call of the cipher behind the other."""
-        rows, packets, encrypt_into = self._rows, group.packets, group.keypair.sealer.encrypt_into
+        rows, encrypt_into = self._rows, keypair.sealer.encrypt_into
         alike = len(packets) - (len(packets[-1]) < len(packets[0]))
         sealed, whole = rows.views[stride - DATA_OVERHEAD]
         padded = self._padded(packets[:alike])
@@ -160,12 +158,12 @@ class RowSender:
         zeros = padding(len(packets[0]), self._mtu)
         return [b"".join((packet, zeros)) for packet in packets] if zeros else packets
 
-    def _seal_group(self, group: _Group, first: int) -> list[memoryview]:
+    def _seal_group(self, keypair: PeerKeypair, packets: Sequence[Packet], first: int) -> list[memoryview]:
         """Seal packets to one peer into the rows from `first` on; return the messages."""
-        encrypt_into = group.keypair.sealer.encrypt_into
+        encrypt_into = keypair.sealer.encrypt_into
         nonces, views, mtu = self._rows.nonces, self._rows.views, self._mtu
         messages: list[memoryview] = []
-        for row, packet in enumerate(group.packets, first):
+        for row, packet in enumerate(packets, first):
             zeros = padding(len(packet), mtu)
             padded = b"".join((packet, zeros)) if zeros else packet
             sealed, whole = views[len(padded)]
@@ -173,16 +171,16 @@ class RowSender:
             messages.append(whole[row])
         return messages
 
-    def _note(self, peer: Peer, group: _Group, size: int, now: float) -> None:
+    def _note(self, peer: Peer, packets: Sequence[Packet], size: int, now: float) -> None:
         """Note that messages of `size` bytes together were sent to a peer."""
         counters, slot = self._counters, peer.slot
         now_ns = int(now * 1e9)
         counters[slot + SENT_BYTES] += size
-        counters[slot + SENT_PACKETS] += len(group.packets)
+        counters[slot + SENT_PACKETS] += len(packets)
         counters[slot + LAST_SENT_NS] = now_ns
         counters[slot + KEEPALIVE_OWED_NS] = 0
         if peer.link is not None:
-            self._links.on_sent(peer.link, group.packets, now)
+            self._links.on_sent(peer.link, packets, now)
         if not counters[slot + FIRST_UNANSWERED_NS]:
             counters[slot + FIRST_UNANSWERED_NS] = now_ns
             deadlines = peer.deadlines

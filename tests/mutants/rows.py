@@ -121,7 +121,7 @@ ROWS = (
     Mutant(
         "rows-packets-to-two-peers-sent-to-the-first",
         "protocol/row_sender.py",
-        " and owners.count(owners[0]) == len(owners):",
+        " and owners.count(first) == len(owners):",
         ":",
         (SAME_AS_SINGLY,),
         "a peer gets packets that are for another",
