@@ -15,7 +15,8 @@ from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.rows import ReceivedRows
 
-BATCHES_PER_EVENT_MAX = 8  # then the other event sources are served
+# Then the other event sources are served: a batch takes up to a millisecond, and a turn of the loop 2 us more.
+BATCHES_PER_EVENT_MAX = 2
 
 
 class Tunnel(Protocol):

@@ -4,6 +4,9 @@ from collections import deque
 from collections.abc import Sequence
 from types import SimpleNamespace
 
+import pytest
+
+from oxidize.net import data_path
 from oxidize.net.data_path import BATCHES_PER_EVENT_MAX, DataPath
 from oxidize.net.udp import UdpSocket
 from oxidize.net.udp_cmsg import Datagram
@@ -132,7 +135,8 @@ def batch(*datagrams: bytes, truncated: bool = False) -> ReceivedBatch:
     return ReceivedBatch(HERE, [memoryview(datagram) for datagram in datagrams], truncated)
 
 
-def test_a_batch_is_written_before_the_next_is_read() -> None:
+def test_a_batch_is_written_before_the_next_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_path, "BATCHES_PER_EVENT_MAX", 3)
     parts = make()
     parts.udp.receiver.batches += [batch(b"a", b"b"), batch(b"c")]
     parts.path.from_udp()
@@ -157,7 +161,8 @@ def test_other_event_sources_are_served_after_a_limit_of_batches() -> None:
     assert len(parts.tunnel.waiting) == BATCH_PACKETS_MAX
 
 
-def test_a_tunnel_that_replies_at_once_is_read_before_the_next_batch() -> None:
+def test_a_tunnel_that_replies_at_once_is_read_before_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_path, "BATCHES_PER_EVENT_MAX", 3)
     parts = make(fd=None)
     parts.udp.receiver.batches += [batch(b"a"), batch(b"b")]
     parts.path.from_udp()
