@@ -4,11 +4,12 @@ import base64
 import os
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-from oxidize.config import default_takeover_socket, load_client, load_server
+from oxidize.config import default_takeover_socket, load_client, load_server, validation
 from oxidize.config.report import HIDDEN, show
 from oxidize.config.values import _SMALL_ORDER
 from oxidize.errors import ConfigError
@@ -355,6 +356,21 @@ def test_too_many_peers_are_reported(folder: Path) -> None:
     assert problems(folder, text)[0] == (
         f"oxidize.toml: peer: {PEERS_MAX + 1} tables: expected at most {PEERS_MAX}; give the rest to a second server"
     )
+
+
+def test_a_table_without_mistakes_is_validated_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    again: list[object] = []
+    real = validation._report_mistakes
+
+    def report_mistakes(model: Any, checked: Any) -> None:
+        again.append(checked.prefix)
+        real(model, checked)
+
+    monkeypatch.setattr(validation, "_report_mistakes", report_mistakes)
+    assert len(load(folder, SERVER + peer()).peers) == 1
+    assert again == []
+    assert problems(folder, SERVER + peer() + "persistent_keepalive = -1\n")
+    assert len(again) == 1, "and one with a mistake once more, alone"
 
 
 # --- Peers against one another ---
