@@ -50,6 +50,7 @@ FIGURES = {  # the tables, in this order: their titles by the names of the figur
     "files": "bytes of journal and arena for each session",
     "status": "seconds of `oxidize status --json`",
     "metrics": "seconds of GET /metrics",
+    "metrics_size": "bytes of /metrics",
     "check": "seconds of `oxidize check`",
     "add": "seconds of `oxidize peer add`, with its reload",
     "reload_wait": "ms that an echo waits at most during a reload",
@@ -285,33 +286,38 @@ def measure(tree: Tree, peers: int, memory_base: int, runs: int) -> tuple[dict[s
     memory_base: of a server with PEERS[0] peers, 0 to measure that.
     """
     figures: dict[str, list[float]] = {name: [] for name in FIGURES}
+
+    def note(name: str, value: float) -> None:
+        print(f"# {tree.label}, {peers:,} peers: {name} {value:.2f}", flush=True)
+        figures[name].append(value)
+
     with subject(tree, peers) as server:
-        figures["start"].append(server.wait_started())
+        note("start", server.wait_started())
         memory = memory_of(server.pid)
         if memory_base:
-            figures["memory"].append((memory - memory_base) / (peers - PEERS[0]))
-        figures["files"].append(server.file_bytes() / peers)
+            note("memory", (memory - memory_base) / (peers - PEERS[0]))
+        note("files", server.file_bytes() / peers)
         server.seal(PUSHED_SESSIONS)
         server.check_sessions()
         for _ in range(runs):
             for name, value in zip(("reload", "reload_cpu", "blackout"), server.timed_reload(), strict=True):
-                figures[name].append(value)
-        figures["status"].append(server.run_command("status", "--json"))
+                note(name, value)
+        note("status", server.run_command("status", "--json"))
         secs, size = server.get_metrics()
-        figures["metrics"].append(secs)
-        print(f"# {tree.label}, {peers} peers: /metrics has {size} bytes", flush=True)
-        figures["check"].append(server.run_command("check"))
+        note("metrics", secs)
+        note("metrics_size", size)
+        note("check", server.run_command("check"))
         with closing(Echoes(server)) as echoes:
-            figures["status_wait"].append(echoes.longest_wait(lambda: server.run_command("status", "--json")))
-            figures["metrics_wait"].append(echoes.longest_wait(server.get_metrics))
-            figures["reload_wait"].append(echoes.longest_wait(server.reload))
+            note("status_wait", echoes.longest_wait(lambda: server.run_command("status", "--json")))
+            note("metrics_wait", echoes.longest_wait(server.get_metrics))
+            note("reload_wait", echoes.longest_wait(server.reload))
         if (sessions := server.sessions()) < server.session_count:
             raise SystemExit(f"{sessions} sessions are left: expected {server.session_count}; is the machine too slow?")
-        figures["add"].append(server.run_command("peer", "add", "another", "--endpoint", "192.0.2.1"))
+        note("add", server.run_command("peer", "add", "another", "--endpoint", "192.0.2.1"))
     with subject(tree, peers) as server:  # sessions are valid for three minutes
         server.wait_started()
         server.seal(int(PUSHED_PER_SECOND * PUSHED_SECS))
-        figures["kept"].append(server.throughput_kept())
+        note("kept", server.throughput_kept())
     return figures, memory
 
 

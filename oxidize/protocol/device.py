@@ -52,6 +52,7 @@ from oxidize.protocol.unrecorded import Unrecorded
 
 _KEEPALIVE = b""
 STORAGE_RETRY_SECS = 1.0  # before what could not be recorded is tried again by a timer
+_OF_STAGED = (PeerStaged, PeerStagedMore, PeerRemoved)  # changes of what waits for a session
 PEERS_PER_SLICE = 256  # peers scheduled at a time: less than a millisecond
 
 
@@ -454,7 +455,7 @@ class Device:
             peer = restore_change(self._table, self._handshaker.cookie_checker, change)
             if peer is not None:
                 touched.add(peer)
-                if isinstance(change, PeerStaged | PeerStagedMore | PeerRemoved):
+                if isinstance(change, _OF_STAGED):
                     restaged.add(peer)
             report.applied += 1
         self._staging.on_restored(restaged)

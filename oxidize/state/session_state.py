@@ -38,6 +38,7 @@ TAKEOVERS_MAX = 16  # kept in the journal
 CLOCK_AHEAD_SECS_MAX = 60.0
 
 _TAKEOVER = "takeover"
+_OF_SESSIONS = frozenset({"peer", "keypairs", "removed"})  # the records that name slots, or say who has a session
 _NUMBER_MAX = (1 << 63) - 1  # of a takeover
 
 
@@ -203,12 +204,16 @@ class SessionState:
             if kind == _TAKEOVER:
                 self._note_takeover(record)
             elif kind != ENVELOPE and (change := decode_change(record, self._unknown)) is not None:
-                for slot in slots_of(change):
-                    if not self.arena.holds(slot):
-                        raise SnapshotError(f"journal: record {kind!r} names slot {slot}, not in the arena; {REMEDY}")
-                self._note(change)
+                if kind in _OF_SESSIONS:
+                    self._check_slots(kind, change)
+                    self._note(change)
                 changes.append(change)
         return changes
+
+    def _check_slots(self, kind: str, change: Change) -> None:
+        for slot in slots_of(change):
+            if not self.arena.holds(slot):
+                raise SnapshotError(f"journal: record {kind!r} names slot {slot}, not in the arena; {REMEDY}")
 
     def _note(self, change: Change) -> None:
         match change:
