@@ -91,13 +91,15 @@ class EndpointCache:
 
     def _write(self) -> Iterator[None]:
         changes = self._device.endpoint_changes
-        endpoints = {}
+        entries: list[str] = []  # encoded step by step: all at once would stop the loop for 50 ms with 100,000 peers
         for number, peer in enumerate(list(self._device.peers.values()), start=1):
             if peer.endpoint is not None and not peer.endpoint.scope_id:  # a link's index may change
-                endpoints[base64.b64encode(peer.public_key).decode()] = str(peer.endpoint)
+                key = base64.b64encode(peer.public_key).decode()
+                entries.append(f"{json.dumps(key)}: {json.dumps(str(peer.endpoint))}")
             if number % STEP_PEERS == 0:
                 yield
-        if self._replace(json.dumps({"format": FORMAT, "endpoints": endpoints}).encode()):
+        content = f'{{"format": {FORMAT}, "endpoints": {{{", ".join(entries)}}}}}'
+        if self._replace(content.encode()):
             self._written = changes
 
     def _replace(self, content: bytes) -> bool:
