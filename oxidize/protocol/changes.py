@@ -6,13 +6,12 @@ in order restores the device.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from oxidize.protocol.endpoint import Endpoint
 
 
-@dataclass(frozen=True, slots=True)
-class KeypairState:
+class KeypairState(NamedTuple):
     """One transport keypair (paper, section 5.4.5).
 
     local_index, remote_index: session indices, 32 bits. send_key, receive_key: 32 bytes. created_at: seconds of the
@@ -22,23 +21,24 @@ class KeypairState:
 
     local_index: int
     remote_index: int
-    send_key: bytes = field(repr=False)
-    receive_key: bytes = field(repr=False)
+    send_key: bytes
+    receive_key: bytes
     created_at: float
     is_initiator: bool
     slot: int
 
+    def __repr__(self) -> str:
+        return _shown(self._asdict(), type(self).__name__, "send_key", "receive_key")
 
-@dataclass(frozen=True, slots=True)
-class PeerSeen:
+
+class PeerSeen(NamedTuple):
     """A peer, by its public key of 32 bytes, has a slot of counters; slot: the index of the first."""
 
     peer: bytes
     slot: int
 
 
-@dataclass(frozen=True, slots=True)
-class PeerKeypairs:
+class PeerKeypairs(NamedTuple):
     """A peer's keypairs, recorded together because they rotate together.
 
     last_handshake_unix: seconds since the epoch, 0.0 for never. older: a reader that does not know it has none.
@@ -58,16 +58,14 @@ class PeerKeypairs:
         return [state for state in roles if state is not None]
 
 
-@dataclass(frozen=True, slots=True)
-class PeerEndpoint:
+class PeerEndpoint(NamedTuple):
     """The endpoint at which a peer was last authenticated."""
 
     peer: bytes
     endpoint: Endpoint
 
 
-@dataclass(frozen=True, slots=True)
-class PeerTimestamp:
+class PeerTimestamp(NamedTuple):
     """The TAI64N timestamp of a peer's newest initiation, 12 bytes, and the time at which it came, seconds."""
 
     peer: bytes
@@ -75,8 +73,7 @@ class PeerTimestamp:
     received_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class PeerHandshake:
+class PeerHandshake(NamedTuple):
     """The handshake that this device started and that is unanswered; `no_handshake` says that there is none.
 
     local_index: 32 bits. ephemeral_private, chaining_key, hash: 32 bytes. mac1: of the latest initiation, which a
@@ -86,62 +83,71 @@ class PeerHandshake:
 
     peer: bytes
     local_index: int
-    ephemeral_private: bytes = field(repr=False)
-    chaining_key: bytes = field(repr=False)
-    hash: bytes = field(repr=False)
+    ephemeral_private: bytes
+    chaining_key: bytes
+    hash: bytes
     mac1: bytes
     started_at: float
     sent_at: float
     retry_at: float
 
+    def __repr__(self) -> str:
+        return _shown(self._asdict(), type(self).__name__, "ephemeral_private", "chaining_key", "hash")
 
-@dataclass(frozen=True, slots=True)
-class PeerCookie:
+
+class PeerCookie(NamedTuple):
     """The cookie that a peer under load sent, 16 bytes, and the time at which it came, seconds."""
 
     peer: bytes
-    cookie: bytes = field(repr=False)
+    cookie: bytes
     received_at: float
 
+    def __repr__(self) -> str:
+        return _shown(self._asdict(), type(self).__name__, "cookie")
 
-@dataclass(frozen=True, slots=True)
-class PeerStaged:
+
+class PeerStaged(NamedTuple):
     """A peer's staged packets, oldest first; recorded only for a takeover and at the end.
 
     serial: the number by which PeerStagedMore refers to this change, 32 bits; 0: none does.
     """
 
     peer: bytes
-    packets: tuple[bytes, ...] = field(repr=False)
+    packets: tuple[bytes, ...]
     serial: int = 0
 
+    def __repr__(self) -> str:
+        return _shown(self._asdict(), type(self).__name__, "packets")
 
-@dataclass(frozen=True, slots=True)
-class PeerStagedMore:
+
+class PeerStagedMore(NamedTuple):
     """The packets that were staged after those of the PeerStaged with the same serial; void beside any other."""
 
     peer: bytes
-    packets: tuple[bytes, ...] = field(repr=False)
+    packets: tuple[bytes, ...]
     serial: int = 0
 
+    def __repr__(self) -> str:
+        return _shown(self._asdict(), type(self).__name__, "packets")
 
-@dataclass(frozen=True, slots=True)
-class PeerRemoved:
+
+class PeerRemoved(NamedTuple):
     """A peer left the configuration: all its earlier changes are void."""
 
     peer: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class CookieSecret:
+class CookieSecret(NamedTuple):
     """The secret that this device's cookies are made of (paper, section 5.4.7); created_at: seconds."""
 
-    secret: bytes = field(repr=False)
+    secret: bytes
     created_at: float
 
+    def __repr__(self) -> str:
+        return _shown(self._asdict(), type(self).__name__, "secret")
 
-@dataclass(frozen=True, slots=True)
-class ConfiguredEndpoints:
+
+class ConfiguredEndpoints(NamedTuple):
     """What the configuration says of endpoints: a digest of the text, 8 bytes, by the public key of each such peer."""
 
     digests: Mapping[bytes, bytes]
@@ -178,6 +184,11 @@ _KINDS: dict[type, str] = {
 def change_key(change: Change) -> tuple[str, bytes]:
     """Return the part of the state that a change sets: its kind, and the peer's public key or no bytes."""
     return _KINDS[type(change)], getattr(change, "peer", b"")
+
+
+def _shown(fields: Mapping[str, object], name: str, *secret: str) -> str:
+    """Return a named tuple as text, without the fields that are secret."""
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in fields.items() if key not in secret)})"
 
 
 def no_handshake(peer: bytes) -> PeerHandshake:

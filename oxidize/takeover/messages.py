@@ -10,10 +10,9 @@ Decoders raise only DecodeError. Encoders raise StateError, for their input come
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -32,8 +31,7 @@ VERSIONS_MAX = 256
 Opaque = dict[str, Any]  # the host's own, of msgpack's types; tuples arrive as lists
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(NamedTuple):
     """Successor: its identity, and the versions of the protocol and of the state that it reads.
 
     network_namespace, time_namespace: as in `takeover.namespaces`, "" where unknown.
@@ -48,17 +46,15 @@ class Hello:
     time_namespace: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class FdEntry:
+class FdEntry(NamedTuple):
     """One descriptor of an offer: its name, what it is, and what must be known to use it (options, framing)."""
 
     name: str
     kind: str
-    options: Opaque = field(default_factory=dict)
+    options: Opaque
 
 
-@dataclass(frozen=True, slots=True)
-class OfferMessage:
+class OfferMessage(NamedTuple):
     """Predecessor: all that a successor needs. The descriptors of `fds` come, in order, with this and with MoreFds."""
 
     generation: int
@@ -68,70 +64,60 @@ class OfferMessage:
     protocol: int = PROTOCOL
 
 
-@dataclass(frozen=True, slots=True)
-class MoreFds:
+class MoreFds(NamedTuple):
     """Predecessor: the next descriptors of an offer that has more than one datagram carries."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(NamedTuple):
     """Successor: the state is restored; `report` has what was restored and what was refused."""
 
     report: Opaque
 
 
-@dataclass(frozen=True, slots=True)
-class CommitMessage:
+class CommitMessage(NamedTuple):
     """Predecessor: the successor owns. No process has read since `frozen_at`, in seconds of the common clock."""
 
     frozen_at: float
     info: Opaque
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(NamedTuple):
     """Successor: the first iteration of its loop is done; the predecessor exits."""
 
     info: Opaque
 
 
-@dataclass(frozen=True, slots=True)
-class Busy:
+class Busy(NamedTuple):
     """Predecessor: another successor is being served."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(NamedTuple):
     """Predecessor: the HELLO or the query is refused."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Withdrawn:
+class Withdrawn(NamedTuple):
     """Predecessor: the offer is void, and the predecessor still serves."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """Successor: it gave up and never owns."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """Any authorised process: a question to the host."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """Predecessor: the answer is the content of the memfd in this datagram, from its first byte to its last.
 
     The descriptors of `fds` follow it in order, in the same datagram.
@@ -245,7 +231,7 @@ _READERS: Mapping[str, Callable[[str, Any], Any]] = {
 
 
 def _read(kind: type[Any], of: str, fields: Mapping[str, Any]) -> Any:
-    return kind(**{key: _READERS[key](f"{of}.{key}", fields.get(key)) for key in kind.__dataclass_fields__})
+    return kind(**{key: _READERS[key](f"{of}.{key}", fields.get(key)) for key in kind._fields})
 
 
 def encode(message: Message) -> bytes:
@@ -255,7 +241,7 @@ def encode(message: Message) -> bytes:
     """
     name = _NAMES[type(message)]
     fields: Opaque = {"type": name}
-    for key in message.__dataclass_fields__:
+    for key in message._fields:
         value = getattr(message, key)
         if key == "fds":
             value = [{"name": each.name, "kind": each.kind, "options": each.options} for each in value]

@@ -318,7 +318,7 @@ def test_a_successor_without_a_common_protocol_is_refused(
     stand: Stand, protocol_min: int, protocol: int, welcome: bool
 ) -> None:
     stand.serve()
-    channel, answer = stand.converse(replace(hello(), protocol_min=protocol_min, protocol=protocol))
+    channel, answer = stand.converse(hello()._replace(protocol_min=protocol_min, protocol=protocol))
     assert isinstance(answer, Refused) is not welcome
     channel.close()
 

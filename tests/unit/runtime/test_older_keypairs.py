@@ -1,7 +1,5 @@
 """An older keypair that a release without them has forgotten: its slot may be another keypair's by now."""
 
-from dataclasses import replace
-
 import pytest
 
 from oxidize.protocol.changes import Change, KeypairState, PeerKeypairs
@@ -39,8 +37,8 @@ def reused(hub: Host, first: Host, second: Host, *, comes_last: bool) -> tuple[K
     _, of_second = keypairs_of(hub, second)
     key, of_first = keypairs_of(hub, first)
     assert of_second.current is not None
-    older = replace(of_second.current, local_index=77)
-    hub.live[key] = replace(of_first, older=older)
+    older = of_second.current._replace(local_index=77)
+    hub.live[key] = of_first._replace(older=older)
     changes = sorted(hub.folded(), key=lambda change: change == hub.live[key])  # stable, and the record last
     return older, changes if comes_last else changes[::-1]
 

@@ -78,7 +78,7 @@ changes = st.one_of(
     st.builds(PeerKeypairs, keys, keypairs, keypairs, keypairs, seconds, keypairs),
     st.builds(PeerEndpoint, keys, addresses),
     st.builds(PeerTimestamp, keys, st.binary(min_size=12, max_size=12), seconds),
-    st.builds(PeerStaged, keys, st.lists(st.binary(max_size=100), max_size=5).map(tuple)),
+    st.builds(PeerStaged, keys, st.lists(st.binary(max_size=100), max_size=5).map(tuple), st.just(0)),
     st.builds(CookieSecret, st.binary(min_size=1, max_size=64), seconds),
 )
 

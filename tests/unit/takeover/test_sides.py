@@ -6,7 +6,6 @@ import itertools
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
@@ -17,7 +16,8 @@ import pytest
 from oxidize.errors import TakeoverError
 from oxidize.takeover import Listener, PathLock, Predecessor, Successor
 from oxidize.takeover.acceptor import PATH_CHECK_SECS
-from oxidize.takeover.channel import Channel, ChannelBatch, PeerProcess, Received, close_fds, connect
+from oxidize.takeover.channel import Channel, ChannelBatch, Received, close_fds, connect
+from oxidize.takeover.connection import PeerProcess
 from oxidize.takeover.machine import DEFAULT_TIMEOUTS, Event
 from oxidize.takeover.messages import (
     MESSAGE_BYTES_MAX,
@@ -217,8 +217,8 @@ def test_no_first_datagram_ends_the_server(bench: Bench, name: str) -> None:
 
 def hello_of(which: str, namespace: str) -> Hello:
     if which == "network_namespace":
-        return replace(HELLO, network_namespace=namespace)
-    return replace(HELLO, time_namespace=namespace)
+        return HELLO._replace(network_namespace=namespace)
+    return HELLO._replace(time_namespace=namespace)
 
 
 @pytest.mark.parametrize("which", ["network_namespace", "time_namespace"])
