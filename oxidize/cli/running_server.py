@@ -21,7 +21,7 @@ from oxidize.deploy.server import Serving
 from oxidize.deploy.vitals import PeerVitals, Vitals
 from oxidize.errors import OxidizeError
 from oxidize.service_manager import systemctl
-from oxidize.takeover.query import who_listens
+from oxidize.takeover.connection import who_listens
 
 HEALTH_TIMEOUT_SECS = 3.0
 LISTEN_TIMEOUT_SECS = 5.0

@@ -24,7 +24,7 @@ from oxidize.control import holder, query
 from oxidize.control.who_runs import holders_of
 from oxidize.errors import OxidizeError
 from oxidize.service_manager import systemctl
-from oxidize.takeover.channel import PeerProcess, connect_socket, credentials_of
+from oxidize.takeover.connection import PeerProcess, connect_socket, credentials_of
 
 UNITS = {
     "server": ("oxidize-daemon.service", "oxidize.socket", "oxidize-http.socket"),

@@ -12,7 +12,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 
 from oxidize.errors import Phase, TakeoverError
-from oxidize.takeover.channel import PeerProcess, credentials_of
+from oxidize.takeover.connection import PeerProcess, credentials_of
 
 HOLDER_VARIABLE = "OXIDIZE_HOLDER"
 ANSWER_BYTES_MAX = 16_384

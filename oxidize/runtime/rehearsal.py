@@ -21,7 +21,7 @@ from oxidize.settings import NodeSettings
 from oxidize.state.copies import copy_arena, copy_journal
 from oxidize.takeover.channel import close_fds, close_unasked
 from oxidize.takeover.host import Answer
-from oxidize.takeover.query import query_with_fds
+from oxidize.takeover.queries import query_with_fds
 from oxidize.text import own_release
 
 COPIES_MAX = 5  # of one journal: compaction is rare, and a copy is a matter of milliseconds

@@ -12,7 +12,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 from oxidize.errors import DecodeError, Phase, TakeoverError, reason_of
-from oxidize.takeover.channel import Channel, close_unasked, is_authorised
+from oxidize.takeover.channel import Channel, close_unasked
+from oxidize.takeover.connection import is_authorised
 from oxidize.takeover.host import Answer
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.messages import (

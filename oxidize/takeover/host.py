@@ -5,10 +5,12 @@ The rule: a takeover moves named descriptors and maps without reading them. Thei
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from oxidize.errors import OxidizeError, Phase, TakeoverError
-from oxidize.takeover.messages import Hello
+
+if TYPE_CHECKING:
+    from oxidize.takeover.messages import Hello
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Answer:
 class TakeoverHost(Protocol):
     """The server that is taken over. No method may block; one that raises makes its step of the takeover fail."""
 
-    def offer(self, hello: Hello) -> Offer:
+    def offer(self, hello: "Hello") -> Offer:
         """Return all that a successor needs, and from now on only append to the state; raise to refuse with a reason.
 
         The descriptors stay the host's: the successor gets copies. `offer_withdrawn` follows if they cannot be sent.

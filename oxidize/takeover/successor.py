@@ -22,7 +22,8 @@ from typing import Any, Self
 
 from oxidize.clock import boot_time
 from oxidize.errors import Phase, StateError, TakeoverError
-from oxidize.takeover.channel import Channel, ChannelBatch, Received, close_fds, connect, is_authorised
+from oxidize.takeover.channel import Channel, ChannelBatch, Received, close_fds, connect
+from oxidize.takeover.connection import is_authorised
 from oxidize.takeover.host import NamedFd, Offer
 from oxidize.takeover.machine import (
     DEFAULT_TIMEOUTS,

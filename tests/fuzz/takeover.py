@@ -22,7 +22,8 @@ import msgpack
 
 from oxidize.errors import DecodeError, Phase, StateError, TakeoverError
 from oxidize.takeover import successor as successor_module
-from oxidize.takeover.channel import Channel, PeerProcess, close_fds
+from oxidize.takeover.channel import Channel, close_fds
+from oxidize.takeover.connection import PeerProcess
 from oxidize.takeover.host import Answer, NamedFd, Offer
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.messages import (
@@ -56,7 +57,7 @@ FROM_SUCCESSOR: tuple[Message, ...] = (
     Hello("1", 7, (1,), 2, 2),
 )
 FROM_PREDECESSOR: tuple[Message, ...] = (
-    OfferMessage(1, "1", (FdEntry("udp", "socket"),), {}),
+    OfferMessage(1, "1", (FdEntry("udp", "socket", {}),), {}),
     CommitMessage(1.0, {}),
     Withdrawn("no"),
     Busy("no"),
@@ -64,7 +65,7 @@ FROM_PREDECESSOR: tuple[Message, ...] = (
     MoreFds(),
     OfferMessage(1, "1", (), {}),
 )
-MESSAGES: tuple[Message, ...] = (*FROM_SUCCESSOR, *FROM_PREDECESSOR, Reply((FdEntry("a", "memfd"),)))
+MESSAGES: tuple[Message, ...] = (*FROM_SUCCESSOR, *FROM_PREDECESSOR, Reply((FdEntry("a", "memfd", {}),)))
 DEPTH_MAX = 20
 CLIENTS_MAX = 24
 SETTLED_SECS = 600.0

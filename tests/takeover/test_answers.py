@@ -251,7 +251,7 @@ def test_a_listener_that_ends_with_the_query_in_its_backlog_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "socket"
-    module = importlib.import_module("oxidize.takeover.query")  # its package has a function of this name
+    module = importlib.import_module("oxidize.takeover.queries")  # its package has a function of this name
 
     def connect_and_end(path: Path, timeout: float) -> Channel | None:
         channel = connect(path, timeout)

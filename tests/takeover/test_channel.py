@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from oxidize.errors import DecodeError, StateError, TakeoverError
-from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, close_fds, connect, is_authorised
+from oxidize.takeover.channel import FDS_PER_MESSAGE_MAX, Channel, close_fds, connect
+from oxidize.takeover.connection import is_authorised
 from oxidize.takeover.listener import Listener
 from oxidize.takeover.messages import MESSAGE_BYTES_MAX, MoreFds, Query, Ready, Withdrawn
 

@@ -16,15 +16,7 @@ from pathlib import Path
 
 from oxidize.clock import boot_time
 from oxidize.errors import DecodeError, Phase, TakeoverError
-from oxidize.takeover.channel import (
-    NO_UID,
-    Channel,
-    Received,
-    close_unasked,
-    connect,
-    connect_socket,
-    credentials_of,
-)
+from oxidize.takeover.channel import Channel, Received, close_unasked, connect
 from oxidize.takeover.host import Answer, NamedFd
 from oxidize.takeover.machine import CONNECT_ATTEMPTS_MAX
 from oxidize.takeover.messages import Busy, Query, Refused, Reply
@@ -76,25 +68,6 @@ def query_with_fds(
             return _read(received, bytes_max, deadline)
         select.select([], [], [], RETRY_DELAY)
     raise TakeoverError(Phase.QUERYING, f"{path} closed {CONNECT_ATTEMPTS_MAX} connections without an answer")
-
-
-def who_listens(path: Path, *, timeout: float = QUERY_TIMEOUT) -> tuple[int, int] | None:
-    """Return pid and uid of the process that listens at a path, or None if no process does; it need not answer.
-
-    The kernel names the process that called listen(2) (SO_PEERCRED, unix(7)); nothing is sent. Raises TakeoverError as
-    `connect` does.
-    """
-    deadline = boot_time() + timeout
-    while True:
-        connection = connect_socket(path, max(deadline - boot_time(), 0.0))
-        if connection is None:
-            return None
-        with connection:
-            pid, uid = credentials_of(connection)
-        if uid != NO_UID:
-            return pid, uid
-        if boot_time() >= deadline:  # a signal ended the wait for a place in the backlog
-            raise TakeoverError(Phase.CONNECTING, f"{path} accepts no connection within {timeout:g} s: does it hang?")
 
 
 def _ask(channel: Channel, name: str, deadline: float) -> Received | None:
