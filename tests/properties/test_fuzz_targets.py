@@ -61,7 +61,7 @@ def test_a_script_answers_zero_when_it_is_exhausted() -> None:
         ("takeover", "oxidize.takeover.predecessor.Predecessor", "_freeze"),
         ("takeover", "oxidize.takeover.successor.Successor", "_collect"),
         ("state", "oxidize.state.session_state.SessionState", "takeovers"),
-        ("http", "oxidize.net.http._Connection", "_encode"),
+        ("http", "oxidize.net.http_connection.Connection", "_encode"),
         ("configuration", "oxidize.config.checks", "check_peers"),
         ("wg_quick", "oxidize.provision.conversion", "_interface_notes"),
         ("peer_tables", "oxidize.provision.peer_tables", "_peer_blocks"),

@@ -11,8 +11,9 @@ from typing import Any
 import h11
 import pytest
 
-from oxidize.net import http
-from oxidize.net.http import HttpServer, Respond, Response
+from oxidize.net import http, http_connection
+from oxidize.net.http import HttpServer
+from oxidize.net.http_response import Respond, Response
 from oxidize.runtime.http_endpoints import State, make_respond
 
 
@@ -172,7 +173,7 @@ def test_a_request_may_arrive_byte_by_byte(world: World) -> None:
 
 
 def test_a_request_body_is_discarded_up_to_a_limit(world: World) -> None:
-    size = http.REQUEST_BODY_BYTES_MAX
+    size = http_connection.REQUEST_BODY_BYTES_MAX
     assert parse(world.exchange(request(headers=f"Content-Length: {size}\r\n", body="x" * size)))[0] == 200
     client = world.connect(request(headers=f"Content-Length: {size + 1}\r\n", body="x" * (size + 1)))
     assert parse(world.read(client))[0] == 413
@@ -279,9 +280,11 @@ def test_what_follows_the_head_of_a_request_is_never_parsed(
         with contextlib.suppress(OSError):  # the server may close the connection before the client has sent all
             client.sendall(piece)
         world.run()
-        assert parser.events - before <= http.EVENTS_PER_ADVANCE_MAX
-        assert parser.fed_bytes - fed_before <= http.RECEIVE_BYTES_MAX
-    assert parsers[0].fed_bytes <= http.RECEIVE_BYTES_MAX, "a head that is too long, or what follows a complete one"
+        assert parser.events - before <= http_connection.EVENTS_PER_ADVANCE_MAX
+        assert parser.fed_bytes - fed_before <= http_connection.RECEIVE_BYTES_MAX
+    assert parsers[0].fed_bytes <= http_connection.RECEIVE_BYTES_MAX, (
+        "a head that is too long, or what follows a complete one"
+    )
     with contextlib.suppress(OSError):
         client.shutdown(socket.SHUT_WR)
         assert parse(world.read(client))[0] in statuses
@@ -299,11 +302,11 @@ def test_what_a_client_sends_after_its_answer_is_bounded(world: World) -> None:
     client = world.connect(CHUNKED)
     sent = 0
     with contextlib.suppress(OSError):
-        while sent < 4 * http.LINGER_BYTES_MAX:
+        while sent < 4 * http_connection.LINGER_BYTES_MAX:
             sent += client.send(b"x" * 16_384)
             world.run()
     assert world.server.busy == 0
-    assert sent <= 2 * http.LINGER_BYTES_MAX
+    assert sent <= 2 * http_connection.LINGER_BYTES_MAX
 
 
 def test_a_content_length_of_thousands_of_digits_is_refused(world: World) -> None:
