@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -79,7 +79,8 @@ class Reload:
 class Server:
     """A server that starts from a state with `sessions` sessions and has one more peer, a real client.
 
-    waiting: peers without a session for which packets wait. others: more real clients, without a session.
+    waiting: peers without a session for which packets wait. others: more real clients, without a session. environ: of
+    its processes.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Server:
         options: Sequence[str] = WITHOUT_HOLDER,
         network: str = 'network = "userspace"',
         others: int = 0,
+        environ: Mapping[str, str] = os.environ,
     ) -> None:
         self._program, self._options, self._network = program, options, network
         self.config = directory / "server.toml"
@@ -106,6 +108,7 @@ class Server:
         self._http.listen()
         self._write_config(directory)
         state = stored_state(self._key.public_key().public_bytes_raw(), self._peers[:sessions], self._peers[sessions:])
+        self._environ = environ
         # What a service manager keeps for the next process.
         self.kept = {name: os.dup(fd) for name, fd in state.fds.items()}
         self.kept |= {"udp": os.dup(self._udp.fileno()), "http": os.dup(self._http.fileno())}
@@ -116,7 +119,7 @@ class Server:
         """Start a process from what is kept."""
         with self.log.open("ab") as log:
             self.pid = processes.spawn(
-                self._command("server", *self._options), os.environ, log.fileno(), list(self.kept.items())
+                self._command("server", *self._options), self._environ, log.fileno(), list(self.kept.items())
             )
 
     def _write_config(self, directory: Path) -> None:
