@@ -53,6 +53,11 @@ class NodeSettings:
     name_servers: NameServers | None = None
     kill_switch: bool = False
 
+    @property
+    def has_host_setup(self) -> bool:
+        """Whether these are a client's, with an interface of the kernel, which needs more of its host than that."""
+        return self.role == "client" and self.network == "tun"
+
     @classmethod
     def of(cls, config: "ServerConfig | ClientConfig") -> "NodeSettings":
         """Return the settings of the configuration of either role."""

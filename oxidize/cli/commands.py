@@ -8,7 +8,6 @@ import errno
 import gc
 import os
 import pkgutil
-import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -178,7 +177,7 @@ def check(config_path: Path, role: config.Role, place: Path | None) -> None:
     loaded = load(config_path, role, place)
     for warning in loaded.warnings:
         print_warning(warning)
-    announce_key_change(role, loaded)
+    announce_key_change(role, loaded.takeover_socket, loaded.public_key)
     peers = len(loaded.peers) if isinstance(loaded, config.ServerConfig) else 1
     echo(f"{config_path}: good: {counted(peers, 'peer')}")
 
@@ -186,7 +185,9 @@ def check(config_path: Path, role: config.Role, place: Path | None) -> None:
 @main.command()
 def genkey() -> None:
     """Print a new private key, as `wg genkey` does."""
-    from oxidize.protocol.crypto import generate_private_key  # noqa: PLC0415  # slow, and rarely needed
+    import secrets  # noqa: PLC0415  # slow, and rarely needed
+
+    from oxidize.protocol.crypto import generate_private_key  # noqa: PLC0415  # as above
 
     warn_of_readable_output()
     echo(format_key(generate_private_key(secrets.token_bytes)))
@@ -195,6 +196,8 @@ def genkey() -> None:
 @main.command()
 def genpsk() -> None:
     """Print a new pre-shared key, as `wg genpsk` does."""
+    import secrets  # noqa: PLC0415  # slow, and rarely needed
+
     warn_of_readable_output()
     echo(format_key(secrets.token_bytes(KEY_SIZE)))
 

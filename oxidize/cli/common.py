@@ -189,11 +189,11 @@ def warn_of_readable_output() -> None:
         print_warning("standard output is a file that other users can read; run `umask 077` first")
 
 
-def announce_key_change(role: config.Role, loaded: "config.ServerConfig | config.ClientConfig") -> None:
+def announce_key_change(role: config.Role, takeover_socket: Path, public_key: bytes) -> None:
     """Warn if the running process has another private key than a configuration: a reload ends its sessions."""
     from oxidize.control import key_change  # noqa: PLC0415  # the other commands need none of it
 
-    announced = key_change.announcement(role, loaded.takeover_socket, loaded.public_key)
+    announced = key_change.announcement(role, takeover_socket, public_key)
     if announced is not None:
         print_warning(announced)
 

@@ -42,7 +42,7 @@ def check_host_setup(settings: NodeSettings, replaced: Collection[str] = ()) -> 
 
     replaced: interfaces of the generation before, whose rules this client's replace.
     """
-    if not has_host_setup(settings):
+    if not settings.has_host_setup:
         return
     if settings.name_servers is not None:
         check_dns(settings.name_servers, by_this_process=_sets_names())
@@ -51,11 +51,6 @@ def check_host_setup(settings: NodeSettings, replaced: Collection[str] = ()) -> 
         check_policy(_policy(settings), [settings.interface, *replaced])
     if settings.kill_switch:
         prove_filter(_filter(settings))
-
-
-def has_host_setup(settings: NodeSettings) -> bool:
-    """Return whether the settings are those of a client with an interface of the kernel."""
-    return settings.role == "client" and settings.network == "tun"
 
 
 def revert_host_setup(before: Mapping[str, Any], interfaces: Collection[str], pause: Pause = time.sleep) -> None:

@@ -5,16 +5,17 @@ from typing import Any
 
 from oxidize.control.decode import decode, printable_reasons
 from oxidize.errors import OxidizeError
-from oxidize.takeover.query import QUERY_TIMEOUT, query
+from oxidize.takeover.queries import QUERY_TIMEOUT, query
 
 # The names of the queries, on the wire.
 STATUS = "status"
 IDENTITY = "identity"
 VITALS = "vitals"  # cheap enough for two queries a second, however many peers there are
 STATE = "state"  # journal and arena, read-only
+SETTINGS = "settings"  # the file of `runtime.validated`, which has no key
 DRAIN = "drain"  # begin to drain, and end when told to
 ACCEPT = "accept"  # end a drain
-QUERIES = (STATUS, IDENTITY, VITALS, STATE, DRAIN, ACCEPT)
+QUERIES = (STATUS, IDENTITY, VITALS, STATE, SETTINGS, DRAIN, ACCEPT)
 
 STATUS_SECS_MAX = 20.0  # a loaded server makes it between batches of packets: of 100,000 peers in some seconds
 STATUS_BYTES_MAX = 160 << 20  # PEERS_MAX peers take 40 to 50 MB, and more where each has many allowed IPs

@@ -1,8 +1,9 @@
 """The channel between a coordinator (`oxidize reload`) and the successor that it started.
 
-PREPARED says that all slow work is done; the coordinator answers GO when the service manager knows the new main
-process; DONE or FAILED ends the exchange. A successor whose coordinator ends before GO gives up, because the operator
-would not learn of it; one whose predecessor has died needs no GO, for no other process can serve.
+The coordinator may send the settings that it has validated. PREPARED says that all slow work is done; the coordinator
+answers GO when the service manager knows the new main process; DONE or FAILED ends the exchange. A successor whose
+coordinator ends before GO gives up, because the operator would not learn of it; one whose predecessor has died needs no
+GO, for no other process can serve.
 
 The rule: the two ends may be of different releases, so a message or a field is never renamed, and unknown ones are
 ignored. What cannot be read counts as no message: neither end fails at the other's bytes.
@@ -10,6 +11,7 @@ ignored. What cannot be read counts as no message: neither end fails at the othe
 Source: RFC 8259; a character outside of ASCII takes 6 bytes for each 2 or 3 of UTF-8, and 12 for 4.
 """
 
+import array
 import contextlib
 import json
 import os
@@ -44,6 +46,23 @@ class Control:
     def is_coordinated(self) -> bool:
         """Whether a coordinator started this process."""
         return self._socket is not None
+
+    def take_settings(self) -> list[int]:
+        """Return the file with the settings that the coordinator has validated, if it has sent one before all else."""
+        if self._socket is None:
+            return []
+        room = socket.CMSG_LEN(array.array("i").itemsize)
+        try:
+            # Not `socket.recv_fds`, which ignores the flags.
+            flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+            _, ancillary, _, _ = self._socket.recvmsg(MESSAGE_BYTES_MAX, room, flags)
+        except OSError:  # there is none: BlockingIOError is one
+            return []
+        fds = array.array("i")
+        for level, kind, payload in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(payload)
+        return list(fds)
 
     def prepared(self, report: Report, predecessor_fd: int | None = None) -> None:
         """Report that all slow work is done and wait for GO; raises TakeoverError if it does not come.
@@ -109,6 +128,11 @@ def _wait_for_go(channel: socket.socket, predecessor_fd: int | None) -> bool:
     if not ready:
         raise TimeoutError
     return ready != {predecessor_fd}
+
+
+def send_settings(channel: socket.socket, fd: int) -> None:
+    """Send a file with settings to a successor, before all else; raises OSError."""
+    socket.send_fds(channel, [json.dumps({"event": "settings"}).encode()], [fd])
 
 
 def send(channel: socket.socket, message: Report) -> None:

@@ -10,28 +10,28 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import oxidize
 from oxidize import logs
-from oxidize.client.host_setup import check_host_setup, forget_guard, has_host_setup
 from oxidize.clock import boot_time
 from oxidize.control.reload_channel import Control
 from oxidize.errors import OxidizeError, SnapshotError, StorageError, WriterBusyError, reason_of
 from oxidize.hostnet.nat import not_forwarded
-from oxidize.net import http, ipv6
+from oxidize.net import ipv6
 from oxidize.net.event_loop import Loop
+from oxidize.net.http import HttpServer
+from oxidize.net.http_response import Response
 from oxidize.net.tun import TunDevice, interface_name_of_fd
 from oxidize.net.udp import UdpSocket, bind_udp
 from oxidize.protocol.counters import Total
 from oxidize.runtime import crash_loop
 from oxidize.runtime.endpoint_cache import load_endpoints
 from oxidize.runtime.fd_store import apply_nat, check_nat, settle_tunnel, store_tunnel
-from oxidize.runtime.handover import Handover
 from oxidize.runtime.http_binding import bind_http_if_possible
 from oxidize.runtime.http_endpoints import health_response, serve_http
 from oxidize.runtime.kept_settings import KeptSettings
-from oxidize.runtime.late_imports import import_late
+from oxidize.runtime.late_imports import import_for_a_successor, import_late
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import FROM_SOCKET_UNIT, STATE, STORED, FdName, named_fd
 from oxidize.runtime.parts import NodeParts, adopt_nat, adopt_tunnel, boot_id, configure, lack_of_room, make_device
@@ -41,6 +41,9 @@ from oxidize.state import memory_file, writer_lock
 from oxidize.state.journal import HEADER_BYTES
 from oxidize.state.session_state import SessionState
 from oxidize.takeover.path_lock import PathLock
+
+if TYPE_CHECKING:
+    from oxidize.runtime.handover import Handover
 
 STORE_PATIENCE_SECS = 5.0  # for a busy manager, before this process serves
 ITEMS_BETWEEN_ANSWERS = 100  # peers or changes: some 10 ms
@@ -57,7 +60,7 @@ def start_alone(
     control: Control,
     passed: dict[str, list[int]],
     lock: PathLock,
-) -> Handover:
+) -> "Handover":
     """Start with the descriptors that the service manager passed, as the holder of the path's lock.
 
     kept: the file with the settings. Raises ConfigError if a socket cannot be opened, and WriterBusyError if another
@@ -66,9 +69,12 @@ def start_alone(
     fence = _Fence(passed.get(FdName.JOURNAL, []))
     was_interrupted = settle_tunnel(passed, settings.interface)
     fds = {FdName(name): fd for name, fd in notify.single(passed, FROM_SOCKET_UNIT).items()} | _stored(passed)
-    check_host_setup(settings, _interfaces_before(fds))
+    if settings.has_host_setup:
+        from oxidize.client.host_setup import check_host_setup  # noqa: PLC0415  # not for a server
+
+        check_host_setup(settings, _interfaces_before(fds))
     _close_unused(passed, fds)
-    handover = _ColdStart(settings, loop, fds, fence, must_store=was_interrupted).run(control, lock)
+    handover = _ColdStart(settings, kept, loop, fds, fence, must_store=was_interrupted).run(control, lock)
     kept.store()
     return handover
 
@@ -113,9 +119,17 @@ class _ColdStart:
     """
 
     def __init__(
-        self, settings: NodeSettings, loop: Loop, fds: dict[FdName, int], fence: _Fence, *, must_store: bool
+        self,
+        settings: NodeSettings,
+        kept: KeptSettings,
+        loop: Loop,
+        fds: dict[FdName, int],
+        fence: _Fence,
+        *,
+        must_store: bool,
     ) -> None:
         self._settings = settings
+        self._kept = kept
         self._loop = loop
         self._fds = fds
         self._fence = fence
@@ -127,7 +141,9 @@ class _ColdStart:
             self._listener.setblocking(False)
             self._responder.open(self._listener)
         self._interfaces_before = _interfaces_before(fds)
-        if FdName.GUARD in fds and not has_host_setup(settings):
+        if FdName.GUARD in fds and not settings.has_host_setup:
+            from oxidize.client.host_setup import forget_guard  # noqa: PLC0415  # as above
+
             os.close(fds.pop(FdName.GUARD))  # and so the guard removes what the previous process had set
             forget_guard()
         self._udp = UdpSocket(
@@ -140,7 +156,7 @@ class _ColdStart:
         if self._is_tunnel_new:
             check_nat(self._nat)  # before anything is stored, for the next start takes a stored TUN for one in service
 
-    def run(self, control: Control, lock: PathLock) -> Handover:
+    def run(self, control: Control, lock: PathLock) -> "Handover":
         """Return a node that serves."""
         node = self._restore()
         is_restored = node is not None
@@ -163,9 +179,11 @@ class _ColdStart:
         control.prepared({"sessions": 0, "refused": {}})
         gc.freeze()  # without a look for garbage, which takes 15 ms: the start has made next to none
         node.serve()
-        handover = Handover(node, self._loop, held=False, must_listen=False, lock=lock)
-        node.do_in_slices(node.settle_configuration())
-        node.notify_ready()
+        self._loop.run_once(0)  # what has waited since a crash is answered before all that follows
+        handover = self._listen(node, lock)
+        if node.is_serving:  # it may have been told to end meanwhile
+            node.do_in_slices(node.settle_configuration())
+            node.notify_ready()
         if node.connection is not None and node.connection.is_reconfigured:
             node.connection.move()
         if not self._is_tunnel_new:
@@ -179,6 +197,14 @@ class _ColdStart:
         report = {"sessions": sessions, "refused": {}, "warnings": [], "blackout_ms": 0.0}
         control.done({"generation": node.generation, **report})
         return handover
+
+    def _listen(self, node: Node, lock: PathLock) -> "Handover":
+        """Listen for a successor; what that takes is imported between two batches of packets."""
+        for _ in import_for_a_successor():
+            self._loop.run_once(0)
+        from oxidize.runtime.handover import Handover  # noqa: PLC0415  # as it says
+
+        return Handover(node, self._loop, held=False, must_listen=False, lock=lock)
 
     def _protect(self, node: Node) -> None:
         """Set the packet filter before a packet can leave; without it only a tunnel that is in service goes on."""
@@ -244,9 +270,9 @@ class _ColdStart:
         device = make_device(settings, state, self._responder.interleave(settings.peers))
         http_server = self._responder.server
         parts = NodeParts(
-            settings, generation, state, device, self._udp, self._tunnel, self._nat, self._listener, http_server
+            settings, generation, state, device, self._udp, self._tunnel, self._nat, self._listener, self._kept
         )
-        parts.guard_fd = self._fds.get(FdName.GUARD)
+        parts.http_server, parts.guard_fd = http_server, self._fds.get(FdName.GUARD)
         self._responder.node = node = Node(parts, self._loop, watchdog.interval_secs())
         return node
 
@@ -313,7 +339,7 @@ class _StartupResponder:
 
     def __init__(self, loop: Loop) -> None:
         self.node: Node | None = None
-        self.server: http.HttpServer | None = None
+        self.server: HttpServer | None = None
         self._loop = loop
 
     def open(self, listener: socket.socket) -> None:
@@ -327,7 +353,7 @@ class _StartupResponder:
                 self._loop.run_once(0)
             yield item
 
-    def _respond(self, method: str, path: str) -> http.Response:
+    def _respond(self, method: str, path: str) -> Response:
         if self.node is not None:
             return self.node.respond(method, path)
         return health_response("starting")  # for /metrics too: there are no counters yet

@@ -45,7 +45,7 @@ def run(role: Role, config_path: Path, log_level: str, control: Control, oom_sco
         loop = Loop()
         _survive_signals(loop)
         passed = notify.listen_fds()
-        settings, kept = _load(role, config_path, passed.pop(STORED_NAME, []))
+        settings, kept = _load(role, config_path, passed.pop(STORED_NAME, []), control.take_settings())
         handover = start(settings, kept, loop, control, passed)
         oom_score.restore()
         _give_up_rights(settings)
@@ -130,14 +130,17 @@ def _pause(control: Control, error: Exception, mistaken: Path | None = None) -> 
         time.sleep(FAILED_START_PAUSE_SECS)
 
 
-def _load(role: Role, config_path: Path, stored: list[int]) -> tuple[NodeSettings, KeptSettings]:
-    """Return the settings, and the file with them. stored: such files that come from the service manager's store."""
-    contents = contents_of(stored)
+def _load(role: Role, config_path: Path, stored: list[int], given: list[int]) -> tuple[NodeSettings, KeptSettings]:
+    """Return the settings, and the file with them.
+
+    stored, given: such files that come from the service manager's store, and from the coordinator of a reload.
+    """
+    contents = contents_of([*given, *stored])
     loaded = validated.load(role, config_path, contents.values())
     for warning in loaded.warnings:
         log.warning(warning)
     check_available(_addresses_of(loaded.settings))
-    return loaded.settings, kept_of(loaded, stored, contents)
+    return loaded.settings, kept_of(loaded, stored, contents, given)
 
 
 def _addresses_of(settings: NodeSettings) -> Iterator[tuple[str, object]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from oxidize import logs
 from oxidize.clock import boot_time
-from oxidize.control.query import ACCEPT, DRAIN, IDENTITY, QUERIES, STATE, STATUS, VITALS
+from oxidize.control.query import ACCEPT, DRAIN, IDENTITY, QUERIES, SETTINGS, STATE, STATUS, VITALS
 from oxidize.errors import OxidizeError, Phase, StorageError, TakeoverError, reason_of
 from oxidize.log_output import STANDARD_ERROR
 from oxidize.net import http
@@ -205,6 +205,8 @@ class Handover:
         if query == STATE:
             node.check_serving()
             return status.hand_out_state(node)
+        if query == SETTINGS:
+            return status.hand_out_settings(node)
         if query == DRAIN:
             node.drain()
         elif query == ACCEPT:

@@ -7,12 +7,12 @@ not as configured, answers 503 and says which.
 import json
 import socket
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Literal
 
 from oxidize.clock import boot_time
 from oxidize.net.event_loop import Loop
-from oxidize.net.http import HttpServer, Respond, Response
+from oxidize.net.http import HttpServer
+from oxidize.net.http_response import Respond, Response
 
 RENDER_SECS = 0.25  # between two renderings of the metrics
 
@@ -23,8 +23,7 @@ def health_response(state: State) -> Response:
     """Return the answer of /health: 200 when healthy, else 503, with the state as JSON."""
     is_ready = state == "healthy"
     body = json.dumps({"status": state, "ready": is_ready}, separators=(",", ":")).encode()
-    status = HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE
-    return Response(status, body, "application/json", (("Cache-Control", "no-store"),))
+    return Response(200 if is_ready else 503, body, "application/json", (("Cache-Control", "no-store"),))
 
 
 def make_respond(state: Callable[[], State], render_metrics: Callable[[], tuple[bytes, str]]) -> Respond:
@@ -38,8 +37,8 @@ def make_respond(state: Callable[[], State], render_metrics: Callable[[], tuple[
             return health_response(state())
         if path == "/metrics":
             body, content_type = render_metrics()
-            return Response(HTTPStatus.OK, body, content_type)
-        return Response(HTTPStatus.NOT_FOUND, b"Not found. There are /health and /metrics here.\n")
+            return Response(200, body, content_type)
+        return Response(404, b"Not found. There are /health and /metrics here.\n")
 
     return respond
 

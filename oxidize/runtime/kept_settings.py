@@ -49,14 +49,16 @@ def contents_of(fds: Iterable[int]) -> dict[int, bytes]:
     return contents
 
 
-def kept_of(loaded: validated.Loaded, stored: Iterable[int], contents: dict[int, bytes]) -> KeptSettings:
+def kept_of(
+    loaded: validated.Loaded, stored: Iterable[int], contents: dict[int, bytes], given: Iterable[int] = ()
+) -> KeptSettings:
     """Return the file with what this process uses: one of `contents` or a new one; all others are closed.
 
-    stored: the descriptors that come from the store.
+    stored: the descriptors that come from the store. given: those that come from elsewhere.
     """
     used = next((fd for fd, content in contents.items() if content is loaded.kept), None)
     is_stored = used is not None and list(stored) == [used]
-    for fd in {*stored, *contents} - {used}:
+    for fd in {*stored, *given} - {used}:
         os.close(fd)
     if used is None:
         try:

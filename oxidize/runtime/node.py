@@ -14,16 +14,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from oxidize import logs, signals
-from oxidize.client.connection import Connection
-from oxidize.client.host_setup import HostSetup, has_host_setup
 from oxidize.clock import boot_time
 from oxidize.errors import OxidizeError, SnapshotError
-from oxidize.hostnet.dns_config import NAME_FILES
 from oxidize.hostnet.interface import InterfacePart
 from oxidize.hostnet.part import Part
-from oxidize.net import http
 from oxidize.net.data_path import DataPath
 from oxidize.net.event_loop import READABLE, Loop, Timed
+from oxidize.net.http_response import Response
 from oxidize.net.network_watch import NetworkWatch
 from oxidize.net.tun import TunDevice
 from oxidize.net.userspace import UserspaceNetwork
@@ -46,6 +43,8 @@ from oxidize.service_manager.watchdog import Watchdog
 from oxidize.text import counted, one_line, own_release
 
 if TYPE_CHECKING:
+    from oxidize.client.connection import Connection
+    from oxidize.client.host_setup import HostSetup
     from oxidize.metrics import Live, Metrics
 
 log = logs.get(__name__)
@@ -55,7 +54,8 @@ class Node:
     """A server or a client that serves.
 
     watchdog_secs: the interval of the service manager's watchdog, 0.0 for none. failure: why a client has given up.
-    interface: what should be set at the tunnel's interface. keeper: keeps that and the rest of the host's network.
+    kept: the file with the settings. interface: what should be set at the tunnel's interface. keeper: keeps that and
+    the rest of the host's network.
     """
 
     def __init__(self, parts: NodeParts, loop: Loop, watchdog_secs: float = 0.0) -> None:
@@ -70,6 +70,7 @@ class Node:
         self.interface = InterfacePart(settings.interface, settings.addresses, settings.mtu, settings.routes)
         self.host_setup = _host_setup_of(parts)
         self.watchdog_secs = watchdog_secs
+        self.kept = parts.kept
         self.started_at = boot_time()
         self.started_unix = time.time()
         self._state: State = "starting"
@@ -98,11 +99,7 @@ class Node:
         self.lookups: PeerLookups | None = None
         if parts.settings.role == "server":
             self.lookups = PeerLookups(parts.device, loop, self._data_path.flush)
-        self.connection: Connection | None = None
-        if parts.settings.server is not None:
-            self.connection = Connection(
-                parts.settings, parts.device, counters, loop, self._data_path.flush, self._give_up, parts.upstream_dns
-            )
+        self.connection = self._connection_of(parts)
         self._http_binding = HttpBinding(
             parts.settings, lambda: self.http_listener is not None, self._adopt_http, boot_time
         )
@@ -120,6 +117,21 @@ class Node:
             self.connection.missing = lambda: self.keeper.missing
         self._metrics: Metrics | None = None
         self._respond = make_respond(lambda: self.state_name, ThrottledRender(self._render_metrics))
+
+    def _connection_of(self, parts: NodeParts) -> "Connection | None":
+        if parts.settings.server is None:
+            return None
+        from oxidize.client.connection import Connection  # noqa: PLC0415  # not for a server
+
+        return Connection(
+            parts.settings,
+            self.device,
+            self.counters,
+            self._loop,
+            self._data_path.flush,
+            self._give_up,
+            parts.upstream_dns,
+        )
 
     def _render_metrics(self) -> tuple[bytes, str]:
         if self._metrics is None:
@@ -163,6 +175,8 @@ class Node:
     def _watch_of_names(self) -> FileWatch | None:
         if self.host_setup is None or self.settings.name_servers is None:
             return None
+        from oxidize.hostnet.dns_config import NAME_FILES  # noqa: PLC0415  # not for a server
+
         begins_at = self.host_setup.names_kept_from
         return FileWatch(NAME_FILES, self.keeper.note_change, lambda: self._serving, begins_at)
 
@@ -233,13 +247,13 @@ class Node:
         """Why /health and /metrics are not answered, None where they are, or are switched off."""
         return self._http_binding.problem
 
-    def respond(self, method: str, path: str) -> http.Response:
+    def respond(self, method: str, path: str) -> Response:
         """Answer an HTTP request; a bug in that ends the request and not the tunnels."""
         try:
             return self._respond(method, path)
         except Exception:  # the boundary of a request: a reader of metrics must not be able to end the service
             log.exception("an HTTP request failed", path=path)
-            return http.Response(500, b"Internal error; see the log.\n")
+            return Response(500, b"Internal error; see the log.\n")
 
     def serve(self) -> None:
         """Read, send and handle signals from now on; only the owner may call this."""
@@ -438,11 +452,13 @@ def _report_drained() -> None:
     notify.notify("STATUS=drained: no new sessions; waiting to be stopped")
 
 
-def _host_setup_of(parts: NodeParts) -> HostSetup | None:
+def _host_setup_of(parts: NodeParts) -> "HostSetup | None":
     """Return what a client sets up outside of its interface, or None where it has no interface."""
-    if not has_host_setup(parts.settings):
+    if not parts.settings.has_host_setup:
         if parts.guard_fd is not None:
             os.close(parts.guard_fd)
         return None
+    from oxidize.client.host_setup import HostSetup  # noqa: PLC0415  # not for a server
+
     port = int(parts.udp.local_address.rpartition(":")[2])
     return HostSetup(parts.settings, port, parts.guard_fd)

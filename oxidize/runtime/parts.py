@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from oxidize import logs
@@ -24,6 +24,7 @@ from oxidize.net.udp import UdpSocket
 from oxidize.net.userspace import UserspaceNetwork
 from oxidize.protocol.device import Device
 from oxidize.protocol.peer_settings import PeerSettings
+from oxidize.runtime.kept_settings import KeptSettings
 from oxidize.settings import NodeSettings
 from oxidize.state.arena import MORE_ROOM
 from oxidize.state.key_change import KeyChangedState
@@ -43,8 +44,8 @@ log = logs.get(__name__)
 class NodeParts:
     """The parts of a generation, wherever they come from.
 
-    http_server: one that answers at `http_listener` already. guard_fd: of `HostSetup`, and upstream_dns: of
-    `Connection`, both from a predecessor.
+    kept: the file with the settings. http_server: one that answers at `http_listener` already. guard_fd: of
+    `HostSetup`, and upstream_dns: of `Connection`, both from a predecessor.
     """
 
     settings: NodeSettings
@@ -55,6 +56,7 @@ class NodeParts:
     tunnel: Tunnel
     nat: Nat
     http_listener: socket.socket | None
+    kept: KeptSettings = field(default_factory=KeptSettings)
     http_server: HttpServer | None = None
     guard_fd: int | None = None
     upstream_dns: Sequence[str] = ()

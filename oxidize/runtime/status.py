@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from oxidize.clock import boot_time
+from oxidize.errors import OxidizeError
 from oxidize.protocol.counters import (
     DROPS_START,
     RECEIVED_BYTES,
@@ -22,10 +23,11 @@ from oxidize.protocol.counters import (
     Total,
 )
 from oxidize.protocol.peer import Peer
+from oxidize.runtime.kept_settings import STORED_NAME
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import FdName, named_fd
 from oxidize.service_manager import notify
-from oxidize.takeover.host import Answer
+from oxidize.takeover.host import Answer, NamedFd
 from oxidize.text import own_release
 
 PEERS_PER_PIECE = 64  # of a status: about a millisecond
@@ -85,6 +87,13 @@ def hand_out_state(node: Node) -> Answer:
     content = {**_vitals(node, boot_time()), "journal_activations": activations, "journal_end": end}
     fds = node.session_state.read_only_fds()
     return Answer(json.dumps(content).encode(), tuple(named_fd(FdName(name), fd) for name, fd in fds.items()))
+
+
+def hand_out_settings(node: Node) -> Answer:
+    """Return the file with what this process has validated; raises OxidizeError where it has none."""
+    if node.kept.fd is None:
+        raise OxidizeError("this process keeps no settings: validate the configuration")
+    return Answer(b"{}", (NamedFd(STORED_NAME, node.kept.fd, "memfd"),))
 
 
 def describe(node: Node) -> Iterator[bytes]:

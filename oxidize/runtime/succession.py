@@ -160,7 +160,7 @@ class Succession:
         nat = adopt_nat(settings, self._fd(FdName.NAT))
         check_nat(nat)
         generation = offer.generation + 1
-        parts = NodeParts(settings, generation, restored.state, restored.device, udp, tunnel, nat, listener)
+        parts = NodeParts(settings, generation, restored.state, restored.device, udp, tunnel, nat, listener, self.kept)
         parts.guard_fd, parts.upstream_dns = self._fd(FdName.GUARD), self.before.upstream_dns
         node = Node(parts, self.loop, self.before.watchdog_secs)
         if notify.is_held() and not self.control.is_coordinated:

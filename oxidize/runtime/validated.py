@@ -75,6 +75,12 @@ class Match:
     keys: tuple[bytes, ...] = field(repr=False)
     warnings: tuple[str, ...]
 
+    @property
+    def takeover_socket(self) -> Path:
+        """That of the settings."""
+        path: Path = self.own["takeover_socket"]
+        return path
+
     def loaded(self) -> Loaded:
         """Return the configuration with its keys."""
         from oxidize.protocol.crypto import public_key  # noqa: PLC0415  # a coordinator asks for no settings

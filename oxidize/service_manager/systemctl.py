@@ -8,11 +8,14 @@ Source: systemctl(1), systemd.unit(5); `MainPID` and `Job` of org.freedesktop.sy
 """
 
 import os
-import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from oxidize.errors import Phase, TakeoverError
 from oxidize.text import printable
+
+if TYPE_CHECKING:
+    import subprocess
 
 SYSTEMD_SOCKET = "/run/systemd/notify"  # of the system manager; no other manager is queried
 CGROUP = Path("/proc/self/cgroup")
@@ -94,7 +97,7 @@ def reload(service: str) -> None:
     try:
         # In a session of its own: Ctrl-C would end the waiting, and not the reload.
         done = _run("reload", service, timeout_secs=RELOAD_TIMEOUT_SECS, start_new_session=True)
-    except (OSError, subprocess.SubprocessError) as error:
+    except OSError as error:
         raise TakeoverError(Phase.RUNNING_SYSTEMCTL, str(error)) from error
     if done.returncode == 0:
         return
@@ -123,20 +126,26 @@ def _query(*arguments: str) -> str | None:
     """Return what `systemctl` prints, or None where it fails."""
     try:
         done = _run(*arguments, timeout_secs=QUERY_TIMEOUT_SECS)
-    except (OSError, subprocess.SubprocessError):
+    except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _run(*arguments: str, timeout_secs: float, start_new_session: bool = False) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        ["systemctl", *arguments],
-        env={key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=timeout_secs,
-        start_new_session=start_new_session,
-        check=False,
-    )
+    """Run systemctl; raises OSError, also where it takes longer."""
+    import subprocess  # noqa: PLC0415  # a start after a crash asks nothing before its first packet
+
+    try:
+        return subprocess.run(
+            ["systemctl", *arguments],
+            env={key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_secs,
+            start_new_session=start_new_session,
+            check=False,
+        )
+    except subprocess.SubprocessError as error:
+        raise OSError(str(error)) from error

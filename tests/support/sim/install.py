@@ -5,6 +5,7 @@ edges that lead to programs outside: systemctl, netlink, fork and exec.
 """
 
 import contextlib
+import importlib
 import logging
 import subprocess
 import sys
@@ -25,11 +26,12 @@ from oxidize.protocol import crypto, keypair, noise
 from oxidize.protocol.counters import TOTALS_WORDS, Counters
 from oxidize.runtime import cold_start, daemon, parts, startup
 from oxidize.runtime.kept_settings import KeptSettings
+from oxidize.runtime.late_imports import FOR_A_SUCCESSOR
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
 from oxidize.state import arena, journal, memory_file, session_state
 from oxidize.takeover import path_lock
-from oxidize.takeover.channel import PeerProcess
+from oxidize.takeover.connection import PeerProcess
 from tests.support.sim import sockets, syscalls
 from tests.support.sim.files import Connection, PidFd
 from tests.support.sim.kernel import BASE_RELEASE, Process, kernel
@@ -61,6 +63,8 @@ MODULES = {
     "select": sockets.SelectModule(),
 }
 REAL = {name: sys.modules[name] for name in MODULES}
+# What a process imports while it serves must be there before the modules are exchanged.
+LATE = (*FOR_A_SUCCESSOR, "oxidize.runtime.succession", "oxidize.client.connection", "oxidize.client.host_setup")
 
 
 class CheckedAead:
@@ -112,7 +116,7 @@ class Daemon:
         return dict(enumerate(names.split(":") if names else (), 3))
 
 
-def settings_of_current(role: str, path: object, stored: object) -> tuple[NodeSettings, KeptSettings]:
+def settings_of_current(role: str, path: object, *_: object) -> tuple[NodeSettings, KeptSettings]:
     process = kernel().current
     assert process is not None
     settings: NodeSettings = process.context
@@ -214,6 +218,8 @@ def installed(*, verbose: bool = False) -> Iterator[None]:
         changed.append((module, name, getattr(module, name)))
         setattr(module, name, value)
 
+    for late in LATE:
+        importlib.import_module(late)
     for module in product_modules():
         for name, simulated in MODULES.items():
             if vars(module).get(name) is REAL[name]:

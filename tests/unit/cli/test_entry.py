@@ -25,9 +25,15 @@ from tests.support.config_files import CLIENT, PRIVATE, SERVER, secret
 ROOT = Path(__file__).parents[3]
 NOT_IMPORTED = (
     *("click", "rich", "prometheus_client", "ssl", "pyroute2"),
-    *("oxidize.metrics", "oxidize.cli.commands", "oxidize.cli.common"),
+    *("oxidize.metrics", "oxidize.cli.commands", "oxidize.cli.common", "h11", "oxidize.runtime.handover"),
 )
-NOT_IMPORTED_AFTER_A_CRASH = (*NOT_IMPORTED, "pydantic", "tomllib", "oxidize.config.schema")
+NOT_IMPORTED_AFTER_A_CRASH = (
+    *NOT_IMPORTED,
+    "pydantic",
+    "tomllib",
+    "oxidize.config.schema",
+    "oxidize.takeover.messages",
+)
 UNITS = ("oxidize-daemon.service", "oxidize-client.service")
 
 
@@ -147,6 +153,29 @@ def test_what_the_first_packet_does_not_need_is_imported_after_it_in_slices(
     imported = json.loads(last)
     assert imported[-1] == list(MODULES)
     assert all(len(after) - len(before) <= 1 for before, after in pairwise(imported)), "more than one in one iteration"
+
+
+def test_what_has_waited_is_answered_before_a_successor_can_come(tmp_path: Path) -> None:
+    secret(tmp_path / "server.key", PRIVATE)
+    path = tmp_path / "oxidize.toml"
+    path.write_text(f'{SERVER}network = "userspace"\nmetrics_listen = ""\ntakeover_socket = "t.sock"\n')
+    code = f"""if True:
+        import os, sys
+        from oxidize.cli import entry
+        from oxidize.net import event_loop
+        from oxidize.runtime import node
+        def serve(self, before=node.Node.serve):
+            before(self)
+            event_loop.Loop.run_once = looked
+        def looked(self, timeout=None):
+            print(timeout, "oxidize.runtime.handover" in sys.modules, os.path.exists({str(tmp_path / "t.sock")!r}))
+            sys.stdout.flush()
+            os._exit(0)
+        node.Node.serve = serve
+        sys.argv = ["oxidize", "server", "--no-holder", "-c", {str(path)!r}]
+        entry.main()"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "0 False False\n", done.stderr
 
 
 def test_a_mistake_in_the_configuration_is_the_same_lines_and_status(tmp_path: Path) -> None:

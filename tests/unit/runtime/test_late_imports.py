@@ -1,4 +1,4 @@
-"""Modules of /metrics are imported one in a slice, and none of them can end a process that serves."""
+"""Modules of HTTP are imported one in a slice, and none of them can end a process that serves."""
 
 import logging
 import sys
@@ -28,4 +28,4 @@ def test_a_module_that_cannot_be_imported_is_told_and_the_next_one_is_imported(
     with caplog.at_level(logging.WARNING):
         assert len(list(import_late())) == len(MODULES)
     assert asked == list(MODULES)
-    assert {record.getMessage() for record in caplog.records} == {"a module of /metrics cannot be imported"}
+    assert {record.getMessage() for record in caplog.records} == {"a module of HTTP cannot be imported"}
