@@ -5,6 +5,8 @@ to the service is reloaded by systemctl: only its own user may take its sockets 
 process as that user.
 """
 
+import contextlib
+import os
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -21,7 +23,11 @@ from oxidize.control import reload as coordinator
 from oxidize.control.who_runs import who_runs
 from oxidize.errors import ConfigError, OxidizeError, Phase, TakeoverError
 from oxidize.oom_score import OomScore
+from oxidize.runtime import validated
+from oxidize.runtime.kept_settings import contents_of
 from oxidize.service_manager import systemctl
+from oxidize.takeover.channel import close_unasked
+from oxidize.takeover.queries import query_with_fds
 from oxidize.text import counted
 
 SERVICE = "oxidize-daemon.service"
@@ -46,9 +52,8 @@ def reload(config_path: Path, role: config.Role, log_level: str | None) -> None:
     """
     try:
         with OomScore():  # where memory runs out this process goes, and not the server
-            loaded = load(config_path, role)
-            announce_key_change(role, loaded)
-            reloaded = replace_process(role, config_path, loaded.takeover_socket, log_level)
+            takeover_socket, kept = _validated(role, config_path)
+            reloaded = replace_process(role, config_path, takeover_socket, log_level, kept)
     except ConfigError as error:
         fail(2, *error.problems, *who_serves(config_path, role, str(error)))
     except TakeoverError as error:
@@ -56,6 +61,38 @@ def reload(config_path: Path, role: config.Role, log_level: str | None) -> None:
     echo(reloaded.summary)
     for warning in reloaded.warnings:
         echo(f"oxidize: {warning}", err=True)
+
+
+def _validated(role: config.Role, config_path: Path) -> tuple[Path, bytes | None]:
+    """Return the takeover socket of a configuration, and what the successor gets of it; raises ConfigError.
+
+    It is not validated again where the running process has validated the same. What that process hands out counts only
+    if its digest is right, which covers the private key.
+    """
+    if not config_path.is_absolute():  # the successor's lines would name another path
+        loaded = load(config_path, role)
+        announce_key_change(role, loaded.takeover_socket, loaded.public_key)
+        return loaded.takeover_socket, None
+    match = validated.find(role, config_path, _handed_out(role, config_path))
+    if match is not None:
+        return match.takeover_socket, match.kept
+    found = validated.load(role, config_path)
+    settings = found.settings
+    announce_key_change(role, settings.takeover_socket, settings.public_key)
+    return settings.takeover_socket, found.kept
+
+
+def _handed_out(role: config.Role, config_path: Path) -> list[bytes]:
+    """Return what the running process has kept of its configuration; nothing where none answers with that."""
+    try:
+        answer = query_with_fds(config.takeover_socket_of(config_path, role), query.SETTINGS)
+    except OxidizeError:  # also an older release
+        return []
+    fds = [named.fd for named in answer.fds] if answer is not None else []
+    try:
+        return list(contents_of(fds).values())
+    finally:
+        close_unasked(fds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +103,28 @@ class Reloaded:
     warnings: tuple[str, ...] = ()
 
 
-def replace_process(role: config.Role, config_path: Path, takeover_socket: Path, log_level: str | None) -> Reloaded:
+def replace_process(
+    role: config.Role, config_path: Path, takeover_socket: Path, log_level: str | None, kept: bytes | None = None
+) -> Reloaded:
     """Replace the process that listens at `takeover_socket` by a new one; raises OxidizeError with the reason.
 
-    log_level: of the successor, None for that of its predecessor. The kernel identifies the predecessor, because its
-    answers cannot be trusted.
+    log_level: of the successor, None for that of its predecessor. kept: what it gets of the configuration. The kernel
+    identifies the predecessor, because its answers cannot be trusted.
     """
     listener = _with_patience(takeover.who_listens, takeover_socket)
     if listener is None:
         raise query.NothingListensError(takeover_socket)
     running_level, holder_name = _process_at(takeover_socket)
-    report = coordinator.reload(
-        role, config_path, log_level or running_level, takeover_socket, listener[0], holder_name
-    )
+    level = log_level or running_level
+    with contextlib.ExitStack() as undo:
+        settings_fd = None
+        if kept is not None:
+            with contextlib.suppress(OSError):  # no room: the successor validates by itself
+                settings_fd = validated.keep(kept)
+                undo.callback(os.close, settings_fd)
+        report = coordinator.reload(
+            role, config_path, level, takeover_socket, listener[0], holder_name, settings_fd=settings_fd
+        )
     refused = (f"{counted(number, 'peer')} not moved: {reason}" for reason, number in report["refused"].items())
     return Reloaded(
         f"reloaded: generation {report['generation']}, pid {report['pid']}: "

@@ -21,12 +21,11 @@ import time
 from pathlib import Path
 
 from oxidize.control import holder
-from oxidize.control.reload_channel import Report, receive, send
+from oxidize.control.reload_channel import Report, receive, send, send_settings
 from oxidize.errors import OxidizeError, Phase, TakeoverError
 from oxidize.oom_score import OomScore
 from oxidize.service_manager import notify, systemctl
-from oxidize.takeover import who_listens
-from oxidize.takeover.channel import PeerProcess, connect_socket, credentials_of
+from oxidize.takeover.connection import PeerProcess, connect_socket, credentials_of, who_listens
 from oxidize.text import counted, one_line
 
 PREPARE_TIMEOUT_SECS = 30.0  # the successor imports, reads and restores: tens of milliseconds for most
@@ -47,11 +46,13 @@ def reload(
     takeover_socket: Path,
     predecessor_pid: int,
     holder_name: object = None,
+    settings_fd: int | None = None,
 ) -> Report:
     """Replace the process `predecessor_pid` by a new one; return the successor's report, with the `seconds` taken.
 
     Raises TakeoverError with the successor's reason. role: the subcommand that the successor runs, "server" or
     "client". log_level: as on its command line. holder_name: of the predecessor's holder, which starts the successor.
+    settings_fd: a file with the settings for the successor, None where it validates by itself.
     """
     started = time.monotonic()
     with contextlib.ExitStack() as undo:
@@ -63,6 +64,8 @@ def reload(
         except OSError as error:
             raise _cannot_start(error) from error
         undo.enter_context(channel)
+        if settings_fd is not None:
+            send_settings(channel, settings_fd)
         command = [sys.executable, "-P", "-m", "oxidize", role, "-c", str(config_path.absolute())]
         command += ["--log-level", log_level]
         with successor_end:

@@ -2,6 +2,7 @@
 
 from tests.mutants.mutant import Mutant
 
+KEPT = "takeover/test_kept_settings.py::"
 VALIDATED = "unit/runtime/test_validated.py::"
 SETTINGS = (
     Mutant(
@@ -65,7 +66,23 @@ SETTINGS = (
         "runtime/succession.py",
         "[self.kept.store, partial(apply_nat",
         "[partial(apply_nat",
-        ("takeover/test_kept_settings.py::test_after_a_reload_what_the_successor_validated_is_used",),
+        (f"{KEPT}test_after_a_reload_what_the_successor_validated_is_used",),
         "after a reload a crash costs a validation",
+    ),
+    Mutant(
+        "successor-is-given-no-settings",
+        "cli/reload.py",
+        "        return match.takeover_socket, match.kept\n",
+        "        return match.takeover_socket, None\n",
+        (f"{KEPT}test_a_reload_validates_a_changed_configuration_once_and_an_unchanged_one_not_at_all",),
+        "a reload validates an unchanged configuration",
+    ),
+    Mutant(
+        "first-packet-waits-for-what-successors-need",
+        "runtime/cold_start.py",
+        "        self._loop.run_once(0)  # what has waited since a crash is answered before all that follows\n",
+        "",
+        ("unit/cli/test_entry.py::test_what_has_waited_is_answered_before_a_successor_can_come",),
+        "packets of a crash wait for modules that they do not need",
     ),
 )

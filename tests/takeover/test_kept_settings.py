@@ -2,13 +2,14 @@
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.traffic.clients import EchoClient, Traffic
-from tests.support.traffic.server import Server, kill, wait_for
+from tests.support.traffic.server import OXIDIZE, Server, kill, wait_for
 from tests.takeover.test_foreground import start, stop, wait_until_serving
 
 
@@ -50,6 +51,28 @@ def test_after_a_reload_what_the_successor_validated_is_used(server: Server, cli
         assert not has_validated(crash(server)), server.log_path.read_text()
         traffic.wait_for_more()
         traffic.assert_unharmed(lost_at_most=1)
+    stop(server, held)
+
+
+@pytest.mark.handoff
+def test_a_reload_validates_a_changed_configuration_once_and_an_unchanged_one_not_at_all(
+    server: Server, clients: list[EchoClient]
+) -> None:
+    held = start(server)
+    with Traffic(server, clients, 100.0) as traffic:
+        for is_changed in (False, True, False):
+            if is_changed:
+                change_the_configuration(server)
+            command = [*OXIDIZE, "reload", "-c", str(server.config_path)]
+            environ = {
+                **os.environ,
+                "PYTHONPROFILEIMPORTTIME": "1",
+            }  # of the command, for the holder starts the successor
+            done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=60)
+            assert ("pydantic" in done.stderr) == is_changed
+            traffic.wait_for_more()
+            assert not has_validated(server.status()["pid"]), server.log_path.read_text()
+        traffic.assert_unharmed()
     stop(server, held)
 
 

@@ -247,7 +247,7 @@ def test_status_needs_neither_a_valid_configuration_nor_the_key(path: Path, aske
 def test_reload_prints_its_outcome(path: Path, asked: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def reload(*arguments: object) -> dict[str, object]:
+    def reload(*arguments: object, **_: object) -> dict[str, object]:
         calls.append(arguments)
         report: dict[str, object] = {"generation": 5, "pid": 77, "sessions": 1, "blackout_ms": 1.26}
         report |= {"refused": {"not wanted": 2}, "warnings": ["listen"]}
@@ -270,7 +270,7 @@ def test_reload_prints_its_outcome(path: Path, asked: list[Path], monkeypatch: p
 def test_a_command_with_the_memory_of_a_server_is_what_the_kernel_ends_first(
     path: Path, asked: list[Path], monkeypatch: pytest.MonkeyPatch, command: str, function: str
 ) -> None:
-    def tell_score(*_: object) -> NoReturn:
+    def tell_score(*_: object, **__: object) -> NoReturn:
         raise TakeoverError(Phase.PREPARING, f"score {SCORE.read_text().strip()}")
 
     before = SCORE.read_text()
@@ -282,7 +282,7 @@ def test_a_command_with_the_memory_of_a_server_is_what_the_kernel_ends_first(
 def test_a_failed_reload_prints_the_reason_and_the_serving_process(
     path: Path, asked: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def reload(*arguments: object) -> dict[str, object]:
+    def reload(*arguments: object, **_: object) -> dict[str, object]:
         raise TakeoverError(Phase.PREPARING, "no such release")
 
     monkeypatch.setattr(reload_module, "reload", reload)

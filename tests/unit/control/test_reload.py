@@ -17,7 +17,7 @@ from oxidize.control import reload as reload_module
 from oxidize.control.reload_channel import Control, Report, receive, send
 from oxidize.errors import OxidizeError, Phase, TakeoverError
 from oxidize.service_manager import notify, systemctl
-from oxidize.takeover.channel import PeerProcess
+from oxidize.takeover.connection import PeerProcess
 from oxidize.takeover.listener import Listener
 from tests.support.open_fds import no_leaked_fds
 from tests.support.takeover_peer import Peer
@@ -50,13 +50,15 @@ class Bench:
         monkeypatch.setattr(notify, "barrier", lambda: True)
         monkeypatch.setattr(systemctl, "main_pid", lambda: None)
 
-    def reload(self, body: str, predecessor_pid: int | None = None) -> Report:
+    def reload(self, body: str, predecessor_pid: int | None = None, settings_fd: int | None = None) -> Report:
         program = self.folder / "program"
         pid_file = str(self.folder / "pid")
         program.write_text(PROGRAM.format(python=self.python, pid=pid_file, body=textwrap.dedent(body)))
         program.chmod(0o700)
         pid = os.getpid() if predecessor_pid is None else predecessor_pid
-        return reload_module.reload("server", self.folder / "server.toml", "info", self.path, pid)
+        return reload_module.reload(
+            "server", self.folder / "server.toml", "info", self.path, pid, settings_fd=settings_fd
+        )
 
     def fails(self, body: str, predecessor_pid: int | None = None) -> TakeoverError:
         with pytest.raises(TakeoverError) as caught:
@@ -121,6 +123,18 @@ def test_a_reload_makes_the_successor_the_main_process_and_returns_its_report(be
     assert (report["pid"], report["sessions"]) == (bench.successor_pid, 3)
     assert bench.main_pids == [f"MAINPID={bench.successor_pid}"]
     os.kill(bench.successor_pid, 9)
+
+
+def test_a_successor_gets_the_settings_before_all_else(bench: Bench) -> None:
+    settings = os.memfd_create("settings")
+    os.write(settings, b"validated")
+    body = """
+    _, fds, _, _ = socket.recv_fds(control, 4096, 1)
+    says(event="failed", reason=os.pread(fds[0], 100, 0).decode())
+    """
+    with pytest.raises(TakeoverError, match="validated"):
+        bench.reload(body, settings_fd=settings)
+    os.close(settings)
 
 
 @pytest.mark.parametrize("character", ["x", "я", "🙂", "\x01", "\\"])

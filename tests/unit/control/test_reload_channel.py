@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from oxidize.control.reload_channel import Control, receive, send
+from oxidize.control.reload_channel import Control, receive, send, send_settings
 from oxidize.errors import Phase, TakeoverError
 
 Pair = tuple[socket.socket, Control]
@@ -41,6 +41,27 @@ def test_prepared_waits_for_go(pair: Pair) -> None:
     control.done({"generation": 2})
     assert sent(coordinator) == {"event": "done", "pid": os.getpid(), "generation": 2}
     assert receive(coordinator) is None
+
+
+def test_settings_are_taken_before_all_else(pair: Pair) -> None:
+    coordinator, control = pair
+    assert control.take_settings() == [], "a coordinator of an older release sends none"
+    file = os.memfd_create("settings")
+    send_settings(coordinator, file)
+    (taken,) = control.take_settings()
+    assert os.fstat(taken).st_ino == os.fstat(file).st_ino
+    assert not os.get_inheritable(taken)
+    send(coordinator, {"event": "go"})
+    control.prepared({})
+    for fd in (file, taken):
+        os.close(fd)
+
+
+def test_a_coordinator_that_has_ended_sends_no_settings(pair: Pair) -> None:
+    coordinator, control = pair
+    coordinator.close()
+    assert control.take_settings() == []
+    assert Control(None).take_settings() == []
 
 
 def test_prepared_fails_if_the_coordinator_has_ended(pair: Pair) -> None:
