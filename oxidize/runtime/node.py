@@ -108,7 +108,7 @@ class Node:
             self._kept_parts(), counters, boot_time, lambda: self._serving, self._report_network
         )
         self._sources = SourceFollower(
-            parts.udp, lambda: (peer.endpoint for peer in parts.device.peers.values()), lambda: self._serving
+            parts.udp, lambda: (peer.endpoint for peer in list(parts.device.peers.values())), lambda: self._serving
         )
         self._name_watch = self._watch_of_names()
         # The user of a userspace network may have no right to hear of tables, and has none.

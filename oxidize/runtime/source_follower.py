@@ -74,7 +74,7 @@ class SourceFollower:
         try:
             with RtnetlinkSocket() as kernel:
                 mark = self._udp.mark
-                for number, endpoint in enumerate(list(self._endpoints()), start=1):
+                for number, endpoint in enumerate(self._endpoints(), start=1):
                     if endpoint is not None and endpoint.local_interface and not endpoint.scope_id:
                         led_by = None if is_first else before.get(endpoint, endpoint.local_interface)
                         self._look_at(kernel, endpoint, led_by, mark)
