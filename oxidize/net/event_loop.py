@@ -104,13 +104,12 @@ class Loop:
             callback = self._callbacks.get(fd)
             if callback is not None:
                 callback()
-        now = self.now()
-        if not ready:
+        now, since = self.now(), self._burst_since
+        # A caller with a limit has other work, and may not come again at once.
+        if not ready or timeout_secs is not None or (since is not None and now - since >= BURST_SECS):
             self._handle_timeouts(now)
-        elif self._burst_since is None:
-            self._burst_since = now
-        elif now - self._burst_since >= BURST_SECS:
-            self._handle_timeouts(now)
+            self._burst_since = now if ready else None
+        elif since is None:
             self._burst_since = now
 
     def _poll(self, wait_secs: float) -> list[tuple[int, int]]:

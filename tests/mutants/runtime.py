@@ -57,8 +57,8 @@ RUNTIME = (
     Mutant(
         "event-loop-forgets-deadlines-while-events-come",
         "net/event_loop.py",
-        "        elif now - self._burst_since >= BURST_SECS:\n            self._handle_timeouts(now)\n",
-        "        elif now - self._burst_since >= BURST_SECS:\n",
+        " or (since is not None and now - since >= BURST_SECS):\n",
+        ":\n",
         ("unit/net/test_event_loop.py::test_deadlines_are_looked_at_while_events_come_without_a_pause",),
         "under load no handshake is retried and the watchdog kills the service",
     ),

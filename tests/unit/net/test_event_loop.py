@@ -160,13 +160,23 @@ def test_deadlines_are_looked_at_while_events_come_without_a_pause(
     loop.register(read, READABLE, lambda: None)
     os.write(write, b"x")
     for _ in range(3):
-        loop.run_once(0)
+        loop.run_once()
         assert timer.fired == [], "between a packet and its reply"
     for _ in range(2):
         clock[0] += 2 * BURST_SECS
         timer.due = clock[0]
-        loop.run_once(0)
+        loop.run_once()
         assert timer.fired[-1:] == [clock[0]]
+
+
+def test_a_caller_with_a_limit_finds_every_deadline_handled(loop: Loop, pipes: Pipes) -> None:
+    (read, write), _ = pipes
+    timer = Timer(0.0)
+    loop.add_timed(timer)
+    loop.register(read, READABLE, lambda: None)
+    os.write(write, b"x")
+    loop.run_once(0)
+    assert len(timer.fired) == 1
 
 
 def test_deadlines_are_looked_at_as_soon_as_no_more_events_come(
