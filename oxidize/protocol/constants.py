@@ -61,7 +61,8 @@ STAGED_BYTES_MAX = 64 << 20  # of all peers together: a hand-off records them, a
 ENDPOINT_RECORD_INTERVAL = 1.0  # between two records of one peer's endpoint: paths may alternate with every packet
 PEERS_MAX = 100_000
 ENDPOINT_DIGEST_SIZE = 8  # bytes that the records keep of a configured endpoint
-PEERS_PER_TIMEOUT_MAX = 16  # peers whose timers run at once: each may begin a handshake, which takes some 0.3 ms
+PEERS_PER_TIMEOUT_MAX = 16  # peers whose timers run at once
+INITIATIONS_PER_TIMEOUT_MAX = 1  # that these may send: each takes some 0.3 ms, for which packets wait
 INNER_MTU_MAX = 65_535 - 80  # an inner packet that still fits an outer IPv6 datagram
 
 # Between two handshakes that a device begins with one peer because that peer uses a session which the device has lost:

@@ -15,7 +15,7 @@ from oxidize.errors import StateError, StorageError
 from oxidize.protocol import timers
 from oxidize.protocol.allowed_ips import AllowedIPs, packet_source
 from oxidize.protocol.changes import Change, PeerRemoved, PeerStaged, PeerStagedMore
-from oxidize.protocol.constants import BATCH_PACKETS_MAX, DATA_OVERHEAD, NEVER, PEERS_MAX, PEERS_PER_TIMEOUT_MAX
+from oxidize.protocol.constants import BATCH_PACKETS_MAX, DATA_OVERHEAD, NEVER, PEERS_MAX
 from oxidize.protocol.counters import (
     FIRST_UNANSWERED_NS,
     KEEPALIVE_OWED_NS,
@@ -53,7 +53,7 @@ from oxidize.protocol.unrecorded import Unrecorded
 _KEEPALIVE = b""
 STORAGE_RETRY_SECS = 1.0  # before what could not be recorded is tried again by a timer
 _OF_STAGED = (PeerStaged, PeerStagedMore, PeerRemoved)  # changes of what waits for a session
-PEERS_PER_SLICE = 256  # peers scheduled at a time: less than a millisecond
+PEERS_PER_SLICE = 64  # peers scheduled at a time: a quarter of a millisecond
 
 
 class Device:
@@ -334,9 +334,9 @@ class Device:
     def handle_timeout(self, now: float) -> None:
         """Handle the timers that have ended: retries, keepalives, forgetting keys.
 
-        At most those of PEERS_PER_TIMEOUT_MAX peers, so that packets need not wait for all; the rest stay due.
+        Only of a few peers, so that packets need not wait for all; the rest stay due.
         """
-        for peer in self._schedule.take_due(now, PEERS_PER_TIMEOUT_MAX):
+        for peer in self._schedule.take_due(now):
             try:
                 self._run_timers(peer, now)
             except StorageError:

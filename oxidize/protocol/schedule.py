@@ -4,12 +4,13 @@ The rule: an entry that is due earlier schedules the next one when it is handled
 the order in which they were made, and few: none is ever stale, and none replaces another.
 """
 
+from collections.abc import Iterator
 from heapq import heappop, heappush
 from itertools import count
 
 from oxidize.protocol import timers
-from oxidize.protocol.constants import NEVER
-from oxidize.protocol.counters import Counters
+from oxidize.protocol.constants import INITIATIONS_PER_TIMEOUT_MAX, NEVER, PEERS_PER_TIMEOUT_MAX
+from oxidize.protocol.counters import Counters, Total
 from oxidize.protocol.peer import Peer
 
 
@@ -36,11 +37,16 @@ class Schedule:
             deadlines.append(deadline)
             heappush(self._due, (deadline, next(self._order), peer))
 
-    def take_due(self, now: float, peers_max: int) -> list[Peer]:
-        """Return at most `peers_max` of the peers whose timers have ended, and forget these entries."""
-        due: dict[Peer, None] = {}
-        while self._due and self._due[0][0] <= now and len(due) < peers_max:
+    def take_due(self, now: float) -> Iterator[Peer]:
+        """Yield peers whose timers have ended, and forget these entries.
+
+        At most PEERS_PER_TIMEOUT_MAX, and no more once INITIATIONS_PER_TIMEOUT_MAX initiations were sent meanwhile.
+        """
+        before = self._counters[Total.INITIATIONS_SENT]
+        for _ in range(PEERS_PER_TIMEOUT_MAX):
+            sent = self._counters[Total.INITIATIONS_SENT] - before
+            if not self._due or self._due[0][0] > now or sent >= INITIATIONS_PER_TIMEOUT_MAX:
+                return
             _, _, peer = heappop(self._due)
             peer.deadlines.pop()
-            due[peer] = None
-        return list(due)
+            yield peer

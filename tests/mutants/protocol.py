@@ -2,6 +2,11 @@
 
 from tests.mutants.mutant import Mutant
 
+TIMERS_IN_PARTS = (
+    "unit/protocol/test_device_timers.py::"
+    "test_handshakes_with_many_peers_are_begun_one_at_a_time_and_keepalives_sent_a_few_at_a_time"
+)
+
 PROTOCOL = (
     # --- The device ---
     Mutant(
@@ -32,10 +37,18 @@ PROTOCOL = (
     Mutant(
         "device-runs-the-timers-of-all-peers-at-once",
         "protocol/schedule.py",
-        " and len(due) < peers_max:",
+        "for _ in range(PEERS_PER_TIMEOUT_MAX):",
+        "for _ in range(1 << 30):",
+        (TIMERS_IN_PARTS,),
+        "the keepalives of a hundred thousand peers at once stop the data path",
+    ),
+    Mutant(
+        "device-begins-many-handshakes-at-once",
+        "protocol/schedule.py",
+        " or sent >= INITIATIONS_PER_TIMEOUT_MAX:",
         ":",
-        ("unit/protocol/test_device_timers.py::test_timers_of_many_peers_are_run_a_few_at_a_time",),
-        "twenty thousand retries at once stop the data path",
+        (TIMERS_IN_PARTS,),
+        "where packets wait for many peers, each turn of the loop takes as long as sixteen handshakes",
     ),
     Mutant(
         "device-restored-packets-wait-for-a-timer",

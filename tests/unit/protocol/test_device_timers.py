@@ -3,6 +3,7 @@
 import pytest
 
 from oxidize.protocol.constants import (
+    INITIATIONS_PER_TIMEOUT_MAX,
     KEEPALIVE_TIMEOUT,
     PEERS_PER_TIMEOUT_MAX,
     REKEY_AFTER_TIME,
@@ -12,7 +13,7 @@ from oxidize.protocol.constants import (
     ZERO_KEYS_AFTER_TIME,
 )
 from oxidize.protocol.counters import DropReason, Total
-from tests.support.network import World, connected, initiations, joined, lose_everything
+from tests.support.network import World, connected, initiations, initiations_to, joined, lose_everything
 
 
 def test_a_keepalive_may_require_a_new_keypair() -> None:
@@ -141,19 +142,26 @@ def test_neither_of_two_simultaneous_handshakes_is_repeated() -> None:
     assert len(server.delivered) == len(client.delivered) == 1
 
 
-def test_timers_of_many_peers_are_run_a_few_at_a_time() -> None:
+def test_handshakes_with_many_peers_are_begun_one_at_a_time_and_keepalives_sent_a_few_at_a_time() -> None:
     world = World()
     hub = world.host()
     others = [world.host() for _ in range(PEERS_PER_TIMEOUT_MAX + 4)]
     for other in others:
         hub.know(other, keepalive=25.0)
+        other.know(hub)
+        other.start()
     hub.start()
     hub.device.handle_timeout(world.now)
-    assert len(hub.device.take_transmits()) == PEERS_PER_TIMEOUT_MAX
-    due = hub.device.next_deadline()
-    assert due is not None
-    assert due <= world.now
-    hub.device.handle_timeout(world.now)
-    assert len(hub.device.take_transmits()) == 4
+    assert initiations_to(hub) == [others[0].endpoint]
+    for _ in others[1:]:
+        hub.device.handle_timeout(world.now)
+        assert len(hub.take_transmits()) == INITIATIONS_PER_TIMEOUT_MAX
     due = hub.device.next_deadline()
     assert due is None or due > world.now
+    for other in others:
+        other.send(hub)
+    world.exchange()
+    world.now += 25.0
+    for count in (PEERS_PER_TIMEOUT_MAX, 4):
+        hub.device.handle_timeout(world.now)
+        assert len(hub.take_transmits()) == count
