@@ -35,6 +35,7 @@ from oxidize.runtime.late_imports import import_late
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import HAS_MANAGER, READS_STAGED_MORE, FdName, OfferState, descriptors_of
 from oxidize.runtime.parts import NOT_CONFIGURED, NodeParts, adopt_nat, adopt_tunnel, lack_of_room, restore
+from oxidize.runtime.warm_up import warm_up
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
 from oxidize.state.key_change import KeyChangedState
@@ -87,6 +88,7 @@ class Succession:
             }
             summary[HAS_MANAGER] = notify.is_managed()
             self._wait_for_go(summary)
+            warm_up(boot_time())
             node.device.restore(node.session_state.sync(), boot_time())
             commit = self.successor.ready(
                 {**summary, READS_STAGED_MORE: True},
@@ -234,8 +236,10 @@ class Succession:
             log.warning(warning)
         blackout_ms = self._blackout_ms(node, blackout)
         log.info("took over", generation=node.generation, sessions=summary["sessions"], blackout_ms=blackout_ms)
+        self.loop.run_once(0)
         done = {**summary, "warnings": warnings, "generation": node.generation, "blackout_ms": blackout_ms or 0.0}
         self.control.done(done)
+        self.loop.run_once(0)
 
     def _blackout_ms(self, node: Node, blackout: float | None) -> float | None:
         """Return the longest time without a reader until now, and correct what was recorded of it before TAKEN."""

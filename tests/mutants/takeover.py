@@ -458,4 +458,12 @@ TAKEOVER = (
         ("takeover/test_answers.py::test_a_reply_of_an_older_release_has_no_names",),
         "a running server of the first release cannot be asked anything",
     ),
+    Mutant(
+        "successor-does-not-warm-up",
+        "runtime/succession.py",
+        "            warm_up(boot_time())\n",
+        "",
+        ("unit/runtime/test_warm_up.py::test_a_successor_warms_up_while_its_predecessor_serves",),
+        "the first packets after a hand-off wait for code that runs for the first time",
+    ),
 )

@@ -24,7 +24,7 @@ from oxidize.hostnet.part import Steps
 from oxidize.net.network_watch import NetworkWatch
 from oxidize.protocol import crypto, keypair, noise
 from oxidize.protocol.counters import TOTALS_WORDS, Counters
-from oxidize.runtime import cold_start, daemon, parts, startup
+from oxidize.runtime import cold_start, daemon, parts, startup, succession
 from oxidize.runtime.kept_settings import KeptSettings
 from oxidize.runtime.late_imports import FOR_A_SUCCESSOR
 from oxidize.service_manager import notify, systemctl
@@ -247,6 +247,7 @@ def installed(*, verbose: bool = False) -> Iterator[None]:
     put(daemon, "forbid_core_dumps", lambda: None)
     put(logs, "configure", lambda *_: None)
     put(reload, "_start_detached", start_detached)
+    put(succession, "warm_up", lambda _now: None)  # what it seals is of no session
     for place, name in (
         (oxidize, "__version__"),
         (session_state, "MIN_READER"),
