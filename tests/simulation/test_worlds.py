@@ -6,7 +6,7 @@ from random import SystemRandom
 
 import pytest
 
-from tests.support.sim.blackouts import FUNCTION_SECS, blackout_ms, moved, sessions, waiting
+from tests.support.sim.blackouts import FUNCTION_SECS, blackout_ms, initiated, moved, sessions, waiting
 from tests.support.sim.crash_points import SCENARIOS, crash_everywhere
 from tests.support.sim.install import installed
 from tests.support.sim.kernel import Violation
@@ -16,6 +16,7 @@ from tests.support.sim.world import World
 
 WORLDS = 2_000
 SHARES = 4  # so that several processes may run the tests
+HANDSHAKE_MS_MAX = 1.0  # of virtual time
 CROWDED_BLACKOUT_MS_MAX = 5.0  # of virtual time, where each call of a function takes a microsecond
 PLANTED_HERE = (
     "a frozen predecessor keeps its timers",
@@ -63,6 +64,14 @@ def test_the_blackout_is_bounded_however_much_waits_or_moved(situation: Callable
     measured = [blackout_ms(situation, clients) for clients in (3, 200)]
     print(measured)
     assert max(measured) < CROWDED_BLACKOUT_MS_MAX
+
+
+def test_an_initiation_that_waits_costs_the_blackout_one_handshake() -> None:
+    without = blackout_ms(sessions, 3)
+    few, many = (blackout_ms(initiated, clients) for clients in (3, 150))
+    assert few > without, "it has come"
+    assert few - without < HANDSHAKE_MS_MAX
+    assert many - few < (150 - 3) * FUNCTION_SECS * 1000, "not one call of a function for each further session"
 
 
 def test_a_seed_makes_the_same_world_again() -> None:

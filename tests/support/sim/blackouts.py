@@ -1,14 +1,17 @@
-"""The blackout of a takeover with many sessions, packets that wait and endpoints that moved, in virtual time.
+"""The blackout of a takeover with many sessions, packets or an initiation that wait, and endpoints that moved.
 
-The rule: beside the system calls each call of a Python function takes virtual time here, so that work without a system
-call counts, too. Nothing else happens during the takeover, so its cost is that of the hand-off alone.
+The rule: all is in virtual time, and beside the system calls each call of a Python function takes some of it, so that
+work without a system call counts, too. Nothing else happens during the takeover, so its cost is that of the hand-off
+alone.
 """
 
 import sys
 from collections.abc import Callable
 from types import FrameType
 
+from oxidize.protocol.constants import REKEY_TIMEOUT
 from tests.support.sim.install import installed
+from tests.support.sim.kernel import Process
 from tests.support.sim.world import Plan, World
 
 SEED = 5
@@ -39,7 +42,23 @@ def moved(world: World) -> None:
     world.kernel.run(0.05)
 
 
-SITUATIONS = (sessions, waiting, moved)
+def initiated(world: World) -> None:
+    """Let an initiation wait in the socket when the successor owns it."""
+
+    client = world.clients[0]
+    link = world.link
+    world.kernel.run(REKEY_TIMEOUT)  # since the initiation of its session
+
+    def on_step(step: str, _successor: Process) -> None:
+        if step == "commit":
+            world.__dict__["link"] = lambda arrive: arrive()  # at once, or the first batch may be without it
+            client.rekey()
+            world.__dict__["link"] = link
+
+    world.model.on_step = on_step
+
+
+SITUATIONS = (sessions, waiting, moved, initiated)
 
 
 def blackout_ms(situation: Callable[[World], None], clients: int) -> float:
