@@ -168,7 +168,7 @@ def test_what_has_waited_is_answered_before_a_successor_can_come(tmp_path: Path)
             before(self)
             event_loop.Loop.run_once = looked
         def looked(self, timeout=None):
-            print(timeout, "oxidize.runtime.handover" in sys.modules, os.path.exists({str(tmp_path / "t.sock")!r}))
+            print(timeout, "oxidize.takeover.messages" in sys.modules, os.path.exists({str(tmp_path / "t.sock")!r}))
             sys.stdout.flush()
             os._exit(0)
         node.Node.serve = serve
