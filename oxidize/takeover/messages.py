@@ -26,7 +26,7 @@ DEPTH_MAX = 16  # of maps and arrays within one another
 REASON_BYTES_MAX = 4_096  # in UTF-8; a longer one is cut: reporting a failure must never fail
 NAME_CHARS_MAX = 255
 FDS_MAX = 512  # of one offer; half of the usual soft limit of open files
-VERSIONS_MAX = 256
+VERSIONS_MAX = 256  # and abilities
 
 Opaque = dict[str, Any]  # the host's own, of msgpack's types; tuples arrive as lists
 
@@ -34,7 +34,8 @@ Opaque = dict[str, Any]  # the host's own, of msgpack's types; tuples arrive as 
 class Hello(NamedTuple):
     """Successor: its identity, and the versions of the protocol and of the state that it reads.
 
-    network_namespace, time_namespace: as in `takeover.namespaces`, "" where unknown.
+    network_namespace, time_namespace: as in `takeover.namespaces`, "" where unknown. abilities: what else of the host's
+    it understands, by names of the host.
     """
 
     release: str
@@ -44,6 +45,7 @@ class Hello(NamedTuple):
     protocol_min: int = PROTOCOL_MIN
     network_namespace: str = ""
     time_namespace: str = ""
+    abilities: tuple[str, ...] = ()
 
 
 class FdEntry(NamedTuple):
@@ -196,6 +198,15 @@ def _integers(where: str, value: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
+def _texts(where: str, value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    values = _typed(where, value, list)
+    if len(values) > VERSIONS_MAX:
+        raise DecodeError(f"{where} has {len(values)} strings; expected at most {VERSIONS_MAX}")
+    return tuple(_text(where, each) for each in values)
+
+
 def _entries(where: str, value: Any) -> tuple[FdEntry, ...]:
     values = _typed(where, value, list)
     if len(values) > FDS_MAX:
@@ -217,6 +228,7 @@ _READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "protocol_min": _integer,
     "network_namespace": _text,
     "time_namespace": _text,
+    "abilities": _texts,
     "generation": _integer,
     "fds": _entries,
     "kind": _text,

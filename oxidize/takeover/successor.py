@@ -78,8 +78,9 @@ class Successor:
     """One attempt to take over. The process that calls `connect` must be the one that will serve.
 
     clock: seconds of the clock that the predecessor uses too. snapshot_versions: the formats of the state that this
-    release reads. lock: of the path, the caller's, which `connect` and `ready` take where this process may serve; with
-    None the caller prevents two simultaneous starts.
+    release reads. abilities: what else of the host's it understands, by names of the host. lock: of the path, the
+    caller's, which `connect` and `ready` take where this process may serve; with None the caller prevents two
+    simultaneous starts.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Successor:
         *,
         release: str,
         snapshot_versions: Sequence[int],
+        abilities: Sequence[str] = (),
         lock: PathLock | None = None,
         clock: Callable[[], float] = boot_time,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
@@ -100,6 +102,7 @@ class Successor:
             tuple(snapshot_versions),
             network_namespace=network_namespace(),
             time_namespace=time_namespace(),
+            abilities=tuple(abilities),
         )
         self._clock = clock
         self._timeouts = timeouts

@@ -30,8 +30,15 @@ from oxidize.takeover.messages import (
     encode,
 )
 
-LATER_FIELDS = ("network_namespace", "time_namespace")  # which 0.1.0 does not send
-HELLO = Hello("0.1.0", 4711, (1, 2), network_namespace="net:[4026531840]", time_namespace="time:[4026531834]")
+LATER_FIELDS = ("network_namespace", "time_namespace", "abilities")  # which 0.1.0 does not send
+HELLO = Hello(
+    "0.1.0",
+    4711,
+    (1, 2),
+    network_namespace="net:[4026531840]",
+    time_namespace="time:[4026531834]",
+    abilities=("reads", "writes"),
+)
 OFFER = OfferMessage(
     generation=3,
     release="0.1.0",
@@ -80,10 +87,10 @@ def test_a_missing_or_mistyped_field_is_named(message: messages.Message) -> None
                 decode(msgpack.packb({key: value for key, value in wire.items() if key != name}))
 
 
-def test_a_hello_of_release_0_1_0_names_no_namespaces() -> None:
+def test_a_hello_of_release_0_1_0_names_no_namespaces_and_no_abilities() -> None:
     wire = msgpack.unpackb(encode(HELLO))
     older = decode(msgpack.packb({key: value for key, value in wire.items() if key not in LATER_FIELDS}))
-    assert older == HELLO._replace(network_namespace="", time_namespace="")
+    assert older == HELLO._replace(network_namespace="", time_namespace="", abilities=())
 
 
 @pytest.mark.parametrize(

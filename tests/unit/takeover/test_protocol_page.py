@@ -22,6 +22,7 @@ TYPES = {
     int: "integer",
     float: "float",
     tuple[int, ...]: "array of integers",
+    tuple[str, ...]: "array of strings",
     tuple[FdEntry, ...]: "array of descriptors",
     messages.Opaque: "map",
 }
