@@ -94,7 +94,7 @@ RECEIVING = (
     Stage("inner checks, route", ("device._inner.unwrap_rows",)),
     Stage("totals", ("device._count_received",)),
     Stage("write to TUN (kernel)", ("os:write", "os:writev")),
-    Stage("write to TUN (Python)", ("path.tunnel.write_packets",)),
+    Stage("write to TUN (Python)", ("path.tunnel.write_frames",)),
     Stage("look for what is queued", ("path.flush",)),
 )
 SENDING = (

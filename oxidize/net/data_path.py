@@ -13,6 +13,7 @@ from oxidize.protocol.constants import BATCH_PACKETS_MAX, DATA_OVERHEAD
 from oxidize.protocol.counters import DROPS_START, Counters, DropReason, Total
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.inner_packets import Frame
 from oxidize.protocol.rows import ReceivedRows
 
 # Then the other event sources are served: a batch takes up to a millisecond, and a turn of the loop 2 us more.
@@ -20,7 +21,13 @@ BATCHES_PER_EVENT_MAX = 2
 
 
 class Tunnel(Protocol):
-    """The inner side of the data path, as `TunDevice` and `UserspaceNetwork` implement it."""
+    """The inner side of the data path, as `TunDevice` and `UserspaceNetwork` implement it.
+
+    header_size: of the header before each frame, bytes. takes_super_packets: whether frames may be super-packets.
+    """
+
+    header_size: int
+    takes_super_packets: bool
 
     def fileno(self) -> int | None:
         """Return the descriptor that is readable while packets wait, or None if they are ready after each write."""
@@ -30,6 +37,9 @@ class Tunnel(Protocol):
 
     def write_packets(self, packets: Sequence[bytes | memoryview]) -> int:
         """Deliver packets that came from the peers; return how many were refused."""
+
+    def write_frames(self, frames: Sequence[Frame]) -> int:
+        """Like `write_packets`, for packets behind a header of `header_size` zeros, and super-packets of them."""
 
 
 class DataPath:
@@ -54,7 +64,7 @@ class DataPath:
         self._now = now
         self._write_drop_word = DROPS_START + write_drop
         self._replies_at_once = tunnel.fileno() is None
-        self._rows = ReceivedRows()
+        self._rows = ReceivedRows(tunnel.header_size)
         # As many long packets as one segmented send carries: the rest of a batch would be sent alone.
         self._read_max = min(BATCH_PACKETS_MAX, SEGMENTED_BYTES_MAX // (device.mtu + DATA_OVERHEAD) or 1)
 
@@ -63,21 +73,23 @@ class DataPath:
         receiver, rows = self.udp.receiver, self._rows
         for _ in range(BATCHES_PER_EVENT_MAX):
             batch = receiver.receive(rows)
-            packets: list[bytes | memoryview] = []
+            frames: list[Frame] = []
             if rows.sizes:
-                packets = self.device.receive_rows(rows, self._now())
+                joins = self.tunnel.takes_super_packets
+                frames = self.device.receive_rows(rows, self._now(), join_segments=joins)
             if batch is not None:
                 if batch.truncated:
                     self._counters[DROPS_START + DropReason.TRUNCATED] += 1
-                packets += self.device.receive_datagrams(batch.datagrams, batch.endpoint, self._now())
-            if packets:
-                self._deliver(packets)
+                packets = self.device.receive_datagrams(batch.datagrams, batch.endpoint, self._now())
+                frames += map(rows.framed, packets)
+            if frames:
+                self._deliver(frames)
             self.flush()
             if receiver.is_empty:
                 return
 
-    def _deliver(self, packets: Sequence[bytes | memoryview]) -> None:
-        refused = self.tunnel.write_packets(packets)
+    def _deliver(self, frames: Sequence[Frame]) -> None:
+        refused = self.tunnel.write_frames(frames)
         if refused:
             self._counters[self._write_drop_word] += refused
         if self._replies_at_once:

@@ -86,6 +86,7 @@ class UdpSocket:
         self._writable = select.poll()
         self._writable.register(bound, select.POLLOUT)
         self._waits_left = 0
+        self._lacks: set[str] = set()
         self.receiver = UdpReceiver(bound)
 
     # --- Options: for the owner only ---
@@ -109,8 +110,12 @@ class UdpSocket:
             self._socket.setsockopt(IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         else:
             self._socket.setsockopt(IPPROTO_IP, IP_PKTINFO, 1)
-        with suppress(OSError):  # before Linux 5.0, datagrams come singly
+        try:
             self._socket.setsockopt(IPPROTO_UDP, UDP_GRO, 1)
+        except OSError:  # before Linux 5.0
+            self._note_lack("datagrams are received singly: the kernel does not join them")
+        if not self._segmentation:
+            self._note_lack("datagrams are sent singly: the kernel does not segment")
         self._set_error_reports(enabled=report_errors)
         self._raise_buffer(socket.SO_RCVBUF, SO_RCVBUFFORCE, receive_buffer)
         self._raise_buffer(socket.SO_SNDBUF, SO_SNDBUFFORCE, send_buffer)
@@ -121,6 +126,12 @@ class UdpSocket:
                 expected=receive_buffer,
                 remedy="raise net.core.rmem_max (sysctl), or set ReceiveBuffer= in oxidize.socket",
             )
+
+    def _note_lack(self, lack: str) -> None:
+        """Log what the kernel lacks, once."""
+        if lack not in self._lacks:
+            self._lacks.add(lack)
+            log.info(lack)
 
     def set_mark(self, fwmark: int) -> None:
         """Set the mark by which policy routing and a kill switch know this socket's packets; for the owner only.
@@ -308,7 +319,7 @@ class UdpSocket:
                 continue
             if segmented and code in _SEGMENTATION_REFUSED:
                 if code in _SEGMENTATION_UNSUPPORTED:
-                    log.info("datagrams are sent singly: the kernel does not segment", error=errno.errorcode[code])
+                    self._note_lack("datagrams are sent singly: the kernel does not segment")
                     self._segmentation = False
                 return self._send_singly(path, run)
             if from_address and code in _SOURCE_GONE:

@@ -27,6 +27,8 @@ from oxidize.protocol.icmp import (
     ipv6_pseudo_header,
     is_single_host,
 )
+from oxidize.protocol.inner_packets import Frame
+from oxidize.protocol.super_packets import SuperPacket
 
 # Replies that wait to be read. The loop reads after each batch of at most BATCH_PACKETS_MAX packets that it has
 # written, so this leaves room for a delay; beyond it the oldest reply is dropped.
@@ -47,6 +49,9 @@ class UserspaceNetwork:
 
     replies_dropped: replies that were not read in time.
     """
+
+    header_size = 0
+    takes_super_packets = False
 
     def __init__(self, addresses: Iterable[IPv4Address | IPv6Address | IPv4Interface | IPv6Interface]) -> None:
         self._addresses = frozenset(address.packed for address in addresses)
@@ -73,6 +78,10 @@ class UserspaceNetwork:
                 self.replies_dropped += 1  # the deque drops its oldest
             self._replies.append(reply)
         return unanswered
+
+    def write_frames(self, frames: Sequence[Frame]) -> int:
+        """Deliver frames, which are packets here."""
+        return self.write_packets([frame for frame in frames if not isinstance(frame, SuperPacket)])
 
     def read_packets(self, limit: int) -> list[bytes]:
         """Return at most `limit` replies, oldest first."""

@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 IPV4_HEADER_SIZE = 20  # without options
 IPV6_HEADER_SIZE = 40  # without extension headers
+PLAIN_IPV4 = 0x45  # the first byte of an IPv4 packet without options
 
 # One call of struct reads from any buffer, at half the cost of slicing a memoryview and copying the slice.
 _IPV4_SOURCE = struct.Struct("12x4s4x").unpack_from

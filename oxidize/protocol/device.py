@@ -30,7 +30,7 @@ from oxidize.protocol.counters import (
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.endpoint_sources import EndpointSources
 from oxidize.protocol.handshaker import Handled, Handshaker
-from oxidize.protocol.inner_packets import InnerPackets
+from oxidize.protocol.inner_packets import Frame, InnerPackets
 from oxidize.protocol.keypair import Keypair
 from oxidize.protocol.link import Links, ToDo
 from oxidize.protocol.link_machine import Link, LinkDo
@@ -146,37 +146,34 @@ class Device:
 
     # --- From the network: outer datagrams in, inner packets out ---
 
-    def receive_rows(self, rows: ReceivedRows, now: float) -> list[bytes | memoryview]:
+    def receive_rows(self, rows: ReceivedRows, now: float, *, join_segments: bool = False) -> list[Frame]:
         """Receive the datagrams in `rows`, one at least; return the packets to deliver, each peer's in order.
 
-        Packets that are views stand in the rows. A crash may lose one such batch.
+        Each is a frame as of `ReceivedRows.frame`, which lasts as long as the rows do, or with `join_segments` a
+        super-packet of some. A crash may lose one such batch.
         """
         rows.read_headers()
         owners, left = self._receiver.receive(rows, now)
-        packets = self._inner.unwrap_rows(rows, owners)
+        frames = self._inner.unwrap_rows(rows, owners, join_segments=join_segments)
         for run in [left] if rows.are_joined else [[number] for number in left]:  # `admission` counts those alone
             if run:
-                packets += self._receive([rows.datagram(number) for number in run], rows.endpoints[run[0]], now)
-        self._count_received(rows.sizes, packets)
-        return packets
+                packets = self._receive([rows.datagram(number) for number in run], rows.endpoints[run[0]], now)
+                frames += map(rows.framed, packets)
+        self._count_received(rows.sizes)
+        return frames
 
     def receive_datagrams(self, datagrams: Sequence[bytes | memoryview], endpoint: Endpoint, now: float) -> list[bytes]:
         """Receive at most BATCH_PACKETS_MAX datagrams from one endpoint; return the packets to deliver, in order.
 
         A crash may lose one such batch.
         """
-        packets = self._receive(datagrams, endpoint, now)
-        self._count_received(list(map(len, datagrams)), packets)
-        return packets
+        self._count_received(list(map(len, datagrams)))
+        return self._receive(datagrams, endpoint, now)
 
-    def _count_received(self, sizes: Sequence[int], packets: Sequence[bytes | memoryview]) -> None:
-        """Count datagrams of `sizes`, bytes, and the packets that were in them."""
-        counters = self._counters
-        counters[Total.RECEIVED_DATAGRAMS] += len(sizes)
-        counters[Total.RECEIVED_BYTES] += sum(sizes)
-        if packets:
-            counters[Total.RECEIVED_PACKETS] += len(packets)
-            counters[Total.RECEIVED_PACKET_BYTES] += sum(map(len, packets))
+    def _count_received(self, sizes: Sequence[int]) -> None:
+        """Count datagrams of `sizes`, bytes."""
+        self._counters[Total.RECEIVED_DATAGRAMS] += len(sizes)
+        self._counters[Total.RECEIVED_BYTES] += sum(sizes)
 
     def _receive(self, datagrams: Sequence[bytes | memoryview], endpoint: Endpoint, now: float) -> list[bytes]:
         packets: list[bytes] = []

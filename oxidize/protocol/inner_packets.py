@@ -1,18 +1,20 @@
 """What a peer sent inside its messages: the packets that its allowed IPs permit, without padding (paper, section 2)."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TypeVar
 
-from oxidize.protocol.allowed_ips import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, AllowedIPs, inner_length
+from oxidize.protocol.allowed_ips import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, PLAIN_IPV4, AllowedIPs, inner_length
 from oxidize.protocol.constants import DATA_OVERHEAD
 from oxidize.protocol.counters import RECEIVED_PACKETS, DropReason, Total
 from oxidize.protocol.peer import Peer
 from oxidize.protocol.rows import ReceivedRows
 from oxidize.protocol.session_table import SessionTable
+from oxidize.protocol.super_packets import SEGMENT_BYTES_MIN, SuperPacket, join
 
 Plaintext = TypeVar("Plaintext", bytes, memoryview)
+Frame = bytes | memoryview | SuperPacket
 
-_PLAIN_IPV4 = 0x45  # version 4, a header without options
 _IPV6 = 6
 _FIRST_OF_IPV6 = 0x60  # the lowest first byte, which also has a part of the traffic class
 
@@ -39,27 +41,75 @@ class InnerPackets:
             else:
                 packets.append(plaintext if length == len(plaintext) else plaintext[:length])
         self._counters[peer.slot + RECEIVED_PACKETS] += len(packets)
+        self._count(len(packets), sum(map(len, packets)))
         return packets
 
-    def unwrap_rows(self, rows: ReceivedRows, owners: Sequence[Peer | None]) -> list[bytes | memoryview]:
-        """Like `unwrap` for what was opened in `rows`, in their order; owners: who sent it, None for nothing."""
-        counters, known_owner, packet = self._counters, self._routes.cached, rows.packet
-        firsts, lengths, sources = rows.ipv4_headers()
-        payloads, ipv6_sources = rows.ipv6_headers() if max(firsts) >= _FIRST_OF_IPV6 else ((), ())
-        packets: list[bytes | memoryview] = []
+    def unwrap_rows(self, rows: ReceivedRows, owners: Sequence[Peer | None], *, join_segments: bool) -> list[Frame]:
+        """Like `unwrap` for what was opened in `rows`, as frames in their order; owners: who sent it, None for nothing.
+
+        join_segments: whether runs of segments are joined.
+        """
+        peer = owners[0]
+        if peer is not None and max(rows.sizes) >= SEGMENT_BYTES_MIN and owners.count(peer) == len(owners):
+            return self._unwrap_runs(rows, peer, join_segments=join_segments)
+        counters, known_owner, frame = self._counters, self._routes.cached, rows.frame
+        firsts, lengths, sources = rows.ip_headers(4)
+        _, payloads, ipv6_sources = rows.ip_headers(6) if max(firsts) >= _FIRST_OF_IPV6 else ((), (), ())
+        frames: list[Frame] = []
+        count = size = 0
         for number, peer in enumerate(owners):
             if peer is None:
                 continue
             room, first = rows.sizes[number] - DATA_OVERHEAD, firsts[number]
-            if first == _PLAIN_IPV4:
+            if first == PLAIN_IPV4:
                 length, source = lengths[number], sources[number]
             elif first >> 4 == _IPV6:
                 length, source = IPV6_HEADER_SIZE + payloads[number], ipv6_sources[number]
             else:
                 length, source = 0, b""
             if IPV4_HEADER_SIZE <= length <= room and known_owner(source) is peer:
-                packets.append(packet(number, length))
+                frames.append(frame(number, length))
                 counters[peer.slot + RECEIVED_PACKETS] += 1
+                count += 1
+                size += length
             else:
-                packets += self.unwrap(peer, [packet(number, room)])
-        return packets
+                frames += self._unwrap_row(rows, peer, number)
+        self._count(count, size)
+        return frames
+
+    def _unwrap_runs(self, rows: ReceivedRows, peer: Peer, *, join_segments: bool) -> list[Frame]:
+        """Like `unwrap_rows` where all came from one peer: rows that are alike are looked at together."""
+        version = rows.packet(0, 1)[0] >> 4 if rows.sizes[0] > DATA_OVERHEAD else 0
+        header_size = IPV6_HEADER_SIZE if version == 6 else IPV4_HEADER_SIZE
+        frames: list[Frame] = []
+        row = 0
+        for fields, alike in groupby(zip(*rows.ip_headers(version), rows.sizes, strict=True)):
+            count = len(list(alike))
+            first, length, source, size = fields
+            if version == 6:
+                length += IPV6_HEADER_SIZE
+            if (
+                (first == PLAIN_IPV4 or first >> 4 == version == 6)
+                and header_size <= length <= size - DATA_OVERHEAD
+                and self._routes.cached(source) is peer
+            ):
+                if join_segments and count > 1:
+                    frames += join(rows, row, count, length)
+                else:
+                    frames += [rows.frame(number, length) for number in range(row, row + count)]
+                self._counters[peer.slot + RECEIVED_PACKETS] += count
+                self._count(count, count * length)
+            else:
+                for number in range(row, row + count):
+                    frames += self._unwrap_row(rows, peer, number)
+            row += count
+        return frames
+
+    def _unwrap_row(self, rows: ReceivedRows, peer: Peer, number: int) -> list[memoryview]:
+        packets = self.unwrap(peer, [rows.packet(number, rows.sizes[number] - DATA_OVERHEAD)])
+        return [rows.frame(number, len(packet)) for packet in packets]
+
+    def _count(self, packets: int, size: int) -> None:
+        """Count packets of `size` bytes together."""
+        self._counters[Total.RECEIVED_PACKETS] += packets
+        self._counters[Total.RECEIVED_PACKET_BYTES] += size

@@ -17,6 +17,8 @@ ROW_BYTES = 2048  # a datagram of an Ethernet, with room; a longer one is receiv
 FORMATS_CACHED_MAX = 512  # formats for a number of rows and their size
 SEGMENT_SIZES_CACHED_MAX = 16  # sizes of joined datagrams whose views are kept
 SIZES_CACHED_MAX = 160  # sizes of datagrams whose views are kept: all that are padded, and some
+PAYLOADS_CACHED_MAX = 64  # sizes of headers and payloads whose views are kept
+OPENED_AT = 16  # where what was opened begins in its row: the tunnel's own header has room before it
 _NONCE_SIZE = 12
 
 
@@ -29,7 +31,7 @@ def _format(field: str, rows: int, stride: int = ROW_BYTES) -> struct.Struct:
 
 _HEADER = "<IIQ"  # type, receiver index, counter
 _IPV4_HEADER = ">BxH8x4s"  # version and header size, length, source
-_IPV6_HEADER = ">4xH2x16s"  # payload length, source
+_IPV6_HEADER = ">B3xH2x16s"  # version, length behind the header, source
 _NONCES = [struct.Struct("<" + "4xQ" * rows) for rows in range(BATCH_PACKETS_MAX + 1)]  # paper, section 5.4.6
 
 
@@ -87,9 +89,12 @@ class ReceivedRows:
     types, receivers, counters, nonces: the headers of data messages, which `read_headers` sets; of another datagram
     only the type means anything. views: by the size of a data message, for each row what is sealed and the room to open
     it. All views are valid until the rows are filled again.
+
+    header_size: of the tunnel's own header, bytes, OPENED_AT at most: so many zeros precede each packet in its `frame`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, header_size: int = 0) -> None:
+        self.header_size = header_size
         self.sizes: list[int] = []
         self.endpoints: list[Endpoint] = []
         self.memory = _memory()
@@ -103,12 +108,13 @@ class ReceivedRows:
         self._stride = ROW_BYTES
         self.views = self._views_of_singles = _Views(partial(self._cut, ROW_BYTES))
         self._views_of_joined = _JoinedViews(self._cut)
+        self._payloads: dict[tuple[int, int], list[memoryview]] = {}
         self.types: tuple[int, ...] = ()
         self.receivers: tuple[int, ...] = ()
         self.counters: tuple[int, ...] = ()
 
     def _cut(self, stride: int, row: int, size: int) -> tuple[memoryview, memoryview]:
-        start, opened = row * stride, row * ROW_BYTES
+        start, opened = row * stride, row * ROW_BYTES + OPENED_AT
         return (
             self.memory[start + DATA_HEADER_SIZE : start + size],
             self._opened[opened : opened + size - DATA_OVERHEAD],
@@ -145,18 +151,39 @@ class ReceivedRows:
 
     def packet(self, row: int, length: int) -> memoryview:
         """Return the first `length` bytes of what was opened in a row."""
-        start = row * ROW_BYTES
+        start = row * ROW_BYTES + OPENED_AT
         return self._opened[start : start + length]
 
-    def ipv4_headers(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bytes, ...]]:
-        """Return, of what is in all rows as an IPv4 packet, version with header size, length, and source address."""
-        fields = _format(_IPV4_HEADER, len(self.sizes)).unpack_from(self._opened)
-        return fields[0::3], fields[1::3], fields[2::3]
+    def frame(self, row: int, length: int) -> memoryview:
+        """Return `packet` behind the tunnel's header."""
+        start = row * ROW_BYTES + OPENED_AT
+        return self._opened[start - self.header_size : start + length]
 
-    def ipv6_headers(self) -> tuple[tuple[int, ...], tuple[bytes, ...]]:
-        """Return, of what is in all rows as an IPv6 packet, the length of the payload, and source address."""
-        fields = _format(_IPV6_HEADER, len(self.sizes)).unpack_from(self._opened)
-        return fields[0::2], fields[1::2]
+    def framed(self, packet: bytes) -> bytes:
+        """Return a packet that does not stand in these rows behind the tunnel's header."""
+        return bytes(self.header_size) + packet
+
+    def payloads(self, start: int, size: int) -> list[memoryview]:
+        """Return, for each row, `size` bytes from `start` on of what was opened in it."""
+        if (views := self._payloads.get((start, size))) is None:
+            if len(self._payloads) >= PAYLOADS_CACHED_MAX:
+                self._payloads.clear()
+            views = [self.packet(row, start + size)[start:] for row in range(BATCH_PACKETS_MAX)]
+            self._payloads[start, size] = views
+        return views
+
+    def opened_fields(self, first: int, count: int, size: int) -> tuple[bytes, ...]:
+        """Return the first `size` bytes of what was opened in each of `count` rows from `first` on."""
+        return _format(f"={size}s", count).unpack_from(self._opened, first * ROW_BYTES + OPENED_AT)
+
+    def ip_headers(self, version: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bytes, ...]]:
+        """Return fields of what is in all rows as a packet of one version of IP, 4 or 6.
+
+        They are the first byte, the length by the header, and the source address.
+        """
+        header = _IPV6_HEADER if version == 6 else _IPV4_HEADER
+        fields = _format(header, len(self.sizes)).unpack_from(self._opened, OPENED_AT)
+        return fields[0::3], fields[1::3], fields[2::3]
 
 
 class PacketRows:

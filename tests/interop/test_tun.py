@@ -23,6 +23,7 @@ from oxidize.hostnet.netlink import ROUTE_PROTOCOL
 from oxidize.net import tun as tun_module
 from oxidize.net.tun import TunDevice
 
+TUNSETVNETHDRSZ = 0x4004_54D8
 CLONE_NEWNET = 0x4000_0000
 IFA_F_NODAD = 0x02
 IFA_F_TENTATIVE = 0x40
@@ -205,7 +206,7 @@ def test_a_successor_adopts_the_device_with_its_queued_packets() -> None:
 @in_own_namespace
 def test_a_descriptor_that_is_no_tun_device_is_not_adopted() -> None:
     device = TunDevice.create("ox0")
-    for framing in ({"name": "ox1", "vnet_header": False}, {"name": "ox0", "vnet_header": True}, {}):
+    for framing in ({"name": "ox1", "vnet_header": False}, {}):
         with pytest.raises(OxidizeError, match="expected"):
             TunDevice.adopt(device.fileno(), framing)
     assert device.read_packets(1) == []  # still open, still the caller's
@@ -214,6 +215,22 @@ def test_a_descriptor_that_is_no_tun_device_is_not_adopted() -> None:
     with pytest.raises(OxidizeError, match="not attached to a TUN device"):
         TunDevice.adopt(null, {"name": "ox0"})
     os.close(null)
+
+
+@in_own_namespace
+def test_how_a_device_frames_packets_is_read_from_the_kernel() -> None:
+    for vnet_header in (False, True):
+        device = TunDevice.create("ox0", vnet_header=vnet_header)
+        for believed in ({"vnet_header": True}, {"vnet_header": False}, {}):
+            adopted = TunDevice.adopt(os.dup(device.fileno()), {"name": "ox0", **believed})
+            assert (adopted.vnet_header, adopted.takes_super_packets) == (vnet_header, vnet_header)
+            adopted.close()
+        device.close()
+    device = TunDevice.create("ox0")
+    fcntl.ioctl(device.fileno(), TUNSETVNETHDRSZ, struct.pack("=i", 12))
+    with pytest.raises(OxidizeError, match=r"headers of 12 bytes; expected 'ox0' with 0x1001 and none, or .* 10 bytes"):
+        TunDevice.adopt(device.fileno(), {"name": "ox0"})
+    device.close()
 
 
 @in_own_namespace

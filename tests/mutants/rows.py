@@ -2,6 +2,9 @@
 
 from tests.mutants.mutant import Mutant
 
+CUT_AS_JOINED = "properties/test_super_packets_properties.py::test_what_is_joined_is_cut_into_the_same_segments"
+ALONE = "properties/test_super_packets_properties.py::test_fragments_and_what_may_become_some_are_written_alone"
+DAMAGED = "properties/test_super_packets_properties.py::test_a_damaged_segment_damages_its_super_packet"
 AT_MOST_A_BATCH = "test_no_receive_brings_more_packets_than_a_batch_even_if_a_batch_comes_behind_singles"
 SAME_AS_SINGLY = "properties/test_rows_properties.py::test_a_server_receives_in_rows_what_it_receives_singly"
 
@@ -125,6 +128,62 @@ ROWS = (
         ":",
         (SAME_AS_SINGLY,),
         "a peer gets packets that are for another",
+    ),
+    Mutant(
+        "segments-joined-over-a-gap",
+        "protocol/super_packets.py",
+        "                and sequences[row] == (sequences[row - 1] + payload) % (1 << 32)\n",
+        "",
+        (CUT_AS_JOINED,),
+        "the receiver gets bytes in the place of others",
+    ),
+    Mutant(
+        "segments-joined-behind-a-push",
+        "protocol/super_packets.py",
+        "                and flags[row - 1] == _ACK\n",
+        "",
+        (CUT_AS_JOINED,),
+        "PSH and FIN move to other segments",
+    ),
+    Mutant(
+        "segments-of-odd-length-joined",
+        "protocol/super_packets.py",
+        " or payload_size % 2:",
+        ":",
+        (CUT_AS_JOINED,),
+        "every super-packet is dropped for its checksum",
+    ),
+    Mutant(
+        "segments-of-fragments-joined",
+        "protocol/super_packets.py",
+        "packet[6] << 8 | packet[7] == _DO_NOT_FRAGMENT",
+        "True",
+        (ALONE,),
+        "fragments are taken for segments",
+    ),
+    Mutant(
+        "segments-joined-beyond-the-length-of-a-packet",
+        "protocol/super_packets.py",
+        "            and size + count * payload <= PACKET_BYTES_MAX\n",
+        "",
+        (CUT_AS_JOINED,),
+        "the kernel refuses full batches",
+    ),
+    Mutant(
+        "segments-of-other-flows-joined",
+        "protocol/super_packets.py",
+        "                and heads[row] == heads[start]\n",
+        "",
+        (CUT_AS_JOINED,),
+        "one flow gets bytes of another",
+    ),
+    Mutant(
+        "super-packet-checksum-of-the-first",
+        "protocol/super_packets.py",
+        "sum(self._checksums[start:end]) + more",
+        "self._checksums[start] * (end - start) + more",
+        (DAMAGED,),
+        "damage done before the tunnel reaches the receiver",
     ),
     Mutant(
         "rows-flood-not-measured",

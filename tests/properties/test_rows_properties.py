@@ -16,13 +16,16 @@ from oxidize.protocol import timers
 from oxidize.protocol.constants import BATCH_PACKETS_MAX, DATA_OVERHEAD, NEVER
 from oxidize.protocol.counters import SEND_COUNTER
 from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.inner_packets import Frame
 from oxidize.protocol.messages import data_receiver
 from oxidize.protocol.peer import Peer
 from oxidize.protocol.row_sender import SealedBatch
 from oxidize.protocol.rows import ROW_BYTES, ReceivedRows
 from oxidize.protocol.session_table import Transmit
+from oxidize.protocol.super_packets import VNET_HEADER_SIZE, SuperPacket
 from tests.support.link_policy import DEFAULT_POLICY
 from tests.support.network import Host, World, ipv6_packet, packet
+from tests.support.segments import Segment, comparable, cut
 
 EXAMPLES = 120
 CLIENTS = 3
@@ -31,6 +34,7 @@ ELSEWHERE = Endpoint(bytes([198, 51, 100, 7]), 7)
 # What a datagram of a batch is.
 KINDS = (
     *("data",) * 6,
+    *("segment",) * 3,
     "keepalive",
     "again",
     "forged",
@@ -81,6 +85,7 @@ class Stand:
     host: Host
     senders: list[Host]
     said: list[Datagram]
+    segments: int = 0
 
 
 def make(*, is_client: bool) -> Stand:
@@ -117,7 +122,12 @@ def datagrams_of(stand: Stand, step: Step) -> list[bytes]:
         another = stand.senders[(number + 1) % len(stand.senders)]
         payload = packet(sender.inner, to, bytes(size))
         payload6 = ipv6_packet(sender.inner6, stand.host.inner6, bytes(size))
+        stand.segments += kind == "segment"
         wrong = {
+            # In the order of one flow where all are as long.
+            "segment": Segment(
+                sender.inner, to, sequence=stand.segments * size, payload=bytes(size or 1), ident=stand.segments
+            ).packet(),
             "of another": packet(another.inner, to, bytes(size)),
             "of no peer": packet("10.0.0.99", to, bytes(size)),
             "ipv6": payload6,
@@ -164,6 +174,14 @@ def fill(rows: ReceivedRows, batch: list[Datagram]) -> None:
         rows.endpoints.append(endpoint)
 
 
+def packets_of(frame: Frame, header_size: int) -> list[bytes]:
+    """Return the packets that the kernel makes of a frame."""
+    if isinstance(frame, SuperPacket):
+        return cut(b"".join(frame.buffers))
+    assert bytes(frame[:header_size]) == bytes(header_size)
+    return [bytes(frame[header_size:])]
+
+
 def receive_in_rows(stand: Stand, batch: list[Datagram], rows: ReceivedRows) -> tuple[list[bytes], list[Datagram]]:
     """Return the packets that a batch delivers, and the batch in the order in which it was processed."""
     fill(rows, batch)
@@ -178,7 +196,8 @@ def receive_in_rows(stand: Stand, batch: list[Datagram], rows: ReceivedRows) -> 
         return owners, left
 
     device._receiver.receive = note_left  # type: ignore[method-assign]  # of this one object, for this one call
-    packets = [bytes(packet) for packet in device.receive_rows(rows, stand.world.now)]
+    frames = device.receive_rows(rows, stand.world.now, join_segments=rows.header_size == VNET_HEADER_SIZE)
+    packets = [packet for frame in frames for packet in packets_of(frame, rows.header_size)]
     del device._receiver.receive
     first = [row for row in of_sessions if row not in left]
     last = [row for row in range(len(batch)) if row not in first + left]
@@ -231,7 +250,7 @@ def by_endpoint(host: Host) -> dict[Endpoint, list[bytes]]:
 def by_source(packets: list[bytes]) -> dict[bytes, list[bytes]]:
     found = defaultdict(list)
     for each in packets:
-        found[each[12:16]].append(each)
+        found[each[12:16]].append(comparable(each))
     return found
 
 
@@ -251,7 +270,7 @@ def assert_equal(fast: Stand, slow: Stand) -> None:
 
 def compare(batches: list[Round], *, is_client: bool) -> None:
     fast, slow = make(is_client=is_client), make(is_client=is_client)
-    rows = ReceivedRows()
+    rows = ReceivedRows(0 if is_client else VNET_HEADER_SIZE)
     for drawn, alike, pause, moving, answers, again in batches:
         steps = [(kind, *drawn[0][1:]) for kind, _, _ in drawn] if alike else drawn
         for stand in (fast, slow):

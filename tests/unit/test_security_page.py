@@ -36,6 +36,7 @@ OTHER = frozenset(
         ("protocol/handshaker", "ROUND_TRIP_SECS_MAX"),
         ("protocol/index_table", "DRAWS_MAX"),
         ("protocol/index_table", "INDEX_MAX"),
+        ("protocol/super_packets", "PACKET_BYTES_MAX"),
         ("protocol/noise", "UNIX_SECONDS_MAX"),
         ("runtime/crash_loop", "DELAY_MAX_SECS"),
         ("state/journal", "FILE_BYTES_MAX"),

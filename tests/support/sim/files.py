@@ -16,12 +16,15 @@ from itertools import islice
 from operator import methodcaller
 from typing import TYPE_CHECKING
 
+from tests.support.segments import VNET_HEADER, cut
+
 if TYPE_CHECKING:
     from tests.support.sim.kernel import Kernel, Process
 
 INBOX_MAX = 64  # messages that wait in a connection
 BACKLOG_MAX = 16
 BATCH_MAX = 64  # datagrams that the kernel joins
+IFF_VNET_HDR = 0x4000
 UDP_GRO = 104
 QUEUE_MAX = 4_096  # datagrams in the UDP socket, packets in the TUN device
 
@@ -258,11 +261,15 @@ class Udp(File):
 
 
 class Tun(File):
-    """A TUN device. inside: takes each packet that the process writes, on_removed: those that are lost with it."""
+    """A TUN device. inside: takes each packet that the process writes, on_removed: those that are lost with it.
+
+    flags: with which it was made; with IFF_VNET_HDR a virtio header precedes each packet, and super-packets are cut.
+    """
 
     def __init__(self, name: str = "") -> None:
         super().__init__()
         self.name = name
+        self.flags = 0
         self.queue: deque[bytes] = deque()
         self.inside: Callable[[bytes], None] = lambda _packet: None
         self.on_read: Callable[[bytes], None] = lambda _packet: None
@@ -279,10 +286,11 @@ class Tun(File):
             raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
         packet = self.queue.popleft()
         self.on_read(packet)
-        return packet
+        return bytes(VNET_HEADER.size) + packet if self.flags & IFF_VNET_HDR else packet
 
     def write(self, data: bytes) -> int:
-        self.inside(data)
+        for packet in cut(data) if self.flags & IFF_VNET_HDR else [data]:
+            self.inside(packet)
         return len(data)
 
 

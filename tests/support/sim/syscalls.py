@@ -20,7 +20,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from oxidize.state import memory_file
-from tests.support.sim.files import File, LockFile, Log, MemoryFile, PidFd, Pipe, Tun, Udp
+from tests.support.segments import VNET_HEADER
+from tests.support.sim.files import IFF_VNET_HDR, File, LockFile, Log, MemoryFile, PidFd, Pipe, Tun, Udp
 from tests.support.sim.kernel import Process, kernel
 
 Buffer = bytes | bytearray | memoryview
@@ -29,9 +30,11 @@ OOM_SCORE = "/proc/self/oom_score_adj"  # no world runs out of memory for proces
 RESTORE_SECS = (0.0, 0.001, 0.03)
 
 _IFREQ = struct.Struct("=16sH22x")
-_TUN_FLAGS = 0x0001 | 0x1000
+_TUN_FEATURES = 0x0001 | 0x1000 | IFF_VNET_HDR
 _TUNSETIFF = 0x4004_54CA
 _TUNGETIFF = 0x8004_54D2
+_TUNGETFEATURES = 0x8004_54CF
+_TUNGETVNETHDRSZ = 0x8004_54D7
 
 
 _real_fallocate = memory_file._fallocate
@@ -286,10 +289,15 @@ class Fcntl:
             return b""
         if not isinstance(file, Tun):
             raise OSError(errno.ENOTTY, "Inappropriate ioctl for device")
+        if request == _TUNGETFEATURES:
+            return struct.pack("=I", _TUN_FEATURES)
+        if request == _TUNGETVNETHDRSZ:
+            return struct.pack("=i", VNET_HEADER.size)
         if request == _TUNSETIFF:
-            wanted = _IFREQ.unpack(argument)[0].rstrip(b"\0").decode()
-            kernel().manager.attach(file, wanted)
-        return _IFREQ.pack(file.name.encode(), _TUN_FLAGS)
+            wanted, flags = _IFREQ.unpack(argument)
+            kernel().manager.attach(file, wanted.rstrip(b"\0").decode())
+            file.flags = flags
+        return _IFREQ.pack(file.name.encode(), file.flags)
 
 
 class Mmap:

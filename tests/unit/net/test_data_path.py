@@ -15,9 +15,11 @@ from oxidize.protocol.constants import BATCH_PACKETS_MAX
 from oxidize.protocol.counters import DROPS_START, DropReason, Total
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.inner_packets import Frame
 from oxidize.protocol.row_sender import SealedBatch
 from oxidize.protocol.rows import ReceivedRows
 from oxidize.protocol.session_table import SessionTable, Transmit
+from oxidize.protocol.super_packets import SuperPacket
 from oxidize.protocol.undelivered import Undelivered
 from tests.support.counters import ArraySlots
 
@@ -69,7 +71,7 @@ class FakeDevice(Device):
     def on_unreachable(self, remote: tuple[bytes, int, int], now: float, *, refused: bool) -> None:
         self.unreachable.append((remote, now, refused))
 
-    def receive_rows(self, rows: ReceivedRows, now: float) -> list[bytes | memoryview]:
+    def receive_rows(self, rows: ReceivedRows, now: float, *, join_segments: bool = False) -> list[Frame]:
         return [rows.datagram(row) for row in range(len(rows.sizes))]
 
     def receive_datagrams(self, datagrams: Sequence[bytes | memoryview], endpoint: Endpoint, now: float) -> list[bytes]:
@@ -98,6 +100,9 @@ class FakeDevice(Device):
 
 
 class FakeTunnel:
+    header_size = 0
+    takes_super_packets = False
+
     def __init__(self, log: list[str], fd: int | None) -> None:
         self.log = log
         self.fd = fd
@@ -111,6 +116,9 @@ class FakeTunnel:
         self.log.append("read")
         taken, self.waiting = self.waiting[:limit], self.waiting[limit:]
         return taken
+
+    def write_frames(self, frames: Sequence[Frame]) -> int:
+        return self.write_packets([frame for frame in frames if not isinstance(frame, SuperPacket)])
 
     def write_packets(self, packets: Sequence[bytes | memoryview]) -> int:
         self.log.append(f"write {len(packets)}")

@@ -16,7 +16,9 @@ from oxidize.net.udp_cmsg import UDP_SEGMENT
 from oxidize.protocol.counters import DropReason, Total
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.inner_packets import Frame
 from oxidize.protocol.rows import ReceivedRows
+from oxidize.protocol.super_packets import SuperPacket
 from tests.support.network import Host, World, connected
 
 STRAY = b"\4\0\0\0" + bytes(92)  # the index 0 names nothing
@@ -24,6 +26,9 @@ EVENTS_MAX = 1000
 
 
 class Tunnel:
+    header_size = 0
+    takes_super_packets = False
+
     def __init__(self) -> None:
         self.packets: list[bytes] = []
 
@@ -32,6 +37,9 @@ class Tunnel:
 
     def read_packets(self, limit: int) -> list[bytes]:
         return []
+
+    def write_frames(self, frames: Sequence[Frame]) -> int:
+        return self.write_packets([frame for frame in frames if not isinstance(frame, SuperPacket)])
 
     def write_packets(self, packets: Sequence[bytes | memoryview]) -> int:
         self.packets += map(bytes, packets)
@@ -60,9 +68,9 @@ class Stand:
             self.looked_into += len(datagrams)
             return receive_slowly(device, datagrams, endpoint, now)
 
-        def count_batch(device: Device, rows: ReceivedRows, now: float) -> list[bytes | memoryview]:
+        def count_batch(device: Device, rows: ReceivedRows, now: float, *, join_segments: bool) -> list[Frame]:
             self.batches += 1
-            return receive_rows(device, rows, now)
+            return receive_rows(device, rows, now, join_segments=join_segments)
 
         monkeypatch.setattr(Device, "_receive", count)
         monkeypatch.setattr(Device, "receive_rows", count_batch)

@@ -40,7 +40,8 @@ def added_code() -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(("module", "name"), sorted(set(planted_faults())))
 def test_the_place_of_a_planted_fault_exists(module: str, name: str) -> None:
     imported = importlib.import_module(module)
-    assert not name or callable(functools.reduce(getattr, name.split("."), imported))
+    found = functools.reduce(getattr, name.split("."), imported) if name else None
+    assert not name or callable(found) or isinstance(found, int)  # an integer: a constant of TEST_LACKS
 
 
 @pytest.mark.parametrize(("module", "code"), sorted(set(added_code())))

@@ -4,6 +4,9 @@ TEST_FAULT is JSON. command: the subcommand of `oxidize` whose processes have th
 "module:Class.method". when: "before" or "after" the call. do: "raise"; "exit" without a message; "stall": write the pid
 to `mark` and wait for the file `mark` with the suffix .go. With where "module:" and do "absent" the module cannot be
 imported.
+
+TEST_LACKS is JSON: constants of modules, as "module:NAME", and the values that they get, by which a process asks the
+kernel for what it has not.
 """
 
 import functools
@@ -52,6 +55,9 @@ def _install(where: str, when: str, do: str, mark: str) -> None:
     setattr(owner, name, faulty)
 
 
+for where, value in json.loads(os.environ.get("TEST_LACKS", "{}")).items():
+    module_name, _, name = where.partition(":")
+    setattr(importlib.import_module(module_name), name, value)
 if "TEST_FAULT" in os.environ:
     fault = json.loads(os.environ["TEST_FAULT"])
     if fault.pop("command") in sys.orig_argv:
