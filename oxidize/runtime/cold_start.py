@@ -149,7 +149,7 @@ class _ColdStart:
         self._udp = UdpSocket(
             socket.socket(fileno=fds[FdName.UDP]) if FdName.UDP in fds else bind_udp(*settings.listen)
         )
-        options = {"name": settings.interface, "vnet_header": False}
+        options = {"name": settings.interface}
         tun = named_fd(FdName.TUN, fds[FdName.TUN], options) if FdName.TUN in fds else None
         self._tunnel, self._is_tunnel_new = adopt_tunnel(settings, tun)
         self._nat = adopt_nat(settings, fds.get(FdName.NAT))

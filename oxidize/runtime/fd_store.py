@@ -41,6 +41,17 @@ def store_tunnel(tunnel: Tunnel) -> None:
     notify.forget_fds(PARKED)
 
 
+def spare_older_release(tunnel: Tunnel) -> bool:
+    """Take a TUN device with virtio headers out of the store, and return whether it was one.
+
+    Releases before 0.2.0 expect a stored device without, and a start of theirs would fail for as long as it is stored.
+    """
+    is_unknown = isinstance(tunnel, TunDevice) and tunnel.vnet_header
+    if is_unknown:
+        notify.forget_fds(FdName.TUN, PARKED)
+    return is_unknown
+
+
 def store_state(state: SessionState) -> None:
     """Store a state instead of the one before, of another private key; raises as `notify.store_fd`.
 

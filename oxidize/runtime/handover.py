@@ -21,10 +21,10 @@ from oxidize.protocol.counters import Total
 from oxidize.runtime import status
 from oxidize.runtime.compactor import JournalCompactor
 from oxidize.runtime.crash_loop import Stability
-from oxidize.runtime.fd_store import store_again
+from oxidize.runtime.fd_store import spare_older_release, store_again
 from oxidize.runtime.freeze_preparation import FreezePreparation
 from oxidize.runtime.node import Node
-from oxidize.runtime.offer import HAS_MANAGER, READS_STAGED_MORE, FdName, OfferState, named_fd
+from oxidize.runtime.offer import HAS_MANAGER, READS_STAGED_MORE, READS_TUN_FLAGS, FdName, OfferState, named_fd
 from oxidize.service_manager import notify
 from oxidize.state import writer_lock
 from oxidize.takeover.host import Answer, NamedFd, Offer
@@ -58,6 +58,7 @@ class Handover:
         self._lock = lock
         self._successor_pid = 0
         self._has_manager = False
+        self._is_tunnel_spared = False
         self.predecessor = Predecessor(
             Listener(node.settings.takeover_socket, required=must_listen),
             self,
@@ -106,10 +107,14 @@ class Handover:
             metrics_listen=node.settings.metrics_listen,
             server=node.settings.server,
             upstream_dns=tuple(node.connection.upstream_dns) if node.connection is not None else (),
+            stores_tun=True,
         )
         # Not the node's own generation: a successor that died after COMMIT may have written a later one.
         offer = Offer(node.session_state.generation, tuple(self._descriptors()), state.encode())
         self._successor_pid = hello.pid
+        if READS_TUN_FLAGS not in hello.abilities:
+            # Now, for only the main process of a unit is heard, and that is the successor by the time it is ready.
+            self._is_tunnel_spared = spare_older_release(node.tunnel)
         node.session_state.hold()  # last: an offer that cannot be made is never withdrawn
         self._preparation.begin()
         return offer
@@ -132,6 +137,9 @@ class Handover:
 
     def offer_withdrawn(self, reason: str) -> None:
         """Record that the successor will not own; the node served all the while."""
+        if self._is_tunnel_spared:
+            self._is_tunnel_spared = False
+            self._loop.add_timed(_HostRestore(self.node, self._loop))
         self.node.session_state.unhold()
         self._preparation.cancel()
         self._record_failure(reason)

@@ -61,6 +61,7 @@ STATE = (FdName.JOURNAL, FdName.ARENA)  # one is of no use without the other
 STORED = tuple(name for name, traits in FDS.items() if traits.is_stored)
 
 READS_STAGED_MORE = "reads_staged_more"  # in the report of READY: whether the successor reads that kind of record
+READS_TUN_FLAGS = "reads_tun_flags"  # an ability: asks the kernel how a stored TUN device frames packets
 HAS_MANAGER = "has_manager"  # in the same report: whether a service manager or a holder follows the successor
 
 DNS_KEYS: Mapping[str, type] = {"interface": str, "record": str, "servers": list, "domains": list}
@@ -92,7 +93,8 @@ class OfferState:
     interface_digest: `InterfacePart.digest`. installed_dns: the name servers that a client has installed in the
     system, with the keys of `DNS_KEYS`; empty for none. watchdog_secs: the interval of the service manager's watchdog,
     0.0 for none. listen, metrics_listen: the settings of those names. server: a client's, as configured. upstream_dns:
-    the name servers that a client asks past its tunnel. format: of the journal.
+    the name servers that a client asks past its tunnel. stores_tun: whether the predecessor has any TUN device stored,
+    however it frames packets. format: of the journal.
     """
 
     interface_digest: str = ""
@@ -102,6 +104,7 @@ class OfferState:
     metrics_listen: tuple[str, int] | None = None
     server: str | None = None
     upstream_dns: tuple[str, ...] = ()
+    stores_tun: bool = False
     format: int = FORMAT
 
     def encode(self) -> dict[str, Any]:
@@ -115,6 +118,7 @@ class OfferState:
             "metrics_listen": list(self.metrics_listen or ()),
             "server": self.server,
             "nameservers": list(self.upstream_dns),
+            "stores_tun": self.stores_tun,
         }
 
     @classmethod
@@ -129,6 +133,7 @@ class OfferState:
             metrics_listen=_address(state, "metrics_listen"),
             server=_typed(state, "server", str, None),
             upstream_dns=_texts(state, "nameservers"),
+            stores_tun=_typed(state, "stores_tun", bool, False),
         )
 
 

@@ -14,6 +14,7 @@ from oxidize.errors import OxidizeError
 from oxidize.net.event_loop import Loop
 from oxidize.runtime.cold_start import start_alone
 from oxidize.runtime.kept_settings import KeptSettings
+from oxidize.runtime.offer import READS_TUN_FLAGS
 from oxidize.runtime.parts import make_folder
 from oxidize.settings import NodeSettings
 from oxidize.state import memory_file
@@ -42,7 +43,13 @@ def start(
         return start_alone(settings, kept, loop, control, passed, lock)
     from oxidize.takeover.successor import Successor  # noqa: PLC0415  # not for a start after a crash
 
-    successor = Successor(settings.takeover_socket, release=own_release(), snapshot_versions=[FORMAT], lock=lock)
+    successor = Successor(
+        settings.takeover_socket,
+        release=own_release(),
+        snapshot_versions=[FORMAT],
+        abilities=[READS_TUN_FLAGS],
+        lock=lock,
+    )
     offer = successor.connect()
     if offer is None and control.is_coordinated:
         successor.close()

@@ -270,7 +270,7 @@ class Succession:
     def _last_steps(self, node: Node) -> list[Callable[[], None]]:
         """Return the work on the host's network that can wait until this process serves."""
         steps: list[Callable[[], None]] = [self.kept.store, partial(apply_nat, node.nat, self.loop.run_once)]
-        if self.is_tunnel_new:
+        if self.is_tunnel_new or not self.before.stores_tun:
             steps.append(partial(store_tunnel, node.tunnel))
         if isinstance(node.tunnel, TunDevice):
             steps.append(partial(self._configure, node))

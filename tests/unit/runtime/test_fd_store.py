@@ -12,7 +12,7 @@ from oxidize.holder.fd_store import FdStore, bind_notify_socket, receive_notific
 from oxidize.net.tun import TunDevice
 from oxidize.net.userspace import UserspaceNetwork
 from oxidize.runtime import fd_store
-from oxidize.runtime.fd_store import PARKED, settle_tunnel, store_tunnel
+from oxidize.runtime.fd_store import PARKED, settle_tunnel, spare_older_release, store_tunnel
 from tests.support.open_fds import no_leaked_fds
 
 MESSAGES = 4  # of the replacement of a TUN device
@@ -176,3 +176,18 @@ def test_a_parked_file_that_holds_no_device_is_closed(manager: Manager) -> None:
         passed = {PARKED: [os.dup(outer.fileno()), os.memfd_create("no socket")]}
         assert settle_tunnel(passed, INTERFACE)
         assert passed == {"tun": []}
+
+
+@pytest.mark.parametrize("header_size", [0, 10])
+def test_an_older_release_finds_no_device_that_it_cannot_use(
+    manager: Manager, devices: Devices, header_size: int
+) -> None:
+    made = devices.make(INTERFACE)
+    tunnel = TunDevice(made.fileno(), INTERFACE, header_size)
+    store_tunnel(tunnel)
+    assert spare_older_release(tunnel) is (header_size > 0)
+    manager.process(MESSAGES + 1)
+    assert ("tun" in [name for name, _ in manager.store.entries]) is (header_size == 0)
+    store_tunnel(tunnel)  # as the next owner of this release does
+    manager.process(MESSAGES)
+    assert "tun" in [name for name, _ in manager.store.entries]

@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from oxidize.net.tun import TunDevice
 from oxidize.runtime.handover import Handover
+from oxidize.service_manager import notify
 from oxidize.state.session_state import SessionState
 from oxidize.takeover.messages import Hello
 
@@ -60,4 +62,41 @@ def test_the_regions_of_the_journal_do_not_change_sides_while_an_offer_is_open()
     assert state.journal.position[0] == 0
     state.unhold()
     assert state.journal.position[0] == 1
+    state.close()
+
+
+@pytest.mark.parametrize(("abilities", "spared"), [((), True), (("reads_tun_flags",), False)])
+def test_a_device_leaves_the_store_before_a_release_that_cannot_use_it_takes_over(
+    abilities: tuple[str, ...], spared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it returns to the store where that release gives up."""
+    state = SessionState.create("0.2.0", 1, "boot", b"k" * 32)
+    forgotten: list[tuple[str, ...]] = []
+    timed: list[object] = []
+    monkeypatch.setattr(notify, "forget_fds", lambda *names: forgotten.append(names))
+    handover = object.__new__(Handover)
+    handover._preparation = SimpleNamespace(begin=lambda: None, cancel=lambda: None)  # type: ignore[assignment]  # nothing to do
+    handover._loop = SimpleNamespace(add_timed=timed.append)  # type: ignore[assignment]  # it only takes
+    handover._is_tunnel_spared = False
+    handover.node = SimpleNamespace(  # type: ignore[assignment]  # what an offer reads of a node
+        session_state=state,
+        generation=1,
+        counters=state.arena.counters,
+        settings=SimpleNamespace(listen=("::", 0), metrics_listen=None, server=None),
+        interface=SimpleNamespace(digest=""),
+        is_ending=False,
+        host_setup=None,
+        watchdog_secs=0.0,
+        connection=None,
+        udp=SimpleNamespace(fileno=lambda: 0, framing=dict),
+        http_listener=None,
+        tunnel=TunDevice(0, "ox0", 10),
+        nat=SimpleNamespace(fileno=lambda: None),
+    )
+    offer = handover.offer(Hello("1.0", 1, (1,), abilities=abilities))
+    assert offer.find("tun").options == {"name": "ox0", "vnet_header": True}
+    assert offer.state["stores_tun"] is True
+    assert forgotten == ([("tun", "tun-parked")] if spared else [])
+    handover.offer_withdrawn("it gave up")
+    assert [type(each).__name__ for each in timed] == (["_HostRestore"] if spared else [])
     state.close()
