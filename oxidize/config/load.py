@@ -5,10 +5,11 @@ of them.
 """
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import tomli
 
 from oxidize.config import checks
 from oxidize.config.document import TooComplexError, parse_toml
@@ -114,10 +115,10 @@ def _parse_document(content: bytes, tables: list[str], report: Report) -> dict[s
         report.fail(f"line {line} is not UTF-8: expected TOML; save the file as UTF-8")
     except TooComplexError as error:
         report.fail(f"{error}: expected keys of at most two parts, as in examples/; remove it")
-    except tomllib.TOMLDecodeError as error:
+    except tomli.TOMLDecodeError as error:
         report.fail(f"{error}: expected TOML; correct the syntax there")
     except (ValueError, RecursionError):
-        # tomllib passes on what int() and the depth of the stack refuse.
+        # tomli passes on what int() and the depth of the stack refuse.
         report.fail("a number too long or lists nested too deep: expected TOML as in examples/; simplify the value")
     other = {"server": "client", "client": "server"}[tables[0]]
     if other in document and tables[0] not in document:

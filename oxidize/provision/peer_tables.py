@@ -11,10 +11,11 @@ before it, so that removing a peer would remove the next one's comment.
 import difflib
 import json
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import tomli
 
 from oxidize.config.document import parse_toml
 from oxidize.config.report import without_keys
@@ -115,7 +116,7 @@ def _peer_blocks(lines: Sequence[str]) -> Iterator[tuple[int, int, dict[str, Any
             continue
         try:
             found = parse_toml("".join(lines[start:number]))
-        except tomllib.TOMLDecodeError:
+        except tomli.TOMLDecodeError:
             continue  # the bracket is within a string or a list of several lines
         end = number
         while end > start and _TRIVIA.fullmatch(lines[end - 1].rstrip("\r\n")):
@@ -138,7 +139,7 @@ def _peers(document: dict[str, Any]) -> list[dict[str, Any]]:
 def _checked(text: str, expected: dict[str, Any]) -> str:
     try:
         found = parse_toml(text)
-    except tomllib.TOMLDecodeError as error:
+    except tomli.TOMLDecodeError as error:
         raise ConfigError(_NOT_TABLES) from error
     if found != expected:
         raise StateError("the edited configuration differs from what was meant; nothing is changed; this is a bug")

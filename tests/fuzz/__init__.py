@@ -18,9 +18,9 @@ TARGETS = {
     "takeover": (),
     "state": (),
     "http": ("h11",),
-    "configuration": ("tomllib",),
+    "configuration": (),
     "wg_quick": (),
-    "peer_tables": ("tomllib",),
+    "peer_tables": (),
 }
 
 

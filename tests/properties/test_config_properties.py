@@ -2,7 +2,6 @@
 
 import base64
 import json
-import tomllib
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from itertools import product
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 
 from oxidize.config import ClientConfig, HostAddress, ServerConfig, load_client, load_server
 from oxidize.config.checks import Claim, find_overlaps
-from oxidize.config.plain_tables import PlainTables
 from oxidize.config.schema import ClientTable, PeerTable, ServerTable
 from oxidize.config.validation import fields_by_key
 from oxidize.errors import ConfigError
@@ -165,27 +163,3 @@ def test_a_network_that_its_owner_repeats_is_an_overlap(claims: list[Claim], dat
         claims = [Claim(claim.network, 0) for claim in set(claims)]
         repeated = data.draw(st.sampled_from(claims))
         assert (repeated, repeated) in find_overlaps([*claims, repeated])
-
-
-LINES = st.sampled_from(
-    [
-        "[[peer]]", "[server]", "[peer]", "[[peer.more]]", 'name = "a"', 'name="b" # c', "name = 'c'",
-        'peer.name = "d"', 'list = ["x", "y]"]', "list = []", "list = [", "]", '"""', "text = '''", "# [[peer]]",
-        "number = 7", "number = 07", "number = 1_0", 'odd = "\\u0041"', 'odd = "\x7f"', "flag = true", "", " ",
-        "[[peer]] # more",
-    ]
-)  # fmt: skip
-
-
-@given(st.lists(LINES, max_size=12), st.sampled_from(["\n", "\r\n"]), st.booleans())
-def test_tables_that_are_read_plainly_are_what_tomllib_reads(lines: list[str], end: str, ends: bool) -> None:
-    text = end.join(lines) + (end if ends else "")
-    try:
-        expected: object = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        expected = str(error)
-    try:
-        found: object = PlainTables("peer").loads(text, tomllib.loads)
-    except tomllib.TOMLDecodeError as error:
-        found = str(error)
-    assert found == expected

@@ -30,7 +30,7 @@ NOT_IMPORTED = (
 NOT_IMPORTED_AFTER_A_CRASH = (
     *NOT_IMPORTED,
     "pydantic",
-    "tomllib",
+    "tomli",
     "oxidize.config.schema",
     "oxidize.takeover.messages",
 )

@@ -2,11 +2,11 @@
 
 import difflib
 import json
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tomli
 
 from oxidize.config import checks, load_client, takeover_socket_of
 from oxidize.config.document import _LONG_KEY, _OPAQUE
@@ -84,7 +84,7 @@ def test_a_key_of_many_parts_is_refused_before_it_is_parsed(
     folder: Path, statement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed: list[str] = []
-    monkeypatch.setattr(tomllib, "loads", parsed.append)
+    monkeypatch.setattr(tomli, "loads", parsed.append)
     assert problem(folder, f"{SERVER}{statement}\n") == (
         "oxidize.toml: a key of more than 8 parts: expected keys of at most two parts, as in examples/; remove it"
     )
