@@ -15,8 +15,8 @@ pytestmark = [pytest.mark.root, pytest.mark.needs("choom")]
 
 PACKETS_PER_SECOND = 200.0
 MEBIBYTE = 1 << 20
-# Of room for a reload, which needs some 60 MiB: the least lets it begin, and no successor serve.
-ROOM = tuple(mebibytes * MEBIBYTE for mebibytes in (20, 32, 44))
+# Of room for a reload, which needs some 35 MiB: the least lets it begin, and no successor serve.
+ROOM = tuple(mebibytes * MEBIBYTE for mebibytes in (20, 25, 30))
 # The server's own score: the kernel would take it before any process that has not raised its own.
 SERVER_SCORE = 200
 
