@@ -181,6 +181,7 @@ class _ColdStart:
         node.serve()
         self._loop.run_once(0)  # what has waited since a crash is answered before all that follows
         handover = self._listen(node, lock)
+        self._responder.node = node
         if node.is_serving:  # it may have been told to end meanwhile
             node.do_in_slices(node.settle_configuration())
             node.notify_ready()
@@ -273,8 +274,7 @@ class _ColdStart:
             settings, generation, state, device, self._udp, self._tunnel, self._nat, self._listener, self._kept
         )
         parts.http_server, parts.guard_fd = http_server, self._fds.get(FdName.GUARD)
-        self._responder.node = node = Node(parts, self._loop, watchdog.interval_secs())
-        return node
+        return Node(parts, self._loop, watchdog.interval_secs())
 
     def _restore(self) -> Node | None:
         """Return a node with the stored state, or None where there is no usable one."""
@@ -301,7 +301,6 @@ class _ColdStart:
             log.exception("the stored state is not used; clients will repeat their handshakes")
         if state is not None:
             state.close()
-        self._responder.node = None
         self._fence.take()
         notify.forget_fds(*STATE)
         return None
@@ -332,7 +331,7 @@ class _ColdStart:
 
 
 class _StartupResponder:
-    """Answers HTTP during a start without a predecessor: "starting", until there is a node.
+    """Answers HTTP during a start without a predecessor: "starting", until a node serves and listens for a successor.
 
     The loop has nothing but HTTP until then, so that an iteration in the middle of other work is harmless.
     """
