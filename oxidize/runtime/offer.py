@@ -118,7 +118,7 @@ class OfferState:
             "metrics_listen": list(self.metrics_listen or ()),
             "server": self.server,
             "nameservers": list(self.upstream_dns),
-            "stores_tun": self.stores_tun,
+            **({"stores_tun": True} if self.stores_tun else {}),
         }
 
     @classmethod
