@@ -88,8 +88,8 @@ PLANTED: dict[str, Plant] = {
         families=("crashes",), within=1_000,
     ),
     "a released slot is zeroed at once": _plant(
-        "state.arena", "Arena.release", "self._used.remove(slot)",
-        "self._used.remove(slot)\n            self.counters[slot : slot + SLOT_WORDS] = _ZERO_SLOT",
+        "state.arena", "Arena.release", "self._used[slot // SLOT_WORDS] = 0",
+        "self._used[slot // SLOT_WORDS] = 0\n            self.counters[slot : slot + SLOT_WORDS] = _ZERO_SLOT",
         families=("crashes", "sessions"), within=2_000,
     ),
     "HELLO is not held while the predecessor lives": _plant(
