@@ -10,7 +10,7 @@ joined: its flows bring one or two datagrams a batch, and finding them costs mor
 """
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple, Self
 
@@ -127,28 +127,37 @@ class _Headers:
             joined[at::size] = zeros
         self._same = joined
 
-    def runs(self) -> Iterable[tuple[int, int]]:
-        """Return which rows may be joined, each run from its first to behind its last, counted from the first row."""
-        count, size, payload = self._count, self._layout.size, self._layout.payload_size
-        first, flags = self._sequences[0], self._flags
-        if (
-            self._same == self._same[:size] * count
-            and self._sequences == tuple(range(first, first + count * payload, payload))
-            and flags.count(_ACK) + (flags[-1] == _ACK | _PUSH) == count
-            and size + count * payload <= PACKET_BYTES_MAX
-        ):  # as nearly always
-            return [(0, count)]
-        return self._runs()
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Yield which rows may be joined, each run from its first to behind its last, counted from the first row."""
+        start = 0
+        while start < self._count:
+            end = self._flags.find(_ACK | _PUSH, start) + 1 or self._count  # nothing is joined behind a push
+            if self._are_one_run(start, end):
+                yield start, end
+            else:
+                yield from self._runs(start, end)
+            start = end
 
-    def _runs(self) -> Iterator[tuple[int, int]]:
+    def _are_one_run(self, start: int, end: int) -> bool:
+        """Return whether these rows are a run like the first row, as nearly all are."""
+        count, size, payload = end - start, self._layout.size, self._layout.payload_size
+        first, flags = self._sequences[start], self._flags
+        return (
+            self._same[start * size : end * size] == self._same[:size] * count
+            and self._sequences[start:end] == tuple(range(first, first + count * payload, payload))
+            and flags.count(_ACK, start, end) + (flags[end - 1] == _ACK | _PUSH) == count
+            and size + count * payload <= PACKET_BYTES_MAX
+        )
+
+    def _runs(self, first: int, end: int) -> Iterator[tuple[int, int]]:
         layout, flags, sequences = self._layout, self._flags, self._sequences
         size, payload = layout.size, layout.payload_size
         most = (PACKET_BYTES_MAX - size) // payload
         heads = [self._same[at : at + size] for at in range(0, len(self._same), size)]
-        start = 0
-        for row in range(1, self._count + 1):
+        start = first
+        for row in range(first + 1, end + 1):
             if (
-                row < self._count
+                row < end
                 and row - start < most
                 and heads[row] == heads[start]
                 and sequences[row] == (sequences[row - 1] + payload) % (1 << 32)

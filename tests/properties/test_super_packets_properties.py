@@ -83,11 +83,12 @@ def test_what_is_joined_is_cut_into_the_same_segments(
 
 
 @pytest.mark.parametrize("first", [FIRST4, FIRST6])
+@pytest.mark.parametrize("sequence", [1, FIRST4.sequence])
 @pytest.mark.parametrize(("count", "size", "writes"), [(2, 600, 1), (46, 1_400, 1), (64, 1_400, 2), (64, 333, 64)])
 def test_a_run_is_as_few_writes_as_the_length_of_a_packet_allows(
-    first: Segment, count: int, size: int, writes: int
+    first: Segment, count: int, size: int, writes: int, sequence: int
 ) -> None:
-    packets = [each.packet() for each in run(replace(first, payload=bytes(size)), count)]
+    packets = [each.packet() for each in run(replace(first, payload=bytes(size), sequence=sequence), count)]
     assert len(joined(packets)) == writes
 
 
