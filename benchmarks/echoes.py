@@ -47,9 +47,9 @@ class Order:
 
 @dataclass
 class Heard:
-    """What came of a play. gap_ms: the longest time between two replies; slowest_ms: the longest from a request to its
-    reply.
+    """The result of a measurement.
 
+    gap_ms: the longest time between two replies. slowest_ms: the longest from a request to its reply.
     unusable: datagrams that hold no reply in the session. handshakes: of the client. initiations: when they were sent.
     late_ms: the longest time by which this process itself was late.
     """

@@ -1,7 +1,7 @@
 """The settings that were validated, kept in a memory file for the next process that loads the same configuration.
 
 The rule: what is kept is used only where a validation would say the same. Its digest covers the contents of the
-configuration and of every key file, which are read anew and checked as always; what else a validation looks at, this
+configuration and of every key file, which are read again and checked each time; what else a validation looks at, this
 process's user and environment; the code that validated; and what is kept. In every other case - a difference, damage, a
 key file that has become unsafe - the configuration is validated. No key is kept: each process reads them from their
 files, so one that may not do that gets none.
@@ -191,7 +191,7 @@ def _peer(
     name: str,
     policy: Mapping[str, Any] | None,
 ) -> PeerSettings:
-    """Return a peer. Its endpoint is read anew: the number of an interface in it is one of the kernel's, now."""
+    """Return a peer. Its endpoint is parsed again: the kernel may have renumbered the interface of its zone."""
     return PeerSettings(
         public_key,
         next(preshared) if has_preshared else NO_PRESHARED_KEY,

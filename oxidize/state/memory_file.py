@@ -55,7 +55,7 @@ def create(name: str, size: int) -> int:
 
 
 def create_filled(name: str, content: bytes) -> int:
-    """Return a descriptor of a new file with this content, which no process can change any more; raises OSError."""
+    """Return a descriptor of a new file with this content, sealed against every change; raises OSError."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.fchmod(fd, MODE)

@@ -78,7 +78,7 @@ class LiveRecords:
         return removed
 
     def drop(self, keys_max: int) -> None:
-        """Forget some keys, which are of no use any more, at a bounded cost."""
+        """Remove some obsolete keys, at a bounded cost."""
         for _ in range(min(keys_max, len(self._places))):
             self._places.popitem()
 
