@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
+from tests.mutants.mutant import PLANTED
 from tests.support.interrupts import InterruptedOnce, PassesInterrupts
 from tests.support.open_fds import no_leaked_fds
 from tests.support.traffic.releases import WHEELS, Release, unpack
@@ -20,7 +21,14 @@ TUN = Path("/dev/net/tun")
 
 # No deadline per example: a shared machine may stall for longer than any. `make check` bounds the total.
 settings.register_profile("oxidize", deadline=None, print_blob=True)
-settings.load_profile("oxidize")
+# With a planted bug the first failure is enough: to look for the smallest one takes minutes.
+settings.register_profile(
+    "planted",
+    settings.get_profile("oxidize"),
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    report_multiple_bugs=False,
+)
+settings.load_profile("planted" if PLANTED in os.environ else "oxidize")
 
 
 def pytest_configure(config: pytest.Config) -> None:

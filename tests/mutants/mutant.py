@@ -7,6 +7,8 @@ once in its file; the tests that are named with it fail while it is applied, and
 from dataclasses import dataclass
 from pathlib import Path
 
+PLANTED = "OXIDIZE_PLANTED_BUG"  # the environment's name that tells tests that they are to fail
+
 
 class MutantError(Exception):
     """A mutant that no longer fits the source."""

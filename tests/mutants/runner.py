@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.mutants.mutant import Mutant, MutantError
+from tests.mutants.mutant import PLANTED, Mutant, MutantError
 
 JOBS = 2
 NAMED_SECS_MAX = 120.0  # for the tests that are named with a mutant; most take two or three seconds
@@ -154,7 +154,7 @@ async def _python(tree: Path, arguments: Sequence[str], secs_max: float) -> tupl
     """Run Python on a copy; return exit status and output; raises TimeoutError, with the process ended."""
     environment = {key: value for key, value in os.environ.items() if key != "CI"}  # there a skipped test fails
     # Two versions of a file may have the same size and time, by which compiled code is told to be up to date.
-    environment |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", PLANTED: "1"}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *arguments,
