@@ -6,13 +6,15 @@ send the same packets, the first of them in rows.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oxidize.protocol import timers
+from oxidize.protocol import crypto, noise, timers
 from oxidize.protocol.constants import BATCH_PACKETS_MAX, DATA_OVERHEAD, NEVER
 from oxidize.protocol.counters import SEND_COUNTER
 from oxidize.protocol.endpoint import Endpoint
@@ -28,6 +30,7 @@ from tests.support.network import Host, World, ipv6_packet, packet
 from tests.support.segments import Segment, comparable, cut
 
 EXAMPLES = 120
+REMEMBERED_KEYS = 1024
 CLIENTS = 3
 ELSEWHERE = Endpoint(bytes([198, 51, 100, 7]), 7)
 
@@ -75,6 +78,17 @@ BATCHES = st.lists(
     min_size=1,
     max_size=5,
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _remembered_secrets() -> Iterator[None]:
+    """Compute the keys and shared secrets once with which every world begins, as all have the same seed."""
+    with pytest.MonkeyPatch.context() as patch:
+        load_private_key = lru_cache(REMEMBERED_KEYS)(crypto.load_private_key)
+        for module in (crypto, noise):
+            patch.setattr(module, "load_private_key", load_private_key)
+        patch.setattr(noise, "shared_secret", lru_cache(REMEMBERED_KEYS)(crypto.shared_secret))
+        yield
 
 
 @dataclass

@@ -24,6 +24,7 @@ IMPURE = frozenset({"socket", "os", "time", "random", "select", "secrets", "asyn
 FILE_LINES_MAX = 499
 FUNCTION_LINES_MAX = 70
 
+CATCH_ALL = re.compile(r"\bexcept\s*:|\b(Base)?Exception\b")
 EXEMPTION = re.compile(r"noqa(:\s*[A-Z]+[0-9]+(,\s*[A-Z]+[0-9]+)*)?|type: ignore(\[[a-z, -]+\])?")
 
 
@@ -109,6 +110,8 @@ def unexplained_catch_alls(module: Module) -> list[str]:
 
     Handlers that clean up and end in a bare `raise` hide nothing.
     """
+    if not CATCH_ALL.search(module.source):  # as above
+        return []
     problems = []
     handlers = [node for node in ast.walk(module.tree) if isinstance(node, ast.ExceptHandler)]
     comments = comments_of(module) if handlers else {}
