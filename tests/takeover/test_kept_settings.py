@@ -25,6 +25,11 @@ def crash(server: Server) -> int:
     return wait_until_serving(server, after=found["generation"])
 
 
+def change_the_configuration(server: Server) -> None:
+    with server.config_path.open("a") as file:
+        file.write("# changed\n")
+
+
 @pytest.mark.handoff
 def test_only_the_first_process_validates_a_configuration_that_stays_as_it_is(
     server: Server, clients: list[EchoClient]
@@ -44,8 +49,7 @@ def test_only_the_first_process_validates_a_configuration_that_stays_as_it_is(
 def test_after_a_reload_what_the_successor_validated_is_used(server: Server, clients: list[EchoClient]) -> None:
     held = start(server)
     with Traffic(server, clients, 100.0) as traffic:
-        with server.config_path.open("a") as file:
-            file.write("# changed\n")
+        change_the_configuration(server)
         assert server.reload().status == 0
         traffic.wait_for_more()
         assert not has_validated(crash(server)), server.log_path.read_text()
@@ -64,21 +68,14 @@ def test_a_reload_validates_a_changed_configuration_once_and_an_unchanged_one_no
             if is_changed:
                 change_the_configuration(server)
             command = [*OXIDIZE, "reload", "-c", str(server.config_path)]
-            environ = {
-                **os.environ,
-                "PYTHONPROFILEIMPORTTIME": "1",
-            }  # of the command, for the holder starts the successor
+            # Of the command, for the holder starts the successor.
+            environ = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
             done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=60)
             assert ("pydantic" in done.stderr) == is_changed
             traffic.wait_for_more()
             assert not has_validated(server.status()["pid"]), server.log_path.read_text()
         traffic.assert_unharmed()
     stop(server, held)
-
-
-def change_the_configuration(server: Server) -> None:
-    with server.config_path.open("a") as file:
-        file.write("# changed\n")
 
 
 def touch_the_key(server: Server) -> None:

@@ -4,16 +4,14 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from oxidize.holder.fd_store import FdStore, bind_notify_socket, receive_notification
 from oxidize.net.tun import TunDevice
 from oxidize.net.userspace import UserspaceNetwork
 from oxidize.runtime import fd_store
 from oxidize.runtime.fd_store import PARKED, settle_tunnel, spare_older_release, store_tunnel
-from tests.support.open_fds import no_leaked_fds
+from tests.support.service_manager import Manager
 
 MESSAGES = 4  # of the replacement of a TUN device
 INTERFACE = "new0"
@@ -49,40 +47,6 @@ def same_open_file(one: int, other: int) -> bool:
     is_same = os.get_blocking(other) is not flags
     os.set_blocking(one, flags)
     return is_same
-
-
-class Manager:
-    """A service manager that has processed the first messages of a process that was then killed."""
-
-    def __init__(self, path: Path) -> None:
-        self.socket = bind_notify_socket(str(path))
-        self.store = FdStore()
-
-    def process(self, messages: int) -> int:
-        """Process at most this many messages and drop all others; return how many came."""
-        came = 0
-        while (notification := receive_notification(self.socket)) is not None:
-            came += 1
-            if came <= messages:
-                self.store.apply(notification)
-            notification.close()
-        return came
-
-    def passed(self) -> dict[str, list[int]]:
-        passed: dict[str, list[int]] = {}
-        for name, fd in self.store.entries:
-            passed.setdefault(name, []).append(os.dup(fd))
-        return passed
-
-
-@pytest.fixture
-def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
-    with no_leaked_fds():
-        manager = Manager(tmp_path / "notify")
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        yield manager
-        manager.store.close()
-        manager.socket.close()
 
 
 @pytest.fixture(params=[True, False], ids=["a stored one is stored again", "a stored one is dropped"])

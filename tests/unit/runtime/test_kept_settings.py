@@ -1,48 +1,26 @@
 """The fd store has the settings of the process that serves, and no failure about them ends one."""
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from oxidize.errors import ConfigError
-from oxidize.holder.fd_store import FdStore, bind_notify_socket, receive_notification
 from oxidize.runtime import validated
 from oxidize.runtime.kept_settings import STORED_NAME, KeptSettings, contents_of, kept_of
 from oxidize.service_manager import notify
 from tests.support.node_settings import settings_with
-from tests.support.open_fds import no_leaked_fds
+from tests.support.service_manager import Manager
 
 
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Store"]:
-    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+@pytest.fixture(autouse=True)
+def _holder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(notify.HOLDER_VARIABLE, "test")
-    store = Store(tmp_path / "notify")
-    yield store
-    store.close()
 
 
-class Store:
-    """A manager with a store. messages: what it was told."""
-
-    def __init__(self, path: Path) -> None:
-        self._socket = bind_notify_socket(str(path))
-        self.kept = FdStore()
-        self.messages = 0
-
-    def contents(self) -> list[bytes]:
-        while (notification := receive_notification(self._socket)) is not None:
-            self.messages += 1
-            self.kept.apply(notification)
-            notification.close()
-        assert set(self.kept.names) <= {STORED_NAME}
-        return [validated.read(fd) for _, fd in self.kept.entries]
-
-    def close(self) -> None:
-        self._socket.close()
-        self.kept.close()
+def stored_by(manager: Manager) -> list[bytes]:
+    """Return what is stored."""
+    assert set(manager.store.names) <= {STORED_NAME}
+    return [validated.read(fd) for _, fd in manager.store.entries]
 
 
 def loaded(kept: bytes) -> validated.Loaded:
@@ -53,46 +31,41 @@ def passed(*kept: bytes) -> list[int]:
     return [validated.keep(each) for each in kept]
 
 
-def test_what_was_validated_replaces_what_is_stored(store: Store) -> None:
-    with no_leaked_fds():
-        for content in (b"one", b"two"):
-            file = kept_of(loaded(content), [], {})
-            file.store()
-            file.store()
-            assert store.contents() == [content]
-            assert file.fd is not None
-            os.close(file.fd)
-        assert store.messages == 4, "nothing is stored twice"
-        store.kept.remove(STORED_NAME)
-
-
-def test_what_is_stored_and_used_stays_as_it_is(store: Store) -> None:
-    with no_leaked_fds():
-        stored = passed(b"one")
-        contents = contents_of(stored)
-        file = kept_of(loaded(contents[stored[0]]), stored, contents)
-        assert file == KeptSettings(stored[0], is_stored=True)
+def test_what_was_validated_replaces_what_is_stored(manager: Manager) -> None:
+    for content in (b"one", b"two"):
+        file = kept_of(loaded(content), [], {})
         file.store()
-        assert store.contents() == []
-        assert store.messages == 0
-        os.close(stored[0])
-
-
-def test_of_several_the_one_in_use_is_stored_alone_and_the_others_are_closed(store: Store) -> None:
-    with no_leaked_fds():
-        stored = [*passed(b"one", b"two", b"two"), os.memfd_create("no settings")]
-        contents = contents_of(stored)
-        assert set(contents) == set(stored[:3])
-        file = kept_of(loaded(contents[stored[1]]), stored, contents)
-        assert file == KeptSettings(stored[1], is_stored=False)
         file.store()
-        assert store.contents() == [b"two"]
-        os.close(stored[1])
-        store.kept.remove(STORED_NAME)
+        assert manager.process() == 2, "nothing is stored twice"
+        assert stored_by(manager) == [content]
+        assert file.fd is not None
+        os.close(file.fd)
+
+
+def test_what_is_stored_and_used_stays_as_it_is(manager: Manager) -> None:
+    stored = passed(b"one")
+    contents = contents_of(stored)
+    file = kept_of(loaded(contents[stored[0]]), stored, contents)
+    assert file == KeptSettings(stored[0], is_stored=True)
+    file.store()
+    assert manager.process() == 0
+    os.close(stored[0])
+
+
+def test_of_several_the_one_in_use_is_stored_alone_and_the_others_are_closed(manager: Manager) -> None:
+    stored = [*passed(b"one", b"two", b"two"), os.memfd_create("no settings")]
+    contents = contents_of(stored)
+    assert set(contents) == set(stored[:3])
+    file = kept_of(loaded(contents[stored[1]]), stored, contents)
+    assert file == KeptSettings(stored[1], is_stored=False)
+    file.store()
+    manager.process()
+    assert stored_by(manager) == [b"two"]
+    os.close(stored[1])
 
 
 def test_a_process_without_room_for_the_file_serves(
-    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    manager: Manager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(_: bytes) -> int:
         raise OSError(24, "Too many open files")
@@ -100,7 +73,8 @@ def test_a_process_without_room_for_the_file_serves(
     monkeypatch.setattr(validated, "keep", refuse)
     file = kept_of(loaded(b"one"), [], {})
     file.store()
-    assert store.contents() == []
+    manager.process()
+    assert stored_by(manager) == []
     assert "the next start validates the configuration again" in caplog.text
 
 
