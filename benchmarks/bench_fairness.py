@@ -25,7 +25,7 @@ from benchmarks.bystanders import HTTP, Bystanders
 from benchmarks.owner import run
 from benchmarks.player import QUIET_PORT, Send
 from benchmarks.results import Table
-from benchmarks.stand import INNER, SERVER_LINK, Measured, Stand, stands
+from benchmarks.stand import INNER, SERVER_LINK, Measured, Setup, Stand, stands
 from benchmarks.tap import tap
 from benchmarks.trees import add_tree_option, spare_cores, trees_of
 from benchmarks.tunnels import IPERF3
@@ -190,7 +190,8 @@ def main() -> None:
     os.sched_setaffinity(0, {other_core})  # of all that is started here
     loader, caller = Identity.make(), Identity.make()
     others = [PeerTable("loader", loader.public, (LOADER,)), PeerTable("caller", caller.public, (CALLER,))]
-    with stands(trees, server_core, PEERS + 1, 4, 4, others, f"{HTTP[0]}:{HTTP[1]}") as servers:
+    setup = Setup(server_core, PEERS + 1, others=others, http=f"{HTTP[0]}:{HTTP[1]}")
+    with stands(trees, setup) as servers:
         settings = [Setting(stand, loader, caller) for stand in servers]
         found = []
         for load in LOADS:

@@ -14,7 +14,7 @@ from benchmarks.bench_bulk import GBIT, TCP, tcp
 from benchmarks.owner import run
 from benchmarks.player import Send
 from benchmarks.results import Table
-from benchmarks.stand import stands
+from benchmarks.stand import Setup, stands
 from benchmarks.trees import Tree, add_tree_option, spare_cores, trees_of
 from benchmarks.tunnels import IPERF3, Kind, tunnels
 
@@ -46,7 +46,8 @@ def singles(table: Table, tree: Tree, core: int, runs: int) -> None:
     order = Send(True, PAYLOAD, OFFERED, SINGLES_SECS)
     with ExitStack() as stack:
         made = [
-            stack.enter_context(stands([tree], core, PEERS, inside, outside))[0] for inside, outside in COMBINATIONS
+            stack.enter_context(stands([tree], Setup(core, PEERS, inside, outside)))[0]
+            for inside, outside in COMBINATIONS
         ]
         rounds = [[stand.measure(order) for stand in made] for _ in range(runs)]
         for (inside, outside), samples in zip(COMBINATIONS, zip(*rounds, strict=True), strict=True):

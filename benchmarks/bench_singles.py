@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.owner import run
 from benchmarks.player import Send
 from benchmarks.results import Table
-from benchmarks.stand import Measured, stands
+from benchmarks.stand import Measured, Setup, stands
 from benchmarks.trees import Tree, add_tree_option, spare_cores, trees_of
 
 PEERS = (1, 50, 1000)
@@ -91,7 +91,7 @@ def main() -> None:
     title = f"Single datagrams, IPv{options.inside} in IPv{options.outside}"
     table = Table(title, "microseconds of the server's processor a packet")
     for peers in options.peers:
-        with stands(trees, server_core, peers, options.inside, options.outside) as servers:
+        with stands(trees, Setup(server_core, peers, options.inside, options.outside)) as servers:
             for point in points(options, peers):
                 order = Send(point.inbound, point.payload, point.rate, options.secs)
                 rounds = [[stand.measure(order) for stand in servers] for _ in range(options.runs)]

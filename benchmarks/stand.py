@@ -51,51 +51,53 @@ class Measured:
         return self.passed / self.sent.sent
 
 
-class Stand:
-    """A server of one tree with its peers, and the player of its clients. core: the server's own.
+@dataclass(frozen=True)
+class Setup:
+    """What a server is measured with. core: its own; inside, outside: the versions of IP in the tunnel and below it.
 
     others: peers that the player does not play. http: where /metrics is served, "" for nowhere.
     """
 
-    def __init__(
-        self,
-        lab: Lab,
-        tree: Tree,
-        core: int,
-        peers: int,
-        inside: int,
-        outside: int,
-        others: Sequence[PeerTable] = (),
-        http: str = "",
-    ) -> None:
+    core: int
+    peers: int
+    inside: int = 4
+    outside: int = 4
+    others: Sequence[PeerTable] = ()
+    http: str = ""
+
+
+class Stand:
+    """A server of one tree with its peers, and the player of its clients."""
+
+    def __init__(self, lab: Lab, tree: Tree, setup: Setup) -> None:
         self.lab = lab
         self.tree = tree
-        address, prefix = INNER[inside]
+        address, prefix = INNER[setup.inside]
         self.link = link = DirectLink(lab)
-        clients = [Identity.make() for _ in range(peers)]
-        addresses = [str(address + FIRST_PEER + number) for number in range(peers)]
+        clients = [Identity.make() for _ in range(setup.peers)]
+        addresses = [str(address + FIRST_PEER + number) for number in range(setup.peers)]
         tables = [
             PeerTable(f"p{number}", client.public, (inner,))
             for number, (client, inner) in enumerate(zip(clients, addresses, strict=True))
         ]
         self.server = server = Server(
             lab,
-            [*tables, *others],
+            [*tables, *setup.others],
             listen=f"[::]:{PORT}",
             network="tun",
             interface=f"ox{secrets.token_hex(5)}",
             address=[f"{address}/{prefix}"],
-            metrics_listen=http,
+            metrics_listen=setup.http,
             inside=link.server_side.entered,
         )
         server.write_config(endpoints_file="")
-        self.pid = server.start(program=tree.program(core), options=tree.options)
-        family = AF_INET6 if inside == 6 else AF_INET
+        self.pid = server.start(program=tree.program(setup.core), options=tree.options)
+        family = AF_INET6 if setup.inside == 6 else AF_INET
         with link.server_side.entered():
             sink, outgoing = (lab.stack.enter_context(socket(family, SOCK_DGRAM)) for _ in range(2))
         sink.setsockopt(SOL_SOCKET, SO_RCVBUF, SMALLEST_BUFFER)
         sink.bind((str(address), DISCARD_PORT))
-        outer = DirectLink.SERVER6 if outside == 6 else DirectLink.SERVER
+        outer = DirectLink.SERVER6 if setup.outside == 6 else DirectLink.SERVER
         keys = [client.private.hex() for client in clients]
         play = Play(
             outer, PORT, server.identity.public.hex(), keys, addresses, str(address), outgoing.fileno(), self.pid,
@@ -112,7 +114,7 @@ class Stand:
             )
         lab.stack.callback(self._end_player)
         self._tell(asdict(play))
-        self._peers = peers
+        self._peers = setup.peers
         self._connected_at = float("-inf")
 
     def _end_player(self) -> None:
@@ -163,20 +165,12 @@ class Stand:
 
 
 @contextmanager
-def stands(
-    trees: list[Tree],
-    core: int,
-    peers: int,
-    inside: int,
-    outside: int,
-    others: Sequence[PeerTable] = (),
-    http: str = "",
-) -> Iterator[list[Stand]]:
-    """Yield a server of each tree with the same number of peers."""
+def stands(trees: list[Tree], setup: Setup) -> Iterator[list[Stand]]:
+    """Yield a server of each tree."""
     with ExitStack() as stack:
         made = []
         for tree in trees:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="oxidize-bench-"))
             lab = stack.enter_context(Lab(Path(folder)))
-            made.append(Stand(lab, tree, core, peers, inside, outside, others, http))
+            made.append(Stand(lab, tree, setup))
         yield made

@@ -28,6 +28,7 @@ from tests.support.traffic.wireguard_go import WireguardGo
 
 IPERF3 = "/usr/bin/iperf3"
 IPERF3_SECS_MAX = 30  # more than a measurement takes
+REPLY_SECS_MAX = 10  # without it, ping waits for twice the longest round trip so far
 GSO_SEGMENTS = 65_535  # the kernel's GSO_MAX_SEGS: no limit
 SERVER = {4: "10.9.0.1", 6: "fd09::1"}
 CLIENT = {4: "10.9.0.2", 6: "fd09::2"}
@@ -153,7 +154,10 @@ class Tunnel:
 
     def round_trips_us(self, count: int, interval_secs: float, inside: int = 4) -> list[float]:
         """Send echo requests from the client to the server; return the time of each round trip, microseconds."""
-        command = ["/usr/bin/ping", "-n", "-c", str(count), "-i", str(interval_secs), SERVER[inside]]
+        command = [
+            *("/usr/bin/ping", "-n", "-c", str(count), "-i", str(interval_secs)),
+            *("-W", str(REPLY_SECS_MAX), SERVER[inside]),
+        ]
         with self.link.client_side.entered():
             done = subprocess.run(command, capture_output=True, check=True, text=True)
         return [float(found) * 1e3 for found in _RTT.findall(done.stdout)]
