@@ -137,15 +137,16 @@ class Recorder:
     def wrap(self, stage: str, name: str, function: Callable[..., object]) -> Callable[..., object]:
         """Return a function that records its calls as those of a stage."""
 
-        def recorded(*arguments: Any) -> object:
-            call = Call(function, arguments, self._open[-1][0] if self._open else "", len(self._outermost))
+        def recorded(*arguments: Any, **options: Any) -> object:
+            to_repeat = partial(function, **options) if options else function
+            call = Call(to_repeat, arguments, self._open[-1][0] if self._open else "", len(self._outermost))
             self.calls.setdefault(stage, []).append(call)
             self._open.append((stage, call))
             if name in TAKES_INPUT:
                 for _, each in self._open:
                     each.takes_input = True
             try:
-                return function(*arguments)
+                return to_repeat(*arguments)
             finally:
                 self._open.pop()
                 if not self._open:

@@ -119,10 +119,10 @@ def test_a_profile_names_what_the_whole_takes_more_than_its_stages() -> None:
 def test_a_recorder_notes_which_stage_called_which_with_what_and_puts_everything_back() -> None:
     class Path:
         def receive(self, count: int) -> int:
-            return self.open(count) + self.open(1)
+            return self.open(count) + self.open(1, times=3)
 
-        def open(self, count: int) -> int:
-            return 2 * count
+        def open(self, count: int, *, times: int = 2) -> int:
+            return times * count
 
     rig = SimpleNamespace(path=Path())
     recorder = Recorder()
@@ -133,7 +133,8 @@ def test_a_recorder_notes_which_stage_called_which_with_what_and_puts_everything
     )
     with recorder.replacing(rig, stages):
         rig.path.open(5)
-        assert rig.path.receive(3) == 8
+        assert rig.path.receive(3) == 9
+    assert [call.function(*call.arguments) for call in recorder.calls["open"]] == [10, 6, 3]
     found = [
         (stage, each.arguments, each.inside, each.number) for stage in recorder.calls for each in recorder.calls[stage]
     ]
