@@ -168,8 +168,7 @@ def two_generations(
 
     What a generation that failed has left open is closed by the end of its process; here it is collected at the end.
     """
-    gc.freeze()  # what is there already, so that the collection has little to look at
-    monkeypatch.setattr(gc, "freeze", lambda: None)
+    monkeypatch.setattr(gc, "freeze", lambda: None)  # by the server: what it leaves could not be collected
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     late: list[Generations] = []
     monkeypatch.setattr(node_module, "boot_time", lambda: late[0].now() if late else clock.boot_time())
@@ -190,4 +189,3 @@ def two_generations(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
             gc.collect()
-        gc.unfreeze()
