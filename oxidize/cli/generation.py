@@ -66,13 +66,17 @@ def is_held() -> bool:
 def serve(generation: Generation) -> NoReturn:
     """Serve in this process until the end of service or until a successor has taken over, and exit."""
     gc.disable()  # imports and a file that is read make no garbage: to look for it takes a sixth of their time
-    oom_score = OomScore()
-    if generation.control_fd is not None:  # a successor, which has most of its memory still to get
+    oom_score, priority = OomScore(), None
+    if generation.control_fd is not None:  # a successor, which has most of its memory still to get, and its work to do
+        from oxidize.cpu_priority import CpuPriority  # noqa: PLC0415  # not for a start after a crash
+
         oom_score.raise_()
+        priority = CpuPriority()
+        priority.lower()
     from oxidize.control.reload_channel import Control  # noqa: PLC0415  # only a generation needs them
     from oxidize.runtime.daemon import run  # noqa: PLC0415  # as above
 
-    control = Control(generation.control_fd)
+    control = Control(generation.control_fd, priority)
     try:
         status = run(generation.role, generation.config_path, generation.log_level, control, oom_score)
     except OxidizeError:

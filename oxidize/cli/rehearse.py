@@ -8,6 +8,7 @@ import click
 
 from oxidize import config
 from oxidize.cli.common import SERVER_CONFIG, config_option, echo, json_option, print_json, print_warning
+from oxidize.cpu_priority import CpuPriority
 from oxidize.oom_score import OomScore
 from oxidize.text import counted
 
@@ -30,7 +31,7 @@ def rehearse(config_path: Path, as_json: bool) -> None:
     loaded = config.load_server(config_path)
     for warning in loaded.warnings:
         print_warning(warning)
-    with OomScore():  # it needs as much memory as the server
+    with OomScore(), CpuPriority():  # it needs as much memory as the server, and much time
         outcome = run(NodeSettings.of_server(loaded))
     if as_json:
         print_json(dataclasses.asdict(outcome))

@@ -21,6 +21,7 @@ from oxidize.cli.generation import LOG_LEVELS
 from oxidize.control import query
 from oxidize.control import reload as coordinator
 from oxidize.control.who_runs import who_runs
+from oxidize.cpu_priority import CpuPriority
 from oxidize.errors import ConfigError, OxidizeError, Phase, TakeoverError
 from oxidize.oom_score import OomScore
 from oxidize.runtime import validated
@@ -52,7 +53,8 @@ def reload(config_path: Path, role: config.Role, log_level: str | None) -> None:
     """
     try:
         with OomScore():  # where memory runs out this process goes, and not the server
-            takeover_socket, kept = _validated(role, config_path)
+            with CpuPriority():
+                takeover_socket, kept = _validated(role, config_path)
             reloaded = replace_process(role, config_path, takeover_socket, log_level, kept)
     except ConfigError as error:
         fail(2, *error.problems, *who_serves(config_path, role, str(error)))

@@ -21,6 +21,7 @@ import socket
 from typing import Any
 
 from oxidize.clock import boot_time
+from oxidize.cpu_priority import CpuPriority
 from oxidize.errors import Phase, TakeoverError
 
 MESSAGE_BYTES_MAX = 262_144  # of one that is read: more than a send buffer (212,992) lets any release send
@@ -32,10 +33,14 @@ Report = dict[str, Any]
 
 
 class Control:
-    """The successor's end of the channel. fd: its socket, or None for a process without a coordinator."""
+    """The successor's end of the channel. fd: its socket, or None for a process without a coordinator.
 
-    def __init__(self, fd: int | None) -> None:
+    priority: that of this process, which is lowered at most until it is prepared.
+    """
+
+    def __init__(self, fd: int | None, priority: CpuPriority | None = None) -> None:
         self._socket: socket.socket | None = None
+        self._priority = priority
         self._said_at = 0.0
         self.has_told_failure = False  # to a coordinator, which prints it
         if fd is not None:
@@ -69,6 +74,8 @@ class Control:
 
         predecessor_fd: the predecessor's pidfd. Its death ends the wait, and the caller inherits.
         """
+        if self._priority is not None:
+            self._priority.restore()  # packets wait for what follows
         if self._socket is None:
             return
         self._socket.settimeout(GO_TIMEOUT_SECS)

@@ -14,10 +14,26 @@ COMMANDS = (
     Mutant(
         "rehearsal-before-the-server-out-of-memory",
         "cli/rehearse.py",
-        "    with OomScore():  # it needs as much memory as the server\n",
+        "    with OomScore(), CpuPriority():  # it needs as much memory as the server, and much time\n",
         "    if True:\n",
         ("unit/cli/test_commands.py::test_a_command_with_the_memory_of_a_server_is_what_the_kernel_ends_first",),
         "a rehearsal that needs more memory than there is ends the server",
+    ),
+    Mutant(
+        "low-priority-without-return",
+        "cpu_priority.py",
+        "            os.setpriority(os.PRIO_PROCESS, own, before)\n",
+        "",
+        ("unit/test_cpu_priority.py::test_a_process_that_could_not_raise_its_priority_again_keeps_it",),
+        "where a process may not raise its priority, each server after a reload gets a tenth of a busy processor",
+    ),
+    Mutant(
+        "successor-serves-at-low-priority",
+        "control/reload_channel.py",
+        "            self._priority.restore()  # packets wait for what follows\n",
+        "            pass\n",
+        ("unit/control/test_reload_channel.py::test_a_successor_is_at_full_priority_when_it_says_that_it_is_prepared",),
+        "packets of a hand-off wait for a successor that other processes keep from running",
     ),
     Mutant(
         "unreached-server-taken-for-none",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from oxidize.cpu_priority import LOW_NICE
 from tests.support.traffic.ping import ping
 from tests.support.traffic.server import wait_for
 from tests.support.traffic.site import Site
@@ -16,6 +17,10 @@ pytestmark = pytest.mark.handoff
 Record = Callable[[str, object], None]
 RELOADS = 20
 RESTARTS = 5
+GIVE_WAY = (
+    "from os import getpriority; from oxidize.cpu_priority import CpuPriority; priority = CpuPriority(); "
+    "priority.lower(); low = getpriority(0, 0); priority.restore(); print('nice', low, getpriority(0, 0))"
+)
 
 
 def test_twenty_reloads_of_the_unit_lose_no_packet(service: Service, record_property: Record) -> None:
@@ -147,3 +152,15 @@ def test_a_drain_by_hand_leaves_the_server_running_until_it_is_stopped(service: 
     service.stop()
     assert service.machine.show("Result") == "success"
     assert service.machine.processes() == set()
+
+
+def test_a_successor_in_the_unit_may_give_way_and_ends_that(service: Service) -> None:
+    # The right stands for LimitNICE=, which a machine within a container may not raise.
+    service.drop_in(
+        "[Service]\n"
+        "CapabilityBoundingSet=CAP_SYS_NICE\nAmbientCapabilities=CAP_SYS_NICE\n"
+        f'ExecStartPre=/opt/oxidize/current/bin/python -c "{GIVE_WAY}"\n'
+    )
+    service.start()
+    assert f"nice {LOW_NICE} 0" in service.machine.journal()
+    assert service.machine.show("LimitNICE") == "20"  # of RLIMIT_NICE: a nice value of 0 (getrlimit(2))

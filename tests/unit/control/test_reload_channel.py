@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from oxidize.control.reload_channel import Control, receive, send, send_settings
+from oxidize.cpu_priority import CpuPriority
 from oxidize.errors import Phase, TakeoverError
 
 Pair = tuple[socket.socket, Control]
@@ -41,6 +42,21 @@ def test_prepared_waits_for_go(pair: Pair) -> None:
     control.done({"generation": 2})
     assert sent(coordinator) == {"event": "done", "pid": os.getpid(), "generation": 2}
     assert receive(coordinator) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, which may raise its priority")
+def test_a_successor_is_at_full_priority_when_it_says_that_it_is_prepared() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    priority = CpuPriority()
+    priority.lower()
+    control = Control(theirs.detach(), priority)
+    assert os.getpriority(os.PRIO_PROCESS, 0) > before
+    ours.close()
+    with pytest.raises(TakeoverError):  # it may inherit all the same
+        control.prepared({})
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+    socket_of(control).close()
 
 
 def test_settings_are_taken_before_all_else(pair: Pair) -> None:
