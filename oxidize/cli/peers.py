@@ -105,7 +105,7 @@ def add(config_path: Path, form: str | None, output: Path | None, no_reload: boo
         fail(2, f"--format {form}: expected no --public-key: the code contains the private key; use --format conf")
     with _locked(config_path) as file:
         loaded = config.load_server(config_path, content=file.content)
-        running = None if no_reload else query.find(loaded.takeover_socket)
+        running = None if no_reload else query.find_peers(loaded.takeover_socket)
         port = loaded.listen[1] if running is None else int(str(running["listen"]).rpartition(":")[2])
         setup, warnings = new_client(ClientOptions(**options), loaded, port)
         shown = _render(setup, form, is_terminal=output is None and sys.stdout.isatty())
@@ -187,7 +187,7 @@ def remove(name: str, config_path: Path, no_reload: bool) -> None:
     """Remove a client: its session ends with the reload."""
     with _locked(config_path) as file:
         loaded = config.load_server(config_path, content=file.content)
-        running = None if no_reload else query.find(loaded.takeover_socket)
+        running = None if no_reload else query.find_peers(loaded.takeover_socket)
         removed = remove_peer(file.content.decode(), name)
         content = removed.text.encode()
         config.load_server(config_path, content=content)

@@ -204,7 +204,7 @@ def apply_at_start(config_path: Path, takeover_socket: Path, is_applied: Callabl
         if systemctl.property_of(SERVICE, "ActiveState") != "activating":
             break
         time.sleep(START_LOOK_SECS)
-    found = _with_patience(query.find, takeover_socket)
+    found = _with_patience(query.find_peers, takeover_socket)
     if found is None:
         if is_own and systemctl.property_of(SERVICE, "ActiveState") == "activating":
             return f"{SERVICE} does not serve yet: if it does so without the change, `systemctl reload oxidize-daemon`"
@@ -217,7 +217,7 @@ def apply_at_start(config_path: Path, takeover_socket: Path, is_applied: Callabl
 
 def _peers_of(takeover_socket: Path) -> frozenset[str]:
     try:
-        status = query.find(takeover_socket)
+        found = query.find_peers(takeover_socket)
     except OxidizeError:
-        status = None
-    return frozenset(peer["public_key"] for peer in status["peers"]) if status is not None else frozenset()
+        found = None
+    return frozenset(peer["public_key"] for peer in found["peers"]) if found is not None else frozenset()

@@ -11,7 +11,7 @@ from typing import Any
 
 from oxidize import logs
 from oxidize.clock import boot_time
-from oxidize.control.query import ACCEPT, DRAIN, IDENTITY, QUERIES, SETTINGS, STATE, STATUS, VITALS
+from oxidize.control.query import ACCEPT, DRAIN, IDENTITY, PEERS, QUERIES, SETTINGS, STATE, STATUS, VITALS
 from oxidize.errors import OxidizeError, Phase, StorageError, TakeoverError, reason_of
 from oxidize.log_output import STANDARD_ERROR
 from oxidize.net import http
@@ -208,6 +208,8 @@ class Handover:
         node = self.node
         if query == STATUS:
             return status.describe(node)
+        if query == PEERS:
+            return status.describe_peers(node)
         if query == VITALS:
             return Answer(status.describe_vitals(node))
         if query == STATE:

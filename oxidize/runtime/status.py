@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from oxidize.clock import boot_time
@@ -31,6 +31,7 @@ from oxidize.takeover.host import Answer, NamedFd
 from oxidize.text import own_release
 
 PEERS_PER_PIECE = 64  # of a status: about a millisecond
+SHORT_PEERS_PER_PIECE = 512  # the same of the shorter answer
 
 
 def _vitals(node: Node, now: float) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def hand_out_settings(node: Node) -> Answer:
 
 
 def describe(node: Node) -> Iterator[bytes]:
-    """Yield the status of a node as JSON, in pieces: its vitals, its settings and every peer."""
+    """Return the status of a node as JSON, in pieces: its vitals, its settings and every peer."""
     now = boot_time()
     head = {
         **_vitals(node, now),
@@ -108,15 +109,33 @@ def describe(node: Node) -> Iterator[bytes]:
         "public_key": _base64(node.settings.public_key),
         "connection": node.connection.describe(now) if node.connection is not None else None,
     }
-    yield json.dumps(head)[:-1].encode() + b', "peers": ['
     unix_at_boot = time.time() - now
     waiting = {each.peer: each.reason for each in node.lookups.waiting()} if node.lookups is not None else {}
+
+    def describe_one(peer: Peer) -> dict[str, Any]:
+        return {**_describe_peer(peer, node.counters, now, unix_at_boot), "waits_for_name": waiting.get(peer)}
+
+    return _with_peers(head, node, PEERS_PER_PIECE, describe_one)
+
+
+def describe_peers(node: Node) -> Iterator[bytes]:
+    """Return of a status as JSON, in pieces, what a command needs that changes the peers."""
+    now = boot_time()
+
+    def describe_one(peer: Peer) -> dict[str, Any]:
+        return {"public_key": _base64(peer.public_key), "has_session": peer.session_ends_at(now) is not None}
+
+    head = {**_identity(node), "listen": node.udp.local_address}
+    return _with_peers(head, node, SHORT_PEERS_PER_PIECE, describe_one)
+
+
+def _with_peers(
+    head: dict[str, Any], node: Node, per_piece: int, describe_one: Callable[[Peer], dict[str, Any]]
+) -> Iterator[bytes]:
+    yield json.dumps(head)[:-1].encode() + b', "peers": ['
     peers = list(node.device.peers.values())
-    for first in range(0, len(peers), PEERS_PER_PIECE):
-        described = [
-            {**_describe_peer(peer, node.counters, now, unix_at_boot), "waits_for_name": waiting.get(peer)}
-            for peer in peers[first : first + PEERS_PER_PIECE]
-        ]
+    for first in range(0, len(peers), per_piece):
+        described = [describe_one(peer) for peer in peers[first : first + per_piece]]
         yield (b", " if first else b"") + json.dumps(described)[1:-1].encode()
     yield b"]}"
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from oxidize import __version__
-from oxidize.control.query import IDENTITY, STATE, STATUS, VITALS, fetch
+from oxidize.control.query import IDENTITY, PEERS, STATE, STATUS, VITALS, fetch
 from oxidize.deploy.vitals import Vitals
 from oxidize.errors import TakeoverError, WriterBusyError
 from oxidize.protocol.constants import REJECT_AFTER_TIME
@@ -104,13 +104,18 @@ def test_a_status_says_when_a_session_ends_by_age(server: Server, clients: list[
 def test_a_status_is_vitals_and_more_and_vitals_name_no_peer(server: Server) -> None:
     server.write_config(metrics_listen="")
     server.start()
-    answers = {what: fetch(server.takeover_socket, what) for what in (STATUS, VITALS, IDENTITY)}
+    answers = {what: fetch(server.takeover_socket, what) for what in (STATUS, PEERS, VITALS, IDENTITY)}
     assert answers[VITALS].keys() < answers[STATUS].keys()
     assert answers[STATUS].keys() - answers[VITALS].keys() == {
         *("interface", "network", "nat", "listen", "public_key", "connection", "peers")
     }
     assert Vitals.of(answers[VITALS]).metrics_listen is None
     assert answers[IDENTITY]["release_folder"] == sys.prefix
+    whole, short = answers[STATUS], answers[PEERS]
+    assert {name: short[name] for name in ("pid", "listen")} == {name: whole[name] for name in ("pid", "listen")}
+    told = ("public_key", "has_session")
+    assert short["peers"]
+    assert short["peers"] == [{name: peer[name] for name in told} for peer in whole["peers"]]
 
 
 # --- The state ---

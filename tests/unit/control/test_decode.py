@@ -7,7 +7,17 @@ import pytest
 
 from oxidize.control import query as query_module
 from oxidize.control.decode import INTEGER_MAX, VALUES_MAX, decode
-from oxidize.control.query import ANSWER_BYTES_MAX, IDENTITY, STATUS, STATUS_BYTES_MAX, VITALS, fetch, find
+from oxidize.control.query import (
+    ANSWER_BYTES_MAX,
+    IDENTITY,
+    PEERS,
+    STATUS,
+    STATUS_BYTES_MAX,
+    VITALS,
+    fetch,
+    find,
+    find_peers,
+)
 from oxidize.errors import DecodeError, OxidizeError, Phase, TakeoverError
 
 SOCKET = Path("takeover.sock")
@@ -74,9 +84,24 @@ def test_each_query_has_a_limit_for_its_answer(monkeypatch: pytest.MonkeyPatch) 
         return b"{}"
 
     monkeypatch.setattr(query_module, "query", query)
-    for what in (STATUS, VITALS, IDENTITY):
+    for what in (STATUS, PEERS, VITALS, IDENTITY):
         assert find(SOCKET, what) == {}
-    assert limits == {STATUS: STATUS_BYTES_MAX, VITALS: ANSWER_BYTES_MAX, IDENTITY: ANSWER_BYTES_MAX}
+    assert {what for what, limit in limits.items() if limit == STATUS_BYTES_MAX} == {STATUS, PEERS}
+    assert limits[VITALS] == limits[IDENTITY] == ANSWER_BYTES_MAX
+
+
+def test_a_process_of_an_older_release_is_asked_for_its_whole_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    def query(_path: Path, what: str, **_: object) -> bytes:
+        if what == STATUS:
+            return b'{"pid": 7, "peers": []}'
+        raise TakeoverError(Phase.QUERYING, refusal)
+
+    monkeypatch.setattr(query_module, "query", query)
+    refusal = "query 'peers': expected one of status, identity"
+    assert find_peers(SOCKET) == {"pid": 7, "peers": []}
+    refusal = "pid 7 gives no answer: does it hang?"
+    with pytest.raises(TakeoverError, match="does it hang"):
+        find_peers(SOCKET)
 
 
 def test_the_reason_of_a_refusal_is_made_printable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from oxidize.runtime.status import _address_of
 
 
 def test_the_names_of_the_queries_never_change() -> None:
-    assert QUERIES == ("status", "identity", "vitals", "state", "settings", "drain", "accept")
+    assert QUERIES == ("status", "peers", "identity", "vitals", "state", "settings", "drain", "accept")
 
 
 @pytest.mark.parametrize(
