@@ -1,9 +1,14 @@
 """`oxidize status`, and what it prints for people.
 
-Rule: no value is cut; it fits 80 columns where the values allow it.
+Rule: no value is cut; it fits 80 columns where the values allow it. In a terminal the table of a large server has no
+more peers than there is room for, so that the rest of the page stays in sight; elsewhere it has all of them.
 """
 
+import shutil
+import sys
 from collections.abc import Iterator
+from heapq import nlargest
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,9 @@ from oxidize.terminal.units import ago, byte_count, duration, milliseconds
 from oxidize.text import counted, one_line, release_name
 
 TAKEOVERS_SHOWN = 5
+PEERS_MANY = 50  # with more a terminal gets those that fit it, but PEERS_FEW at least
+PEERS_FEW = 5
+SPACE_LINES = 4  # two empty ones, that of the peers left out, and the shell's
 PEER_HEADINGS = ("peer", "endpoint", "last handshake", "received", "sent")
 TAKEOVER_HEADINGS = ("takeover", "result", "generation", "sessions", "blackout", "")
 
@@ -25,24 +33,26 @@ TAKEOVER_HEADINGS = ("takeover", "result", "generation", "sessions", "blackout",
 @click.command(short_help="Show the running process, its peers and its last takeovers.")
 @role_options("Ask a client instead of a server.")
 @json_option
-def status(config_path: Path, role: config.Role, as_json: bool) -> None:
+@click.option("--all", "shows_all", is_flag=True, help="Show all peers, however many, in a terminal as well.")
+def status(config_path: Path, role: config.Role, as_json: bool, shows_all: bool) -> None:
     """Show the running process, its peers and its last takeovers.
 
-    This works even if the configuration file has become invalid since the process was started.
+    Of more than 50 peers a terminal shows those with the latest handshakes. This works even if the configuration file
+    has become invalid since the process was started.
     """
     answer = query.fetch(config.takeover_socket_of(config_path, role))
     if as_json:
         print_json(answer)
     else:
-        render(answer)
+        render(answer, None if shows_all or not sys.stdout.isatty() else shutil.get_terminal_size().lines)
 
 
-def render(status: dict[str, Any]) -> None:
-    """Print a status."""
-    print_lines(_lines(status))
+def render(status: dict[str, Any], lines_max: int | None = None) -> None:
+    """Print a status. lines_max: of a terminal, in which not all of many peers are shown."""
+    print_lines(_lines(status, lines_max))
 
 
-def _lines(status: dict[str, Any]) -> Iterator[Text]:
+def _lines(status: dict[str, Any], lines_max: int | None) -> Iterator[Text]:
     interface = f"interface {status['interface']}" if status["network"] == "tun" else "userspace network"
     interface += ", nat" if status.get("nat") else ""
     head = [
@@ -61,13 +71,19 @@ def _lines(status: dict[str, Any]) -> Iterator[Text]:
     width = max(len(name) for name, _ in head)
     for name, value in head:
         yield Text.assemble((name.ljust(width), "bold"), "  ", value)
-    if status["peers"]:
+    shown, peers = status["takeovers"][-TAKEOVERS_SHOWN:], status["peers"]
+    takeovers = list(table(TAKEOVER_HEADINGS, [_takeover_row(entry) for entry in shown], right={2, 3, 4}))
+    if lines_max is not None and len(peers) > PEERS_MANY:
+        room = lines_max - len(head) - len(takeovers) - SPACE_LINES - 1  # its headings
+        peers = nlargest(max(room, PEERS_FEW), peers, key=itemgetter("last_handshake_unix"))
+    if peers:
         yield Text()
-        yield from table(PEER_HEADINGS, [_peer_row(peer) for peer in status["peers"]], right={3, 4})
-    if status["takeovers"]:
+        yield from table(PEER_HEADINGS, [_peer_row(peer) for peer in peers], right={3, 4})
+    if left_out := len(status["peers"]) - len(peers):
+        yield Text(f"and {left_out:,} more, with earlier handshakes or none: `oxidize status --all`")
+    if shown:
         yield Text()
-        shown = status["takeovers"][-TAKEOVERS_SHOWN:]
-        yield from table(TAKEOVER_HEADINGS, [_takeover_row(entry) for entry in shown], right={2, 3, 4})
+        yield from takeovers
 
 
 def _release(status: dict[str, Any]) -> str:

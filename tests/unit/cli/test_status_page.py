@@ -78,6 +78,29 @@ def test_the_status_page_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_a_terminal_shows_of_many_peers_those_with_the_latest_handshakes(capsys: pytest.CaptureFixture[str]) -> None:
+    peers = [peer(f"p{number}", last_handshake_unix=float(number)) for number in range(100_000)]
+    render(status(peers=peers), 24)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 23  # the last line is the shell's
+    assert lines[4] == "sessions    1 of 100000 peers"
+    shown = lines[8:19]
+    assert [line.split()[0] for line in shown] == [f"p{number}" for number in range(99_999, 99_988, -1)]
+    assert lines[19:21] == ["and 99,989 more, with earlier handshakes or none: `oxidize status --all`", ""]
+    assert lines[21].startswith("takeover  ")
+
+
+def test_the_whole_of_a_large_status_goes_to_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    peers = [peer(f"p{number}") for number in range(1_000)]
+    assert [line.split()[0] for line in printed(capsys, peers=peers)[8:1_008]] == [each["name"] for each in peers]
+
+
+@pytest.mark.parametrize("lines_max", [1, 24])
+def test_a_few_peers_are_all_shown(capsys: pytest.CaptureFixture[str], lines_max: int) -> None:
+    render(status(peers=[peer() for _ in range(50)]), lines_max)
+    assert capsys.readouterr().out.count("laptop") == 50
+
+
 def test_nat_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, nat=True)[2] == "listening   [::]:51820, interface oxidize0, nat"
 
