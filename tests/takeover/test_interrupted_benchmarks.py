@@ -35,6 +35,7 @@ class Interruptible:
     """A Python in a process group of its own; all its descendants inherit a mark in their environment."""
 
     def __init__(self, folder: str, *arguments: str) -> None:
+        self._folder = Path(folder)
         self._mark = f"BENCHMARK_TEST={secrets.token_hex(8)}".encode()
         key, _, value = self._mark.decode().partition("=")
         command = [sys.executable, *arguments]
@@ -59,6 +60,13 @@ class Interruptible:
     def pid_of(self, word: str) -> int:
         """Wait for a process with `word` in its command line."""
         return wait_for(word, lambda: next((pid for pid, line in self.commands().items() if word in line), 0))
+
+    def assert_nothing_is_left(self) -> None:
+        """Fail if a process, a temporary file, or a mount that names one is left."""
+        assert self.commands() == {}
+        assert list(self._folder.iterdir()) == []
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        assert [line for line in mounts if str(self._folder) in line] == []
 
     def end(self) -> None:
         """Kill whatever is left."""
@@ -90,6 +98,8 @@ def control_sockets(commands: Iterable[str]) -> list[Path]:
         pytest.param("blackout", "oxidize reload", signal.SIGINT, id="in a reload"),
         pytest.param("reconnect", "wireguard-go", signal.SIGHUP, id="beside wireguard-go", marks=ROOTS),
         pytest.param("singles", "benchmarks.player", signal.SIGTERM, id="under load", marks=ROOTS),
+        pytest.param("idle", "bin/ping", signal.SIGINT, id="between two ends", marks=ROOTS),
+        pytest.param("crash", "oxidize server", signal.SIGTERM, id="at the start of a server", marks=ROOTS),
     ],
 )
 def test_an_interrupted_benchmark_leaves_nothing_behind(name: str, word: str, number: signal.Signals) -> None:
@@ -98,7 +108,7 @@ def test_an_interrupted_benchmark_leaves_nothing_behind(name: str, word: str, nu
         paths = control_sockets(started.commands().values())
         started.process.send_signal(number)
         assert started.process.wait(30) == 128 + number
-        assert started.commands() == {}
+        started.assert_nothing_is_left()
         assert [path for path in paths if path.exists()] == []
 
 
@@ -115,3 +125,18 @@ def test_a_benchmark_whose_owner_is_killed_ends_by_itself() -> None:
         started.pid_of("sleep 600")
         started.process.kill()
         wait_for("the end of all", lambda: started.commands() == {})
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        pytest.param("blackout", "oxidize reload", id="in a reload"),
+        pytest.param("singles", "benchmarks.player", id="under load", marks=ROOTS),
+    ],
+)
+def test_a_run_of_benchmarks_that_is_killed_leaves_nothing_behind(name: str, word: str) -> None:
+    with python("-m", "benchmarks", name) as started:
+        started.pid_of(word)
+        started.process.kill()
+        wait_for("the end of all", lambda: started.commands() == {})
+        started.process.wait()
