@@ -113,8 +113,8 @@ mutants: $(SETUP) ## plant each bug of tests/mutants in a copy of the source: a 
 docs: $(SETUP) ## write the pages that are generated from the source
 	@for script in scripts/*.py; do $(BIN)/python "$$script" || exit 1; done
 
-bench: $(SETUP) ## measure data path and takeover beside wireguard-go; writes docs/benchmarks (as root)
-	@$(BIN)/python -m benchmarks
+bench: $(SETUP) ## measure data path and takeover beside wireguard-go in 25 minutes; writes docs/benchmarks (as root; NAMES="..." for some)
+	@$(BIN)/python -m benchmarks $(NAMES)
 
 bench-flood: $(SETUP) ## measure what floods of useless datagrams take from a session
 	@$(BIN)/python -m benchmarks flood

@@ -1,7 +1,7 @@
-"""Run each benchmark in a separate process: `make bench`, or `python -m benchmarks blackout` for one of them.
+"""Run each benchmark in a separate process: `make bench`, or `make bench NAMES="idle bulk"` for some of them.
 
-A run of all of them writes docs/benchmarks/README.md. What follows the names, from the first option on, is passed to
-each benchmark: `python -m benchmarks singles --runs 3`.
+A run of all of them takes about 25 minutes and writes docs/benchmarks/README.md. What follows the names, from the first
+option on, is passed to each benchmark: `python -m benchmarks singles --runs 3`.
 """
 
 import importlib
@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import takewhile
@@ -21,6 +22,8 @@ from benchmarks.trees import HERE, revision_of
 from demo.processes import end_children
 
 PAGE = HERE / "docs" / "benchmarks"
+# In a run of all, which is to end within half an hour; alone each of these takes longer and tells more.
+BRIEF = {"blackout": ("--secs", "60"), "ipv6": ("--runs", "3"), "scale": ("--runs", "2")}
 CLEANED_SECS_MAX = 20.0  # for a benchmark that is interrupted; what is left then is killed
 
 
@@ -30,7 +33,7 @@ def run_one(name: str, options: Sequence[str], results: Path) -> tuple[int, Sect
     results.touch()
     environment = {**os.environ, RESULTS: str(results), OWNER: str(os.getpid())}
     command = [sys.executable, "-m", f"benchmarks.bench_{name}", *options]
-    lines = []
+    lines, began = [], time.monotonic()
     with subprocess.Popen(command, cwd=HERE, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -43,6 +46,7 @@ def run_one(name: str, options: Sequence[str], results: Path) -> tuple[int, Sect
                 process.wait(CLEANED_SECS_MAX)
             process.kill()
             raise
+    print(f"({time.monotonic() - began:.0f} s)", flush=True)
     about = first_paragraphs(importlib.import_module(f"benchmarks.bench_{name}").__doc__ or "")
     return process.returncode, Section(name, about, "".join(lines), read_rows(results))
 
@@ -56,7 +60,8 @@ def main() -> None:
     failed, sections = [], []
     with owner() as spared, tempfile.TemporaryDirectory(prefix="oxidize-bench-") as folder:
         for name in wanted or known:
-            status, section = run_one(name, options, Path(folder, f"{name}.json"))
+            brief = () if wanted else BRIEF.get(name, ())
+            status, section = run_one(name, [*brief, *options], Path(folder, f"{name}.json"))
             end_children(spared)  # what a benchmark leaves that was killed
             sections.append(section)
             if status != 0:

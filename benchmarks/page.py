@@ -106,6 +106,7 @@ def write_page(folder: Path, sections: Sequence[Section], revision: str) -> Path
         f"Written by `make bench` on revision {revision}. {machine()}",
         "",
         "Both ends and the load share this machine, so compare rows of one table only.",
+        "A bar is the median of the runs; the line over it goes from the lowest to the highest.",
     ]
     for section in sections:
         lines += ["", f"## {section.name.capitalize()}", "", section.about, ""]
