@@ -95,7 +95,7 @@ test-systemd: $(SETUP) ## run only the tests that boot a systemd (as root)
 sim: $(SETUP) ## simulate WORLDS=10000 whole worlds, from SEED=(drawn) on, and find every planted bug
 	@WORLDS='$(WORLDS)' SEED='$(SEED)' $(BIN)/python -m tests.support.sim
 
-check: $(SETUP) ## run linters, type checks, unit and property tests: a minute or two, before each commit
+check: $(SETUP) ## run linters, type checks, unit and property tests: about a minute, before each commit
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --strict

@@ -15,7 +15,14 @@ from pathlib import Path
 
 IN_FRONT = ("tests/interop", "tests/system")
 # Of these folders, what carries little traffic and loses none by being late:
-LITTLE_TRAFFIC = ("tests/interop/test_provision.py", "tests/interop/test_tun.py", "tests/interop/test_wireguard_go.py")
+LITTLE_TRAFFIC = (
+    "tests/interop/test_client_names.py",
+    "tests/interop/test_client_routing.py",
+    "tests/interop/test_provision.py",
+    "tests/interop/test_stages.py",
+    "tests/interop/test_tun.py",
+    "tests/interop/test_wireguard_go.py",
+)
 BEHIND = ("tests/golden", "tests/properties", "tests/simulation", "tests/takeover", "tests/unit")
 BEHIND_OPTIONS = ("--numprocesses", "2", "--dist", "worksteal", "--quiet")
 NICE_BEHIND = 5  # a third of a share: what carries traffic behind keeps its deadlines
