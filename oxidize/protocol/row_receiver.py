@@ -89,7 +89,7 @@ class RowReceiver:
         """Open one row and mark its counter; return whether it is authentic and was not marked."""
         words, slot, counter = self._counters, keypair.slot, rows.counters[number]
         if words[slot + RECEIVE_NEXT] <= counter < REJECT_AFTER_MESSAGES or is_fresh(words, slot, counter):
-            sealed, plain = rows.views[rows.sizes[number]]
+            sealed, plain = rows.views.of(rows.sizes[number], number + 1)
             try:
                 keypair.opener.decrypt_into(rows.nonces[number], sealed[number], None, plain[number])
                 return mark(words, slot, counter)
@@ -108,9 +108,13 @@ class RowReceiver:
         in_order = first >= words[slot + RECEIVE_NEXT] and end <= REJECT_AFTER_MESSAGES
         if not in_order or [counters[number] for number in numbers] != list(range(first, end)):
             return [number for number in numbers if self._open_one(keypair, rows, number)]
+        size = sizes[numbers[0]]
+        sealed, plain = views.of(size, numbers[-1] + 1)
         try:
             for number in numbers:
-                sealed, plain = views[sizes[number]]
+                if sizes[number] != size:
+                    size = sizes[number]
+                    sealed, plain = views.of(size, numbers[-1] + 1)
                 decrypt_into(nonces[number], sealed[number], None, plain[number])
         except InvalidTag:
             return [number for number in numbers if self._open_one(keypair, rows, number)]

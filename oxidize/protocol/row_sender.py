@@ -142,7 +142,7 @@ class RowSender:
         """Seal packets to one peer into rows of `stride` bytes, one call of the cipher behind the other."""
         rows, encrypt_into = self._rows, keypair.sealer.encrypt_into
         alike = len(packets) - (len(packets[-1]) < len(packets[0]))
-        sealed, whole = rows.views[stride - DATA_OVERHEAD]
+        sealed, whole = rows.views.of(stride - DATA_OVERHEAD, alike)
         padded = self._padded(packets[:alike])
         deque(map(encrypt_into, rows.nonces, padded, repeat(None), sealed), maxlen=0)
         messages = whole[:alike]
@@ -166,7 +166,7 @@ class RowSender:
         for row, packet in enumerate(packets, first):
             zeros = padding(len(packet), mtu)
             padded = b"".join((packet, zeros)) if zeros else packet
-            sealed, whole = views[len(padded)]
+            sealed, whole = views.of(len(padded), row + 1)
             encrypt_into(nonces[row], padded, None, sealed[row])
             messages.append(whole[row])
         return messages

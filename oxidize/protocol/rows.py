@@ -35,19 +35,28 @@ _IPV6_HEADER = ">B3xH2x16s"  # version, length behind the header, source
 _NONCES = [struct.Struct("<" + "4xQ" * rows) for rows in range(BATCH_PACKETS_MAX + 1)]  # paper, section 5.4.6
 
 
-class _Views(dict[int, tuple[list[memoryview], list[memoryview]]]):
-    """For each size that was asked for: two views of each row, which `make` cuts out by the row's number."""
+class _Views:
+    """For each size that was asked for: two views of each row, which `make` cuts out by the row's number and the size.
+
+    Views are made for as many rows as batches have used: the first packets of a process wait for no others.
+    """
 
     def __init__(self, make: Callable[[int, int], tuple[memoryview, memoryview]]) -> None:
-        super().__init__()
         self._make = make
+        self._of_size: dict[int, tuple[list[memoryview], list[memoryview]]] = {}
 
-    def __missing__(self, size: int) -> tuple[list[memoryview], list[memoryview]]:
-        if len(self) >= SIZES_CACHED_MAX:
-            self.clear()
-        firsts, seconds = zip(*[self._make(row, size) for row in range(BATCH_PACKETS_MAX)], strict=True)
-        self[size] = list(firsts), list(seconds)
-        return self[size]
+    def of(self, size: int, rows: int) -> tuple[list[memoryview], list[memoryview]]:
+        """Return both views of each row, of at least the first `rows` rows."""
+        if (views := self._of_size.get(size)) is None:
+            if len(self._of_size) >= SIZES_CACHED_MAX:
+                self._of_size.clear()
+            views = self._of_size[size] = ([], [])
+        firsts, seconds = views
+        for row in range(len(firsts), rows):
+            first, second = self._make(row, size)
+            firsts.append(first)
+            seconds.append(second)
+        return views
 
 
 class _JoinedViews(dict[int, _Views]):
@@ -87,7 +96,7 @@ class ReceivedRows:
     sizes, endpoints: of the datagrams, one for each row in use. are_joined: whether GRO joined them. memory: of all
     rows. room: for each row a list with the view to receive into; the first one extends over other rows.
     types, receivers, counters, nonces: the headers of data messages, which `read_headers` sets; of another datagram
-    only the type means anything. views: by the size of a data message, for each row what is sealed and the room to open
+    only the type means anything. views: of data messages of one size, for each row what is sealed and the room to open
     it. All views are valid until the rows are filled again.
 
     header_size: of the tunnel's own header, bytes, OPENED_AT at most: so many zeros precede each packet in its `frame`.
@@ -230,7 +239,7 @@ class PacketRows:
 class SealedRows:
     """Data messages of any peers on their way out.
 
-    nonces: set by `set_headers`. views: by the size of a packet with its padding, for each row the room to seal it, and
+    nonces: set by `set_headers`. views: of packets of one size, padding included, for each row the room to seal it, and
     the whole message. All views are valid until the rows are used again.
     """
 
