@@ -4,8 +4,9 @@
 JSON, begins a play, which is answered by an empty line; the next line ends it, and is answered by `Heard`, in JSON.
 
 Rule: a gap is the server's. So this process precedes all others on its processor where it may (sched(7), SCHED_FIFO),
-sleeps between its turns, and takes the kernel's times of arrival, which nothing here delays. Source: socket(7),
-SO_TIMESTAMPNS.
+sleeps between its turns, and takes the kernel's times of arrival, which nothing here delays. While it plays it only
+sends and receives, and so leaves the processors to the server: requests are sealed before, replies are opened after
+it. Source: socket(7), SO_TIMESTAMPNS.
 """
 
 import gc
@@ -17,6 +18,7 @@ import socket
 import struct
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -29,6 +31,7 @@ from demo.echo import EchoPath
 from oxidize.protocol.constants import BATCH_PACKETS_MAX, TYPE_DATA
 
 TURN_SECS = 0.0005
+STOCK_SECS = 3.0  # of requests that are sealed before a play; a longer one seals the others in it
 STAY_SECS = 2.0
 LAST_REPLIES_SECS_MAX = 1.0
 RECEIVE_BUFFER = 4 << 20
@@ -91,11 +94,6 @@ class Account:
     def sent(self) -> int:
         return len(self._sent_ns)
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether as many replies have come as requests were sent."""
-        return len(self._came_ns) >= len(self._sent_ns)
-
     def note_request(self, at_ns: int) -> None:
         """Note the next request."""
         self._sent_ns.append(at_ns)
@@ -136,19 +134,34 @@ class Echoes:
         self._client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         with suppress(PermissionError):
             self._client.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
-        self._next = 1  # number of the next request
+        self._stock: deque[bytes] = deque()  # sealed requests, in the order of their numbers
+        self._next, self._next_sealed = 1, 1  # number of the next request to send, and to seal
+        self._received: list[tuple[bytes, bytes]] = []  # datagrams, each with its time
         self._account = Account(1)
         self._initiations: list[Callable[[], object]] = []
 
     def stay(self) -> None:
         """Ask once between two plays: a server that hears nothing of its client begins a new session."""
-        (message,) = self._client.seal_packets([self._path.request(0, 0)])
-        self._client.socket.send(message)
+        self._client.socket.send(self._take_requests(1)[0])
+
+    def _seal(self, count: int) -> None:
+        """Seal the next requests."""
+        numbers = range(self._next_sealed, self._next_sealed + count)
+        self._next_sealed += count
+        self._stock += self._client.seal_packets([self._path.request(number, 0) for number in numbers])
+
+    def _take_requests(self, count: int) -> list[bytes]:
+        if count > len(self._stock):
+            self._seal(count - len(self._stock))
+        self._next += count
+        return [self._stock.popleft() for _ in range(count)]
 
     def prepare(self, order: Order) -> None:
         """Do before a play what takes long, and forget what came since the last one."""
         self._client.drain()
+        self._received.clear()
         self._account = Account(self._next)
+        self._seal(max(0, round(order.rate * STOCK_SECS) - len(self._stock)))
         others = self._others if order.initiations else []
         self._initiations = [partial(other.socket.send, other.initiation()) for other in others]
 
@@ -156,7 +169,7 @@ class Echoes:
         """Ask until it is over, then wait for the last replies."""
         account, began, over, late = self._account, time.perf_counter(), False, 0.0
         turn = time_left = 0.0
-        while not over or (time_left > 0 and not account.is_settled):
+        while not over or (time_left > 0 and len(self._received) < account.sent):
             now = time.perf_counter() - began
             if not over:
                 self._ask(int(now * order.rate))
@@ -171,15 +184,15 @@ class Echoes:
                 late = max(late, -pause)
                 turn -= pause  # what was missed has been made up for
         account.heard.late_ms = late * 1e3
+        for start in range(0, len(self._received), BATCH_PACKETS_MAX):
+            self._open(self._received[start : start + BATCH_PACKETS_MAX])
         return account.conclude()
 
     def _ask(self, due: int) -> None:
         if (count := due - self._account.sent) <= 0:
             return
-        numbers = range(self._next, self._next + count)
-        self._next += count
         send = self._client.socket.send
-        for message in self._client.seal_packets([self._path.request(number, 0) for number in numbers]):
+        for message in self._take_requests(count):
             self._account.note_request(time.time_ns())
             send(message)
 
@@ -190,21 +203,15 @@ class Echoes:
             self._initiations.pop()()
 
     def _hear(self) -> None:
-        receive = self._client.socket.recvmsg
-        while True:
-            datagrams: list[bytes] = []
-            times: list[bytes] = []
-            with suppress(BlockingIOError):
-                while len(datagrams) < BATCH_PACKETS_MAX:
-                    datagram, control, _, _ = receive(DATAGRAM_BYTES, 64)
-                    datagrams.append(datagram)
-                    times.append(control[0][2])
-            if not datagrams:
-                return
-            self._open(datagrams, times)
+        receive, received = self._client.socket.recvmsg, self._received
+        with suppress(BlockingIOError):
+            while True:
+                datagram, control, _, _ = receive(DATAGRAM_BYTES, 64)
+                received.append((datagram, control[0][2]))
 
-    def _open(self, datagrams: list[bytes], times: list[bytes]) -> None:
+    def _open(self, received: list[tuple[bytes, bytes]]) -> None:
         """Note what is in one batch; behind a datagram without a packet the times are those of the one before."""
+        datagrams, times = [datagram for datagram, _ in received], [at for _, at in received]
         heard = self._account.heard
         packets = self._client.open(datagrams)
         heard.handshakes += sum(datagram[0] != TYPE_DATA for datagram in datagrams)
@@ -220,7 +227,7 @@ class Echoes:
 def precede_others() -> None:
     """Precede all other processes on a processor, where this one may."""
     with suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(2))
 
 
 def main() -> None:
