@@ -72,12 +72,13 @@ class Journal:
         self._writer = False
         self._held = False
         self._target: Region | None = None  # of the compaction under way
-        self._pending: Iterator[bytes] = iter(())  # its keys that are not copied yet
+        self._pending: list[bytes] = []  # its keys that are not copied yet, the next one last
         self._is_copied = False  # the compaction under way has copied them all
         self._began_at = 0.0
         self._punch = range(0)  # the part of the inactive region whose memory is not given back yet
         self._used = [0, 0]  # where the memory of each region ends: offsets in the file
         self._garbage = LiveRecords()  # the index of a region that is out of use
+        self._needless: list[bytes] = []  # keys that a compaction which was abandoned has not copied
 
     @classmethod
     def create(cls, envelope: Record, *, reader: int, region_bytes: int = REGION_BYTES_MAX, now: float = 0.0) -> Self:
@@ -374,7 +375,7 @@ class Journal:
     @property
     def is_compacting(self) -> bool:
         """Whether a compaction, or the freeing of memory after one, is under way."""
-        return self._target is not None or bool(self._punch) or len(self._garbage) > 0
+        return self._target is not None or bool(self._punch or self._needless or len(self._garbage))
 
     @property
     def purged_at(self) -> float:
@@ -403,7 +404,7 @@ class Journal:
         """
         if not self._writer:
             return False
-        if self._punch or len(self._garbage):
+        if self._punch or self._needless or len(self._garbage):
             self._free_step()
             return self.is_compacting
         self._copy(keys_max, now)
@@ -423,20 +424,17 @@ class Journal:
         """Copy the live records of at most `keys_max` keys to the other region; raises StorageError."""
         if self._target is None:
             self._target = Region(1 - self._active.number, HEADER_BYTES, self._region_bytes)
-            self._pending = iter(list(self._active.live))  # the envelope's key is the first
+            self._pending = list(self._active.live)[::-1]  # the envelope's key is the first
             self._began_at = now
         target = self._target
         copied: list[Record] = []
         places: list[Place] = []
-        is_last = True
-        for count, key in enumerate(self._pending, 1):
+        for _ in range(min(keys_max, len(self._pending))):
+            key = self._pending.pop()
             for kind, place in self._active.live.items(key):
                 if target.live.find(key, kind) is None:  # else a newer one was appended there already
                     copied.append({"type": kind, "key": key})
                     places.append(place)
-            if count == keys_max:
-                is_last = False
-                break
         try:
             chunks = [os.pread(self.fd, length, offset) for offset, length in places]
             data = b"".join(chunks)
@@ -447,7 +445,7 @@ class Journal:
             self._abandon_compaction()
             raise StorageError(f"compaction: {error}") from error
         target.note_all(copied, chunks)
-        self._is_copied = is_last
+        self._is_copied = not self._pending
 
     def _change_sides(self) -> None:
         """Make the other region the active one, by one word that is stored after everything else."""
@@ -473,6 +471,7 @@ class Journal:
     def _free_step(self) -> None:
         """Give some of the inactive region's memory back to the kernel, and drop some keys of its index."""
         self._garbage.drop(FREE_KEYS_MAX)
+        del self._needless[-FREE_KEYS_MAX:]
         if not self._punch:
             return
         length = min(PUNCH_BYTES_MAX, len(self._punch))
@@ -494,5 +493,6 @@ class Journal:
             self._give_back(self._target.number)
             self._target = None
             self._began_at = self.purged_at
-        self._pending = iter(())
+        if self._pending:  # not freed at once: that takes milliseconds, and a hand-off waits for it
+            self._pending, self._needless = [], self._pending
         self._is_copied = False

@@ -41,13 +41,20 @@ STATE = (
     Mutant(
         "journal-compaction-drops-the-last-key-of-a-step",
         "state/journal.py",
-        "        for count, key in enumerate(self._pending, 1):\n",
-        "        for count, key in enumerate(self._pending, 1):\n"
-        "            if count == keys_max and keys_max > 8:\n"
-        "                is_last = False\n"
-        "                break\n",
+        "            key = self._pending.pop()\n",
+        "            key = self._pending.pop()\n"
+        "            if keys_max > 8 and len(self._pending) % keys_max == 0:\n"
+        "                continue\n",
         ("unit/runtime/test_compactor.py::test_a_compaction_with_the_steps_of_the_server_keeps_every_record",),
         "a compaction loses one session in sixteen",
+    ),
+    Mutant(
+        "journal-abandoned-keys-freed-at-once",
+        "state/journal.py",
+        "self._pending, self._needless = [], self._pending",
+        "self._pending = []",
+        ("unit/state/test_journal_compaction.py::test_the_keys_of_an_abandoned_compaction_are_freed_in_steps",),
+        "a freeze takes longer the more sessions there are",
     ),
     Mutant(
         "journal-changes-sides-while-it-is-held",

@@ -1,12 +1,13 @@
 """Compaction: live records are kept, and the memory of dead ones is freed."""
 
 import os
+import sys
 
 import pytest
 
 from oxidize.errors import StorageError
 from oxidize.state import journal as journal_module
-from oxidize.state.journal import HEADER_BYTES, Journal
+from oxidize.state.journal import FREE_KEYS_MAX, HEADER_BYTES, Journal
 from tests.support.journals import (
     ACTIVATIONS,
     ENVELOPE,
@@ -142,4 +143,23 @@ def test_a_failed_compaction_leaves_the_journal_unchanged() -> None:
         journal.compact_step(10)
     journal.append(record("a", b"2", 2))
     assert values(journal.live_records()) == {("a", b"1"): 1, ("a", b"2"): 2}
+    journal.close()
+
+
+def test_the_keys_of_an_abandoned_compaction_are_freed_in_steps() -> None:
+    journal = made(1 << 20)
+    count = 2 * FREE_KEYS_MAX
+    for i in range(count):
+        journal.append(record("a", b"%d" % i, "live"))
+    journal.compact_step(2)
+    last = next(key for key in journal._active.live if key == b"%d" % (count - 1))
+    referred = sys.getrefcount(last)
+    journal.stop_writing()
+    assert sys.getrefcount(last) == referred, "the owner that freezes has freed nothing"
+    journal.become_writer()
+    steps = 0
+    while journal.compact_step(2):
+        steps += 1
+    assert sys.getrefcount(last) == referred - 1
+    assert steps >= 1
     journal.close()
