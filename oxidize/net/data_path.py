@@ -72,23 +72,24 @@ class DataPath:
         """Carry the datagrams that wait in the UDP socket to the tunnel."""
         receiver, rows = self.udp.receiver, self._rows
         for _ in range(BATCHES_PER_EVENT_MAX):
-            batch = receiver.receive(rows)
-            frames: list[Frame] = []
+            now = self._now()
+            batch = receiver.receive(rows, until_initiation=not self.device.admission.is_loaded(now))
             if rows.sizes:
                 joins = self.tunnel.takes_super_packets
-                frames = self.device.receive_rows(rows, self._now(), join_segments=joins)
+                for frames in self.device.receive_rows(rows, now, join_segments=joins):
+                    self._deliver(frames)
             if batch is not None:
                 if batch.truncated:
                     self._counters[DROPS_START + DropReason.TRUNCATED] += 1
-                packets = self.device.receive_datagrams(batch.datagrams, batch.endpoint, self._now())
-                frames += map(rows.framed, packets)
-            if frames:
-                self._deliver(frames)
+                packets = self.device.receive_datagrams(batch.datagrams, batch.endpoint, now)
+                self._deliver(list(map(rows.framed, packets)))
             self.flush()
             if receiver.is_empty:
                 return
 
     def _deliver(self, frames: Sequence[Frame]) -> None:
+        if not frames:
+            return
         refused = self.tunnel.write_frames(frames)
         if refused:
             self._counters[self._write_drop_word] += refused

@@ -21,7 +21,7 @@ from oxidize.net.udp_cmsg import (
     read_control,
     read_error,
 )
-from oxidize.protocol.constants import BATCH_PACKETS_MAX, DATA_OVERHEAD
+from oxidize.protocol.constants import BATCH_PACKETS_MAX, DATA_OVERHEAD, INITIATION_SIZE, TYPE_INITIATION
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.rows import ROW_BYTES, ReceivedRows
 
@@ -84,9 +84,10 @@ class UdpReceiver:
         self._pending = array("i", [0])
         self._endpoints: dict[tuple[SocketAddress, bytes], Endpoint] = {}
 
-    def receive(self, rows: ReceivedRows) -> ReceivedBatch | None:
+    def receive(self, rows: ReceivedRows, *, until_initiation: bool = False) -> ReceivedBatch | None:
         """Fill `rows` with datagrams that came singly, or were joined; return what has no place in rows, or None.
 
+        until_initiation: whether to take no more behind one, whose handshake takes as long as a batch of data.
         That is a batch that came behind single datagrams, a datagram longer than a row, or what was cut. Errors that
         ICMP left on the socket are counted and skipped. Raises OSError if the socket itself is unusable: a bug.
         """
@@ -111,6 +112,8 @@ class UdpReceiver:
                 return self._batch(rows, number, size, segment_size, flags, endpoint)
             rows.sizes.append(size)
             rows.endpoints.append(endpoint)
+            if size == INITIATION_SIZE and until_initiation and room[0][0] == TYPE_INITIATION:
+                return None
             fcntl.ioctl(descriptor, FIONREAD, pending)
             following = pending[0]
             if following == 0:

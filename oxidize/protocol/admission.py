@@ -71,6 +71,10 @@ class Admission:
 
     # --- Initiations of peers ---
 
+    def is_loaded(self, now: float) -> bool:
+        """Return whether initiations need a cookie, and so most of them little work."""
+        return self._load.is_loaded(now)
+
     def sift(
         self, datagrams: Sequence[bytes | memoryview], endpoint: Endpoint, now: float
     ) -> Sequence[bytes | memoryview]:

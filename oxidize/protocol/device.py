@@ -146,21 +146,21 @@ class Device:
 
     # --- From the network: outer datagrams in, inner packets out ---
 
-    def receive_rows(self, rows: ReceivedRows, now: float, *, join_segments: bool = False) -> list[Frame]:
-        """Receive the datagrams in `rows`, one at least; return the packets to deliver, each peer's in order.
+    def receive_rows(self, rows: ReceivedRows, now: float, *, join_segments: bool = False) -> Iterator[list[Frame]]:
+        """Receive the datagrams in `rows`, one at least; yield the packets to deliver, each peer's in order.
 
-        Each is a frame as of `ReceivedRows.frame`, which lasts as long as the rows do, or with `join_segments` a
-        super-packet of some. A crash may lose one such batch.
+        What is common comes first: it waits for no handshake, which takes as long as a batch. Each packet is a frame as
+        of `ReceivedRows.frame`, which lasts as long as the rows do, or with `join_segments` a super-packet of some. A
+        crash may lose one such batch.
         """
         rows.read_headers()
+        self._count_received(rows.sizes)
         owners, left = self._receiver.receive(rows, now)
-        frames = self._inner.unwrap_rows(rows, owners, join_segments=join_segments)
+        yield self._inner.unwrap_rows(rows, owners, join_segments=join_segments)
         for run in [left] if rows.are_joined else [[number] for number in left]:  # `admission` counts those alone
             if run:
                 packets = self._receive([rows.datagram(number) for number in run], rows.endpoints[run[0]], now)
-                frames += map(rows.framed, packets)
-        self._count_received(rows.sizes)
-        return frames
+                yield list(map(rows.framed, packets))
 
     def receive_datagrams(self, datagrams: Sequence[bytes | memoryview], endpoint: Endpoint, now: float) -> list[bytes]:
         """Receive at most BATCH_PACKETS_MAX datagrams from one endpoint; return the packets to deliver, in order.

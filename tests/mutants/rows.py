@@ -8,6 +8,7 @@ ALONE = "properties/test_super_packets_properties.py::test_fragments_and_what_ma
 DAMAGED = "properties/test_super_packets_properties.py::test_a_damaged_segment_damages_its_super_packet"
 AT_MOST_A_BATCH = "test_no_receive_brings_more_packets_than_a_batch_even_if_a_batch_comes_behind_singles"
 SAME_AS_SINGLY = "properties/test_rows_properties.py::test_a_server_receives_in_rows_what_it_receives_singly"
+INITIATIONS = "unit/net/test_initiations_in_a_batch.py"
 
 ROWS = (
     Mutant(
@@ -17,6 +18,22 @@ ROWS = (
         ":",
         (f"takeover/test_udp_singles.py::{AT_MOST_A_BATCH}",),
         "a crash loses two batches",
+    ),
+    Mutant(
+        "udp-batch-of-many-initiations",
+        "net/udp_receiver.py",
+        "            if size == INITIATION_SIZE and until_initiation and",
+        "            if False and",
+        (f"{INITIATIONS}::test_data_is_delivered_before_the_initiation_behind_it_is_looked_into",),
+        "packets wait for sixty handshakes, each of which takes as long as a batch",
+    ),
+    Mutant(
+        "rows-handshakes-before-data",
+        "net/data_path.py",
+        "in self.device.receive_rows(rows, now, join_segments=joins):",
+        "in list(self.device.receive_rows(rows, now, join_segments=joins)):",
+        (f"{INITIATIONS}::test_data_is_delivered_before_the_initiation_behind_it_is_looked_into",),
+        "the packets of a batch wait for the handshakes in it",
     ),
     Mutant(
         "udp-sign-of-a-lost-session-dropped",

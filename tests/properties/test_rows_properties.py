@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 import pytest
 from hypothesis import given, settings
@@ -210,7 +211,8 @@ def receive_in_rows(stand: Stand, batch: list[Datagram], rows: ReceivedRows) -> 
         return owners, left
 
     device._receiver.receive = note_left  # type: ignore[method-assign]  # of this one object, for this one call
-    frames = device.receive_rows(rows, stand.world.now, join_segments=rows.header_size == VNET_HEADER_SIZE)
+    joins = rows.header_size == VNET_HEADER_SIZE
+    frames = chain.from_iterable(device.receive_rows(rows, stand.world.now, join_segments=joins))
     packets = [packet for frame in frames for packet in packets_of(frame, rows.header_size)]
     del device._receiver.receive
     first = [row for row in of_sessions if row not in left]

@@ -68,7 +68,9 @@ class Stand:
             self.looked_into += len(datagrams)
             return receive_slowly(device, datagrams, endpoint, now)
 
-        def count_batch(device: Device, rows: ReceivedRows, now: float, *, join_segments: bool) -> list[Frame]:
+        def count_batch(
+            device: Device, rows: ReceivedRows, now: float, *, join_segments: bool
+        ) -> Iterator[list[Frame]]:
             self.batches += 1
             return receive_rows(device, rows, now, join_segments=join_segments)
 
