@@ -97,10 +97,14 @@ class Channel:
 
         Raises StateError if it cannot be encoded, OSError if the peer closed its end or does not read.
         """
+        self.send_encoded(encode(message), fds)
+
+    def send_encoded(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Send what `encode` has returned, as `send` does."""
         if len(fds) > FDS_PER_MESSAGE_MAX:
             raise StateError(f"{len(fds)} descriptors in a message; expected at most {FDS_PER_MESSAGE_MAX}: send more")
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        self._socket.sendmsg([encode(message)], rights, socket.MSG_NOSIGNAL)
+        self._socket.sendmsg([data], rights, socket.MSG_NOSIGNAL)
 
     def receive(self) -> Received | None:
         """Return the next message, or None if the peer closed its end.

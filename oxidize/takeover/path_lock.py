@@ -71,6 +71,13 @@ class PathLock:
             ) from error
         raise TakeoverError(Phase.LISTENING, f"{self.path} is replaced all the time; expected one file that stays")
 
+    def prepare(self) -> None:
+        """Open the file, so that little is left for `take` to do; what fails here is left to it, too."""
+        with contextlib.suppress(OSError):
+            if self._fd < 0 or not self._is_current():
+                make_folder(self.path)
+                self._open()
+
     def take_if_possible(self) -> bool:
         """Take the lock for a process that must serve: return False only where another process holds it."""
         try:

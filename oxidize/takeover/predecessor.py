@@ -87,7 +87,7 @@ class Predecessor:
         self._successor: Channel | None = None
         self._watched: set[int] = set()  # descriptors of the successor that are registered
         self._offer: tuple[OfferMessage, list[int]] | None = None
-        self._commit: CommitMessage | None = None
+        self._commit: bytes | None = None  # the message, encoded
         self._ready_check_at: float | None = None  # when a READY that is held back is looked at again
         self._report: dict[str, Any] = {}
         self._taken: dict[str, Any] = {}
@@ -270,10 +270,10 @@ class Predecessor:
         return ()
 
     def _freeze(self) -> Sequence[Action]:
+        encode(CommitMessage(self._clock(), {}))  # the first time takes longer, and no process reads meanwhile
         frozen_at = self._clock()
         try:
-            self._commit = CommitMessage(frozen_at, self._host.freeze(self._report))
-            encode(self._commit)  # while failing is still harmless
+            self._commit = encode(CommitMessage(frozen_at, self._host.freeze(self._report)))  # failing is harmless yet
         except Exception as error:  # noqa: BLE001 - the boundary: a failed freeze must leave the host serving
             return self._machine.freeze_failed(f"the freeze failed: {reason_of(error)}", self._clock())
         if self._lock is not None:
@@ -293,7 +293,7 @@ class Predecessor:
         if self._commit is None or self._successor is None:
             raise StateError("SEND_COMMIT without a freeze; this is a bug")
         try:
-            self._successor.send(self._commit)
+            self._successor.send_encoded(self._commit)
         except OSError:
             # It closed its end, so it never owns while this process lives; its death decides the rest.
             return self._machine.observe((), closed=True, gone=False, now=self._clock())

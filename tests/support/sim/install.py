@@ -30,7 +30,7 @@ from oxidize.runtime.late_imports import FOR_A_SUCCESSOR
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
 from oxidize.state import arena, journal, memory_file, session_state
-from oxidize.takeover import path_lock
+from oxidize.takeover import path_lock, successor
 from oxidize.takeover.connection import PeerProcess
 from tests.support.sim import sockets, syscalls
 from tests.support.sim.files import Connection, PidFd
@@ -40,6 +40,7 @@ from tests.support.sim.manager import UNIT
 COMPACT_BYTES_MIN = 4 << 10  # so that journals of few peers are compacted, too
 LONG_LIVED_KEYS = 64
 COMPACT_KEYS = 2  # copied in one step
+LOOKS_AWAKE = 3  # of a successor: more of them would show no more
 PACKAGES = (
     "takeover",
     "state",
@@ -241,6 +242,7 @@ def installed(*, verbose: bool = False) -> Iterator[None]:
     put(InterfacePart, "compare", is_complete)
     put(NetworkWatch, "start", lambda _: None)
     put(cold_start, "not_forwarded", lambda *_: [])
+    put(successor, "LOOKS_AWAKE", LOOKS_AWAKE)
     put(path_lock.PathLock, "holder", lambda _: "another process")  # it is looked for in /proc
     put(daemon, "_load", settings_of_current)
     put(daemon, "keep_only", lambda _rights: None)  # the rights are those of the process that runs all worlds

@@ -52,6 +52,28 @@ def test_one_process_at_a_time_holds_the_lock(lock: PathLock, other: PathLock) -
     assert lock.take()
 
 
+def test_a_lock_that_is_prepared_is_not_held_and_is_taken_without_a_descriptor(
+    lock: PathLock, other: PathLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock.prepare()
+    assert not lock.is_held
+    assert other.take()
+    assert not lock.take()
+    other.release()
+    monkeypatch.setattr(PathLock, "_open", lambda _: pytest.fail("the file is open already"))
+    lock.prepare()
+    assert lock.take()
+
+
+def test_a_lock_that_cannot_be_prepared_is_left_to_the_attempt_to_take_it(tmp_path: Path) -> None:
+    folder = tmp_path / "file"
+    folder.touch()
+    lock = PathLock(folder / "t.sock")
+    lock.prepare()
+    with pytest.raises(TakeoverError, match="expected a file that this user may open"):
+        lock.take()
+
+
 def test_the_file_of_the_lock_means_nothing_once_its_holder_was_killed(lock: PathLock, path: Path) -> None:
     program = (
         "import sys, pathlib, signal; from oxidize.takeover.path_lock import PathLock; "
