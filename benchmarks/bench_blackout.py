@@ -7,6 +7,9 @@ one real client sends and receives at an even pace (`benchmarks/echoes.py`). "in
 this machine. As root the server has a TUN device in a namespace of its own, else a userspace network. With several
 trees, their servers take turns. No peer moves that often, so the last table measures the two devices of a hand-off in
 one process: the freeze, and what the successor does from COMMIT on. Compare rows of one run only.
+
+Where other programs run, `chrt -r 1 python -m benchmarks blackout` keeps them off the processors (sched(7)), but for
+the 50 ms of each second that the kernel leaves to them, which is seen where a reload takes a second or longer.
 """
 
 import argparse
