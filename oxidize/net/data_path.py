@@ -73,7 +73,7 @@ class DataPath:
         receiver, rows = self.udp.receiver, self._rows
         for _ in range(BATCHES_PER_EVENT_MAX):
             now = self._now()
-            batch = receiver.receive(rows, until_initiation=not self.device.admission.is_loaded(now))
+            batch = receiver.receive(rows, parts_initiations=not self.device.admission.is_loaded(now))
             if rows.sizes:
                 joins = self.tunnel.takes_super_packets
                 for frames in self.device.receive_rows(rows, now, join_segments=joins):
@@ -84,7 +84,7 @@ class DataPath:
                 packets = self.device.receive_datagrams(batch.datagrams, batch.endpoint, now)
                 self._deliver(list(map(rows.framed, packets)))
             self.flush()
-            if receiver.is_empty:
+            if receiver.is_empty or receiver.is_cut:
                 return
 
     def _deliver(self, frames: Sequence[Frame]) -> None:

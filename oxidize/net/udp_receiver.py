@@ -73,6 +73,7 @@ class UdpReceiver:
     errors: how many errors of earlier sends the socket has reported. reports_errors: whether ICMP errors are taken from
     its error queue. unreachable: the peers that cannot be reached according to an error (`Endpoint.remote`), each with
     whether its host refused; the reader of the list empties it. is_empty: whether the latest `receive` left nothing.
+    is_cut: whether it ended before or behind an initiation.
     """
 
     def __init__(self, bound: socket.socket) -> None:
@@ -80,19 +81,20 @@ class UdpReceiver:
         self.reports_errors = False
         self.unreachable: list[tuple[tuple[bytes, int, int], bool]] = []
         self.is_empty = True
+        self.is_cut = False
         self._socket = bound
         self._pending = array("i", [0])
         self._endpoints: dict[tuple[SocketAddress, bytes], Endpoint] = {}
 
-    def receive(self, rows: ReceivedRows, *, until_initiation: bool = False) -> ReceivedBatch | None:
+    def receive(self, rows: ReceivedRows, *, parts_initiations: bool = False) -> ReceivedBatch | None:
         """Fill `rows` with datagrams that came singly, or were joined; return what has no place in rows, or None.
 
-        until_initiation: whether to take no more behind one, whose handshake takes as long as a batch of data.
+        parts_initiations: whether one is a batch of its own, for its handshake takes as long as a batch of data.
         That is a batch that came behind single datagrams, a datagram longer than a row, or what was cut. Errors that
         ICMP left on the socket are counted and skipped. Raises OSError if the socket itself is unusable: a bug.
         """
         rows.clear()
-        self.is_empty = False
+        self.is_empty = self.is_cut = False
         receive, descriptor, pending = self._socket.recvmsg_into, self._socket.fileno(), self._pending
         for number, room in enumerate(rows.room):
             try:
@@ -112,12 +114,16 @@ class UdpReceiver:
                 return self._batch(rows, number, size, segment_size, flags, endpoint)
             rows.sizes.append(size)
             rows.endpoints.append(endpoint)
-            if size == INITIATION_SIZE and until_initiation and room[0][0] == TYPE_INITIATION:
+            if size == INITIATION_SIZE and parts_initiations and room[0][0] == TYPE_INITIATION:
+                self.is_cut = True
                 return None
             fcntl.ioctl(descriptor, FIONREAD, pending)
             following = pending[0]
             if following == 0:
                 self.is_empty = True  # or an empty datagram comes next, for which the socket stays readable
+                return None
+            if following == INITIATION_SIZE and parts_initiations:  # nearly always: the size of no padded data message
+                self.is_cut = True
                 return None
             if following > ROW_BYTES or number + 1 + following // DATA_OVERHEAD > BATCH_PACKETS_MAX:
                 return None

@@ -22,17 +22,25 @@ ROWS = (
     Mutant(
         "udp-batch-of-many-initiations",
         "net/udp_receiver.py",
-        "            if size == INITIATION_SIZE and until_initiation and",
+        "            if size == INITIATION_SIZE and parts_initiations and",
         "            if False and",
         (f"{INITIATIONS}::test_data_is_delivered_before_the_initiation_behind_it_is_looked_into",),
         "packets wait for sixty handshakes, each of which takes as long as a batch",
+    ),
+    Mutant(
+        "udp-initiation-behind-a-batch-in-its-turn",
+        "net/data_path.py",
+        "            if receiver.is_empty or receiver.is_cut:\n",
+        "            if receiver.is_empty:\n",
+        (f"{INITIATIONS}::test_an_initiation_ends_the_turn_before_it_and_its_own",),
+        "a reload's first turn takes twice as long where an initiation waits",
     ),
     Mutant(
         "rows-handshakes-before-data",
         "net/data_path.py",
         "in self.device.receive_rows(rows, now, join_segments=joins):",
         "in list(self.device.receive_rows(rows, now, join_segments=joins)):",
-        (f"{INITIATIONS}::test_data_is_delivered_before_the_initiation_behind_it_is_looked_into",),
+        (f"{INITIATIONS}::test_under_load_initiations_take_little_work_and_end_no_batch",),
         "the packets of a batch wait for the handshakes in it",
     ),
     Mutant(

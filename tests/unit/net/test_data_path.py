@@ -37,8 +37,9 @@ class FakeReceiver(UdpReceiver):
         self.singles: deque[list[bytes]] = deque()
         self.batches: deque[ReceivedBatch] = deque()
         self.unreachable: list[tuple[tuple[bytes, int, int], bool]] = []
+        self.is_cut = False
 
-    def receive(self, rows: ReceivedRows, *, until_initiation: bool = False) -> ReceivedBatch | None:
+    def receive(self, rows: ReceivedRows, *, parts_initiations: bool = False) -> ReceivedBatch | None:
         self.log.append("receive")
         rows.clear()
         for datagram in self.singles.popleft() if self.singles else []:

@@ -1,4 +1,4 @@
-"""An initiation takes as long as a batch of data: the data before it is delivered first, and behind it comes a turn."""
+"""An initiation takes as long as a batch of data, and so is one, in a turn of the loop of its own."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -51,7 +51,16 @@ def test_data_is_delivered_before_the_initiation_behind_it_is_looked_into(stand:
     assert stand.server.total(Total.INITIATIONS_RECEIVED) == before + 1
     assert delivered == [2, 3]
     assert len(stand.tunnel.packets) == 4
-    assert stand.batches == 3
+    assert stand.batches == 5
+
+
+def test_an_initiation_ends_the_turn_before_it_and_its_own(stand: Stand) -> None:
+    send_two_initiations_among_data(stand)
+    delivered = []
+    for _ in range(5):
+        stand.path.from_udp()
+        delivered.append(len(stand.tunnel.packets))
+    assert delivered == [2, 2, 3, 3, 4]
 
 
 def test_under_load_initiations_take_little_work_and_end_no_batch(stand: Stand, delivered: list[int]) -> None:

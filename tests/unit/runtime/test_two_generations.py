@@ -124,10 +124,10 @@ def test_a_successor_reads_no_datagram_before_commit(generations: Generations, m
     receive = UdpReceiver.receive
     shared = generations.node.udp._socket
 
-    def note(self: UdpReceiver, rows: ReceivedRows, *, until_initiation: bool) -> ReceivedBatch | None:
+    def note(self: UdpReceiver, rows: ReceivedRows, *, parts_initiations: bool) -> ReceivedBatch | None:
         if is_same(self._socket, shared):
             stages.append("owner" if "ready" in dict(generations.peering.said) else "restoring")
-        return receive(self, rows, until_initiation=until_initiation)
+        return receive(self, rows, parts_initiations=parts_initiations)
 
     monkeypatch.setattr(UdpReceiver, "receive", note)
     generations.succeed()
