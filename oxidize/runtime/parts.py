@@ -29,6 +29,7 @@ from oxidize.settings import NodeSettings
 from oxidize.state.arena import MORE_ROOM
 from oxidize.state.key_change import KeyChangedState
 from oxidize.state.session_state import SessionState
+from oxidize.state.stream import consumed
 from oxidize.takeover import path_lock
 from oxidize.takeover.host import NamedFd
 
@@ -126,7 +127,7 @@ def restore(
     with contextlib.ExitStack() as undo:
         undo.callback(state.close)
         device = make_device(settings, state, settings.peers)
-        report = device.restore(state.changes(), now)
+        report = device.restore(consumed(state.changes()), now)
         device.prepare()
         undo.pop_all()
     return Restored(state, device, report.unknown_peers, key_before, ended)

@@ -20,15 +20,16 @@ Sources: pwrite(2), fallocate(2).
 import contextlib
 import mmap
 import os
-from collections.abc import Iterator
-from typing import Self
+import sys
+from collections.abc import Callable, Iterator
+from typing import Self, TypeVar
 
 from oxidize.errors import SnapshotError, StateError, StorageError
 from oxidize.state import memory_file, writer_lock
-from oxidize.state.region import LiveRecords, Place, Region
-from oxidize.state.stream import ENVELOPE, REMEDY, RETIRE_OWN, Record, consumed, encode, scan
+from oxidize.state.region import Found, LiveRecords, Place, Region
+from oxidize.state.stream import REMEDY, RETIRE_OWN, Record, check_envelope, consumed, encode, envelope_of, scan
 
-ENVELOPE_MAGIC = "oxidize-journal"
+T = TypeVar("T")
 
 # --- Limits ---
 REGION_BYTES_MAX = 512 << 20  # of one region; sparse: only written bytes cost memory
@@ -184,22 +185,43 @@ class Journal:
         """
         if self._writer:
             return []
+        found: list[Found[Record]] = []
+        vanished = self._read_new(lambda record: record, found)
+        return vanished + [each.content for each in consumed(found)]
+
+    def read_live(self, content_of: Callable[[Record], T]) -> list[Found[T]]:
+        """Return every live record, with `content_of` it, for a reader whose first call this is; raises as `sync`.
+
+        content_of: called for dead records, too. Where it returns less than a record, less is in memory at a time.
+        """
+        found: list[Found[T]] = []
+        self._read_new(content_of, found)
+        region = self._active
+        if region.live_bytes == region.end - region.base:
+            return found
+        return [each for each in found if region.live.find(each.key, each.kind) == (each.offset, each.length)]
+
+    def _read_new(self, content_of: Callable[[Record], T], found: list[Found[T]]) -> list[Record]:
+        """Add the new records to `found`; return retirements as `sync` does."""
         for _ in range(READS_MAX):
             activations = self._words[ACTIVATIONS]
+            found.clear()
             try:
-                region, end, found = self._read(activations)
+                region, end, envelope = self._read(activations, content_of, found)
             except SnapshotError:
                 if self._words[ACTIVATIONS] == activations:
                     raise
                 continue
             # Asked last: while the sides are the same, no byte before the end has changed.
             if self._words[ACTIVATIONS] == activations:
-                self._seen = (activations, end)
+                self._seen, self.envelope = (activations, end), envelope
                 return self._accept(region, found)
         raise SnapshotError(f"journal: compacted {READS_MAX} times while it was read, expected once at most: try again")
 
-    def _read(self, activations: int) -> tuple[Region, int, list[tuple[int, int, Record]]]:
-        """Return the active region, its end, and offset, length and content of each record that is new there.
+    def _read(
+        self, activations: int, content_of: Callable[[Record], T], found: list[Found[T]]
+    ) -> tuple[Region, int, Record]:
+        """Add each record that is new in the active region to `found`; return the region, its end and its envelope.
 
         Nothing is noted yet: what an overtaken attempt has read is void, its retirements too.
         """
@@ -211,32 +233,26 @@ class Journal:
             raise SnapshotError(
                 f"journal: region {number} ends at {end}, expected {region.base + 1} to {region.limit}; {REMEDY}"
             )
-        found = []
+        envelope = self.envelope
+        keys: dict[bytes, bytes] = {}  # each of them once: the records of a peer have the same
         for offset, length, record in scan(self.fd, region.end, end):
-            self._check_envelope(record, first=offset == region.base)
-            found.append((offset, length, record))
+            if check_envelope(record, first=offset == region.base, reader=self._reader):
+                envelope = record
+            kind, key = sys.intern(record["type"]), keys.setdefault(record["key"], record["key"])
+            record["key"] = key
+            found.append(Found(offset, length, kind, key, record.get("retire"), content_of(record)))
         if not found and not len(region.live):
             raise SnapshotError(f"journal: no complete record, expected an envelope; {REMEDY}")
-        return region, end, found
+        return region, end, envelope
 
-    def _accept(self, region: Region, found: list[tuple[int, int, Record]]) -> list[Record]:
-        """Note what was read; return it as `sync` does."""
-        records = []
-        for offset, length, record in consumed(found):
-            region.note(record, offset, length)
-            region.end = offset + length  # not what was read to: the next writer overwrites an incomplete record
-            if record["type"] == ENVELOPE:
-                self.envelope = record
-            records.append(record)
-        vanished: list[Record] = []
-        if region is not self._active:
-            vanished = [
-                {"type": kind, "key": key, "retire": RETIRE_OWN}
-                for kind, key in self.live_keys()
-                if region.live.find(key, kind) is None
-            ]
+    def _accept(self, region: Region, found: list[Found[T]]) -> list[Record]:
+        """Note what was read; return retirements as `sync` does."""
+        for each in found:
+            region.note_found(each)
+        before = self.live_keys() if region is not self._active else []
         self._active = region
-        return vanished + records
+        vanished = ((kind, key) for kind, key in before if region.live.find(key, kind) is None)
+        return [{"type": kind, "key": key, "retire": RETIRE_OWN} for kind, key in vanished]
 
     def live_records(self) -> list[Record]:
         """Return every live record, read again, the envelope first; raises SnapshotError when one cannot be read."""
@@ -246,24 +262,6 @@ class Journal:
             for offset, length, record in scan(self.fd, region.base, region.end)
             if region.live.find(record["key"], record["type"]) == (offset, length)
         ]
-
-    def _check_envelope(self, record: Record, *, first: bool) -> None:
-        """Refuse a stream without an envelope first, and an envelope that requires a newer reader."""
-        if record["type"] != ENVELOPE:
-            if first:
-                raise SnapshotError(f"journal: the first record is {record['type']!r}, expected an envelope; {REMEDY}")
-            return
-        magic, min_reader, version = record.get("magic"), record.get("min_reader"), record.get("format")
-        if magic != ENVELOPE_MAGIC or type(min_reader) is not int or type(version) is not int:
-            raise SnapshotError(
-                f"journal: envelope with magic {magic!r}, format {version!r}, min_reader {min_reader!r}; expected "
-                f"{ENVELOPE_MAGIC!r} and two integers; {REMEDY}"
-            )
-        if min_reader > self._reader:
-            raise SnapshotError(
-                f"journal: format {version}, written by release {record.get('release')!r}, wants a reader of "
-                f"{min_reader} or later; this release reads {self._reader}: use a newer release"
-            )
 
     # --- Writing ---
 
@@ -347,7 +345,7 @@ class Journal:
 
     def append_envelope(self, fields: Record) -> None:
         """Append an envelope, which replaces the last one; fields as in `create`. Raises as `append` does."""
-        envelope = {"type": ENVELOPE, "key": b"", "magic": ENVELOPE_MAGIC, **fields}
+        envelope = envelope_of(fields)
         self.append(envelope)
         self.envelope = envelope
 

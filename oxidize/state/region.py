@@ -6,9 +6,11 @@ them in one tuple for each key, for a server has many keys.
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from oxidize.state.stream import ENVELOPE, RETIRE_ALL, Record
+
+T = TypeVar("T")
 
 _LENGTH_BITS = 32  # RECORD_BYTES_MAX is far below
 
@@ -20,6 +22,17 @@ class Place(NamedTuple):
 
     offset: int
     length: int
+
+
+class Found(NamedTuple, Generic[T]):
+    """A record that was read: its place, type, key and `retire`, and what its reader keeps of it."""
+
+    offset: int
+    length: int
+    kind: str
+    key: bytes
+    retire: str | None
+    content: T
 
 
 class LiveRecords:
@@ -107,7 +120,14 @@ class Region:
 
     def note(self, record: Record, offset: int, length: int) -> None:
         """Account for a record of `length` bytes at `offset`."""
-        kind, key, retire = record["type"], record["key"], record.get("retire")
+        self._note(record["type"], record["key"], record.get("retire"), offset, length)
+
+    def note_found(self, found: Found[Any]) -> None:
+        """Account for a record that was read at the end of the region."""
+        self._note(found.kind, found.key, found.retire, found.offset, found.length)
+        self.end = found.offset + found.length  # an incomplete one behind it is overwritten by the next writer
+
+    def _note(self, kind: str, key: bytes, retire: str | None, offset: int, length: int) -> None:
         if retire is None:
             self.live_bytes += length - self.live.put(key, kind, offset, length)
         elif retire == RETIRE_ALL:

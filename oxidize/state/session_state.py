@@ -20,6 +20,7 @@ from oxidize.protocol.changes import Change, PeerKeypairs, PeerRemoved, PeerSeen
 from oxidize.protocol.counters import REPLAY_WORDS, SLOT_WORDS, TOTALS_SLOTS, Total
 from oxidize.state.arena import Arena
 from oxidize.state.journal import Journal
+from oxidize.state.plain_records import plain_change
 from oxidize.state.records import FORMAT, MIN_READER, Unknown, decode_change, encode_change
 from oxidize.state.stream import (
     ENVELOPE,
@@ -28,7 +29,6 @@ from oxidize.state.stream import (
     Record,
     consumed,
     cut,
-    fold,
     with_first,
     with_last,
 )
@@ -36,6 +36,8 @@ from oxidize.state.stream import (
 TAKEOVERS_MAX = 16  # kept in the journal
 # A time of the state that lies further ahead than this was taken by another clock (time_namespaces(7)).
 CLOCK_AHEAD_SECS_MAX = 60.0
+
+_Typed = tuple[str, Record | Change]  # a record, or the change that it was decoded to, and its type
 
 _TAKEOVER = "takeover"
 _OF_SESSIONS = frozenset({"peer", "keypairs", "removed"})  # the records that name slots, or say who has a session
@@ -93,9 +95,10 @@ class SessionState:
             undo.callback(journal.close)
             undo.callback(arena.close)
             state = cls(journal, arena)
-            live = fold(consumed(journal.sync()))
+            # Decoded while it is read: as changes, a large state takes half the memory that it takes as records.
+            live = journal.read_live(_usual_change)
             state._check_identity(boot_id, public_key)
-            state._opened = state._decode_whole(live)
+            state._opened = state._decode_whole([(each.kind, each.content) for each in consumed(live)])
             _check_clock(state._opened, now)
             undo.pop_all()
         return state
@@ -179,7 +182,7 @@ class SessionState:
         """
         # Returned once, not kept: freeing so many objects at the hand-off would be a part of the blackout.
         opened, self._opened = self._opened, None
-        return self._decode_whole(self.journal.live_records()) if opened is None else opened
+        return opened if opened is not None else self._decode_whole(_with_types(self.journal.live_records()))
 
     def sync(self) -> list[Change]:
         """Return the changes that another process recorded since this one last read or wrote, in order.
@@ -189,21 +192,25 @@ class SessionState:
         records = self.journal.sync()
         if records:
             self._opened = None
-        return self._decode(records)
+        return self._decode(_with_types(records))
 
-    def _decode_whole(self, records: list[Record]) -> list[Change]:
+    def _decode_whole(self, records: list[_Typed]) -> list[Change]:
         self._unknown = Unknown()
         return self._decode(list(with_first("peer", records)))
 
-    def _decode(self, records: list[Record]) -> list[Change]:
-        """Decode records, which are taken out of the list."""
+    def _decode(self, records: list[_Typed]) -> list[Change]:
+        """Decode records, which are taken out of the list; those of changes already are left as they are."""
         changes = []
         # A compaction copies an older record behind a newer one of the same peer. Order matters for this kind alone.
-        for record in with_last("staged_more", records):
-            kind = record["type"]
-            if kind == _TAKEOVER:
+        for kind, record in with_last("staged_more", records):
+            change = None
+            if not isinstance(record, dict):
+                change = record
+            elif kind == _TAKEOVER:
                 self._note_takeover(record)
-            elif kind != ENVELOPE and (change := decode_change(record, self._unknown)) is not None:
+            elif kind != ENVELOPE:
+                change = decode_change(record, self._unknown)
+            if change is not None:
                 if kind in _OF_SESSIONS:
                     self._check_slots(kind, change)
                     self._note(change)
@@ -375,6 +382,16 @@ def _envelope(release: str, generation: int, boot_id: str, public_key: bytes, mi
         "totals_slots": TOTALS_SLOTS,
         "replay_words": REPLAY_WORDS,
     }
+
+
+def _usual_change(record: Record) -> Record | Change:
+    """Return the change of a record of the usual form, any other record as it is."""
+    change = plain_change(record)
+    return record if change is None else change
+
+
+def _with_types(records: list[Record]) -> list[_Typed]:
+    return [(record["type"], record) for record in consumed(records)]
 
 
 def _close(fd: int) -> None:

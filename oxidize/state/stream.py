@@ -27,6 +27,7 @@ Record = dict[str, Any]
 _Item = TypeVar("_Item")
 
 ENVELOPE = "envelope"
+ENVELOPE_MAGIC = "oxidize-journal"
 RETIRE_OWN = "own"
 RETIRE_ALL = "all"
 
@@ -69,6 +70,34 @@ def scan(fd: int, start: int, end: int) -> Iterator[tuple[int, int, Record]]:
         raise SnapshotError(f"journal: the record at offset {offset} cannot be read: {error}; {REMEDY}") from error
 
 
+def envelope_of(fields: Record) -> Record:
+    """Return the envelope with these fields."""
+    return {"type": ENVELOPE, "key": b"", "magic": ENVELOPE_MAGIC, **fields}
+
+
+def check_envelope(record: Record, *, first: bool, reader: int) -> bool:
+    """Return whether a record is an envelope; raises SnapshotError if it is not, but the first of a stream.
+
+    Also raises it for an envelope that requires a newer reader than `reader`.
+    """
+    if record["type"] != ENVELOPE:
+        if first:
+            raise SnapshotError(f"journal: the first record is {record['type']!r}, expected an envelope; {REMEDY}")
+        return False
+    magic, min_reader, version = record.get("magic"), record.get("min_reader"), record.get("format")
+    if magic != ENVELOPE_MAGIC or type(min_reader) is not int or type(version) is not int:
+        raise SnapshotError(
+            f"journal: envelope with magic {magic!r}, format {version!r}, min_reader {min_reader!r}; expected "
+            f"{ENVELOPE_MAGIC!r} and two integers; {REMEDY}"
+        )
+    if min_reader > reader:
+        raise SnapshotError(
+            f"journal: format {version}, written by release {record.get('release')!r}, wants a reader of "
+            f"{min_reader} or later; this release reads {reader}: use a newer release"
+        )
+    return True
+
+
 def encode(record: Record) -> bytes:
     """Return a record as bytes that `scan` reads, in every release; raises StateError for any other record."""
     kind = record.get("type")
@@ -96,25 +125,25 @@ def consumed(items: list[_Item]) -> Iterator[_Item]:
         yield items.pop()
 
 
-def with_first(kind: str, records: list[Record]) -> Iterator[Record]:
-    """Yield the records of a list in their order, but those of one type before all others, and empty it."""
+def with_first(kind: str, items: list[tuple[str, _Item]]) -> Iterator[tuple[str, _Item]]:
+    """Yield items with their types in their order, but those of one type before all others, and empty the list."""
     others = []
-    for record in consumed(records):
-        if record["type"] == kind:
-            yield record
+    for item in consumed(items):
+        if item[0] == kind:
+            yield item
         else:
-            others.append(record)
+            others.append(item)
     yield from consumed(others)
 
 
-def with_last(kind: str, records: list[Record]) -> Iterator[Record]:
-    """Yield the records of a list in their order, but those of one type behind all others, and empty it."""
+def with_last(kind: str, items: list[tuple[str, _Item]]) -> Iterator[tuple[str, _Item]]:
+    """Yield items with their types in their order, but those of one type behind all others, and empty the list."""
     last = []
-    for record in consumed(records):
-        if record["type"] == kind:
-            last.append(record)
+    for item in consumed(items):
+        if item[0] == kind:
+            last.append(item)
         else:
-            yield record
+            yield item
     yield from consumed(last)
 
 

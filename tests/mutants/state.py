@@ -105,15 +105,15 @@ STATE = (
     Mutant(
         "journal-vanished-records-stay",
         "state/journal.py",
-        "return vanished + records",
-        "return records",
+        "return vanished + [each.content",
+        "return [each.content",
         ("unit/state/test_journal.py::test_a_reader_behind_a_compaction_gets_a_retirement_for_each_vanished_record",),
         "a reader keeps sessions that were removed before a compaction",
     ),
     Mutant(
         "journal-min-reader-ignored",
-        "state/journal.py",
-        "if min_reader > self._reader:",
+        "state/stream.py",
+        "if min_reader > reader:",
         "if False:",
         ("unit/state/test_journal_limits.py::test_an_envelope_for_newer_readers_is_refused",),
         "an old release serves with a state that it misunderstands",
@@ -141,8 +141,8 @@ STATE = (
         "journal-torn-record-counts-as-read",
         "state/journal.py",
         "                return self._accept(region, found)\n",
-        "                records = self._accept(region, found)\n                region.end = end\n"
-        "                return records\n",
+        "                vanished = self._accept(region, found)\n                region.end = end\n"
+        "                return vanished\n",
         ("unit/state/test_journal.py::test_an_incomplete_record_before_the_end_is_skipped_and_overwritten",),
         "records behind one that was cut by a kill are unreadable",
     ),
