@@ -37,6 +37,7 @@ from oxidize.provision.client_files import ClientSetup
 from oxidize.provision.config_file import ConfigFile, locked, owner_of_keys, write_secret
 from oxidize.provision.new_client import ClientOptions, new_client
 from oxidize.provision.peer_tables import add_peer, remove_peer
+from oxidize.runtime import validated
 from oxidize.terminal.table import print_lines, table
 from oxidize.terminal.units import ago
 
@@ -109,10 +110,10 @@ def add(config_path: Path, form: str | None, output: Path | None, no_reload: boo
         port = loaded.listen[1] if running is None else int(str(running["listen"]).rpartition(":")[2])
         setup, warnings = new_client(ClientOptions(**options), loaded, port)
         shown = _render(setup, form, is_terminal=output is None and sys.stdout.isatty())
-        with _written(output, shown), _added(file, setup):
+        with _written(output, shown), _added(file, setup) as kept:
             print_line(f"added {setup.name}: {', '.join(str(address.ip) for address in setup.addresses)}")
             key = format_key(setup.public_key)
-            _apply(file, loaded, running, no_reload, lambda keys: key in keys)
+            _apply(file, loaded, running, no_reload, lambda keys: key in keys, kept)
         for warning in warnings:
             print_warning(warning)
         if setup.private_key is not None:
@@ -190,11 +191,11 @@ def remove(name: str, config_path: Path, no_reload: bool) -> None:
         running = None if no_reload else query.find_peers(loaded.takeover_socket)
         removed = remove_peer(file.content.decode(), name)
         content = removed.text.encode()
-        config.load_server(config_path, content=content)
+        kept = validated.validate("server", config_path, content).kept
         key = next(format_key(one.public_key) for one in loaded.peers if one.name == name)
         with _changed(file, content):
             print_line(f"removed {name}{' and the comment above it' if removed.with_comment else ''}")
-            _apply(file, loaded, running, no_reload, lambda keys: key not in keys, REMOVED_NOT_MOVED)
+            _apply(file, loaded, running, no_reload, lambda keys: key not in keys, kept, REMOVED_NOT_MOVED)
         if running is not None and any(
             found["has_session"] for found in running["peers"] if found["public_key"] == key
         ):
@@ -214,8 +215,11 @@ def _locked(config_path: Path) -> AbstractContextManager[ConfigFile]:
 
 
 @contextmanager
-def _added(file: ConfigFile, setup: ClientSetup) -> Iterator[None]:
-    """Add the peer to the file and write its pre-shared key; undo both if the block fails."""
+def _added(file: ConfigFile, setup: ClientSetup) -> Iterator[bytes]:
+    """Add the peer to the file and write its pre-shared key; undo both if the block fails.
+
+    Yields what a successor gets of the changed configuration.
+    """
     text = file.content.decode()
     table = {
         "name": setup.name,
@@ -231,9 +235,9 @@ def _added(file: ConfigFile, setup: ClientSetup) -> Iterator[None]:
             owner = owner_of_keys(file.path.parent / private_key_file if private_key_file is not None else None)
             write_secret(path, format_key(setup.preshared_key), owner)
             undo.callback(path.unlink, missing_ok=True)
-        config.load_server(file.path, content=content)
+        kept = validated.validate("server", file.path, content).kept
         with _changed(file, content):
-            yield
+            yield kept
         undo.pop_all()
 
 
@@ -263,20 +267,21 @@ def _apply(
     running: dict[str, Any] | None,
     no_reload: bool,
     is_applied: Callable[[Collection[str]], bool],
+    kept: bytes,
     expected_warning: str | None = None,
 ) -> None:
     """Make the running server apply the change, if one is running; exit with the reason if that fails.
 
-    expected_warning: a warning that is not printed.
+    kept: what its successor gets of the configuration. expected_warning: a warning that is not printed.
     """
     if no_reload:
         print_line("not reloaded: the change takes effect with the next reload or start")
         return
     try:
         if running is None:
-            print_line(apply_at_start(file.path, loaded.takeover_socket, is_applied))
+            print_line(apply_at_start(file.path, loaded.takeover_socket, is_applied, kept))
             return
-        reloaded = apply_change(file.path, loaded.takeover_socket, running["pid"], is_applied)
+        reloaded = apply_change(file.path, loaded.takeover_socket, running["pid"], is_applied, kept)
     except OxidizeError as error:
         fail(1, str(error), *who_serves(file.path, "server", str(error)))
     print_line(reloaded.summary)

@@ -167,18 +167,19 @@ def who_serves(config_path: Path, role: config.Role, reason: str) -> list[str]:
 
 
 def apply_change(
-    config_path: Path, takeover_socket: Path, pid: int, is_applied: Callable[[Collection[str]], bool]
+    config_path: Path, takeover_socket: Path, pid: int, is_applied: Callable[[Collection[str]], bool], kept: bytes
 ) -> Reloaded:
     """Make the running server apply a changed configuration; raises OxidizeError with the reason if it does not.
 
-    pid: of the server. is_applied: returns, given the public keys of a server's peers, whether it has the change.
+    pid: of the server. is_applied: returns, given the public keys of a server's peers, whether it has the change. kept:
+    what a successor gets of the configuration.
     """
     try:
         if systemctl.service_of(pid) == SERVICE:
             systemctl.reload(SERVICE)
             reloaded = Reloaded(f"reloaded {SERVICE}")
         else:
-            reloaded = replace_process("server", config_path, takeover_socket, None)
+            reloaded = replace_process("server", config_path, takeover_socket, None, kept)
     except OxidizeError as error:
         # A successor may serve although it could not report that it does.
         if not is_applied(_peers_of(takeover_socket)):
@@ -193,8 +194,10 @@ def apply_change(
     return reloaded
 
 
-def apply_at_start(config_path: Path, takeover_socket: Path, is_applied: Callable[[Collection[str]], bool]) -> str:
-    """Return what becomes of a changed configuration for which no server answers yet.
+def apply_at_start(
+    config_path: Path, takeover_socket: Path, is_applied: Callable[[Collection[str]], bool], kept: bytes
+) -> str:
+    """Return what becomes of a changed configuration for which no server answers yet; arguments as of `apply_change`.
 
     A service that is starting may have read the file as it was: it is awaited, and reloaded where it has not the
     change; raises OxidizeError where that fails.
@@ -212,7 +215,7 @@ def apply_at_start(config_path: Path, takeover_socket: Path, is_applied: Callabl
         return f"{running}: the change takes effect with the next start"
     if is_applied(_peers_of(takeover_socket)):
         return "the server that has just started has the change"
-    return apply_change(config_path, takeover_socket, int(found["pid"]), is_applied).summary
+    return apply_change(config_path, takeover_socket, int(found["pid"]), is_applied, kept).summary
 
 
 def _peers_of(takeover_socket: Path) -> frozenset[str]:

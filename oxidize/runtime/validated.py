@@ -130,6 +130,11 @@ def find(
     return None
 
 
+def validate(role: Role, path: Path, content: bytes) -> Loaded:
+    """Validate a file that is to have this content; raises ConfigError as `config` does."""
+    return _validate(role, path, os.environ, content)
+
+
 def _validate(role: Role, path: Path, environ: Mapping[str, str], content: bytes) -> Loaded:
     covered = _covered(role, path, environ, content)  # first: code that is replaced meanwhile is another release's
     loaded = (

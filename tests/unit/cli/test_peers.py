@@ -19,6 +19,7 @@ from oxidize.errors import Phase, TakeoverError
 from oxidize.protocol.crypto import public_key
 from oxidize.provision import server_endpoint
 from oxidize.provision.wg_quick import parse
+from oxidize.runtime import validated
 from oxidize.service_manager import systemctl
 from tests.support.config_files import ALICE, BOB, OWN_PUBLIC, PRESHARED, PRIVATE, SERVER, peer, secret
 
@@ -49,6 +50,7 @@ class Running:
         self.failure: TakeoverError | None = None
         self.takes_up_although_it_fails = False
         self.is_deaf = False
+        self.kept: object = None  # of the configuration, for the successor
         self.reloads = 0
         self.session_of = ""
         self.load()
@@ -67,6 +69,7 @@ class Running:
 
     def reload(self, *arguments: object) -> reload_module.Reloaded:
         self.reloads += 1
+        self.kept = arguments[-1]
         if not self.is_deaf and (self.failure is None or self.takes_up_although_it_fails):
             self.load()
         if self.failure is not None:
@@ -82,6 +85,13 @@ def running(path: Path, monkeypatch: pytest.MonkeyPatch) -> Running:
     monkeypatch.setattr(systemctl, "service_of", lambda pid: None)
     monkeypatch.setattr(reload_module, "replace_process", running.reload)
     return running
+
+
+@pytest.mark.parametrize("change", [("add", "laptop"), ("remove", "alice")])
+def test_a_successor_gets_what_the_command_has_validated(path: Path, running: Running, change: tuple[str, str]) -> None:
+    assert run(path, *change).exit_code == 0
+    assert isinstance(running.kept, bytes)
+    assert validated.find("server", path, [running.kept]) is not None
 
 
 # --- add ---
