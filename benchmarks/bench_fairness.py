@@ -155,13 +155,14 @@ def rows(load: Load, samples: Sequence[Sample]) -> dict[str, list[tuple[str, lis
     lost = 1 - sum(map(len, pings)) / sum(sample.measured.sent.probes for sample in samples)
     waited = statistics.median(sample.waited for sample in samples)
     longest = max(max(sample.in_server_ms, default=0.0) for sample in samples)
+    later = statistics.median(percentile(each[len(each) // 2 :], PART) for each in (s.in_server_ms for s in samples))
     found = {
         PING: [(load.name, [percentile(each, PART) for each in pings], f"{lost:.1%} lost, load {samples[-1].load}")],
         IN_SERVER: [
             (
                 load.name,
                 [percentile(sample.in_server_ms, PART) for sample in samples],
-                f"longest {longest:.2f} ms, kept waiting {waited:.1%}",
+                f"longest {longest:.2f} ms, second half {later:.2f} ms, kept waiting {waited:.1%}",
             )
         ],
         QUESTIONS: [],
