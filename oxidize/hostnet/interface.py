@@ -1,4 +1,4 @@
-"""The interface's settings: state, MTU, queue, addresses and routes, compared with the kernel's.
+"""The interface's settings: state, MTU, queue, segments, addresses and routes, compared with the kernel's.
 
 The rule: reconcile, never reset. Only what differs is changed, so that every generation may run this on the interface
 that its predecessor serves, and a run without a difference touches nothing. All addresses of the interface are managed
@@ -45,6 +45,7 @@ Network = IPv4Network | IPv6Network
 
 # Packets that wait in the TUN device while no process reads; the kernel's 500 overflow under one fast TCP stream.
 TRANSMIT_QUEUE_PACKETS = 2_000
+SEGMENTS_MAX = 65_535  # the kernel's own, for a new interface
 # Routes, which the kernel changes in some 30 microseconds each, but some, when its tree changes shape, in 15 ms.
 CHANGES_PER_SLICE = 4
 KEYS_PER_SLICE = 2_000  # of a set that is sorted or compared
@@ -58,12 +59,14 @@ _REMEDIES = {
 _FATAL = frozenset({errno.EPERM, errno.ENODEV, errno.ENETDOWN})
 
 
-def configure_interface(name: str, addresses: Sequence[Interface], mtu: int, routes: Sequence[Network]) -> list[str]:
+def configure_interface(
+    name: str, addresses: Sequence[Interface], mtu: int, routes: Sequence[Network], segments: int = SEGMENTS_MAX
+) -> list[str]:
     """Bring an interface up and to this state at once; return the changes made, a line each.
 
     Parameters as of `InterfacePart`. Raises OxidizeError with the value that the kernel refused, and the remedy.
     """
-    return run(InterfacePart(name, addresses, mtu, routes).compare(repair=True))
+    return run(InterfacePart(name, addresses, mtu, routes, segments).compare(repair=True))
 
 
 def routes_needed(addresses: Iterable[Interface], routes: Iterable[Network]) -> set[Network]:
@@ -82,20 +85,25 @@ class InterfacePart:
     """The wanted state of one interface (`hostnet.part.Part`).
 
     mtu: bytes. routes: networks that lead into the interface; those inside a network of `addresses` need no route of
-    their own and are skipped. digest: of all of it, for a successor to compare with that of its own; a digest, since
-    the routes of thousands of peers would not fit into the OFFER.
+    their own and are skipped. segments: into how many packets the kernel cuts at once what TCP sends, at most: as many
+    as leave in one send, or each of its bursts would leave and arrive in two parts. digest: of all of it, for a
+    successor to compare with that of its own; a digest, since the routes of thousands of peers would not fit into the
+    OFFER.
     """
 
-    def __init__(self, name: str, addresses: Sequence[Interface], mtu: int, routes: Sequence[Network]) -> None:
+    def __init__(
+        self, name: str, addresses: Sequence[Interface], mtu: int, routes: Sequence[Network], segments: int
+    ) -> None:
         self.name = f"interface {name}"
         self._interface = name
         self._mtu = mtu
+        self._segments = segments
         self._addresses = {(address.network.prefixlen, address.ip.packed) for address in addresses}
         needed = routes_needed(addresses, routes)
         # Sorted now: with many routes it takes longer than a slice.
         self._routes = sorted(((route.prefixlen, route.network_address.packed) for route in needed), key=_order)
         self._route_keys = frozenset(self._routes)
-        lines = [*sorted(map(str, addresses)), *sorted(map(str, needed)), str(mtu)]
+        lines = [*sorted(map(str, addresses)), *sorted(map(str, needed)), str(mtu), str(segments)]
         self.digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def compare(self, *, repair: bool) -> Steps[list[str]]:
@@ -103,7 +111,7 @@ class InterfacePart:
         with RtnetlinkSocket() as kernel:
             comparison = _Comparison(kernel, self.name, repair=repair)
             link = comparison.find(self._interface)
-            comparison.compare_link(link, self._mtu)
+            comparison.compare_link(link, self._mtu, self._segments)
             yield 0.0
             yield from comparison.compare_addresses(link.index, self._addresses)
             yield from comparison.compare_routes(link.index, self._routes, self._route_keys)
@@ -129,13 +137,15 @@ class _Comparison:
         except RtnetlinkError as error:
             raise OxidizeError(f"{self._subject}: {remedy(error.code, _REMEDIES)}") from error
 
-    def compare_link(self, link: Link, mtu: int) -> None:
+    def compare_link(self, link: Link, mtu: int, segments: int) -> None:
         # One at a time, so that an error names the setting that was refused.
         if link.mtu != mtu:
             self._change([(f"mtu {mtu}", set_link(link.index, mtu=mtu))])
         if link.queue != TRANSMIT_QUEUE_PACKETS:
             request = set_link(link.index, queue=TRANSMIT_QUEUE_PACKETS)
             self._change([(f"txqlen {TRANSMIT_QUEUE_PACKETS}", request)])
+        if link.segments not in {0, segments}:
+            self._change([(f"gso_max_segs {segments}", set_link(link.index, segments=segments))])
         if not link.is_up:
             self._change([("state up", set_link(link.index, up=True))])
 

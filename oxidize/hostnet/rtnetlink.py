@@ -36,7 +36,7 @@ _NEW_RULE, _DELETE_RULE, _GET_RULE = 32, 33, 34
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, mask of the flags to change
 _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg: family, lengths, tos, table, protocol, scope, type, flags
-_IFLA_IFNAME, _IFLA_MTU, _IFLA_TXQLEN = 3, 4, 13
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_TXQLEN, _IFLA_GSO_MAX_SEGS = 3, 4, 13, 40
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_TABLE, _RTA_MARK = 1, 2, 4, 15, 16
 _IFF_UP = 0x1
@@ -64,11 +64,15 @@ class RtnetlinkError(OxidizeError):
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface as the kernel has it. mtu: bytes. queue: packets."""
+    """An interface as the kernel has it. mtu: bytes. queue: packets. segments: that TCP hands over at once, at most.
+
+    Of what the kernel does not report it is 0.
+    """
 
     index: int
     mtu: int
     queue: int
+    segments: int
     is_up: bool
 
 
@@ -90,12 +94,15 @@ class Request:
     body: bytes
 
 
-def set_link(index: int, *, mtu: int | None = None, queue: int | None = None, up: bool = False) -> Request:
-    """Return the change of an interface's MTU, queue or state."""
+def set_link(
+    index: int, *, mtu: int | None = None, queue: int | None = None, segments: int | None = None, up: bool = False
+) -> Request:
+    """Return the change of an interface's MTU, queue, segments or state."""
     flag = _IFF_UP if up else 0
     body = _LINK.pack(socket.AF_UNSPEC, 0, index, flag, flag)
     body += _number(_IFLA_MTU, mtu) if mtu is not None else b""
     body += _number(_IFLA_TXQLEN, queue) if queue is not None else b""
+    body += _number(_IFLA_GSO_MAX_SEGS, segments) if segments is not None else b""
     return Request(_NEW_LINK, 0, body)
 
 
@@ -190,8 +197,10 @@ class RtnetlinkSocket:
             if found_sequence == sequence and kind == _NEW_LINK:
                 _, _, index, flags, _ = _LINK.unpack_from(found)
                 attributes = _attributes(found, _LINK.size)
-                mtu, queue = (_unpacked(attributes.get(each)) for each in (_IFLA_MTU, _IFLA_TXQLEN))
-                return Link(index, mtu, queue, bool(flags & _IFF_UP))
+                mtu, queue, segments = (
+                    _unpacked(attributes.get(each)) for each in (_IFLA_MTU, _IFLA_TXQLEN, _IFLA_GSO_MAX_SEGS)
+                )
+                return Link(index, mtu, queue, segments, bool(flags & _IFF_UP))
         raise RtnetlinkError(errno.ENODEV)
 
     def addresses(self, index: int) -> Iterator[list[Key]]:

@@ -20,6 +20,11 @@ from oxidize.protocol.rows import ReceivedRows
 BATCHES_PER_EVENT_MAX = 2
 
 
+def packets_per_send(mtu: int) -> int:
+    """Return how many packets of `mtu` bytes one segmented send carries: the rest of a batch would be sent alone."""
+    return min(BATCH_PACKETS_MAX, SEGMENTED_BYTES_MAX // (mtu + DATA_OVERHEAD) or 1)
+
+
 class Tunnel(Protocol):
     """The inner side of the data path, as `TunDevice` and `UserspaceNetwork` implement it.
 
@@ -65,8 +70,7 @@ class DataPath:
         self._write_drop_word = DROPS_START + write_drop
         self._replies_at_once = tunnel.fileno() is None
         self._rows = ReceivedRows(tunnel.header_size)
-        # As many long packets as one segmented send carries: the rest of a batch would be sent alone.
-        self._read_max = min(BATCH_PACKETS_MAX, SEGMENTED_BYTES_MAX // (device.mtu + DATA_OVERHEAD) or 1)
+        self._read_max = packets_per_send(device.mtu)
 
     def from_udp(self) -> None:
         """Carry the datagrams that wait in the UDP socket to the tunnel."""

@@ -110,6 +110,8 @@ class UdpReceiver:
             if segment_size or size > ROW_BYTES or flags & _CUT:
                 if number == 0 and not flags & _CUT and _has_rows(size, segment_size):
                     rows.fill_joined(size, segment_size, endpoint)
+                    fcntl.ioctl(descriptor, FIONREAD, pending)
+                    self.is_empty = pending[0] == 0
                     return None
                 return self._batch(rows, number, size, segment_size, flags, endpoint)
             rows.sizes.append(size)

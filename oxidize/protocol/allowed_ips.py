@@ -89,6 +89,8 @@ class AllowedIPs(Generic[T]):
         if header is None or min(map(len, packets)) < header.size:
             return list(map(self.lookup_packet_destination, packets))
         heads = list(map(header.unpack_from, packets))
+        if heads.count(heads[0]) == len(heads):
+            return [self.lookup(heads[0][1])] * len(heads)
         if {first >> 4 for first, _ in heads} != {version}:
             return list(map(self.lookup_packet_destination, packets))
         cached = self.cached

@@ -1,6 +1,6 @@
 """What a peer sent inside its messages: the packets that its allowed IPs permit, without padding (paper, section 2)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from oxidize.protocol.super_packets import SEGMENT_BYTES_MIN, SuperPacket, join
 
 Plaintext = TypeVar("Plaintext", bytes, memoryview)
 Frame = bytes | memoryview | SuperPacket
+_Fields = tuple[int, int, bytes, int]  # of a row: the first byte, the length by the header, the source, the size
 
 _IPV6 = 6
 _FIRST_OF_IPV6 = 0x60  # the lowest first byte, which also has a part of the traffic class
@@ -83,11 +84,8 @@ class InnerPackets:
         header_size = IPV6_HEADER_SIZE if version == 6 else IPV4_HEADER_SIZE
         frames: list[Frame] = []
         row = 0
-        for fields, alike in groupby(zip(*rows.ip_headers(version), rows.sizes, strict=True)):
-            count = len(list(alike))
-            first, length, source, size = fields
-            if version == 6:
-                length += IPV6_HEADER_SIZE
+        for (first, told, source, size), count in _runs(*rows.ip_headers(version), rows.sizes):
+            length = IPV6_HEADER_SIZE + told if version == 6 else told
             if (
                 (first == PLAIN_IPV4 or first >> 4 == version == 6)
                 and header_size <= length <= size - DATA_OVERHEAD
@@ -113,3 +111,15 @@ class InnerPackets:
         """Count packets of `size` bytes together."""
         self._counters[Total.RECEIVED_PACKETS] += packets
         self._counters[Total.RECEIVED_PACKET_BYTES] += size
+
+
+def _runs(
+    firsts: Sequence[int], lengths: Sequence[int], sources: Sequence[bytes], sizes: Sequence[int]
+) -> Iterator[tuple[_Fields, int]]:
+    """Yield the fields of rows that follow each other and are alike, and how many these are."""
+    count, first, length, source, size = len(sizes), firsts[0], lengths[0], sources[0], sizes[0]
+    if firsts.count(first) == lengths.count(length) == sources.count(source) == sizes.count(size) == count:
+        yield (first, length, source, size), count
+        return
+    for fields, rows in groupby(zip(firsts, lengths, sources, sizes, strict=True)):
+        yield fields, len(list(rows))

@@ -5,7 +5,9 @@ property test compares the two. It takes the common case alone - messages in ses
 nothing else is due - and leaves the rest to the slow path: of a session all rows or none.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 
 from cryptography.exceptions import InvalidTag
 
@@ -60,8 +62,11 @@ class RowReceiver:
                         opened = self._open(keypair, rows, numbers)
                     if opened:
                         self._note(keypair, peer, rows, opened, now)
-                        for number in opened:
-                            owners[number] = peer
+                        if len(opened) == len(owners):
+                            owners = [peer] * len(owners)
+                        else:
+                            for number in opened:
+                                owners[number] = peer
                     continue
             if keypair is None:
                 strays += numbers
@@ -102,20 +107,15 @@ class RowReceiver:
 
     def _open(self, keypair: PeerKeypair, rows: ReceivedRows, numbers: Sequence[int]) -> Sequence[int]:
         """Open rows of one session and mark their counters; return those that are authentic and were not marked."""
-        words, slot, counters, sizes = self._counters, keypair.slot, rows.counters, rows.sizes
-        decrypt_into, nonces, views = keypair.opener.decrypt_into, rows.nonces, rows.views
-        first, end = counters[numbers[0]], counters[numbers[0]] + len(numbers)
+        words, slot, counters = self._counters, keypair.slot, rows.counters
+        if len(numbers) < len(counters):
+            counters = tuple([counters[number] for number in numbers])
+        first, end = counters[0], counters[0] + len(numbers)
         in_order = first >= words[slot + RECEIVE_NEXT] and end <= REJECT_AFTER_MESSAGES
-        if not in_order or [counters[number] for number in numbers] != list(range(first, end)):
+        if not in_order or counters != tuple(range(first, end)):
             return [number for number in numbers if self._open_one(keypair, rows, number)]
-        size = sizes[numbers[0]]
-        sealed, plain = views.of(size, numbers[-1] + 1)
         try:
-            for number in numbers:
-                if sizes[number] != size:
-                    size = sizes[number]
-                    sealed, plain = views.of(size, numbers[-1] + 1)
-                decrypt_into(nonces[number], sealed[number], None, plain[number])
+            _decrypt(keypair, rows, numbers)
         except InvalidTag:
             return [number for number in numbers if self._open_one(keypair, rows, number)]
         mark_run(words, slot, first, end - first)
@@ -131,7 +131,7 @@ class RowReceiver:
         if (link := peer.link) is not None:
             self._links.on_received(peer, link, keypair, counters[slot + FIRST_UNANSWERED_NS], now)
             link.first_sent.clear()
-        received = sum([sizes[number] for number in opened]) if len(opened) > 1 else sizes[opened[0]]
+        received = sum(sizes if len(opened) == len(sizes) else [sizes[number] for number in opened])
         now_ns = int(now * 1e9)
         counters[slot + RECEIVED_BYTES] += received
         counters[slot + LAST_RECEIVED_NS] = now_ns
@@ -141,6 +141,22 @@ class RowReceiver:
         deadlines = peer.deadlines
         if not deadlines or deadlines[-1] > now + KEEPALIVE_TIMEOUT:
             self._schedule.add(peer)  # the one timer that starts by this is a keepalive's
+
+
+def _decrypt(keypair: PeerKeypair, rows: ReceivedRows, numbers: Sequence[int]) -> None:
+    """Open rows of one session, whatever their counters are; raises InvalidTag."""
+    decrypt_into, nonces, views, sizes = keypair.opener.decrypt_into, rows.nonces, rows.views, rows.sizes
+    size, alike = sizes[0], len(sizes) - (sizes[-1] != sizes[0])
+    if len(numbers) == len(sizes) and sizes.count(size) == alike:  # all are as long, but for the last perhaps
+        sealed, plain = views.of(size, alike)
+        deque(map(decrypt_into, nonces[:alike], sealed, repeat(None), plain), maxlen=0)
+        numbers = numbers[alike:]
+    size = 0
+    for number in numbers:
+        if sizes[number] != size:
+            size = sizes[number]
+            sealed, plain = views.of(size, numbers[-1] + 1)
+        decrypt_into(nonces[number], sealed[number], None, plain[number])
 
 
 def _by_receiver(rows: ReceivedRows) -> tuple[Mapping[int, Sequence[int]], list[int]]:

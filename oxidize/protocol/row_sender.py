@@ -111,7 +111,7 @@ class RowSender:
             fields = [TYPE_DATA, keypair.state.remote_index, 0] * count
             fields[2::3] = range(first, first + count)
             headers += fields
-        stride = self._joined_size(packets) if len(groups) == 1 else 0
+        stride = self._joined_size(packets) if len(groups) == 1 else 0  # `packets`: of the only group
         rows.set_headers(headers, stride)
         sent = sent_packets = row = 0
         batches = []
@@ -120,11 +120,11 @@ class RowSender:
                 self._seal_joined(keypair, packets, stride) if stride else self._seal_group(keypair, packets, row)
             )
             row += len(messages)
-            size = sum(map(len, messages))
+            size = _total(messages, are_alike=stride > 0)
             batches.append(SealedBatch(endpoint, messages, rows.joined(size) if stride else None))
             self._note(peer, packets, size, now)
             sent += size
-            sent_packets += sum(map(len, packets))
+            sent_packets += _total(packets, are_alike=stride > 0)
         counters[Total.SENT_DATAGRAMS] += row
         counters[Total.SENT_BYTES] += sent
         counters[Total.SENT_PACKETS] += row
@@ -186,3 +186,8 @@ class RowSender:
             deadlines = peer.deadlines
             if not deadlines or deadlines[-1] > now + timers.silence_secs(peer, counters):
                 self._schedule.add(peer)  # the one timer that starts by this is that of silence
+
+
+def _total(pieces: Sequence[Packet], *, are_alike: bool) -> int:
+    """Return the bytes of all pieces; are_alike: whether all but the last one are known to be as long."""
+    return len(pieces[0]) * (len(pieces) - 1) + len(pieces[-1]) if are_alike else sum(map(len, pieces))

@@ -18,7 +18,7 @@ from oxidize.clock import boot_time
 from oxidize.errors import OxidizeError, SnapshotError
 from oxidize.hostnet.interface import InterfacePart
 from oxidize.hostnet.part import Part
-from oxidize.net.data_path import DataPath
+from oxidize.net.data_path import DataPath, packets_per_send
 from oxidize.net.event_loop import READABLE, Loop, Timed
 from oxidize.net.http_response import Response
 from oxidize.net.network_watch import NetworkWatch
@@ -67,7 +67,9 @@ class Node:
         self.tunnel = parts.tunnel
         self.nat = parts.nat
         # Made now and not on request, in the middle of serving: with ten thousand routes it takes 15 ms and more.
-        self.interface = InterfacePart(settings.interface, settings.addresses, settings.mtu, settings.routes)
+        self.interface = InterfacePart(
+            settings.interface, settings.addresses, settings.mtu, settings.routes, packets_per_send(settings.mtu)
+        )
         self.host_setup = _host_setup_of(parts)
         self.watchdog_secs = watchdog_secs
         self.kept = parts.kept

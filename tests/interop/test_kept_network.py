@@ -33,6 +33,7 @@ DISTURBANCES = {
     "routes flushed": ("route flush dev {name} proto 151", "-6 route flush dev {name} proto 151"),
     "another MTU": ("link set {name} mtu 1280",),
     "a short queue": ("link set {name} txqueuelen 10",),
+    "longer bursts": ("link set {name} gso_max_segs 64",),
     "an address of its own": ("addr add 10.77.0.1/24 dev {name}",),
 }
 
@@ -43,8 +44,8 @@ def ip(namespace: Namespace, *arguments: str) -> str:
 
 
 def state_of(namespace: Namespace, name: str) -> tuple[object, ...]:
-    """Return state, MTU, queue, addresses and managed routes of an interface."""
-    (link,) = json.loads(ip(namespace, "-j", "addr", "show", "dev", name))
+    """Return state, MTU, queue, segments, addresses and managed routes of an interface."""
+    (link,) = json.loads(ip(namespace, "-j", "-d", "addr", "show", "dev", name))
     addresses = {
         f"{each['local']}/{each['prefixlen']}" for each in link["addr_info"] if not each["local"].startswith("fe80:")
     }
@@ -53,7 +54,7 @@ def state_of(namespace: Namespace, name: str) -> tuple[object, ...]:
         for family in ("-4", "-6")
         for each in json.loads(ip(namespace, "-j", family, "route", "show", "dev", name, "proto", "151") or "[]")
     }
-    return "UP" in link["flags"], link["mtu"], link["txqlen"], addresses, routes
+    return "UP" in link["flags"], link["mtu"], link["txqlen"], link["gso_max_segs"], addresses, routes
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_a_server_puts_back_whatever_is_taken_from_its_interface(site: Site, com
     wait_for_replies(pings, 5)
     name = site.server.status()["interface"]
     before = state_of(site.namespace, name)
-    assert before[4] == {SITE4, SITE6}
+    assert before[5] == {SITE4, SITE6}
     for command in commands:
         ip(site.namespace, *command.format(name=name).split())
     wait_for("a repair", lambda: site.server.status()["totals"]["network_repairs"] or None)

@@ -275,6 +275,7 @@ def state_of(name: str) -> dict[str, object]:
     return {
         "mtu": link.get("mtu"),
         "queue": link.get("txqlen"),
+        "segments": link.get("gso_max_segs"),
         "up": bool(link["flags"] & 1),
         "addresses": {a for a in addresses if not a.startswith("fe80:")},
         "routes": routes,
@@ -288,10 +289,11 @@ def test_configuring_an_interface_twice_changes_nothing_the_second_time() -> Non
         ip_network(text)
         for text in ("10.9.0.7/32", "10.9.0.0/24", "fd00:9::/96", "10.50.0.0/16", "fd77::/48", "0.0.0.0/0", "::/0")
     ]
-    changes = configure_interface("ox0", ADDRESSES, MTU, routes)
+    changes = configure_interface("ox0", ADDRESSES, MTU, routes, 45)
     assert changes == [
         "mtu 1420",
         f"txqlen {TRANSMIT_QUEUE_PACKETS}",
+        "gso_max_segs 45",
         "state up",
         "address +10.9.0.1/24",
         "address +fd00:9::1/64",
@@ -304,11 +306,12 @@ def test_configuring_an_interface_twice_changes_nothing_the_second_time() -> Non
     assert state == {
         "mtu": MTU,
         "queue": TRANSMIT_QUEUE_PACKETS,
+        "segments": 45,
         "up": True,
         "addresses": {"10.9.0.1/24", "fd00:9::1/64"},
         "routes": {"10.50.0.0/16", "fd77::/48", "default/0"},
     }
-    assert configure_interface("ox0", ADDRESSES, MTU, routes) == []
+    assert configure_interface("ox0", ADDRESSES, MTU, routes, 45) == []
     assert state_of("ox0") == state
     with IPRoute() as netlink:
         flags = {a.get("address"): a.get("flags") for a in netlink.get_addr(index=socket.if_nametoindex("ox0"))}

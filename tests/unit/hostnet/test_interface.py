@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 
 import pytest
@@ -22,7 +23,7 @@ class FakeKernel:
     """The interface 7 with addresses and routes; it understands the requests of `rtnetlink` by their bytes."""
 
     def __init__(self) -> None:
-        self.link_state = Link(7, 1500, 500, is_up=False)
+        self.link_state = Link(7, 1500, 500, 65_535, is_up=False)
         self.address_keys: list[Key] = []
         self.route_keys: dict[Key, int] = {}
         self.requests = 0
@@ -67,11 +68,15 @@ class FakeKernel:
         state, body = self.link_state, request.body
         if request.kind == rtnetlink._NEW_LINK:
             attributes = rtnetlink._attributes(body, rtnetlink._LINK.size)
-            mtu, queue = (attributes.get(each) for each in (rtnetlink._IFLA_MTU, rtnetlink._IFLA_TXQLEN))
+            mtu, queue, segments = (
+                attributes.get(each)
+                for each in (rtnetlink._IFLA_MTU, rtnetlink._IFLA_TXQLEN, rtnetlink._IFLA_GSO_MAX_SEGS)
+            )
             self.link_state = Link(
                 7,
                 rtnetlink._unpacked(mtu) or state.mtu,
                 rtnetlink._unpacked(queue) or state.queue,
+                rtnetlink._unpacked(segments) or state.segments,
                 is_up=state.is_up or bool(rtnetlink._LINK.unpack_from(body)[3] & 1),
             )
         elif request.kind in {rtnetlink._NEW_ADDRESS, rtnetlink._DELETE_ADDRESS}:
@@ -97,12 +102,13 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
 
 
 def part_with(*routes: str) -> InterfacePart:
-    return InterfacePart("ox0", ADDRESSES, 1420, [ip_network(route) for route in routes])
+    return InterfacePart("ox0", ADDRESSES, 1420, [ip_network(route) for route in routes], 45)
 
 
 EVERYTHING = [
     "mtu 1420",
     f"txqlen {TRANSMIT_QUEUE_PACKETS}",
+    "gso_max_segs 45",
     "state up",
     "address +10.9.0.1/24",
     "address +fd09::1/64",
@@ -119,6 +125,11 @@ def test_everything_is_set_once_and_then_left_alone(kernel: FakeKernel) -> None:
     assert kernel.requests == len(EVERYTHING)
 
 
+def test_a_kernel_that_reports_no_segments_is_asked_for_none(kernel: FakeKernel) -> None:
+    kernel.link_state = replace(kernel.link_state, segments=0)
+    assert "gso_max_segs 45" not in run(part_with().compare(repair=True))
+
+
 def test_a_comparison_without_repair_changes_nothing(kernel: FakeKernel) -> None:
     assert run(part_with("10.50.0.0/16", "fd77::/48").compare(repair=False)) == EVERYTHING
     assert kernel.requests == 0
@@ -129,16 +140,17 @@ def test_whatever_is_taken_away_is_found_and_put_back_alone(kernel: FakeKernel, 
     part = part_with("10.50.0.0/16", "fd77::/48")
     run(part.compare(repair=True))
     link = kernel.link_state
-    if number < 3:
+    if number < 4:
         kernel.link_state = [
-            Link(7, 1280, link.queue, is_up=True),
-            Link(7, link.mtu, 500, is_up=True),
-            Link(7, link.mtu, link.queue, is_up=False),
+            replace(link, mtu=1280),
+            replace(link, queue=500),
+            replace(link, segments=64),
+            replace(link, is_up=False),
         ][number]
-    elif number < 5:
-        del kernel.address_keys[number - 3]
+    elif number < 6:
+        del kernel.address_keys[number - 4]
     else:
-        del kernel.route_keys[list(kernel.route_keys)[number - 5]]
+        del kernel.route_keys[list(kernel.route_keys)[number - 6]]
     assert run(part.compare(repair=True)) == [EVERYTHING[number]]
     assert run(part.compare(repair=True)) == []
 
@@ -189,9 +201,9 @@ def test_routes_into_an_interface_that_is_gone_are_not_tried_one_by_one(kernel: 
     routes = [str(network) for network in ip_network("10.64.0.0/12").subnets(new_prefix=24)]
     with pytest.raises(OxidizeError, match="the interface is not there"):
         run(part_with(*routes).compare(repair=True))
-    assert kernel.requests <= 5 + CHANGES_PER_SLICE
+    assert kernel.requests <= 6 + CHANGES_PER_SLICE
 
 
 def test_an_interface_that_is_not_there_is_named(kernel: FakeKernel) -> None:
     with pytest.raises(OxidizeError, match="interface ox1: the interface is not there"):
-        run(InterfacePart("ox1", ADDRESSES, 1420, []).compare(repair=True))
+        run(InterfacePart("ox1", ADDRESSES, 1420, [], 45).compare(repair=True))

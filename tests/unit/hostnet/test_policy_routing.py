@@ -53,7 +53,7 @@ class Kernel:
     def link(self, name: str) -> Link:
         if name not in self.links:
             raise RtnetlinkError(errno.ENODEV)
-        return Link(self.links[name], 1420, 2000, is_up=True)
+        return Link(self.links[name], 1420, 2000, 45, is_up=True)
 
     def _interrupt(self) -> None:
         if self.interruptions:
