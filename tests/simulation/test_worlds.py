@@ -27,6 +27,10 @@ PLANTED_HERE = (
     "the tail that came with COMMIT is not applied",
     "the predecessor's counters are not looked at after owning",
     "a thaw does not read what the successor recorded",
+    "segments are joined over a gap",
+    "the last segment's push is lost",
+    "a super-packet has the payloads of the first rows",
+    "a run is written before what came earlier",
     "a successor reads before it asks whether the predecessor is dead",
     "a successor that cannot be told WITHDRAWN lives",
 )
@@ -39,7 +43,7 @@ def test_every_world_keeps_every_promise(share: int) -> None:
     print(f"share {share}: {worlds} worlds from seed {first} on")
     counts = run_worlds(range(first, first + worlds))
     print(dict(counts))
-    for what in ("takeovers", "owners that died", "crashes at a call", "stops", "errors", "restarts"):
+    for what in ("takeovers", "owners that died", "crashes at a call", "stops", "errors", "restarts", "super-packets"):
         assert counts[what] > worlds / 100, f"too few: {what}"
 
 

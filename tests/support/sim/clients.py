@@ -1,5 +1,6 @@
 """The peers of a world: real devices without processes, a link to the server, and the network behind it."""
 
+from collections.abc import Sequence
 from functools import partial
 from ipaddress import ip_network
 from random import Random
@@ -12,7 +13,7 @@ from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.peer_settings import PeerSettings
 from tests.support.counters import ArraySlots
-from tests.support.network import packet
+from tests.support.network import packet as ipv4_packet
 
 if TYPE_CHECKING:
     from tests.support.sim.kernel import Process
@@ -84,8 +85,9 @@ class Client:
         """Return the client as the server's configuration names it."""
         return PeerSettings(self.public_key, allowed_ips=(ip_network(f"{self.inner}/32"),), name=f"client{self.number}")
 
-    def send(self, data: bytes) -> None:
-        self.device.send_packets([data], self._world.kernel.now)
+    def send(self, packets: Sequence[bytes]) -> None:
+        for packet in packets:
+            self.device.send_packets([packet], self._world.kernel.now)
         self._flush()
 
     def receive(self, datagram: bytes) -> None:
@@ -163,4 +165,4 @@ class Client:
 
 
 def numbered_packet(source: str, destination: str, number: int, size: int) -> bytes:
-    return packet(source, destination, number.to_bytes(8, "big") + bytes(size))
+    return ipv4_packet(source, destination, number.to_bytes(8, "big") + bytes(size))

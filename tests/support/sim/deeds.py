@@ -50,8 +50,7 @@ def _ahead(world: "World") -> int:
 def send_some(world: "World") -> None:
     for _ in range(world.random.randint(1, 4)):
         source, destination = world.random.sample([None, *world.clients], 2)
-        for _ in range(world.random.choice((1, 1, 2, 5))):
-            world.send(source, destination, world.random.choice((0, 0, 13, 500)))
+        world.send_burst(source, destination)
 
 
 def send_later(world: "World") -> None:

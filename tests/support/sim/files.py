@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 INBOX_MAX = 64  # messages that wait in a connection
 BACKLOG_MAX = 16
 BATCH_MAX = 64  # datagrams that the kernel joins
+JOINED_BYTES_MAX = 65_507  # an IPv4 packet's length has 16 bits
 IFF_VNET_HDR = 0x4000
 UDP_GRO = 104
 QUEUE_MAX = 4_096  # datagrams in the UDP socket, packets in the TUN device
@@ -253,7 +254,8 @@ class Udp(File):
         source, first = self.queue[0]
         batch = [first]
         if self.options.get((socket.IPPROTO_UDP, UDP_GRO)):
-            for following, datagram in islice(self.queue, 1, BATCH_MAX):
+            most = min(BATCH_MAX, JOINED_BYTES_MAX // (len(first) or 1))
+            for following, datagram in islice(self.queue, 1, most):
                 if following != source or len(batch[-1]) < len(first) or len(datagram) > len(first):
                     break
                 batch.append(datagram)

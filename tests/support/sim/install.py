@@ -90,10 +90,19 @@ class CheckedAead:
         return len(buffer)
 
     def decrypt(self, nonce: bytes, data: bytes, associated: bytes | None) -> bytes:
-        return self._cipher.decrypt(nonce, data, associated)
+        opened = self._cipher.decrypt(nonce, data, associated)
+        self._note_opened(data)
+        return opened
 
     def decrypt_into(self, nonce: bytes, data: bytes, associated: bytes | None, buffer: memoryview) -> int:
-        return self._cipher.decrypt_into(nonce, data, associated, buffer)
+        size = self._cipher.decrypt_into(nonce, data, associated, buffer)
+        self._note_opened(data)
+        return size
+
+    def _note_opened(self, sealed: bytes) -> None:
+        watcher = kernel().watcher
+        if watcher is not None:
+            watcher.on_opened(bytes(sealed[-16:]))
 
 
 class Notifier:

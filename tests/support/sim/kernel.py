@@ -59,6 +59,9 @@ class Watcher(Protocol):
     def on_seal(self, key: bytes, nonce: bytes, plaintext: bytes, sealed: bytes) -> None:
         """Judge the use of a nonce."""
 
+    def on_opened(self, sealed: bytes) -> None:
+        """Note that a process has opened a message; sealed: its end."""
+
 
 class Fault:
     """Something that happens to a process at a system call: `kind` is "crash", "stop" or "error"."""

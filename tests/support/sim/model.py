@@ -8,7 +8,7 @@ The rules that it checks, at each effect:
 - A predecessor that has killed its successor after COMMIT serves again.
 - No key seals under the same counter twice.
 - No packet is delivered twice, to the inside or to a client, and each arrives unchanged. Whose sender is told that it
-  cannot be delivered does not arrive.
+  cannot be delivered does not arrive. What leaves at once arrives in this order, where the link keeps it.
 - An owner ends only when it is killed, told to, has handed over, or was refused something before it has served.
 - A takeover in which nothing happened otherwise has a bounded blackout.
 At the end of a world in which the link loses nothing: each packet has arrived that no dying process held in its hand.
@@ -57,7 +57,11 @@ class Model:
         self.delivered: dict[str, set[bytes]] = {}
         self.arrived: set[bytes] = set()
         self.unreachable: set[bytes] = set()  # packets whose senders know by ICMP that they are lost
-        self.in_hand: set[bytes] = set()
+        self.in_hand: set[bytes] = set()  # of these, what was dropped stays until the process ends
+        self._opened: set[bytes] = set()  # of those from the UDP socket, what is to be delivered
+        self.keeps_order = True  # the link, since the world's beginning
+        self._in_run: dict[bytes, tuple[bytes, int]] = {}  # of a segment: the first of its run, and its place in it
+        self._reached: dict[tuple[str, bytes], int] = {}  # of a run, at a place: which segment came last
         self.excused: set[bytes] = set()
         self.blackouts: list[float] = []
         self.blackout_ms_max = BLACKOUT_MS_MAX
@@ -158,6 +162,7 @@ class Model:
             return
         self.excused |= self.in_hand
         self.in_hand.clear()
+        self._opened.clear()
         handed_over = process in self.committed
         may_fail = process not in self.taken and any(
             successor is process and former.alive for former, successor in self.committed.items()
@@ -192,10 +197,16 @@ class Model:
             number, sealed_at = self.by_tag.get(datagram[-16:], (None, 0.0))
             if number is not None and number not in self.arrived:
                 self.in_hand.add(number)
-                if len(self.in_hand) > BATCH_MAX:
-                    self._kernel.fail("more than one batch of packets is in hand")
                 if sealed_at < self._kernel.now - LATE_SECS:
                     self.excused.add(number)  # its session may have ended meanwhile
+
+    def on_opened(self, sealed: bytes) -> None:
+        """Note a message that was opened: its packet is authentic, and in hand until it is delivered."""
+        number, _ = self.by_tag.get(sealed[-16:], (None, 0.0))
+        if number is not None and number in self.in_hand:
+            self._opened.add(number)
+            if len(self._opened) > BATCH_MAX:
+                self._kernel.fail("more than one batch of packets is in hand")
 
     def on_packet_read(self, packet: bytes) -> None:
         """Note what a process takes from the TUN device."""
@@ -208,6 +219,11 @@ class Model:
         if number is not None:
             self.in_hand.discard(number)
 
+    def on_run(self, packets: list[bytes]) -> None:
+        """Note packets that leave at once."""
+        first = packets[0][PACKET_ID]
+        self._in_run.update({packet[PACKET_ID]: (first, position) for position, packet in enumerate(packets)})
+
     def on_delivered(self, place: str, packet: bytes, *, is_last: bool) -> None:
         """Note a packet that reached the inside or a client; is_last: its destination."""
         number = packet[PACKET_ID]
@@ -218,6 +234,11 @@ class Model:
             self._kernel.fail(f"packet {int.from_bytes(number, 'big')} was delivered twice at {place}")
         seen.add(number)
         self.in_hand.discard(number)
+        self._opened.discard(number)
+        first, position = self._in_run.get(number, (number, 0))
+        if self.keeps_order and position < self._reached.get((place, first), 0):
+            self._kernel.fail(f"segment {position} of a run arrives at {place} behind a later one")
+        self._reached[place, first] = position
         if is_last:
             self.arrived.add(number)
             if number in self.unreachable:

@@ -122,6 +122,20 @@ PLANTED: dict[str, Plant] = {
         "            self._successor.peer.kill()", "            pass",
         families=("last words",), within=500,
     ),
+    "segments are joined over a gap": _plant(
+        "protocol.super_packets", "_Headers._runs",
+        "sequences[row] == (sequences[row - 1] + payload) % (1 << 32)", "sequences[row] != sequences[row - 1]",
+        families=("link",),
+    ),
+    "the last segment's push is lost": _plant(
+        "protocol.super_packets", "_Headers.joined", "self._flags[end - 1]", "self._flags[start]",
+    ),
+    "a super-packet has the payloads of the first rows": _plant(
+        "protocol.super_packets", "_Headers.joined", "[self._first + start : self._first + end]", "[: end - start]",
+    ),
+    "a run is written before what came earlier": _plant(
+        "protocol.inner_packets", "InnerPackets._unwrap_runs", "frames += join(", "frames[:0] = join(",
+    ),
     "SIGKILL is not sent": _plant(
         "takeover.predecessor", "Predecessor._carry_out", "self._successor.peer.kill()", "True", families=("rogues",),
     ),

@@ -128,6 +128,8 @@ class Os:
         file = kernel().file(fd)
         if isinstance(file, Tun):
             kernel().act("delivers a packet")
+            if file.flags & IFF_VNET_HDR and VNET_HEADER.unpack_from(data)[1]:
+                kernel().count("super-packets")
         return file.write(bytes(data))
 
     def writev(self, fd: int, parts: Sequence[Buffer]) -> int:

@@ -6,13 +6,14 @@ the inside and back, and everything has arrived that had to.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from oxidize.protocol.icmp import PROTOCOL_ICMP
 from oxidize.settings import NodeSettings
 from tests.support.node_settings import settings_with
+from tests.support.segments import ACK, PUSH, Segment, run
 from tests.support.sim.clients import (
     CROSSING_SECS,
     INSIDE,
@@ -38,6 +39,9 @@ GAPS_SECS = (0.0, 0.001, 0.02, 0.2, 1.0)
 SETTLING_SECS = 12.0
 SETTLING_ROUNDS = 25
 KINDS = ("systemd", "systemd", "holder", "holder", "none")
+SEGMENTED = 0.3  # of the bursts: TCP segments
+RUN_SEGMENTS = (2, 3, 10, 60)
+RUN_PAYLOADS = (240, 600, 1200)  # bytes
 REGION_BYTES = (20 << 10, 64 << 10, 1 << 20)  # of a journal; the first is full before long
 PORT = 51820
 
@@ -82,7 +86,7 @@ class World:
         self.release: dict[tuple[Any, str], object] = {}
         self.mtu = 1420
         self.loss = self.repeats = self.jitter = 0.0
-        self.link_secs = random.choice(LINK_SECS)
+        self.link_secs = self._link_secs_first = random.choice(LINK_SECS)
         self.is_strict = True
         self.is_calm = True  # nothing that a client may notice
         self.is_settling = False
@@ -123,6 +127,8 @@ class World:
 
     def link(self, arrive: Callable[[], object]) -> None:
         """Carry a datagram over the link, which may lose, repeat and delay it."""
+        if self.jitter or self.link_secs != self._link_secs_first:
+            self.model.keeps_order = False
         copies = 1
         if self.loss and self.random.random() < self.loss:
             copies = 0
@@ -165,26 +171,56 @@ class World:
     def send(self, source: Client | None, destination: Client | None, size: int = 0) -> bytes:
         """Send a numbered packet between clients, None being the inside; return its number."""
         self.packets += 1
-        number, kernel_now = self.packets, self.kernel.now
-        data = numbered_packet(
-            INSIDE if source is None else source.inner,
-            INSIDE if destination is None else destination.inner,
-            number,
-            size,
+        data = numbered_packet(_inner_of(source), _inner_of(destination), self.packets, size)
+        self._send(source, destination, [data])
+        return data[PACKET_ID]
+
+    def send_burst(self, source: Client | None, destination: Client | None) -> None:
+        """Send some numbered packets, or a run of TCP segments, which a server joins."""
+        random = self.random
+        if random.random() < SEGMENTED:
+            self.send_segments(source, destination, random.choice(RUN_SEGMENTS), random.choice(RUN_PAYLOADS))
+            return
+        for _ in range(random.choice((1, 1, 2, 5))):
+            self.send(source, destination, random.choice((0, 0, 13, 500)))
+
+    def send_segments(self, source: Client | None, destination: Client | None, count: int, size: int) -> None:
+        """Send a run of TCP segments of `size` bytes as a kernel cuts them, the last one shorter perhaps.
+
+        Their numbers are ports and sequence number, which stand where other packets have theirs.
+        """
+        self.packets += 1
+        first = Segment(
+            _inner_of(source),
+            _inner_of(destination),
+            self.random.randrange(1 << 32),
+            bytes(size),
+            ports=(1024, self.packets),
+            ident=self.random.randrange(1 << 16),
         )
-        name = number.to_bytes(8, "big")
-        self.model.sent[name] = data
-        self.ends[number] = kernel_now, [each for each in (source, destination) if each is not None]
-        if not all(each is None or each.is_served for each in (source, destination)):
-            self.model.excused.add(name)
-        self.kernel.count("packets")
+        segments = [replace(each, payload=self.random.randbytes(size)) for each in run(first, count)]
+        last = segments[-1]
+        segments[-1] = replace(last, payload=last.payload[self.random.choice((0, 0, 100)) :], flags=ACK | PUSH)
+        packets = [each.packet() for each in segments]
+        self.model.on_run(packets)
+        self.kernel.count("segments", count)
+        self._send(source, destination, packets)
+
+    def _send(self, source: Client | None, destination: Client | None, packets: list[bytes]) -> None:
+        ends = [each for each in (source, destination) if each is not None]
+        for data in packets:
+            name = data[PACKET_ID]
+            self.model.sent[name] = data
+            self.ends[int.from_bytes(name, "big")] = self.kernel.now, ends
+            if not all(each.is_served for each in ends):
+                self.model.excused.add(name)
+            self.kernel.count("packets")
         if source is not None:
-            source.send(data)
+            source.send(packets)
         elif self.tun is not None and not self.tun.is_closed:
-            self.tun.queue.append(data)
+            self.tun.queue.extend(packets)
         else:
-            self.on_tun_removed([data])
-        return name
+            self.on_tun_removed(packets)
 
     # --- The life of a world ---
 
@@ -264,7 +300,7 @@ class World:
         self.is_settling = True
         self.at_step.clear()
         self.loss = self.repeats = self.jitter = 0.0
-        strict_until = range(1, self.packets + 1)
+        strict_until = set(self.ends)
         for process in kernel.processes:
             process.faults.clear()
             process.fds_max = 1024
@@ -318,6 +354,10 @@ class World:
         arrived = all(name in self.model.arrived for name in names)
         self.model.excused.update(names)
         return arrived
+
+
+def _inner_of(end: Client | None) -> str:
+    return INSIDE if end is None else end.inner
 
 
 __all__ = ["SERVER_ADDRESS", "Plan", "World", "inner_address"]
