@@ -4,6 +4,14 @@ from tests.mutants.mutant import Mutant
 
 HOSTNET = (
     Mutant(
+        "interface-bursts-longer-than-a-send",
+        "hostnet/interface.py",
+        "if link.segments not in {0, segments}:",
+        "if 0 < link.segments < segments:",
+        ("unit/hostnet/test_interface.py::test_everything_is_set_once_and_then_left_alone",),
+        "a burst of TCP leaves and arrives in two parts",
+    ),
+    Mutant(
         "metrics-address-that-is-taken-ends-a-start",
         "runtime/http_binding.py",
         "        return bind_http(settings)\n    except Exception as error:",

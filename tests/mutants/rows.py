@@ -44,6 +44,22 @@ ROWS = (
         "the packets of a batch wait for the handshakes in it",
     ),
     Mutant(
+        "udp-nothing-waits-behind-joined-datagrams",
+        "net/udp_receiver.py",
+        "self.is_empty = pending[0] == 0",
+        "self.is_empty = True",
+        ("takeover/test_udp_singles.py::test_joined_datagrams_are_followed_by_no_receive_where_nothing_waits",),
+        "a turn of the loop carries one batch of bulk",
+    ),
+    Mutant(
+        "udp-joined-datagrams-received-until-it-fails",
+        "net/udp_receiver.py",
+        "self.is_empty = pending[0] == 0",
+        "self.is_empty = False",
+        ("takeover/test_udp_singles.py::test_joined_datagrams_are_followed_by_no_receive_where_nothing_waits",),
+        "each batch of bulk costs a receive that fails, and a look at the socket's errors",
+    ),
+    Mutant(
         "udp-sign-of-a-lost-session-dropped",
         "protocol/row_receiver.py",
         "if endpoint.remote in by_remote]",

@@ -94,6 +94,18 @@ def test_a_short_batch_comes_with_the_singles_before_it(stand: Stand) -> None:
     assert [datagram for _, datagram in stand.receive()] == singles + joined
 
 
+def test_joined_datagrams_are_followed_by_no_receive_where_nothing_waits(stand: Stand) -> None:
+    joined = numbered(45, 1452)
+    for more in (True, False):
+        stand.send_joined(joined)
+        if more:
+            stand.send_joined(joined)
+            assert [datagram for _, datagram in stand.receive()] == joined
+            assert not stand.udp.receiver.is_empty
+        assert [datagram for _, datagram in stand.receive()] == joined
+        assert stand.udp.receiver.is_empty
+
+
 def test_datagrams_of_all_sizes_come_in_order(stand: Stand) -> None:
     sent = [
         bytes([number]) * size
