@@ -9,6 +9,7 @@ DAMAGED = "properties/test_super_packets_properties.py::test_a_damaged_segment_d
 AT_MOST_A_BATCH = "test_no_receive_brings_more_packets_than_a_batch_even_if_a_batch_comes_behind_singles"
 SAME_AS_SINGLY = "properties/test_rows_properties.py::test_a_server_receives_in_rows_what_it_receives_singly"
 INITIATIONS = "unit/net/test_initiations_in_a_batch.py"
+ONCE = "properties/test_rows_properties.py::test_what_comes_again_is_delivered_once"
 
 ROWS = (
     Mutant(
@@ -94,10 +95,26 @@ ROWS = (
     Mutant(
         "rows-replayed-datagram-delivered",
         "protocol/row_receiver.py",
+        "        if words[slot + RECEIVE_NEXT] <= counter < REJECT_AFTER_MESSAGES or is_fresh(words, slot, counter):\n"
+        "            sealed, plain = rows.views.of(rows.sizes[number], number + 1)\n"
+        "            try:\n"
+        "                keypair.opener.decrypt_into(rows.nonces[number], sealed[number], None, plain[number])\n"
         "                return mark(words, slot, counter)\n",
+        "        if counter < REJECT_AFTER_MESSAGES:\n"
+        "            sealed, plain = rows.views.of(rows.sizes[number], number + 1)\n"
+        "            try:\n"
+        "                keypair.opener.decrypt_into(rows.nonces[number], sealed[number], None, plain[number])\n"
         "                return mark(words, slot, counter) is not None\n",
-        (SAME_AS_SINGLY,),
-        "a datagram that comes twice in one batch is delivered twice",
+        (ONCE,),
+        "a datagram that comes twice is delivered twice",
+    ),
+    Mutant(
+        "rows-replayed-run-taken-for-a-new-one",
+        "protocol/row_receiver.py",
+        "        in_order = first >= words[slot + RECEIVE_NEXT] and end <= REJECT_AFTER_MESSAGES\n",
+        "        in_order = end <= REJECT_AFTER_MESSAGES\n",
+        (ONCE,),
+        "datagrams that are sent again in a row end the turn of the loop with an error",
     ),
     Mutant(
         "rows-unconfirmed-session-opened",

@@ -341,3 +341,16 @@ def test_a_session_whose_send_counter_has_run_out_still_receives() -> None:
     packets, _ = receive_in_rows(fast, batch, ReceivedRows())
     assert packets == receive_singly(slow, batch) != []
     assert_equal(fast, slow)
+
+
+@pytest.mark.parametrize("count", [1, 8], ids=["one", "a run"])
+def test_what_comes_again_is_delivered_once(count: int) -> None:
+    fast, slow = make(is_client=False), make(is_client=False)
+    batch = batch_of(fast, [("data", 0, 10)] * count)
+    assert batch == batch_of(slow, [("data", 0, 10)] * count)
+    rows = ReceivedRows()
+    for delivered in (count, 0):
+        packets, processed = receive_in_rows(fast, batch, rows)
+        assert packets == receive_singly(slow, processed)
+        assert len(packets) == delivered
+        assert_equal(fast, slow)
