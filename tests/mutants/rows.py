@@ -9,6 +9,7 @@ DAMAGED = "properties/test_super_packets_properties.py::test_a_damaged_segment_d
 AT_MOST_A_BATCH = "test_no_receive_brings_more_packets_than_a_batch_even_if_a_batch_comes_behind_singles"
 SAME_AS_SINGLY = "properties/test_rows_properties.py::test_a_server_receives_in_rows_what_it_receives_singly"
 INITIATIONS = "unit/net/test_initiations_in_a_batch.py"
+CONFIRMED = "properties/test_rows_properties.py::test_the_first_message_of_a_new_session_confirms_it"
 ONCE = "properties/test_rows_properties.py::test_what_comes_again_is_delivered_once"
 
 ROWS = (
@@ -121,7 +122,7 @@ ROWS = (
         "protocol/row_receiver.py",
         "                    and keypair is not peer.next\n",
         "",
-        (SAME_AS_SINGLY,),
+        (CONFIRMED,),
         "a responder never takes its session into use",
     ),
     Mutant(

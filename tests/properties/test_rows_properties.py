@@ -354,3 +354,22 @@ def test_what_comes_again_is_delivered_once(count: int) -> None:
         assert packets == receive_singly(slow, processed)
         assert len(packets) == delivered
         assert_equal(fast, slow)
+
+
+def test_the_first_message_of_a_new_session_confirms_it() -> None:
+    fast, slow = make(is_client=False), make(is_client=False)
+    for stand in (fast, slow):
+        host, sender = stand.host, stand.senders[0]
+        stand.world.run(30.0)  # the next initiation has to wait for seconds
+        sender.device._handshaker.initiate(sender.peer(host), stand.world.now)
+        for source, receiver in ((sender, host), (host, sender)):
+            for transmit in source.take_transmits():
+                receiver.receive(transmit.datagrams, source.endpoint)
+        sender.take_transmits()  # the keepalive that would confirm it is lost
+        assert host.peer(sender).next is not None
+    batch = batch_of(fast, [("data", 0, 10)])
+    assert batch == batch_of(slow, [("data", 0, 10)])
+    packets, processed = receive_in_rows(fast, batch, ReceivedRows())
+    assert packets == receive_singly(slow, processed) != []
+    assert fast.host.peer(fast.senders[0]).next is None
+    assert_equal(fast, slow)
