@@ -32,8 +32,8 @@ from oxidize.state.records import FORMAT
 
 # How many packets each batch has: some alone, as most are; and CPython specialises code when it has run eight times.
 BATCHES = (1, 20, 1, 1, 1, 1, 1, 1, 3, 20)
-TURNS_MAX = 5  # of the loop, for one batch: one for each socket and tunnel on its way, and one more ...
-TURN_SECS_MAX = 0.01  # ... each of which waits so long at most
+TURNS = 5  # of the loop, for one batch: one for each socket and tunnel on its way, and one more ...
+TURN_SECS = 0.01  # ... each of which waits so long at most
 _LOOPBACK = bytes([127, 0, 0, 1])
 _ADDRESSES = (bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]))
 _SIZE = 96  # of a packet, bytes
@@ -119,10 +119,10 @@ class _Pair:
         expected = self._counters[Total.RECEIVED_PACKETS] + count
         for _ in range(count):
             self._hosts[own].send(bytes(VNET_HEADER_SIZE) + _packet(own))
-        for _ in range(TURNS_MAX):
+        for _ in range(TURNS):
             if self._counters[Total.RECEIVED_PACKETS] >= expected:
                 break
-            self._loop.run_once(TURN_SECS_MAX)
+            self._loop.run_once(TURN_SECS)
         with suppress(BlockingIOError):
             while self._hosts[1 - own].recv(_BUFFER_BYTES):
                 pass
