@@ -6,22 +6,21 @@ And nothing here imports the schema, which a start after a crash does without (`
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from oxidize.config.paths import Role
 from oxidize.config.values import HostPort, InterfaceAddress, NameServers, Network, NetworkKind
 from oxidize.net.resolve import literal
 from oxidize.protocol.link_policy import LinkPolicy
 from oxidize.protocol.peer_settings import PeerSettings
+from oxidize.protocol.secret_fields import text_without
 
 if TYPE_CHECKING:
     from oxidize.config import ClientConfig, ServerConfig
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeSettings:
+class NodeSettings(NamedTuple):
     """The keys that [server] and [client] share, and one role's keys with the values that the other role has.
 
     public_key: of `private_key`. peers: with the endpoints that are addresses. routes: networks that lead into the
@@ -32,7 +31,7 @@ class NodeSettings:
 
     role: Role
     addresses: tuple[InterfaceAddress, ...]
-    private_key: bytes = field(repr=False)
+    private_key: bytes
     public_key: bytes
     mtu: int
     network: NetworkKind
@@ -52,6 +51,9 @@ class NodeSettings:
     fwmark: int = 0
     name_servers: NameServers | None = None
     kill_switch: bool = False
+
+    def __repr__(self) -> str:
+        return text_without(self, "private_key")
 
     @property
     def has_host_setup(self) -> bool:

@@ -9,9 +9,8 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import click
 
@@ -97,8 +96,7 @@ def _handed_out(role: config.Role, config_path: Path) -> list[bytes]:
         close_unasked(fds)
 
 
-@dataclass(frozen=True, slots=True)
-class Reloaded:
+class Reloaded(NamedTuple):
     """The outcome of a reload as text: one line, and warnings."""
 
     summary: str

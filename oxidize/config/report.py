@@ -8,7 +8,6 @@ import base64
 import json
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
 from typing import NoReturn
 
 from oxidize.errors import ConfigError
@@ -30,18 +29,18 @@ HIDDEN = "(not shown)"
 MISSING = " is missing:"
 
 
-@dataclass
 class Report:
     """Collects problems and warnings of the file `source`; `secrets` are keys in base64 that no problem shows.
 
     excess: the number of problems beyond PROBLEMS_MAX.
     """
 
-    source: str
-    problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    secrets: set[str] = field(default_factory=set, repr=False)
-    excess: int = 0
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.problems: list[str] = []
+        self.warnings: list[str] = []
+        self.secrets: set[str] = set()
+        self.excess = 0
 
     def has_room(self) -> bool:
         """Return whether a further problem is described; count it if it is not."""

@@ -4,7 +4,6 @@ The rule: no more of a file is read than FILE_BYTES_MAX.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +26,6 @@ class KeyFile(NamedTuple):
     given: str
 
 
-@dataclass(frozen=True, slots=True)
 class SourceFile:
     """The file that tables are read from, and what its values refer to.
 
@@ -35,11 +33,12 @@ class SourceFile:
     opened; without it keys are empty. key_files: those that a key was read from, in this order.
     """
 
-    report: Report
-    folder: Path
-    environ: Mapping[str, str]
-    reads_keys: bool = True
-    key_files: list[KeyFile] = field(default_factory=list)
+    def __init__(self, report: Report, folder: Path, environ: Mapping[str, str], reads_keys: bool = True) -> None:
+        self.report = report
+        self.folder = folder
+        self.environ = environ
+        self.reads_keys = reads_keys
+        self.key_files: list[KeyFile] = []
 
 
 def read_file(path: Path, expected: str | None = None) -> bytes:

@@ -113,8 +113,8 @@ class InterfacePart:
             link = comparison.find(self._interface)
             comparison.compare_link(link, self._mtu, self._segments)
             yield 0.0
-            yield from comparison.compare_addresses(link.index, self._addresses)
-            yield from comparison.compare_routes(link.index, self._routes, self._route_keys)
+            yield from comparison.compare_addresses(link.number, self._addresses)
+            yield from comparison.compare_routes(link.number, self._routes, self._route_keys)
         if comparison.problems:
             raise IncompleteError(comparison.problems, comparison.changes)
         return comparison.changes
@@ -140,14 +140,14 @@ class _Comparison:
     def compare_link(self, link: Link, mtu: int, segments: int) -> None:
         # One at a time, so that an error names the setting that was refused.
         if link.mtu != mtu:
-            self._change([(f"mtu {mtu}", set_link(link.index, mtu=mtu))])
+            self._change([(f"mtu {mtu}", set_link(link.number, mtu=mtu))])
         if link.queue != TRANSMIT_QUEUE_PACKETS:
-            request = set_link(link.index, queue=TRANSMIT_QUEUE_PACKETS)
+            request = set_link(link.number, queue=TRANSMIT_QUEUE_PACKETS)
             self._change([(f"txqlen {TRANSMIT_QUEUE_PACKETS}", request)])
         if link.segments not in {0, segments}:
             self._change([(f"gso_max_segs {segments}", set_link(link.index, segments=segments))])
         if not link.is_up:
-            self._change([("state up", set_link(link.index, up=True))])
+            self._change([("state up", set_link(link.number, up=True))])
 
     def compare_addresses(self, index: int, wanted: set[Key]) -> Steps[None]:
         present = yield from self._read_addresses(index)

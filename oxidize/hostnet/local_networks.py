@@ -12,8 +12,8 @@ import errno
 import os
 import socket
 import struct
-from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
+from typing import NamedTuple
 
 from oxidize.config.values import Network
 from oxidize.errors import OxidizeError
@@ -38,8 +38,7 @@ _ANSWER_SECS_MAX = 2.0  # the kernel answers at once
 _READS_MAX = 10
 
 
-@dataclass(frozen=True, slots=True)
-class LocalNetwork:
+class LocalNetwork(NamedTuple):
     """A network, and the name of the interface that leads there."""
 
     network: Network

@@ -16,8 +16,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from oxidize.config.values import HostAddress, Network
 from oxidize.errors import OxidizeError
@@ -98,8 +97,7 @@ class NftError(OxidizeError):
         self.step = step
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One message of a batch. kind: its type. flags: in addition to request and acknowledgement."""
 
     kind: int
@@ -107,8 +105,7 @@ class Message:
     attributes: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """An existing table. owner: the port of the socket that owns it, 0 for none. is_dormant: its rules do nothing."""
 
     name: str
@@ -116,8 +113,7 @@ class Table:
     is_dormant: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """One rule of a chain. comment: what it is for, as nft(8) shows it. expressions: joined; unknown for a read one."""
 
     chain: str

@@ -13,9 +13,9 @@ batch, or until a planned end. Source: docs/adr/0016; nft(8); wg-quick(8) for th
 import errno
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_network
+from typing import NamedTuple
 
 from oxidize.config.values import InterfaceAddress, Network
 from oxidize.errors import OxidizeError
@@ -46,8 +46,7 @@ _REMEDIES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
+class Filter(NamedTuple):
     """The wanted table.
 
     addresses: the tunnel's, on `interface`. networks: those behind the tunnel apart from default routes. mark: of the

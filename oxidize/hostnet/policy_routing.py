@@ -20,8 +20,8 @@ import struct
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from oxidize.errors import OxidizeError
 from oxidize.hostnet.netlink import FAMILIES, ROUTE_PROTOCOL, RT_TABLE_MAIN, remedy
@@ -59,16 +59,14 @@ _KERNELS_TABLES = range(253, 256)
 _ANY_HOST: dict[int, Key] = {4: (0, bytes(4)), 6: (0, bytes(16))}
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(NamedTuple):
     """The wanted policy. fwmark: the sockets' mark and the table's number. versions: of IP, with a default route."""
 
     fwmark: int
     versions: frozenset[int]
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Rule:
+class Rule(NamedTuple):
     """One rule of the policy database, with the fields that are set here."""
 
     priority: int
@@ -169,7 +167,7 @@ class PolicyPart:
         """Look for the rules and the default route of each wanted version of IP; see `Part`."""
         missing: list[str] = []
         with _connected() as kernel:
-            index = kernel.link(self._interface).index
+            index = kernel.link(self._interface).number
             for version in sorted(self._policy.versions):
                 yield 0.0
                 missing += yield from self._missing(kernel, index, version)
@@ -224,7 +222,7 @@ def _indexes(kernel: RtnetlinkSocket, interfaces: Iterable[str]) -> frozenset[in
     found = set()
     for name in interfaces:
         try:
-            found.add(kernel.link(name).index)
+            found.add(kernel.link(name).number)
         except RtnetlinkError as error:
             if error.code != errno.ENODEV:
                 raise

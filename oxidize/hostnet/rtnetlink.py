@@ -13,7 +13,6 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from oxidize.errors import OxidizeError
@@ -62,14 +61,13 @@ class RtnetlinkError(OxidizeError):
         self.code = code
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """An interface as the kernel has it. mtu: bytes. queue: packets. segments: that TCP hands over at once, at most.
 
     Of what the kernel does not report it is 0.
     """
 
-    index: int
+    number: int
     mtu: int
     queue: int
     segments: int
@@ -85,8 +83,7 @@ class Route(NamedTuple):
     protocol: int
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One change. kind: the message's type. flags: in addition to request and acknowledgement."""
 
     kind: int

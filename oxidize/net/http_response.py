@@ -1,11 +1,10 @@
 """The response to an HTTP request, and what gives it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """The response to a request; its length, and that the connection closes, are added when it is sent."""
 
     status: int

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.secret_fields import text_without
 
 
 class KeypairState(NamedTuple):
@@ -28,7 +29,7 @@ class KeypairState(NamedTuple):
     slot: int
 
     def __repr__(self) -> str:
-        return _shown(self._asdict(), type(self).__name__, "send_key", "receive_key")
+        return text_without(self, "send_key", "receive_key")
 
 
 class PeerSeen(NamedTuple):
@@ -92,7 +93,7 @@ class PeerHandshake(NamedTuple):
     retry_at: float
 
     def __repr__(self) -> str:
-        return _shown(self._asdict(), type(self).__name__, "ephemeral_private", "chaining_key", "hash")
+        return text_without(self, "ephemeral_private", "chaining_key", "hash")
 
 
 class PeerCookie(NamedTuple):
@@ -103,7 +104,7 @@ class PeerCookie(NamedTuple):
     received_at: float
 
     def __repr__(self) -> str:
-        return _shown(self._asdict(), type(self).__name__, "cookie")
+        return text_without(self, "cookie")
 
 
 class PeerStaged(NamedTuple):
@@ -117,7 +118,7 @@ class PeerStaged(NamedTuple):
     serial: int = 0
 
     def __repr__(self) -> str:
-        return _shown(self._asdict(), type(self).__name__, "packets")
+        return text_without(self, "packets")
 
 
 class PeerStagedMore(NamedTuple):
@@ -128,7 +129,7 @@ class PeerStagedMore(NamedTuple):
     serial: int = 0
 
     def __repr__(self) -> str:
-        return _shown(self._asdict(), type(self).__name__, "packets")
+        return text_without(self, "packets")
 
 
 class PeerRemoved(NamedTuple):
@@ -144,7 +145,7 @@ class CookieSecret(NamedTuple):
     created_at: float
 
     def __repr__(self) -> str:
-        return _shown(self._asdict(), type(self).__name__, "secret")
+        return text_without(self, "secret")
 
 
 class ConfiguredEndpoints(NamedTuple):
@@ -184,11 +185,6 @@ _KINDS: dict[type, str] = {
 def change_key(change: Change) -> tuple[str, bytes]:
     """Return the part of the state that a change sets: its kind, and the peer's public key or no bytes."""
     return _KINDS[type(change)], getattr(change, "peer", b"")
-
-
-def _shown(fields: Mapping[str, object], name: str, *secret: str) -> str:
-    """Return a named tuple as text, without the fields that are secret."""
-    return f"{name}({', '.join(f'{key}={value!r}' for key, value in fields.items() if key not in secret)})"
 
 
 def no_handshake(peer: bytes) -> PeerHandshake:

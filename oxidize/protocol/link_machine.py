@@ -17,7 +17,6 @@ A process that is killed between the two leaves CONNECTED with an outage (it was
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum, auto, unique
 
 from oxidize.protocol.constants import NEVER
@@ -146,40 +145,37 @@ def advance(counters: Counters, slot: int, event: LinkEvent, now: float) -> tupl
     return to_do
 
 
-@dataclass(slots=True, eq=False)
 class Link:
     """What this process remembers of a link in addition to the counters of its peer; a successor does without it.
 
     Its timers, as all of a peer, hold when they end, or NEVER while they are off.
     """
 
-    policy: LinkPolicy
-    began_at: float = 0.0  # when this process became the owner
-    # --- While the link is up ---
-    # Packets that no authentic message of the peer has followed by IN_FLIGHT_SECS_MIN, and when each was sent.
-    unanswered: deque[tuple[float, bytes]] = field(init=False)
-    # Packets that are sent again, and when they were sent first: that age decides whether they are too old.
-    first_sent: dict[bytes, float] = field(default_factory=dict)
-    unanswered_probes: int = 0  # initiations in a row with nothing received after them
-    assume_lost: bool = False  # of what is unanswered, should the handshake that is in flight succeed
-    has_new_route: bool = False  # since the last session: the peer may have answered to where this side was before
-    asked_at: float = NEVER  # since when this side has asked whether its packets arrive
-    decayed_at: float = -NEVER
-    errors_free_at: float = -NEVER
-    doubt_at: float = NEVER  # when this side asks because of an error
-    is_doubted: bool = False  # by an error, with nothing authentic received since
-    refused_at: float = -NEVER  # when the peer's host last said that the port is closed
-    # --- While it is down ---
-    last_error: str = ""  # what the network said last
-    retries_before: int = 0  # retries that the present delay does not follow from
-    probe_at: float = NEVER
-    refusals_end_at: float = NEVER
-    # --- When it is up again ---
-    replay_at: float = NEVER  # when more staged packets leave; until then new ones are staged behind them
-    replay_left: int = 0
-
-    def __post_init__(self) -> None:
-        self.unanswered = deque(maxlen=self.policy.buffer_packets)
+    def __init__(self, policy: LinkPolicy) -> None:
+        self.policy = policy
+        self.began_at = 0.0  # when this process became the owner
+        # --- While the link is up ---
+        # Packets that no authentic message of the peer has followed by IN_FLIGHT_SECS_MIN, and when each was sent.
+        self.unanswered: deque[tuple[float, bytes]] = deque(maxlen=policy.buffer_packets)
+        # Packets that are sent again, and when they were sent first: that age decides whether they are too old.
+        self.first_sent: dict[bytes, float] = {}
+        self.unanswered_probes = 0  # initiations in a row with nothing received after them
+        self.assume_lost = False  # of what is unanswered, should the handshake that is in flight succeed
+        self.has_new_route = False  # since the last session: the peer may have answered to where this side was before
+        self.asked_at = NEVER  # since when this side has asked whether its packets arrive
+        self.decayed_at = -NEVER
+        self.errors_free_at = -NEVER
+        self.doubt_at = NEVER  # when this side asks because of an error
+        self.is_doubted = False  # by an error, with nothing authentic received since
+        self.refused_at = -NEVER  # when the peer's host last said that the port is closed
+        # --- While it is down ---
+        self.last_error = ""  # what the network said last
+        self.retries_before = 0  # retries that the present delay does not follow from
+        self.probe_at = NEVER
+        self.refusals_end_at = NEVER
+        # --- When it is up again ---
+        self.replay_at = NEVER  # when more staged packets leave; until then new ones are staged behind them
+        self.replay_left = 0
 
     @property
     def is_refused(self) -> bool:

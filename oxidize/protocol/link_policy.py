@@ -6,8 +6,8 @@ its server. Its silence is answered with a probe: a handshake, which every WireG
 after a time that follows from the round trip, and is never given up unless the operator says so.
 """
 
-from dataclasses import dataclass
 from math import inf
+from typing import NamedTuple
 
 # --- Noticing ---
 PROBE_SECS_MIN = 0.2  # of silence after sending: more than most hosts take for a delayed acknowledgement (RFC 1122)
@@ -58,8 +58,7 @@ REPLAY_BURST_PACKETS = 64
 REPLAY_PAUSE_SECS = 0.005
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkPolicy:
+class LinkPolicy(NamedTuple):
     """How a link is kept up, as configured; the defaults are those of the keys in `config.schema`.
 
     retry_secs: before the first retry; doubled with each, up to retry_secs_max. retries_max: how many may go unanswered

@@ -10,7 +10,7 @@ https://cr.yp.to/libtai/tai64.html.
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -30,6 +30,7 @@ from oxidize.protocol.crypto import (
     unseal,
 )
 from oxidize.protocol.messages import Initiation, Response
+from oxidize.protocol.secret_fields import text_without
 
 _INITIAL_CHAINING_KEY = blake2s(CONSTRUCTION)
 _INITIAL_HASH = blake2s(_INITIAL_CHAINING_KEY, IDENTIFIER)
@@ -91,18 +92,19 @@ class RemoteIdentity:
         return self._static_shared
 
 
-@dataclass(frozen=True, slots=True)
-class InitiatorState:
+class InitiatorState(NamedTuple):
     """The initiator's handshake between initiation and response; local_index: 32 bits, the others 32 bytes."""
 
     local_index: int
-    ephemeral_private: bytes = field(repr=False)
-    chaining_key: bytes = field(repr=False)
-    hash: bytes = field(repr=False)
+    ephemeral_private: bytes
+    chaining_key: bytes
+    hash: bytes
+
+    def __repr__(self) -> str:
+        return text_without(self, "ephemeral_private", "chaining_key", "hash")
 
 
-@dataclass(frozen=True, slots=True)
-class ReceivedInitiation:
+class ReceivedInitiation(NamedTuple):
     """An authentic initiation whose timestamp is not checked yet.
 
     remote: the peer that sent it. sender_index: 32 bits. ephemeral, chaining_key, hash: 32 bytes. timestamp: 12 bytes
@@ -112,17 +114,22 @@ class ReceivedInitiation:
     remote: RemoteIdentity
     sender_index: int
     ephemeral: bytes
-    chaining_key: bytes = field(repr=False)
-    hash: bytes = field(repr=False)
+    chaining_key: bytes
+    hash: bytes
     timestamp: bytes
 
+    def __repr__(self) -> str:
+        return text_without(self, "chaining_key", "hash")
 
-@dataclass(frozen=True, slots=True)
-class TransportKeys:
+
+class TransportKeys(NamedTuple):
     """The two keys of a session, 32 bytes each, named from this device's side."""
 
-    send_key: bytes = field(repr=False)
-    receive_key: bytes = field(repr=False)
+    send_key: bytes
+    receive_key: bytes
+
+    def __repr__(self) -> str:
+        return text_without(self, "send_key", "receive_key")
 
 
 def create_initiation(

@@ -9,8 +9,6 @@ replaced it before the peer was heard in a newer one. A loaded peer answers two 
 sealed, or had yet to seal, with the keypair before them.
 """
 
-from dataclasses import dataclass
-
 from oxidize.protocol.changes import PeerHandshake, PeerKeypairs
 from oxidize.protocol.constants import (
     NEVER,
@@ -31,17 +29,21 @@ PeerKeypair = Keypair["Peer"]
 NOT_RETRIED = 0.0
 
 
-@dataclass(slots=True)
 class PendingHandshake:
     """An initiation of this side that is not answered yet; times as in `changes.PeerHandshake`."""
 
-    peer: "Peer"
-    state: InitiatorState
-    started_at: float
-    sent_at: float
-    retry_at: float
-    mac1: bytes  # of the initiation, which a cookie reply answers; empty once one has
-    forged: int = 0  # responses that were not authentic
+    __slots__ = ("forged", "mac1", "peer", "retry_at", "sent_at", "started_at", "state")
+
+    def __init__(
+        self, peer: "Peer", state: InitiatorState, started_at: float, sent_at: float, retry_at: float, mac1: bytes
+    ) -> None:
+        self.peer = peer
+        self.state = state
+        self.started_at = started_at
+        self.sent_at = sent_at
+        self.retry_at = retry_at
+        self.mac1 = mac1  # of the initiation, which a cookie reply answers; empty once one has
+        self.forged = 0  # responses that were not authentic
 
     def is_exhausted(self, now: float) -> bool:
         """Return whether no further initiation is sent (section 6.4)."""

@@ -3,16 +3,16 @@
 The rule: a plain value, which also a process knows that has no peers yet.
 """
 
-from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
+from typing import NamedTuple
 
 from oxidize.protocol.constants import STAGED_PACKETS_MAX
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.link_policy import LinkPolicy
+from oxidize.protocol.secret_fields import text_without
 
 
-@dataclass(frozen=True, slots=True)
-class PeerSettings:
+class PeerSettings(NamedTuple):
     """What the operator says of a peer; keys are 32 bytes, `persistent_keepalive` seconds (0: off).
 
     link: how a session is kept up at all times; None for the paper's timers alone. configured_endpoint: the text that
@@ -20,13 +20,16 @@ class PeerSettings:
     """
 
     public_key: bytes
-    preshared_key: bytes = field(default=bytes(32), repr=False)
+    preshared_key: bytes = bytes(32)
     allowed_ips: tuple[IPv4Network | IPv6Network, ...] = ()
     endpoint: Endpoint | None = None
     persistent_keepalive: float = 0.0
     name: str = ""
     link: LinkPolicy | None = None
     configured_endpoint: str = ""
+
+    def __repr__(self) -> str:
+        return text_without(self, "preshared_key")
 
     @property
     def staged_max(self) -> int:

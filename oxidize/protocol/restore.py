@@ -4,8 +4,6 @@ The rule: restoring only reads. It records nothing, sends nothing, zeroes no cou
 until the hand-off the counters and the journal belong to the predecessor.
 """
 
-from dataclasses import dataclass
-
 from oxidize.protocol.changes import (
     Change,
     ConfiguredEndpoints,
@@ -28,12 +26,12 @@ from oxidize.protocol.peer import Peer, PendingHandshake
 from oxidize.protocol.session_table import SessionTable
 
 
-@dataclass(slots=True)
 class RestoreReport:
     """The outcome of a restore: the number of changes applied, and of peers in them that are not configured."""
 
-    applied: int = 0
-    unknown_peers: int = 0
+    def __init__(self) -> None:
+        self.applied = 0
+        self.unknown_peers = 0
 
 
 def restore_change(table: SessionTable, cookies: CookieChecker, change: Change) -> Peer | None:

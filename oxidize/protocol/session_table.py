@@ -7,7 +7,6 @@ same (`try_record`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from oxidize.errors import StorageError
@@ -41,14 +40,15 @@ class Transmit(NamedTuple):
     datagrams: list[bytes]
 
 
-@dataclass(slots=True, eq=False)
 class UnknownPeer:
     """A peer of the predecessor that is not configured here; its slots stay in use until its removal is recorded."""
 
-    slots: dict[str, set[int]] = field(default_factory=dict)  # by the kind of change that named them
+    __slots__ = ("slots",)
+
+    def __init__(self) -> None:
+        self.slots: dict[str, set[int]] = {}  # by the kind of change that named them
 
 
-@dataclass(slots=True)
 class SessionTable:
     """The tables that the handshakes and the data path of a device share.
 
@@ -58,24 +58,22 @@ class SessionTable:
     configured: the configured endpoints that the records know (`changes.ConfiguredEndpoints`), None for no record.
     """
 
-    slots: Slots
-    record: Callable[[Change], None]
-    random_bytes: Callable[[int], bytes]
-    peers: dict[bytes, Peer] = field(default_factory=dict)
-    by_remote: dict[tuple[bytes, int, int], Peer] = field(default_factory=dict)
-    unknown_peers: dict[bytes, UnknownPeer] = field(default_factory=dict)
-    indices: IndexTable[PeerKeypair | PendingHandshake | None] = field(default_factory=IndexTable)
-    transmits: list[Transmit] = field(default_factory=list)
-    endpoint_changes: int = 0
-    moved: set[Peer] = field(default_factory=set)
-    configured: dict[bytes, bytes] | None = None
-    session_count: SessionCount = field(default_factory=SessionCount)
-    counters: Counters = field(init=False)
-    _slot_owners: dict[int, PeerKeypair | Peer | UnknownPeer] = field(default_factory=dict)
-    _answered: set[Peer] = field(default_factory=set)  # peers whose answered handshake is unanswered in the records
-
-    def __post_init__(self) -> None:
-        self.counters = self.slots.counters
+    def __init__(self, slots: Slots, record: Callable[[Change], None], random_bytes: Callable[[int], bytes]) -> None:
+        self.slots = slots
+        self.counters: Counters = slots.counters
+        self.record = record
+        self.random_bytes = random_bytes
+        self.peers: dict[bytes, Peer] = {}
+        self.by_remote: dict[tuple[bytes, int, int], Peer] = {}
+        self.unknown_peers: dict[bytes, UnknownPeer] = {}
+        self.indices: IndexTable[PeerKeypair | PendingHandshake | None] = IndexTable()
+        self.transmits: list[Transmit] = []
+        self.endpoint_changes = 0
+        self.moved: set[Peer] = set()
+        self.configured: dict[bytes, bytes] | None = None
+        self.session_count = SessionCount()
+        self._slot_owners: dict[int, PeerKeypair | Peer | UnknownPeer] = {}
+        self._answered: set[Peer] = set()  # peers whose answered handshake is unanswered in the records
 
     # --- Counting and sending ---
 

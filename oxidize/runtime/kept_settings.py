@@ -8,7 +8,6 @@ next start validates the configuration. Releases before 0.2.0 close the descript
 import contextlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from oxidize import logs
 from oxidize.errors import OxidizeError, reason_of
@@ -20,12 +19,12 @@ STORED_NAME = "settings"  # in the store
 log = logs.get(__name__)
 
 
-@dataclass(slots=True)
 class KeptSettings:
     """The file of this process. fd: None where there is no room for one. is_stored: whether the store has it alone."""
 
-    fd: int | None = None
-    is_stored: bool = False
+    def __init__(self, fd: int | None = None, *, is_stored: bool = False) -> None:
+        self.fd = fd
+        self.is_stored = is_stored
 
     def store(self) -> None:
         """Have the manager's store keep this file and no other one of its kind."""
@@ -65,4 +64,4 @@ def kept_of(
             used = validated.keep(loaded.kept)
         except OSError as error:  # no room: for a descriptor, or in memory
             log.warning("the next start validates the configuration again", reason=str(error))
-    return KeptSettings(used, is_stored)
+    return KeptSettings(used, is_stored=is_stored)

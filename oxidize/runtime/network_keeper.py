@@ -9,7 +9,6 @@ its own pace: after REPAIRS_AT_ONCE repairs in a row the next one waits, twice a
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from math import inf
 
 from oxidize import logs
@@ -29,7 +28,6 @@ REST_SHARE = 4.0
 log = logs.get(__name__)
 
 
-@dataclass(slots=True)
 class _Kept:
     """A part and what is known of it.
 
@@ -37,12 +35,13 @@ class _Kept:
     repair may take place.
     """
 
-    part: Part
-    missing: str | None = None
-    streak: int = 0
-    repaired_at: float = -inf
-    not_before: float = -inf
-    is_contended: bool = False
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.missing: str | None = None
+        self.streak = 0
+        self.repaired_at = -inf
+        self.not_before = -inf
+        self.is_contended = False
 
 
 class NetworkKeeper:

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -335,7 +335,7 @@ class Node:
 
     # --- The journal of a predecessor ---
 
-    def check_journal(self, commit: dict[str, Any]) -> None:
+    def check_journal(self, commit: Mapping[str, Any]) -> None:
         """Raise SnapshotError unless the journal was read up to the end that the predecessor sent with COMMIT."""
         expected = commit.get("journal_end", 0)
         if self.session_state.end < expected:

@@ -6,10 +6,10 @@ reused; a new field has a default; a field or a descriptor that a newer release 
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from math import isfinite
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self
 
 from oxidize.errors import DecodeError
 from oxidize.state.records import FORMAT
@@ -32,8 +32,7 @@ class FdName(StrEnum):
     STDERR = "stderr"  # where the process logs
 
 
-@dataclass(frozen=True, slots=True)
-class FdTraits:
+class FdTraits(NamedTuple):
     """The treatment of a descriptor.
 
     kind: what it is, in an OFFER. is_required: an OFFER without it is refused. from_socket_unit: a socket unit may pass
@@ -86,8 +85,7 @@ def descriptors_of(offer: Offer) -> dict[FdName, NamedFd]:
     return {FdName(named.name): named for named in offer.fds if named.name in FDS}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OfferState:
+class OfferState(NamedTuple):
     """The state of an OFFER: what a successor must know of its predecessor that is not in the journal.
 
     interface_digest: `InterfacePart.digest`. installed_dns: the name servers that a client has installed in the
@@ -98,7 +96,7 @@ class OfferState:
     """
 
     interface_digest: str = ""
-    installed_dns: Mapping[str, Any] = field(default_factory=dict)
+    installed_dns: Mapping[str, Any] = MappingProxyType({})
     watchdog_secs: float = 0.0
     listen: tuple[str, int] | None = None
     metrics_listen: tuple[str, int] | None = None

@@ -9,8 +9,8 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from oxidize import logs
 from oxidize.errors import ConfigError, OxidizeError
@@ -41,7 +41,6 @@ NOT_CONFIGURED = "not configured any more"  # the reason for a refused session, 
 log = logs.get(__name__)
 
 
-@dataclass(slots=True)
 class NodeParts:
     """The parts of a generation, wherever they come from.
 
@@ -49,18 +48,30 @@ class NodeParts:
     `HostSetup`, and upstream_dns: of `Connection`, both from a predecessor.
     """
 
-    settings: NodeSettings
-    generation: int
-    state: SessionState
-    device: Device
-    udp: UdpSocket
-    tunnel: Tunnel
-    nat: Nat
-    http_listener: socket.socket | None
-    kept: KeptSettings = field(default_factory=KeptSettings)
-    http_server: HttpServer | None = None
-    guard_fd: int | None = None
-    upstream_dns: Sequence[str] = ()
+    def __init__(
+        self,
+        settings: NodeSettings,
+        generation: int,
+        state: SessionState,
+        device: Device,
+        udp: UdpSocket,
+        tunnel: Tunnel,
+        nat: Nat,
+        http_listener: socket.socket | None,
+        kept: KeptSettings,
+    ) -> None:
+        self.settings = settings
+        self.generation = generation
+        self.state = state
+        self.device = device
+        self.udp = udp
+        self.tunnel = tunnel
+        self.nat = nat
+        self.http_listener = http_listener
+        self.kept = kept
+        self.http_server: HttpServer | None = None
+        self.guard_fd: int | None = None
+        self.upstream_dns: Sequence[str] = ()
 
 
 def make_folder(takeover_socket: Path) -> None:
@@ -94,8 +105,7 @@ def lack_of_room(settings: NodeSettings, state: SessionState) -> list[str]:
     return [f"{peers} peers, and the state of an older release has room for the sessions of {room}: {MORE_ROOM}"]
 
 
-@dataclass(frozen=True, slots=True)
-class Restored:
+class Restored(NamedTuple):
     """A predecessor's state, and the device that holds it.
 
     unknown_peers: peers in it that are not configured. key_before: the predecessor's public key, if the settings have

@@ -6,7 +6,6 @@ run alone, or the peer does not answer there. What the peer itself has said sinc
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from oxidize import logs
@@ -38,18 +37,18 @@ class Waiting(NamedTuple):
     reason: str
 
 
-@dataclass(slots=True, eq=False)
 class _Name:
     """The look-ups of one peer's name. `due_at`: of the next one. tried: since an answer was last of no use."""
 
-    peer: Peer
-    resolver: Resolver
-    is_unconfirmed: bool = True  # until it was looked up once, or the peer was heard
-    due_at: float = 0.0
-    pause_secs: float = LOOKUP_PAUSE_SECS
-    tried: int = 0
-    in_flight_since: float | None = None
-    reason: str = ""  # why the last look-up failed
+    def __init__(self, peer: Peer, resolver: Resolver) -> None:
+        self.peer = peer
+        self.resolver = resolver
+        self.is_unconfirmed = True  # until it was looked up once, or the peer was heard
+        self.due_at = 0.0
+        self.pause_secs = LOOKUP_PAUSE_SECS
+        self.tried = 0
+        self.in_flight_since: float | None = None
+        self.reason = ""  # why the last look-up failed
 
     @property
     def text(self) -> str:

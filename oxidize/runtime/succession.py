@@ -10,7 +10,6 @@ import gc
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -48,25 +47,33 @@ CHECK_SECS = 1.0  # between two looks at a predecessor whose end the loop cannot
 log = logs.get(__name__)
 
 
-@dataclass(slots=True)
 class Succession:
     """The successor's side of one takeover. fds, before: the contents of `offer`, decoded in `run`.
 
     kept: the file with the settings. key_before, ended: as of `Restored`.
     """
 
-    settings: NodeSettings
-    kept: KeptSettings
-    loop: Loop
-    control: Control
-    successor: Successor
-    offer: Offer
-    fds: dict[FdName, NamedFd] = field(default_factory=dict)
-    before: OfferState = field(default_factory=OfferState)
-    is_tunnel_new: bool = False
-    key_before: bytes | None = None
-    ended: int = 0
-    oom_score: OomScore = field(default_factory=OomScore)
+    def __init__(
+        self,
+        settings: NodeSettings,
+        kept: KeptSettings,
+        loop: Loop,
+        control: Control,
+        successor: Successor,
+        offer: Offer,
+    ) -> None:
+        self.settings = settings
+        self.kept = kept
+        self.loop = loop
+        self.control = control
+        self.successor = successor
+        self.offer = offer
+        self.fds: dict[FdName, NamedFd] = {}
+        self.before = OfferState()
+        self.is_tunnel_new = False
+        self.key_before: bytes | None = None
+        self.ended = 0
+        self.oom_score = OomScore()
 
     def run(self) -> Handover:
         """Take over; raises TakeoverError, or what prevented it, where the predecessor still serves."""

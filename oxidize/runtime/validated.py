@@ -13,10 +13,9 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -30,6 +29,7 @@ from oxidize.config.values import NameServers
 from oxidize.net.resolve import literal
 from oxidize.protocol.link_policy import LinkPolicy
 from oxidize.protocol.peer_settings import PeerSettings
+from oxidize.protocol.secret_fields import text_without
 from oxidize.settings import NodeSettings, server_routes
 from oxidize.state import memory_file
 from oxidize.text import own_release
@@ -52,8 +52,7 @@ _NETWORK, _INTERFACE, _ADDRESS, _PATH = range(4)  # codes of msgpack's extension
 _WITHOUT = {"private_key", "public_key", "peers"}  # of the settings: not in what is kept of the node itself
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(NamedTuple):
     """A configuration that this process may use. kept: what the next process gets of it."""
 
     settings: NodeSettings
@@ -61,8 +60,7 @@ class Loaded:
     kept: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(NamedTuple):
     """What was kept of this very configuration.
 
     own: the settings of the node, without keys and peers. peers: each as an array. keys: those of the key files, the
@@ -72,8 +70,11 @@ class Match:
     kept: bytes
     own: Mapping[str, Any]
     peers: bytes
-    keys: tuple[bytes, ...] = field(repr=False)
+    keys: tuple[bytes, ...]
     warnings: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return text_without(self, "keys")
 
     @property
     def takeover_socket(self) -> Path:
@@ -144,7 +145,7 @@ def _validate(role: Role, path: Path, environ: Mapping[str, str], content: bytes
     )
     settings = NodeSettings.of(loaded)
     without = _WITHOUT | {"routes"} if role == "server" else _WITHOUT
-    own = _pack({each.name: getattr(settings, each.name) for each in fields(settings) if each.name not in without})
+    own = _pack({name: value for name, value in settings._asdict().items() if name not in without})
     peers = _pack([_fields_of(peer) for peer in settings.peers])
     preshared = [peer.preshared_key for peer in settings.peers if peer.preshared_key != NO_PRESHARED_KEY]
     digest = _digest(covered, loaded.key_files, (settings.private_key, *preshared), loaded.warnings, own, peers)
@@ -182,7 +183,7 @@ def _fields_of(peer: PeerSettings) -> tuple[Any, ...]:
         peer.configured_endpoint,
         peer.persistent_keepalive,
         peer.name,
-        {name: getattr(link, name) for name in LinkPolicy.__slots__} if link is not None else None,
+        link._asdict() if link is not None else None,
     )
 
 

@@ -12,7 +12,6 @@ finished handshake and empty staging retire their own record.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from oxidize.errors import SnapshotError
@@ -54,12 +53,12 @@ _CONFIGURED_SIZES = range(0, RECORD_BYTES_MAX, _CONFIGURED_SIZE)
 _DEVICE_KINDS = frozenset({"cookie_secret", "configured_endpoints"})  # records of no peer
 
 
-@dataclass(slots=True)
 class Unknown:
     """The numbers of fields and types that this release does not know, because a later release wrote them."""
 
-    fields: int = 0
-    types: int = 0
+    def __init__(self) -> None:
+        self.fields = 0
+        self.types = 0
 
 
 # --- Encoding ---

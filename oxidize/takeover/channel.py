@@ -15,8 +15,8 @@ import socket
 import stat
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from oxidize.errors import DecodeError, StateError
 from oxidize.takeover.connection import PeerProcess, connect_socket
@@ -57,21 +57,20 @@ def _forget_linger(fd: int) -> None:
         unasked.detach()
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """A message and the descriptors that came with it, which now belong to the receiver."""
 
     message: Message
     fds: tuple[int, ...] = ()
 
 
-@dataclass(slots=True)
 class ChannelBatch:
     """All that a channel held at one moment; `violation` is the breach of protocol after `received`, or empty."""
 
-    received: list[Received] = field(default_factory=list)
-    closed: bool = False
-    violation: str = ""
+    def __init__(self, *, closed: bool = False) -> None:
+        self.received: list[Received] = []
+        self.closed = closed
+        self.violation = ""
 
 
 class Channel:

@@ -3,9 +3,9 @@
 The rule: a takeover moves named descriptors and maps without reading them. Their meaning is the host's.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from oxidize.errors import OxidizeError, Phase, TakeoverError
 
@@ -13,18 +13,16 @@ if TYPE_CHECKING:
     from oxidize.takeover.messages import Hello
 
 
-@dataclass(frozen=True, slots=True)
-class NamedFd:
+class NamedFd(NamedTuple):
     """A descriptor that changes hands: its name, what it is, and what must be known to use it."""
 
     name: str
     fd: int
     kind: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """All that a successor needs. `release` and `pid` are the predecessor's; the channel fills them in."""
 
     generation: int
@@ -38,8 +36,7 @@ class Offer:
         return _find(name, self.fds, Phase.RESTORING, "the offer")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """The answer to a query: bytes, and named descriptors for a process that asks for them."""
 
     content: bytes

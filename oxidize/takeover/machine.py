@@ -35,8 +35,8 @@ stopped for a while never mistakes its own pause for its peer's. All times are s
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum, auto, unique
+from typing import NamedTuple
 
 from oxidize.errors import Phase, StateError
 from oxidize.takeover.deadline import Deadline
@@ -44,8 +44,7 @@ from oxidize.takeover.deadline import Deadline
 CONNECT_ATTEMPTS_MAX = 5  # connections lost before OFFER: each was to a process that had just handed over
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
+class Timeouts(NamedTuple):
     """Every deadline of a takeover, in seconds; tests make them short."""
 
     # The predecessor's
@@ -129,8 +128,7 @@ class Do(Enum):
     DONE = auto()  # the predecessor has ended
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(NamedTuple):
     """One thing to do; `reason` says why if it is due to a failure."""
 
     do: Do

@@ -345,7 +345,7 @@ def _pack(offer: Offer, release: str) -> tuple[OfferMessage, list[int]]:
     names = [each.name for each in offer.fds]
     if len(set(names)) < len(names):
         raise StateError(f"an offer with two descriptors of one name: {sorted(names)}; expected each once")
-    entries = tuple(FdEntry(each.name, each.kind, each.options) for each in offer.fds)
+    entries = tuple(FdEntry(each.name, each.kind, dict(each.options)) for each in offer.fds)
     message = OfferMessage(offer.generation, release, entries, offer.state)
     encode(message)
     return message, [each.fd for each in offer.fds]

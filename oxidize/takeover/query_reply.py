@@ -27,7 +27,7 @@ class QueryReply:
         given = whole.fds if whole is not None else ()
         if len(given) >= FDS_PER_MESSAGE_MAX:  # one is the content's
             raise StateError(f"the answer has {len(given)} descriptors; expected at most {FDS_PER_MESSAGE_MAX - 1}")
-        self.message = Reply(tuple(FdEntry(named.name, named.kind, named.options) for named in given))
+        self.message = Reply(tuple(FdEntry(named.name, named.kind, dict(named.options)) for named in given))
         encode(self.message)  # an answer that cannot be encoded is found here, where it can still be refused
         self.is_in_pieces = whole is None
         self.due_at = 0.0

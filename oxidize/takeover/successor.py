@@ -16,9 +16,9 @@ import logging
 import os
 import select
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self
 
 from oxidize.clock import boot_time
 from oxidize.errors import Phase, StateError, TakeoverError
@@ -67,11 +67,10 @@ _EVENTS: Mapping[type, Event] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """The moment of ownership. `frozen_at`: since when no process reads, None if the predecessor died instead."""
 
-    info: dict[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = MappingProxyType({})
     frozen_at: float | None = None
     predecessor_died: bool = False
 

@@ -61,7 +61,7 @@ def load(name: str) -> OfferMessage:
 
 
 def entries(fds: list[NamedFd]) -> tuple[FdEntry, ...]:
-    return tuple(FdEntry(each.name, each.kind, each.options) for each in fds)
+    return tuple(FdEntry(each.name, each.kind, dict(each.options)) for each in fds)
 
 
 @pytest.mark.parametrize(("name", "fds", "state"), OFFERS)

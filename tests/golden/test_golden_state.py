@@ -7,7 +7,6 @@ that fails here found that this release no longer reads the state of one that is
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +242,7 @@ def rehearsed(journal_fd: int, folder: Path, patch: pytest.MonkeyPatch) -> Rehea
     server = Server(Lab(folder), [PeerTable("alice", ALICE, ("10.9.0.2/32",)), PeerTable("bob", BOB, ("10.9.0.3/32",))])
     server.write_config()
     settings = NodeSettings.of_server(config.load_server(server.config_path))
-    return rehearse(replace(settings, public_key=PUBLIC_KEY))
+    return rehearse(settings._replace(public_key=PUBLIC_KEY))
 
 
 def test_a_deployment_keeps_the_sessions_of_0_1_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from oxidize.net.udp import UdpSocket, bind_udp
 from oxidize.protocol.noise import TransportKeys
 from oxidize.protocol.peer import Peer
 from oxidize.runtime.handover import Handover
+from oxidize.runtime.kept_settings import KeptSettings
 from oxidize.runtime.node import Node
 from oxidize.runtime.parts import NodeParts, adopt_nat, adopt_tunnel, boot_id, make_device, restore
 from oxidize.settings import NodeSettings
@@ -62,7 +63,10 @@ class Stand:
         tunnel, _ = adopt_tunnel(settings, None)
         device = device or make_device(settings, state, settings.peers)
         node = Node(
-            NodeParts(settings, generation, state, device, udp, tunnel, adopt_nat(settings, None), None), self.loop
+            NodeParts(
+                settings, generation, state, device, udp, tunnel, adopt_nat(settings, None), None, KeptSettings()
+            ),
+            self.loop,
         )
         self._undo.callback(node.close)
         return node

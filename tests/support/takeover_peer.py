@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +271,7 @@ class Stand:
         return self.predecessor
 
     def start(self, role: str, stop_at: str = "", how: str = "", timeouts: Timeouts = NORMAL) -> Peer:
-        self.peers.append(Peer(role, str(self.path), stop_at, how, json.dumps(asdict(timeouts))))
+        self.peers.append(Peer(role, str(self.path), stop_at, how, json.dumps(timeouts._asdict())))
         return self.peers[-1]
 
     def ask(self, name: str) -> Peer:

@@ -108,7 +108,7 @@ class Generations:
         device = make_device(settings, state, settings.peers)
         udp = UdpSocket(bind_udp(*settings.listen))
         tunnel = UserspaceNetwork(settings.addresses)
-        parts = NodeParts(settings, 1, state, device, udp, tunnel, adopt_nat(settings, None), None)
+        parts = NodeParts(settings, 1, state, device, udp, tunnel, adopt_nat(settings, None), None, KeptSettings())
         self.node = Node(parts, self.loop)
         device.prepare()
         self.node.serve()
@@ -126,7 +126,7 @@ class Generations:
     def offer(self) -> Offer:
         """Return the offer of the first generation with descriptors of the receiver's own."""
         offer = self.handover.offer(Hello("0.2.0", os.getpid(), (1,)))
-        return replace(offer, fds=tuple(replace(each, fd=os.dup(each.fd)) for each in offer.fds))
+        return offer._replace(fds=tuple(each._replace(fd=os.dup(each.fd)) for each in offer.fds))
 
     def succession(self, control: Control | None = None) -> Succession:
         """Return a successor of the first generation, with the configuration as it is now."""

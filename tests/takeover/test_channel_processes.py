@@ -2,7 +2,6 @@
 
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from oxidize.takeover.messages import Busy, Hello, Message, Refused, Taken
 from tests.support.takeover_peer import NORMAL, WAIT_SECS, Stand, clock
 
 # So short that a stopped process is given up at once; no test with them waits for a process that works.
-HASTY = replace(NORMAL, restore=0.3, taken=0.3, kill=0.3, exit_grace=0.3, withdrawn_exit=0.3, commit=0.3, death=0.3)
+HASTY = NORMAL._replace(restore=0.3, taken=0.3, kill=0.3, exit_grace=0.3, withdrawn_exit=0.3, commit=0.3, death=0.3)
 
 
 def hello() -> Hello:
@@ -114,7 +113,7 @@ def test_a_successor_that_fails_before_ready_leaves_the_predecessor_serving(stan
 @pytest.mark.parametrize("stop_at", ["owning", "listening"])
 @pytest.mark.parametrize("how", ["crash", "hang", "fail"])
 def test_a_successor_that_fails_after_commit_lets_the_predecessor_thaw(stand: Stand, stop_at: str, how: str) -> None:
-    predecessor = stand.serve(replace(NORMAL, taken=0.3) if how == "hang" else NORMAL)
+    predecessor = stand.serve(NORMAL._replace(taken=0.3) if how == "hang" else NORMAL)
     peer = stand.start("successor", stop_at, how)
     reason = str(stand.wait_for("thaw"))
     assert peer.process.wait(0) == (1 if how == "fail" else -signal.SIGKILL)  # certainly dead before the thaw
@@ -184,7 +183,7 @@ def test_a_successor_owns_if_its_predecessor_dies_at_the_hand_off(stand: Stand, 
 def test_a_predecessor_that_hangs_before_the_offer_is_an_error(stand: Stand) -> None:
     old = stand.start("predecessor", "offer", "hang")
     old.wait_for("serving")
-    new = stand.start("successor", timeouts=replace(NORMAL, offer=0.3))
+    new = stand.start("successor", timeouts=NORMAL._replace(offer=0.3))
     assert "failed while waiting for the offer: the predecessor made no OFFER" in new.wait_for("no:")
     assert new.wait() == 1
 
@@ -208,7 +207,7 @@ def test_a_predecessor_that_hangs_after_commit_is_killed(stand: Stand) -> None:
         release="new",
         snapshot_versions=[1],
         clock=clock,
-        timeouts=replace(NORMAL, predecessor_exit=0.0),
+        timeouts=NORMAL._replace(predecessor_exit=0.0),
     ) as successor:
         offer = successor.connect()
         assert offer is not None
@@ -351,7 +350,7 @@ def test_a_successor_that_could_not_be_killed_is_refused(stand: Stand, monkeypat
 
 
 def test_a_silent_connection_is_refused_after_a_deadline(stand: Stand) -> None:
-    stand.serve(replace(NORMAL, hello=0.05))
+    stand.serve(NORMAL._replace(hello=0.05))
     channel = connect(stand.path, 1.0)
     assert channel is not None
     answers: list[Message] = []

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
 
@@ -230,7 +229,7 @@ def test_a_predecessor_that_thaws_warns_of_no_outage_that_its_successor_ended(ma
 
 
 def test_after_the_last_retry_the_process_ends_once_and_only_from_the_loop(make: Make) -> None:
-    scene = make(policy=replace(DEFAULT_POLICY, retries_max=3))
+    scene = make(policy=DEFAULT_POLICY._replace(retries_max=3))
     scene.go_dark()
     while scene.connection.state != LinkState.FAILED:
         scene.world.run(0.1, scene.wire)

@@ -2,7 +2,6 @@
 
 import errno
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 
 import pytest
@@ -29,7 +28,7 @@ from tests.support.open_fds import no_leaked_fds
 
 ADDRESSES = (ip_interface("10.9.0.2/24"), ip_interface("fd09::2/64"))
 GUARDED = Filter("ox0", ADDRESSES, (), 0x6F78, kill_switch=False)
-KILLING = replace(GUARDED, kill_switch=True)
+KILLING = GUARDED._replace(kill_switch=True)
 HOME = LocalNetwork(ip_network("192.168.7.0/24"), "lan0")
 NAME = table_name("ox0")
 
@@ -104,7 +103,7 @@ def test_a_kill_switch_ends_with_a_rule_that_drops_everything_else() -> None:
 
 
 def test_of_local_and_tunnelled_networks_the_longer_prefix_decides_as_in_a_routing_table() -> None:
-    wanted = replace(KILLING, addresses=ADDRESSES[:1], networks=(ip_network("10.0.0.0/9"), ip_network("10.64.3.0/30")))
+    wanted = KILLING._replace(addresses=ADDRESSES[:1], networks=(ip_network("10.0.0.0/9"), ip_network("10.64.3.0/30")))
     local = [LocalNetwork(ip_network(text), "lan0") for text in ("10.0.0.0/8", "10.64.3.0/24", "10.9.0.0/24")]
     assert comments(wanted, *local)[-7:-1] == [
         "10.64.3.0/30 is in the tunnel",
@@ -206,7 +205,7 @@ def test_a_part_builds_its_rules_for_other_local_networks_alone(
 
 
 def test_a_part_builds_the_rules_of_many_networks_between_packets(kernel: FakeKernel) -> None:
-    many = replace(KILLING, networks=tuple(ip_network((0x0A00_0000 + number * 256, 24)) for number in range(500)))
+    many = KILLING._replace(networks=tuple(ip_network((0x0A00_0000 + number * 256, 24)) for number in range(500)))
     kernel.has(many, [HOME])
     part = FilterPart(many)
     assert len(list(part.compare(repair=True))) >= 500 // RULES_OF_SLICE

@@ -1,6 +1,5 @@
 """Links: a client that keeps a session up with a server that disappears, loses its state, or is hard to reach."""
 
-from dataclasses import replace
 from itertools import pairwise
 
 from oxidize.protocol.constants import (
@@ -90,7 +89,7 @@ def test_a_restarted_server_that_knows_the_clients_endpoint_starts_a_handshake_a
 
 def test_no_packet_is_sent_again_when_resending_is_off() -> None:
     world = World()
-    client, server = linked(world, replace(DEFAULT_POLICY, resend=False))
+    client, server = linked(world, DEFAULT_POLICY._replace(resend=False))
     restart(server)
     client.send(server, b"lost")
     world.exchange()
@@ -216,7 +215,7 @@ def test_retries_back_off_and_are_never_closer_than_servers_accept() -> None:
 
 def test_a_link_fails_after_the_allowed_number_of_retries() -> None:
     world = World()
-    client, server = linked(world, replace(DEFAULT_POLICY, retries_max=4))
+    client, server = linked(world, DEFAULT_POLICY._replace(retries_max=4))
     client.send(server, b"never")
     world.exchange(lose_everything)
     world.run(60.0, lose_everything)
@@ -234,7 +233,7 @@ def test_a_link_fails_after_the_allowed_number_of_retries() -> None:
 def test_attempts_without_an_endpoint_count_as_retries() -> None:
     world = World()
     client, server = world.host(), world.host()
-    client.know(server, reachable=False, link=replace(DEFAULT_POLICY, retries_max=3))
+    client.know(server, reachable=False, link=DEFAULT_POLICY._replace(retries_max=3))
     server.know(client, reachable=False)
     client.start()
     server.start()
@@ -246,7 +245,7 @@ def test_attempts_without_an_endpoint_count_as_retries() -> None:
     world.exchange()
     assert payloads(server) == [b"early"]
     other = world.host()
-    other.know(server, reachable=False, link=replace(DEFAULT_POLICY, retries_max=3))
+    other.know(server, reachable=False, link=DEFAULT_POLICY._replace(retries_max=3))
     other.start()
     other.device.begin_links(world.now)
     world.run(10.0)
@@ -303,7 +302,7 @@ def test_packets_sent_during_an_outage_arrive_in_order_after_it() -> None:
 
 def test_the_oldest_packets_are_dropped_first_when_the_buffer_is_full() -> None:
     world = World()
-    client, server = linked(world, replace(DEFAULT_POLICY, buffer_packets=10))
+    client, server = linked(world, DEFAULT_POLICY._replace(buffer_packets=10))
     client.device.on_route_change(world.now, is_lost=True)
     for number in range(25):
         client.send(server, bytes([number]))

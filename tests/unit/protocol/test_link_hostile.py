@@ -1,7 +1,6 @@
 """Links under attack: forged errors and datagrams, malicious servers, and wrong clocks."""
 
 from collections import Counter
-from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
@@ -126,7 +125,7 @@ def test_an_error_before_a_link_begins_changes_no_total(initiations: int) -> Non
 @pytest.mark.parametrize("event", ["network change", "error", "packet"])
 def test_a_failed_link_comes_to_rest_after_any_event(event: str) -> None:
     world = World()
-    client, server = linked(world, replace(DEFAULT_POLICY, retries_max=2))
+    client, server = linked(world, DEFAULT_POLICY._replace(retries_max=2))
     notes: list[LinkState] = []
     client.device.watch_links(lambda _, new, reason: notes.append(new))
     client.send(server)
@@ -371,7 +370,7 @@ def test_a_reply_that_was_taken_is_not_taken_again_once_its_initiation_is_supers
 
 def test_a_server_that_floods_a_client_with_handshakes_exhausts_nothing() -> None:
     world = World()
-    client, server = linked(world, replace(DEFAULT_POLICY, buffer_packets=50), known=True)
+    client, server = linked(world, DEFAULT_POLICY._replace(buffer_packets=50), known=True)
     count, pause = 600, 0.005
     for number in range(count):
         client.send(server, number.to_bytes(4, "big"))

@@ -1,7 +1,5 @@
 """Links during an outage and after it: probes, bursts, several initiations, unknown indices, and takeovers."""
 
-from dataclasses import replace
-
 import pytest
 
 from oxidize.protocol.constants import (
@@ -356,7 +354,7 @@ def test_indices_of_forgotten_initiations_are_released() -> None:
 def test_a_link_that_does_not_come_up_is_reported_once_with_the_reason(why: str, expected: str) -> None:
     world = World()
     client, server = world.host(), world.host()
-    client.know(server, reachable=why != "no name", link=replace(DEFAULT_POLICY, retries_max=8))
+    client.know(server, reachable=why != "no name", link=DEFAULT_POLICY._replace(retries_max=8))
     client.start()
     server.start()
     reported: list[tuple[LinkState, str]] = []
@@ -371,7 +369,7 @@ def test_a_link_that_does_not_come_up_is_reported_once_with_the_reason(why: str,
 
 def test_resetting_the_backoff_does_not_raise_the_number_of_retries() -> None:
     world = World()
-    client, server = linked(world, replace(DEFAULT_POLICY, retries_max=20))
+    client, server = linked(world, DEFAULT_POLICY._replace(retries_max=20))
     client.device.on_unreachable(server.endpoint.remote, world.now, refused=True)
     for _ in range(60):
         world.run(1.5, lose_everything)

@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -325,7 +325,7 @@ class TestRefusals:
         pair = make_pair()
         state, initiation = pair.initiate()
         response, _ = pair.respond(pair.receive(initiation))
-        other = replace(state, local_index=INITIATOR_INDEX + 1)
+        other = state._replace(local_index=INITIATOR_INDEX + 1)
         assert consume_response(pair.initiator, pair.to_responder, other, response) is None
 
 
@@ -353,7 +353,7 @@ class TestLowOrder:
 
     def test_no_response_is_made_for_an_ephemeral_key_of_low_order(self) -> None:
         pair = make_pair()
-        received = replace(pair.receive(pair.initiate()[1]), ephemeral=LOW_ORDER)
+        received = pair.receive(pair.initiate()[1])._replace(ephemeral=LOW_ORDER)
         assert create_response(received, RESPONDER_INDEX, pair.randomness.randbytes) is None
 
     def test_a_response_with_an_ephemeral_key_of_low_order_is_refused(self) -> None:

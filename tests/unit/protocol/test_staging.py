@@ -1,7 +1,6 @@
 """Staged packets leave in order, are limited, and are in the records until a process sends them."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import pytest
 
@@ -28,7 +27,7 @@ class Scene:
 
     def peer(self, number: int = 1, limit: int = LIMIT) -> Peer:
         identity = LocalIdentity(bytes(31) + b"\7")
-        settings = PeerSettings(number.to_bytes(32, "big"), link=replace(DEFAULT_POLICY, buffer_packets=limit))
+        settings = PeerSettings(number.to_bytes(32, "big"), link=DEFAULT_POLICY._replace(buffer_packets=limit))
         return Peer(settings, RemoteIdentity(identity, settings.public_key, bytes(32)))
 
     def dropped(self) -> int:

@@ -1,7 +1,5 @@
 """An endpoint that was changed in the configuration is newer than any record, and what the peer says later is newer."""
 
-from dataclasses import replace
-
 import pytest
 
 from oxidize.protocol.changes import ConfiguredEndpoints, PeerSeen
@@ -17,7 +15,7 @@ ROAMED, MOVED = Endpoint(bytes([198, 51, 100, 7]), 4242), Endpoint(bytes([203, 0
 def configure(host: Host, endpoint: Endpoint | None) -> None:
     """Configure the endpoint of a host's only peer, as the file of the next generation does."""
     text = str(endpoint) if endpoint is not None else ""
-    host.peers = [replace(host.peers[0], endpoint=endpoint, configured_endpoint=text)]
+    host.peers = [host.peers[0]._replace(endpoint=endpoint, configured_endpoint=text)]
 
 
 def roamed_from(configured: Endpoint | None) -> tuple[World, Host, Host]:
@@ -112,7 +110,7 @@ def host_of_many(count: int, first: Endpoint | None = MOVED) -> Host:
         PeerSettings(public_key=number.to_bytes(32, "big"), configured_endpoint=f"192.0.2.1:{number}", endpoint=MOVED)
         for number in range(2, 2 + count)
     ]
-    host.peers[0] = replace(host.peers[0], endpoint=first)
+    host.peers[0] = host.peers[0]._replace(endpoint=first)
     host.start()
     host.journal.clear()
     return host

@@ -6,7 +6,6 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
@@ -57,7 +56,7 @@ def taken() -> Iterator[socket.socket]:
 @pytest.fixture
 def settings(tmp_path: Path, taken: socket.socket) -> NodeSettings:
     with ExitStack() as undo:
-        return replace(Stand(tmp_path, undo).settings, metrics_listen=taken.getsockname())
+        return Stand(tmp_path, undo).settings._replace(metrics_listen=taken.getsockname())
 
 
 def test_an_address_that_is_taken_is_told_and_bound_once_it_is_free(
@@ -112,11 +111,11 @@ def test_a_listener_that_the_loop_cannot_watch_is_closed_and_tried_again(
 
 
 def test_an_address_that_is_not_there_yet_is_no_condition_for_serving(settings: NodeSettings) -> None:
-    assert bind_http_if_possible(replace(settings, metrics_listen=("203.0.113.1", 9090))) is None
+    assert bind_http_if_possible(settings._replace(metrics_listen=("203.0.113.1", 9090))) is None
 
 
 def test_http_that_is_switched_off_is_no_problem(settings: NodeSettings, caplog: pytest.LogCaptureFixture) -> None:
-    off = replace(settings, metrics_listen=None)
+    off = settings._replace(metrics_listen=None)
     assert bind_http_if_possible(off) is None
     binding = Bench(off).binding
     assert (binding.problem, binding.next_deadline()) == (None, None)

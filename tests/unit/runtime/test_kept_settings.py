@@ -46,7 +46,7 @@ def test_what_is_stored_and_used_stays_as_it_is(manager: Manager) -> None:
     stored = passed(b"one")
     contents = contents_of(stored)
     file = kept_of(loaded(contents[stored[0]]), stored, contents)
-    assert file == KeptSettings(stored[0], is_stored=True)
+    assert (file.fd, file.is_stored) == (stored[0], True)
     file.store()
     assert manager.process() == 0
     os.close(stored[0])
@@ -57,7 +57,7 @@ def test_of_several_the_one_in_use_is_stored_alone_and_the_others_are_closed(man
     contents = contents_of(stored)
     assert set(contents) == set(stored[:3])
     file = kept_of(loaded(contents[stored[1]]), stored, contents)
-    assert file == KeptSettings(stored[1], is_stored=False)
+    assert (file.fd, file.is_stored) == (stored[1], False)
     file.store()
     manager.process()
     assert stored_by(manager) == [b"two"]

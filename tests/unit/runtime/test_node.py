@@ -8,7 +8,6 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -156,7 +155,7 @@ def test_a_frozen_node_answers_no_http_request_before_it_has_thawed(stand: Stand
 def test_a_node_whose_metrics_address_is_taken_answers_there_once_it_is_free(stand: Stand) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = taken.getsockname()
-        stand.settings = replace(stand.settings, metrics_listen=address)
+        stand.settings = stand.settings._replace(metrics_listen=address)
         node = stand.successor()
         stand.node.serve()
         stand.handover().freeze({})

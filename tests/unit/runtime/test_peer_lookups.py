@@ -1,7 +1,6 @@
 """Names of peers: when they are looked up, what an answer changes, and that none of it stops the service."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
@@ -78,7 +77,7 @@ class Scene:
         self.start()
 
     def name_peers(self, text: str = NAME) -> None:
-        self.server.peers = [replace(each, configured_endpoint=text, name="site") for each in self.server.peers]
+        self.server.peers = [each._replace(configured_endpoint=text, name="site") for each in self.server.peers]
 
     def resolver(self, *args: object) -> FakeResolver:
         self.resolvers.append(FakeResolver(*args))  # type: ignore[arg-type]  # those of a resolver
@@ -254,7 +253,7 @@ def test_many_names_are_looked_up_at_once_a_few_between_two_batches(monkeypatch:
     scene = Scene(monkeypatch)
     del scene.server.device
     scene.server.peers = [
-        replace(scene.server.peers[0], public_key=number.to_bytes(32, "big"), allowed_ips=(), name=str(number))
+        scene.server.peers[0]._replace(public_key=number.to_bytes(32, "big"), allowed_ips=(), name=str(number))
         for number in range(2, 2 + LOOKUPS_MAX + 10)
     ]
     scene.answer = None

@@ -53,7 +53,7 @@ def through_msgpack(change: Change) -> dict[str, Any]:
 def test_every_kind_of_change_survives_encoding_and_decoding(change: Change) -> None:
     unknown = Unknown()
     assert decode_change(through_msgpack(change), unknown) == change
-    assert unknown == Unknown()
+    assert (unknown.fields, unknown.types) == (0, 0)
 
 
 seconds = st.floats(0, 1e12)
@@ -108,14 +108,14 @@ def test_changes_that_end_other_records_are_retirements() -> None:
 def test_a_retirement_decodes_to_its_change_or_to_none(kind: str, expected: Change | None) -> None:
     unknown = Unknown()
     assert decode_change({"type": kind, "key": PEER, "retire": "own"}, unknown) == expected
-    assert unknown == Unknown()
+    assert (unknown.fields, unknown.types) == (0, 0)
 
 
 @pytest.mark.parametrize("record", [{"type": "route", "key": b"x"}, {"type": "route", "key": b"", "retire": "own"}])
 def test_an_unknown_type_is_skipped_and_counted(record: dict[str, Any]) -> None:
     unknown = Unknown()
     assert decode_change(record, unknown) is None
-    assert unknown == Unknown(types=1)
+    assert (unknown.fields, unknown.types) == (0, 1)
 
 
 def test_unknown_fields_are_skipped_and_counted_at_every_depth() -> None:
@@ -127,7 +127,7 @@ def test_unknown_fields_are_skipped_and_counted_at_every_depth() -> None:
     record = through_msgpack(CHANGES[3])
     record["endpoint"]["vrf"] = 2
     assert decode_change(record, unknown) == CHANGES[3]
-    assert unknown == Unknown(fields=3)
+    assert (unknown.fields, unknown.types) == (3, 0)
 
 
 def test_missing_fields_take_their_defaults() -> None:

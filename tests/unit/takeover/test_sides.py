@@ -380,7 +380,9 @@ class Script:
         if self.looks == 1:
             return ChannelBatch()
         said, self.last = self.last, []
-        return ChannelBatch(said, closed=not said)
+        batch = ChannelBatch(closed=not said)
+        batch.received += said
+        return batch
 
     def send(self, message: Message) -> None:
         raise BrokenPipeError
