@@ -60,8 +60,9 @@ class Device:
     """One WireGuard interface with its peers.
 
     private_key: 32 bytes. slots: the store of its counters. random_bytes: count -> bytes. unix_time: () -> seconds, for
-    timestamps. record: takes every change before its effect can be seen. mtu: of the tunnel, bytes; messages are not
-    padded beyond it. Raises StateError for more than PEERS_MAX peers.
+    timestamps. record: takes every change before its effect can be seen. public_key: of `private_key`, where it is
+    known. mtu: of the tunnel, bytes; messages are not padded beyond it. Raises StateError for more than PEERS_MAX
+    peers.
 
     `now` is always a time in seconds of one monotonic clock that all generations share (CLOCK_BOOTTIME).
     """
@@ -75,10 +76,11 @@ class Device:
         unix_time: Callable[[], float],
         record: Callable[[Change], None],
         *,
+        public_key: bytes | None = None,
         mtu: int = 1420,
         under_load_handshakes: int = UNDER_LOAD_HANDSHAKES,
     ) -> None:
-        self.identity = LocalIdentity(private_key)
+        self.identity = LocalIdentity(private_key, public_key)
         self.mtu = mtu
         self._table = SessionTable(slots, record, random_bytes)
         self._counters = self._table.counters
@@ -478,6 +480,10 @@ class Device:
             self._schedule.add(peer)
             if number % PEERS_PER_SLICE == 0:
                 yield
+
+    def prepare_handshakes(self) -> None:
+        """Make what the first handshake would wait for: it takes some milliseconds, and no session needs it."""
+        _ = self.identity.private
 
     def own(self) -> None:
         """Begin to own the counters and the journal: from here this device may seal, open and record."""

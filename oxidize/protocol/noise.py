@@ -52,16 +52,25 @@ _NS_PER_SEC = 1_000_000_000
 class LocalIdentity:
     """This device's static key, and the values that depend only on it; raises StateError for a key of a wrong size.
 
-    private: the key object. public_key: 32 bytes. initial_hash: the hash that every initiation to this device starts
-    from, 32 bytes.
+    known_public_key: the public key of `private_key` where it is known, else it is computed. public_key: 32 bytes.
+    initial_hash: the hash that every initiation to this device starts from, 32 bytes.
     """
 
-    __slots__ = ("initial_hash", "private", "public_key")
+    __slots__ = ("_private", "_private_key", "initial_hash", "public_key")
 
-    def __init__(self, private_key: bytes) -> None:
-        self.private: X25519PrivateKey = load_private_key(private_key)
-        self.public_key: bytes = public_key(private_key)
+    def __init__(self, private_key: bytes, known_public_key: bytes | None = None) -> None:
+        check_key_size("private key", private_key)
+        self._private_key = private_key
+        self._private: X25519PrivateKey | None = None
+        self.public_key: bytes = public_key(private_key) if known_public_key is None else known_public_key
         self.initial_hash: bytes = blake2s(_INITIAL_HASH, self.public_key)
+
+    @property
+    def private(self) -> X25519PrivateKey:
+        """The key object, which is made for the first handshake: no restored session needs what X25519 imports."""
+        if self._private is None:
+            self._private = load_private_key(self._private_key)
+        return self._private
 
 
 class RemoteIdentity:
@@ -70,14 +79,14 @@ class RemoteIdentity:
     public_key, preshared_key: 32 bytes.
     """
 
-    __slots__ = ("_private", "_static_shared", "preshared_key", "public_key")
+    __slots__ = ("_local", "_static_shared", "preshared_key", "public_key")
 
     def __init__(self, local: LocalIdentity, public_key: bytes, preshared_key: bytes = _NO_PRESHARED_KEY) -> None:
         check_key_size("public key", public_key)
         check_key_size("preshared key", preshared_key)
         self.public_key: bytes = public_key
         self.preshared_key: bytes = preshared_key
-        self._private: X25519PrivateKey | None = local.private  # until it is used
+        self._local: LocalIdentity | None = local  # until it is used
         self._static_shared: bytes | None = None
 
     @property
@@ -86,9 +95,9 @@ class RemoteIdentity:
 
         Computed for the first handshake: a start and a reload would take 40 us for each peer, and need none.
         """
-        if self._private is not None:
-            self._static_shared = shared_secret(self._private, self.public_key)
-            self._private = None
+        if self._local is not None:
+            self._static_shared = shared_secret(self._local.private, self.public_key)
+            self._local = None
         return self._static_shared
 
 

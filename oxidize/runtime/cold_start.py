@@ -180,6 +180,8 @@ class _ColdStart:
         gc.freeze()  # without a look for garbage, which takes 15 ms: the start has made next to none
         node.serve()
         self._loop.run_once(0)  # what has waited since a crash is answered before all that follows
+        node.device.prepare_handshakes()
+        self._loop.run_once(0)
         handover = self._listen(node, lock)
         self._responder.node = node
         if node.is_serving:  # it may have been told to end meanwhile

@@ -92,7 +92,16 @@ def make_folder(takeover_socket: Path) -> None:
 
 def make_device(settings: NodeSettings, state: SessionState, peers: Iterable[PeerSettings]) -> Device:
     """Return a device that counts and records in `state`; `peers` is iterated once."""
-    device = Device(settings.private_key, peers, state.arena, os.urandom, time.time, state.record, mtu=settings.mtu)
+    device = Device(
+        settings.private_key,
+        peers,
+        state.arena,
+        os.urandom,
+        time.time,
+        state.record,
+        public_key=settings.public_key,
+        mtu=settings.mtu,
+    )
     device.undelivered.know_networks(settings.addresses)
     return device
 

@@ -3,8 +3,8 @@
 The rule: what is kept is used only where a validation would say the same. Its digest covers the contents of the
 configuration and of every key file, which are read again and checked each time; what else a validation looks at, this
 process's user and environment; the code that validated; and what is kept. In every other case - a difference, damage, a
-key file that has become unsafe - the configuration is validated. No key is kept: each process reads them from their
-files, so one that may not do that gets none.
+key file that has become unsafe - the configuration is validated. No secret key is kept: each process reads those from
+its files, so one that may not do that gets none.
 
 A validation takes longer than all the rest of a start after a crash, for its schema takes a hundred modules to import.
 """
@@ -49,7 +49,7 @@ CODE = (
 )
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _NETWORK, _INTERFACE, _ADDRESS, _PATH = range(4)  # codes of msgpack's extension types
-_WITHOUT = {"private_key", "public_key", "peers"}  # of the settings: not in what is kept of the node itself
+_WITHOUT = {"private_key", "peers"}  # of the settings: not in what is kept of the node itself
 
 
 class Loaded(NamedTuple):
@@ -84,8 +84,6 @@ class Match(NamedTuple):
 
     def loaded(self) -> Loaded:
         """Return the configuration with its keys."""
-        from oxidize.protocol.crypto import public_key  # noqa: PLC0415  # a coordinator asks for no settings
-
         private, *preshared = self.keys
         left = iter(preshared)
         peers = tuple(_peer(left, *each) for each in _unpack(self.peers))
@@ -94,7 +92,7 @@ class Match(NamedTuple):
             own["routes"] = server_routes(peers)
         if own["name_servers"] is not None:
             own["name_servers"] = NameServers(*own["name_servers"])
-        settings = NodeSettings(**own, private_key=private, public_key=public_key(private), peers=peers)
+        settings = NodeSettings(**own, private_key=private, peers=peers)
         return Loaded(settings, self.warnings, self.kept)
 
 

@@ -5,6 +5,7 @@ import select
 import time
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
+from typing import Any
 
 import pytest
 
@@ -168,7 +169,7 @@ class RecordingNetwork(UserspaceNetwork):
 class DeviceHost:
     """A device in the server's place on a real socket, without a process or an event loop."""
 
-    def __init__(self, client: Client, *, endpoint: bool, **options: int) -> None:
+    def __init__(self, client: Client, *, endpoint: bool, **options: Any) -> None:
         wireguard = client.wireguard
         self.slots = ArraySlots(32)
         self.network = RecordingNetwork()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from ipaddress import ip_address, ip_network
 from math import inf
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from oxidize.protocol.changes import Change, PeerRemoved, change_key
 from oxidize.protocol.constants import TYPE_INITIATION
@@ -44,7 +44,7 @@ def ipv6_packet(source: str, destination: str, payload: bytes = b"ping") -> byte
 class Host:
     """One device with an address, and the state that its process keeps outside itself."""
 
-    def __init__(self, world: "World", number: int, **options: int) -> None:
+    def __init__(self, world: "World", number: int, **options: Any) -> None:
         self.world = world
         self.options = options
         self.private_key = world.random.randbytes(32)
@@ -199,7 +199,7 @@ class World:
         self.hosts: dict[Endpoint, Host] = {}
         self.log: list[tuple[Endpoint, Endpoint, bytes]] = []
 
-    def host(self, **options: int) -> Host:
+    def host(self, **options: Any) -> Host:
         """Add a host; its device is made by `start`."""
         return self.add(Host(self, len(self.hosts) + 1, **options))
 

@@ -31,6 +31,7 @@ NOT_IMPORTED_AFTER_A_CRASH = (
     *NOT_IMPORTED,
     *("pydantic", "tomli", "oxidize.config.schema", "oxidize.takeover.messages"),
     *("dataclasses", "inspect"),  # with the classes of records this took a fifth of a start
+    "cryptography.hazmat.backends.openssl",  # imported by the first use of X25519
 )
 UNITS = ("oxidize-daemon.service", "oxidize-client.service")
 
