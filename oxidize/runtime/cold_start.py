@@ -193,7 +193,8 @@ class _ColdStart:
             self._configure_again(node)
         if node.is_serving:
             node.keep_network()
-            node.do_in_slices(import_late())
+            if node.http_listener is not None:
+                node.do_in_slices(import_late())
         sessions, listen = node.device.live_sessions(boot_time()), self._udp.local_address
         log.info("serving", generation=node.generation, listen=listen, restored=is_restored, sessions=sessions)
         self._warn_if_clients_are_isolated()

@@ -1,8 +1,8 @@
 """What the first packet does not need: modules that are imported after it, each between two batches of packets.
 
 The rule: a start without a predecessor serves first, for the packets of a crash are waiting. What a successor needs to
-find comes next, and then /metrics and /health. A successor imports all of them before READY, while its predecessor
-serves. Where a request or a scrape comes sooner it imports the rest itself.
+find comes next, and then /metrics and /health, if there is a socket for them. A successor imports all of them before
+READY, while its predecessor serves. Where a request or a scrape comes sooner it imports the rest itself.
 """
 
 import importlib

@@ -32,6 +32,7 @@ from oxidize.runtime.file_watch import FileWatch
 from oxidize.runtime.flood_filter import FloodFilter
 from oxidize.runtime.http_binding import HttpBinding
 from oxidize.runtime.http_endpoints import State, ThrottledRender, make_respond, serve_http
+from oxidize.runtime.late_imports import import_late
 from oxidize.runtime.lost_lines import LostLines
 from oxidize.runtime.network_keeper import NetworkKeeper
 from oxidize.runtime.parts import NodeParts
@@ -243,6 +244,7 @@ class Node:
     def _adopt_http(self, listener: socket.socket) -> None:
         self.http_server = serve_http(listener, self.respond, self._loop)
         self.http_listener = listener
+        self.do_in_slices(import_late())
 
     @property
     def http_problem(self) -> str | None:

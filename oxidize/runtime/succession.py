@@ -15,7 +15,6 @@ from typing import Any
 
 import oxidize
 from oxidize import logs
-from oxidize.client.host_setup import check_host_setup, revert_host_setup
 from oxidize.clock import boot_time
 from oxidize.control import key_change
 from oxidize.control.reload_channel import Control
@@ -150,7 +149,10 @@ class Succession:
         settings, offer, fds = self.settings, self.offer, self.fds
         fds.update(descriptors_of(offer))
         self.before = OfferState.decode(offer.state)
-        check_host_setup(settings, self._interfaces_before())
+        if settings.has_host_setup:
+            from oxidize.client.host_setup import check_host_setup  # noqa: PLC0415  # not for a server
+
+            check_host_setup(settings, self._interfaces_before())
         try:
             # Without a coordinator no operator has asked for it: it may be a second process, with a key of its own.
             may_change_key = self.control.is_coordinated
@@ -174,8 +176,9 @@ class Succession:
         node = Node(parts, self.loop, self.before.watchdog_secs)
         if notify.is_held() and not self.control.is_coordinated:
             self._store_all(node)
-        for _ in import_late():  # all at once: the predecessor serves
-            pass
+        if listener is not None:
+            for _ in import_late():  # all at once: the predecessor serves
+                pass
         gc.freeze()  # as in `cold_start`: without a look for garbage, which takes a second with 100,000 peers
         return node
 
@@ -296,6 +299,8 @@ class Succession:
         if node.host_setup is not None:
             node.host_setup.apply(before, interfaces, self.loop.run_once)
         elif interfaces:
+            from oxidize.client.host_setup import revert_host_setup  # noqa: PLC0415  # not for a server
+
             revert_host_setup(before, interfaces, self.loop.run_once)
 
     def _interfaces_before(self) -> list[str]:

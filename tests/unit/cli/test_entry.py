@@ -109,7 +109,11 @@ def test_what_is_recognized_is_what_the_commands_would_begin(words: list[str], f
     ("role", "text"),
     [
         ("server", SERVER.replace("[server]\n", '[server]\nlisten = "127.0.0.1:0"\nmetrics_listen = "127.0.0.1:0"\n')),
-        ("client", CLIENT.replace("vpn.example.org", "127.0.0.1") + 'allowed_ips = ["10.0.0.0/24"]\n'),
+        (
+            "client",
+            CLIENT.replace("vpn.example.org", "127.0.0.1")
+            + 'allowed_ips = ["10.0.0.0/24"]\nmetrics_listen = "127.0.0.1:0"\n',
+        ),
     ],
 )
 def test_what_the_first_packet_does_not_need_is_imported_after_it_in_slices(
@@ -175,6 +179,34 @@ def test_what_has_waited_is_answered_before_a_successor_can_come(tmp_path: Path)
         entry.main()"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.stdout == "0 False False\n", done.stderr
+
+
+def test_a_server_without_an_address_for_metrics_imports_nothing_for_them(tmp_path: Path) -> None:
+    secret(tmp_path / "server.key", PRIVATE)
+    path = tmp_path / "oxidize.toml"
+    path.write_text(f'{SERVER}network = "userspace"\nmetrics_listen = ""\ntakeover_socket = "t.sock"\n')
+    code = f"""if True:
+        import os, sys
+        from oxidize.cli import entry
+        from oxidize.net import event_loop
+        from oxidize.runtime import late_imports, node
+        left = 3 * len(late_imports.MODULES)
+        def keep_network(self, before=node.Node.keep_network):
+            before(self)
+            event_loop.Loop.run_once = run_once
+        def run_once(self, timeout=None, before=event_loop.Loop.run_once):
+            global left
+            before(self, 0)
+            left -= 1
+            if not left:
+                print([name for name in ("h11", "prometheus_client", "oxidize.metrics") if name in sys.modules])
+                sys.stdout.flush()
+                os._exit(0)
+        node.Node.keep_network = keep_network
+        sys.argv = ["oxidize", "server", "--no-holder", "-c", {str(path)!r}]
+        entry.main()"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_a_mistake_in_the_configuration_is_the_same_lines_and_status(tmp_path: Path) -> None:
