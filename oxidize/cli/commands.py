@@ -22,18 +22,16 @@ from oxidize.cli.common import (
     CLIENT_CONFIG,
     CONFIG_PATH,
     GAVE_UP_STATUS,
+    GIVEN,
     SERVER_CONFIG,
-    announce_key_change,
     config_option,
-    echo,
     errors_as_lines,
-    fail,
     load,
-    print_warning,
     role_options,
     warn_of_readable_output,
 )
 from oxidize.cli.generation import LOG_LEVELS, Generation, is_held, serve
+from oxidize.cli.lines import announce_key_change, echo, fail, print_warning
 from oxidize.config.values import format_key, parse_key
 from oxidize.log_output import open_standard_streams
 from oxidize.protocol.constants import KEY_SIZE
@@ -102,6 +100,17 @@ class _Commands(click.Group):
             super().invoke(ctx)
             if sys.stdout is not None:
                 sys.stdout.flush()
+
+
+def end_with(error: BaseException, role: config.Role, config_path: Path) -> NoReturn:
+    """End as a command with this role and configuration does that raises `error`."""
+
+    def again() -> None:
+        click.get_current_context().meta[GIVEN] = config_path, role
+        raise error
+
+    _Commands(commands={"again": click.Command("again", callback=again)}).main(["again"], prog_name="oxidize")
+    raise error  # never reached: a command exits
 
 
 @contextmanager

@@ -2,30 +2,27 @@
 
 The rule: an error is one line for each problem on standard error, without a traceback. The exit status is 2 for a
 mistake in the configuration or the command, 3 for a client that gave up on its server, 1 for any other error, else 0.
-All text is printed by `echo` and what calls it, or by `oxidize.terminal`: file names, reasons and names may come from
-others, and a terminal must not execute what is in them.
 """
 
 import json
 import os
 import stat
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from oxidize import config
+from oxidize.cli.lines import fail, print_warning, write_line
 from oxidize.config.source_file import read_file
 from oxidize.control.query import NothingListensError
 from oxidize.errors import ConfigError, OxidizeError, UnreachableError
-from oxidize.text import one_line, printable, wrapped
+from oxidize.text import one_line, printable
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-COLUMNS = 80  # of a terminal that does not say
 GAVE_UP_STATUS = 3  # as in RestartPreventExitStatus= of oxidize-client.service
 SERVER_CONFIG = Path("/etc/oxidize/server.toml")
 CLIENT_CONFIG = Path("/etc/oxidize/client.toml")
@@ -67,47 +64,9 @@ def what_runs(takeover_socket: Path) -> list[str]:
     return who_runs(takeover_socket, config.udp_port_of(*given) if given is not None else 0)
 
 
-def echo(text: str = "", *, err: bool = False) -> None:
-    """Print a text, without what a terminal executes, to standard output or standard error.
-
-    A terminal, which would break a line within a word, gets lines that fit.
-    """
-    click.echo(_fitted(printable(text, characters_max=None), sys.stderr if err else sys.stdout), err=err)
-
-
-def _fitted(text: str, stream: TextIO | None) -> str:
-    return text if stream is None or not stream.isatty() else wrapped(text, _columns_of(stream))
-
-
-def _columns_of(terminal: TextIO) -> int:
-    """Return the width of a terminal; as for every program, COLUMNS comes first."""
-    with suppress(KeyError, ValueError):
-        return max(int(os.environ["COLUMNS"]), 1)
-    with suppress(OSError):  # of the stream's own terminal: the other one may be a file
-        return os.get_terminal_size(terminal.fileno()).columns or COLUMNS
-    return COLUMNS
-
-
 def print_json(value: object, indent: int | None = 2) -> None:
     """Print a value as JSON, in ASCII."""
-    click.echo(json.dumps(value, indent=indent).replace("\x7f", "\\u007f"))
-
-
-def fail(status: int, *lines: str) -> NoReturn:
-    """Print lines as errors and exit."""
-    for line in lines:
-        echo(f"oxidize: {line}", err=True)
-    sys.exit(status)
-
-
-def print_line(line: str) -> None:
-    """Print a line about what was done to standard error, apart from the command's output."""
-    echo(line, err=True)
-
-
-def print_warning(line: str) -> None:
-    """Print a warning to standard error."""
-    echo(f"oxidize: warning: {line}", err=True)
+    write_line(json.dumps(value, indent=indent).replace("\x7f", "\\u007f"))
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -187,15 +146,6 @@ def warn_of_readable_output() -> None:
     found = os.fstat(1).st_mode
     if stat.S_ISREG(found) and found & 0o077:
         print_warning("standard output is a file that other users can read; run `umask 077` first")
-
-
-def announce_key_change(role: config.Role, takeover_socket: Path, public_key: bytes) -> None:
-    """Warn if the running process has another private key than a configuration: a reload ends its sessions."""
-    from oxidize.control import key_change  # noqa: PLC0415  # the other commands need none of it
-
-    announced = key_change.announcement(role, takeover_socket, public_key)
-    if announced is not None:
-        print_warning(announced)
 
 
 def load(

@@ -18,7 +18,8 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from oxidize.cli.common import SERVER_CONFIG, config_option, echo, fail, json_option, print_json, rooted
+from oxidize.cli.common import SERVER_CONFIG, config_option, json_option, print_json, rooted
+from oxidize.cli.lines import echo, fail
 from oxidize.cli.releases_page import describe, render
 from oxidize.cli.running_server import RunningServer
 from oxidize.deploy import SETTLE_SECS

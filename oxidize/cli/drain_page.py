@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from oxidize import config
-from oxidize.cli.common import SERVER_CONFIG, config_option, echo
+from oxidize.cli.common import SERVER_CONFIG, config_option
+from oxidize.cli.lines import echo
 from oxidize.control import query
 from oxidize.text import counted
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from oxidize import config
-from oxidize.cli.common import CLIENT_CONFIG, SERVER_CONFIG, print_line
+from oxidize.cli.common import CLIENT_CONFIG, SERVER_CONFIG
+from oxidize.cli.lines import print_line
 from oxidize.config.source_file import FILE_BYTES_MAX, read_file
 from oxidize.errors import ConfigError
 from oxidize.provision import config_file, conversion, wg_quick

@@ -20,14 +20,13 @@ from oxidize.cli.common import (
     CONFIG_PATH,
     SERVER_CONFIG,
     config_option,
-    fail,
     print_json,
-    print_line,
-    print_warning,
     warn_of_readable_output,
     what_runs,
 )
-from oxidize.cli.reload import apply_at_start, apply_change, who_serves
+from oxidize.cli.lines import fail, print_line, print_warning
+from oxidize.cli.reload import apply_at_start, apply_change
+from oxidize.cli.replacement import who_serves
 from oxidize.config.document import parse_toml
 from oxidize.config.values import format_key
 from oxidize.control import query

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from oxidize import config
-from oxidize.cli.common import SERVER_CONFIG, config_option, echo, json_option, print_json, print_warning
+from oxidize.cli.common import SERVER_CONFIG, config_option, json_option, print_json
+from oxidize.cli.lines import echo, print_warning
 from oxidize.cpu_priority import CpuPriority
 from oxidize.oom_score import OomScore
 from oxidize.text import counted

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from oxidize.cli.common import echo
+from oxidize.cli.lines import echo
 from oxidize.deploy.history import History
 from oxidize.deploy.lock import lock_holder
 from oxidize.deploy.releases import Release, Releases, interpreter_problem

@@ -19,7 +19,8 @@ from pathlib import Path
 import click
 
 from oxidize import config
-from oxidize.cli.common import echo, fail, role_options
+from oxidize.cli.common import role_options
+from oxidize.cli.lines import echo, fail
 from oxidize.control import holder, query
 from oxidize.control.who_runs import holders_of
 from oxidize.errors import OxidizeError

@@ -18,7 +18,8 @@ import click
 from rich.console import Console
 
 from oxidize import config
-from oxidize.cli.common import echo, role_options
+from oxidize.cli.common import role_options
+from oxidize.cli.lines import echo
 from oxidize.cli.watch_history import History, Sample
 from oxidize.cli.watch_lines import json_lines, text_lines
 from oxidize.cli.watch_screen import live_screen

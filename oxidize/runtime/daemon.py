@@ -19,7 +19,7 @@ from oxidize.net.resolve import literal, split
 from oxidize.oom_score import OomScore
 from oxidize.runtime import validated
 from oxidize.runtime.failed_start import await_correction
-from oxidize.runtime.kept_settings import STORED_NAME, KeptSettings, contents_of, kept_of
+from oxidize.runtime.kept_settings import STORED_NAME, KeptSettings, kept_of
 from oxidize.runtime.startup import start
 from oxidize.service_manager import notify, systemctl
 from oxidize.service_manager.privileges import Capability, forbid_core_dumps, keep_only
@@ -135,7 +135,7 @@ def _load(role: Role, config_path: Path, stored: list[int], given: list[int]) ->
 
     stored, given: such files that come from the service manager's store, and from the coordinator of a reload.
     """
-    contents = contents_of([*given, *stored])
+    contents = validated.contents_of([*given, *stored])
     loaded = validated.load(role, config_path, contents.values())
     for warning in loaded.warnings:
         log.warning(warning)

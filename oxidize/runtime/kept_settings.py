@@ -5,7 +5,6 @@ its first packet; a successor that fails leaves its predecessor's. Nothing here 
 next start validates the configuration. Releases before 0.2.0 close the descriptor unread, with a warning.
 """
 
-import contextlib
 import os
 from collections.abc import Iterable
 
@@ -37,15 +36,6 @@ class KeptSettings:
             self.is_stored = True
         except OxidizeError as error:
             log.warning("the next start validates the configuration again", reason=reason_of(error))
-
-
-def contents_of(fds: Iterable[int]) -> dict[int, bytes]:
-    """Return what is kept in these files; one that is none is left out."""
-    contents = {}
-    for fd in fds:
-        with contextlib.suppress(OSError, ValueError):
-            contents[fd] = validated.read(fd)
-    return contents
 
 
 def kept_of(

@@ -9,6 +9,7 @@ its files, so one that may not do that gets none.
 A validation takes longer than all the rest of a start after a crash, for its schema takes a hundred modules to import.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -257,3 +258,12 @@ def read(fd: int) -> bytes:
     if size > BYTES_MAX or fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
         raise ValueError(f"a file of {size} bytes; expected a sealed one of at most {BYTES_MAX}")
     return os.pread(fd, size, 0)
+
+
+def contents_of(fds: Iterable[int]) -> dict[int, bytes]:
+    """Return what is kept in these files; one that is none is left out."""
+    contents = {}
+    for fd in fds:
+        with contextlib.suppress(OSError, ValueError):
+            contents[fd] = read(fd)
+    return contents

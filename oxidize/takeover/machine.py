@@ -40,8 +40,7 @@ from typing import NamedTuple
 
 from oxidize.errors import Phase, StateError
 from oxidize.takeover.deadline import Deadline
-
-CONNECT_ATTEMPTS_MAX = 5  # connections lost before OFFER: each was to a process that had just handed over
+from oxidize.takeover.messages import CONNECT_ATTEMPTS_MAX
 
 
 class Timeouts(NamedTuple):

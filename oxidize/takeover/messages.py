@@ -28,6 +28,9 @@ NAME_CHARS_MAX = 255
 FDS_MAX = 512  # of one offer; half of the usual soft limit of open files
 VERSIONS_MAX = 256  # and abilities
 
+CONNECT_ATTEMPTS_MAX = 5  # connections lost before an answer: each was to a process that had just handed over
+RETRY_DELAY = 0.05  # seconds before connecting again; a new owner listens before the old one stops
+
 Opaque = dict[str, Any]  # the host's own, of msgpack's types; tuples arrive as lists
 
 

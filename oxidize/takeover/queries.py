@@ -18,10 +18,8 @@ from oxidize.clock import boot_time
 from oxidize.errors import DecodeError, Phase, TakeoverError
 from oxidize.takeover.channel import Channel, Received, close_unasked, connect
 from oxidize.takeover.host import Answer, NamedFd
-from oxidize.takeover.machine import CONNECT_ATTEMPTS_MAX
-from oxidize.takeover.messages import Busy, Query, Refused, Reply
+from oxidize.takeover.messages import CONNECT_ATTEMPTS_MAX, RETRY_DELAY, Busy, Query, Refused, Reply
 from oxidize.takeover.query_reply import ANSWER_BYTES_MAX
-from oxidize.takeover.successor import RETRY_DELAY
 
 QUERY_TIMEOUT = 5.0
 READ_BYTES = 1 << 20  # bytes of an answer that are read at once

@@ -36,6 +36,7 @@ from oxidize.takeover.machine import (
     Timeouts,
 )
 from oxidize.takeover.messages import (
+    RETRY_DELAY,
     Busy,
     CommitMessage,
     Failed,
@@ -57,7 +58,6 @@ log = logging.getLogger(__name__)
 
 LOOKS_AWAKE = 150  # for COMMIT, without a pause: some 2 ms, for to be woken takes 0.1 ms, and makes what follows slower
 READ_ALONG_SECS = 0.002  # from READY on: from one reading of what the predecessor appends to the next
-RETRY_DELAY = 0.05  # seconds before connecting again; a new owner listens before the old one stops
 
 _EVENTS: Mapping[type, Event] = {
     Busy: Event.BUSY,

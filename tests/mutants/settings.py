@@ -71,7 +71,7 @@ SETTINGS = (
     ),
     Mutant(
         "successor-is-given-no-settings",
-        "cli/reload.py",
+        "cli/replacement.py",
         "        return match.takeover_socket, match.kept\n",
         "        return match.takeover_socket, None\n",
         (f"{KEPT}test_a_reload_validates_a_changed_configuration_once_and_an_unchanged_one_not_at_all",),

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from oxidize import logs
-from oxidize.cli import common
+from oxidize.cli import common, lines
 from oxidize.cli.commands import main
 from oxidize.config.report import Report, show
 from oxidize.control.reload import notify_failure
@@ -115,9 +115,9 @@ def test_what_a_command_prints_is_safe(text: str) -> None:
     @main.command("printing", hidden=True)
     def printing() -> None:
         common.print_json({text: text}, None)
-        common.echo(text)
-        common.print_line(text)
-        common.print_warning(text)
+        lines.echo(text)
+        lines.print_line(text)
+        lines.print_warning(text)
         raise OxidizeError(text)
 
     @main.command("refusing", hidden=True)
@@ -168,16 +168,20 @@ def test_what_the_service_manager_shows_is_one_safe_line(text: str) -> None:
     assert harmful(line, allowed="") == []
 
 
+GATES = {"click.echo", "click.secho", "print", "write_line", "stream.write", "sys.stdout.write", "sys.stderr.write"}
+
+
 def test_no_command_prints_past_the_gate() -> None:
-    """`click.echo` and `print` are called in `common`, and where a client's own configuration is printed as it is."""
+    """Text is written by `lines.echo`, and as JSON; a client's own configuration is printed as it is."""
     found = []
     for path in sorted(CLI.glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in {"click.echo", "click.secho", "print"}:
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in GATES:
                 found.append((path.name, ast.unparse(node.func), ast.unparse(node.args[0])))
     assert sorted(found) == [
-        ("common.py", "click.echo", "_fitted(printable(text, characters_max=None), sys.stderr if err else sys.stdout)"),
-        ("common.py", "click.echo", "json.dumps(value, indent=indent).replace('\\x7f', '\\\\u007f')"),
+        ("common.py", "write_line", "json.dumps(value, indent=indent).replace('\\x7f', '\\\\u007f')"),
+        ("lines.py", "stream.write", "f'{text}\\n'.encode(encoding, 'backslashreplace').decode(encoding)"),
+        ("lines.py", "write_line", "_fitted(printable(text, characters_max=None), sys.stderr if err else sys.stdout)"),
         ("peers.py", "click.echo", "shown"),
     ]
 

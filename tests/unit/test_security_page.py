@@ -44,7 +44,7 @@ OTHER = frozenset(
         ("state/session_state", "CLOCK_AHEAD_SECS_MAX"),
         ("takeover/channel", "FDS_PER_MESSAGE_MAX"),
         ("takeover/listener", "PATH_BYTES_MAX"),
-        ("takeover/machine", "CONNECT_ATTEMPTS_MAX"),
+        ("takeover/messages", "CONNECT_ATTEMPTS_MAX"),
     }
 )
 

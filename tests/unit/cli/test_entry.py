@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oxidize.cli import commands
+from oxidize.cli import commands, replacement
+from oxidize.cli.entry import reload_given
 from oxidize.cli.generation import Generation, recognized
 from oxidize.config.paths import Role
 from oxidize.holder.foreground import main_command
@@ -218,3 +219,62 @@ def test_a_mistake_in_the_configuration_is_the_same_lines_and_status(tmp_path: P
     assert recognized_way.returncode == by_command.returncode == 2
     assert recognized_way.stderr == by_command.stderr
     assert "server.mtu = 1: expected" in recognized_way.stderr
+
+
+# --- A reload ---
+
+
+def reloaded_by_the_commands(arguments: list[str]) -> list[tuple[Role, Path, str | None]]:
+    """Return what the commands reload for these arguments."""
+    asked: list[tuple[Role, Path, str | None]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replacement, "reload", lambda *arguments: asked.append(arguments))
+        CliRunner().invoke(commands.main, arguments)
+    return asked
+
+
+@pytest.mark.parametrize(("unit", "role"), [(UNITS[0], "server"), (UNITS[1], "client")])
+def test_with_what_a_unit_reloads_is_recognized(unit: str, role: Role) -> None:
+    found = re.search(r"^ExecReload=\S+ (reload .*)$", (ROOT / "systemd" / unit).read_text(), re.MULTILINE)
+    assert found is not None
+    assert reload_given(found[1].split()) == (role, Path(f"/etc/oxidize/{role}.toml"))
+
+
+RELOAD_WORDS = ("--client", "-c", "--config", "/a.toml", "a.toml", "/b", "--log-level", "debug", "--help", "--", "")
+
+
+@given(st.lists(st.sampled_from(RELOAD_WORDS), max_size=5), st.sampled_from(["reload", "reload", "stop", ""]))
+def test_a_recognized_reload_is_the_one_that_the_commands_would_do(words: list[str], first: str) -> None:
+    given_words = reload_given([first, *words])
+    if given_words is not None:
+        assert reloaded_by_the_commands([first, *words]) == [(*given_words, None)]
+
+
+def test_a_reload_imports_what_it_needs_alone() -> None:
+    code = "import sys; from oxidize.cli import entry, replacement; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    assert "oxidize.cli.replacement" in loaded
+    assert {"click", "pydantic", "tomli", "logging", "dataclasses", "oxidize.takeover.machine"}.isdisjoint(loaded)
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "says"),
+    [
+        (None, 2, "No such file or directory"),
+        ("[server]\nmtu = 1\n", 2, "server.mtu = 1: expected"),
+        (SERVER + 'network = "userspace"\ntakeover_socket = "t.sock"\n', 1, "no process listens at"),
+    ],
+)
+def test_a_reload_that_fails_says_the_same_with_and_without_the_command_line(
+    text: str | None, status: int, says: str, tmp_path: Path
+) -> None:
+    secret(tmp_path / "server.key", PRIVATE)
+    path = tmp_path / "server.toml"
+    if text is not None:
+        path.write_text(text)
+    command = [sys.executable, "-m", "oxidize", "reload"]
+    recognized_way = subprocess.run([*command, "-c", str(path)], capture_output=True, text=True, check=False)
+    by_command = subprocess.run([*command, f"--config={path}"], capture_output=True, text=True, check=False)
+    assert recognized_way.returncode == by_command.returncode == status
+    assert recognized_way.stderr == by_command.stderr
+    assert says in recognized_way.stderr

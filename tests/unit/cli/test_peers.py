@@ -13,6 +13,7 @@ from oxidize import config
 from oxidize.cli import reload as reload_module
 from oxidize.cli.commands import main
 from oxidize.cli.peers import add
+from oxidize.cli.replacement import Reloaded
 from oxidize.config.values import format_key
 from oxidize.control import query as query_module
 from oxidize.errors import Phase, TakeoverError
@@ -67,14 +68,14 @@ class Running:
         ]
         return {"generation": 4, "pid": 4242, "log_level": "info", "listen": "[::]:4711", "peers": peers}
 
-    def reload(self, *arguments: object) -> reload_module.Reloaded:
+    def reload(self, *arguments: object) -> Reloaded:
         self.reloads += 1
         self.kept = arguments[-1]
         if not self.is_deaf and (self.failure is None or self.takes_up_although_it_fails):
             self.load()
         if self.failure is not None:
             raise self.failure
-        return reload_module.Reloaded("reloaded: made up", ("warning: listen",))
+        return Reloaded("reloaded: made up", ("warning: listen",))
 
 
 @pytest.fixture
@@ -217,7 +218,7 @@ def test_a_server_with_another_configuration_is_an_error(path: Path, running: Ru
 def test_an_edit_saved_during_the_reload_is_not_lost(
     path: Path, running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def reload(*arguments: object) -> reload_module.Reloaded:
+    def reload(*arguments: object) -> Reloaded:
         path.write_text(path.read_text() + "# edited\n")
         raise TakeoverError(Phase.PREPARING, "no")
 
@@ -414,9 +415,9 @@ def test_a_peer_is_removed(path: Path, running: Running) -> None:
 def test_a_removal_is_reported_once(
     path: Path, running: Running, monkeypatch: pytest.MonkeyPatch, number: str, expected: list[str]
 ) -> None:
-    def reload(*arguments: object) -> reload_module.Reloaded:
+    def reload(*arguments: object) -> Reloaded:
         running.load()
-        return reload_module.Reloaded("reloaded: made up", (f"{number} not moved: not configured any more",))
+        return Reloaded("reloaded: made up", (f"{number} not moved: not configured any more",))
 
     monkeypatch.setattr(reload_module, "replace_process", reload)
     running.session_of = ALICE

@@ -6,7 +6,7 @@ import pytest
 
 from oxidize.errors import ConfigError
 from oxidize.runtime import validated
-from oxidize.runtime.kept_settings import STORED_NAME, KeptSettings, contents_of, kept_of
+from oxidize.runtime.kept_settings import STORED_NAME, KeptSettings, kept_of
 from oxidize.service_manager import notify
 from tests.support.node_settings import settings_with
 from tests.support.service_manager import Manager
@@ -44,7 +44,7 @@ def test_what_was_validated_replaces_what_is_stored(manager: Manager) -> None:
 
 def test_what_is_stored_and_used_stays_as_it_is(manager: Manager) -> None:
     stored = passed(b"one")
-    contents = contents_of(stored)
+    contents = validated.contents_of(stored)
     file = kept_of(loaded(contents[stored[0]]), stored, contents)
     assert (file.fd, file.is_stored) == (stored[0], True)
     file.store()
@@ -54,7 +54,7 @@ def test_what_is_stored_and_used_stays_as_it_is(manager: Manager) -> None:
 
 def test_of_several_the_one_in_use_is_stored_alone_and_the_others_are_closed(manager: Manager) -> None:
     stored = [*passed(b"one", b"two", b"two"), os.memfd_create("no settings")]
-    contents = contents_of(stored)
+    contents = validated.contents_of(stored)
     assert set(contents) == set(stored[:3])
     file = kept_of(loaded(contents[stored[1]]), stored, contents)
     assert (file.fd, file.is_stored) == (stored[1], False)

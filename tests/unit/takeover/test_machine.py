@@ -6,7 +6,6 @@ import pytest
 
 from oxidize.errors import Phase, StateError
 from oxidize.takeover.machine import (
-    CONNECT_ATTEMPTS_MAX,
     PREDECESSOR_TABLE,
     SUCCESSOR_TABLE,
     Action,
@@ -19,6 +18,7 @@ from oxidize.takeover.machine import (
     SuccessorState,
     Timeouts,
 )
+from oxidize.takeover.messages import CONNECT_ATTEMPTS_MAX
 
 P, S, E = PredecessorState, SuccessorState, Event
 READY, TAKEN = (E.READY, ""), (E.TAKEN, "")
