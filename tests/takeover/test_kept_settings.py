@@ -72,6 +72,7 @@ def test_a_reload_validates_a_changed_configuration_once_and_an_unchanged_one_no
             environ = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
             done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=60)
             assert ("pydantic" in done.stderr) == is_changed
+            assert "click" not in done.stderr
             traffic.wait_for_more()
             assert not has_validated(server.status()["pid"]), server.log_path.read_text()
         traffic.assert_unharmed()

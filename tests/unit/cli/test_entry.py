@@ -24,6 +24,7 @@ from oxidize.runtime.late_imports import MODULES
 from tests.support.config_files import CLIENT, PRIVATE, SERVER, secret
 
 ROOT = Path(__file__).parents[3]
+X25519 = "cryptography.hazmat.backends.openssl"  # imported by its first use
 NOT_IMPORTED = (
     *("click", "rich", "prometheus_client", "ssl", "pyroute2"),
     *("oxidize.metrics", "oxidize.cli.commands", "oxidize.cli.common", "h11", "oxidize.runtime.handover"),
@@ -32,7 +33,7 @@ NOT_IMPORTED_AFTER_A_CRASH = (
     *NOT_IMPORTED,
     *("pydantic", "tomli", "oxidize.config.schema", "oxidize.takeover.messages"),
     *("dataclasses", "inspect"),  # with the classes of records this took a fifth of a start
-    "cryptography.hazmat.backends.openssl",  # imported by the first use of X25519
+    X25519,
 )
 UNITS = ("oxidize-daemon.service", "oxidize-client.service")
 
@@ -142,7 +143,7 @@ def test_what_the_first_packet_does_not_need_is_imported_after_it_in_slices(
         def run_once(self, timeout=None, before=event_loop.Loop.run_once):
             imported.append([name for name in late_imports.MODULES if name in sys.modules])
             if "oxidize.metrics" in sys.modules:
-                print(json.dumps(imported), flush=True)
+                print(json.dumps([imported, {X25519!r} in sys.modules]), flush=True)
                 os._exit(0)
             before(self, timeout)
         event_loop.Loop.run_once = run_once
@@ -154,7 +155,8 @@ def test_what_the_first_packet_does_not_need_is_imported_after_it_in_slices(
     os.close(kept)
     first, last = done.stdout.splitlines()
     assert json.loads(first) == [[], 0], "imported before the first packet, and looks for garbage"
-    imported = json.loads(last)
+    imported, has_x25519 = json.loads(last)
+    assert has_x25519, "the first handshake waits for it"
     assert imported[-1] == list(MODULES)
     assert all(len(after) - len(before) <= 1 for before, after in pairwise(imported)), "more than one in one iteration"
 
