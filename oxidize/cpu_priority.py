@@ -9,7 +9,6 @@ Sources: sched(7), "The nice value"; setpriority(2), "C library/kernel differenc
 """
 
 import contextlib
-import logging
 import os
 import threading
 
@@ -17,8 +16,6 @@ import threading
 LOW_NICE = 10
 # A third of what a predecessor and a coordinator allow for a preparation: the rest is enough for one at full priority.
 LOW_SECS_MAX = 10.0
-
-log = logging.getLogger(__name__)
 
 
 class CpuPriority:
@@ -59,7 +56,10 @@ class CpuPriority:
             return
         self._raise(before)
         if (found := os.getpriority(os.PRIO_PROCESS, self._thread)) != before:
-            log.warning("nice %d instead of %d: the kernel refuses what it has allowed before", found, before)
+            import logging  # noqa: PLC0415  # a reload imports none
+
+            text = "nice %d instead of %d: the kernel refuses what it has allowed before"
+            logging.getLogger(__name__).warning(text, found, before)
 
     def _raise(self, nice: int) -> None:
         with contextlib.suppress(OSError):
