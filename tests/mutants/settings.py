@@ -40,8 +40,8 @@ SETTINGS = (
     Mutant(
         "keys-are-kept",
         "runtime/validated.py",
-        '_WITHOUT = {"private_key", "public_key", "peers"}',
-        '_WITHOUT = {"public_key", "peers"}',
+        '_WITHOUT = {"private_key", "peers"}',
+        '_WITHOUT = {"peers"}',
         (f"{VALIDATED}test_no_key_is_kept_logged_or_shown",),
         "the private key lies in one more memory file",
     ),
