@@ -145,7 +145,7 @@ class _Comparison:
             request = set_link(link.number, queue=TRANSMIT_QUEUE_PACKETS)
             self._change([(f"txqlen {TRANSMIT_QUEUE_PACKETS}", request)])
         if link.segments not in {0, segments}:
-            self._change([(f"gso_max_segs {segments}", set_link(link.index, segments=segments))])
+            self._change([(f"gso_max_segs {segments}", set_link(link.number, segments=segments))])
         if not link.is_up:
             self._change([("state up", set_link(link.number, up=True))])
 

@@ -2,7 +2,6 @@
 
 import errno
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 
 import pytest
@@ -126,7 +125,7 @@ def test_everything_is_set_once_and_then_left_alone(kernel: FakeKernel) -> None:
 
 
 def test_a_kernel_that_reports_no_segments_is_asked_for_none(kernel: FakeKernel) -> None:
-    kernel.link_state = replace(kernel.link_state, segments=0)
+    kernel.link_state = kernel.link_state._replace(segments=0)
     assert "gso_max_segs 45" not in run(part_with().compare(repair=True))
 
 
@@ -142,10 +141,10 @@ def test_whatever_is_taken_away_is_found_and_put_back_alone(kernel: FakeKernel, 
     link = kernel.link_state
     if number < 4:
         kernel.link_state = [
-            replace(link, mtu=1280),
-            replace(link, queue=500),
-            replace(link, segments=64),
-            replace(link, is_up=False),
+            link._replace(mtu=1280),
+            link._replace(queue=500),
+            link._replace(segments=64),
+            link._replace(is_up=False),
         ][number]
     elif number < 6:
         del kernel.address_keys[number - 4]
