@@ -187,7 +187,7 @@ def test_a_reload_sets_dns_servers_again_that_are_not_there_any_more(lab: Lab, e
     os.kill(pid, signal.SIGCONT)
     place.client.replace(double.env)
     wait_for("the name servers to be set again", lambda: etc.servers == ["10.9.0.1"])
-    assert double.told() == added
+    assert double.told()[-len(added) :] == added  # the old process may have begun to, before it handed over
     place.client.stop()
 
 

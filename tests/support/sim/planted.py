@@ -50,9 +50,8 @@ PLANTED: dict[str, Plant] = {
         families=("sessions",), within=1_000,
     ),
     "compaction drops the last key of each step": _plant(
-        "state.journal", "Journal._copy", "            if count == keys_max:",
-        "            if count == keys_max and copied:\n                del chunks[-1], copied[-1]\n"
-        "            if count == keys_max:",
+        "state.journal", "Journal._copy", "        try:\n            chunks",
+        "        if self._pending and copied:\n            del places[-1], copied[-1]\n        try:\n            chunks",
         families=("crashes",), within=1_000,
     ),
     "socket options are set before COMMIT": _plant(
@@ -133,8 +132,8 @@ PLANTED: dict[str, Plant] = {
     "a super-packet has the payloads of the first rows": _plant(
         "protocol.super_packets", "_Headers.joined", "[self._first + start : self._first + end]", "[: end - start]",
     ),
-    "a run is written before what came earlier": _plant(
-        "protocol.inner_packets", "InnerPackets._unwrap_runs", "frames += join(", "frames[:0] = join(",
+    "the shorter last segment is written before its run": _plant(
+        "protocol.inner_packets", "InnerPackets._unwrap_runs", "frames += [rows.frame(", "frames[:0] = [rows.frame(",
     ),
     "SIGKILL is not sent": _plant(
         "takeover.predecessor", "Predecessor._carry_out", "self._successor.peer.kill()", "True", families=("rogues",),

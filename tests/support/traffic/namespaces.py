@@ -81,6 +81,9 @@ def join(one: Namespace, one_name: str, other: Namespace, other_name: str) -> No
 
 
 def set_addresses(namespace: Namespace, name: str, addresses: Sequence[str], mtu: int = 1500) -> None:
-    """Replace the addresses of an interface and bring it up."""
+    """Replace the addresses of an interface and bring it up; how it segments stays as it is."""
+    with _netlink(namespace) as netlink:
+        (link,) = netlink.get_links(ifname=name)
+        segments = link.get_attr("IFLA_GSO_MAX_SEGS")
     with namespace.entered():
-        configure_interface(name, [ip_interface(address) for address in addresses], mtu, [])
+        configure_interface(name, [ip_interface(address) for address in addresses], mtu, [], segments)
