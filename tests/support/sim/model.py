@@ -43,6 +43,7 @@ class Model:
         self.committed: dict[Process, Process] = {}
         self.frozen_at = 0.0  # the last time that one committed
         self.taken: set[Process] = set()  # those that said so
+        self.gave_up: set[Process] = set()  # those that said FAILED after COMMIT, while their predecessor lived
         self.served: set[Process] = set()  # those that have read or sent something
         self.sealed: set[tuple[bytes, bytes]] = set()
         self.made_at: dict[bytes, float] = {}  # of a key
@@ -129,6 +130,8 @@ class Model:
                 self.frozen_at = min(self._kernel.now, message["frozen_at"])
                 self._kernel.count("commits")
                 self.on_step("commit", receiver)
+            case "failed" if self.committed.get(receiver) is sender and receiver.alive and is_sent:
+                self.gave_up.add(sender)
             case "taken" if sender is self.owner and is_sent:
                 self.taken.add(sender)
                 self._kernel.count("takeovers")
@@ -164,8 +167,11 @@ class Model:
         self.in_hand.clear()
         self._opened.clear()
         handed_over = process in self.committed
-        may_fail = process not in self.taken and any(
-            successor is process and former.alive for former, successor in self.committed.items()
+        # A predecessor that lived when its successor gave up may die before that has ended: two faults at once, after
+        # which the service manager starts the server again with its sessions.
+        may_fail = process not in self.taken and (
+            process in self.gave_up
+            or any(successor is process and former.alive for former, successor in self.committed.items())
         )
         # No room in its epoll, no descriptor to listen with. The service manager starts such a process again, and what
         # arrives meanwhile waits.

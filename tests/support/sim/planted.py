@@ -51,7 +51,8 @@ PLANTED: dict[str, Plant] = {
     ),
     "compaction drops the last key of each step": _plant(
         "state.journal", "Journal._copy", "        try:\n            chunks",
-        "        if self._pending and copied:\n            del places[-1], copied[-1]\n        try:\n            chunks",
+        "        if self._pending and copied:\n            del places[-1], copied[-1]\n"
+        "        try:\n            chunks",
         families=("crashes",), within=1_000,
     ),
     "socket options are set before COMMIT": _plant(
