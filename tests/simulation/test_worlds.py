@@ -30,7 +30,7 @@ PLANTED_HERE = (
     "segments are joined over a gap",
     "the last segment's push is lost",
     "a super-packet has the payloads of the first rows",
-    "a run is written before what came earlier",
+    "the shorter last segment is written before its run",
     "a successor reads before it asks whether the predecessor is dead",
     "a successor that cannot be told WITHDRAWN lives",
 )
