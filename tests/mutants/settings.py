@@ -6,6 +6,14 @@ KEPT = "takeover/test_kept_settings.py::"
 VALIDATED = "unit/runtime/test_validated.py::"
 SETTINGS = (
     Mutant(
+        "table-before-peers-taken-for-whole-though-it-has-only-tables",
+        "config/locate.py",
+        "if isinstance(table, dict) and not all(isinstance(value, dict) for value in table.values()):",
+        "if isinstance(table, dict):",
+        ("unit/config/test_locate.py::test_the_takeover_socket_is_that_of_the_whole_file",),
+        "a command looks for the process at the default socket instead of the one that is configured",
+    ),
+    Mutant(
         "kept-settings-of-another-key",
         "runtime/validated.py",
         "_pack([covered, *kept])",

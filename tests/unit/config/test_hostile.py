@@ -84,12 +84,18 @@ def test_a_key_of_many_parts_is_refused_before_it_is_parsed(
     folder: Path, statement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed: list[str] = []
-    monkeypatch.setattr(tomli, "loads", parsed.append)
+
+    def parse(text: str) -> dict[str, object]:
+        parsed.append(text)
+        return {}
+
+    monkeypatch.setattr(tomli, "loads", parse)
     assert problem(folder, f"{SERVER}{statement}\n") == (
         "oxidize.toml: a key of more than 8 parts: expected keys of at most two parts, as in examples/; remove it"
     )
-    assert takeover_socket_of(folder / "oxidize.toml", "server", {}) == Path("/run/oxidize/takeover.sock")
     assert parsed == []
+    assert takeover_socket_of(folder / "oxidize.toml", "server", {}) == Path("/run/oxidize/takeover.sock")
+    assert not [text for text in parsed if statement in text]
 
 
 @pytest.mark.parametrize(
