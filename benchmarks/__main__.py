@@ -40,7 +40,7 @@ def run_one(name: str, options: Sequence[str], results: Path) -> tuple[int, Sect
             for line in process.stdout:
                 print(line, end="", flush=True)
                 lines.append(line)
-        except BaseException:
+        except BaseException:  # cleans up, and raises it again
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(CLEANED_SECS_MAX)

@@ -237,7 +237,7 @@ def subject(tree: Tree, peers: int) -> Iterator[Subject]:
         server = Subject(Path(folder), tree, peers)
         try:
             yield server
-        except BaseException:
+        except BaseException:  # cleans up, and raises it again
             print(server.log.read_text()[-4000:])
             raise
         finally:

@@ -196,7 +196,7 @@ def genkey() -> None:
     """Print a new private key, as `wg genkey` does."""
     import secrets  # noqa: PLC0415  # slow, and rarely needed
 
-    from oxidize.protocol.crypto import generate_private_key  # noqa: PLC0415  # as above
+    from oxidize.protocol.crypto import generate_private_key  # noqa: PLC0415  # slow, and rarely needed
 
     warn_of_readable_output()
     echo(format_key(generate_private_key(secrets.token_bytes)))

@@ -65,11 +65,11 @@ def _reload_if_recognized(arguments: list[str]) -> None:
     open_standard_streams()
     gc.disable()  # as in `commands`
     try:
-        from oxidize.cli import replacement  # noqa: PLC0415  # as above
+        from oxidize.cli import replacement  # noqa: PLC0415  # slow, and not for a generation
 
         replacement.reload(role, config_path, None)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - raised again
-        from oxidize.cli import commands  # noqa: PLC0415  # as above
+        from oxidize.cli import commands  # noqa: PLC0415  # slow, and not for a generation
 
         commands.end_with(error, role, config_path)
     os._exit(0)  # to free every object first takes a tenth of the whole

@@ -74,7 +74,7 @@ def serve(generation: Generation) -> NoReturn:
         priority = CpuPriority()
         priority.lower()
     from oxidize.control.reload_channel import Control  # noqa: PLC0415  # only a generation needs them
-    from oxidize.runtime.daemon import run  # noqa: PLC0415  # as above
+    from oxidize.runtime.daemon import run  # noqa: PLC0415  # only a generation needs them
 
     control = Control(generation.control_fd, priority)
     try:

@@ -247,7 +247,7 @@ def _changed(file: ConfigFile, content: bytes) -> Iterator[None]:
     file.replace(content)
     try:
         yield
-    except BaseException:
+    except BaseException:  # cleans up, and raises it again
         try:
             file.replace(before)
         except ConfigError as error:

@@ -27,7 +27,7 @@ def rehearse(config_path: Path, as_json: bool) -> None:
     reason, if it could not.
     """
     from oxidize.runtime.rehearsal import rehearse as run  # noqa: PLC0415  # the other commands need none of it
-    from oxidize.settings import NodeSettings  # noqa: PLC0415  # as above
+    from oxidize.settings import NodeSettings  # noqa: PLC0415  # the other commands need none of it
 
     loaded = config.load_server(config_path)
     for warning in loaded.warnings:

@@ -58,9 +58,9 @@ def _in_hosts(host: str) -> list[str]:
 def _query(host: str, mark: int, upstream_dns: Sequence[str]) -> list[str]:
     """Return the addresses that DNS has for a name; empty if no server answers with one."""
     import dns.exception  # noqa: PLC0415  # only a client with a default route needs it, in an outage
-    import dns.message  # noqa: PLC0415  # as above
-    import dns.query  # noqa: PLC0415  # as above
-    import dns.rdatatype  # noqa: PLC0415  # as above
+    import dns.message  # noqa: PLC0415  # only a client with a default route needs it, in an outage
+    import dns.query  # noqa: PLC0415  # only a client with a default route needs it, in an outage
+    import dns.rdatatype  # noqa: PLC0415  # only a client with a default route needs it, in an outage
 
     addresses: list[str] = []
     for server in upstream_dns:

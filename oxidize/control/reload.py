@@ -103,7 +103,7 @@ def _prepare(channel: socket.socket, takeover_socket: Path, successor: PeerProce
         # A successor that inherits does not wait for GO; what it says of that is read all the same.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             send(channel, {"event": "go"})
-    except BaseException as error:
+    except BaseException as error:  # cleans up, and raises it again
         if _is_needless(successor, predecessor, takeover_socket):
             _reset_main_pid(predecessor)
         if isinstance(error, OSError):
@@ -212,7 +212,7 @@ def _hand_over(channel: socket.socket, grandchild: int) -> None:
     """Send pid and pidfd from the parent, whose child keeps its number until the parent has ended."""
     try:
         socket.send_fds(channel, [str(grandchild).encode()], [os.pidfd_open(grandchild)])
-    except BaseException:
+    except BaseException:  # cleans up, and raises it again
         os.kill(grandchild, signal.SIGKILL)
         raise
 

@@ -53,7 +53,7 @@ def start_guard(cleanup: Cleanup, log_fd: int) -> int:
         ]
         # A session of its own, out of reach of the terminal's ^C and of signals to the client's process group.
         os.posix_spawn(command[0], command, environ, file_actions=actions, setsid=True, setsigmask=[])
-    except BaseException:
+    except BaseException:  # cleans up, and raises it again
         os.close(write_end)
         raise
     finally:
@@ -86,11 +86,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _remove(cleanup: Cleanup) -> int:
-    from oxidize.errors import OxidizeError  # noqa: PLC0415 - late, as above
-    from oxidize.hostnet.dns_config import revert_dns  # noqa: PLC0415 - late, as above
-    from oxidize.hostnet.packet_filter import remove_filter  # noqa: PLC0415 - late, as above
-    from oxidize.hostnet.part import run  # noqa: PLC0415 - late, as above
-    from oxidize.hostnet.policy_routing import remove_policy  # noqa: PLC0415 - late, as above
+    from oxidize.errors import OxidizeError  # noqa: PLC0415 - a guard that waits needs none
+    from oxidize.hostnet.dns_config import revert_dns  # noqa: PLC0415 - a guard that waits needs none
+    from oxidize.hostnet.packet_filter import remove_filter  # noqa: PLC0415 - a guard that waits needs none
+    from oxidize.hostnet.part import run  # noqa: PLC0415 - a guard that waits needs none
+    from oxidize.hostnet.policy_routing import remove_policy  # noqa: PLC0415 - a guard that waits needs none
 
     failures = 0
     interface = cleanup.get("interface")
@@ -120,7 +120,7 @@ def _is_used_again(interface: str, index: int) -> bool:
 
 
 def _print_error(error: Exception) -> int:
-    from oxidize.text import one_line  # noqa: PLC0415 - late, as above
+    from oxidize.text import one_line  # noqa: PLC0415 - a guard that waits needs none
 
     with contextlib.suppress(OSError):
         reason = one_line(str(error))

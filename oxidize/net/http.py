@@ -144,7 +144,7 @@ class HttpServer:
         wanted = connection.events
         try:
             is_open = connection.advance()
-        except BaseException:
+        except BaseException:  # cleans up, and raises it again
             # A bug in the responder: the exception is for the top of the loop, but the client need not wait for it.
             self._drop(connection)
             raise

@@ -362,7 +362,7 @@ def bind_udp(host: str | IPv4Address | IPv6Address, port: int) -> socket.socket:
             if family == socket.AF_INET6:
                 bound.setsockopt(IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             bound.bind(address)
-        except BaseException:
+        except BaseException:  # cleans up, and raises it again
             bound.close()
             raise
     except OSError as error:

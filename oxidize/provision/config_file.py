@@ -100,7 +100,7 @@ def _write_new(path: Path, content: str, mode: int, owner: Owner | None) -> None
             os.fchmod(file.fileno(), mode)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException:  # cleans up, and raises it again
         path.unlink()
         raise
 
@@ -144,9 +144,9 @@ def _replace(target: Path, content: bytes) -> None:
             os.utime(name)
             os.fsync(file.fileno())
         os.rename(name, target)  # noqa: PTH104  # the name of a temporary file is text
-    except BaseException:
+    except BaseException:  # cleans up, and raises it again
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)  # noqa: PTH108  # as above
+            os.unlink(name)  # noqa: PTH108  # the name of a temporary file is text
         raise
     sync_folder(target.parent)
 

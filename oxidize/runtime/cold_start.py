@@ -142,7 +142,7 @@ class _ColdStart:
             self._responder.open(self._listener)
         self._interfaces_before = _interfaces_before(fds)
         if FdName.GUARD in fds and not settings.has_host_setup:
-            from oxidize.client.host_setup import forget_guard  # noqa: PLC0415  # as above
+            from oxidize.client.host_setup import forget_guard  # noqa: PLC0415  # not for a server
 
             os.close(fds.pop(FdName.GUARD))  # and so the guard removes what the previous process had set
             forget_guard()

@@ -144,7 +144,7 @@ class Node:
         return self._metrics.render()
 
     def _live(self) -> "Live":
-        from oxidize.metrics import Live  # noqa: PLC0415  # as above
+        from oxidize.metrics import Live  # noqa: PLC0415  # see `late_imports`
 
         return Live(
             connections_active=lambda: self.device.live_sessions(boot_time()),

@@ -116,7 +116,7 @@ def _copy(answer: Answer, snapshot: _Snapshot) -> tuple[int, int] | None:
         return None
     try:
         return journal, copy_arena(arena_source)
-    except BaseException:
+    except BaseException:  # cleans up, and raises it again
         close_fds([journal])
         raise
 

@@ -100,7 +100,7 @@ class Succession:
                 {**summary, READS_STAGED_MORE: True},
                 lambda: node.device.restore(node.session_state.sync(), boot_time()),
             )
-        except BaseException as error:
+        except BaseException as error:  # cleans up, and raises it again
             self.successor.failed(_redacted_reason(error))
             self._give_back()
             raise

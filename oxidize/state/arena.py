@@ -90,7 +90,7 @@ class Arena:
             os.pwrite(fd, header, 0)
             _write(fd, HEADER_BYTES, bytes(_SLOT_BYTES * TOTALS_SLOTS))
             return cls(fd, slot_count)
-        except BaseException:
+        except BaseException:  # cleans up, and raises it again
             os.close(fd)
             raise
 

@@ -38,7 +38,7 @@ def copy_journal(source: int, activations: int, end: int) -> int | None:
             _copy_range(source, copy, base, end)
             # Checked last: while the sides are the same, no byte before the end has changed.
             is_good = _header(source)[ACTIVATIONS] == activations
-        except BaseException:
+        except BaseException:  # cleans up, and raises it again
             os.close(copy)
             raise
     except (OSError, OverflowError) as error:  # the latter for header values that exceed any file's size
@@ -55,7 +55,7 @@ def copy_arena(source: int) -> int:
         copy = _new_file("oxidize-arena-copy", source)
         try:
             _copy_data(source, copy)
-        except BaseException:
+        except BaseException:  # cleans up, and raises it again
             os.close(copy)
             raise
     except OSError as error:
@@ -74,7 +74,7 @@ def _new_file(name: str, like: int) -> int:
     copy = os.memfd_create(name, os.MFD_CLOEXEC)
     try:
         os.truncate(copy, os.fstat(like).st_size)
-    except BaseException:
+    except BaseException:  # cleans up, and raises it again
         os.close(copy)
         raise
     return copy

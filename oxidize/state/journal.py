@@ -100,7 +100,7 @@ class Journal:
             writer_lock.take(fd)
             journal._writer = True
             journal.append_envelope(envelope)
-        except BaseException:
+        except BaseException:  # cleans up, and raises it again
             os.close(fd)
             raise
         return journal

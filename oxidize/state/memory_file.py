@@ -48,7 +48,7 @@ def create(name: str, size: int) -> int:
         os.fchmod(fd, MODE)
         os.ftruncate(fd, size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    except BaseException:
+    except BaseException:  # cleans up, and raises it again
         os.close(fd)
         raise
     return fd
@@ -64,7 +64,7 @@ def create_filled(name: str, content: bytes) -> int:
             rest = rest[os.write(fd, rest) :]
         seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-    except BaseException:
+    except BaseException:  # cleans up, and raises it again
         os.close(fd)
         raise
     return fd

@@ -73,7 +73,7 @@ class SessionState:
         arena = Arena.create()
         try:
             journal = Journal.create(envelope, reader=FORMAT, now=now)
-        except BaseException:
+        except BaseException:  # cleans up, and raises it again
             arena.close()
             raise
         return cls(journal, arena)

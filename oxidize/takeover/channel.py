@@ -81,7 +81,7 @@ class Channel:
         try:
             connection.setblocking(False)
             self.peer = PeerProcess.of(connection)
-        except BaseException:
+        except BaseException:  # cleans up, and raises it again
             connection.close()
             raise
         self._socket = connection

@@ -149,7 +149,7 @@ def _bind(path: Path) -> tuple[socket.socket, tuple[int, int]]:
             "correct who may write, or set takeover_socket"
         )
         raise TakeoverError(Phase.LISTENING, reason) from error
-    except BaseException:
+    except BaseException:  # cleans up, and raises it again
         listening.close()
         raise
     return listening, identity

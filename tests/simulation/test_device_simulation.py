@@ -132,7 +132,7 @@ def test_no_message_leaves_or_arrives_twice_whichever_process_dies(seed: int) ->
     simulation = Simulation(seed)
     try:
         simulation.run(STEPS)
-    except BaseException as error:
+    except BaseException as error:  # cleans up, and raises it again
         error.add_note(f"seed {seed}")
         raise
     # The world was a lively one.

@@ -335,7 +335,7 @@ class LinkSimulation(Simulation):
 def simulate(simulation: Simulation, seed: int, steps: int) -> None:
     try:
         simulation.run(steps)
-    except BaseException as error:
+    except BaseException as error:  # cleans up, and raises it again
         error.add_note(f"seed {seed}")
         raise
 

@@ -37,7 +37,7 @@ def opened(data: bytes, reader: int = 1) -> Journal:
     os.pwrite(fd, data, 0)
     try:
         return Journal.open(fd, reader=reader)
-    except BaseException:
+    except BaseException:  # cleans up, and raises it again
         os.close(fd)
         raise
 

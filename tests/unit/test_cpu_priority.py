@@ -21,7 +21,7 @@ with CpuPriority():
     low = os.getpriority(os.PRIO_PROCESS, 0)
 print(low, os.getpriority(os.PRIO_PROCESS, 0))
 """
-ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, which may raise its priority")
+ROOT = pytest.mark.root
 
 
 def own_nice() -> int:

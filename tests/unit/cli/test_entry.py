@@ -47,6 +47,11 @@ def held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere")
 
 
+def assert_prints(code: str, expected: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == expected, done.stderr
+
+
 def by_the_commands(arguments: list[str]) -> Generation | None:
     """Return the generation that the commands begin for these arguments, None if they begin none."""
     begun: list[Generation] = []
@@ -180,8 +185,7 @@ def test_what_has_waited_is_answered_before_a_successor_can_come(tmp_path: Path)
         node.Node.serve = serve
         sys.argv = ["oxidize", "server", "--no-holder", "-c", {str(path)!r}]
         entry.main()"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
-    assert done.stdout == "0 False False\n", done.stderr
+    assert_prints(code, "0 False False\n")
 
 
 def test_a_server_without_an_address_for_metrics_imports_nothing_for_them(tmp_path: Path) -> None:
@@ -208,8 +212,7 @@ def test_a_server_without_an_address_for_metrics_imports_nothing_for_them(tmp_pa
         node.Node.keep_network = keep_network
         sys.argv = ["oxidize", "server", "--no-holder", "-c", {str(path)!r}]
         entry.main()"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
-    assert done.stdout == "[]\n", done.stderr
+    assert_prints(code, "[]\n")
 
 
 def test_a_mistake_in_the_configuration_is_the_same_lines_and_status(tmp_path: Path) -> None:

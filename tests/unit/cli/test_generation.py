@@ -25,7 +25,7 @@ def nice_of_generation(control_fd: int | None) -> int:
     return subprocess.run([sys.executable, "-c", GENERATION % control_fd], pass_fds=fds, check=False).returncode
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, which may raise its priority")
+@pytest.mark.root
 def test_a_successor_gives_way_from_its_first_import_on() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from oxidize import config
 from oxidize.cli import reload as reload_module
 from oxidize.cli.commands import main
-from oxidize.cli.peers import add
+from oxidize.cli.peers import REMOVED_NOT_MOVED, add
 from oxidize.cli.replacement import Reloaded
 from oxidize.config.values import format_key
 from oxidize.control import query as query_module
@@ -410,14 +410,14 @@ def test_a_peer_is_removed(path: Path, running: Running) -> None:
 
 @pytest.mark.parametrize(
     ("number", "expected"),
-    [("1 peer", []), ("2 peers", ["oxidize: 2 peers not moved: not configured any more"])],
+    [("1 peer", []), ("2 peers", [f"oxidize: {REMOVED_NOT_MOVED.replace('1 peer', '2 peers')}"])],
 )
 def test_a_removal_is_reported_once(
     path: Path, running: Running, monkeypatch: pytest.MonkeyPatch, number: str, expected: list[str]
 ) -> None:
     def reload(*arguments: object) -> Reloaded:
         running.load()
-        return Reloaded("reloaded: made up", (f"{number} not moved: not configured any more",))
+        return Reloaded("reloaded: made up", (REMOVED_NOT_MOVED.replace("1 peer", number),))
 
     monkeypatch.setattr(reload_module, "replace_process", reload)
     running.session_of = ALICE

@@ -44,7 +44,7 @@ def test_prepared_waits_for_go(pair: Pair) -> None:
     assert receive(coordinator) is None
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, which may raise its priority")
+@pytest.mark.root
 def test_a_successor_is_at_full_priority_when_it_says_that_it_is_prepared() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     before = os.getpriority(os.PRIO_PROCESS, 0)
