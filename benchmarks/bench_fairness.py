@@ -17,7 +17,7 @@ import os
 import statistics
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,14 +93,18 @@ class Setting:
         self.bystanders = Bystanders(self.stand, self.caller, CALLER)
         server = str(INNER[4][0])
         link, lab = self.stand.link, self.stand.lab
-        go = WireguardGo(lab, link.client_side, [f"{LOADER}/16"], self.loader)
-        go.set_peer(self.stand.server.identity.public, f"{server}/32", endpoint=f"{DirectLink.SERVER}:{PORT}")
-        go.enlarge_buffers()
+        self._go = WireguardGo(lab, link.client_side, [f"{LOADER}/16"], self.loader)
+        self._go.set_peer(self.stand.server.identity.public, f"{server}/32", endpoint=f"{DirectLink.SERVER}:{PORT}")
+        self._go.enlarge_buffers()
         with link.server_side.entered():
             lab.spawn((IPERF3, "--server", "--forceflush", "--bind", server), "iperf3")
         log = lab.folder / "iperf3.log"
         self._served = 0
         self._is_ready = lambda: log.read_text().count("Server listening") > self._served or None
+
+    def stop(self) -> None:
+        """End its loader, before the lab of a later tree ends all children that it did not find when it began."""
+        self._go.stop()
 
     @contextmanager
     def tcp(self, options: Sequence[str], secs: float) -> Iterator[list[str]]:
@@ -192,12 +196,14 @@ def main() -> None:
     loader, caller = Identity.make(), Identity.make()
     others = [PeerTable("loader", loader.public, (LOADER,)), PeerTable("caller", caller.public, (CALLER,))]
     setup = Setup(server_core, PEERS + 1, others=others, http=f"{HTTP[0]}:{HTTP[1]}")
-    with stands(trees, setup) as servers:
+    with stands(trees, setup) as servers, ExitStack() as stack:
         settings = [Setting(stand, loader, caller) for stand in servers]
+        for each in settings:
+            stack.callback(each.stop)
         found = []
         for load in LOADS:
             if not options.load or load.name in options.load:
-                rounds = [[each.measure(load, options.secs) for each in settings] for _ in range(options.runs)]
+                rounds = [[one.measure(load, options.secs) for one in settings] for _ in range(options.runs)]
                 found.append((load, list(zip(*rounds, strict=True))))
     for title in (PING, IN_SERVER, QUESTIONS):
         table = Table(title, "ms, 99th percentile")

@@ -79,7 +79,7 @@ _COUNTERS = (
     (
         Total.SHED_DATAGRAMS,
         "oxidize_shed_datagrams",
-        "Useless datagrams of floods that the kernel dropped at this server's request, about; never data of sessions.",
+        "Datagrams of floods, or over a session's fair share, that the kernel dropped at this server's request, about.",
     ),
     (
         Total.MULTICAST_PACKETS,

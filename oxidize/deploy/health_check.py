@@ -182,7 +182,7 @@ class HealthCheck:
 
     def _overflow(self, now: Vitals) -> Iterable[str]:
         if _grown(self._latest, now, "totals", "shed_datagrams") > 0:
-            return  # a flood, of which the kernel drops a part at the server's request
+            return  # too much comes, of which the kernel drops a part at the server's request
         lost = now.kernel_drops - self._latest.kernel_drops
         seconds = now.at - self._latest.at
         arrived = lost + _grown(self._latest, now, "totals", "received_datagrams")

@@ -71,7 +71,7 @@ class Vitals:
 
     at: seconds of CLOCK_BOOTTIME. state: as in /health. release_folder: where the process was started from.
     sessions: peers with a live session. totals, drops: by the lower-case names of `Total` and `DropReason`.
-    kernel_drops: datagrams lost because the socket's queue was full, and those of floods that were shed (the total
+    kernel_drops: datagrams lost because the socket's queue was full, and those that were shed (the total
     "shed_datagrams"). takeovers: the last ones, oldest first.
     metrics_listen: "host:port" of /health, None if there is none. errors_before: the total "errors_logged" at the time
     when this generation began to serve; None if the release does not send it.

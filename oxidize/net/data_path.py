@@ -89,7 +89,8 @@ class DataPath:
                 self._deliver(list(map(rows.framed, packets)))
             self.flush()
             if receiver.is_empty or receiver.is_cut:
-                return
+                break
+        self.device.fair_share.note(self._now(), is_empty=receiver.is_empty)
 
     def _deliver(self, frames: Sequence[Frame]) -> None:
         if not frames:

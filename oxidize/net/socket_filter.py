@@ -2,8 +2,10 @@
 
 The rule: the filter belongs to the open file description, which predecessor and successor share, so only the owner
 attaches one, and detaches any when it begins and when it ends. A datagram passes unless it is of a class whose share is
-below 1, the dice say so, and its source is none of those that are spared. A batch of datagrams that the kernel has
-joined (UDP_GRO) is one datagram here and of no class, for nothing that a packet is in is as short as those.
+below 1, the dice say so, and its source is none of those that are spared; or it is data of a session whose share is
+below 1, and the dice say so. A batch of datagrams that the kernel has joined (UDP_GRO) is one datagram here and of no
+class, for nothing that a packet is in is as short as those; where it is longer than a row it is of no session, too:
+dropped as one it would cost a connection more than its share, and it takes little time to receive.
 
 Sources: socket(7) SO_ATTACH_FILTER, linux/filter.h, and the kernel's Documentation/networking/filter.rst. At a UDP
 socket offset 0 is the UDP header. A load beyond the datagram ends the program, and drops it: all are checked before.
@@ -13,12 +15,13 @@ import os
 import socket
 import struct
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from socket import SOL_SOCKET
 from typing import NamedTuple
 
-from oxidize.protocol.constants import DATA_OVERHEAD, INITIATION_SIZE, MAC_SIZE, TYPE_INITIATION
+from oxidize.protocol.constants import DATA_OVERHEAD, INITIATION_SIZE, MAC_SIZE, TYPE_DATA, TYPE_INITIATION
+from oxidize.protocol.rows import ROW_BYTES
 from oxidize.protocol.shedding import Sheddable
 
 SOURCES_SPARED_MAX = 1024  # what fits into the 20 KiB of net.core.optmem_max, its default before Linux 6.9
@@ -59,12 +62,15 @@ _DROP = Instruction(_RETURN, 0)
 Program = list[Instruction]
 
 
-def assemble(shares: Sequence[float], spared: Collection[tuple[bytes, int]]) -> Program:
+def assemble(
+    shares: Sequence[float], spared: Collection[tuple[bytes, int]], sessions: Mapping[int, float] | None = None
+) -> Program:
     """Return the program that lets the share of each class pass, by `Sheddable`, and all from the sources in `spared`.
 
-    spared: addresses (4 or 16 bytes) and ports, at most SOURCES_SPARED_MAX.
+    spared: addresses (4 or 16 bytes) and ports, at most SOURCES_SPARED_MAX. sessions: the shares of data messages by
+    receiver index, of at most `fair_share.SESSIONS_MAX`.
     """
-    limits = [min(round(share * _WORD_END), _WORD_END - 1) for share in shares]
+    limits = [_limit(share) for share in shares]
     initiation = [
         *_unless(Instruction(_IF_EQUAL, _UDP_HEADER + INITIATION_SIZE), [_PASS]),
         Instruction(_LOAD_WORD, _UDP_HEADER),
@@ -73,6 +79,7 @@ def assemble(shares: Sequence[float], spared: Collection[tuple[bytes, int]]) -> 
     ]
     short = [Instruction(_LOAD_NUMBER, limits[Sheddable.SHORT]), Instruction(_JUMP, len(initiation))]
     return [
+        *(_thin(sessions) if sessions else ()),
         Instruction(_LOAD_LENGTH),
         *_unless(Instruction(_IF_AT_LEAST, _UDP_HEADER + DATA_OVERHEAD), short),
         *initiation,
@@ -83,6 +90,56 @@ def assemble(shares: Sequence[float], spared: Collection[tuple[bytes, int]]) -> 
         *_unless(Instruction(_IF_ABOVE_X), [_PASS]),
         *_spare(spared),
     ]
+
+
+def _limit(share: float) -> int:
+    """Return up to which word the dice let a datagram pass."""
+    return min(round(share * _WORD_END), _WORD_END - 1)
+
+
+def _thin(sessions: Mapping[int, float]) -> Program:
+    """Return the instructions that decide on data of these sessions, and go on with any other datagram."""
+    words = {int.from_bytes(index.to_bytes(4, "little"), "big"): _limit(part) for index, part in sessions.items()}
+    thin = [
+        Instruction(_LOAD_WORD, _UDP_HEADER + 4),
+        *_find_limit(sorted(words.items())),
+        Instruction(_STORE),
+        Instruction(_LOAD_X_MEMORY),
+        Instruction(_LOAD_WORD, _RANDOM),
+        *_unless(Instruction(_IF_ABOVE_X), [_PASS]),
+        _DROP,
+    ]
+    of_data = [
+        Instruction(_LOAD_WORD, _UDP_HEADER),
+        *_unless(Instruction(_IF_EQUAL, TYPE_DATA << 24), [Instruction(_JUMP, len(thin))]),
+        *thin,
+    ]
+    is_longer = Instruction(_IF_AT_LEAST, _UDP_HEADER + ROW_BYTES + 1, 0, 1)
+    of_length = [is_longer, Instruction(_JUMP, len(of_data)), *of_data]
+    beyond = [Instruction(_JUMP, len(of_length))]
+    return [
+        Instruction(_LOAD_LENGTH),
+        *_unless(Instruction(_IF_AT_LEAST, _UDP_HEADER + DATA_OVERHEAD), beyond),
+        *of_length,
+    ]
+
+
+def _find_limit(limits: Sequence[tuple[int, int]], behind: int = 0) -> Program:
+    """Return the instructions that load the limit of the word in the accumulator and jump to their end, else pass.
+
+    limits: words and their limits, sorted by word. behind: how many instructions are to be skipped beyond the end.
+    """
+    if len(limits) > _LEAF:
+        middle = len(limits) // 2
+        upper = _find_limit(limits[middle:], behind)
+        lower = _find_limit(limits[:middle], behind + len(upper))
+        beyond = Instruction(_JUMP, len(lower))
+        return [Instruction(_IF_AT_LEAST, limits[middle][0], 0, 1), beyond, *lower, *upper]
+    program = [_PASS]
+    for word, limit in reversed(limits):
+        found = [Instruction(_LOAD_NUMBER, limit), Instruction(_JUMP, len(program) + behind)]
+        program = [Instruction(_IF_EQUAL, word, 0, len(found)), *found, *program]
+    return program
 
 
 def _unless(test: Instruction, then: Program) -> Program:

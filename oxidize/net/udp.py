@@ -12,7 +12,7 @@ import errno
 import select
 import socket
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from socket import IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP, SOL_SOCKET
@@ -24,6 +24,8 @@ from oxidize.net.ipv6 import has_ipv6
 from oxidize.net.udp_cmsg import (
     IP_PKTINFO,
     MEMINFO_DROPS,
+    MEMINFO_QUEUED,
+    MEMINFO_ROOM,
     RECEIVE_ERRORS,
     SEGMENTED_BYTES_MAX,
     SEGMENTS_MAX,
@@ -42,6 +44,7 @@ from oxidize.net.udp_cmsg import (
 )
 from oxidize.net.udp_receiver import EARLIER_ERRORS, ENDPOINTS_CACHED_MAX, UdpReceiver
 from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.fair_share import QueueState
 
 # --- Limits ---
 SOCKET_BUFFER_BYTES = 8 << 20  # as in the socket unit: what queues while a process is replaced
@@ -154,12 +157,15 @@ class UdpSocket:
         if self.receiver.reports_errors:
             self._set_error_reports(enabled=False)
 
-    def shed(self, shares: Sequence[float], spared: Collection[tuple[bytes, int]]) -> None:
-        """Have the kernel drop a part of each class of datagrams, none where all shares are 1; for the owner only.
+    def shed(
+        self, shares: Sequence[float], spared: Collection[tuple[bytes, int]], sessions: Mapping[int, float]
+    ) -> None:
+        """Have the kernel drop a part of each class of datagrams and of some sessions' data; for the owner only.
 
-        Parameters as for `socket_filter.assemble`. Raises OSError, without a filter, where the kernel refuses one.
+        Parameters as for `socket_filter.assemble`; with shares of 1 and without sessions there is no filter. Raises
+        OSError, without a filter, where the kernel refuses one.
         """
-        program = socket_filter.assemble(shares, spared) if min(shares) < 1.0 else None
+        program = socket_filter.assemble(shares, spared, sessions) if sessions or min(shares) < 1.0 else None
         socket_filter.detach(self._socket)  # first: two together may exceed net.core.optmem_max
         if program is not None:
             socket_filter.attach(self._socket, program)
@@ -231,12 +237,18 @@ class UdpSocket:
 
         0 if the kernel does not report it.
         """
+        return self.queue_state().dropped
+
+    def queue_state(self) -> QueueState:
+        """Return what waits in the receive buffer, its room, and `kernel_drops`; zeros if the kernel tells nothing."""
         try:
             raw = self._socket.getsockopt(SOL_SOCKET, SO_MEMINFO, 256)
         except OSError:
-            return 0
+            return QueueState(0, 0, 0)
         words = struct.unpack(f"={len(raw) // 4}I", raw[: len(raw) // 4 * 4])
-        return int(words[MEMINFO_DROPS]) if len(words) > MEMINFO_DROPS else 0
+        if len(words) <= MEMINFO_DROPS:
+            return QueueState(0, 0, 0)
+        return QueueState(words[MEMINFO_QUEUED], words[MEMINFO_ROOM], words[MEMINFO_DROPS])
 
     def fileno(self) -> int:
         """Return the file descriptor, -1 after `close` or `detach`."""

@@ -34,7 +34,8 @@ RECEIVE_ERRORS = ((IPPROTO_IP, IP_RECVERR), (IPPROTO_IPV6, IPV6_RECVERR))
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
 SO_MEMINFO = 55
-MEMINFO_DROPS = 8  # SK_MEMINFO_DROPS: the index of the drop counter in SO_MEMINFO's array of u32
+# linux/sock_diag.h: where SO_MEMINFO's array of u32 has the bytes in the receive queue, its room, and the drop counter.
+MEMINFO_QUEUED, MEMINFO_ROOM, MEMINFO_DROPS = 0, 1, 8
 
 # The kernel takes 128 segments (an older one 64); more than a batch would overflow a peer's default receive buffer.
 SEGMENTS_MAX = BATCH_PACKETS_MAX

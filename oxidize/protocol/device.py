@@ -29,6 +29,7 @@ from oxidize.protocol.counters import (
 )
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.endpoint_sources import EndpointSources
+from oxidize.protocol.fair_share import FairShare
 from oxidize.protocol.handshaker import Handled, Handshaker
 from oxidize.protocol.inner_packets import Frame, InnerPackets
 from oxidize.protocol.keypair import Keypair
@@ -61,8 +62,7 @@ class Device:
 
     private_key: 32 bytes. slots: the store of its counters. random_bytes: count -> bytes. unix_time: () -> seconds, for
     timestamps. record: takes every change before its effect can be seen. public_key: of `private_key`, where it is
-    known. mtu: of the tunnel, bytes; messages are not padded beyond it. Raises StateError for more than PEERS_MAX
-    peers.
+    known. mtu: of the tunnel, bytes; messages are not padded beyond it. Raises StateError beyond PEERS_MAX peers.
 
     `now` is always a time in seconds of one monotonic clock that all generations share (CLOCK_BOOTTIME).
     """
@@ -92,8 +92,9 @@ class Device:
         self.next_deadline = self._schedule.next_deadline
         self._staging = Staging(self._table)
         self._links = Links(self._table, self._staging)
+        self.fair_share = FairShare(random_bytes)
         self._sender = RowSender(self._table, self._routes, self._links, self._schedule, mtu)
-        self._receiver = RowReceiver(self._table, self._links, self._schedule)
+        self._receiver = RowReceiver(self._table, self._links, self._schedule, self.fair_share)
         self._inner = InnerPackets(self._table, self._routes)
         self.undelivered = Undelivered(self._table)
         self.unrecorded = Unrecorded(self._table, self._staging)

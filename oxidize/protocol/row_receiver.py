@@ -23,6 +23,7 @@ from oxidize.protocol.counters import (
     LinkState,
 )
 from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.fair_share import FairShare
 from oxidize.protocol.keypair import Keypair
 from oxidize.protocol.link import Links
 from oxidize.protocol.peer import Peer, PeerKeypair
@@ -33,18 +34,20 @@ from oxidize.protocol.session_table import SessionTable
 
 
 class RowReceiver:
-    """The part of a device that opens rows."""
+    """The part of a device that opens rows; share: which of a session's rows are opened."""
 
-    def __init__(self, table: SessionTable, links: Links, schedule: Schedule) -> None:
+    def __init__(self, table: SessionTable, links: Links, schedule: Schedule, share: FairShare) -> None:
         self._table = table
         self._links = links
         self._schedule = schedule
+        self._share = share
         self._counters = table.counters
 
     def receive(self, rows: ReceivedRows, now: float) -> tuple[list[Peer | None], list[int]]:
         """Open the rows that are common; return whose plaintext each row holds now, and the rows that are left."""
         owners: list[Peer | None] = [None] * len(rows.sizes)
         groups, left = _by_receiver(rows)
+        groups = self._admit(groups, rows)
         counters, find = self._counters, self._table.indices.get
         strays: list[int] = []
         for receiver, numbers in groups.items():
@@ -76,6 +79,23 @@ class RowReceiver:
             left += self._signs_of_lost_sessions(rows, strays)
         left.sort()
         return owners, left
+
+    def _admit(self, groups: Mapping[int, Sequence[int]], rows: ReceivedRows) -> Mapping[int, Sequence[int]]:
+        """Return the groups without what is over the fair share of a session, which is dropped."""
+        if not self._share.is_counting:
+            return groups
+        admitted: dict[int, Sequence[int]] = {}
+        sizes, find = rows.sizes, self._table.indices.get
+        for receiver, numbers in groups.items():
+            passed = numbers
+            if isinstance(find(receiver), Keypair):
+                size = sum([sizes[number] for number in numbers])
+                passed = self._share.admit(receiver, numbers, size, are_joined=rows.are_joined)
+                if len(passed) < len(numbers):
+                    self._table.drop(DropReason.OVER_FAIR_SHARE, len(numbers) - len(passed))
+            if passed:
+                admitted[receiver] = passed
+        return admitted
 
     def _signs_of_lost_sessions(self, rows: ReceivedRows, strays: Sequence[int]) -> list[int]:
         """Return, of the rows with messages of no session, the first from each peer's endpoint; drop the others.

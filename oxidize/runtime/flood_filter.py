@@ -1,8 +1,10 @@
 """The flood filter: has the kernel drop what the device decides to shed, and counts that.
 
-The rule: there is a filter only while a flood is measured. It is gone before another process owns the socket, and a
-kernel that has none costs nothing but the shedding.
+The rule: there is a filter only while a flood is measured, or a queue stands (`fair_share_keeper`). It is gone before
+another process owns the socket, and a kernel that has none costs nothing but the shedding.
 """
+
+from collections.abc import Mapping
 
 from oxidize import logs
 from oxidize.net.socket_filter import SOURCES_SPARED_MAX
@@ -27,12 +29,14 @@ class FloodFilter:
         self._counters = counters
         self._spared: list[tuple[bytes, int]] = []
         self._spared_at = 0.0
+        self._sessions: Mapping[int, float] = {}
         self._kernel_drops = 0
         self._is_refused = False
 
     def begin(self) -> None:
         """Begin to own: the socket has no filter."""
         self._flood.reset()
+        self._sessions = {}
 
     def next_deadline(self) -> float | None:
         """Return when the next decision is due, or None while there is no flood."""
@@ -62,10 +66,23 @@ class FloodFilter:
         self._spared = self._admission.sources_to_spare(SOURCES_SPARED_MAX, now)
         return self._spared != before
 
+    def thin_out(self, sessions: Mapping[int, float]) -> bool:
+        """Let a part of the data of these sessions pass, by receiver index, of all others all.
+
+        Return whether the kernel does.
+        """
+        self._sessions = sessions
+        self._apply()
+        return self._sessions is sessions
+
     def _apply(self) -> None:
         try:
-            self._udp.shed(self._flood.shares, self._spared)
+            self._udp.shed(self._flood.shares, self._spared, self._sessions)
         except OSError as error:
+            if self._sessions:  # they are thinned out without the kernel as well
+                self._sessions = {}
+                self._apply()
+                return
             self._is_refused = True
             self._flood.reset()
             log.warning("floods are not shed: the kernel refuses a socket filter", reason=str(error))

@@ -28,6 +28,7 @@ from oxidize.protocol.counters import ENDED_ON_PURPOSE, DropReason
 from oxidize.runtime.drain import Drain
 from oxidize.runtime.endpoint_cache import EndpointCache
 from oxidize.runtime.error_count import ErrorCount
+from oxidize.runtime.fair_share_keeper import FairShareKeeper
 from oxidize.runtime.file_watch import FileWatch
 from oxidize.runtime.flood_filter import FloodFilter
 from oxidize.runtime.http_binding import HttpBinding
@@ -92,8 +93,11 @@ class Node:
         self._lost_lines = LostLines(counters, loop)
         self._data_path = DataPath(parts.device, parts.udp, parts.tunnel, counters, boot_time, refusal)
         self._flood_filter = FloodFilter(parts.device.admission, parts.udp, counters)
+        self._fair_share = FairShareKeeper(parts.device.fair_share, parts.udp, self._flood_filter, counters)
         # Of the loop while it serves:
-        self._timed: list[Timed] = [self._data_path, Watchdog(watchdog_secs, boot_time), self._flood_filter]
+        self._timed: list[Timed] = [
+            self._data_path, Watchdog(watchdog_secs, boot_time), self._flood_filter, self._fair_share
+        ]  # fmt: skip
         self._drain = Drain(parts.device, counters, loop, lambda: self.session_state.generation)
         self._endpoint_cache: EndpointCache | None = None
         if parts.settings.endpoints_file is not None:
@@ -269,6 +273,7 @@ class Node:
         self._loop.on_signal(signals.ALARM, partial(log.warning, signals.text_for(signals.ALARM)))
         self.udp.take_ownership(report_errors=self.connection is not None)
         self._flood_filter.begin()
+        self._fair_share.begin()
         self._loop.register(self.udp.fileno(), READABLE, self._data_path.from_udp)
         tunnel_fd = self.tunnel.fileno()
         if tunnel_fd is not None:

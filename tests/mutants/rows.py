@@ -7,6 +7,7 @@ FEW_WRITES = "properties/test_super_packets_properties.py::test_a_run_is_as_few_
 ALONE = "properties/test_super_packets_properties.py::test_fragments_and_what_may_become_some_are_written_alone"
 DAMAGED = "properties/test_super_packets_properties.py::test_a_damaged_segment_damages_its_super_packet"
 AT_MOST_A_BATCH = "test_no_receive_brings_more_packets_than_a_batch_even_if_a_batch_comes_behind_singles"
+FAIR_SHARE = "unit/protocol/test_fair_share.py"
 SAME_AS_SINGLY = "properties/test_rows_properties.py::test_a_server_receives_in_rows_what_it_receives_singly"
 INITIATIONS = "unit/net/test_initiations_in_a_batch.py"
 CONFIRMED = "properties/test_rows_properties.py::test_the_first_message_of_a_new_session_confirms_it"
@@ -252,5 +253,53 @@ ROWS = (
         "for run in [left]:",
         ("takeover/test_flood_filter.py::test_the_process_after_one_that_was_killed_in_a_flood_has_no_filter",),
         "no flood is shed, and sessions starve beside it",
+    ),
+    Mutant(
+        "fair-share-of-a-queue-that-does-not-overflow",
+        "protocol/fair_share.py",
+        " and queue.dropped != self._queue.dropped",
+        "",
+        (f"{FAIR_SHARE}::test_a_long_queue_that_does_not_overflow_loses_nothing",),
+        "what came while a process was replaced is dropped",
+    ),
+    Mutant(
+        "fair-share-begun-by-a-flood",
+        "protocol/fair_share.py",
+        "queue.queued > FULL_PART * queue.room and ",
+        "",
+        (f"{FAIR_SHARE}::test_what_a_flood_loses_by_its_filter_is_no_overflow",),
+        "sessions lose data because of a flood that is shed",
+    ),
+    Mutant(
+        "fair-share-asked-of-the-quiet",
+        "protocol/fair_share.py",
+        " for one, sent in self._sent.items() if sent > self._limit]",
+        " for one, sent in self._sent.items()]",
+        (f"{FAIR_SHARE}::test_a_filter_has_the_busiest_sessions_and_leaves_each_a_part",),
+        "places in the filter are taken by sessions that lose nothing",
+    ),
+    Mutant(
+        "fair-share-deaf-to-the-queue",
+        "protocol/fair_share.py",
+        "part = 1.0 + (WAIT_SECS - wait_secs) / CORRECTED_SECS",
+        "part = 1.0",
+        (f"{FAIR_SHARE}::test_a_quiet_session_waits_in_a_short_queue_beside_any_overload",),
+        "the queue stays as long as it has become, and the quiet wait in it",
+    ),
+    Mutant(
+        "fair-share-filter-kept-for-ever",
+        "protocol/fair_share.py",
+        "return self._noted_at + IDLE_SECS if self._passing else inf",
+        "return inf",
+        (f"{FAIR_SHARE}::test_the_filter_goes_when_nothing_comes_any_more",),
+        "a session that was busy once loses data when it comes back",
+    ),
+    Mutant(
+        "fair-share-of-a-joined-batch-as-one-datagram",
+        "net/socket_filter.py",
+        "_UDP_HEADER + ROW_BYTES + 1, 0, 1)",
+        "0xFFFF, 0, 1)",
+        ("unit/net/test_socket_filter.py::test_a_long_batch_of_a_session_passes_whole",),
+        "a connection loses 40 segments in a row",
     ),
 )

@@ -33,6 +33,7 @@ OTHER = frozenset(
         ("net/udp_cmsg", "SEGMENTS_MAX"),
         ("protocol/constants", "INNER_MTU_MAX"),
         ("protocol/constants", "REKEY_TIMEOUT_JITTER_MAX"),
+        ("protocol/fair_share", "TURN_SECS_MAX"),
         ("protocol/handshaker", "ROUND_TRIP_SECS_MAX"),
         ("protocol/index_table", "DRAWS_MAX"),
         ("protocol/index_table", "INDEX_MAX"),

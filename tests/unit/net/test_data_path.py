@@ -17,6 +17,7 @@ from oxidize.protocol.cookie import CookieChecker
 from oxidize.protocol.counters import DROPS_START, DropReason, Total
 from oxidize.protocol.device import Device
 from oxidize.protocol.endpoint import Endpoint
+from oxidize.protocol.fair_share import FairShare
 from oxidize.protocol.inner_packets import Frame
 from oxidize.protocol.rate_limiter import LoadMeter
 from oxidize.protocol.row_sender import SealedBatch
@@ -67,6 +68,7 @@ class FakeDevice(Device):
 
     def __init__(self) -> None:
         self.mtu = 576
+        self.fair_share = FairShare(bytes)
         self.queued: list[Transmit] = []
         self.timeouts: list[float] = []
         self.unreachable: list[tuple[tuple[bytes, int, int], float, bool]] = []

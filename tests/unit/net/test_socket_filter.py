@@ -19,6 +19,7 @@ from oxidize.net.socket_filter import SOURCES_SPARED_MAX, assemble, attach, deta
 from oxidize.net.udp import UdpSocket, bind_udp
 from oxidize.net.udp_cmsg import UDP_SEGMENT
 from oxidize.protocol.constants import COOKIE_REPLY_SIZE, DATA_OVERHEAD, INITIATION_SIZE, RESPONSE_SIZE
+from oxidize.protocol.fair_share import SESSIONS_MAX, SHARE_MIN
 from oxidize.protocol.shedding import PASS_SHARE_MIN, Sheddable
 from tests.support.socket_filter import is_filtered
 from tests.support.udp import receive
@@ -28,6 +29,7 @@ WAIT_MS, WAITS_MAX = 10, 500  # what was sent on loopback has been queued or dro
 INSTRUCTIONS_MAX = 4096  # BPF_MAXINSNS
 OPTMEM_BYTES = 20_480  # net.core.optmem_max before Linux 6.9
 ALL_SHED = (PASS_SHARE_MIN,) * len(Sheddable)
+NONE_SHED = (1.0,) * len(Sheddable)
 
 # (what the receiver binds, what the sender binds)
 FAMILIES = {"ipv4": ("127.0.0.1", "127.0.0.1"), "ipv6": ("::1", "::1"), "mapped": ("::", "127.0.0.1")}
@@ -177,6 +179,53 @@ def test_the_kernel_takes_a_filter_with_as_many_sources_as_may_be_spared(lengths
         assert is_filtered(bound)
 
 
+SESSIONS = {1: 0.25, 0x01020304: 0.5, 0xFFFFFFFF: SHARE_MIN}
+
+
+def data(session: int, size: int = 96) -> bytes:
+    return b"\4\0\0\0" + session.to_bytes(4, "little") + bytes(size - 8)
+
+
+def test_a_share_of_each_session_passes_and_all_of_the_others(stand: Stand) -> None:
+    attach(stand.bound, assemble(NONE_SHED, (), SESSIONS))
+    for session, share in SESSIONS.items():
+        assert is_share(stand.passed(many([data(session, DATA_OVERHEAD), data(session, 1452)])), share)
+    others = [data(session) for session in (2, 0x04030201, 0x01020305, 0x7FFFFFFF)]
+    handshakes = [datagram for each in OF_EACH_CLASS.values() for datagram in each]
+    assert stand.passed(many([*others, *OTHERS, *handshakes])) == SENT
+
+
+def test_sessions_and_a_flood_are_thinned_out_together_and_a_spared_source_keeps_to_its_share(stand: Stand) -> None:
+    attach(stand.bound, assemble(ALL_SHED, [stand.source(stand.sender)], SESSIONS))
+    assert is_share(stand.passed(many([data(1)])), 0.25)
+    for datagrams in OF_EACH_CLASS.values():
+        assert stand.passed(many(datagrams)) == SENT
+        assert is_share(stand.passed(many(datagrams), stand.new_sender()), PASS_SHARE_MIN)
+    assert stand.passed(many(OTHERS)) == SENT
+
+
+def test_a_long_batch_of_a_session_passes_whole(stand: Stand) -> None:
+    attach(stand.bound, assemble(NONE_SHED, (), dict.fromkeys(SESSIONS, SHARE_MIN)))
+    before = stand.udp.kernel_drops()
+    batch = b"".join([data(1, 1440)] * 40)
+    for number in range(1, 51):
+        stand.sender.sendmsg([batch], [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", 1440))])
+        assert stand.received(40, before) == 40, number
+
+
+def test_the_kernel_takes_a_filter_with_as_many_sessions_as_may_be_thinned_out(stand: Stand) -> None:
+    sessions = {int.from_bytes(os.urandom(4), "little"): number / 300 for number in range(1, SESSIONS_MAX + 1)}
+    spared = [(os.urandom(16 if number % 2 else 4), number) for number in range(SOURCES_SPARED_MAX)]
+    program = assemble(ALL_SHED, spared, sessions)
+    assert len(program) <= INSTRUCTIONS_MAX
+    own = sum({0x20: 8, 0x28: 8, 0x30: 8, 0x06: 2}.get(each.code, 1) for each in program)
+    assert 8 * own < OPTMEM_BYTES
+    assert all(each.if_true < 256 and each.if_false < 256 for each in program)
+    attach(stand.bound, program)
+    one = next(session for session, share in sessions.items() if share == 150 / 300)
+    assert is_share(stand.passed(many([data(one)])), 0.5)
+
+
 def test_a_filter_that_is_replaced_or_detached_drops_no_more(stand: Stand) -> None:
     stand.filter(ALL_SHED)
     stand.filter((1.0, 1.0, 0.5))
@@ -202,13 +251,15 @@ def test_an_owner_begins_and_ends_without_a_filter(stand: Stand) -> None:
     successor.take_ownership()
     successor.close()
     assert not is_filtered(stand.bound), "the filter of an owner that was killed"
-    stand.udp.shed(ALL_SHED, ())
+    stand.udp.shed(ALL_SHED, (), {})
     assert is_filtered(stand.bound)
     stand.udp.end_ownership()
     assert not is_filtered(stand.bound)
 
 
 def test_all_shares_of_one_leave_no_filter(stand: Stand) -> None:
-    stand.udp.shed(ALL_SHED, ())
-    stand.udp.shed((1.0,) * len(Sheddable), ())
+    stand.udp.shed(ALL_SHED, (), {})
+    stand.udp.shed(NONE_SHED, (), {1: 0.5})
+    assert is_filtered(stand.bound)
+    stand.udp.shed(NONE_SHED, (), {})
     assert not is_filtered(stand.bound)

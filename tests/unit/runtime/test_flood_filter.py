@@ -1,7 +1,7 @@
 """The flood filter follows the measured flood: attached while there is one, told once where the kernel has none."""
 
 import errno
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import inf
 from typing import cast
 
@@ -23,14 +23,19 @@ class Socket:
 
     def __init__(self) -> None:
         self.filters: list[tuple[list[float], list[tuple[bytes, int]]]] = []
+        self.sessions: Mapping[int, float] = {}
         self.refusal: OSError | None = None
+        self.refuses_all = True
         self.dropped = DROPPED_BEFORE
         self.drops_each_time = 0
 
-    def shed(self, shares: Sequence[float], spared: Collection[tuple[bytes, int]]) -> None:
-        if self.refusal is not None and min(shares) < 1.0:
+    def shed(
+        self, shares: Sequence[float], spared: Collection[tuple[bytes, int]], sessions: Mapping[int, float]
+    ) -> None:
+        if self.refusal is not None and (sessions or (self.refuses_all and min(shares) < 1.0)):
             raise self.refusal
         self.filters.append((list(shares), list(spared)))
+        self.sessions = sessions
 
     def kernel_drops(self) -> int:
         self.dropped += self.drops_each_time
@@ -140,3 +145,24 @@ def test_a_new_owner_begins_without_a_filter_and_measures_for_itself(stand: Stan
     assert stand.flood.decide_at == inf
     stand.arrive(40_000)
     assert [min(shares) < 1.0 for shares, _ in stand.udp.filters] == [True, True]
+
+
+def test_sessions_are_thinned_out_beside_a_flood_and_without_one(stand: Stand) -> None:
+    assert stand.filter.thin_out({7: 0.5})
+    assert stand.udp.sessions == {7: 0.5}
+    stand.arrive(40_000)
+    assert stand.udp.sessions == {7: 0.5}
+    assert min(stand.udp.filters[-1][0]) < 1.0
+    assert stand.filter.thin_out({})
+    assert stand.udp.sessions == {}
+    assert min(stand.udp.filters[-1][0]) < 1.0
+
+
+def test_a_flood_is_shed_where_the_kernel_has_no_room_for_the_sessions(stand: Stand) -> None:
+    stand.arrive(40_000)
+    stand.udp.refusal, stand.udp.refuses_all = OSError(errno.ENOMEM, "Cannot allocate memory"), False
+    assert not stand.filter.thin_out({7: 0.5})
+    assert min(stand.udp.filters[-1][0]) < 1.0
+    assert stand.filter.next_deadline() is not None
+    stand.filter.begin()
+    assert stand.filter.thin_out({})
