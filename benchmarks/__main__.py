@@ -27,8 +27,8 @@ BRIEF = {"blackout": ("--secs", "60"), "ipv6": ("--runs", "3"), "scale": ("--run
 CLEANED_SECS_MAX = 20.0  # for a benchmark that is interrupted; what is left then is killed
 
 
-def run_one(name: str, options: Sequence[str], results: Path) -> tuple[int, Section]:
-    """Run one benchmark to its end, and print what it prints; return its status and what it found."""
+def run_one(name: str, options: Sequence[str], results: Path) -> Section:
+    """Run one benchmark to its end, and print what it prints; return what it found."""
     print(f"--- {name}", flush=True)
     results.touch()
     environment = {**os.environ, RESULTS: str(results), OWNER: str(os.getpid())}
@@ -48,7 +48,7 @@ def run_one(name: str, options: Sequence[str], results: Path) -> tuple[int, Sect
             raise
     print(f"({time.monotonic() - began:.0f} s)", flush=True)
     about = first_paragraphs(importlib.import_module(f"benchmarks.bench_{name}").__doc__ or "")
-    return process.returncode, Section(name, about, "".join(lines), read_rows(results))
+    return Section(name, about, "".join(lines), read_rows(results), process.returncode)
 
 
 def main() -> None:
@@ -57,19 +57,16 @@ def main() -> None:
     options = sys.argv[1 + len(wanted) :]
     if unknown := [name for name in wanted if name not in known]:
         raise SystemExit(f"{', '.join(unknown)}: expected some of {', '.join(known)}")
-    failed, sections = [], []
+    sections = []
     with owner() as spared, tempfile.TemporaryDirectory(prefix="oxidize-bench-") as folder:
         for name in wanted or known:
             brief = () if wanted else BRIEF.get(name, ())
-            status, section = run_one(name, [*brief, *options], Path(folder, f"{name}.json"))
+            sections.append(run_one(name, [*brief, *options], Path(folder, f"{name}.json")))
             end_children(spared)  # what a benchmark leaves that was killed
-            sections.append(section)
-            if status != 0:
-                failed.append(name)
-    if failed:
-        raise SystemExit(f"failed: {', '.join(failed)}")
     if not wanted:
         print(f"written: {write_page(PAGE, sections, revision_of(HERE)).relative_to(HERE)}")
+    if failed := [section.name for section in sections if section.status != 0]:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -29,12 +29,13 @@ text { font: 12px sans-serif; dominant-baseline: middle }
 
 @dataclass(frozen=True)
 class Section:
-    """One benchmark: its name, what its module says of itself, what it printed, and the rows that it kept."""
+    """One benchmark: its name, what its module says of itself, what it printed, the rows that it kept, its status."""
 
     name: str
     about: str
     output: str
     rows: list[Row]
+    status: int = 0
 
 
 def tables(rows: Iterable[Row]) -> list[list[Row]]:
@@ -110,6 +111,8 @@ def write_page(folder: Path, sections: Sequence[Section], revision: str) -> Path
     ]
     for section in sections:
         lines += ["", f"## {section.name.capitalize()}", "", section.about, ""]
+        if section.status != 0:
+            lines += [f"**This benchmark failed, with status {section.status}; what it found before that:**", ""]
         for number, rows in enumerate(tables(section.rows), 1):
             path = folder / f"{section.name}-{number}.svg"
             path.write_text(plot(rows))

@@ -65,6 +65,15 @@ def test_the_page_has_every_output_and_a_plot_of_every_table_and_no_older_one(tm
     assert sorted(path.name for path in tmp_path.glob("*.svg")) == ["idle-1.svg", "idle-2.svg"]
     assert "```text\na  b\n```" in text
     assert "```text\nc\n```" in text
+    assert "failed" not in text
+
+
+def test_the_page_has_what_a_benchmark_found_before_it_failed(tmp_path: Path) -> None:
+    text = write_page(
+        tmp_path, [Section("idle", "About.", "a\n", [], 3), Section("udp", "Too.", "c\n", [])], "abc"
+    ).read_text()
+    assert text.count("failed, with status 3") == 1
+    assert text.index("failed") < text.index("```text\na\n```") < text.index("## Udp")
 
 
 def test_a_page_says_of_a_benchmark_what_its_module_says_without_how_to_start_it() -> None:
