@@ -1,12 +1,13 @@
 """The fair share: of a socket whose queue overflows, how much of each session's data is received.
 
-The rule: data is dropped only where the kernel drops it anyway, for want of room; then it is decided whose. Dropped are
-messages of the sessions that send more than their share, in proportion and at random: by the kernel before they are
-queued, or, where it does not or UDP GRO has joined them, as soon as they are read. So the queue becomes short, and
-handshakes and the sessions that send less than the share, which lose nothing, do not wait in it.
+The rule: data is dropped only where the kernel drops it anyway, for want of room, or is about to, since a long queue
+does not fall; then it is decided whose. Dropped are messages of the sessions that send more than their share, in
+proportion and at random: by the kernel before they are queued, or, where it does not or UDP GRO has joined them, as
+soon as they are read. So the queue becomes short, and handshakes and the sessions that send less than the share, which
+lose nothing, do not wait in it.
 
-The share is that of a max-min allocation of what can be processed. How much that is, is measured before the queue
-overflows, and then tried: it falls while the queue is long, and rises while it is short, until no session exceeds it.
+The share is that of a max-min allocation of what can be processed, as far as that is known, and of a little more or
+less, so that the wait in the queue becomes what is intended, until no session exceeds it.
 
 Sources: R. Pan, L. Breslau, B. Prabhakar, S. Shenker, "Approximate Fairness through Differential Dropping" (shares
 from counts of what has arrived); socket(7), SO_MEMINFO.
@@ -23,6 +24,9 @@ COUNTED_PART, FULL_PART = 0.25, 0.75
 SHORT_QUEUE_BYTES = 1024 << 10  # as the kernel accounts it, 2.3 kB for a long datagram
 PACKET_OVERHEAD_BYTES = 1024  # of it beside a datagram's own bytes, about
 STANDING_SECS = 0.015  # a queue that is not short for so long is long: a status takes half of it
+# A queue in which messages are counted and that does not fall in this time is no burst, nor what came while no process
+# read it: as much comes as can be processed, or more, and all would wait in it until it overflows.
+FALLING_SECS = 0.5
 TURN_SECS_MAX = 0.004  # a turn of the loop takes 2 ms; in a longer pause it did not read
 IDLE_SECS = 0.1  # without a datagram: what was measured before is of no use
 
@@ -109,6 +113,8 @@ class FairShare:
         self._queue = QueueState(0, 0, 0)
         self._processed_rate = self._capacity = 0.0  # in a second: what was processed at first, what can be
         self._window_secs = WINDOW_SECS_MIN
+        self._lowest = self._lowest_before = inf  # bytes in the queue, in FALLING_SECS and in those before
+        self._lowest_secs = 0.0
         self._begin_tick()
         self._begin_window()
         self._sent: Mapping[int, float] = {}  # by each session, in the window before
@@ -158,16 +164,24 @@ class FairShare:
             self._keep(now)
         elif queue.queued <= self._counted_from(queue, now) / 2:
             self._reset()
-        elif self._counted_secs > 0.0 and self._read and self._is_too_much(queue, now):
+        elif self._counted_secs > 0.0 and self._read and self._is_too_much(queue, now, elapsed):
             self._begin_to_drop(queue, now)
 
     def _counted_from(self, queue: QueueState, now: float) -> float:
         return SHORT_QUEUE_BYTES if now < self._alert_until else COUNTED_PART * queue.room
 
-    def _is_too_much(self, queue: QueueState, now: float) -> bool:
+    def _is_too_much(self, queue: QueueState, now: float, elapsed: float) -> bool:
         if now < self._alert_until:
             return self._long_secs >= STANDING_SECS
-        return queue.queued > FULL_PART * queue.room and queue.dropped != self._queue.dropped
+        if queue.queued > FULL_PART * queue.room and queue.dropped != self._queue.dropped:
+            return True
+        self._lowest = min(self._lowest, queue.queued)
+        self._lowest_secs += elapsed
+        if self._lowest_secs < FALLING_SECS:
+            return False
+        falls = self._lowest < self._lowest_before
+        self._lowest_before, self._lowest, self._lowest_secs = self._lowest, inf, 0.0
+        return not falls
 
     def _begin_to_drop(self, queue: QueueState, now: float) -> None:
         self._processed_rate = self._read / self._counted_secs

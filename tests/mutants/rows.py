@@ -287,6 +287,14 @@ ROWS = (
         "the queue stays as long as it has become, and the quiet wait in it",
     ),
     Mutant(
+        "fair-share-of-a-queue-that-falls",
+        "protocol/fair_share.py",
+        "return not falls",
+        "return True",
+        (f"{FAIR_SHARE}::test_a_long_queue_that_falls_slowly_loses_nothing",),
+        "what came while a process was replaced is dropped",
+    ),
+    Mutant(
         "fair-share-filter-kept-for-ever",
         "protocol/fair_share.py",
         "return self._noted_at + IDLE_SECS if self._passing else inf",

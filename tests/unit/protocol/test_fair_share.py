@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from oxidize.protocol.counters import DropReason
 from oxidize.protocol.fair_share import (
     ALERT_SECS,
+    FALLING_SECS,
     IDLE_SECS,
     PACKET_OVERHEAD_BYTES,
     SESSIONS_MAX,
@@ -161,6 +162,29 @@ def test_a_long_queue_that_does_not_overflow_loses_nothing() -> None:
     assert server.lost.total() == 0
     assert server.overflowed.total() == 0
     assert not server.share.is_counting, "the queue is short again"
+
+
+def test_a_long_queue_that_falls_slowly_loses_nothing() -> None:
+    server = Server()
+    rates = busy(20, 1.03 * CAPACITY)
+    server.run(rates, 0.9 * ROOM / ACCOUNTED / (1.03 * CAPACITY), reads=False)
+    server.run(rates, 3 * FALLING_SECS)
+    assert server.share.is_counting, "the queue is still long"
+    assert server.lost.total() == 0
+    assert not server.begun
+
+
+def test_a_long_queue_that_does_not_fall_is_not_left_to_overflow() -> None:
+    server = Server()
+    rates = busy(20, 1.15 * CAPACITY)
+    server.run(rates, 0.5 * ROOM / ACCOUNTED / (1.15 * CAPACITY), reads=False)
+    assert not server.begun
+    server.run(rates, 2 * FALLING_SECS + 0.5)
+    assert server.begun
+    assert server.overflowed.total() == 0
+    began = server.now
+    server.run(rates, 0.5)
+    assert max(server.waits_since(began)) < 0.03
 
 
 def test_a_queue_that_overflowed_while_no_process_read_it_loses_nothing_more() -> None:
