@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 class NodeSettings(NamedTuple):
     """The keys that [server] and [client] share, and one role's keys with the values that the other role has.
 
-    public_key: of `private_key`. peers: with the endpoints that are addresses. routes: networks that lead into the
-    tunnel by the main table; default_routes: those of a client, which need rules. server: "host:port" of a client's
-    server, None for a server. fwmark: of all sockets whose packets must stay out of the tunnel, 0 for none.
-    name_servers: None to leave the system's unchanged.
+    public_key: of `private_key`. peers: with the endpoints that are addresses, and with those that are disabled.
+    routes: networks that lead into the tunnel by the main table; default_routes: those of a client, which need rules.
+    server: "host:port" of a client's server, None for a server. fwmark: of all sockets whose packets must stay out of
+    the tunnel, 0 for none. name_servers: None to leave the system's unchanged.
     """
 
     role: Role
@@ -116,8 +116,8 @@ class NodeSettings(NamedTuple):
 
 
 def server_routes(peers: Iterable[PeerSettings]) -> tuple[Network, ...]:
-    """Return the networks that lead into a server's tunnel."""
-    return tuple(network for peer in peers for network in peer.allowed_ips)
+    """Return the networks that lead into a server's tunnel: those of its peers, but of no disabled one."""
+    return tuple(network for peer in peers if peer.enabled for network in peer.allowed_ips)
 
 
 def _shared(config: "ServerConfig | ClientConfig") -> dict[str, Any]:
@@ -144,6 +144,7 @@ def _peers(config: "ServerConfig") -> tuple[PeerSettings, ...]:
             configured_endpoint=peer.endpoint or "",
             persistent_keepalive=float(peer.persistent_keepalive),
             name=peer.name,
+            enabled=peer.enabled,
         )
         for peer in config.peers
     )

@@ -140,13 +140,14 @@ def list_(config_path: Path, as_json: bool) -> None:
             row["name"],
             row["public_key"][:KEY_SHOWN_CHARS],
             ", ".join(row["allowed_ips"]) or "-",
-            "yes" if row["has_session"] else "no",
+            _connected(row),
             ago(row["last_handshake_unix"]),
         ]
         for row in rows
     ]
     if running is None:  # only a running server knows the rest
-        headings, cells = headings[:3], [cell[:3] for cell in cells]
+        headings = [*headings[:3], ""]
+        cells = [[*cell[:3], "" if row["enabled"] else "disabled"] for cell, row in zip(cells, rows, strict=True)]
     if rows:
         print_lines(table(headings, cells))
     else:
@@ -156,6 +157,12 @@ def list_(config_path: Path, as_json: bool) -> None:
             print_line(line)
     elif unloaded := [row["name"] for row in rows if not row["is_loaded"]]:
         print_line(f"not loaded by the running server: {', '.join(unloaded)}; run `oxidize reload`")
+
+
+def _connected(row: dict[str, Any]) -> str:
+    if not row["enabled"]:
+        return "disabled"
+    return "yes" if row["has_session"] else "no"
 
 
 def _rows(loaded: config.ServerConfig, running: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -170,7 +177,8 @@ def _rows(loaded: config.ServerConfig, running: dict[str, Any] | None) -> list[d
                 "name": one.name,
                 "public_key": key,
                 "allowed_ips": [str(network) for network in one.allowed_ips],
-                "is_loaded": bool(found) if running is not None else None,
+                "enabled": one.enabled,
+                "is_loaded": bool(found) == one.enabled if running is not None else None,
                 "has_session": found.get("has_session", False) if running is not None else None,
                 "endpoint": found.get("endpoint"),
                 "last_handshake_unix": found.get("last_handshake_unix", 0),

@@ -6,7 +6,7 @@ more peers than there is room for, so that the rest of the page stays in sight; 
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from heapq import nlargest
 from operator import itemgetter
 from pathlib import Path
@@ -23,6 +23,7 @@ from oxidize.terminal.units import ago, byte_count, duration, milliseconds
 from oxidize.text import counted, one_line, release_name
 
 TAKEOVERS_SHOWN = 5
+INACTIVE_SHOWN = 10  # names of a kind: two lines of a terminal; `oxidize peer list` shows all
 PEERS_MANY = 50  # with more a terminal gets those that fit it, but PEERS_FEW at least
 PEERS_FEW = 5
 SPACE_LINES = 4  # two empty ones, that of the peers left out, and the shell's
@@ -63,6 +64,7 @@ def _lines(status: dict[str, Any], lines_max: int | None) -> Iterator[Text]:
         *([("connection", _connection(status["connection"]))] if status.get("connection") else []),
         *[("missing", one_line(missing)) for missing in status.get("network_missing", ())],
         ("sessions", f"{status['sessions']} of {counted(len(status['peers']), 'peer')}"),
+        *([("inactive", inactive)] if (inactive := _inactive(status.get("inactive_peers", ()))) else []),
         *([("waiting", waiting)] if (waiting := _waiting(status["peers"])) else []),
         ("dropped", _drops(status)),
     ]
@@ -104,6 +106,17 @@ def _waiting(peers: list[dict[str, Any]]) -> str:
     """Return the peers whose endpoint is a name that has no answer yet, each with the name and the reason."""
     found = (peer for peer in peers if peer.get("waits_for_name"))
     return "; ".join(f"{_name(peer)} for {peer['configured_endpoint']}: {peer['waits_for_name']}" for peer in found)
+
+
+def _inactive(peers: Sequence[dict[str, Any]]) -> str:
+    """Return the peers that may not connect, by the reason: by name where they are few, else how many."""
+    by_reason: dict[str, list[str]] = {}
+    for peer in peers:
+        by_reason.setdefault(peer["reason"], []).append(_name(peer))
+    return "; ".join(
+        f"{len(names)} {reason}: {', '.join(names[:INACTIVE_SHOWN])}{', ...' if len(names) > INACTIVE_SHOWN else ''}"
+        for reason, names in by_reason.items()
+    )
 
 
 def _name(peer: dict[str, Any]) -> str:

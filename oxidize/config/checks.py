@@ -31,7 +31,8 @@ def check_server(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable
     _check_unique(peers, "name", report)
     _check_unique(peers, "public_key", report)
     _check_foreign(server, peers, "public_key", report)
-    _check_overlaps(peers, report)
+    # A disabled peer's addresses may be another's meanwhile; `oxidize peer enable` finds that.
+    _check_overlaps([peer for peer in peers if peer.valid.get("enabled")], report)
     _warn_of_peers(server, peers, report)
     _warn_of_nat(server, peers, report)
 
@@ -154,6 +155,8 @@ def _warn_of_peers(server: Checked[ServerTable], peers: Sequence[Checked[PeerTab
     """Warn of legal settings that leave a peer, or all clients, without service."""
     if not peers:
         report.warn("peer", "there is no table [[peer]], so no client can connect")
+    elif not any(peer.valid.get("enabled", True) for peer in peers):
+        report.warn("peer", "every peer has enabled = false, so no client can connect")
     own: Mapping[Any, str] = {address.ip: str(address) for address in server.valid.get("addresses", ())}
     for peer in peers:
         networks = peer.valid.get("allowed_ips", (None,))

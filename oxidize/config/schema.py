@@ -248,3 +248,7 @@ class PeerTable(Table):
     answering; nothing waits for it. A reload uses a changed endpoint at once."""
     persistent_keepalive: int = Field(0, ge=0, le=KEEPALIVE_SECS_MAX, description=_KEEPALIVE)
     """The interval between keepalives to this peer, which keep the mapping of a NAT or firewall on the way."""
+    enabled: bool = Field(default=True, description="true or false")
+    """Whether the peer may use the server. A disabled one stays in the file with its key and its addresses, which
+    `oxidize peer add` gives to no other peer, but has no session, no route and no handshake. `oxidize peer disable` and
+    `peer enable` set it."""

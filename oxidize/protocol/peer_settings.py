@@ -16,7 +16,8 @@ class PeerSettings(NamedTuple):
     """What the operator says of a peer; keys are 32 bytes, `persistent_keepalive` seconds (0: off).
 
     link: how a session is kept up at all times; None for the paper's timers alone. configured_endpoint: the text that
-    `endpoint` was read from, "host:port", or "" for none; endpoint is None also where that has a name.
+    `endpoint` was read from, "host:port", or "" for none; endpoint is None also where that has a name. enabled: whether
+    it may have a session at all; a device is not told of one that may not.
     """
 
     public_key: bytes
@@ -27,6 +28,7 @@ class PeerSettings(NamedTuple):
     name: str = ""
     link: LinkPolicy | None = None
     configured_endpoint: str = ""
+    enabled: bool = True
 
     def __repr__(self) -> str:
         return text_without(self, "preshared_key")

@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from oxidize import logs, signals
@@ -25,6 +25,7 @@ from oxidize.net.network_watch import NetworkWatch
 from oxidize.net.tun import TunDevice
 from oxidize.net.userspace import UserspaceNetwork
 from oxidize.protocol.counters import ENDED_ON_PURPOSE, DropReason
+from oxidize.protocol.peer_settings import PeerSettings
 from oxidize.runtime.drain import Drain
 from oxidize.runtime.endpoint_cache import EndpointCache
 from oxidize.runtime.error_count import ErrorCount
@@ -160,6 +161,11 @@ class Node:
             network_missing=lambda: len(self.keeper.missing),
             waiting_for_name=lambda: self.lookups.waiting_by_name() if self.lookups is not None else {},
         )
+
+    @cached_property
+    def inactive_peers(self) -> list[PeerSettings]:
+        """The peers in the settings that the device has not."""
+        return [peer for peer in self.settings.peers if not peer.enabled]
 
     @property
     def state_name(self) -> State:

@@ -91,10 +91,10 @@ def make_folder(takeover_socket: Path) -> None:
 
 
 def make_device(settings: NodeSettings, state: SessionState, peers: Iterable[PeerSettings]) -> Device:
-    """Return a device that counts and records in `state`; `peers` is iterated once."""
+    """Return a device that counts and records in `state`; `peers` is iterated once, and disabled ones are left out."""
     device = Device(
         settings.private_key,
-        peers,
+        (peer for peer in peers if peer.enabled),
         state.arena,
         os.urandom,
         time.time,

@@ -7,8 +7,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from oxidize.clock import boot_time
 from oxidize.errors import OxidizeError
@@ -23,6 +23,7 @@ from oxidize.protocol.counters import (
     Total,
 )
 from oxidize.protocol.peer import Peer
+from oxidize.protocol.peer_settings import PeerSettings
 from oxidize.runtime.kept_settings import STORED_NAME
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import FdName, named_fd
@@ -32,6 +33,8 @@ from oxidize.text import own_release
 
 PEERS_PER_PIECE = 64  # of a status: about a millisecond
 SHORT_PEERS_PER_PIECE = 512  # the same of the shorter answer
+
+_One = TypeVar("_One")
 
 
 def _vitals(node: Node, now: float) -> dict[str, Any]:
@@ -133,11 +136,26 @@ def _with_peers(
     head: dict[str, Any], node: Node, per_piece: int, describe_one: Callable[[Peer], dict[str, Any]]
 ) -> Iterator[bytes]:
     yield json.dumps(head)[:-1].encode() + b', "peers": ['
-    peers = list(node.device.peers.values())
-    for first in range(0, len(peers), per_piece):
-        described = [describe_one(peer) for peer in peers[first : first + per_piece]]
-        yield (b", " if first else b"") + json.dumps(described)[1:-1].encode()
+    yield from _described(list(node.device.peers.values()), per_piece, describe_one)
+    yield b'], "inactive_peers": ['
+    yield from _described(node.inactive_peers, per_piece, _describe_inactive)
     yield b"]}"
+
+
+def _described(each: Sequence[_One], per_piece: int, describe_one: Callable[[_One], dict[str, Any]]) -> Iterator[bytes]:
+    """Yield the elements of a list as JSON, without its brackets."""
+    for first in range(0, len(each), per_piece):
+        described = [describe_one(one) for one in each[first : first + per_piece]]
+        yield (b", " if first else b"") + json.dumps(described)[1:-1].encode()
+
+
+def _describe_inactive(settings: PeerSettings) -> dict[str, Any]:
+    return {
+        "name": settings.name,
+        "public_key": _base64(settings.public_key),
+        "allowed_ips": [str(network) for network in settings.allowed_ips],
+        "reason": "disabled",
+    }
 
 
 def _describe_peer(peer: Peer, counters: Counters, now: float, unix_at_boot: float) -> dict[str, Any]:

@@ -183,6 +183,7 @@ def _fields_of(peer: PeerSettings) -> tuple[Any, ...]:
         peer.persistent_keepalive,
         peer.name,
         link._asdict() if link is not None else None,
+        peer.enabled,
     )
 
 
@@ -195,6 +196,7 @@ def _peer(
     keepalive: float,
     name: str,
     policy: Mapping[str, Any] | None,
+    enabled: bool,
 ) -> PeerSettings:
     """Return a peer. Its endpoint is parsed again: the kernel may have renumbered the interface of its zone."""
     return PeerSettings(
@@ -206,6 +208,7 @@ def _peer(
         name,
         LinkPolicy(**policy) if policy is not None else None,
         endpoint,
+        enabled,
     )
 
 

@@ -64,6 +64,13 @@ def test_the_settings_of_a_server_have_its_peers(folder: Path) -> None:
     assert bob.preshared_key != bytes(32)
 
 
+def test_a_disabled_peer_is_in_the_settings_without_a_route(folder: Path) -> None:
+    text = SERVER + peer(more="enabled = false") + peer("bob", BOB, '"10.0.0.3/32"', "enabled = true")
+    settings = NodeSettings.of_server(load(folder, text, load_server))
+    assert [(each.name, each.enabled) for each in settings.peers] == [("alice", False), ("bob", True)]
+    assert settings.routes == (ip_network("10.0.0.3/32"),)
+
+
 def test_the_settings_of_a_client_have_any_port_and_a_link_to_one_peer(folder: Path, resolver: dict[str, str]) -> None:
     settings = NodeSettings.of_client(load(folder, CLIENT + 'allowed_ips = ["10.0.0.0/24"]\n', load_client))
     assert settings.role == "client"

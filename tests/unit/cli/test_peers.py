@@ -395,6 +395,21 @@ def test_peer_list_without_a_running_server_shows_no_connections(path: Path) -> 
     assert json.loads(run(path, "list", "--json").stdout)[0]["has_session"] is None
 
 
+def test_peer_list_shows_disabled_peers(path: Path, running: Running) -> None:
+    path.write_text(path.read_text() + peer("bob", BOB, '"10.0.0.2/32"', "enabled = false"))
+    lines = run(path, "list").stdout.splitlines()
+    assert lines[2].split() == ["bob", BOB[:10], "10.0.0.2/32", "disabled", "never"]
+    rows = json.loads(run(path, "list", "--json").stdout)
+    assert [(row["enabled"], row["is_loaded"]) for row in rows] == [(True, True), (False, True)]
+    running.peers.append(config.load_server(path).peers[1].public_key)
+    assert run(path, "list").stderr == "not loaded by the running server: bob; run `oxidize reload`\n"
+
+
+def test_peer_list_shows_disabled_peers_without_a_running_server(path: Path) -> None:
+    path.write_text(path.read_text() + peer("bob", BOB, '"10.0.0.3/32"', "enabled = false"))
+    assert [line.split()[3:] for line in run(path, "list").stdout.splitlines()[1:]] == [[], ["disabled"]]
+
+
 def test_a_peer_is_removed(path: Path, running: Running) -> None:
     running.session_of = ALICE
     result = run(path, "remove", "alice")

@@ -185,3 +185,13 @@ def test_a_client_shows_its_connection(
 @pytest.mark.parametrize("absent", [{}, {"connection": None}])
 def test_a_server_or_an_older_client_shows_none(capsys: pytest.CaptureFixture[str], absent: dict[str, object]) -> None:
     assert not any(line.startswith("connection") for line in printed(capsys, **absent))
+
+
+def test_peers_that_may_not_connect_are_named_by_their_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    peers = [{"name": f"p{number}", "public_key": "k", "reason": "disabled"} for number in range(11)]
+    render(status(inactive_peers=[*peers[:2], {**peers[0], "name": "old", "reason": "expired"}]))
+    assert "inactive    2 disabled: p0, p1; 1 expired: old\n" in capsys.readouterr().out
+    render(status(inactive_peers=peers))
+    shown = capsys.readouterr().out
+    assert "11 disabled: p0, p1" in shown
+    assert "p9, ...\n" in shown

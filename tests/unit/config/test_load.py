@@ -413,6 +413,18 @@ def test_two_peers_cannot_share_addresses(
     )
 
 
+def test_a_disabled_peer_shares_addresses_but_no_key(folder: Path) -> None:
+    text = SERVER + peer() + peer("bob", BOB, more="enabled = false")
+    assert [one.enabled for one in load(folder, text).peers] == [True, False]
+    assert "peer.bob.public_key" in problem(folder, text.replace(BOB, ALICE))
+    assert 'peer.bob.enabled = "no": expected true or false' in problem(folder, text.replace("false", '"no"'))
+
+
+def test_a_server_whose_peers_are_all_disabled_is_a_warning(folder: Path) -> None:
+    (warning,) = load(folder, SERVER + peer(more="enabled = false")).warnings
+    assert "every peer has enabled = false, so no client can connect" in warning
+
+
 def test_one_peer_may_have_a_network_and_a_part_of_it(folder: Path) -> None:
     config = load(folder, SERVER + peer(ips='"10.0.0.0/8", "10.1.0.0/16", "::/0"'))
     assert len(config.peers[0].allowed_ips) == 3

@@ -22,6 +22,7 @@ from tests.support.config_files import ALICE, BOB, CLIENT, PRESHARED, PRIVATE, S
 from tests.support.open_fds import no_leaked_fds
 
 OTHER_KEY = b64(0x33 << 200 | 3)
+CAROL = b64(0xCA201 << 100)
 WITH_KEY = 'preshared_key_file = "psk"\n'
 TEXTS: dict[Role, str] = {
     "server": (
@@ -29,6 +30,7 @@ TEXTS: dict[Role, str] = {
         + 'nat = true\nmtu = 1300\nlisten = "[::1]:7"\nendpoints_file = "ends.json"\n'
         + peer(ips='"10.0.0.2/32", "fd00::2/128", "192.0.2.0/24"', more=f'{WITH_KEY}endpoint = "192.0.2.7:9"\n')
         + peer("bob", BOB, '"10.0.0.3/32"', 'endpoint = "bob.example:7"\npersistent_keepalive = 25\n')
+        + peer("carol", CAROL, '"10.0.0.2/32"', f"{WITH_KEY}enabled = false\n")
     ),
     "client": CLIENT
     + WITH_KEY
