@@ -1,7 +1,8 @@
 """The next free address in a server's networks.
 
 The rule: a new address is not in use: it is neither the server's nor in a peer's allowed IPs, and it has no special
-meaning in its network. Sources: RFC 1122 section 3.2.1.3 (network and broadcast address), RFC 3021 (/31), RFC 4291
+meaning in its network. A peer that has the whole network, such as one with a default route, takes no address away: the
+new one's prefix is longer. Sources: RFC 1122 section 3.2.1.3 (network and broadcast address), RFC 3021 (/31), RFC 4291
 section 2.6.1 (the subnet-router anycast address), RFC 6164 (/127).
 """
 
@@ -20,8 +21,11 @@ def free_addresses(own: Sequence[InterfaceAddress], taken: Iterable[Network]) ->
     If one host number is free in all networks, all addresses have it, so that 10.9.0.7 and fd09::7 are the same peer's.
     Raises ConfigError with a line for each network that is full.
     """
-    claimed = [*taken, *(address.network.__class__(address.ip) for address in own)]
-    spaces = [_Space(network, claimed) for network in tunnel_networks(own)]
+    hosts, networks = [address.network.__class__(address.ip) for address in own], list(taken)
+    spaces = [
+        _Space(network, [*hosts, *(other for other in networks if not contains(other, network))])
+        for network in tunnel_networks(own)
+    ]
     full = [space.network for space in spaces if space.next_free(0) is None]
     if full:
         raise ConfigError(
@@ -52,7 +56,7 @@ class _Space:
     def __init__(self, network: Network, claimed: Iterable[Network]) -> None:
         self.network = network
         self._base = int(network.network_address)
-        ranges = [self._range(other) for other in claimed if contains(network, other) or contains(other, network)]
+        ranges = [self._range(other) for other in claimed if contains(network, other)]
         if network.max_prefixlen - network.prefixlen > 1:
             ranges.append((0, 1))
             if network.version == 4:
@@ -61,8 +65,8 @@ class _Space:
         self._starts = [start for start, _ in self._ranges]
 
     def _range(self, other: Network) -> tuple[int, int]:
-        first = max(int(other.network_address) - self._base, 0)
-        return first, min(int(other.broadcast_address) - self._base + 1, self.network.num_addresses)
+        first = int(other.network_address) - self._base
+        return first, first + other.num_addresses
 
     def next_free(self, number: int) -> int | None:
         """Return the first free host number from `number` on, or None."""

@@ -12,7 +12,6 @@ from ipaddress import ip_interface, ip_network
 from typing import TypeVar
 
 from oxidize.config import InterfaceAddress, Network, values
-from oxidize.config.checks import Claim, find_overlaps
 from oxidize.config.report import Report, show
 from oxidize.config.schema import KEEPALIVE_SECS_MAX
 from oxidize.config.values import PORT_MAX, HostAddress, InvalidValueError
@@ -212,7 +211,7 @@ class _Reading:
         return found
 
     def networks(self, peers: Sequence[Section], names: Sequence[str], notes: list[str]) -> list[list[Network]]:
-        """Return the allowed IPs of each peer without overlaps; one network within another is a mistake."""
+        """Return the allowed IPs of each peer; of those that list the same network the last has it."""
         found = [list(dict.fromkeys(self.each(section, "AllowedIPs", _network))) for section in peers]
         owners = {network: owner for owner, networks in enumerate(found) for network in networks}
         for owner, networks in enumerate(found):
@@ -220,14 +219,6 @@ class _Reading:
                 if owners[network] != owner:
                     notes.append(f"{network} of {names[owner]} goes to {names[owners[network]]}, as with wg")
             found[owner] = [network for network in networks if owners[network] == owner]
-        claims = [Claim(network, owner) for owner, networks in enumerate(found) for network in networks]
-        for inner, outer in find_overlaps(claims):
-            if inner.owner != outer.owner:
-                self.wrong(
-                    peers[inner.owner].line,
-                    f"{inner.network} of {names[inner.owner]} lies within {outer.network} of {names[outer.owner]}: "
-                    f"expected no overlap; give every address to one peer",
-                )
         return found
 
 

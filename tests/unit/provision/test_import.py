@@ -261,6 +261,18 @@ def test_an_address_of_two_peers_goes_to_the_last_one() -> None:
     assert notes(text) == ["10.8.0.2/32 of peer-1 goes to peer-2, as with wg"]
 
 
+def test_networks_within_another_peers_networks_are_kept() -> None:
+    text = (
+        f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.8.0.1/24\nListenPort = 51820\n"
+        f"# alice\n[Peer]\nPublicKey = {ALICE}\nAllowedIPs = 10.8.0.2/24, 0.0.0.0/0\n"
+        f"# bob\n[Peer]\nPublicKey = {BOB}\nAllowedIPs = 10.8.0.3\n"
+    )
+    converted = conversion.to_server(wg_quick.parse(text, "wg0.conf"), "wg0.conf")
+    assert converted.notes == ()
+    assert 'allowed_ips = ["10.8.0.0/24", "0.0.0.0/0"]' in converted.toml
+    assert 'allowed_ips = ["10.8.0.3/32"]' in converted.toml
+
+
 # --- What is wrong ---
 
 
@@ -281,16 +293,6 @@ def test_every_mistake_is_reported_with_its_line() -> None:
     assert [line.partition(":")[0] for line in found] == [f"line {n}" for n in (1, 2, 3, 4, 5, 6, 6, 7, 8, 10, 11)]
     assert PRIVATE[:-3] not in "".join(found).replace(f"PublicKey = {PRIVATE[:-3]}", "")
     assert all("expected" in line or "is missing" in line for line in found)
-
-
-def test_networks_within_networks_are_refused() -> None:
-    text = (
-        f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.8.0.1/24\n"
-        f"[Peer]\nPublicKey = {ALICE}\nAllowedIPs = 10.8.0.2/24\n"
-        f"# bob\n[Peer]\nPublicKey = {BOB}\nAllowedIPs = 10.8.0.3\n"
-    )
-    (line,) = problems(text)
-    assert line.startswith("line 8: 10.8.0.3/32 of bob lies within 10.8.0.0/24 of peer-1: expected no overlap")
 
 
 def test_a_setting_before_any_section_is_reported() -> None:
