@@ -116,8 +116,8 @@ class NodeSettings(NamedTuple):
 
 
 def server_routes(peers: Iterable[PeerSettings]) -> tuple[Network, ...]:
-    """Return the networks that lead into a server's tunnel: those of its peers, but of no disabled one."""
-    return tuple(network for peer in peers if peer.enabled for network in peer.allowed_ips)
+    """Return the networks that lead into a server's tunnel: of no disabled peer, and without default routes."""
+    return tuple(network for peer in peers if peer.enabled for network in peer.allowed_ips if network.prefixlen > 0)
 
 
 def _shared(config: "ServerConfig | ClientConfig") -> dict[str, Any]:
@@ -135,11 +135,15 @@ def _shared(config: "ServerConfig | ClientConfig") -> dict[str, Any]:
 
 
 def _peers(config: "ServerConfig") -> tuple[PeerSettings, ...]:
+    """Return a server's peers; of the enabled ones that list the same network the last has it, as with wg(8)."""
+    owners = {network: peer.public_key for peer in config.peers if peer.enabled for network in peer.allowed_ips}
     return tuple(
         PeerSettings(
             public_key=peer.public_key,
             preshared_key=peer.preshared_key,
-            allowed_ips=peer.allowed_ips,
+            allowed_ips=tuple(
+                network for network in peer.allowed_ips if not peer.enabled or owners[network] == peer.public_key
+            ),
             endpoint=literal(peer.endpoint) if peer.endpoint is not None else None,
             configured_endpoint=peer.endpoint or "",
             persistent_keepalive=float(peer.persistent_keepalive),

@@ -1,12 +1,12 @@
 """Conditions between the values and between the tables of a configuration, each value being right by itself.
 
-The rule: every public key, every name and every address belongs to one peer only, and none of them to the server. Two
-networks either nest or are disjoint (RFC 4632 section 3.1), so after sorting, one pass with a stack of the networks
-that enclose the current one finds every overlap.
+The rule: every public key and every name belongs to one peer only, and none of the keys to the server. Networks of
+peers may nest, for the longest prefix decides; of two peers with the same network the last has it, as with wg(8).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from oxidize.config.keys import public_key
 from oxidize.config.report import Report
@@ -17,13 +17,6 @@ from oxidize.config.values import Network, host_address, is_peer_name, parse_key
 from oxidize.protocol.constants import PEERS_MAX
 
 
-class Claim(NamedTuple):
-    """A network, and the number of the peer whose allowed IPs it is in."""
-
-    network: Network
-    owner: int
-
-
 def check_server(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable]], report: Report) -> None:
     """Report the mistakes that show only when the keys and tables of a server are compared, and warn."""
     _check_interface(server, report)
@@ -31,9 +24,10 @@ def check_server(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable
     _check_unique(peers, "name", report)
     _check_unique(peers, "public_key", report)
     _check_foreign(server, peers, "public_key", report)
-    # A disabled peer's addresses may be another's meanwhile; `oxidize peer enable` finds that.
-    _check_overlaps([peer for peer in peers if peer.valid.get("enabled")], report)
+    _check_repeats(peers, report)
     _warn_of_peers(server, peers, report)
+    # A disabled peer's addresses may be another's meanwhile; `oxidize peer enable` finds that.
+    _warn_of_shared_networks([peer for peer in peers if peer.valid.get("enabled")], report)
     _warn_of_nat(server, peers, report)
 
 
@@ -42,7 +36,7 @@ def check_client(client: Checked[ClientTable], report: Report) -> None:
     _check_interface(client, report)
     _check_delays(client, report)
     _check_foreign(client, [client], "server_public_key", report)
-    _check_overlaps([client], report)
+    _check_repeats([client], report)
     check_client_network(client, report)
     _check_kill_switch(client, report)
     _warn_of_client_routes(client, report)
@@ -133,22 +127,25 @@ def _check_foreign(
             report.wrong(f"{table.prefix}.{name}", table.given[name], expected, remedy)
 
 
-def _check_overlaps(tables: Sequence[Checked[TableT]], report: Report) -> None:
-    """Report every network in `allowed_ips` that lies within another table's, or is listed twice."""
-    claims = [
-        Claim(network, owner) for owner, table in enumerate(tables) for network in table.valid.get("allowed_ips", ())
-    ]
-    for inner, outer in find_overlaps(claims):
-        key = f"{tables[inner.owner].prefix}.allowed_ips"
-        if inner.owner == outer.owner:
-            report.wrong(key, str(inner.network), "every network once", "remove one of them")
-            continue
-        report.wrong(
-            key,
-            str(inner.network),
-            f"no overlap with another peer, but {tables[outer.owner].prefix}.allowed_ips has {outer.network}",
-            "give every address to one peer only",
-        )
+def _check_repeats(tables: Sequence[Checked[TableT]], report: Report) -> None:
+    """Report every network that `allowed_ips` of one table lists twice."""
+    for table in tables:
+        for network, times in Counter(table.valid.get("allowed_ips", ())).items():
+            if times > 1:
+                report.wrong(f"{table.prefix}.allowed_ips", str(network), "every network once", "remove one of them")
+
+
+def _warn_of_shared_networks(peers: Sequence[Checked[PeerTable]], report: Report) -> None:
+    """Warn of a network that two peers have: the last of them has it."""
+    owners = {network: peer.prefix for peer in peers for network in peer.valid.get("allowed_ips", ())}
+    for peer in peers:
+        networks = peer.valid.get("allowed_ips", ())
+        lost = [network for network in networks if owners[network] != peer.prefix]
+        for network in lost:
+            text = f"{network} goes to {owners[network]}, the last peer that lists it, as with wg"
+            report.warn(f"{peer.prefix}.allowed_ips", text)
+        if lost and len(lost) == len(networks):
+            report.warn(f"{peer.prefix}.allowed_ips", "no network is left, so every packet of this peer is dropped")
 
 
 def _warn_of_peers(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable]], report: Report) -> None:
@@ -227,29 +224,6 @@ def _warn_of_client_routes(client: Checked[ClientTable], report: Report) -> None
             report.warn(
                 "client.dns", f"{entry} is in none of allowed_ips, so queries to it do not go through the tunnel"
             )
-
-
-def find_overlaps(claims: Iterable[Claim]) -> list[tuple[Claim, Claim]]:
-    """Return every claim that conflicts, each with the closest one that it lies within or equals.
-
-    A conflict is a network within another owner's, or one that the same owner claims twice. It takes O(n log n) steps.
-    """
-    conflicts = []
-    enclosing: list[Claim] = []
-    for claim in sorted(claims, key=_order):
-        while enclosing and not contains(enclosing[-1].network, claim.network):
-            enclosing.pop()
-        for outer in reversed(enclosing):
-            if outer.owner != claim.owner or outer.network == claim.network:
-                conflicts.append((claim, outer))
-                break
-        enclosing.append(claim)
-    return conflicts
-
-
-def _order(claim: Claim) -> tuple[int, int, int, int]:
-    network = claim.network
-    return network.version, int(network.network_address), network.prefixlen, claim.owner
 
 
 def contains(outer: Network, inner: Network) -> bool:

@@ -241,7 +241,8 @@ class PeerTable(Table):
     exists continues until then, two minutes at most under traffic."""
     allowed_ips: _Networks = Field(description="the networks of the peer, as a list", examples=[["10.0.0.2/32"]])
     """The addresses and networks of this peer inside the tunnel: packets from other sources are dropped, and packets
-    to them go to this peer. No two peers overlap."""
+    to them go to this peer. Networks of two peers may nest: an address belongs to the peer with the longest prefix that
+    contains it. Of two peers that list the same network the last has it, and `oxidize check` warns."""
     endpoint: Annotated[str, PlainValidator(values.endpoint)] | None = Field(None, description='"host:port"')
     """The address or name of the peer, and its UDP port, where that is known. Without this key it is where the peer's
     packets come from. A name is looked up while the server runs, for as long as it takes, and again when the peer stops

@@ -11,12 +11,12 @@ import pytest
 
 from oxidize.protocol.constants import DATA_OVERHEAD
 from tests.support.traffic.capture import Capture
-from tests.support.traffic.namespaces import set_addresses
+from tests.support.traffic.namespaces import Namespace, set_addresses
 from tests.support.traffic.ping import Ping, ping
 from tests.support.traffic.server import Identity, Lab, PeerTable, kill, wait_for
 from tests.support.traffic.shared_site import SharedSite, peer_table
 from tests.support.traffic.site import PORT, Site
-from tests.support.traffic.wireguard_go import INNER_MTU
+from tests.support.traffic.wireguard_go import INNER_MTU, WireguardGo
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping", "ip")]
 
@@ -66,16 +66,57 @@ def test_one_peer_may_have_networks_inside_its_other_networks(site: SharedSite) 
     assert sorted(client.peer_status()["allowed_ips"]) == sorted(networks)
 
 
-def test_a_network_inside_that_of_another_peer_is_refused_and_changes_nothing(site: SharedSite) -> None:
+def test_a_network_moves_between_peers_whose_networks_contain_it(site: SharedSite) -> None:
+    """The longest prefix decides, for packets to a peer and for the sources of packets from it."""
     site.join_all()
     one, other = site.clients
-    ping(site.lab, one.namespace, Site.SERVER4, 2)
-    generation = site.server.status()["generation"]
-    outcome = site.reload(peer_table(one, ["10.9.0.0/24"]), other.table())
-    assert outcome.status == 2
-    assert "expected no overlap with another peer" in outcome.errors
-    assert site.server.status()["generation"] == generation
-    ping(site.lab, one.namespace, Site.SERVER4, 2)
+    moving = [f"{MOVING4}/32", f"{MOVING6}/128"]
+    for client in site.clients:
+        addresses = [f"{client.inner4}/24", f"{client.inner6}/64", *moving]
+        set_addresses(client.namespace, client.wireguard.name, addresses, INNER_MTU)
+        ping(site.lab, client.namespace, Site.SERVER4, 2)
+    wide = [*one.table().allowed_ips, "10.9.0.0/24", "fd09::/64"]
+    pinging = Ping(site.lab, other.namespace, Site.SERVER4, "while-networks-move")
+    pinging.wait_for_replies(5)
+    # The other's own addresses lie within the networks of the first one all the while.
+    for networks, owner, loser in (([], one, other), (moving, other, one), ([], one, other)):
+        site.configure(peer_table(one, wide), peer_table(other, [*other.table().allowed_ips, *networks]))
+        before = owner.peer_status()["received_packets"], loser.peer_status()["received_packets"]
+        for target in (MOVING4, MOVING6):
+            ping(site.lab, site.namespace, target, 3)
+        after = owner.peer_status()["received_packets"], loser.peer_status()["received_packets"]
+        assert after[0] - before[0] >= 6
+        assert after[1] - before[1] == 0 or loser is other  # which pings the server meanwhile
+        dropped = site.drops().get("source_not_allowed", 0)
+        with loser.namespace.entered():
+            command = ("/usr/bin/ping", "-n", "-c", "1", "-W", "0.1", "-I", MOVING4, Site.SERVER4)
+            site.lab.wait_ended(site.lab.spawn(command, "not-allowed"))
+        site.wait_for_drop("source_not_allowed", dropped + 1)
+    assert pinging.stop().lost == ()
+
+
+def test_the_networks_of_each_peer_are_those_that_wg_gives_it(site: SharedSite) -> None:
+    """The oracle is wg, in a namespace of its own: for nested networks, and for the same one in two peers."""
+    client = site.clients[0]
+    client_table = client.table()
+    claimed = [
+        ["10.0.0.0/8", "10.9.1.0/24", "fd00::/8"],
+        ["10.9.1.0/24", "10.9.1.128/25", "172.16.0.0/12"],
+        ["172.16.0.0/12", "10.9.1.128/32", "fd77::/64"],
+        ["fd77::/64", "fd00::/9", "10.0.0.0/9"],
+    ]
+    peers = [PeerTable(f"p{at}", Identity.make().public, tuple(own)) for at, own in enumerate(claimed)]
+    with Lab(site.lab.folder / "oracle") as lab:
+        lab.folder.mkdir()
+        oracle = WireguardGo(lab, Namespace(lab.stack), ["10.9.0.1/24"])
+        for peer in (client_table, *peers):
+            oracle.set_peer(peer.public_key, ",".join(peer.allowed_ips))
+        lines = oracle.wg("show", oracle.name, "allowed-ips").splitlines()
+    expected = {key: sorted(networks.split()) for key, _, networks in (line.partition("\t") for line in lines)}
+    outcome = site.reload(client_table, *peers)
+    assert outcome.status == 0, outcome
+    found = {peer["public_key"]: sorted(peer["allowed_ips"]) or ["(none)"] for peer in site.server.status()["peers"]}
+    assert found == expected
 
 
 def test_many_peers_with_many_networks_or_with_none_are_all_there(site: SharedSite) -> None:

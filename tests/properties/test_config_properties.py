@@ -3,8 +3,7 @@
 import base64
 import json
 from collections.abc import Callable, Mapping
-from ipaddress import IPv4Address, IPv6Address, ip_network
-from itertools import product
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oxidize.config import ClientConfig, HostAddress, ServerConfig, load_client, load_server
-from oxidize.config.checks import Claim, find_overlaps
+from oxidize.config import ClientConfig, HostAddress, Network, ServerConfig, load_client, load_server
 from oxidize.config.schema import ClientTable, PeerTable, ServerTable
 from oxidize.config.validation import fields_by_key
 from oxidize.errors import ConfigError
+from oxidize.protocol.allowed_ips import AllowedIPs
+from oxidize.settings import NodeSettings
 
 T = TypeVar("T")
 Loader = Callable[[Path, Mapping[str, str]], T]
@@ -125,7 +125,7 @@ def test_a_correct_configuration_is_loaded_as_written(
     assert {peer.persistent_keepalive for peer in config.peers} == {keepalive}
 
 
-# --- Overlaps, against the definition ---
+# --- Networks of peers, against the definition ---
 
 # Few bits, so that networks nest often; both families share them, so that their numbers coincide.
 networks = st.builds(
@@ -134,32 +134,32 @@ networks = st.builds(
     ),
     st.sampled_from([4, 6]),
     st.integers(0, 15),
-    st.integers(0, 4),
+    st.integers(1, 4),
 )
-claims = st.lists(st.builds(Claim, networks, st.integers(0, 3)), max_size=12, unique=True)
+networks_of_peers = st.lists(st.lists(networks, max_size=4, unique=True), max_size=4)
 
 
-@given(claims)
-def test_every_overlap_of_two_owners_is_found(claims: list[Claim]) -> None:
-    def within(inner: Claim, outer: Claim) -> bool:
-        ends = inner.network[0], inner.network[-1]
-        return inner.owner != outer.owner and all(address in outer.network for address in ends)
-
-    found = find_overlaps(claims)
-    assert all(within(inner, outer) for inner, outer in found)
-    # Of two equal networks one is reported: the one of the later owner.
-    expected = {
-        inner
-        for inner, outer in product(claims, claims)
-        if within(inner, outer) and (inner.network != outer.network or inner.owner > outer.owner)
-    }
-    assert {inner for inner, _ in found} == expected
-    assert len(found) == len(expected)
-
-
-@given(claims, st.data())
-def test_a_network_that_its_owner_repeats_is_an_overlap(claims: list[Claim], data: st.DataObject) -> None:
-    if claims:
-        claims = [Claim(claim.network, 0) for claim in set(claims)]
-        repeated = data.draw(st.sampled_from(claims))
-        assert (repeated, repeated) in find_overlaps([*claims, repeated])
+@given(networks_of_peers, st.integers(0, 15), st.sampled_from([4, 6]))
+def test_an_address_is_the_last_peers_among_those_with_the_longest_prefix(
+    config_file: Path, claimed: list[list[Network]], bits: int, version: int
+) -> None:
+    text = '[server]\naddress = "192.0.2.1/32"\nprivate_key_file = "server.key"\n'
+    for number, own in enumerate(claimed):
+        key = base64.b64encode(bytes([9, number]) * 16).decode()
+        text += f'[[peer]]\nname = "{number}"\npublic_key = "{key}"\nallowed_ips = {json.dumps(list(map(str, own)))}\n'
+    config = load(config_file, text.encode(), load_server)
+    assert config is not None
+    settings = NodeSettings.of_server(config)
+    table: AllowedIPs[str] = AllowedIPs()
+    for peer in settings.peers:
+        for network in peer.allowed_ips:
+            table.insert(network, peer.name)
+    address = ip_address((bits << 28 | 7).to_bytes(4, "big") if version == 4 else (bits << 124 | 7).to_bytes(16, "big"))
+    holding = [
+        (network.prefixlen, number) for number, own in enumerate(claimed) for network in own if address in network
+    ]
+    assert table.lookup(address.packed) == (str(max(holding)[1]) if holding else None)
+    # No network has two owners: what status and routes show is what counts.
+    shown = [network for peer in settings.peers for network in peer.allowed_ips]
+    assert sorted(map(str, shown)) == sorted({str(network) for own in claimed for network in own})
+    assert (len(shown) < sum(map(len, claimed))) == any("as with wg" in warning for warning in config.warnings)

@@ -71,6 +71,14 @@ def test_a_disabled_peer_is_in_the_settings_without_a_route(folder: Path) -> Non
     assert settings.routes == (ip_network("10.0.0.3/32"),)
 
 
+def test_a_disabled_peer_takes_no_network_away(folder: Path) -> None:
+    text = SERVER + peer() + peer("bob", BOB, '"10.0.0.2/32"', "enabled = false")
+    settings = NodeSettings.of_server(load(folder, text, load_server))
+    assert [each.allowed_ips for each in settings.peers] == [(ip_network("10.0.0.2/32"),)] * 2
+    settings = NodeSettings.of_server(load(folder, text.replace("enabled = false", ""), load_server))
+    assert [each.allowed_ips for each in settings.peers] == [(), (ip_network("10.0.0.2/32"),)]
+
+
 def test_the_settings_of_a_client_have_any_port_and_a_link_to_one_peer(folder: Path, resolver: dict[str, str]) -> None:
     settings = NodeSettings.of_client(load(folder, CLIENT + 'allowed_ips = ["10.0.0.0/24"]\n', load_client))
     assert settings.role == "client"

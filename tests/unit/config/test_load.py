@@ -286,7 +286,7 @@ def test_all_mistakes_are_reported_at_once(folder: Path) -> None:
     text = (
         '[server]\naddress = "10.0.0.1"\nprivate_key_file = "missing.key"\nmtu = 1\ncolour = "red"\n'
         + peer(more='endpoint = "nowhere"')
-        + peer(key=ALICE, ips='"10.0.0.2/32"', more='preshared_key_file = "gone.psk"')
+        + peer(key=ALICE, ips='"10.0.0.3/32", "10.0.0.3/32"', more='preshared_key_file = "gone.psk"')
         + "[extra]\n"
     )
     keys = [line.split()[1] for line in problems(folder, text)]
@@ -394,23 +394,26 @@ def test_two_peers_cannot_share_name_or_key(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "reported"),
+    ("first", "second"),
     [
-        ('"10.0.0.2/32"', '"10.0.0.2/32"', ("bob", "10.0.0.2/32", "alice", "10.0.0.2/32")),
-        ('"10.0.0.0/8"', '"10.1.0.0/16"', ("bob", "10.1.0.0/16", "alice", "10.0.0.0/8")),
-        ('"10.1.0.0/16"', '"0.0.0.0/0"', ("alice", "10.1.0.0/16", "bob", "0.0.0.0/0")),
-        ('"fd00::/64"', '"fd00::7"', ("bob", "fd00::7/128", "alice", "fd00::/64")),
+        ('"10.0.0.0/8"', '"10.1.0.0/16"'),
+        ('"10.1.0.0/16"', '"0.0.0.0/1"'),
+        ('"fd00::/64"', '"fd00::7"'),
     ],
 )
-def test_two_peers_cannot_share_addresses(
-    folder: Path, first: str, second: str, reported: tuple[str, str, str, str]
-) -> None:
-    line = problem(folder, SERVER + peer(ips=first) + peer("bob", BOB, second))
-    inner, inner_network, outer, outer_network = reported
-    assert line == (
-        f'oxidize.toml: peer.{inner}.allowed_ips = "{inner_network}": expected no overlap with another peer, but '
-        f"peer.{outer}.allowed_ips has {outer_network}; give every address to one peer only"
-    )
+def test_networks_of_two_peers_may_nest(folder: Path, first: str, second: str) -> None:
+    config = load(folder, SERVER + peer(ips=first) + peer("bob", BOB, second))
+    assert config.warnings == ()
+    assert [len(one.allowed_ips) for one in config.peers] == [1, 1]
+
+
+def test_a_network_of_two_peers_is_the_last_ones_and_a_warning(folder: Path) -> None:
+    both = peer(ips='"10.0.0.2/32", "10.0.0.3/32"') + peer("bob", BOB, '"10.0.0.2/32"')
+    key = f"{folder / 'oxidize.toml'}: peer.alice.allowed_ips"
+    to_bob = f"{key}: 10.0.0.2/32 goes to peer.bob, the last peer that lists it, as with wg"
+    assert load(folder, SERVER + both).warnings == (to_bob,)
+    config = load(folder, SERVER + peer(ips='"10.0.0.2/32"') + peer("bob", BOB, '"10.0.0.2/32"'))
+    assert config.warnings == (to_bob, f"{key}: no network is left, so every packet of this peer is dropped")
 
 
 def test_a_disabled_peer_shares_addresses_but_no_key(folder: Path) -> None:
