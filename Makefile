@@ -9,8 +9,9 @@ PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (
 BUILD_PACKAGES := python3-venv python3-dev libsystemd-dev pkg-config gcc libc6-dev
 # The model checker: it writes a C program for each scenario.
 MODEL_PACKAGES := spin
-# `wg`: the unit tests compare the keys of `oxidize genkey` with its own. They search a small model, too.
-CHECK_PACKAGES := wireguard-tools $(MODEL_PACKAGES)
+# `wg`: the unit tests compare the keys of `oxidize genkey` with its own. They search a small model, too, and typeset the
+# manual.
+CHECK_PACKAGES := wireguard-tools groff-base $(MODEL_PACKAGES)
 # For the tests that need root: unmodified clients and the kernel's ping in network namespaces, and a systemd that
 # boots in namespaces of its own.
 ROOT_TEST_PACKAGES := wireguard-go iputils-ping iproute2 procps systemd dbus util-linux nftables git curl crun
@@ -22,7 +23,10 @@ BENCH_PACKAGES := iperf3
 PREFIX ?= /opt/oxidize
 DESTDIR ?=
 BINDIR ?= /usr/local/bin
+MANDIR ?= /usr/local/share/man
 COMPLETIONDIR ?= /usr/share/bash-completion/completions
+ZSHDIR ?= /usr/local/share/zsh/site-functions
+FISHDIR ?= /usr/share/fish/vendor_completions.d
 UNITDIR ?= /etc/systemd/system
 SYSUSERSDIR ?= /usr/lib/sysusers.d
 TMPFILESDIR ?= /usr/lib/tmpfiles.d
@@ -74,7 +78,7 @@ LOCK := .stamps/lock/bin/uv --quiet pip compile --universal --python-version 3.1
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-handoff test-systemd sim check model fuzz mutants docs bench bench-flood bench-reconnect \
+.PHONY: help demo test test-handoff test-systemd sim check model fuzz mutants docs man bench bench-flood bench-reconnect \
 	profile install release units changed-units uninstall venv packages lock clean
 
 help: ## list the targets
@@ -113,6 +117,9 @@ mutants: $(SETUP) ## plant each bug of tests/mutants in a copy of the source: a 
 docs: $(SETUP) ## write the pages that are generated from the source
 	@for script in scripts/*.py; do $(BIN)/python "$$script" || exit 1; done
 
+man: $(SETUP) ## write the manual pages of the commands into build/man: `man -l build/man/oxidize.1`
+	@$(BIN)/python scripts/release/man_pages.py build/man
+
 bench: $(SETUP) ## measure data path and takeover beside wireguard-go in 25 minutes; writes docs/benchmarks (as root; NAMES="..." for some)
 	@$(BIN)/python -m benchmarks $(NAMES)
 
@@ -127,7 +134,8 @@ profile: $(SETUP) ## measure what each stage of one packet's way through a serve
 
 venv: $(SETUP) ## set up packages and .venv for development
 
-INSTALL := PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' BINDIR='$(BINDIR)' COMPLETIONDIR='$(COMPLETIONDIR)' \
+INSTALL := PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' BINDIR='$(BINDIR)' MANDIR='$(MANDIR)' COMPLETIONDIR='$(COMPLETIONDIR)' \
+	ZSHDIR='$(ZSHDIR)' FISHDIR='$(FISHDIR)' \
 	UNITDIR='$(UNITDIR)' SYSUSERSDIR='$(SYSUSERSDIR)' TMPFILESDIR='$(TMPFILESDIR)' SYSCTLDIR='$(SYSCTLDIR)' CONFDIR='$(CONFDIR)' \
 	INSTALL_PYTHON='$(INSTALL_PYTHON)' sh systemd/install.sh
 

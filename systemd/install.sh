@@ -4,15 +4,17 @@
 # changed, so a process that runs from it loads no other code than it began with, and a rollback points `current` at an
 # older release. One at a time: each process that changes $PREFIX holds $PREFIX/.lock.
 #
-# The environment: PREFIX, DESTDIR (put before every path, for packages), BINDIR, COMPLETIONDIR, UNITDIR, SYSUSERSDIR,
-# TMPFILESDIR, SYSCTLDIR, CONFDIR, INSTALL_PYTHON; OXIDIZE_LOCKED=1 if the caller holds the lock and passes its descriptor. A build reads the
-# locked versions of the build tools from standard input. Sources: hier(7), sysusers.d(5), tmpfiles.d(5),
-# sysctl.d(5), flock(1), sync(1).
+# The environment: PREFIX, DESTDIR (put before every path, for packages), BINDIR, MANDIR, COMPLETIONDIR (of bash), ZSHDIR,
+# FISHDIR, UNITDIR, SYSUSERSDIR, TMPFILESDIR, SYSCTLDIR, CONFDIR, INSTALL_PYTHON; OXIDIZE_LOCKED=1 if the caller holds the
+# lock and passes its descriptor. A build reads the locked versions of the build tools from standard input. Sources:
+# hier(7), sysusers.d(5), tmpfiles.d(5), sysctl.d(5), flock(1), sync(1).
 set -eu
 umask 022
 cd "$(dirname "$0")/.."
 
 UNITS="oxidize-daemon.service oxidize.socket oxidize-http.socket oxidize-client.service oxidize-kill-switch.service"
+
+release= # the folder of the one that is built
 
 is_live() { test -z "$DESTDIR" && test "$(id -u)" = 0; }
 has_systemd() { is_live && test -d /run/systemd/system; }
@@ -76,6 +78,8 @@ build_release() { # NAME VERSION REVISION
 	put_launcher oxidize-client client_main
 	mkdir -p "$release/share/doc/oxidize"
 	cp -R README.md SECURITY.md CHANGELOG.md docs contrib "$release/share/doc/oxidize"
+	"$release/bin/python" -P scripts/release/man_pages.py "$release/share/man/man1"
+	"$release/bin/python" -P scripts/release/completions.py "$release/share"
 	# A server needs no tools to install packages.
 	$pip uninstall --quiet --yes --root-user-action=ignore setuptools wheel packaging pip
 	find "$release" -name __pycache__ -prune -exec rm -rf {} +
@@ -140,16 +144,36 @@ put_sysctls() {
 # The command leads through `current`, so a deployment changes it as well. A file of another origin is left alone.
 put_command() {
 	command=$DESTDIR$BINDIR/oxidize
-	if is_command_link "$command" || ! test -e "$command"; then
-		mkdir -p "$DESTDIR$BINDIR"
-		ln -sfn "$PREFIX/current/bin/oxidize" "$command"
+	if is_link_to bin/oxidize "$command" || ! test -e "$command"; then
+		put_link bin/oxidize "$BINDIR/oxidize"
 	else
 		echo "$BINDIR/oxidize is not of this installation, and is kept: the command is $PREFIX/current/bin/oxidize" >&2
 	fi
-	put systemd/completion.bash "$COMPLETIONDIR/oxidize"
+	for shared in $(shared_files); do put_link "$shared" "$(path_of "$shared")"; done
 }
 
-is_command_link() { test "$(readlink "$1" || true)" = "$PREFIX/current/bin/oxidize"; } # PATH
+put_link() { # WHAT, below `current`, TARGET
+	mkdir -p "$(dirname "$DESTDIR$2")"
+	ln -sfn "$PREFIX/current/$1" "$DESTDIR$2"
+}
+
+is_link_to() { test "$(readlink "$2" || true)" = "$PREFIX/current/$1"; } # WHAT, below `current`, PATH
+
+# The manual and the completions of the release that was built, or else of the one that `current` leads to; older ones
+# have none.
+shared_files() {
+	from=${release:-$DESTDIR$PREFIX/current}
+	test ! -d "$from/share" || (cd "$from" && find share -path share/doc -prune -o -type f -name '*oxidize*' -print)
+}
+
+path_of() { # WHAT, below `current`
+	case $1 in
+		share/man/*) echo "$MANDIR/${1#share/man/}" ;;
+		share/bash-completion/*) echo "$COMPLETIONDIR/${1##*/}" ;;
+		share/zsh/*) echo "$ZSHDIR/${1##*/}" ;;
+		share/fish/*) echo "$FISHDIR/${1##*/}" ;;
+	esac
+}
 
 # Everything outside a release that it needs.
 put_units() {
@@ -212,14 +236,19 @@ install_all() {
 	echo "$PREFIX/current -> releases/$name"
 }
 
+remove_links() { # FOLDER: those that lead through `current`
+	test ! -d "$DESTDIR$1" || find "$DESTDIR$1" -maxdepth 1 -type l -lname "$PREFIX/current/*" -delete
+}
+
 uninstall_all() {
 	if has_systemd; then
 		systemctl disable --quiet --now $UNITS 2> /dev/null || true
 	fi
 	for unit in $UNITS; do rm -f "$DESTDIR$UNITDIR/$unit"; done
-	rm -f "$DESTDIR$SYSUSERSDIR/oxidize.conf" "$DESTDIR$TMPFILESDIR/oxidize.conf" "$DESTDIR$PREFIX/current"
-	rm -f "$DESTDIR$SYSCTLDIR/60-oxidize.conf" "$DESTDIR$COMPLETIONDIR/oxidize"
-	! is_command_link "$DESTDIR$BINDIR/oxidize" || rm "$DESTDIR$BINDIR/oxidize"
+	rm -f "$DESTDIR$SYSUSERSDIR/oxidize.conf" "$DESTDIR$TMPFILESDIR/oxidize.conf" "$DESTDIR$SYSCTLDIR/60-oxidize.conf"
+	for folder in "$BINDIR" "$MANDIR/man1" "$COMPLETIONDIR" "$ZSHDIR" "$FISHDIR"; do remove_links "$folder"; done
+	rm -f "$DESTDIR$COMPLETIONDIR/oxidize" # of an older release: a file
+	rm -f "$DESTDIR$PREFIX/current"
 	rm -rf "$DESTDIR$PREFIX/releases" "$DESTDIR/var/lib/oxidize"
 	! has_systemd || systemctl daemon-reload
 	rm -f "$DESTDIR$PREFIX/.lock" # last: from here on another process may start

@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from oxidize.cli.common import SERVER_CONFIG, config_option, json_option, print_json, rooted
+from oxidize.cli.completion import release_names
 from oxidize.cli.lines import echo, fail
 from oxidize.cli.releases_page import describe, render
 from oxidize.cli.running_server import RunningServer
@@ -92,7 +93,13 @@ def _deploying_options(function: _Function) -> _Function:
 
 @click.command(short_help="Deploy a release under traffic; roll back if it is bad.")
 @click.option("--source", type=FOLDER_PATH, help="The checkout to build.  [default: the current folder]")
-@click.option("--release", "name", metavar="NAME", help="Deploy an installed release instead of building one.")
+@click.option(
+    "--release",
+    "name",
+    metavar="NAME",
+    shell_complete=release_names,
+    help="Deploy an installed release instead of building one.",
+)
 @_deploying_options
 def deploy(source: Path | None, name: str | None, **options: Any) -> None:
     """Deploy a release under traffic: build, rehearse, switch, watch, and roll back automatically if it is bad.

@@ -24,6 +24,7 @@ from oxidize.cli.common import (
     warn_of_readable_output,
     what_runs,
 )
+from oxidize.cli.completion import peer_names
 from oxidize.cli.lines import fail, print_line, print_warning
 from oxidize.cli.reload import apply_at_start, apply_change
 from oxidize.cli.replacement import who_serves
@@ -188,7 +189,7 @@ def _rows(loaded: config.ServerConfig, running: dict[str, Any] | None) -> list[d
 
 
 @peer.command(short_help="Remove a client.")
-@click.argument("name")
+@click.argument("name", shell_complete=peer_names)
 @config_option(SERVER_CONFIG)
 @_no_reload_option
 def remove(name: str, config_path: Path, no_reload: bool) -> None:

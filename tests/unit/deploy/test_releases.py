@@ -143,13 +143,38 @@ def test_an_installation_points_at_a_whole_release(builder: Builder, tmp_path: P
 
 def test_the_command_in_the_path_comes_and_goes_with_the_installation(builder: Builder, tmp_path: Path) -> None:
     package = tmp_path / "package"
-    command, completion = package / "usr/local/bin/oxidize", package / "usr/share/bash-completion/completions/oxidize"
+    command = package / "usr/local/bin/oxidize"
     assert builder.make("install", f"DESTDIR={package}").returncode == 0
     assert command.readlink() == builder.prefix / "current/bin/oxidize"
-    assert "_OXIDIZE_COMPLETE=bash_source oxidize" in completion.read_text()
     assert builder.make("uninstall", f"DESTDIR={package}").returncode == 0
     assert not command.is_symlink()
-    assert not completion.exists()
+
+
+def test_manual_and_completions_lead_through_the_release_that_serves(builder: Builder, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    prefix = package / str(builder.prefix).lstrip("/")
+    share = prefix / "releases/1.0.0/share"
+    links = {
+        "man/man1/oxidize-peer-add.1": "usr/local/share/man/man1/oxidize-peer-add.1",
+        "bash-completion/completions/oxidize": "usr/share/bash-completion/completions/oxidize",
+        "zsh/site-functions/_oxidize": "usr/local/share/zsh/site-functions/_oxidize",
+        "fish/vendor_completions.d/oxidize.fish": "usr/share/fish/vendor_completions.d/oxidize.fish",
+    }
+    for name in (*links, "doc/oxidize/oxidize.md", "man/man1/pygmentize.1"):
+        (share / name).parent.mkdir(parents=True, exist_ok=True)
+        (share / name).touch()
+    (prefix / "current").symlink_to("releases/1.0.0")
+    other = package / "usr/local/share/man/man1/other.1"
+    other.parent.mkdir(parents=True)
+    other.touch()
+    assert builder.make("units", f"DESTDIR={package}").returncode == 0
+    usr = (path for path in (package / "usr").rglob("*") if path.is_symlink())
+    found = {str(path.relative_to(package)): str(path.readlink()) for path in usr}
+    expected = {link: f"{builder.prefix}/current/share/{name}" for name, link in links.items()}
+    assert found == {"usr/local/bin/oxidize": f"{builder.prefix}/current/bin/oxidize", **expected}
+    assert builder.make("uninstall", f"DESTDIR={package}").returncode == 0
+    assert [path for path in package.rglob("*") if path.is_symlink()] == []
+    assert other.exists()
 
 
 def test_a_command_of_another_origin_is_kept_and_reported(builder: Builder, tmp_path: Path) -> None:
