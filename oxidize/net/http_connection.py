@@ -15,6 +15,7 @@ from http import HTTPStatus
 import h11
 
 from oxidize.net.http_response import Respond, Response
+from oxidize.net.stream_server import ServedConnection
 
 REQUEST_HEAD_BYTES_MAX = 8192
 HEAD_LINES_MAX = 128  # each line costs the parser some microseconds
@@ -26,7 +27,7 @@ RECEIVE_BYTES_MAX = 16_384  # one read
 _HEAD_END = re.compile(rb"\n\r?\n")
 
 
-class Connection:
+class Connection(ServedConnection):
     """One connection: reads one request, writes one response, and lets the client close first where that matters."""
 
     __slots__ = (
@@ -37,13 +38,10 @@ class Connection:
         "_protocol",
         "_request",
         "_respond",
-        "deadline",
-        "socket",
     )
 
     def __init__(self, accepted: socket.socket, respond: Respond, deadline: float) -> None:
-        self.socket = accepted
-        self.deadline = deadline
+        super().__init__(accepted, deadline)
         self._respond = respond
         self._protocol = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_HEAD_BYTES_MAX)
         self._request: h11.Request | None = None

@@ -14,6 +14,7 @@ import pytest
 from oxidize.net import http, http_connection
 from oxidize.net.http import HttpServer
 from oxidize.net.http_response import Respond, Response
+from oxidize.net.stream_server import ACCEPT_RETRY_SECS
 from oxidize.runtime.http_endpoints import State, make_respond
 
 
@@ -376,8 +377,8 @@ def test_a_shortage_of_descriptors_pauses_accepting_for_a_while(world: World, sh
     world.server._listener = Refusing(world.listener, shortage)
     client = world.connect(request())
     assert world.listener.fileno() not in world.callbacks  # or the loop would spin
-    assert world.server.next_deadline() == world.now + http.ACCEPT_RETRY_SECS
-    world.server.handle_timeout(world.now + http.ACCEPT_RETRY_SECS)
+    assert world.server.next_deadline() == world.now + ACCEPT_RETRY_SECS
+    world.server.handle_timeout(world.now + ACCEPT_RETRY_SECS)
     assert parse(world.read(client))[0] == 200
     assert world.server.next_deadline() is None
 
