@@ -70,6 +70,8 @@ def _lines(status: dict[str, Any], lines_max: int | None) -> Iterator[Text]:
     ]
     if problem := status.get("metrics_listen_problem"):
         head.append(("metrics", f"no /health, no /metrics, tried again: {problem}"))
+    if problem := status.get("wg_problem"):
+        head.append(("wg", f"`wg show` does not find it: {one_line(problem)}"))
     width = max(len(name) for name, _ in head)
     for name, value in head:
         yield Text.assemble((name.ljust(width), "bold"), "  ", value)

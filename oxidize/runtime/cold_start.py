@@ -208,7 +208,8 @@ class _ColdStart:
             self._loop.run_once(0)
         from oxidize.runtime.handover import Handover  # noqa: PLC0415  # as it says
 
-        return Handover(node, self._loop, held=False, must_listen=False, lock=lock)
+        uapi = named_fd(FdName.UAPI, self._fds[FdName.UAPI]) if FdName.UAPI in self._fds else None
+        return Handover(node, self._loop, held=False, must_listen=False, lock=lock, uapi=uapi)
 
     def _protect(self, node: Node) -> None:
         """Set the packet filter before a packet can leave; without it only a tunnel that is in service goes on."""

@@ -14,7 +14,6 @@ from oxidize.clock import boot_time
 from oxidize.control.query import ACCEPT, DRAIN, IDENTITY, PEERS, QUERIES, SETTINGS, STATE, STATUS, VITALS
 from oxidize.errors import OxidizeError, Phase, StorageError, TakeoverError, reason_of
 from oxidize.log_output import STANDARD_ERROR
-from oxidize.net import http
 from oxidize.net.event_loop import READABLE, Loop
 from oxidize.net.tun import TunDevice
 from oxidize.protocol.counters import Total
@@ -24,7 +23,17 @@ from oxidize.runtime.crash_loop import Stability
 from oxidize.runtime.fd_store import spare_older_release, store_again
 from oxidize.runtime.freeze_preparation import FreezePreparation
 from oxidize.runtime.node import Node
-from oxidize.runtime.offer import HAS_MANAGER, READS_STAGED_MORE, READS_TUN_FLAGS, FdName, OfferState, named_fd
+from oxidize.runtime.offer import (
+    HAS_MANAGER,
+    READS_STAGED_MORE,
+    READS_TUN_FLAGS,
+    TAKES_UAPI,
+    FdName,
+    OfferState,
+    named_fd,
+)
+from oxidize.runtime.uapi_answers import UapiAnswers
+from oxidize.runtime.uapi_socket import UapiSocket
 from oxidize.service_manager import notify
 from oxidize.state import writer_lock
 from oxidize.takeover.host import Answer, NamedFd, Offer
@@ -34,7 +43,7 @@ from oxidize.takeover.path_lock import PathLock
 from oxidize.takeover.predecessor import Predecessor
 from oxidize.text import own_release
 
-LINGER_SECS = 1.0  # for HTTP requests that were accepted before the hand-off
+LINGER_SECS = 1.0  # for requests that were accepted before the hand-off
 LINGER_CHECK_SECS = 0.02
 LOCK_PATIENCE_SECS = 5.0  # of a thaw without memory for the writer's lock, before it ends the process
 LOCK_PAUSE_SECS = 0.1  # between two attempts
@@ -47,17 +56,26 @@ class Handover:
 
     held: whether a successor has to wait for `predecessor.release`, because the node's own predecessor still lives.
     must_listen: False where no other process can serve, so that a path that cannot be bound is no reason to end. lock:
-    of the path, which this process holds from here on, and closes.
+    of the path, which this process holds from here on, and closes. uapi: the listener of wg that was passed.
     """
 
     def __init__(
-        self, node: Node, loop: Loop, *, held: bool, must_listen: bool = True, lock: PathLock | None = None
+        self,
+        node: Node,
+        loop: Loop,
+        *,
+        held: bool,
+        must_listen: bool = True,
+        lock: PathLock | None = None,
+        uapi: NamedFd | None = None,
     ) -> None:
         self.node = node
         self._loop = loop
         self._lock = lock
         self._successor_pid = 0
         self._has_manager = False
+        self._takes_uapi = False
+        self._has_handed_over = False
         self._is_tunnel_spared = False
         self.predecessor = Predecessor(
             Listener(node.settings.takeover_socket, required=must_listen),
@@ -68,6 +86,8 @@ class Handover:
             held=held,
             lock=lock,
         )
+        self.uapi = UapiSocket(node.settings, loop, UapiAnswers(node), uapi)
+        node.wg_problem = lambda: self.uapi.problem
         node.on_ending = lambda: self.predecessor.withdraw("the server was told to end")
         loop.add_timed(self.predecessor)
         self._preparation = FreezePreparation(node.device.unrecorded, boot_time)
@@ -78,6 +98,9 @@ class Handover:
     def close(self) -> None:
         """Stop listening, and close the node; idempotent."""
         self.predecessor.close()
+        if not self._has_handed_over:
+            self.uapi.remove_path()
+        self.uapi.close()
         self.node.close()
         if self._lock is not None:
             self._lock.close()  # last: from here on another process may serve
@@ -112,6 +135,7 @@ class Handover:
         # Not the node's own generation: a successor that died after COMMIT may have written a later one.
         offer = Offer(node.session_state.generation, tuple(self._descriptors()), state.encode())
         self._successor_pid = hello.pid
+        self._takes_uapi = TAKES_UAPI in hello.abilities
         if READS_TUN_FLAGS not in hello.abilities:
             # Now, for only the main process of a unit is heard, and that is the successor by the time it is ready.
             self._is_tunnel_spared = spare_older_release(node.tunnel)
@@ -133,6 +157,8 @@ class Handover:
             yield named_fd(FdName.NAT, nat)
         if node.host_setup is not None and node.host_setup.guard_fd is not None:
             yield named_fd(FdName.GUARD, node.host_setup.guard_fd)
+        if (uapi := self.uapi.named_fd()) is not None:
+            yield uapi
         yield named_fd(FdName.STDERR, STANDARD_ERROR)
 
     def offer_withdrawn(self, reason: str) -> None:
@@ -153,6 +179,7 @@ class Handover:
         self._preparation.stop()
         self._has_manager = report.get(HAS_MANAGER) is True
         self.node.give_up_ownership()
+        self.uapi.pause()
         self.node.session_state.stop_writing()
         return {"journal_end": self.node.session_state.end}
 
@@ -167,6 +194,7 @@ class Handover:
         node.serve()
         if node.http_server is not None:
             node.http_server.resume()
+        self.uapi.resume()
         node.do_in_slices(node.device.prepare_in_slices())
         self._preparation.cancel()
         self._loop.add_timed(_HostRestore(node, self._loop))
@@ -197,11 +225,19 @@ class Handover:
         )
 
     def finish(self, taken: dict[str, Any]) -> None:
-        """End, for the successor owns; HTTP requests that are under way are answered first."""
+        """End, for the successor owns; requests of HTTP and of wg that are under way are answered first."""
+        self._has_handed_over = True
+        if not self._takes_uapi:
+            self.uapi.shut_down()
         if notify.is_held() and not self._has_manager:
             notify.notify(f"MAINPID={self._successor_pid}")  # or its holder would end, and as PID 1 end the successor
         log.info("handed over", sessions=taken.get("sessions"), blackout_ms=taken.get("blackout_ms"))
-        self._loop.add_timed(_Linger(self.node.http_server, self._loop))
+        self._loop.add_timed(_Linger(self._requests, self._loop))
+
+    def _requests(self) -> int:
+        """Return the number of open connections of HTTP and of wg."""
+        server = self.node.http_server
+        return self.uapi.busy + (server.busy if server is not None else 0)
 
     def answer(self, query: str) -> Answer | Iterator[bytes]:
         """Answer a query of `control.query`, or carry it out; raises OxidizeError for any other."""
@@ -260,19 +296,16 @@ class _HostRestore:
 
 
 class _Linger:
-    """Stops the loop once no HTTP connection is open, or after LINGER_SECS."""
+    """Stops the loop once no request is open, or after LINGER_SECS. requests: their number."""
 
-    def __init__(self, server: http.HttpServer | None, loop: Loop) -> None:
-        self._server = server
+    def __init__(self, requests: Callable[[], int], loop: Loop) -> None:
+        self._requests = requests
         self._loop = loop
         self._ends_at = boot_time() + LINGER_SECS
 
     def next_deadline(self) -> float:
-        return min(self._ends_at, boot_time() + LINGER_CHECK_SECS) if self._is_busy() else 0.0
+        return min(self._ends_at, boot_time() + LINGER_CHECK_SECS) if self._requests() else 0.0
 
     def handle_timeout(self, now: float) -> None:
-        if not self._is_busy() or now >= self._ends_at:
+        if not self._requests() or now >= self._ends_at:
             self._loop.stop()
-
-    def _is_busy(self) -> bool:
-        return self._server is not None and self._server.busy > 0

@@ -86,10 +86,10 @@ class Node:
         self._serving = False
         self.is_ending = False  # told to end, and draining first
         self.on_ending: Callable[[], None] = lambda: None  # called when that begins
+        self.wg_problem: Callable[[], str | None] = lambda: None  # why wg does not find this process
         is_userspace = isinstance(parts.tunnel, UserspaceNetwork)
         refusal = DropReason.ROUTE_UNSUPPORTED if is_userspace else DropReason.NETWORK_WRITE_FAILED
-        counters = parts.state.arena.counters
-        self.counters = counters
+        self.counters = counters = parts.state.arena.counters
         self.error_count = ErrorCount(counters)
         self._lost_lines = LostLines(counters, loop)
         self._data_path = DataPath(parts.device, parts.udp, parts.tunnel, counters, boot_time, refusal)

@@ -30,6 +30,7 @@ class FdName(StrEnum):
     NAT = "nat"  # the nftables socket that owns the table
     GUARD = "guard"  # the pipe to a client's cleanup guard
     STDERR = "stderr"  # where the process logs
+    UAPI = "uapi"  # the listener of wg
 
 
 class FdTraits(NamedTuple):
@@ -54,12 +55,14 @@ FDS: Mapping[FdName, FdTraits] = {
     FdName.NAT: FdTraits("nftables", is_stored=True),
     FdName.GUARD: FdTraits("pipe", is_stored=True),  # by a holder
     FdName.STDERR: FdTraits("log"),
+    FdName.UAPI: FdTraits("socket", from_socket_unit=True),  # a start after a crash binds another one where none has it
 }
 FROM_SOCKET_UNIT = tuple(name for name, traits in FDS.items() if traits.from_socket_unit)
 STATE = (FdName.JOURNAL, FdName.ARENA)  # one is of no use without the other
 STORED = tuple(name for name, traits in FDS.items() if traits.is_stored)
 
 READS_STAGED_MORE = "reads_staged_more"  # in the report of READY: whether the successor reads that kind of record
+TAKES_UAPI = "takes_uapi"  # an ability: answers at the listener of wg
 READS_TUN_FLAGS = "reads_tun_flags"  # an ability: asks the kernel how a stored TUN device frames packets
 HAS_MANAGER = "has_manager"  # in the same report: whether a service manager or a holder follows the successor
 

@@ -14,7 +14,7 @@ from oxidize.errors import OxidizeError
 from oxidize.net.event_loop import Loop
 from oxidize.runtime.cold_start import start_alone
 from oxidize.runtime.kept_settings import KeptSettings
-from oxidize.runtime.offer import READS_TUN_FLAGS
+from oxidize.runtime.offer import READS_TUN_FLAGS, TAKES_UAPI
 from oxidize.runtime.parts import make_folder
 from oxidize.settings import NodeSettings
 from oxidize.state import memory_file
@@ -47,7 +47,7 @@ def start(
         settings.takeover_socket,
         release=own_release(),
         snapshot_versions=[FORMAT],
-        abilities=[READS_TUN_FLAGS],
+        abilities=[READS_TUN_FLAGS, TAKES_UAPI],
         lock=lock,
     )
     offer = successor.connect()

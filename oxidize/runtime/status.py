@@ -111,6 +111,7 @@ def describe(node: Node) -> Iterator[bytes]:
         "listen": node.udp.local_address,
         "public_key": _base64(node.settings.public_key),
         "connection": node.connection.describe(now) if node.connection is not None else None,
+        "wg_problem": node.wg_problem(),
     }
     unix_at_boot = time.time() - now
     waiting = {each.peer: each.reason for each in node.lookups.waiting()} if node.lookups is not None else {}

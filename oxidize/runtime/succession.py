@@ -223,7 +223,14 @@ class Succession:
         self.loop.run_once(0)  # as after each of the steps that follow: together they take longer than the hand-off
         # A predecessor that froze may have died since, and then no process would serve without this one.
         must_listen = not (commit.predecessor_died or self.successor.is_predecessor_dead())
-        handover = Handover(node, self.loop, held=True, must_listen=must_listen, lock=self.successor.lock)
+        handover = Handover(
+            node,
+            self.loop,
+            held=True,
+            must_listen=must_listen,
+            lock=self.successor.lock,
+            uapi=self.fds.get(FdName.UAPI),
+        )
         self.loop.run_once(0)
         self.successor.taken({"sessions": summary["sessions"], "blackout_ms": blackout_ms or 0.0})
         self.oom_score.restore()

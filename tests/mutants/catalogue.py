@@ -11,8 +11,9 @@ from tests.mutants.session import SESSION
 from tests.mutants.settings import SETTINGS
 from tests.mutants.state import STATE
 from tests.mutants.takeover import TAKEOVER
+from tests.mutants.uapi import UAPI
 
-MUTANTS = (*HANDSHAKE, *SESSION, *PROTOCOL, *STATE, *TAKEOVER, *RUNTIME, *ROWS, *HOSTNET, *COMMANDS, *SETTINGS)
+MUTANTS = (*HANDSHAKE, *SESSION, *PROTOCOL, *STATE, *TAKEOVER, *RUNTIME, *ROWS, *HOSTNET, *COMMANDS, *SETTINGS, *UAPI)
 
 EQUIVALENT = (
     Equivalent(

@@ -42,6 +42,7 @@ def test_the_regions_of_the_journal_do_not_change_sides_while_an_offer_is_open()
         state.record_takeover({"number": number})
     handover = object.__new__(Handover)
     handover._preparation = SimpleNamespace(begin=lambda: None)  # type: ignore[assignment]  # it prepares nothing
+    handover.uapi = SimpleNamespace(named_fd=lambda: None)  # type: ignore[assignment]  # what an offer asks of it
     handover.node = SimpleNamespace(  # type: ignore[assignment]  # what an offer reads of a node
         session_state=state,
         settings=SimpleNamespace(listen=("::", 0), metrics_listen=None, server=None),
@@ -78,6 +79,7 @@ def test_a_device_leaves_the_store_before_a_release_that_cannot_use_it_takes_ove
     handover._preparation = SimpleNamespace(begin=lambda: None, cancel=lambda: None)  # type: ignore[assignment]  # nothing to do
     handover._loop = SimpleNamespace(add_timed=timed.append)  # type: ignore[assignment]  # it only takes
     handover._is_tunnel_spared = False
+    handover.uapi = SimpleNamespace(named_fd=lambda: None)  # type: ignore[assignment]  # what an offer asks of it
     handover.node = SimpleNamespace(  # type: ignore[assignment]  # what an offer reads of a node
         session_state=state,
         generation=1,
