@@ -12,7 +12,7 @@ set -eu
 umask 022
 cd "$(dirname "$0")/.."
 
-UNITS="oxidize-daemon.service oxidize.socket oxidize-http.socket oxidize-client.service oxidize-kill-switch.service"
+UNITS="oxidize-daemon.service oxidize.socket oxidize-http.socket oxidize-wg.socket oxidize-client.service oxidize-client-wg.socket oxidize-kill-switch.service"
 
 release= # the folder of the one that is built
 

@@ -16,7 +16,7 @@ from tests.support.traffic.ping import ping
 from tests.support.traffic.releases import Release
 from tests.support.traffic.server import WAIT_SECS, Identity, Lab, Outcome, Server, b64, kill, wait_for
 from tests.support.traffic.shared_site import SharedSite
-from tests.support.traffic.site import PORT, Site
+from tests.support.traffic.site import PORT, Client, Site
 from tests.support.traffic.wireguard_go import CONTROL
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("wireguard-go", "wg", "ping")]
@@ -40,7 +40,7 @@ def show(*arguments: str) -> list[str]:
 
 
 def is_shown(interface: str) -> bool:
-    return interface in show("show", "interfaces")[0].split() if show("show", "interfaces") else False
+    return interface in " ".join(show("show", "interfaces")).split()
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +58,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedSite]:
         )
         for client in made.clients:
             ping(lab, client.namespace, Site.SERVER4, 2)
-            ours = client.peer_status()["sent_bytes"]
-            wait_for(
-                "all that was sent to arrive", lambda client=client, ours=ours: client.wireguard.transfer()[0] == ours
-            )
+            wait_until_arrived(client)
         yield made
+
+
+def wait_until_arrived(client: Client) -> None:
+    """Wait until a client has counted all that the server has sent to it."""
+    sent = client.peer_status()["sent_bytes"]
+    wait_for("all that was sent", lambda: client.wireguard.transfer()[0] == sent)
+
+
+def wait_for_look(interface: str, *, is_there: bool) -> None:
+    """Wait until wg shows an interface, or does not."""
+    wait_for(f"{interface} shown: {is_there}", lambda: is_shown(interface) == is_there)
 
 
 def interface_of(server: Server) -> str:
@@ -262,7 +270,7 @@ def test_an_older_release_leaves_no_look_waiting_and_the_present_one_is_shown_ag
             outcome = server.reload(release.environ() if release is not None else None)
             assert outcome.status == 0, outcome
             assert lab.wait_ended(before) == 0
-            wait_for(f"shown: {shown}", lambda shown=shown: is_shown(interface) == shown)
+            wait_for_look(interface, is_there=shown)
         end(server)
 
 

@@ -20,7 +20,9 @@ UNITS = [
     "oxidize-daemon.service",
     "oxidize.socket",
     "oxidize-http.socket",
+    "oxidize-wg.socket",
     "oxidize-client.service",
+    "oxidize-client-wg.socket",
     "oxidize-kill-switch.service",
 ]
 # Reports that a build has begun, and waits for a signal to continue; without these two a build does not wait.
