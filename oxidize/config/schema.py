@@ -227,7 +227,7 @@ class PeerTable(Table):
 
     name: Annotated[str, PlainValidator(values.peer_name)] = Field(description="a name", examples=["alice"])
     """The name of the peer in status, logs and metrics: 1 to 64 letters, digits and `_ . @ -`, beginning with a letter
-    or a digit. No two peers have the same name."""
+    or a digit, and at most 128 bytes. Letters and digits are those of any script. No two peers have the same name."""
     public_key: _PublicKey = Field(
         description="the peer's public key in base64", examples=["(what `oxidize pubkey` prints at the peer)"]
     )

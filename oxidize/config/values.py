@@ -10,6 +10,7 @@ import binascii
 import contextlib
 import re
 import socket
+import unicodedata
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -34,6 +35,7 @@ PublicEndpoint = tuple[str, int | None]  # a host, an IPv6 address without brack
 
 INTERFACE_NAME_MAX = 15  # IFNAMSIZ without its NUL
 PEER_NAME_MAX = 64  # no standard's: a name is a column of `oxidize status` and a field of log lines
+PEER_NAME_BYTES_MAX = 128  # in UTF-8: a file name of 255 bytes holds it, with a tunnel's name and an ending
 PORT_MAX = 65_535
 HOST_NAME_MAX = 253  # RFC 1035 section 2.3.4, without the root's dot
 
@@ -44,7 +46,7 @@ _INTERFACE_NAME = re.compile(rf"[A-Za-z0-9_=+.][A-Za-z0-9_=+.-]{{0,{INTERFACE_NA
 # What Linux itself refuses: two folders, and two that sysctls have (net/ipv4/devinet.c).
 _RESERVED_INTERFACE_NAMES = frozenset({".", "..", "all", "default"})
 _ZONE = re.compile(rf"[A-Za-z0-9_.-]{{1,{INTERFACE_NAME_MAX}}}")
-_PEER_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.@-]{{0,{PEER_NAME_MAX - 1}}}")
+_PEER_NAME = re.compile(rf"[^\W_][\w.@-]{{0,{PEER_NAME_MAX - 1}}}")
 
 # The points of small order of Curve25519 (RFC 7748 section 6.1): with them every shared secret is zero, and no
 # private key has them as its public key. The top bit of a key is ignored, hence the mask in `public_key`.
@@ -243,13 +245,20 @@ def interface_name(value: object) -> str:
 
 
 def is_peer_name(value: object) -> TypeGuard[str]:
-    """Return whether this can be the name of a peer."""
-    return isinstance(value, str) and _PEER_NAME.fullmatch(value) is not None
+    """Return whether this can be the name of a peer: letters of any script, in the one form that NFC gives them."""
+    if not isinstance(value, str) or _PEER_NAME.fullmatch(value) is None:
+        return False
+    return value.isascii() or (
+        len(value.encode()) <= PEER_NAME_BYTES_MAX and value.isprintable() and unicodedata.is_normalized("NFC", value)
+    )
 
 
 def peer_name(value: object) -> str:
     """Check the name of a peer; raises InvalidValueError."""
-    expected = f"1 to {PEER_NAME_MAX} of letters, digits and _ . @ -, beginning with a letter or a digit"
+    expected = (
+        f"1 to {PEER_NAME_MAX} of letters, digits and _ . @ -, beginning with a letter or a digit, and at most "
+        f"{PEER_NAME_BYTES_MAX} bytes"
+    )
     if not is_peer_name(value):
         raise InvalidValueError(expected)
     return value

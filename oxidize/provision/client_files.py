@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from oxidize.config import InterfaceAddress, Network
 from oxidize.config.values import INTERFACE_NAME_MAX, HostAddress, format_key
-from oxidize.provision.peer_tables import table_lines, written
+from oxidize.provision.peer_tables import table_lines, written, written_name
 
 MTU_DEFAULT = 1420  # of wg-quick and of `oxidize client`
 
@@ -138,7 +138,7 @@ def script(setup: ClientSetup) -> str:
     contents["client.toml"] = client_toml(setup)
     keys = ["client.key", *(name for name in contents if name == "client.psk")]
     return _SCRIPT.format(
-        name=written(setup.name),
+        name=written_name(setup.name),
         written=" ".join(contents),
         needed=_NEEDED if setup.private_key is None else "",
         files="\n".join(f"cat > {name} << 'EOF'\n{content}EOF" for name, content in contents.items()),
@@ -148,8 +148,8 @@ def script(setup: ClientSetup) -> str:
 
 def wg_quick_file_name(name: str) -> str:
     """Return a file name for a peer that wg-quick accepts: the interface is named after the file."""
-    interface = re.sub(r"[^A-Za-z0-9_=+.-]", "-", name)[:INTERFACE_NAME_MAX].rstrip(".-")
-    return f"{interface}.conf"
+    interface = re.sub(r"[^A-Za-z0-9_=+.-]", "-", name)[:INTERFACE_NAME_MAX].strip(".-")
+    return f"{interface or 'wg0'}.conf"
 
 
 def _joined(values: Sequence[object]) -> str:

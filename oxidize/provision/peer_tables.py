@@ -23,10 +23,12 @@ from oxidize.errors import ConfigError, StateError
 
 _TRIVIA = re.compile(r"\s*(#.*)?")
 _COMMENT = re.compile(r"\s*#")
-_HEADER = re.compile(r"\s*\[")
+_HEADER = re.compile(r"\ufeff?\s*\[")  # after a byte order mark too
 # Of what the configuration accepts: names, keys in base64, addresses, endpoints, names of files. No quote, no "#", no
 # "$" and no control character: in no file of TOML, of wg-quick or of a shell do these end a value.
 _WRITTEN = re.compile(r"[A-Za-z0-9_.@:/%+=\[\]-]*")
+_WRITTEN_NAME = re.compile(r"[\w.@-]*")  # and the name of a file that has it in its own
+_NAME_KEYS = {"name", "private_key_file", "preshared_key_file"}
 
 
 def written(value: str) -> str:
@@ -36,19 +38,30 @@ def written(value: str) -> str:
     return value
 
 
+def written_name(value: str) -> str:
+    """Return the name of a peer, or of its key file, for a generated file; raises StateError as `written` does."""
+    return value if _WRITTEN_NAME.fullmatch(value) and value.isprintable() else written(value)
+
+
 def table_lines(header: str, values: Mapping[str, object]) -> list[str]:
     """Return a table as lines of TOML, without the keys whose value is None."""
     # JSON and TOML write such strings alike.
     return [
         header,
-        *(f"{key} = {json.dumps(_checked_value(value))}" for key, value in values.items() if value is not None),
+        *(
+            f"{key} = {json.dumps(_checked_value(key, value), ensure_ascii=False)}"
+            for key, value in values.items()
+            if value is not None
+        ),
     ]
 
 
-def _checked_value(value: object) -> object:
+def _checked_value(key: str, value: object) -> object:
     if isinstance(value, list):
-        return [_checked_value(each) for each in value]
-    return written(value) if isinstance(value, str) else value
+        return [_checked_value(key, each) for each in value]
+    if not isinstance(value, str):
+        return value
+    return written_name(value) if key in _NAME_KEYS else written(value)
 
 
 def add_peer(text: str, peer: Mapping[str, object]) -> str:

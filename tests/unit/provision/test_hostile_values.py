@@ -64,9 +64,12 @@ def test_what_writes_a_file_refuses_what_could_be_more_than_a_value(value: str) 
         for write in (write_wg_quick, client_toml, script):
             with pytest.raises(StateError, match="not written to a file"):
                 write(setup)
-    with pytest.raises(StateError, match="not written to a file"):
-        script(replace(SETUP, name=value))
-    for table in ({"name": value}, {"allowed_ips": ["10.9.0.2/32", value]}):
+    if not value.isalpha():  # a name has letters of any script
+        with pytest.raises(StateError, match="not written to a file"):
+            script(replace(SETUP, name=value))
+        with pytest.raises(StateError, match="not written to a file"):
+            add_peer(SERVER, {"name": value})
+    for table in ({"endpoint": value}, {"allowed_ips": ["10.9.0.2/32", value]}):
         with pytest.raises(StateError, match="not written to a file"):
             add_peer(SERVER, table)
 
