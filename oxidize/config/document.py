@@ -30,10 +30,11 @@ class TooComplexError(ValueError):
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Return the parsed document.
+    """Return the parsed document; a byte order mark is left out, as TOML 1.1 allows.
 
     Raises TooComplexError, tomli.TOMLDecodeError, and what tomli passes on: ValueError and RecursionError.
     """
+    text = text.removeprefix("\ufeff")
     found = _LONG_KEY.search(_OPAQUE.sub("s", text))
     if found is not None:
         raise TooComplexError(f"a key of more than {KEY_PARTS_MAX} parts")
