@@ -246,9 +246,12 @@ class RtnetlinkSocket:
             yield [(each[: _ROUTE.size], _attributes(each, _ROUTE.size)) for each in body if each[0] == family]
 
     def interface_towards(self, address: bytes, source: bytes, mark: int = 0) -> int | None:
-        """Return the index of the interface by which packets from `source` to `address` leave; None without a route."""
+        """Return the index of the interface by which packets from `source` to `address` leave; None without a route.
+
+        source: b"" for any.
+        """
         body = _ROUTE.pack(family_of(address), 8 * len(address), 8 * len(source), 0, 0, 0, 0, 0, 0)
-        body += _attribute(_RTA_DST, address) + _attribute(_RTA_SRC, source)
+        body += _attribute(_RTA_DST, address) + (_attribute(_RTA_SRC, source) if source else b"")
         body += _number(_RTA_MARK, mark) if mark else b""
         sequence = self._send([Request(_GET_ROUTE, 0, body)], _REQUEST)
         for kind, _, found_sequence, found in self._answers():

@@ -153,27 +153,25 @@ def _replace(target: Path, content: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class NewFile:
-    """A file to write; its content may be a key."""
+    """A file to write. is_key: its content is a key, which is overwritten by nothing."""
 
     name: str
     content: str = field(repr=False)
     mode: int
     owner: Owner | None
+    is_key: bool = False
 
 
 def install(folder: Path, files: Sequence[NewFile], load: Callable[[Path], object], *, force: bool) -> list[Path]:
-    """Write files, the last of which is a configuration that `load` accepts; return their paths.
+    """Write files, the last of which is a configuration that `load` accepts; return the paths of those written.
 
     They are written to a temporary folder and moved once `load` succeeds, the configuration last. `folder` is made if
-    it is missing. force: whether existing files are overwritten. Raises ConfigError, and writes nothing, if a file
-    exists without force or cannot be written.
+    it is missing. force: whether an existing configuration is overwritten; a key never is, and one that is there
+    already stays as it is. Raises ConfigError, and writes nothing, if a file exists or cannot be written.
     """
-    paths = [folder / file.name for file in files]
-    existing = [path for path in paths if os.path.lexists(path)]
-    if existing and not force:
-        raise ConfigError(
-            *(f"{path} exists: expected to write a new file; name another one (-o), or --force" for path in existing)
-        )
+    problems = list(_conflicts(folder, files, force=force))
+    if problems:
+        raise ConfigError(*problems)
     with (
         _made(folder),
         _as_config_errors(folder, "a folder that can be written to", "run the command as its owner or as root"),
@@ -185,10 +183,23 @@ def install(folder: Path, files: Sequence[NewFile], load: Callable[[Path], objec
             load(Path(name, files[-1].name))
         except ConfigError as error:
             raise ConfigError(*(problem.replace(f"{name}/", f"{folder}/") for problem in error.problems)) from error
-        for file, path in zip(files, paths, strict=True):
-            Path(name, file.name).replace(path)
+        written = [file for file in files if not (file.is_key and os.path.lexists(folder / file.name))]
+        for file in written:
+            Path(name, file.name).replace(folder / file.name)
         sync_folder(folder)
-    return paths
+    return [folder / file.name for file in written]
+
+
+def _conflicts(folder: Path, files: Sequence[NewFile], *, force: bool) -> Iterator[str]:
+    """Yield a line for each file that exists and is not to be overwritten."""
+    for file in files:
+        path = folder / file.name
+        if not os.path.lexists(path):
+            continue
+        if not force:
+            yield f"{path} exists: expected to write a new file; name another one (-o), or --force"
+        elif file.is_key and read_file(path, "a file with a key") != file.content.encode():
+            yield f"{path} has another key, which --force does not overwrite; move it away, or name another output (-o)"
 
 
 @contextlib.contextmanager

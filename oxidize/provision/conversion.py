@@ -1,306 +1,384 @@
 """Convert a wg-quick file to an Oxidize configuration.
 
 The rule: every setting of the file is either in the result or named in a note with what to do instead. Ambiguities are
-resolved as wg does: host bits are masked, and an address that two peers have belongs to the last one. Sources:
-wg(8), wg-quick(8).
+resolved as wg does: host bits are masked, two sections with one public key are one peer, and an address that two peers
+have belongs to the last one. Sources: wg(8), wg-quick(8).
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_interface, ip_network
-from typing import TypeVar
+from ipaddress import ip_network
 
-from oxidize.config import InterfaceAddress, Network, values
-from oxidize.config.report import Report, show
-from oxidize.config.schema import KEEPALIVE_SECS_MAX
-from oxidize.config.values import PORT_MAX, HostAddress, InvalidValueError
+from oxidize.config import Network
+from oxidize.config.report import show
+from oxidize.config.schema import MTU_DEFAULT, MTU_MIN
 from oxidize.errors import ConfigError
-from oxidize.protocol.constants import KEY_SIZE
+from oxidize.protocol.constants import INNER_MTU_MAX
+from oxidize.provision.firewall_rules import MASQUERADE
+from oxidize.provision.hook_notes import Tunnel
+from oxidize.provision.hooks import Hooks, read_hooks
 from oxidize.provision.peer_names import peer_names
 from oxidize.provision.peer_tables import table_lines
-from oxidize.provision.wg_quick import Document, Section, Setting
-
-_T = TypeVar("_T")
+from oxidize.provision.wg_quick import Document, Section
+from oxidize.provision.wg_values import Reading, own_public_key
 
 UNIT_PORT = 51820  # of systemd/oxidize.socket
-
-_MASQUERADES = re.compile(r"masquerade|\bsnat\b", re.IGNORECASE)
-_FORWARDS = re.compile(r"ip_forward|\.forwarding\b")
-_FILTERS = re.compile(r"\bforward\b", re.IGNORECASE)
-_KNOWN_COMMANDS = (_MASQUERADES, _FORWARDS, _FILTERS)
-
-# Settings without a counterpart: the values that have no effect, and the note for any other.
-_WITHOUT_COUNTERPART: dict[str, tuple[tuple[str, ...], str]] = {
-    "PreUp": ((), "no counterpart; run it from a separate unit before {unit} starts"),
-    "PreDown": ((), "no counterpart; run it from a separate unit before {unit} ends"),
-    "PostDown": ((), "no counterpart; run it from a separate unit after {unit} has ended"),
-    "Table": (("auto",), "no counterpart; routes to the peers' allowed_ips go into the main table"),
-    "FwMark": (("0", "off"), "no counterpart; packets leave without a mark"),
-    "SaveConfig": (("false",), "only you, `oxidize peer add` and `oxidize peer remove` change the file"),
-    "DNS": ((), "a server sets no name servers; set them for the machine"),
+_OVERHEAD = 80  # as wg-quick has it: IPv6, UDP, and WireGuard's header, counter, tag and padding
+_HALVES = {
+    ip_network("0.0.0.0/0"): (ip_network("0.0.0.0/1"), ip_network("128.0.0.0/1")),
+    ip_network("::/0"): (ip_network("::/1"), ip_network("8000::/1")),
 }
-_DEFAULT_ROUTES = {ip_network("0.0.0.0/0"), ip_network("::/0")}
+
+
+def _no_file(path: str) -> str:
+    raise FileNotFoundError(2, "No such file or directory", path)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a conversion asks the machine that it runs on.
+
+    read_key: returns the contents of a file; raises OSError. uplink_mtu: returns the MTU of the interface towards the
+    first of these endpoints, or of the default route's, with its name; None if there is none.
+    """
+
+    read_key: Callable[[str], str] = _no_file
+    uplink_mtu: Callable[[Sequence[str]], tuple[int, str] | None] = lambda _: None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The file that a conversion is for: its name without ending, and the interface that it is going to name."""
+
+    stem: str
+    interface: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """A configuration, its key files (base64 by file name), and notes on settings that have no counterpart."""
+    """A configuration, its key files (base64 by file name), and notes on settings that have no counterpart.
+
+    origins: for each key of the result, such as "server.mtu", the line and the name in the file that was read.
+    interface: that the result names.
+    """
 
     toml: str
     keys: dict[str, str] = field(repr=False)
     notes: tuple[str, ...]
+    origins: dict[str, tuple[int, str]]
+    interface: str
 
 
 def is_client(document: Document) -> bool:
-    """Return whether a file is a client's: one peer with an endpoint and a default route, and no port to listen at."""
-    return (
-        len(document.peers) == 1
-        and document.peers[0].last("Endpoint") is not None
-        and document.interface.last("ListenPort") is None
-        and any(
-            word.strip() in map(str, _DEFAULT_ROUTES)
-            for setting in document.peers[0].all("AllowedIPs")
-            for word in setting.value.split(",")
-        )
-    )
+    """Return whether a file is a client's: it dials its only peer, and nothing but that peer can dial it.
+
+    Some apps write a port into clients' files; a file with a port is a client's if it sends all traffic to its peer.
+    """
+    peers = [peer for peer in document.peers if peer.enabled]
+    if len(peers) != 1 or peers[0].last("Endpoint") is None:
+        return False
+    port, table = document.interface.last("ListenPort"), document.interface.last("Table")
+    has_port = port is not None and port.value.strip("0") != ""
+    return not has_port or (_takes_all_traffic(peers[0]) and (table is None or table.value in ("", "auto")))
 
 
-def to_server(document: Document, source: str) -> Converted:
+def _takes_all_traffic(peer: Section) -> bool:
+    words = {word.strip() for setting in peer.all("AllowedIPs") for word in setting.value.split(",")}
+    networks = set()
+    for word in words:
+        try:
+            networks.add(ip_network(word, strict=False))
+        except ValueError:  # reported where it is converted
+            continue
+    return any(whole in networks or networks.issuperset(halves) for whole, halves in _HALVES.items())
+
+
+def to_server(
+    document: Document, source: str, output: Output = Output("server"), machine: Machine = Machine()
+) -> Converted:
     """Return the file as a server's configuration; raises ConfigError with a line for each mistake in it."""
-    reading = _Reading(source)
-    interface = document.interface
-    notes: list[str] = []
-    keys = {"server.key": reading.key(interface, "PrivateKey")}
-    table: dict[str, object] = {
-        "address": [str(address) for address in reading.addresses(interface)],
-        "private_key_file": "server.key",
-    }
-    port = reading.one(interface, "ListenPort", _number(PORT_MAX))
-    if port is None:
-        notes.append(f"there is no ListenPort, so wg used any port; this server listens at {UNIT_PORT}")
-    else:
-        table["listen"] = f"[::]:{port}"
-        if port != UNIT_PORT:
-            notes.append(
+    return _Conversion(document, source, output, machine, is_client=False).server()
+
+
+def to_client(
+    document: Document, source: str, output: Output = Output("client"), machine: Machine = Machine()
+) -> Converted:
+    """Return the file as a client's configuration; raises ConfigError with a line for each mistake in it."""
+    return _Conversion(document, source, output, machine, is_client=True).client()
+
+
+class _Conversion:
+    """One file on its way to a configuration."""
+
+    def __init__(self, document: Document, source: str, output: Output, machine: Machine, *, is_client: bool) -> None:
+        self.document = document
+        self.interface = document.interface
+        self.source = source
+        self.output = output
+        self.machine = machine
+        self.reading = Reading(source)
+        self.keys: dict[str, str] = {}
+        self.origins: dict[str, tuple[int, str]] = {}
+        default = ("oxidize1", "oxidize-client") if is_client else ("oxidize0", "oxidize-daemon")
+        stem = re.sub(r"\.conf$", "", source.rpartition("/")[2])
+        self.tunnel = Tunnel(stem, output.interface or default[0], default[1], is_client)
+        self.hooks = Hooks()
+
+    def server(self) -> Converted:
+        reading = self.reading
+        self.hooks = read_hooks(self.document, self.tunnel, reading, self.machine.read_key)
+        private_key = self._private_key()
+        port = reading.port(self.interface)
+        peers = self._peers(private_key)
+        table: dict[str, object] = {
+            "address": [str(address) for address in reading.addresses(self.interface)],
+            "private_key_file": f"{self.output.stem}.key",
+            "listen": f"[::]:{port or UNIT_PORT}",
+            "interface": self.output.interface,
+            "mtu": self._mtu(peers),
+            "nat": self._nat() or None,
+        }
+        self._note_port(port)
+        self._note_others()
+        self._trace("server", self.interface, {"address": "Address", "mtu": "MTU", "listen": "ListenPort"})
+        lines = table_lines("[server]", table)
+        for peer in peers:
+            lines += ["", *table_lines("[[peer]]", self._peer_table(peer))]
+        return self._converted(lines)
+
+    def client(self) -> Converted:
+        reading = self.reading
+        enabled = [peer for peer in self.document.peers if peer.enabled]
+        if len(enabled) != 1 or enabled[0].last("Endpoint") is None:
+            expected = "expected one [Peer] with an Endpoint, as clients have it"
+            remedy = "leave out --client for a server's file, and for one with several peers: a server dials them too"
+            raise ConfigError(f"{self.source}: {expected}; {remedy}")
+        self.hooks = read_hooks(self.document, self.tunnel, reading, self.machine.read_key)
+        self._private_key()
+        (section,) = (peer for peer in self.document.peers if peer.enabled)
+        preshared = reading.preshared_key(section)
+        if preshared:
+            self.keys[f"{self.output.stem}.psk"] = preshared
+        table = {
+            "server": reading.endpoint(section),
+            "server_public_key": reading.public_key(section),
+            "private_key_file": f"{self.output.stem}.key",
+            "preshared_key_file": f"{self.output.stem}.psk" if preshared else None,
+            "interface": self.output.interface,
+            "address": [str(address) for address in reading.addresses(self.interface)],
+            "allowed_ips": [str(network) for network in reading.networks(section)],
+            "dns": [str(entry) for entry in reading.name_servers(self.interface)] or None,
+            "persistent_keepalive": reading.keepalive(section) or 0,
+            "mtu": self._mtu([_Peer("server", section, [])]),
+            "kill_switch": self.hooks.kill_switch or None,
+        }
+        if reading.port(self.interface):
+            reading.notes.append("ListenPort: the client uses any port")
+        self._note_others()
+        names = {"address": "Address", "mtu": "MTU", "dns": "DNS"}
+        self._trace("client", self.interface, names)
+        self._trace(
+            "client",
+            section,
+            {"server": "Endpoint", "server_public_key": "PublicKey", "allowed_ips": "AllowedIPs"},
+        )
+        return self._converted(table_lines("[client]", table))
+
+    # --- Peers ---
+
+    def _private_key(self) -> str:
+        """Return the private key in base64, and keep it; a missing one is a mistake, unless a command has told why."""
+        key = ""
+        if self.interface.last("PrivateKey") is not None or not self.hooks.has_key:
+            key = self.reading.key(self.interface, "PrivateKey")
+        self.keys[f"{self.output.stem}.key"] = key
+        return key
+
+    def _peers(self, private_key: str) -> list["_Peer"]:
+        """Return the peers as wg would have them: one for each public key, and each network with its last one."""
+        own = own_public_key(private_key)
+        merged: dict[str, list[Section]] = {}
+        for section in self.document.peers:
+            key = self.reading.public_key(section) if section.enabled else _key_of(section)
+            if key and key == own:
+                self.reading.note(section.line, "this peer is left out, as by wg: its PublicKey is this machine's own")
+            elif section.enabled or self._can_be_disabled(section):
+                merged.setdefault(key or f"line {section.line}", []).append(section)
+        groups = {key: _only_enabled(sections) for key, sections in merged.items()}
+        wholes = {key: _merged(sections) for key, sections in groups.items()}
+        names = dict(zip(wholes, peer_names(list(wholes.values())), strict=True))
+        for key, sections in groups.items():
+            for section in sections[1:]:
+                self.reading.note(
+                    section.line,
+                    f"this section and that of line {sections[0].line} have one PublicKey, so they are one peer, "
+                    f"{names[key]}, as for wg: with the AllowedIPs of this section",
+                )
+        networks = self._networks(groups, names)
+        return [_Peer(names[key], section, networks[key]) for key, section in wholes.items()]
+
+    def _can_be_disabled(self, section: Section) -> bool:
+        """Return whether a section that is commented out is a peer; what is wrong in it is no mistake of the file."""
+        probe = Reading(self.source)
+        probe.public_key(section)
+        for read in (probe.networks, probe.endpoint, probe.keepalive, probe.preshared_key):
+            read(section)
+        try:
+            probe.check()
+        except ConfigError:
+            self.reading.note(section.line, "this section is commented out and has mistakes, so it is left out")
+            return False
+        return True
+
+    def _networks(self, groups: dict[str, list[Section]], names: dict[str, str]) -> dict[str, list[Network]]:
+        """Return the allowed IPs of each peer: a later section replaces those of its peer and takes those of others.
+
+        A peer that is commented out keeps its own: another one may have them meanwhile.
+        """
+        ordered = sorted(
+            ((section, key) for key, sections in groups.items() for section in sections), key=lambda each: each[0].line
+        )
+        owners: dict[Network, str] = {}
+        found: dict[str, list[Network]] = {key: [] for key in groups}
+        for section, key in ordered:
+            for network in found[key]:
+                owners.pop(network, None)
+            found[key] = self.reading.networks(section)
+            for network in found[key] if section.enabled else ():
+                before = owners.get(network)
+                if before is not None:
+                    self.reading.note(section.line, f"{network} of {names[before]} goes to {names[key]}, as with wg")
+                    found[before].remove(network)
+                owners[network] = key
+        return found
+
+    def _peer_table(self, peer: "_Peer") -> dict[str, object]:
+        reading, section, name = self.reading, peer.section, peer.name
+        preshared = reading.preshared_key(section)
+        file = f"{name}.psk" if self.output.stem == "server" else f"{self.output.stem}-{name}.psk"
+        if preshared:
+            self.keys[file] = preshared
+        setting_names = {"public_key": "PublicKey", "allowed_ips": "AllowedIPs", "endpoint": "Endpoint"}
+        self._trace(f"peer.{name}", section, {"name": "", **setting_names})
+        return {
+            "name": name,
+            "public_key": reading.public_key(section) if section.enabled else _key_of(section),
+            "preshared_key_file": file if preshared else None,
+            "allowed_ips": [str(network) for network in peer.networks],
+            "endpoint": reading.endpoint(section),
+            "persistent_keepalive": reading.keepalive(section) or None,
+            "enabled": None if section.enabled else False,
+        }
+
+    # --- The interface ---
+
+    def _mtu(self, peers: Sequence["_Peer"]) -> int | None:
+        """Return the MTU: the file's, or the one that wg-quick computes where that is not the usual one."""
+        given = self.reading.mtu(self.interface)
+        if given is not None:
+            return given
+        endpoints = [setting.value for peer in peers if (setting := peer.section.last("Endpoint")) is not None]
+        uplink = self.machine.uplink_mtu(endpoints)
+        if uplink is None or uplink[0] - _OVERHEAD == MTU_DEFAULT:
+            return None
+        mtu = min(max(uplink[0] - _OVERHEAD, MTU_MIN), INNER_MTU_MAX)
+        self.reading.notes.append(
+            f"mtu = {mtu}: there is no MTU, and wg-quick takes that of {uplink[1]}, {uplink[0]}, less {_OVERHEAD}"
+        )
+        return mtu
+
+    def _nat(self) -> bool:
+        """Return the address translation that the commands set."""
+        for line, rule, shown in self.hooks.translations:
+            if rule.target == MASQUERADE:
+                self.reading.note(line, f"nat = true does this: {shown}")
+            else:
+                self._lost(line, "nat has no address to choose", shown)
+        for line, _, shown in self.hooks.forwards:
+            self._lost(line, "it forwards a port", shown)
+        return any(rule.target == MASQUERADE for _, rule, _ in self.hooks.translations)
+
+    def _lost(self, line: int, why: str, shown: str) -> None:
+        self.hooks.has_units = True
+        unit = f"have a unit run it after {self.tunnel.unit} has started"
+        self.reading.note(line, f"nothing here does this ({why}): {unit}: {shown}")
+
+    def _note_port(self, port: int) -> None:
+        if not port:
+            used = "there is no ListenPort, so wg used any port"
+            self.reading.notes.append(f"{used}; this server listens at {UNIT_PORT}")
+        elif port != UNIT_PORT:
+            self.reading.notes.append(
                 f"ListenPort = {port}: under systemd oxidize.socket sets the port: "
                 f"`systemctl edit oxidize.socket`, and write [Socket], ListenDatagram= and ListenDatagram={port} "
                 f"on three lines"
             )
-    table["mtu"] = reading.one(interface, "MTU", _number(PORT_MAX))
-    if any(_MASQUERADES.search(setting.value) for setting in interface.all("PostUp")):
-        table["nat"] = True
-    notes += _interface_notes(interface, has_nat=True)
-    lines = table_lines("[server]", table)
-    names = peer_names(document.peers)
-    claims = reading.networks(document.peers, names, notes)
-    for section, name, networks in zip(document.peers, names, claims, strict=True):
-        preshared = reading.preshared_key(section)
-        if preshared:
-            keys[f"{name}.psk"] = preshared
-        peer = {
-            "name": name,
-            "public_key": reading.public_key(section),
-            "preshared_key_file": f"{name}.psk" if preshared else None,
-            "allowed_ips": [str(network) for network in networks],
-            "endpoint": reading.one(section, "Endpoint", values.endpoint),
-            "persistent_keepalive": reading.one(section, "PersistentKeepalive", _keepalive) or None,
-        }
-        lines += ["", *table_lines("[[peer]]", peer)]
-    return reading.result(lines, keys, notes)
 
-
-def to_client(document: Document, source: str) -> Converted:
-    """Return the file as a client's configuration; raises ConfigError with a line for each mistake in it."""
-    reading = _Reading(source)
-    interface = document.interface
-    notes: list[str] = []
-    if len(document.peers) != 1 or document.peers[0].last("Endpoint") is None:
-        expected = "one [Peer] with an Endpoint, as clients have it"
-        raise ConfigError(f"{source}: expected {expected}; leave out --client for a server's file")
-    (peer,) = document.peers
-    keys = {"client.key": reading.key(interface, "PrivateKey")}
-    preshared = reading.preshared_key(peer)
-    if preshared:
-        keys["client.psk"] = preshared
-    keepalive = reading.one(peer, "PersistentKeepalive", _keepalive)
-    dns = _name_servers(interface, notes)
-    (networks,) = reading.networks([peer], ["server"], notes)
-    table = {
-        "server": reading.one(peer, "Endpoint", values.endpoint),
-        "server_public_key": reading.public_key(peer),
-        "private_key_file": "client.key",
-        "preshared_key_file": "client.psk" if preshared else None,
-        "address": [str(address) for address in reading.addresses(interface)],
-        "allowed_ips": [str(network) for network in networks],
-        "dns": [str(entry) for entry in dns] or None,
-        "persistent_keepalive": keepalive or 0,
-        "mtu": reading.one(interface, "MTU", _number(PORT_MAX)),
-    }
-    if interface.last("ListenPort") is not None:
-        notes.append("ListenPort: the client uses any port")
-    notes += _interface_notes(interface, has_nat=False, is_client=True)
-    return reading.result(table_lines("[client]", table), keys, notes)
-
-
-class _Reading:
-    """Parses the values of one file and collects the mistakes in them."""
-
-    def __init__(self, source: str) -> None:
-        self._source = source
-        self._problems: list[tuple[int, str]] = []
-
-    def wrong(self, line: int, text: str) -> None:
-        self._problems.append((line, f"line {line}: {text}"))
-
-    def result(self, lines: Sequence[str], keys: dict[str, str], notes: Sequence[str]) -> Converted:
-        """Return the configuration; raises ConfigError if there are mistakes."""
-        report = Report(self._source)
-        for _, problem in sorted(self._problems):
-            report.add(problem)
-        report.check()
-        return Converted("\n".join([*lines, ""]), keys, tuple(notes))
-
-    def parsed(self, setting: Setting, text: str, parse: Callable[[str], _T]) -> _T | None:
-        """Return the parsed value of a setting; a mistake is reported and gives None."""
-        try:
-            return parse(text)
-        except InvalidValueError as error:
-            remedy = f"; {error.remedy}" if error.remedy else "; correct it"
-            self.wrong(setting.line, f"{setting.name} = {show(setting.name, text)}: expected {error.expected}{remedy}")
-            return None
-
-    def one(self, section: Section, name: str, parse: Callable[[str], _T]) -> _T | None:
-        """Return the value of a setting that holds one value, None if it is absent or wrong."""
-        setting = section.last(name)
-        return None if setting is None else self.parsed(setting, "".join(setting.value.split()), parse)
-
-    def each(self, section: Section, name: str, parse: Callable[[str], _T]) -> Iterator[_T]:
-        """Yield the values of all settings of one name; commas separate them within a setting."""
-        for setting in section.all(name):
-            for word in setting.value.split(","):
-                if word.strip():
-                    value = self.parsed(setting, "".join(word.split()), parse)
-                    if value is not None:
-                        yield value
-
-    def key(self, section: Section, name: str) -> str:
-        """Return a required key in base64."""
-        if section.last(name) is None:
-            self.wrong(section.line, f"{name} is missing in this section; add it")
-        return self.one(section, name, _key) or ""
-
-    def public_key(self, section: Section) -> str:
-        if section.last("PublicKey") is None:
-            self.wrong(section.line, "PublicKey is missing in this section; add it, or remove the section")
-        key = self.one(section, "PublicKey", lambda text: (values.public_key(text), text))
-        return "" if key is None else key[1]
-
-    def preshared_key(self, section: Section) -> str | None:
-        """Return a pre-shared key in base64; zeros mean none, as for wg."""
-        key = self.one(section, "PresharedKey", _key)
-        return None if key is None or values.parse_key(key) == bytes(KEY_SIZE) else key
-
-    def addresses(self, interface: Section) -> list[InterfaceAddress]:
-        found = list(dict.fromkeys(self.each(interface, "Address", _address)))
-        if not interface.all("Address"):
-            self.wrong(
-                interface.line,
-                "Address is missing: expected the addresses in the tunnel; add the current one, such as 10.0.0.1/24",
+    def _note_others(self) -> None:
+        """Add a note for each setting of the interface that has no counterpart."""
+        reading, interface = self.reading, self.interface
+        if reading.saves_config(interface):
+            self._note("SaveConfig", "only you, `oxidize peer add` and `oxidize peer remove` change the file")
+        table, mark = reading.table(interface), reading.mark(interface)
+        if table != "auto":
+            self._note("Table", "no counterpart; routes to the peers' allowed_ips go into the main table")
+        if mark:
+            self._note("FwMark", "no counterpart; packets leave without a mark")
+        if not self.tunnel.is_client and any(setting.value for setting in interface.all("DNS")):
+            self._note("DNS", "a server sets no name servers; set them for the machine")
+        if self.hooks.has_units:
+            unit = self.tunnel.unit
+            reading.notes.append(
+                f"commands for a unit: `systemctl edit --force --full oxidize-hooks.service`, with [Unit] "
+                f"After={unit}.service PartOf={unit}.service, [Service] Type=oneshot RemainAfterExit=yes and "
+                f"ExecStart=/bin/sh -c '...' for each, [Install] WantedBy={unit}.service; then `systemctl enable "
+                f"oxidize-hooks.service`"
             )
-        return found
 
-    def networks(self, peers: Sequence[Section], names: Sequence[str], notes: list[str]) -> list[list[Network]]:
-        """Return the allowed IPs of each peer; of those that list the same network the last has it."""
-        found = [list(dict.fromkeys(self.each(section, "AllowedIPs", _network))) for section in peers]
-        owners = {network: owner for owner, networks in enumerate(found) for network in networks}
-        for owner, networks in enumerate(found):
-            for network in networks:
-                if owners[network] != owner:
-                    notes.append(f"{network} of {names[owner]} goes to {names[owners[network]]}, as with wg")
-            found[owner] = [network for network in networks if owners[network] == owner]
-        return found
+    def _note(self, name: str, text: str) -> None:
+        setting = self.interface.all(name)[-1]
+        self.reading.note(setting.line, f"{name} = {show(name, setting.value)}: {text}")
 
+    # --- The result ---
 
-def _interface_notes(interface: Section, has_nat: bool, is_client: bool = False) -> Iterator[str]:
-    """Yield a note for each setting that has no counterpart."""
-    unit = "the client" if is_client else "oxidize-daemon"
-    for setting in interface.settings:
-        shown = f"line {setting.line}: {setting.name} = {show(setting.name, setting.value)}"
-        if setting.name == "PostUp":
-            yield from (f"{shown}: {text}" for text in _command_notes(setting.value, has_nat, unit))
-        elif setting.name == "PostDown" and any(pattern.search(setting.value) for pattern in _KNOWN_COMMANDS):
-            continue  # it reverts PostUp
-        elif setting.name in _WITHOUT_COUNTERPART and not (setting.name == "DNS" and is_client):
-            harmless, text = _WITHOUT_COUNTERPART[setting.name]
-            if setting.value.lower() not in harmless:
-                yield f"{shown}: {text.format(unit=unit)}"
+    def _trace(self, prefix: str, section: Section, names: dict[str, str]) -> None:
+        """Remember where the keys of a table come from."""
+        for key, name in names.items():
+            setting = section.last(name)
+            self.origins[f"{prefix}.{key}"] = (section.line if setting is None else setting.line, name)
+
+    def _converted(self, lines: Sequence[str]) -> Converted:
+        self.reading.check()
+        return Converted("\n".join([*lines, ""]), self.keys, tuple(self.reading.notes), self.origins, self.tunnel.new)
 
 
-def _command_notes(command: str, has_nat: bool, unit: str) -> Iterator[str]:
-    """Yield the replacements for a command that wg-quick runs."""
-    known = False
-    if _MASQUERADES.search(command):
-        known = True
-        if has_nat:
-            yield "nat = true replaces this address translation"
-        else:
-            yield "set up address translation by hand, for the interface oxidize0"
-    if _FORWARDS.search(command):
-        known = True
-        yield "forwarding is a setting of the machine: write it to /etc/sysctl.d/, for net.ipv4.ip_forward and IPv6"
-    if _FILTERS.search(command):
-        known = True
-        yield "a firewall that drops forwarded packets needs this rule for the interface oxidize0"
-    if not known:
-        yield f"no counterpart; run it from a separate unit after {unit} has started"
+@dataclass(frozen=True, slots=True)
+class _Peer:
+    """A peer: its name, the settings of all its sections, and its allowed IPs."""
+
+    name: str
+    section: Section
+    networks: list[Network]
 
 
-def _name_servers(interface: Section, notes: list[str]) -> list[HostAddress | str]:
-    """Return the name servers and search domains of DNS =, separated by commas or spaces as for wg-quick."""
-    found: list[HostAddress | str] = []
-    for setting in interface.all("DNS"):
-        for word in filter(None, re.split(r"[,\s]+", setting.value)):
-            try:
-                found.append(values.name_server(word))
-            except InvalidValueError as error:
-                notes.append(f"line {setting.line}: DNS = {show('DNS', word)}: ignored: expected {error.expected}")
-    if found and all(isinstance(entry, str) for entry in found):
-        notes.append("DNS has no name server, so its domains are ignored, as by wg-quick")
-        return []
-    return found
+def _key_of(section: Section) -> str:
+    setting = section.last("PublicKey")
+    return "" if setting is None else "".join(setting.value.split())
 
 
-def _key(text: str) -> str:
-    if values.parse_key(text) is None:
-        raise InvalidValueError("a key: 44 characters of base64 for 32 bytes")
-    return text
+def _only_enabled(sections: list[Section]) -> list[Section]:
+    """Return the sections of one peer without those that are commented out, unless all are."""
+    return [section for section in sections if section.enabled] or sections[-1:]
 
 
-def _number(largest: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= largest):
-            raise InvalidValueError(f"a whole number from 0 to {largest}")
-        return int(text)
-
-    return parse
-
-
-def _keepalive(text: str) -> int:
-    return 0 if text.lower() == "off" else _number(KEEPALIVE_SECS_MAX)(text)
-
-
-def _address(text: str) -> InterfaceAddress:
-    try:
-        whole = text if "/" in text else str(ip_interface(text))
-    except ValueError:
-        raise InvalidValueError("an address, with the length of its network's prefix, such as 10.0.0.1/24") from None
-    return values.interface_address(whole)
-
-
-def _network(text: str) -> Network:
-    try:
-        masked = str(ip_network(text, strict=False))
-    except ValueError:
-        raise InvalidValueError("a network, such as 10.0.0.2/32") from None
-    return values.network(masked)
+def _merged(sections: list[Section]) -> Section:
+    """Return the sections of one peer as one; of a setting the last one counts, and the last comments come first."""
+    if len(sections) == 1:
+        return sections[0]
+    return Section(
+        sections[0].line,
+        [setting for section in sections for setting in section.settings],
+        [comment for section in reversed(sections) for comment in section.comments],
+        sections[0].enabled,
+    )

@@ -35,6 +35,14 @@ LINES = (
     "PersistentKeepalive = 25\n",
     "PostUp = iptables -t nat -A POSTROUTING -o eth0 -j MASQUERADE\n",
     "PostDown = iptables -D FORWARD -i %i -j ACCEPT\n",
+    "PostUp = nft 'add rule ip nat post oifname != \"wg0\" masquerade'; ip link set %i mtu 1300\n",
+    "PostUp = ufw route allow in on wg0; ip addr add 10.0.0.3/24 peer 10.0.0.4 dev %i; ip r a ::/0 dev wg0\n",
+    f"PostUp = wg set %i peer {ALICE} preshared-key <(echo {PRESHARED}) remove; wg set %i remove\n",
+    f"PostUp = echo {PRIVATE} | wg set wg0 private-key /dev/stdin fwmark 0x7 listen-port $(( 1 + 1 ))\n",
+    "PostUp = A=1; sh -c 'iptables -t nat -A PREROUTING -i $A ! -d 1.2.3.4 -j DNAT --to 10.0.0.2:1'; sysctl a.b=1 &&\n",
+    "#[Peer]\n#PublicKey = x\n",
+    f"#[disabled] [Peer]\n#[disabled] PublicKey = {BOB}\n#[disabled] AllowedIPs = 10.0.0.2/32\n",
+    "Jc = 3\n",
     "SaveConfig = true\n",
     "# name = alice\n",
     "# alice's laptop\n",
@@ -73,6 +81,7 @@ def seeds() -> Iterable[bytes]:
     client = "[Interface]\n" + LINES[2] + LINES[6] + LINES[15] + "[Peer]\n" + LINES[4] + LINES[8] + LINES[9] + LINES[3]
     yield b"\2" + server.encode()
     yield b"\2" + client.encode()
+    yield from (b"\2" + server.replace("[Peer]\n", f"{line}[Peer]\n").encode() for line in LINES)
     for choice in (0, 1):
         for number in range(len(LINES)):
             yield bytes([choice, 9, 0, 0, 2, 0, 6, 0, number, 0, 1, 0, 4, 0, 8, 0, 9, 0, number, 1, 3, 3]) + b"=#\n\0"

@@ -63,7 +63,7 @@ def test_a_script_answers_zero_when_it_is_exhausted() -> None:
         ("state", "oxidize.state.session_state.SessionState", "takeovers"),
         ("http", "oxidize.net.http_connection.Connection", "_encode"),
         ("configuration", "oxidize.config.checks", "check_peers"),
-        ("wg_quick", "oxidize.provision.conversion", "_interface_notes"),
+        ("wg_quick", "oxidize.provision.hooks", "_rules_of"),
         ("peer_tables", "oxidize.provision.peer_tables", "_peer_blocks"),
     ],
 )

@@ -2,17 +2,20 @@
 
 import os
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from oxidize.cli import import_wg_quick as command
 from oxidize.cli.commands import main
+from oxidize.cli.import_wg_quick import uplink_mtu
 from oxidize.config import load_client, load_server
 from oxidize.errors import ConfigError
 from oxidize.provision import config_file, conversion, wg_quick
 from oxidize.provision.peer_names import peer_names
-from tests.support.config_files import ALICE, BOB, OWN_PUBLIC, PRESHARED, PRIVATE, b64
+from tests.support.config_files import ALICE, BOB, OWN_PUBLIC, PRESHARED, PRIVATE, b64, secret
 
 CAROL = b64(0xCA401 << 100)
 
@@ -111,7 +114,7 @@ def test_a_server_is_imported(wg0: Path) -> None:
     ]
     assert [any(one.preshared_key) for one in server.peers] == [True, False, False]
     assert result.stderr.splitlines() == [
-        *(f"wrote {out}/{name}" for name in ("server.key", "laptop.psk", "server.toml")),
+        f"oxidize: warning: {wg0}: line 30: AllowedIPs: the list is empty, so every packet of this peer is dropped",
         (
             "note: ListenPort = 51830: under systemd oxidize.socket sets the port: `systemctl edit "
             "oxidize.socket`, and write [Socket], ListenDatagram= and ListenDatagram=51830 on three lines"
@@ -122,6 +125,7 @@ def test_a_server_is_imported(wg0: Path) -> None:
         ),
         "note: the interface is oxidize0: change firewall rules that name wg0",
         "note: stop the old tunnel before starting the new one: systemctl disable --now wg-quick@wg0",
+        *(f"wrote {out}/{name}" for name in ("server.key", "laptop.psk", "server.toml")),
     ]
 
 
@@ -134,6 +138,74 @@ def test_an_import_overwrites_nothing_without_force(wg0: Path) -> None:
     assert load_server(wg0.parent / "out/server.toml").listen[1] == 51830
     assert run(wg0, "--force").exit_code == 0
     assert load_server(wg0.parent / "out/server.toml").listen[1] == 51831
+
+
+def test_a_key_is_never_overwritten(wg0: Path) -> None:
+    assert run(wg0).exit_code == 0
+    out = wg0.parent / "out"
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    wg0.write_text(SERVER.replace(PRIVATE, PRESHARED))
+    result = run(wg0, "--force")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"oxidize: {out}/server.key has another key, which --force does not overwrite; ")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_two_tunnels_in_one_folder_share_no_file(wg0: Path) -> None:
+    assert run(wg0).exit_code == 0
+    second = wg0.with_name("wg1.conf")
+    second.write_text(SERVER.replace(PRIVATE, PRESHARED).replace("51830", "51831"))
+    result = run(second, name="site.toml")
+    assert result.exit_code == 0, result.stderr
+    out = wg0.parent / "out"
+    names = {path.name for path in out.iterdir()}
+    assert names == {"server.toml", "server.key", "laptop.psk", "site.toml", "site.key", "site-laptop.psk"}
+    first, site = load_server(out / "server.toml"), load_server(out / "site.toml")
+    assert first.private_key != site.private_key
+    assert (first.interface, site.interface) == ("oxidize0", "site")
+    assert "the interface is site: change firewall rules that name wg1" in result.stderr
+
+
+def test_nothing_is_written_where_the_result_has_a_mistake(wg0: Path) -> None:
+    wg0.write_text(SERVER.replace("MTU = 1380", "MTU = 1200"))
+    result = run(wg0)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"oxidize: {wg0}: line 7: MTU = 1200: expected at least 1280, which IPv6 needs")
+    assert list((wg0.parent / "out").iterdir()) == []
+
+
+def test_without_an_mtu_the_one_of_wg_quick_is_kept(wg0: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wg0.write_text(SERVER.replace("MTU = 1380\n", ""))
+    asked: list[str] = []
+
+    def uplink(endpoints: Sequence[str]) -> tuple[int, str]:
+        asked.extend(endpoints)
+        return 1460, "ens4"
+
+    monkeypatch.setattr(command, "uplink_mtu", uplink)
+    result = run(wg0)
+    assert load_server(wg0.parent / "out/server.toml").mtu == 1380
+    assert asked == ["office.example:51820"]
+    assert "note: mtu = 1380: there is no MTU, and wg-quick takes that of ens4, 1460, less 80" in result.stderr
+
+
+def test_the_uplinks_mtu_is_the_kernels() -> None:
+    links = {path.name: int((path / "mtu").read_text()) for path in Path("/sys/class/net").iterdir()}
+    assert uplink_mtu(["127.0.0.1:1"]) == (links["lo"], "lo")
+
+
+def test_a_key_is_read_from_the_file_of_a_hook(wg0: Path, tmp_path: Path) -> None:
+    key = secret(tmp_path / "private", f"{PRIVATE}\n")
+    wg0.write_text(SERVER.replace(f"PRIVATEKEY={PRIVATE}", f"PostUp = wg set %i private-key {key}"))
+    result = run(wg0)
+    assert result.exit_code == 0, result.stderr
+    assert f"note: line 5: PrivateKey is taken from {key}" in result.stderr
+    assert (wg0.parent / "out/server.key").read_text() == f"{PRIVATE}\n"
+    key.unlink()
+    os.mkfifo(key)
+    result = run(wg0, "--force")
+    assert "not a regular file: expected a file with one key" in result.stderr
 
 
 def test_a_client_is_imported_with_its_option(wg0: Path) -> None:
@@ -216,21 +288,23 @@ def test_a_file_that_is_not_of_wg_quick_is_one_error(wg0: Path, content: bytes |
 
 # --- What has no counterpart ---
 
+UNIT = "commands for a unit"
+
 
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("PostUp = iptables -t nat -A POSTROUTING -o eth0 -j MASQUERADE", ["address translation"]),
-        ("PostUp = nft add rule ip nat post oifname eth0 masquerade", ["address translation"]),
+        ("PostUp = iptables -t nat -A POSTROUTING -o eth0 -j MASQUERADE", ["nat = true does this"]),
+        ("PostUp = nft add rule ip nat post oifname eth0 masquerade", ["nat = true does this"]),
         ("PostUp = sysctl -w net.ipv4.ip_forward=1", ["/etc/sysctl.d/"]),
-        ("PostUp = iptables -A FORWARD -i %i -j ACCEPT", ["for the interface oxidize0"]),
-        ("PostUp = ip rule add; sysctl net.ipv4.ip_forward=1 # x", ["/etc/sysctl.d/"]),
-        ("PostUp = /root/hook", ['line 4: PostUp = "/root/hook": no counterpart; run it from a separate unit after']),
-        (f"PostUp = wg set %i private-key <(echo {PRIVATE})", ["PostUp = (not shown): no counterpart"]),
-        ("PreUp = a", ["before oxidize-daemon starts"]),
-        ("PreDown = a", ["before oxidize-daemon ends"]),
-        ("PostDown = a", ["after oxidize-daemon has ended"]),
-        ("PostDown = iptables -t nat -D POSTROUTING -o eth0 -j MASQUERADE", []),
+        ("PostUp = iptables -A FORWARD -i %i -j ACCEPT", ["iptables -A FORWARD -i oxidize0 -j ACCEPT"]),
+        ("PostUp = ip rule add; sysctl net.ipv4.ip_forward=1 # x", ["/etc/sysctl.d/", "a unit run it", UNIT]),
+        ("PostUp = /root/hook", ["after oxidize-daemon has started: /root/hook", UNIT]),
+        (f"PostUp = wg set %i private-key <(echo {PRIVATE})", []),
+        ("PreUp = a", ["before oxidize-daemon starts: a", UNIT]),
+        ("PreDown = a", ["before oxidize-daemon ends: a", UNIT]),
+        ("PostDown = a", ["after oxidize-daemon has ended: a", UNIT]),
+        ("PostDown = iptables -t nat -D POSTROUTING -o eth0 -j MASQUERADE", ["after oxidize-daemon has ended", UNIT]),
         ("SaveConfig = true", ["only you, `oxidize peer add`"]),
         ("SaveConfig = false", []),
         ("Table = off", ["no counterpart; routes"]),
@@ -258,7 +332,7 @@ def test_an_address_of_two_peers_goes_to_the_last_one() -> None:
         f"[Peer]\nPublicKey = {ALICE}\nAllowedIPs = 10.8.0.2/32, 10.8.0.2/32, 10.8.0.9/32\n"
         f"[Peer]\nPublicKey = {BOB}\nAllowedIPs = 10.8.0.2/32\n"
     )
-    assert notes(text) == ["10.8.0.2/32 of peer-1 goes to peer-2, as with wg"]
+    assert notes(text) == ["line 8: 10.8.0.2/32 of peer-1 goes to peer-2, as with wg"]
 
 
 def test_networks_within_another_peers_networks_are_kept() -> None:
@@ -321,7 +395,7 @@ def test_a_setting_before_any_section_is_reported() -> None:
         ("# this one is a long story\n[Peer]\n", ["peer-1"]),
         ("# Alice's big box!\n[Peer]\n", ["Alice-s-big-box"]),
         ("# ###\n[Peer]\n", ["peer-1"]),
-        ("# übung\n[Peer]\n", ["bung"]),
+        ("# übung\n[Peer]\n", ["übung"]),
         ("[Peer]\n#Endpoint = 1.2.3.4:5\n#PresharedKey = x\n", ["peer-1"]),
         (f"[Peer]\n# {PRIVATE}\n", ["peer-1"]),
         (f"# Name = {PRIVATE}\n[Peer]\n", ["peer-1"]),
