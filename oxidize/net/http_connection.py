@@ -1,8 +1,9 @@
 """One connection of the HTTP server: one request, and one response.
 
-The rule: a client's bytes never raise, and everything that a client can make a connection hold is bounded. A request is
-answered as soon as its head is complete: what follows the head is read and discarded without being parsed, so one call
-parses EVENTS_PER_ADVANCE_MAX events at most, and a connection HEAD_LINES_MAX lines.
+The rule: a client's bytes never raise, and everything that a client can make a connection hold is bounded: of a
+response in pieces it holds one. A request is answered as soon as its head is complete: what follows the head is read
+and discarded without being parsed, so one call parses EVENTS_PER_ADVANCE_MAX events at most, and a connection
+HEAD_LINES_MAX lines.
 
 Sources: RFC 9112 by way of h11, RFC 9110.
 """
@@ -10,6 +11,7 @@ Sources: RFC 9112 by way of h11, RFC 9110.
 import re
 import select
 import socket
+from collections.abc import Iterator
 from http import HTTPStatus
 
 import h11
@@ -34,6 +36,7 @@ class Connection(ServedConnection):
         "_head_lines",
         "_is_lingering",
         "_lingered_bytes",
+        "_more",
         "_outgoing",
         "_protocol",
         "_request",
@@ -47,23 +50,24 @@ class Connection(ServedConnection):
         self._request: h11.Request | None = None
         self._head_lines = 0
         self._outgoing = memoryview(b"")
+        self._more: Iterator[bytes] | None = None  # of the response
         self._is_lingering = False
         self._lingered_bytes = 0
 
     @property
     def is_idle(self) -> bool:
         """Whether no response is being sent."""
-        return not self._outgoing
+        return not self._outgoing and self._more is None
 
     @property
     def events(self) -> int:
         """The epoll events that the connection waits for."""
-        return select.EPOLLOUT if self._outgoing else select.EPOLLIN
+        return select.EPOLLIN if self.is_idle else select.EPOLLOUT
 
     def advance(self) -> bool:
         """Receive or send as far as possible; return whether the connection is still open."""
         try:
-            return self._send() if self._outgoing else self._receive()
+            return self._receive() if self.is_idle else self._send()
         except BlockingIOError:
             return True
         except OSError:
@@ -105,22 +109,30 @@ class Connection(ServedConnection):
         return self._respond(request.method.decode("ascii"), _path(request.target))
 
     def _encode(self, response: Response) -> bytes:
-        headers = [
-            *response.headers,
-            ("Content-Type", response.content_type),
-            ("Content-Length", str(len(response.body))),
-            ("Connection", "close"),
-        ]
+        headers = [*response.headers, ("Content-Type", response.content_type), ("Connection", "close")]
+        if response.more is None:  # else it is sent in chunks, or to HTTP/1.0 until the connection closes
+            headers.append(("Content-Length", str(len(response.body))))
         status = HTTPStatus(response.status)
         head = self._protocol.send(h11.Response(status_code=status, reason=status.phrase, headers=headers)) or b""
-        is_head = self._request is not None and self._request.method == b"HEAD"
-        body = b"" if is_head else self._protocol.send(h11.Data(data=response.body)) or b""
+        if self._request is not None and self._request.method == b"HEAD":
+            return head
+        self._more = response.more
+        body = self._protocol.send(h11.Data(data=response.body)) or b""
         return head + body
 
+    def _next_piece(self, pieces: Iterator[bytes]) -> memoryview:
+        piece = next(pieces, None)
+        if piece is None:
+            self._more = None
+        event = h11.EndOfMessage() if piece is None else h11.Data(data=piece)
+        return memoryview(self._protocol.send(event) or b"")
+
     def _send(self) -> bool:
+        if not self._outgoing and self._more is not None:
+            self._outgoing = self._next_piece(self._more)
         sent = self.socket.send(self._outgoing, socket.MSG_NOSIGNAL)
         self._outgoing = self._outgoing[sent:]
-        if self._outgoing:
+        if not self.is_idle:
             return True
         if self._protocol.their_state in {h11.DONE, h11.MUST_CLOSE, h11.CLOSED}:
             return False
