@@ -112,8 +112,9 @@ class Live:
     connections_active: peers with a live session. peers: configured peers. kernel_drops: datagrams that the kernel
     dropped since the UDP socket was made, because its queue was full or by its filter (socket(7) SO_MEMINFO).
     generation: its number. state: one of STATES. link: the state of a client's link; None for a server.
-    network_missing: parts of the host's network that are not as configured, and could not be put back.
-    waiting_for_name: of the peers whose endpoint is a name, by the peer's name: whether it waits for the answer.
+    network_missing: parts of the host's network that are not as configured, and could not be put back. peers_left_out:
+    the number of peers that have no metrics of their own. waiting_for_name: of the peers whose endpoint is a name, by
+    the peer's name: whether it waits for the answer.
     """
 
     connections_active: Callable[[], int]
@@ -123,6 +124,7 @@ class Live:
     state: Callable[[], str]
     link: Callable[[], LinkState | None] = lambda: None
     network_missing: Callable[[], int] = lambda: 0
+    peers_left_out: Callable[[], int] = lambda: 0
     waiting_for_name: Callable[[], Mapping[str, bool]] = dict
 
 
@@ -172,6 +174,11 @@ class _CountersCollector(Collector):
             "oxidize_connections_active", "Peers with a live session.", value=live.connections_active()
         )
         yield GaugeMetricFamily("oxidize_peers", "Configured peers.", value=live.peers())
+        yield GaugeMetricFamily(
+            "oxidize_peers_left_out",
+            "Peers that have no metrics of their own, for there are more than metrics_peers.",
+            value=live.peers_left_out(),
+        )
         yield GaugeMetricFamily(
             "oxidize_network_missing",
             "Parts of the host's network that are not as configured, and could not be put back.",

@@ -45,6 +45,7 @@ class NodeSettings(NamedTuple):
     listen: HostPort = ("::", 0)
     nat: bool = False
     endpoints_file: Path | None = None
+    metrics_peers: int = 1  # more of them have no metrics of their own
     drain_timeout_secs: float = 0.0  # no peer starts handshakes with a client: there is nothing to drain
     # --- Of a client ---
     server: str | None = None
@@ -78,6 +79,7 @@ class NodeSettings(NamedTuple):
             routes=server_routes(peers),
             listen=config.listen,
             nat=config.nat,
+            metrics_peers=config.metrics_peers,
             endpoints_file=config.endpoints_file,
             drain_timeout_secs=config.drain_timeout_secs,
         )

@@ -24,7 +24,7 @@ from oxidize.config.values import (
     NetworkKind,
     PublicEndpoint,
 )
-from oxidize.protocol.constants import INNER_MTU_MAX
+from oxidize.protocol.constants import INNER_MTU_MAX, PEERS_MAX
 
 MTU_MIN = 576  # RFC 791: what every IPv4 host accepts
 MTU_IPV6_MIN = 1280  # RFC 8200 section 5
@@ -37,6 +37,7 @@ DRAIN_TIMEOUT_SECS_MAX = 3600.0
 RECONNECT_DELAY_MS_MIN = 25  # servers ignore what comes sooner than 20 ms after the last initiation
 RECONNECT_DELAY_MS_MAX = 3_600_000
 RECONNECT_ATTEMPTS_MAX = 1_000_000_000
+METRICS_PEERS_DEFAULT = 1000  # of each a kilobyte in each scrape, and six time series to store
 RECONNECT_BUFFER_MAX = 10_000  # packets; with a usual MTU one record of the state can hold them
 
 _PublicKey = Annotated[bytes, PlainValidator(values.public_key)]
@@ -123,6 +124,14 @@ class ServerTable(NodeTable):
         default="127.0.0.1:9090", validate_default=True, description='"address:port", or "" for none'
     )
     """The TCP address of `/health` and `/metrics`, used where no socket is passed."""
+    metrics_peers: Annotated[int, PlainValidator(values.number_of_peers)] = Field(
+        default=METRICS_PEERS_DEFAULT,
+        validate_default=True,
+        description=f"true, false, or a whole number from 0 to {PEERS_MAX}",
+    )
+    """The number of peers up to which `/metrics` has metrics of each peer, with its name and public key: about a
+    kilobyte for each. With more peers there are none of any, which `oxidize_peers_left_out` says. `true`: whatever
+    their number; `false`: never."""
     endpoints_file: Annotated[Path | None, PlainValidator(path_keys.endpoints_file)] = Field(
         default=None, validate_default=True, description='the path of a file, or "" for none'
     )

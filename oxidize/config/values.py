@@ -24,7 +24,7 @@ from ipaddress import (
 )
 from typing import Literal, NamedTuple, TypeGuard
 
-from oxidize.protocol.constants import KEY_SIZE
+from oxidize.protocol.constants import KEY_SIZE, PEERS_MAX
 
 InterfaceAddress = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
@@ -210,6 +210,15 @@ def listen_address_or_none(value: object) -> HostPort | None:
         return listen_address(value)
     except InvalidValueError as error:
         raise InvalidValueError(f'{error.expected}, or "" for none', error.remedy) from None
+
+
+def number_of_peers(value: object) -> int:
+    """Parse a number of peers, true for all that there may be, false for none; raises InvalidValueError."""
+    if isinstance(value, bool):
+        return PEERS_MAX if value else 0
+    if isinstance(value, int) and 0 <= value <= PEERS_MAX:
+        return value
+    raise InvalidValueError(f"true, false, or a whole number from 0 to {PEERS_MAX}")
 
 
 def host_address(endpoint: str) -> HostAddress | None:

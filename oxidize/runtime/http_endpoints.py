@@ -6,7 +6,7 @@ not as configured, answers 503 and says which.
 
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 from oxidize.clock import boot_time
@@ -26,10 +26,14 @@ def health_response(state: State) -> Response:
     return Response(200 if is_ready else 503, body, "application/json", (("Cache-Control", "no-store"),))
 
 
-def make_respond(state: Callable[[], State], render_metrics: Callable[[], tuple[bytes, str]]) -> Respond:
+def make_respond(
+    state: Callable[[], State],
+    render_metrics: Callable[[], tuple[bytes, str]],
+    more_metrics: Callable[[], Iterator[bytes] | None] = lambda: None,
+) -> Respond:
     """Return the function that answers /health, /metrics, and 404 for any other path.
 
-    render_metrics returns the body and its content type.
+    render_metrics returns the body and its content type; more_metrics, which is called after it, pieces that follow.
     """
 
     def respond(method: str, path: str) -> Response:  # noqa: ARG001  # GET and HEAD alike
@@ -37,7 +41,7 @@ def make_respond(state: Callable[[], State], render_metrics: Callable[[], tuple[
             return health_response(state())
         if path == "/metrics":
             body, content_type = render_metrics()
-            return Response(200, body, content_type)
+            return Response(200, body, content_type, more=more_metrics())
         return Response(404, b"Not found. There are /health and /metrics here.\n")
 
     return respond

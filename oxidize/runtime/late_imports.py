@@ -31,6 +31,7 @@ MODULES = (
     "gzip",
     "wsgiref.simple_server",
     "prometheus_client",
+    "oxidize.runtime.peer_metrics",
     "oxidize.metrics",
 )
 

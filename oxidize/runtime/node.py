@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from oxidize.client.connection import Connection
     from oxidize.client.host_setup import HostSetup
     from oxidize.metrics import Live, Metrics
+    from oxidize.runtime.peer_metrics import PeerMetrics
 
 log = logs.get(__name__)
 
@@ -123,8 +124,8 @@ class Node:
         self._watch = NetworkWatch(loop, self._note_network_change, tables=isinstance(parts.tunnel, TunDevice))
         if self.connection is not None:
             self.connection.missing = lambda: self.keeper.missing
-        self._metrics: Metrics | None = None
-        self._respond = make_respond(lambda: self.state_name, ThrottledRender(self._render_metrics))
+        self._metrics: tuple[Metrics, PeerMetrics] | None = None
+        self._respond = make_respond(lambda: self.state_name, ThrottledRender(self._render_metrics), self._render_peers)
 
     def _connection_of(self, parts: NodeParts) -> "Connection | None":
         if parts.settings.server is None:
@@ -144,11 +145,18 @@ class Node:
     def _render_metrics(self) -> tuple[bytes, str]:
         if self._metrics is None:
             from oxidize.metrics import Metrics  # noqa: PLC0415  # see `late_imports`
+            from oxidize.runtime.peer_metrics import PeerMetrics  # noqa: PLC0415  # see `late_imports`
 
-            self._metrics = Metrics(self.counters, self._live(), release=own_release())
-        return self._metrics.render()
+            peers = PeerMetrics(self.device, self.counters, self.settings.metrics_peers, boot_time)
+            self._metrics = Metrics(self.counters, self._live(peers), release=own_release()), peers
+            if peers.left_out and self.settings.metrics_peers:
+                log.info("no metrics of each peer", peers=peers.left_out, metrics_peers=self.settings.metrics_peers)
+        return self._metrics[0].render()
 
-    def _live(self) -> "Live":
+    def _render_peers(self) -> Iterator[bytes] | None:
+        return self._metrics[1].pieces() if self._metrics is not None else None
+
+    def _live(self, peers: "PeerMetrics") -> "Live":
         from oxidize.metrics import Live  # noqa: PLC0415  # see `late_imports`
 
         return Live(
@@ -159,6 +167,7 @@ class Node:
             state=lambda: self.state_name,
             link=lambda: self.connection.state if self.connection is not None else None,
             network_missing=lambda: len(self.keeper.missing),
+            peers_left_out=lambda: peers.left_out,
             waiting_for_name=lambda: self.lookups.waiting_by_name() if self.lookups is not None else {},
         )
 

@@ -156,7 +156,7 @@ class Service:
         with self.namespace.entered():
             connection = socket.create_connection(("127.0.0.1", 9090), timeout=10)
         with connection:
-            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+            connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
         head, _, body = answer.partition(b"\r\n\r\n")
         return int(head.split()[1]), body.decode()

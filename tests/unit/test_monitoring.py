@@ -14,19 +14,26 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from oxidize.metrics import Live, Metrics
+from oxidize.protocol import crypto
 from oxidize.protocol.counters import TOTALS_WORDS, LinkState
+from oxidize.protocol.device import Device
+from oxidize.protocol.peer_settings import PeerSettings
+from oxidize.runtime.peer_metrics import PeerMetrics
+from tests.support.counters import ArraySlots
 
 CONTRIB = Path(__file__).parents[2] / "contrib"
 DASHBOARD = json.loads((CONTRIB / "grafana" / "oxidize.json").read_text())
 RULES = yaml.safe_load((CONTRIB / "prometheus" / "oxidize.rules.yml").read_text())
 
 TARGET_LABELS = frozenset({"job", "instance"})  # added by Prometheus
-OVER_TIME = frozenset({"rate", "increase", "changes", "max_over_time"})
+OVER_TIME = frozenset({"rate", "increase", "changes", "max_over_time", "min_over_time"})
 OF_COUNTERS = frozenset({"rate", "increase"})
-FUNCTIONS = OVER_TIME | {"sum", "max", "histogram_quantile"}
-KEYWORDS = frozenset({"by", "and"})
+FUNCTIONS = OVER_TIME | {"sum", "max", "topk", "histogram_quantile"}
+KEYWORDS = frozenset({"by", "and", "offset"})
 INTERVAL = r"(\d+[smhd]|\$__rate_interval)"
-TOKENS = re.compile(rf'"[^"]*"|\[{INTERVAL}\]|[A-Za-z_]\w*|\d+(?:\.\d+)?|=~|!~|!=|==|>=|<=|[(){{}},=<>*/+-]|\S')
+TOKENS = re.compile(
+    rf'"[^"]*"|\[{INTERVAL}\]|[A-Za-z_]\w*|\d+[smhd]\b|\d+(?:\.\d+)?|=~|!~|!=|==|>=|<=|[(){{}},=<>*/+-]|\S'
+)
 PAIRS = {")": "(", "}": "{"}
 
 
@@ -42,12 +49,19 @@ def live(link: LinkState | None) -> Live:
     )
 
 
+def device() -> Device:
+    """Return a device with one peer, which was never heard."""
+    peer = PeerSettings(crypto.public_key(bytes([2]) * 32), name="site")
+    return Device(bytes([1]) * 32, [peer], ArraySlots(), bytes, lambda: 0.0, lambda change: None)
+
+
 def exported() -> dict[str, dict[str, set[str]]]:
     """Return what a server and a client export: the values of every label, by metric and label."""
     found: dict[str, dict[str, set[str]]] = {"up": {}}
     counters = memoryview(bytearray(8 * TOTALS_WORDS)).cast("Q")
     for link in (None, LinkState.CONNECTED):
         body, _ = Metrics(counters, live(link), release="0.1.0").render()
+        body += b"".join(PeerMetrics(device(), counters, 1, lambda: 0.0).pieces() or ())
         for family in text_string_to_metric_families(body.decode()):
             for sample in family.samples:
                 labels = found.setdefault(sample.name, {})

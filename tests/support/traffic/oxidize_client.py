@@ -147,7 +147,7 @@ class OxidizeClient:
         with self._inside():
             connection = socket.create_connection((host, int(port)), timeout=10)
         with connection:
-            connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
         lines = answer.partition(b"\r\n\r\n")[2].decode().splitlines()
         rows = (line.rpartition(" ") for line in lines if line.startswith(("oxidize_", "process_")))

@@ -1,6 +1,7 @@
 """What the server answers at /health and /metrics, and at any other path."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
@@ -31,3 +32,20 @@ def test_each_path_has_its_own_answer() -> None:
     assert unknown.status == 404
     assert b"/health" in unknown.body
     assert b"/metrics" in unknown.body
+
+
+def test_the_pieces_of_the_metrics_follow_their_body() -> None:
+    made: list[str] = []
+
+    def render() -> tuple[bytes, str]:
+        made.append("body")
+        return b"metric 1\n", "text/plain; version=1.0.0"
+
+    def more() -> Iterator[bytes]:
+        made.append("pieces")
+        return iter([b"other 2\n"])
+
+    response = make_respond(lambda: "healthy", render, more)("GET", "/metrics")
+    assert response.more is not None
+    assert (response.body, *response.more) == (b"metric 1\n", b"other 2\n")
+    assert made == ["body", "pieces"]
