@@ -165,10 +165,17 @@ class UdpSocket:
         Parameters as for `socket_filter.assemble`; with shares of 1 and without sessions there is no filter. Raises
         OSError, without a filter, where the kernel refuses one.
         """
-        program = socket_filter.assemble(shares, spared, sessions) if sessions or min(shares) < 1.0 else None
-        socket_filter.detach(self._socket)  # first: two together may exceed net.core.optmem_max
-        if program is not None:
-            socket_filter.attach(self._socket, program)
+        if not sessions and min(shares) == 1.0:
+            socket_filter.detach(self._socket)
+            return
+        program = socket_filter.assemble(shares, spared, sessions)
+        try:
+            socket_filter.attach(self._socket, program)  # over the one before, so that no datagram passes between them
+        except OSError as error:
+            socket_filter.detach(self._socket)
+            if error.errno != errno.ENOMEM:
+                raise
+            socket_filter.attach(self._socket, program)  # two together exceed net.core.optmem_max
 
     def _set_error_reports(self, *, enabled: bool) -> None:
         self.receiver.reports_errors = enabled

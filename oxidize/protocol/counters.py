@@ -70,7 +70,7 @@ class Total(IntEnum):
     OUTAGE_NS_SUM = 22  # of those that have ended
     UNKNOWN_INDEX_INITIATIONS = 23  # handshakes begun because a peer used a session that this device does not have
     CHANGES_NOT_RECORDED = 24  # that the journal could not take: each costs what it was to change, and no session
-    SHED_DATAGRAMS = 25  # of floods, or over a fair share, dropped by the kernel at this device's request; about
+    SHED_DATAGRAMS = 25  # of floods, dropped by the kernel at this device's request; about
     MULTICAST_PACKETS = 26  # from the tunnel, multicast and broadcast that no peer has among its allowed IPs
     UNREACHABLES_SENT = 27  # ICMP errors into the tunnel, about packets that no peer gets
     # Of the runtime, kept here because they continue across generations too.

@@ -86,6 +86,7 @@ class RowReceiver:
             return groups
         admitted: dict[int, Sequence[int]] = {}
         sizes, find = rows.sizes, self._table.indices.get
+        self._share.count(len(sizes))
         for receiver, numbers in groups.items():
             passed = numbers
             if isinstance(find(receiver), Keypair):

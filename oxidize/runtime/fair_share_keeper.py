@@ -9,7 +9,7 @@ from math import inf
 
 from oxidize import logs
 from oxidize.net.udp import UdpSocket
-from oxidize.protocol.counters import Counters, Total
+from oxidize.protocol.counters import DROPS_START, Counters, DropReason
 from oxidize.protocol.fair_share import FairShare
 from oxidize.runtime.flood_filter import FloodFilter
 
@@ -44,7 +44,7 @@ class FairShareKeeper:
         self._share.expire(now)
 
     def _thin_out(self, parts: Mapping[int, float]) -> bool:
-        self._counters[Total.SHED_DATAGRAMS] += self._share.about_shed
+        self._counters[DROPS_START + DropReason.OVER_FAIR_SHARE] += self._share.about_shed
         self._share.about_shed = 0
         return self._filter.thin_out(parts)
 
