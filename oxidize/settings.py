@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from oxidize.config.paths import Role
 from oxidize.config.values import HostPort, InterfaceAddress, NameServers, Network, NetworkKind
 from oxidize.net.resolve import literal
+from oxidize.protocol.constants import NEVER
 from oxidize.protocol.link_policy import LinkPolicy
 from oxidize.protocol.peer_settings import PeerSettings
 from oxidize.protocol.secret_fields import text_without
@@ -151,6 +152,7 @@ def _peers(config: "ServerConfig") -> tuple[PeerSettings, ...]:
             persistent_keepalive=float(peer.persistent_keepalive),
             name=peer.name,
             enabled=peer.enabled,
+            expires_unix=NEVER if peer.expires is None else peer.expires,
         )
         for peer in config.peers
     )

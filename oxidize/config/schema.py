@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, PlainValidator
 
-from oxidize.config import keys, path_keys, values
+from oxidize.config import expiry, keys, path_keys, values
 from oxidize.config.paths import CLIENT_INTERFACE
 from oxidize.config.validation import Table
 from oxidize.config.values import (
@@ -262,3 +262,10 @@ class PeerTable(Table):
     """Whether the peer may use the server. A disabled one stays in the file with its key and its addresses, which
     `oxidize peer add` gives to no other peer, but has no session, no route and no handshake. `oxidize peer disable` and
     `peer enable` set it."""
+    expires: Annotated[float, PlainValidator(expiry.unix_time)] | None = Field(
+        None, description="a date, or a date with a time"
+    )
+    """When the access of the peer ends, while the server runs as well: `2030-12-31` is the last day of it,
+    `2030-12-31T18:00:00+01:00` the moment. Without an offset it is of the machine's time zone. From then on the peer
+    has no session and no handshake; it stays in the file, and a later date and a reload let it in again. The machine's
+    clock decides: where that is set back, so is the end."""

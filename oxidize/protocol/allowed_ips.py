@@ -57,6 +57,14 @@ class AllowedIPs(Generic[T]):
         tables[open_bits][int(network.network_address) >> open_bits] = value
         self._cache.clear()
 
+    def remove(self, network: Network, value: T) -> None:
+        """Take `network` out of the table if it has this value: packets to it go to the network around it, if any."""
+        table = (self._ipv4 if network.version == 4 else self._ipv6).get(network.max_prefixlen - network.prefixlen, {})
+        prefix = int(network.network_address) >> (network.max_prefixlen - network.prefixlen)
+        if table.get(prefix) is value:
+            del table[prefix]
+            self._cache.clear()
+
     def items(self) -> Iterator[tuple[Network, T]]:
         """Iterate over networks and their values: IPv4 first, longer prefixes before shorter ones."""
         for tables, address_size in ((self._ipv4, 4), (self._ipv6, 16)):

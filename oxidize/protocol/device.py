@@ -11,11 +11,11 @@ Source: J. A. Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel", sec
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 
-from oxidize.errors import StateError, StorageError
+from oxidize.errors import StorageError
 from oxidize.protocol import timers
 from oxidize.protocol.allowed_ips import AllowedIPs, packet_source
 from oxidize.protocol.changes import Change, PeerRemoved, PeerStaged, PeerStagedMore
-from oxidize.protocol.constants import BATCH_PACKETS_MAX, DATA_OVERHEAD, NEVER, PEERS_MAX
+from oxidize.protocol.constants import BATCH_PACKETS_MAX, DATA_OVERHEAD, NEVER
 from oxidize.protocol.counters import (
     FIRST_UNANSWERED_NS,
     KEEPALIVE_OWED_NS,
@@ -35,8 +35,9 @@ from oxidize.protocol.inner_packets import Frame, InnerPackets
 from oxidize.protocol.keypair import Keypair
 from oxidize.protocol.link import Links, ToDo
 from oxidize.protocol.link_machine import Link, LinkDo
+from oxidize.protocol.membership import Membership
 from oxidize.protocol.messages import runs_by_receiver
-from oxidize.protocol.noise import LocalIdentity, RemoteIdentity
+from oxidize.protocol.noise import LocalIdentity
 from oxidize.protocol.peer import Peer, PeerKeypair
 from oxidize.protocol.peer_settings import PeerSettings
 from oxidize.protocol.rate_limiter import UNDER_LOAD_HANDSHAKES, LoadMeter
@@ -99,19 +100,9 @@ class Device:
         self.undelivered = Undelivered(self._table)
         self.unrecorded = Unrecorded(self._table, self._staging)
         self.endpoints = EndpointSources(self._table)
+        self.membership = Membership(self.identity, self._table, self._routes, self._staging, self._schedule)
         for settings in peers:
-            self._add_peer(settings)
-
-    def _add_peer(self, settings: PeerSettings) -> None:
-        if len(self._table.peers) >= PEERS_MAX:
-            raise StateError(
-                f"peer {len(self._table.peers) + 1}: expected at most {PEERS_MAX} peers; use another server"
-            )
-        peer = Peer(settings, RemoteIdentity(self.identity, settings.public_key, settings.preshared_key))
-        self._table.peers[settings.public_key] = peer
-        self._table.set_endpoint(peer, settings.endpoint)
-        for network in settings.allowed_ips:
-            self._routes.insert(network, peer)
+            self.membership.add(settings)
 
     # --- Read-only state ---
 
@@ -337,6 +328,8 @@ class Device:
         Only of a few peers, so that packets need not wait for all; the rest stay due.
         """
         for peer in self._schedule.take_due(now):
+            if peer.is_removed:
+                continue
             try:
                 self._run_timers(peer, now)
             except StorageError:

@@ -81,6 +81,7 @@ class Peer:
         "initiation_received_at",
         "initiation_sent_at",
         "is_reconfigured",
+        "is_removed",
         "jitter",
         "last_handshake_unix",
         "last_timestamp",
@@ -109,6 +110,7 @@ class Peer:
         # Where the peer is expected, as configured or seen in an earlier run, until a session confirms where it is.
         self.remembered = settings.endpoint.remote if settings.endpoint is not None else None
         self.is_reconfigured = False  # the configured endpoint differs from that of the records, and counts instead
+        self.is_removed = False  # from its device, for good: who still holds it leaves it alone
         self.endpoint_recorded_at = -NEVER
         self.endpoint_record_at = NEVER  # when the record of a move that was held back is due
         self.slot = 0  # 0: none yet; slot 0 holds totals

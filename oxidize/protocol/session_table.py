@@ -400,14 +400,40 @@ class SessionTable:
             reused = {older} if self._slot_owners.get(older, unknown) is not unknown else set()  # as in `_claim_slot`
             self._rename_slots(unknown, "keypairs", {state.slot for state in change.states} - reused)
 
+    def remove_peer(self, peer: Peer) -> None:
+        """Forget a peer at once: it becomes an unknown one, whose slots stay in use until its removal is recorded."""
+        peer.is_removed = True
+        self._release_handshake(peer)
+        slots = {"peer": {peer.slot} - {0}, "keypairs": {keypair.state.slot for keypair in peer.keypairs}}
+        for keypair in peer.keypairs:
+            if self.indices.get(keypair.state.local_index) is keypair:
+                self.indices.release(keypair.state.local_index)
+        peer.older = peer.previous = peer.current = peer.next = None
+        self.session_count.note(peer)
+        self.set_endpoint(peer, None)
+        self.forget_remembered(peer)
+        self.moved.discard(peer)
+        self._answered.discard(peer)
+        del self.peers[peer.public_key]
+        unknown = self.unknown_peers[peer.public_key] = UnknownPeer()
+        for kind, named in slots.items():
+            self._rename_slots(unknown, kind, named)
+
     def forget_unknown_peers(self) -> Iterator[None]:
         """Record the removal of the unknown peers; yield after every UNKNOWN_PEERS_PER_SLICE."""
         for number, public_key in enumerate(list(self.unknown_peers), start=1):
-            # Another generation may have removed it between two slices.
-            if public_key in self.unknown_peers and self.try_record(PeerRemoved(public_key)):
-                self.forget_unknown_peer(public_key)  # else the next generation tries again
+            self.record_removal(public_key)  # else the next generation tries again
             if number % UNKNOWN_PEERS_PER_SLICE == 0:
                 yield
+
+    def record_removal(self, public_key: bytes) -> bool:
+        """Record the removal of an unknown peer, and forget it; return False where the records cannot take that."""
+        # Another generation may have removed it.
+        if public_key in self.unknown_peers:
+            if not self.try_record(PeerRemoved(public_key)):
+                return False
+            self.forget_unknown_peer(public_key)
+        return True
 
     def forget_unknown_peer(self, public_key: bytes) -> None:
         """Free an unknown peer's slots; if this process is the recorder, it must have recorded the removal before."""

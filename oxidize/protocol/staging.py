@@ -161,6 +161,11 @@ class Staging:
             self._newer[peer] = peer.staged_more
             self._count(peer, sum(map(len, peer.staged)) - self._bytes.get(peer, 0))
 
+    def forget(self, peer: Peer) -> int:
+        """Forget the staged packets of a peer that is removed, which takes them out of the records; return how many."""
+        self.recorded.discard(peer)
+        return len(self._forget(peer))
+
     def _forget(self, peer: Peer) -> list[bytes]:
         staged, peer.staged = peer.staged, []
         self.peers.discard(peer)

@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from oxidize import logs, signals
@@ -25,7 +25,7 @@ from oxidize.net.network_watch import NetworkWatch
 from oxidize.net.tun import TunDevice
 from oxidize.net.userspace import UserspaceNetwork
 from oxidize.protocol.counters import ENDED_ON_PURPOSE, DropReason
-from oxidize.protocol.peer_settings import PeerSettings
+from oxidize.protocol.peer import Peer
 from oxidize.runtime.drain import Drain
 from oxidize.runtime.endpoint_cache import EndpointCache
 from oxidize.runtime.error_count import ErrorCount
@@ -39,6 +39,7 @@ from oxidize.runtime.lost_lines import LostLines
 from oxidize.runtime.network_keeper import NetworkKeeper
 from oxidize.runtime.parts import NodeParts
 from oxidize.runtime.peer_lookups import PeerLookups
+from oxidize.runtime.peer_terms import PeerTerms
 from oxidize.runtime.sliced_work import SlicedWork
 from oxidize.runtime.source_follower import SourceFollower
 from oxidize.service_manager import notify, systemctl
@@ -59,7 +60,7 @@ class Node:
 
     watchdog_secs: the interval of the service manager's watchdog, 0.0 for none. failure: why a client has given up.
     kept: the file with the settings. interface: what should be set at the tunnel's interface. keeper: keeps that and
-    the rest of the host's network.
+    the rest of the host's network. terms: which peers of the settings the device has not.
     """
 
     def __init__(self, parts: NodeParts, loop: Loop, watchdog_secs: float = 0.0) -> None:
@@ -81,8 +82,7 @@ class Node:
         self.started_unix = time.time()
         self._state: State = "starting"
         self.failure: str | None = None
-        self.http_listener = parts.http_listener
-        self.http_server = parts.http_server
+        self.http_listener, self.http_server = parts.http_listener, parts.http_server
         self._loop = loop
         self._serving = False
         self.is_ending = False  # told to end, and draining first
@@ -112,7 +112,8 @@ class Node:
         self._http_binding = HttpBinding(
             parts.settings, lambda: self.http_listener is not None, self._adopt_http, boot_time
         )
-        self._timed.append(self._http_binding)
+        self.terms = PeerTerms(settings.peers, parts.device, self._note_added)
+        self._timed += [self._http_binding, self.terms]
         self.keeper = NetworkKeeper(
             self._kept_parts(), counters, boot_time, lambda: self._serving, self._report_network
         )
@@ -142,6 +143,10 @@ class Node:
             parts.upstream_dns,
         )
 
+    def _note_added(self, peer: Peer) -> None:
+        if self.lookups is not None:
+            self.lookups.add(peer, boot_time())
+
     def _render_metrics(self) -> tuple[bytes, str]:
         if self._metrics is None:
             from oxidize.metrics import Metrics  # noqa: PLC0415  # see `late_imports`
@@ -170,11 +175,6 @@ class Node:
             peers_left_out=lambda: peers.left_out,
             waiting_for_name=lambda: self.lookups.waiting_by_name() if self.lookups is not None else {},
         )
-
-    @cached_property
-    def inactive_peers(self) -> list[PeerSettings]:
-        """The peers in the settings that the device has not."""
-        return [peer for peer in self.settings.peers if not peer.enabled]
 
     @property
     def state_name(self) -> State:
@@ -287,6 +287,7 @@ class Node:
         # Until now it ended a successor that hangs; the others were set before, see `daemon`.
         self._loop.on_signal(signals.ALARM, partial(log.warning, signals.text_for(signals.ALARM)))
         self.udp.take_ownership(report_errors=self.connection is not None)
+        self.terms.begin(boot_time())  # before the first packet: one may be of a peer whose time has come
         self._flood_filter.begin()
         self._fair_share.begin()
         self._loop.register(self.udp.fileno(), READABLE, self._data_path.from_udp)

@@ -36,7 +36,9 @@ from oxidize.takeover.host import NamedFd
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 HTTP_BACKLOG = 128
 NO_FOLDER = frozenset({errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})  # mistakes in a path
-NOT_CONFIGURED = "not configured any more"  # the reason for a refused session, which other releases read too
+# The reasons for refused sessions, which other releases read too.
+NOT_CONFIGURED = "not configured any more"
+INACTIVE = "disabled or expired"
 
 log = logs.get(__name__)
 
@@ -91,10 +93,11 @@ def make_folder(takeover_socket: Path) -> None:
 
 
 def make_device(settings: NodeSettings, state: SessionState, peers: Iterable[PeerSettings]) -> Device:
-    """Return a device that counts and records in `state`; `peers` is iterated once, and disabled ones are left out."""
+    """Return a device that counts and records in `state`; `peers` is iterated once, and inactive ones are left out."""
+    unix = time.time()
     device = Device(
         settings.private_key,
-        (peer for peer in peers if peer.enabled),
+        (peer for peer in peers if peer.is_active(unix)),
         state.arena,
         os.urandom,
         time.time,
@@ -112,6 +115,13 @@ def lack_of_room(settings: NodeSettings, state: SessionState) -> list[str]:
     if peers <= room:
         return []
     return [f"{peers} peers, and the state of an older release has room for the sessions of {room}: {MORE_ROOM}"]
+
+
+def unrestored(settings: NodeSettings, device: Device) -> dict[str, int]:
+    """Return the number of the predecessor's peers that a device has not, by the reason."""
+    unknown = device.membership.unknown
+    inactive = sum(peer.public_key in unknown for peer in settings.peers) if unknown else 0
+    return {NOT_CONFIGURED: len(unknown) - inactive, INACTIVE: inactive}
 
 
 class Restored(NamedTuple):

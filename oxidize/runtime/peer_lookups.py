@@ -57,6 +57,8 @@ class _Name:
     def is_wanted(self, now: float) -> bool:
         """Return whether an answer would be of use."""
         peer = self.peer
+        if peer.is_removed:
+            return False
         if peer.handshake is None:
             self.in_flight_since = None
         elif self.in_flight_since is None:
@@ -86,20 +88,26 @@ class PeerLookups:
         self._device = device
         self._loop = loop
         self._flush = flush
-        self._names = [
-            self._name_of(peer, lookup)
-            for peer in device.peers.values()
-            if peer.settings.configured_endpoint and peer.settings.endpoint is None
-        ]
+        self._lookup = lookup
+        self._names = [self._name_of(peer) for peer in device.peers.values() if _has_name(peer)]
         self._next = 0  # the index of the name to be looked at next
         self._check_at: float | None = None  # None while this process does not own
         self._asked = 0
         self._must_record = False  # an answer has made a change of the configuration good
 
-    def _name_of(self, peer: Peer, lookup: Lookup) -> _Name:
+    def _name_of(self, peer: Peer) -> _Name:
         text = peer.settings.configured_endpoint
-        name = _Name(peer, Resolver(text, lookup, self._loop, lambda outcome: self._note(name, outcome)))
+        name = _Name(peer, Resolver(text, self._lookup, self._loop, lambda outcome: self._note(name, outcome)))
         return name
+
+    def add(self, peer: Peer, now: float) -> None:
+        """Look up the name of a peer that the device has again, if it has one, in place of that of the removed one."""
+        if not _has_name(peer):
+            return
+        self._names = [name for name in self._names if not name.peer.is_removed] + [self._name_of(peer)]
+        self._next = 0
+        self.stop()
+        self.start(now)
 
     # --- Serving ---
 
@@ -117,13 +125,13 @@ class PeerLookups:
     def waiting(self) -> Iterator[Waiting]:
         """Yield the peers whose name has no answer yet, where one is of use."""
         for name in self._names:
-            if name.reason or name.peer.endpoint is None or name.peer.is_reconfigured:
+            if not name.peer.is_removed and (name.reason or name.peer.endpoint is None or name.peer.is_reconfigured):
                 yield Waiting(name.peer, name.text, name.reason or NOT_ASKED)
 
     def waiting_by_name(self) -> dict[str, bool]:
         """Return whether each peer whose endpoint is a name waits for it, by the name of the peer."""
         waiting = {each.peer for each in self.waiting()}
-        return {name.peer.settings.name: name.peer in waiting for name in self._names}
+        return {name.peer.settings.name: name.peer in waiting for name in self._names if not name.peer.is_removed}
 
     # --- Called by the loop ---
 
@@ -198,3 +206,7 @@ class PeerLookups:
             self._device.set_endpoint(peer, endpoint, now)
             self._flush()
         self._must_record |= was_reconfigured
+
+
+def _has_name(peer: Peer) -> bool:
+    return bool(peer.settings.configured_endpoint) and peer.settings.endpoint is None

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from oxidize.clock import boot_time
 from oxidize.errors import OxidizeError
+from oxidize.protocol.constants import NEVER
 from oxidize.protocol.counters import (
     DROPS_START,
     RECEIVED_BYTES,
@@ -139,7 +140,7 @@ def _with_peers(
     yield json.dumps(head)[:-1].encode() + b', "peers": ['
     yield from _described(list(node.device.peers.values()), per_piece, describe_one)
     yield b'], "inactive_peers": ['
-    yield from _described(node.inactive_peers, per_piece, _describe_inactive)
+    yield from _described(node.terms.inactive(), per_piece, _describe_inactive)
     yield b"]}"
 
 
@@ -150,17 +151,21 @@ def _described(each: Sequence[_One], per_piece: int, describe_one: Callable[[_On
         yield (b", " if first else b"") + json.dumps(described)[1:-1].encode()
 
 
-def _describe_inactive(settings: PeerSettings) -> dict[str, Any]:
+def _describe_inactive(inactive: tuple[PeerSettings, str]) -> dict[str, Any]:
+    settings, reason = inactive
     return {
         "name": settings.name,
         "public_key": _base64(settings.public_key),
         "allowed_ips": [str(network) for network in settings.allowed_ips],
-        "reason": "disabled",
+        "reason": reason,
+        "expires_unix": _end_of(settings),
     }
 
 
 def _describe_peer(peer: Peer, counters: Counters, now: float, unix_at_boot: float) -> dict[str, Any]:
     ends_at = peer.session_ends_at(now)
+    # A deployment takes a session that is gone before this for one that it has cost.
+    ends_unix = min(unix_at_boot + ends_at, peer.settings.expires_unix) if ends_at is not None else 0.0
 
     def count(word: int) -> int:
         return counters[peer.slot + word] if peer.slot else 0
@@ -172,7 +177,8 @@ def _describe_peer(peer: Peer, counters: Counters, now: float, unix_at_boot: flo
         "configured_endpoint": peer.settings.configured_endpoint or None,
         "allowed_ips": [str(network) for network in peer.settings.allowed_ips],
         "has_session": ends_at is not None,
-        "session_ends_unix": round(unix_at_boot + ends_at, 3) if ends_at is not None else 0.0,
+        "session_ends_unix": round(ends_unix, 3),
+        "expires_unix": _end_of(peer.settings),
         "last_handshake_unix": peer.last_handshake_unix,
         "received_bytes": count(RECEIVED_BYTES),
         "sent_bytes": count(SENT_BYTES),
@@ -180,6 +186,10 @@ def _describe_peer(peer: Peer, counters: Counters, now: float, unix_at_boot: flo
         "sent_packets": count(SENT_PACKETS),
         "persistent_keepalive_secs": peer.settings.persistent_keepalive,
     }
+
+
+def _end_of(settings: PeerSettings) -> float | None:
+    return settings.expires_unix if settings.expires_unix < NEVER else None
 
 
 def _base64(key: bytes) -> str:

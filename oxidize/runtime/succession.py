@@ -32,7 +32,7 @@ from oxidize.runtime.kept_settings import KeptSettings
 from oxidize.runtime.late_imports import import_late
 from oxidize.runtime.node import Node
 from oxidize.runtime.offer import HAS_MANAGER, READS_STAGED_MORE, FdName, OfferState, descriptors_of
-from oxidize.runtime.parts import NOT_CONFIGURED, NodeParts, adopt_nat, adopt_tunnel, lack_of_room, restore
+from oxidize.runtime.parts import NodeParts, adopt_nat, adopt_tunnel, lack_of_room, restore, unrestored
 from oxidize.runtime.warm_up import warm_up
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
@@ -80,8 +80,9 @@ class Succession:
         try:
             node = self._restore()
             now = boot_time()
-            sessions, report = node.device.live_sessions(now), node.device.restore(node.session_state.sync(), now)
-            refused = {NOT_CONFIGURED: report.unknown_peers, key_change.KEY_CHANGED: self.ended}
+            sessions = node.device.live_sessions(now)
+            node.device.restore(node.session_state.sync(), now)
+            refused = {**unrestored(self.settings, node.device), key_change.KEY_CHANGED: self.ended}
             refused = {reason: number for reason, number in refused.items() if number}
             summary = {
                 "sessions": sessions,

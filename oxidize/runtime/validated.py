@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path, PurePath
@@ -28,6 +29,7 @@ from oxidize.config.report import Report
 from oxidize.config.source_file import KeyFile, SourceFile, read_file
 from oxidize.config.values import NameServers
 from oxidize.net.resolve import literal
+from oxidize.protocol.constants import NEVER
 from oxidize.protocol.link_policy import LinkPolicy
 from oxidize.protocol.peer_settings import PeerSettings
 from oxidize.protocol.secret_fields import text_without
@@ -154,7 +156,8 @@ def _validate(role: Role, path: Path, environ: Mapping[str, str], content: bytes
 def _covered(role: Role, path: Path, environ: Mapping[str, str], content: bytes) -> list[Any]:
     """Return what decides, beside the key files, what a validation says of a configuration."""
     here = [role, str(path), os.path.abspath(path), os.geteuid(), *(environ.get(name, "") for name in ENVIRONMENT)]  # noqa: PTH100  # `Path.absolute` keeps ".."
-    return [own_release(), *_code(), *here, content]
+    zone = [*time.tzname, time.timezone, time.altzone]  # of dates without an offset
+    return [own_release(), *_code(), *here, *zone, content]
 
 
 def _code() -> Iterator[tuple[str, int, int]]:
@@ -184,6 +187,7 @@ def _fields_of(peer: PeerSettings) -> tuple[Any, ...]:
         peer.name,
         link._asdict() if link is not None else None,
         peer.enabled,
+        peer.expires_unix if peer.expires_unix < NEVER else None,
     )
 
 
@@ -197,6 +201,7 @@ def _peer(
     name: str,
     policy: Mapping[str, Any] | None,
     enabled: bool,
+    expires_unix: float | None,
 ) -> PeerSettings:
     """Return a peer. Its endpoint is parsed again: the kernel may have renumbered the interface of its zone."""
     return PeerSettings(
@@ -209,6 +214,7 @@ def _peer(
         LinkPolicy(**policy) if policy is not None else None,
         endpoint,
         enabled,
+        NEVER if expires_unix is None else expires_unix,
     )
 
 

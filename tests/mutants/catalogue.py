@@ -1,5 +1,6 @@
 """All mutants, and the changes that look like bugs and are none."""
 
+from tests.mutants.access import ACCESS
 from tests.mutants.commands import COMMANDS
 from tests.mutants.handshake import HANDSHAKE
 from tests.mutants.hostnet import HOSTNET
@@ -13,7 +14,20 @@ from tests.mutants.state import STATE
 from tests.mutants.takeover import TAKEOVER
 from tests.mutants.uapi import UAPI
 
-MUTANTS = (*HANDSHAKE, *SESSION, *PROTOCOL, *STATE, *TAKEOVER, *RUNTIME, *ROWS, *HOSTNET, *COMMANDS, *SETTINGS, *UAPI)
+MUTANTS = (
+    *HANDSHAKE,
+    *SESSION,
+    *PROTOCOL,
+    *STATE,
+    *TAKEOVER,
+    *RUNTIME,
+    *ROWS,
+    *HOSTNET,
+    *COMMANDS,
+    *SETTINGS,
+    *UAPI,
+    *ACCESS,
+)
 
 EQUIVALENT = (
     Equivalent(

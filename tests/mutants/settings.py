@@ -40,8 +40,8 @@ SETTINGS = (
     Mutant(
         "kept-settings-of-other-code",
         "runtime/validated.py",
-        "return [own_release(), *_code(), *here, content]",
-        "return [own_release(), *here, content]",
+        "return [own_release(), *_code(), *here, *zone, content]",
+        "return [own_release(), *here, *zone, content]",
         (f"{VALIDATED}test_changed_code_of_the_same_release_validates",),
         "a tree of sources that was updated serves with what the code before had validated",
     ),

@@ -24,6 +24,7 @@ values = st.integers(0, 4)
 
 operations = st.one_of(
     st.tuples(st.just("insert"), networks, values),
+    st.tuples(st.just("remove"), networks, values),
     st.tuples(st.just("lookup"), addresses, st.none()),
 )
 
@@ -60,6 +61,12 @@ def test_the_routing_table_agrees_with_a_linear_search(
             assert value is not None
             table.insert(what, value)
             naive.values[what] = value
+        elif action == "remove":
+            assert isinstance(what, IPv4Network | IPv6Network)
+            assert value is not None
+            table.remove(what, value)
+            if naive.values.get(what) == value:
+                del naive.values[what]
         else:
             assert isinstance(what, bytes)
             assert table.lookup(what) == naive.lookup(what)

@@ -102,6 +102,21 @@ def test_an_endpoint_that_was_changed_under_an_older_release_is_used_once_the_pr
     bench.assert_unharmed()
 
 
+@pytest.mark.parametrize("line", ["enabled = false", "expires = 2001-01-01"])
+def test_an_older_release_refuses_a_peer_whose_access_is_limited(bench: Bench, line: str) -> None:
+    """It would let the peer in."""
+    with bench.server.config_path.open("a") as file:
+        file.write(f"{line}\n")  # of the site, the last peer
+    bench.reload(PRESENT)
+    assert [peer["name"] for peer in bench.server.status()["inactive_peers"]] == ["site"]
+    before = bench.server.status()
+    outcome = bench.server.reload(bench.golden.environ())
+    assert (outcome.status, f"peer.site.{line.partition(' ')[0]}" in outcome.errors) == (2, True), outcome
+    after = bench.server.status()
+    assert (after["pid"], len(after["takeovers"])) == (before["pid"], len(before["takeovers"]))
+    bench.assert_unharmed()
+
+
 @pytest.mark.parametrize(("where", "when"), AFTER_COMMIT)
 def test_a_release_in_service_serves_again_after_a_present_successor_dies(bench: Bench, where: str, when: str) -> None:
     before = bench.server.status()

@@ -391,7 +391,7 @@ def test_a_draining_device_refuses_new_handshakes_and_keeps_sessions() -> None:
 
 
 def test_more_peers_than_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("oxidize.protocol.device.PEERS_MAX", 1)
+    monkeypatch.setattr("oxidize.protocol.membership.PEERS_MAX", 1)
     world = World()
     client, *others = (world.host() for _ in range(3))
     for other in others:

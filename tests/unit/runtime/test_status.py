@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -40,3 +41,13 @@ def test_a_status_names_the_disabled_peers_apart(tmp_path: Path) -> None:
             answer = json.loads(b"".join(describe(node)))
             assert [each["public_key"] for each in answer["peers"]] == [ALICE]
             assert [(each["name"], each["reason"]) for each in answer["inactive_peers"]] == [("carol", "disabled")]
+
+
+def test_a_session_is_said_to_end_when_access_does(tmp_path: Path) -> None:
+    with ExitStack() as undo:
+        stand = Stand(tmp_path, undo)
+        stand.begin_session()
+        stand.peer.settings = stand.peer.settings._replace(expires_unix=time.time() + 30)
+        (peer,) = json.loads(b"".join(status.describe(stand.node)))["peers"]
+        assert peer["session_ends_unix"] == pytest.approx(peer["expires_unix"], abs=0.001)
+        assert peer["has_session"]

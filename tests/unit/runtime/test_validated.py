@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +31,7 @@ TEXTS: dict[Role, str] = {
         + 'nat = true\nmtu = 1300\nlisten = "[::1]:7"\nendpoints_file = "ends.json"\n'
         + peer(ips='"10.0.0.2/32", "fd00::2/128", "192.0.2.0/24"', more=f'{WITH_KEY}endpoint = "192.0.2.7:9"\n')
         + peer("bob", BOB, '"10.0.0.3/32"', 'endpoint = "bob.example:7"\npersistent_keepalive = 25\n')
-        + peer("carol", CAROL, '"10.0.0.2/32"', f"{WITH_KEY}enabled = false\n")
+        + peer("carol", CAROL, '"10.0.0.2/32"', f"{WITH_KEY}enabled = false\nexpires = 2030-12-31\n")
     ),
     "client": CLIENT
     + WITH_KEY
@@ -137,6 +138,16 @@ def test_a_configuration_that_is_gone_is_refused_as_always(role: Role, path: Pat
     path.unlink()
     with pytest.raises(ConfigError, match="No such file"):
         validated.load(role, path, [kept])
+
+
+def test_another_time_zone_is_validated(role: Role, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = validated.load(role, path).kept
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "EST5")
+        time.tzset()
+        assert validated.find(role, path, [kept]) is None
+    time.tzset()
+    assert validated.find(role, path, [kept]) is not None
 
 
 @pytest.mark.parametrize("name", validated.ENVIRONMENT)
