@@ -19,7 +19,7 @@ from oxidize import config
 from oxidize.cli.common import json_option, print_json, role_options
 from oxidize.control import query
 from oxidize.terminal.table import print_lines, table
-from oxidize.terminal.units import ago, byte_count, duration, milliseconds
+from oxidize.terminal.units import ago, byte_count, duration, milliseconds, minute
 from oxidize.text import counted, one_line, release_name
 
 TAKEOVERS_SHOWN = 5
@@ -64,6 +64,7 @@ def _lines(status: dict[str, Any], lines_max: int | None) -> Iterator[Text]:
         *([("connection", _connection(status["connection"]))] if status.get("connection") else []),
         *[("missing", one_line(missing)) for missing in status.get("network_missing", ())],
         ("sessions", f"{status['sessions']} of {counted(len(status['peers']), 'peer')}"),
+        *([("ending", ending)] if (ending := _ending(status["peers"])) else []),
         *([("inactive", inactive)] if (inactive := _inactive(status.get("inactive_peers", ()))) else []),
         *([("waiting", waiting)] if (waiting := _waiting(status["peers"])) else []),
         ("dropped", _drops(status)),
@@ -108,6 +109,16 @@ def _waiting(peers: list[dict[str, Any]]) -> str:
     """Return the peers whose endpoint is a name that has no answer yet, each with the name and the reason."""
     found = (peer for peer in peers if peer.get("waits_for_name"))
     return "; ".join(f"{_name(peer)} for {peer['configured_endpoint']}: {peer['waits_for_name']}" for peer in found)
+
+
+def _ending(peers: Sequence[dict[str, Any]]) -> str:
+    """Return whose access ends next, and when."""
+    ending = [peer for peer in peers if peer.get("expires_unix")]
+    if not ending:
+        return ""
+    first = min(ending, key=itemgetter("expires_unix"))
+    more = f", {len(ending) - 1} more later" if len(ending) > 1 else ""
+    return f"{_name(first)} expires {minute(first['expires_unix'])}{more}"
 
 
 def _inactive(peers: Sequence[dict[str, Any]]) -> str:

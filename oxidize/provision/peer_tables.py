@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import tomli
@@ -45,15 +46,13 @@ def written_name(value: str) -> str:
 
 def table_lines(header: str, values: Mapping[str, object]) -> list[str]:
     """Return a table as lines of TOML, without the keys whose value is None."""
-    # JSON and TOML write such strings alike.
-    return [
-        header,
-        *(
-            f"{key} = {json.dumps(_checked_value(key, value), ensure_ascii=False)}"
-            for key, value in values.items()
-            if value is not None
-        ),
-    ]
+    return [header, *(f"{key} = {_toml(key, value)}" for key, value in values.items() if value is not None)]
+
+
+def _toml(key: str, value: object) -> str:
+    if isinstance(value, date):  # or a datetime: as ISO 8601 has them
+        return value.isoformat()
+    return json.dumps(_checked_value(key, value), ensure_ascii=False)  # JSON and TOML write such values alike
 
 
 def _checked_value(key: str, value: object) -> object:
@@ -96,13 +95,7 @@ def remove_peer(text: str, name: str) -> Removed:
     Raises ConfigError, with the name that was probably meant, if there is no such table.
     """
     before = parse_toml(text)
-    names = [str(peer.get("name")) for peer in _peers(before)]
-    if name not in names:
-        close = difflib.get_close_matches(name, names, 1)
-        hint = f"did you mean {close[0]}?" if close else "`oxidize peer list` shows them"
-        raise ConfigError(f"{without_keys(name)}: expected the name of a peer; {hint}")
-    lines = re.findall(r"[^\n]*\n|[^\n]+", text)
-    header, end, table = next(block for block in list(_peer_blocks(lines)) if block[2].get("name") == name)
+    lines, header, end, table = _find(text, before, name)
     first = header
     while first and _COMMENT.match(lines[first - 1]):
         first -= 1
@@ -116,6 +109,81 @@ def remove_peer(text: str, name: str) -> Removed:
     peers = [peer for peer in _peers(before) if peer.get("name") != name]
     expected = {key: value for key, value in before.items() if key != "peer"} | ({"peer": peers} if peers else {})
     return Removed(_checked("".join(head + tail), expected), table, first < header)
+
+
+def change_peer(text: str, name: str, changes: Mapping[str, object]) -> str:
+    """Return the text with other values of keys in the table of that name; None removes a key.
+
+    A key keeps its line and the comment behind it, a new one stands below the others. Raises ConfigError, with the name
+    that was probably meant, if there is no such table, and where a key to be changed is written over several lines.
+    """
+    before = parse_toml(text)
+    lines, header, end, table = _find(text, before, name)
+    block = lines[header:end]
+    newline = "\r\n" if "\r\n" in text else "\n"
+    if not block[-1].endswith("\n"):
+        block[-1] += newline
+    for key, value in changes.items():
+        table = {each: given for each, given in {**table, key: value}.items() if given is not None}
+        line = "" if value is None else table_lines("", {key: value})[1]
+        block = _with_line(block, key, line, newline, table)
+    peers = [table if peer.get("name") == name else peer for peer in _peers(before)]
+    return _checked("".join([*lines[:header], *block, *lines[end:]]), {**before, "peer": peers})
+
+
+def _with_line(block: list[str], key: str, line: str, newline: str, expected: dict[str, Any]) -> list[str]:
+    """Return the lines of a peer's table with another line for a key, "" for none; raises ConfigError if it has more.
+
+    expected: the values of the table then, by which a line is told from one within a value of several lines.
+    """
+    for number, old in enumerate(block):
+        if _keys_of(old) == [key]:
+            kept = f"{line} {_comment_behind(old)}".strip()
+            changed = block[:number] + ([kept + newline] if kept else []) + block[number + 1 :]
+            if _values_of(changed) == expected:
+                return changed
+    changed = block + ([line + newline] if line else [])
+    if _values_of(changed) != expected:
+        raise ConfigError(f"peer.{expected['name']}.{key}: expected it on one line of its own; write it so")
+    return changed
+
+
+def _values_of(block: list[str]) -> object:
+    try:
+        return parse_toml("".join(block))["peer"][0]
+    except tomli.TOMLDecodeError:  # the key is there twice
+        return None
+
+
+def _find(text: str, document: dict[str, Any], name: str) -> tuple[list[str], int, int, dict[str, Any]]:
+    """Return the lines of a text, the first line of a peer's table, the line after its last key, and its values.
+
+    Raises ConfigError as `remove_peer` says.
+    """
+    names = [str(peer.get("name")) for peer in _peers(document)]
+    if name not in names:
+        close = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {close[0]}?" if close else "`oxidize peer list` shows them"
+        raise ConfigError(f"{without_keys(name)}: expected the name of a peer; {hint}")
+    lines = re.findall(r"[^\n]*\n|[^\n]+", text)
+    header, end, table = next(block for block in list(_peer_blocks(lines)) if block[2].get("name") == name)
+    return lines, header, end, table
+
+
+def _keys_of(line: str) -> list[str]:
+    """Return the keys that a line sets, none if it is no whole line."""
+    try:
+        return list(parse_toml(line))
+    except (ValueError, RecursionError):  # a part of a value of several lines
+        return []
+
+
+def _comment_behind(line: str) -> str:
+    """Return the comment behind the value of a line that sets a key, "" without one."""
+    for match in re.finditer("#", line):
+        if _keys_of(line[: match.start()]):  # else it is within the value
+            return line[match.start() :].strip()
+    return ""
 
 
 def _peer_blocks(lines: Sequence[str]) -> Iterator[tuple[int, int, dict[str, Any]]]:

@@ -40,6 +40,11 @@ def clock(unix: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(unix))
 
 
+def minute(unix: float) -> str:
+    """Return the local date and time of day of a time in seconds since the epoch, to the minute."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix))
+
+
 def milliseconds(number: float | None) -> str:
     """Return a number of milliseconds to the tenth, "-" for None."""
     return f"{number:.1f} ms" if number is not None else "-"

@@ -1,4 +1,4 @@
-"""Adding a peer to the text of a configuration, and removing one.
+"""Adding a peer to the text of a configuration, changing one, and removing one.
 
 Checked: the text changes as it was meant to, and removing what was added gives the old peers. The module under test
 compares that itself; its StateError is therefore a fault.
@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterable
 
 from oxidize.errors import ConfigError
-from oxidize.provision.peer_tables import add_peer, remove_peer
+from oxidize.provision.peer_tables import add_peer, change_peer, remove_peer
 from tests.fuzz.configuration import COMMON, OF_SERVERS, check_problems
 from tests.fuzz.script import Script, parts
 from tests.support.config_files import BOB, SERVER, peer
@@ -58,6 +58,8 @@ def run(data: bytes) -> None:
             name = str(script.pick(before)["name"])
             shorter = remove_peer(text, name)
             assert _peers(shorter.text) == [each for each in before if each["name"] != name]
+            disabled = change_peer(text, name, {"enabled": False})
+            assert _peers(disabled) == [{**each, "enabled": False} if each["name"] == name else each for each in before]
     except ConfigError as error:
         check_problems(error)
 

@@ -4,88 +4,25 @@ import json
 import threading
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from oxidize import config
 from oxidize.cli import reload as reload_module
 from oxidize.cli.commands import main
-from oxidize.cli.peers import REMOVED_NOT_MOVED, add
+from oxidize.cli.peer_add import add
+from oxidize.cli.peers import REMOVED_NOT_MOVED
 from oxidize.cli.replacement import Reloaded
 from oxidize.config.values import format_key
-from oxidize.control import query as query_module
 from oxidize.errors import Phase, TakeoverError
 from oxidize.protocol.crypto import public_key
 from oxidize.provision import server_endpoint
 from oxidize.provision.wg_quick import parse
 from oxidize.runtime import validated
 from oxidize.service_manager import systemctl
-from tests.support.config_files import ALICE, BOB, OWN_PUBLIC, PRESHARED, PRIVATE, SERVER, peer, secret
-
-LINES = SERVER + 'takeover_socket = "t.sock"\npublic_endpoint = "vpn.example.org"\n'
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    secret(tmp_path / "server.key", PRIVATE)
-    path = tmp_path / "server.toml"
-    path.write_text(LINES + "\n# Alice\n" + peer())
-    return path
-
-
-def run(path: Path, *arguments: object) -> Result:
-    return CliRunner().invoke(main, ["peer", *map(str, arguments), "-c", str(path)])
-
-
-def names(path: Path) -> list[str]:
-    return [one.name for one in config.load_server(path).peers]
-
-
-class Running:
-    """A simulated server; its peers are those of the configuration at the last reload."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.failure: TakeoverError | None = None
-        self.takes_up_although_it_fails = False
-        self.is_deaf = False
-        self.kept: object = None  # of the configuration, for the successor
-        self.reloads = 0
-        self.session_of = ""
-        self.load()
-
-    def load(self) -> None:
-        self.peers = [one.public_key for one in config.load_server(self.path).peers]
-
-    def find(self, socket: Path, what: str = "status") -> dict[str, Any]:
-        assert socket == self.path.parent / "t.sock"
-        keys = [format_key(key) for key in self.peers]
-        peers = [
-            {"public_key": key, "has_session": key == self.session_of, "last_handshake_unix": 0, "endpoint": None}
-            for key in keys
-        ]
-        return {"generation": 4, "pid": 4242, "log_level": "info", "listen": "[::]:4711", "peers": peers}
-
-    def reload(self, *arguments: object) -> Reloaded:
-        self.reloads += 1
-        self.kept = arguments[-1]
-        if not self.is_deaf and (self.failure is None or self.takes_up_although_it_fails):
-            self.load()
-        if self.failure is not None:
-            raise self.failure
-        return Reloaded("reloaded: made up", ("warning: listen",))
-
-
-@pytest.fixture
-def running(path: Path, monkeypatch: pytest.MonkeyPatch) -> Running:
-    running = Running(path)
-    monkeypatch.setattr(query_module, "find", running.find)
-    monkeypatch.setattr(query_module, "fetch", running.find)
-    monkeypatch.setattr(systemctl, "service_of", lambda pid: None)
-    monkeypatch.setattr(reload_module, "replace_process", running.reload)
-    return running
+from tests.support.config_files import ALICE, BOB, OWN_PUBLIC, PRESHARED, peer, secret
+from tests.support.peer_commands import LINES, Running, names, run
 
 
 @pytest.mark.parametrize("change", [("add", "laptop"), ("remove", "alice")])

@@ -1,9 +1,11 @@
 """Adding and removing a peer changes nothing else in the text, not even a space."""
 
+from datetime import date
+
 import pytest
 
 from oxidize.errors import ConfigError
-from oxidize.provision.peer_tables import add_peer, remove_peer, table_lines
+from oxidize.provision.peer_tables import add_peer, change_peer, remove_peer, table_lines
 
 LAPTOP = {"name": "laptop", "public_key": "KEY=", "allowed_ips": ["10.9.0.2/32", "fd09::2/128"]}
 LAPTOP_TEXT = '[[peer]]\nname = "laptop"\npublic_key = "KEY="\nallowed_ips = ["10.9.0.2/32", "fd09::2/128"]\n'
@@ -108,3 +110,59 @@ def test_peers_in_a_list_are_refused(text: str) -> None:
 def test_a_table_within_a_peer_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"expected a table \[\[peer\]\]"):
         remove_peer('[[peer]]\nname = "a"\n[peer.x]\n', "a")
+
+
+# --- Changing one ---
+
+CHANGED = """\
+[server]
+a = 1
+
+# Alice
+[[peer]]
+name = "alice"
+  enabled = true  # "until" # May
+note = '''
+enabled = true
+'''
+
+# Bob
+[[peer]]
+name = "bob"
+key = "#1" # his
+"""
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    ("name", "changes", "before", "after"),
+    [
+        ("alice", {"enabled": False}, '  enabled = true  # "until" # May', 'enabled = false # "until" # May'),
+        ("alice", {"enabled": None}, '  enabled = true  # "until" # May', '# "until" # May'),
+        ("alice", {"note": None, "more": None}, None, None),
+        ("bob", {"key": "K="}, 'key = "#1" # his', 'key = "K=" # his'),
+        ("bob", {"enabled": False}, "# his\n", "# his\nenabled = false\n"),
+        ("bob", {"key": "K=", "expires": date(2030, 12, 31)}, '"#1" # his\n', '"K=" # his\nexpires = 2030-12-31\n'),
+        ("bob", {"enabled": None, "other": None}, "", ""),
+    ],
+)
+def test_a_key_is_changed_on_its_own_line(
+    name: str, changes: dict[str, object], before: str | None, after: str | None, newline: str
+) -> None:
+    text = CHANGED.replace("\n", newline)
+    if before is None or after is None:
+        with pytest.raises(ConfigError, match=r"peer\.alice\.note: expected it on one line of its own; write it so"):
+            change_peer(text, name, changes)
+        return
+    expected = CHANGED.replace(before, after).replace("\n", newline)
+    assert change_peer(text, name, changes) == expected
+
+
+def test_a_change_and_its_reverse_restore_the_text() -> None:
+    text = CHANGED.rstrip("\n")
+    assert change_peer(change_peer(text, "bob", {"enabled": False}), "bob", {"enabled": None}) == text + "\n"
+
+
+def test_an_unknown_peer_is_not_changed() -> None:
+    with pytest.raises(ConfigError, match="alcie: expected the name of a peer; did you mean alice"):
+        change_peer(CHANGED, "alcie", {"enabled": False})
