@@ -274,8 +274,8 @@ RUNTIME = (
     Mutant(
         "succession-admits-the-next-one-at-once",
         "runtime/succession.py",
-        "Handover(node, self.loop, held=True",
-        "Handover(node, self.loop, held=False",
+        "            self.loop,\n            held=True,\n",
+        "            self.loop,\n            held=False,\n",
         ("unit/runtime/test_two_generations.py::test_the_next_successor_waits_until_the_first_generation_has_ended",),
         "three generations at once",
     ),
