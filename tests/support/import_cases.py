@@ -9,10 +9,11 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from oxidize.cli import import_wg_quick
 from oxidize.cli.commands import main
+from oxidize.config.paths import Role
 from oxidize.provision.conversion import Machine
 from tests.support.config_files import PRESHARED, PRIVATE
 
@@ -30,21 +31,29 @@ def _read_key(path: str) -> str:
 MACHINE = Machine(_read_key)
 
 
+def role_of(name: str) -> Role:
+    return "client" if name.endswith("-client") else "server"
+
+
+def run_import(content: bytes, role: Role, folder: Path) -> tuple[Result, Path]:
+    """Import a file; return the outcome, and the path of the configuration, which is not there after a mistake."""
+    source, output = folder / "wg0.conf", folder / "out" / f"{role}.toml"
+    source.write_bytes(content)
+    with (
+        mock.patch.object(import_wg_quick, "machine", return_value=MACHINE),
+        mock.patch("oxidize.provision.config_file.service_owner", return_value=None),
+    ):
+        option = ["--client"] if role == "client" else []
+        result = CliRunner().invoke(main, ["import", str(source), "-o", str(output), *option])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert result.stdout == ""
+    return result, output
+
+
 def outcome(name: str) -> str:
     """Return the exit status, the output and the files of importing one case."""
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "wg0.conf")
-        source.write_bytes((FOLDER / f"{name}.conf").read_bytes())
-        role = "client" if name.endswith("-client") else "server"
-        output = Path(folder, "out", f"{role}.toml")
-        arguments = ["import", str(source), "-o", str(output), *(["--client"] if role == "client" else [])]
-        with (
-            mock.patch.object(import_wg_quick, "machine", return_value=MACHINE),
-            mock.patch("oxidize.provision.config_file.service_owner", return_value=None),
-        ):
-            result = CliRunner().invoke(main, arguments)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        assert result.stdout == ""
+        result, output = run_import((FOLDER / f"{name}.conf").read_bytes(), role_of(name), Path(folder))
         files = output.read_text("utf-8") if output.exists() else ""
         return f"exit {result.exit_code}\n{result.stderr}\n{files}".replace(f"{folder}/", "")
 
