@@ -14,6 +14,7 @@ from pathlib import Path
 
 from oxidize.config import InterfaceAddress
 from oxidize.errors import ConfigError
+from oxidize.hostnet import nft_expressions as expr
 from oxidize.hostnet import nftables as nft
 from oxidize.hostnet.nftables import Message, NftError, NftSocket, Table
 from oxidize.hostnet.part import Steps
@@ -170,8 +171,8 @@ class Nat:
 def table_messages(interface: str, addresses: Iterable[InterfaceAddress], *, exclusive: bool) -> list[Message]:
     """Return the batch that makes the table, or that replaces the rules of the existing one."""
     name = table_name(interface)
-    syn = nft.meta_is(nft.NFT_META_L4PROTO, _TCP) + nft.payload_is(
-        nft.NFT_PAYLOAD_TRANSPORT_HEADER, _TCP_FLAGS_OFFSET, bytes([_SYN]), bytes([_SYN | _RST])
+    syn = expr.meta_is(expr.NFT_META_L4PROTO, _TCP) + expr.payload_is(
+        expr.NFT_PAYLOAD_TRANSPORT_HEADER, _TCP_FLAGS_OFFSET, bytes([_SYN]), bytes([_SYN | _RST])
     )
     messages = [
         nft.new_table(name, exclusive=exclusive),
@@ -179,10 +180,10 @@ def table_messages(interface: str, addresses: Iterable[InterfaceAddress], *, exc
         nft.new_chain(name, POSTROUTING, "nat", nft.NF_INET_POST_ROUTING, _PRIORITY_SRCNAT),
         nft.delete_rules(name),
     ]
-    for key in (nft.NFT_META_IIFNAME, nft.NFT_META_OIFNAME):
-        messages.append(nft.new_rule(name, FORWARD, nft.interface_is(key, interface), syn, nft.clamp_mss()))
+    for key in (expr.NFT_META_IIFNAME, expr.NFT_META_OIFNAME):
+        messages.append(nft.new_rule(name, FORWARD, expr.interface_is(key, interface), syn, expr.clamp_mss()))
     # Packets from this machine to itself pass here too, by lo, and must keep their address.
-    elsewhere = [nft.interface_is(nft.NFT_META_OIFNAME, each, negate=True) for each in (interface, "lo")]
+    elsewhere = [expr.interface_is(expr.NFT_META_OIFNAME, each, negate=True) for each in (interface, "lo")]
     for network in sorted({address.network for address in addresses}, key=str):
-        messages.append(nft.new_rule(name, POSTROUTING, *elsewhere, nft.comes_from(network), nft.masquerade()))
+        messages.append(nft.new_rule(name, POSTROUTING, *elsewhere, expr.comes_from(network), expr.masquerade()))
     return messages

@@ -1,4 +1,4 @@
-"""The nftables messages of `nat` and `packet_filter`: the one place where rules of the kernel's firewall are written.
+"""The nftables messages of `nat` and `packet_filter`: tables, chains and rules, and the socket that they go through.
 
 The rule: a change is one batch, which the kernel applies completely or not at all; the rules of a table, which may be
 hundreds, are read in slices of a datagram. A table made with NFT_TABLE_F_OWNER (Linux 5.12) belongs to the socket: no
@@ -18,8 +18,8 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
-from oxidize.config.values import HostAddress, Network
 from oxidize.errors import OxidizeError
+from oxidize.hostnet.nft_expressions import attribute, nested, number, text
 from oxidize.hostnet.part import Steps, run
 
 # --- linux/netlink.h ---
@@ -30,7 +30,6 @@ NLM_F_DUMP_INTR = 0x0010
 NLM_F_DUMP = 0x0300
 NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x0200, 0x0400, 0x0800
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLA_F_NESTED = 0x8000  # in the type of an attribute that holds attributes
 NLA_TYPE_MASK = 0x3FFF
 
 # --- linux/netfilter/nfnetlink.h ---
@@ -38,9 +37,8 @@ NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
 NFNL_SUBSYS_NFTABLES = 10
 
 # --- linux/netfilter.h ---
-NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6 = 1, 2, 10
+NFPROTO_INET = 1
 NF_INET_PRE_ROUTING, NF_INET_FORWARD, NF_INET_POST_ROUTING = 0, 2, 4
-NF_DROP, NF_ACCEPT = 0, 1
 
 # --- linux/netfilter/nf_tables.h: messages ---
 NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_DELTABLE = 0, 1, 2
@@ -51,37 +49,11 @@ NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_TYPE = 1, 3, 4, 7
 NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY = 1, 2
 NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS, NFTA_RULE_USERDATA = 1, 2, 4, 7
 
-# --- linux/netfilter/nf_tables.h: expressions. All here pass their one value through one register ---
-NFT_REG_VERDICT, NFT_REG_1 = 0, 1
-NFTA_LIST_ELEM = 1
-NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 2
-NFTA_DATA_VALUE, NFTA_DATA_VERDICT = 1, 2
-NFTA_VERDICT_CODE = 1
-NFTA_IMMEDIATE_DREG, NFTA_IMMEDIATE_DATA = 1, 2
-NFTA_CMP_SREG, NFTA_CMP_OP, NFTA_CMP_DATA = 1, 2, 3
-NFT_CMP_EQ, NFT_CMP_NEQ = 0, 1
-NFTA_META_DREG, NFTA_META_KEY = 1, 2
-NFT_META_MARK, NFT_META_IIFNAME, NFT_META_OIFNAME, NFT_META_NFPROTO, NFT_META_L4PROTO = 3, 6, 7, 15, 16
-NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN = 1, 2, 3, 4
-NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER = 1, 2
-NFTA_BITWISE_SREG, NFTA_BITWISE_DREG, NFTA_BITWISE_LEN, NFTA_BITWISE_MASK, NFTA_BITWISE_XOR = 1, 2, 3, 4, 5
-NFTA_RT_DREG, NFTA_RT_KEY = 1, 2
-NFT_RT_TCPMSS = 3
-NFTA_BYTEORDER_SREG, NFTA_BYTEORDER_DREG, NFTA_BYTEORDER_OP, NFTA_BYTEORDER_LEN, NFTA_BYTEORDER_SIZE = 1, 2, 3, 4, 5
-NFT_BYTEORDER_HTON = 1
-NFTA_EXTHDR_TYPE, NFTA_EXTHDR_OFFSET, NFTA_EXTHDR_LEN, NFTA_EXTHDR_OP, NFTA_EXTHDR_SREG = 2, 3, 4, 6, 7
-NFT_EXTHDR_OP_TCPOPT = 1
-_TCPOPT_MAXSEG = 2  # RFC 9293, section 3.1: the maximum segment size, which stands at 2 of its option
-
 # --- libnftnl/udata.h: data of a rule that the kernel keeps and does not read ---
 _UDATA_COMMENT = 0  # which nft(8) shows
 _UDATA_DIGEST = 0x6F  # this program's: of the expressions
 _COMMENT_BYTES = 120
 
-_SOURCE_OFFSET, _DESTINATION_OFFSET = {4: 12, 6: 8}, {4: 16, 6: 24}  # RFC 791, RFC 8200
-_FAMILY = {4: NFPROTO_IPV4, 6: NFPROTO_IPV6}
-
-_INTERFACE_NAME_SIZE = 16  # IFNAMSIZ: names are compared whole, with the NULs after them
 _ANSWER_BYTES_MAX = 65_536
 _DUMPS_MAX = 10
 _SEND_BYTES = 65_536  # what any socket sends at once; more needs a larger buffer, socket(7)
@@ -129,183 +101,48 @@ class Rule(NamedTuple):
         return self.chain, b"".join(bytes([kind, len(value)]) + value for kind, value in parts)
 
 
-# --- Attributes and expressions ---
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-def _nested(kind: int, *attributes: bytes) -> bytes:
-    return _attribute(kind | NLA_F_NESTED, b"".join(attributes))
-
-
-def _number(kind: int, value: int) -> bytes:
-    return _attribute(kind, struct.pack(">i", value))
-
-
-def _text(kind: int, value: str) -> bytes:
-    return _attribute(kind, value.encode() + b"\0")
-
-
-def _expression(name: str, *attributes: bytes) -> bytes:
-    return _nested(NFTA_LIST_ELEM, _text(NFTA_EXPR_NAME, name), _nested(NFTA_EXPR_DATA, *attributes))
-
-
-def _compare(operation: int, value: bytes) -> bytes:
-    return _expression(
-        "cmp",
-        _number(NFTA_CMP_SREG, NFT_REG_1),
-        _number(NFTA_CMP_OP, operation),
-        _nested(NFTA_CMP_DATA, _attribute(NFTA_DATA_VALUE, value)),
-    )
-
-
-def _meta(key: int) -> bytes:
-    return _expression("meta", _number(NFTA_META_DREG, NFT_REG_1), _number(NFTA_META_KEY, key))
-
-
-def interface_is(key: int, name: str, *, negate: bool = False) -> bytes:
-    """Match packets by the name of their interface: `key` is NFT_META_IIFNAME or NFT_META_OIFNAME."""
-    value = name.encode().ljust(_INTERFACE_NAME_SIZE, b"\0")
-    return _meta(key) + _compare(NFT_CMP_NEQ if negate else NFT_CMP_EQ, value)
-
-
-def meta_is(key: int, value: int) -> bytes:
-    """Match packets by NFT_META_NFPROTO or NFT_META_L4PROTO."""
-    return _meta(key) + _compare(NFT_CMP_EQ, bytes([value]))
-
-
-def mark_is(mark: int) -> bytes:
-    """Match packets by their mark, as SO_MARK sets it."""
-    return _meta(NFT_META_MARK) + _compare(NFT_CMP_EQ, struct.pack("=I", mark))
-
-
-def family_is(version: int) -> bytes:
-    """Match packets of IPv4 or IPv6."""
-    return meta_is(NFT_META_NFPROTO, _FAMILY[version])
-
-
-def comes_from(network: Network) -> bytes:
-    """Match packets by the network of their source."""
-    return _address_in(_SOURCE_OFFSET, network)
-
-
-def goes_to(network: Network) -> bytes:
-    """Match packets by the network of their destination."""
-    return _address_in(_DESTINATION_OFFSET, network)
-
-
-def goes_to_host(address: HostAddress) -> bytes:
-    """Match packets by their destination."""
-    every_bit = b"\xff" * len(address.packed)
-    return _address_is(_DESTINATION_OFFSET, address.version, address.packed, every_bit)
-
-
-def _address_in(offsets: dict[int, int], network: Network) -> bytes:
-    return _address_is(offsets, network.version, network.network_address.packed, network.netmask.packed)
-
-
-def _address_is(offsets: dict[int, int], version: int, address: bytes, mask: bytes) -> bytes:
-    return family_is(version) + payload_is(NFT_PAYLOAD_NETWORK_HEADER, offsets[version], address, mask)
-
-
-def decide(verdict: int) -> bytes:
-    """End the way of a packet through a chain: NF_ACCEPT or NF_DROP."""
-    code = _nested(NFTA_DATA_VERDICT, _number(NFTA_VERDICT_CODE, verdict))
-    return _expression("immediate", _number(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT), _nested(NFTA_IMMEDIATE_DATA, code))
-
-
-def payload_is(header: int, offset: int, value: bytes, mask: bytes) -> bytes:
-    """Match packets whose bytes at `offset` of a header are `value` under `mask`."""
-    size = len(value)
-    load = _expression(
-        "payload",
-        _number(NFTA_PAYLOAD_DREG, NFT_REG_1),
-        _number(NFTA_PAYLOAD_BASE, header),
-        _number(NFTA_PAYLOAD_OFFSET, offset),
-        _number(NFTA_PAYLOAD_LEN, size),
-    )
-    apply_mask = _expression(
-        "bitwise",
-        _number(NFTA_BITWISE_SREG, NFT_REG_1),
-        _number(NFTA_BITWISE_DREG, NFT_REG_1),
-        _number(NFTA_BITWISE_LEN, size),
-        _nested(NFTA_BITWISE_MASK, _attribute(NFTA_DATA_VALUE, mask)),
-        _nested(NFTA_BITWISE_XOR, _attribute(NFTA_DATA_VALUE, bytes(size))),
-    )
-    return load + apply_mask + _compare(NFT_CMP_EQ, value)
-
-
-def masquerade() -> bytes:
-    """Give a flow the address of the interface by which it leaves."""
-    return _expression("masq")
-
-
-def clamp_mss() -> bytes:
-    """Lower the MSS of a TCP SYN to what its route's MTU lets through, in either direction; never raise it."""
-    load = _expression("rt", _number(NFTA_RT_DREG, NFT_REG_1), _number(NFTA_RT_KEY, NFT_RT_TCPMSS))
-    to_network_order = _expression(
-        "byteorder",
-        _number(NFTA_BYTEORDER_SREG, NFT_REG_1),
-        _number(NFTA_BYTEORDER_DREG, NFT_REG_1),
-        _number(NFTA_BYTEORDER_OP, NFT_BYTEORDER_HTON),
-        _number(NFTA_BYTEORDER_LEN, 2),
-        _number(NFTA_BYTEORDER_SIZE, 2),
-    )
-    write = _expression(
-        "exthdr",
-        _number(NFTA_EXTHDR_SREG, NFT_REG_1),
-        _attribute(NFTA_EXTHDR_TYPE, bytes([_TCPOPT_MAXSEG])),
-        _number(NFTA_EXTHDR_OFFSET, 2),
-        _number(NFTA_EXTHDR_LEN, 2),
-        _number(NFTA_EXTHDR_OP, NFT_EXTHDR_OP_TCPOPT),
-    )
-    return load + to_network_order + write
-
-
 # --- Messages ---
 
 
 def new_table(name: str, *, exclusive: bool) -> Message:
     """Make a table that belongs to the socket. exclusive: it must not exist yet."""
     flags = NLM_F_CREATE | (NLM_F_EXCL if exclusive else 0)
-    return Message(NFT_MSG_NEWTABLE, flags, _text(NFTA_TABLE_NAME, name) + _number(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER))
+    return Message(NFT_MSG_NEWTABLE, flags, text(NFTA_TABLE_NAME, name) + number(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER))
 
 
 def new_table_without_owner(name: str) -> Message:
     """Make a table that stays until it is removed, or wake it if it is dormant; a no-op if it exists."""
-    return Message(NFT_MSG_NEWTABLE, NLM_F_CREATE, _text(NFTA_TABLE_NAME, name) + _number(NFTA_TABLE_FLAGS, 0))
+    return Message(NFT_MSG_NEWTABLE, NLM_F_CREATE, text(NFTA_TABLE_NAME, name) + number(NFTA_TABLE_FLAGS, 0))
 
 
 def delete_table(name: str) -> Message:
     """Remove a table with its chains and rules."""
-    return Message(NFT_MSG_DELTABLE, 0, _text(NFTA_TABLE_NAME, name))
+    return Message(NFT_MSG_DELTABLE, 0, text(NFTA_TABLE_NAME, name))
 
 
 def new_chain(table: str, name: str, kind: str, hook: int, priority: int) -> Message:
     """Make a base chain that accepts packets that none of its rules decides; a no-op if it exists."""
-    at = _nested(NFTA_CHAIN_HOOK, _number(NFTA_HOOK_HOOKNUM, hook), _number(NFTA_HOOK_PRIORITY, priority))
-    attributes = _text(NFTA_CHAIN_TABLE, table) + _text(NFTA_CHAIN_NAME, name) + at + _text(NFTA_CHAIN_TYPE, kind)
+    at = nested(NFTA_CHAIN_HOOK, number(NFTA_HOOK_HOOKNUM, hook), number(NFTA_HOOK_PRIORITY, priority))
+    attributes = text(NFTA_CHAIN_TABLE, table) + text(NFTA_CHAIN_NAME, name) + at + text(NFTA_CHAIN_TYPE, kind)
     return Message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, attributes)
 
 
 def delete_rules(table: str) -> Message:
     """Remove all rules of a table, and keep its chains."""
-    return Message(NFT_MSG_DELRULE, 0, _text(NFTA_RULE_TABLE, table))
+    return Message(NFT_MSG_DELRULE, 0, text(NFTA_RULE_TABLE, table))
 
 
 def new_rule(table: str, chain: str, *expressions: bytes) -> Message:
     """Add a rule at the end of a chain."""
-    names = _text(NFTA_RULE_TABLE, table) + _text(NFTA_RULE_CHAIN, chain)
-    attributes = names + _nested(NFTA_RULE_EXPRESSIONS, *expressions)
+    names = text(NFTA_RULE_TABLE, table) + text(NFTA_RULE_CHAIN, chain)
+    attributes = names + nested(NFTA_RULE_EXPRESSIONS, *expressions)
     return Message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, attributes)
 
 
 def new_marked_rule(table: str, rule: Rule) -> Message:
     """Add a rule at the end of its chain, with the data by which `NftSocket.rules` finds it again."""
     bare = new_rule(table, rule.chain, rule.expressions)
-    return Message(bare.kind, bare.flags, bare.attributes + _attribute(NFTA_RULE_USERDATA, rule.identity[1]))
+    return Message(bare.kind, bare.flags, bare.attributes + attribute(NFTA_RULE_USERDATA, rule.identity[1]))
 
 
 # --- The socket ---
@@ -366,7 +203,7 @@ class NftSocket:
 
     def rules(self, table: str) -> Steps[list[tuple[str, bytes]]]:
         """Return chain and kept data of each rule of a table, in order (`Rule.identity`); raises as `tables` does."""
-        read = yield from self._dump(NFT_MSG_GETRULE, NFT_MSG_NEWRULE, _text(NFTA_RULE_TABLE, table))
+        read = yield from self._dump(NFT_MSG_GETRULE, NFT_MSG_NEWRULE, text(NFTA_RULE_TABLE, table))
         return [(_text_of(each[NFTA_RULE_CHAIN]), each.get(NFTA_RULE_USERDATA, b"")) for each in read]
 
     def fileno(self) -> int:

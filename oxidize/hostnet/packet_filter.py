@@ -19,9 +19,11 @@ from typing import NamedTuple
 
 from oxidize.config.values import InterfaceAddress, Network
 from oxidize.errors import OxidizeError
+from oxidize.hostnet import nft_expressions as expr
 from oxidize.hostnet import nftables as nft
 from oxidize.hostnet.local_networks import LocalNetwork, read_local_networks
-from oxidize.hostnet.nftables import NF_ACCEPT, NF_DROP, Message, NftError, NftSocket, Rule, decide
+from oxidize.hostnet.nft_expressions import NF_ACCEPT, NF_DROP, decide
+from oxidize.hostnet.nftables import Message, NftError, NftSocket, Rule
 from oxidize.hostnet.part import Steps, run
 
 ARRIVING, LEAVING = "arriving", "leaving"  # the chains
@@ -160,26 +162,28 @@ def _rules(wanted: Filter) -> Rules:
 
 def _arriving(wanted: Filter) -> Iterator[Rule]:
     # This machine reaches its own addresses by lo; wg-quick asks for the type of the source instead.
-    elsewhere = b"".join(nft.interface_is(nft.NFT_META_IIFNAME, name, negate=True) for name in (wanted.interface, "lo"))
+    elsewhere = b"".join(
+        expr.interface_is(expr.NFT_META_IIFNAME, name, negate=True) for name in (wanted.interface, "lo")
+    )
     for address in wanted.addresses:
         comment = f"{address.ip} is reached by {wanted.interface} alone"
-        yield Rule(ARRIVING, comment, elsewhere + nft.goes_to_host(address.ip) + decide(NF_DROP))
+        yield Rule(ARRIVING, comment, elsewhere + expr.goes_to_host(address.ip) + decide(NF_DROP))
 
 
 def _leaving(wanted: Filter, local: Sequence[LocalNetwork]) -> Iterator[Rule]:
     accept = partial(_rule, NF_ACCEPT)
     for name in (wanted.interface, "lo"):
         yield accept(f"by {name}", _leaves_by(name))
-    is_udp = nft.meta_is(nft.NFT_META_L4PROTO, _UDP)
-    yield accept(f"the tunnel's own, with mark {wanted.mark:#x}", is_udp, nft.mark_is(wanted.mark))
+    is_udp = expr.meta_is(expr.NFT_META_L4PROTO, _UDP)
+    yield accept(f"the tunnel's own, with mark {wanted.mark:#x}", is_udp, expr.mark_is(wanted.mark))
     for version, ports in _DHCP_PORTS.items():
         both = b"".join(port.to_bytes(2, "big") for port in ports)
-        yield accept(f"DHCP of IPv{version}", nft.family_is(version), is_udp, _transport_is(both))
+        yield accept(f"DHCP of IPv{version}", expr.family_is(version), is_udp, _transport_is(both))
     for name, kind in _NEIGHBOUR_DISCOVERY.items():
-        is_icmp = nft.family_is(6) + nft.meta_is(nft.NFT_META_L4PROTO, _ICMPV6)
+        is_icmp = expr.family_is(6) + expr.meta_is(expr.NFT_META_L4PROTO, _ICMPV6)
         yield accept(f"neighbour {name}", is_icmp, _transport_is(bytes([kind])))
     for network in _LINK:
-        yield accept(f"{network} stays on its link", nft.goes_to(network))
+        yield accept(f"{network} stays on its link", expr.goes_to(network))
     # Of two equal networks the tunnel's comes first.
     inside = dict.fromkeys([*(address.network for address in wanted.addresses), *wanted.networks])
     ordered = [(-network.prefixlen, f"{network} is in the tunnel", network, "") for network in inside]
@@ -189,9 +193,9 @@ def _leaving(wanted: Filter, local: Sequence[LocalNetwork]) -> Iterator[Rule]:
             ordered.append((-each.network.prefixlen, comment, each.network, each.interface))
     for _, comment, network, interface in sorted(ordered, key=lambda item: (item[0], bool(item[3]), item[1])):
         if interface:
-            yield accept(comment, _leaves_by(interface), nft.goes_to(network))
+            yield accept(comment, _leaves_by(interface), expr.goes_to(network))
         else:
-            yield _rule(NF_DROP, comment, nft.goes_to(network))
+            yield _rule(NF_DROP, comment, expr.goes_to(network))
     yield _rule(NF_DROP, "kill_switch: everything else")
 
 
@@ -200,12 +204,12 @@ def _rule(verdict: int, comment: str, *expressions: bytes) -> Rule:
 
 
 def _leaves_by(interface: str) -> bytes:
-    return nft.interface_is(nft.NFT_META_OIFNAME, interface)
+    return expr.interface_is(expr.NFT_META_OIFNAME, interface)
 
 
 def _transport_is(value: bytes) -> bytes:
     """Match packets by the first bytes of the header after IP's."""
-    return nft.payload_is(nft.NFT_PAYLOAD_TRANSPORT_HEADER, 0, value, b"\xff" * len(value))
+    return expr.payload_is(expr.NFT_PAYLOAD_TRANSPORT_HEADER, 0, value, b"\xff" * len(value))
 
 
 def _batch(wanted: Filter, rules: Rules) -> Steps[list[Message]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import pytest
 
 from oxidize.errors import OxidizeError
+from oxidize.hostnet import nft_expressions as expr
 from oxidize.hostnet import nftables as nft
 from oxidize.hostnet.nftables import NftError, NftSocket, Table
 from oxidize.hostnet.part import run
@@ -103,7 +104,7 @@ def test_a_batch_stands_between_its_begin_and_its_end() -> None:
 
 def test_a_batch_of_thousands_of_messages_fits_into_the_socket_and_so_do_its_answers() -> None:
     kernel = Kernel([acknowledgement(5_001)])
-    connected(kernel).commit([nft.new_rule("t", "c", nft.masquerade())] * 5_000)
+    connected(kernel).commit([nft.new_rule("t", "c", expr.masquerade())] * 5_000)
     sent = split(kernel.requests[0])
     assert len(sent) == 5_002
     assert [sequence for _, flags, sequence, _ in sent if flags & 4] == [5_001]  # NLM_F_ACK
@@ -116,7 +117,7 @@ def test_a_batch_that_is_only_checked_has_no_end() -> None:
 
 
 def test_a_rule_is_a_list_of_expressions() -> None:
-    message = nft.new_rule("t", "c", nft.masquerade())
+    message = nft.new_rule("t", "c", expr.masquerade())
     masquerade = bytes.fromhex("09000100 6d61737100000000 04000280")  # name "masq", no data
     element = struct.pack("=HH", 4 + len(masquerade), 0x8001) + masquerade
     expressions = struct.pack("=HH", 4 + len(element), 0x8004) + element
@@ -125,7 +126,7 @@ def test_a_rule_is_a_list_of_expressions() -> None:
 
 
 def test_an_interface_is_compared_with_the_nuls_after_its_name() -> None:
-    equal, unequal = (nft.interface_is(nft.NFT_META_OIFNAME, "ox0", negate=negate) for negate in (False, True))
+    equal, unequal = (expr.interface_is(expr.NFT_META_OIFNAME, "ox0", negate=negate) for negate in (False, True))
     assert b"ox0".ljust(16, b"\0") in equal
     assert len(equal) == len(unequal)
     assert [pair for pair in zip(equal, unequal, strict=True) if pair[0] != pair[1]] == [(0, 1)]
