@@ -1,10 +1,11 @@
-"""What the interoperability tests stand on: `site`, a server's namespace with room for clients."""
+"""What the interoperability tests stand on: `site` has room for clients, `world` relays to a host behind the server."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.traffic.relay import World
 from tests.support.traffic.server import Lab
 from tests.support.traffic.site import Site
 
@@ -13,3 +14,8 @@ from tests.support.traffic.site import Site
 def site(tmp_path: Path) -> Iterator[Site]:
     with Lab(tmp_path) as lab:
         yield Site(lab)
+
+
+@pytest.fixture
+def world(site: Site) -> World:
+    return World.of(site)

@@ -1,26 +1,19 @@
-"""`nat = true`: a client reaches a host behind the server that has no route back to it, while the server is replaced.
-
-The host behind the server is 198.51.100.2 and 2001:db8:ffff::2; the server's address there ends with 1 (RFC 5737, RFC
-3849).
-"""
+"""`nat = true`: a client reaches a host behind the server, which has no route back, while the server is replaced."""
 
 import socket
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from ipaddress import ip_interface, ip_network
-from pathlib import Path
 
 import pytest
 
-from oxidize.hostnet.interface import configure_interface
 from tests.support.traffic.capture import ETH_P_ALL, ETH_P_IP
-from tests.support.traffic.namespaces import Namespace, join, set_addresses
+from tests.support.traffic.namespaces import Namespace
 from tests.support.traffic.nftables import handles, nft, rules, tables
 from tests.support.traffic.ping import Ping, ping, wait_for_replies
-from tests.support.traffic.server import WAIT_SECS, Footprint, fault, kill, wait_for
-from tests.support.traffic.site import PORT, Client, Site
+from tests.support.traffic.relay import BEYOND4, BEYOND6, UPLINK4, UPLINK6, World, source_seen
+from tests.support.traffic.server import Footprint, fault, kill, wait_for
+from tests.support.traffic.site import Site
 from tests.support.traffic.transfer import Transfer
 from tests.support.traffic.udp_flows import Flows
 from tests.support.traffic.wireguard_go import INNER_MTU
@@ -29,9 +22,6 @@ pytestmark = [pytest.mark.handoff, pytest.mark.root, pytest.mark.needs("wireguar
 
 GENERATIONS = 5
 PING_INTERVAL_SECS = 0.1
-UPLINK4, UPLINK6 = "198.51.100.1", "2001:db8:ffff::1"
-BEYOND4, BEYOND6 = "198.51.100.2", "2001:db8:ffff::2"
-SYSCTLS = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 _SYN, _ACK = 0x02, 0x10
 _MSS_OPTION = 2
 
@@ -51,73 +41,6 @@ table ip nat {
 	}
 }
 """
-
-
-@dataclass
-class World:
-    """A site with one client and a host behind the server."""
-
-    site: Site
-    client: Client
-    beyond: Namespace
-
-    @property
-    def table(self) -> str:
-        return f"inet oxidize-{self.site.server.status()['interface']}"
-
-    def configure(self, **options: object) -> None:
-        self.site.server.write_config(**{"nat": True} | options)
-
-    def connect(self) -> None:
-        """Make the server the client's gateway to the host behind it."""
-        networks = ["10.9.0.0/24", "fd09::/64", f"{BEYOND4}/32", f"{BEYOND6}/128"]
-        self.client.wireguard.set_peer(
-            self.site.server.identity.public, ",".join(networks), endpoint=f"{self.client.server4}:{PORT}"
-        )
-        with self.client.namespace.entered():
-            addresses = [ip_interface(address) for address in self.client.wireguard.addresses]
-            configure_interface(self.client.wireguard.name, addresses, INNER_MTU, list(map(ip_network, networks)))
-
-    def start(self, **options: object) -> None:
-        self.configure(**options)
-        self.site.server.start()
-        self.connect()
-
-    def forward(self, **values: int) -> None:
-        """Set the forwarding sysctls of the server's namespace."""
-        with self.site.namespace.entered():
-            for version, name in SYSCTLS.items():
-                Path("/proc/sys", name).write_text(str(values.get(f"v{version}", 1)))
-
-
-@pytest.fixture
-def world(site: Site) -> World:
-    client = site.add_client()
-    beyond = Namespace(site.lab.stack)
-    join(site.namespace, "uplink0", beyond, "lan0")
-    set_addresses(site.namespace, "uplink0", [f"{UPLINK4}/24", f"{UPLINK6}/64"])
-    set_addresses(beyond, "lan0", [f"{BEYOND4}/24", f"{BEYOND6}/64"])
-    made = World(site, client, beyond)
-    made.forward()
-    return made
-
-
-def source_seen(world: World, address: str) -> str:
-    """Connect from the client to the host behind the server; return the source address that the host sees."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with world.beyond.entered():
-        listener = socket.socket(family)
-    with world.client.namespace.entered():
-        connecting = socket.socket(family)
-    with listener, connecting:
-        for each in (listener, connecting):
-            each.settimeout(WAIT_SECS)
-        listener.bind((address, 0))
-        listener.listen()
-        connecting.connect(listener.getsockname())
-        accepted, peer = listener.accept()
-        accepted.close()
-    return str(peer[0])
 
 
 def test_packets_to_a_host_beyond_the_server_survive_its_replacement(world: World) -> None:

@@ -115,6 +115,13 @@ class Outcome:
     errors: str
 
 
+def _toml(value: object) -> str:
+    """Return a value as TOML, a table inline."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_toml(each)}' for key, each in value.items())}}}"
+    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, list) else json.dumps(value)
+
+
 class Server:
     """The configuration of one server, and the generations that serve it.
 
@@ -165,7 +172,7 @@ class Server:
     def write_config(self, **options: object) -> None:
         """Write the configuration with these keys of [server] changed."""
         lines = ["[server]"]
-        lines += [f"{key} = {json.dumps(value)}" for key, value in (self._options | options).items()]
+        lines += [f"{key} = {_toml(value)}" for key, value in (self._options | options).items()]
         for peer in self.peers:
             lines += ["", "[[peer]]", f'name = "{peer.name}"', f'public_key = "{b64(peer.public_key)}"']
             lines.append(f"allowed_ips = {json.dumps(peer.allowed_ips)}")
