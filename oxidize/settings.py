@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from oxidize.config.nat import NatSettings
 from oxidize.config.paths import Role
 from oxidize.config.values import HostPort, InterfaceAddress, NameServers, Network, NetworkKind
 from oxidize.net.resolve import literal
@@ -44,7 +45,7 @@ class NodeSettings(NamedTuple):
     default_routes: tuple[Network, ...] = ()
     # --- Of a server ---
     listen: HostPort = ("::", 0)
-    nat: bool = False
+    nat: NatSettings | None = None
     endpoints_file: Path | None = None
     metrics_peers: int = 1  # more of them have no metrics of their own
     drain_timeout_secs: float = 0.0  # no peer starts handshakes with a client: there is nothing to drain
@@ -79,7 +80,7 @@ class NodeSettings(NamedTuple):
             peers=peers,
             routes=server_routes(peers),
             listen=config.listen,
-            nat=config.nat,
+            nat=config.nat.settings(config.addresses) if config.nat is not None else None,
             metrics_peers=config.metrics_peers,
             endpoints_file=config.endpoints_file,
             drain_timeout_secs=config.drain_timeout_secs,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
+from oxidize.config.nat_schema import ForwardTable, NatTable
 from oxidize.config.report import show
 from oxidize.config.schema import ClientTable, NodeTable, PeerTable, ServerTable
 from oxidize.config.validation import Table, fields_by_key
@@ -35,6 +36,18 @@ which keeps all sessions.
 
 {server}
 
+## [server.nat]
+
+Instead of `nat = true`: TOML takes only one of them. `oxidize status` shows what is in force.
+
+{nat}
+
+## [[server.nat.forward]]
+
+One table for each port, or range of ports, that is forwarded.
+
+{forward}
+
 ## [[peer]]
 
 One table for each client of a server; `oxidize peer add` writes it.
@@ -49,7 +62,13 @@ One table for each client of a server; `oxidize peer add` writes it.
 
 def page() -> str:
     """Return the page in Markdown."""
-    return TEXT.format(server=table(ServerTable), peer=table(PeerTable), client=table(ClientTable))
+    return TEXT.format(
+        server=table(ServerTable),
+        nat=table(NatTable),
+        forward=table(ForwardTable),
+        peer=table(PeerTable),
+        client=table(ClientTable),
+    )
 
 
 def table(model: type[Table]) -> str:

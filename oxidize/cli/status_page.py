@@ -26,6 +26,8 @@ TAKEOVERS_SHOWN = 5
 INACTIVE_SHOWN = 10  # names of a kind: two lines of a terminal; `oxidize peer list` shows all
 PEERS_MANY = 50  # with more a terminal gets those that fit it, but PEERS_FEW at least
 PEERS_FEW = 5
+NETWORKS_SHOWN = 3  # of the sources of one family
+FORWARDS_SHOWN = 5
 SPACE_LINES = 4  # two empty ones, that of the peers left out, and the shell's
 PEER_HEADINGS = ("peer", "endpoint", "last handshake", "received", "sent")
 TAKEOVER_HEADINGS = ("takeover", "result", "generation", "sessions", "blackout", "")
@@ -60,6 +62,7 @@ def _lines(status: dict[str, Any], lines_max: int | None) -> Iterator[Text]:
         (status["role"], f"{status['state']}, generation {status['generation']}, release {_release(status)}"),
         ("process", f"pid {status['pid']}, up {duration(status['uptime_secs'])}"),
         ("listening", f"{status['listen']}, {interface}"),
+        *_translation(status.get("nat_rules")),
         ("public key", status["public_key"]),
         *([("connection", _connection(status["connection"]))] if status.get("connection") else []),
         *[("missing", one_line(missing)) for missing in status.get("network_missing", ())],
@@ -89,6 +92,31 @@ def _lines(status: dict[str, Any], lines_max: int | None) -> Iterator[Text]:
     if shown:
         yield Text()
         yield from takeovers
+
+
+def _translation(rules: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """Yield a line for each family that is translated, and one for each port that is forwarded."""
+    if rules is None:
+        return
+    for colon in (False, True):
+        sources = [each for each in rules["sources"] if (":" in each) is colon]
+        address = next((each for each in rules["snat"] if (":" in each) is colon), None)
+        if sources:
+            shown = ", ".join(sources[:NETWORKS_SHOWN]) + _more(len(sources) - NETWORKS_SHOWN)
+            by = f" by {rules['interface']}" if rules["interface"] else ""
+            yield "translated", f"{shown}{by}, {f'to {address}' if address else 'masqueraded'}"
+    for each in rules["forward"][:FORWARDS_SHOWN]:
+        by = f" by {each['interface']}" if each["interface"] else ""
+        at = f" at {', '.join(each['address'])}" if each["address"] else ""
+        hidden = ", masqueraded" if each["masquerade"] else ""
+        protocol = "tcp and udp" if each["protocol"] == "both" else each["protocol"]
+        yield "forwarded", f"{protocol} {each['port']}{by}{at}, to {each['to']}{hidden}"
+    if more := _more(len(rules["forward"]) - FORWARDS_SHOWN):
+        yield "forwarded", f"{more.strip()}: `oxidize status --json`"
+
+
+def _more(number: int) -> str:
+    return f" and {number} more" if number > 0 else ""
 
 
 def _release(status: dict[str, Any]) -> str:

@@ -20,7 +20,6 @@ from oxidize.protocol.constants import PEERS_MAX
 def check_server(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable]], report: Report) -> None:
     """Report the mistakes that show only when the keys and tables of a server are compared, and warn."""
     _check_interface(server, report)
-    _check_nat(server, report)
     _check_unique(peers, "name", report)
     _check_unique(peers, "public_key", report)
     _check_foreign(server, peers, "public_key", report)
@@ -28,7 +27,6 @@ def check_server(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable
     _warn_of_peers(server, peers, report)
     # A disabled peer's addresses may be another's meanwhile; `oxidize peer enable` finds that.
     _warn_of_shared_networks([peer for peer in peers if peer.valid.get("enabled")], report)
-    _warn_of_nat(server, peers, report)
 
 
 def check_client(client: Checked[ClientTable], report: Report) -> None:
@@ -84,13 +82,6 @@ def _check_delays(client: Checked[ClientTable], report: Report) -> None:
     if longest < first:
         expected = f"at least reconnect_delay_ms, which is {first}"
         report.wrong(f"{client.prefix}.max_reconnect_delay_ms", longest, expected, "raise it, or lower the other one")
-
-
-def _check_nat(server: Checked[ServerTable], report: Report) -> None:
-    """Report address translation without a network interface of the kernel."""
-    if server.valid.get("nat") and server.valid.get("network") == "userspace":
-        expected = 'false, as network = "userspace" hands no packet to the kernel'
-        report.wrong("server.nat", True, expected, 'remove the line, or set network = "tun"')
 
 
 def _check_unique(peers: Sequence[Checked[PeerTable]], name: str, report: Report) -> None:
@@ -163,20 +154,6 @@ def _warn_of_peers(server: Checked[ServerTable], peers: Sequence[Checked[PeerTab
             if network is not None and network.prefixlen == network.max_prefixlen and network.network_address in own:
                 address = own[network.network_address]
                 report.warn(f"{peer.prefix}.allowed_ips", f"{network} is the server's own address {address}")
-
-
-def _warn_of_nat(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable]], report: Report) -> None:
-    """Warn of address translation that applies to no peer."""
-    if not server.valid.get("nat"):
-        return
-    own = [address.network for address in server.valid.get("addresses", ())]
-    networks = [network for peer in peers for network in peer.valid.get("allowed_ips", ())]
-    if networks and own and not any(inner.overlaps(outer) for inner in networks for outer in own):
-        report.warn(
-            "server.nat",
-            f"translates only packets from the networks of address ({', '.join(map(str, own))}), "
-            "and no peer's allowed_ips lie in them",
-        )
 
 
 def check_client_network(client: Checked[ClientTable], report: Report) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import tomli
 
-from oxidize.config import checks
+from oxidize.config import checks, nat_checks
 from oxidize.config.document import TooComplexError, parse_toml
 from oxidize.config.report import Report
 from oxidize.config.schema import ClientTable, PeerTable, ServerTable
@@ -54,6 +54,7 @@ def load_server(
     server = check_table(ServerTable, _table(document, "server", file.report), "server", file)
     peers = checks.check_peers(document.get("peer", []), file)
     checks.check_server(server, peers, file.report)
+    nat_checks.check_nat(server, peers, file.report)
     file.report.check(missing_last=True)
     return ServerConfig.model_construct(
         **dict(_complete(server)),
@@ -116,6 +117,9 @@ def _parse_document(content: bytes, tables: list[str], report: Report) -> dict[s
     except TooComplexError as error:
         report.fail(f"{error}: expected keys of at most two parts, as in examples/; remove it")
     except tomli.TOMLDecodeError as error:
+        if str(error).startswith("Cannot "):
+            twice = "every key and table once, and a key or a table, such as nat = true or [server.nat]"
+            report.fail(f"{error}: expected {twice}; remove one of the two")
         report.fail(f"{error}: expected TOML; correct the syntax there")
     except (ValueError, RecursionError):
         # tomli passes on what int() and the depth of the stack refuse.

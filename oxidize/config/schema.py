@@ -10,15 +10,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo
 
 from oxidize.config import expiry, keys, path_keys, values
+from oxidize.config.nat_schema import NatTable
 from oxidize.config.paths import CLIENT_INTERFACE
-from oxidize.config.validation import Table
+from oxidize.config.validation import Table, check_table, fields_by_key, table_of
 from oxidize.config.values import (
     HostAddress,
     HostPort,
     InterfaceAddress,
+    InvalidValueError,
     NameServers,
     Network,
     NetworkKind,
@@ -101,6 +103,23 @@ class NodeTable(Table):
         return keys.public_key(self.private_key)
 
 
+def _nat(value: object, info: ValidationInfo) -> NatTable | None:
+    """Return what is translated, None for nothing or where a problem is reported; raises InvalidValueError."""
+    if value is False:
+        return None
+    given = {} if value is True else value
+    if not isinstance(given, dict):
+        raise InvalidValueError("true or false, or a table [server.nat]")
+    outer = table_of(info)
+    prefix, report = f"{outer.prefix}.nat", outer.source.report
+    strays = given.keys() & fields_by_key(ServerTable).keys() - fields_by_key(NatTable).keys()
+    for name in sorted(strays):
+        expected = f"a key of [{prefix}], and this is one of [{outer.prefix}]"
+        report.wrong(f"{prefix}.{name}", given[name], expected, f"move the line above [{prefix}]")
+    own = {name: each for name, each in given.items() if name not in strays}
+    return check_table(NatTable, own, prefix, outer.source).table
+
+
 class ServerTable(NodeTable):
     """The table [server]."""
 
@@ -111,10 +130,14 @@ class ServerTable(NodeTable):
     IPv4, port 0 lets the kernel choose. The address is literal, not a name."""
     interface: _InterfaceName = Field("oxidize0", description="a name")
     """The name of the network interface: 1 to 15 letters, digits and `_ = + . -`, not beginning with `-`."""
-    nat: bool = Field(default=False, description="true or false")
+    nat: Annotated[NatTable | None, PlainValidator(_nat)] = Field(
+        default=False, validate_default=True, description="true or false, or a table [server.nat]"
+    )
     """Whether packets from the networks of `address` to hosts beyond the server leave with the server's own address
     (masquerading), for which it makes an nftables table of its own. It needs `network = "tun"`, and forwarding to be
-    enabled for the address families in `address`: `net.ipv4.ip_forward` and `net.ipv6.conf.all.forwarding`."""
+    enabled for the address families in use: `net.ipv4.ip_forward` and `net.ipv6.conf.all.forwarding`. A table
+    [`[server.nat]`](#servernat) instead, below all other keys of `[server]`, says more closely what is translated, and
+    forwards ports."""
     public_endpoint: Annotated[PublicEndpoint, PlainValidator(values.public_endpoint)] | None = Field(
         None, description='"host" or "host:port"'
     )

@@ -1,44 +1,34 @@
-"""`nat = true`: packets from the tunnel's networks to elsewhere are masqueraded, and TCP's MSS fits the tunnel.
+"""`nat`: the nftables table that translates addresses and forwards ports for the tunnel (`nat_rules`), and its life.
 
 The rule: no nftables table but the server's own is touched. It belongs to a netlink socket that is handed over like the
 other descriptors, and ends with the last holder of that socket. Its chains stay while their rules are replaced, in one
 batch, so every packet finds either the old rules or the new ones.
 
-Only the networks of `address` are masqueraded. A peer's allowed IPs outside of them are a site's network, which is
-routed with its own addresses. Source: docs/adr/0005, Linux Documentation/networking/ip-sysctl.rst.
+Source: docs/adr/0005, Linux Documentation/networking/ip-sysctl.rst.
 """
 
 import errno
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from oxidize.config import InterfaceAddress
+from oxidize.config.nat import PROTOCOLS, NatSettings
+from oxidize.config.values import HostAddress, InterfaceAddress, Network
 from oxidize.errors import ConfigError
-from oxidize.hostnet import nft_expressions as expr
 from oxidize.hostnet import nftables as nft
+from oxidize.hostnet.nat_rules import MODULES, table_messages, table_name
 from oxidize.hostnet.nftables import Message, NftError, NftSocket, Table
 from oxidize.hostnet.part import Steps
 
 SYSCTLS = Path("/proc/sys")
 FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
-FORWARD, POSTROUTING = "forward", "postrouting"
-_PRIORITY_MANGLE, _PRIORITY_SRCNAT = -150, 100  # linux/netfilter_ipv4.h
-
-_TCP = 6
-_TCP_FLAGS_OFFSET = 13  # RFC 9293, section 3.1
-_SYN, _RST = 0x02, 0x04
+Address = InterfaceAddress | HostAddress | Network
 
 
-def table_name(interface: str) -> str:
-    """Return the name of the table, which two servers of one machine do not share."""
-    return f"oxidize-{interface}"
-
-
-def check_forwarding(addresses: Iterable[InterfaceAddress]) -> None:
+def check_forwarding(addresses: Iterable[Address]) -> None:
     """Raise ConfigError, with the remedy, unless the kernel forwards the families of `addresses`."""
     problems = [
-        f"server.nat = true: the sysctl {name} is {found!r}: expected 1, as address has IPv{version}; run "
+        f"server.nat: the sysctl {name} is {found!r}: expected 1, as IPv{version} is in use; run "
         f"`sysctl -w {name}=1`, and for the next boot put {name} = 1 into a file in /etc/sysctl.d "
         f"(`make install` installs 60-oxidize.conf, which has it)"
         for version, name, found in not_forwarded(addresses)
@@ -47,7 +37,7 @@ def check_forwarding(addresses: Iterable[InterfaceAddress]) -> None:
         raise ConfigError(*problems)
 
 
-def not_forwarded(addresses: Iterable[InterfaceAddress]) -> list[tuple[int, str, str]]:
+def not_forwarded(addresses: Iterable[Address]) -> list[tuple[int, str, str]]:
     """Return version, sysctl and its value for each family of `addresses` that the kernel does not forward."""
     found: list[tuple[int, str, str]] = []
     for version in sorted({address.version for address in addresses}):
@@ -64,20 +54,30 @@ def not_forwarded(addresses: Iterable[InterfaceAddress]) -> list[tuple[int, str,
 class Nat:
     """The table that one generation wants, or none, and the socket that owns it (`hostnet.part.Part`).
 
-    passed: the socket from a predecessor or from the store, which this object closes. is_new: whether none was passed.
+    wanted: None for no table. udp_port: the tunnel's own, which is not forwarded. passed: the socket from a predecessor
+    or from the store, which this object closes. is_new: whether none was passed.
     """
 
     def __init__(
-        self, interface: str, addresses: Iterable[InterfaceAddress], *, enabled: bool, passed: int | None
+        self,
+        interface: str,
+        addresses: Iterable[InterfaceAddress],
+        wanted: NatSettings | None,
+        udp_port: int,
+        *,
+        passed: int | None,
     ) -> None:
         self.name = "address translation"
-        self.enabled = enabled
+        self.enabled = wanted is not None
         self.is_new = passed is None
         self._interface = interface
         self._addresses = tuple(addresses)
+        self._wanted = wanted
+        self._udp_port = udp_port
+        self._messages: dict[bool, list[Message]] = {}
         self._name = table_name(interface)
         self._socket = NftSocket.adopt(passed) if passed is not None else None
-        if self._socket is None and enabled:
+        if self._socket is None and self.enabled:
             self._socket = NftSocket.create()
 
     def compare(self, *, repair: bool) -> Steps[list[str]]:
@@ -94,7 +94,7 @@ class Nat:
             raise self._problem(error) from error
         if not is_there and repair:
             self.apply()
-        check_forwarding(self._addresses)
+        self._check_forwarding()
         return [] if is_there else [f"nftables table inet {self._name}"]
 
     def check(self, *, may_be_freed: bool = False) -> None:
@@ -104,7 +104,7 @@ class Nat:
         """
         if not self.enabled or self._socket is None:
             return
-        check_forwarding(self._addresses)
+        self._check_forwarding()
         try:
             tables = self._socket.tables()
             if not (may_be_freed and self._foreign_owner(tables)):
@@ -139,11 +139,36 @@ class Nat:
         """Return the batch that leads from `tables` to the wanted one; raises ConfigError for a foreign table."""
         owned = {table.name for table in tables if table.owner == port}
         stale = [nft.delete_table(name) for name in sorted(owned - ({self._name} if self.enabled else set()))]
-        if not self.enabled:
+        if self._wanted is None:
             return stale
+        self._check_ports(self._wanted)
         if self._name not in owned and (owner := self._foreign_owner(tables)) is not None:
             raise self._taken(owner)
-        return [*stale, *table_messages(self._interface, self._addresses, exclusive=self._name not in owned)]
+        return [*stale, *self._table(self._wanted, exclusive=self._name not in owned)]
+
+    def _table(self, wanted: NatSettings, *, exclusive: bool) -> list[Message]:
+        """Return the batch for the table, made once: a check does the work while a predecessor serves."""
+        if exclusive not in self._messages:
+            made = table_messages(self._interface, self._addresses, wanted, exclusive=exclusive)
+            self._messages[exclusive] = made
+        return self._messages[exclusive]
+
+    def _check_forwarding(self) -> None:
+        """Raise ConfigError unless the kernel forwards all families in use."""
+        wanted = self._wanted
+        forwarded = [each.target.address for each in wanted.forwards] if wanted is not None else []
+        check_forwarding([*self._addresses, *forwarded])
+
+    def _check_ports(self, wanted: NatSettings) -> None:
+        """Raise ConfigError if the tunnel's own packets would be forwarded, at whatever port its socket is."""
+        own = self._udp_port
+        for number, each in enumerate(wanted.forwards, start=1):
+            is_own = "udp" in PROTOCOLS[each.protocol] and each.ports.first <= own <= each.ports.last
+            if is_own and each.interface != self._interface:
+                raise ConfigError(
+                    f"server.nat.forward[{number}].port = {each.ports}: expected no UDP port {own}, which is the "
+                    "tunnel's own; forward another port, or only TCP"
+                )
 
     def _foreign_owner(self, tables: Sequence[Table]) -> int | None:
         """Return the owner of a foreign table of this name, 0 if it has none; None if there is no foreign one."""
@@ -155,35 +180,14 @@ class Nat:
             problem = f"belongs to another process (netlink port {owner}): end that one, or choose another interface"
         else:
             problem = f"exists and has no owner: remove it with `nft delete table inet {self._name}`"
-        return ConfigError(f"server.nat = true: the nftables table inet {self._name} {problem}")
+        return ConfigError(f"server.nat: the nftables table inet {self._name} {problem}")
 
     def _problem(self, error: NftError) -> ConfigError:
         remedies = {
             errno.EPERM: "this needs CAP_NET_ADMIN: run as root, or remove nat",
             errno.EINVAL: "expected Linux 5.12 or later, in which a socket can own a table; remove nat",
-            errno.ENOENT: "expected the kernel modules nft_chain_nat, nft_masq, nft_rt and nft_exthdr: install them",
+            errno.ENOENT: f"expected the kernel modules {', '.join(MODULES)}: install them",
             errno.EOPNOTSUPP: "expected a kernel with nf_tables for the family inet: install its modules",
         }
         remedy = remedies.get(error.code, "the kernel refuses the table")
-        return ConfigError(f"server.nat = true: nftables table inet {self._name}: {error}: {remedy}")
-
-
-def table_messages(interface: str, addresses: Iterable[InterfaceAddress], *, exclusive: bool) -> list[Message]:
-    """Return the batch that makes the table, or that replaces the rules of the existing one."""
-    name = table_name(interface)
-    syn = expr.meta_is(expr.NFT_META_L4PROTO, _TCP) + expr.payload_is(
-        expr.NFT_PAYLOAD_TRANSPORT_HEADER, _TCP_FLAGS_OFFSET, bytes([_SYN]), bytes([_SYN | _RST])
-    )
-    messages = [
-        nft.new_table(name, exclusive=exclusive),
-        nft.new_chain(name, FORWARD, "filter", nft.NF_INET_FORWARD, _PRIORITY_MANGLE),
-        nft.new_chain(name, POSTROUTING, "nat", nft.NF_INET_POST_ROUTING, _PRIORITY_SRCNAT),
-        nft.delete_rules(name),
-    ]
-    for key in (expr.NFT_META_IIFNAME, expr.NFT_META_OIFNAME):
-        messages.append(nft.new_rule(name, FORWARD, expr.interface_is(key, interface), syn, expr.clamp_mss()))
-    # Packets from this machine to itself pass here too, by lo, and must keep their address.
-    elsewhere = [expr.interface_is(expr.NFT_META_OIFNAME, each, negate=True) for each in (interface, "lo")]
-    for network in sorted({address.network for address in addresses}, key=str):
-        messages.append(nft.new_rule(name, POSTROUTING, *elsewhere, expr.comes_from(network), expr.masquerade()))
-    return messages
+        return ConfigError(f"server.nat: nftables table inet {self._name}: {error}: {remedy}")

@@ -222,6 +222,12 @@ class UdpSocket:
         host, port = self._socket.getsockname()[:2]
         return f"[{host}]:{port}" if self._family == socket.AF_INET6 else f"{host}:{port}"
 
+    @property
+    def port(self) -> int:
+        """The port that the socket is bound to."""
+        port: int = self._socket.getsockname()[1]
+        return port
+
     def framing(self) -> dict[str, object]:
         """Return how this socket frames datagrams, for the OFFER of a takeover."""
         gro = _has_option(self._socket, IPPROTO_UDP, UDP_GRO) and self._socket.getsockopt(IPPROTO_UDP, UDP_GRO) != 0

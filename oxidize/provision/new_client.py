@@ -101,9 +101,18 @@ def new_client(options: ClientOptions, server: ServerConfig, port: int) -> tuple
 
 
 def _route_warnings(setup: ClientSetup, server: ServerConfig) -> Iterator[str]:
-    """Yield a warning if all of a client's traffic is routed to a server that does not translate addresses."""
+    """Yield a warning if all of a client's traffic is routed to a server that does not translate its addresses."""
     defaults = [str(network) for network in setup.allowed_ips if network.prefixlen == 0]
-    if not defaults or server.nat:
+    if not defaults:
+        return
+    if server.nat is not None:
+        sources = server.nat.settings(server.addresses).sources
+        left_out = [str(each.ip) for each in setup.addresses if not any(each.ip in network for network in sources)]
+        if left_out:
+            yield (
+                f"{setup.name} routes {' and '.join(defaults)} to this server, which does not translate "
+                f"{' and '.join(left_out)}; add that to sources under [server.nat], and reload"
+            )
         return
     remedy = "write nat = true under [server], and reload"
     if server.network == "userspace":

@@ -152,7 +152,7 @@ class _ColdStart:
         options = {"name": settings.interface}
         tun = named_fd(FdName.TUN, fds[FdName.TUN], options) if FdName.TUN in fds else None
         self._tunnel, self._is_tunnel_new = adopt_tunnel(settings, tun)
-        self._nat = adopt_nat(settings, fds.get(FdName.NAT))
+        self._nat = adopt_nat(settings, self._udp, fds.get(FdName.NAT))
         if self._is_tunnel_new:
             check_nat(self._nat)  # before anything is stored, for the next start takes a stored TUN for one in service
 

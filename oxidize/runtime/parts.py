@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -176,18 +177,19 @@ def adopt_tunnel(settings: NodeSettings, tun: NamedFd | None) -> tuple[Tunnel, b
     return TunDevice.create(settings.interface), True
 
 
-def adopt_nat(settings: NodeSettings, descriptor: int | None) -> Nat:
+def adopt_nat(settings: NodeSettings, udp: UdpSocket, descriptor: int | None) -> Nat:
     """Return the address translation that the settings ask for, with the passed socket or a new one.
 
-    Nothing is changed yet. Raises ConfigError where the kernel has none.
+    udp: the socket that the tunnel uses. Nothing is changed yet. Raises ConfigError where the kernel has none.
     """
+    make = partial(Nat, settings.interface, settings.addresses, settings.nat, udp.port)
     try:
-        return Nat(settings.interface, settings.addresses, enabled=settings.nat, passed=descriptor)
+        return make(passed=descriptor)
     except OxidizeError as error:
         if descriptor is None:
             raise
         log.warning("the passed nftables socket is not used", reason=str(error))
-    return Nat(settings.interface, settings.addresses, enabled=settings.nat, passed=None)
+    return make(passed=None)
 
 
 def configure(interface: InterfacePart) -> None:

@@ -103,12 +103,13 @@ def hand_out_settings(node: Node) -> Answer:
 
 def describe(node: Node) -> Iterator[bytes]:
     """Return the status of a node as JSON, in pieces: its vitals, its settings and every peer."""
-    now = boot_time()
+    now, nat = boot_time(), node.settings.nat
     head = {
         **_vitals(node, now),
         "interface": node.settings.interface,
         "network": node.settings.network,
-        "nat": node.settings.nat,
+        "nat": nat is not None,
+        "nat_rules": nat.describe() if nat is not None else None,
         "listen": node.udp.local_address,
         "public_key": _base64(node.settings.public_key),
         "connection": node.connection.describe(now) if node.connection is not None else None,

@@ -169,7 +169,7 @@ class Succession:
         listener = socket.socket(fileno=http) if http is not None else bind_http_if_possible(settings)
         tunnel, self.is_tunnel_new = adopt_tunnel(settings, fds.get(FdName.TUN))
         udp = UdpSocket(socket.socket(fileno=fds[FdName.UDP].fd))
-        nat = adopt_nat(settings, self._fd(FdName.NAT))
+        nat = adopt_nat(settings, udp, self._fd(FdName.NAT))
         check_nat(nat)
         generation = offer.generation + 1
         parts = NodeParts(settings, generation, restored.state, restored.device, udp, tunnel, nat, listener, self.kept)

@@ -24,6 +24,7 @@ import msgpack
 import oxidize
 from oxidize import config
 from oxidize.config.key_files import NO_PRESHARED_KEY, read_key
+from oxidize.config.nat import NatSettings
 from oxidize.config.paths import Role
 from oxidize.config.report import Report
 from oxidize.config.source_file import KeyFile, SourceFile, read_file
@@ -95,6 +96,8 @@ class Match(NamedTuple):
             own["routes"] = server_routes(peers)
         if own["name_servers"] is not None:
             own["name_servers"] = NameServers(*own["name_servers"])
+        if own["nat"] is not None:
+            own["nat"] = NatSettings.unpacked(own["nat"])
         settings = NodeSettings(**own, private_key=private, peers=peers)
         return Loaded(settings, self.warnings, self.kept)
 

@@ -2,7 +2,40 @@
 
 from tests.mutants.mutant import Mutant
 
+NAT_RULES = "unit/hostnet/test_nat_rules.py::"
 HOSTNET = (
+    Mutant(
+        "port-forward-catches-what-is-only-passed-on",
+        "hostnet/nat_rules.py",
+        "expr.family_is(target.address.version) + expr.goes_to_this_machine()",
+        "expr.family_is(target.address.version)",
+        (f"{NAT_RULES}test_a_forward_without_an_address_is_for_what_is_sent_to_this_machine",),
+        "with port 443 forwarded, every client's connections to web servers end at one of them",
+    ),
+    Mutant(
+        "nat-translates-what-other-interfaces-bring",
+        "hostnet/nat_rules.py",
+        'coming = b"" if is_own else expr.interface_is(expr.NFT_META_IIFNAME, interface)',
+        'coming = b""',
+        (f"{NAT_RULES}test_what_others_than_the_tunnels_networks_send_counts_only_if_the_tunnel_brings_it",),
+        "a server whose address is a /32 translates everything that its machine forwards",
+    ),
+    Mutant(
+        "nat-of-a-host-address-translates-the-server-alone",
+        "config/nat.py",
+        "EVERYTHING[each.version] if each.version in hosts else each",
+        "each",
+        ("unit/config/test_nat.py::test_a_server_whose_address_is_a_host_translates_all_peers",),
+        "no peer of a server with a /32 reaches anything beyond it",
+    ),
+    Mutant(
+        "port-forward-of-the-tunnels-own-port",
+        "hostnet/nat.py",
+        "        self._check_ports(self._wanted)\n",
+        "",
+        ("unit/hostnet/test_nat.py::test_the_tunnels_own_port_is_never_forwarded",),
+        "the tunnel's datagrams go to a client, and all sessions end",
+    ),
     Mutant(
         "interface-bursts-longer-than-a-send",
         "hostnet/interface.py",

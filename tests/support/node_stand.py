@@ -64,7 +64,7 @@ class Stand:
         device = device or make_device(settings, state, settings.peers)
         node = Node(
             NodeParts(
-                settings, generation, state, device, udp, tunnel, adopt_nat(settings, None), None, KeptSettings()
+                settings, generation, state, device, udp, tunnel, adopt_nat(settings, udp, None), None, KeptSettings()
             ),
             self.loop,
         )

@@ -108,7 +108,7 @@ class Generations:
         device = make_device(settings, state, settings.peers)
         udp = UdpSocket(bind_udp(*settings.listen))
         tunnel = UserspaceNetwork(settings.addresses)
-        parts = NodeParts(settings, 1, state, device, udp, tunnel, adopt_nat(settings, None), None, KeptSettings())
+        parts = NodeParts(settings, 1, state, device, udp, tunnel, adopt_nat(settings, udp, None), None, KeptSettings())
         self.node = Node(parts, self.loop)
         device.prepare()
         self.node.serve()

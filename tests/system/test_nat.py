@@ -109,10 +109,10 @@ def test_a_stale_nat_descriptor_in_the_fd_store_does_no_harm(relay: Relay) -> No
         {
             "runtime.cold_start": "assert notify.forget_fds\nnotify.forget_fds = lambda *names: got_there()",
             "runtime.succession": (
-                "def adopt_nat(settings, descriptor):\n"
+                "def adopt_nat(settings, udp, descriptor):\n"
                 "    got_there(), os.close(descriptor)\n"
                 "    from oxidize.hostnet.nat import Nat\n"
-                "    return Nat(settings.interface, settings.addresses, enabled=False, passed=None)"
+                "    return Nat(settings.interface, settings.addresses, None, udp.port, passed=None)"
             ),
         },
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from oxidize.config import load_client, load_server
+from oxidize.config.nat import NatSettings
 from oxidize.config.schema import FWMARK_DEFAULT, ClientTable, NodeTable, ServerTable
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.settings import NodeSettings
@@ -55,7 +56,7 @@ def test_the_settings_of_a_server_have_its_peers(folder: Path) -> None:
     settings = NodeSettings.of_server(load(folder, text, load_server))
     assert settings.role == "server"
     assert settings.listen == ("::", 51820)
-    assert settings.nat is True
+    assert settings.nat == NatSettings((ip_network("10.0.0.0/24"),), None, (), ())
     assert settings.routes == tuple(map(ip_network, ("10.0.0.2/32", "10.0.0.3/32", "fd00::3/128")))
     alice, bob = settings.peers
     assert (alice.name, alice.endpoint, alice.preshared_key) == ("alice", None, bytes(32))
@@ -83,7 +84,7 @@ def test_the_settings_of_a_client_have_any_port_and_a_link_to_one_peer(folder: P
     settings = NodeSettings.of_client(load(folder, CLIENT + 'allowed_ips = ["10.0.0.0/24"]\n', load_client))
     assert settings.role == "client"
     assert settings.listen == ("::", 0)
-    assert settings.nat is False
+    assert settings.nat is None
     assert settings.server == "vpn.example.org:51820"
     (server,) = settings.peers
     assert (server.name, server.endpoint) == ("server", None), "a name is looked up while it runs"

@@ -255,6 +255,12 @@ def test_a_guessed_endpoint_is_a_warning(
         ('network = "userspace"\n', ["--full"], '; write network = "tun" and nat = true under [server], and restart'),
         ("", ["--allowed-ips", "10.0.0.0/8"], None),
         ("nat = true\n", ["--full"], None),
+        ('nat = {sources = ["10.0.0.0/24", "::/0"]}\n', ["--full"], None),
+        (
+            "nat = {sources = []}\n",
+            ["--full"],
+            "which does not translate 10.0.0.3; add that to sources under [server.nat",
+        ),
         ("", [], None),
     ],
 )

@@ -105,6 +105,40 @@ def test_nat_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, nat=True)[2] == "listening   [::]:51820, interface oxidize0, nat"
 
 
+def rules(**more: object) -> dict[str, Any]:
+    return {"sources": ["10.0.0.0/24", "fd00::/64"], "interface": None, "snat": [], "forward": [], **more}
+
+
+def port_forward(**more: object) -> dict[str, Any]:
+    values = {"protocol": "tcp", "port": 443, "to": "10.0.0.2:8443", "interface": None, "address": []}
+    return {**values, "masquerade": False, **more}
+
+
+def test_what_is_translated_and_forwarded_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, nat=True, nat_rules=rules())
+    assert lines[2:5] == [
+        "listening   [::]:51820, interface oxidize0, nat",
+        "translated  10.0.0.0/24, masqueraded",
+        "translated  fd00::/64, masqueraded",
+    ]
+    many = [port_forward(port=f"80{number:02}-80{number:02}") for number in range(9)]
+    first = port_forward(protocol="both", interface="eth0", address=["203.0.113.9"], masquerade=True)
+    five = ["10.0.0.0/24", "10.0.1.0/24", "10.0.2.0/24", "10.0.3.0/24", "10.0.4.0/24"]
+    shown = rules(sources=five, interface="eth0", snat=["203.0.113.9"], forward=[first, *many])
+    lines = printed(capsys, nat=True, nat_rules=shown)
+    assert lines[3:6] == [
+        "translated  10.0.0.0/24, 10.0.1.0/24, 10.0.2.0/24 and 2 more by eth0, to 203.0.113.9",
+        "forwarded   tcp and udp 443 by eth0 at 203.0.113.9, to 10.0.0.2:8443, masqueraded",
+        "forwarded   tcp 8000-8000, to 10.0.0.2:8443",
+    ]
+    assert lines[9:11] == ["forwarded   and 5 more: `oxidize status --json`", f"public key  {status()['public_key']}"]
+
+
+def test_port_forwards_alone_translate_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, nat=True, nat_rules=rules(sources=[], forward=[port_forward()]))
+    assert lines[3:5] == ["forwarded   tcp 443, to 10.0.0.2:8443", f"public key  {status()['public_key']}"]
+
+
 def test_usual_values_fit_into_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     widest = peer("a-name-of-16-cha", endpoint="[2001:db8::1234]:51820", last_handshake_unix=NOW - 86_399 * 9)
     lines = printed(

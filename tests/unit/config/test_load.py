@@ -212,30 +212,6 @@ def test_an_mtu_that_is_too_small_for_ipv6_is_reported(folder: Path) -> None:
     )
 
 
-def test_nat_is_off_unless_asked_for(folder: Path) -> None:
-    assert load(folder, SERVER + peer()).nat is False
-    config = load(folder, SERVER + "nat = true\n" + peer())
-    assert (config.nat, config.warnings) == (True, ())
-
-
-@pytest.mark.parametrize("value", ['"yes"', "1", '"false"'])
-def test_nat_is_true_or_false_and_nothing_else(folder: Path, value: str) -> None:
-    assert "server.nat = " + value + ": expected true or false" in problem(folder, f"{SERVER}nat = {value}\n{peer()}")
-
-
-def test_nat_needs_the_kernels_network(folder: Path) -> None:
-    line = problem(folder, SERVER + 'nat = true\nnetwork = "userspace"\n' + peer())
-    assert 'server.nat = true: expected false, as network = "userspace" hands no packet to the kernel' in line
-    assert load(folder, SERVER + 'nat = false\nnetwork = "userspace"\n' + peer()).nat is False
-
-
-def test_nat_that_applies_to_no_peer_is_a_warning(folder: Path) -> None:
-    text = SERVER.replace("10.0.0.1/24", "10.0.0.1/32") + "nat = true\n" + peer()
-    (warning,) = load(folder, text).warnings
-    assert "server.nat" in warning
-    assert "10.0.0.1/32" in warning
-
-
 BAD_PEER_VALUES = [
     ({"name": ""}, 'peer[1].name = "": expected 1 to 64'),
     ({"name": "a b"}, 'peer[1].name = "a b": expected 1 to 64'),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from oxidize.config import ClientConfig, ServerConfig, load_client, load_server
+from oxidize.config.nat_schema import ForwardTable, NatTable
 from oxidize.config.schema import ClientTable, NodeTable, PeerTable, ServerTable
 from oxidize.config.validation import Table, fields_by_key
 from scripts.configuration_reference import PAGE, meanings, page
@@ -27,7 +28,7 @@ def test_the_page_is_up_to_date() -> None:
     assert PAGE.read_text() == page(), "out of date: run python scripts/configuration_reference.py"
 
 
-@pytest.mark.parametrize("model", [ServerTable, ClientTable, PeerTable])
+@pytest.mark.parametrize("model", [ServerTable, NatTable, ForwardTable, ClientTable, PeerTable])
 def test_every_key_has_a_meaning(model: type[Table]) -> None:
     found = meanings(NodeTable) | meanings(model)
     assert {name for name in model.model_fields if not found.get(name)} == set()
@@ -40,6 +41,17 @@ def test_the_examples_load_without_a_warning(folder: Path) -> None:
     server, client = load_server(folder / "server.toml"), load_client(folder / "client.toml")
     assert [peer.name for peer in server.peers] == ["alice", "branch-office"]
     assert server.warnings == client.warnings == ()
+
+
+def test_the_example_of_nat_has_every_key(folder: Path) -> None:
+    text = (EXAMPLES / "server.toml").read_text()
+    (folder / "server.toml").write_text(re.sub(r"^#     ", "", text, flags=re.MULTILINE))
+    loaded = load_server(folder / "server.toml")
+    assert loaded.warnings == ()
+    assert loaded.nat is not None
+    (forward,) = loaded.nat.forwards
+    for table, given in ((NatTable, loaded.nat), (ForwardTable, forward)):
+        assert given.model_fields_set == set(table.model_fields)
 
 
 @pytest.mark.parametrize(

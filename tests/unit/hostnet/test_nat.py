@@ -1,19 +1,23 @@
 """Address translation: what the machine must provide, and which tables are changed."""
 
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
 import pytest
 
+from oxidize.config.nat import NatSettings, PortForward, Ports, Protocol, Target, default_sources
 from oxidize.errors import ConfigError
 from oxidize.hostnet import nat as nat_module
-from oxidize.hostnet.nat import Nat, check_forwarding, table_messages
+from oxidize.hostnet.nat import Nat, check_forwarding
+from oxidize.hostnet.nat_rules import table_messages
 from oxidize.hostnet.nftables import Message, NftError, NftSocket, Table, delete_table
 from oxidize.hostnet.part import run
 
 ADDRESSES = [ip_interface("10.9.0.1/24"), ip_interface("fd09::1/64")]
 V4, V6 = "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"
 PORT = 7
+UDP_PORT = 51820
+PLAIN = NatSettings(default_sources(ADDRESSES), None, (), ())
 
 
 @pytest.fixture(autouse=True)
@@ -56,10 +60,12 @@ class FakeSocket:
         self.is_closed = True
 
 
-def made(monkeypatch: pytest.MonkeyPatch, held: FakeSocket, *, enabled: bool = True, passed: int | None = 3) -> Nat:
+def made(
+    monkeypatch: pytest.MonkeyPatch, held: FakeSocket, wanted: NatSettings | None = PLAIN, *, passed: int | None = 3
+) -> Nat:
     monkeypatch.setattr(NftSocket, "adopt", lambda descriptor: held)
     monkeypatch.setattr(NftSocket, "create", lambda: held)
-    return Nat("ox0", ADDRESSES, enabled=enabled, passed=passed)
+    return Nat("ox0", ADDRESSES, wanted, UDP_PORT, passed=passed)
 
 
 # --- The sysctls ---
@@ -96,18 +102,20 @@ def test_a_new_table_is_exclusive_and_an_own_table_is_updated(monkeypatch: pytes
         nat.check()
         assert held.committed == []
         nat.apply()
-        assert held.checked == held.committed == [table_messages("ox0", ADDRESSES, exclusive=exclusive)]
+        assert held.checked == held.committed == [table_messages("ox0", ADDRESSES, PLAIN, exclusive=exclusive)]
 
 
 def test_other_tables_of_the_socket_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     held = FakeSocket(Table("oxidize-before", PORT))
     made(monkeypatch, held).apply()
-    assert held.committed == [[delete_table("oxidize-before"), *table_messages("ox0", ADDRESSES, exclusive=True)]]
+    assert held.committed == [
+        [delete_table("oxidize-before"), *table_messages("ox0", ADDRESSES, PLAIN, exclusive=True)]
+    ]
 
 
 def test_disabled_nat_removes_its_own_tables_and_closes_the_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     held = FakeSocket(Table("firewall", 0), Table("oxidize-ox0", PORT))
-    nat = made(monkeypatch, held, enabled=False)
+    nat = made(monkeypatch, held, None)
     nat.check()
     assert nat.fileno() == 3
     nat.apply()
@@ -117,7 +125,7 @@ def test_disabled_nat_removes_its_own_tables_and_closes_the_socket(monkeypatch: 
 
 
 def test_nat_that_was_never_enabled_changes_nothing() -> None:
-    nat = Nat("ox0", ADDRESSES, enabled=False, passed=None)
+    nat = Nat("ox0", ADDRESSES, None, UDP_PORT, passed=None)
     nat.check()
     nat.apply()
     assert nat.fileno() is None
@@ -152,9 +160,61 @@ def test_a_refusal_by_the_kernel_comes_with_a_remedy(monkeypatch: pytest.MonkeyP
         nat.check()
 
 
-def test_each_network_of_the_addresses_is_masqueraded_once() -> None:
-    addresses = [*ADDRESSES, ip_interface("10.9.0.9/24")]
-    assert table_messages("ox0", addresses, exclusive=True) == table_messages("ox0", ADDRESSES, exclusive=True)
+# --- What the table is to do ---
+
+
+def forwarding(
+    protocol: Protocol = "tcp", ports: tuple[int, int] = (443, 443), to: str = "10.9.0.2", interface: str | None = None
+) -> NatSettings:
+    target = Target(ip_address(to), None)
+    return PLAIN._replace(forwards=(PortForward(protocol, Ports(*ports), target, interface, (), masquerade=False),))
+
+
+def test_forwarding_is_required_for_the_families_of_the_targets(monkeypatch: pytest.MonkeyPatch, sysctls: Path) -> None:
+    sysctls.joinpath(V6).write_text("0\n")
+    for to, refused in (("10.9.0.2", False), ("fd09::2", True)):
+        monkeypatch.setattr(NftSocket, "create", FakeSocket)
+        nat = Nat("ox0", ADDRESSES[:1], forwarding(to=to), UDP_PORT, passed=None)
+        if refused:
+            with pytest.raises(ConfigError, match=r"net\.ipv6\.conf\.all\.forwarding"):
+                nat.check()
+        else:
+            nat.check()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "is_refused"),
+    [
+        (forwarding("udp", (UDP_PORT, UDP_PORT)), True),
+        (forwarding("both", (1, 65535)), True),
+        (forwarding("udp", (UDP_PORT + 1, 65535)), False),
+        (forwarding("udp", (1, UDP_PORT - 1)), False),
+        (forwarding("tcp", (1, 65535)), False),
+        (forwarding("udp", (1, 65535), interface="ox0"), False),
+        (forwarding("udp", (1, 65535), interface="eth0"), True),
+    ],
+)
+def test_the_tunnels_own_port_is_never_forwarded(
+    monkeypatch: pytest.MonkeyPatch, wanted: NatSettings, is_refused: bool
+) -> None:
+    held = FakeSocket()
+    nat = made(monkeypatch, held, wanted)
+    for act in (nat.check, nat.apply):
+        if is_refused:
+            with pytest.raises(ConfigError, match=r"server\.nat\.forward\[1\]\.port = .*: expected no UDP port 51820"):
+                act()
+        else:
+            act()
+    assert len(held.committed) == (not is_refused)
+
+
+def test_the_rules_are_built_once_for_a_check_and_what_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = FakeSocket()
+    nat = made(monkeypatch, held, forwarding())
+    nat.check()
+    monkeypatch.setattr(nat_module, "table_messages", None)
+    nat.apply()
+    assert held.committed == held.checked
 
 
 # --- As a part that is kept ---
@@ -172,7 +232,7 @@ def test_a_flushed_table_is_found_and_put_back(monkeypatch: pytest.MonkeyPatch) 
     assert run(nat.compare(repair=False)) == ["nftables table inet oxidize-ox0"]
     assert held.committed == []
     assert run(nat.compare(repair=True)) == ["nftables table inet oxidize-ox0"]
-    assert held.committed == [table_messages("ox0", ADDRESSES, exclusive=True)]
+    assert held.committed == [table_messages("ox0", ADDRESSES, PLAIN, exclusive=True)]
 
 
 def test_a_table_of_the_same_name_is_no_substitute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,4 +266,4 @@ def test_a_kernel_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) 
 
 def test_nat_that_is_not_wanted_is_not_compared(monkeypatch: pytest.MonkeyPatch, sysctls: Path) -> None:
     sysctls.joinpath(V4).write_text("0\n")
-    assert run(made(monkeypatch, FakeSocket(), enabled=False).compare(repair=True)) == []
+    assert run(made(monkeypatch, FakeSocket(), None).compare(repair=True)) == []

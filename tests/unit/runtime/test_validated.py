@@ -28,7 +28,9 @@ WITH_KEY = 'preshared_key_file = "psk"\n'
 TEXTS: dict[Role, str] = {
     "server": (
         SERVER.replace('"10.0.0.1/24"', '["10.0.0.1/24", "fd00::1/64"]')
-        + 'nat = true\nmtu = 1300\nlisten = "[::1]:7"\nendpoints_file = "ends.json"\n'
+        + 'mtu = 1300\nlisten = "[::1]:7"\nendpoints_file = "ends.json"\n'
+        + '[server.nat]\nsnat = "203.0.113.9"\nforward = [{protocol = "tcp", port = "1-2", to = "10.0.0.2"}, '
+        + '{protocol = "both", port = 3, to = "[fd00::2]:4", interface = "eth0", address = "2001:db8::/64"}]\n'
         + peer(ips='"10.0.0.2/32", "fd00::2/128", "192.0.2.0/24"', more=f'{WITH_KEY}endpoint = "192.0.2.7:9"\n')
         + peer("bob", BOB, '"10.0.0.3/32"', 'endpoint = "bob.example:7"\npersistent_keepalive = 25\n')
         + peer("carol", CAROL, '"10.0.0.2/32"', f"{WITH_KEY}enabled = false\nexpires = 2030-12-31\n")
