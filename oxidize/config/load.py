@@ -118,8 +118,8 @@ def _parse_document(content: bytes, tables: list[str], report: Report) -> dict[s
         report.fail(f"{error}: expected keys of at most two parts, as in examples/; remove it")
     except tomli.TOMLDecodeError as error:
         if str(error).startswith("Cannot "):
-            twice = "every key and table once, and a key or a table, such as nat = true or [server.nat]"
-            report.fail(f"{error}: expected {twice}; remove one of the two")
+            once = "every key and table once, either with a value or as a table: nat = true, or [server.nat]"
+            report.fail(f"{error}: expected {once}; remove one of the two")
         report.fail(f"{error}: expected TOML; correct the syntax there")
     except (ValueError, RecursionError):
         # tomli passes on what int() and the depth of the stack refuse.

@@ -317,4 +317,4 @@ def test_a_value_and_a_table_at_once_are_told_as_that(folder: Path, table: str) 
     line = problem(folder, SERVER + "nat = true\n" + table + peer())
     assert "(at line " in line
     assert "expected every key and table once" in line
-    assert "such as nat = true or [server.nat]; remove one of the two" in line
+    assert "nat = true, or [server.nat]; remove one of the two" in line
