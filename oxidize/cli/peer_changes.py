@@ -6,7 +6,7 @@ The rule: a change that the running server does not apply is undone, and what ca
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from oxidize.cli.reload import apply_at_start, apply_change
 from oxidize.cli.replacement import who_serves
 from oxidize.errors import ConfigError, OxidizeError
 from oxidize.provision.config_file import ConfigFile, locked
+
+if TYPE_CHECKING:
+    from oxidize.config.schema import PeerTable
 
 no_reload_option = click.option("--no-reload", is_flag=True, help="Only change the file.")
 
@@ -72,3 +75,10 @@ def apply_to_server(
     for warning in reloaded.warnings:
         if warning != expected_warning:
             print_line(f"oxidize: {warning}")
+
+
+def why_inactive(one: "PeerTable", now: float) -> str | None:
+    """Return why a peer may not connect, "disabled" or "expired", None if it may; now: seconds since the epoch."""
+    if not one.enabled:
+        return "disabled"
+    return "expired" if one.expires is not None and one.expires <= now else None

@@ -13,8 +13,8 @@ from oxidize import config
 from oxidize.cli.common import SERVER_CONFIG, config_option, print_json, what_runs
 from oxidize.cli.completion import peer_names
 from oxidize.cli.lines import print_line, print_warning
-from oxidize.cli.peer_add import add
-from oxidize.cli.peer_changes import apply_to_server, changed, locked_config, no_reload_option
+from oxidize.cli.peer_add import add, preshared_key_files, renew
+from oxidize.cli.peer_changes import apply_to_server, changed, locked_config, no_reload_option, why_inactive
 from oxidize.config.document import parse_toml
 from oxidize.config.values import format_key
 from oxidize.control import query
@@ -39,6 +39,7 @@ def peer() -> None:
 
 
 peer.add_command(add)
+peer.add_command(renew)
 
 
 @peer.command("list", short_help="List the clients and whether they are connected.")
@@ -78,13 +79,6 @@ def list_(config_path: Path, as_json: bool) -> None:
             print_line(line)
     elif unloaded := [row["name"] for row in rows if not row["is_loaded"]]:
         print_line(f"not loaded by the running server: {', '.join(unloaded)}; run `oxidize reload`")
-
-
-def why_inactive(one: "PeerTable", now: float) -> str | None:
-    """Return why a peer may not connect, "disabled" or "expired", None if it may; now: seconds since the epoch."""
-    if not one.enabled:
-        return "disabled"
-    return "expired" if one.expires is not None and one.expires <= now else None
 
 
 def _without(column: int, cells: list[str]) -> list[str]:
@@ -141,8 +135,8 @@ def remove(name: str, config_path: Path, no_reload: bool) -> None:
             print_line("its session has ended")
         preshared_key_file = removed.table.get("preshared_key_file")
         others = [one.get("preshared_key_file") for one in parse_toml(removed.text).get("peer", [])]
-        # Only a file that `peer add` wrote; one with another name belongs to the operator.
-        if preshared_key_file == f"{name}.psk" and preshared_key_file not in others:
+        # Only a file that `peer add` or `peer renew` wrote; one with another name belongs to the operator.
+        if preshared_key_file in preshared_key_files(name) and preshared_key_file not in others:
             (config_path.parent / preshared_key_file).unlink(missing_ok=True)
 
 

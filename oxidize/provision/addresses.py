@@ -7,10 +7,10 @@ section 2.6.1 (the subnet-router anycast address), RFC 6164 (/127).
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from ipaddress import ip_interface
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import ip_interface, ip_network
 
-from oxidize.config import InterfaceAddress, Network
+from oxidize.config import HostAddress, InterfaceAddress, Network
 from oxidize.config.checks import contains
 from oxidize.errors import ConfigError
 
@@ -38,6 +38,37 @@ def free_addresses(own: Sequence[InterfaceAddress], taken: Iterable[Network]) ->
     common = _common(spaces)
     numbers = [space.next_free(0) if common is None else common for space in spaces]
     return tuple(space.host(number) for space, number in zip(spaces, numbers, strict=True) if number is not None)
+
+
+def chosen_addresses(
+    own: Sequence[InterfaceAddress], owners: Mapping[Network, str], chosen: Sequence[HostAddress]
+) -> tuple[InterfaceAddress, ...]:
+    """Return these addresses with the prefix length of their network, and a free one for a family that has none.
+
+    owners: the names of the peers by their allowed IPs. A server whose own addresses are networks of one address has
+    none that another address could lie in. Raises ConfigError with a line for each address that cannot be had.
+    """
+    networks = tunnel_networks(own)
+    problems, found = [], []
+    for address in chosen:
+        family = [network for network in networks if network.version == address.version]
+        around = next((network for network in family if address in network and network.num_addresses > 1), None)
+        host = ip_network(address)
+        if any(address == each.ip for each in own):
+            problems.append(f"{address}: expected an address that is not the server's own; choose another one")
+        elif host in owners:
+            problems.append(f"{address}: expected an address that no peer has, but {owners[host]} has it")
+        elif around is None and not (family and all(network.num_addresses == 1 for network in family)):
+            places = " or ".join(map(str, networks))
+            problems.append(f"{address}: expected an address in {places}, or give [server] address another network")
+        elif around is not None and not _Space(around, []).is_free(address):
+            problems.append(f"{address}: expected an address that a host can have in {around}; choose another one")
+        else:
+            found.append(ip_interface(f"{address}/{(around or host).prefixlen}"))
+    if problems:
+        raise ConfigError(*(f"--address {problem}" for problem in problems))
+    others = [each for each in own if each.version not in {address.version for address in chosen}]
+    return (*found, *(free_addresses(others, owners) if others else ()))
 
 
 def tunnel_networks(own: Sequence[InterfaceAddress]) -> tuple[Network, ...]:
@@ -74,6 +105,11 @@ class _Space:
         if before >= 0 and number < self._ranges[before][1]:
             number = self._ranges[before][1]
         return number if number < self.network.num_addresses else None
+
+    def is_free(self, address: HostAddress) -> bool:
+        """Return whether an address of the network is free."""
+        number = int(address) - self._base
+        return self.next_free(number) == number
 
     def host(self, number: int) -> InterfaceAddress:
         """Return an address by its host number."""

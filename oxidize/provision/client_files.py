@@ -103,6 +103,24 @@ def wg_quick(setup: ClientSetup) -> str:
     return "\n".join([*lines, ""])
 
 
+def as_values(setup: ClientSetup, warnings: Sequence[str]) -> dict[str, object]:
+    """Return a client's setup for machines, as values of JSON; its keys are in `configuration`, a wg-quick file."""
+    return {
+        "changed": True,
+        "name": setup.name,
+        "public_key": format_key(setup.public_key),
+        "addresses": [str(address) for address in setup.addresses],
+        "server_public_key": format_key(setup.server_public_key),
+        "endpoint": setup.endpoint,
+        "allowed_ips": [str(network) for network in setup.allowed_ips],
+        "dns": [str(entry) for entry in setup.dns],
+        "persistent_keepalive": setup.persistent_keepalive,
+        "mtu": setup.mtu,
+        "configuration": wg_quick(setup),
+        "warnings": list(warnings),
+    }
+
+
 def compact(file: str) -> str:
     """Return a file for WireGuard apps without spaces and empty lines, for a QR code that is as small as possible."""
     return "\n".join(line.replace(" = ", "=").replace(", ", ",") for line in file.splitlines() if line)

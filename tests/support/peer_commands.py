@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 
 from oxidize import config
 from oxidize.cli.commands import main
-from oxidize.cli.peers import why_inactive
+from oxidize.cli.peer_changes import why_inactive
 from oxidize.cli.replacement import Reloaded
 from oxidize.config.values import format_key
 from oxidize.errors import TakeoverError

@@ -82,7 +82,7 @@ def test_names_of_releases_are_completed(tmp_path: Path, capsysbinary: pytest.Ca
 
 def test_commands_and_options_are_completed(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     assert completed(capsysbinary, "oxidize", "re") == ["rehearse", "releases", "reload"]
-    assert completed(capsysbinary, "oxidize", "peer", "r") == ["remove"]
+    assert completed(capsysbinary, "oxidize", "peer", "r") == ["remove", "renew"]
     assert "--settle" in completed(capsysbinary, "oxidize", "deploy", "--se")
 
 
