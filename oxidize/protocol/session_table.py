@@ -410,6 +410,7 @@ class SessionTable:
                 self.indices.release(keypair.state.local_index)
         peer.older = peer.previous = peer.current = peer.next = None
         self.session_count.note(peer)
+        peer.slot = 0  # for another peer may get it
         self.set_endpoint(peer, None)
         self.forget_remembered(peer)
         self.moved.discard(peer)

@@ -4,14 +4,6 @@ from tests.mutants.mutant import Mutant
 
 ACCESS = (
     Mutant(
-        "expired-peers-get-a-device-again",
-        "runtime/parts.py",
-        "(peer for peer in peers if peer.is_active(unix))",
-        "(peer for peer in peers if peer.enabled)",
-        ("takeover/test_access.py::test_access_ends_while_the_server_runs_and_stays_ended",),
-        "each reload shows an expired peer as one that has access",
-    ),
-    Mutant(
         "clock-trusted-until-the-end",
         "runtime/peer_terms.py",
         "pause = min(left, RETRY_SECS if self._unrecorded else CHECK_SECS)",
@@ -45,14 +37,6 @@ ACCESS = (
         "            self._rename_slots(unknown, kind, set())\n",
         ("unit/protocol/test_membership.py::test_a_removal_that_cannot_be_recorded_counts_and_keeps_the_slots",),
         "a process that restores the records finds two owners of one slot",
-    ),
-    Mutant(
-        "removed-peers-timers-run",
-        "protocol/device.py",
-        "            if peer.is_removed:\n                continue\n",
-        "",
-        ("unit/protocol/test_membership.py::test_nothing_of_a_handshake_in_flight_is_left",),
-        "a removed peer gets a slot and a record again",
     ),
     Mutant(
         "expired-peers-session-missed-by-a-deployment",
