@@ -97,6 +97,8 @@ class _Check:
         """Return what is left to do."""
         steps = []
         stem = self.source.stem
+        if self.output.stem != ("client" if self.is_client else "server"):
+            steps.append("a second tunnel of this machine needs a takeover_socket and a metrics_listen of its own")
         if not self.is_client:
             steps.append(
                 "public_endpoint is not set, so `oxidize peer add` has to guess the server's address; "

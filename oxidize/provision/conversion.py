@@ -15,8 +15,8 @@ from oxidize.config.report import show
 from oxidize.config.schema import MTU_DEFAULT, MTU_MIN
 from oxidize.errors import ConfigError
 from oxidize.protocol.constants import INNER_MTU_MAX
-from oxidize.provision.firewall_rules import MASQUERADE
-from oxidize.provision.hook_notes import Tunnel
+from oxidize.provision.hook_nat import NatTables, nat_tables
+from oxidize.provision.hook_notes import HookNotes, Tunnel
 from oxidize.provision.hooks import Hooks, read_hooks
 from oxidize.provision.peer_names import peer_names
 from oxidize.provision.peer_tables import table_lines
@@ -123,7 +123,7 @@ class _Conversion:
         default = ("oxidize1", "oxidize-client") if is_client else ("oxidize0", "oxidize-daemon")
         stem = re.sub(r"\.conf$", "", source.rpartition("/")[2])
         self.tunnel = Tunnel(stem, output.interface or default[0], default[1], is_client)
-        self.hooks = Hooks()
+        self.hooks = Hooks(HookNotes(self.tunnel, self.reading))
 
     def server(self) -> Converted:
         reading = self.reading
@@ -131,18 +131,21 @@ class _Conversion:
         private_key = self._private_key()
         port = reading.port(self.interface)
         peers = self._peers(private_key)
+        addresses = reading.addresses(self.interface)
+        networks = [network for peer in peers for network in peer.networks]
+        nat = nat_tables(self.hooks, addresses, networks, self.tunnel)
         table: dict[str, object] = {
-            "address": [str(address) for address in reading.addresses(self.interface)],
+            "address": [str(address) for address in addresses],
             "private_key_file": f"{self.output.stem}.key",
             "listen": f"[::]:{port or UNIT_PORT}",
             "interface": self.output.interface,
             "mtu": self._mtu(peers),
-            "nat": self._nat() or None,
+            "nat": True if nat.values == {} and not nat.forwards else None,
         }
         self._note_port(port)
         self._note_others()
         self._trace("server", self.interface, {"address": "Address", "mtu": "MTU", "listen": "ListenPort"})
-        lines = table_lines("[server]", table)
+        lines = [*table_lines("[server]", table), *self._nat_lines(nat)]
         for peer in peers:
             lines += ["", *table_lines("[[peer]]", self._peer_table(peer))]
         return self._converted(lines)
@@ -157,6 +160,7 @@ class _Conversion:
         self.hooks = read_hooks(self.document, self.tunnel, reading, self.machine.read_key)
         self._private_key()
         (section,) = (peer for peer in self.document.peers if peer.enabled)
+        networks = reading.networks(section)
         preshared = reading.preshared_key(section)
         if preshared:
             self.keys[f"{self.output.stem}.psk"] = preshared
@@ -167,14 +171,14 @@ class _Conversion:
             "preshared_key_file": f"{self.output.stem}.psk" if preshared else None,
             "interface": self.output.interface,
             "address": [str(address) for address in reading.addresses(self.interface)],
-            "allowed_ips": [str(network) for network in reading.networks(section)],
+            "allowed_ips": [str(network) for network in networks],
             "dns": [str(entry) for entry in reading.name_servers(self.interface)] or None,
             "persistent_keepalive": reading.keepalive(section) or 0,
             "mtu": self._mtu([_Peer("server", section, [])]),
-            "kill_switch": self.hooks.kill_switch or None,
+            "kill_switch": self._kill_switch(networks),
         }
         if reading.port(self.interface):
-            reading.notes.append("ListenPort: the client uses any port")
+            reading.remark("ListenPort: the client uses any port")
         self._note_others()
         names = {"address": "Address", "mtu": "MTU", "dns": "DNS"}
         self._trace("client", self.interface, names)
@@ -283,33 +287,35 @@ class _Conversion:
         if uplink is None or uplink[0] - _OVERHEAD == MTU_DEFAULT:
             return None
         mtu = min(max(uplink[0] - _OVERHEAD, MTU_MIN), INNER_MTU_MAX)
-        self.reading.notes.append(
+        self.reading.remark(
             f"mtu = {mtu}: there is no MTU, and wg-quick takes that of {uplink[1]}, {uplink[0]}, less {_OVERHEAD}"
         )
         return mtu
 
-    def _nat(self) -> bool:
-        """Return the address translation that the commands set."""
-        for line, rule, shown in self.hooks.translations:
-            if rule.target == MASQUERADE:
-                self.reading.note(line, f"nat = true does this: {shown}")
+    def _kill_switch(self, networks: Sequence[Network]) -> bool | None:
+        """Return whether a command is a kill switch, which a client has where it has a default route."""
+        has_default = any(network.prefixlen == 0 for network in networks)
+        for found in self.hooks.kill_switches:
+            if has_default:
+                self.hooks.say("kill_switch = true does this", found)
             else:
-                self._lost(line, "nat has no address to choose", shown)
-        for line, _, shown in self.hooks.forwards:
-            self._lost(line, "it forwards a port", shown)
-        return any(rule.target == MASQUERADE for _, rule, _ in self.hooks.translations)
+                self.hooks.unit("kill_switch needs a default route in allowed_ips", found)
+        return True if has_default and self.hooks.kill_switches else None
 
-    def _lost(self, line: int, why: str, shown: str) -> None:
-        self.hooks.has_units = True
-        unit = f"have a unit run it after {self.tunnel.unit} has started"
-        self.reading.note(line, f"nothing here does this ({why}): {unit}: {shown}")
+    def _nat_lines(self, nat: NatTables) -> list[str]:
+        """Return the tables of address translation."""
+        lines = ["", *table_lines("[server.nat]", nat.values or {})] if nat.values or nat.forwards else []
+        for number, (line, values) in enumerate(nat.forwards, start=1):
+            self.origins |= {f"server.nat.forward[{number}].{key}": (line, f"PostUp: {key}") for key in values}
+            lines += ["", *table_lines("[[server.nat.forward]]", values)]
+        return lines
 
     def _note_port(self, port: int) -> None:
         if not port:
             used = "there is no ListenPort, so wg used any port"
-            self.reading.notes.append(f"{used}; this server listens at {UNIT_PORT}")
+            self.reading.remark(f"{used}; this server listens at {UNIT_PORT}")
         elif port != UNIT_PORT:
-            self.reading.notes.append(
+            self.reading.remark(
                 f"ListenPort = {port}: under systemd oxidize.socket sets the port: "
                 f"`systemctl edit oxidize.socket`, and write [Socket], ListenDatagram= and ListenDatagram={port} "
                 f"on three lines"
@@ -327,9 +333,9 @@ class _Conversion:
             self._note("FwMark", "no counterpart; packets leave without a mark")
         if not self.tunnel.is_client and any(setting.value for setting in interface.all("DNS")):
             self._note("DNS", "a server sets no name servers; set them for the machine")
-        if self.hooks.has_units:
+        if self.hooks.notes.has_units:
             unit = self.tunnel.unit
-            reading.notes.append(
+            reading.remark(
                 f"commands for a unit: `systemctl edit --force --full oxidize-hooks.service`, with [Unit] "
                 f"After={unit}.service PartOf={unit}.service, [Service] Type=oneshot RemainAfterExit=yes and "
                 f"ExecStart=/bin/sh -c '...' for each, [Install] WantedBy={unit}.service; then `systemctl enable "
@@ -350,7 +356,7 @@ class _Conversion:
 
     def _converted(self, lines: Sequence[str]) -> Converted:
         self.reading.check()
-        return Converted("\n".join([*lines, ""]), self.keys, tuple(self.reading.notes), self.origins, self.tunnel.new)
+        return Converted("\n".join([*lines, ""]), self.keys, self.reading.notes(), self.origins, self.tunnel.new)
 
 
 @dataclass(frozen=True, slots=True)

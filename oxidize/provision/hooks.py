@@ -23,6 +23,7 @@ _FORBIDS = "this rule forbids packets, and Oxidize sets none like it: have the f
 _WRAPPERS = frozenset({"sudo", "command", "exec", "nohup"})
 _PRINTERS = frozenset({"echo", "printf", "true", ":", "logger", "sleep", "date", "wait"})
 _SHELLS = frozenset({"sh", "bash", "dash", "ash"})
+_SHORT_REVERSALS = frozenset({"ip", "wg", "resolvectl", "resolvconf", "nft"})  # which name less than what did it
 _OPPOSITES = {
     **dict.fromkeys(("-D", "--delete", "-I", "--insert", "--append"), "-A"),
     **dict.fromkeys(("del", "delete", "remove", "destroy", "replace", "append", "insert"), "add"),
@@ -30,19 +31,42 @@ _OPPOSITES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A rule, the setting with the command that adds it, and that command as written."""
+
+    setting: Setting
+    rule: Rule
+    source: str
+
+
 @dataclass(slots=True)
 class Hooks:
-    """What a file's commands set: rules of address translation by their lines, and whether they are a kill switch.
+    """What a file's commands set, for settings of the result: rules that are in no note yet.
 
-    has_key: a command sets the private key, or has a mistake that says why not. has_units: whether a note is about a
-    line for a unit.
+    translations: of the source address of what leaves, where it does not enter the tunnel. into_tunnel: where it does.
+    forwards: of the destination address. kill_switches: that let nothing leave past the tunnel. has_key: a command sets
+    the private key, or has a mistake that says why not.
     """
 
-    translations: list[tuple[int, Rule, str]] = field(default_factory=list)
-    forwards: list[tuple[int, Rule, str]] = field(default_factory=list)
-    kill_switch: bool = False
+    notes: HookNotes
+    translations: list[Found] = field(default_factory=list)
+    into_tunnel: list[Found] = field(default_factory=list)
+    forwards: list[Found] = field(default_factory=list)
+    kill_switches: list[Found] = field(default_factory=list)
     has_key: bool = False
-    has_units: bool = False
+
+    def say(self, text: str, found: Found) -> None:
+        """Say of a rule what does it."""
+        self.notes.setting = found.setting
+        self.notes.say(text, found.source)
+        self.notes.flush()
+
+    def unit(self, reason: str, found: Found) -> None:
+        """Say of a rule that a unit has to add it, and why."""
+        self.notes.setting = found.setting
+        self.notes.unit(found.source, f" ({reason})")
+        self.notes.flush()
 
 
 def read_hooks(document: Document, tunnel: Tunnel, reading: Reading, read_file: Callable[[str], str]) -> Hooks:
@@ -60,7 +84,6 @@ def read_hooks(document: Document, tunnel: Tunnel, reading: Reading, read_file: 
         if setting.name in DOWN:
             reader.read_down(setting)
     reader.found.has_key = reader.tunnel_commands.has_key
-    reader.found.has_units = reader.notes.has_units
     return reader.found
 
 
@@ -68,8 +91,8 @@ class _Reader:
     """The state of reading the commands of one file."""
 
     def __init__(self, document: Document, tunnel: Tunnel, reading: Reading, read_file: Callable[[str], str]) -> None:
-        self.found = Hooks()
         self.notes = HookNotes(tunnel, reading)
+        self.found = Hooks(self.notes)
         self.tunnel_commands = TunnelCommands(document, tunnel, reading, self.notes, read_file)
         self._tunnel = tunnel
         self._undone: list[frozenset[str]] = []  # for each command that was read, what would take it back
@@ -128,11 +151,10 @@ class _Reader:
         elif rule.target in TRANSLATIONS and rule.operation == "add":
             self._translation(rule, command)
         elif rule.target == DNAT and rule.operation == "add" and not tunnel.is_client:
-            self.found.forwards.append((self.notes.setting.line, rule, self.notes.shown(command.source)))
+            self.found.forwards.append(Found(self.notes.setting, rule, command.source))
         elif rule.target in REFUSALS and rule.operation in ("add", "policy"):
             if tunnel.is_client and _is_kill_switch(rule, tunnel.old):
-                self.found.kill_switch = True
-                self.notes.say("kill_switch = true does this", command.source)
+                self.found.kill_switches.append(Found(self.notes.setting, rule, command.source))
             else:
                 self.notes.say(_FORBIDS.format(unit=tunnel.unit), command.source)
         elif rule.target == ACCEPT and rule.operation in ("add", "policy"):
@@ -142,14 +164,12 @@ class _Reader:
 
     def _translation(self, rule: Rule, command: Command) -> None:
         outgoing = rule.outgoing
-        if outgoing is not None and outgoing.text == self._tunnel.old and not outgoing.negated:
-            self.notes.unit(command.source, " (it translates what enters the tunnel, and nat what leaves it)")
-        elif self._tunnel.is_client:
+        is_into = outgoing is not None and outgoing.text == self._tunnel.old and not outgoing.negated
+        if self._tunnel.is_client:
             self.notes.unit(command.source, " (a client translates no addresses)")
-        elif _is_plain_translation(rule, self._tunnel.old):
-            self.found.translations.append((self.notes.setting.line, rule, self.notes.shown(command.source)))
         else:
-            self.notes.unit(command.source, " (nat has no such condition)")
+            place = self.found.into_tunnel if is_into else self.found.translations
+            place.append(Found(self.notes.setting, rule, command.source))
 
     # --- Notes ---
 
@@ -163,8 +183,8 @@ class _Reader:
         own = _normalized(command)
         if own in self._undone or (own == {"resolvectl", "revert", self._tunnel.old} and self.tunnel_commands.sets_dns):
             return True
-        is_ip = command.words and command.words[0].value.rpartition("/")[2] in ("ip", "wg", "resolvectl", "nft")
-        return bool(is_ip) and any(own <= done for done in self._undone)
+        program = command.words[0].value.rpartition("/")[2] if command.words else ""
+        return program in _SHORT_REVERSALS and any(own <= done for done in self._undone)
 
 
 def _unwrapped(commands: Sequence[Command]) -> Iterator[Command]:
@@ -215,15 +235,3 @@ def _is_kill_switch(rule: Rule, interface: str) -> bool:
     outgoing = rule.outgoing
     is_past = outgoing is not None and outgoing.negated and outgoing.text == interface
     return is_past and rule.chain.upper() == "OUTPUT" and not any(others)
-
-
-def _is_plain_translation(rule: Rule, interface: str) -> bool:
-    """Return whether `nat` can say what a rule translates: by its source and its outgoing interface."""
-    outgoing = rule.outgoing
-    if outgoing is not None and outgoing.negated and outgoing.text != interface:
-        return False
-    if rule.source is not None and (rule.source.negated or rule.source.text is None):
-        return False
-    if rule.destination is not None and not rule.destination.negated:
-        return False
-    return not (rule.conditions or rule.protocol or rule.port or rule.incoming)

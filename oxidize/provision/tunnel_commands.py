@@ -25,6 +25,7 @@ _WG_SETTINGS = {
     "persistent-keepalive": "PersistentKeepalive",
     "allowed-ips": "AllowedIPs",
 }
+_KEY_NAMES = ("private-key", "preshared-key")
 _ADDRESS_WORDS = frozenset({"a", "ad", "add", "addr", "addre", "address"})
 _FORWARDING = re.compile(r"net\.(?:ipv4\.ip_forward|ipv[46]\.conf\.(?:all|default)\.forwarding)")
 _NAME_SERVER = re.compile(r"nameserver\s+([^\s\\]+)")
@@ -81,6 +82,8 @@ class TunnelCommands:
                 self._document.peers.remove(section)
             elif name in _WG_SETTINGS and rest:
                 self._wg_setting(section, name, rest.pop(0), command, before)
+                if name not in _KEY_NAMES:
+                    self._notes.say("the result has this setting", command.source)
             else:
                 self._reading.wrong(
                     self._notes.setting.line, f"wg set: {without_keys(name)}: expected what wg(8) names"
@@ -92,7 +95,7 @@ class TunnelCommands:
         setting = _WG_SETTINGS[name]
         if name == "allowed-ips":
             section.settings = [each for each in section.settings if each.name != setting]
-        if name in ("private-key", "preshared-key"):
+        if name in _KEY_NAMES:
             self.has_key |= name == "private-key"
             self._key(section, setting, word, command, before)
         elif word.is_literal:

@@ -22,15 +22,16 @@ _T = TypeVar("_T")
 
 MARK_MAX = 0xFFFF_FFFF
 _TABLES = {"default": 253, "main": 254, "local": 255}  # the kernel's own (linux/rtnetlink.h)
+_NO_LINE = 1 << 62  # after all lines
 _WORDS = re.compile(r"[,\s]+")
 
 
 class Reading:
-    """Parses the values of one file and collects the mistakes in them. notes: what is not as it was, or missing."""
+    """Parses the values of one file and collects the mistakes in them, and what is not as it was."""
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self.notes: list[str] = []
+        self._notes: list[tuple[int, str]] = []
         self._problems: dict[str, int] = {}  # each once, with its line: a value may be read twice
 
     def wrong(self, line: int, text: str) -> None:
@@ -39,7 +40,15 @@ class Reading:
 
     def note(self, line: int, text: str) -> None:
         """Add a note about a line."""
-        self.notes.append(f"line {line}: {text}")
+        self._notes.append((line, f"line {line}: {text}"))
+
+    def remark(self, text: str) -> None:
+        """Add a note about the file as a whole."""
+        self._notes.append((_NO_LINE, text))
+
+    def notes(self) -> tuple[str, ...]:
+        """Return the notes by their lines; those about the whole file are the last."""
+        return tuple(text for _, text in sorted(self._notes, key=lambda each: each[0]))
 
     def check(self) -> None:
         """Raise ConfigError if there are mistakes."""
@@ -163,7 +172,7 @@ class Reading:
                 except InvalidValueError as error:
                     self.note(setting.line, f"DNS = {show('DNS', word)}: ignored: expected {error.expected}")
         if found and all(isinstance(entry, str) for entry in found):
-            self.notes.append("DNS has no name server, so its domains are ignored, as by wg-quick")
+            self.remark("DNS has no name server, so its domains are ignored, as by wg-quick")
             return []
         return list(dict.fromkeys(found))
 

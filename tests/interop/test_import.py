@@ -33,7 +33,7 @@ OXIDIZE_ALONE = {
     "bom": "a mark that no editor shows",
     "trailing-comma": "it can mean one thing only",
 }
-BY_HOOKS = {"dn42", "key-of-cat", "preshared-key-of-a-hook"}  # what their hooks set is not in what wg has
+BY_HOOKS = {"dn42", "many-hooks", "key-of-cat", "preshared-key-of-a-hook"}  # what their hooks set is not in what wg has
 _HOOK = re.compile(rb"^[ \t]*(?:Pre|Post)(?:Up|Down)[ \t]*=.*$|^[ \t]*DNS[ \t]*=.*$", re.MULTILINE | re.IGNORECASE)
 _INTERFACE = re.compile(rb"^[ \t]*(?:Address|MTU|FwMark|Table)[ \t]*=.*$", re.MULTILINE | re.IGNORECASE)
 NONE = "(none)"

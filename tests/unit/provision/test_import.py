@@ -294,8 +294,8 @@ UNIT = "commands for a unit"
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("PostUp = iptables -t nat -A POSTROUTING -o eth0 -j MASQUERADE", ["nat = true does this"]),
-        ("PostUp = nft add rule ip nat post oifname eth0 masquerade", ["nat = true does this"]),
+        ("PostUp = iptables -t nat -A POSTROUTING -o eth0 -j MASQUERADE", ["[server.nat] does this"]),
+        ("PostUp = nft add rule ip nat post oifname eth0 masquerade", ["[server.nat] does this"]),
         ("PostUp = sysctl -w net.ipv4.ip_forward=1", ["/etc/sysctl.d/"]),
         ("PostUp = iptables -A FORWARD -i %i -j ACCEPT", ["iptables -A FORWARD -i oxidize0 -j ACCEPT"]),
         ("PostUp = ip rule add; sysctl net.ipv4.ip_forward=1 # x", ["/etc/sysctl.d/", "a unit run it", UNIT]),
