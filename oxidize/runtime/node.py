@@ -38,6 +38,7 @@ from oxidize.runtime.late_imports import import_late
 from oxidize.runtime.lost_lines import LostLines
 from oxidize.runtime.network_keeper import NetworkKeeper
 from oxidize.runtime.parts import NodeParts
+from oxidize.runtime.peer_events import PeerEvents
 from oxidize.runtime.peer_lookups import PeerLookups
 from oxidize.runtime.peer_terms import PeerTerms
 from oxidize.runtime.sliced_work import SlicedWork
@@ -105,9 +106,9 @@ class Node:
         if parts.settings.endpoints_file is not None:
             self._endpoint_cache = EndpointCache(parts.settings.endpoints_file, parts.device, boot_time)
             self._timed.append(self._endpoint_cache)
-        self.lookups: PeerLookups | None = None
-        if parts.settings.role == "server":
-            self.lookups = PeerLookups(parts.device, loop, self._data_path.flush)
+        self.lookups = self._lookups_of(parts)
+        if parts.settings.role == "server":  # a client tells of its link
+            self._timed.append(PeerEvents(parts.device, counters, boot_time))
         self.connection = self._connection_of(parts)
         self._http_binding = HttpBinding(
             parts.settings, lambda: self.http_listener is not None, self._adopt_http, boot_time
@@ -127,6 +128,11 @@ class Node:
             self.connection.missing = lambda: self.keeper.missing
         self._metrics: tuple[Metrics, PeerMetrics] | None = None
         self._respond = make_respond(lambda: self.state_name, ThrottledRender(self._render_metrics), self._render_peers)
+
+    def _lookups_of(self, parts: NodeParts) -> PeerLookups | None:
+        if parts.settings.role != "server":
+            return None
+        return PeerLookups(parts.device, self._loop, self._data_path.flush)
 
     def _connection_of(self, parts: NodeParts) -> "Connection | None":
         if parts.settings.server is None:

@@ -1,4 +1,4 @@
-"""Bugs in what `wg` is shown, and in the socket at which it looks."""
+"""Bugs in what `wg`, the metrics and the log say of peers, and in the socket at which `wg` looks."""
 
 from tests.mutants.mutant import Mutant
 
@@ -70,6 +70,30 @@ UAPI = (
         "                pass\n",
         (f"{SOCKET}test_the_socket_of_a_unit_refuses_under_an_older_release",),
         "after a rollback every `wg show` on the machine hangs",
+    ),
+    Mutant(
+        "peer-connected-by-an-initiation",
+        "runtime/peer_events.py",
+        "        session = peer.current ",
+        "        session = peer.next or peer.current ",
+        ("unit/runtime/test_peer_events.py::test_an_initiation_alone_connects_nobody",),
+        "who replays an initiation fills the log with a peer that is not there",
+    ),
+    Mutant(
+        "peers-looked-at-for-ever",
+        "runtime/peer_events.py",
+        "        self._looks_left -= 1\n",
+        "",
+        ("unit/runtime/test_peer_events.py::test_nobody_is_looked_at_while_nothing_can_have_changed",),
+        "an idle server looks at all its peers every five seconds",
+    ),
+    Mutant(
+        "metrics-of-peers-beyond-the-limit",
+        "runtime/peer_metrics.py",
+        "        if self.left_out or not self._device.peers:\n",
+        "        if not self._device.peers:\n",
+        ("unit/runtime/test_peer_metrics.py::test_more_peers_than_are_wanted_have_none[4-3-4]",),
+        "the metrics of a large fleet fill the memory of Prometheus",
     ),
     Mutant(
         "wg-is-answered-while-frozen",
