@@ -219,6 +219,9 @@ class _Conversion:
                     f"this section and that of line {sections[0].line} have one PublicKey, so they are one peer, "
                     f"{names[key]}, as for wg: with the AllowedIPs of this section",
                 )
+        for key, section in wholes.items():
+            if not section.enabled:
+                self.reading.note(section.line, f"{names[key]} is commented out: imported with enabled = false")
         networks = self._networks(groups, names)
         return [_Peer(names[key], section, networks[key]) for key, section in wholes.items()]
 
@@ -312,7 +315,8 @@ class _Conversion:
 
     def _note_port(self, port: int) -> None:
         if not port:
-            used = "there is no ListenPort, so wg used any port"
+            given = "there is no ListenPort" if self.interface.last("ListenPort") is None else "ListenPort is 0"
+            used = f"{given}, so wg used any port"
             self.reading.remark(f"{used}; this server listens at {UNIT_PORT}")
         elif port != UNIT_PORT:
             self.reading.remark(
