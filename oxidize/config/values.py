@@ -31,6 +31,7 @@ Network = IPv4Network | IPv6Network
 HostAddress = IPv4Address | IPv6Address
 HostPort = tuple[str, int]
 NetworkKind = Literal["tun", "userspace"]
+RoutingTable = Literal["auto", "off"] | int
 PublicEndpoint = tuple[str, int | None]  # a host, an IPv6 address without brackets, and a port if one was given
 
 INTERFACE_NAME_MAX = 15  # IFNAMSIZ without its NUL
@@ -38,6 +39,11 @@ PEER_NAME_MAX = 64  # no standard's: a name is a column of `oxidize status` and 
 PEER_NAME_BYTES_MAX = 128  # in UTF-8: a file name of 255 bytes holds it, with a tunnel's name and an ending
 PORT_MAX = 65_535
 HOST_NAME_MAX = 253  # RFC 1035 section 2.3.4, without the root's dot
+# --- linux/rtnetlink.h: the numbers of routing tables ---
+MAIN_TABLE, LOCAL_TABLE = 254, 255
+KERNELS_TABLES = range(253, 256)
+TABLE_MAX = FWMARK_MAX = 0xFFFF_FFFF  # struct fib_rule_hdr's attributes and SO_MARK have 32 bits
+FWMARK_DEFAULT = 0x6F78  # "ox"; wg-quick(8) begins at 0xca6c
 
 _HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\]\[\0]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
@@ -251,6 +257,37 @@ def interface_name(value: object) -> str:
     if not _INTERFACE_NAME.fullmatch(given) or given in _RESERVED_INTERFACE_NAMES:
         raise InvalidValueError(expected)
     return given
+
+
+def routing_table(value: object) -> RoutingTable:
+    """Check the routing table of a tunnel; raises InvalidValueError."""
+    if value == "auto":
+        return "auto"
+    if value == "off":
+        return "off"
+    if type(value) is int and 0 < value <= TABLE_MAX and value != LOCAL_TABLE:
+        return value
+    raise InvalidValueError(
+        f'"auto", "off", or the number of a table from 1 to {TABLE_MAX} other than {LOCAL_TABLE}, the kernel\'s own',
+        _number_remedy(value),
+    )
+
+
+def fwmark(value: object) -> int:
+    """Check the mark of a tunnel's own packets, 0 for "off"; raises InvalidValueError."""
+    if value == "off":
+        return 0
+    if type(value) is int and 0 <= value <= FWMARK_MAX:
+        return value
+    raise InvalidValueError(f'"off", or a whole number from 0 to {FWMARK_MAX}', _number_remedy(value))
+
+
+def _number_remedy(value: object) -> str | None:
+    """Return a remedy for a number that is written as text, None if it is something else."""
+    try:
+        return f"write {int(value, 0)}, a number without quotes" if isinstance(value, str) else None
+    except ValueError:
+        return None
 
 
 def is_peer_name(value: object) -> TypeGuard[str]:

@@ -2,7 +2,8 @@
 
 The rule: reconcile, never reset. Only what differs is changed, so that every generation may run this on the interface
 that its predecessor serves, and a run without a difference touches nothing. All addresses of the interface are managed
-here, except link-local ones, which the kernel makes; of its routes only those with this program's protocol number.
+here, except link-local ones, which the kernel makes; of its routes only those with this program's protocol number, in
+whatever table. One is not: the default route that rules lead to, which belongs to `policy_routing`.
 
 What is wanted is prepared once, before a process serves. A comparison works in slices, so that it may take place
 between two batches of packets, with any number of routes.
@@ -23,8 +24,9 @@ from ipaddress import (
     ip_address,
 )
 
+from oxidize.config.values import MAIN_TABLE
 from oxidize.errors import OxidizeError
-from oxidize.hostnet.netlink import FAMILIES, ROUTE_PROTOCOL, RT_TABLE_MAIN, remedy
+from oxidize.hostnet.netlink import FAMILIES, ROUTE_PROTOCOL, remedy
 from oxidize.hostnet.part import IncompleteError, Steps, run
 from oxidize.hostnet.rtnetlink import (
     DUMPS_MAX,
@@ -42,6 +44,7 @@ from oxidize.hostnet.rtnetlink import (
 
 Interface = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
+Place = tuple[int, Key]  # of a route: the number of its table, and its destination
 
 # Packets that wait in the TUN device while no process reads; the kernel's 500 overflow under one fast TCP stream.
 TRANSMIT_QUEUE_PACKETS = 2_000
@@ -84,26 +87,37 @@ def _contains(outer: Network, inner: Network) -> bool:
 class InterfacePart:
     """The wanted state of one interface (`hostnet.part.Part`).
 
-    mtu: bytes. routes: networks that lead into the interface; those inside a network of `addresses` need no route of
-    their own and are skipped. segments: into how many packets the kernel cuts at once what TCP sends, at most: as many
-    as leave in one send, or each of its bursts would leave and arrive in two parts. digest: of all of it, for a
-    successor to compare with that of its own; a digest, since the routes of thousands of peers would not fit into the
-    OFFER.
+    mtu: bytes. routes: networks that lead into the interface, in `table`; in the main one those inside a network of
+    `addresses` need no route of their own and are skipped. segments: into how many packets the kernel cuts at once what
+    TCP sends, at most: as many as leave in one send, or each of its bursts would leave and arrive in two parts.
+    policy_table: of the default routes that rules lead to, 0 for none. digest: of all of it, for a successor to compare
+    with that of its own; a digest, since the routes of thousands of peers would not fit into the OFFER.
     """
 
     def __init__(
-        self, name: str, addresses: Sequence[Interface], mtu: int, routes: Sequence[Network], segments: int
+        self,
+        name: str,
+        addresses: Sequence[Interface],
+        mtu: int,
+        routes: Sequence[Network],
+        segments: int,
+        *,
+        table: int = MAIN_TABLE,
+        policy_table: int = 0,
     ) -> None:
         self.name = f"interface {name}"
         self._interface = name
         self._mtu = mtu
         self._segments = segments
         self._addresses = {(address.network.prefixlen, address.ip.packed) for address in addresses}
-        needed = routes_needed(addresses, routes)
+        self._policy_table = policy_table
+        needed = routes_needed(addresses, routes) if table == MAIN_TABLE else set(routes)
         # Sorted now: with many routes it takes longer than a slice.
-        self._routes = sorted(((route.prefixlen, route.network_address.packed) for route in needed), key=_order)
-        self._route_keys = frozenset(self._routes)
+        keys = sorted(((route.prefixlen, route.network_address.packed) for route in needed), key=_order)
+        self._routes: list[Place] = [(table, key) for key in keys]
+        self._places = frozenset(self._routes)
         lines = [*sorted(map(str, addresses)), *sorted(map(str, needed)), str(mtu), str(segments)]
+        lines += [f"table {table}"] if needed and table != MAIN_TABLE else []
         self.digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def compare(self, *, repair: bool) -> Steps[list[str]]:
@@ -114,7 +128,7 @@ class InterfacePart:
             comparison.compare_link(link, self._mtu, self._segments)
             yield 0.0
             yield from comparison.compare_addresses(link.number, self._addresses)
-            yield from comparison.compare_routes(link.number, self._routes, self._route_keys)
+            yield from comparison.compare_routes(link.number, self._routes, self._places, self._policy_table)
         if comparison.problems:
             raise IncompleteError(comparison.problems, comparison.changes)
         return comparison.changes
@@ -164,20 +178,28 @@ class _Comparison:
             present = yield from self._read_addresses(index)
             self._change_addresses(index, wanted - present, add=True)
 
-    def compare_routes(self, index: int, wanted: Sequence[Key], wanted_keys: Collection[Key]) -> Steps[None]:
-        present: set[Key] = set()
-        managed: list[Key] = []
+    def compare_routes(
+        self, index: int, wanted: Sequence[Place], places: Collection[Place], policy_table: int
+    ) -> Steps[None]:
+        """Compare the routes. places: those of `wanted`. policy_table: whose default routes are not looked at."""
+        present: set[Place] = set()
+        managed: list[Place] = []
         for family in FAMILIES.values():
-            yield from self._read_routes(family, index, present, managed)
-        yield from self._change_routes(index, managed, wanted_keys, add=False)
+            yield from self._read_routes(family, index, policy_table, present, managed)
+        yield from self._change_routes(index, managed, places, add=False)
         yield from self._change_routes(index, wanted, present, add=True)
 
-    def _read_routes(self, family: int, index: int, present: set[Key], managed: list[Key]) -> Steps[None]:
+    def _read_routes(
+        self, family: int, index: int, policy_table: int, present: set[Place], managed: list[Place]
+    ) -> Steps[None]:
         for _ in range(DUMPS_MAX):
             try:
-                for found in self._kernel.routes(family, RT_TABLE_MAIN, index):
-                    present.update(key for key, _ in found)
-                    managed += (key for key, protocol in found if protocol == ROUTE_PROTOCOL)
+                for found in self._kernel.routes_of(family, index=index):
+                    for route in found:
+                        if route.key[0] or route.table != policy_table:
+                            place = (route.table, route.key)
+                            present.add(place)
+                            managed += [place] if route.protocol == ROUTE_PROTOCOL else []
                     yield 0.0
             except RtnetlinkError as error:
                 if error.code != errno.EINTR:
@@ -198,19 +220,22 @@ class _Comparison:
         for key in sorted(keys, key=_order):
             self._change([(f"address {sign}{_text(key)}", change_address(index, key, add=add))], done)
 
-    def _change_routes(self, index: int, keys: Sequence[Key], others: Collection[Key], *, add: bool) -> Steps[None]:
-        """Add or remove the routes in `keys` that are not among `others`."""
+    def _change_routes(
+        self, index: int, places: Sequence[Place], others: Collection[Place], *, add: bool
+    ) -> Steps[None]:
+        """Add or remove the routes in `places` that are not among `others`."""
         sign, done = ("+", 0) if add else ("-", errno.ESRCH)
-        for start in range(0, len(keys), KEYS_PER_SLICE):
+        for start in range(0, len(places), KEYS_PER_SLICE):
             yield 0.0
-            left = [key for key in keys[start : start + KEYS_PER_SLICE] if key not in others]
+            left = [place for place in places[start : start + KEYS_PER_SLICE] if place not in others]
             for first in range(0, len(left), CHANGES_PER_SLICE):
                 if self._is_hopeless:
                     return
                 requests = []
-                for key in left[first : first + CHANGES_PER_SLICE]:
-                    request = change_route(index, key, RT_TABLE_MAIN, ROUTE_PROTOCOL, add=add)
-                    requests.append((f"route {sign}{_text(key)}", request))
+                for table, key in left[first : first + CHANGES_PER_SLICE]:
+                    where = f" table {table}" if table != MAIN_TABLE else ""
+                    request = change_route(index, key, table, ROUTE_PROTOCOL, add=add)
+                    requests.append((f"route {sign}{_text(key)}{where}", request))
                 self._change(requests, done)
                 yield 0.0
 

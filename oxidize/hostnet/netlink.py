@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 # Marks routes and rules as this program's (rtm_protocol): neither rtnetlink.h nor iproute2's rt_protos assigns it.
 ROUTE_PROTOCOL = 151
-RT_TABLE_MAIN = 254
 FAMILIES = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
 
 _REMEDIES = {

@@ -5,13 +5,15 @@ datagrams into the tunnel. So the route stands in a table of its own, and rules 
 each version of IP that needs a default route, in this order:
 
 - IPv4 only, `udp nop`: no effect, but without such a rule the kernel ignores the ports of received packets.
-- from the client's UDP port, sent by this machine: table main. The kernel's reverse path check makes the same look-up
+- from the tunnel's UDP port, sent by this machine: table main. The kernel's reverse path check makes the same look-up
   for a reply, with ports and without a mark, so a strict rp_filter accepts replies and no sysctl or firewall changes.
 - all packets: table main without its default route. Directly connected networks stay reachable.
-- packets without the client's mark: the tunnel's table. The sockets of the client carry the mark.
+- packets without the tunnel's mark: the tunnel's table. The tunnel's sockets carry the mark.
 
-A client owns the rules and routes with `ROUTE_PROTOCOL`, unless a route in their table leads into the interface of
-another client, which then owns them. Sources: rtnetlink(7), ip-rule(8), linux/fib_rules.h, wg-quick(8) for the idea.
+A client, or a server with a peer that has a default route, owns the rules and routes with `ROUTE_PROTOCOL`, unless a
+route in their table leads into the interface of another one, which then owns them.
+
+Sources: rtnetlink(7), ip-rule(8), linux/fib_rules.h, wg-quick(8) for the idea.
 """
 
 import errno
@@ -23,8 +25,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
+from oxidize.config.values import KERNELS_TABLES, MAIN_TABLE
 from oxidize.errors import OxidizeError
-from oxidize.hostnet.netlink import FAMILIES, ROUTE_PROTOCOL, RT_TABLE_MAIN, remedy
+from oxidize.hostnet.netlink import FAMILIES, ROUTE_PROTOCOL, remedy
 from oxidize.hostnet.part import Steps, run
 from oxidize.hostnet.rtnetlink import (
     Key,
@@ -55,15 +58,18 @@ _REMEDIES = {
     errno.EAFNOSUPPORT: "the kernel lacks this family, or its policy routing: remove its default route",
     errno.EOPNOTSUPP: "the kernel has no policy routing (CONFIG_IP_MULTIPLE_TABLES): remove the default routes",
 }
-_KERNELS_TABLES = range(253, 256)
 _ANY_HOST: dict[int, Key] = {4: (0, bytes(4)), 6: (0, bytes(16))}
 
 
 class Policy(NamedTuple):
-    """The wanted policy. fwmark: the sockets' mark and the table's number. versions: of IP, with a default route."""
+    """The wanted policy. fwmark: the sockets' mark and the table's number. versions: of IP, with a default route.
+
+    spared: the number of a table whose default routes are the interface's own, without rules; 0 for none.
+    """
 
     fwmark: int
     versions: frozenset[int]
+    spared: int = 0
 
 
 class Rule(NamedTuple):
@@ -87,7 +93,7 @@ class Rule(NamedTuple):
         words += [f"iif {self.iifname}"] if self.iifname else []
         words += ["udp"] if self.ip_proto == _IPPROTO_UDP else []
         words += [f"sport {self.sport_range.partition(':')[0]}"] if self.sport_range else []
-        target = f"lookup {'main' if self.table == RT_TABLE_MAIN else self.table}"
+        target = f"lookup {'main' if self.table == MAIN_TABLE else self.table}"
         words.append("nop" if self.is_nop else target)
         words += [f"suppress_prefixlength {self.suppress_prefixlen}"] if self.suppress_prefixlen != _UNSET else []
         return " ".join(words)
@@ -100,8 +106,8 @@ def rules_wanted(policy: Policy, version: int, port: int) -> list[Rule]:
     dissect = [Rule(RULE_PRIORITY, 0, ip_proto=_IPPROTO_UDP, is_nop=True)] if version == 4 else []
     return [
         *dissect,
-        Rule(RULE_PRIORITY + 1, RT_TABLE_MAIN, iifname="lo", ip_proto=_IPPROTO_UDP, sport_range=f"{port}:{port}"),
-        Rule(RULE_PRIORITY + 2, RT_TABLE_MAIN, suppress_prefixlen=0),
+        Rule(RULE_PRIORITY + 1, MAIN_TABLE, iifname="lo", ip_proto=_IPPROTO_UDP, sport_range=f"{port}:{port}"),
+        Rule(RULE_PRIORITY + 2, MAIN_TABLE, suppress_prefixlen=0),
         Rule(RULE_PRIORITY + 3, policy.fwmark, fwmark=policy.fwmark, is_inverted=True),
     ]
 
@@ -145,7 +151,7 @@ def apply_policy(policy: Policy, interface: str, port: int, replaced: Collection
             else:
                 yield from family.read()
                 if not family.owned_by_others(own):
-                    yield from family.remove(own)
+                    yield from family.remove(own, policy.spared)
             changes += family.changes
         return changes
 
@@ -190,11 +196,11 @@ class PolicyPart:
         return lines
 
 
-def remove_policy(interfaces: Collection[str] = (), indexes: Collection[int] = ()) -> Steps[list[str]]:
+def remove_policy(interfaces: Collection[str] = (), indexes: Collection[int] = (), spared: int = 0) -> Steps[list[str]]:
     """Remove a client's rules and default routes; return the changes made, a line each.
 
-    interfaces, indexes: the client's, by name or number; they need not exist. Rules that another client uses are left
-    alone, even if it adopts them at this very moment.
+    interfaces, indexes: the client's, by name or number; they need not exist. spared: as of `Policy`. Rules that
+    another client uses are left alone, even if it adopts them at this very moment.
     """
     with _connected() as kernel:
         own = frozenset(indexes) | _indexes(kernel, interfaces)
@@ -203,7 +209,7 @@ def remove_policy(interfaces: Collection[str] = (), indexes: Collection[int] = (
             family = _Family(kernel, version)
             yield from family.read()
             if not family.owned_by_others(own):
-                yield from family.remove(own)
+                yield from family.remove(own, spared)
                 yield from family.restore_for_others(own)
             changes += family.changes
         return changes
@@ -248,7 +254,7 @@ class _Family:
         """Ask the kernel for the rules, and the routes in their tables and that of the wanted policy."""
         # Rules before routes: a client adds routes first, so one whose rules are seen here has its routes seen too.
         yield from self._read_rules()
-        self._tables = {rule.table for rule in self._managed} - {0, RT_TABLE_MAIN}
+        self._tables = {rule.table for rule in self._managed} - {0, MAIN_TABLE}
         if self._managed or wanted is not None:
             self._routes = yield from self._read_routes(set() if wanted is None else {wanted.fwmark})
 
@@ -287,9 +293,9 @@ class _Family:
         yield from self._remove_rules(set(self._managed) - set(wanted))
         yield from self._remove_routes(own, keep=(policy.fwmark, index))
 
-    def remove(self, own: Collection[int]) -> Steps[None]:
+    def remove(self, own: Collection[int], spared: int = 0) -> Steps[None]:
         yield from self._remove_rules(self._managed)
-        yield from self._remove_routes(own, keep=(0, 0))
+        yield from self._remove_routes(own, spared=spared)
 
     def restore_for_others(self, own: Collection[int]) -> Steps[None]:
         """Put back removed rules that another client has found in place, and needs, since they were read.
@@ -299,7 +305,7 @@ class _Family:
         routes = yield from self._read_routes()
         used = {route.table for route in _routes_of_others(routes, self._tables, own)}
         for rule in sorted(self._removed):
-            if rule.table in used or (used and not rule.sport_range and rule.table in {0, RT_TABLE_MAIN}):
+            if rule.table in used or (used and not rule.sport_range and rule.table in {0, MAIN_TABLE}):
                 yield from self._add_rule(rule)
 
     def _add_rule(self, rule: Rule) -> Steps[None]:
@@ -313,9 +319,9 @@ class _Family:
             yield from self._change(f"{self._ip} rule -{rule}", request, done=errno.ENOENT)
             self._removed.append(rule)
 
-    def _remove_routes(self, own: Collection[int], keep: tuple[int, int]) -> Steps[None]:
+    def _remove_routes(self, own: Collection[int], keep: tuple[int, int] = (0, 0), spared: int = 0) -> Steps[None]:
         for route in (yield from self._read_routes()):
-            is_managed = route.protocol == ROUTE_PROTOCOL and route.link in own
+            is_managed = route.protocol == ROUTE_PROTOCOL and route.link in own and route.table != spared
             if is_managed and (route.table, route.link) != keep and not route.key[0]:
                 request = change_route(route.link, route.key, route.table, ROUTE_PROTOCOL, add=False)
                 yield from self._change(f"{self._ip} default route -{route.table}", request, done=errno.ESRCH)
@@ -342,7 +348,7 @@ class _Family:
         found = set()
         for dump in dumps:
             found.update((yield from read_all(dump)))
-        return {route for route in found if route.table not in _KERNELS_TABLES}
+        return {route for route in found if route.table not in KERNELS_TABLES}
 
     def _refuse(self, found: str, remedy: str) -> None:
         raise OxidizeError(f"policy routing for {self._ip}: {found}: expected only this client's; {remedy}")

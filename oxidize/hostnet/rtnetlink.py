@@ -212,11 +212,6 @@ class RtnetlinkSocket:
                     found.append((prefix_length, attributes.get(_IFA_LOCAL) or attributes[_IFA_ADDRESS]))
             yield found
 
-    def routes(self, family: int, table: int, index: int) -> Iterator[list[tuple[Key, int]]]:
-        """Yield destination and protocol of each route of a table into an interface."""
-        for found in self.routes_of(family, table=table, index=index):
-            yield [(route.key, route.protocol) for route in found]
-
     def routes_of(self, family: int, *, table: int = 0, index: int = 0, protocol: int = 0) -> Iterator[list[Route]]:
         """Yield the routes of a table, into an interface and with a protocol number; 0 is any."""
         any_host = bytes(4 if family == socket.AF_INET else 16)

@@ -1,6 +1,7 @@
 """The comparison of an interface, with a kernel of the test's own: what changes, and how much at a time."""
 
 import errno
+import hashlib
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_interface, ip_network
 
@@ -9,10 +10,10 @@ import pytest
 from oxidize.errors import OxidizeError
 from oxidize.hostnet import interface as interface_module
 from oxidize.hostnet import rtnetlink
-from oxidize.hostnet.interface import CHANGES_PER_SLICE, TRANSMIT_QUEUE_PACKETS, InterfacePart
+from oxidize.hostnet.interface import CHANGES_PER_SLICE, TRANSMIT_QUEUE_PACKETS, InterfacePart, Place
 from oxidize.hostnet.netlink import ROUTE_PROTOCOL
 from oxidize.hostnet.part import run
-from oxidize.hostnet.rtnetlink import Key, Link, Request, RtnetlinkError
+from oxidize.hostnet.rtnetlink import Key, Link, Request, Route, RtnetlinkError
 
 ADDRESSES = [ip_interface("10.9.0.1/24"), ip_interface("fd09::1/64")]
 DUMPED = 130  # in one datagram
@@ -24,7 +25,7 @@ class FakeKernel:
     def __init__(self) -> None:
         self.link_state = Link(7, 1500, 500, 65_535, is_up=False)
         self.address_keys: list[Key] = []
-        self.route_keys: dict[Key, int] = {}
+        self.places: dict[Place, int] = {}
         self.requests = 0
         self.most_at_once = 0
         self.interruptions = 0  # of dumps of routes, and of addresses
@@ -49,9 +50,13 @@ class FakeKernel:
             self.address_interruptions -= 1
             raise RtnetlinkError(errno.EINTR)
 
-    def routes(self, family: int, table: int, index: int) -> Iterator[list[tuple[Key, int]]]:
-        assert (table, index) == (254, 7)
-        found = [each for each in self.route_keys.items() if rtnetlink.family_of(each[0][1]) == family]
+    def routes_of(self, family: int, *, index: int) -> Iterator[list[Route]]:
+        assert index == 7
+        found = [
+            Route(key, table, index, protocol)
+            for (table, key), protocol in self.places.items()
+            if rtnetlink.family_of(key[1]) == family
+        ]
         for start in range(0, len(found), DUMPED):
             if self.interruptions:
                 self.interruptions -= 1
@@ -85,11 +90,13 @@ class FakeKernel:
             else:
                 self.address_keys.remove(key)
         else:
-            key = (body[1], rtnetlink._attributes(body, rtnetlink._ROUTE.size)[rtnetlink._RTA_DST])
+            attributes = rtnetlink._attributes(body, rtnetlink._ROUTE.size)
+            key = (body[1], attributes[rtnetlink._RTA_DST])
+            place = (rtnetlink._unpacked(attributes.get(rtnetlink._RTA_TABLE)) or body[4], key)
             if request.kind == rtnetlink._NEW_ROUTE:
-                self.route_keys[key] = body[5]
+                self.places[place] = body[5]
             else:
-                del self.route_keys[key]
+                del self.places[place]
         return 0
 
 
@@ -100,8 +107,9 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
     return made
 
 
-def part_with(*routes: str) -> InterfacePart:
-    return InterfacePart("ox0", ADDRESSES, 1420, [ip_network(route) for route in routes], 45)
+def part_with(*routes: str, table: int = 254, policy_table: int = 0) -> InterfacePart:
+    wanted = [ip_network(route) for route in routes]
+    return InterfacePart("ox0", ADDRESSES, 1420, wanted, 45, table=table, policy_table=policy_table)
 
 
 EVERYTHING = [
@@ -122,6 +130,36 @@ def test_everything_is_set_once_and_then_left_alone(kernel: FakeKernel) -> None:
     assert kernel.requests == len(EVERYTHING)
     assert run(part.compare(repair=True)) == []
     assert kernel.requests == len(EVERYTHING)
+
+
+def test_another_table_has_all_routes_and_a_change_of_the_table_leaves_none_behind(kernel: FakeKernel) -> None:
+    routes = ("10.9.0.0/25", "10.50.0.0/16", "0.0.0.0/0")
+    run(part_with(*routes[:2]).compare(repair=True))
+    assert run(part_with(*routes, table=1234).compare(repair=True)) == [
+        "route -10.50.0.0/16",
+        "route +0.0.0.0/0 table 1234",
+        "route +10.9.0.0/25 table 1234",
+        "route +10.50.0.0/16 table 1234",
+    ]
+    assert {table for table, _ in kernel.places} == {1234}
+    run(part_with(*routes, table=7).compare(repair=True))
+    assert {table for table, _ in kernel.places} == {7}
+    run(part_with(table=0).compare(repair=True))  # off
+    assert not kernel.places
+
+
+def test_the_default_route_of_the_rules_is_left_alone_in_its_table(kernel: FakeKernel) -> None:
+    run(part_with().compare(repair=True))
+    kernel.places |= {(99, (0, bytes(4))): ROUTE_PROTOCOL, (98, (0, bytes(4))): ROUTE_PROTOCOL}
+    assert run(part_with(policy_table=99).compare(repair=True)) == ["route -0.0.0.0/0 table 98"]
+    assert run(part_with().compare(repair=True)) == ["route -0.0.0.0/0 table 99"]
+
+
+def test_the_digest_tells_tables_apart_and_is_that_of_other_releases_for_the_main_one() -> None:
+    parts = [part_with("10.50.0.0/16"), part_with("10.50.0.0/16", table=5), part_with("10.50.0.0/16", table=6)]
+    assert len({part.digest for part in parts}) == 3
+    lines = [*sorted(map(str, ADDRESSES)), "10.50.0.0/16", "1420", "45"]
+    assert parts[0].digest == hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def test_a_kernel_that_reports_no_segments_is_asked_for_none(kernel: FakeKernel) -> None:
@@ -149,16 +187,16 @@ def test_whatever_is_taken_away_is_found_and_put_back_alone(kernel: FakeKernel, 
     elif number < 6:
         del kernel.address_keys[number - 4]
     else:
-        del kernel.route_keys[list(kernel.route_keys)[number - 6]]
+        del kernel.places[list(kernel.places)[number - 6]]
     assert run(part.compare(repair=True)) == [EVERYTHING[number]]
     assert run(part.compare(repair=True)) == []
 
 
 def test_only_routes_of_this_program_are_removed(kernel: FakeKernel) -> None:
     run(part_with("10.50.0.0/16", "10.60.0.0/16").compare(repair=True))
-    kernel.route_keys[24, bytes([10, 70, 0, 0])] = 2  # of the kernel
+    kernel.places[254, (24, bytes([10, 70, 0, 0]))] = 2  # of the kernel
     assert run(part_with("10.60.0.0/16").compare(repair=True)) == ["route -10.50.0.0/16"]
-    assert ROUTE_PROTOCOL in kernel.route_keys.values()
+    assert ROUTE_PROTOCOL in kernel.places.values()
 
 
 def test_many_routes_go_in_and_out_in_slices_of_few_changes(kernel: FakeKernel) -> None:
@@ -171,7 +209,7 @@ def test_many_routes_go_in_and_out_in_slices_of_few_changes(kernel: FakeKernel) 
             worst = max(worst, kernel.requests - before)
             before = kernel.requests
             slices += 1
-        assert len(kernel.route_keys) == number
+        assert len(kernel.places) == number
     assert worst <= CHANGES_PER_SLICE
     assert slices >= 2 * 20_000 / CHANGES_PER_SLICE
 
@@ -192,7 +230,7 @@ def test_one_refused_change_does_not_prevent_the_others(kernel: FakeKernel) -> N
     with pytest.raises(OxidizeError, match=r"address \+10.9.0.1/24: IPv6 is switched off .*\(and 1 more\)"):
         run(part_with("10.50.0.0/16").compare(repair=True))
     assert kernel.link_state.is_up
-    assert len(kernel.route_keys) == 1
+    assert len(kernel.places) == 1
 
 
 def test_routes_into_an_interface_that_is_gone_are_not_tried_one_by_one(kernel: FakeKernel) -> None:
