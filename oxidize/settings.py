@@ -5,13 +5,22 @@ of a server's peers (`runtime.peer_lookups`) and of a client's server (`client.c
 And nothing here imports the schema, which a start after a crash does without (`runtime.validated`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from oxidize.config.nat import NatSettings
 from oxidize.config.paths import Role
-from oxidize.config.values import HostPort, InterfaceAddress, NameServers, Network, NetworkKind
+from oxidize.config.values import (
+    FWMARK_DEFAULT,
+    MAIN_TABLE,
+    HostPort,
+    InterfaceAddress,
+    NameServers,
+    Network,
+    NetworkKind,
+    RoutingTable,
+)
 from oxidize.net.resolve import literal
 from oxidize.protocol.constants import NEVER
 from oxidize.protocol.link_policy import LinkPolicy
@@ -22,13 +31,16 @@ if TYPE_CHECKING:
     from oxidize.config import ClientConfig, ServerConfig
 
 
+_TABLES = {"auto": MAIN_TABLE, "off": 0}
+
+
 class NodeSettings(NamedTuple):
     """The keys that [server] and [client] share, and one role's keys with the values that the other role has.
 
     public_key: of `private_key`. peers: with the endpoints that are addresses, and with those that are disabled.
-    routes: networks that lead into the tunnel by the main table; default_routes: those of a client, which need rules.
-    server: "host:port" of a client's server, None for a server. fwmark: of all sockets whose packets must stay out of
-    the tunnel, 0 for none. name_servers: None to leave the system's unchanged.
+    table: the number of the routing table, 0 for none. routes: networks that lead into the tunnel by that table;
+    default_routes: those that need rules. server: "host:port" of a client's server, None for a server. fwmark: of all
+    sockets whose packets must stay out of the tunnel, 0 for none. name_servers: None to leave the system's unchanged.
     """
 
     role: Role
@@ -43,6 +55,8 @@ class NodeSettings(NamedTuple):
     peers: tuple[PeerSettings, ...]
     routes: tuple[Network, ...]
     default_routes: tuple[Network, ...] = ()
+    table: int = MAIN_TABLE
+    fwmark: int = 0
     # --- Of a server ---
     listen: HostPort = ("::", 0)
     nat: NatSettings | None = None
@@ -51,7 +65,6 @@ class NodeSettings(NamedTuple):
     drain_timeout_secs: float = 0.0  # no peer starts handshakes with a client: there is nothing to drain
     # --- Of a client ---
     server: str | None = None
-    fwmark: int = 0
     name_servers: NameServers | None = None
     kill_switch: bool = False
 
@@ -60,8 +73,13 @@ class NodeSettings(NamedTuple):
 
     @property
     def has_host_setup(self) -> bool:
-        """Whether these are a client's, with an interface of the kernel, which needs more of its host than that."""
-        return self.role == "client" and self.network == "tun"
+        """Whether an interface of the kernel needs more of its host: a client's, and any with a default route."""
+        return self.network == "tun" and (self.role == "client" or bool(self.default_routes))
+
+    @property
+    def policy_table(self) -> int:
+        """The number of the table with the default routes that rules lead to, 0 for none."""
+        return self.fwmark if self.default_routes else 0
 
     @classmethod
     def of(cls, config: "ServerConfig | ClientConfig") -> "NodeSettings":
@@ -78,7 +96,7 @@ class NodeSettings(NamedTuple):
             role="server",
             **_shared(config),
             peers=peers,
-            routes=server_routes(peers),
+            **_routing(config, networks_of(peers)),
             listen=config.listen,
             nat=config.nat.settings(config.addresses) if config.nat is not None else None,
             metrics_peers=config.metrics_peers,
@@ -110,18 +128,42 @@ class NodeSettings(NamedTuple):
             role="client",
             **_shared(config),
             peers=(peer,),
-            routes=tuple(network for network in config.allowed_ips if network.prefixlen > 0),
-            default_routes=tuple(network for network in config.allowed_ips if network.prefixlen == 0),
+            **_routing(config, config.allowed_ips),
             server=config.server,
-            fwmark=config.fwmark if has_interface else 0,
             name_servers=config.name_servers if has_interface and config.name_servers.servers else None,
             kill_switch=config.kill_switch,
         )
 
 
-def server_routes(peers: Iterable[PeerSettings]) -> tuple[Network, ...]:
-    """Return the networks that lead into a server's tunnel: of no disabled peer, and without default routes."""
-    return tuple(network for peer in peers if peer.enabled for network in peer.allowed_ips if network.prefixlen > 0)
+def networks_of(peers: Iterable[PeerSettings]) -> tuple[Network, ...]:
+    """Return the networks of a server's peers, without those of disabled ones."""
+    return tuple(network for peer in peers if peer.enabled for network in peer.allowed_ips)
+
+
+def routes_in(table: int, networks: Sequence[Network]) -> tuple[Network, ...]:
+    """Return those of `networks` whose routes stand in a table, 0 for none: default routes are not for the main one."""
+    if not table:
+        return ()
+    return tuple(network for network in networks if network.prefixlen > 0 or table != MAIN_TABLE)
+
+
+def tunnel_mark(fwmark: int, table: RoutingTable, networks: Iterable[Network]) -> int:
+    """Return the mark of the tunnel's own packets, 0 for none; a default route with rules needs one."""
+    needs_mark = table == "auto" and any(network.prefixlen == 0 for network in networks)
+    return fwmark or (FWMARK_DEFAULT if needs_mark else 0)
+
+
+def _routing(config: "ServerConfig | ClientConfig", networks: Sequence[Network]) -> dict[str, Any]:
+    """Return the keys that say where packets for `networks` go."""
+    table = config.table if isinstance(config.table, int) else _TABLES[config.table]
+    defaults = [network for network in networks if network.prefixlen == 0 and config.table == "auto"]
+    mark = tunnel_mark(config.fwmark, config.table, networks)
+    return {
+        "table": table,
+        "routes": routes_in(table, networks),
+        "default_routes": tuple(defaults),
+        "fwmark": mark if config.network == "tun" else 0,
+    }
 
 
 def _shared(config: "ServerConfig | ClientConfig") -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""What a client sets on its host beyond its interface: packet filter, policy routing, DNS, and their cleanup guard.
+"""What a tunnel sets on its host beyond its interface: packet filter, policy routing, DNS, and their cleanup guard.
+
+A client always has it, a server where a peer has a default route that needs rules.
 
 The rule: `check_host_setup` finds every obstacle before anything is changed, at a reload while the predecessor serves.
 Only the owner changes anything, after the hand-off. The first of these reverts it: the process itself when it ends for
@@ -38,7 +40,7 @@ log = logs.get(__name__)
 
 
 def check_host_setup(settings: NodeSettings, replaced: Collection[str] = ()) -> None:
-    """Raise OxidizeError if this client's rules or name servers could not be set; change nothing.
+    """Raise OxidizeError if these rules or name servers could not be set; change nothing.
 
     replaced: interfaces of the generation before, whose rules this client's replace.
     """
@@ -47,32 +49,45 @@ def check_host_setup(settings: NodeSettings, replaced: Collection[str] = ()) -> 
     if settings.name_servers is not None:
         check_dns(settings.name_servers, by_this_process=_sets_names())
     if settings.default_routes:
-        _check_mark(settings.fwmark)
+        _check_mark(settings)
         check_policy(_policy(settings), [settings.interface, *replaced])
     if settings.kill_switch:
         prove_filter(_filter(settings))
 
 
-def revert_host_setup(before: Mapping[str, Any], interfaces: Collection[str], pause: Pause = time.sleep) -> None:
-    """Remove what a predecessor had set, for a client that has no interface any longer; raises OxidizeError.
+def revert_host_setup(
+    before: Mapping[str, Any],
+    interfaces: Collection[str],
+    guard_fd: int | None,
+    pause: Pause = time.sleep,
+    *,
+    table: int = 0,
+) -> None:
+    """Remove what a predecessor had set, for settings that need nothing of it any longer; raises OxidizeError.
 
-    before: the predecessor's `installed_dns`. interfaces: the predecessor's. pause: see `part.Pause`.
+    before: the predecessor's `installed_dns`. interfaces: the predecessor's. guard_fd: the pipe to its guard, which is
+    told, and closed. pause: see `part.Pause`. table: that of the settings, whose routes stay.
     """
-    _log_changes("policy routing", run(remove_policy(interfaces), pause))
-    _log_changes("packet filter", remove_filter(interfaces))
-    if before:
-        run(revert_dns(before.get("interface"), str(before.get("record"))), pause)
+    with contextlib.ExitStack() as at_end:
+        if guard_fd is not None:
+            at_end.callback(os.close, guard_fd)
+        _log_changes("policy routing", run(remove_policy(interfaces, spared=table), pause))
+        _log_changes("packet filter", remove_filter(interfaces))
+        if before:
+            run(revert_dns(before.get("interface"), str(before.get("record"))), pause)
+        if guard_fd is not None:
+            update_guard(guard_fd, None)
     forget_guard()
 
 
 def forget_guard() -> None:
-    """Let the guard of a client that has no interface any longer end, where a holder keeps it."""
+    """Let the guard of a process that needs none any longer end, where a holder keeps it."""
     if notify.is_held():
         notify.forget_fds(STORED_AS)
 
 
 class HostSetup:
-    """The host setup of one generation of a client.
+    """The host setup of one generation.
 
     port: that of its UDP socket. guard_fd: the pipe to the guard that a predecessor started; `close` closes it.
     installed_dns: the name servers that are set, for a successor to compare with its own; empty if there are none.
@@ -145,7 +160,7 @@ class HostSetup:
 
         Raises OxidizeError. pause: as in `apply`.
         """
-        if self._names is None and os.geteuid() == 0:
+        if self._settings.role == "client" and self._names is None and os.geteuid() == 0:
             run(revert_dns(self._settings.interface, self._record()), pause)
         self.apply({}, (), pause)
 
@@ -233,11 +248,14 @@ def _log_changes(part: str, changes: Sequence[str]) -> None:
 
 
 def _filter(settings: NodeSettings) -> Filter:
-    return Filter(settings.interface, tuple(settings.addresses), settings.routes, settings.fwmark, settings.kill_switch)
+    networks = [network for peer in settings.peers for network in peer.allowed_ips] if settings.kill_switch else []
+    inside = tuple(network for network in networks if network.prefixlen > 0)
+    return Filter(settings.interface, tuple(settings.addresses), inside, settings.fwmark, settings.kill_switch)
 
 
 def _policy(settings: NodeSettings) -> Policy:
-    return Policy(settings.fwmark, frozenset(network.version for network in settings.default_routes))
+    versions = frozenset(network.version for network in settings.default_routes)
+    return Policy(settings.fwmark, versions, 0 if versions else settings.table)
 
 
 def _sets_names() -> bool:
@@ -245,12 +263,14 @@ def _sets_names() -> bool:
     return os.geteuid() == 0 or not notify.is_unit()
 
 
-def _check_mark(fwmark: int) -> None:
+def _check_mark(settings: NodeSettings) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as trial:
         try:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, fwmark)
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, settings.fwmark)
         except PermissionError:
+            role = settings.role
+            where, unit = ("client.", "oxidize-client") if role == "client" else ("a peer's ", "oxidize-daemon")
             raise OxidizeError(
-                "client.allowed_ips has a default route, which needs CAP_NET_ADMIN: run as root, or by the unit "
-                "oxidize-client.service"
+                f"{where}allowed_ips has a default route, which needs CAP_NET_ADMIN: run as root, or by the unit "
+                f"{unit}.service"
             ) from None

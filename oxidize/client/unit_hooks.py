@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from oxidize import config
-from oxidize.config.schema import FWMARK_DEFAULT
+from oxidize.config.values import FWMARK_DEFAULT
 from oxidize.errors import ConfigError
 from oxidize.hostnet.dns_config import apply_dns, record_name, revert_dns
 from oxidize.hostnet.packet_filter import Filter, apply_filter, remove_filter
@@ -21,6 +21,7 @@ from oxidize.hostnet.part import run
 from oxidize.hostnet.policy_routing import remove_policy
 from oxidize.net.tun import interface_name_of_fd
 from oxidize.service_manager import systemctl
+from oxidize.settings import tunnel_mark
 
 
 def clean_up(config_path: Path, *, gave_up: bool, crashed: bool) -> list[str]:
@@ -64,7 +65,8 @@ def set_kill_switch(config_path: Path) -> list[str]:
         closed = Filter(config.client_interface_of(config_path), (), (), FWMARK_DEFAULT, kill_switch=True)
         return [*apply_filter(closed), "the configuration has mistakes: nothing leaves until it is corrected"]
     routes = tuple(network for network in client.allowed_ips if network.prefixlen)
-    wanted = Filter(client.interface, tuple(client.addresses), routes, client.fwmark, client.kill_switch)
+    mark = tunnel_mark(client.fwmark, client.table, client.allowed_ips)
+    wanted = Filter(client.interface, tuple(client.addresses), routes, mark, client.kill_switch)
     return apply_filter(wanted) if wanted.kill_switch else []
 
 

@@ -5,7 +5,7 @@ peers may nest, for the longest prefix decides; of two peers with the same netwo
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from oxidize.config.keys import public_key
@@ -13,20 +13,23 @@ from oxidize.config.report import Report
 from oxidize.config.schema import MTU_IPV6_MIN, ClientTable, PeerTable, ServerTable
 from oxidize.config.source_file import SourceFile
 from oxidize.config.validation import Checked, TableT, check_table
-from oxidize.config.values import Network, host_address, is_peer_name, parse_key
+from oxidize.config.values import KERNELS_TABLES, MAIN_TABLE, Network, host_address, is_peer_name, parse_key
 from oxidize.protocol.constants import PEERS_MAX
 
 
 def check_server(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable]], report: Report) -> None:
     """Report the mistakes that show only when the keys and tables of a server are compared, and warn."""
     _check_interface(server, report)
+    enabled = [peer for peer in peers if peer.valid.get("enabled")]
+    _check_routing(server, [network for peer in enabled for network in peer.valid.get("allowed_ips", ())], report)
     _check_unique(peers, "name", report)
     _check_unique(peers, "public_key", report)
     _check_foreign(server, peers, "public_key", report)
     _check_repeats(peers, report)
     _warn_of_peers(server, peers, report)
     # A disabled peer's addresses may be another's meanwhile; `oxidize peer enable` finds that.
-    _warn_of_shared_networks([peer for peer in peers if peer.valid.get("enabled")], report)
+    _warn_of_shared_networks(enabled, report)
+    _warn_of_server_routes(server, enabled, report)
 
 
 def check_client(client: Checked[ClientTable], report: Report) -> None:
@@ -82,6 +85,28 @@ def _check_delays(client: Checked[ClientTable], report: Report) -> None:
     if longest < first:
         expected = f"at least reconnect_delay_ms, which is {first}"
         report.wrong(f"{client.prefix}.max_reconnect_delay_ms", longest, expected, "raise it, or lower the other one")
+
+
+def _check_routing(
+    node: Checked[ClientTable] | Checked[ServerTable], networks: Iterable[Network], report: Report
+) -> None:
+    """Report a table that cannot have the routes to `networks`, and a mark that cannot be a table's number."""
+    table, fwmark = node.valid.get("table"), node.valid.get("fwmark", 0)
+    has_default = any(network.prefixlen == 0 for network in networks)
+    if has_default and table == MAIN_TABLE:
+        expected = "another table for the default route in allowed_ips, which would take that of this machine here"
+        report.wrong(f"{node.prefix}.table", table, expected, 'write "auto" for rules and a table of its own')
+    if has_default and table == "auto" and fwmark in KERNELS_TABLES:
+        expected = "the number of a table for the default route in allowed_ips, and this is one of the kernel's"
+        report.wrong(f"{node.prefix}.fwmark", fwmark, expected, "choose another one")
+    if node.valid.get("network") == "userspace":
+        expected = 'none with network = "userspace", which routes nothing of this machine'
+        for key in ("table", "fwmark"):
+            if isinstance(node.given.get(key), int) and node.given[key]:
+                report.wrong(f"{node.prefix}.{key}", node.given[key], expected, 'remove it, or set network = "tun"')
+    if node.valid.get("kill_switch") and table != "auto" and not fwmark:
+        expected = "a mark, by which kill_switch knows the tunnel's own packets"
+        report.wrong(f"{node.prefix}.fwmark", node.given.get("fwmark"), expected, "remove the line for the default")
 
 
 def _check_unique(peers: Sequence[Checked[PeerTable]], name: str, report: Report) -> None:
@@ -156,8 +181,36 @@ def _warn_of_peers(server: Checked[ServerTable], peers: Sequence[Checked[PeerTab
                 report.warn(f"{peer.prefix}.allowed_ips", f"{network} is the server's own address {address}")
 
 
+def _warn_of_server_routes(server: Checked[ServerTable], peers: Sequence[Checked[PeerTable]], report: Report) -> None:
+    """Warn of a default route, which the server's own traffic takes, and of a route that leads a tunnel into itself."""
+    if server.valid.get("network") == "userspace" or server.valid.get("table", "off") != "auto":
+        return
+    for peer in peers:
+        key, endpoint = f"{peer.prefix}.allowed_ips", peer.valid.get("endpoint")
+        host = host_address(endpoint) if endpoint else None
+        for network in peer.valid.get("allowed_ips", ()):
+            if network.prefixlen == 0:
+                report.warn(
+                    key,
+                    f"{network} sends all traffic of this machine through this peer, answers of its other services "
+                    f'included; write table = "off" or a number under [server] to route by rules of your own',
+                )
+                if endpoint and host is None:
+                    report.warn(
+                        f"{peer.prefix}.endpoint",
+                        f"the look-up of {endpoint} may need the route that leads to it; an address needs none",
+                    )
+            elif host is not None and host in network:
+                report.warn(
+                    key,
+                    f"{network} contains the peer's own address, so the tunnel's packets to it would go into the "
+                    f"tunnel unless a longer route leads to {host}",
+                )
+
+
 def check_client_network(client: Checked[ClientTable], report: Report) -> None:
-    """Report routes and name servers that need a network interface of the kernel, and search domains alone."""
+    """Report what cannot be set in the host's network: routes, a table, a mark, name servers; for the hooks, too."""
+    _check_routing(client, client.valid.get("allowed_ips", ()), report)
     valid = client.valid
     servers = [entry for entry in valid.get("dns", ()) if not isinstance(entry, str)]
     if valid.get("dns") and not servers:

@@ -17,6 +17,9 @@ from oxidize.config.nat_schema import NatTable
 from oxidize.config.paths import CLIENT_INTERFACE
 from oxidize.config.validation import Table, check_table, fields_by_key, table_of
 from oxidize.config.values import (
+    FWMARK_DEFAULT,
+    FWMARK_MAX,
+    TABLE_MAX,
     HostAddress,
     HostPort,
     InterfaceAddress,
@@ -25,6 +28,7 @@ from oxidize.config.values import (
     Network,
     NetworkKind,
     PublicEndpoint,
+    RoutingTable,
 )
 from oxidize.protocol.constants import INNER_MTU_MAX, PEERS_MAX
 
@@ -32,9 +36,6 @@ MTU_MIN = 576  # RFC 791: what every IPv4 host accepts
 MTU_IPV6_MIN = 1280  # RFC 8200 section 5
 MTU_DEFAULT = 1420  # an Ethernet frame less IPv6, UDP and WireGuard's own 32 bytes
 KEEPALIVE_SECS_MAX = 65_535  # as wg(8)
-FWMARK_DEFAULT = 0x6F78  # "ox"; wg-quick(8) begins at 0xca6c
-FWMARK_MIN = 256  # it is the number of a routing table too, and the kernel's own are below
-FWMARK_MAX = 0xFFFF_FFFF
 DRAIN_TIMEOUT_SECS_MAX = 3600.0
 RECONNECT_DELAY_MS_MIN = 25  # servers ignore what comes sooner than 20 ms after the last initiation
 RECONNECT_DELAY_MS_MAX = 3_600_000
@@ -59,6 +60,9 @@ _NameServers = Annotated[
     BeforeValidator(values.one_or_many),
 ]
 
+_Fwmark = Annotated[int, PlainValidator(values.fwmark)]
+
+_FWMARK = f'"off", or a whole number from 0 to {FWMARK_MAX}, which no firewall or other tunnel uses'
 _KEEPALIVE = f"a whole number of seconds from 0 (off) to {KEEPALIVE_SECS_MAX}"
 _RECONNECT_DELAY = f"a whole number of milliseconds from {RECONNECT_DELAY_MS_MIN} to {RECONNECT_DELAY_MS_MAX}"
 
@@ -94,6 +98,14 @@ class NodeTable(Table):
     """The Unix socket where a successor finds its predecessor, at most 107 bytes. Without this key it is
     `/run/oxidize/takeover.sock` for a server and `/run/oxidize-client/takeover.sock` for a client; for a user other
     than root `takeover.sock` and `client-takeover.sock` in `$XDG_RUNTIME_DIR/oxidize`."""
+    table: Annotated[RoutingTable, PlainValidator(values.routing_table)] = Field(
+        default="auto", validate_default=True, description=f'"auto", "off", or a whole number from 1 to {TABLE_MAX}'
+    )
+    """The routing table for the networks of `allowed_ips`, as `Table` of wg-quick(8). `"auto"`: the main table, except
+    for default routes (`0.0.0.0/0`, `::/0`), which stand in a table of their own, with rules that let the tunnel's own
+    packets and directly connected networks past it. A number: that table, default routes included, and no rules.
+    `"off"`: no routes and no rules; other programs set them."""
+    fwmark: _Fwmark
     interface: _InterfaceName
     metrics_listen: _ListenOrOff
 
@@ -130,6 +142,9 @@ class ServerTable(NodeTable):
     IPv4, port 0 lets the kernel choose. The address is literal, not a name."""
     interface: _InterfaceName = Field("oxidize0", description="a name")
     """The name of the network interface: 1 to 15 letters, digits and `_ = + . -`, not beginning with `-`."""
+    fwmark: _Fwmark = Field(default="off", validate_default=True, description=_FWMARK)
+    """The mark of the tunnel's own packets, for rules and firewalls. Where a peer's `allowed_ips` have a default route
+    and `table` is `"auto"`, it is the number of that route's table, too; without this key it is 0x6f78 then."""
     nat: Annotated[NatTable | None, PlainValidator(_nat)] = Field(
         default=False, validate_default=True, description="true or false, or a table [server.nat]"
     )
@@ -227,14 +242,9 @@ class ClientTable(NodeTable):
     """The name servers to use while the client runs, at least one, and search domains; an empty list leaves the
     system's settings unchanged. It needs systemd-resolved or `resolvconf`, root, and `network = "tun"`. All names are
     resolved by these servers."""
-    fwmark: int = Field(
-        FWMARK_DEFAULT,
-        ge=FWMARK_MIN,
-        le=FWMARK_MAX,
-        description=f"a whole number from {FWMARK_MIN} to {FWMARK_MAX}, which no firewall or other tunnel uses",
-    )
-    """The mark of the tunnel's own packets where `allowed_ips` has a default route, and the number of the routing table
-    with that route. The default is 0x6f78."""
+    fwmark: _Fwmark = Field(default=FWMARK_DEFAULT, validate_default=True, description=_FWMARK)
+    """The mark of the tunnel's own packets. Where `allowed_ips` has a default route and `table` is `"auto"`, it is the
+    number of that route's table, too; 0 and `"off"` mean the default then, which is 0x6f78."""
     kill_switch: bool = Field(default=False, description="true or false")
     """Whether nothing leaves this machine past the tunnel: only the tunnel's own packets, traffic to networks that the
     machine is connected to directly (of private addresses), and what a link needs (DHCP, IPv6's neighbour discovery).

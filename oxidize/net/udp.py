@@ -139,9 +139,9 @@ class UdpSocket:
     def set_mark(self, fwmark: int) -> None:
         """Set the mark by which policy routing and a kill switch know this socket's packets; for the owner only.
 
-        fwmark: 0 to leave it unchanged.
+        fwmark: 0 for none.
         """
-        if fwmark:
+        if self.mark != fwmark:
             try:
                 self._socket.setsockopt(SOL_SOCKET, socket.SO_MARK, fwmark)
             except PermissionError:  # checked before the hand-off; harmless where no rule needs the mark

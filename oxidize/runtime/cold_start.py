@@ -70,7 +70,7 @@ def start_alone(
     was_interrupted = settle_tunnel(passed, settings.interface)
     fds = {FdName(name): fd for name, fd in notify.single(passed, FROM_SOCKET_UNIT).items()} | _stored(passed)
     if settings.has_host_setup:
-        from oxidize.client.host_setup import check_host_setup  # noqa: PLC0415  # not for a server
+        from oxidize.client.host_setup import check_host_setup  # noqa: PLC0415  # not for most servers
 
         check_host_setup(settings, _interfaces_before(fds))
     _close_unused(passed, fds)
@@ -142,7 +142,7 @@ class _ColdStart:
             self._responder.open(self._listener)
         self._interfaces_before = _interfaces_before(fds)
         if FdName.GUARD in fds and not settings.has_host_setup:
-            from oxidize.client.host_setup import forget_guard  # noqa: PLC0415  # not for a server
+            from oxidize.client.host_setup import forget_guard  # noqa: PLC0415  # not for most servers
 
             os.close(fds.pop(FdName.GUARD))  # and so the guard removes what the previous process had set
             forget_guard()

@@ -131,6 +131,7 @@ class Handover:
             server=node.settings.server,
             upstream_dns=tuple(node.connection.upstream_dns) if node.connection is not None else (),
             stores_tun=True,
+            has_host_setup=node.host_setup is not None,
         )
         # Not the node's own generation: a successor that died after COMMIT may have written a later one.
         offer = Offer(node.session_state.generation, tuple(self._descriptors()), state.encode())
@@ -282,8 +283,9 @@ class _HostRestore:
         steps: list[Callable[[], None]] = [node.nat.apply, partial(store_again, node.tunnel, node.nat)]
         if isinstance(node.tunnel, TunDevice):
             steps.append(node.settle_interface)
+        steps.append(node.protect)
         if node.host_setup is not None:
-            steps += [node.protect, partial(node.host_setup.apply_again, node.pause)]
+            steps.append(partial(node.host_setup.apply_again, node.pause))
         for step in steps:
             if not node.is_serving:
                 return  # the next successor owns by now, and applies its own

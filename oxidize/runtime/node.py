@@ -5,7 +5,6 @@ is at all times in the journal, the arena and the descriptors, so a freeze has n
 for a session.
 """
 
-import os
 import signal
 import socket
 import time
@@ -74,7 +73,13 @@ class Node:
         self.nat = parts.nat
         # Made now and not on request, in the middle of serving: with ten thousand routes it takes 15 ms and more.
         self.interface = InterfacePart(
-            settings.interface, settings.addresses, settings.mtu, settings.routes, packets_per_send(settings.mtu)
+            settings.interface,
+            settings.addresses,
+            settings.mtu,
+            settings.routes,
+            packets_per_send(settings.mtu),
+            table=settings.table,
+            policy_table=settings.policy_table,
         )
         self.host_setup = _host_setup_of(parts)
         self.watchdog_secs = watchdog_secs
@@ -209,14 +214,14 @@ class Node:
         return FileWatch(NAME_FILES, self.keeper.note_change, lambda: self._serving, begins_at)
 
     def protect(self) -> None:
-        """Set a client's packet filter and the mark by which it knows the tunnel's own packets; raises OxidizeError.
+        """Set the packet filter, if any, and the mark by which it knows the tunnel's own packets; raises OxidizeError.
 
         One right after the other: a packet between them would be dropped, or leave. Where the filter fails, the mark is
         left as it is.
         """
         if self.host_setup is not None:
             self.host_setup.protect()
-            self.udp.set_mark(self.settings.fwmark)
+        self.udp.set_mark(self.settings.fwmark)
 
     def keep_network(self) -> None:
         """Compare the host's network with the settings now, and whenever the kernel tells of a change; idempotent.
@@ -484,12 +489,10 @@ def _report_drained() -> None:
 
 
 def _host_setup_of(parts: NodeParts) -> "HostSetup | None":
-    """Return what a client sets up outside of its interface, or None where it has no interface."""
+    """Return what is set up outside of the interface, or None where that is nothing."""
     if not parts.settings.has_host_setup:
-        if parts.guard_fd is not None:
-            os.close(parts.guard_fd)
         return None
-    from oxidize.client.host_setup import HostSetup  # noqa: PLC0415  # not for a server
+    from oxidize.client.host_setup import HostSetup  # noqa: PLC0415  # not for most servers
 
     port = int(parts.udp.local_address.rpartition(":")[2])
     return HostSetup(parts.settings, port, parts.guard_fd)

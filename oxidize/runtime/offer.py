@@ -95,7 +95,7 @@ class OfferState(NamedTuple):
     system, with the keys of `DNS_KEYS`; empty for none. watchdog_secs: the interval of the service manager's watchdog,
     0.0 for none. listen, metrics_listen: the settings of those names. server: a client's, as configured. upstream_dns:
     the name servers that a client asks past its tunnel. stores_tun: whether the predecessor has any TUN device stored,
-    however it frames packets. format: of the journal.
+    however it frames packets. has_host_setup: whether it has set more than its interface. format: of the journal.
     """
 
     interface_digest: str = ""
@@ -106,6 +106,7 @@ class OfferState(NamedTuple):
     server: str | None = None
     upstream_dns: tuple[str, ...] = ()
     stores_tun: bool = False
+    has_host_setup: bool = False
     format: int = FORMAT
 
     def encode(self) -> dict[str, Any]:
@@ -120,6 +121,7 @@ class OfferState(NamedTuple):
             "server": self.server,
             "nameservers": list(self.upstream_dns),
             **({"stores_tun": True} if self.stores_tun else {}),
+            **({"has_host_setup": True} if self.has_host_setup else {}),
         }
 
     @classmethod
@@ -135,6 +137,7 @@ class OfferState(NamedTuple):
             server=_typed(state, "server", str, None),
             upstream_dns=_texts(state, "nameservers"),
             stores_tun=_typed(state, "stores_tun", bool, False),
+            has_host_setup=_typed(state, "has_host_setup", bool, False),
         )
 
 

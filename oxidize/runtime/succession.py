@@ -151,7 +151,7 @@ class Succession:
         fds.update(descriptors_of(offer))
         self.before = OfferState.decode(offer.state)
         if settings.has_host_setup:
-            from oxidize.client.host_setup import check_host_setup  # noqa: PLC0415  # not for a server
+            from oxidize.client.host_setup import check_host_setup  # noqa: PLC0415  # not for most servers
 
             check_host_setup(settings, self._interfaces_before())
         try:
@@ -173,7 +173,8 @@ class Succession:
         check_nat(nat)
         generation = offer.generation + 1
         parts = NodeParts(settings, generation, restored.state, restored.device, udp, tunnel, nat, listener, self.kept)
-        parts.guard_fd, parts.upstream_dns = self._fd(FdName.GUARD), self.before.upstream_dns
+        parts.guard_fd = self._fd(FdName.GUARD) if settings.has_host_setup else None
+        parts.upstream_dns = self.before.upstream_dns
         node = Node(parts, self.loop, self.before.watchdog_secs)
         if notify.is_held() and not self.control.is_coordinated:
             self._store_all(node)
@@ -292,7 +293,7 @@ class Succession:
             steps.append(partial(store_tunnel, node.tunnel))
         if isinstance(node.tunnel, TunDevice):
             steps.append(partial(self._configure, node))
-        if self.settings.role == "client":
+        if self.settings.role == "client" or node.host_setup is not None or self.before.has_host_setup:
             steps.append(partial(self._settle, node))
         return steps
 
@@ -302,14 +303,15 @@ class Succession:
         node.settle_interface(self.control.working, is_repair=not is_new)
 
     def _settle(self, node: Node) -> None:
-        """Apply a client's host setup, or revert the predecessor's where the settings need none."""
+        """Apply the host setup, or revert the predecessor's where the settings need none."""
         before, interfaces = self.before.installed_dns, self._interfaces_before()
         if node.host_setup is not None:
             node.host_setup.apply(before, interfaces, self.loop.run_once)
         elif interfaces:
-            from oxidize.client.host_setup import revert_host_setup  # noqa: PLC0415  # not for a server
+            from oxidize.client.host_setup import revert_host_setup  # noqa: PLC0415  # not for most servers
 
-            revert_host_setup(before, interfaces, self.loop.run_once)
+            guard_fd, table = self._fd(FdName.GUARD), self.settings.table
+            revert_host_setup(before, interfaces, guard_fd, self.loop.run_once, table=table)
 
     def _interfaces_before(self) -> list[str]:
         tun = self.fds.get(FdName.TUN)

@@ -34,7 +34,7 @@ from oxidize.protocol.constants import NEVER
 from oxidize.protocol.link_policy import LinkPolicy
 from oxidize.protocol.peer_settings import PeerSettings
 from oxidize.protocol.secret_fields import text_without
-from oxidize.settings import NodeSettings, server_routes
+from oxidize.settings import NodeSettings, networks_of, routes_in
 from oxidize.state import memory_file
 from oxidize.text import own_release
 
@@ -93,7 +93,7 @@ class Match(NamedTuple):
         peers = tuple(_peer(left, *each) for each in _unpack(self.peers))
         own = dict(self.own)
         if own["role"] == "server":
-            own["routes"] = server_routes(peers)
+            own["routes"] = routes_in(own["table"], networks_of(peers))
         if own["name_servers"] is not None:
             own["name_servers"] = NameServers(*own["name_servers"])
         if own["nat"] is not None:

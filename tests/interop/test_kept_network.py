@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from oxidize.config.schema import FWMARK_DEFAULT
+from oxidize.config.values import FWMARK_DEFAULT
 from oxidize.hostnet.policy_routing import RULE_PRIORITY
 from tests.support.traffic.namespaces import Namespace
 from tests.support.traffic.ping import Ping, ping, wait_for_replies

@@ -92,7 +92,7 @@ HOSTNET = (
     Mutant(
         "mark-before-the-filter-that-asks-for-it",
         "runtime/node.py",
-        "            self.host_setup.protect()\n            self.udp.set_mark(self.settings.fwmark)\n",
+        "            self.host_setup.protect()\n        self.udp.set_mark(self.settings.fwmark)\n",
         "            self.udp.set_mark(self.settings.fwmark)\n            self.host_setup.protect()\n",
         ("unit/runtime/test_succession.py::test_the_mark_changes_together_with_the_filter_that_asks_for_it",),
         "where the new filter is refused, a kill switch drops the tunnel's own packets",

@@ -12,6 +12,7 @@ NEVER_READY = {
 }
 CRASHES = {
     "runtime.node": """
+import os
 import threading
 
 _serve = Node.serve

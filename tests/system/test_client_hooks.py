@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from oxidize.config.paths import CLIENT_INTERFACE
-from oxidize.config.schema import FWMARK_DEFAULT
+from oxidize.config.values import FWMARK_DEFAULT
 from oxidize.hostnet.netlink import ROUTE_PROTOCOL
 from tests.support.traffic.namespaces import Namespace, join, set_addresses
 from tests.support.traffic.server import Identity, Lab, b64, wait_for

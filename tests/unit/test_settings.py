@@ -8,7 +8,8 @@ import pytest
 
 from oxidize.config import load_client, load_server
 from oxidize.config.nat import NatSettings
-from oxidize.config.schema import FWMARK_DEFAULT, ClientTable, NodeTable, ServerTable
+from oxidize.config.schema import ClientTable, NodeTable, ServerTable
+from oxidize.config.values import FWMARK_DEFAULT
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.settings import NodeSettings
 from tests.support.config_files import BOB, CLIENT, PRESHARED, PRIVATE, SERVER, load, peer, secret

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from oxidize.config.schema import FWMARK_DEFAULT
+from oxidize.config.values import FWMARK_DEFAULT
 from oxidize.hostnet.netlink import ROUTE_PROTOCOL
 from tests.support.traffic.namespaces import Namespace, join, set_addresses
 from tests.support.traffic.oxidize_client import OxidizeClient

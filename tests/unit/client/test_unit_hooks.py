@@ -9,7 +9,7 @@ import pytest
 from oxidize.client import unit_hooks
 from oxidize.client.host_setup import _filter
 from oxidize.config import load_client
-from oxidize.config.schema import FWMARK_DEFAULT
+from oxidize.config.values import FWMARK_DEFAULT
 from oxidize.errors import ConfigError
 from oxidize.hostnet.packet_filter import Filter
 from oxidize.hostnet.part import Steps

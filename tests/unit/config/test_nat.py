@@ -280,7 +280,7 @@ def test_what_is_no_mistake(folder: Path, tables: str) -> None:
         ("nat = true\n", '"10.0.0.2/32", "192.168.7.0/24"', []),
         ("nat = true\n", '"10.9.0.2/32"', ["server.nat: translates only", "(10.0.0.0/24)", "peer.alice"]),
         ("nat = true\n", '"192.168.7.0/24"', ["server.nat: translates only"]),
-        ("nat = true\n", '"0.0.0.0/0"', []),
+        ("nat = true\n", '"0.0.0.0/1"', []),
         ('[server.nat]\nsources = ["10.9.0.0/24"]\n', '"10.9.0.2/32"', []),
         ('[server.nat]\nsources = ["10.9.0.0/24"]\n', '"10.9.1.2/32"', ["server.nat.sources: 10.9.0.0/24: no peer"]),
         ('[server.nat]\nsources = ["10.9.0.2"]\n', '"10.9.0.0/24"', []),

@@ -33,6 +33,7 @@ def test_missing_fields_have_defaults() -> None:
         ("metrics_listen", ["127.0.0.1", "9090"]),
         ("metrics_listen", None),
         ("server", 7),
+        ("has_host_setup", 1),
         ("nameservers", "10.78.0.1"),
         ("nameservers", [1]),
     ],
