@@ -140,11 +140,13 @@ class _Conversion:
             "listen": f"[::]:{port or UNIT_PORT}",
             "interface": self.output.interface,
             "mtu": self._mtu(peers),
+            **self._routing(),
             "nat": True if nat.values == {} and not nat.forwards else None,
         }
         self._note_port(port)
         self._note_others()
-        self._trace("server", self.interface, {"address": "Address", "mtu": "MTU", "listen": "ListenPort"})
+        names = {"address": "Address", "mtu": "MTU", "listen": "ListenPort", "table": "Table", "fwmark": "FwMark"}
+        self._trace("server", self.interface, names)
         lines = [*table_lines("[server]", table), *self._nat_lines(nat)]
         for peer in peers:
             lines += ["", *table_lines("[[peer]]", self._peer_table(peer))]
@@ -175,12 +177,13 @@ class _Conversion:
             "dns": [str(entry) for entry in reading.name_servers(self.interface)] or None,
             "persistent_keepalive": reading.keepalive(section) or 0,
             "mtu": self._mtu([_Peer("server", section, [])]),
+            **self._routing(),
             "kill_switch": self._kill_switch(networks),
         }
         if reading.port(self.interface):
             reading.remark("ListenPort: the client uses any port")
         self._note_others()
-        names = {"address": "Address", "mtu": "MTU", "dns": "DNS"}
+        names = {"address": "Address", "mtu": "MTU", "dns": "DNS", "table": "Table", "fwmark": "FwMark"}
         self._trace("client", self.interface, names)
         self._trace(
             "client",
@@ -188,6 +191,11 @@ class _Conversion:
             {"server": "Endpoint", "server_public_key": "PublicKey", "allowed_ips": "AllowedIPs"},
         )
         return self._converted(table_lines("[client]", table))
+
+    def _routing(self) -> dict[str, object]:
+        """Return the keys for the routing table and the mark, as far as they are not the default."""
+        table, mark = self.reading.table(self.interface), self.reading.mark(self.interface)
+        return {"table": None if table == "auto" else table, "fwmark": mark or None}
 
     # --- Peers ---
 
@@ -330,11 +338,6 @@ class _Conversion:
         reading, interface = self.reading, self.interface
         if reading.saves_config(interface):
             self._note("SaveConfig", "only you, `oxidize peer add` and `oxidize peer remove` change the file")
-        table, mark = reading.table(interface), reading.mark(interface)
-        if table != "auto":
-            self._note("Table", "no counterpart; routes to the peers' allowed_ips go into the main table")
-        if mark:
-            self._note("FwMark", "no counterpart; packets leave without a mark")
         if not self.tunnel.is_client and any(setting.value for setting in interface.all("DNS")):
             self._note("DNS", "a server sets no name servers; set them for the machine")
         if self.hooks.notes.has_units:
