@@ -22,6 +22,7 @@ from oxidize.cli.completion import peer_names
 from oxidize.cli.lines import fail, print_line, print_warning
 from oxidize.cli.peer_changes import apply_to_server, changed, locked_config, no_reload_option, why_inactive
 from oxidize.cli.peer_output import FORMATS, PICTURES, render, written
+from oxidize.cli.peer_wait import wait_for_client
 from oxidize.config import expiry
 from oxidize.config.document import parse_toml
 from oxidize.config.key_files import NO_PRESHARED_KEY
@@ -88,6 +89,7 @@ _OUTPUT_OPTIONS = (
         "-o", "--output", type=CONFIG_PATH, metavar="FILE", help="Write to a new file, that only you can read."
     ),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with the configuration."),
+    click.option("--no-wait", is_flag=True, help="In a terminal: do not wait until it has connected."),
     no_reload_option,
 )
 
@@ -123,6 +125,8 @@ def add(config_path: Path, if_absent: bool, no_reload: bool, **given: Any) -> No
             key = format_key(setup.public_key)
             apply_to_server(file, loaded, running, no_reload, lambda keys: key in keys, kept)
         output.show(setup, warnings, shown)
+    if running is not None:
+        output.wait(loaded, setup)
 
 
 @click.command(short_help="Give a client a new key and print its configuration.", help=RENEW_HELP)
@@ -157,6 +161,8 @@ def renew(config_path: Path, no_reload: bool, **given: Any) -> None:
                 RENEWED_NOT_MOVED,
             )
         output.show(setup, warnings, shown)
+    if running is not None and not is_inactive:
+        output.wait(loaded, setup)
 
 
 def _port_of(loaded: config.ServerConfig, running: dict[str, Any] | None) -> int:
@@ -182,11 +188,12 @@ def _report_unchanged(options: ClientOptions, existing: "PeerTable", output: "_O
 
 
 class _Output(NamedTuple):
-    """Where and how a client's configuration is put out; path: None for standard output."""
+    """Where and how a client's configuration is put out; path: None for standard output. waits: for the client."""
 
     form: str | None
     path: Path | None
     as_json: bool
+    waits: bool
 
     def render(self, setup: ClientSetup, warnings: Sequence[str]) -> bytes:
         """Return the output; exit if it cannot be shown."""
@@ -205,10 +212,15 @@ class _Output(NamedTuple):
                 warn_of_readable_output()
             click.echo(shown, nl=False, color=True)
 
+    def wait(self, loaded: config.ServerConfig, setup: ClientSetup) -> None:
+        """Wait until the client has connected, if a person looks at a terminal."""
+        if self.waits and self.path is None and sys.stdout.isatty():
+            wait_for_client(loaded.takeover_socket, setup.name, format_key(setup.public_key))
+
 
 def _output_of(given: dict[str, Any]) -> _Output:
     """Take the options of the output from those of the command; exit if they do not fit together."""
-    form, path, as_json = given.pop("form"), given.pop("output"), given.pop("as_json")
+    form, path, as_json, waits = given.pop("form"), given.pop("output"), given.pop("as_json"), not given.pop("no_wait")
     if as_json and form is not None:
         fail(2, f"--json and --format {form}: expected one of them; leave out the other")
     if form == "qr" and (path is not None or not sys.stdout.isatty()):
@@ -217,7 +229,7 @@ def _output_of(given: dict[str, Any]) -> _Output:
         fail(2, f"--format {form}: expected a file for the picture; name one with -o FILE")
     if form in ("qr", *PICTURES) and given["public_key"] is not None:
         fail(2, f"--format {form}: expected no --public-key: the code contains the private key; use --format conf")
-    return _Output(form, path, as_json)
+    return _Output(form, path, as_json, waits)
 
 
 def preshared_key_files(name: str) -> tuple[str, str]:

@@ -1,13 +1,18 @@
 """Peers that lose their access, and get it back, while others' traffic flows through the same server."""
 
+import contextlib
+import os
+import pty
+import select
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.traffic.clients import EchoClient, Traffic
-from tests.support.traffic.server import Lab, Server, kill, wait_for
+from tests.support.traffic.server import OXIDIZE, WAIT_SECS, Lab, Server, b64, kill, wait_for
 from tests.takeover.test_foreground import start, stop, wait_until_serving
 
 pytestmark = pytest.mark.handoff
@@ -127,4 +132,64 @@ def test_a_client_is_disabled_and_enabled_by_commands(
         assert connects(server, guest)
         traffic.wait_for_more()
         traffic.assert_unharmed()
+    stop(server, held)
+
+
+class Terminal:
+    """A command in a terminal of 80x24."""
+
+    def __init__(self, server: Server, *arguments: str) -> None:
+        self.leader, follower = pty.openpty()
+        command = [*OXIDIZE, *arguments, "-c", str(server.config_path)]
+        environ = {**os.environ, "COLUMNS": "80", "LINES": "24", "PYTHONUTF8": "1"}
+        self.running = subprocess.Popen(
+            command, stdin=follower, stdout=follower, stderr=follower, env=environ, start_new_session=True
+        )
+        os.close(follower)
+        self.shown = b""
+
+    def read_until(self, text: str) -> None:
+        while text.encode() not in self.shown:
+            readable, _, _ = select.select([self.leader], [], [], WAIT_SECS)
+            assert readable, self.shown
+            self.shown += os.read(self.leader, 65536)
+
+    def end(self) -> int:
+        with contextlib.suppress(OSError):  # EIO: the last writer is gone
+            while part := os.read(self.leader, 65536):
+                self.shown += part
+        os.close(self.leader)
+        return self.running.wait(WAIT_SECS)
+
+
+def test_a_terminal_waits_until_the_new_client_has_connected(
+    server: Server, clients: list[EchoClient], guest: EchoClient
+) -> None:
+    server.peers = [client.table() for client in clients]
+    server.write_config(drain_timeout_secs=0)
+    held = start(server)
+    key = b64(guest.identity.public)
+    with Traffic(server, clients, 100.0) as traffic:
+        terminal = Terminal(server, "peer", "add", "guest", "--address", str(guest.address), "--public-key", key)
+        terminal.read_until("waiting for guest to connect; Ctrl-C ends the waiting, and guest stays")
+        # The configuration is not locked meanwhile.
+        assert server.command("peer", "list").status == 0
+        assert server.command("peer", "add", "another", "--no-reload").status == 0
+        assert connects(server, guest)
+        assert (terminal.end(), b"guest has connected from 127.0.0.1:" in terminal.shown) == (0, True)
+        traffic.assert_unharmed()
+    stop(server, held)
+
+
+def test_an_end_of_the_waiting_leaves_the_client(server: Server) -> None:
+    server.peers = server.peers[:-1]
+    server.write_config(drain_timeout_secs=0)
+    held = start(server)
+    terminal = Terminal(server, "peer", "add", "phone")
+    terminal.read_until("waiting for phone to connect")
+    terminal.running.send_signal(signal.SIGINT)
+    assert (terminal.end(), b"no longer waiting: phone stays, and can" in terminal.shown) == (0, True)
+    assert "phone" in [peer["name"] for peer in server.status()["peers"]]
+    terminal = Terminal(server, "peer", "renew", "phone", "--no-wait")
+    assert (terminal.end(), b"waiting" in terminal.shown) == (0, False)
     stop(server, held)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from oxidize.cli.commands import main
-from tests.support.config_files import PRIVATE, SERVER, peer, secret
+from tests.support.config_files import BOB, PRIVATE, SERVER, peer, secret
 
 
 @pytest.fixture
@@ -47,21 +48,36 @@ COLOURS = "\x1b[38;5;231;48;5;16m", "\x1b[0m"
 def code_in(shown: str) -> list[str]:
     """Return the lines of the QR code in an output, without their colours."""
     lines = [line for line in shown.splitlines() if line.startswith(COLOURS[0])]
-    return [line.removeprefix(COLOURS[0]).removesuffix(COLOURS[1]) for line in lines]
+    return [line.removeprefix(COLOURS[0]).partition(COLOURS[1])[0] for line in lines]
 
 
-@pytest.mark.parametrize("size", [(80, 24), (60, 40), (80, 50)])
-def test_a_terminal_shows_the_file_and_a_code_that_fits_it(path: Path, size: tuple[int, int]) -> None:
-    status, shown = in_terminal(path, size, "add", "alice@laptop")
+def plain(line: str) -> str:
+    return re.sub("\x1b\\[[0-9;]*m", "", line)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (60, 24), (60, 40), (80, 50), (200, 60)])
+def test_a_terminal_shows_a_code_and_a_short_form_that_fit_it(path: Path, size: tuple[int, int]) -> None:
+    status, shown = in_terminal(path, size, "add", "alice@laptop", "--dns", "10.0.0.1", "--preshared-key")
+    assert status == 0
+    lines = shown.splitlines()
+    code = code_in(shown)
+    page = lines[lines.index("") + 1 :]
+    assert 20 <= len(code) <= len(page) < size[1]
+    assert max(len(plain(line)) for line in page) <= size[0]
+    assert page[-1].startswith(COLOURS[0]), "the code is what the terminal shows in the end"
+    words = " ".join(" ".join(plain(line.rpartition(COLOURS[1])[2]) for line in page).split())
+    for text in ("alice@laptop", "10.0.0.3/24", "vpn.example.org:51820", "Scan the code", "peer renew alice@laptop"):
+        assert text in words
+    assert "PrivateKey" not in shown
+    assert "PresharedKey" not in shown
+
+
+def test_a_client_with_a_key_of_its_own_gets_the_file(path: Path) -> None:
+    status, shown = in_terminal(path, (80, 24), "add", "alice@laptop", "--public-key", BOB)
     assert status == 0
     assert "any WireGuard app, and `oxidize import --client`: alice-laptop.conf" in shown
-    code = code_in(shown)
-    assert shown.splitlines()[-1].startswith(COLOURS[0]), "the code is what the terminal shows in the end"
-    assert 20 <= len(code) < size[1]
-    assert max(map(len, code)) <= size[0]
-    assert "client.toml" not in shown
-    (key,) = [line.partition(" = ")[2] for line in shown.splitlines() if line.startswith("PrivateKey")]
-    assert shown.count(key) == 1
+    assert f"# PrivateKey = <the private key of {BOB}>" in shown
+    assert code_in(shown) == []
 
 
 def test_a_small_terminal_gets_the_reason_instead_of_a_code(path: Path) -> None:
