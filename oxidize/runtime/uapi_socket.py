@@ -23,6 +23,7 @@ from oxidize.net.event_loop import Loop
 from oxidize.net.stream_server import Limits, ServedConnection, StreamServer
 from oxidize.net.uapi_path import Identity
 from oxidize.runtime.offer import FdName, named_fd
+from oxidize.service_manager import notify
 from oxidize.settings import NodeSettings
 from oxidize.takeover.host import NamedFd
 
@@ -34,6 +35,8 @@ LONGEST_PAUSE_SECS = 60.0  # between two attempts to bind; each pause is twice t
 # In the offer, of a listener that a generation has bound, and no socket unit: its path, for the kernel knows only the
 # name of before the path was renamed, and the device and inode of that.
 PATH, PATH_IDENTITY = "path", "path_identity"
+
+OF_UNIT = "; `systemctl restart` of this service, which keeps the sessions, passes it the socket of its unit"
 
 Answer = Callable[[bytes, int], Iterator[bytes]]  # as of `net.uapi_connection`
 
@@ -92,7 +95,7 @@ class UapiSocket:
         try:
             listener, self._identity = uapi_path.bind(self.path)
         except OxidizeError as error:
-            self._postpone(reason_of(error), now)
+            self._postpone(f"{reason_of(error)}{OF_UNIT if notify.is_unit() else ''}", now)
         else:
             self.problem, self._pause_secs = None, FIRST_PAUSE_SECS
             self._serve(listener, self._answer)

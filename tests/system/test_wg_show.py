@@ -42,6 +42,15 @@ def test_wg_shows_the_service_through_reload_restart_and_crash_and_starts_none(s
     machine.kill(pid)
     pid = service.wait_for_main_process(other_than=pid)
     assert_shown(service)
+
+    # As after a takeover from an older release, which was passed no such socket: a restart passes it.
+    machine.systemctl("stop", WG_UNIT)
+    assert INTERFACE not in machine.run("wg", "show", "interfaces")
+    assert machine.show("ActiveState") == "active"
+    machine.systemctl("restart", DAEMON)
+    service.wait_for_main_process(other_than=pid)
+    assert_shown(service)
+
     traffic.wait_until_caught_up(forgiven=64)
     traffic.stop().assert_unharmed(crashes=1)
     assert service.handshake() == handshake

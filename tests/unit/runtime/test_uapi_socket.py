@@ -16,6 +16,7 @@ from oxidize.net import uapi_path
 from oxidize.net.event_loop import Loop
 from oxidize.runtime.offer import FdName, named_fd
 from oxidize.runtime.uapi_socket import CHECK_SECS, LONGEST_PAUSE_SECS, UapiSocket
+from oxidize.service_manager import notify
 from oxidize.takeover.host import NamedFd
 from tests.support.node_settings import settings_with
 
@@ -252,3 +253,15 @@ def test_an_identity_of_another_form_is_that_of_a_unit(bench: Bench, identity: o
     made = bench.generation(bench.of_unit()._replace(options={"path": "/x", "path_identity": identity}))
     assert bench.ask() == "1"
     assert made.next_deadline() is None
+
+
+@pytest.mark.parametrize("is_unit", [True, False])
+def test_a_service_without_the_socket_of_its_unit_says_how_it_gets_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, is_unit: bool
+) -> None:
+    """As after a takeover from an older release."""
+    monkeypatch.setattr(notify, "is_unit", lambda: is_unit)
+    bench.folder.chmod(0o777)
+    made = bench.generation()
+    bench.wait(0)
+    assert ("`systemctl restart` of this service, which keeps the sessions" in str(made.problem)) == is_unit
