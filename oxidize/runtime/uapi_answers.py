@@ -8,15 +8,18 @@ Source: wireguard.com/xplatform, "Configuration Protocol".
 """
 
 import errno
+import os
 from collections.abc import Iterator
 
 from oxidize import logs
 from oxidize.clock import boot_time
+from oxidize.config.paths import Role
 from oxidize.protocol.counters import RECEIVED_BYTES, SENT_BYTES
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.peer import Peer
 from oxidize.runtime.line_limit import LineLimit
 from oxidize.runtime.node import Node
+from oxidize.service_manager import notify, systemctl
 
 PEERS_PER_PIECE = 64  # half a millisecond
 REFUSALS_LOGGED_SECS = 10.0  # between two lines: a program may try again and again
@@ -92,16 +95,28 @@ class UapiAnswers:
     def _instead(self, lines: bytes) -> str:
         """Return the command that does what a request asks for."""
         role = self._node.settings.role
-        reload = "oxidize reload" if role == "server" else "oxidize reload --client"
         key = next((value for name, value in map(_pair, lines.split(b"\n")) if name == b"public_key"), None)
         if role == "client" or key is None:
-            return f"edit {role}.toml, then `{reload}`"
-        peer = self._node.device.peers.get(_bytes_of(key))
-        if peer is None:
+            return f"edit {role}.toml, then `{_reload(role)}`"
+        name = self._name_of(_bytes_of(key))
+        if name is None:
             return "`oxidize peer add NAME --public-key KEY`"
         if b"remove=true" in lines.split(b"\n"):
-            return f"`oxidize peer remove {peer.settings.name}`"
-        return f"edit [[peer]] {peer.settings.name} in server.toml, then `{reload}`"
+            return f"`oxidize peer remove {name}`"
+        return f"edit [[peer]] {name} in server.toml, then `{_reload(role)}`"
+
+    def _name_of(self, public_key: bytes) -> str | None:
+        """Return the name of a peer that is configured, also of one that may have no session."""
+        active = (peer.settings for peer in filter(None, [self._node.device.peers.get(public_key)]))
+        inactive = (settings for settings, _ in self._node.terms.inactive() if settings.public_key == public_key)
+        return next((settings.name for settings in (*active, *inactive)), None)
+
+
+def _reload(role: Role) -> str:
+    unit = systemctl.service_of(os.getpid()) if notify.is_unit() else None
+    if unit is not None:
+        return f"systemctl reload {unit}"
+    return "oxidize reload" if role == "server" else "oxidize reload --client"
 
 
 def _pair(line: bytes) -> tuple[bytes, bytes]:

@@ -11,6 +11,7 @@ import pytest
 from oxidize.protocol.counters import RECEIVED_BYTES, SENT_BYTES
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.runtime.uapi_answers import PEERS_PER_PIECE, ROOT, UapiAnswers
+from oxidize.service_manager import notify, systemctl
 from tests.support.node_stand import Stand
 
 OTHER_USER = 1000
@@ -124,6 +125,26 @@ def test_a_clients_request_names_its_own_file(stand: Stand, caplog: pytest.LogCa
     stand.node.settings = stand.node.settings._replace(role="client")
     assert list(UapiAnswers(stand.node)(b"set=1\npublic_key=\n\n", ROOT)) == [NOT_SUPPORTED]
     assert "edit client.toml, then `oxidize reload --client`" in str(vars(caplog.records[0]))
+
+
+def test_a_peer_that_may_have_no_session_is_known(
+    stand: Stand, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = stand.peer.settings
+    stand.node.device._table.peers.clear()
+    monkeypatch.setattr(stand.node.terms, "inactive", lambda: [(settings, "disabled")])
+    request = f"set=1\npublic_key={settings.public_key.hex()}\nremove=true\n\n".encode()
+    assert list(UapiAnswers(stand.node)(request, ROOT)) == [NOT_SUPPORTED]
+    assert "`oxidize peer remove alice`" in str(vars(caplog.records[0]))
+
+
+def test_a_service_is_reloaded_by_its_unit(
+    stand: Stand, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "is_unit", lambda: True)
+    monkeypatch.setattr(systemctl, "service_of", lambda pid: "oxidize-daemon@wg0.service")
+    assert list(UapiAnswers(stand.node)(b"set=1\nlisten_port=1\n\n", ROOT)) == [NOT_SUPPORTED]
+    assert "then `systemctl reload oxidize-daemon@wg0.service`" in str(vars(caplog.records[0]))
 
 
 def test_a_program_that_tries_again_and_again_does_not_fill_the_log(
