@@ -15,7 +15,7 @@ from oxidize.config.nat import PROTOCOLS, NatSettings
 from oxidize.config.values import HostAddress, InterfaceAddress, Network
 from oxidize.errors import ConfigError
 from oxidize.hostnet import nftables as nft
-from oxidize.hostnet.nat_rules import MODULES, table_messages, table_name
+from oxidize.hostnet.nat_rules import MODULES, is_table_of, table_messages, table_name
 from oxidize.hostnet.nftables import Message, NftError, NftSocket, Table
 from oxidize.hostnet.part import Steps
 
@@ -74,7 +74,7 @@ class Nat:
         self._addresses = tuple(addresses)
         self._wanted = wanted
         self._udp_port = udp_port
-        self._messages: dict[bool, list[Message]] = {}
+        self._messages: list[Message] = []
         self._name = table_name(interface)
         self._socket = NftSocket.adopt(passed) if passed is not None else None
         if self._socket is None and self.enabled:
@@ -144,14 +144,15 @@ class Nat:
         self._check_ports(self._wanted)
         if self._name not in owned and (owner := self._foreign_owner(tables)) is not None:
             raise self._taken(owner)
-        return [*stale, *self._table(self._wanted, exclusive=self._name not in owned)]
+        wanted = self._table(self._wanted, exclusive=self._name not in owned)
+        is_done = self._name in owned and self._socket is not None and is_table_of(self._socket, self._name, wanted)
+        return stale if is_done else [*stale, *wanted]
 
     def _table(self, wanted: NatSettings, *, exclusive: bool) -> list[Message]:
         """Return the batch for the table, made once: a check does the work while a predecessor serves."""
-        if exclusive not in self._messages:
-            made = table_messages(self._interface, self._addresses, wanted, exclusive=exclusive)
-            self._messages[exclusive] = made
-        return self._messages[exclusive]
+        if not self._messages:
+            self._messages = table_messages(self._interface, self._addresses, wanted, exclusive=exclusive)
+        return [nft.new_table(self._name, exclusive=exclusive), *self._messages[1:]]
 
     def _check_forwarding(self) -> None:
         """Raise ConfigError unless the kernel forwards all families in use."""

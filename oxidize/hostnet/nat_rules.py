@@ -14,7 +14,8 @@ from oxidize.config.nat import PROTOCOLS, NatSettings, PortForward, Ports
 from oxidize.config.values import InterfaceAddress, Network
 from oxidize.hostnet import nft_expressions as expr
 from oxidize.hostnet import nftables as nft
-from oxidize.hostnet.nftables import Message
+from oxidize.hostnet.nftables import Message, NftSocket
+from oxidize.hostnet.part import run
 
 FORWARD, PREROUTING, POSTROUTING = "forward", "prerouting", "postrouting"  # the chains
 _PRIORITY_MANGLE, _PRIORITY_DSTNAT, _PRIORITY_SRCNAT = -150, -100, 100  # linux/netfilter_ipv4.h
@@ -43,12 +44,25 @@ def table_messages(
         chains.append(nft.new_chain(name, PREROUTING, "nat", nft.NF_INET_PRE_ROUTING, _PRIORITY_DSTNAT))
     own = [address.network for address in addresses]
     rules = [*_clamping(interface), *_forwarding(wanted.forwards), *_translating(interface, own, wanted)]
+    first, *others = (nft.new_rule(name, chain, expressions) for chain, expressions in rules)
+    mark = nft.digest_data(b"".join(chain.encode() + expressions for chain, expressions in rules))
     return [
         nft.new_table(name, exclusive=exclusive),
         *chains,
         nft.delete_rules(name),
-        *(nft.new_rule(name, chain, expressions) for chain, expressions in rules),
+        nft.with_data(first, mark),
+        *others,
     ]
+
+
+def is_table_of(connected: NftSocket, name: str, messages: Sequence[Message]) -> bool:
+    """Return whether the socket's table of this name has the very rules of a batch; raises as `NftSocket.rules`.
+
+    The first rule is marked with the digest of all. No other socket may change them, and a batch is applied whole.
+    """
+    marks = [data for _, data in run(connected.rules(name, FORWARD)) if data]
+    first = next(each for each in messages if each.kind == nft.NFT_MSG_NEWRULE)
+    return bool(marks) and first.attributes.endswith(nft.with_data(Message(0, 0, b""), marks[0]).attributes)
 
 
 Rule = tuple[str, bytes]  # the chain, and all expressions

@@ -53,6 +53,7 @@ NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS, NFTA_RULE_USERDATA = 1,
 _UDATA_COMMENT = 0  # which nft(8) shows
 _UDATA_DIGEST = 0x6F  # this program's: of the expressions
 _COMMENT_BYTES = 120
+_DIGEST_BYTES = 16
 
 _ANSWER_BYTES_MAX = 65_536
 _DUMPS_MAX = 10
@@ -141,8 +142,18 @@ def new_rule(table: str, chain: str, *expressions: bytes) -> Message:
 
 def new_marked_rule(table: str, rule: Rule) -> Message:
     """Add a rule at the end of its chain, with the data by which `NftSocket.rules` finds it again."""
-    bare = new_rule(table, rule.chain, rule.expressions)
-    return Message(bare.kind, bare.flags, bare.attributes + attribute(NFTA_RULE_USERDATA, rule.identity[1]))
+    return with_data(new_rule(table, rule.chain, rule.expressions), rule.identity[1])
+
+
+def with_data(rule: Message, data: bytes) -> Message:
+    """Add data that the kernel keeps with a new rule, and `NftSocket.rules` returns."""
+    return rule._replace(attributes=rule.attributes + attribute(NFTA_RULE_USERDATA, data))
+
+
+def digest_data(content: bytes) -> bytes:
+    """Return data for a rule from which the digest of a content can be told; nft(8) does not show it."""
+    digest = hashlib.sha256(content).digest()[:_DIGEST_BYTES]
+    return bytes([_UDATA_DIGEST, len(digest)]) + digest
 
 
 # --- The socket ---
@@ -201,9 +212,13 @@ class NftSocket:
             found.append(Table(name, owner, is_dormant=bool(flags & NFT_TABLE_F_DORMANT)))
         return found
 
-    def rules(self, table: str) -> Steps[list[tuple[str, bytes]]]:
-        """Return chain and kept data of each rule of a table, in order (`Rule.identity`); raises as `tables` does."""
-        read = yield from self._dump(NFT_MSG_GETRULE, NFT_MSG_NEWRULE, text(NFTA_RULE_TABLE, table))
+    def rules(self, table: str, chain: str | None = None) -> Steps[list[tuple[str, bytes]]]:
+        """Return chain and kept data of each rule of a table, in order (`Rule.identity`); raises as `tables` does.
+
+        chain: the only one to look at; None for all.
+        """
+        where = text(NFTA_RULE_TABLE, table) + (text(NFTA_RULE_CHAIN, chain) if chain is not None else b"")
+        read = yield from self._dump(NFT_MSG_GETRULE, NFT_MSG_NEWRULE, where)
         return [(_text_of(each[NFTA_RULE_CHAIN]), each.get(NFTA_RULE_USERDATA, b"")) for each in read]
 
     def fileno(self) -> int:

@@ -1,5 +1,6 @@
 """Address translation: what the machine must provide, and which tables are changed."""
 
+import struct
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from oxidize.errors import ConfigError
 from oxidize.hostnet import nat as nat_module
 from oxidize.hostnet.nat import Nat, check_forwarding
 from oxidize.hostnet.nat_rules import table_messages
-from oxidize.hostnet.nftables import Message, NftError, NftSocket, Table, delete_table
-from oxidize.hostnet.part import run
+from oxidize.hostnet.nftables import NFT_MSG_NEWRULE, Message, NftError, NftSocket, Table, delete_table
+from oxidize.hostnet.part import Steps, run
 
 ADDRESSES = [ip_interface("10.9.0.1/24"), ip_interface("fd09::1/64")]
 V4, V6 = "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"
@@ -41,9 +42,14 @@ class FakeSocket:
         self.checked: list[list[Message]] = []
         self.committed: list[list[Message]] = []
         self.is_closed = False
+        self.marks: list[tuple[str, bytes]] = []
 
     def tables(self) -> list[Table]:
         return self.found
+
+    def rules(self, table: str, chain: str | None = None) -> Steps[list[tuple[str, bytes]]]:
+        yield 0.0
+        return self.marks if (table, chain) == ("oxidize-ox0", "forward") else []
 
     def check(self, messages: list[Message]) -> None:
         if self.refusal is not None:
@@ -215,6 +221,24 @@ def test_the_rules_are_built_once_for_a_check_and_what_follows(monkeypatch: pyte
     monkeypatch.setattr(nat_module, "table_messages", None)
     nat.apply()
     assert held.committed == held.checked
+
+
+def test_a_table_that_has_these_very_rules_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = FakeSocket(Table("oxidize-ox0", PORT))
+    for mark, writes in ((b"", 1), (digest_of(forwarding()), 1), (digest_of(PLAIN), 0)):
+        held.marks = [("forward", mark), ("forward", b"")]
+        held.committed.clear()
+        made(monkeypatch, held).apply()
+        assert len(held.committed) == writes
+
+
+def digest_of(wanted: NatSettings) -> bytes:
+    """Return what the kernel keeps with the first rule."""
+    messages = table_messages("ox0", ADDRESSES, wanted, exclusive=True)
+    first = next(each.attributes for each in messages if each.kind == NFT_MSG_NEWRULE)
+    length, kind = struct.unpack_from("=HH", first, place := first.rindex(struct.pack("=HH", 22, 7)))
+    assert kind == 7  # NFTA_RULE_USERDATA
+    return first[place + 4 : place + length]
 
 
 # --- As a part that is kept ---
