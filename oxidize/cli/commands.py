@@ -44,6 +44,7 @@ MODULES = {
     "deploy": "deploy:deploy",
     "drain": "drain_page:drain",
     "import": "import_wg_quick:import_wg_quick",
+    "init": "init:init",
     "peer": "peers:peer",
     "rehearse": "rehearse:rehearse",
     "releases": "deploy:releases",

@@ -16,7 +16,7 @@ _HEAD_BYTES = 65_536  # the first section of a wg-quick file begins in them
 _WG_QUICK = re.compile(rb"(?im)^(?:\xef\xbb\xbf)?[ \t]*\[[ \t]*interface[ \t]*\][ \t]*(?:#.*)?\r?$")
 UNREADABLE = "a readable configuration file"
 NO_FILE = (
-    "a configuration file; name another one with -c FILE, or make it: `make install` puts a server's there, `oxidize "
+    "a configuration file; name another one with -c FILE, or make it: `oxidize init` makes a server's, `oxidize "
     "import` converts a wg-quick file, `oxidize peer add` on the server prints a client's, and examples/ has both"
 )
 

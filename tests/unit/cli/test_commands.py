@@ -349,6 +349,7 @@ def test_every_installed_program_runs() -> None:
         "genkey",
         "genpsk",
         "import",
+        "init",
         "kill-switch",
         "name-servers",
         "peer",
@@ -384,7 +385,7 @@ def test_a_missing_configuration_says_how_to_get_one(tmp_path: Path) -> None:
     for command in (["check"], ["status"], ["server"], ["peer", "add", "a"], ["peer", "remove", "a"], ["peer", "list"]):
         (line,) = run(*command, "-c", tmp_path / "none.toml").stderr.splitlines()
         assert "No such file or directory: expected a configuration file; name another one with -c FILE" in line
-        for source in ("make install", "oxidize import", "oxidize peer add", "examples/"):
+        for source in ("oxidize init", "oxidize import", "oxidize peer add", "examples/"):
             assert source in line
 
 
