@@ -187,6 +187,10 @@ def check(config_path: Path, role: config.Role, place: Path | None) -> None:
     loaded = load(config_path, role, place)
     for warning in loaded.warnings:
         print_warning(warning)
+    from oxidize.cli.mtu_check import mtu_lack  # noqa: PLC0415  # slow: it has the schema and rtnetlink
+
+    if (lack := mtu_lack(loaded)) is not None:
+        print_warning(f"{config_path}: {role}.mtu: {lack}")
     announce_key_change(role, loaded.takeover_socket, loaded.public_key)
     peers = len(loaded.peers) if isinstance(loaded, config.ServerConfig) else 1
     echo(f"{config_path}: good: {counted(peers, 'peer')}")

@@ -3,12 +3,9 @@
 import errno
 import os
 import re
-import socket
 import stat
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 
 import click
@@ -19,13 +16,12 @@ from oxidize.cli.lines import print_line, print_warning
 from oxidize.config.key_files import KEY_FILE_BYTES_MAX
 from oxidize.config.source_file import FILE_BYTES_MAX, read_file
 from oxidize.config.values import InvalidValueError, host_address, interface_name
-from oxidize.errors import ConfigError, OxidizeError
+from oxidize.errors import ConfigError
 from oxidize.provision import config_file, conversion, wg_quick
 from oxidize.provision.config_file import NewFile, Owner
 from oxidize.provision.conversion import Converted, Machine, Output
 
 NOTES_MAX = 100  # lines
-_ANY_HOST = ("1.1.1.1", "2606:4700:4700::1111")  # nothing is sent: the route to a host on the Internet
 _KEY_OF_PROBLEM = re.compile(r"[^\s:=]+")
 
 
@@ -155,15 +151,7 @@ def _read_key(path: str) -> str:
 
 
 def uplink_mtu(endpoints: Sequence[str]) -> tuple[int, str] | None:
-    """Return MTU and name of the interface towards the first endpoint that has one, or else to the Internet."""
-    from oxidize.hostnet.rtnetlink import RtnetlinkSocket  # noqa: PLC0415  # only an import asks the kernel
+    """Return MTU and name of the way to the endpoints that wg-quick would take the tunnel's MTU from."""
+    from oxidize.hostnet.uplink import find_uplink  # noqa: PLC0415  # only an import asks the kernel
 
-    given = (host_address(endpoint) for endpoint in endpoints)
-    addresses = [*(address for address in given if address is not None), *map(ip_address, _ANY_HOST)]
-    with suppress(OSError, OxidizeError), RtnetlinkSocket() as kernel:
-        for address in addresses:
-            index = kernel.interface_towards(address.packed, b"")
-            if index is not None:
-                name = socket.if_indextoname(index)
-                return kernel.link(name).mtu, name
-    return None
+    return find_uplink(host for host in map(host_address, endpoints) if host is not None)

@@ -87,7 +87,8 @@ class NodeTable(Table):
         MTU_DEFAULT, ge=MTU_MIN, le=INNER_MTU_MAX, description=f"a whole number from {MTU_MIN} to {INNER_MTU_MAX}"
     )
     """The size in bytes of the largest packet inside the tunnel. With an IPv6 address at least 1280. It is the same on
-    both sides."""
+    both sides. The default fits into Ethernet's 1500 bytes; `oxidize check` warns where the way out takes less, and
+    names the value that wg-quick would compute."""
     network: NetworkKind = Field("tun", description='"tun" or "userspace"')
     """`"tun"`: a network interface of the kernel, which needs `CAP_NET_ADMIN`. `"userspace"`: no root and no interface;
     the process itself answers ping and UDP echo (port 7) on its tunnel addresses, forwards nothing and routes nothing

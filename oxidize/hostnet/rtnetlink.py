@@ -37,7 +37,8 @@ _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, f
 _ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg: family, lengths, tos, table, protocol, scope, type, flags
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_TXQLEN, _IFLA_GSO_MAX_SEGS = 3, 4, 13, 40
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
-_RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_TABLE, _RTA_MARK = 1, 2, 4, 15, 16
+_RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_METRICS, _RTA_TABLE, _RTA_MARK = 1, 2, 4, 8, 15, 16
+_RTAX_MTU = 2
 _IFF_UP = 0x1
 _IFA_F_NODAD = 0x02  # usable at once: on a point-to-point device no other host could hold the same address
 _SHORT_TABLE_MAX = 255
@@ -81,6 +82,13 @@ class Route(NamedTuple):
     table: int
     link: int
     protocol: int
+
+
+class Way(NamedTuple):
+    """The kernel's choice for packets. link: the index of their interface. mtu: bytes, 0 where the route has none."""
+
+    link: int
+    mtu: int
 
 
 class Request(NamedTuple):
@@ -245,13 +253,21 @@ class RtnetlinkSocket:
 
         source: b"" for any.
         """
+        way = self.way_towards(address, source, mark)
+        return way.link if way is not None else None
+
+    def way_towards(self, address: bytes, source: bytes, mark: int = 0) -> Way | None:
+        """Return the way of packets from `source`, or from any address of this machine; None without a route."""
         body = _ROUTE.pack(family_of(address), 8 * len(address), 8 * len(source), 0, 0, 0, 0, 0, 0)
         body += _attribute(_RTA_DST, address) + (_attribute(_RTA_SRC, source) if source else b"")
         body += _number(_RTA_MARK, mark) if mark else b""
         sequence = self._send([Request(_GET_ROUTE, 0, body)], _REQUEST)
         for kind, _, found_sequence, found in self._answers():
             if found_sequence == sequence and kind == _NEW_ROUTE:
-                return _unpacked(_attributes(found, _ROUTE.size).get(_RTA_OIF)) or None
+                attributes = _attributes(found, _ROUTE.size)
+                metrics = _attributes(attributes.get(_RTA_METRICS, b""), 0)
+                link = _unpacked(attributes.get(_RTA_OIF))
+                return Way(link, _unpacked(metrics.get(_RTAX_MTU))) if link else None
         return None
 
     def change(self, requests: Sequence[Request]) -> list[int]:

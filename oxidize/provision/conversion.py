@@ -39,8 +39,8 @@ def _no_file(path: str) -> str:
 class Machine:
     """What a conversion asks the machine that it runs on.
 
-    read_key: returns the contents of a file; raises OSError. uplink_mtu: returns the MTU of the interface towards the
-    first of these endpoints, or of the default route's, with its name; None if there is none.
+    read_key: returns the contents of a file; raises OSError. uplink_mtu: returns the MTU of the way to these
+    endpoints, or to the Internet, with the name of its interface; None if there is none.
     """
 
     read_key: Callable[[str], str] = _no_file

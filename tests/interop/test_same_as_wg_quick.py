@@ -9,6 +9,7 @@ import secrets
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import pytest
 
 from oxidize.config.values import FWMARK_DEFAULT
 from oxidize.hostnet.netlink import ROUTE_PROTOCOL
+from oxidize.hostnet.uplink import OVERHEAD, find_uplink
 from tests.support.traffic.namespaces import Namespace, join, set_addresses
 from tests.support.traffic.oxidize_client import OxidizeClient
 from tests.support.traffic.server import WAIT_SECS, Identity, Lab, PeerTable, Server, b64, kill, wait_for
@@ -266,3 +268,54 @@ def test_a_reload_moves_the_routes_from_table_to_table(lab: Lab) -> None:
         assert place.others(interface) == place.bare
         assert server.status()["network_missing"] == []
     end(server)
+
+
+# --- The MTU ---
+
+
+@pytest.mark.parametrize(
+    ("ways", "endpoints"),
+    [
+        ({"default": 1460}, []),
+        ({"default": 1500}, []),
+        ({"default": 9000}, []),
+        ({"default": 1460, "198.51.100.0/24": 1400}, ["198.51.100.7:1"]),
+        ({"default": 1460, "198.51.100.0/24": 1400}, ["198.51.100.7:1", "203.0.113.7:1"]),
+        ({"default": 1460, "198.51.100.0/24": 1400}, ["127.0.0.1:1"]),  # over lo
+        ({}, []),
+    ],
+)
+def test_the_mtu_is_computed_as_by_wg_quick(lab: Lab, ways: Mapping[str, int], endpoints: Sequence[str]) -> None:
+    place = Place(lab, 0)
+    place.run("ip", "link", "set", "up0", "mtu", str(ways.get("default", 1500)))
+    if not ways:
+        place.run("ip", "route", "del", "default")
+        place.run("ip", "-6", "route", "del", "default")
+    for network, mtu in ways.items():
+        if network != "default":
+            place.run("ip", "route", "add", network, "via", "192.0.2.1", "mtu", str(mtu))
+    name = f"wq{secrets.token_hex(5)}"
+    path = place.lab.folder / f"{name}.conf"
+    path.touch(mode=0o600)
+    lines = ["[Interface]", f"PrivateKey = {b64(Identity.make().private)}", "Address = 10.9.0.1/32"]
+    for number, endpoint in enumerate(endpoints):
+        lines += ["[Peer]", f"PublicKey = {b64(Identity.make().public)}", f"AllowedIPs = 10.9.1.{number}/32"]
+        lines.append(f"Endpoint = {endpoint}")
+    path.write_text("\n".join(lines) + "\n")
+    env = {**os.environ, "WG_QUICK_USERSPACE_IMPLEMENTATION": "wireguard-go", "LOG_LEVEL": "error"}
+    place.run("wg-quick", "up", str(path), env=env)
+    try:
+        expected = _mtu_of(place, name)
+    finally:
+        place.run("wg-quick", "down", str(path), env=env)
+        Path(f"/var/run/wireguard/{name}.sock").unlink(missing_ok=True)
+    hosts = [ip_address(endpoint.rpartition(":")[0]) for endpoint in endpoints]
+    with place.here.entered():
+        uplink = find_uplink(hosts)
+    # wg-quick assumes Ethernet where there is no way at all.
+    assert (uplink.mtu if uplink is not None else 1500) - OVERHEAD == expected
+
+
+def _mtu_of(place: Place, name: str) -> int:
+    words = place.run("ip", "-o", "link", "show", "dev", name).split()
+    return int(words[words.index("mtu") + 1])
