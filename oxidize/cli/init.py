@@ -56,7 +56,13 @@ def init(output: Path, endpoint: str | None, address: str | None, is_approved: b
     interface = None if output.stem == "server" else _interface_of(output)
     key_path = output.with_name(f"{output.stem}.key")
     key, is_new = _key_at(key_path)
-    toml = server_toml(addresses, key_path.name, where, interface)
+    from oxidize.cli.mtu_check import fitting_mtu, narrow_uplink  # noqa: PLC0415  # as in `check`
+
+    uplink = narrow_uplink()
+    mtu = fitting_mtu(uplink, addresses) if uplink is not None else None
+    if uplink is not None:
+        remarks.append(f"guessed: mtu {mtu}, as by wg-quick: {uplink.interface} takes packets of {uplink.mtu} bytes")
+    toml = server_toml(addresses, key_path.name, where, interface, mtu)
     echo(f"{output}:\n")
     echo("".join(f"  {line}\n" for line in toml.splitlines()))
     echo(f"{key_path}: {'a new private key' if is_new else 'the private key that is there'}")

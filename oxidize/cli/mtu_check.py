@@ -4,10 +4,12 @@ The rule: `mtu` is what is written, or 1420, and never computed while a process 
 wg-quick(8) would compute is told.
 """
 
-from oxidize.config import ClientConfig, ServerConfig
+from collections.abc import Iterable
+
+from oxidize.config import ClientConfig, InterfaceAddress, ServerConfig
 from oxidize.config.schema import MTU_DEFAULT, MTU_IPV6_MIN, MTU_MIN
 from oxidize.config.values import FWMARK_DEFAULT, host_address
-from oxidize.hostnet.uplink import OVERHEAD, OVERHEAD_IPV4, find_uplink
+from oxidize.hostnet.uplink import OVERHEAD, OVERHEAD_IPV4, Uplink, find_uplink
 
 
 def mtu_lack(loaded: ServerConfig | ClientConfig) -> str | None:
@@ -22,8 +24,19 @@ def mtu_lack(loaded: ServerConfig | ClientConfig) -> str | None:
     overhead = OVERHEAD if loaded.mtu == MTU_DEFAULT else OVERHEAD_IPV4
     if uplink is None or loaded.mtu + overhead <= uplink.mtu:
         return None
-    least = MTU_IPV6_MIN if any(address.version == 6 for address in loaded.addresses) else MTU_MIN
     return (
         f"packets of {loaded.mtu} bytes need {overhead} more outside of the tunnel, and {uplink.interface} takes "
-        f"{uplink.mtu}: they leave in fragments; write mtu = {max(least, uplink.mtu - OVERHEAD)}, on both sides"
+        f"{uplink.mtu}: they leave in fragments; write mtu = {fitting_mtu(uplink, loaded.addresses)}, on both sides"
     )
+
+
+def narrow_uplink() -> Uplink | None:
+    """Return this machine's way to the Internet if packets of the default MTU leave by it in fragments."""
+    uplink = find_uplink(())
+    return uplink if uplink is not None and uplink.mtu < MTU_DEFAULT + OVERHEAD else None
+
+
+def fitting_mtu(uplink: Uplink, addresses: Iterable[InterfaceAddress]) -> int:
+    """Return the MTU that wg-quick would compute for a way, at least what the addresses of the tunnel need."""
+    least = MTU_IPV6_MIN if any(address.version == 6 for address in addresses) else MTU_MIN
+    return max(least, uplink.mtu - OVERHEAD)

@@ -53,13 +53,18 @@ def first_addresses(networks: Iterable[Network]) -> list[InterfaceAddress]:
 
 
 def server_toml(
-    addresses: Iterable[InterfaceAddress], key_file: str, public_endpoint: str, interface: str | None
+    addresses: Iterable[InterfaceAddress],
+    key_file: str,
+    public_endpoint: str,
+    interface: str | None,
+    mtu: int | None = None,
 ) -> str:
-    """Return the text of the configuration; interface: None for the default."""
+    """Return the text of the configuration; interface, mtu: None for the default."""
     values: dict[str, object] = {
         "address": [str(address) for address in addresses],
         "private_key_file": key_file,
         "public_endpoint": public_endpoint,
         "interface": interface,
+        "mtu": mtu,
     }
     return _HEADING + "\n".join([*table_lines("[server]", values), ""])

@@ -12,9 +12,11 @@ from click.testing import CliRunner, Result
 
 from oxidize import config
 from oxidize.cli import init as init_module
+from oxidize.cli import mtu_check
 from oxidize.cli.commands import main
 from oxidize.cli.common import SERVER_CONFIG
 from oxidize.config import Network
+from oxidize.hostnet.uplink import Uplink
 from oxidize.provision import server_endpoint
 from oxidize.provision.first_configuration import USUAL, guess_networks
 from tests.support.config_files import PRIVATE, secret
@@ -49,6 +51,20 @@ def test_a_configuration_is_made_that_is_good(tmp_path: Path) -> None:
     assert f"  oxidize peer add phone -c {path}\n" in result.stdout
     assert (tmp_path / "server.key").read_text().strip() not in result.output
     assert CliRunner().invoke(main, ["peer", "add", "phone", "-c", str(path)]).exit_code == 0
+
+
+def test_an_mtu_that_the_uplink_takes_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "server.toml"
+    monkeypatch.setattr(mtu_check, "find_uplink", lambda *_: Uplink(1460, "ens4"))
+    done = run("-o", path, "--endpoint", "vpn.example.org", "--address", "10.9.0.1/24", "--yes")
+    assert (done.exit_code, config.load_server(path).mtu) == (0, 1380)
+    assert "guessed: mtu 1380, as by wg-quick: ens4 takes packets of 1460 bytes" in done.stdout
+    path.unlink()
+    monkeypatch.setattr(mtu_check, "find_uplink", lambda *_: Uplink(9000, "ens4"))  # what is behind it may take less
+    done = run("-o", path, "--endpoint", "vpn.example.org", "--address", "10.9.0.1/24", "--yes")
+    assert done.exit_code == 0
+    assert "guessed: mtu" not in done.stdout
+    assert "mtu = " not in path.read_text()
 
 
 def test_what_is_given_is_not_guessed(tmp_path: Path) -> None:
