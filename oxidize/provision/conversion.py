@@ -195,7 +195,8 @@ class _Conversion:
     def _routing(self) -> dict[str, object]:
         """Return the keys for the routing table and the mark, as far as they are not the default."""
         table, mark = self.reading.table(self.interface), self.reading.mark(self.interface)
-        return {"table": None if table == "auto" else table, "fwmark": mark or None}
+        off = "off" if mark == 0 and self.tunnel.is_client else None  # which a server has without the key
+        return {"table": None if table == "auto" else table, "fwmark": mark or off}
 
     # --- Peers ---
 

@@ -8,6 +8,7 @@ import secrets
 import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from socket import AF_INET, AF_INET6
 from typing import NamedTuple
 
 import pytest
@@ -37,6 +38,7 @@ BY_HOOKS = {"dn42", "many-hooks", "key-of-cat", "preshared-key-of-a-hook"}  # wh
 _HOOK = re.compile(rb"^[ \t]*(?:Pre|Post)(?:Up|Down)[ \t]*=.*$|^[ \t]*DNS[ \t]*=.*$", re.MULTILINE | re.IGNORECASE)
 _INTERFACE = re.compile(rb"^[ \t]*(?:Address|MTU|FwMark|Table)[ \t]*=.*$", re.MULTILINE | re.IGNORECASE)
 NONE = "(none)"
+RTPROT_KERNEL = 2  # linux/rtnetlink.h
 _HOSTS = (b"vpn.example.net", b"site.invalid")  # that nobody resolves here
 
 
@@ -163,8 +165,19 @@ def test_a_file_sets_the_same_interface_as_with_wg_quick(namespace: Namespace, t
                 f"{each.get_attr('IFA_LOCAL') or each.get_attr('IFA_ADDRESS')}/{each['prefixlen']}"
                 for each in netlink.get_addr(index=link["index"])
             }
+            routes = netlink.get_routes(family=AF_INET) + netlink.get_routes(family=AF_INET6)
+        tables = {
+            each.get_attr("RTA_TABLE")
+            for each in routes
+            if each.get_attr("RTA_OIF") == link["index"] and each["proto"] != RTPROT_KERNEL
+        }
+        mark = run(namespace, "wg", "show", interface, "fwmark").stdout.strip()
         own = {str(address) for address in found.addresses}
         assert {address for address in addresses if not address.startswith("fe80")} == own
         assert link.get_attr("IFLA_MTU") == found.mtu
+        if found.table != "auto":
+            assert tables == ({found.table} if found.table != "off" else set())
+        if re.search(rb"^FwMark", content_of(name), re.MULTILINE):
+            assert mark == (hex(found.fwmark) if found.fwmark else "off")
     finally:
         run(namespace, "wg-quick", "down", str(file))
