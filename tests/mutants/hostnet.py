@@ -5,6 +5,38 @@ from tests.mutants.mutant import Mutant
 NAT_RULES = "unit/hostnet/test_nat_rules.py::"
 HOSTNET = (
     Mutant(
+        "default-route-into-the-main-table",
+        "settings.py",
+        "network.prefixlen > 0 or table != MAIN_TABLE",
+        "True",
+        ("unit/config/test_routing.py::test_the_table_says_where_the_routes_stand",),
+        "a peer with a default route takes that of the machine, and the tunnel's own packets with it",
+    ),
+    Mutant(
+        "routes-left-behind-in-the-former-table",
+        "hostnet/interface.py",
+        "managed += [place] if route.protocol == ROUTE_PROTOCOL else []",
+        "managed += [place] if route.protocol == ROUTE_PROTOCOL and route.table == MAIN_TABLE else []",
+        ("unit/hostnet/test_interface.py::test_another_table_has_all_routes_and_leaves_none_behind",),
+        "a reload with another table leads packets into the tunnel by the former one",
+    ),
+    Mutant(
+        "default-route-of-the-rules-removed-with-the-others",
+        "hostnet/interface.py",
+        "if route.key[0] or route.table != policy_table:",
+        "if True:",
+        ("unit/hostnet/test_interface.py::test_the_default_route_of_the_rules_is_left_alone_in_its_table",),
+        "all traffic leaves past the tunnel after each change of the network",
+    ),
+    Mutant(
+        "network-of-two-peers-kept-by-both",
+        "settings.py",
+        "not peer.enabled or owners[network] == peer.public_key",
+        "True",
+        ("unit/test_settings.py::test_a_disabled_peer_takes_no_network_away",),
+        "status shows a network at a peer that does not have it",
+    ),
+    Mutant(
         "port-forward-catches-what-is-only-passed-on",
         "hostnet/nat_rules.py",
         "expr.family_is(target.address.version) + expr.goes_to_this_machine()",
