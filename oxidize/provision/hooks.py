@@ -23,7 +23,7 @@ _FORBIDS = "this rule forbids packets, and Oxidize sets none like it: have the f
 _WRAPPERS = frozenset({"sudo", "command", "exec", "nohup"})
 _PRINTERS = frozenset({"echo", "printf", "true", ":", "logger", "sleep", "date", "wait"})
 _SHELLS = frozenset({"sh", "bash", "dash", "ash"})
-_SHORT_REVERSALS = frozenset({"ip", "wg", "resolvectl", "resolvconf", "nft"})  # which name less than what did it
+_SHORT_REVERSALS = frozenset({"ip", "wg", "resolvectl", "resolvconf", "nft", "tc"})  # which name less than what did it
 _OPPOSITES = {
     **dict.fromkeys(("-D", "--delete", "-I", "--insert", "--append"), "-A"),
     **dict.fromkeys(("del", "delete", "remove", "destroy", "replace", "append", "insert"), "add"),

@@ -169,6 +169,7 @@ class TunnelCommands:
         if kind in ("link", "l") and verb == "set" and is_own:
             if "mtu" in arguments:
                 add(Setting("MTU", arguments["mtu"], self._notes.setting.line))
+                self._notes.say("the result has this setting", command.source)
             if set(rest) <= {"dev", self._tunnel.old, "up", "mtu", arguments.get("mtu", "")}:
                 return True
         if kind in ("r", "ro", "route") and verb in ("a", "add", "replace") and is_own:
@@ -211,6 +212,10 @@ class TunnelCommands:
         return True
 
     def _machine_setting(self, name: str, value: str) -> None:
+        if self._tunnel.old in name.split("."):  # of an interface that is not there when a machine boots
+            name = ".".join(self._tunnel.new if part == self._tunnel.old else part for part in name.split("."))
+            self._notes.unit(f"sysctl -w {name}={value}")
+            return
         if _FORWARDING.fullmatch(name):
             how = "forwarding is a setting of the machine, which `make install` makes in /usr/lib/sysctl.d"
         else:
