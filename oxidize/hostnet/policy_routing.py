@@ -275,7 +275,7 @@ class _Family:
         for route in _routes_of_others(self._routes, self._tables | {policy.fwmark}, own):
             found = f"interface {_name(route.link)} has a route in table {route.table}"
             if route.protocol == ROUTE_PROTOCOL:
-                self._refuse(f"{found}, by another client", "end that client, or remove the default route here")
+                self._refuse(f"{found}, by another tunnel of Oxidize", "end that one, or remove the default route here")
             self._refuse(f"{found}, by another program", "choose another fwmark for one of the two")
 
     def apply(self, policy: Policy, index: int, own: Collection[int], port: int) -> Steps[None]:
@@ -351,7 +351,7 @@ class _Family:
         return {route for route in found if route.table not in KERNELS_TABLES}
 
     def _refuse(self, found: str, remedy: str) -> None:
-        raise OxidizeError(f"policy routing for {self._ip}: {found}: expected only this client's; {remedy}")
+        raise OxidizeError(f"policy routing for {self._ip}: {found}: expected only this tunnel's; {remedy}")
 
 
 def _routes_of_others(routes: Iterable[Route], tables: Collection[int], own: Collection[int]) -> list[Route]:

@@ -314,7 +314,7 @@ def test_a_second_client_with_a_default_route_is_refused(lab: Lab) -> None:
         inside=place.here.entered,
         interface=f"ox{secrets.token_hex(5)}",
     )
-    assert "by another client" in second.start_in_vain()
+    assert "by another tunnel of Oxidize" in second.start_in_vain()
     second.write_config(allowed_ips=["10.8.0.0/24"])
     second.start()
     second.stop()

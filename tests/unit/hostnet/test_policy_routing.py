@@ -218,7 +218,7 @@ def test_the_rule_into_the_tunnel_never_stands_without_its_exemptions(kernel: Ke
 
 def test_the_interface_of_a_predecessor_is_replaced(kernel: Kernel) -> None:
     run(apply_policy(EVERYTHING, "ox0", PORT))
-    with pytest.raises(OxidizeError, match=r"has a route in table 1000, by another client.*end that client"):
+    with pytest.raises(OxidizeError, match=r"has a route in table 1000, by another tunnel of Oxidize.*end that one"):
         check_policy(EVERYTHING, ["ox1"])
     check_policy(EVERYTHING, ["ox1", "ox0"])
     run(apply_policy(EVERYTHING, "ox1", PORT, ["ox0"]))
@@ -230,7 +230,7 @@ def test_another_clients_rules_are_left_alone(kernel: Kernel, wanted: Policy) ->
     run(apply_policy(EVERYTHING, "ox0", PORT))
     state = kernel.state()
     if wanted.versions:
-        with pytest.raises(OxidizeError, match="by another client"):
+        with pytest.raises(OxidizeError, match="by another tunnel of Oxidize"):
             run(apply_policy(wanted, "ox1", 7))
     else:
         assert run(apply_policy(wanted, "ox1", 7)) == []
@@ -251,7 +251,7 @@ def test_another_programs_rules_are_an_error_and_are_not_changed(kernel: Kernel,
     kernel.rows = [{"family": 10, "action": 1, "priority": 32_000, **rule}]
     state = kernel.state()
     for attempt in (lambda: check_policy(EVERYTHING, ["ox0"]), lambda: run(apply_policy(EVERYTHING, "ox0", PORT))):
-        with pytest.raises(OxidizeError, match=r"policy routing for IPv6: .*expected only this client's; "):
+        with pytest.raises(OxidizeError, match=r"policy routing for IPv6: .*expected only this tunnel's; "):
             attempt()
     assert [row for row in kernel.state() if row["family"] == 10] == state
     check_policy(Policy(1000, frozenset({4})), ["ox0"])
