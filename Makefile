@@ -7,6 +7,8 @@ PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (
 
 # Needed to compile systemd-python and to make a virtual environment.
 BUILD_PACKAGES := python3-venv python3-dev libsystemd-dev pkg-config gcc libc6-dev
+# dpkg-shlibdeps, which finds the libraries that a Debian package needs.
+DEB_PACKAGES := dpkg-dev
 # The model checker: it writes a C program for each scenario.
 MODEL_PACKAGES := spin
 # `wg`: the unit tests compare the keys of `oxidize genkey` with its own. They search a small model, too, and typeset the
@@ -34,6 +36,9 @@ SYSCTLDIR ?= /usr/lib/sysctl.d
 CONFDIR ?= /etc/oxidize
 INSTALL_PYTHON ?= /usr/bin/python3
 
+# Of what `make deb` and `make wheel` build.
+DIST ?= dist
+
 FUZZ_SECS ?= 600
 
 # Computed from all goals together: an ordinary user gets one line that lists all missing packages.
@@ -45,6 +50,9 @@ ifneq ($(filter test test-handoff test-systemd bench bench-flood bench-reconnect
 ifeq ($(shell id -u),0)
 NEEDED += $(ROOT_TEST_PACKAGES)
 endif
+endif
+ifneq ($(filter deb,$(MAKECMDGOALS)),)
+NEEDED += $(DEB_PACKAGES)
 endif
 ifneq ($(filter model,$(MAKECMDGOALS)),)
 NEEDED += $(MODEL_PACKAGES)
@@ -79,7 +87,7 @@ LOCK := .stamps/lock/bin/uv --quiet pip compile --universal --python-version 3.1
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-handoff test-systemd sim check model fuzz mutants docs man bench bench-flood bench-reconnect \
-	profile install release units changed-units uninstall venv packages lock clean
+	profile install release deb units changed-units uninstall venv packages lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -144,6 +152,9 @@ install: | packages ## install a release below PREFIX=/opt/oxidize, PREFIX/curre
 
 release: | packages ## install only the release, without switching to it; the last line printed is its folder
 	@$(BUILD_TOOLS_LOCK) | $(INSTALL) release
+
+deb: | packages ## build a Debian package of a release into dist/: no compiler and no PyPI where it is installed
+	@$(BUILD_TOOLS_LOCK) | INSTALL_PYTHON='$(INSTALL_PYTHON)' DIST='$(DIST)' sh debian/build.sh
 
 units: ## install only the command, the units, the users and the sysctls (as root)
 	@$(INSTALL) units

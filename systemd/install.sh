@@ -72,7 +72,8 @@ build_release() { # NAME VERSION REVISION
 	mkdir "$work/source"
 	cp -R pyproject.toml README.md LICENSE oxidize "$work/source"
 	$pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$work" "$work/source"
-	$pip install --quiet --no-deps --no-index --no-compile "$work"/*.whl
+	# By name: a file's path would be written down in the release.
+	$pip install --quiet --no-deps --no-index --find-links "$work" --no-compile oxidize-relay
 	put_launcher oxidize main
 	put_launcher oxidize-server server_main
 	put_launcher oxidize-client client_main
@@ -86,12 +87,14 @@ build_release() { # NAME VERSION REVISION
 	if test -n "$DESTDIR"; then
 		# Scripts name the interpreter by its path: the path at which the release will be installed.
 		grep -rlIF "$DESTDIR$PREFIX" "$release/bin" "$release/pyvenv.cfg" | xargs -r sed -i "s|$DESTDIR$PREFIX|$PREFIX|g"
+		# So their hashes are of other files.
+		find "$release/lib" -name RECORD -exec sed -i 's|^\(\(\.\./\)*bin/[^,]*\),.*|\1,,|' {} +
 	fi
 	# A release is not changed, and may be copied by what keeps no times (an image, a package): its byte-code holds without
 	# a look at the source. Without it each start takes 0.15 s longer, for a service cannot write it.
 	"$release/bin/python" -m compileall -q --invalidation-mode unchecked-hash -s "$DESTDIR" "$release/lib"
 	record=$release/release.json
-	printf '{"version": "%s", "built_unix": %s, "revision": "%s"}\n' "$2" "$(date +%s)" "$3" > "$record.new"
+	printf '{"version": "%s", "built_unix": %s, "revision": "%s"}\n' "$2" "$now" "$3" > "$record.new"
 	sync -f "$record.new" # the whole release, before its record exists
 	mv "$record.new" "$record"
 	sync "$release"
@@ -102,7 +105,8 @@ build_release() { # NAME VERSION REVISION
 build() { # sets `name`
 	version=$(version)
 	revision=$(revision)
-	build_release "$version-$(date -u +%Y%m%dT%H%M%SZ)-$revision" "$version" "$revision"
+	now=${SOURCE_DATE_EPOCH:-$(date +%s)}
+	build_release "$version-$(date -u -d "@$now" +%Y%m%dT%H%M%SZ)-$revision" "$version" "$revision"
 }
 
 point_current_at() {
@@ -224,9 +228,26 @@ report_old_user() {
 }
 
 changed_units() {
+	! is_packaged || UNITDIR=/usr/lib/systemd/system
 	for unit in $UNITS; do
 		with_paths "systemd/$unit" | cmp -s - "$DESTDIR$UNITDIR/$unit" || echo "$unit"
 	done
+}
+
+# Units and command are dpkg's then; releases beside those of the package are nobody's but `oxidize deploy`'s.
+is_packaged() {
+	test -z "$DESTDIR" || return 1
+	case $(dpkg-query -W -f '${db:Status-Status}' oxidize 2> /dev/null) in
+		'' | not-installed | config-files) return 1 ;;
+	esac
+}
+
+refuse_packaged() {
+	! is_packaged || {
+		echo "the package oxidize is installed here: remove it first (apt-get remove oxidize), or ship this source as one" \
+			"more release (oxidize deploy --source .)" >&2
+		exit 1
+	}
 }
 
 install_all() {
@@ -258,6 +279,7 @@ uninstall_all() {
 
 case "${1-}" in
 	install)
+		refuse_packaged
 		lock "make install"
 		install_all
 		;;
@@ -267,11 +289,13 @@ case "${1-}" in
 		echo "$PREFIX/releases/$name"
 		;;
 	units)
+		refuse_packaged
 		lock "make units"
 		put_units
 		;;
 	changed-units) changed_units ;;
 	uninstall)
+		refuse_packaged
 		lock "make uninstall"
 		uninstall_all
 		;;

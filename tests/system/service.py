@@ -7,7 +7,7 @@ server only for facts that no other source has.
 import json
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,16 @@ MARKS = "/run/oxidize/got-there"
 
 
 class Service:
-    """A booted machine with a configured service that is not started, and a running client."""
+    """A booted machine with a configured service that is not started, and a running client.
 
-    def __init__(self, lab: Lab, seed: Path) -> None:
+    install: puts the product on the machine, where the seed has none.
+    """
+
+    def __init__(self, lab: Lab, seed: Path, install: Callable[[Machine], None] = lambda _: None) -> None:
         self.lab = lab
         self.namespace = Namespace(lab.stack)
         self.machine = Machine(lab, self.namespace, seed)
+        install(self.machine)
         self.server = self
         self.identity = Identity.make()
         self.peers: list[PeerTable] = []

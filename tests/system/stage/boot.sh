@@ -65,7 +65,8 @@ ln -s pts/ptmx "$root/dev/ptmx"
 ln -s /proc/self/fd "$root/dev/fd"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
-systemd-sysusers --root="$root" oxidize.conf
+# Where SEED has the product; a package makes its users itself.
+test ! -e "$seed/usr/lib/sysusers.d/oxidize.conf" || systemd-sysusers --root="$root" oxidize.conf
 
 cd "$root"
 mkdir old

@@ -179,6 +179,23 @@ def test_manual_and_completions_lead_through_the_release_that_serves(builder: Bu
     assert other.exists()
 
 
+@pytest.mark.parametrize("state", ["installed", "half-configured", "triggers-pending", "config-files", ""])
+def test_make_install_leaves_what_dpkg_owns_alone(builder: Builder, tmp_path: Path, state: str) -> None:
+    dpkg_query = tmp_path / "bin/dpkg-query"
+    dpkg_query.parent.mkdir()
+    # Every other package is there.
+    dpkg_query.write_text(f"#!/bin/sh\ncase \"$*\" in *' oxidize') echo '{state}' ;; *) echo installed ;; esac\n")
+    dpkg_query.chmod(0o755)
+    path = f"{dpkg_query.parent}:{os.environ['PATH']}"
+    assert builder.make("release", PATH=path).returncode == 0, "it is one more release"
+    assert builder.make("units", f"DESTDIR={tmp_path}/elsewhere", PATH=path).returncode == 0
+    if state in {"config-files", ""}:  # the rest would be done to this machine, and has its own tests
+        return
+    for goal in ("uninstall", "units", "install"):
+        done = builder.make(goal, PATH=path)
+        assert (done.returncode != 0, "the package oxidize is installed here" in done.stderr) == (True, True), done
+
+
 def test_a_command_of_another_origin_is_kept_and_reported(builder: Builder, tmp_path: Path) -> None:
     command = tmp_path / "package/usr/local/bin/oxidize"
     command.parent.mkdir(parents=True)
