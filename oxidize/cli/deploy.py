@@ -100,15 +100,26 @@ def _deploying_options(function: _Function) -> _Function:
     shell_complete=release_names,
     help="Deploy an installed release instead of building one.",
 )
+@click.option(
+    "--package",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Deploy the release in a package that `make deb` has built, also where there is no dpkg.",
+)
 @_deploying_options
-def deploy(source: Path | None, name: str | None, **options: Any) -> None:
+def deploy(source: Path | None, name: str | None, package: Path | None, **options: Any) -> None:
     """Deploy a release under traffic: build, rehearse, switch, watch, and roll back automatically if it is bad.
 
     Before the switch the new release checks the configuration and restores a copy of the live sessions. Exit status 1,
     with the reason, if the release was refused or rolled back; then the previous release serves.
     """
-    if source is not None and name is not None:
-        raise click.UsageError("--source builds a release and --release names an installed one: give only one of them")
+    if len([given for given in (source, name, package) if given is not None]) > 1:
+        raise click.UsageError(
+            "--source builds a release, --release names an installed one, --package has one: give only one of them"
+        )
+    if package is not None:
+        file = rooted(package)
+        _run(None, lambda deployer: deployer.deploy_package(file), **options)
     source = None if name is not None else _checkout(rooted(source or Path()))
     _run(source, lambda deployer: deployer.deploy(name), **options)
 

@@ -6,6 +6,7 @@ takeover, whatever the new release answers. Each step is written to the history 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 from oxidize.deploy import SETTLE_SECS, history, retention
@@ -21,6 +22,7 @@ from oxidize.deploy.health_check import (
 )
 from oxidize.deploy.history import Deployment, History, PendingDeployment
 from oxidize.deploy.interrupts import Interrupts
+from oxidize.deploy.package import unpack
 from oxidize.deploy.progress import Progress, Step, StepResult
 from oxidize.deploy.releases import Release, Releases, is_in_use
 from oxidize.deploy.rollback import Rollback
@@ -86,6 +88,14 @@ class Deployer:
             if name is not None:
                 return self.releases.find(name)
             return self._step(Step.BUILD, self.commands.build, lambda release: release.name)
+
+        return self._run(history.DEPLOY, choose)
+
+    def deploy_package(self, file: Path) -> Deployment:
+        """Deploy the release in a package."""
+
+        def choose() -> Release:
+            return self._step(Step.UNPACK, lambda: unpack(file, self.releases), lambda release: release.name)
 
         return self._run(history.DEPLOY, choose)
 

@@ -12,6 +12,7 @@ class Step(Enum):
 
     REPAIR = "repair"
     BUILD = "build"
+    UNPACK = "unpack"
     CHECK = "configuration"
     REHEARSAL = "rehearsal"
     TRAFFIC = "traffic"
