@@ -87,7 +87,7 @@ LOCK := .stamps/lock/bin/uv --quiet pip compile --universal --python-version 3.1
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-handoff test-systemd sim check model fuzz mutants docs man bench bench-flood bench-reconnect \
-	profile install release deb units changed-units uninstall venv packages lock clean
+	profile install release deb wheel units changed-units uninstall venv packages lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -155,6 +155,12 @@ release: | packages ## install only the release, without switching to it; the la
 
 deb: | packages ## build a Debian package of a release into dist/: no compiler and no PyPI where it is installed
 	@$(BUILD_TOOLS_LOCK) | INSTALL_PYTHON='$(INSTALL_PYTHON)' DIST='$(DIST)' sh debian/build.sh
+
+# From a copy: setuptools leaves folders where it builds.
+wheel: $(SETUP) ## build the wheel for PyPI into dist/
+	@set -e; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
+	cp -R pyproject.toml LICENSE oxidize scripts "$$work"; \
+	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir '$(DIST)' "$$work"
 
 units: ## install only the command, the units, the users and the sysctls (as root)
 	@$(INSTALL) units

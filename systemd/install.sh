@@ -70,7 +70,7 @@ build_release() { # NAME VERSION REVISION
 	$pip install $hashed -r requirements.lock
 	# From a copy: setuptools leaves folders where it builds, and reuses stale modules from them the next time.
 	mkdir "$work/source"
-	cp -R pyproject.toml README.md LICENSE oxidize "$work/source"
+	cp -R pyproject.toml LICENSE oxidize scripts "$work/source"
 	$pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$work" "$work/source"
 	# By name: a file's path would be written down in the release.
 	$pip install --quiet --no-deps --no-index --find-links "$work" --no-compile oxidize-relay

@@ -130,7 +130,7 @@ def test_make_install_and_uninstall_take_the_lock(service: Service) -> None:
     """Root installs from a checkout of another user."""
     machine, source, python = service.machine, "/srv/source", "/srv/python"
     copy = machine.root / source.lstrip("/")
-    for name in ("systemd", "docs", "contrib"):
+    for name in ("systemd", "scripts", "docs", "contrib"):
         shutil.copytree(ROOT / name, copy / name)
     for pattern in ("Makefile", "pyproject.toml", "*.md", "LICENSE", "requirements*.lock"):
         for found in ROOT.glob(pattern):

@@ -44,7 +44,7 @@ class Builder:
     def __init__(self, folder: Path) -> None:
         self.source, self.prefix, self.python = folder / "source", folder / "prefix", folder / "python"
         self.begun, self.go = folder / "begun", folder / "go"
-        for name in ("systemd", "docs", "contrib"):
+        for name in ("systemd", "scripts", "docs", "contrib"):
             shutil.copytree(ROOT / name, self.source / name)
         for name in (
             "Makefile",
