@@ -16,6 +16,7 @@ from oxidize.protocol.device import Device
 from oxidize.protocol.peer import Peer
 from oxidize.runtime.line_limit import LineLimit
 
+FIRST_SECS = 1.0  # from the begin to the first look, which only notes who is connected already
 CHECK_SECS = 5.0  # between two looks
 PEERS_PER_SLICE = 256  # looked at between two batches: a tenth of a millisecond
 STEP_PAUSE_SECS = 0.002  # between two slices, so that batches have their turn
@@ -37,7 +38,8 @@ class PeerEvents:
         self._device = device
         self._counters = counters
         self._clock = clock
-        self._due_at = 0.0  # at once: to know who is connected already
+        self._due_at = 0.0
+        self._has_begun = False
         self._is_first = True
         self._work: Iterator[None] | None = None
         self._connected: dict[Peer, _Remote | None] = {}  # and where, at the last look
@@ -55,6 +57,9 @@ class PeerEvents:
 
     def handle_timeout(self, now: float) -> None:
         """Look whether anything can have changed, or do one slice of a look at all peers."""
+        if not self._has_begun:  # nothing is looked at before the first packets of a hand-off
+            self._has_begun = True
+            self._due_at = now + FIRST_SECS
         if now < self._due_at:
             return
         if self._work is None and self._may_have_changed(now):

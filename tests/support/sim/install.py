@@ -27,6 +27,7 @@ from oxidize.protocol.counters import TOTALS_WORDS, Counters
 from oxidize.runtime import cold_start, daemon, parts, startup, succession
 from oxidize.runtime.kept_settings import KeptSettings
 from oxidize.runtime.late_imports import FOR_A_SUCCESSOR
+from oxidize.runtime.uapi_socket import UapiSocket
 from oxidize.service_manager import notify, systemctl
 from oxidize.settings import NodeSettings
 from oxidize.state import arena, journal, memory_file, session_state
@@ -250,6 +251,7 @@ def installed(*, verbose: bool = False) -> Iterator[None]:
     put(parts, "BOOT_ID", SimpleNamespace(read_text=lambda: "one boot"))
     put(InterfacePart, "compare", is_complete)
     put(NetworkWatch, "start", lambda _: None)
+    put(UapiSocket, "next_deadline", lambda _: None)  # the folder of wg is the host's
     put(cold_start, "not_forwarded", lambda *_: [])
     put(successor, "LOOKS_AWAKE", LOOKS_AWAKE)
     put(path_lock.PathLock, "holder", lambda _: "another process")  # it is looked for in /proc

@@ -13,7 +13,7 @@ from oxidize.protocol.constants import REJECT_AFTER_TIME
 from oxidize.protocol.counters import LAST_RECEIVED_NS, Total
 from oxidize.protocol.endpoint import Endpoint
 from oxidize.protocol.noise import TransportKeys
-from oxidize.runtime.peer_events import CHECK_SECS, LINES_BURST, PEERS_PER_SLICE, PeerEvents
+from oxidize.runtime.peer_events import CHECK_SECS, FIRST_SECS, LINES_BURST, PEERS_PER_SLICE, PeerEvents
 from tests.support.node_stand import Stand
 
 FIRST, SECOND = Endpoint(bytes([192, 0, 2, 1]), 1000), Endpoint(bytes([192, 0, 2, 2]), 1000)
@@ -49,6 +49,11 @@ class Bench:
         self.stand.node.device._table.move_endpoint(peer, endpoint, self.now)
         self.stand.node.counters[peer.slot + LAST_RECEIVED_NS] = int(self.now * 1e9)
 
+    def begin(self) -> list[str]:
+        """Let the first look pass."""
+        self.check(0)
+        return self.check(FIRST_SECS)
+
     def check(self, secs: float = CHECK_SECS) -> list[str]:
         """Let time pass, run everything that is due, and return the new lines, without the fields."""
         self.now += secs
@@ -74,7 +79,7 @@ def bench(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.
 
 
 def test_a_peer_connects_moves_and_is_silent(bench: Bench) -> None:
-    assert bench.check(0) == []
+    assert bench.begin() == []
     bench.connect()
     assert bench.check() == ["a peer has connected"]
     assert bench.fields() == {"peer": "alice", "endpoint": "192.0.2.1:1000"}
@@ -91,7 +96,7 @@ def test_a_peer_connects_moves_and_is_silent(bench: Bench) -> None:
 
 
 def test_a_peer_that_connects_again_is_told_again(bench: Bench) -> None:
-    bench.check(0)
+    bench.begin()
     bench.connect()
     bench.check()
     bench.check(REJECT_AFTER_TIME)
@@ -105,7 +110,7 @@ def test_a_peer_that_connects_again_is_told_again(bench: Bench) -> None:
 
 def test_an_initiation_alone_connects_nobody(bench: Bench) -> None:
     """It may be a replay."""
-    bench.check(0)
+    bench.begin()
     table, peer = bench.stand.node.device._table, bench.stand.peer
     index = table.indices.new(None, table.random_bytes)
     keypair = table.create_keypair(peer, TransportKeys(bytes(32), bytes(32)), (index, 1), False, bench.now)
@@ -118,14 +123,14 @@ def test_an_initiation_alone_connects_nobody(bench: Bench) -> None:
 
 def test_what_was_so_before_is_no_event(bench: Bench) -> None:
     bench.connect()
-    assert bench.check(0) == []
+    assert bench.begin() == []
     assert bench.check() == []
     bench.hear(SECOND)
     assert bench.check() == ["a peer has moved"]
 
 
 def test_the_local_half_of_an_endpoint_is_no_move(bench: Bench) -> None:
-    bench.check(0)
+    bench.begin()
     bench.connect()
     bench.check()
     bench.hear(FIRST._replace(local_address=bytes([192, 0, 2, 9])))
@@ -134,7 +139,7 @@ def test_the_local_half_of_an_endpoint_is_no_move(bench: Bench) -> None:
 
 
 def test_nobody_is_looked_at_while_nothing_can_have_changed(bench: Bench) -> None:
-    bench.check(0)
+    bench.begin()
     bench.connect()
     for _ in range(5):
         bench.check()
@@ -147,7 +152,7 @@ def test_nobody_is_looked_at_while_nothing_can_have_changed(bench: Bench) -> Non
 
 
 def test_a_peer_whose_access_has_ended_is_forgotten_without_a_line(bench: Bench) -> None:
-    bench.check(0)
+    bench.begin()
     bench.connect()
     bench.check()
     bench.stand.node.device._table.peers.clear()
@@ -156,7 +161,7 @@ def test_a_peer_whose_access_has_ended_is_forgotten_without_a_line(bench: Bench)
 
 
 def test_lines_are_limited_and_the_others_counted(bench: Bench) -> None:
-    bench.check(0)
+    bench.begin()
     bench.connect()
     number = 3 * PEERS_PER_SLICE
     peers: Any = {index.to_bytes(4, "big"): _Copy(bench.stand.peer) for index in range(number)}
@@ -180,3 +185,11 @@ class _Copy:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._peer, name)
+
+
+def test_no_peer_is_looked_at_in_a_hand_off(bench: Bench) -> None:
+    bench.connect()
+    bench.check(0)
+    assert bench.looks == 0
+    bench.check(FIRST_SECS)
+    assert bench.looks == 1
