@@ -182,7 +182,7 @@ def test_no_command_prints_past_the_gate() -> None:
         ("common.py", "write_line", "json.dumps(value, indent=indent).replace('\\x7f', '\\\\u007f')"),
         ("lines.py", "stream.write", "f'{text}\\n'.encode(encoding, 'backslashreplace').decode(encoding)"),
         ("lines.py", "write_line", "_fitted(printable(text, characters_max=None), sys.stderr if err else sys.stdout)"),
-        ("peers.py", "click.echo", "shown"),
+        ("peer_add.py", "click.echo", "shown"),
     ]
 
 
