@@ -3,6 +3,7 @@
 Rule: no command of a document is left out. Commands that cannot run here unchanged are named in this file.
 """
 
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -134,9 +135,10 @@ def test_every_command_of_the_guide_to_deployments_under_traffic(service: Servic
 @pytest.mark.needs("nft", "ss")
 def test_every_command_for_operating_a_server(service: Service, workshop: Workshop) -> None:
     document = Document("operations.md")
-    (configuration,) = document.others.pop("toml")
+    configuration, translation = document.others.pop("toml")
     assert document.others == {}, "a block of another kind: are these commands that no test runs?"
     assert all(not command.is_endless for command in document.commands)
+    assert "nat" in tomllib.loads(configuration + translation)["server"]
     machine = service.machine
     machine.run("rm", f"/{CONFIG}", "/etc/oxidize/server.key")  # `make install` puts an example there
     (machine.root / "srv/server.toml").write_text(configuration)
