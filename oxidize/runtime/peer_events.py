@@ -16,7 +16,7 @@ from oxidize.protocol.device import Device
 from oxidize.protocol.peer import Peer
 from oxidize.runtime.line_limit import LineLimit
 
-FIRST_SECS = 1.0  # from the begin to the first look, which only notes who is connected already
+FIRST_SECS = 1.0  # from the begin to the first look, which only notes who was connected before it
 CHECK_SECS = 5.0  # between two looks
 PEERS_PER_SLICE = 256  # looked at between two batches: a tenth of a millisecond
 STEP_PAUSE_SECS = 0.002  # between two slices, so that batches have their turn
@@ -39,7 +39,7 @@ class PeerEvents:
         self._counters = counters
         self._clock = clock
         self._due_at = 0.0
-        self._has_begun = False
+        self._began_at = inf
         self._is_first = True
         self._work: Iterator[None] | None = None
         self._connected: dict[Peer, _Remote | None] = {}  # and where, at the last look
@@ -57,8 +57,8 @@ class PeerEvents:
 
     def handle_timeout(self, now: float) -> None:
         """Look whether anything can have changed, or do one slice of a look at all peers."""
-        if not self._has_begun:  # nothing is looked at before the first packets of a hand-off
-            self._has_begun = True
+        if self._began_at == inf:  # nothing is looked at before the first packets of a hand-off
+            self._began_at = now
             self._due_at = now + FIRST_SECS
         if now < self._due_at:
             return
@@ -110,6 +110,7 @@ class PeerEvents:
         session = peer.current  # one that the peer has proved: an initiation alone may be a replay
         if session is not None and not session.is_expired(now):
             self._ends_at = min(self._ends_at, session.expires_at)
+            is_event = is_event or session.state.created_at > self._began_at
             remote = peer.endpoint.remote if peer.endpoint is not None else None
             before = self._connected.get(peer)
             self._connected[peer] = remote

@@ -95,6 +95,13 @@ def test_a_peer_connects_moves_and_is_silent(bench: Bench) -> None:
     assert bench.check() == []
 
 
+def test_a_peer_that_connects_before_the_first_look_is_told(bench: Bench) -> None:
+    bench.check(0)
+    bench.now += FIRST_SECS / 2
+    bench.connect()
+    assert bench.check(FIRST_SECS / 2) == ["a peer has connected"]
+
+
 def test_a_peer_that_connects_again_is_told_again(bench: Bench) -> None:
     bench.begin()
     bench.connect()
@@ -123,6 +130,7 @@ def test_an_initiation_alone_connects_nobody(bench: Bench) -> None:
 
 def test_what_was_so_before_is_no_event(bench: Bench) -> None:
     bench.connect()
+    bench.now = boot_time()
     assert bench.begin() == []
     assert bench.check() == []
     bench.hear(SECOND)
