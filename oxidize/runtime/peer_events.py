@@ -2,7 +2,8 @@
 
 The rules: the data path knows nothing of them, for the peers are looked at from time to time, in slices, and only when
 something can have changed. What lies between two looks is one change. The lines are limited, one in each turn of the
-loop, and what is left out is counted. Whatever was so before this process served is no event.
+loop, and what is left out is counted. Whatever was so before this process served is no event, nor is a move in the
+FIRST_SECS after that.
 """
 
 from collections import Counter, deque

@@ -87,6 +87,7 @@ class Stand:
     def handover(self) -> Handover:
         handover = Handover(self.node, self.loop, held=False)
         self._undo.callback(handover.predecessor.close)
+        self._undo.callback(handover.uapi.close)
         return handover
 
     @property
