@@ -15,8 +15,9 @@ MODEL_PACKAGES := spin
 # manual.
 CHECK_PACKAGES := wireguard-tools groff-base $(MODEL_PACKAGES)
 # For the tests that need root: unmodified clients and the kernel's ping in network namespaces, and a systemd that
-# boots in namespaces of its own.
-ROOT_TEST_PACKAGES := wireguard-go iputils-ping iproute2 procps systemd dbus util-linux nftables git curl crun
+# boots in namespaces of its own, where packages are installed.
+ROOT_TEST_PACKAGES := wireguard-go iputils-ping iproute2 procps systemd dbus util-linux nftables git curl crun \
+	$(DEB_PACKAGES)
 # For the benchmark of bulk.
 BENCH_PACKAGES := iperf3
 
