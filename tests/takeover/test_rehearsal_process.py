@@ -107,7 +107,8 @@ def test_a_status_is_vitals_and_more_and_vitals_name_no_peer(server: Server) -> 
     answers = {what: fetch(server.takeover_socket, what) for what in (STATUS, PEERS, VITALS, IDENTITY)}
     assert answers[VITALS].keys() < answers[STATUS].keys()
     assert answers[STATUS].keys() - answers[VITALS].keys() == {
-        *("interface", "network", "nat", "listen", "public_key", "connection", "peers")
+        *("interface", "network", "nat", "nat_rules", "listen", "public_key", "connection"),
+        *("peers", "inactive_peers", "wg_problem"),
     }
     assert Vitals.of(answers[VITALS]).metrics_listen is None
     assert answers[IDENTITY]["release_folder"] == sys.prefix
