@@ -20,7 +20,14 @@ from oxidize import config
 from oxidize.cli.common import CONFIG_PATH, SERVER_CONFIG, config_option, print_json, warn_of_readable_output
 from oxidize.cli.completion import peer_names
 from oxidize.cli.lines import fail, print_line, print_warning
-from oxidize.cli.peer_changes import apply_to_server, changed, locked_config, no_reload_option, why_inactive
+from oxidize.cli.peer_changes import (
+    REMOVED_NOT_MOVED,
+    apply_to_server,
+    changed,
+    locked_config,
+    no_reload_option,
+    why_inactive,
+)
 from oxidize.cli.peer_output import FORMATS, PICTURES, render, written
 from oxidize.cli.peer_wait import wait_for_client
 from oxidize.config import expiry
@@ -58,8 +65,6 @@ RENEW_HELP = f"""Give a client a new key, because its configuration is lost: rel
 Its name, its addresses and its access stay; the old configuration is of no use from then on. What the server does not
 know of a client (--endpoint, --full, --allowed-ips, --dns, --keepalive) is given again.
 {FORMATS_HELP}"""
-# The warning of a reload about the key before, which the renewal has reported.
-RENEWED_NOT_MOVED = "1 peer not moved: not configured any more"
 
 _CLIENT_OPTIONS = (
     click.option("--endpoint", metavar="HOST[:PORT]", help="Address of the server for the client."),
@@ -158,7 +163,7 @@ def renew(config_path: Path, no_reload: bool, **given: Any) -> None:
                 no_reload,
                 lambda keys: before not in keys and (is_inactive or key in keys),
                 kept,
-                RENEWED_NOT_MOVED,
+                REMOVED_NOT_MOVED,
             )
         output.show(setup, warnings, shown)
     if running is not None and not is_inactive:

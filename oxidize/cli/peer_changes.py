@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 no_reload_option = click.option("--no-reload", is_flag=True, help="Only change the file.")
 
+# The warning of a reload about a key that was removed or renewed, which the command has reported.
+REMOVED_NOT_MOVED = "1 peer not moved: not configured any more"
+
 
 def locked_config(config_path: Path) -> AbstractContextManager[ConfigFile]:
     """Lock a configuration against other commands; a wait for another one is said."""

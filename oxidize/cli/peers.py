@@ -14,7 +14,14 @@ from oxidize.cli.common import SERVER_CONFIG, config_option, print_json, what_ru
 from oxidize.cli.completion import peer_names
 from oxidize.cli.lines import print_line, print_warning
 from oxidize.cli.peer_add import add, preshared_key_files, renew
-from oxidize.cli.peer_changes import apply_to_server, changed, locked_config, no_reload_option, why_inactive
+from oxidize.cli.peer_changes import (
+    REMOVED_NOT_MOVED,
+    apply_to_server,
+    changed,
+    locked_config,
+    no_reload_option,
+    why_inactive,
+)
 from oxidize.config.document import parse_toml
 from oxidize.config.values import format_key
 from oxidize.control import query
@@ -28,8 +35,7 @@ if TYPE_CHECKING:
     from oxidize.config.schema import PeerTable
 
 KEY_SHOWN_CHARS = 10
-# The warning of a reload about the peer that was removed, which the removal has reported.
-REMOVED_NOT_MOVED = "1 peer not moved: not configured any more"
+# The warning of a reload about the peer that was disabled, which the command has reported.
 DISABLED_NOT_MOVED = "1 peer not moved: disabled or expired"
 
 

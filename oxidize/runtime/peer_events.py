@@ -81,7 +81,7 @@ class PeerEvents:
     def _look(self) -> Iterator[None]:
         is_first, self._is_first = self._is_first, False
         if is_first and not self._device.live_sessions(self._clock()):
-            return  # whoever connects from here on is an event
+            return  # each session from here on is an event
         self._ends_at = inf
         peers = list(self._device.peers.values())
         if len(peers) < self._number:  # the access of some has ended, which is told elsewhere

@@ -39,7 +39,7 @@ _HOOK = re.compile(rb"^[ \t]*(?:Pre|Post)(?:Up|Down)[ \t]*=.*$|^[ \t]*DNS[ \t]*=
 _INTERFACE = re.compile(rb"^[ \t]*(?:Address|MTU|FwMark|Table)[ \t]*=.*$", re.MULTILINE | re.IGNORECASE)
 NONE = "(none)"
 RTPROT_KERNEL = 2  # linux/rtnetlink.h
-_HOSTS = (b"vpn.example.net", b"site.invalid")  # that nobody resolves here
+_HOSTS = (b"vpn.example.net", b"site.invalid")  # names that no resolver knows here
 
 
 class Peer(NamedTuple):

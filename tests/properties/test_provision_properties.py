@@ -191,7 +191,9 @@ def test_a_free_address_is_the_lowest_that_is_not_in_use(
     def is_free(address: HostAddress, network: Network) -> bool:
         special = {network.network_address} | ({network.broadcast_address} if network.version == 4 else set())
         usable = network.max_prefixlen - network.prefixlen <= 1 or address not in special
-        smaller = [other for other in taken if not contains(other, network)]  # whoever has it all takes nothing away
+        smaller = [
+            other for other in taken if not contains(other, network)
+        ]  # a peer with the whole network takes no address
         return usable and address not in {one.ip for one in own} and not any(address in net for net in smaller)
 
     free = {one.network: [address for address in one.network if is_free(address, one.network)] for one in own}

@@ -12,7 +12,7 @@ from oxidize import config
 from oxidize.cli import reload as reload_module
 from oxidize.cli.commands import main
 from oxidize.cli.peer_add import add
-from oxidize.cli.peers import REMOVED_NOT_MOVED
+from oxidize.cli.peer_changes import REMOVED_NOT_MOVED
 from oxidize.cli.replacement import Reloaded
 from oxidize.config.values import format_key
 from oxidize.errors import Phase, TakeoverError
